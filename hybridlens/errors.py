@@ -1,0 +1,46 @@
+"""The exceptions that hybridlens raises on purpose.
+
+Every message is one line that says what was given, what was expected and how to mend it, with the
+user's own input in it. The command line prints that line and exits with status 2; a traceback
+means a defect of ours. All classes derive from `ValueError` too, so that ``except ValueError``
+in existing notebooks keeps working.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HybridLensError(ValueError):
+    """Base class of everything hybridlens raises on purpose."""
+
+
+class UnknownNameError(HybridLensError):
+    """A hook, model, family, layer or option name that does not exist."""
+
+
+class HookFunctionError(HybridLensError):
+    """A hook function returned something that cannot stand in for the activation."""
+
+
+class CheckpointError(HybridLensError):
+    """A checkpoint that cannot be loaded: family, file format or configuration."""
+
+
+class InputError(HybridLensError):
+    """Tokens, prompts, needles, rubrics or arguments that cannot be used."""
+
+
+class ResultsError(HybridLensError):
+    """A results folder that cannot be read, or that belongs to another run."""
+
+
+def closest(name: str, known: Iterable[str], n: int = 3) -> str:
+    """A clause that offers the names nearest to `name`, or an empty string when none is near.
+
+    Args:
+        name: what the user wrote.
+        known: every valid name.
+        n: how many names to offer at most.
+    """
+    matches = difflib.get_close_matches(name, list(known), n=n, cutoff=0.5)
+    return f"; close names: {', '.join(matches)}" if matches else ""
