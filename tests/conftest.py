@@ -1,0 +1,39 @@
+"""Settings that every test shares: no network, fixed seeds, reproducible property tests.
+
+This file must not import hybridlens or analyses: pytest loads it before jaxtyping's import hook is in
+place, and a package imported that early would go through the tests with no annotation checked.
+"""
+
+import os
+import random
+import sys
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    WANDB_MODE="disabled",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "hybridlens",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("hybridlens")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Every test starts from the same seeds, so that it gives the same result alone and in any order."""
+    random.seed(0)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.manual_seed(0)

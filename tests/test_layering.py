@@ -1,0 +1,193 @@
+"""The architecture: which module may import which, and what a plain import may load.
+
+The source is read by `ast`, so an import inside a function or under TYPE_CHECKING counts as well.
+"""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Reading order is import order: a module imports only from those before it (a package also from itself).
+# `hybridlens/__init__.py` stands above all of them and loads them only when a name is asked for.
+ORDER = (
+    "errors",
+    "shapes",
+    "hooks",
+    "attention",
+    "scan",
+    "state",
+    "families",
+    "weights",
+    "model",
+    "generation",
+    "niah",
+    "tiny",
+    "results",
+    "viz",
+)
+
+# What only a command or a model may load; importing these takes seconds.
+HEAVY = {
+    "torch",
+    "transformers",
+    "transformer_lens",
+    "nnsight",
+    "plotly",
+    "circuitsvis",
+    "pandas",
+    "pyarrow",
+    "numpy",
+}
+
+
+class Import(NamedTuple):
+    """One import statement: the file, its line, and the dotted module that it names."""
+
+    path: Path
+    line: int
+    target: str
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    """Every module that a source file imports, relative ones made absolute.
+
+    `from hybridlens import x` counts as `hybridlens.x` when x is a module, since that is what loads.
+    """
+    package = list(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(path, node.lineno, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 0:
+                base = node.module or ""
+            else:
+                base = ".".join([*package[: len(package) - node.level + 1], *(node.module or "").split(".")])
+                base = base.rstrip(".")
+            modules = [f"{base}.{alias.name}" for alias in node.names if is_module(f"{base}.{alias.name}")]
+            yield from (Import(path, node.lineno, module) for module in modules or [base])
+
+
+def is_module(dotted: str) -> bool:
+    """Whether a dotted name is a module or package of this repository."""
+    path = ROOT.joinpath(*dotted.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def sources(package: str) -> list[Path]:
+    """The source files of a package."""
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """The first name below `hybridlens`: "model" for hybridlens/model.py, "niah" for hybridlens/niah/x.py."""
+    return path.relative_to(ROOT / "hybridlens").with_suffix("").parts[0]
+
+
+def test_hybridlens_never_imports_analyses() -> None:
+    """A library that imports its users cannot be used without them; one such line anywhere fails this."""
+    wrong = [
+        f"{i.path.relative_to(ROOT)}:{i.line} imports {i.target}"
+        for path in sources("hybridlens")
+        for i in imports_of(path)
+        if i.target.split(".")[0] == "analyses"
+    ]
+    assert wrong == []
+
+
+def test_modules_import_only_from_those_before_them() -> None:
+    """Every arrow is compared with the declared order; a cycle needs at least one arrow that goes back."""
+    rank = {name: i for i, name in enumerate(ORDER)}
+    wrong: list[str] = []
+    arrows = 0
+    for path in sources("hybridlens"):
+        part = part_of(path)
+        if part == "__init__":
+            continue
+        if part not in rank:
+            wrong.append(f"hybridlens.{part} is not in the declared order")
+            continue
+        for i in imports_of(path):
+            names = i.target.split(".")
+            if names[0] != "hybridlens":
+                continue
+            target = names[1] if len(names) > 1 else "__init__"
+            arrows += target != part
+            if target != part and (target not in rank or rank[target] > rank[part]):
+                wrong.append(f"{path.relative_to(ROOT)}:{i.line} ({part}) imports hybridlens.{target}")
+    assert wrong == []
+    assert arrows > 0, "no import between modules was found, so the parser missed them"
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("import hybridlens.model", "hybridlens.model"),
+        ("from hybridlens import viz", "hybridlens.viz"),
+        ("def f():\n    from .viz import x", "hybridlens.viz"),
+        ("from . import viz", "hybridlens.viz"),
+    ],
+)
+def test_import_reader_sees_every_form(
+    source: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two tests above pass on nothing found, so the reader itself is shown each form of import."""
+    (tmp_path / "hybridlens").mkdir()
+    for name in ("model", "viz", "probe"):
+        (tmp_path / "hybridlens" / f"{name}.py").write_text("", encoding="utf-8")
+    probe = tmp_path / "hybridlens" / "probe.py"
+    probe.write_text(source, encoding="utf-8")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert [i.target for i in imports_of(probe)] == [target]
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level packages in sys.modules after running `code` in a fresh interpreter."""
+    ending = "\nimport sys, json\nprint('\\n' + json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code + ending], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_importing_hybridlens_loads_nothing_heavy() -> None:
+    """sys.modules of a fresh interpreter lists whatever was loaded, so one eager import shows."""
+    assert loaded_by("import hybridlens") & HEAVY == set()
+    assert loaded_by("import torch") & HEAVY >= {"torch"}, "the probe does not see a heavy import"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["niah", "--help"], ["heads", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    """`hybridlens --help` has to answer within a second, which no heavy import would allow.
+
+    What is measured is the set of loaded modules, not time, so a slow machine changes nothing.
+    """
+    code = (
+        "import sys\n"
+        f"sys.argv = ['hybridlens', *{arguments!r}]\n"
+        "from analyses.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+    )
+    assert loaded_by(code) & HEAVY == set()
+
+
+def test_shapes_are_checked_while_testing() -> None:
+    """Annotations only hold if the checker is on; a wrong type into a checked function has to raise.
+
+    Without the import hook the call would return a value, so this fails when the plugin is off or when
+    something imported the package before the plugin could.
+    """
+    errors = importlib.import_module("hybridlens.errors")
+    with pytest.raises(Exception, match=r"(?i)type-check|beartype|violates"):
+        errors.closest(3, ["a"])
