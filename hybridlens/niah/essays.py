@@ -18,33 +18,39 @@ import random
 import re
 from collections.abc import Iterator, Mapping
 
-CITIES: tuple[str, ...] = (
-    "Lima", "Paris", "London", "Rome", "Berlin", "Tokyo", "Cairo", "Oslo", "Boston", "Chicago", "Denver",
-    "Seattle", "Madrid", "Vienna", "Dublin", "Athens", "Prague", "Lisbon", "Sydney", "Toronto", "Mumbai",
-    "Nairobi", "Warsaw", "Geneva", "Montreal", "Helsinki", "New York", "Los Angeles", "San Diego",
-)  # fmt: skip
-"""Cities that any sentence form may name. San Francisco is only in forms that give no advice (``anywhere``)."""
 
-PARKS: tuple[str, ...] = (
-    "Hyde Park", "Lincoln Park", "River Park", "Golden Park", "Stanley Park", "Victoria Park", "Green Park",
-    "Central Park", "Memorial Park", "Castle Park",
-)  # fmt: skip
+def _listed(items: str) -> tuple[str, ...]:
+    """The items of a list written as one string with commas between them."""
+    return tuple(items.split(", "))
+
+
+CITIES: tuple[str, ...] = _listed(
+    "Lima, Paris, London, Rome, Berlin, Tokyo, Cairo, Oslo, Boston, Chicago, Denver, Seattle, Madrid, "
+    "Vienna, Dublin, Athens, Prague, Lisbon, Sydney, Toronto, Mumbai, Nairobi, Warsaw, Geneva, Montreal, "
+    "Helsinki, New York, Los Angeles, San Diego"
+)
+"""Cities of any sentence form. San Francisco is only in forms that give no advice (``anywhere``)."""
+
+PARKS: tuple[str, ...] = _listed(
+    "Hyde Park, Lincoln Park, River Park, Golden Park, Stanley Park, Victoria Park, Green Park, Central "
+    "Park, Memorial Park, Castle Park"
+)
 """Parks of the filler; the paper's Dolores Park is reserved for needles."""
 
-ACTIVITIES: tuple[str, ...] = (
-    "walk along the river", "read a good book", "drink a cup of tea", "sail a boat", "feed the birds",
-    "watch the boats", "visit the museum", "buy fresh bread", "listen to music", "climb the hill", "ride a bike",
-    "play chess", "paint a picture", "write a letter", "take a nap", "fly a kite", "catch a fish", "cook a soup",
-    "dance in the street", "look at the stars", "swim in the lake", "talk with friends",
-)  # fmt: skip
+ACTIVITIES: tuple[str, ...] = _listed(
+    "walk along the river, read a good book, drink a cup of tea, sail a boat, feed the birds, watch the "
+    "boats, visit the museum, buy fresh bread, listen to music, climb the hill, ride a bike, play chess, "
+    "paint a picture, write a letter, take a nap, fly a kite, catch a fish, cook a soup, dance in the "
+    "street, look at the stars, swim in the lake, talk with friends"
+)
 """Things to do, each a verb phrase in its base form."""
 
-WEATHER: tuple[str, ...] = ("rainy", "cold", "warm", "windy", "cloudy", "hot", "foggy", "snowy", "grey", "clear")
+WEATHER: tuple[str, ...] = _listed("rainy, cold, warm, windy, cloudy, hot, foggy, snowy, grey, clear")
 """Kinds of day. "sunny" is only in forms that speak of mornings, afternoons and evenings."""
 
-FOODS: tuple[str, ...] = (
-    "bread", "soup", "cheese", "fish", "rice", "fruit", "tea", "coffee", "cake", "salad", "honey", "pasta",
-)  # fmt: skip
+FOODS: tuple[str, ...] = _listed(
+    "bread, soup, cheese, fish, rice, fruit, tea, coffee, cake, salad, honey, pasta"
+)
 """Foods that need no article."""
 
 GRAMMAR: Mapping[str, tuple[str, ...]] = {
@@ -54,21 +60,21 @@ GRAMMAR: Mapping[str, tuple[str, ...]] = {
     "activity": ACTIVITIES,
     "weather": WEATHER,
     "food": FOODS,
-    "part": ("morning", "afternoon", "evening"),
-    "sky": ("sunny", "{weather}"),
-    "season": ("spring", "summer", "autumn", "winter"),
-    "number": ("two", "three", "four", "five", "six", "ten", "twenty"),
-    "span": ("days", "weeks", "months", "years"),
-    "person": ("friend", "sister", "brother", "teacher", "neighbor", "doctor", "painter", "founder", "uncle"),
-    "people": ("students", "founders", "writers", "painters", "friends", "children", "teachers", "people"),
-    "object": ("book", "letter", "map", "picture", "computer", "program", "story", "house", "garden", "market"),
-    "topic": ("math", "music", "history", "writing", "painting", "work", "money", "language", "science", "art"),
-    "quality": ("good", "new", "simple", "strange", "small", "useful", "old", "beautiful", "hard", "famous"),
-    "feeling": ("happy", "tired", "surprised", "calm", "curious", "lonely", "proud"),
-    "superlative": ("best", "worst", "hardest", "strangest", "most important", "first"),
-    "sight": ("bridge", "museum", "harbor", "library", "station", "market", "tower", "garden", "square", "castle"),
-    "often": ("often", "always", "sometimes", "rarely", "never", "usually"),
-    "think": ("think", "believe", "suspect", "know", "remember"),
+    "part": _listed("morning, afternoon, evening"),
+    "sky": _listed("sunny, {weather}"),
+    "season": _listed("spring, summer, autumn, winter"),
+    "number": _listed("two, three, four, five, six, ten, twenty"),
+    "span": _listed("days, weeks, months, years"),
+    "person": _listed("friend, sister, brother, teacher, neighbor, doctor, painter, founder, uncle"),
+    "people": _listed("students, founders, writers, painters, friends, children, teachers, people"),
+    "object": _listed("book, letter, map, picture, computer, program, story, house, garden, market"),
+    "topic": _listed("math, music, history, writing, painting, work, money, language, science, art"),
+    "quality": _listed("good, new, simple, strange, small, useful, old, beautiful, hard, famous"),
+    "feeling": _listed("happy, tired, surprised, calm, curious, lonely, proud"),
+    "superlative": _listed("best, worst, hardest, strangest, most important, first"),
+    "sight": _listed("bridge, museum, harbor, library, station, market, tower, garden, square, castle"),
+    "often": _listed("often, always, sometimes, rarely, never, usually"),
+    "think": _listed("think, believe, suspect, know, remember"),
     "sentence": (
         # places
         "I moved to {anywhere} in the {season}, and I stayed for {number} {span}.",
@@ -149,7 +155,7 @@ GRAMMAR: Mapping[str, tuple[str, ...]] = {
 """The grammar: symbol -> alternatives. ``{symbol}`` in an alternative stands for one of that symbol's own."""
 
 RESERVED_WORDS: frozenset[str] = frozenset({"dolores", "sandwich", "eat", "sit"})
-"""Words (lower case) that the filler never uses, because the paper's rubric gives points for phrases of them."""
+"""Words (lower case) that the filler never uses: the paper's rubric gives points for phrases of them."""
 
 RESERVED_PAIRS: frozenset[tuple[str, str]] = frozenset({("sunny", "day")})
 """Neighbouring words (lower case) that the filler never puts together, for the same reason."""
@@ -197,7 +203,7 @@ def essay_sentences(rng: random.Random) -> Iterator[str]:
 
 
 def _words_of(text: str, opening: bool) -> frozenset[str]:
-    """Every word that an expansion of `text` can hold; the first one takes a capital letter when `opening`."""
+    """Every word that an expansion of `text` can hold; the first with a capital letter when `opening`."""
     words: set[str] = set()
     for index, match in enumerate(_SLOT_OR_WORD.finditer(text)):
         first = opening and index == 0
