@@ -1,0 +1,251 @@
+"""The linear recurrences h_t = a_t h_{t-1} + w_t, exact, with an initial state, forward and backward.
+
+Two speeds of one recurrence, chosen by how much work a time step holds: a loop over time with one
+fused multiply-add a step, and, where a step is so small that calling it costs more than doing it,
+a blocked form that runs the steps of many segments side by side and then joins the segments.
+Both have a hand-written backward pass, which is the same recurrence run in the other direction.
+
+`selective_scan` is Mamba's: its decay and write have a state axis, so they are made, used and
+dropped a few tokens at a time, and its backward pass makes them again from the states kept at the
+chunk borders. `linear_scan` returns the state after every token, for those who hooked it.
+
+How it fails: products of many decays underflow to zero, as they do in the plain loop; decays above
+1 can overflow in the blocked form where they would in the loop. Gradients are first order only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SMALL_STEP = 2048
+"""Elements in a time step (batch × channels × states) up to which the blocked form is faster."""
+
+CHUNK_ELEMENTS = 1 << 19
+"""Elements of decay that `selective_scan` holds at once: 2 MB in float32, about a core's cache."""
+
+
+class SelectiveScan(NamedTuple):
+    """What `selective_scan` returns."""
+
+    y: Float[Tensor, "batch pos channel"]
+    """C_t · h_t, the readout before the skip connection and the gate."""
+    final: Float[Tensor, "batch channel state"]
+    """The state after the last token, float32."""
+
+
+def linear_scan(
+    decay: Float[Tensor, "batch pos *state"],
+    write: Float[Tensor, "batch pos *state"],
+    initial: Float[Tensor, "batch *state"] | None = None,
+) -> Float[Tensor, "batch pos *state"]:
+    """The state after each token: h_t = decay_t · h_{t-1} + write_t, elementwise.
+
+    Args:
+        decay: a_t, what multiplies the previous state.
+        write: w_t, what is added to it.
+        initial: h_{-1}; zero if None.
+    """
+    if initial is None:
+        initial = torch.zeros_like(write[:, 0])
+    return _LinearScan.apply(decay, write, initial)  # pyright: ignore
+
+
+def persistent_states(
+    states: Float[Tensor, "batch pos *state"],
+    edited: Float[Tensor, "batch pos *state"],
+    decay: Float[Tensor, "batch pos *state"],
+    write: Float[Tensor, "batch pos *state"],
+    initial: Float[Tensor, "batch *state"],
+) -> Float[Tensor, "batch pos *state"]:
+    """The trajectory that an edited trajectory stands for.
+
+    G_t = edited_t where edited_t ≠ states_t, else decay_t · G_{t-1} + write_t, entry by entry: the
+    recurrence with decay and write replaced at the edited entries, so that an edit of the state
+    persists. With nothing edited, `edited` itself.
+    """
+    mask = edited != states
+    if not bool(mask.any()):
+        return edited
+    return linear_scan(decay.masked_fill(mask, 0.0), torch.where(mask, edited, write), initial)
+
+
+def selective_scan(
+    dt: Float[Tensor, "batch pos channel"],
+    A: Float[Tensor, "channel state"],
+    B: Float[Tensor, "batch pos state"],
+    C: Float[Tensor, "batch pos state"],
+    x: Float[Tensor, "batch pos channel"],
+    initial: Float[Tensor, "batch channel state"] | None = None,
+) -> SelectiveScan:
+    """Mamba's recurrence (Gu & Dao 2023, eq. 2): h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t x_t, y_t = C_t · h_t.
+
+    Memory beyond inputs and outputs is a few chunks of at most `CHUNK_ELEMENTS`, whatever the length.
+
+    Args:
+        dt: Δ, after softplus; 0 leaves the state as it is.
+        A: the diagonal, negative.
+        B: write directions.
+        C: readout directions; the readout is done in its dtype.
+        x: the channel inputs.
+        initial: the state before the first token; zero if None.
+    """
+    if initial is None:
+        initial = dt.new_zeros((*dt.shape[::2], A.shape[1]), dtype=torch.float32)
+    y, final = _SelectiveScan.apply(dt, A, B, C, x, initial)  # pyright: ignore
+    return SelectiveScan(y, final)
+
+
+def discretise(
+    dt: Float[Tensor, "batch pos channel"],
+    A: Float[Tensor, "channel state"],
+    B: Float[Tensor, "batch pos state"],
+    x: Float[Tensor, "batch pos channel"],
+) -> tuple[Float[Tensor, "batch pos channel state"], Float[Tensor, "batch pos channel state"]]:
+    """Mamba's decay exp(Δ A) and write Δ B x for every token, in float32."""
+    dt = dt.float()
+    return torch.exp(dt[..., None] * A), dt[..., None] * B.float()[..., None, :] * x.float()[..., None]
+
+
+def read_out(
+    states: Float[Tensor, "batch pos channel state"], C: Float[Tensor, "batch pos state"]
+) -> Float[Tensor, "batch pos channel"]:
+    """y_t = C_t · h_t, in the dtype of `C`, a few tokens at a time."""
+    step = _chunk_length(states.shape[0], states.shape[2] * states.shape[3])
+    parts = [
+        torch.matmul(h.to(C.dtype), c[..., None])[..., 0]
+        for h, c in zip(states.split(step, dim=1), C.split(step, dim=1), strict=True)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _chunk_length(batch: int, width: int) -> int:
+    return max(1, CHUNK_ELEMENTS // max(1, batch * width))
+
+
+def _run(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool = False) -> Tensor:
+    """The recurrence on [pos, batch, *state], from either end; allocates its result."""
+    steps, width = decay.shape[0], decay[0].numel()
+    segment = 1 << max(0, (steps.bit_length() - 1) // 2)
+    if decay.device.type == "meta" or width > SMALL_STEP or steps < 4 * segment or segment < 4:
+        return _loop(decay, write, initial, reverse)
+    return _blocked(decay, write, initial, reverse, segment)
+
+
+def _loop(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool) -> Tensor:
+    states = torch.empty_like(write, memory_format=torch.contiguous_format)
+    steps = list(zip(decay.unbind(0), write.unbind(0), states.unbind(0), strict=True))
+    previous = initial
+    for a, w, h in reversed(steps) if reverse else steps:
+        torch.addcmul(w, a, previous, out=h)
+        previous = h
+    return states
+
+
+def _blocked(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool, segment: int) -> Tensor:
+    """Segments of `segment` steps side by side: their own states and products, then the joins.
+
+    A remainder that does not fill the segments is run as a plain loop.
+    """
+    n = decay.shape[0] // segment
+    whole = n * segment
+    head, tail = (slice(decay.shape[0] - whole, None), slice(0, decay.shape[0] - whole)) if reverse else (
+        slice(0, whole), slice(whole, None))
+    a = decay[head].unflatten(0, (n, segment))
+    local = write[head].unflatten(0, (n, segment)).clone()
+    product = a.clone()
+    order = list(range(segment))[::-1] if reverse else list(range(segment))
+    for before, t in zip(order, order[1:], strict=False):
+        local[:, t].addcmul_(a[:, t], local[:, before])
+        product[:, t].mul_(product[:, before])
+    entering = torch.empty_like(local[:, 0])
+    carry = initial
+    for i in range(n)[::-1] if reverse else range(n):
+        entering[i] = carry
+        carry = torch.addcmul(local[i, order[-1]], product[i, order[-1]], carry)
+    states = local.addcmul_(product, entering[:, None]).flatten(0, 1)
+    if whole == decay.shape[0]:
+        return states
+    rest = _loop(decay[tail], write[tail], carry, reverse)
+    return torch.cat([rest, states] if reverse else [states, rest])
+
+
+def _adjoint(decay: Tensor, grad: Tensor) -> Tensor:
+    """g_t = grad_t + a_{t+1} g_{t+1} on [pos, batch, *state]: how much the loss changes with each state."""
+    shifted = torch.cat([decay[1:], torch.zeros_like(decay[:1])])
+    return _run(shifted, grad, torch.zeros_like(grad[0]), reverse=True)
+
+
+class _LinearScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor, write: Tensor, initial: Tensor) -> Tensor:
+        states = _run(decay.transpose(0, 1), write.transpose(0, 1), initial).transpose(0, 1)
+        ctx.save_for_backward(decay, initial, states)
+        return states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        decay, initial, states = ctx.saved_tensors
+        g = _adjoint(decay.transpose(0, 1), grad.transpose(0, 1)).transpose(0, 1)
+        before = torch.cat([initial[:, None], states[:, :-1]], dim=1)
+        return g * before, g, decay[:, 0] * g[:, 0]
+
+
+class _SelectiveScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor, initial: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        step = _chunk_length(dt.shape[0], A.numel())
+        state, borders, outputs = initial.float(), [], []
+        for dt_, B_, C_, x_ in _chunks(step, dt, B, C, x):
+            borders.append(state)
+            decay, write = discretise(dt_, A, B_, x_)
+            states = _loop(decay.transpose(0, 1), write.transpose(0, 1), state, False).transpose(0, 1)
+            outputs.append(torch.matmul(states.to(C.dtype), C_[..., None])[..., 0])
+            state = states[:, -1].clone()
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(dt, A, B, C, x, torch.stack(borders))
+        return torch.cat(outputs, dim=1), state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor, grad_final: Tensor) -> tuple[Tensor, ...]:
+        dt, A, B, C, x, borders = ctx.saved_tensors
+        step = _chunk_length(dt.shape[0], A.numel())
+        parts = list(zip(*_pieces(step, dt, B, C, x, grad_y), borders.unbind(0), strict=True))
+        carry, grad_A, grads = grad_final.float(), torch.zeros_like(A, dtype=torch.float32), []
+        for dt_, B_, C_, x_, gy, initial in reversed(parts):
+            dt_, B_, C_, x_, gy = (t.float() for t in (dt_, B_, C_, x_, gy))
+            decay, write = discretise(dt_, A, B_, x_)
+            states = _loop(decay.transpose(0, 1), write.transpose(0, 1), initial, False).transpose(0, 1)
+            g = gy[..., None] * C_[..., None, :]
+            g[:, -1] += carry
+            g = _adjoint(decay.transpose(0, 1), g.transpose(0, 1)).transpose(0, 1)
+            carry = decay[:, 0] * g[:, 0]
+            before = torch.cat([initial[:, None], states[:, :-1]], dim=1)
+            to_exponent = g * before * decay
+            grad_A += torch.einsum("btcn,btc->cn", to_exponent, dt_)
+            written = torch.matmul(g, B_[..., None])[..., 0]  # Σ_n g B
+            grad_dt = (to_exponent * A).sum(-1) + written * x_
+            grad_B = torch.matmul((dt_ * x_)[..., None, :], g)[..., 0, :]
+            grad_C = torch.matmul(gy[..., None, :], states)[..., 0, :]
+            grads.append((grad_dt, grad_B, grad_C, written * dt_))
+        joined = [torch.cat(part[::-1], dim=1) for part in zip(*grads, strict=True)]
+        grad_dt, grad_B, grad_C, grad_x = (
+            g.to(t.dtype) for g, t in zip(joined, (dt, B, C, x), strict=True)
+        )
+        return grad_dt, grad_A.to(A.dtype), grad_B, grad_C, grad_x, carry
+
+
+def _pieces(step: int, *tensors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    return tuple(t.split(step, dim=1) for t in tensors)
+
+
+def _chunks(step: int, *tensors: Tensor) -> zip[tuple[Tensor, ...]]:
+    return zip(*_pieces(step, *tensors), strict=True)

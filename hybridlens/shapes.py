@@ -1,0 +1,48 @@
+"""The axis letters of the hook-point namespace, and the jaxtyping aliases built from them.
+
+Every activation's axes are written once, as a string of letters (``"b h p k"``); `AXES` says what
+each letter means and `dimension` gives its size for a model. Annotations use the long names, so
+that a shape in a signature reads as it is spoken: ``Float[Tensor, "batch head query key"]``.
+
+Nothing here checks a shape when the library is used: the tests do, by running with jaxtyping's
+import hook, and so cost nothing at run time.
+"""
+
+from typing import TypeAlias
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+AXES = {
+    "b": "batch",
+    "p": "pos",  # query positions of this call
+    "k": "key",  # key slots held (attention) or tokens of this call (hidden attention)
+    "d": "d_model",
+    "h": "head",  # query heads, or the channel blocks of a recurrent layer
+    "g": "kv_head",
+    "e": "d_head",
+    "c": "channel",  # recurrent channels
+    "n": "state",  # state size per channel (absent for RG-LRU)
+    "f": "d_mlp",
+    "x": "expert",
+    "r": "chosen",  # experts used per token
+    "v": "vocab",
+    "1": "one",
+}
+
+Tokens: TypeAlias = Int[Tensor, "batch pos"]
+Positions: TypeAlias = Int[Tensor, "#batch pos"]
+Lengths: TypeAlias = Int[Tensor, "batch"]
+Valid: TypeAlias = Bool[Tensor, "batch pos"]
+Resid: TypeAlias = Float[Tensor, "batch pos d_model"]
+Logits: TypeAlias = Float[Tensor, "batch pos vocab"]
+Queries: TypeAlias = Float[Tensor, "batch pos head d_head"]
+Keys: TypeAlias = Float[Tensor, "batch pos kv_head d_head"]
+HeldKeys: TypeAlias = Float[Tensor, "batch kv_head key d_head"]
+Pattern: TypeAlias = Float[Tensor, "batch head query key"]
+AttentionMask: TypeAlias = Bool[Tensor, "#batch 1 query key"]
+KeyPositions: TypeAlias = Int[Tensor, "batch key"]
+Channels: TypeAlias = Float[Tensor, "batch pos channel"]
+States: TypeAlias = Float[Tensor, "batch pos channel *state"]
+State: TypeAlias = Float[Tensor, "batch channel *state"]
+ConvState: TypeAlias = Float[Tensor, "batch taps channel"]
