@@ -1,0 +1,34 @@
+"""Typed results on disk: cells, their provenance, and runs that go on where they stopped.
+
+`cells` holds the value types and their checks, `provenance` what a run needs to be run again, `summary` the
+numbers that a report states, `record` what makes two runs the same, `files` and `store` the folder itself.
+How it fails: `hybridlens.errors.ResultsError`.
+"""
+
+from hybridlens.results.cells import Cell, CellKey, cell_problem
+from hybridlens.results.provenance import environment, hash_json, hash_weights, write_atomic, write_json
+from hybridlens.results.record import Manifest
+from hybridlens.results.store import Run, StoredRun, read_cells, read_run
+from hybridlens.results.summary import AccuracyPoint, Finding, accuracy_points, finding, ks_of, phases_of
+
+__all__ = [
+    "Cell",
+    "CellKey",
+    "cell_problem",
+    "environment",
+    "hash_json",
+    "hash_weights",
+    "write_atomic",
+    "write_json",
+    "Manifest",
+    "Run",
+    "StoredRun",
+    "read_cells",
+    "read_run",
+    "AccuracyPoint",
+    "Finding",
+    "accuracy_points",
+    "finding",
+    "phases_of",
+    "ks_of",
+]

@@ -1,0 +1,138 @@
+"""What a run needs to be run again: versions, hashes, and files that are never half-written.
+
+Every file is written beside its final name, flushed to the disk and then renamed, so that a reader or a
+killed run meets the old file or the new one, never a part. How it fails: `OSError` when the folder
+cannot be written; the old file is then still there.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hybridlens.errors import ResultsError
+
+# The packages whose version can change a result. hybridlens is among them.
+CORE_PACKAGES = (
+    "hybridlens",
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "nnsight",
+    "einops",
+    "jaxtyping",
+    "circuitsvis",
+    "plotly",
+    "safetensors",
+    "tokenizers",
+    "pyarrow",
+    "numpy",
+)
+
+_CHUNK = 1 << 24  # bytes hashed at a time
+
+
+def environment() -> dict[str, Any]:
+    """Versions of Python and of every core package, and the machine, as plain JSON values.
+
+    A package that is not installed as a distribution (a plain source checkout, say) has the version None.
+    """
+    versions: dict[str, str | None] = {}
+    for name in CORE_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+def hash_json(value: object) -> str:
+    """SHA-256 (64 hex digits) of a JSON value, the same whatever the order of its keys.
+
+    Raises:
+        TypeError: the value holds something JSON cannot write.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def hash_weights(source: Path | Mapping[str, Any]) -> str:
+    """SHA-256 (64 hex digits) of a model's weights.
+
+    Args:
+        source: a folder with *.safetensors files (names and contents are hashed), or a state dict, name ->
+            tensor (names, dtypes, shapes and bytes are hashed). The two give different digests.
+
+    Raises:
+        ResultsError: the folder holds no safetensors file.
+    """
+    digest = hashlib.sha256()
+    if isinstance(source, Path):
+        files = sorted(source.glob("*.safetensors"))
+        if not files:
+            raise ResultsError(f"no *.safetensors file in {source}; give the folder that holds the weights")
+        for file in files:
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+    import torch
+
+    for name in sorted(source):
+        tensor = source[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> Path:
+    """Write `data` to `path` so that a reader meets the old file or the whole new one; returns `path`.
+
+    Raises:
+        OSError: the folder is missing or cannot be written; nothing is left behind.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: Path, value: object) -> Path:
+    """Write a JSON value, indented and atomically; returns `path`.
+
+    Raises:
+        TypeError: the value holds something JSON cannot write; no file is touched.
+        ValueError: the value holds NaN or infinity; no file is touched.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return write_atomic(path, (text + "\n").encode("utf-8"))
+
+
+def _umask() -> int:
+    """The process's file mode mask, which Python can only read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,155 @@
+"""What a run is, as `run.json` keeps it, and how two runs are told apart.
+
+A run is the values that can change one of its cells: arguments, seed, config, weights, rubric and the prompts
+themselves. Their digest is the run's fingerprint, which every stored cell is signed with. How it fails:
+`refuse_another_run` raises `ResultsError` with the first value that differs.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hybridlens.errors import ResultsError
+from hybridlens.results.cells import CellKey
+from hybridlens.results.provenance import environment, hash_json
+
+RECORD = "run.json"
+FORMAT = 1
+HIGHEST = "the rubric's highest score"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run is. Two runs whose compared values are equal are the same run and share a folder.
+
+    Attributes:
+        model: name or path of the model.
+        arguments: argument name -> JSON value, everything that can change a cell. Compared.
+        seed: the run's seed. Compared.
+        max_score: the most points the rubric gives. Compared.
+        config_hash: digest of the model's config. Compared.
+        weights_hash: digest of the model's weights. Compared.
+        job: the command's name. Compared.
+        command: the command line as typed. Recorded only.
+        settings: argument name -> JSON value that changes no cell (batch size, device). Recorded only.
+    """
+
+    model: str
+    arguments: Mapping[str, Any]
+    seed: int
+    max_score: float | int
+    config_hash: str
+    weights_hash: str
+    job: str = "niah"
+    command: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def compared(self) -> dict[str, Any]:
+        """Name, as the user knows it -> JSON value, of everything that has to be equal to go on."""
+        named = {f"--{name.replace('_', '-')}": value for name, value in self.arguments.items()}
+        values: dict[str, Any] = {
+            "the job": self.job,
+            "--model": self.model,
+            **named,
+            "--seed": self.seed,
+            HIGHEST: float(self.max_score),
+            "the model's config (its hash)": self.config_hash,
+            "the model's weights (their hash)": self.weights_hash,
+        }
+        return json.loads(json.dumps(values))
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def hash_prompts(expected: Mapping[CellKey, str]) -> str:
+    """Digest of the grid: which cells, of which prompts, whatever their order."""
+    rows = [
+        [k.model, k.phase, k.k, k.length, None if k.depth is None else float(k.depth), k.control, prompt]
+        for k, prompt in expected.items()
+    ]
+    return hash_json(sorted(rows, key=json.dumps))
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """`run.json`, or None when it is missing or is not one that this module wrote."""
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("compared"), dict):
+        return None
+    if record.get("format") != FORMAT or record.get("fingerprint") != hash_json([FORMAT, record["compared"]]):
+        return None
+    types = {"status": str, "created": str, "command": str, "sessions": list, "damaged": list}
+    if not all(isinstance(record.get(name), kind) for name, kind in types.items()):
+        return None
+    return record
+
+
+def refuse_another_run(folder: Path, record: dict[str, Any], compared: dict[str, Any]) -> None:
+    """Raise when the folder's run differs, naming the first difference and how many there are."""
+    before: dict[str, Any] = record["compared"]
+    absent = "not given"
+    names = [
+        n for n in dict.fromkeys([*compared, *before]) if before.get(n, absent) != compared.get(n, absent)
+    ]
+    if not names:
+        return
+    name = names[0]
+    theirs, ours = before.get(name, absent), compared.get(name, absent)
+    others = f" ({', '.join(names[1:])} differ too)" if len(names) > 1 else ""
+    raise ResultsError(
+        f"{folder} holds a run with {name} {_brief(theirs, ours)}, and this one has {_brief(ours, theirs)}"
+        f"{others}; give the same arguments to go on, or another --out folder"
+    )
+
+
+def _brief(value: object, other: object) -> str:
+    """A value on one line; a long one is cut around the first place where it differs from `other`."""
+    text, against = json.dumps(value, ensure_ascii=False), json.dumps(other, ensure_ascii=False)
+    if len(text) <= 120:
+        return text
+    same = next((i for i, pair in enumerate(zip(text, against, strict=False)) if pair[0] != pair[1]), 0)
+    start = max(0, same - 40)
+    cut = text[start : start + 110]
+    return ("…" if start else "") + cut + ("…" if start + 110 < len(text) else "")
+
+
+def started(
+    record: dict[str, Any] | None,
+    manifest: Manifest,
+    compared: dict[str, Any],
+    damaged: list[str],
+    n_done: int,
+    n_cells: int,
+) -> dict[str, Any]:
+    """`run.json` at the start of a session: a new one, or the old one with this session added to it."""
+    time = now()
+    old: dict[str, Any] = record or {"created": time, "sessions": [], "damaged": []}
+    session = {
+        "started": time,
+        "cells_before": n_done,
+        "command": manifest.command,
+        "settings": dict(manifest.settings),
+        "environment": environment(),
+    }
+    plain = {name: value for name, value in asdict(manifest).items() if name != "settings"}
+    return {
+        "format": FORMAT,
+        "fingerprint": hash_json([FORMAT, compared]),
+        "status": "running",
+        "created": old["created"],
+        "finished": None,
+        **json.loads(json.dumps(plain)),
+        "cells": n_cells,
+        "cells_done": n_done,
+        "compared": compared,
+        "sessions": [*old["sessions"], session],
+        "damaged": [*old["damaged"], *damaged],
+    }
