@@ -76,20 +76,24 @@ class HookPoint(TransformerLensHookPoint):
         return out
 
     def asked(self) -> bool:
-        """Whether anybody wants this activation in this visit: a hook, or a waiting nnsight trace.
+        """Whether anybody wants this activation now: a hook, or a waiting nnsight trace.
 
-        A visit that nobody wants is still counted for nnsight, whose loops over decode steps find
-        a step by the number of visits.
+        What is not wanted need not be computed; call `skip` then.
         """
         if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks:
             return True
         if self.envoy is None or not self.envoy.interleaver.interleaving:
             return False
-        location, interleaver = f"{self.envoy.path}.output", self.envoy.interleaver
-        if location in interleaver.parked or location in interleaver.observers:
-            return True
-        interleaver.handle(location, None)
-        return False
+        location = f"{self.envoy.path}.output"
+        return location in self.envoy.interleaver.parked or location in self.envoy.interleaver.observers
+
+    def skip(self) -> None:
+        """Count a visit in which the activation was not computed.
+
+        nnsight finds a decode step by the number of visits to a point.
+        """
+        if self.envoy is not None and self.envoy.interleaver.interleaving:
+            self.envoy.interleaver.handle(f"{self.envoy.path}.output", None)
 
     @property
     def output(self) -> Any:

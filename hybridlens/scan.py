@@ -174,8 +174,19 @@ def _blocked(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool, segme
     return torch.cat([rest, states] if reverse else [states, rest])
 
 
+def adjoint(
+    decay: Float[Tensor, "batch pos *state"], grad: Float[Tensor, "batch pos *state"]
+) -> Float[Tensor, "batch pos *state"]:
+    """g_t = grad_t + decay_{t+1} · g_{t+1}: how the loss changes with each state, later ones included.
+
+    Args:
+        decay: what multiplies the previous state.
+        grad: how the loss changes with each state through its own readout.
+    """
+    return _adjoint(decay.transpose(0, 1), grad.transpose(0, 1)).transpose(0, 1)
+
+
 def _adjoint(decay: Tensor, grad: Tensor) -> Tensor:
-    """g_t = grad_t + a_{t+1} g_{t+1} on [pos, batch, *state]: how much the loss changes with each state."""
     shifted = torch.cat([decay[1:], torch.zeros_like(decay[:1])])
     return _run(shifted, grad, torch.zeros_like(grad[0]), reverse=True)
 
@@ -191,7 +202,7 @@ class _LinearScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         decay, initial, states = ctx.saved_tensors
-        g = _adjoint(decay.transpose(0, 1), grad.transpose(0, 1)).transpose(0, 1)
+        g = adjoint(decay, grad)
         before = torch.cat([initial[:, None], states[:, :-1]], dim=1)
         return g * before, g, decay[:, 0] * g[:, 0]
 
@@ -226,7 +237,7 @@ class _SelectiveScan(torch.autograd.Function):
             states = _loop(decay.transpose(0, 1), write.transpose(0, 1), initial, False).transpose(0, 1)
             g = gy[..., None] * C_[..., None, :]
             g[:, -1] += carry
-            g = _adjoint(decay.transpose(0, 1), g.transpose(0, 1)).transpose(0, 1)
+            g = adjoint(decay, g)
             carry = decay[:, 0] * g[:, 0]
             before = torch.cat([initial[:, None], states[:, :-1]], dim=1)
             to_exponent = g * before * decay

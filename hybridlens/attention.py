@@ -1,0 +1,191 @@
+"""Attention with every intermediate at a hook point, and the fused kernel where nobody looks.
+
+The explicit formula (scores, softmax, weighted sum) runs only when somebody asked for scores or
+pattern. Even then the fused kernel's value is used unless a hook changed something, so that reading
+a pattern changes no bit of the output; gradients always flow through what was hooked.
+
+How it fails: a hook that masks every key of a query before the softmax gives NaN there, as it
+would in any model; the same edit after the softmax, at `hook_pattern`, gives zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hybridlens.hooks import HookPoint, Watch
+from hybridlens.shapes import AttentionMask, HeldKeys, Keys, Pattern, Positions, Queries, Resid
+from hybridlens.state import AttentionState
+
+Rotary: TypeAlias = Callable[
+    [Queries, Keys, Positions], tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, "batch pos kv_head d_head"]]
+]
+
+
+@dataclass(frozen=True)
+class KeySlots:
+    """Which keys the queries of a forward pass may look at; shared by all attention layers.
+
+    `mask` is None where plain causal attention within the call is meant (`causal`), or where every
+    query sees every key.
+    """
+
+    query_positions: Positions
+    mask: AttentionMask | None
+    causal: bool
+
+    def dense(self, queries: int, keys: int, device: torch.device) -> AttentionMask:
+        """The mask as a tensor, True where a query may look."""
+        if self.mask is not None:
+            return self.mask.to(device)
+        full = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
+        return full.tril() if self.causal else full
+
+
+@dataclass(frozen=True)
+class AttentionParts:
+    """A family's attention module, taken apart: projections, sizes and the rotary embedding."""
+
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+    o: nn.Module
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    rotary: Rotary | None
+
+
+class HookedAttention(nn.Module):
+    """Grouped-query attention over a family's own projections."""
+
+    def __init__(self, parts: AttentionParts) -> None:
+        super().__init__()
+        self.parts = parts  # a plain value: the weights stay the Hugging Face model's
+        self.hook_q = HookPoint("b p h e")
+        self.hook_k = HookPoint("b p g e")
+        self.hook_v = HookPoint("b p g e")
+        if parts.rotary is not None:
+            self.hook_rot_q = HookPoint("b p h e")
+            self.hook_rot_k = HookPoint("b p g e")
+        self.hook_attn_scores = HookPoint("b h p k", lazy=True)
+        self.hook_pattern = HookPoint("b h p k", lazy=True)
+        self.hook_z = HookPoint("b p h e")
+        self.hook_result = HookPoint("b p h d", lazy=True)
+
+    def forward(self, x: Resid, slots: KeySlots, held: AttentionState | None) -> tuple[Resid, AttentionState]:
+        """The layer's write to the residual stream, and the keys and values held afterwards.
+
+        Args:
+            x: the normalised residual stream.
+            slots: which keys each query may look at, the held ones first.
+            held: keys and values of earlier tokens.
+        """
+        parts, e = self.parts, self.parts.d_head
+        q = self.hook_q(rearrange(parts.q(x), "b p (h e) -> b p h e", e=e))
+        k = self.hook_k(rearrange(parts.k(x), "b p (g e) -> b p g e", e=e))
+        v = self.hook_v(rearrange(parts.v(x), "b p (g e) -> b p g e", e=e))
+        if parts.rotary is not None:
+            q, k = parts.rotary(q, k, slots.query_positions)
+            q, k = self.hook_rot_q(q), self.hook_rot_k(k)
+        keys, values = k.transpose(1, 2), v.transpose(1, 2)
+        if held is not None:
+            keys, values = torch.cat([held.k, keys], dim=2), torch.cat([held.v, values], dim=2)
+        z = self.hook_z(self._mix(q, keys, values, slots))
+        return self._write(z), AttentionState(keys, values)
+
+    def _mix(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries:
+        if not (self.hook_attn_scores.asked() or self.hook_pattern.asked()):
+            self.hook_attn_scores.skip()
+            self.hook_pattern.skip()
+            return fused_attention(q, keys, values, slots)
+        scores = attention_scores(q, keys, slots)
+        watch = Watch(scores)
+        scores = self.hook_attn_scores(scores)
+        unchanged = watch.unchanged(scores)
+        if unchanged and not self.hook_pattern.asked() and not scores.requires_grad:
+            self.hook_pattern.skip()
+            return fused_attention(q, keys, values, slots)
+        pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+        watch = Watch(pattern)
+        pattern = self.hook_pattern(pattern)
+        if not (unchanged and watch.unchanged(pattern)):
+            return apply_pattern(pattern, values)
+        fused = fused_attention(q, keys, values, slots)
+        return value_of(apply_pattern(pattern, values), fused) if pattern.requires_grad else fused
+
+    def _write(self, z: Queries) -> Resid:
+        out = self.parts.o(rearrange(z, "b p h e -> b p (h e)"))
+        if not self.hook_result.asked():
+            self.hook_result.skip()
+            return out
+        result = head_results(z, self.parts)
+        watch = Watch(result)
+        hooked = self.hook_result(result)
+        total = hooked.sum(dim=2)
+        bias = getattr(self.parts.o, "bias", None)
+        total = total if bias is None else total + bias
+        if not watch.unchanged(hooked):
+            return total
+        return value_of(total, out) if total.requires_grad else out
+
+
+def fused_attention(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries:
+    """z by PyTorch's fused kernel; query heads share keys and values in consecutive groups."""
+    queries, groups = q.shape[1], q.shape[2] // keys.shape[1]
+    if queries == 1:  # heads of a group become queries of their shared key head: no key is copied
+        folded = rearrange(q, "b 1 (g r) e -> b g r e", r=groups)
+        mask = None if slots.mask is None else slots.mask.to(q.device)
+        z = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
+        return rearrange(z, "b g r e -> b 1 (g r) e")
+    z = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        keys,
+        values,
+        attn_mask=None if slots.mask is None else slots.mask.to(q.device),
+        is_causal=slots.causal and slots.mask is None,
+        enable_gqa=groups > 1,
+    )
+    return z.transpose(1, 2)
+
+
+def attention_scores(q: Queries, keys: HeldKeys, slots: KeySlots) -> Pattern:
+    """q·k / √d_head, -inf where the mask forbids."""
+    grouped = rearrange(q, "b p (g r) e -> b g r p e", g=keys.shape[1])
+    scores = einsum(grouped, keys, "b g r p e, b g k e -> b g r p k") * q.shape[-1] ** -0.5
+    allowed = slots.dense(q.shape[1], keys.shape[2], q.device)
+    return rearrange(scores, "b g r p k -> b (g r) p k").masked_fill(~allowed, float("-inf"))
+
+
+def apply_pattern(pattern: Pattern, values: HeldKeys) -> Queries:
+    """z = pattern @ v, per query head."""
+    grouped = rearrange(pattern, "b (g r) p k -> b g r p k", g=values.shape[1])
+    return rearrange(einsum(grouped, values, "b g r p k, b g k e -> b g r p e"), "b g r p e -> b p (g r) e")
+
+
+def head_results(z: Queries, parts: AttentionParts) -> Float[Tensor, "batch pos head d_model"]:
+    """What each head writes to the residual stream, the output bias left out."""
+    w_o = rearrange(parts.o.weight, "d (h e) -> h e d", e=parts.d_head)  # pyright: ignore
+    return einsum(z, w_o, "b p h e, h e d -> b p h d")
+
+
+def value_of(explicit: Tensor, fused: Tensor) -> Tensor:
+    """The value of `fused` with the gradients of `explicit`; both compute the same quantity."""
+    return _ValueOf.apply(explicit, fused.detach())  # pyright: ignore
+
+
+class _ValueOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, explicit: Tensor, fused: Tensor) -> Tensor:
+        return fused.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None

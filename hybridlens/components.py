@@ -1,0 +1,153 @@
+"""The parts that all families share: norms, the gated MLP, and the residual block that joins them.
+
+A `Block` is a norm, a mixer (attention or recurrent), a norm and an MLP, each added to the residual
+stream; what goes into the slots comes from the family. Every part wraps modules of the Hugging Face
+model without owning or changing them, so that the two always have the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from hybridlens.attention import HookedAttention, KeySlots
+from hybridlens.hooks import HookPoint
+from hybridlens.shapes import Positions, Resid, Valid
+from hybridlens.state import AttentionState, LayerState, RecurrentState
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What every layer of one forward pass needs to know besides the residual stream."""
+
+    slots: KeySlots
+    positions: Positions
+    valid: Valid | None
+    """False on the padding of shorter rows; None when all rows are equally long."""
+
+    def to(self, device: torch.device) -> Pass:
+        """The same, with its tensors on `device`."""
+        if self.positions.device == device:
+            return self
+        mask = None if self.slots.mask is None else self.slots.mask.to(device)
+        positions = self.positions.to(device)
+        valid = None if self.valid is None else self.valid.to(device)
+        return Pass(KeySlots(positions, mask, self.slots.causal), positions, valid)
+
+
+class RecurrentMixer(Protocol):
+    """What a family's recurrent layer offers to its block."""
+
+    def __call__(self, x: Resid, run: Pass, held: RecurrentState | None) -> tuple[Resid, RecurrentState]:
+        """The layer's write to the residual stream, and its memory afterwards."""
+        ...
+
+
+@contextmanager
+def resident(*modules: nn.Module) -> Iterator[None]:
+    """Have the weights of offloaded modules at hand while they are used directly.
+
+    accelerate brings the weights of an offloaded module in when the module is called; where we use
+    a weight without calling its module, this does the same. Without offloading it does nothing.
+    """
+    hooked = [module for module in modules if "_hf_hook" in module.__dict__]
+    for module in hooked:
+        module.__dict__["_hf_hook"].pre_forward(module)
+    try:
+        yield
+    finally:
+        for module in hooked:
+            module.__dict__["_hf_hook"].post_forward(module, torch.empty(0))
+
+
+class HookedNorm(nn.Module):
+    """Root-mean-square norm: x / √(mean x² + ε), times the weight (plus `offset`).
+
+    Both points hold float32, as both families compute them.
+    """
+
+    def __init__(self, norm: nn.Module, eps: float, offset: float) -> None:
+        super().__init__()
+        self.wrapped = (norm,)
+        self.eps = eps
+        self.offset = offset
+        self.hook_scale = HookPoint("b p 1")
+        self.hook_normalized = HookPoint("b p d")
+
+    def forward(self, x: Resid) -> Resid:
+        """The normalised and weighted activation, in the dtype of `x`."""
+        wide = x.float()
+        scale = self.hook_scale((wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
+        normalized = self.hook_normalized(wide / scale)
+        with resident(*self.wrapped):
+            weight = cast(Tensor, self.wrapped[0].weight)
+            if self.offset:  # RecurrentGemma: (x · (1 + w)) then cast
+                return (normalized * (self.offset + weight.float())).to(x.dtype)
+            return weight * normalized.to(x.dtype)  # Jamba: w · (x cast)
+
+
+class HookedMlp(nn.Module):
+    """Gated MLP: down(act(gate(x)) · up(x))."""
+
+    def __init__(self, gate: nn.Module, up: nn.Module, down: nn.Module, act: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = (gate, up, down, act)
+        self.hook_pre = HookPoint("b p f")
+        self.hook_pre_linear = HookPoint("b p f")
+        self.hook_post = HookPoint("b p f")
+
+    def forward(self, x: Resid) -> Resid:
+        """The MLP's write to the residual stream."""
+        gate, up, down, act = self.wrapped
+        pre = self.hook_pre(gate(x))
+        linear = self.hook_pre_linear(up(x))
+        return down(self.hook_post(act(pre) * linear))
+
+
+class Block(nn.Module):
+    """One layer: resid → norm → mixer → + → norm → MLP → +."""
+
+    def __init__(self, ln1: HookedNorm, mixer: nn.Module, ln2: HookedNorm, mlp: nn.Module, home: nn.Module) -> None:
+        super().__init__()
+        self.kind = "attn" if isinstance(mixer, HookedAttention) else "ssm"
+        self.home = (home,)
+        self.hook_resid_pre = HookPoint("b p d")
+        self.ln1 = ln1
+        self.add_module(self.kind, mixer)
+        self.add_module(f"hook_{self.kind}_out", HookPoint("b p d"))
+        self.hook_mixer_out = HookPoint("b p d")
+        self.hook_resid_mid = HookPoint("b p d")
+        self.ln2 = ln2
+        self.mlp = mlp
+        self.hook_mlp_out = HookPoint("b p d")
+        self.hook_resid_post = HookPoint("b p d")
+
+    def forward(self, resid: Resid, run: Pass, held: LayerState | None) -> tuple[Resid, LayerState]:
+        """The residual stream after this layer, and what the layer remembers."""
+        device = execution_device(self.home[0], resid.device)
+        run, resid = run.to(device), self.hook_resid_pre(resid.to(device))
+        out, remembered = self._mixed(self.ln1(resid), run, held)
+        out = self.hook_mixer_out(self.get_submodule(f"hook_{self.kind}_out")(out))
+        resid = self.hook_resid_mid(resid + out)
+        resid = self.hook_resid_post(resid + self.hook_mlp_out(self.mlp(self.ln2(resid))))
+        return resid, remembered
+
+    def _mixed(self, x: Resid, run: Pass, held: LayerState | None) -> tuple[Resid, LayerState]:
+        if self.kind == "attn":
+            return cast(HookedAttention, self.attn)(x, run.slots, cast(AttentionState | None, held))
+        return cast(RecurrentMixer, self.ssm)(x, run, cast(RecurrentState | None, held))
+
+
+def execution_device(module: nn.Module, default: torch.device) -> torch.device:
+    """Where a module computes: its offload hook's device, else its first weight's."""
+    hook = module.__dict__.get("_hf_hook")
+    device = getattr(hook, "execution_device", None)
+    if device is not None:
+        return torch.device(device)
+    weight = next(module.parameters(), None)
+    return default if weight is None else weight.device

@@ -1,0 +1,187 @@
+"""Jamba: Mamba layers, attention without rotary, and mixtures of experts.
+
+Mamba (Gu & Dao 2023): from the convolved input x_t come Δ_t, B_t and C_t (each with a norm of its own
+in Jamba); the state decays by exp(Δ_t A), takes in Δ_t B_t x_t and is read out as C_t · h_t + D x_t.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import JambaConfig
+
+from hybridlens import scan
+from hybridlens.attention import AttentionParts, HookedAttention
+from hybridlens.components import Block, HookedMlp, HookedNorm, Pass, resident
+from hybridlens.families.spec import Family, LensConfig, check_fields, eos_ids
+from hybridlens.hooks import HookPoint
+from hybridlens.recurrence import causal_convolution, hidden_attention, hold_padding, hooked_states, remember
+from hybridlens.shapes import Resid
+from hybridlens.state import RecurrentState
+
+
+class Mamba(nn.Module):
+    """The recurrent mixer of a Jamba layer."""
+
+    def __init__(self, mixer: Any) -> None:
+        super().__init__()
+        self.wrapped = (mixer,)
+        self.hook_in = HookPoint("b p c")
+        self.hook_conv = HookPoint("b p c")
+        self.hook_gate = HookPoint("b p c")
+        self.hook_dt = HookPoint("b p c")
+        self.hook_B = HookPoint("b p n")
+        self.hook_C = HookPoint("b p n")
+        self.hook_decay = HookPoint("b p c n", lazy=True)
+        self.hook_write = HookPoint("b p c n", lazy=True)
+        self.hook_state = HookPoint("b p c n", lazy=True)
+        self.hook_y = HookPoint("b p c")
+        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True)
+
+    def forward(self, x: Resid, run: Pass, held: RecurrentState | None) -> tuple[Resid, RecurrentState]:
+        """The layer's write to the residual stream, and its memory afterwards."""
+        mixer = self.wrapped[0]
+        with resident(mixer, mixer.conv1d):
+            u, z = mixer.in_proj(x).chunk(2, dim=-1)
+            u = self.hook_in(u)
+            u, conv = causal_convolution(
+                u, None if held is None else held.conv, mixer.conv1d.weight, mixer.conv1d.bias, run.valid
+            )
+            u = self.hook_conv(mixer.act(u))
+            gate = self.hook_gate(F.silu(z))
+            dt, B, C = mixer.x_proj(u).split([mixer.time_step_rank, mixer.ssm_state_size, mixer.ssm_state_size], dim=-1)
+            dt = self.hook_dt(F.softplus(mixer.dt_proj(mixer.dt_layernorm(dt))))
+            B, C = self.hook_B(mixer.b_layernorm(B)), self.hook_C(mixer.c_layernorm(C))
+            A = -torch.exp(mixer.A_log.float())
+            y, final = self._recur(dt, A, B, C, u, run, held)
+            y = self.hook_y(y + u * mixer.D.float())
+        return mixer.out_proj((y * gate).to(x.dtype)), remember(conv, final)
+
+    def _recur(
+        self, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, u: Tensor, run: Pass, held: RecurrentState | None
+    ) -> tuple[Tensor, Tensor]:
+        """Readout [b p c] and final state [b c n]; every token's decay, write and state only if hooked."""
+        points = (self.hook_decay, self.hook_write, self.hook_state, self.hook_pattern)
+        if not any(point.asked() for point in points):
+            for point in points:
+                point.skip()
+            if run.valid is not None:
+                dt = dt.masked_fill(~run.valid[..., None], 0.0)
+            return scan.selective_scan(dt, A, B, C, u, None if held is None else held.recurrent)
+        decay, write = scan.discretise(dt, A, B, u)
+        decay, write = self.hook_decay(decay), self.hook_write(write)
+        decay, write = hold_padding(decay, write, run.valid)
+        states = hooked_states(decay, write, held, self.hook_state)
+        source = dt.float()[..., None] * B.float()[..., None, :]
+        hidden_attention(decay, source, C, 1, self.hook_pattern)
+        return scan.read_out(states, C), states[:, -1]
+
+
+class HookedMoe(nn.Module):
+    """Mixture of experts: each token goes to the experts with the highest router probability."""
+
+    def __init__(self, moe: Any) -> None:
+        super().__init__()
+        self.wrapped = (moe,)
+        self.hook_router_logits = HookPoint("b p x")
+        self.hook_expert_weights = HookPoint("b p r")
+        self.hook_expert_indices = HookPoint("b p r")
+
+    def forward(self, x: Resid) -> Resid:
+        """The mixture's write to the residual stream."""
+        moe = self.wrapped[0]
+        with resident(moe.router):
+            logits = self.hook_router_logits(F.linear(x, moe.router.weight))
+        probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
+        weights, indices = probabilities.topk(moe.router.top_k, dim=-1)
+        weights = self.hook_expert_weights(weights.to(x.dtype)).flatten(0, 1)
+        indices = self.hook_expert_indices(indices).flatten(0, 1)
+        return moe.experts(x.flatten(0, 1), indices, weights).view(x.shape)
+
+
+def configure(config: JambaConfig) -> LensConfig:
+    """Sizes of a Jamba; refuses what the family was not built for."""
+    check_fields(JAMBA, config)
+    moe_layers = tuple(i for i, n in enumerate(config.layers_num_experts) if n > 1)
+    return LensConfig(
+        family="jamba",
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads,
+        d_head=getattr(config, "head_dim", config.hidden_size // config.num_attention_heads),
+        d_mlp=config.intermediate_size,
+        d_vocab=config.vocab_size,
+        window=None,
+        n_ctx=config.max_position_embeddings,
+        layer_types=tuple("attention" if kind == "attention" else "ssm" for kind in config.layers_block_type),
+        d_channels=config.mamba_expand * config.hidden_size,
+        d_state=config.mamba_d_state,
+        d_conv=config.mamba_d_conv,
+        n_experts=config.num_experts if moe_layers else None,
+        n_experts_per_token=config.num_experts_per_tok if moe_layers else None,
+        moe_layers=moe_layers,
+        act_fn=config.hidden_act,
+        eos_token_ids=eos_ids(config),
+    )
+
+
+def _norm(norm: Any) -> HookedNorm:
+    return HookedNorm(norm, eps=norm.variance_epsilon, offset=0.0)
+
+
+def _attention(module: Any, cfg: LensConfig) -> HookedAttention:
+    return HookedAttention(
+        AttentionParts(
+            q=module.q_proj, k=module.k_proj, v=module.v_proj, o=module.o_proj,
+            n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, d_head=module.head_dim, rotary=None,
+        )  # fmt: skip
+    )
+
+
+def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
+    hf = model.model.layers[layer]
+    mixer = _attention(hf.self_attn, cfg) if cfg.layer_types[layer] == "attention" else Mamba(hf.mamba)
+    mlp = hf.feed_forward
+    dense = layer not in cfg.moe_layers
+    return Block(
+        ln1=_norm(hf.input_layernorm),
+        mixer=mixer,
+        ln2=_norm(hf.pre_ff_layernorm),
+        mlp=HookedMlp(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn) if dense else HookedMoe(mlp),
+        home=hf,
+    )
+
+
+def _inactive(model: Any) -> int:
+    """Parameters of the experts that a token is not sent to."""
+    idle = 0
+    for layer in model.model.layers:
+        experts = getattr(layer.feed_forward, "experts", None)
+        if experts is not None:
+            total = sum(weight.numel() for weight in experts.parameters())
+            idle += total - total // model.config.num_experts * model.config.num_experts_per_tok
+    return idle
+
+
+JAMBA = Family(
+    name="jamba",
+    architecture="JambaForCausalLM",
+    other_fields={
+        "mamba_inner_layernorms": (True,),
+        "sliding_window": (None,),
+        "n_ctx": (),
+        "calc_logits_for_entire_prompt": (),
+        "num_logits_to_keep": (),
+        "attn_implementation": (),
+    },
+    configure=configure,
+    embed=lambda model, tokens: model.model.embed_tokens(tokens),
+    block=_block,
+    final_norm=lambda model: _norm(model.model.final_layernorm),
+    unembed=lambda model, resid: model.lm_head(resid),
+    inactive_expert_parameters=_inactive,
+)

@@ -1,0 +1,186 @@
+"""RecurrentGemma (Griffin): RG-LRU layers and sliding-window attention.
+
+The RG-LRU (De et al. 2024, "Griffin", eq. 1-4): r_t and i_t are sigmoids of block-diagonal maps of the
+convolved input x_t; a_t = exp(-8 · softplus(Λ) · r_t) and h_t = a_t h_{t-1} + √(1 - a_t²) (i_t ⊙ x_t). At
+position 0 a document starts: a is 0 and the multiplier 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, RecurrentGemmaConfig
+from transformers.models.recurrent_gemma.modeling_recurrent_gemma import SqrtBoundDerivative, apply_rotary_pos_emb
+
+from hybridlens.attention import AttentionParts, HookedAttention
+from hybridlens.components import Block, HookedMlp, HookedNorm, Pass, resident
+from hybridlens.families.spec import Family, LensConfig, check_fields, eos_ids, require
+from hybridlens.hooks import HookPoint
+from hybridlens.recurrence import causal_convolution, hidden_attention, hold_padding, hooked_states, remember
+from hybridlens.shapes import Channels, Keys, Positions, Queries, Resid
+from hybridlens.state import RecurrentState
+
+
+class RgLru(nn.Module):
+    """The recurrent mixer of a RecurrentGemma layer."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.wrapped = (block,)
+        self.hook_in = HookPoint("b p c")
+        self.hook_conv = HookPoint("b p c")
+        self.hook_gate = HookPoint("b p c")
+        self.hook_input_gate = HookPoint("b p c")
+        self.hook_recurrence_gate = HookPoint("b p c")
+        self.hook_decay = HookPoint("b p c")
+        self.hook_write = HookPoint("b p c")
+        self.hook_state = HookPoint("b p c", lazy=True)
+        self.hook_y = HookPoint("b p c")
+        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True)
+
+    def forward(self, x: Resid, run: Pass, held: RecurrentState | None) -> tuple[Resid, RecurrentState]:
+        """The layer's write to the residual stream, and its memory afterwards."""
+        block, lru = self.wrapped[0], self.wrapped[0].rg_lru
+        with resident(block.conv_1d, lru):
+            u = self.hook_in(block.linear_x(x))
+            u, conv = causal_convolution(
+                u, None if held is None else held.conv, block.conv_1d.weight, block.conv_1d.bias, run.valid
+            )
+            u = self.hook_conv(u)
+            gate = self.hook_gate(block.act_fn(block.linear_y(x)))
+            i = self.hook_input_gate(block_sigmoid(u, lru.input_gate_weight, lru.input_gate_bias))
+            r = self.hook_recurrence_gate(block_sigmoid(u, lru.recurrent_gate_weight, lru.recurrent_gate_bias))
+            starts = (run.positions == 0)[..., None]
+            decay, multiplier = decay_and_multiplier(r, lru.recurrent_param, starts)
+        write = (u * i) * multiplier
+        decay, write = self.hook_decay(decay.float()), self.hook_write(write.float())
+        hidden_source = i * multiplier
+        decay, write = hold_padding(decay, write, run.valid)
+        states = hooked_states(decay, write, held, self.hook_state)
+        y = self.hook_y(states.to(x.dtype))
+        hidden_attention(decay, hidden_source.float(), None, lru.num_attention_heads, self.hook_pattern)
+        return block.linear_out(y * gate), remember(conv, states[:, -1])
+
+
+def block_sigmoid(
+    x: Channels, weight: Float[Tensor, "block inner outer"], bias: Float[Tensor, "block outer"]
+) -> Channels:
+    """σ(W x + b) with a block-diagonal W."""
+    blocks = x.unflatten(-1, (weight.shape[0], weight.shape[1])).flatten(0, 1).transpose(0, 1)
+    out = torch.baddbmm(bias[:, None, :], blocks, weight)
+    return torch.sigmoid(out.transpose(0, 1).reshape(x.shape))
+
+
+def decay_and_multiplier(
+    r: Channels, param: Float[Tensor, "channel"], starts: Tensor
+) -> tuple[Channels, Channels]:
+    """a_t and √(1 - a_t²); 0 and 1 where a document starts.
+
+    The square root's gradient is bounded as in the reference, since a_t near 1 would blow it up.
+
+    Args:
+        r: the recurrence gate.
+        param: Λ.
+        starts: bool [b p 1], True at position 0.
+    """
+    log_a = -8.0 * r * F.softplus(param)
+    root: Tensor = SqrtBoundDerivative.apply(1 - torch.exp(2 * log_a))  # pyright: ignore
+    return torch.exp(log_a).masked_fill(starts, 0.0), root.masked_fill(starts, 1.0).to(r.dtype)
+
+
+def configure(config: RecurrentGemmaConfig) -> LensConfig:
+    """Sizes of a RecurrentGemma; refuses what the family was not built for."""
+    check_fields(RECURRENT_GEMMA, config)
+    rope = config.rope_parameters or {}
+    kind = rope.get("rope_type") if isinstance(rope, dict) else None
+    require(kind in (None, "default"), "RecurrentGemma", "rope_type", kind, "'default'")
+    return LensConfig(
+        family="recurrentgemma",
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads or config.num_attention_heads,
+        d_head=config.head_dim,
+        d_mlp=config.intermediate_size // 2,
+        d_vocab=config.vocab_size,
+        window=config.attention_window_size,
+        n_ctx=None,
+        layer_types=tuple("attention" if kind == "sliding_attention" else "ssm" for kind in config.layers_block_type),
+        d_channels=config.lru_width or config.hidden_size,
+        d_state=None,
+        d_conv=config.conv1d_width,
+        n_experts=None,
+        n_experts_per_token=None,
+        moe_layers=(),
+        act_fn=config.hidden_activation,
+        eos_token_ids=eos_ids(config),
+    )
+
+
+def _norm(norm: Any) -> HookedNorm:
+    return HookedNorm(norm, eps=norm.eps, offset=1.0)
+
+
+def _attention(module: Any) -> HookedAttention:
+    def rotary(q: Queries, k: Keys, positions: Positions) -> tuple[Queries, Keys]:
+        cos, sin = module.rotary_emb(q, positions)
+        return apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
+
+    return HookedAttention(
+        AttentionParts(
+            q=module.q_proj, k=module.k_proj, v=module.v_proj, o=module.o_proj,
+            n_heads=module.num_attention_heads, n_kv_heads=module.num_key_value_heads,
+            d_head=module.head_dim, rotary=rotary,
+        )  # fmt: skip
+    )
+
+
+def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
+    hf = model.model.layers[layer]
+    mixer = _attention(hf.temporal_block) if cfg.layer_types[layer] == "attention" else RgLru(hf.temporal_block)
+    mlp = hf.mlp_block
+    return Block(
+        ln1=_norm(hf.temporal_pre_norm),
+        mixer=mixer,
+        ln2=_norm(hf.channel_pre_norm),
+        mlp=HookedMlp(mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn),
+        home=hf,
+    )
+
+
+def _embed(model: Any, tokens: Tensor) -> Tensor:
+    embedded = model.model.embed_tokens(tokens)
+    return embedded * model.model.normalizer.to(device=embedded.device, dtype=embedded.dtype)
+
+
+def _unembed(model: Any, resid: Tensor) -> Tensor:
+    cap = model.config.logits_soft_cap
+    return torch.tanh(model.lm_head(resid) / cap) * cap
+
+
+def _no_experts(model: PreTrainedModel) -> int:
+    return 0
+
+
+RECURRENT_GEMMA = Family(
+    name="recurrentgemma",
+    architecture="RecurrentGemmaForCausalLM",
+    other_fields={
+        "embeddings_scale_by_sqrt_dim": (True,),
+        "final_w_init_variance_scale": (),
+        "_block_types": (),
+        "rope_theta": (10000, 10000.0),
+        "partial_rotary_factor": (0.5,),
+        "block_type": (),
+    },
+    configure=configure,
+    embed=_embed,
+    block=_block,
+    final_norm=lambda model: _norm(model.model.final_norm),
+    unembed=_unembed,
+    inactive_expert_parameters=_no_experts,
+)

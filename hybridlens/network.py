@@ -1,0 +1,165 @@
+"""The forward pass: a Hugging Face model's own weights, run through hook points, from state to state.
+
+`HookedNetwork` holds no weights and changes nothing in the model it wraps; it calls the model's
+modules in the model's order, with every intermediate at a `HookPoint`, and keeps nothing between
+calls: what a run remembers goes out as a `HybridState` and comes back in as one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from hybridlens.attention import KeySlots
+from hybridlens.components import Block, Pass, execution_device
+from hybridlens.errors import InputError
+from hybridlens.families.spec import Family, LensConfig
+from hybridlens.hooks import HookPoint
+from hybridlens.shapes import KeyPositions, Lengths, Logits, Tokens
+from hybridlens.state import AttentionState, HybridState, RecurrentState
+
+
+class Output(NamedTuple):
+    """What a forward pass gives."""
+
+    logits: Logits
+    """At every position, or, if asked for, at each row's last token only."""
+    state: HybridState
+
+
+class HookedNetwork(nn.Module):
+    """A hybrid model with every activation at a hook point."""
+
+    def __init__(self, model: Any, family: Family, cfg: LensConfig) -> None:
+        super().__init__()
+        self.wrapped = (model,)
+        self.family = family
+        self.cfg = cfg
+        self.signature = (
+            f"{cfg.family}:{cfg.n_layers}x{cfg.d_model}:{cfg.n_kv_heads}x{cfg.d_head}"
+            f":{cfg.d_channels}x{cfg.d_state or 1}:{cfg.window}"
+        )
+        self.hook_embed = HookPoint("b p d")
+        self.blocks = nn.ModuleList(family.block(model, cfg, layer) for layer in range(cfg.n_layers))
+        self.ln_final = family.final_norm(model)
+        self.hook_logits = HookPoint("b p v")
+        self.points: dict[str, HookPoint] = {}
+        for name, module in self.named_modules():
+            if isinstance(module, HookPoint):
+                module.name = name
+                self.points[name] = module
+
+    def forward(
+        self,
+        tokens: Tokens,
+        lengths: Lengths | None = None,
+        state: HybridState | None = None,
+        last_only: bool = False,
+    ) -> Output:
+        """Read `tokens` after `state`.
+
+        Args:
+            tokens: new tokens; shorter rows padded on the right.
+            lengths: real new tokens of each row, 0 allowed; None where all rows are full.
+            state: what was read before; None for nothing.
+            last_only: unembed only each row's last real token, so that logits are [b 1 v].
+
+        Raises:
+            InputError: for a state of another model or batch size.
+        """
+        model = self.wrapped[0]
+        device = execution_device(model.get_input_embeddings(), tokens.device)
+        tokens = tokens.to(device)
+        if state is not None:
+            self._check(state, tokens.shape[0])
+        run, key_positions, seen = plan(tokens, lengths, state, self.cfg.window)
+        resid = self.hook_embed(self.family.embed(model, tokens))
+        layers = []
+        for layer, block in enumerate(self.blocks):
+            resid, held = cast(Block, block)(resid, run, None if state is None else state.layers[layer])
+            layers.append(held)
+        resid = self.ln_final(resid.to(execution_device(model.get_output_embeddings(), resid.device)))
+        if last_only:
+            last = resid.shape[1] - 1 if lengths is None else lengths.to(resid.device).clamp(min=1) - 1
+            resid = resid[torch.arange(resid.shape[0], device=resid.device), last][:, None]
+        logits = self.hook_logits(self.family.unembed(model, resid))
+        state = trimmed(HybridState(self.signature, seen, key_positions, tuple(layers)), self.cfg.window)
+        return Output(logits, state)
+
+    def empty_state(self, batch: int) -> HybridState:
+        """The memory of `batch` rows that have read nothing."""
+        model, cfg = self.wrapped[0], self.cfg
+        dtype = cast(torch.dtype, model.dtype)
+        layers: list[AttentionState | RecurrentState] = []
+        for kind, block in zip(cfg.layer_types, self.blocks, strict=True):
+            device = execution_device(cast(Block, block).home[0], model.device)
+            if kind == "attention":
+                nothing = torch.zeros(batch, cfg.n_kv_heads, 0, cfg.d_head, dtype=dtype, device=device)
+                layers.append(AttentionState(nothing, nothing))
+            else:
+                conv = torch.zeros(batch, cfg.d_conv - 1, cfg.d_channels, dtype=dtype, device=device)
+                shape = (batch, cfg.d_channels) if cfg.d_state is None else (batch, cfg.d_channels, cfg.d_state)
+                layers.append(RecurrentState(conv, torch.zeros(shape, dtype=torch.float32, device=device)))
+        device = execution_device(model.get_input_embeddings(), model.device)
+        lengths = torch.zeros(batch, dtype=torch.long, device=device)
+        return HybridState(self.signature, lengths, lengths.new_zeros(batch, 0), tuple(layers))
+
+    def _check(self, state: HybridState, batch: int) -> None:
+        if state.model != self.signature:
+            raise InputError(f"the state is of a model {state.model}, but this model is {self.signature}")
+        if state.batch != batch:
+            raise InputError(f"the state holds {state.batch} rows, but {batch} rows of tokens were given")
+
+
+def plan(
+    tokens: Tokens, lengths: Lengths | None, state: HybridState | None, window: int | None
+) -> tuple[Pass, KeyPositions, Lengths]:
+    """Positions, masks and key slots of a forward pass, and the tokens each row has read after it.
+
+    A query sees the keys at positions up to its own and, with a window, fewer than `window` back.
+    """
+    batch, new = tokens.shape
+    steps = torch.arange(new, device=tokens.device)
+    valid = None
+    if lengths is not None:
+        lengths = lengths.to(tokens.device)
+        valid = steps < lengths[:, None]
+    grown = torch.full((batch,), new, device=tokens.device) if lengths is None else lengths
+    if state is None:
+        positions = steps.expand(batch, new)
+        held = positions if valid is None else positions.masked_fill(~valid, -1)
+        mask = None
+        if window is not None and new > window:
+            back = steps[:, None] - steps
+            mask = ((back >= 0) & (back < window))[None, None]
+        return Pass(KeySlots(positions, mask, causal=True), positions, valid), held, grown
+    positions = state.lengths.to(tokens.device)[:, None] + steps
+    fresh = positions if valid is None else positions.masked_fill(~valid, -1)
+    held = torch.cat([state.key_positions.to(tokens.device), fresh], dim=1)
+    back = positions[:, :, None] - held[:, None, :]
+    mask = (back >= 0) & (held >= 0)[:, None, :]
+    if window is not None:
+        mask = mask & (back < window)
+    if valid is not None:  # a padding query looks at everything, so that no softmax is empty
+        mask = mask | ~valid[:, :, None]
+    slots = KeySlots(positions, mask[:, None], causal=False)
+    return Pass(slots, positions, valid), held, state.lengths.to(tokens.device) + grown
+
+
+def trimmed(state: HybridState, window: int | None) -> HybridState:
+    """The state without the leading key slots that no row's next token can see."""
+    slots = state.key_positions.shape[1]
+    if window is None or slots < window or state.key_positions.device.type == "meta":
+        return state
+    needed = (state.key_positions > state.lengths[:, None] - window).any(dim=0)
+    start = int(needed.int().argmax()) if bool(needed.any()) else slots
+    if start == 0:
+        return state
+    layers = tuple(
+        AttentionState(held.k[:, :, start:], held.v[:, :, start:]) if isinstance(held, AttentionState) else held
+        for held in state.layers
+    )
+    return HybridState(state.model, state.lengths, state.key_positions[:, start:], layers)
+

@@ -1,0 +1,156 @@
+"""What the recurrent layers of all families share: convolution, edited trajectories, hidden attention.
+
+How a state edit persists: the scan gives the trajectory H, hooks turn it into H', and the trajectory
+used is `hybridlens.scan.persistent_states`, the same recurrence with the edited entries put in. The
+gradient at `hook_state` is the total one: how the loss changes with that entry, through its own
+readout and through every later state that continues from it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hybridlens import scan
+from hybridlens.hooks import HookPoint, Watch
+from hybridlens.shapes import Channels, ConvState, State, States, Valid
+from hybridlens.state import RecurrentState
+
+
+def causal_convolution(
+    x: Channels,
+    held: ConvState | None,
+    weight: Float[Tensor, "channel 1 width"],
+    bias: Float[Tensor, "channel"] | None,
+    valid: Valid | None,
+) -> tuple[Channels, ConvState]:
+    """Depthwise causal convolution, and the inputs that the next token's convolution needs.
+
+    Args:
+        x: inputs of the new tokens.
+        held: inputs of the (width - 1) tokens before; zeros if None.
+        weight: taps, the newest token's last.
+        bias: per channel, or None.
+        valid: False on padding, which stands at the end of a row and is not remembered.
+    """
+    taps = weight.shape[-1] - 1
+    if held is None:
+        held = x.new_zeros(x.shape[0], taps, x.shape[2])
+    inputs = torch.cat([held, x], dim=1)
+    y = F.conv1d(inputs.transpose(1, 2), weight, bias, groups=x.shape[2]).transpose(1, 2)
+    if valid is None:
+        return y, inputs[:, inputs.shape[1] - taps :].clone()
+    first = valid.sum(dim=1)[:, None] + torch.arange(taps, device=x.device)
+    return y, inputs.gather(1, first[..., None].expand(-1, -1, x.shape[2]))
+
+
+def hold_padding(decay: States, write: States, valid: Valid | None) -> tuple[States, States]:
+    """Decay 1 and write 0 on padding, so that a row's state stays that of its last token."""
+    if valid is None:
+        return decay, write
+    mask = valid.reshape(*valid.shape, *[1] * (decay.ndim - 2))
+    return torch.where(mask, decay, 1.0), torch.where(mask, write, 0.0)
+
+
+def hooked_states(decay: States, write: States, held: RecurrentState | None, point: HookPoint) -> States:
+    """The state after each token, with the edits of `point`'s hooks put in."""
+    initial = torch.zeros_like(write[:, 0]) if held is None else held.recurrent
+    states = scan.linear_scan(decay, write, initial)
+    if not point.asked():
+        point.skip()
+        return states
+    edited = _Edited()
+    gated: Tensor = _Gate.apply(states, edited) if states.requires_grad else states  # pyright: ignore
+    kept = states.detach().clone()  # hooks may write in place
+    watch = Watch(gated)
+    hooked = point(gated)
+    if not watch.unchanged(hooked):
+        edited.mask = hooked.detach() != kept
+    if not hooked.requires_grad:
+        return hooked if edited.mask is None else scan.persistent_states(kept, hooked, decay, write, initial)
+    return _Persist.apply(hooked, decay, write, initial, edited)  # pyright: ignore
+
+
+def hidden_attention(
+    decay: States,
+    source: States,
+    readout: Float[Tensor, "batch pos state"] | None,
+    groups: int,
+    point: HookPoint,
+) -> None:
+    """Show `point` the hidden attention M[t, j]: what position t reads out of position j's input.
+
+    M[t, j] = Σ_n readout[t, n] · ∏_{j<s≤t} decay[s] · source[j], averaged over the channels of each of
+    `groups` equal consecutive blocks (Ali et al. 2024, "The Hidden Attention of Mamba Models", per
+    channel). `source` is what a unit of the layer's input puts into the state, and `readout` what the
+    output takes from it (None: the state itself). It covers the tokens of this call.
+
+    Time and memory grow with the square of the length times the channels.
+    """
+    if not point.asked():
+        point.skip()
+        return
+    rows: list[Tensor] = []
+    length = decay.shape[1]
+    carried = source[:, :0]
+    for t in range(length):
+        carried = torch.cat([carried * decay[:, t, None], source[:, t, None]], dim=1)  # [b, j, c, *n]
+        read = carried if readout is None else torch.matmul(carried, readout[:, t, None, :, None].to(carried.dtype))[..., 0]
+        row = read.unflatten(2, (groups, -1)).mean(-1).transpose(1, 2)  # [b, h, j]
+        rows.append(F.pad(row, (0, length - 1 - t)))
+    point(torch.stack(rows, dim=2))
+
+
+class _Edited:
+    """Which entries of a trajectory a hook changed: known after the hook, used in the backward pass."""
+
+    mask: Tensor | None = None
+
+
+class _Gate(torch.autograd.Function):
+    """Identity; backward, only edited entries hear through the hook, the others through the recurrence."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, edited: _Edited) -> Tensor:
+        ctx.edited = edited
+        return states.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        mask = ctx.edited.mask
+        return (torch.zeros_like(grad) if mask is None else grad * mask), None
+
+
+class _Persist(torch.autograd.Function):
+    """`persistent_states` whose gradient at every entry of the hooked trajectory is the total one."""
+
+    @staticmethod
+    def forward(ctx: Any, hooked: Tensor, decay: Tensor, write: Tensor, initial: Tensor, edited: _Edited) -> Tensor:
+        mask = edited.mask
+        if mask is None:
+            used, decay_used = hooked.clone(), decay
+        else:
+            decay_used = decay.masked_fill(mask, 0.0)
+            used = scan.linear_scan(decay_used, torch.where(mask, hooked, write), initial)
+        ctx.mask = mask
+        ctx.save_for_backward(decay_used, used, initial)
+        return used
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        decay, used, initial = ctx.saved_tensors
+        total = scan.adjoint(decay, grad)
+        own = total if ctx.mask is None else total.masked_fill(ctx.mask, 0.0)
+        before = torch.cat([initial[:, None], used[:, :-1]], dim=1)
+        return total, own * before, own, decay[:, 0] * total[:, 0], None
+
+
+def remember(conv: ConvState, final: State) -> RecurrentState:
+    """A layer's memory, sharing no storage with the whole trajectory."""
+    return RecurrentState(conv, final.float().clone())
