@@ -3,4 +3,75 @@
 `grid` makes the prompts of the paper's benchmark (ten lengths by ten depths), `controls` the same
 prompts with the needle left out, `score` grades an answer from 0 to 5 by a rubric. Everything is a
 function of a tokenizer and a seed; nothing here runs a model.
+
+How it fails: string matching grades only what is said word by word, and the built-in essays are easier
+to tell from a needle than real ones; read every accuracy beside its control.
 """
+
+from hybridlens.niah.builder import SEMANTICS, controls, grid, shortest_length
+from hybridlens.niah.encoding import Tokenizer, unknown_words
+from hybridlens.niah.essays import essay_sentences, vocabulary
+from hybridlens.niah.haystack import Haystack, essays, read_haystack
+from hybridlens.niah.lengths import DEFAULT_DEPTHS, default_lengths
+from hybridlens.niah.needles import (
+    NEEDLES,
+    PAPER_NEEDLE,
+    PAPER_QUESTION,
+    PAPER_SENTENCE,
+    PUBLISHED_NEEDLE,
+    Needle,
+    best_thing,
+)
+from hybridlens.niah.prompt import Prompt, Semantics, Span
+from hybridlens.niah.rubric import (
+    MAX_SCORE,
+    PAPER_RUBRIC,
+    PUBLISHED_RUBRIC,
+    Rubric,
+    Rule,
+    check_rubric,
+    full_match_rubric,
+    load_rubric,
+    normalise,
+    score,
+)
+from hybridlens.niah.templates import TEMPLATES, Template, TemplateName
+
+__all__ = [
+    "DEFAULT_DEPTHS",
+    "MAX_SCORE",
+    "NEEDLES",
+    "PAPER_NEEDLE",
+    "PAPER_QUESTION",
+    "PAPER_RUBRIC",
+    "PAPER_SENTENCE",
+    "PUBLISHED_NEEDLE",
+    "PUBLISHED_RUBRIC",
+    "SEMANTICS",
+    "TEMPLATES",
+    "Haystack",
+    "Needle",
+    "Prompt",
+    "Rubric",
+    "Rule",
+    "Semantics",
+    "Span",
+    "Template",
+    "TemplateName",
+    "Tokenizer",
+    "best_thing",
+    "check_rubric",
+    "controls",
+    "default_lengths",
+    "essay_sentences",
+    "essays",
+    "full_match_rubric",
+    "grid",
+    "load_rubric",
+    "normalise",
+    "read_haystack",
+    "score",
+    "shortest_length",
+    "unknown_words",
+    "vocabulary",
+]

@@ -1,0 +1,170 @@
+"""The grid of prompts and its controls: the entry points of the benchmark.
+
+`grid` checks everything first (lengths, depths, template, tokenizer, needle) and makes prompts after, so
+that bad input stops before anything is made. Which builder works is `semantics`: "clean" (`clean.py`) or
+"published" (`published.py`).
+
+How it fails: the filler of a grid starts with the same sentences at every length, as in the paper, so the
+hundred prompts are not independent draws; use several seeds, or needles, for error bars.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hybridlens.errors import InputError
+from hybridlens.niah import clean, published
+from hybridlens.niah.encoding import Tokenizer, warn_unknown
+from hybridlens.niah.haystack import Haystack, essays
+from hybridlens.niah.lengths import DEFAULT_DEPTHS, PAPER_MAX_LENGTH, check_axis, default_lengths
+from hybridlens.niah.needles import PAPER_NEEDLE, Needle
+from hybridlens.niah.prompt import Frame, Prompt, Semantics, make_frame
+
+SEMANTICS: tuple[Semantics, ...] = ("clean", "published")
+"""The builders by name."""
+
+
+def grid(
+    tokenizer: Tokenizer,
+    lengths: Sequence[int] | None = None,
+    depths: Sequence[int] | None = None,
+    haystack: Haystack | None = None,
+    needle: Needle = PAPER_NEEDLE,
+    template: str = "base",
+    jrt: bool = False,
+    semantics: str = "clean",
+    seed: int = 0,
+) -> list[Prompt]:
+    """The prompts of a benchmark, one for each length and depth, length-major.
+
+    Args:
+        tokenizer: any fast Hugging Face tokenizer.
+        lengths: tokens of the prompts, template, question and BOS included; by default ten up to the
+            tokenizer's `model_max_length`, at most the paper's 4096 (`default_lengths`).
+        depths: the needle's places in percent, 0 the context's start, 100 its end; by default the paper's.
+        haystack: the filler; the built-in essays of `seed` by default.
+        needle: what is hidden and asked for.
+        template: "base" or "instruct".
+        jrt: context and question twice; the length counts both.
+        semantics: "clean" or "published".
+        seed: of the built-in essays; unused with a haystack.
+
+    Returns:
+        ``len(lengths) * len(depths)`` prompts. Clean: all prompts of one length have exactly that many
+        tokens and pairwise different needle places.
+
+    Raises:
+        InputError: lengths or depths out of range or repeated; an unknown template or builder; a needle
+            that does not fit the shortest length; a tokenizer without offsets; a haystack that is empty
+            or holds the needle.
+
+    Warns:
+        UserWarning: the tokenizer does not know some words of needle, question or template.
+    """
+    plan = _plan(tokenizer, lengths, depths, haystack, needle, template, jrt, semantics, seed)
+    warn_unknown(tokenizer, [needle.sentence, plan.frame.render([""] * plan.frame.readings).text])
+    frame, longest = plan.frame, max(plan.lengths)
+    if plan.semantics == "clean":
+        supply = clean.make_supply(frame, plan.haystack, longest)
+        cells = [clean.clean_prompts(frame, supply, length, plan.depths) for length in plan.lengths]
+    else:
+        ids = published.haystack_ids(tokenizer, plan.haystack, longest)
+        cells = [published.published_prompts(frame, ids, length, plan.depths) for length in plan.lengths]
+    return [prompt for row in cells for prompt in row]
+
+
+def controls(
+    tokenizer: Tokenizer,
+    lengths: Sequence[int] | None = None,
+    depths: Sequence[int] | None = None,
+    haystack: Haystack | None = None,
+    needle: Needle = PAPER_NEEDLE,
+    template: str = "base",
+    jrt: bool = False,
+    semantics: str = "clean",
+    seed: int = 0,
+) -> list[Prompt]:
+    """The controls of a grid: one prompt for each length, with filler in the needle's stead.
+
+    What a model scores on them is its chance level. Takes what `grid` takes (the depths only set which
+    sentences are short enough) and raises the same errors.
+
+    Returns:
+        ``len(lengths)`` prompts, without needle spans and depth; clean ones have exactly as many tokens
+        as the grid's prompts of their length.
+    """
+    plan = _plan(tokenizer, lengths, depths, haystack, needle, template, jrt, semantics, seed)
+    if plan.semantics == "clean":
+        supply = clean.make_supply(plan.frame, plan.haystack, max(plan.lengths))
+        return [clean.clean_control(plan.frame, supply, length, len(plan.depths)) for length in plan.lengths]
+    ids = published.haystack_ids(tokenizer, plan.haystack, max(plan.lengths))
+    return [published.published_control(plan.frame, ids, length) for length in plan.lengths]
+
+
+def shortest_length(
+    tokenizer: Tokenizer,
+    depths: Sequence[int] | None = None,
+    haystack: Haystack | None = None,
+    needle: Needle = PAPER_NEEDLE,
+    template: str = "base",
+    jrt: bool = False,
+    semantics: str = "clean",
+    seed: int = 0,
+) -> int:
+    """The shortest length, in tokens, that default grids use; give it to `default_lengths`.
+
+    Clean: template, question and needle, and between each two depths one sentence of the haystack's
+    lower quartile of lengths, rounded up to the next ten. Published: the shortest with any filler.
+    Shorter lengths may still work with the clean builder.
+    """
+    frame = make_frame(tokenizer, needle, template, jrt)
+    if _semantics(semantics) == "published":
+        return published.shortest_fit(frame)
+    supply = clean.make_supply(frame, haystack or essays(seed), 0)
+    return clean.shortest_fit(frame, supply, len(depths or DEFAULT_DEPTHS))
+
+
+class _Plan(NamedTuple):
+    """Checked arguments of a grid."""
+
+    frame: Frame
+    lengths: tuple[int, ...]
+    depths: tuple[int, ...]
+    haystack: Haystack
+    semantics: Semantics
+
+
+def _semantics(name: str) -> Semantics:
+    """`name`, checked."""
+    for known in SEMANTICS:
+        if name == known:
+            return known
+    raise InputError(f"semantics {name!r} are unknown; expected one of {', '.join(SEMANTICS)}")
+
+
+def _plan(
+    tokenizer: Tokenizer,
+    lengths: Sequence[int] | None,
+    depths: Sequence[int] | None,
+    haystack: Haystack | None,
+    needle: Needle,
+    template: str,
+    jrt: bool,
+    semantics: str,
+    seed: int,
+) -> _Plan:
+    """Every check of `grid`, and the defaults filled in."""
+    rules = _semantics(semantics)
+    frame = make_frame(tokenizer, needle, template, jrt)
+    percent = check_axis("depths", DEFAULT_DEPTHS if depths is None else depths, 0, 100)
+    if lengths is None:
+        longest = min(PAPER_MAX_LENGTH, int(tokenizer.model_max_length))
+        shortest = shortest_length(tokenizer, percent, haystack, needle, template, jrt, rules, seed)
+        tokens = default_lengths(longest, shortest)
+    else:
+        tokens = check_axis("lengths", lengths, 1, None)
+    source = haystack if haystack is not None else essays(seed, 1000 + max(tokens) // 2)
+    if rules == "clean":
+        clean.check_fit(frame, clean.make_supply(frame, source, max(tokens)), tokens, len(percent))
+    else:
+        published.check_fit(frame, tokens)
+    return _Plan(frame, tokens, percent, source, rules)

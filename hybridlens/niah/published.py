@@ -1,0 +1,115 @@
+"""The published builder: what the authors' code did, so that their numbers can be compared.
+
+The haystack's text is tokenised without special tokens and cut to L - 200 - len(needle) tokens; the needle
+goes to int(n · depth), walked back to the last sentence end (a "." token), or to position 0 when there is
+none before it (depth 100 appends it); the tokens are decoded, put into the template and tokenised again.
+The needle is encoded between line breaks, as in the code that the authors built on. `Prompt.needle_span`
+is one too low, because their sampler prepends BOS after the indices were computed.
+
+How it fails (on purpose): prompts of one length differ by some tokens from each other and from L, so they
+do not batch without padding; at short lengths several depths give the same prompt; the context ends in
+the middle of a sentence. Only the order of a folder's files is ours (sorted; theirs was the file system's).
+With JRT the context is half as long, so that the prompt stays near L.
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+
+from hybridlens.errors import InputError
+from hybridlens.niah.encoding import Tokenizer, encode
+from hybridlens.niah.haystack import Haystack
+from hybridlens.niah.prompt import Frame, Prompt, Span
+
+BUFFER = 200
+"""Tokens that the authors' builder keeps free for template, question and answer."""
+
+
+def haystack_ids(tokenizer: Tokenizer, haystack: Haystack, longest: int) -> tuple[int, ...]:
+    """The haystack's first `longest` tokens, without special ones; a shorter haystack is repeated."""
+    ids = encode(tokenizer, haystack.text, special=False).ids
+    if not ids:
+        raise InputError(f"haystack {haystack.name!r} is empty: it has no tokens; give one with text")
+    return tuple(islice(ids * (1 + longest // len(ids)), longest))
+
+
+def _decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of `ids`, spaces as they come."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _needle_ids(frame: Frame) -> tuple[int, ...]:
+    """The needle's own tokens, between line breaks."""
+    return encode(frame.tokenizer, f"\n{frame.needle.sentence}\n", special=False).ids
+
+
+def _budget(frame: Frame, length: int) -> int:
+    """Tokens of the context, the needle among them, in each reading."""
+    return (length - BUFFER) // frame.readings
+
+
+def shortest_fit(frame: Frame) -> int:
+    """The shortest length whose budget holds the needle and one token of filler, in tokens."""
+    return BUFFER + frame.readings * (len(_needle_ids(frame)) + 1)
+
+
+def check_fit(frame: Frame, lengths: Sequence[int]) -> None:
+    """Refuse lengths whose budget the needle does not fit.
+
+    Raises:
+        InputError: the shortest length leaves no token of filler beside the needle.
+    """
+    shortest, needle = min(lengths), len(_needle_ids(frame))
+    if _budget(frame, shortest) <= needle:
+        raise InputError(
+            f"needle {frame.needle.sentence!r} does not fit length {shortest}: published semantics keep "
+            f"{BUFFER} tokens free and the needle takes {needle}; give lengths of at least "
+            f"{shortest_fit(frame)}"
+        )
+
+
+def _insertion_point(ids: Sequence[int], depth: int, stops: Sequence[int]) -> int:
+    """int(n · depth), walked back to just after the last sentence end, else 0."""
+    if depth == 100:
+        return len(ids)
+    point = int(len(ids) * depth / 100)
+    while point > 0 and ids[point - 1] not in stops:
+        point -= 1
+    return point
+
+
+def published_prompts(frame: Frame, ids: Sequence[int], length: int, depths: Sequence[int]) -> list[Prompt]:
+    """The prompts of one length, one for each depth, in the order given.
+
+    Args:
+        frame: what surrounds the context.
+        ids: the haystack's tokens.
+        length: L; the prompts come out near it, not at it.
+        depths: depths in percent.
+    """
+    needle = _needle_ids(frame)
+    stops = encode(frame.tokenizer, ".", special=False).ids
+    context = ids[: _budget(frame, length) - len(needle)]
+    prompts: list[Prompt] = []
+    for depth in depths:
+        point = _insertion_point(context, depth, stops)
+        before, after = tuple(context[:point]), tuple(context[point:])
+        text = _decode(frame.tokenizer, before + needle + after)
+        span = _needle_chars(frame, text, before, needle)
+        prompts.append(
+            frame.prompt([text] * frame.readings, [span] * frame.readings, length, depth, "published")
+        )
+    return prompts
+
+
+def _needle_chars(frame: Frame, text: str, before: Sequence[int], needle: Sequence[int]) -> Span:
+    """Where the needle stands in the decoded context, without the white space around it."""
+    start = len(_decode(frame.tokenizer, before))
+    end = len(_decode(frame.tokenizer, [*before, *needle]))
+    inner = text[start:end]
+    return start + len(inner) - len(inner.lstrip()), end - (len(inner) - len(inner.rstrip()))
+
+
+def published_control(frame: Frame, ids: Sequence[int], length: int) -> Prompt:
+    """The prompt of one length with filler in the needle's stead, of equal budget."""
+    text = _decode(frame.tokenizer, ids[: _budget(frame, length)])
+    return frame.prompt([text] * frame.readings, (), length, None, "published")
