@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from hybridlens.errors import InputError
 from hybridlens.niah import clean, published
-from hybridlens.niah.encoding import Tokenizer, warn_unknown
+from hybridlens.niah.encoding import Tokenizer, check_open_end, warn_unknown
 from hybridlens.niah.haystack import Haystack, essays
 from hybridlens.niah.lengths import DEFAULT_DEPTHS, PAPER_MAX_LENGTH, check_axis, default_lengths
 from hybridlens.niah.needles import PAPER_NEEDLE, Needle
@@ -54,8 +54,8 @@ def grid(
 
     Raises:
         InputError: lengths or depths out of range or repeated; an unknown template or builder; a needle
-            that does not fit the shortest length; a tokenizer without offsets; a haystack that is empty
-            or holds the needle.
+            that does not fit the shortest length; a tokenizer without offsets, or one that ends prompts
+            with its end-of-text token; a haystack that is empty or holds the needle.
 
     Warns:
         UserWarning: the tokenizer does not know some words of needle, question or template.
@@ -155,6 +155,7 @@ def _plan(
     """Every check of `grid`, and the defaults filled in."""
     rules = _semantics(semantics)
     frame = make_frame(tokenizer, needle, template, jrt)
+    check_open_end(tokenizer, frame.encode(frame.render([""] * frame.readings)))
     percent = check_axis("depths", DEFAULT_DEPTHS if depths is None else depths, 0, 100)
     if lengths is None:
         longest = min(PAPER_MAX_LENGTH, int(tokenizer.model_max_length))

@@ -98,15 +98,31 @@ def token_span(encoding: Encoding, start: int, end: int) -> tuple[int, int]:
     Raises:
         InputError: no token covers these characters, or the ones that do are not neighbours.
     """
-    inside = [
-        index for index, (first, last) in enumerate(encoding.offsets) if first < end and last > start
-    ]  # fmt: skip
-    if not inside or inside[-1] - inside[0] + 1 != len(inside):
+    inside = [index for index, (first, last) in enumerate(encoding.offsets) if first < end and last > start]
+    # tokens between them may have an empty range (a space of its own whose offsets are trimmed), but no other
+    between = encoding.offsets[inside[0] : inside[-1] + 1] if inside else ()
+    if not inside or any(last > first and not (first < end and last > start) for first, last in between):
         raise InputError(
             f"the tokenizer's offsets do not cover characters {start} to {end} of the prompt in one piece; "
             "expected offsets in text order: use another tokenizer"
         )
     return inside[0], inside[-1] + 1
+
+
+def check_open_end(tokenizer: Tokenizer, encoding: Encoding) -> None:
+    """Refuse a tokenizer that ends a prompt with its end-of-text token, after which nothing is answered.
+
+    Raises:
+        InputError: the last token is end-of-text and stands for no character.
+    """
+    token = tokenizer.special_tokens_map.get("eos_token")
+    if token is None or not encoding.ids or encoding.offsets[-1][0] < encoding.offsets[-1][1]:
+        return
+    if encoding.ids[-1] == tokenizer.convert_tokens_to_ids(str(token)):
+        raise InputError(
+            f"tokenizer {type(tokenizer).__name__} ends every text with {str(token)!r}, so no answer would "
+            "follow the prompt; expected an open end: load it with add_eos_token=False"
+        )
 
 
 def unknown_words(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def read_haystack(folder: str | Path) -> Haystack:
         raise InputError(f"haystack {str(folder)!r} is not a folder; give a folder of text files")
     try:
         files = sorted(
-            (path for path in root.rglob("*") if path.suffix.lower() in TEXT_SUFFIXES and path.is_file()),
+            (path for path in root.rglob("*") if path.suffix.lower() in TEXT_SUFFIXES and not path.is_dir()),
             key=lambda path: path.relative_to(root).as_posix(),
         )
     except OSError as error:

@@ -11,10 +11,19 @@ with a small vocabulary says by chance.
 """
 
 import re
+import warnings
 from dataclasses import dataclass
 
 from hybridlens.errors import InputError
-from hybridlens.niah.rubric import MAX_SCORE, PAPER_RUBRIC, PUBLISHED_RUBRIC, Rubric, Rule, check_rubric
+from hybridlens.niah.rubric import (
+    MAX_SCORE,
+    PAPER_RUBRIC,
+    PUBLISHED_RUBRIC,
+    Rubric,
+    Rule,
+    check_rubric,
+    normalise,
+)
 
 PAPER_SENTENCE = (
     "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
@@ -34,6 +43,9 @@ class Needle:
 
     Raises:
         InputError: an empty sentence or question, or a rubric that `check_rubric` refuses.
+
+    Warns:
+        UserWarning: the question itself holds a phrase that scores.
     """
 
     name: str
@@ -54,6 +66,13 @@ class Needle:
         object.__setattr__(self, "sentence", sentence)
         object.__setattr__(self, "question", question)
         check_rubric(self.rubric, sentence, f"the rubric of needle {self.name!r}")
+        echoed = [rule.phrase for rule in self.rubric if normalise(rule.phrase) in normalise(question)]
+        if echoed:
+            warnings.warn(
+                f"needle {self.name!r}: the question {question!r} holds {echoed[0]!r}, which its rubric "
+                "gives points for, so an answer that repeats the question scores",
+                stacklevel=3,
+            )
 
 
 PAPER_NEEDLE = Needle("paper", PAPER_SENTENCE, PAPER_QUESTION, PAPER_RUBRIC)

@@ -197,7 +197,7 @@ def _read_rule(row: object, source: str, number: int) -> Rule:
         raise InputError(f"{source}: rule {number} ({phrase!r}) has points {points!r}; expected a number")
     if mode not in MODES:
         raise InputError(f"{source}: rule {number} ({phrase!r}) has mode {mode!r}; expected 'add' or 'set'")
-    return Rule(phrase, float(points), cast(Mode, mode))
+    return Rule(phrase, float(points), mode)
 
 
 def load_rubric(path: str | Path, needle: str | None = None) -> Rubric:
