@@ -171,17 +171,15 @@ def _expand(text: str, rng: random.Random) -> str:
     Within one sentence a slot that comes twice takes two different alternatives, so that no sentence
     compares a city with itself.
     """
-    used: dict[str, list[str]] = {}
-
-    def draw(match: re.Match[str]) -> str:
-        symbol = match.group(1)
-        taken = used.setdefault(symbol, [])
-        free = [alternative for alternative in GRAMMAR[symbol] if alternative not in taken]
+    used: set[tuple[str, str]] = set()
+    parts = _SLOT.split(text)  # words, symbol, words, symbol, …, words
+    for index in range(1, len(parts), 2):
+        symbol = parts[index]
+        free = [alternative for alternative in GRAMMAR[symbol] if (symbol, alternative) not in used]
         choice = rng.choice(free)
-        taken.append(choice)
-        return _expand(choice, rng)
-
-    return _SLOT.sub(draw, text)
+        used.add((symbol, choice))
+        parts[index] = _expand(choice, rng)
+    return "".join(parts)
 
 
 def essay_sentences(rng: random.Random) -> Iterator[str]:

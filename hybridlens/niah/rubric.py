@@ -25,7 +25,7 @@ Source: appendix B, table 2 of the paper (arXiv 2510.19861).
 
 import json
 import math
-import unicodedata
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
@@ -69,10 +69,12 @@ PUBLISHED_RUBRIC: Rubric = tuple(
 """What the authors' code matches: "on a sunny day" in place of "sunny day"."""
 
 
+_PUNCTUATION = re.compile(r"[^\w\s]|_")
+
+
 def normalise(text: str) -> str:
-    """`text` in lower case, without punctuation, and with every run of white space made one space."""
-    kept = "".join(char for char in text.lower() if not unicodedata.category(char).startswith("P"))
-    return " ".join(kept.split())
+    """`text` in lower case, without punctuation and symbols, and with every run of white space one space."""
+    return " ".join(_PUNCTUATION.sub("", text.lower()).split())
 
 
 def score(text: str, rubric: Sequence[Rule] = PAPER_RUBRIC) -> float:
