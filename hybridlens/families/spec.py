@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -48,6 +49,10 @@ class LensConfig:
     moe_layers: tuple[int, ...]
     act_fn: str
     eos_token_ids: tuple[int, ...]
+    device: torch.device = torch.device("cpu")
+    """Where the model's embedding is."""
+    dtype: torch.dtype = torch.float32
+    """Of the weights."""
     normalization_type: str = "RMS"
     attn_only: bool = False
 

@@ -1,0 +1,55 @@
+"""hybridlens: read, edit and differentiate anything inside hybrid language models.
+
+The public names are loaded when they are first used, so that ``import hybridlens`` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridlens import niah, tiny
+    from hybridlens.errors import HybridLensError
+    from hybridlens.generation import Sampling
+    from hybridlens.hooks import Edit, HookPoint, HookSpec
+    from hybridlens.loading import load
+    from hybridlens.model import HybridLens
+    from hybridlens.state import HybridState
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Edit": "hooks",
+    "HookPoint": "hooks",
+    "HookSpec": "hooks",
+    "HybridLens": "model",
+    "HybridLensError": "errors",
+    "HybridState": "state",
+    "Sampling": "generation",
+    "load": "loading",
+    "niah": "",
+    "tiny": "",
+}
+
+__all__ = [
+    "Edit",
+    "HookPoint",
+    "HookSpec",
+    "HybridLens",
+    "HybridLensError",
+    "HybridState",
+    "Sampling",
+    "load",
+    "niah",
+    "tiny",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'hybridlens' has no attribute {name!r}")
+    return getattr(import_module(f"hybridlens.{home}"), name) if home else import_module(f"hybridlens.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,394 @@
+"""`HybridLens`: a hybrid model under one set of names.
+
+The lens is a thin front: the forward pass lives in `network`, tokens in `tokens`, decoding in
+`generation`, nnsight in `tracing`. It never changes the Hugging Face model it opens, which goes on
+working by itself and shares its weights.
+
+What every way in has in common: hooks fire in forward order at the points of `lens.hook_points`, in
+prefill and in every decode step; they are gone when the call returns or raises; and no call leaves
+anything on the model, so the same call twice gives the same tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.ActivationCache import ActivationCache
+from transformer_lens.utilities import Slice, SliceInput
+
+from hybridlens import tokens as tokens_module
+from hybridlens.errors import InputError
+from hybridlens.families import FAMILIES, LensConfig, family_of
+from hybridlens.generation import Boundary, Generation, Sampling, generate
+from hybridlens.hooks import Edit, HookFunction, HookPoint, HookSpec, NameFilter, attached, resolve
+from hybridlens.network import HookedNetwork
+from hybridlens.shapes import Logits, Tokens
+from hybridlens.state import HybridState
+from hybridlens.tokens import TokenBatch, TokensLike
+
+if TYPE_CHECKING:
+    from hybridlens.tracing import Tracer
+
+
+class ParameterCounts(NamedTuple):
+    """How many weights a model has."""
+
+    total: int
+    non_embedding: int
+    """Without the embedding and, where it is separate, the unembedding."""
+    active: int
+    """Of the non-embedding ones, those that one token uses."""
+
+
+class Prefill(NamedTuple):
+    """What `prefill` and `extend` give: unpack as ``state, logits``."""
+
+    state: HybridState
+    logits: Logits
+
+
+class HybridLens:
+    """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
+
+    Args:
+        hf_model: a `RecurrentGemmaForCausalLM` or `JambaForCausalLM`, left as it is.
+        tokenizer: its tokenizer, for text; None to work with token ids only.
+
+    Raises:
+        CheckpointError: for a model of another family, or a configuration it was not built for.
+    """
+
+    def __init__(self, hf_model: Any, tokenizer: Any = None) -> None:
+        family = family_of(type(hf_model).__name__, FAMILIES)
+        self.hf_model = hf_model
+        self.tokenizer = tokenizer
+        self.network = HookedNetwork(hf_model, family, family.configure(hf_model.config))
+        self.hook_dict: dict[str, HookPoint] = self.network.points
+        self.hook_points: dict[str, HookSpec] = {
+            name: HookSpec(name, point.axes, _layer(name), point.lazy, point.read_only)
+            for name, point in self.hook_dict.items()
+        }
+        self._nnsight: Any = None
+
+    @property
+    def cfg(self) -> LensConfig:
+        """Sizes, structure, and where the model is now."""
+        return replace(self.network.cfg, device=self.device, dtype=self.dtype)
+
+    # The model's parts, under the names of the hook points.
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers, each with its hook points as attributes."""
+        return self.network.blocks
+
+    @property
+    def hook_embed(self) -> HookPoint:
+        """What enters block 0."""
+        return self.network.hook_embed
+
+    @property
+    def ln_final(self) -> nn.Module:
+        """The norm before the unembedding."""
+        return self.network.ln_final
+
+    @property
+    def hook_logits(self) -> HookPoint:
+        """The logits, after any soft cap."""
+        return self.network.hook_logits
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is."""
+        return cast(torch.device, self.hf_model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return cast(torch.dtype, self.hf_model.dtype)
+
+    @property
+    def n_parameters(self) -> ParameterCounts:
+        """Weights in all, without embeddings, and used by one token."""
+        model = self.hf_model
+        total = sum(weight.numel() for weight in model.parameters())
+        ends = {id(w): w.numel() for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
+        inner = total - sum(ends.values())
+        return ParameterCounts(total, inner, inner - self.network.family.inactive_expert_parameters(model))
+
+    def eval(self) -> HybridLens:
+        """Put the model into evaluation mode, as TransformerLens' models can be; returns the lens."""
+        self.hf_model.eval()
+        return self
+
+    # Tokens, as in TransformerLens.
+
+    def to_tokens(self, text: str | Sequence[str]) -> Tokens:
+        """Token ids [batch, pos]; rows of different lengths are padded on the right.
+
+        Pass text itself to the lens where rows differ in length: a tensor does not say which of its
+        tokens are padding.
+
+        Raises:
+            InputError: without a tokenizer, or for an empty text.
+        """
+        return self.batch(text).tokens
+
+    def to_string(self, tokens: Tensor | Sequence[int]) -> str | list[str]:
+        """The text of a row of tokens, or of each row of a batch."""
+        ids = torch.as_tensor(tokens)
+        if ids.ndim == 2:
+            return [cast(str, self._tokenizer.decode(row)) for row in ids.tolist()]
+        return cast(str, self._tokenizer.decode(ids.reshape(-1).tolist()))
+
+    def to_str_tokens(self, tokens: str | Tensor | Sequence[int]) -> list[str]:
+        """Each token of one row as text."""
+        if isinstance(tokens, str):
+            ids = tokens_module.encode(tokens, self._tokenizer)
+        else:
+            rows = torch.as_tensor(tokens)
+            if rows.ndim == 2 and rows.shape[0] != 1:
+                raise InputError(f"to_str_tokens takes one row, given {rows.shape[0]}; call it row by row")
+            ids = cast(list[int], rows.reshape(-1).tolist())
+        return tokens_module.to_strings(ids, self._tokenizer)
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token.
+
+        Raises:
+            InputError: when it is none or several.
+        """
+        ids = cast(list[int], self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(ids) != 1:
+            raise InputError(f"{text!r} is {len(ids)} tokens, expected one: {self.to_str_tokens(ids)}")
+        return ids[0]
+
+    def batch(self, tokens: TokensLike, lengths: Sequence[int] | Tensor | None = None) -> TokenBatch:
+        """What was given as tokens, checked and laid out as rows on the model's device."""
+        pad = getattr(self.tokenizer, "pad_token_id", None) or self.hf_model.config.pad_token_id or 0
+        laid = tokens_module.as_batch(
+            tokens, self.tokenizer, lengths=lengths, d_vocab=self.network.cfg.d_vocab, n_ctx=self.network.cfg.n_ctx, pad=pad
+        )
+        counts = None if laid.lengths is None else laid.lengths.to(self.device)
+        return TokenBatch(laid.tokens.to(self.device), counts)
+
+    # Running.
+
+    def __call__(self, tokens: TokensLike, lengths: Sequence[int] | Tensor | None = None) -> Logits:
+        """Logits at every position; hooks set by ``with lens.hooks(...)`` fire.
+
+        Args:
+            tokens: a tensor [batch, pos], ids, or text.
+            lengths: real tokens of each row of a tensor padded on the right; what lies behind a row's
+                last token is without meaning.
+
+        Raises:
+            InputError: for tokens that cannot be run.
+        """
+        batch = self.batch(tokens, lengths)
+        return self.network(batch.tokens, batch.lengths).logits
+
+    forward = __call__
+
+    def hooks(
+        self,
+        fwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = (),
+        bwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = (),
+    ) -> AbstractContextManager[None]:
+        """Hook functions for the length of a ``with`` block.
+
+        Args:
+            fwd_hooks: (name, names or predicate, ``fn(tensor, hook)``); what `fn` returns, if not None,
+                takes the activation's place.
+            bwd_hooks: likewise, on the gradient of the loss with respect to the activation.
+
+        Raises:
+            UnknownNameError: for a name that the model lacks, before anything is attached.
+        """
+        return attached(self.hook_dict, fwd_hooks, bwd_hooks)
+
+    def run_with_hooks(
+        self,
+        tokens: TokensLike,
+        fwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = (),
+        bwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = (),
+        lengths: Sequence[int] | Tensor | None = None,
+    ) -> Logits:
+        """Logits of a run with hooks, which are gone afterwards.
+
+        Backward hooks act only while they are attached: for a backward pass of your own, use
+        ``with lens.hooks(bwd_hooks=...)`` around it.
+        """
+        with self.hooks(fwd_hooks, bwd_hooks):
+            return self(tokens, lengths)
+
+    def run_with_cache(
+        self,
+        tokens: TokensLike,
+        names_filter: NameFilter = None,
+        *,
+        lengths: Sequence[int] | Tensor | None = None,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        pos_slice: Slice | SliceInput | None = None,
+    ) -> tuple[Logits, ActivationCache]:
+        """Logits, and TransformerLens' `ActivationCache` of what the run computed.
+
+        Args:
+            names_filter: a name, names or a predicate; None for every point but the hidden attention of
+                recurrent layers, which grows with the square of the length and must be asked for.
+            device: where to keep the activations; None where they were computed.
+            remove_batch_dim: drop the batch axis of a single prompt.
+            pos_slice: keep only these query positions.
+
+        Raises:
+            UnknownNameError: for a name that the model lacks.
+            InputError: for tokens that cannot be run, or `remove_batch_dim` with several rows.
+        """
+        batch = self.batch(tokens, lengths)
+        if remove_batch_dim and batch.tokens.shape[0] != 1:
+            raise InputError(f"remove_batch_dim needs one prompt, {batch.tokens.shape[0]} were given")
+        positions = Slice.unwrap(pos_slice)
+        crowded = any(point.fwd_hooks for point in self.hook_dict.values())  # others may write in place
+        kept: dict[str, Tensor] = {}
+
+        def keep(tensor: Tensor, hook: HookPoint) -> None:
+            value = tensor.detach()
+            value = (value.clone() if crowded else value) if device is None else value.to(device)
+            value = positions.apply(value, dim=hook.axes.index("p"))
+            kept[cast(str, hook.name)] = value[0] if remove_batch_dim else value
+
+        with self.hooks([(resolve(names_filter, self.hook_dict), keep)]):
+            logits = self.network(batch.tokens, batch.lengths).logits
+        return logits, ActivationCache(kept, self, has_batch_dim=not remove_batch_dim)  # pyright: ignore
+
+    def trace(
+        self,
+        tokens: TokensLike,
+        *,
+        lengths: Sequence[int] | Tensor | None = None,
+        max_new_tokens: int | None = None,
+        edits: Sequence[Edit] = (),
+        boundary: Boundary = "last_prompt_token",
+    ) -> Tracer:
+        """nnsight's trace: inside the block, ``lens.blocks[2].attn.hook_pattern.output`` is live.
+
+        Read points in forward order, assign to ``.output`` to edit, ``.save()`` what is to outlive the
+        block. With `max_new_tokens` the trace covers a greedy generation, and ``tracer.iter`` walks its
+        forward passes, prefill first.
+        """
+        from hybridlens.tracing import open_trace  # nnsight takes seconds to import
+
+        return open_trace(self, self.batch(tokens, lengths), max_new_tokens, edits, boundary)
+
+    # States and generation.
+
+    def editing(self, edits: Sequence[Edit], phase: Literal["prefill", "decode"]) -> AbstractContextManager[None]:
+        """Those of `edits` that act in `phase`, attached for the length of a ``with`` block."""
+        return attached(self.hook_dict, [(edit.hook, edit.function()) for edit in edits if edit.acts_in(phase)])
+
+    def prefill(
+        self,
+        tokens: TokensLike,
+        edits: Sequence[Edit] = (),
+        *,
+        lengths: Sequence[int] | Tensor | None = None,
+        last_only: bool = False,
+    ) -> Prefill:
+        """Read a prompt: its state, and its logits.
+
+        Args:
+            edits: those of phase "prefill" or "both" act.
+            last_only: logits of each row's last token only, [b 1 v].
+        """
+        batch = self.batch(tokens, lengths)
+        with self.editing(edits, "prefill"):
+            logits, state = self.network(batch.tokens, batch.lengths, None, last_only)
+        return Prefill(state, logits)
+
+    def extend(
+        self,
+        state: HybridState,
+        tokens: TokensLike,
+        edits: Sequence[Edit] = (),
+        *,
+        lengths: Sequence[int] | Tensor | None = None,
+        phase: Literal["prefill", "decode"] = "decode",
+        last_only: bool = False,
+    ) -> Prefill:
+        """Go on from a state by any number of tokens; the same as one run over all of them.
+
+        Args:
+            state: what was read before; it is not changed.
+            edits: those that act in `phase`.
+            phase: which edits act: "decode", or "prefill" for a prompt read in pieces.
+            last_only: logits of each row's last new token only, [b 1 v].
+
+        Raises:
+            InputError: for a state of another model or batch size, or past the model's context.
+        """
+        batch = self.batch(tokens, lengths)
+        if self.cfg.n_ctx is not None:
+            tokens_module.check_context(int(state.lengths.max()) + batch.tokens.shape[1], self.cfg.n_ctx)
+        with self.editing(edits, phase):
+            logits, after = self.network(batch.tokens, batch.lengths, state, last_only)
+        return Prefill(after, logits)
+
+    def generate(
+        self,
+        tokens: TokensLike,
+        max_new_tokens: int = 40,
+        edits: Sequence[Edit] = (),
+        boundary: Boundary = "last_prompt_token",
+        *,
+        lengths: Sequence[int] | Tensor | None = None,
+        stop_at_eos: bool = True,
+        sampling: Sampling | None = None,
+    ) -> Generation:
+        """Continue each prompt; greedy unless `sampling` is given.
+
+        Args:
+            tokens: the prompts, of any lengths.
+            max_new_tokens: at most so many for each row.
+            edits: act in their phases and rows.
+            boundary: "last_prompt_token": the last token of the prompt is read under decode rules, so that
+                the first new token is already made by them; "first_new_token": all of the prompt is prefill.
+            stop_at_eos: a row ends with its end-of-text token.
+            sampling: temperature, top-k, top-p and seed.
+
+        Raises:
+            InputError: for tokens that cannot be run, or when prompt and new tokens exceed the context.
+        """
+        return generate(self, self.batch(tokens, lengths), max_new_tokens, edits, boundary, stop_at_eos, sampling)
+
+    def key_positions(self, state: HybridState) -> Tensor:
+        """The absolute position of each key slot [batch, key] that the next forward pass from `state` sees.
+
+        The new tokens' own slots follow. Slots that a row does not use hold -1.
+        """
+        return state.key_positions
+
+    @property
+    def nnsight(self) -> Any:
+        """nnsight's view of the hook network, made when first asked for."""
+        from hybridlens.tracing import wrap  # nnsight takes seconds to import
+
+        if self._nnsight is None:
+            self._nnsight = wrap(self)
+        return self._nnsight
+
+    @property
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise InputError("this lens has no tokenizer; give one to HybridLens, or work with token ids")
+        return self.tokenizer
+
+
+def _layer(name: str) -> int | None:
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else None

@@ -1,0 +1,55 @@
+"""nnsight over the hook points: ``with lens.trace(tokens): lens.blocks[2].attn.hook_pattern.output``.
+
+The first trace wraps the hook network (never the Hugging Face model) once; every `HookPoint` then
+knows the handle under which nnsight serves its activation. A trace costs milliseconds, whatever the
+model, so that inner loops are better written with hooks.
+
+How it fails: as nnsight does. Points are read in forward order, and reading one that has passed
+raises nnsight's OutOfOrderError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from nnsight import NNsight
+
+from hybridlens.generation import Boundary, generate
+from hybridlens.hooks import Edit
+from hybridlens.network import Output
+from hybridlens.shapes import Tokens
+from hybridlens.tokens import TokenBatch
+
+if TYPE_CHECKING:
+    from hybridlens.model import HybridLens
+
+Tracer: TypeAlias = Any
+"""nnsight's InterleavingTracer, which is untyped."""
+
+
+def wrap(lens: HybridLens) -> Any:
+    """nnsight's view of the lens's network; made once, and known to every hook point."""
+    root: Any = NNsight(lens.network)
+    for name, point in lens.hook_dict.items():
+        point.envoy = root.get(name)
+    return root
+
+
+def open_trace(
+    lens: HybridLens, batch: TokenBatch, max_new_tokens: int | None, edits: Sequence[Edit], boundary: Boundary
+) -> Tracer:
+    """A trace of one forward pass, or of a greedy generation of `max_new_tokens`."""
+    root = lens.nnsight
+
+    def forward(tokens: Tokens) -> Output:
+        with lens.editing(edits, "prefill"):
+            return lens.network(tokens, batch.lengths)
+
+    def generation(tokens: Tokens) -> Any:
+        assert max_new_tokens is not None
+        with torch.no_grad():
+            return generate(lens, TokenBatch(tokens, batch.lengths), max_new_tokens, edits, boundary, True, None)
+
+    return root.trace(batch.tokens, fn=forward if max_new_tokens is None else generation)
