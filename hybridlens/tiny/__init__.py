@@ -1,0 +1,93 @@
+"""The embedded checkpoints: small hybrids of the real Hugging Face classes, trained by this project.
+
+`names`, `path` and `describe` read the files that are checked in and import nothing heavy; how the models
+are made is in the other modules of this package (``python -m hybridlens.tiny.train``).
+
+How it fails: an installation without its package data has no checkpoints, which `path` says.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hybridlens.errors import CheckpointError, UnknownNameError, closest
+
+_NAMES = ("tiny-recurrentgemma", "tiny-jamba")
+_FOLDER = Path(__file__).parent / "checkpoints"
+
+
+class TinyModelInfo(NamedTuple):
+    """What `hybridlens models` prints of one embedded model."""
+
+    name: str
+    path: Path
+    architecture: str
+    """The Hugging Face class."""
+    parameters: int
+    layers: tuple[str, ...]
+    """``"attention"`` or ``"ssm"`` for each layer."""
+    n_heads: int
+    n_kv_heads: int
+    window: int | None
+    """Sliding window of the attention in tokens; None when it reaches everything."""
+    context: int
+    """Longest prompt that the model was trained for, in tokens."""
+    n_bytes: int
+    """Size of the weights file."""
+
+
+def names() -> tuple[str, ...]:
+    """The names of the embedded models."""
+    return _NAMES
+
+
+def path(name: str) -> Path:
+    """The folder of an embedded model, as `from_pretrained` takes it.
+
+    Raises:
+        UnknownNameError: when no embedded model has this name.
+        CheckpointError: when its files are missing from the installation.
+    """
+    if name not in _NAMES:
+        raise UnknownNameError(
+            f"no embedded model is called {name!r}{closest(name, _NAMES)}; choose one of {', '.join(_NAMES)}"
+        )
+    folder = _FOLDER / name
+    if not (folder / "model.safetensors").is_file():
+        raise CheckpointError(
+            f"the files of {name!r} are not in {folder}; install hybridlens again with its package data, "
+            f"or make them: python -m hybridlens.tiny.train {name} --out {folder}"
+        )
+    return folder
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def training(name: str) -> dict[str, Any]:
+    """How an embedded model was trained (``training.json``): seed, steps, seconds, versions, sizes."""
+    return _read(path(name) / "training.json")
+
+
+def describe() -> tuple[TinyModelInfo, ...]:
+    """Every embedded model with its sizes, read from its files."""
+    found: list[TinyModelInfo] = []
+    for name in _NAMES:
+        folder, made = path(name), training(name)
+        config, tokenizer = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
+        found.append(
+            TinyModelInfo(
+                name=name,
+                path=folder,
+                architecture=config["architectures"][0],
+                parameters=made["parameters"],
+                layers=tuple(made["layers"]),
+                n_heads=config["num_attention_heads"],
+                n_kv_heads=config["num_key_value_heads"],
+                window=made["window"],
+                context=tokenizer["model_max_length"],
+                n_bytes=(folder / "model.safetensors").stat().st_size,
+            )
+        )
+    return tuple(found)
