@@ -44,7 +44,7 @@ def grid(
         haystack: the filler; the built-in essays of `seed` by default.
         needle: what is hidden and asked for.
         template: "base" or "instruct".
-        jrt: context and question twice; the length counts both.
+        jrt: context and question twice. Clean: the length counts both; published: it counts one.
         semantics: "clean" or "published".
         seed: of the built-in essays; unused with a haystack.
 

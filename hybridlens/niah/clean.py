@@ -181,16 +181,17 @@ def check_fit(frame: Frame, supply: Supply, lengths: Sequence[int], n_places: in
     """Refuse lengths in which the needle does not fit.
 
     Raises:
-        InputError: template, question and needle take more than the shortest length, or leave less
-            than one token between places.
+        InputError: template, question, needle and the haystack's shortest sentence between each two
+            places take more than the shortest length.
     """
     shortest = min(lengths)
-    if _cap(frame, shortest, n_places) < 1:
-        base = frame.count([frame.needle.sentence] * frame.readings)
+    base = frame.count([frame.needle.sentence] * frame.readings)
+    least = min(piece.cost for piece in supply.sentences)
+    if base + frame.readings * (n_places - 1) * least > shortest:
         raise InputError(
             f"needle {frame.needle.sentence!r} does not fit length {shortest}: with template and question it "
-            f"takes {base} tokens, and {n_places} distinct places need filler between them; give lengths of "
-            f"at least {shortest_fit(frame, supply, n_places)}"
+            f"takes {base} tokens, and {n_places} distinct places need {n_places - 1} sentences of filler, "
+            f"{least} tokens or more each; give lengths of at least {shortest_fit(frame, supply, n_places)}"
         )
 
 

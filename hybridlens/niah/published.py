@@ -9,7 +9,8 @@ is one too low, because their sampler prepends BOS after the indices were comput
 How it fails (on purpose): prompts of one length differ by some tokens from each other and from L, so they
 do not batch without padding; at short lengths several depths give the same prompt; the context ends in
 the middle of a sentence. Only the order of a folder's files is ours (sorted; theirs was the file system's).
-With JRT the context is half as long, so that the prompt stays near L.
+With JRT the context is built for L and then stands twice, so the prompt is nearly twice as long as L;
+that this is what the authors did is our reading of "given twice".
 """
 
 from collections.abc import Sequence
@@ -33,8 +34,8 @@ def haystack_ids(tokenizer: Tokenizer, haystack: Haystack, longest: int) -> tupl
 
 
 def _decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of `ids`, spaces as they come."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    """The text of `ids`, spaces as they come; unknown tokens are special ones and vanish, as in theirs."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _needle_ids(frame: Frame) -> tuple[int, ...]:
@@ -42,14 +43,9 @@ def _needle_ids(frame: Frame) -> tuple[int, ...]:
     return encode(frame.tokenizer, f"\n{frame.needle.sentence}\n", special=False).ids
 
 
-def _budget(frame: Frame, length: int) -> int:
-    """Tokens of the context, the needle among them, in each reading."""
-    return (length - BUFFER) // frame.readings
-
-
 def shortest_fit(frame: Frame) -> int:
     """The shortest length whose budget holds the needle and one token of filler, in tokens."""
-    return BUFFER + frame.readings * (len(_needle_ids(frame)) + 1)
+    return BUFFER + len(_needle_ids(frame)) + 1
 
 
 def check_fit(frame: Frame, lengths: Sequence[int]) -> None:
@@ -59,7 +55,7 @@ def check_fit(frame: Frame, lengths: Sequence[int]) -> None:
         InputError: the shortest length leaves no token of filler beside the needle.
     """
     shortest, needle = min(lengths), len(_needle_ids(frame))
-    if _budget(frame, shortest) <= needle:
+    if shortest - BUFFER <= needle:
         raise InputError(
             f"needle {frame.needle.sentence!r} does not fit length {shortest}: published semantics keep "
             f"{BUFFER} tokens free and the needle takes {needle}; give lengths of at least "
@@ -88,7 +84,7 @@ def published_prompts(frame: Frame, ids: Sequence[int], length: int, depths: Seq
     """
     needle = _needle_ids(frame)
     stops = encode(frame.tokenizer, ".", special=False).ids
-    context = ids[: _budget(frame, length) - len(needle)]
+    context = ids[: length - BUFFER - len(needle)]
     prompts: list[Prompt] = []
     for depth in depths:
         point = _insertion_point(context, depth, stops)
@@ -111,5 +107,5 @@ def _needle_chars(frame: Frame, text: str, before: Sequence[int], needle: Sequen
 
 def published_control(frame: Frame, ids: Sequence[int], length: int) -> Prompt:
     """The prompt of one length with filler in the needle's stead, of equal budget."""
-    text = _decode(frame.tokenizer, ids[: _budget(frame, length)])
+    text = _decode(frame.tokenizer, ids[: length - BUFFER])
     return frame.prompt([text] * frame.readings, (), length, None, "published")
