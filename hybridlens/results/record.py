@@ -35,6 +35,7 @@ class Manifest:
         job: the command's name. Compared.
         command: the command line as typed. Recorded only.
         settings: argument name -> JSON value that changes no cell (batch size, device). Recorded only.
+        facts: name -> JSON value about the model; "n_heads" is used by the report. Recorded only.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Manifest:
     job: str = "niah"
     command: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def compared(self) -> dict[str, Any]:
         """Name, as the user knows it -> JSON value, of everything that has to be equal to go on."""

@@ -1,0 +1,23 @@
+"""Typed results to pictures: Plotly figures, circuitsvis patterns, and the report page. Loads no model.
+
+`figures` draws cells, `patterns` attention, `words` puts the finding into sentences, `report` makes the page.
+How it fails: `hybridlens.errors.InputError` for a pattern that cannot be drawn, `ResultsError` for cells that
+hold nothing to show.
+"""
+
+from hybridlens.viz.figures import accuracy_curve, retrieval_map
+from hybridlens.viz.patterns import MAX_TOKENS, Html, PatternFigure, attention_heads
+from hybridlens.viz.report import render_report, write_report
+from hybridlens.viz.words import headline
+
+__all__ = [
+    "accuracy_curve",
+    "retrieval_map",
+    "MAX_TOKENS",
+    "Html",
+    "PatternFigure",
+    "attention_heads",
+    "render_report",
+    "write_report",
+    "headline",
+]

@@ -1,0 +1,343 @@
+"""Pictures of results: what the figures hold, and a report that no text breaks and that needs no network."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridlens.errors import InputError, ResultsError
+from hybridlens.results import Cell, accuracy_points, environment, finding
+from hybridlens.viz import (
+    MAX_TOKENS,
+    PatternFigure,
+    accuracy_curve,
+    attention_heads,
+    headline,
+    render_report,
+    retrieval_map,
+    write_report,
+)
+from hybridlens.viz.patterns import circuitsvis_bundle, inline_script, props, script_json
+from hybridlens.viz.report import POLICY
+
+# Texts that end a script, open a tag, look like an entity, or end a line in JavaScript but not in JSON.
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script>",
+    "</SCRIPT >",
+    "<!--<script>",
+    "<img src=x onerror=alert(1)>",
+    "&amp;",
+    "\u2028\u2029",
+    "\"'`",
+    "${1}\\",
+    "\x00\ud7ff",
+]
+LENGTHS, DEPTHS, KS = (64, 128), (0, 50, 100), (0, 2, 8)
+
+
+def a_cell(phase: str, k: int, length: int, depth: int | None, score: float, text: str = "text") -> Cell:
+    """A cell whose span and hash are plausible and of no interest here."""
+    span = (None, None) if depth is None else (3, 9)
+    return Cell("m", phase, k, length, depth, depth is None, score, text, *span, 0.1, "abc")
+
+
+def sweep(text: str = "text") -> list[Cell]:
+    """Two phases, three k, six prompts and two controls: 48 cells with scores that follow from the place.
+
+    With 8 heads everything scores 5; with 2 the generation phase scores 3 and prefill 1; with none, 0 to 0.5.
+    """
+    scores = {("generation", 2): 3.0, ("prefill", 2): 1.0, ("generation", 0): 0.0, ("prefill", 0): 0.5}
+    return [
+        a_cell(phase, k, n, d, 0.25 if d is None else scores.get((phase, k), 5.0), text)
+        for phase in ("generation", "prefill")
+        for k in KS
+        for n in LENGTHS
+        for d in (*DEPTHS, None)
+    ]
+
+
+def a_record(**changes: Any) -> dict[str, Any]:
+    """What run.json holds, as far as the report reads it."""
+    return {
+        "model": "m",
+        "max_score": 5.0,
+        "seed": 0,
+        "status": "complete",
+        "created": "2026-01-02T03:04:05+00:00",
+        "finished": "2026-01-02T03:05:05+00:00",
+        "cells": 48,
+        "cells_done": 48,
+        "facts": {"n_heads": 8},
+        "config_hash": "c",
+        "weights_hash": "w",
+        "arguments": {"needle": "n"},
+        "command": "hybridlens niah --model m",
+        "sessions": [{"environment": environment(), "settings": {"batch_size": 4}}],
+        "damaged": [],
+        **changes,
+    }
+
+
+def a_pattern(tokens: list[str], /, **changes: Any) -> PatternFigure:
+    """A causal pattern of two heads with rows that sum to 1."""
+    weights = np.tril(np.random.default_rng(0).random((2, len(tokens), len(tokens)))) + np.eye(len(tokens))
+    values = {"title": "Pattern", "tokens": tokens, "heads": ["L2 H1", "L5 H0"], "note": "cropped"}
+    return PatternFigure(**{**values, "pattern": weights / weights.sum(-1, keepdims=True), **changes})
+
+
+class Page(HTMLParser):
+    """The elements, attributes, texts and scripts of a page, as a browser would tell them apart."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.scripts: list[str] = []
+        self.open = ""
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.open = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.open == "script":
+            self.scripts[-1] += data
+        elif self.open != "style":
+            self.text.append(data)
+
+
+def data_of(page: Page) -> Any:
+    """The JSON that the page's code reads."""
+    index = [attributes.get("id") for tag, attributes in page.tags if tag == "script"].index("data")
+    return json.loads(page.scripts[index])
+
+
+def test_accuracy_curve_holds_the_means_and_the_chance_beside_them() -> None:
+    """Means worked out by hand from the scores of `sweep`; each phase has its own dotted chance curve."""
+    figure = accuracy_curve(sweep(), 5.0, 8)
+    drawn = {trace.name: (list(trace.x), list(trace.y), trace.line.dash) for trace in figure.data}
+    assert drawn == {
+        "Generation only": ([0, 2, 8], [0, 60, 100], None),
+        "Generation only, needle left out (chance)": ([0, 2, 8], [5, 5, 5], "dot"),
+        "Prefill and generation": ([0, 2, 8], [10, 20, 100], None),
+        "Prefill and generation, needle left out (chance)": ([0, 2, 8], [5, 5, 5], "dot"),
+    }
+    axis = figure.layout.xaxis
+    assert "read from right to left" in axis.title.text
+    assert list(axis.ticktext) == ["0<br>no attention", "2", "8<br>all heads"]
+    assert "no control" in headline([finding(points_without_controls(), "generation")], "m", 8)[0]
+    assert len(accuracy_curve([c for c in sweep() if not c.control]).data) == 2
+    with pytest.raises(ResultsError, match="no cell with a needle to draw"):
+        accuracy_curve([c for c in sweep() if c.control])
+
+
+def points_without_controls() -> Any:
+    """Accuracy of the generation phase when no control was run."""
+    return accuracy_points([c for c in sweep() if not c.control], "generation", 5.0)
+
+
+def test_many_heads_keep_the_axis_readable() -> None:
+    """With 129 values of k at most 22 ticks are shown, the two ends always among them."""
+    cells = [a_cell("generation", k, 64, 0, 5.0) for k in range(129)]
+    ticks = list(accuracy_curve(cells).layout.xaxis.tickvals)
+    assert len(ticks) <= 22
+    assert (ticks[0], ticks[-1]) == (0, 128)
+
+
+def test_retrieval_map_puts_every_score_in_its_place() -> None:
+    """Each of the six prompts and two controls gets a score of its own, so a swapped axis cannot pass."""
+    cells = [
+        replace(c, score=i / 2) for i, c in enumerate(c for c in sweep() if c.phase == "prefill" and c.k == 2)
+    ]
+    trace = retrieval_map([*cells, *(c for c in sweep() if c.k == 8)], "prefill", 2).data[0]
+    assert list(trace.x) == ["64", "128"]
+    assert list(trace.y) == [
+        "0 %<br>start of the context",
+        "50 %",
+        "100 %<br>end, next to the question",
+        " ",
+        "needle left out",
+    ]
+    assert [list(row) for row in trace.z] == [[0, 40], [10, 50], [20, 60], [None, None], [30, 70]]
+    missing = retrieval_map([c for c in cells if (c.length, c.depth) != (128, 50)], "prefill", 2).data[0]
+    assert [list(row) for row in missing.z][1] == [10, None]
+    with pytest.raises(ResultsError, match=r"no cell of phase 'prefill' with k = 5"):
+        retrieval_map(cells, "prefill", 5)
+
+
+def test_headline_states_the_measured_numbers() -> None:
+    """Every number in the sentences is worked out by hand: half of 100 % is missed at k = 0 and at k = 2."""
+    found = [finding(accuracy_points(sweep(), p, 5.0), p) for p in ("generation", "prefill")]
+    lines = [line.replace("\u00a0", " ") for line in headline(found, "m", 8)]
+    assert lines == [
+        "With all 8 heads, m finds the needle with 100 % accuracy; without a needle in the prompt, chance "
+        "alone scores 5 %.",
+        "When heads are dropped only while answering, accuracy falls under half of the full model's at k = 0 "
+        "(0 %).",
+        "When they are dropped while reading the prompt too, accuracy falls under half of the full model's "
+        "at k = 2 (20 %); with no attention it is 10 %, the chance level being 5 %.",
+    ]
+    flat = [replace(c, score=0.5) for c in sweep()]
+    words = headline([finding(accuracy_points(flat, "generation", 5.0), "generation")], "m", 16)
+    assert words[0].startswith("With 8 heads kept, m")
+    assert "close to chance" in words[1]
+    assert "never falls under half of the full model's: with no attention it is" in words[2]
+    with pytest.raises(ResultsError, match="nothing to state"):
+        headline([], "m", 8)
+
+
+def test_report_holds_every_cell_and_pattern(tmp_path: Path) -> None:
+    """The page's data is parsed back and compared with what went in, 48 cells and the pattern's weights."""
+    figure = a_pattern(["a", "b", "c"])
+    path = write_report(tmp_path, sweep("written"), a_record(), [figure], ["a note"])
+    assert path == tmp_path / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    data = data_of(page)
+    rows = {(c.phase, c.k, c.length, c.depth): (c.score, c.text) for c in sweep("written")}
+    assert {tuple(row[:4]): (row[4], row[8]) for row in data["cells"]} == rows
+    assert data["maps"]["generation"]["2"] == [[60, 60], [60, 60], [60, 60], [5, 5]]
+    assert data["depths"] == [0, 50, 100, None]
+    assert data["tip"] == {"generation": 0, "prefill": 2}
+    np.testing.assert_allclose(data["patterns"][0]["attention"], figure.pattern, atol=5e-5)
+    text = " ".join(page.text)
+    for words in ("With all 8 heads", "k = 2", "start of the context", "end, next to the question", "a note"):
+        assert words in text
+    assert "hybridlens niah --model m" in text
+    assert f"transformers {environment()['packages']['transformers']}" in text
+    assert "not complete" not in text
+    waiting = Page(render_report(sweep(), a_record(status="interrupted", cells_done=48, cells=96)))
+    assert "not complete: 48 of 96 cells" in " ".join(waiting.text)
+
+
+def test_report_asks_the_network_for_nothing() -> None:
+    """The policy forbids every request, and no element names a source, so nothing is loaded on opening it."""
+    source = render_report(sweep(), a_record(), [a_pattern(["a", "b"])])
+    page = Page(source)
+    metas = [a for tag, a in page.tags if tag == "meta"]
+    assert (
+        POLICY == "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+    )
+    assert {"http-equiv": "Content-Security-Policy", "content": POLICY} in metas
+    loading = [
+        (t, n) for t, a in page.tags for n in a if n in {"src", "href", "srcset", "action", "data", "poster"}
+    ]
+    assert loading == []
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "img", "object", "embed", "base"}
+    assert "sourceMappingURL" not in source
+    own = source.replace(circuitsvis_bundle(), "").replace(max(page.scripts, key=len), "")
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", own)
+    style = re.search(r"<style>(.*?)</style>", source, re.DOTALL)
+    assert style is not None
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_report_shows_any_text_literally(text: str) -> None:
+    """A page with hostile text has the same elements as one with harmless text, and gives the text back.
+
+    Had one character been read as markup, an element would be added, a script cut, or the text changed.
+    """
+
+    def page(word: str) -> Page:
+        record = a_record(
+            model=word, command=word, arguments={word: [word]}, facts={"n_heads": 8, word: word}
+        )
+        figure = a_pattern([word, "b"], title=word, note=word, heads=[word, "h"])
+        return Page(render_report(sweep(word), record, [figure], [word]))
+
+    plain, hostile = page("harmless"), page(text)
+    assert [t for t, _ in hostile.tags] == [t for t, _ in plain.tags]
+    assert len(hostile.scripts) == len(plain.scripts) == 4
+    data = data_of(hostile)
+    assert {row[8] for row in data["cells"]} == {text}
+    assert data["patterns"][0]["tokens"] == [text, "b"]
+    assert data["patterns"][0]["attentionHeadNames"] == [text, "h"]
+    shown = "".join(hostile.text)
+    assert shown.count(text) >= "".join(plain.text).count("harmless") - 1
+    assert "CircuitsVis.render" in hostile.scripts[3]
+
+
+@given(st.text())
+def test_script_json_can_end_no_script(text: str) -> None:
+    """For any text the JSON parses back to it and holds no character that HTML acts on within a script."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return
+    written = script_json({text: [text]})
+    assert json.loads(written) == {text: [text]}
+    assert not set(written) & set("<>&\u2028\u2029")
+
+
+def test_bundles_cannot_end_their_script() -> None:
+    """The bundle holds `</script>` in a string of its code; inlined as it is, that would end the script."""
+    import circuitsvis
+
+    raw = (Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
+    assert "</script" in raw, "the danger this guards against is there"
+    assert "</script" not in circuitsvis_bundle()
+    assert len(circuitsvis_bundle()) > 1_000_000
+    assert inline_script('"</script><!--"') == '"<\\/script><\\!--"'
+
+
+def test_notebook_figure_stands_alone() -> None:
+    """The notebook's HTML has the bundle in it, one script, and hostile tokens kept whole."""
+    tokens = ["</script>", "<b>"]
+    made = attention_heads(tokens, a_pattern(tokens).pattern, name='x"><script>')
+    page = Page(made._repr_html_())
+    assert [tag for tag, _ in page.tags] == ["div", "script"]
+    assert page.tags[0][1]["id"] == 'x"><script>'
+    call = page.scripts[0].rsplit("CircuitsVis.AttentionHeads, ", 1)[1].rstrip(" ;)\n")
+    assert json.loads(call)["tokens"] == tokens
+    assert json.loads(call)["attentionHeadNames"] == ["Head 0", "Head 1"]
+
+
+def test_signed_values_get_a_symmetric_range() -> None:
+    """Circuitsvis assumes -1 to 1; values beyond it would all look the same."""
+    signed = a_pattern(["a", "b"], pattern=np.array([[[3.0, 0], [-7, 1]], [[1, 0], [0, 1]]]))
+    assert (props(signed)["minValue"], props(signed)["maxValue"]) == (-7.0, 7.0)
+    assert props(a_pattern(["a", "b"]))["maxValue"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": ["one"]}, r"has shape \(2, 2, 2\); 1 heads over 2 tokens need \(1, 2, 2\)"),
+        ({"tokens": ["a", "b", "c"]}, r"2 heads over 3 tokens need \(2, 3, 3\)"),
+        ({"pattern": np.full((2, 2, 2), np.nan)}, "not finite; mask them to 0 first"),
+        (
+            {"tokens": ["t"] * (MAX_TOKENS + 1), "pattern": np.zeros((2, MAX_TOKENS + 1, MAX_TOKENS + 1))},
+            r"has 129 tokens, and circuitsvis paints 1 to 128; crop it",
+        ),
+    ],
+)
+def test_a_pattern_that_cannot_be_drawn_is_refused(changes: dict[str, Any], message: str) -> None:
+    """The message has the shape or number given and the one expected."""
+    with pytest.raises(InputError, match=message):
+        a_pattern(["a", "b"], **changes)
+
+
+def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path: Path) -> None:
+    """With no cell to show the error comes before anything is written."""
+    path = write_report(tmp_path, sweep(), a_record())
+    before = path.read_bytes()
+    with pytest.raises(ResultsError, match="nothing to state"):
+        write_report(tmp_path, [], a_record())
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
