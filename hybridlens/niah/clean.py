@@ -114,7 +114,7 @@ def _choose(
 ) -> Fill | None:
     """Sentences that make `total` tokens in all readings together, or None when these can not."""
     room, odd = divmod(total, readings)
-    tail = int(4 * fmean(piece.cost for piece in usable))
+    tail = int(4 * fmean(piece.cost for piece in usable)) if usable else 0
     chosen = plan(usable, extra, room, tail, skip)
     if chosen is None:
         return None
@@ -151,22 +151,21 @@ def _search(
     extra = [piece for piece in supply.fragments if 0 < piece.cost <= cap]
     alone = [needle or ""] * frame.readings
     estimate = length - frame.count(alone)
-    if usable:
-        usable = _long_enough(usable, estimate)
-        for skip in range(ATTEMPTS):
-            total = estimate
-            for _ in range(CORRECTIONS):
-                fill = _choose(usable, extra, total, frame.readings, skip) if total >= 0 else None
-                if fill is None or len(fill.texts) < least:
-                    break
-                contexts, _spans = _contexts(frame, fill, needle, len(fill.texts) if place is None else place)
-                short = length - frame.count(contexts)
-                if short == 0:
-                    return fill
-                total += short
+    found, usable = len(usable), _long_enough(usable, estimate)
+    for skip in range(ATTEMPTS):
+        total = estimate
+        for _ in range(CORRECTIONS):
+            fill = _choose(usable, extra, total, frame.readings, skip) if total >= 0 else None
+            if fill is None or len(fill.texts) < least:
+                break
+            contexts, _spans = _contexts(frame, fill, needle, len(fill.texts) if place is None else place)
+            short = length - frame.count(contexts)
+            if short == 0:
+                return fill
+            total += short
     raise InputError(
         f"no choice of the haystack's sentences makes a prompt of exactly {length} tokens with at least "
-        f"{least} sentences of at most {cap} tokens (it has {len(usable)} such); give a longer length, fewer "
+        f"{least} sentences of at most {cap} tokens (it has {found} such); give a longer length, fewer "
         "depths, or a haystack with more short sentences"
     )
 
@@ -222,6 +221,8 @@ def clean_control(frame: Frame, supply: Supply, length: int, n_places: int) -> P
 
 def _long_enough(usable: Sequence[Piece], room: int) -> list[Piece]:
     """`usable`, repeated from its start until it fills `room` with a window of sentences to spare."""
+    if not usable:
+        return []
     total = sum(piece.cost for piece in usable)
     repeats = 1 + max(0, room) // total + -(-(WINDOW + ATTEMPTS) // len(usable))
     return list(usable) * (1 if total > room and len(usable) > 4 * WINDOW else repeats)
