@@ -393,6 +393,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"haystack": niah.Haystack("mine", f"A fox. {niah.PAPER_SENTENCE} A dog.")},
         "haystack 'mine' already holds the needle",
     ),
+    "polluted published": (
+        {"haystack": niah.Haystack("mine", f"A fox. {niah.PAPER_SENTENCE} A dog."), "semantics": "published"},
+        "haystack 'mine' already holds the needle",
+    ),
     "empty": ({"haystack": niah.Haystack("mine", " \n ")}, "haystack 'mine' is empty"),
     "empty published": (
         {"haystack": niah.Haystack("mine", " \n "), "semantics": "published"},

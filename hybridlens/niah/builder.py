@@ -18,6 +18,7 @@ from hybridlens.niah.haystack import Haystack, essays
 from hybridlens.niah.lengths import DEFAULT_DEPTHS, PAPER_MAX_LENGTH, check_axis, default_lengths
 from hybridlens.niah.needles import PAPER_NEEDLE, Needle
 from hybridlens.niah.prompt import Frame, Prompt, Semantics, make_frame
+from hybridlens.niah.rubric import normalise
 
 SEMANTICS: tuple[Semantics, ...] = ("clean", "published")
 """The builders by name."""
@@ -164,6 +165,11 @@ def _plan(
     else:
         tokens = check_axis("lengths", lengths, 1, None)
     source = haystack if haystack is not None else essays(seed, 1000 + max(tokens) // 2)
+    if normalise(needle.sentence) in normalise(source.text):
+        raise InputError(
+            f"haystack {source.name!r} already holds the needle {needle.sentence!r}, so its controls would "
+            "hold it too; remove it there or hide another needle"
+        )
     if rules == "clean":
         clean.check_fit(frame, clean.make_supply(frame, source, max(tokens)), tokens, len(percent))
     else:

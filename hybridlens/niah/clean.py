@@ -20,7 +20,6 @@ from hybridlens.niah.filler import WINDOW, Piece, fragments, pieces, plan
 from hybridlens.niah.haystack import Haystack
 from hybridlens.niah.lengths import places
 from hybridlens.niah.prompt import Frame, Prompt, Span
-from hybridlens.niah.rubric import normalise
 
 CHARS_PER_TOKEN = 64
 """Of a long haystack the first `CHARS_PER_TOKEN` · longest prompt characters are used, at least."""
@@ -57,7 +56,7 @@ def make_supply(frame: Frame, haystack: Haystack, longest: int) -> Supply:
     """The haystack's first sentences, enough for prompts of `longest` tokens, and a few fragments of them.
 
     Raises:
-        InputError: the haystack holds no sentence, or holds the needle itself.
+        InputError: the haystack holds no sentence.
     """
     chosen: list[str] = []
     chars = 0
@@ -68,11 +67,6 @@ def make_supply(frame: Frame, haystack: Haystack, longest: int) -> Supply:
         chars += len(sentence) + 1
     if not chosen:
         raise InputError(f"haystack {haystack.name!r} is empty: it holds no sentence; give one with text")
-    if normalise(frame.needle.sentence) in normalise(" ".join(chosen)):
-        raise InputError(
-            f"haystack {haystack.name!r} already holds the needle {frame.needle.sentence!r}, so its controls "
-            "would hold it too; remove it there or hide another needle"
-        )
     found = pieces(frame.tokenizer, chosen)
     longest_first = sorted(found[:WINDOW], key=lambda piece: -piece.cost)[:3]
     short = [fragment for piece in longest_first for fragment in fragments(frame.tokenizer, piece.text)]
