@@ -1,6 +1,7 @@
 """The architecture: which module may import which, and what a plain import may load.
 
-The source is read by `ast`, so an import inside a function or under TYPE_CHECKING counts as well.
+The source is read by `ast`, so an import inside a function counts as well. One under TYPE_CHECKING loads
+nothing and only names a type: it may point back within hybridlens, and still never to analyses.
 """
 
 import ast
@@ -29,10 +30,14 @@ ORDER = (
     "components",
     "families",
     "weights",
-    "model",
+    "network",
+    "tokens",
     "generation",
+    "tracing",
+    "model",
     "niah",
     "tiny",
+    "loading",
     "results",
     "viz",
 )
@@ -52,11 +57,12 @@ HEAVY = {
 
 
 class Import(NamedTuple):
-    """One import statement: the file, its line, and the dotted module that it names."""
+    """One import statement: the file, its line, the dotted module that it names, and whether it is run."""
 
     path: Path
     line: int
     target: str
+    runs: bool = True
 
 
 def imports_of(path: Path) -> Iterator[Import]:
@@ -65,10 +71,18 @@ def imports_of(path: Path) -> Iterator[Import]:
     `from hybridlens import x` counts as `hybridlens.x` when x is a module, since that is what loads.
     """
     package = list(path.relative_to(ROOT).with_suffix("").parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    unread = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(path, node.lineno, alias.name)
+                yield Import(path, node.lineno, alias.name, node not in unread)
         elif isinstance(node, ast.ImportFrom):
             if node.level == 0:
                 base = node.module or ""
@@ -76,7 +90,7 @@ def imports_of(path: Path) -> Iterator[Import]:
                 base = ".".join([*package[: len(package) - node.level + 1], *(node.module or "").split(".")])
                 base = base.rstrip(".")
             modules = [f"{base}.{alias.name}" for alias in node.names if is_module(f"{base}.{alias.name}")]
-            yield from (Import(path, node.lineno, module) for module in modules or [base])
+            yield from (Import(path, node.lineno, module, node not in unread) for module in modules or [base])
 
 
 def is_module(dotted: str) -> bool:
@@ -120,7 +134,7 @@ def test_modules_import_only_from_those_before_them() -> None:
             continue
         for i in imports_of(path):
             names = i.target.split(".")
-            if names[0] != "hybridlens":
+            if names[0] != "hybridlens" or not i.runs:
                 continue
             target = names[1] if len(names) > 1 else "__init__"
             arrows += target != part
@@ -131,16 +145,19 @@ def test_modules_import_only_from_those_before_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "target"),
+    ("source", "target", "runs"),
     [
-        ("import hybridlens.model", "hybridlens.model"),
-        ("from hybridlens import viz", "hybridlens.viz"),
-        ("def f():\n    from .viz import x", "hybridlens.viz"),
-        ("from . import viz", "hybridlens.viz"),
+        ("import hybridlens.model", "hybridlens.model", True),
+        ("from hybridlens import viz", "hybridlens.viz", True),
+        ("def f():\n    from .viz import x", "hybridlens.viz", True),
+        ("from . import viz", "hybridlens.viz", True),
+        ("if TYPE_CHECKING:\n    from hybridlens.viz import x", "hybridlens.viz", False),
+        ("if not TYPE_CHECKING:\n    from hybridlens.viz import x", "hybridlens.viz", True),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    from hybridlens.viz import x", "hybridlens.viz", True),
     ],
 )
 def test_import_reader_sees_every_form(
-    source: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, target: str, runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The two tests above pass on nothing found, so the reader itself is shown each form of import."""
     (tmp_path / "hybridlens").mkdir()
@@ -149,7 +166,7 @@ def test_import_reader_sees_every_form(
     probe = tmp_path / "hybridlens" / "probe.py"
     probe.write_text(source, encoding="utf-8")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
-    assert [i.target for i in imports_of(probe)] == [target]
+    assert [(i.target, i.runs) for i in imports_of(probe)] == [(target, runs)]
 
 
 def loaded_by(code: str) -> set[str]:
