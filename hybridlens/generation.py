@@ -8,9 +8,9 @@ How it fails: see `generate`; a hook that raises ends the run and leaves no hook
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -67,12 +67,8 @@ class Generation(NamedTuple):
     """After the last token that was read: the last one generated has not been."""
 
 
-class Chooser(Protocol):
-    """Picks the next token of each row from its logits."""
-
-    def __call__(self, logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
-        """Token ids, one a row."""
-        ...
+Chooser: TypeAlias = Callable[[Tensor], Tensor]
+"""Picks the next token of each row from its logits [b v]."""
 
 
 def greedy(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:

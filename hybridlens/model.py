@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from transformer_lens.ActivationCache import ActivationCache
-from transformer_lens.utilities import Slice, SliceInput
+from transformer_lens.utilities import Slice
 
 from hybridlens import tokens as tokens_module
 from hybridlens.errors import InputError
@@ -235,7 +235,7 @@ class HybridLens:
         lengths: Sequence[int] | Tensor | None = None,
         device: torch.device | str | None = None,
         remove_batch_dim: bool = False,
-        pos_slice: Slice | SliceInput | None = None,
+        pos_slice: Slice | int | tuple[int, ...] | list[int] | None = None,
     ) -> tuple[Logits, ActivationCache]:
         """Logits, and TransformerLens' `ActivationCache` of what the run computed.
 
@@ -253,7 +253,7 @@ class HybridLens:
         batch = self.batch(tokens, lengths)
         if remove_batch_dim and batch.tokens.shape[0] != 1:
             raise InputError(f"remove_batch_dim needs one prompt, {batch.tokens.shape[0]} were given")
-        positions = Slice.unwrap(pos_slice)
+        positions = Slice.unwrap(pos_slice)  # pyright: ignore[reportArgumentType]
         crowded = any(point.fwd_hooks for point in self.hook_dict.values())  # others may write in place
         kept: dict[str, Tensor] = {}
 

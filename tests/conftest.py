@@ -15,6 +15,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     WANDB_MODE="disabled",
     TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",  # small tensors: a second thread only waits for the first
 )
 
 import pytest

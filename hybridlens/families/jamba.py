@@ -56,12 +56,19 @@ class Mamba(nn.Module):
             dt = self.hook_dt(F.softplus(mixer.dt_proj(mixer.dt_layernorm(dt))))
             B, C = self.hook_B(mixer.b_layernorm(B)), self.hook_C(mixer.c_layernorm(C))
             A = -torch.exp(mixer.A_log.float())
-            y, final = self._recur(dt, A, B, C, u, run, held)
-            y = self.hook_y(y + u * mixer.D.float())
+            y, final = self._recur(dt, A, B, C, u, u * mixer.D.float(), run, held)
         return mixer.out_proj((y * gate).to(x.dtype)), remember(conv, final)
 
     def _recur(
-        self, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, u: Tensor, run: Pass, held: RecurrentState | None
+        self,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        u: Tensor,
+        skip: Tensor,
+        run: Pass,
+        held: RecurrentState | None,
     ) -> tuple[Tensor, Tensor]:
         """Readout [b p c] and final state [b c n]; every token's decay, write and state only if hooked."""
         points = (self.hook_decay, self.hook_write, self.hook_state, self.hook_pattern)
@@ -70,14 +77,16 @@ class Mamba(nn.Module):
                 point.skip()
             if run.valid is not None:
                 dt = dt.masked_fill(~run.valid[..., None], 0.0)
-            return scan.selective_scan(dt, A, B, C, u, None if held is None else held.recurrent)
+            y, final = scan.selective_scan(dt, A, B, C, u, None if held is None else held.recurrent)
+            return self.hook_y(y + skip), final
         decay, write = scan.discretise(dt, A, B, u)
         decay, write = self.hook_decay(decay), self.hook_write(write)
         decay, write = hold_padding(decay, write, run.valid)
         states = hooked_states(decay, write, held, self.hook_state)
+        y = self.hook_y(scan.read_out(states, C) + skip)
         source = dt.float()[..., None] * B.float()[..., None, :]
         hidden_attention(decay, source, C, 1, self.hook_pattern)
-        return scan.read_out(states, C), states[:, -1]
+        return y, states[:, -1]
 
 
 class HookedMoe(nn.Module):
