@@ -42,6 +42,8 @@ class Recipe(NamedTuple):
     balance: float = 0.01
     """Weight of the experts' load-balancing loss."""
     clip: float = 1.0
+    n_sentences: int = 40_000
+    """Filler sentences that documents are cut from."""
 
 
 RECIPES: dict[str, Recipe] = {
@@ -52,7 +54,7 @@ RECIPES: dict[str, Recipe] = {
             Stage(Level((128, 200, 256), (1, 6), 4, 0.3), 2e-3, 0.97),
             Stage(Level((96, 160, 224, 256, 288, 304), (1, 8), 4, 0.4), 2e-3, 2.0),
         ),
-        steps=4000,
+        steps=2750,
         tokens_per_step=3200,
         max_length=256,
         window=256,

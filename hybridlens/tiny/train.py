@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig
@@ -30,7 +31,7 @@ from hybridlens.tiny.architectures import TinyModel, build
 from hybridlens.tiny.documents import Batch, Source, make_source, write_batch
 from hybridlens.tiny.fast_forward import forward
 from hybridlens.tiny.probe import probe
-from hybridlens.tiny.recipes import Recipe, learning_rate, recipe
+from hybridlens.tiny.recipes import Recipe, Stage, learning_rate, recipe
 from hybridlens.tiny.tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer, words
 
 SMOOTHING = 0.97
@@ -146,51 +147,103 @@ def load_state(path: Path, settings: Settings, model: TinyModel, optimizer: torc
     return Progress(**state["progress"])
 
 
-def export(model: TinyModel, plan: Recipe, out: Path) -> None:
-    """Write the model and its tokenizer as a Hugging Face folder."""
+def _keep_lines(history: Path, n: int) -> None:
+    """Cut a log back to `n` steps, one a line: what came after the last saved state is run again."""
+    if history.exists():
+        lines = history.read_text(encoding="utf-8").splitlines(keepends=True)
+        history.write_text("".join(lines[:n]), encoding="utf-8")
+
+
+def account(settings: Settings, model: TinyModel, plan: Recipe, history: Path) -> dict[str, Any]:
+    """What ``training.json`` says: how the run went and what came out, in JSON values.
+
+    Args:
+        settings: what was asked for.
+        model: as trained.
+        plan: its recipe.
+        history: the run's log.
+    """
+    lines = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+    config: Any = model.config
+    began: dict[int, int] = {}
+    for line in lines:
+        began.setdefault(line["stage"], line["step"])
+    recent = [line["accuracy"] for line in lines[-100:]]
+    return {
+        **dataclasses.asdict(settings),
+        "steps_done": len(lines),
+        "seconds": lines[-1]["seconds"],
+        "stage_began_at_step": [began[stage] for stage in sorted(began)],
+        "answer_accuracy_of_last_100_steps": round(sum(recent) / len(recent), 4),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "layers": ["attention" if "attention" in kind else "ssm" for kind in _kinds(config)],
+        "window": plan.window,
+        "recipe": plan._asdict() | {"stages": [_as_dict(stage) for stage in plan.stages]},
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _kinds(config: Any) -> list[str]:
+    """Layer kinds of a config, where the library's "linear_attention" means a recurrence."""
+    return [kind.replace("linear_attention", "recurrent") for kind in config.layers_block_type]
+
+
+def _as_dict(stage: Stage) -> dict[str, Any]:
+    return stage._asdict() | {"level": stage.level._asdict()}
+
+
+def export(model: TinyModel, plan: Recipe, out: Path, account_of_run: dict[str, Any]) -> None:
+    """Write the model, its tokenizer and ``training.json`` as a Hugging Face folder."""
     out.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(
         bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID, do_sample=False, max_new_tokens=40
     )
     model.save_pretrained(out)
     build_tokenizer(plan.max_length).save_pretrained(out)
+    text = json.dumps(account_of_run, indent=2) + "\n"
+    (out / "training.json").write_text(text, encoding="utf-8")
 
 
 def train(
     settings: Settings,
+    plan: Recipe,
     work: Path,
     out: Path | None,
     save_every: int = 100,
     keep_every: int = 0,
     probe_every: int = 100,
+    stop_at: int | None = None,
 ) -> TinyModel:
     """Run, or go on with, a training run.
 
     Args:
         settings: name, seed, number of steps and threads.
+        plan: the recipe.
         work: folder of the run's state, its log (``log.jsonl``) and the kept checkpoints.
         out: where to write the finished model; None to write nothing.
         save_every: steps between states.
         keep_every: steps between checkpoints that are kept as Hugging Face folders, 0 for none.
         probe_every: steps between looks at the paper's needle.
+        stop_at: leave off after this step, as an interruption would; None to go on to the end.
 
     Returns:
         the trained model.
     """
-    plan = recipe(settings.name)
     torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(True)
     known = words()
     tokenizer = build_tokenizer(plan.max_length)
-    source = make_source(tokenizer.backend_tokenizer, known, settings.seed)
+    source = make_source(tokenizer.backend_tokenizer, known, settings.seed, plan.n_sentences)
     model = build(settings.name, len(tokenizer), settings.seed).train()
     optimizer = make_optimizer(model, plan)
     work.mkdir(parents=True, exist_ok=True)
     state = work / "state.pt"
     progress = load_state(state, settings, model, optimizer) if state.exists() else Progress()
     lengths = [plan.max_length * i // 4 for i in (2, 3, 4)]
-    with (work / "log.jsonl").open("a", encoding="utf-8") as log:
-        while progress.step < settings.steps:
+    history = work / "log.jsonl"
+    _keep_lines(history, progress.step)
+    with history.open("a", encoding="utf-8") as log:
+        while progress.step < (settings.steps if stop_at is None else stop_at):
             began = time.perf_counter()
             stage = progress.stage
             loss, accuracy = train_step(model, optimizer, source, settings, plan, progress)
@@ -208,9 +261,10 @@ def train(
             if progress.step % save_every == 0 or last:
                 save_state(state, settings, progress, model, optimizer)
             if keep_every and progress.step % keep_every == 0:
-                export(model, plan, work / f"step-{progress.step:05d}")
+                kept = work / f"step-{progress.step:05d}"
+                export(model, plan, kept, account(settings, model, plan, history))
     if out is not None:
-        export(model, plan, out)
+        export(model, plan, out, account(settings, model, plan, history))
     return model
 
 
@@ -245,13 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         work = options.work or Path(".training") / f"{options.name}-{options.seed}"
         out = options.out or work / "final"
-        train(
-            Settings(options.name, options.seed, steps, options.threads),
-            work,
-            out,
-            options.save_every,
-            options.keep_every,
-        )
+        settings = Settings(options.name, options.seed, steps, options.threads)
+        train(settings, plan, work, out, options.save_every, options.keep_every)
     except HybridLensError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,186 @@
+"""Training: exact gradients, the library's own numbers, the same weights from the same seed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from hybridlens.errors import CheckpointError, ResultsError, UnknownNameError
+from hybridlens.tiny.architectures import BUILDERS, build
+from hybridlens.tiny.documents import Level
+from hybridlens.tiny.fast_forward import balance_loss, forward
+from hybridlens.tiny.recipes import Recipe, Stage, learning_rate, recipe
+from hybridlens.tiny.train import Settings, main, train
+from hybridlens.tiny.training_scans import CHUNK, linear_scan, selective_scan
+
+NAMES = tuple(BUILDERS)
+SMALL = Recipe(
+    stages=(
+        Stage(Level((96,), (2, 2), 2, 0.0), 2e-3, 1e-4),
+        Stage(Level((112,), (1, 3), 2, 0.3), 1e-3, 2.0),
+    ),
+    steps=4,
+    tokens_per_step=200,
+    max_length=128,
+    window=64,
+    warmup=2,
+    n_sentences=200,
+)
+
+
+def double(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def test_linear_scan_and_its_gradients_are_those_of_the_recurrence() -> None:
+    """Against finite differences in double precision: a slipped index changes the first digit."""
+    a, b = torch.rand(6, 2, 3, dtype=torch.float64), double(6, 2, 3)
+    state = torch.zeros(2, 3, dtype=torch.float64)
+    for t, out in enumerate(linear_scan(a, b)):
+        state = a[t] * state + b[t]
+        torch.testing.assert_close(out, state)
+    assert torch.autograd.gradcheck(linear_scan, (a.requires_grad_(), b.requires_grad_()))
+
+
+@pytest.mark.parametrize("time", [1, 5, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+def test_selective_scan_and_its_gradients_are_those_of_the_recurrence(time: int) -> None:
+    """Lengths on both sides of a chunk's end, against the plain loop and its autograd, to 1e-9."""
+    inputs = [double(time, 2, 3), torch.rand(time, 2, 3).double(), -torch.rand(4, 3).double()]
+    inputs += [double(time, 2, 4), double(time, 2, 4)]
+    leaves = [x.requires_grad_() for x in inputs]
+
+    def plain(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        state, outs = torch.zeros(2, 4, 3, dtype=torch.float64), []
+        for t in range(time):
+            write = b[t][:, :, None] * (delta[t] * u[t])[:, None]
+            state = torch.exp(delta[t][:, None] * a) * state + write
+            outs.append((c[t][:, :, None] * state).sum(1))
+        return torch.stack(outs)
+
+    weight = double(time, 2, 3)
+    ours, reference = selective_scan(*leaves), plain(*leaves)
+    torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-9)
+    for got, want in zip(
+        torch.autograd.grad((ours * weight).sum(), leaves),
+        torch.autograd.grad((reference * weight).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("length", [3, 40, 270])
+def test_the_quick_forward_gives_the_librarys_logits_and_gradients(name: str, length: int) -> None:
+    """Weights are jittered so that no bias or norm is at its neutral start; 270 is beyond the window."""
+    model = build(name, 60, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    tokens = torch.randint(4, 60, (2, length))
+
+    def run(quick: bool) -> tuple[Tensor, list[Tensor]]:
+        logits = forward(model, tokens)[0].transpose(0, 1) if quick else model(tokens, use_cache=False).logits
+        found = torch.autograd.grad(logits.square().mean(), list(model.parameters()))
+        return logits.detach(), list(found)
+
+    (ours, our_gradients), (theirs, their_gradients) = run(True), run(False)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+    for got, want in zip(our_gradients, their_gradients, strict=True):
+        assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+
+
+def test_balance_loss_is_one_when_even_and_the_number_of_experts_when_one_takes_all() -> None:
+    """The two ends of its range, known by its formula (with one expert used)."""
+    even = torch.eye(4).repeat(3, 1)[:, None].clone()
+    torch.testing.assert_close(balance_loss([even], 1), torch.tensor(1.0))
+    one = torch.zeros(12, 1, 4)
+    one[..., 2] = 1.0
+    torch.testing.assert_close(balance_loss([one], 1), torch.tensor(4.0))
+
+
+def test_other_models_are_refused() -> None:
+    """A GPT-2 would otherwise fail deep inside with an attribute error."""
+    other = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=16))
+    with pytest.raises(CheckpointError, match="got a GPT2LMHeadModel, expected RecurrentGemmaForCausalLM"):
+        forward(other, torch.zeros(1, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_seed_gives_one_model_also_when_the_run_is_interrupted(name: str, tmp_path: Path) -> None:
+    """Every weight's bits after four steps over two levels; another seed differs, so this is not idle."""
+
+    def bits(seed: int, folder: str, stops: tuple[int, ...]) -> list[Tensor]:
+        model = None
+        for stop in stops:
+            model = train(Settings(name, seed, 4, 1), SMALL, tmp_path / folder, None, 1, stop_at=stop)
+        assert model is not None
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    whole, again = bits(3, "whole", (4,)), bits(3, "again", (4,))
+    parts, other = bits(3, "parts", (1, 3, 4)), bits(4, "other", (4,))
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
+    log = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert {line["stage"] for line in log} == {0, 1}
+
+
+def test_a_work_folder_of_other_settings_is_refused_and_kept(tmp_path: Path) -> None:
+    """The message names what differs, and the state on disk is the same bytes afterwards."""
+    train(Settings("tiny-recurrentgemma", 0, 1, 1), SMALL, tmp_path, None)
+    before = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(
+        ResultsError, match=r"'seed': 0.*this one has.*'seed': 1.*choose another --work folder"
+    ):
+        train(Settings("tiny-recurrentgemma", 1, 1, 1), SMALL, tmp_path, None)
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trained_model_is_a_hugging_face_folder(name: str, tmp_path: Path) -> None:
+    """Loaded again through the Auto classes it gives the very same logits, with the real class."""
+    model = train(Settings(name, 0, 1, 1), SMALL, tmp_path / "work", tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokens = tokenizer("It was a cold day.", return_tensors="pt").input_ids
+    assert type(loaded) is type(model)
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert tokenizer.model_max_length == SMALL.max_length
+    made = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (made["seed"], made["steps_done"], made["window"]) == (0, 1, 64)
+    assert made["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    """Thirty steps: the loss starts at about ln(725) = 6.6; an untrained model cannot get under 6."""
+    plan = SMALL._replace(stages=SMALL.stages[:1])._replace(warmup=5, tokens_per_step=400)
+    plan = plan._replace(stages=(plan.stages[0]._replace(advance_at=2.0),))
+    train(Settings("tiny-recurrentgemma", 0, 30, 1), plan, tmp_path, None, probe_every=100)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert sum(losses[-5:]) / 5 < losses[0] - 1.5
+
+
+def test_learning_rate_rises_holds_and_falls() -> None:
+    """Its three corners and the level's own rate."""
+    plan = recipe("tiny-jamba")
+    assert learning_rate(plan, 0, 0, 1000) == pytest.approx(plan.stages[0].rate / plan.warmup)
+    assert learning_rate(plan, 3, 500, 1000) == pytest.approx(plan.stages[3].rate)
+    assert learning_rate(plan, 3, 999, 1000) < 0.05 * plan.stages[3].rate
+
+
+def test_bad_arguments_end_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Exit status 2, the user's own words, and nothing written."""
+    assert main(["tiny-jambo", "--work", str(tmp_path / "w")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "'tiny-jambo'" in said
+    assert "close names: tiny-jamba" in said
+    assert main(["tiny-jamba", "--steps", "0", "--work", str(tmp_path / "w")]) == 2
+    assert "--steps 0" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+    with pytest.raises(UnknownNameError, match="choose one of tiny-recurrentgemma, tiny-jamba"):
+        build("gpt", 10, 0)
