@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -172,13 +172,13 @@ def apply_pattern(pattern: Pattern, values: HeldKeys) -> Queries:
 
 def head_results(z: Queries, parts: AttentionParts) -> Float[Tensor, "batch pos head d_model"]:
     """What each head writes to the residual stream, the output bias left out."""
-    w_o = rearrange(parts.o.weight, "d (h e) -> h e d", e=parts.d_head)  # pyright: ignore
+    w_o = rearrange(cast(Tensor, parts.o.weight), "d (h e) -> h e d", e=parts.d_head)
     return einsum(z, w_o, "b p h e, h e d -> b p h d")
 
 
 def value_of(explicit: Tensor, fused: Tensor) -> Tensor:
     """The value of `fused` with the gradients of `explicit`; both compute the same quantity."""
-    return _ValueOf.apply(explicit, fused.detach())  # pyright: ignore
+    return cast(Tensor, _ValueOf.apply(explicit, fused.detach()))
 
 
 class _ValueOf(torch.autograd.Function):
@@ -187,5 +187,5 @@ class _ValueOf(torch.autograd.Function):
         return fused.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None

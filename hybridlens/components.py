@@ -7,7 +7,7 @@ model without owning or changing them, so that the two always have the same weig
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -49,7 +49,7 @@ class RecurrentMixer(Protocol):
 
 
 @contextmanager
-def resident(*modules: nn.Module) -> Iterator[None]:
+def resident(*modules: nn.Module) -> Generator[None]:
     """Have the weights of offloaded modules at hand while they are used directly.
 
     accelerate brings the weights of an offloaded module in when the module is called; where we use

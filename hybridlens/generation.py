@@ -141,13 +141,12 @@ def continue_from(
         edits: those of phase "decode" or "both" act.
     """
     ends = torch.tensor(lens.cfg.eos_token_ids if stop_at_eos else [], dtype=torch.long, device=logits.device)
-    pad = lens.hf_model.config.pad_token_id or 0
     running = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
     lengths = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
     chosen: list[Tensor] = []
     with lens.editing(edits, "decode"):
         for step in range(max_new_tokens):
-            token = choose(logits).masked_fill(~running, pad)
+            token = choose(logits).masked_fill(~running, lens.pad_token)
             chosen.append(token)
             lengths = lengths + running
             running = running & ~torch.isin(token, ends)

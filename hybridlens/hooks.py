@@ -13,7 +13,7 @@ same. A name that does not exist raises `UnknownNameError` with the layers that 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -242,7 +242,7 @@ def attached(
     points: Mapping[str, HookPoint],
     forward: Iterable[tuple[NameFilter, HookFunction]],
     backward: Iterable[tuple[NameFilter, HookFunction]] = (),
-) -> Iterator[None]:
+) -> Generator[None]:
     """Attach hook functions for the length of a ``with`` block; they are gone afterwards, whatever happens.
 
     Names are resolved before anything is attached, so a wrong one leaves nothing behind.

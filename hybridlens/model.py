@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from transformer_lens.ActivationCache import ActivationCache
-from transformer_lens.utilities import Slice
+from transformer_lens.utilities.slice import Slice
 
 from hybridlens import tokens as tokens_module
 from hybridlens.errors import InputError
@@ -27,7 +27,7 @@ from hybridlens.families import FAMILIES, LensConfig, family_of
 from hybridlens.generation import Boundary, Generation, Sampling, generate
 from hybridlens.hooks import Edit, HookFunction, HookPoint, HookSpec, NameFilter, attached, resolve
 from hybridlens.network import HookedNetwork
-from hybridlens.shapes import Logits, Tokens
+from hybridlens.shapes import KeyPositions, Logits, Tokens
 from hybridlens.state import HybridState
 from hybridlens.tokens import TokenBatch, TokensLike
 
@@ -113,6 +113,12 @@ class HybridLens:
         return cast(torch.dtype, self.hf_model.dtype)
 
     @property
+    def pad_token(self) -> int:
+        """The id that fills shorter rows; its value never matters."""
+        given = getattr(self.tokenizer, "pad_token_id", None), self.hf_model.config.pad_token_id
+        return next((token for token in given if token is not None and token >= 0), 0)
+
+    @property
     def n_parameters(self) -> ParameterCounts:
         """Weights in all, without embeddings, and used by one token."""
         model = self.hf_model
@@ -170,9 +176,9 @@ class HybridLens:
 
     def batch(self, tokens: TokensLike, lengths: Sequence[int] | Tensor | None = None) -> TokenBatch:
         """What was given as tokens, checked and laid out as rows on the model's device."""
-        pad = getattr(self.tokenizer, "pad_token_id", None) or self.hf_model.config.pad_token_id or 0
+        cfg = self.network.cfg
         laid = tokens_module.as_batch(
-            tokens, self.tokenizer, lengths=lengths, d_vocab=self.network.cfg.d_vocab, n_ctx=self.network.cfg.n_ctx, pad=pad
+            tokens, self.tokenizer, lengths=lengths, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx, pad=self.pad_token
         )
         counts = None if laid.lengths is None else laid.lengths.to(self.device)
         return TokenBatch(laid.tokens.to(self.device), counts)
@@ -265,7 +271,7 @@ class HybridLens:
 
         with self.hooks([(resolve(names_filter, self.hook_dict), keep)]):
             logits = self.network(batch.tokens, batch.lengths).logits
-        return logits, ActivationCache(kept, self, has_batch_dim=not remove_batch_dim)  # pyright: ignore
+        return logits, ActivationCache(kept, self, has_batch_dim=not remove_batch_dim)
 
     def trace(
         self,
@@ -366,12 +372,17 @@ class HybridLens:
         """
         return generate(self, self.batch(tokens, lengths), max_new_tokens, edits, boundary, stop_at_eos, sampling)
 
-    def key_positions(self, state: HybridState) -> Tensor:
-        """The absolute position of each key slot [batch, key] that the next forward pass from `state` sees.
+    def key_positions(self, state: HybridState, new_tokens: int = 1) -> KeyPositions:
+        """The absolute position of each key slot of scores and pattern in the next forward pass.
 
-        The new tokens' own slots follow. Slots that a row does not use hold -1.
+        In a sliding window only the newest positions have slots. Slots that a row does not use hold -1.
+
+        Args:
+            state: what that pass continues from.
+            new_tokens: how many tokens it reads.
         """
-        return state.key_positions
+        new = state.lengths[:, None] + torch.arange(new_tokens, device=state.lengths.device)
+        return torch.cat([state.key_positions, new], dim=1)
 
     @property
     def nnsight(self) -> Any:

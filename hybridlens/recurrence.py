@@ -8,7 +8,7 @@ readout and through every later state that continues from it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ def hooked_states(decay: States, write: States, held: RecurrentState | None, poi
         point.skip()
         return states
     edited = _Edited()
-    gated: Tensor = _Gate.apply(states, edited) if states.requires_grad else states  # pyright: ignore
+    gated = cast(Tensor, _Gate.apply(states, edited)) if states.requires_grad else states
     kept = states.detach().clone()  # hooks may write in place
     watch = Watch(gated)
     hooked = point(gated)
@@ -73,7 +73,7 @@ def hooked_states(decay: States, write: States, held: RecurrentState | None, poi
         edited.mask = hooked.detach() != kept
     if not hooked.requires_grad:
         return hooked if edited.mask is None else scan.persistent_states(kept, hooked, decay, write, initial)
-    return _Persist.apply(hooked, decay, write, initial, edited)  # pyright: ignore
+    return cast(Tensor, _Persist.apply(hooked, decay, write, initial, edited))
 
 
 def hidden_attention(
@@ -100,7 +100,9 @@ def hidden_attention(
     carried = source[:, :0]
     for t in range(length):
         carried = torch.cat([carried * decay[:, t, None], source[:, t, None]], dim=1)  # [b, j, c, *n]
-        read = carried if readout is None else torch.matmul(carried, readout[:, t, None, :, None].to(carried.dtype))[..., 0]
+        read = carried
+        if readout is not None:
+            read = torch.matmul(carried, readout[:, t, None, :, None].to(carried.dtype))[..., 0]
         row = read.unflatten(2, (groups, -1)).mean(-1).transpose(1, 2)  # [b, h, j]
         rows.append(F.pad(row, (0, length - 1 - t)))
     point(torch.stack(rows, dim=2))
@@ -121,9 +123,9 @@ class _Gate(torch.autograd.Function):
         return states.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         mask = ctx.edited.mask
-        return (torch.zeros_like(grad) if mask is None else grad * mask), None
+        return (torch.zeros_like(grads[0]) if mask is None else grads[0] * mask), None
 
 
 class _Persist(torch.autograd.Function):
@@ -143,9 +145,11 @@ class _Persist(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         decay, used, initial = ctx.saved_tensors
-        total = scan.adjoint(decay, grad)
+        total = scan.adjoint(decay, grads[0])
         own = total if ctx.mask is None else total.masked_fill(ctx.mask, 0.0)
         before = torch.cat([initial[:, None], used[:, :-1]], dim=1)
         return total, own * before, own, decay[:, 0] * total[:, 0], None

@@ -15,7 +15,8 @@ How it fails: products of many decays underflow to zero, as they do in the plain
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -25,8 +26,8 @@ from torch.autograd.function import once_differentiable
 SMALL_STEP = 2048
 """Elements in a time step (batch × channels × states) up to which the blocked form is faster."""
 
-CHUNK_ELEMENTS = 1 << 19
-"""Elements of decay that `selective_scan` holds at once: 2 MB in float32, about a core's cache."""
+CHUNK_ELEMENTS = 1 << 18
+"""Elements of decay that `selective_scan` holds at once: 1 MB in float32, about a core's cache."""
 
 
 class SelectiveScan(NamedTuple):
@@ -52,7 +53,7 @@ def linear_scan(
     """
     if initial is None:
         initial = torch.zeros_like(write[:, 0])
-    return _LinearScan.apply(decay, write, initial)  # pyright: ignore
+    return cast(Tensor, _LinearScan.apply(decay, write, initial))
 
 
 def persistent_states(
@@ -96,7 +97,7 @@ def selective_scan(
     """
     if initial is None:
         initial = dt.new_zeros((*dt.shape[::2], A.shape[1]), dtype=torch.float32)
-    y, final = _SelectiveScan.apply(dt, A, B, C, x, initial)  # pyright: ignore
+    y, final = cast(tuple[Tensor, Tensor], _SelectiveScan.apply(dt, A, B, C, x, initial))
     return SelectiveScan(y, final)
 
 
@@ -107,8 +108,9 @@ def discretise(
     x: Float[Tensor, "batch pos channel"],
 ) -> tuple[Float[Tensor, "batch pos channel state"], Float[Tensor, "batch pos channel state"]]:
     """Mamba's decay exp(Δ A) and write Δ B x for every token, in float32."""
-    dt = dt.float()
-    return torch.exp(dt[..., None] * A), dt[..., None] * B.float()[..., None, :] * x.float()[..., None]
+    dt, B, x = (t.transpose(0, 1).contiguous().float() for t in (dt, B, x))
+    decay, write = _discretise(dt, B, x, A.t().contiguous())
+    return decay.permute(1, 0, 3, 2), write.permute(1, 0, 3, 2)
 
 
 def read_out(
@@ -117,10 +119,22 @@ def read_out(
     """y_t = C_t · h_t, in the dtype of `C`, a few tokens at a time."""
     step = _chunk_length(states.shape[0], states.shape[2] * states.shape[3])
     parts = [
-        torch.matmul(h.to(C.dtype), c[..., None])[..., 0]
+        _read(h.permute(1, 0, 3, 2).contiguous(), c.transpose(0, 1))
         for h, c in zip(states.split(step, dim=1), C.split(step, dim=1), strict=True)
     ]
-    return torch.cat(parts, dim=1)
+    return torch.cat(parts).transpose(0, 1)
+
+
+# Inside, time comes first and channels last, [pos, batch, state, channel]: steps are then contiguous, and
+# sums over the few states of a channel run along whole rows of channels.
+
+
+def _discretise(dt: Tensor, B: Tensor, x: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.exp(dt[:, :, None, :] * A), B[..., None] * (dt * x)[:, :, None, :]
+
+
+def _read(states: Tensor, C: Tensor) -> Tensor:
+    return torch.matmul(C[:, :, None, :], states.to(C.dtype))[:, :, 0]
 
 
 def _chunk_length(batch: int, width: int) -> int:
@@ -137,7 +151,7 @@ def _run(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool = False) -
 
 
 def _loop(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool) -> Tensor:
-    states = torch.empty_like(write, memory_format=torch.contiguous_format)
+    states = torch.empty_like(write)
     steps = list(zip(decay.unbind(0), write.unbind(0), states.unbind(0), strict=True))
     previous = initial
     for a, w, h in reversed(steps) if reverse else steps:
@@ -159,7 +173,7 @@ def _blocked(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool, segme
     local = write[head].unflatten(0, (n, segment)).clone()
     product = a.clone()
     order = list(range(segment))[::-1] if reverse else list(range(segment))
-    for before, t in zip(order, order[1:], strict=False):
+    for before, t in pairwise(order):
         local[:, t].addcmul_(a[:, t], local[:, before])
         product[:, t].mul_(product[:, before])
     entering = torch.empty_like(local[:, 0])
@@ -200,63 +214,82 @@ class _LinearScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         decay, initial, states = ctx.saved_tensors
-        g = adjoint(decay, grad)
+        g = adjoint(decay, grads[0])
         before = torch.cat([initial[:, None], states[:, :-1]], dim=1)
         return g * before, g, decay[:, 0] * g[:, 0]
 
 
 class _SelectiveScan(torch.autograd.Function):
+    """Chunk by chunk; the backward pass makes each chunk's states again from the state at its border."""
+
     @staticmethod
     def forward(
         ctx: Any, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor, initial: Tensor
     ) -> tuple[Tensor, Tensor]:
-        step = _chunk_length(dt.shape[0], A.numel())
-        state, borders, outputs = initial.float(), [], []
-        for dt_, B_, C_, x_ in _chunks(step, dt, B, C, x):
+        At, state = A.t().contiguous(), initial.float().transpose(1, 2)
+        borders, outputs = list[Tensor](), list[Tensor]()
+        for dt_, B_, C_, x_ in _chunks(A, dt, B, C, x):
             borders.append(state)
-            decay, write = discretise(dt_, A, B_, x_)
-            states = _loop(decay.transpose(0, 1), write.transpose(0, 1), state, False).transpose(0, 1)
-            outputs.append(torch.matmul(states.to(C.dtype), C_[..., None])[..., 0])
-            state = states[:, -1].clone()
+            decay, write = _discretise(dt_.float(), B_.float(), x_.float(), At)
+            states = _in_place(decay, write, state)
+            outputs.append(_read(states, C_))
+            state = states[-1].clone()
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(dt, A, B, C, x, torch.stack(borders))
-        return torch.cat(outputs, dim=1), state
+        return torch.cat(outputs).transpose(0, 1), state.transpose(1, 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor, grad_final: Tensor) -> tuple[Tensor, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *given: Tensor
+    ) -> tuple[Tensor, ...]:
+        grad_y, grad_final = given
         dt, A, B, C, x, borders = ctx.saved_tensors
-        step = _chunk_length(dt.shape[0], A.numel())
-        parts = list(zip(*_pieces(step, dt, B, C, x, grad_y), borders.unbind(0), strict=True))
-        carry, grad_A, grads = grad_final.float(), torch.zeros_like(A, dtype=torch.float32), []
-        for dt_, B_, C_, x_, gy, initial in reversed(parts):
-            dt_, B_, C_, x_, gy = (t.float() for t in (dt_, B_, C_, x_, gy))
-            decay, write = discretise(dt_, A, B_, x_)
-            states = _loop(decay.transpose(0, 1), write.transpose(0, 1), initial, False).transpose(0, 1)
-            g = gy[..., None] * C_[..., None, :]
-            g[:, -1] += carry
-            g = adjoint(decay, g)
-            carry = decay[:, 0] * g[:, 0]
-            before = torch.cat([initial[:, None], states[:, :-1]], dim=1)
-            to_exponent = g * before * decay
-            grad_A += torch.einsum("btcn,btc->cn", to_exponent, dt_)
-            written = torch.matmul(g, B_[..., None])[..., 0]  # Σ_n g B
-            grad_dt = (to_exponent * A).sum(-1) + written * x_
-            grad_B = torch.matmul((dt_ * x_)[..., None, :], g)[..., 0, :]
-            grad_C = torch.matmul(gy[..., None, :], states)[..., 0, :]
-            grads.append((grad_dt, grad_B, grad_C, written * dt_))
-        joined = [torch.cat(part[::-1], dim=1) for part in zip(*grads, strict=True)]
-        grad_dt, grad_B, grad_C, grad_x = (
-            g.to(t.dtype) for g, t in zip(joined, (dt, B, C, x), strict=True)
-        )
-        return grad_dt, grad_A.to(A.dtype), grad_B, grad_C, grad_x, carry
+        At, carry = A.t().contiguous(), grad_final.float().transpose(1, 2)
+        grad_A = torch.zeros_like(At, dtype=torch.float32)
+        grads: list[tuple[Tensor, ...]] = []
+        chunks = list(zip(_chunks(A, dt, B, C, x, grad_y), borders.unbind(0), strict=True))
+        for chunk, border in reversed(chunks):
+            dt_, B_, C_, x_, gy = (t.float() for t in chunk)
+            decay, write = _discretise(dt_, B_, x_, At)
+            states = _in_place(decay, write, border)
+            grad_C = torch.matmul(states, gy[..., None])[..., 0]
+            g = C_[..., None] * gy[:, :, None, :]
+            g[-1] += carry
+            _adjoint_in_place(decay, g)
+            carry = decay[0] * g[0]
+            grad_B = torch.matmul(g, (dt_ * x_)[..., None])[..., 0]
+            written = torch.matmul(B_[:, :, None, :], g)[:, :, 0]  # Σ_n g B, what Δ x is worth
+            g[0] *= border
+            g[1:] *= states[:-1]
+            g *= decay  # now what Δ A is worth
+            grad_A += (g * dt_[:, :, None, :]).sum((0, 1))
+            grads.append(((g * At).sum(2) + written * x_, grad_B, grad_C, written * dt_))
+        joined = [torch.cat(part[::-1]).transpose(0, 1) for part in zip(*grads, strict=True)]
+        to_dt, to_B, to_C, to_x = (g.to(t.dtype) for g, t in zip(joined, (dt, B, C, x), strict=True))
+        return to_dt, grad_A.t().to(A.dtype), to_B, to_C, to_x, carry.transpose(1, 2)
 
 
-def _pieces(step: int, *tensors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-    return tuple(t.split(step, dim=1) for t in tensors)
+def _chunks(A: Tensor, *tensors: Tensor) -> zip[tuple[Tensor, ...]]:
+    """Pieces [pos, batch, ...] short enough that a decay for all of their tokens stays in cache."""
+    step = _chunk_length(tensors[0].shape[0], A.numel())
+    return zip(*(t.transpose(0, 1).contiguous().split(step) for t in tensors), strict=True)
 
 
-def _chunks(step: int, *tensors: Tensor) -> zip[tuple[Tensor, ...]]:
-    return zip(*_pieces(step, *tensors), strict=True)
+def _in_place(decay: Tensor, write: Tensor, initial: Tensor) -> Tensor:
+    """The states, written over `write`."""
+    previous = initial
+    for a, w in zip(decay.unbind(0), write.unbind(0), strict=True):
+        previous = torch.addcmul(w, a, previous, out=w)
+    return write
+
+
+def _adjoint_in_place(decay: Tensor, grad: Tensor) -> None:
+    """g_t = grad_t + a_{t+1} g_{t+1}, written over `grad`."""
+    after = None
+    for a, g in reversed(list(zip(decay[1:].unbind(0), grad.unbind(0)[:-1], strict=True))):
+        after = torch.addcmul(g, a, grad[-1] if after is None else after, out=g)

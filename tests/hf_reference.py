@@ -43,7 +43,8 @@ class Capture:
         def keep(module, args, kwargs, output):
             given = args or tuple(kwargs.values())
             self.inputs[name] = given[0] if given else None
-            self.outputs[name] = output[0] if isinstance(output, tuple) and name.split(".")[-1] != "router" else output
+            whole = not isinstance(output, tuple) or name.endswith(".router")
+            self.outputs[name] = output if whole else output[0]
 
         return keep
 
@@ -72,7 +73,7 @@ def _norm(got, model, module, name):
 
 
 def _attention(got, model, module, block, rotary):
-    q, k, v, mask, scaling, pattern = got.attention[module]
+    q, k, _, mask, scaling, pattern = got.attention[module]
     heads, groups, width = q.shape[1], k.shape[1], q.shape[3]
     o_proj = model.get_submodule(f"{module}.o_proj")
     z = got.inputs[f"{module}.o_proj"].unflatten(-1, (heads, width))

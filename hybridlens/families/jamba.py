@@ -147,7 +147,7 @@ def _attention(module: Any, cfg: LensConfig) -> HookedAttention:
         AttentionParts(
             q=module.q_proj, k=module.k_proj, v=module.v_proj, o=module.o_proj,
             n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, d_head=module.head_dim, rotary=None,
-        )  # fmt: skip
+        )
     )
 
 

@@ -7,7 +7,7 @@ position 0 a document starts: a is 0 and the multiplier 1.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -88,15 +88,14 @@ def decay_and_multiplier(
         starts: bool [b p 1], True at position 0.
     """
     log_a = -8.0 * r * F.softplus(param)
-    root: Tensor = SqrtBoundDerivative.apply(1 - torch.exp(2 * log_a))  # pyright: ignore
+    root = cast(Tensor, SqrtBoundDerivative.apply(1 - torch.exp(2 * log_a)))
     return torch.exp(log_a).masked_fill(starts, 0.0), root.masked_fill(starts, 1.0).to(r.dtype)
 
 
 def configure(config: RecurrentGemmaConfig) -> LensConfig:
     """Sizes of a RecurrentGemma; refuses what the family was not built for."""
     check_fields(RECURRENT_GEMMA, config)
-    rope = config.rope_parameters or {}
-    kind = rope.get("rope_type") if isinstance(rope, dict) else None
+    kind = (config.rope_parameters or {}).get("rope_type")
     require(kind in (None, "default"), "RecurrentGemma", "rope_type", kind, "'default'")
     return LensConfig(
         family="recurrentgemma",
@@ -135,7 +134,7 @@ def _attention(module: Any) -> HookedAttention:
             q=module.q_proj, k=module.k_proj, v=module.v_proj, o=module.o_proj,
             n_heads=module.num_attention_heads, n_kv_heads=module.num_key_value_heads,
             d_head=module.head_dim, rotary=rotary,
-        )  # fmt: skip
+        )
     )
 
 

@@ -7,12 +7,12 @@ value that it was not built for raises `CheckpointError` when the model is loade
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from hybridlens.components import Block, HookedNorm
 from hybridlens.errors import CheckpointError
@@ -49,7 +49,7 @@ class LensConfig:
     moe_layers: tuple[int, ...]
     act_fn: str
     eos_token_ids: tuple[int, ...]
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where the model's embedding is."""
     dtype: torch.dtype = torch.float32
     """Of the weights."""
