@@ -1,0 +1,100 @@
+"""Opening what ``--model`` names: its sizes without any weight, the model, and a digest of its weights.
+
+How it fails: an unknown name, family, device or dtype raises one of `hybridlens.errors` before any weight
+is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import hybridlens as hl
+from hybridlens.errors import CheckpointError, InputError
+from hybridlens.families import FAMILIES, family_of
+from hybridlens.loading import locate, read_config, resolve_dtype
+from hybridlens.model import HybridLens
+from hybridlens.results import hash_weights
+
+DEVICES = "cpu, cuda, cuda:N, mps or auto"
+
+
+def meta_lens(name: str) -> HybridLens:
+    """A lens over a model of the checkpoint's shapes that holds no weights: names and sizes, in seconds.
+
+    Raises:
+        UnknownNameError: for a name that is no checkpoint.
+        CheckpointError: for a configuration that cannot be read, or of no known family.
+    """
+    quieten()
+    config = read_config(locate(name))
+    architectures = list(getattr(config, "architectures", None) or [type(config).__name__])
+    family = family_of(architectures[0], FAMILIES)
+    family.configure(config)
+    with torch.device("meta"):
+        model = getattr(transformers, family.architecture)(config)
+    return HybridLens(model.eval())
+
+
+def check_device(device: str) -> str:
+    """`device`, if this machine has it.
+
+    Raises:
+        InputError: otherwise.
+    """
+    if device == "auto":
+        return device
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"--device {device!r} cannot be used ({reason}); expected {DEVICES}") from error
+    return device
+
+
+def open_model(name: str, device: str, dtype: str) -> HybridLens:
+    """The model that ``--model`` names, on a device; "auto" spreads it over what there is.
+
+    Raises:
+        HybridLensError: for a checkpoint, device or dtype that cannot be used.
+    """
+    quieten()
+    kind = resolve_dtype(dtype)
+    if check_device(device) == "auto":
+        return hl.load(name, dtype=kind, device_map="auto")
+    return hl.load(name, dtype=kind, device=device)
+
+
+def quieten() -> None:
+    """Keep transformers from reporting what is no news here: loading bars, slow paths that are not taken."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def weights_hash(name: str, lens: HybridLens) -> str:
+    """Digest of a checkpoint's weights: of its files where they are at hand, else of the tensors.
+
+    Raises:
+        CheckpointError: the weights are neither in files nor in memory.
+    """
+    folder = _folder(locate(name))
+    if folder is not None and any(folder.glob("*.safetensors")):
+        return hash_weights(folder)
+    tensors: dict[str, Any] = lens.hf_model.state_dict()
+    if any(tensor.device.type == "meta" for tensor in tensors.values()):
+        raise CheckpointError(f"the weights of '{name}' are offloaded and their files were not found; give a folder")
+    return hash_weights(tensors)
+
+
+def _folder(source: str) -> Path | None:
+    """Where a checkpoint's files are: its folder, or its place in the hub's cache."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, "config.json")
+    return Path(found).parent if isinstance(found, str) else None

@@ -1,0 +1,189 @@
+"""How spread out each head's attention is, in bits, and the heads ranked by it (equation 1 of the paper).
+
+H(A) = −Σ_t a_t log2 a_t over the keys that a query may see: 0 when all weight lies on one key, log2 n when it
+is spread evenly over n. Low entropy is what the paper takes for a head that retrieves.
+
+`head_entropy` is the clean formula, in float32; `published_entropy` is what the authors' code computes: in
+the model's dtype, with 1e-12 inside the logarithm, and of the opposite sign.
+
+How it fails: entropy knows nothing of what a head looks at, so a head that rests on the first token is as
+"focused" as one that retrieves; and in bfloat16 the published formula gives equal values to unequal heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from analyses.ranking import HeadRanking
+from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.hooks import HookPoint
+from hybridlens.model import HybridLens
+from hybridlens.shapes import Lengths, Pattern
+from hybridlens.tokens import TokensLike
+
+Semantics: TypeAlias = Literal["clean", "published"]
+SEMANTICS: tuple[Semantics, ...] = ("clean", "published")
+Queries: TypeAlias = Literal["all", "last"]
+QUERIES: tuple[Queries, ...] = ("all", "last")
+Entropies: TypeAlias = Float[Tensor, "batch head query"]
+
+EPSILON = 1e-12
+"""What the authors' code adds to every weight."""
+
+
+def head_entropy(pattern: Pattern) -> Entropies:
+    """Entropy of each head's attention at each query, in bits (equation 1).
+
+    Args:
+        pattern: attention weights after softmax, 0 where the mask forbids.
+
+    Returns:
+        −Σ a log2 a over the keys, in float32 whatever the pattern's dtype, with 0·log2 0 = 0.
+    """
+    weights = pattern.float()
+    # A weight below the smallest normal float contributes under 1e-35 bits; the bound only avoids log2 0.
+    smallest = torch.finfo(torch.float32).tiny
+    return -(weights * weights.clamp_min(smallest).log2()).sum(dim=-1)
+
+
+def published_entropy(pattern: Pattern) -> Entropies:
+    """What the authors' code computes: Σ (a + 1e-12)·log2(a + 1e-12), in the pattern's own dtype.
+
+    Its sign is that of −entropy, so the most focused head has the highest value; masked keys add −4e-11 each.
+
+    Raises:
+        InputError: for float16, where 1e-12 is 0 and the formula gives NaN.
+    """
+    if pattern.dtype == torch.float16:
+        raise InputError(
+            "published semantics in float16 are not defined: 1e-12 underflows to 0 and the entropy is NaN; "
+            "use bfloat16, as the authors did, or float32"
+        )
+    shifted = pattern + EPSILON
+    return (shifted * shifted.log2()).sum(dim=-1)
+
+
+def focus_key(scores: Pattern, semantics: Semantics = "clean") -> Entropies:
+    """What heads are sorted by, lowest first, computed from attention scores before softmax.
+
+    Clean: the entropy of softmax(scores) in float32. Published: `published_entropy` of the pattern as the
+    model holds it, with its sign turned. Rows are worked one at a time, so that little memory is needed
+    beside the scores.
+
+    Raises:
+        UnknownNameError: for other semantics.
+        InputError: for published semantics in float16.
+    """
+    formula = _formula(semantics)
+    rows = [formula(row[None]) for row in scores.detach()]
+    return torch.cat(rows)
+
+
+def _formula(semantics: Semantics) -> Callable[[Pattern], Entropies]:
+    def clean(scores: Pattern) -> Entropies:
+        return head_entropy(torch.softmax(scores, dim=-1, dtype=torch.float32))
+
+    def published(scores: Pattern) -> Entropies:
+        return -published_entropy(torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype))
+
+    check_semantics(semantics)
+    return clean if semantics == "clean" else published
+
+
+def check_semantics(semantics: str, dtype: torch.dtype | None = None) -> None:
+    """Refuse semantics that do not exist, or that a dtype cannot carry.
+
+    Raises:
+        UnknownNameError: for a name that is neither "clean" nor "published".
+        InputError: for published semantics in float16.
+    """
+    if semantics not in SEMANTICS:
+        raise UnknownNameError(f"semantics {semantics!r} do not exist; expected one of {', '.join(SEMANTICS)}")
+    if semantics == "published" and dtype == torch.float16:
+        published_entropy(torch.zeros(1, 1, 1, 1, dtype=dtype))
+
+
+def rank_heads(
+    lens: HybridLens,
+    tokens: TokensLike,
+    *,
+    lengths: Sequence[int] | Lengths | None = None,
+    queries: Queries = "all",
+    semantics: Semantics = "clean",
+    batch_size: int = 8,
+) -> HeadRanking:
+    """Every head by its mean entropy over the queries of some prompts, the most focused first.
+
+    Args:
+        lens: the model.
+        tokens: prompts, as the lens takes them; of any lengths when they are lists or text.
+        lengths: real tokens of each row of a tensor padded on the right.
+        queries: which query positions are averaged. "all": every token of every prompt, each counted once,
+            padding never (the first token, whose entropy is 0 for every head, takes part but changes no
+            order); "last": only the last token of each prompt, which reads the question's end.
+        semantics: the formula; the published one is averaged with its sign turned, so that low is focused.
+        batch_size: rows run at a time.
+
+    Returns:
+        scores in bits, lower is better.
+
+    Raises:
+        InputError: for prompts that cannot be run, or a model without attention.
+        UnknownNameError: for queries or semantics that do not exist.
+    """
+    check_semantics(semantics, lens.dtype)
+    if queries not in QUERIES:
+        raise UnknownNameError(f"queries {queries!r} do not exist; expected one of {', '.join(QUERIES)}")
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size} given, expected at least 1")
+    layers = lens.cfg.attention_layers
+    if not layers:
+        raise InputError("the model has no attention layer, so it has no heads to rank")
+    batch = lens.batch(tokens, lengths)
+    totals = torch.zeros(len(layers), lens.cfg.n_heads, dtype=torch.float64)
+    counted = 0
+    for start in range(0, batch.tokens.shape[0], batch_size):
+        rows = batch.tokens[start : start + batch_size]
+        real = torch.full((rows.shape[0],), rows.shape[1], device=rows.device)
+        if batch.lengths is not None:
+            real = batch.lengths[start : start + batch_size]
+        chosen = _chosen(real, rows.shape[1], queries)
+        counted += int(chosen.sum())
+
+        def add(scores: Tensor, hook: HookPoint, chosen: Tensor = chosen) -> None:
+            keys = focus_key(scores, semantics).double()
+            masked = keys.masked_fill(~chosen.to(keys.device)[:, None], 0.0)
+            totals[layers.index(_layer_of(hook))] += masked.sum(dim=(0, 2)).cpu()
+
+        names = [f"blocks.{layer}.attn.hook_attn_scores" for layer in layers]
+        with torch.no_grad():
+            lens.run_with_hooks(rows, [(names, add)], lengths=real)
+    words = "all tokens" if queries == "all" else "the last token"
+    prompts = "1 prompt" if batch.tokens.shape[0] == 1 else f"{batch.tokens.shape[0]} prompts"
+    source = f"mean attention entropy in bits ({semantics}) over {words} of {prompts}"
+    return HeadRanking((totals / counted).float(), layers, source, lower_is_better=True)
+
+
+def _chosen(lengths: Tensor, width: int, queries: Queries) -> Bool[Tensor, "batch query"]:
+    """True at the query positions to average."""
+    at = torch.arange(width, device=lengths.device)
+    if queries == "last":
+        return at == lengths[:, None] - 1
+    return at < lengths[:, None]
+
+
+def _layer_of(hook: HookPoint) -> int:
+    return int(str(hook.name).split(".")[1])
+
+
+if __name__ == "__main__":
+    import sys
+
+    from analyses.cli import main
+
+    sys.exit(main(["heads", *sys.argv[1:]]))

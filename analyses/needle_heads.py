@@ -1,0 +1,146 @@
+"""Which heads look at the needle while the model answers, and their patterns cropped to what matters.
+
+A prompt and its answer are run once, with all heads. The queries that choose the answer's tokens are the
+last token of the prompt and every token of the answer but its last; a head's needle mass is the attention
+that these queries pay to the needle's tokens, on average. The heads with the most are drawn over the few
+tokens that tell the story: the needle with some text around it, the question, the answer.
+
+How it fails: mass on the needle is not retrieval (a head may look at it and write nothing of use), and a head
+that spreads its weight evenly has mass on the needle too, in proportion to its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.ranking import HeadRanking
+from hybridlens.errors import InputError
+from hybridlens.hooks import HookPoint
+from hybridlens.model import HybridLens
+from hybridlens.niah import Span
+from hybridlens.shapes import Pattern
+from hybridlens.tokens import to_strings
+from hybridlens.viz.patterns import PatternFigure
+
+MOST_TOKENS = 120
+"""Tokens drawn; a browser takes long above about 128."""
+
+AROUND = 8
+"""Tokens shown before and after the needle."""
+
+
+class Look(NamedTuple):
+    """What the heads looked at while one answer was given."""
+
+    ranking: HeadRanking
+    """Mean attention from the answer's queries to the needle, 0 … 1; higher is better."""
+    tokens: list[int]
+    """Ids of the prompt's and the answer's tokens."""
+    shown: list[int]
+    """Positions in `tokens` that `patterns` holds, ascending."""
+    patterns: Float[Tensor, "attn_layer head shown shown"]
+    """Attention weights between the positions shown; rows need not sum to 1."""
+
+
+def look(lens: HybridLens, prompt: Sequence[int], answer: Sequence[int], needles: Sequence[Span]) -> Look:
+    """Run a prompt with its answer, all heads on, and measure the attention to the needle.
+
+    Args:
+        lens: the model.
+        prompt: its token ids.
+        answer: token ids that were generated after it; may be none.
+        needles: the needle's half-open token ranges in the prompt, one for each reading.
+
+    Raises:
+        InputError: there is no needle, it lies outside the prompt, or the model has no attention.
+    """
+    layers = lens.cfg.attention_layers
+    if not layers:
+        raise InputError("the model has no attention layer, so no head can look at a needle")
+    for start, end in needles:
+        if not 0 <= start < end <= len(prompt):
+            raise InputError(f"needle tokens {start}..{end} do not lie in a prompt of {len(prompt)} tokens")
+    if not needles:
+        raise InputError("a prompt without a needle was given; give one of the grid, not a control")
+    tokens = [*prompt, *answer]
+    queries = list(range(len(prompt) - 1, max(len(tokens) - 1, len(prompt))))
+    keys = sorted({position for start, end in needles for position in range(start, end)})
+    shown = crop(len(prompt), len(answer), needles[-1])
+    masses: list[Tensor] = []
+    patterns: list[Tensor] = []
+
+    def measure(pattern: Pattern, hook: HookPoint) -> None:
+        weights = pattern[0].float()
+        masses.append(weights[:, queries][:, :, keys].sum(-1).mean(-1).cpu())
+        patterns.append(weights[:, shown][:, :, shown].cpu())
+
+    with torch.no_grad():
+        lens.run_with_hooks([tokens], [([f"blocks.{layer}.attn.hook_pattern" for layer in layers], measure)])
+    source = f"mean attention to the needle while answering, over {len(queries)} queries of one prompt"
+    ranking = HeadRanking(torch.stack(masses), layers, source, lower_is_better=False)
+    return Look(ranking, tokens, shown, torch.stack(patterns))
+
+
+def crop(n_prompt: int, n_answer: int, needle: Span, most: int = MOST_TOKENS, around: int = AROUND) -> list[int]:
+    """The positions worth drawing, ascending: at most `most`.
+
+    The first token, where idle heads rest; the needle with `around` tokens on either side; the answer, a
+    third of the room at most; and the end of the prompt, which holds the question, as far as there is room.
+
+    Args:
+        n_prompt: tokens of the prompt.
+        n_answer: tokens of the answer that follow it.
+        needle: the needle's tokens.
+        most: how many positions at most.
+        around: tokens before and after the needle.
+    """
+    start, end = needle
+    chosen = {0, *range(n_prompt, n_prompt + min(n_answer, most // 3))}
+    wanted = [
+        *range(start, end),
+        n_prompt - 1,
+        *(p for step in range(1, around + 1) for p in (start - step, end - 1 + step)),
+        *reversed(range(n_prompt)),
+    ]
+    for position in wanted:
+        if len(chosen) >= most:
+            break
+        if 0 <= position < n_prompt:
+            chosen.add(position)
+    return sorted(chosen)
+
+
+def figure(lens: HybridLens, seen: Look, title: str, n_heads: int = 6) -> PatternFigure:
+    """The patterns of the `n_heads` heads with the most needle mass, ready to be drawn.
+
+    Raises:
+        InputError: the lens has no tokenizer.
+    """
+    if lens.tokenizer is None:
+        raise InputError("this lens has no tokenizer, so its tokens have no text to draw; give one to HybridLens")
+    best = seen.ranking.order[:n_heads]
+    labels = [f"L{layer} H{head}: {100 * seen.ranking.score(layer, head):.0f} % on the needle" for layer, head in best]
+    chosen = [seen.patterns[seen.ranking.layers.index(layer), head] for layer, head in best]
+    texts = to_strings([seen.tokens[position] for position in seen.shown], lens.tokenizer)
+    note = (
+        f"All heads on. Of {len(seen.tokens)} tokens (prompt and answer) these are shown, counted from 0: "
+        f"{_ranges(seen.shown)}. Percentages: attention to the needle from the queries that choose the answer."
+    )
+    return PatternFigure(title, texts, np.asarray(torch.stack(chosen)), labels, note)
+
+
+def _ranges(positions: Sequence[int]) -> str:
+    """Positions as people write them: "0, 15–40, 80–99"."""
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and position == runs[-1][1] + 1:
+            runs[-1][1] = position
+        else:
+            runs.append([position, position])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)

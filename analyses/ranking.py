@@ -1,0 +1,154 @@
+"""`HeadRanking`: the attention heads of a model in order, best first, wherever the order came from.
+
+A ranking is scores [attention layer, head], whether low or high is best, and a line that says what was
+measured. The order follows from these alone: ties break by layer, then head, so that it is the same on
+every device.
+
+How it fails: scores that are not numbers, or of another shape than the model, raise `InputError`; so does a
+file that does not hold a ranking.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.results import write_json
+
+Scope: TypeAlias = Literal["layer", "model"]
+"""Where heads compete: inside each layer, or across all attention layers."""
+
+SCOPES: tuple[Scope, ...] = ("layer", "model")
+FORMAT = "hybridlens head ranking 1"
+
+
+@dataclass(frozen=True, eq=False)
+class HeadRanking:
+    """The heads of a model, scored.
+
+    Attributes:
+        scores: a number for each head, float32, on the CPU.
+        layers: the index in the model of each attention layer scored.
+        source: what was measured, in words: the score, its unit and the prompts.
+        lower_is_better: True when the best head has the lowest score.
+
+    Raises:
+        InputError: a score is not a number, or there are not as many layers as rows of scores.
+    """
+
+    scores: Float[Tensor, "attn_layer head"]
+    layers: tuple[int, ...]
+    source: str
+    lower_is_better: bool
+
+    def __post_init__(self) -> None:
+        """Hold the scores as float32 on the CPU, checked."""
+        scores = self.scores.detach().to("cpu", torch.float32)
+        if scores.shape[0] != len(self.layers) or len(set(self.layers)) < len(self.layers):
+            raise InputError(
+                f"a ranking of {scores.shape[0]} rows of scores names layers {list(self.layers)}; "
+                "expected one layer for each row, each once"
+            )
+        if bool(scores.isnan().any()):
+            raise InputError(f"the ranking {self.source!r} holds scores that are not numbers; leave those prompts out")
+        object.__setattr__(self, "scores", scores)
+
+    @property
+    def order(self) -> list[tuple[int, int]]:
+        """(layer, head) of every head, best first; ties by layer, then head."""
+        sign = 1.0 if self.lower_is_better else -1.0
+        rows = cast(list[list[float]], self.scores.tolist())
+        scored = [
+            (sign * score, layer, head)
+            for layer, row in zip(self.layers, rows, strict=True)
+            for head, score in enumerate(row)
+        ]
+        return [(layer, head) for _, layer, head in sorted(scored)]
+
+    def score(self, layer: int, head: int) -> float:
+        """The score of one head.
+
+        Raises:
+            InputError: the ranking has no such head.
+        """
+        if layer not in self.layers or not 0 <= head < self.scores.shape[1]:
+            raise InputError(
+                f"layer {layer}, head {head} is not ranked; the ranking has layers "
+                f"{', '.join(map(str, self.layers))} and heads 0..{self.scores.shape[1] - 1}"
+            )
+        return float(self.scores[self.layers.index(layer), head])
+
+    def kept(self, n: int, scope: Scope = "model") -> Bool[Tensor, "attn_layer head"]:
+        """True for the best `n` heads: of the whole model, or of each layer.
+
+        Raises:
+            InputError: `n` is below 0 or above the number of heads there are.
+            UnknownNameError: there is no such scope.
+        """
+        if scope not in SCOPES:
+            raise UnknownNameError(f"scope {scope!r} does not exist; expected one of {', '.join(SCOPES)}")
+        n_heads = self.scores.shape[1]
+        most = n_heads if scope == "layer" else self.scores.numel()
+        if not 0 <= n <= most:
+            where = "each layer" if scope == "layer" else "the model"
+            raise InputError(f"{n} heads to keep were given, expected 0..{most}, the heads of {where}")
+        mask = torch.zeros(self.scores.shape, dtype=torch.bool)
+        left = dict.fromkeys(self.layers, n)
+        budget = n * len(self.layers) if scope == "layer" else n
+        for layer, head in self.order:
+            if budget and (scope == "model" or left[layer]):
+                mask[self.layers.index(layer), head] = True
+                left[layer] -= 1
+                budget -= 1
+        return mask
+
+    def save(self, path: Path) -> Path:
+        """Write the ranking as JSON, atomically; returns `path`.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        value = {
+            "format": FORMAT,
+            "source": self.source,
+            "lower_is_better": self.lower_is_better,
+            "layers": list(self.layers),
+            "scores": self.scores.tolist(),
+            "order": [list(pair) for pair in self.order],
+        }
+        try:
+            return write_json(path, value)
+        except OSError as error:
+            raise InputError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
+
+    @classmethod
+    def load(cls, path: Path) -> HeadRanking:
+        """Read a ranking that `save` wrote.
+
+        Raises:
+            InputError: the file cannot be read, or holds no ranking.
+        """
+        try:
+            value: Any = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"'{path}' cannot be read ({error.strerror}); give a saved head ranking") from error
+        except ValueError as error:
+            raise InputError(f"'{path}' is not JSON ({error}); give a saved head ranking") from error
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise InputError(f"'{path}' is not a head ranking; give a file that HeadRanking.save wrote")
+        try:
+            scores = torch.tensor(value["scores"], dtype=torch.float32)
+            layers = tuple(int(layer) for layer in value["layers"])
+            ranking = cls(scores, layers, str(value["source"]), bool(value["lower_is_better"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"'{path}' is a damaged head ranking ({error}); make it again") from error
+        if [list(pair) for pair in ranking.order] != value.get("order"):
+            raise InputError(f"'{path}' is a damaged head ranking (order and scores disagree); make it again")
+        return ranking
