@@ -144,10 +144,12 @@ class Block(nn.Module):
 
 
 def execution_device(module: nn.Module, default: torch.device) -> torch.device:
-    """Where a module computes: its offload hook's device, else its first weight's."""
-    hook = module.__dict__.get("_hf_hook")
-    device = getattr(hook, "execution_device", None)
-    if device is not None:
-        return torch.device(device)
+    """Where a module computes: where its weights are, or where accelerate brings them when they are away."""
     weight = next(module.parameters(), None)
-    return default if weight is None else weight.device
+    if weight is None:
+        return default
+    if weight.device.type != "meta":
+        return weight.device
+    hooks = (part.__dict__.get("_hf_hook") for part in module.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return next((torch.device(device) for device in devices if device is not None), weight.device)

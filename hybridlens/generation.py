@@ -103,8 +103,7 @@ def begin(lens: HybridLens, batch: TokenBatch, edits: Sequence[Edit], boundary: 
     Raises:
         UnknownNameError: for a boundary that does not exist.
     """
-    if boundary not in BOUNDARIES:
-        raise UnknownNameError(f"boundary {boundary!r} does not exist; expected one of {', '.join(BOUNDARIES)}")
+    check_boundary(boundary)
     tokens, lengths = batch
     if boundary == "first_new_token":
         with lens.editing(edits, "prefill"):
@@ -156,6 +155,16 @@ def continue_from(
             logits = logits[:, 0]
     tokens = torch.stack(chosen, dim=1) if chosen else lengths.new_zeros(lengths.shape[0], 0)
     return Generation(tokens, lengths, decode_text(lens.tokenizer, tokens, lengths), state)
+
+
+def check_boundary(boundary: str) -> None:
+    """Refuse a phase boundary that does not exist.
+
+    Raises:
+        UnknownNameError: naming the ones that do.
+    """
+    if boundary not in BOUNDARIES:
+        raise UnknownNameError(f"boundary {boundary!r} does not exist; expected one of {', '.join(BOUNDARIES)}")
 
 
 def decode_text(tokenizer: Any, tokens: Tokens, lengths: Lengths) -> list[str]:

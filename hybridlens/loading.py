@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from hybridlens import tiny
@@ -56,7 +57,7 @@ def load(
         model = model_class.from_pretrained(
             source, dtype=kind, device_map=device_map, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"'{name}' cannot be loaded: {_first_line(error)}") from error
     model = model.eval()
     return HybridLens(model if device is None else model.to(device), read_tokenizer(source))

@@ -22,6 +22,7 @@ from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.utilities.slice import Slice
 
 from hybridlens import tokens as tokens_module
+from hybridlens.components import execution_device
 from hybridlens.errors import InputError
 from hybridlens.families import FAMILIES, LensConfig, family_of
 from hybridlens.generation import Boundary, Generation, Sampling, generate
@@ -42,7 +43,7 @@ class ParameterCounts(NamedTuple):
     non_embedding: int
     """Without the embedding and, where it is separate, the unembedding."""
     active: int
-    """Of the non-embedding ones, those that one token uses."""
+    """Of all, those that one token uses: without the experts it is not sent to."""
 
 
 class Prefill(NamedTuple):
@@ -104,8 +105,8 @@ class HybridLens:
 
     @property
     def device(self) -> torch.device:
-        """Where the embedding is."""
-        return cast(torch.device, self.hf_model.device)
+        """Where the embedding computes, and tokens go."""
+        return execution_device(self.hf_model.get_input_embeddings(), self.hf_model.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,7 +126,7 @@ class HybridLens:
         total = sum(weight.numel() for weight in model.parameters())
         ends = {id(w): w.numel() for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
         inner = total - sum(ends.values())
-        return ParameterCounts(total, inner, inner - self.network.family.inactive_expert_parameters(model))
+        return ParameterCounts(total, inner, total - self.network.family.inactive_expert_parameters(model))
 
     def eval(self) -> HybridLens:
         """Put the model into evaluation mode, as TransformerLens' models can be; returns the lens."""
@@ -241,7 +242,7 @@ class HybridLens:
         lengths: Sequence[int] | Tensor | None = None,
         device: torch.device | str | None = None,
         remove_batch_dim: bool = False,
-        pos_slice: Slice | int | tuple[int, ...] | list[int] | None = None,
+        pos_slice: Slice | int | tuple[int | None, ...] | list[int] | None = None,
     ) -> tuple[Logits, ActivationCache]:
         """Logits, and TransformerLens' `ActivationCache` of what the run computed.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from nnsight import NNsight
 
-from hybridlens.generation import Boundary, generate
+from hybridlens.generation import Boundary, check_boundary, generate
 from hybridlens.hooks import Edit
 from hybridlens.network import Output
 from hybridlens.shapes import Tokens
@@ -42,6 +42,7 @@ def open_trace(
 ) -> Tracer:
     """A trace of one forward pass, or of a greedy generation of `max_new_tokens`."""
     root = lens.nnsight
+    check_boundary(boundary)
 
     def forward(tokens: Tokens) -> Output:
         with lens.editing(edits, "prefill"):

@@ -1,0 +1,149 @@
+"""Checkpoints: what loads, what is refused, and what the published configurations come out as."""
+
+import json
+
+import pytest
+import torch
+from models import FAMILIES, make, tokens
+from torch.testing import assert_close
+from transformers import JambaConfig, JambaForCausalLM, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+
+from hybridlens import HybridLens, HybridLensError, load
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(request, tmp_path):
+    make(request.param).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_folder_loads_in_every_precision(folder, dtype):
+    lens = load(folder, dtype=dtype)
+    assert str(lens.dtype) == f"torch.{dtype}"
+    assert lens.tokenizer is None
+    with torch.no_grad():
+        assert lens(tokens(1, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_offloaded_weights_are_brought_in(family):
+    """accelerate keeps the weights away and fetches them at each module's call; ours are fetched all the same."""
+    from accelerate import cpu_offload
+
+    ids = tokens(2, 12)
+    with torch.no_grad():
+        expected = HybridLens(make(family))(ids)
+        model = cpu_offload(make(family), execution_device=torch.device("cpu"))
+        assert next(model.parameters()).device.type == "meta"
+        lens = HybridLens(model)
+        got, cache = lens.run_with_cache(ids)
+        assert torch.equal(got, expected)
+        assert torch.equal(lens(ids), expected)
+        assert cache["resid_post", 0].device.type == "cpu"
+
+
+def test_a_device_map_loads(folder):
+    lens = load(folder, device_map={"": "cpu"})
+    with torch.no_grad():
+        assert_close(lens(tokens(1, 9)), load(folder)(tokens(1, 9)))
+
+
+REFUSED = {
+    "unknown name": ("tiny-recurentgemma", "neither an embedded checkpoint.*close names: tiny-recurrentgemma"),
+    "missing folder": ("./nowhere", "'./nowhere' is neither an embedded checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_names_that_stand_for_nothing_are_refused(case):
+    name, message = REFUSED[case]
+    with pytest.raises(HybridLensError, match=message):
+        load(name)
+
+
+def rewrite(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_checkpoints_that_cannot_be_opened_are_refused(folder, tmp_path):
+    with pytest.raises(HybridLensError, match="dtype 'int8' given, expected one of float32, bfloat16, float16"):
+        load(folder, dtype="int8")
+    with pytest.raises(HybridLensError, match="give one of them"):
+        load(folder, device="cpu", device_map="auto")
+    rewrite(folder, sharpness=3)
+    with pytest.raises(HybridLensError, match="configuration field sharpness = 3, expected no such field"):
+        load(folder)
+
+
+def test_another_family_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
+    with pytest.raises(HybridLensError, match=r"is a GPT2LMHeadModel, of no family that hybridlens knows"):
+        load(tmp_path)
+    with pytest.raises(HybridLensError, match="Linear is of no family that hybridlens knows"):
+        HybridLens(torch.nn.Linear(2, 2))
+
+
+def test_pickled_and_missing_weights_are_refused_before_they_are_read(folder):
+    weights = folder / "model.safetensors"
+    weights.rename(folder / "pytorch_model.bin")
+    with pytest.raises(HybridLensError, match=r"pickled weights \(pytorch_model.bin\).*convert them to safetensors"):
+        load(folder)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(HybridLensError, match=r"holds no weights, expected model\.safetensors"):
+        load(folder)
+
+
+def test_a_damaged_weights_file_is_one_line(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(HybridLensError, match="cannot be loaded") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+PUBLISHED = {
+    "RecurrentGemma-2B": (
+        RecurrentGemmaForCausalLM, RecurrentGemmaConfig(num_key_value_heads=1, intermediate_size=15360),
+        {"n_layers": 26, "d_model": 2560, "n_heads": 10, "n_kv_heads": 1, "d_head": 256, "window": 2048,
+         "attention_layers": tuple(range(2, 24, 3)), "d_vocab": 256000, "d_mlp": 7680, "d_channels": 2560},
+        (2_027_502_080, 2_682_862_080), 26 * 9 + 8 * 10 + 18 * 11 + 26 * 3 + 4,
+    ),
+    "RecurrentGemma-9B": (
+        RecurrentGemmaForCausalLM,
+        RecurrentGemmaConfig(num_hidden_layers=38, hidden_size=4096, num_attention_heads=16, num_key_value_heads=1,
+                             intermediate_size=24576),
+        {"n_layers": 38, "d_model": 4096, "n_heads": 16, "d_head": 256, "attention_layers": tuple(range(2, 36, 3)),
+         "d_channels": 4096},
+        (7_531_401_216, 8_579_977_216), 38 * 9 + 12 * 10 + 26 * 11 + 38 * 3 + 4,
+    ),
+    "Jamba-Mini": (
+        JambaForCausalLM, JambaConfig(),
+        {"n_layers": 32, "d_model": 4096, "n_heads": 32, "n_kv_heads": 8, "d_head": 128, "window": None,
+         "attention_layers": (4, 12, 20, 28), "d_vocab": 65536, "n_experts": 16, "d_channels": 8192, "d_state": 16},
+        (51_033_452_416, 12_110_311_296), 32 * 9 + 4 * 8 + 28 * 12 + 16 * 3 + 16 * 3 + 4,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_come_out_right_without_weights(name):
+    """Names, shapes of a real forward pass on the meta device, and the parameter counts of the paper's appendix."""
+    model_class, config, expected, (non_embedding, active), n_points = PUBLISHED[name]
+    config._experts_implementation = "batched_mm"  # the only one whose shapes do not depend on values
+    with torch.device("meta"):
+        lens = HybridLens(model_class(config))
+        ids = torch.zeros(2, 5, dtype=torch.long)
+    assert {field: getattr(lens.cfg, field) for field in expected} == expected
+    assert lens.n_parameters[1:] == (non_embedding, active)
+    assert len(lens.hook_points) == n_points
+    shapes = {}
+    with torch.no_grad():
+        lens.run_with_hooks(ids, [(list(lens.hook_points), lambda x, hook: shapes.__setitem__(hook.name, x.shape))])
+    assert list(shapes) == list(lens.hook_points)
+    for point, spec in lens.hook_points.items():
+        sizes = dict(zip(spec.axes, lens.cfg.dimensions(spec.axes), strict=True)) | {"b": 2, "p": 5, "k": 5}
+        if point.endswith("ssm.hook_pattern"):
+            sizes["h"] = lens.cfg.n_heads if lens.cfg.family == "recurrentgemma" else 1
+        assert tuple(shapes[point]) == tuple(sizes[axis] for axis in spec.axes), point

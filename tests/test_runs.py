@@ -1,0 +1,378 @@
+"""Runs of the lens: equal to the untouched model, row by row, piece by piece, and leaving nothing behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import FAMILIES, make, tokens
+from torch.testing import assert_close
+from transformer_lens import patching
+from transformer_lens.ActivationCache import ActivationCache
+
+from hybridlens import Edit, HybridLens, HybridLensError, HybridState, Sampling
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+LAYERS = {"recurrentgemma": 6, "jamba": 8}
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    return make(request.param, num_hidden_layers=LAYERS[request.param])
+
+
+@pytest.fixture
+def lens(model):
+    return HybridLens(model)
+
+
+def reference(model, ids):
+    with torch.no_grad():
+        return model(ids, use_cache=False).logits
+
+
+def test_logits_are_the_untouched_models(model, lens):
+    ids = tokens(3, 19)
+    with torch.no_grad():
+        assert_close(lens(ids), reference(model, ids), **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_to_float32_as_the_untouched_model_is(model, dtype):
+    """The error against float32 may not exceed the library's own by more than a fifth of it."""
+    ids = tokens(2, 19)
+    exact = reference(model, ids)
+    model = model.to(dtype)
+    lens = HybridLens(model)
+    with torch.no_grad():
+        ours, theirs = (lens(ids).float() - exact).norm(), (reference(model, ids).float() - exact).norm()
+        logits, cache = lens.run_with_cache(ids)
+    assert ours <= 1.2 * theirs
+    assert logits.dtype == dtype
+    assert all(value.isfinite().all() for name, value in cache.items() if not name.endswith("attn_scores"))
+
+
+@pytest.mark.parametrize("pieces", [(1,) * 20, (20,), (3, 1, 9, 7), (13, 7), (1, 19)])
+def test_reading_in_pieces_is_reading_at_once(lens, pieces):
+    """Every logit and every tensor of the final state, beyond the window as well."""
+    ids = tokens(2, 20)
+    with torch.no_grad():
+        whole_state, whole = lens.prefill(ids)
+        state, logits, at = None, [], 0
+        for piece in pieces:
+            part = ids[:, at : at + piece]
+            state, out = lens.prefill(part) if state is None else lens.extend(state, part)
+            logits.append(out)
+            at += piece
+    assert_close(torch.cat(logits, 1), whole, **CLOSE)
+    got, want = state.tensors(), whole_state.tensors()
+    for name in want:
+        assert_close(got[name], want[name], **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_interleaved_runs_do_not_touch_each_other(model, lens):
+    """Two states advanced in turn give the bits that each gives alone, and the untouched model runs between."""
+    first, second = tokens(1, 12, seed=1), tokens(1, 12, seed=2)
+    with torch.no_grad():
+        alone = [lens.prefill(first[:, :5]), lens.prefill(second[:, :5])]
+        for t in range(5, 12):
+            alone = [lens.extend(run.state, ids[:, t : t + 1]) for run, ids in zip(alone, (first, second), strict=True)]
+        a = lens.prefill(first[:, :5])
+        for t in range(5, 12):
+            a = lens.extend(a.state, first[:, t : t + 1])
+        model.generate(first, max_new_tokens=2, do_sample=False)
+        b = lens.prefill(second[:, :5])
+        for t in range(5, 12):
+            b = lens.extend(b.state, second[:, t : t + 1])
+    assert torch.equal(alone[0].logits, a.logits)
+    assert torch.equal(alone[1].logits, b.logits)
+
+
+def test_the_same_call_twice_gives_the_same_bits_whatever_ran_between(model, lens):
+    ids, other = tokens(2, 11), tokens(3, 7, seed=3)
+    with torch.no_grad():
+        before, plain = lens.run_with_cache(ids)[1], reference(model, ids)
+        attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+        lens.run_with_hooks(other, [(lambda name: "hook_z" in name, lambda x, hook: x * 0)])
+        lens.generate(other, 3, [Edit("blocks.1.hook_mixer_out", lambda x, hook: x + 1)])
+        with pytest.raises(ZeroDivisionError):
+            lens.run_with_hooks(ids, [("hook_embed", lambda x, hook: 1 / 0)])
+        with lens.trace(other):
+            lens.blocks[0].hook_resid_post.output[:] = 0
+        after = lens.run_with_cache(ids)[1]
+        assert torch.equal(plain, reference(model, ids))
+    assert not any(point.has_hooks() for point in lens.hook_dict.values())
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_rows_of_different_lengths_give_what_each_gives_alone(lens):
+    """Logits, every cached activation, states and generated tokens, to 1e-4."""
+    rows = [tokens(1, n, seed=n)[0].tolist() for n in (13, 4, 9, 1)]
+    names = [name for name, spec in lens.hook_points.items() if "k" not in spec.axes]
+    with torch.no_grad():
+        logits, cache = lens.run_with_cache(rows, names)
+        state = lens.prefill(rows).state
+        after = lens.extend(state, tokens(4, 3, seed=9)).logits
+        for i, row in enumerate(rows):
+            single, one = lens.run_with_cache(torch.tensor([row]), names)
+            assert_close(logits[i, : len(row)], single[0], rtol=0, atol=1e-4)
+            for name in names:
+                assert_close(cache[name][i, : len(row)], one[name][0], rtol=1e-4, atol=1e-4, msg=name)
+            mine = lens.extend(lens.prefill(torch.tensor([row])).state, tokens(4, 3, seed=9)[i : i + 1]).logits
+            assert_close(after[i], mine[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("boundary", ["last_prompt_token", "first_new_token"])
+def test_generation_is_greedy_on_the_untouched_model(model, lens, boundary):
+    """Rows of different lengths, token for token; the reference reads the whole text anew at each step."""
+    rows = [tokens(1, n, seed=n)[0].tolist() for n in (11, 3, 8, 1)]
+    out = lens.generate(rows, 6, boundary=boundary, stop_at_eos=False)
+    for row, new in zip(rows, out.tokens.tolist(), strict=True):
+        ids = list(row)
+        for _ in range(6):
+            ids.append(int(reference(model, torch.tensor([ids]))[0, -1].argmax()))
+        assert new == ids[len(row) :]
+
+
+def test_a_row_ends_with_its_end_of_text_token(model):
+    ids = tokens(4, 9)
+    free = HybridLens(model).generate(ids, 6, stop_at_eos=False).tokens
+    stop = int(free[1, 2])
+    model.config.eos_token_id = stop
+    out = HybridLens(model).generate(ids, 6)
+    for row in range(4):
+        expected = free[row].tolist()
+        cut = expected.index(stop) + 1 if stop in expected else 6
+        assert out.lengths[row] == cut
+        assert out.tokens[row, :cut].tolist() == expected[:cut]
+
+
+def test_sampling_is_seeded_and_follows_the_distribution(lens):
+    """4,000 draws of the next token against its probabilities: a wrong temperature is ten deviations off."""
+    ids = tokens(1, 9)
+    first = lens.generate(ids, 5, sampling=Sampling(seed=3))
+    again = lens.generate(ids, 5, sampling=Sampling(seed=3))
+    other = lens.generate(ids, 5, sampling=Sampling(seed=4))
+    assert torch.equal(first.tokens, again.tokens)
+    assert not torch.equal(first.tokens, other.tokens)
+    draws = lens.generate(ids.expand(4000, -1), 1, sampling=Sampling(seed=0, temperature=2.0), stop_at_eos=False).tokens
+    with torch.no_grad():
+        expected = (lens(ids)[0, -1] / 2.0).softmax(-1)
+    counts = torch.bincount(draws[:, 0], minlength=53) / 4000
+    deviation = (expected * (1 - expected) / 4000).sqrt()
+    assert ((counts - expected).abs() < 5 * deviation + 1e-3).all()
+    top = lens.generate(ids.expand(200, -1), 1, sampling=Sampling(seed=0, top_k=2)).tokens
+    assert set(top[:, 0].tolist()) == set(expected.topk(2).indices.tolist())
+
+
+def test_edits_act_in_their_phase_and_rows(lens):
+    """Row 1 of a batch under a decode edit is what it is alone under that edit; the others are untouched."""
+    ids = tokens(3, 9)
+    layer = lens.cfg.attention_layers[0]
+    z = f"blocks.{layer}.attn.hook_z"
+
+    def scale(x, hook):
+        return x * -3
+
+    for phase in ("prefill", "decode", "both"):
+        plain = lens.generate(ids, 5, stop_at_eos=False).tokens
+        mixed = lens.generate(ids, 5, [Edit(z, scale, phase, rows=[1])], stop_at_eos=False)
+        alone = lens.generate(ids[1:2], 5, [Edit(z, scale, phase)], stop_at_eos=False)
+        assert torch.equal(mixed.tokens[[0, 2]], plain[[0, 2]])
+        assert torch.equal(mixed.tokens[1], alone.tokens[0])
+        state = alone.state.tensors()
+        for name, value in mixed.state.select([1]).tensors().items():
+            assert_close(value, state[name], **CLOSE)
+    fired = []
+    spy = [Edit(z, lambda x, hook, p=phase: fired.append((p, x.shape[1])), phase) for phase in ("prefill", "decode")]
+    lens.generate(ids, 3, spy, stop_at_eos=False)
+    assert fired == [("prefill", 8), ("decode", 1), ("decode", 1), ("decode", 1)]
+    fired.clear()
+    lens.generate(ids, 3, spy, boundary="first_new_token", stop_at_eos=False)
+    assert fired == [("prefill", 9), ("decode", 1), ("decode", 1)]
+
+
+def test_states_are_values(lens, tmp_path):
+    ids = tokens(3, 10)
+    with torch.no_grad():
+        state = lens.prefill(ids).state
+        before = {name: t.clone() for name, t in state.tensors().items()}
+        ahead = lens.extend(state, tokens(3, 4, seed=5)).logits
+        assert all(torch.equal(before[name], t) for name, t in state.tensors().items())
+        state.save(tmp_path / "state.safetensors")
+        loaded = HybridState.load(tmp_path / "state.safetensors")
+        assert torch.equal(lens.extend(loaded, tokens(3, 4, seed=5)).logits, ahead)
+        picked = lens.extend(state.select([2, 0, 2]), tokens(3, 4, seed=5)[[2, 0, 2]]).logits
+        assert_close(picked, ahead[[2, 0, 2]], **CLOSE)
+        doubled = lens.extend(state.repeat(2), tokens(3, 4, seed=5).repeat_interleave(2, 0)).logits
+        assert_close(doubled, ahead.repeat_interleave(2, 0), **CLOSE)
+        copy = state.clone()
+        copy.layers[0].recurrent.zero_()
+        assert torch.equal(lens.extend(state, tokens(3, 4, seed=5)).logits, ahead)
+    assert state.batch == 3
+    assert state.nbytes == sum(t.numel() * t.element_size() for t in before.values())
+
+
+def test_key_positions_name_every_slot(lens):
+    """The pattern of a decode step, put back at its absolute positions, is a row of the full pattern."""
+    ids = tokens(2, 12)
+    name = f"blocks.{lens.cfg.attention_layers[0]}.attn.hook_pattern"
+    with torch.no_grad():
+        full = lens.run_with_cache(ids, name)[1][name][:, :, -1]
+        state = lens.prefill(ids[:, :-1]).state
+        seen = {}
+        lens.extend(state, ids[:, -1:], [Edit(name, lambda x, hook: seen.__setitem__("pattern", x))])
+    positions = lens.key_positions(state)
+    assert positions.shape[1] == seen["pattern"].shape[-1]
+    scattered = torch.zeros(2, full.shape[1], 12)
+    scattered.scatter_(2, positions[:, None].expand(-1, full.shape[1], -1), seen["pattern"][:, :, 0])
+    assert_close(scattered, full, **CLOSE)
+
+
+def test_the_cache_is_transformerlens_own_and_its_patching_runs(lens):
+    """`generic_activation_patch` over layers and positions, against patching by hand."""
+    clean, corrupt = tokens(1, 8, seed=1), tokens(1, 8, seed=2)
+
+    def metric(logits):
+        return logits[0, -1, 3] - logits[0, -1, 4]
+
+    with torch.no_grad():
+        _, cache = lens.run_with_cache(clean)
+        assert isinstance(cache, ActivationCache)
+        assert cache["resid_post", 0] is cache["blocks.0.hook_resid_post"]
+        got = patching.generic_activation_patch(
+            lens, corrupt, cache, metric, patching.layer_pos_patch_setter, "resid_mid", ("layer", "pos")
+        )
+
+        def patch(x, hook):
+            x = x.clone()
+            x[:, 5] = cache["resid_mid", 2][:, 5]
+            return x
+
+        by_hand = metric(lens.run_with_hooks(corrupt, [("blocks.2.hook_resid_mid", patch)]))
+    assert got.shape == (lens.cfg.n_layers, 8)
+    assert_close(got[2, 5], by_hand)
+    assert got.unique().numel() > lens.cfg.n_layers
+
+
+def test_names_filter_position_slice_and_batch_axis_of_the_cache(lens):
+    ids = tokens(1, 8)
+    with torch.no_grad():
+        wanted = [name for name in lens.hook_points if name.endswith(("resid_pre", "hook_q"))]
+        _, cache = lens.run_with_cache(ids, wanted, remove_batch_dim=True, pos_slice=(-2, None))
+        whole = lens.run_with_cache(ids)[1]
+    layer = lens.cfg.attention_layers[0]
+    assert len(cache) == lens.cfg.n_layers + len(lens.cfg.attention_layers)
+    assert torch.equal(cache["q", layer], whole["q", layer][0, -2:])
+    assert not any(name.endswith("ssm.hook_pattern") for name in whole)
+
+
+def test_reading_does_not_alias_what_a_later_hook_writes_in_place(lens):
+    """A hook that zeroes the residual in place must not reach what was cached before it."""
+    ids = tokens(1, 8)
+
+    def zero(x, hook):
+        x.zero_()
+
+    with torch.no_grad(), lens.hooks([("blocks.1.hook_resid_pre", zero)]):
+        cache = lens.run_with_cache(ids, ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"])[1]
+    with torch.no_grad():
+        plain = lens.run_with_cache(ids, "blocks.0.hook_resid_post")[1]
+    assert torch.equal(cache["blocks.0.hook_resid_post"], plain["blocks.0.hook_resid_post"])
+
+
+def test_hooks_that_cannot_stand_are_refused_and_gone(lens):
+    ids, name = tokens(2, 6), "blocks.1.hook_mlp_out"
+    wrong = {
+        "shape": (lambda x, hook: x[:, :3], r"blocks.1.hook_mlp_out.*shape \[2, 3, 32\], expected \[2, 6, 32\]"),
+        "dtype": (lambda x, hook: x.double(), r"dtype torch.float64, expected torch.float32"),
+        "type": (lambda x, hook: 3.0, r"returned float, expected a tensor or None"),
+        "device": (lambda x, hook: x.to("meta"), r"device meta, expected cpu"),
+    }
+    for fn, message in wrong.values():
+        with pytest.raises(HybridLensError, match=message):
+            lens.run_with_hooks(ids, [(name, fn)])
+        assert not any(point.has_hooks() for point in lens.hook_dict.values())
+
+
+def test_names_that_do_not_exist_are_refused_with_the_ones_that_do(lens):
+    attention = ", ".join(map(str, lens.cfg.attention_layers))
+    message = f"'blocks.0.attn.hook_pattern' does not exist: layers with attn.hook_pattern are {attention}"
+    with pytest.raises(HybridLensError, match=message):
+        lens.run_with_cache(tokens(1, 4), "blocks.0.attn.hook_pattern")
+    with pytest.raises(HybridLensError, match=r"close names: blocks.0.hook_resid_post"):
+        lens.run_with_hooks(tokens(1, 4), [("blocks.0.hook_resid_pst", lambda x, hook: x)])
+
+
+BAD_TOKENS = {
+    "empty prompt": ([[1, 2], []], "prompt 1 is empty"),
+    "no rows": ([], "a batch of no rows"),
+    "empty tensor": (torch.zeros(0, 4, dtype=torch.long), "a batch of no rows"),
+    "no positions": (torch.zeros(2, 0, dtype=torch.long), "prompt 0 is empty"),
+    "outside": (torch.tensor([[1, 53]]), "token 53 is outside the vocabulary, expected 0..52"),
+    "negative": (torch.tensor([[-1, 5]]), "token -1 is outside"),
+    "floats": (torch.ones(1, 3), "dtype torch.float32, expected integer ids"),
+    "three axes": (torch.ones(1, 2, 3, dtype=torch.long), r"shape \[1, 2, 3\], expected \[batch, pos\]"),
+    "text": ("hello", "needs a tokenizer"),
+    "mixed": (["a", 3], "list of int, str"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TOKENS)
+def test_tokens_that_cannot_be_run_are_refused(lens, kind):
+    given, message = BAD_TOKENS[kind]
+    for call in (lens, lens.run_with_cache, lens.prefill, lens.generate):
+        with pytest.raises(HybridLensError, match=message):
+            call(given)
+
+
+def test_states_and_contexts_that_do_not_fit_are_refused():
+    rg, jamba = HybridLens(make("recurrentgemma")), HybridLens(make("jamba"))
+    with torch.no_grad():
+        state = rg.prefill(tokens(2, 5)).state
+    with pytest.raises(HybridLensError, match=r"the state is of a model recurrentgemma.*this model is jamba"):
+        jamba.extend(state, tokens(2, 1))
+    with pytest.raises(HybridLensError, match="the state holds 2 rows, but 3 rows"):
+        rg.extend(state, tokens(3, 1))
+    with pytest.raises(HybridLensError, match=r"row 2 does not exist, the state holds rows 0..1"):
+        state.select([2])
+    with pytest.raises(HybridLensError, match="129 tokens given, but the model's context is 128"):
+        jamba(tokens(1, 129))
+    with pytest.raises(HybridLensError, match="130 tokens given, but the model's context is 128"):
+        jamba.generate(tokens(1, 100), 30)
+    with pytest.raises(HybridLensError, match="max_new_tokens 0 given"):
+        rg.generate(tokens(1, 5), 0)
+    with pytest.raises(HybridLensError, match="temperature 0"):
+        Sampling(seed=0, temperature=0.0)
+
+
+SCRIPT = """
+import torch
+from models import make, tokens
+from hybridlens import Edit, HybridLens
+for call in (
+    lambda: Edit("hook_embed", lambda x, hook: x, "generation"),
+    lambda: HybridLens(make("jamba")).generate(tokens(1, 5), 2, boundary="middle"),
+    lambda: HybridLens(make("jamba")).trace(tokens(1, 5), max_new_tokens=2, boundary="middle").__enter__(),
+):
+    try:
+        call()
+    except ValueError as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_words_that_annotations_forbid_are_refused_without_a_checker_too():
+    """In a process of its own: here the type checker would refuse them before the library can."""
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=folder, env={**os.environ, "PYTHONPATH": f"{folder}:{folder.parent}"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "UnknownNameError phase 'generation' does not exist; expected one of prefill, decode, both",
+        *["UnknownNameError boundary 'middle' does not exist; expected one of last_prompt_token, first_new_token"] * 2,
+    ]

@@ -1,0 +1,109 @@
+"""The recurrences against the plain loop, forward and backward, at lengths on every side of a border."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from hybridlens import scan
+
+
+def plain_loop(decay, write, initial):
+    states, state = [], initial
+    for t in range(decay.shape[1]):
+        state = decay[:, t] * state + write[:, t]
+        states.append(state)
+    return torch.stack(states, dim=1)
+
+
+def draw(seed, *shapes, low=None):
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for shape in shapes:
+        x = torch.randn(*shape, generator=generator, dtype=torch.float64)
+        out.append((x if low is None else torch.sigmoid(x)).requires_grad_())
+    return out
+
+
+def gradients(loss, inputs):
+    return torch.autograd.grad(loss, inputs)
+
+
+@given(st.integers(1, 3), st.integers(1, 140), st.sampled_from([(), (2,)]), st.integers(0, 99))
+def test_linear_scan_is_the_loop(batch, length, extra, seed):
+    """Random sizes cover the plain form, the blocked form, and blocked with a remainder."""
+    shape = (batch, length, 3, *extra)
+    (decay,) = draw(seed, shape, low=0)
+    write, initial = draw(seed + 1, shape, (batch, 3, *extra))
+    ours, theirs = scan.linear_scan(decay, write, initial), plain_loop(decay, write, initial)
+    assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    weight = torch.randn(shape, dtype=torch.float64)
+    inputs = (decay, write, initial)
+    got_all, want_all = gradients((ours * weight).sum(), inputs), gradients((theirs * weight).sum(), inputs)
+    for got, want in zip(got_all, want_all, strict=True):
+        assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_both_speeds_give_the_loop_where_a_decay_is_zero_or_one():
+    """A reset (decay 0) inside a segment must cut off what was before, in the joined segments too."""
+    decay = torch.rand(1, 100, 4)
+    decay[:, [0, 37, 64]] = 0
+    decay[:, [5, 6, 7, 99]] = 1
+    write = torch.randn(1, 100, 4)
+    assert_close(scan.linear_scan(decay, write), plain_loop(decay, write, torch.zeros(1, 4)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 31])
+def test_selective_scan_is_the_loop_across_chunks(length, monkeypatch):
+    """A chunk holds 8 tokens here, so lengths fall before, on and behind its border."""
+    monkeypatch.setattr(scan, "CHUNK_ELEMENTS", 8 * 2 * 3 * 4)
+    x, B, C, initial = draw(length, (2, length, 3), (2, length, 4), (2, length, 4), (2, 3, 4))
+    dt, minus_A = draw(length + 50, (2, length, 3), (3, 4), low=0)
+    inputs = [t.detach().float().requires_grad_() for t in (dt, -minus_A, B, C, x, initial)]
+    y, final = scan.selective_scan(*inputs)
+    dt, A, B, C, x, initial = inputs
+    states = plain_loop(torch.exp(dt[..., None] * A), dt[..., None] * B[:, :, None] * x[..., None], initial)
+    expected = (states * C[:, :, None]).sum(-1)
+    assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    assert_close(final, states[:, -1], rtol=1e-5, atol=1e-5)
+    weight, end = torch.randn_like(y), torch.randn_like(final)
+    got = gradients((y * weight).sum() + (final * end).sum(), inputs)
+    want = gradients((expected * weight).sum() + (states[:, -1] * end).sum(), inputs)
+    for ours, theirs in zip(got, want, strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_hooked_form_gives_the_same_bits_as_the_chunked_one():
+    """`discretise`, `linear_scan` and `read_out` are what runs when states are hooked: no bit may differ."""
+    torch.manual_seed(1)
+    dt, A = torch.rand(3, 700, 64), -torch.rand(64, 16)
+    B, C, x = torch.randn(3, 700, 16), torch.randn(3, 700, 16), torch.randn(3, 700, 64)
+    y, final = scan.selective_scan(dt, A, B, C, x)
+    states = scan.linear_scan(*scan.discretise(dt, A, B, x))
+    assert torch.equal(scan.read_out(states, C), y)
+    assert torch.equal(states[:, -1], final)
+
+
+@given(st.integers(1, 40), st.integers(0, 99))
+def test_an_edited_state_persists(length, seed):
+    """Against a loop that writes the edited entries in as it goes (rule 7 of the hook points)."""
+    generator = torch.Generator().manual_seed(seed)
+    decay, write = torch.rand(2, length, 3, generator=generator), torch.randn(2, length, 3, generator=generator)
+    initial = torch.randn(2, 3, generator=generator)
+    states = plain_loop(decay, write, initial)
+    edited = torch.where(torch.rand(states.shape, generator=generator) < 0.2, states + 1.5, states)
+    expected, state = [], initial
+    for t in range(length):
+        state = torch.where(edited[:, t] != states[:, t], edited[:, t], decay[:, t] * state + write[:, t])
+        expected.append(state)
+    got = scan.persistent_states(states, edited, decay, write, initial)
+    assert_close(got, torch.stack(expected, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_second_derivatives_are_refused():
+    """A silent zero would be worse than an error."""
+    decay, write = torch.rand(1, 5, 2, requires_grad=True), torch.randn(1, 5, 2, requires_grad=True)
+    (grad,) = torch.autograd.grad((scan.linear_scan(decay, write) ** 2).sum(), decay, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
