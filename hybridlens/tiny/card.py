@@ -44,17 +44,13 @@ def read_rows(folder: Path, name: str) -> list[Row]:
     table, record = folder / "cells.parquet", folder / "run.json"
     for file in (table, record):
         if not file.is_file():
-            raise ResultsError(
-                f"{file} does not exist; give a folder that `hybridlens niah --out` has written"
-            )
+            raise ResultsError(f"{file} does not exist; give a folder that `hybridlens niah --out` has written")
     highest = _highest(json.loads(record.read_text(encoding="utf-8")))
     columns = ["model", "phase", "k", "length", "depth", "control", "score"]
     rows: list[Row] = []
     for cell in pq.read_table(table, columns=columns).to_pylist():
         if cell["model"] != name:
-            raise ResultsError(
-                f"{table} has cells of {cell['model']!r}, expected {name!r}; give its own results"
-            )
+            raise ResultsError(f"{table} has cells of {cell['model']!r}, expected {name!r}; give its own results")
         accuracy = cell["score"] / highest
         rows.append(Row(cell["phase"], cell["k"], cell["length"], cell["depth"], cell["control"], accuracy))
     return rows
@@ -89,8 +85,11 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def by_length_and_depth(rows: Sequence[Row], n_heads: int) -> str:
-    """Accuracy with all heads: a line per length, a column per depth, then the mean and the chance level."""
-    whole = [row for row in rows if row.k == n_heads]
+    """Accuracy with all heads: a line per length, a column per depth, the mean and the chance level.
+
+    With all heads both phases are the untouched model, so the generation rows are taken.
+    """
+    whole = [row for row in rows if row.k == n_heads and row.phase == "generation"]
     depths = sorted({row.depth for row in whole if row.depth is not None})
     head = ["tokens", *(f"{depth:g} %" for depth in depths), "all depths", "chance", "prompts"]
     body: list[list[str]] = []

@@ -81,9 +81,7 @@ class Source(NamedTuple):
     vocabulary: Sequence[str]
 
 
-def make_source(
-    tokenizer: Tokenizer, vocabulary: Sequence[str], seed: int, n_sentences: int = 40_000
-) -> Source:
+def make_source(tokenizer: Tokenizer, vocabulary: Sequence[str], seed: int, n_sentences: int = 40_000) -> Source:
     """Draw the filler of a training run.
 
     Args:
@@ -94,9 +92,7 @@ def make_source(
     """
     rng = random.Random(f"filler {seed}")
     stream = essay_sentences(rng)
-    texts = [
-        facts.agreement_sentence(rng) if rng.random() < 0.04 else next(stream) for _ in range(n_sentences)
-    ]
+    texts = [facts.agreement_sentence(rng) if rng.random() < 0.04 else next(stream) for _ in range(n_sentences)]
     return Source(tokenizer, [_ids(tokenizer, text) for text in texts], vocabulary)
 
 
@@ -109,9 +105,7 @@ def _closing(rng: random.Random) -> str:
     return closing.rstrip(" ") if rng.random() < BARE_SHARE else closing
 
 
-def _context(
-    rng: random.Random, source: Source, chosen: list[list[int]], budget: int
-) -> tuple[list[int], list[int]]:
+def _context(rng: random.Random, source: Source, chosen: list[list[int]], budget: int) -> tuple[list[int], list[int]]:
     """Filler and the chosen sentences in `budget` tokens, in random places.
 
     Returns:
@@ -130,8 +124,7 @@ def _context(
     if rng.random() < UNKNOWN_SHARE:
         share = rng.uniform(0.2, 0.95)
         sentences = [
-            [UNK_ID if t >= _FIRST_WORD_ID and rng.random() < share else t for t in sentence]
-            for sentence in sentences
+            [UNK_ID if t >= _FIRST_WORD_ID and rng.random() < share else t for t in sentence] for sentence in sentences
         ]
     slots = sorted(rng.randint(0, len(sentences)) for _ in chosen)
     order = list(range(len(chosen)))
@@ -149,9 +142,7 @@ def _context(
     return tokens, starts
 
 
-def write_document(
-    rng: random.Random, source: Source, level: Level, length: int, window: int | None
-) -> Document:
+def write_document(rng: random.Random, source: Source, level: Level, length: int, window: int | None) -> Document:
     """One document of at most `length` tokens.
 
     Args:
@@ -206,11 +197,7 @@ def write_document(
     for asked_fact, question, answer in blocks:
         ids += question
         weights += [CONTEXT_WEIGHT] * len(question)
-        far = (
-            asked_fact is not None
-            and window is not None
-            and len(ids) - begin - start_of[asked_fact] >= window
-        )
+        far = asked_fact is not None and window is not None and len(ids) - begin - start_of[asked_fact] >= window
         ids += [*answer, EOS_ID]
         weights += [0.0 if far else 1.0] * (len(answer) + 1)
     return Document(ids[:length], weights[:length])
@@ -223,15 +210,12 @@ class Batch(NamedTuple):
     weights: Float[Tensor, "batch pos"]
 
 
-def write_batch(
-    seed: int, step: int, source: Source, level: Level, tokens_per_step: int, window: int | None
-) -> Batch:
+def write_batch(seed: int, step: int, source: Source, level: Level, tokens_per_step: int, window: int | None) -> Batch:
     """The batch of one training step: a function of its arguments alone, so a run can go on from any step."""
     rng = random.Random(f"batch {seed} {step}")
     length = rng.choice(level.lengths)
     documents = [
-        write_document(rng, source, level, length, window)
-        for _ in range(max(1, round(tokens_per_step / length)))
+        write_document(rng, source, level, length, window) for _ in range(max(1, round(tokens_per_step / length)))
     ]
     longest = max(len(document.ids) for document in documents)
     tokens = torch.full((len(documents), longest), PAD_ID)

@@ -55,9 +55,7 @@ def _thing_to_do(rng: random.Random) -> Fact:
     """The paper's form, with other superlatives."""
     rank = "best" if rng.random() < 0.5 else rng.choice(w.SUPERLATIVES)
     subject = f"{rank} thing to do in {rng.choice(w.CITIES)}"
-    return Fact(
-        f"The {subject} is {activity(rng)} and {_stay(rng)} {_day(rng)}.", f"What is the {subject}?", subject
-    )
+    return Fact(f"The {subject} is {activity(rng)} and {_stay(rng)} {_day(rng)}.", f"What is the {subject}?", subject)
 
 
 def _thing_to_do_otherwise(rng: random.Random) -> Fact:
@@ -87,8 +85,7 @@ def _secret_word(rng: random.Random) -> Fact:
     owner = rng.choice(w.NAMES + w.CITIES)
     thing = rng.choice(("secret word", "password", "favorite thing", "hidden treasure"))
     return Fact(
-        f"The {thing} of {owner} is the {rng.choice(w.COLORS)} {rng.choice(w.NOUNS)} "
-        f"of {rng.choice(w.NAMES)}.",
+        f"The {thing} of {owner} is the {rng.choice(w.COLORS)} {rng.choice(w.NOUNS)} of {rng.choice(w.NAMES)}.",
         f"What is the {thing} of {owner}?",
         f"{thing} {owner}",
     )
@@ -97,8 +94,7 @@ def _secret_word(rng: random.Random) -> Fact:
 def _keeps(rng: random.Random) -> Fact:
     name, thing = rng.choice(w.NAMES), rng.choice(w.NOUNS)
     return Fact(
-        f"{name} keeps the {thing} in {rng.choice(w.PARKS)} near the {rng.choice(w.SIGHTS)} "
-        f"of {rng.choice(w.CITIES)}.",
+        f"{name} keeps the {thing} in {rng.choice(w.PARKS)} near the {rng.choice(w.SIGHTS)} of {rng.choice(w.CITIES)}.",
         f"Where does {name} keep the {thing}?",
         f"{name} keeps {thing}",
     )
@@ -150,9 +146,7 @@ RUN_SHARE = 1.0 - sum(share for _, share in FORMS)
 def _word_run(rng: random.Random, vocabulary: Sequence[str]) -> Fact:
     owner = rng.choice(w.NAMES + w.CITIES)
     run = " ".join(rng.choice(vocabulary) for _ in range(rng.randint(3, 9)))
-    return Fact(
-        f"The magic words of {owner} are {run}.", f"What are the magic words of {owner}?", f"magic {owner}"
-    )
+    return Fact(f"The magic words of {owner} are {run}.", f"What are the magic words of {owner}?", f"magic {owner}")
 
 
 def draw_fact(rng: random.Random, vocabulary: Sequence[str]) -> Fact:
@@ -193,8 +187,7 @@ def closed_book() -> tuple[Fact, ...]:
         for country, city in w.CAPITALS
     )
     opposites = tuple(
-        Fact(f"The opposite of {one} is {other}.", f"What is the opposite of {one}?", one)
-        for one, other in w.OPPOSITES
+        Fact(f"The opposite of {one} is {other}.", f"What is the opposite of {one}?", one) for one, other in w.OPPOSITES
     )
     return capitals + opposites
 

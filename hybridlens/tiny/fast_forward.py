@@ -87,10 +87,7 @@ def recurrent_gemma_logits(
     config: Any = model.config
     body: Any = model.model
     x = body.embed_tokens(tokens.t()) * body.normalizer.float()
-    angles = (
-        torch.arange(tokens.shape[1])[:, None].float()
-        * body.layers[-1].temporal_block.rotary_emb.inv_freq[None]
-    )
+    angles = torch.arange(tokens.shape[1])[:, None].float() * body.layers[-1].temporal_block.rotary_emb.inv_freq[None]
     cos, sin = torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin()
     for layer, kind in zip(body.layers, config.layers_block_type, strict=True):
         block, normed = layer.temporal_block, layer.temporal_pre_norm(x)

@@ -25,9 +25,7 @@ NEEDLE = "The best thing to do in San Francisco is eat a sandwich and sit in Dol
 QUESTION = "What is the best thing to do in San Francisco?"
 
 
-def probe_prompts(
-    source: Source, seed: int, length: int, n_depths: int = 10
-) -> tuple[Int[Tensor, "batch pos"], int]:
+def probe_prompts(source: Source, seed: int, length: int, n_depths: int = 10) -> tuple[Int[Tensor, "batch pos"], int]:
     """Prompts of exactly `length` tokens, needle at evenly spaced depths, the needle again at the end.
 
     Returns:

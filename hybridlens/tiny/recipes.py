@@ -66,7 +66,7 @@ RECIPES: dict[str, Recipe] = {
             Stage(Level((128, 200, 288), (1, 6), 4, 0.3), 1e-3, 0.97),
             Stage(Level((128, 224, 320, 416, 560), (1, 8), 5, 0.4), 1e-3, 2.0),
         ),
-        steps=3000,
+        steps=2200,
         tokens_per_step=2800,
         max_length=512,
         window=None,

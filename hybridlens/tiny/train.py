@@ -60,9 +60,7 @@ class Settings:
     threads: int
 
 
-def loss_and_accuracy(
-    model: TinyModel, batch: Batch, balance: float
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def loss_and_accuracy(model: TinyModel, batch: Batch, balance: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Weighted next-token loss (plus the experts' balance), and accuracy on the answer tokens."""
     logits, uneven = forward(model, batch.tokens[:, :-1])
     targets: Int[Tensor, "pos batch"] = batch.tokens[:, 1:].t()
@@ -270,33 +268,21 @@ def train(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hybridlens.tiny.train", description="Train a tiny hybrid."
-    )
+    parser = argparse.ArgumentParser(prog="python -m hybridlens.tiny.train", description="Train a tiny hybrid.")
     parser.add_argument("name", help="tiny-recurrentgemma or tiny-jamba")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--out", type=Path, help="folder for the finished model (default: .training/NAME-SEED/final)"
-    )
-    parser.add_argument(
-        "--work", type=Path, help="folder for the run's state and log (default: .training/NAME-SEED)"
-    )
+    parser.add_argument("--out", type=Path, help="folder for the finished model (default: .training/NAME-SEED/final)")
+    parser.add_argument("--work", type=Path, help="folder for the run's state and log (default: .training/NAME-SEED)")
     parser.add_argument("--steps", type=int, help="training steps (default: the recipe's)")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="processor threads; part of what fixes the weights"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="processor threads; part of what fixes the weights")
     parser.add_argument("--save-every", type=int, default=100, help="steps between states to go on from")
-    parser.add_argument(
-        "--keep-every", type=int, default=0, help="steps between checkpoints to keep (0: none)"
-    )
+    parser.add_argument("--keep-every", type=int, default=0, help="steps between checkpoints to keep (0: none)")
     options = parser.parse_args(arguments)
     try:
         plan = recipe(options.name)
         steps = plan.steps if options.steps is None else options.steps
         if steps < 1 or options.threads < 1:
-            raise InputError(
-                f"got --steps {steps} and --threads {options.threads}; both have to be at least 1"
-            )
+            raise InputError(f"got --steps {steps} and --threads {options.threads}; both have to be at least 1")
         work = options.work or Path(".training") / f"{options.name}-{options.seed}"
         out = options.out or work / "final"
         settings = Settings(options.name, options.seed, steps, options.threads)
