@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer._click.exceptions import ClickException  # pyright: ignore[reportPrivateUsage]
@@ -90,9 +90,9 @@ def niah(
         template=template,
         jrt=jrt,
         heads=None if heads is None else parse_list("--heads", heads),
-        phases=cast(Any, parse_phase(phase)),
-        boundary=cast(Any, boundary),
-        semantics=cast(Any, semantics),
+        phases=parse_phase(phase),
+        boundary=boundary,
+        semantics=semantics,
         batch_size=batch_size,
         seed=seed,
         command=shlex.join(["hybridlens", *_typed]),
@@ -200,7 +200,7 @@ def heads(
         tokens: Any = [list(p.tokens) for p in benchmark.grid(lens.tokenizer, [length], [50], seed=seed)]
     else:
         tokens = texts
-    ranking = rank_heads(lens, tokens, queries=cast(Any, queries), semantics=cast(Any, semantics))
+    ranking = rank_heads(lens, tokens, queries=queries, semantics=semantics)
     typer.echo(ranking_table(ranking))
     if out is not None:
         typer.echo(f"ranking: {ranking.save(out)}")

@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
-from analyses.entropy import Semantics
 from analyses.sparsification import top_k
 from hybridlens.errors import InputError
 from hybridlens.generation import Boundary, continue_from
@@ -40,7 +39,7 @@ def decode(
     conditions: Sequence[Condition],
     version: Version,
     boundary: Boundary = "last_prompt_token",
-    semantics: Semantics = "clean",
+    semantics: str = "clean",
     max_new_tokens: int = 40,
 ) -> list[str]:
     """What the model says under each condition, greedily: one batch, one text a condition.
@@ -73,7 +72,7 @@ def _shared_prefill(
     lens: HybridLens,
     conditions: Sequence[Condition],
     boundary: Boundary,
-    semantics: Semantics,
+    semantics: str,
     max_new_tokens: int,
 ) -> list[str]:
     """The generation version: each distinct prompt is read once, with all heads."""

@@ -13,7 +13,7 @@ How it fails: entropy knows nothing of what a head looks at, so a head that rest
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,10 +26,8 @@ from hybridlens.model import HybridLens
 from hybridlens.shapes import Lengths, Pattern
 from hybridlens.tokens import TokensLike
 
-Semantics: TypeAlias = Literal["clean", "published"]
-SEMANTICS: tuple[Semantics, ...] = ("clean", "published")
-Queries: TypeAlias = Literal["all", "last"]
-QUERIES: tuple[Queries, ...] = ("all", "last")
+SEMANTICS = ("clean", "published")
+QUERIES = ("all", "last")
 Entropies: TypeAlias = Float[Tensor, "batch head query"]
 
 EPSILON = 1e-12
@@ -68,7 +66,7 @@ def published_entropy(pattern: Pattern) -> Entropies:
     return (shifted * shifted.log2()).sum(dim=-1)
 
 
-def focus_key(scores: Pattern, semantics: Semantics = "clean") -> Entropies:
+def focus_key(scores: Pattern, semantics: str = "clean") -> Entropies:
     """What heads are sorted by, lowest first, computed from attention scores before softmax.
 
     Clean: the entropy of softmax(scores) in float32. Published: `published_entropy` of the pattern as the
@@ -84,7 +82,7 @@ def focus_key(scores: Pattern, semantics: Semantics = "clean") -> Entropies:
     return torch.cat(rows)
 
 
-def _formula(semantics: Semantics) -> Callable[[Pattern], Entropies]:
+def _formula(semantics: str) -> Callable[[Pattern], Entropies]:
     def clean(scores: Pattern) -> Entropies:
         return head_entropy(torch.softmax(scores, dim=-1, dtype=torch.float32))
 
@@ -113,8 +111,8 @@ def rank_heads(
     tokens: TokensLike,
     *,
     lengths: Sequence[int] | Lengths | None = None,
-    queries: Queries = "all",
-    semantics: Semantics = "clean",
+    queries: str = "all",
+    semantics: str = "clean",
     batch_size: int = 8,
 ) -> HeadRanking:
     """Every head by its mean entropy over the queries of some prompts, the most focused first.
@@ -169,7 +167,7 @@ def rank_heads(
     return HeadRanking((totals / counted).float(), layers, source, lower_is_better=True)
 
 
-def _chosen(lengths: Tensor, width: int, queries: Queries) -> Bool[Tensor, "batch query"]:
+def _chosen(lengths: Tensor, width: int, queries: str) -> Bool[Tensor, "batch query"]:
     """True at the query positions to average."""
     at = torch.arange(width, device=lengths.device)
     if queries == "last":

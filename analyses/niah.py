@@ -16,12 +16,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from analyses.decoding import Condition, Version, decode
 from analyses.niah_config import Grid, NiahConfig, make_grid
 from analyses.niah_report import make_manifest, needle_figures, report_notes
 from hybridlens import niah
+from hybridlens.generation import Boundary
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, CellKey, Run
 from hybridlens.viz import write_report
@@ -115,7 +116,8 @@ def _answer(lens: HybridLens, config: NiahConfig, batch: Sequence[Work]) -> list
     """Decode one batch and score it."""
     started = time.perf_counter()
     conditions = [Condition(piece.prompt.tokens, piece.k) for piece in batch]
-    texts = decode(lens, conditions, batch[0].version, config.boundary, config.semantics, config.max_new_tokens)
+    version, boundary = batch[0].version, cast(Boundary, config.boundary)  # checked by the config
+    texts = decode(lens, conditions, version, boundary, config.semantics, config.max_new_tokens)
     pairs = [(piece, key, text) for piece, text in zip(batch, texts, strict=True) for key in piece.keys]
     seconds = (time.perf_counter() - started) / len(pairs)
     return [_cell(config, piece.prompt, key, text, seconds) for piece, key, text in pairs]

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from analyses.decoding import VERSIONS, Version
-from analyses.entropy import SEMANTICS, Semantics, check_semantics
+from analyses.decoding import VERSIONS
+from analyses.entropy import SEMANTICS, check_semantics
 from hybridlens import niah
 from hybridlens.errors import InputError, UnknownNameError, closest
-from hybridlens.generation import BOUNDARIES, Boundary
+from hybridlens.generation import BOUNDARIES
 from hybridlens.model import HybridLens
 from hybridlens.niah.lengths import PAPER_MAX_LENGTH
 from hybridlens.results import CellKey
@@ -60,9 +60,9 @@ class NiahConfig:
     template: str = "base"
     jrt: bool = False
     heads: tuple[int, ...] | None = None
-    phases: tuple[Version, ...] = VERSIONS
-    boundary: Boundary = "last_prompt_token"
-    semantics: Semantics = "clean"
+    phases: tuple[str, ...] = VERSIONS
+    boundary: str = "last_prompt_token"
+    semantics: str = "clean"
     batch_size: int | None = None
     seed: int = 0
     max_new_tokens: int = 40

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,10 +22,9 @@ from torch import Tensor
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.results import write_json
 
-Scope: TypeAlias = Literal["layer", "model"]
+SCOPES = ("layer", "model")
 """Where heads compete: inside each layer, or across all attention layers."""
 
-SCOPES: tuple[Scope, ...] = ("layer", "model")
 FORMAT = "hybridlens head ranking 1"
 
 
@@ -85,7 +84,7 @@ class HeadRanking:
             )
         return float(self.scores[self.layers.index(layer), head])
 
-    def kept(self, n: int, scope: Scope = "model") -> Bool[Tensor, "attn_layer head"]:
+    def kept(self, n: int, scope: str = "model") -> Bool[Tensor, "attn_layer head"]:
         """True for the best `n` heads: of the whole model, or of each layer.
 
         Raises:

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from analyses.entropy import Entropies, Semantics, check_semantics, focus_key
-from analyses.ranking import SCOPES, HeadRanking, Scope
+from analyses.entropy import Entropies, check_semantics, focus_key
+from analyses.ranking import SCOPES, HeadRanking
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
 from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase
 from hybridlens.model import HybridLens
@@ -35,8 +35,8 @@ def top_k(
     lens: HybridLens,
     k: HeadsKept,
     phase: Phase = "decode",
-    scope: Scope = "layer",
-    semantics: Semantics = "clean",
+    scope: str = "layer",
+    semantics: str = "clean",
 ) -> list[Edit]:
     """Edits that keep the k most focused heads of each layer, chosen anew at every query.
 
@@ -103,7 +103,7 @@ def lowest(keys: Entropies, k: Int[Tensor, "rows"]) -> Bool[Tensor, "batch head 
     return ranks < k.to(keys.device)[:, None, None]
 
 
-def _layer_edits(layer: int, rows: Tensor, n_heads: int, phase: Phase, semantics: Semantics) -> list[Edit]:
+def _layer_edits(layer: int, rows: Tensor, n_heads: int, phase: Phase, semantics: str) -> list[Edit]:
     """The edits of one layer: read the scores, then silence heads."""
     found: dict[str, Tensor] = {}
 
@@ -133,7 +133,7 @@ def _rows_for(rows: Tensor, batch: int, hook: HookPoint) -> Tensor:
 
 
 def keep_heads(
-    lens: HybridLens, ranking: HeadRanking, n: int, phase: Phase = "both", scope: Scope = "model"
+    lens: HybridLens, ranking: HeadRanking, n: int, phase: Phase = "both", scope: str = "model"
 ) -> list[Edit]:
     """Edits that keep the best `n` heads of a ranking and silence the others, the same throughout.
 

@@ -1,0 +1,221 @@
+"""Entropy by its definition, the published formula by its own, rankings by what they say of themselves."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import FAMILIES, make, tokens
+
+import hybridlens as hl
+from analyses.entropy import focus_key, head_entropy, published_entropy, rank_heads
+from analyses.ranking import HeadRanking
+from hybridlens.errors import InputError, UnknownNameError
+
+
+def weights(draw_seed: int, heads: int, queries: int, keys: int) -> torch.Tensor:
+    """Random attention weights [1 h q k]: about a third of the keys exactly 0, as a mask leaves them."""
+    generator = torch.Generator().manual_seed(draw_seed)
+    raw = torch.rand(1, heads, queries, keys, generator=generator) ** 4
+    raw = raw * (torch.rand(raw.shape, generator=generator) > 0.33)
+    raw[..., 0] += 0.01
+    return raw / raw.sum(-1, keepdim=True)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 5), st.integers(1, 40))
+def test_entropy_is_its_definition(seed: int, heads: int, queries: int, keys: int) -> None:
+    """Every value is summed again in Python's double precision, skipping zeros, over random patterns."""
+    pattern = weights(seed, heads, queries, keys)
+    found = head_entropy(pattern)
+    assert found.shape == (1, heads, queries)
+    for h in range(heads):
+        for q in range(queries):
+            row = [float(a) for a in pattern[0, h, q]]
+            expected = -math.fsum(a * math.log2(a) for a in row if a > 0)
+            assert found[0, h, q].item() == pytest.approx(expected, abs=2e-6 * max(1.0, expected) * 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("keys", [1, 2, 8, 64, 1024])
+def test_uniform_gives_log2_n_and_one_hot_gives_zero(keys: int, dtype: torch.dtype) -> None:
+    """1 / n is exact for powers of two in every dtype, so the values are known to the last bit but one."""
+    uniform = torch.full((2, 3, 4, keys), 1 / keys, dtype=dtype)
+    assert head_entropy(uniform).dtype == torch.float32
+    torch.testing.assert_close(head_entropy(uniform), torch.full((2, 3, 4), math.log2(keys)), rtol=1e-6, atol=0)
+    one_hot = torch.zeros(2, 3, 4, keys, dtype=dtype)
+    one_hot[..., keys // 2] = 1
+    assert bool((head_entropy(one_hot) == 0).all())
+
+
+def test_entropy_of_the_smallest_weights() -> None:
+    """Weights below the smallest normal number neither give NaN nor count: −a log2 a < 1e-35 there."""
+    pattern = torch.tensor([[[[1.0, 1e-40, 1e-45, 0.0]]]])
+    assert 0 <= head_entropy(pattern).item() < 1e-35
+    assert bool(head_entropy(torch.zeros(1, 1, 1, 3)).isfinite().all())
+
+
+def test_published_formula() -> None:
+    """The authors' expression, computed in double precision: −entropy, and −4e-11 for every masked key."""
+    pattern = weights(3, 4, 6, 30)
+    shifted = pattern.double() + 1e-12
+    expected = (shifted * shifted.log2()).sum(-1)
+    torch.testing.assert_close(published_entropy(pattern).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(published_entropy(pattern), -head_entropy(pattern), rtol=1e-5, atol=1e-5)
+    masked = torch.zeros(1, 1, 1, 100)
+    assert published_entropy(masked).item() == pytest.approx(100 * 1e-12 * math.log2(1e-12), rel=1e-3)
+    assert published_entropy(pattern.bfloat16()).dtype == torch.bfloat16
+
+
+def test_published_formula_ties_heads_in_bfloat16() -> None:
+    """Patterns that differ by far less than bfloat16 resolves: clean tells them apart, published does not."""
+    near = torch.full((1, 2, 1, 64), 1 / 64)
+    near[0, 1, 0, 0] += 1e-4
+    near[0, 1, 0, 1] -= 1e-4
+    assert head_entropy(near)[0, 0] != head_entropy(near)[0, 1]
+    rounded = published_entropy(near.bfloat16())
+    assert rounded[0, 0] == rounded[0, 1]
+
+
+def test_published_formula_refuses_float16() -> None:
+    """1e-12 is 0 in float16, so 0 · log2 0 would be NaN in every masked row."""
+    with pytest.raises(InputError, match=r"float16.*use bfloat16"):
+        published_entropy(torch.ones(1, 1, 1, 1, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("semantics", ["clean", "published"])
+def test_focus_key_is_the_entropy_of_the_softmax(semantics: str) -> None:
+    """Scores with −inf where a mask forbids, row by row, against the formula applied to the whole pattern."""
+    scores = torch.randn(5, 4, 7, 7).masked_fill(~torch.ones(7, 7).tril().bool(), float("-inf"))
+    pattern = scores.softmax(-1)
+    expected = head_entropy(pattern) if semantics == "clean" else -published_entropy(pattern)
+    assert torch.equal(focus_key(scores, semantics), expected)
+    assert bool((focus_key(scores, "clean")[:, :, 0] == 0).all())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("queries", ["all", "last"])
+def test_rank_heads_averages_the_cached_patterns(family: str, queries: str) -> None:
+    """The cache holds the same run's patterns; their entropies, averaged by hand, must give each score."""
+    lens = hl.HybridLens(make(family))
+    ids = tokens(3, 19, seed=4)
+    ranking = rank_heads(lens, ids, queries=queries, batch_size=2)
+    _, cache = lens.run_with_cache(ids)
+    assert ranking.layers == lens.cfg.attention_layers
+    for row, layer in enumerate(ranking.layers):
+        entropy = head_entropy(cache["pattern", layer])
+        expected = entropy.mean(dim=(0, 2)) if queries == "all" else entropy[:, :, -1].mean(0)
+        torch.testing.assert_close(ranking.scores[row], expected, rtol=1e-5, atol=1e-6)
+    scored = [(ranking.score(layer, head), layer, head) for layer, head in ranking.order]
+    assert scored == sorted(scored)
+    assert ranking.lower_is_better
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("queries", ["all", "last"])
+def test_rank_heads_counts_no_padding(family: str, queries: str) -> None:
+    """Rows of 4, 17 and 9 tokens together, against the token-weighted mean of each row alone.
+
+    Padding has entropies of its own, of the same size as the real ones, so counting any would move the mean.
+    """
+    lens = hl.HybridLens(make(family))
+    rows = [tokens(1, length, seed=length)[0].tolist() for length in (4, 17, 9)]
+    together = rank_heads(lens, rows, queries=queries)
+    alone = [rank_heads(lens, [row], queries=queries).scores for row in rows]
+    counts = [len(row) if queries == "all" else 1 for row in rows]
+    expected = sum(n * scores for n, scores in zip(counts, alone, strict=True)) / sum(counts)
+    torch.testing.assert_close(together.scores, expected, rtol=1e-4, atol=1e-5)
+    for batch_size in (1, 2):
+        again = rank_heads(lens, rows, queries=queries, batch_size=batch_size)
+        torch.testing.assert_close(again.scores, together.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_rank_heads_refuses() -> None:
+    lens = hl.HybridLens(make("jamba"))
+    with pytest.raises(UnknownNameError, match="queries 'some'"):
+        rank_heads(lens, tokens(1, 4), queries="some")
+    with pytest.raises(UnknownNameError, match="semantics 'tidy'"):
+        rank_heads(lens, tokens(1, 4), semantics="tidy")
+    with pytest.raises(InputError, match="batch size 0"):
+        rank_heads(lens, tokens(1, 4), batch_size=0)
+    with pytest.raises(InputError, match="prompt 0 is empty"):
+        rank_heads(lens, [[]])
+    half = hl.HybridLens(make("jamba").half())
+    with pytest.raises(InputError, match="float16"):
+        rank_heads(half, tokens(1, 4), semantics="published")
+
+
+def ranking_of(scores: list[list[float]], lower: bool = True) -> HeadRanking:
+    return HeadRanking(torch.tensor(scores), tuple(3 * i + 2 for i in range(len(scores))), "made up", lower)
+
+
+def test_order_breaks_ties_by_layer_then_head() -> None:
+    """Equal scores everywhere leave only the indices to sort by, in either direction."""
+    equal = [[1.0, 1.0, 0.5], [1.0, 0.5, 1.0]]
+    assert ranking_of(equal).order == [(2, 2), (5, 1), (2, 0), (2, 1), (5, 0), (5, 2)]
+    assert ranking_of(equal, lower=False).order == [(2, 0), (2, 1), (5, 0), (5, 2), (2, 2), (5, 1)]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=3), min_size=1, max_size=4),
+    st.booleans(),
+    st.data(),
+)
+def test_kept_heads_are_the_first_of_the_order(rows: list[list[int]], lower: bool, data: st.DataObject) -> None:
+    """Few distinct scores make ties common; the mask is compared with the order cut after n."""
+    ranking = ranking_of([[float(score) for score in row] for row in rows], lower)
+    n = data.draw(st.integers(0, 3 * len(rows)))
+    mask = ranking.kept(n)
+    kept = {(layer, h) for i, layer in enumerate(ranking.layers) for h in range(3) if mask[i, h]}
+    assert kept == set(ranking.order[:n])
+    per_layer = data.draw(st.integers(0, 3))
+    mask = ranking.kept(per_layer, "layer")
+    for i, layer in enumerate(ranking.layers):
+        of_layer = [head for at, head in ranking.order if at == layer]
+        assert {h for h in range(3) if mask[i, h]} == set(of_layer[:per_layer])
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=4, max_size=4), st.booleans())
+def test_ranking_survives_its_file(tmp_path: Path, values: list[float], lower: bool) -> None:
+    """Any float32, infinities aside from JSON's reach, comes back bit for bit, and with it the order."""
+    values = [max(-3e38, min(3e38, value)) for value in values]
+    ranking = ranking_of([values[:2], values[2:]], lower)
+    back = HeadRanking.load(ranking.save(tmp_path / "ranking.json"))
+    assert torch.equal(back.scores, ranking.scores)
+    assert (back.layers, back.source, back.order) == (ranking.layers, ranking.source, ranking.order)
+    assert back.lower_is_better is lower
+
+
+def test_rankings_refuse(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not numbers"):
+        ranking_of([[float("nan"), 1.0]])
+    with pytest.raises(InputError, match="2 rows of scores names layers"):
+        HeadRanking(torch.zeros(2, 2), (4,), "made up", True)
+    ranking = ranking_of([[1.0, 2.0], [3.0, 4.0]])
+    with pytest.raises(InputError, match=r"5 heads to keep were given, expected 0\.\.4"):
+        ranking.kept(5)
+    with pytest.raises(InputError, match=r"expected 0\.\.2, the heads of each layer"):
+        ranking.kept(3, "layer")
+    with pytest.raises(UnknownNameError, match="scope 'all'"):
+        ranking.kept(1, "all")
+    with pytest.raises(InputError, match=r"layer 3, head 0 is not ranked; the ranking has layers 2, 5"):
+        ranking.score(3, 0)
+    path = tmp_path / "ranking.json"
+    with pytest.raises(InputError, match="cannot be read"):
+        HeadRanking.load(path)
+    with pytest.raises(InputError, match="cannot be written"):
+        ranking.save(tmp_path / "absent" / "ranking.json")
+    ranking.save(path)
+    good = json.loads(path.read_text())
+    for text, words in (
+        ("not json", "is not JSON"),
+        ("[1, 2]", "is not a head ranking"),
+        (json.dumps({**good, "scores": [[1.0], [2.0, 3.0]]}), "damaged head ranking"),
+        (json.dumps({**good, "order": good["order"][::-1]}), "order and scores disagree"),
+        (json.dumps({key: good[key] for key in good if key != "layers"}), "damaged head ranking"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=words):
+            HeadRanking.load(path)
