@@ -76,7 +76,7 @@ def test_the_card_tells_the_checkpoints_own_sizes_and_settings(name: str, tmp_pa
     """Parameters, seed, steps and minutes are those of the checkpoint's files."""
     rows = read_rows(results(tmp_path / "r", model=name), name)
     text, made = card(name, rows, rows), tiny.training(name)
-    info = next(info for info in tiny.describe() if info.name == name)
+    info = tiny.info(name)
     assert f"{info.parameters:,} parameters" in text
     assert f"train {name} --seed {made['seed']} --steps {made['steps']}" in text
     assert f"It took\n{made['seconds'] / 60:.0f} minutes" in text

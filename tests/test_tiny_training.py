@@ -133,9 +133,7 @@ def test_a_work_folder_of_other_settings_is_refused_and_kept(tmp_path: Path) -> 
     """The message names what differs, and the state on disk is the same bytes afterwards."""
     train(Settings("tiny-recurrentgemma", 0, 1, 1), SMALL, tmp_path, None)
     before = (tmp_path / "state.pt").read_bytes()
-    with pytest.raises(
-        ResultsError, match=r"'seed': 0.*this one has.*'seed': 1.*choose another --work folder"
-    ):
+    with pytest.raises(ResultsError, match=r"'seed': 0.*this one has.*'seed': 1.*choose another --work folder"):
         train(Settings("tiny-recurrentgemma", 1, 1, 1), SMALL, tmp_path, None)
     assert (tmp_path / "state.pt").read_bytes() == before
 

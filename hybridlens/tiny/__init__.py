@@ -70,24 +70,29 @@ def training(name: str) -> dict[str, Any]:
     return _read(path(name) / "training.json")
 
 
+def info(name: str) -> TinyModelInfo:
+    """One embedded model with its sizes, read from its files.
+
+    Raises:
+        UnknownNameError: when no embedded model has this name.
+        CheckpointError: when its files are missing from the installation.
+    """
+    folder, made = path(name), training(name)
+    config, tokenizer = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
+    return TinyModelInfo(
+        name=name,
+        path=folder,
+        architecture=config["architectures"][0],
+        parameters=made["parameters"],
+        layers=tuple(made["layers"]),
+        n_heads=config["num_attention_heads"],
+        n_kv_heads=config["num_key_value_heads"],
+        window=made["window"],
+        context=tokenizer["model_max_length"],
+        n_bytes=(folder / "model.safetensors").stat().st_size,
+    )
+
+
 def describe() -> tuple[TinyModelInfo, ...]:
-    """Every embedded model with its sizes, read from its files."""
-    found: list[TinyModelInfo] = []
-    for name in _NAMES:
-        folder, made = path(name), training(name)
-        config, tokenizer = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
-        found.append(
-            TinyModelInfo(
-                name=name,
-                path=folder,
-                architecture=config["architectures"][0],
-                parameters=made["parameters"],
-                layers=tuple(made["layers"]),
-                n_heads=config["num_attention_heads"],
-                n_kv_heads=config["num_key_value_heads"],
-                window=made["window"],
-                context=tokenizer["model_max_length"],
-                n_bytes=(folder / "model.safetensors").stat().st_size,
-            )
-        )
-    return tuple(found)
+    """Every embedded model, as `info` gives it."""
+    return tuple(info(name) for name in _NAMES)

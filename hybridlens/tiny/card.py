@@ -133,7 +133,7 @@ def card(name: str, accuracy: Sequence[Row], curve: Sequence[Row]) -> str:
         accuracy: cells with all heads, of any number of haystacks and lengths.
         curve: cells of sweeps over k.
     """
-    info = next(info for info in tiny.describe() if info.name == name)
+    info = tiny.info(name)
     made = tiny.training(name)
     recipe = made["recipe"]
     pattern = " ".join("A" if layer == "attention" else "R" for layer in info.layers)
