@@ -55,9 +55,10 @@ def activations(model, tokens) -> dict[str, torch.Tensor]:
     kind = model.config.model_type
     with torch.no_grad():
         out = {"hook_embed": got.inputs["model.layers.0"], "hook_logits": got.logits}
-        out |= _norm(got, model, "model.final_norm" if kind == "recurrent_gemma" else "model.final_layernorm", "ln_final")
+        gemma = kind == "recurrent_gemma"
+        out |= _norm(got, model, "model.final_norm" if gemma else "model.final_layernorm", "ln_final")
         for layer in range(model.config.num_hidden_layers):
-            out |= (_recurrentgemma_layer if kind == "recurrent_gemma" else _jamba_layer)(got, model, layer)
+            out |= (_recurrentgemma_layer if gemma else _jamba_layer)(got, model, layer)
     return out
 
 

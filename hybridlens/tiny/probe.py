@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from hybridlens.model import HybridLens
 from hybridlens.niah.templates import BASE_CLOSING, CONTEXT_OPENING, QUESTION_BRIDGE
-from hybridlens.tiny.architectures import TinyModel
 from hybridlens.tiny.documents import Source
-from hybridlens.tiny.fast_forward import forward
 from hybridlens.tiny.tokenizer import BOS_ID
 
 NEEDLE = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
@@ -54,11 +53,11 @@ def probe_prompts(source: Source, seed: int, length: int, n_depths: int = 10) ->
 
 
 @torch.no_grad()
-def probe(model: TinyModel, source: Source, lengths: Sequence[int], seed: int = 0) -> dict[int, float]:
+def probe(lens: HybridLens, source: Source, lengths: Sequence[int], seed: int = 0) -> dict[int, float]:
     """Share of prompts of each length whose needle the model would repeat without a mistake."""
     result: dict[int, float] = {}
     for length in lengths:
         tokens, n_needle = probe_prompts(source, seed, length)
-        guesses = forward(model, tokens)[0].argmax(-1).t()[:, -n_needle - 1 : -1]
+        guesses = lens(tokens).argmax(-1)[:, -n_needle - 1 : -1]
         result[length] = (guesses == tokens[:, -n_needle:]).all(1).float().mean().item()
     return result

@@ -1,7 +1,7 @@
 """Train a tiny hybrid: ``python -m hybridlens.tiny.train NAME --seed S [--out DIR] [--steps N]``.
 
 Mechanism: AdamW on the answers of generated documents (`hybridlens.tiny.documents`), with the curriculum and
-settings of `hybridlens.tiny.recipes`, through the quick forward pass of `hybridlens.tiny.fast_forward`.
+settings of `hybridlens.tiny.recipes`, through the lens's own forward pass.
 A batch is a function of seed and step, the model of the seed, and nothing else is drawn, so one seed on one
 machine with one number of threads gives the same weights, whether or not the run was interrupted: its state
 is written to the work folder every few hundred steps, and the same command goes on from there.
@@ -27,9 +27,10 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from hybridlens.errors import HybridLensError, InputError, ResultsError
+from hybridlens.model import HybridLens
 from hybridlens.tiny.architectures import TinyModel, build
 from hybridlens.tiny.documents import Batch, Source, make_source, write_batch
-from hybridlens.tiny.fast_forward import forward
+from hybridlens.tiny.forward import forward
 from hybridlens.tiny.probe import probe
 from hybridlens.tiny.recipes import Recipe, Stage, learning_rate, recipe
 from hybridlens.tiny.tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer, words
@@ -60,12 +61,12 @@ class Settings:
     threads: int
 
 
-def loss_and_accuracy(model: TinyModel, batch: Batch, balance: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def loss_and_accuracy(lens: HybridLens, batch: Batch, balance: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Weighted next-token loss (plus the experts' balance), and accuracy on the answer tokens."""
-    logits, uneven = forward(model, batch.tokens[:, :-1])
-    targets: Int[Tensor, "pos batch"] = batch.tokens[:, 1:].t()
-    weights: Float[Tensor, "pos batch"] = batch.weights[:, 1:].t()
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(weights)
+    logits, uneven = forward(lens, batch.tokens[:, :-1])
+    targets: Int[Tensor, "batch pos"] = batch.tokens[:, 1:]
+    weights: Float[Tensor, "batch pos"] = batch.weights[:, 1:]
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.reshape(-1), reduction="none").view_as(weights)
     loss = (losses * weights).sum() / weights.sum() + balance * uneven
     answers = weights == 1.0
     right = (logits.detach().argmax(-1) == targets) & answers
@@ -84,7 +85,7 @@ def make_optimizer(model: TinyModel, settings: Recipe) -> torch.optim.AdamW:
 
 
 def train_step(
-    model: TinyModel,
+    lens: HybridLens,
     optimizer: torch.optim.AdamW,
     source: Source,
     settings: Settings,
@@ -102,9 +103,9 @@ def train_step(
         group["lr"] = rate
     batch = write_batch(settings.seed, progress.step, source, stage.level, plan.tokens_per_step, plan.window)
     optimizer.zero_grad(set_to_none=True)
-    loss, accuracy = loss_and_accuracy(model, batch, plan.balance)
+    loss, accuracy = loss_and_accuracy(lens, batch, plan.balance)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+    torch.nn.utils.clip_grad_norm_(lens.hf_model.parameters(), plan.clip)
     optimizer.step()
     progress.step += 1
     progress.accuracy = SMOOTHING * progress.accuracy + (1 - SMOOTHING) * accuracy.item()
@@ -233,7 +234,7 @@ def train(
     tokenizer = build_tokenizer(plan.max_length)
     source = make_source(tokenizer.backend_tokenizer, known, settings.seed, plan.n_sentences)
     model = build(settings.name, len(tokenizer), settings.seed).train()
-    optimizer = make_optimizer(model, plan)
+    lens, optimizer = HybridLens(model), make_optimizer(model, plan)
     work.mkdir(parents=True, exist_ok=True)
     state = work / "state.pt"
     progress = load_state(state, settings, model, optimizer) if state.exists() else Progress()
@@ -244,7 +245,7 @@ def train(
         while progress.step < (settings.steps if stop_at is None else stop_at):
             began = time.perf_counter()
             stage = progress.stage
-            loss, accuracy = train_step(model, optimizer, source, settings, plan, progress)
+            loss, accuracy = train_step(lens, optimizer, source, settings, plan, progress)
             progress.seconds += time.perf_counter() - began
             last = progress.step == settings.steps
             entry: dict[str, Any] = {
@@ -252,7 +253,7 @@ def train(
                 "mean_accuracy": round(progress.accuracy, 4), "seconds": round(progress.seconds, 1),
             }  # fmt: skip
             if progress.step % probe_every == 0 or last:
-                entry["needle"] = probe(model, source, lengths)
+                entry["needle"] = probe(lens, source, lengths)
                 print(json.dumps(entry), file=sys.stderr, flush=True)
             log.write(json.dumps(entry) + "\n")
             log.flush()
