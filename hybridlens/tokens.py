@@ -75,8 +75,10 @@ def encode(text: str, tokenizer: Any) -> list[int]:
     Words that the tokenizer does not know are warned about, since the model cannot see them.
 
     Raises:
-        InputError: without a tokenizer.
+        InputError: for an empty text, or without a tokenizer.
     """
+    if not text:
+        raise InputError("an empty text was given, expected a prompt of at least one token")
     if tokenizer is None:
         raise InputError(f"text {_short(text)} needs a tokenizer; give one to HybridLens, or pass token ids")
     ids = cast(list[int], tokenizer(text)["input_ids"])
