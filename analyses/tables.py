@@ -57,6 +57,8 @@ def hook_table(lens: HybridLens, layer: int | None = None) -> str:
             for axis, size in zip(spec.axes, sizes, strict=True)
         ]
         axes = ["1" if axis == "one" else axis for axis in axes]
+        if name.endswith("ssm.hook_pattern"):  # its "heads" are the family's channel blocks
+            axes[1] = "block"
         remarks = "read-only" if spec.read_only else "computed when hooked" if spec.lazy else ""
         rows.append([name, f"[{', '.join(axes)}]", remarks])
     return columns(rows, left=3)

@@ -4,24 +4,35 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from models import make
-from niah_tokenizers import word_level
+from niah_tokenizers import KINDS
 
 import hybridlens as hl
 
-NEW_TOKENS = 40
+LOUD = ("q_proj", "k_proj", "v_proj", "o_proj")
+"""The matrices that are made larger, so that attention is sharp and heard."""
 
 
 @cache
-def benchmark_lens(family: str, seed: int = 0, **changes: Any) -> hl.HybridLens:
-    """A random model of a family over the word-level tokenizer, with room for prompts of 300 tokens."""
-    tokenizer = word_level()
-    changes = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, **changes}
-    if family == "jamba":
-        changes = {"max_position_embeddings": 400, **changes}
-    else:
-        changes = {"attention_window_size": 64, **changes}
-    return hl.HybridLens(make(family, seed, **changes), tokenizer)
+def benchmark_lens(family: str, seed: int = 0, words: str = "word", gain: float = 5.0, **changes: Any) -> hl.HybridLens:
+    """A random model of a family over one of the tokenizers of `niah_tokenizers`, with room for 400 tokens.
+
+    Its attention's matrices are `gain` times what they would be, or the next token would follow from the last
+    ones alone, whatever the prompt and the heads.
+    """
+    tokenizer = KINDS[words]()
+    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    room = {
+        "jamba": {"max_position_embeddings": 400, "num_hidden_layers": 6},  # attention in layers 1 and 5
+        "recurrentgemma": {"attention_window_size": 64, "num_hidden_layers": 6},  # in 2 and 5
+    }[family]
+    model = make(family, seed, **{**ids, **room, **changes})
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(".weight") and name.split(".")[-2] in LOUD:
+                weight.mul_(gain)
+    return hl.HybridLens(model, tokenizer)
 
 
 def save_checkpoint(folder: Path, family: str = "recurrentgemma", seed: int = 0, **changes: Any) -> Path:

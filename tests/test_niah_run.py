@@ -1,0 +1,395 @@
+"""The needle experiment as a whole: cells equal independent runs, and a stopped or damaged run is mended."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import FAMILIES
+from random_lens import benchmark_lens
+
+import hybridlens as hl
+from analyses import niah as experiment
+from analyses import niah_report
+from analyses.decoding import Condition, decode
+from analyses.needle_heads import MOST_TOKENS, crop, figure, look
+from analyses.niah import NiahConfig, batches, make_work, run
+from analyses.niah_config import make_grid
+from analyses.sparsification import top_k
+from hybridlens import niah
+from hybridlens.errors import InputError, ResultsError, UnknownNameError
+from hybridlens.results import Cell, CellKey, hash_weights, read_run
+
+SMALL: dict[str, Any] = {"lengths": (110, 131), "depths": (0, 60, 100), "max_new_tokens": 6}
+
+
+def go(lens: hl.HybridLens, config: NiahConfig, folder: Path, **more: Any) -> experiment.NiahResult:
+    return run(lens, config, folder, hash_weights(lens.hf_model.state_dict()), **more)
+
+
+def independent(lens: hl.HybridLens, config: NiahConfig, cell: Cell, prompt: niah.Prompt) -> str:
+    """One cell's text by the lens' own generate, one row, no sharing."""
+    phase = "decode" if cell.phase == "generation" else "both"
+    edits = top_k(lens, cell.k, phase, semantics=config.semantics)
+    boundary: Any = config.boundary
+    return lens.generate([list(prompt.tokens)], config.max_new_tokens, edits, boundary).text[0]
+
+
+@settings(max_examples=6)
+@given(st.data())
+def test_every_cell_is_what_it_is_alone(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Random grids, k's, phases, boundaries and batch sizes; every text against an independent run of one row.
+
+    A random model's text changes at once when any row got another's state, prompt or heads.
+    """
+    lens = benchmark_lens(data.draw(st.sampled_from(FAMILIES)), data.draw(st.integers(0, 2)))
+    jrt = data.draw(st.booleans())
+    shortest = 200 if jrt else 110
+    config = NiahConfig(
+        model="random",
+        lengths=tuple(data.draw(st.lists(st.integers(shortest, shortest + 30), min_size=1, max_size=2, unique=True))),
+        depths=tuple(data.draw(st.lists(st.sampled_from([0, 30, 100]), min_size=1, max_size=2, unique=True))),
+        control=data.draw(st.booleans()),
+        heads=tuple(data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=3, unique=True))),
+        phases=data.draw(st.sampled_from([("generation",), ("prefill",), ("generation", "prefill")])),
+        boundary=data.draw(st.sampled_from(["last_prompt_token", "first_new_token"])),
+        batch_size=data.draw(st.sampled_from([None, 1, 2, 5])),
+        jrt=jrt,
+        max_new_tokens=5,
+    )
+    result = go(lens, config, tmp_path_factory.mktemp("run"))
+    grid = make_grid(lens, config)
+    prompts = len(config.lengths or ()) * (len(config.depths) + config.control)
+    assert len(result.cells) == len(grid) == prompts * len(config.heads or ()) * len(config.phases)
+    for cell in result.cells:
+        assert cell.text == independent(lens, config, cell, grid[cell.key]), cell.key
+        assert cell.score == niah.score(cell.text)
+        assert (cell.needle_start, cell.needle_end) == (grid[cell.key].needle_span or (None, None))
+        assert cell.prompt_hash == grid[cell.key].hash
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_k_matters(family: str, tmp_path: Path) -> None:
+    """The test above compares two users of `top_k`; here the texts are shown to differ between k's and phases."""
+    lens = benchmark_lens(family)
+    cells = go(lens, NiahConfig(model="random", heads=(0, 2, 4), **SMALL), tmp_path).cells
+    texts = {(c.phase, c.k): [d.text for d in cells if (d.phase, d.k) == (c.phase, c.k)] for c in cells}
+    assert texts["generation", 4] == texts["prefill", 4]
+    assert texts["generation", 0] != texts["generation", 4]
+    assert texts["prefill", 2] != texts["generation", 2]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_published_semantics_run_ragged_prompts(family: str, tmp_path: Path) -> None:
+    """The published builder's prompts differ in length within a batch; each text still is what it is alone."""
+    lens = benchmark_lens(family, words="unigram")
+    config = NiahConfig(
+        model="random", lengths=(260,), depths=(0, 50, 100), heads=(1, 4), semantics="published", max_new_tokens=4
+    )
+    grid = make_grid(lens, config)
+    assert len({len(prompt.tokens) for prompt in grid.values()}) > 1
+    result = go(lens, config, tmp_path)
+    assert {cell.semantics for cell in result.cells} == {"published"}
+    for cell in result.cells:
+        assert cell.text == independent(lens, config, cell, grid[cell.key])
+
+
+def test_prompts_are_read_once_for_all_k(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generation version prefills each distinct prompt once, whatever the number of conditions."""
+    lens = benchmark_lens("jamba")
+    read: list[int] = []
+    real = hl.HybridLens.prefill
+
+    def counting(self: hl.HybridLens, tokens: Any, *args: Any, **more: Any) -> Any:
+        read.append(len(tokens))
+        return real(self, tokens, *args, **more)
+
+    monkeypatch.setattr(hl.HybridLens, "prefill", counting)
+    prompts = [tuple(range(5, 25)), tuple(range(6, 26))]
+    texts = decode(lens, [Condition(p, k) for p in prompts for k in range(5)], "generation", max_new_tokens=3)
+    assert read == [2]
+    assert len(texts) == 10
+
+
+def test_work_shares_the_untouched_model() -> None:
+    """k = n_heads of both phases is one piece of work; everything else is its own, in batches of one kind."""
+    lens = benchmark_lens("jamba")
+    config = NiahConfig(model="random", heads=(0, 4), **SMALL)
+    grid = make_grid(lens, config)
+    work = make_work(list(grid), grid, 4)
+    placed = [key for piece in work for key in piece.keys]
+    assert len(placed) == len(grid)
+    assert set(placed) == set(grid)
+    shared = [piece for piece in work if len(piece.keys) == 2]
+    assert len(shared) == 8
+    assert all(p.k == 4 and p.version == "generation" for p in shared)
+    for piece in work:
+        assert all(grid[key].tokens == piece.prompt.tokens and key.k == piece.k for key in piece.keys)
+    split = list(batches(work, 3))
+    assert sum(map(len, split)) == len(work) > 0
+    for batch in split:
+        assert len(batch) <= 3
+        assert len({(piece.version, piece.prompt.length) for piece in batch}) == 1
+
+
+class Stop(Exception):
+    """Stands for whatever ends a run early."""
+
+
+def stop_after(cells: int) -> Any:
+    def progress(done: int, total: int) -> None:
+        if done >= cells:
+            raise Stop
+
+    return progress
+
+
+@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+def test_a_stopped_run_goes_on(error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the third batch: the two before are kept and not run again, and the end is the same table."""
+    lens = benchmark_lens("recurrentgemma")
+    config = NiahConfig(model="random", heads=(1, 4), batch_size=4, **SMALL)
+    whole = go(lens, config, tmp_path / "whole")
+    answered: list[list[CellKey]] = []
+    real = experiment._answer
+
+    def breaking(lens: Any, config: Any, batch: Any) -> Any:
+        answered.append([key for piece in batch for key in piece.keys])
+        if len(answered) == 3:
+            raise error
+        return real(lens, config, batch)
+
+    monkeypatch.setattr(experiment, "_answer", breaking)
+    with pytest.raises(error):
+        go(lens, config, tmp_path / "broken")
+    kept = [key for batch in answered[:2] for key in batch]
+    assert {cell.key for cell in read_run(tmp_path / "broken").cells} == set(kept)
+    assert not (tmp_path / "broken" / "report.html").exists()
+    result = go(lens, config, tmp_path / "broken")
+    again = [key for batch in answered[3:] for key in batch]
+    assert not set(again) & set(kept)
+    assert [replace(c, seconds=0.0) for c in result.cells] == [replace(c, seconds=0.0) for c in whole.cells]
+    assert (tmp_path / "broken" / "report.html").exists()
+    assert not result.damaged
+
+
+def test_damaged_cells_run_again_and_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte of one stored text changed in both files: that cell alone is answered again, and named."""
+    lens = benchmark_lens("jamba")
+    config = NiahConfig(model="random", heads=(1,), phases=("generation",), **SMALL)
+    first = go(lens, config, tmp_path)
+    victim = first.cells[2]
+    lines = (tmp_path / "cells.jsonl").read_bytes().split(b"\n")
+    lines[2] = lines[2].replace(b'"score":0.0', b'"score":5.0')
+    (tmp_path / "cells.jsonl").write_bytes(b"\n".join(lines))
+    table = pd.read_parquet(tmp_path / "cells.parquet")
+    table.loc[2, "score"] = 5.0
+    table.to_parquet(tmp_path / "cells.parquet")
+    answered: list[CellKey] = []
+    real = experiment._answer
+
+    def counting(lens: Any, config: Any, batch: Any) -> Any:
+        answered.extend(key for piece in batch for key in piece.keys)
+        return real(lens, config, batch)
+
+    monkeypatch.setattr(experiment, "_answer", counting)
+    second = go(lens, config, tmp_path)
+    assert answered == [victim.key]
+    assert any(victim.key.words() in line and "runs again" in line for line in second.damaged)
+    assert [replace(c, seconds=0.0) for c in second.cells] == [replace(c, seconds=0.0) for c in first.cells]
+
+
+def test_batch_size_and_device_are_not_arguments(tmp_path: Path) -> None:
+    """What changes no cell may change between sessions; what changes cells may not."""
+    lens = benchmark_lens("jamba")
+    config = NiahConfig(model="random", heads=(4,), **SMALL)
+    go(lens, config, tmp_path)
+    assert go(lens, replace(config, batch_size=1), tmp_path).cells
+    for change, named in (
+        ({"heads": (3,)}, "--heads"),
+        ({"lengths": (110, 132)}, "--lengths"),
+        ({"depths": (0, 60)}, "--depths"),
+        ({"control": False}, "--control"),
+        ({"boundary": "first_new_token"}, "--boundary"),
+        ({"seed": 1}, "--seed"),
+        ({"needle": niah.NEEDLES["oslo"]}, "--needle"),
+        ({"haystack": niah.essays(5)}, "--haystack"),
+        ({"template": "instruct"}, "--template"),
+        ({"phases": ("prefill",)}, "--phase"),
+    ):
+        with pytest.raises(ResultsError, match=named):
+            go(lens, replace(config, **change), tmp_path)
+    with pytest.raises(ResultsError, match="weights"):
+        run(lens, config, tmp_path, "0" * 64)
+
+
+def test_the_folder_holds_what_is_needed(tmp_path: Path) -> None:
+    """`cells.parquet` with the columns of the specification, `run.json` with everything to run it again."""
+    lens = benchmark_lens("recurrentgemma")
+    config = NiahConfig(model="random", heads=(0, 4), command="hybridlens niah --model random", **SMALL)
+    seen: list[tuple[int, int]] = []
+    result = go(lens, config, tmp_path, progress=lambda done, total: seen.append((done, total)))
+    table = pd.read_parquet(tmp_path / "cells.parquet")
+    wanted = "model phase k length depth control score text needle_start needle_end seconds prompt_hash"
+    assert set(wanted.split()) <= set(table.columns)
+    assert len(table) == len(result.cells) == 2 * 4 * 2 * 2
+    assert int(table["control"].sum()) == 2 * 2 * 2
+    assert seen[0] == (0, 32)
+    assert seen[-1] == (32, 32)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "complete"
+    assert record["command"] == "hybridlens niah --model random"
+    assert record["arguments"]["heads"] == [0, 4]
+    assert record["arguments"]["dtype"] == "float32"
+    assert record["facts"]["n_heads"] == 4
+    assert len(record["weights_hash"]) == 64
+    page = result.report.read_text()
+    assert "CircuitsVis" in page
+    assert "last 64 tokens only" in page  # the window is shorter than the prompts, which the report says
+
+
+def test_defaults_fill_the_context() -> None:
+    """Ten lengths by ten depths that end where context, tokenizer and answer meet."""
+    lens = benchmark_lens("jamba")
+    grid = make_grid(lens, NiahConfig(model="random", heads=(4,), phases=("generation",)))
+    lengths = sorted({key.length for key in grid})
+    assert len(lengths) == 10
+    assert lengths[-1] == 400 - 40
+    assert len(grid) == 10 * 11
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"template": "chat"}, UnknownNameError, "template 'chat' does not exist; expected one of base, instruct"),
+        ({"boundary": "last"}, UnknownNameError, "boundary 'last' does not exist"),
+        ({"semantics": "publishd"}, UnknownNameError, "close names: published"),
+        ({"phases": ("decode",)}, UnknownNameError, "phase 'decode' does not exist"),
+        ({"phases": ()}, InputError, "--phase is empty"),
+        ({"heads": (1, 2, 1)}, InputError, "--heads holds 1 more than once"),
+        ({"heads": (-1,)}, InputError, "--heads -1 given"),
+        ({"lengths": ()}, InputError, "--lengths is empty"),
+        ({"depths": (0, 0)}, InputError, "--depths holds 0 more than once"),
+        ({"batch_size": 0}, InputError, "--batch-size 0 given"),
+        ({"max_new_tokens": 0}, InputError, "max_new_tokens 0"),
+    ],
+)
+def test_options_that_no_model_could_run(changes: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        NiahConfig(model="random", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": (5,)}, r"--heads 5 given, expected 0\.\.4: random has 4 heads"),
+        ({"lengths": (120, 390)}, "--lengths 390 given, expected at most 360"),
+        ({"lengths": (30,)}, "does not fit length 30"),
+        ({"depths": (0, 101)}, "depths holds 101"),
+        ({"haystack": niah.Haystack("nothing", "")}, "'nothing' is empty"),
+    ],
+)
+def test_options_that_this_model_cannot_run(changes: dict, message: str, tmp_path: Path) -> None:
+    """Refused with one line before the folder is made."""
+    with pytest.raises(InputError, match=message):
+        go(
+            benchmark_lens("jamba"),
+            NiahConfig(model="random", **{**SMALL, "max_new_tokens": 40, **changes}),
+            tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lens_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    lens = hl.HybridLens(benchmark_lens("jamba").hf_model)
+    with pytest.raises(InputError, match="random has no tokenizer"):
+        go(lens, NiahConfig(model="random", **SMALL), tmp_path / "run")
+
+
+def test_memory_errors_name_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = benchmark_lens("jamba")
+
+    def full(*args: Any, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(hl.HybridLens, "prefill", full)
+    with pytest.raises(InputError, match=r"batch of 2 rows does not fit.*smaller --batch-size"):
+        decode(lens, [Condition((5, 6), 0), Condition((5, 7), 0)], "generation")
+
+
+# The heads that look at the needle.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_needle_mass_is_read_from_the_pattern(family: str) -> None:
+    """Against the cached pattern of the same run, summed in plain loops over queries and needle keys."""
+    lens = benchmark_lens(family)
+    prompt, answer = list(range(3, 33)), [40, 41, 42]
+    seen = look(lens, prompt, answer, [(4, 9), (12, 14)])
+    _, cache = lens.run_with_cache([prompt + answer])
+    needle = [*range(4, 9), *range(12, 14)]
+    for row, layer in enumerate(lens.cfg.attention_layers):
+        pattern = cache["pattern", layer][0]
+        for head in range(4):
+            mass = [sum(float(pattern[head, q, k]) for k in needle) for q in (29, 30, 31)]
+            assert seen.ranking.score(layer, head) == pytest.approx(sum(mass) / 3, abs=1e-5)
+        torch.testing.assert_close(seen.patterns[row], pattern[:, seen.shown][:, :, seen.shown], rtol=0, atol=1e-5)
+    drawn = figure(lens, seen, "title", n_heads=2)
+    assert len(drawn.heads) == 2
+    best = seen.ranking.order[0]
+    assert drawn.heads[0].startswith(f"L{best[0]} H{best[1]}:")
+    assert len(drawn.tokens) == len(seen.shown)
+
+
+def test_needle_heads_refuse() -> None:
+    lens = benchmark_lens("jamba")
+    with pytest.raises(InputError, match=r"needle tokens 4\.\.9 do not lie in a prompt of 6 tokens"):
+        look(lens, list(range(6)), [], [(4, 9)])
+    with pytest.raises(InputError, match="without a needle"):
+        look(lens, list(range(6)), [], [])
+    bare = hl.HybridLens(lens.hf_model)
+    with pytest.raises(InputError, match="no tokenizer"):
+        figure(bare, look(bare, list(range(6)), [], [(1, 3)]), "title")
+
+
+@given(st.integers(2, 5000), st.integers(0, 60), st.data())
+def test_crop_keeps_what_matters(n_prompt: int, n_answer: int, data: st.DataObject) -> None:
+    """At most 120 positions, ascending, all real; the needle whole where it fits, the prompt's last token."""
+    start = data.draw(st.integers(0, n_prompt - 1))
+    end = data.draw(st.integers(start + 1, min(n_prompt, start + 200)))
+    shown = crop(n_prompt, n_answer, (start, end))
+    assert shown == sorted(set(shown))
+    assert len(shown) == min(MOST_TOKENS, n_prompt + min(n_answer, MOST_TOKENS // 3))
+    assert 0 in shown
+    assert shown[-1] < n_prompt + n_answer
+    if end - start < 70:
+        assert set(range(start, end)) <= set(shown)
+        assert n_prompt - 1 in shown
+    if n_answer:
+        assert n_prompt in shown
+
+
+def test_the_figure_shows_a_well_answered_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the cells at the largest k, the best scored one nearest the middle is drawn, never a control."""
+    lens = benchmark_lens("jamba")
+    config = NiahConfig(model="random", heads=(0, 4), phases=("generation",), **SMALL)
+    grid = make_grid(lens, config)
+    cells = []
+    for key, prompt in grid.items():
+        start, end = prompt.needle_span or (None, None)
+        score = 5.0 if key.control or key.k == 0 or (key.length, key.depth) == (110, 100) else 1.0
+        cells.append(
+            Cell(
+                **key._asdict(), score=score, text="", needle_start=start, needle_end=end, seconds=0.0,
+                prompt_hash=prompt.hash,
+            )
+        )  # fmt: skip
+    figures = niah_report.needle_figures(lens, grid, cells)
+    assert [drawn.title for drawn in figures] == ["110 tokens, needle at depth 100 %"]
+    assert len(figures[0].tokens) <= MOST_TOKENS
