@@ -159,7 +159,7 @@ def hooks(
 @app.command()
 def models() -> None:
     """The embedded models: layers, size, context, measured accuracy."""
-    from analyses.tables import model_table
+    from analyses.embedded import model_table
 
     typer.echo(model_table())
 

@@ -125,12 +125,12 @@ def figure(lens: HybridLens, seen: Look, title: str, n_heads: int = 6) -> Patter
     if lens.tokenizer is None:
         raise InputError("this lens has no tokenizer, so its tokens have no text to draw; give one to HybridLens")
     best = seen.ranking.order[:n_heads]
-    labels = [f"L{layer} H{head}: {100 * seen.ranking.score(layer, head):.0f} % on the needle" for layer, head in best]
+    labels = [f"L{layer} H{head}: {100 * seen.ranking.score(layer, head):.0f} %" for layer, head in best]
     chosen = [seen.patterns[seen.ranking.layers.index(layer), head] for layer, head in best]
     texts = to_strings([seen.tokens[position] for position in seen.shown], lens.tokenizer)
     note = (
         f"All heads on. Of {len(seen.tokens)} tokens (prompt and answer) these are shown, counted from 0: "
-        f"{_ranges(seen.shown)}. Percentages: attention to the needle from the queries that choose the answer."
+        f"{_ranges(seen.shown)}. Beside each head: its attention to the needle from the queries that choose the answer."
     )
     return PatternFigure(title, texts, np.asarray(torch.stack(chosen)), labels, note)
 

@@ -1,4 +1,4 @@
-"""Results as plain text for a terminal: accuracy against k, hook points, embedded models, ranked heads.
+"""Results as plain text for a terminal: accuracy against k, hook points, ranked heads.
 
 How it fails: `ResultsError` from `hybridlens.results` when there is no cell to average.
 """
@@ -7,23 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from analyses.embedded import columns
 from analyses.ranking import HeadRanking
-from hybridlens import niah, tiny
+from hybridlens import niah
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, accuracy_points, phases_of
 from hybridlens.shapes import AXES
-
-
-def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows of cells as aligned text; the first `left` columns to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def accuracy_table(cells: Sequence[Cell], model: str) -> str:
@@ -62,26 +51,6 @@ def hook_table(lens: HybridLens, layer: int | None = None) -> str:
         remarks = "read-only" if spec.read_only else "computed when hooked" if spec.lazy else ""
         rows.append([name, f"[{', '.join(axes)}]", remarks])
     return columns(rows, left=3)
-
-
-def model_table() -> str:
-    """The embedded models."""
-    rows = [["model", "layers", "heads", "window", "context", "parameters", "size"]]
-    for info in tiny.describe():
-        letters = " ".join("A" if kind == "attention" else "R" for kind in info.layers)
-        rows.append(
-            [
-                info.name,
-                letters,
-                f"{info.n_heads} ({info.n_kv_heads} kv)",
-                "all" if info.window is None else str(info.window),
-                str(info.context),
-                f"{info.parameters / 1e6:.2f} M",
-                f"{info.n_bytes / 1e6:.1f} MB",
-            ]
-        )
-    legend = "A: attention layer, R: recurrent layer; context: longest prompt trained for, in tokens"
-    return f"{columns(rows, left=3)}\n{legend}"
 
 
 def ranking_table(ranking: HeadRanking) -> str:

@@ -20,6 +20,7 @@ from transformers import BertConfig, PreTrainedTokenizer
 import hybridlens as hl
 from analyses import checkpoints
 from analyses.cli import main
+from analyses.embedded import card_accuracy
 from analyses.options import parse_list, read_needle, read_prompts
 from analyses.ranking import HeadRanking
 from hybridlens import niah
@@ -372,6 +373,28 @@ def test_hooks_lists_every_point_with_its_shape(
     few = capsys.readouterr().out.splitlines()[1:]
     assert few == [row for row in rows if row.startswith("blocks.2.")] or len(few) > 5
     assert "--layer 9 given, expected 0..5" in refused(["hooks", "--model", folder, "--layer", "9"], capsys)
+
+
+def test_models_lists_the_embedded_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    """Sizes against the checkpoints' own configurations, accuracy against the table in their cards."""
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, name in zip(lines[1:], hl.tiny.names(), strict=False):
+        config = json.loads((hl.tiny.path(name) / "config.json").read_text())
+        cells = [cell for cell in line.split("  ") if cell]
+        assert cells[0] == name
+        assert len(cells[1].split()) == config["num_hidden_layers"]
+        assert cells[2] == f"{config['num_attention_heads']} ({config['num_key_value_heads']} kv)"
+        measured = float(cells[-1].split()[0])
+        assert 95 <= measured <= 100
+        assert f"| 8 | {measured} |" in (hl.tiny.path(name) / "README.md").read_text()
+
+
+def test_a_card_without_measurements_leaves_a_dash(tmp_path: Path) -> None:
+    assert card_accuracy(tmp_path, 8) == "–"
+    (tmp_path / "README.md").write_text("| 8 | 1.0 | 2.0 |\n| heads kept | generation |\n| 4 | 70.5 | 1.0 |\n")
+    assert card_accuracy(tmp_path, 8) == "–"
+    assert card_accuracy(tmp_path, 4) == "70.5 (1.0)"
 
 
 def test_heads_ranks_on_prompts(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

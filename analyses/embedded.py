@@ -1,0 +1,60 @@
+"""The embedded models as a table: sizes from their files, accuracy from their model cards. Loads no model.
+
+How it fails: `CheckpointError` for an installation without the checkpoints; a card without the measured table
+leaves a dash.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hybridlens import tiny
+
+LEGEND = """A: attention layer, R: recurrent layer; context: longest prompt trained for, in tokens; accuracy: on the
+paper's needle with all heads, in % of the highest score, with the needle left out in brackets."""
+
+
+def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows of cells as aligned text; the first `left` columns to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def model_table() -> str:
+    """Every embedded model: layers, heads, window, context, size, measured accuracy."""
+    rows = [["model", "layers", "heads", "window", "context", "parameters", "size", "accuracy"]]
+    for info in tiny.describe():
+        row = [
+            info.name,
+            " ".join("A" if kind == "attention" else "R" for kind in info.layers),
+            f"{info.n_heads} ({info.n_kv_heads} kv)",
+            "all" if info.window is None else str(info.window),
+            str(info.context),
+            f"{info.parameters / 1e6:.2f} M",
+            f"{info.n_bytes / 1e6:.1f} MB",
+            card_accuracy(info.path, info.n_heads),
+        ]
+        rows.append(row)
+    return f"{columns(rows, left=3)}\n{LEGEND}"
+
+
+def card_accuracy(folder: Path, n_heads: int) -> str:
+    """Accuracy with all heads and its chance level, from the model card: "99.2 (0.4)", or a dash.
+
+    The card's second table is generated from measured cells, a line for each number of heads kept:
+    ``| heads | generation | its chance | …``.
+    """
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    number = r"\s*([\d.]+)\s*"
+    table = text.partition("| heads kept |")[2]
+    match = re.search(rf"^\|\s*{n_heads}\s*\|{number}\|{number}\|", table, flags=re.MULTILINE)
+    return "–" if match is None else f"{match[1]} ({match[2]})"
