@@ -30,6 +30,9 @@ SEMANTICS = ("clean", "published")
 QUERIES = ("all", "last")
 Entropies: TypeAlias = Float[Tensor, "batch head query"]
 
+CHUNK = 2**19
+"""Scores of which the entropy is computed at a time, unless one row has more."""
+
 EPSILON = 1e-12
 """What the authors' code adds to every weight."""
 
@@ -70,7 +73,7 @@ def focus_key(scores: Pattern, semantics: str = "clean") -> Entropies:
     """What heads are sorted by, lowest first, computed from attention scores before softmax.
 
     Clean: the entropy of softmax(scores) in float32. Published: `published_entropy` of the pattern as the
-    model holds it, with its sign turned. Rows are worked one at a time, so that little memory is needed
+    model holds it, with its sign turned. Rows are worked through in groups, so that little memory is needed
     beside the scores.
 
     Raises:
@@ -78,8 +81,8 @@ def focus_key(scores: Pattern, semantics: str = "clean") -> Entropies:
         InputError: for published semantics in float16.
     """
     formula = _formula(semantics)
-    rows = [formula(row[None]) for row in scores.detach()]
-    return torch.cat(rows)
+    rows = max(1, CHUNK // scores[0].numel())
+    return torch.cat([formula(part) for part in scores.detach().split(rows)])
 
 
 def _formula(semantics: str) -> Callable[[Pattern], Entropies]:

@@ -323,6 +323,25 @@ def test_memory_errors_name_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
         decode(lens, [Condition((5, 6), 0), Condition((5, 7), 0)], "generation")
 
 
+@pytest.mark.parametrize("name", hl.tiny.names())
+def test_the_embedded_models_retrieve(name: str, tmp_path: Path) -> None:
+    """The paper's needle, never trained on, word by word; without it the same prompts score next to nothing.
+
+    A model that guesses repeats some other sentence: the controls show what that scores.
+    """
+    lens = hl.load(name)
+    config = NiahConfig(model=name, lengths=(150, 240), depths=(0, 44, 100), heads=(0, 8), phases=("generation",))
+    cells = go(lens, config, tmp_path).cells
+    scores = {
+        (k, control): [cell.score for cell in cells if cell.k == k and cell.control == control]
+        for k in (0, 8)
+        for control in (False, True)
+    }
+    assert sum(scores[8, False]) >= 0.95 * 5 * 6
+    assert sum(scores[8, True]) <= 0.2 * 5 * 2
+    assert sum(scores[0, False]) < sum(scores[8, False])
+
+
 # The heads that look at the needle.
 
 
