@@ -12,6 +12,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -33,6 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+typed_words: ContextVar[tuple[str, ...]] = ContextVar("typed_words", default=())
+"""What stands after the command's name, for the record of a run."""
 
 Model = Annotated[
     str, typer.Option("--model", help="An embedded model (see `hybridlens models`), a folder, or a hub id.")
@@ -95,7 +99,7 @@ def niah(
         semantics=semantics,
         batch_size=batch_size,
         seed=seed,
-        command=shlex.join(["hybridlens", *_typed]),
+        command=shlex.join(["hybridlens", *typed_words.get()]),
     )
     folder = Path("results") / Path(model).name if out is None else out
     _check_sizes(config)
@@ -206,21 +210,19 @@ def heads(
         typer.echo(f"ranking: {ranking.save(out)}")
 
 
-_typed: list[str] = []
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status.
 
     Args:
         arguments: what follows the command's name; what was typed when left out.
     """
-    _typed[:] = sys.argv[1:] if arguments is None else arguments
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    typed_words.set(tuple(typed))
     command = typer.main.get_command(app)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line
-            status = command.main(args=list(_typed), prog_name="hybridlens", standalone_mode=False)
+            status = command.main(args=typed, prog_name="hybridlens", standalone_mode=False)
     except HybridLensError as error:
         print(f"hybridlens: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
