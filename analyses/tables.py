@@ -40,14 +40,14 @@ def hook_table(lens: HybridLens, layer: int | None = None) -> str:
     for name, spec in lens.hook_points.items():
         if layer is not None and spec.layer != layer:
             continue
-        sizes = lens.cfg.dimensions(spec.axes)
+        sizes = spec.sizes
         axes = [
             AXES[axis] if size is None or axis == "1" else f"{AXES[axis]}={size}"
             for axis, size in zip(spec.axes, sizes, strict=True)
         ]
         axes = ["1" if axis == "one" else axis for axis in axes]
         if name.endswith("ssm.hook_pattern"):  # its "heads" are the family's channel blocks
-            axes[1] = "block"
+            axes[1] = axes[1].replace("head", "block")
         remarks = "read-only" if spec.read_only else "computed when hooked" if spec.lazy else ""
         rows.append([name, f"[{', '.join(axes)}]", remarks])
     return columns(rows, left=3)

@@ -20,7 +20,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlens.hooks import HookPoint, Watch
+from hybridlens.hooks import HookPoint, unchanged
 from hybridlens.shapes import AttentionMask, HeldKeys, Keys, Pattern, Positions, Queries, Resid
 from hybridlens.state import AttentionState
 
@@ -106,17 +106,15 @@ class HookedAttention(nn.Module):
             self.hook_attn_scores.skip()
             self.hook_pattern.skip()
             return fused_attention(q, keys, values, slots)
-        scores = attention_scores(q, keys, slots)
-        watch = Watch(scores)
-        scores = self.hook_attn_scores(scores)
-        unchanged = watch.unchanged(scores)
-        if unchanged and not self.hook_pattern.asked() and not scores.requires_grad:
+        before = attention_scores(q, keys, slots)
+        scores = self.hook_attn_scores(before)
+        same = unchanged(before, scores)
+        if same and not self.hook_pattern.asked() and not scores.requires_grad:
             self.hook_pattern.skip()
             return fused_attention(q, keys, values, slots)
-        pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-        watch = Watch(pattern)
-        pattern = self.hook_pattern(pattern)
-        if not (unchanged and watch.unchanged(pattern)):
+        before = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+        pattern = self.hook_pattern(before)
+        if not (same and unchanged(before, pattern)):
             return apply_pattern(pattern, values)
         fused = fused_attention(q, keys, values, slots)
         return value_of(apply_pattern(pattern, values), fused) if pattern.requires_grad else fused
@@ -127,12 +125,11 @@ class HookedAttention(nn.Module):
             self.hook_result.skip()
             return out
         result = head_results(z, self.parts)
-        watch = Watch(result)
         hooked = self.hook_result(result)
         total = hooked.sum(dim=2)
         bias = getattr(self.parts.o, "bias", None)
         total = total if bias is None else total + bias
-        if not watch.unchanged(hooked):
+        if not unchanged(result, hooked):
             return total
         return value_of(total, out) if total.requires_grad else out
 

@@ -1,7 +1,7 @@
 """Decoding: prompts of any lengths in one batch, edits by phase and row, both phase boundaries.
 
-A run is a prefill and then one forward pass a token, from state to state. Rows that have ended go
-on being fed padding, which nobody reads, until all have ended.
+A run is a prefill and then one forward pass a token, from state to state. Rows that have ended are fed
+padding, which they do not read, until all have ended. The prefill unembeds each row's last token only.
 
 How it fails: see `generate`; a hook that raises ends the run and leaves no hooks behind.
 """
@@ -151,7 +151,8 @@ def continue_from(
             running = running & ~torch.isin(token, ends)
             if step == max_new_tokens - 1 or not bool(running.any()):
                 break
-            logits, state = lens.network(token[:, None], None, state)
+            reading = None if bool(running.all()) else running.long()  # an ended row reads no more
+            logits, state = lens.network(token[:, None], reading, state)
             logits = logits[:, 0]
     tokens = torch.stack(chosen, dim=1) if chosen else lengths.new_zeros(lengths.shape[0], 0)
     return Generation(tokens, lengths, decode_text(lens.tokenizer, tokens, lengths), state)
@@ -190,7 +191,7 @@ def generate(
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens {max_new_tokens} given, expected at least 1")
-    check_context(batch.tokens.shape[1] + max_new_tokens, lens.cfg.n_ctx)
+    check_context(batch.tokens.shape[1] + max_new_tokens - 1, lens.cfg.n_ctx)  # the last one is not read
     choose = greedy if sampling is None else sampler(sampling)
     with torch.no_grad():
         state, logits = begin(lens, batch, edits, boundary)

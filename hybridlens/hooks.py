@@ -45,6 +45,8 @@ class HookSpec(NamedTuple):
     """Computed only when hooked."""
     read_only: bool
     """An edit raises."""
+    sizes: tuple[int | None, ...]
+    """Size of each axis; None for batch, positions and keys."""
 
 
 class HookPoint(TransformerLensHookPoint):
@@ -53,14 +55,26 @@ class HookPoint(TransformerLensHookPoint):
     Args:
         axes: the activation's axis letters, separated by spaces, such as ``"b p h e"``.
         lazy: the activation is computed only when somebody asks for it.
-        read_only: the activation is derived; returning another value raises `HookFunctionError`.
+        read_only: the activation is derived; giving it another value raises `HookFunctionError`.
+        gradient_read_only: the gradient there can be read, but not replaced.
+        blocks: size of the axis ``h`` where it stands for channel blocks, not attention heads.
     """
 
-    def __init__(self, axes: str, *, lazy: bool = False, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        axes: str,
+        *,
+        lazy: bool = False,
+        read_only: bool = False,
+        gradient_read_only: bool = False,
+        blocks: int | None = None,
+    ) -> None:
         super().__init__()
         self.axes = tuple(axes.split())
         self.lazy = lazy
         self.read_only = read_only
+        self.gradient_read_only = gradient_read_only
+        self.blocks = blocks
         self.envoy: Any = None  # nnsight's handle, set by the first trace
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -68,20 +82,31 @@ class HookPoint(TransformerLensHookPoint):
         out = super().__call__(x)
         if out is x:
             return out
-        problem = _mismatch(x, out)
-        if problem is None and self.read_only and not torch.equal(out, x):
+        problem = _mismatch(x, out, "the hook function")
+        if problem is None and self.read_only and not unchanged(x, out):
             problem = "this point is read-only (it is derived from other activations), so it cannot be edited"
         if problem is not None:
             raise HookFunctionError(f"hook on '{self.name}': {problem}")
         return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` itself, or, for hooks that may write in place, a copy: what came before stays as it was."""
+        return x.clone() if self._may_be_written() else x
+
+    def _may_be_written(self) -> bool:
+        if len(self._forward_hooks) > len(self.fwd_hooks):  # added by other means than ours
+            return True
+        return self._awaited() or any(not getattr(h.user_hook, "reads_only", False) for h in self.fwd_hooks)
 
     def asked(self) -> bool:
         """Whether anybody wants this activation now: a hook, or a waiting nnsight trace.
 
         What is not wanted need not be computed; call `skip` then.
         """
-        if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks:
-            return True
+        return bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks) or self._awaited()
+
+    def _awaited(self) -> bool:
+        """Whether a trace is running and waits here."""
         if self.envoy is None or not self.envoy.interleaver.interleaving:
             return False
         location = f"{self.envoy.path}.output"
@@ -105,7 +130,7 @@ class HookPoint(TransformerLensHookPoint):
         self._traced().output = value
 
     def _traced(self) -> Any:
-        if self.envoy is None:
+        if self.envoy is None or not self.envoy.interleaver.interleaving:
             raise HookFunctionError(
                 f"'{self.name}.output' has a value only inside `with lens.trace(tokens):`; "
                 "outside one, use run_with_cache or run_with_hooks"
@@ -113,39 +138,34 @@ class HookPoint(TransformerLensHookPoint):
         return self.envoy
 
 
-def _mismatch(before: Tensor, after: object) -> str | None:
+def reads_only(fn: HookFunction) -> HookFunction:
+    """Mark a hook function that never writes to what it is given, so that no copy is made for it."""
+    fn.reads_only = True  # pyright: ignore[reportFunctionMemberAccess]
+    return fn
+
+
+def _mismatch(before: Tensor, after: object, who: str) -> str | None:
     """Why `after` cannot stand in for `before`, or None when it can."""
     if not isinstance(after, Tensor):
-        return f"the hook function returned {type(after).__name__}, expected a tensor or None"
+        return f"{who} returned {type(after).__name__}, expected a tensor or None"
     for what in ("shape", "dtype", "device"):
         was, now = getattr(before, what), getattr(after, what)
         if was != now:
             if what == "shape":
                 was, now = list(was), list(now)
-            return f"the hook function returned {what} {now}, expected {was}; return a tensor like the one given"
+            return f"{who} returned {what} {now}, expected {was}; return a tensor like the one given"
     return None
 
 
-class Watch:
-    """Whether an activation came back from its hook points as it went in.
+def unchanged(before: Tensor, after: Tensor) -> bool:
+    """Whether an activation came back from its hook point as it went in.
 
-    Most hooks only read. Where a costlier formula is needed to make an edit count, the model runs
-    it only after a real change, so that a read, or writing the same value back, changes no bit.
-    In-place writes are noticed by the tensor's version counter.
+    Most hooks only read. Where a costlier formula is needed to make an edit count, the model runs it only
+    after a real change, so that a read, or writing the same value back, changes no bit.
     """
-
-    def __init__(self, before: Tensor) -> None:
-        self.before = before
-        self.version = None if before.is_inference() else before._version  # pyright: ignore[reportPrivateUsage]
-        self.copy = before.clone() if before.is_inference() else None
-
-    def unchanged(self, after: Tensor) -> bool:
-        """True when `after` holds the values that were put in."""
-        if self.copy is not None:
-            return torch.equal(after, self.copy)
-        if self.before._version != self.version:  # pyright: ignore[reportPrivateUsage]
-            return False
-        return after is self.before or torch.equal(after, self.before)
+    if after is before or before.device.type == "meta" or torch.equal(after, before):
+        return True
+    return bool(((after == before) | (after.isnan() & before.isnan())).all())
 
 
 @dataclass(frozen=True)
@@ -166,11 +186,18 @@ class Edit:
     hook: str | Callable[[str], bool]
     fn: HookFunction
     phase: Phase = "both"
-    rows: Sequence[int] | None = None
+    rows: Sequence[int] | Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.phase not in PHASES:
-            raise UnknownNameError(f"phase {self.phase!r} does not exist; expected one of {', '.join(PHASES)}")
+        check_phase(self.phase)
+        if not callable(self.fn):
+            raise HookFunctionError(f"an edit of {self.hook!r} was given {self.fn!r}, expected a function")
+        if self.rows is None:
+            return
+        rows: Any = self.rows.tolist() if isinstance(self.rows, Tensor) else self.rows
+        if not isinstance(rows, Sequence) or not all(type(row) is int for row in rows):
+            raise HookFunctionError(f"an edit of {self.hook!r} was given rows {rows!r}, expected a list of row numbers")
+        object.__setattr__(self, "rows", tuple(dict.fromkeys(rows)))
 
     def acts_in(self, phase: Phase) -> bool:
         """Whether this edit acts in a forward pass of that phase."""
@@ -183,23 +210,34 @@ class Edit:
             return fn
 
         def on_rows(tensor: Tensor, hook: HookPoint) -> Tensor:
-            index = torch.as_tensor(list(rows), device=tensor.device)
-            if index.numel() and not -tensor.shape[0] <= int(index.min()) <= int(index.max()) < tensor.shape[0]:
+            size = tensor.shape[0]
+            if not all(-size <= row < size for row in rows):
                 raise HookFunctionError(
-                    f"edit of '{hook.name}': rows {list(rows)} given, but the batch has rows 0..{tensor.shape[0] - 1}"
+                    f"edit of '{hook.name}': rows {list(rows)} given, but the batch has rows 0..{size - 1}"
                 )
+            index = torch.tensor([row % size for row in rows], dtype=torch.long, device=tensor.device)
             part = tensor[index]
             out = fn(part, hook=hook)
             out = part if out is None else out
-            problem = _mismatch(part, out)
+            problem = _mismatch(part, out, "the hook function")
             if problem is not None:
                 raise HookFunctionError(f"hook on '{hook.name}': {problem}")
-            return tensor.index_copy(0, index % tensor.shape[0], out)
+            return tensor.index_copy(0, index, out)
 
         return on_rows
 
 
-def resolve(names: NameFilter | str, points: Mapping[str, HookPoint]) -> list[str]:
+def check_phase(phase: str) -> None:
+    """Refuse a phase that does not exist.
+
+    Raises:
+        UnknownNameError: naming the ones that do.
+    """
+    if phase not in PHASES:
+        raise UnknownNameError(f"phase {phase!r} does not exist; expected one of {', '.join(PHASES)}")
+
+
+def resolve(names: NameFilter, points: Mapping[str, HookPoint]) -> list[str]:
     """The hook-point names that a name, list of names or predicate stands for, in forward order.
 
     ``None`` stands for every point but the hidden attention of recurrent layers
@@ -234,7 +272,9 @@ def check_name(name: str, points: Mapping[str, HookPoint]) -> str:
             raise UnknownNameError(
                 f"hook point '{name}' does not exist: layers with {suffix} are {', '.join(layers)}"
             )
-    raise UnknownNameError(f"hook point '{name}' does not exist{closest(name, points)}; see lens.hook_points")
+    ends = [p for p in points if p.split(".")[-1] in (name, f"hook_{name}")]
+    near = f"; close names: {', '.join(ends[:3])}" if ends else closest(name, points)
+    raise UnknownNameError(f"hook point '{name}' does not exist{near}; see lens.hook_points")
 
 
 @contextmanager
@@ -245,23 +285,70 @@ def attached(
 ) -> Generator[None]:
     """Attach hook functions for the length of a ``with`` block; they are gone afterwards, whatever happens.
 
-    Names are resolved before anything is attached, so a wrong one leaves nothing behind.
+    Names are resolved before anything is attached, so a wrong one leaves nothing behind. A backward hook acts
+    in backward passes inside the block, of forward passes inside the block.
+
+    Raises:
+        UnknownNameError: for a name that the model lacks.
+        HookFunctionError: for anything but pairs of names and a function.
     """
-    resolved = [
-        (points[name], fn, direction)
-        for direction, hooks in (("fwd", forward), ("bwd", backward))
-        for names, fn in hooks
-        for name in resolve(names, points)
-    ]
+    inside = [True]
+    wanted: list[tuple[HookPoint, HookFunction, Literal["fwd", "bwd"]]] = []
+    for names, fn in map(_pair, forward):
+        for name in resolve(names, points):
+            wanted.append((points[name], _checked(fn), "fwd"))  # noqa: PERF401
+    for names, fn in map(_pair, backward):
+        for name in resolve(names, points):
+            wanted.append((points[name], _checked_gradient(fn, inside), "bwd"))  # noqa: PERF401
     handles: list[tuple[HookPoint, LensHandle, str]] = []
     try:
-        for point, fn, direction in resolved:
-            handle = point.add_hook(fn, dir="fwd" if direction == "fwd" else "bwd")
-            handles.append((point, handle, direction))
+        for point, fn, direction in wanted:
+            handles.append((point, point.add_hook(fn, dir=direction), direction))
         yield
     finally:
+        inside[0] = False
         for point, handle, direction in handles:
             handle.hook.remove()
             kept = point.fwd_hooks if direction == "fwd" else point.bwd_hooks
             if handle in kept:
                 kept.remove(handle)
+
+
+def _pair(given: object) -> tuple[NameFilter, HookFunction]:
+    if not isinstance(given, tuple) or len(given) != 2 or not callable(given[1]):
+        raise HookFunctionError(f"a hook is a pair (name, function), {given!r} was given; hooks are a list of pairs")
+    return given
+
+
+def _checked(fn: HookFunction) -> HookFunction:
+    """`fn`, with what it returns checked at once, whatever hooks come after it."""
+    if getattr(fn, "reads_only", False):
+        return fn
+
+    def checked(tensor: Tensor, hook: HookPoint) -> Tensor | None:
+        out = fn(tensor, hook=hook)
+        problem = None if out is None else _mismatch(tensor, out, "the hook function")
+        if problem is not None:
+            raise HookFunctionError(f"hook on '{hook.name}': {problem}")
+        return out
+
+    return checked
+
+
+def _checked_gradient(fn: HookFunction, inside: Sequence[bool]) -> HookFunction:
+    """`fn` on gradients, checked, and silent once its ``with`` block has ended."""
+
+    def checked(grad: Tensor, hook: HookPoint) -> Tensor | None:
+        if not inside[0]:
+            return None
+        out = fn(grad, hook=hook)
+        if out is None:
+            return None
+        problem = _mismatch(grad, out, "the backward hook function")
+        if problem is None and hook.gradient_read_only and not unchanged(grad, out):
+            problem = "the gradient of a state can be read but not replaced; replace that of hook_write or hook_y"
+        if problem is not None:
+            raise HookFunctionError(f"backward hook on '{hook.name}': {problem}")
+        return out
+
+    return checked

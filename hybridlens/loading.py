@@ -47,6 +47,7 @@ def load(
     kind = resolve_dtype(dtype)
     if device is not None and device_map is not None:
         raise CheckpointError(f"device {device} and device_map {device_map!r} given; give one of them")
+    place = _resolve_device(device)
     source = locate(name)
     config = read_config(source)
     family = family_of(_architecture(config, source), FAMILIES)
@@ -60,7 +61,7 @@ def load(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"'{name}' cannot be loaded: {_first_line(error)}") from error
     model = model.eval()
-    return HybridLens(model if device is None else model.to(device), read_tokenizer(source))
+    return HybridLens(model if place is None else model.to(place), read_tokenizer(source))
 
 
 def locate(name: str | Path) -> str:
@@ -121,6 +122,17 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if name not in DTYPES:
         raise UnknownNameError(f"dtype {name!r} given, expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def _resolve_device(device: str | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise CheckpointError(f"device {str(device)!r} cannot be used here: {_first_line(error)}") from error
+    return place
 
 
 def _architecture(config: Any, source: str) -> str:

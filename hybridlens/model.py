@@ -11,8 +11,8 @@ anything on the model, so the same call twice gives the same tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -26,7 +26,17 @@ from hybridlens.components import execution_device
 from hybridlens.errors import InputError
 from hybridlens.families import FAMILIES, LensConfig, family_of
 from hybridlens.generation import Boundary, Generation, Sampling, generate
-from hybridlens.hooks import Edit, HookFunction, HookPoint, HookSpec, NameFilter, attached, resolve
+from hybridlens.hooks import (
+    Edit,
+    HookFunction,
+    HookPoint,
+    HookSpec,
+    NameFilter,
+    attached,
+    check_phase,
+    reads_only,
+    resolve,
+)
 from hybridlens.network import HookedNetwork
 from hybridlens.shapes import KeyPositions, Logits, Tokens
 from hybridlens.state import HybridState
@@ -56,6 +66,8 @@ class Prefill(NamedTuple):
 class HybridLens:
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
+    It computes what the model does in evaluation mode; dropout is never applied.
+
     Args:
         hf_model: a `RecurrentGemmaForCausalLM` or `JambaForCausalLM`, left as it is.
         tokenizer: its tokenizer, for text; None to work with token ids only.
@@ -71,8 +83,7 @@ class HybridLens:
         self.network = HookedNetwork(hf_model, family, family.configure(hf_model.config))
         self.hook_dict: dict[str, HookPoint] = self.network.points
         self.hook_points: dict[str, HookSpec] = {
-            name: HookSpec(name, point.axes, _layer(name), point.lazy, point.read_only)
-            for name, point in self.hook_dict.items()
+            name: _spec(name, point, self.network.cfg) for name, point in self.hook_dict.items()
         }
         self._nnsight: Any = None
 
@@ -155,6 +166,8 @@ class HybridLens:
 
     def to_str_tokens(self, tokens: str | Tensor | Sequence[int]) -> list[str]:
         """Each token of one row as text."""
+        if isinstance(tokens, (list, tuple)) and tokens and type(tokens[0]) is not int:
+            raise InputError("to_str_tokens takes one text or one row of ids; call it row by row")
         if isinstance(tokens, str):
             ids = tokens_module.encode(tokens, self._tokenizer)
         else:
@@ -202,36 +215,39 @@ class HybridLens:
 
     forward = __call__
 
+    @contextmanager
     def hooks(
         self,
         fwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = (),
         bwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = (),
-    ) -> AbstractContextManager[None]:
-        """Hook functions for the length of a ``with`` block.
+    ) -> Generator[HybridLens]:
+        """Hook functions for the length of a ``with`` block, which gets the lens.
 
         Args:
             fwd_hooks: (name, names or predicate, ``fn(tensor, hook)``); what `fn` returns, if not None,
                 takes the activation's place.
-            bwd_hooks: likewise, on the gradient of the loss with respect to the activation.
+            bwd_hooks: likewise, on the gradient of the loss with respect to the activation. Forward and
+                backward pass both have to run inside the block. The gradient of a recurrent state can be
+                read, not replaced.
 
         Raises:
             UnknownNameError: for a name that the model lacks, before anything is attached.
+            HookFunctionError: for a function that returns what cannot stand in for its tensor.
         """
-        return attached(self.hook_dict, fwd_hooks, bwd_hooks)
+        with attached(self.hook_dict, fwd_hooks, bwd_hooks):
+            yield self
 
     def run_with_hooks(
         self,
         tokens: TokensLike,
         fwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = (),
-        bwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = (),
         lengths: Sequence[int] | Tensor | None = None,
     ) -> Logits:
         """Logits of a run with hooks, which are gone afterwards.
 
-        Backward hooks act only while they are attached: for a backward pass of your own, use
-        ``with lens.hooks(bwd_hooks=...)`` around it.
+        For hooks on gradients, put ``with lens.hooks(bwd_hooks=...)`` around the forward and backward pass.
         """
-        with self.hooks(fwd_hooks, bwd_hooks):
+        with self.hooks(fwd_hooks):
             return self(tokens, lengths)
 
     def run_with_cache(
@@ -261,16 +277,16 @@ class HybridLens:
         if remove_batch_dim and batch.tokens.shape[0] != 1:
             raise InputError(f"remove_batch_dim needs one prompt, {batch.tokens.shape[0]} were given")
         positions = Slice.unwrap(pos_slice)  # pyright: ignore[reportArgumentType]
-        crowded = any(point.fwd_hooks for point in self.hook_dict.values())  # others may write in place
         kept: dict[str, Tensor] = {}
 
         def keep(tensor: Tensor, hook: HookPoint) -> None:
             value = tensor.detach()
-            value = (value.clone() if crowded else value) if device is None else value.to(device)
-            value = positions.apply(value, dim=hook.axes.index("p"))
+            if pos_slice is not None:  # a copy, so that the rest is not kept alive
+                value = positions.apply(value, dim=hook.axes.index("p")).clone()
+            value = value if device is None else value.to(device)
             kept[cast(str, hook.name)] = value[0] if remove_batch_dim else value
 
-        with self.hooks([(resolve(names_filter, self.hook_dict), keep)]):
+        with self.hooks([(resolve(names_filter, self.hook_dict), reads_only(keep))]):
             logits = self.network(batch.tokens, batch.lengths).logits
         return logits, ActivationCache(kept, self, has_batch_dim=not remove_batch_dim)
 
@@ -296,8 +312,14 @@ class HybridLens:
     # States and generation.
 
     def editing(self, edits: Sequence[Edit], phase: Literal["prefill", "decode"]) -> AbstractContextManager[None]:
-        """Those of `edits` that act in `phase`, attached for the length of a ``with`` block."""
-        return attached(self.hook_dict, [(edit.hook, edit.function()) for edit in edits if edit.acts_in(phase)])
+        """Those of `edits` that act in `phase`, attached for the length of a ``with`` block.
+
+        Raises:
+            UnknownNameError: for a phase, or a name in any of the edits, that does not exist.
+        """
+        check_phase(phase)
+        wanted = [(resolve(edit.hook, self.hook_dict), edit.function(), edit.acts_in(phase)) for edit in edits]
+        return attached(self.hook_dict, [(names, fn) for names, fn, acts in wanted if acts])
 
     def prefill(
         self,
@@ -309,8 +331,11 @@ class HybridLens:
     ) -> Prefill:
         """Read a prompt: its state, and its logits.
 
+        With gradients on, the state holds the graph that made it; `HybridState.detach` cuts it off.
+
         Args:
             edits: those of phase "prefill" or "both" act.
+            lengths: real tokens of each row of a tensor padded on the right.
             last_only: logits of each row's last token only, [b 1 v].
         """
         batch = self.batch(tokens, lengths)
@@ -341,7 +366,9 @@ class HybridLens:
         """
         batch = self.batch(tokens, lengths)
         if self.cfg.n_ctx is not None:
-            tokens_module.check_context(int(state.lengths.max()) + batch.tokens.shape[1], self.cfg.n_ctx)
+            new = batch.tokens.shape[1] if batch.lengths is None else batch.lengths
+            longest = max((state.lengths + new).tolist(), default=0)
+            tokens_module.check_context(longest, self.cfg.n_ctx)
         with self.editing(edits, phase):
             logits, after = self.network(batch.tokens, batch.lengths, state, last_only)
         return Prefill(after, logits)
@@ -376,7 +403,7 @@ class HybridLens:
     def key_positions(self, state: HybridState, new_tokens: int = 1) -> KeyPositions:
         """The absolute position of each key slot of scores and pattern in the next forward pass.
 
-        In a sliding window only the newest positions have slots. Slots that a row does not use hold -1.
+        In a sliding window only the newest positions have slots. Held slots that a row does not use hold -1.
 
         Args:
             state: what that pass continues from.
@@ -401,6 +428,10 @@ class HybridLens:
         return self.tokenizer
 
 
-def _layer(name: str) -> int | None:
+def _spec(name: str, point: HookPoint, cfg: LensConfig) -> HookSpec:
     parts = name.split(".")
-    return int(parts[1]) if parts[0] == "blocks" else None
+    layer = int(parts[1]) if parts[0] == "blocks" else None
+    sizes = dict(zip(point.axes, cfg.dimensions(point.axes), strict=True))
+    if point.blocks is not None:
+        sizes["h"] = point.blocks
+    return HookSpec(name, point.axes, layer, point.lazy, point.read_only, tuple(sizes.values()))

@@ -39,7 +39,8 @@ class HookedNetwork(nn.Module):
         self.cfg = cfg
         self.signature = (
             f"{cfg.family}:{cfg.n_layers}x{cfg.d_model}:{cfg.n_kv_heads}x{cfg.d_head}"
-            f":{cfg.d_channels}x{cfg.d_state or 1}:{cfg.window}"
+            f":{cfg.d_channels}x{cfg.d_state or 1}x{cfg.d_conv}:{cfg.window}:"
+            + "".join(kind[0] for kind in cfg.layer_types)
         )
         self.hook_embed = HookPoint("b p d")
         self.blocks = nn.ModuleList(family.block(model, cfg, layer) for layer in range(cfg.n_layers))
@@ -111,6 +112,14 @@ class HookedNetwork(nn.Module):
             raise InputError(f"the state is of a model {state.model}, but this model is {self.signature}")
         if state.batch != batch:
             raise InputError(f"the state holds {state.batch} rows, but {batch} rows of tokens were given")
+        for held, block in zip(state.layers, self.blocks, strict=True):
+            tensor = held.k if isinstance(held, AttentionState) else held.conv
+            device = execution_device(cast(Block, block).home[0], tensor.device)
+            if (tensor.dtype, tensor.device) != (self.wrapped[0].dtype, device):
+                raise InputError(
+                    f"the state is {tensor.dtype} on {tensor.device}, but the model is {self.wrapped[0].dtype} on "
+                    f"{device}; read the prompt again with this model, or move the state with state.to"
+                )
 
 
 def plan(
@@ -158,8 +167,10 @@ def trimmed(state: HybridState, window: int | None) -> HybridState:
     if start == 0:
         return state
     layers = tuple(
-        AttentionState(held.k[:, :, start:], held.v[:, :, start:]) if isinstance(held, AttentionState) else held
+        AttentionState(held.k[:, :, start:].clone(), held.v[:, :, start:].clone())
+        if isinstance(held, AttentionState)
+        else held
         for held in state.layers
     )
-    return HybridState(state.model, state.lengths, state.key_positions[:, start:], layers)
+    return HybridState(state.model, state.lengths, state.key_positions[:, start:].clone(), layers)
 

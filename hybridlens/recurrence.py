@@ -3,11 +3,13 @@
 How a state edit persists: the scan gives the trajectory H, hooks turn it into H', and the trajectory
 used is `hybridlens.scan.persistent_states`, the same recurrence with the edited entries put in. The
 gradient at `hook_state` is the total one: how the loss changes with that entry, through its own
-readout and through every later state that continues from it.
+readout and through every later state that continues from it. So it answers "what if this entry were set to
+another value", one entry at a time: setting all entries at once would cut them off from each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridlens import scan
-from hybridlens.hooks import HookPoint, Watch
+from hybridlens.hooks import HookPoint
 from hybridlens.shapes import Channels, ConvState, State, States, Valid
 from hybridlens.state import RecurrentState
 
@@ -66,19 +68,17 @@ def hooked_states(decay: States, write: States, held: RecurrentState | None, poi
         return states
     edited = _Edited()
     gated = cast(Tensor, _Gate.apply(states, edited)) if states.requires_grad else states
-    kept = states.detach().clone()  # hooks may write in place
-    watch = Watch(gated)
     hooked = point(gated)
-    if not watch.unchanged(hooked):
-        edited.mask = hooked.detach() != kept
+    if hooked is not gated:
+        edited.mask = hooked.detach() != states.detach()
     if not hooked.requires_grad:
-        return hooked if edited.mask is None else scan.persistent_states(kept, hooked, decay, write, initial)
+        return hooked if edited.mask is None else scan.persistent_states(states, hooked, decay, write, initial)
     return cast(Tensor, _Persist.apply(hooked, decay, write, initial, edited))
 
 
 def hidden_attention(
     decay: States,
-    source: States,
+    source: Callable[[], States],
     readout: Float[Tensor, "batch pos state"] | None,
     groups: int,
     point: HookPoint,
@@ -87,7 +87,7 @@ def hidden_attention(
 
     M[t, j] = Σ_n readout[t, n] · ∏_{j<s≤t} decay[s] · source[j], averaged over the channels of each of
     `groups` equal consecutive blocks (Ali et al. 2024, "The Hidden Attention of Mamba Models", per
-    channel). `source` is what a unit of the layer's input puts into the state, and `readout` what the
+    channel). `source` gives what a unit of the layer's input puts into the state, and `readout` what the
     output takes from it (None: the state itself). It covers the tokens of this call.
 
     Time and memory grow with the square of the length times the channels.
@@ -96,10 +96,10 @@ def hidden_attention(
         point.skip()
         return
     rows: list[Tensor] = []
-    length = decay.shape[1]
-    carried = source[:, :0]
+    length, put = decay.shape[1], source()
+    carried = put[:, :0]
     for t in range(length):
-        carried = torch.cat([carried * decay[:, t, None], source[:, t, None]], dim=1)  # [b, j, c, *n]
+        carried = torch.cat([carried * decay[:, t, None], put[:, t, None]], dim=1)  # [b, j, c, *n]
         read = carried
         if readout is not None:
             read = torch.matmul(carried, readout[:, t, None, :, None].to(carried.dtype))[..., 0]
@@ -109,13 +109,20 @@ def hidden_attention(
 
 
 class _Edited:
-    """Which entries of a trajectory a hook changed: known after the hook, used in the backward pass."""
+    """What the backward pass has to know of a hooked trajectory, filled in as it becomes known."""
 
     mask: Tensor | None = None
+    """Entries that the hook changed; known after the hook."""
+    total: Tensor | None = None
+    """How the loss changes with each entry; known when the backward pass has come by."""
 
 
 class _Gate(torch.autograd.Function):
-    """Identity; backward, only edited entries hear through the hook, the others through the recurrence."""
+    """Identity; backward, what comes through the hook.
+
+    An entry that the hook left alone is made by the recurrence, and hears its own gradient there; through the
+    hook it hears only what other, edited entries took from it.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, edited: _Edited) -> Tensor:
@@ -124,8 +131,9 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        mask = ctx.edited.mask
-        return (torch.zeros_like(grads[0]) if mask is None else grads[0] * mask), None
+        mask, total = ctx.edited.mask, ctx.edited.total
+        taken = grads[0] if total is None else grads[0] - total
+        return (taken if mask is None else torch.where(mask, grads[0], taken)), None
 
 
 class _Persist(torch.autograd.Function):
@@ -139,7 +147,7 @@ class _Persist(torch.autograd.Function):
         else:
             decay_used = decay.masked_fill(mask, 0.0)
             used = scan.linear_scan(decay_used, torch.where(mask, hooked, write), initial)
-        ctx.mask = mask
+        ctx.edited = edited
         ctx.save_for_backward(decay_used, used, initial)
         return used
 
@@ -150,7 +158,9 @@ class _Persist(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         decay, used, initial = ctx.saved_tensors
         total = scan.adjoint(decay, grads[0])
-        own = total if ctx.mask is None else total.masked_fill(ctx.mask, 0.0)
+        ctx.edited.total = total
+        mask = ctx.edited.mask
+        own = total if mask is None else total.masked_fill(mask, 0.0)
         before = torch.cat([initial[:, None], used[:, :-1]], dim=1)
         return total, own * before, own, decay[:, 0] * total[:, 0], None
 

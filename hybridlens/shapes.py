@@ -1,7 +1,7 @@
 """The axis letters of the hook-point namespace, and the jaxtyping aliases built from them.
 
-Every activation's axes are written once, as a string of letters (``"b h p k"``); `AXES` says what
-each letter means and `dimension` gives its size for a model. Annotations use the long names, so
+Every activation's axes are written once, as a string of letters (``"b h p k"``); `AXES` says what each
+letter means and `LensConfig.dimensions` gives its size for a model. Annotations use the long names, so
 that a shape in a signature reads as it is spoken: ``Float[Tensor, "batch head query key"]``.
 
 Nothing here checks a shape when the library is used: the tests do, by running with jaxtyping's

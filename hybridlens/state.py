@@ -107,6 +107,8 @@ class HybridState:
         Raises:
             InputError: for a row that the state lacks.
         """
+        if not all(type(row) is int for row in rows):
+            raise InputError(f"select: rows {rows!r} given, expected a list of row numbers")
         wrong = [row for row in rows if not -self.batch <= row < self.batch]
         if wrong:
             raise InputError(f"select: row {wrong[0]} does not exist, the state holds rows 0..{self.batch - 1}")
@@ -114,10 +116,17 @@ class HybridState:
         return self.map(lambda t: t[index.to(t.device)])
 
     def save(self, path: str | Path) -> None:
-        """Write the state to a safetensors file."""
+        """Write the state to a safetensors file.
+
+        Raises:
+            InputError: when it cannot be written there.
+        """
         kinds = ["attention" if isinstance(held, AttentionState) else "ssm" for held in self.layers]
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
-        save_file(tensors, str(path), metadata={"model": self.model, "kinds": json.dumps(kinds)})
+        try:
+            save_file(tensors, str(path), metadata={"model": self.model, "kinds": json.dumps(kinds)})
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"the state cannot be written to '{path}' ({error})") from error
 
     @classmethod
     def load(cls, path: str | Path) -> HybridState:
@@ -138,5 +147,5 @@ class HybridState:
                 for i, kind in enumerate(kinds)
             )
             return cls(metadata["model"], tensors["lengths"], tensors["key_positions"], layers)
-        except (OSError, SafetensorError, KeyError) as error:
+        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise InputError(f"'{path}' is not a saved HybridState ({error})") from error

@@ -11,16 +11,18 @@ context and text without a tokenizer each raise `InputError`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hybridlens.errors import InputError
 from hybridlens.shapes import Lengths, Tokens
 
-TokensLike: TypeAlias = Tensor | str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
+TokensLike: TypeAlias = Tensor | np.ndarray | str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
 
 
 class TokenBatch(NamedTuple):
@@ -53,6 +55,8 @@ def as_batch(
     Raises:
         InputError: see the module.
     """
+    if isinstance(tokens, np.ndarray):
+        tokens = torch.from_numpy(tokens)
     if isinstance(tokens, Tensor):
         batch = _from_tensor(tokens, lengths)
     else:
@@ -100,6 +104,7 @@ def to_strings(ids: Sequence[int], tokenizer: Any) -> list[str]:
 def _from_tensor(tokens: Tensor, lengths: Sequence[int] | Tensor | None) -> TokenBatch:
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise InputError(f"tokens have dtype {tokens.dtype}, expected integer ids")
+    tokens = tokens.long()
     if tokens.ndim == 1:
         tokens = tokens[None]
     if tokens.ndim != 2:
@@ -107,6 +112,8 @@ def _from_tensor(tokens: Tensor, lengths: Sequence[int] | Tensor | None) -> Toke
     if lengths is None:
         return TokenBatch(tokens, None)
     counts = torch.as_tensor(lengths, device=tokens.device)
+    if counts.is_floating_point() or counts.dtype == torch.bool:
+        raise InputError(f"lengths have dtype {counts.dtype}, expected whole numbers")
     if counts.shape != tokens.shape[:1]:
         raise InputError(f"{counts.numel()} lengths given for {tokens.shape[0]} rows of tokens")
     _check_lengths(counts.tolist())
@@ -118,17 +125,29 @@ def _from_tensor(tokens: Tensor, lengths: Sequence[int] | Tensor | None) -> Toke
 def _rows(tokens: Any, tokenizer: Any) -> list[list[int]]:
     if isinstance(tokens, str):
         return [encode(tokens, tokenizer)]
-    items = list(tokens)
+    if isinstance(tokens, Mapping):
+        raise InputError("a tokenizer's whole output was given, expected its ids; pass it as tokens['input_ids']")
+    if not isinstance(tokens, Iterable):
+        raise InputError(f"tokens are {tokens!r}, expected text, ids, lists of either, or a tensor")
+    items = list(cast(Iterable[Any], tokens))
     if not items:
         raise InputError("a batch of no rows was given, expected at least one prompt")
     if all(isinstance(item, str) for item in items):
         return [encode(item, tokenizer) for item in items]
-    if all(isinstance(item, int) for item in items):
-        return [items]
-    if all(isinstance(item, (list, tuple)) for item in items):
-        return [list(item) for item in items]
+    if all(_is_id(item) for item in items):
+        return [[int(item) for item in items]]
+    if all(isinstance(item, (list, tuple, Tensor)) for item in items):
+        rows = [item.tolist() if isinstance(item, Tensor) else list(item) for item in items]
+        wrong = next((i for row in rows for i in row if not _is_id(i)), None)
+        if wrong is not None:
+            raise InputError(f"{wrong!r} stands among the ids, expected whole numbers")
+        return [[int(i) for i in row] for row in rows]
     kinds = sorted({type(item).__name__ for item in items})
     raise InputError(f"tokens are a list of {', '.join(kinds)}, expected ids, lists of ids, or strings")
+
+
+def _is_id(item: object) -> bool:
+    return isinstance(item, Integral) and item is not True and item is not False
 
 
 def _check_lengths(lengths: Sequence[int]) -> None:

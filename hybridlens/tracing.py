@@ -48,9 +48,12 @@ def open_trace(
         with lens.editing(edits, "prefill"):
             return lens.network(tokens, batch.lengths)
 
-    def generation(tokens: Tokens) -> Any:
-        assert max_new_tokens is not None
-        with torch.no_grad():
-            return generate(lens, TokenBatch(tokens, batch.lengths), max_new_tokens, edits, boundary, True, None)
+    if max_new_tokens is None:
+        return root.trace(batch.tokens, fn=forward)
+    limit = max_new_tokens
 
-    return root.trace(batch.tokens, fn=forward if max_new_tokens is None else generation)
+    def generation(tokens: Tokens) -> Any:
+        with torch.no_grad():
+            return generate(lens, TokenBatch(tokens, batch.lengths), limit, edits, boundary, True, None)
+
+    return root.trace(batch.tokens, fn=generation)

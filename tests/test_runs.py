@@ -341,7 +341,7 @@ def test_states_and_contexts_that_do_not_fit_are_refused():
         state.select([2])
     with pytest.raises(HybridLensError, match="129 tokens given, but the model's context is 128"):
         jamba(tokens(1, 129))
-    with pytest.raises(HybridLensError, match="130 tokens given, but the model's context is 128"):
+    with pytest.raises(HybridLensError, match="129 tokens given, but the model's context is 128"):
         jamba.generate(tokens(1, 100), 30)
     with pytest.raises(HybridLensError, match="max_new_tokens 0 given"):
         rg.generate(tokens(1, 5), 0)

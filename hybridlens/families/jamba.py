@@ -16,7 +16,7 @@ from transformers import JambaConfig
 from hybridlens import scan
 from hybridlens.attention import AttentionParts, HookedAttention
 from hybridlens.components import Block, HookedMlp, HookedNorm, Pass, resident
-from hybridlens.families.spec import Family, LensConfig, check_fields, eos_ids
+from hybridlens.families.spec import Family, LensConfig, check_fields, eos_ids, require
 from hybridlens.hooks import HookPoint
 from hybridlens.recurrence import causal_convolution, hidden_attention, hold_padding, hooked_states, remember
 from hybridlens.shapes import Resid
@@ -37,9 +37,9 @@ class Mamba(nn.Module):
         self.hook_C = HookPoint("b p n")
         self.hook_decay = HookPoint("b p c n", lazy=True)
         self.hook_write = HookPoint("b p c n", lazy=True)
-        self.hook_state = HookPoint("b p c n", lazy=True)
+        self.hook_state = HookPoint("b p c n", lazy=True, gradient_read_only=True)
         self.hook_y = HookPoint("b p c")
-        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True)
+        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True, blocks=1)
 
     def forward(self, x: Resid, run: Pass, held: RecurrentState | None) -> tuple[Resid, RecurrentState]:
         """The layer's write to the residual stream, and its memory afterwards."""
@@ -84,8 +84,9 @@ class Mamba(nn.Module):
         decay, write = hold_padding(decay, write, run.valid)
         states = hooked_states(decay, write, held, self.hook_state)
         y = self.hook_y(scan.read_out(states, C) + skip)
-        source = dt.float()[..., None] * B.float()[..., None, :]
-        hidden_attention(decay, source, C, 1, self.hook_pattern)
+        hidden_attention(
+            decay, lambda: dt.float()[..., None] * B.float()[..., None, :], C, 1, self.hook_pattern
+        )
         return y, states[:, -1]
 
 
@@ -114,6 +115,8 @@ class HookedMoe(nn.Module):
 def configure(config: JambaConfig) -> LensConfig:
     """Sizes of a Jamba; refuses what the family was not built for."""
     check_fields(JAMBA, config)
+    experts, used = config.num_experts, config.num_experts_per_tok
+    require(used <= experts, "Jamba", "num_experts_per_tok", used, f"at most num_experts = {experts}")
     moe_layers = tuple(i for i, n in enumerate(config.layers_num_experts) if n > 1)
     return LensConfig(
         family="jamba",
@@ -165,6 +168,18 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     )
 
 
+def _embed(model: Any, tokens: Tensor) -> Tensor:
+    return model.model.embed_tokens(tokens)
+
+
+def _final_norm(model: Any) -> HookedNorm:
+    return _norm(model.model.final_layernorm)
+
+
+def _unembed(model: Any, resid: Tensor) -> Tensor:
+    return model.lm_head(resid)
+
+
 def _inactive(model: Any) -> int:
     """Parameters of the experts that a token is not sent to."""
     idle = 0
@@ -188,9 +203,9 @@ JAMBA = Family(
         "attn_implementation": (),
     },
     configure=configure,
-    embed=lambda model, tokens: model.model.embed_tokens(tokens),
+    embed=_embed,
     block=_block,
-    final_norm=lambda model: _norm(model.model.final_layernorm),
-    unembed=lambda model, resid: model.lm_head(resid),
+    final_norm=_final_norm,
+    unembed=_unembed,
     inactive_expert_parameters=_inactive,
 )

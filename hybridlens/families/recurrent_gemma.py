@@ -7,6 +7,7 @@ position 0 a document starts: a is 0 and the multiplier 1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -38,9 +39,10 @@ class RgLru(nn.Module):
         self.hook_recurrence_gate = HookPoint("b p c")
         self.hook_decay = HookPoint("b p c")
         self.hook_write = HookPoint("b p c")
-        self.hook_state = HookPoint("b p c", lazy=True)
+        self.hook_state = HookPoint("b p c", lazy=True, gradient_read_only=True)
         self.hook_y = HookPoint("b p c")
-        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True)
+        blocks = block.rg_lru.num_attention_heads
+        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True, blocks=blocks)
 
     def forward(self, x: Resid, run: Pass, held: RecurrentState | None) -> tuple[Resid, RecurrentState]:
         """The layer's write to the residual stream, and its memory afterwards."""
@@ -58,11 +60,12 @@ class RgLru(nn.Module):
             decay, multiplier = decay_and_multiplier(r, lru.recurrent_param, starts)
         write = (u * i) * multiplier
         decay, write = self.hook_decay(decay.float()), self.hook_write(write.float())
-        hidden_source = i * multiplier
         decay, write = hold_padding(decay, write, run.valid)
         states = hooked_states(decay, write, held, self.hook_state)
         y = self.hook_y(states.to(x.dtype))
-        hidden_attention(decay, hidden_source.float(), None, lru.num_attention_heads, self.hook_pattern)
+        hidden_attention(
+            decay, lambda: (i * multiplier).float(), None, lru.num_attention_heads, self.hook_pattern
+        )
         return block.linear_out(y * gate), remember(conv, states[:, -1])
 
 
@@ -124,16 +127,24 @@ def _norm(norm: Any) -> HookedNorm:
     return HookedNorm(norm, eps=norm.eps, offset=1.0)
 
 
-def _attention(module: Any) -> HookedAttention:
-    def rotary(q: Queries, k: Keys, positions: Positions) -> tuple[Queries, Keys]:
-        cos, sin = module.rotary_emb(q, positions)
+@dataclass(frozen=True)
+class PartialRotary:
+    """Rotary position embedding on the first half of each head."""
+
+    embedding: nn.Module
+
+    def __call__(self, q: Queries, k: Keys, positions: Positions) -> tuple[Queries, Keys]:
+        """Queries and keys, rotated by their positions."""
+        cos, sin = self.embedding(q, positions)
         return apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
 
+
+def _attention(module: Any) -> HookedAttention:
     return HookedAttention(
         AttentionParts(
             q=module.q_proj, k=module.k_proj, v=module.v_proj, o=module.o_proj,
             n_heads=module.num_attention_heads, n_kv_heads=module.num_key_value_heads,
-            d_head=module.head_dim, rotary=rotary,
+            d_head=module.head_dim, rotary=PartialRotary(module.rotary_emb),
         )
     )
 
@@ -161,6 +172,10 @@ def _unembed(model: Any, resid: Tensor) -> Tensor:
     return torch.tanh(model.lm_head(resid) / cap) * cap
 
 
+def _final_norm(model: Any) -> HookedNorm:
+    return _norm(model.model.final_norm)
+
+
 def _no_experts(model: PreTrainedModel) -> int:
     return 0
 
@@ -179,7 +194,7 @@ RECURRENT_GEMMA = Family(
     configure=configure,
     embed=_embed,
     block=_block,
-    final_norm=lambda model: _norm(model.model.final_norm),
+    final_norm=_final_norm,
     unembed=_unembed,
     inactive_expert_parameters=_no_experts,
 )

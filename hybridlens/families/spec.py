@@ -67,7 +67,7 @@ class LensConfig:
         return tuple(i for i, kind in enumerate(self.layer_types) if kind == "ssm")
 
     def dimensions(self, axes: Sequence[str]) -> tuple[int | None, ...]:
-        """The size of each axis letter; None for batch, positions, keys and channel blocks."""
+        """The size of each axis letter; None for batch, positions and keys."""
         sizes: Mapping[str, int | None] = {
             "d": self.d_model, "h": self.n_heads, "g": self.n_kv_heads, "e": self.d_head, "f": self.d_mlp,
             "c": self.d_channels, "n": self.d_state, "x": self.n_experts, "r": self.n_experts_per_token,
