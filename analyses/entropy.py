@@ -21,7 +21,7 @@ from torch import Tensor
 
 from analyses.ranking import HeadRanking
 from hybridlens.errors import InputError, UnknownNameError
-from hybridlens.hooks import HookPoint
+from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Lengths, Pattern
 from hybridlens.tokens import TokensLike
@@ -156,6 +156,7 @@ def rank_heads(
         chosen = _chosen(real, rows.shape[1], queries)
         counted += int(chosen.sum())
 
+        @reads_only
         def add(scores: Tensor, hook: HookPoint, chosen: Tensor = chosen) -> None:
             keys = focus_key(scores, semantics).double()
             masked = keys.masked_fill(~chosen.to(keys.device)[:, None], 0.0)

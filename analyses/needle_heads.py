@@ -21,7 +21,7 @@ from torch import Tensor
 
 from analyses.ranking import HeadRanking
 from hybridlens.errors import InputError
-from hybridlens.hooks import HookPoint
+from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.niah import Span
 from hybridlens.shapes import Pattern
@@ -75,6 +75,7 @@ def look(lens: HybridLens, prompt: Sequence[int], answer: Sequence[int], needles
     masses: list[Tensor] = []
     patterns: list[Tensor] = []
 
+    @reads_only
     def measure(pattern: Pattern, hook: HookPoint) -> None:
         weights = pattern[0].float()
         masses.append(weights[:, queries][:, :, keys].sum(-1).mean(-1).cpu())

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -28,7 +29,10 @@ from hybridlens.results import Cell, CellKey, Run
 from hybridlens.viz import write_report
 
 ROW_BUDGET = 2**26
-"""Rows of a batch, unless `batch_size` says: this, divided by longest prompt × d_model × layers; 1 to 100."""
+"""Rows of a batch, unless `batch_size` says: this, divided by prompt length × d_model × layers; 1 to 100."""
+
+SCORE_BUDGET = 2**25
+"""Attention scores of a layer that a batch of the prefill version holds at once: 128 MB in float32."""
 
 
 class NiahResult(NamedTuple):
@@ -59,22 +63,26 @@ def make_work(todo: Sequence[CellKey], grid: Grid, n_heads: int) -> list[Work]:
     return [Work(grid[found[0]], shared.k, version, tuple(found)) for (version, _, shared), found in keys.items()]
 
 
-def batches(work: Sequence[Work], rows: int) -> Iterator[list[Work]]:
-    """Pieces of work that run together: of one version and one length, at most `rows` of them."""
+def batches(work: Sequence[Work], rows: Callable[[Version, int], int]) -> Iterator[list[Work]]:
+    """Pieces of work that run together: of one version and one length, at most `rows(version, length)` of them."""
     groups: dict[tuple[Version, int], list[Work]] = {}
     for piece in work:
         groups.setdefault((piece.version, piece.prompt.length), []).append(piece)
-    for group in groups.values():
-        for start in range(0, len(group), rows):
-            yield group[start : start + rows]
+    for (version, length), group in groups.items():
+        size = rows(version, length)
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
-def rows_together(lens: HybridLens, config: NiahConfig, grid: Grid) -> int:
-    """Rows of a batch: as configured, or as many as `ROW_BUDGET` allows."""
+def rows_together(lens: HybridLens, config: NiahConfig, version: Version, length: int) -> int:
+    """Rows of a batch: as configured, or as many as the budgets allow; the prefill version ranks every query."""
     if config.batch_size is not None:
         return config.batch_size
-    longest = max(len(prompt.tokens) for prompt in grid.values())
-    return min(100, max(1, ROW_BUDGET // (longest * lens.cfg.d_model * lens.cfg.n_layers)))
+    cfg = lens.cfg
+    rows = min(100, ROW_BUDGET // (length * cfg.d_model * cfg.n_layers))
+    if version == "prefill":
+        rows = min(rows, SCORE_BUDGET // (cfg.n_heads * length**2))
+    return max(1, rows)
 
 
 def run(
@@ -98,8 +106,8 @@ def run(
         ResultsError: the folder holds something else, or cannot be written.
     """
     grid = make_grid(lens, config)
-    rows = rows_together(lens, config, grid)
-    manifest = make_manifest(lens, config, grid, weights_hash, rows)
+    rows = partial(rows_together, lens, config)
+    manifest = make_manifest(lens, config, grid, weights_hash)
     expected = {key: prompt.hash for key, prompt in grid.items()}
     with Run.open(folder, manifest, expected) as store:
         progress(len(store.done), len(grid))

@@ -20,7 +20,7 @@ ANSWER_TOKENS = 32
 """Tokens of the answer whose attention is drawn."""
 
 
-def make_manifest(lens: HybridLens, config: NiahConfig, grid: Grid, weights_hash: str, batch_size: int) -> Manifest:
+def make_manifest(lens: HybridLens, config: NiahConfig, grid: Grid, weights_hash: str) -> Manifest:
     """What the run is: every argument with its defaults filled in, hashes, and facts of the model."""
     needle, cfg = config.hidden, lens.cfg
     arguments: dict[str, Any] = {
@@ -50,7 +50,7 @@ def make_manifest(lens: HybridLens, config: NiahConfig, grid: Grid, weights_hash
         job="niah",
         command=config.command,
         settings={
-            "batch_size": batch_size,
+            "batch_size": config.batch_size,
             "device": str(lens.device),
             "haystack": None if config.haystack is None else config.haystack.name,
         },

@@ -23,7 +23,7 @@ from torch import Tensor
 from analyses.entropy import Entropies, check_semantics, focus_key
 from analyses.ranking import SCOPES, HeadRanking
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
-from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase
+from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Pattern, Queries
 
@@ -107,12 +107,15 @@ def _layer_edits(layer: int, rows: Tensor, n_heads: int, phase: Phase, semantics
     """The edits of one layer: read the scores, then silence heads."""
     found: dict[str, Tensor] = {}
 
+    @reads_only
     def read(scores: Pattern, hook: HookPoint) -> None:
         found["kept"] = lowest(focus_key(scores, semantics), _rows_for(rows, scores.shape[0], hook))
 
+    @reads_only
     def silence(z: Queries, hook: HookPoint) -> Queries:
         return z.masked_fill(~found["kept"].transpose(1, 2)[..., None], 0.0)
 
+    @reads_only
     def silence_all(z: Queries, hook: HookPoint) -> Queries:
         kept = (_rows_for(rows, z.shape[0], hook) == n_heads).to(z.device)
         return z.masked_fill(~kept[:, None, None, None], 0.0)
@@ -165,6 +168,7 @@ def keep_heads(
 def _silencer(heads: Sequence[int]) -> HookFunction:
     """A hook function that sets some heads' z to 0."""
 
+    @reads_only
     def silence(z: Queries, hook: HookPoint) -> Queries:
         return z.index_fill(2, torch.as_tensor(list(heads), device=z.device), 0.0)
 

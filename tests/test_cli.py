@@ -452,6 +452,18 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"--{option}" in text
 
 
+def test_threads_wait_idle_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """libgomp reads the variable when torch is loaded, so it has to stand before any command runs."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    main(["--help"])
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    main(["--help"])
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 @pytest.mark.parametrize("module", ["entropy", "niah"])
 def test_modules_run_as_commands(module: str, tmp_path: Path) -> None:
     """`python -m analyses.entropy` is a command with the same one-line errors."""
