@@ -130,7 +130,7 @@ def test_work_shares_the_untouched_model() -> None:
     assert all(p.k == 4 and p.version == "generation" for p in shared)
     for piece in work:
         assert all(grid[key].tokens == piece.prompt.tokens and key.k == piece.k for key in piece.keys)
-    split = list(batches(work, 3))
+    split = list(batches(work, lambda version, length: 3))
     assert sum(map(len, split)) == len(work) > 0
     for batch in split:
         assert len(batch) <= 3
