@@ -24,6 +24,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export WANDB_MODE := disabled
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Threads that spin while they wait lose most of a core to any other busy process.
+export OMP_WAIT_POLICY := PASSIVE
 
 help:
 	@echo "make demo   the paper's figure 2 from two tiny trained hybrids, into $(RESULTS)/"

@@ -1,0 +1,212 @@
+"""Cases in which the lens once went wrong, or nearly: each is a rule of the hook points in a corner."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from models import FAMILIES, make, tokens
+from torch.testing import assert_close
+
+from hybridlens import Edit, HybridLens, HybridLensError
+
+
+@pytest.fixture(params=FAMILIES)
+def lens(request):
+    return HybridLens(make(request.param))
+
+
+def test_a_row_that_has_ended_reads_no_more(lens):
+    """Its state is the one of its own text: reading on from it equals reading it alone."""
+    ids = tokens(3, 9)
+    free = lens.generate(ids, 6, stop_at_eos=False)
+    lens.network.cfg = replace(lens.network.cfg, eos_token_ids=(int(free.tokens[0, 1]),))
+    out = lens.generate(ids, 6)
+    assert int(out.lengths[0]) < 6
+    read = torch.cat([ids[0], out.tokens[0, : int(out.lengths[0]) - 1]])[None]
+    with torch.no_grad():
+        alone = lens.prefill(read).state
+        more = tokens(3, 4, seed=7)
+        got = lens.extend(out.state, more).logits[0]
+        assert_close(got, lens.extend(alone, more[:1]).logits[0], rtol=1e-4, atol=1e-4)
+    assert int(out.state.lengths[0]) == read.shape[1]
+
+
+def rewrite(x, hook):
+    x[:] = x.clone()
+
+
+def test_writing_in_place_is_the_same_as_returning(lens):
+    """At every point: a null write changes no bit, a real one gives what the returned value gives."""
+    ids = tokens(2, 9)
+    with torch.no_grad():
+        plain = lens(ids)
+        for name, spec in lens.hook_points.items():
+            if spec.read_only or name.endswith("expert_indices"):
+                continue
+            assert torch.equal(lens.run_with_hooks(ids, [(name, rewrite)]), plain), name
+
+            def bend(x, hook):
+                x.data.mul_(torch.linspace(0.5, 1.5, x.shape[-1]) if x.shape[-1] > 1 else 0.5)
+
+            def bent(x, hook):
+                return x * (torch.linspace(0.5, 1.5, x.shape[-1]) if x.shape[-1] > 1 else 0.5)
+
+            written = lens.run_with_hooks(ids, [(name, bend)])
+            assert torch.equal(written, lens.run_with_hooks(ids, [(name, bent)])), name
+            assert not torch.equal(written, plain), name
+
+
+def test_gradients_flow_through_writes_in_place(lens):
+    ids = tokens(1, 6)
+    for name, spec in lens.hook_points.items():
+        if spec.read_only or name.endswith("expert_indices"):
+            continue
+        lens.run_with_hooks(ids, [(name, lambda x, hook: x.mul_(0.5))]).sum().backward()
+
+
+def test_hidden_attention_cannot_be_written_in_place(lens):
+    name = next(name for name in lens.hook_points if name.endswith("ssm.hook_pattern"))
+    with pytest.raises(HybridLensError, match="read-only"):
+        lens.run_with_hooks(tokens(1, 5), [(name, lambda x, hook: x.zero_())])
+
+
+def test_gradient_of_an_edit_that_copies_a_state_from_another_position(lens):
+    """state[5] <- state[2]: what position 2 gives to 5 must count, against a finite difference on the write at 1."""
+    ids, layer = tokens(1, 8), lens.cfg.ssm_layers[1]
+    state, write = f"blocks.{layer}.ssm.hook_state", f"blocks.{layer}.ssm.hook_write"
+    weights = torch.randn(1, 8, 53)
+
+    def copy(x, hook):
+        x = x.clone()
+        x[:, 5] = x[:, 2]
+        return x
+
+    grads = {}
+    with lens.hooks([(state, copy)], [(write, lambda g, hook: grads.__setitem__("write", g.clone()))]):
+        (lens(ids) * weights).sum().backward()
+    direction = torch.randn(grads["write"].shape)
+    direction[:, 2:] = 0
+
+    def loss(step):
+        with torch.no_grad():
+            hooks = [(write, lambda x, hook: x + step * direction), (state, copy)]
+            return float((lens.run_with_hooks(ids, hooks).double() * weights).sum())
+
+    measured = (loss(1e-2) - loss(-1e-2)) / 2e-2
+    assert float((grads["write"] * direction).sum()) == pytest.approx(measured, rel=0.03, abs=0.02)
+
+
+def test_the_gradient_of_a_state_cannot_be_replaced(lens):
+    name = f"blocks.{lens.cfg.ssm_layers[0]}.ssm.hook_state"
+    with pytest.raises(HybridLensError, match="can be read but not replaced"), lens.hooks(
+        bwd_hooks=[(name, lambda g, hook: g * 0)]
+    ):
+        lens(tokens(1, 5)).sum().backward()
+
+
+def test_backward_hooks_end_with_their_block(lens):
+    seen = []
+    with lens.hooks(bwd_hooks=[("hook_embed", lambda g, hook: seen.append(1))]) as same:
+        loss = same(tokens(1, 5)).sum()
+    loss.backward()
+    assert same is lens
+    assert seen == []
+
+
+def test_rows_near_the_context_are_counted_by_their_own_length():
+    lens = HybridLens(make("jamba"))
+    with torch.no_grad():
+        state = lens.prefill([tokens(1, 100)[0].tolist(), [1, 2]]).state
+        lens.extend(state, [[3], tokens(1, 50)[0].tolist()])
+        with pytest.raises(HybridLensError, match="150 tokens given, but the model's context is 128"):
+            lens.extend(state, [tokens(1, 50)[0].tolist(), [3]])
+
+
+MALFORMED = {
+    "short name": (lambda lens: lens.run_with_cache(tokens(1, 4), "pattern"), "close names: blocks.*hook_pattern"),
+    "gradient shape": (
+        lambda lens: backward(lens, lambda g, hook: g[:, :1]),
+        r"backward hook on 'hook_embed'.*returned shape \[1, 1, 32\]",
+    ),
+    "chained shape": (
+        lambda lens: lens.run_with_hooks(
+            tokens(1, 4), [("hook_embed", lambda x, hook: x[:, :1]), ("hook_embed", lambda x, hook: x.expand(1, 4, 32))]
+        ),
+        r"returned shape \[1, 1, 32\], expected \[1, 4, 32\]",
+    ),
+    "a name of the other phase": (
+        lambda lens: lens.prefill(tokens(1, 4), [Edit("hook_embd", lambda x, hook: x, "decode")]),
+        "'hook_embd' does not exist",
+    ),
+    "rows out of the batch": (
+        lambda lens: lens.prefill(tokens(2, 4), [Edit("hook_embed", lambda x, hook: x, rows=[2])]),
+        r"rows \[2\] given, but the batch has rows 0..1",
+    ),
+    "other precision": (
+        lambda lens: HybridLens(lens.hf_model.to(torch.bfloat16)).extend(lens.prefill(tokens(1, 4)).state.map(
+            lambda t: t.float() if t.is_floating_point() else t), tokens(1, 1)),
+        "the state is torch.float32 on cpu, but the model is torch.bfloat16",
+    ),
+}  # fmt: skip
+
+
+def backward(lens, fn):
+    with lens.hooks(bwd_hooks=[("hook_embed", fn)]):
+        lens(tokens(1, 4)).sum().backward()
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_input_is_one_clear_line(lens, case):
+    call, message = MALFORMED[case]
+    with pytest.raises(HybridLensError, match=message) as caught:
+        call(lens)
+    assert "\n" not in str(caught.value)
+    assert not any(point.has_hooks() for point in lens.hook_dict.values())
+
+
+SCRIPT = """
+from models import make, tokens
+from hybridlens import Edit, HybridLens
+lens = HybridLens(make("recurrentgemma"))
+for call in (
+    lambda: lens.run_with_hooks(tokens(1, 4), ["hook_embed"]),
+    lambda: lens.run_with_hooks(tokens(1, 4), ("hook_embed", lambda x, hook: x)),
+    lambda: lens.run_with_hooks(tokens(1, 4), [("hook_embed", 3)]),
+    lambda: lens({"input_ids": [[1]]}),
+    lambda: lens([[1.7, 2]]),
+    lambda: lens([[[1]]]),
+    lambda: lens.extend(lens.prefill(tokens(1, 4)).state, [[1]], phase="generation"),
+    lambda: Edit("hook_embed", lambda x, hook: x, rows=[True]),
+    lambda: Edit("hook_embed", "zero"),
+):
+    try:
+        call()
+        print("accepted")
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_what_annotations_forbid_is_one_clear_line_too():
+    """In a process of its own: here the type checker would refuse these before the library can."""
+    folder = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{folder.parent}"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)
+    starts = [
+        "a hook is a pair (name, function), 'hook_embed' was given",
+        "a hook is a pair (name, function), 'hook_embed' was given",
+        "a hook is a pair (name, function), ('hook_embed', 3) was given",
+        "a tokenizer's whole output was given",
+        "1.7 stands among the ids",
+        "[1] stands among the ids",
+        "phase 'generation' does not exist",
+        "an edit of 'hook_embed' was given rows [True]",
+        "an edit of 'hook_embed' was given 'zero'",
+    ]
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True)), lines
