@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridlens import scan
-from hybridlens.hooks import HookPoint
+from hybridlens.hooks import HookPoint, unchanged
 from hybridlens.shapes import Channels, ConvState, State, States, Valid
 from hybridlens.state import RecurrentState
 
@@ -69,7 +69,7 @@ def hooked_states(decay: States, write: States, held: RecurrentState | None, poi
     edited = _Edited()
     gated = cast(Tensor, _Gate.apply(states, edited)) if states.requires_grad else states
     hooked = point(gated)
-    if hooked is not gated:
+    if not unchanged(gated, hooked):
         edited.mask = hooked.detach() != states.detach()
     if not hooked.requires_grad:
         return hooked if edited.mask is None else scan.persistent_states(states, hooked, decay, write, initial)

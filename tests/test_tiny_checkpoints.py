@@ -17,6 +17,7 @@ from transformers import (
 
 from hybridlens import tiny
 from hybridlens.errors import CheckpointError, UnknownNameError
+from hybridlens.model import HybridLens
 from hybridlens.tiny.architectures import build
 from hybridlens.tiny.documents import make_source
 from hybridlens.tiny.probe import probe
@@ -73,9 +74,9 @@ def test_the_paper_needle_is_repeated_without_a_mistake_at_every_length(name: st
     tokenizer = build_tokenizer(limit)
     source = make_source(tokenizer.backend_tokenizer, words(), seed=123, n_sentences=400)
     model = AutoModelForCausalLM.from_pretrained(tiny.path(name))
-    found = probe(model, source, [limit // 4 + 16, limit // 2, 3 * limit // 4, limit], seed=9)
+    found = probe(HybridLens(model), source, [limit // 4 + 16, limit // 2, 3 * limit // 4, limit], seed=9)
     assert sum(found.values()) / 4 >= 0.95, found
-    untrained = probe(build(name, len(tokenizer), 0), source, [limit // 2], seed=9)
+    untrained = probe(HybridLens(build(name, len(tokenizer), 0)), source, [limit // 2], seed=9)
     assert set(untrained.values()) == {0.0}
 
 
