@@ -22,7 +22,6 @@ from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.utilities.slice import Slice
 
 from hybridlens import tokens as tokens_module
-from hybridlens.components import execution_device
 from hybridlens.errors import InputError
 from hybridlens.families import FAMILIES, LensConfig, family_of
 from hybridlens.generation import Boundary, Generation, Sampling, generate
@@ -38,9 +37,10 @@ from hybridlens.hooks import (
     resolve,
 )
 from hybridlens.network import HookedNetwork
-from hybridlens.shapes import KeyPositions, Logits, Tokens
+from hybridlens.shapes import KeyPositions, Logits
 from hybridlens.state import HybridState
-from hybridlens.tokens import TokenBatch, TokensLike
+from hybridlens.text import TokenFront
+from hybridlens.tokens import TokensLike
 
 if TYPE_CHECKING:
     from hybridlens.tracing import Tracer
@@ -63,7 +63,7 @@ class Prefill(NamedTuple):
     logits: Logits
 
 
-class HybridLens:
+class HybridLens(TokenFront):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
     It computes what the model does in evaluation mode; dropout is never applied.
@@ -115,20 +115,9 @@ class HybridLens:
         return self.network.hook_logits
 
     @property
-    def device(self) -> torch.device:
-        """Where the embedding computes, and tokens go."""
-        return execution_device(self.hf_model.get_input_embeddings(), self.hf_model.device)
-
-    @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return cast(torch.dtype, self.hf_model.dtype)
-
-    @property
-    def pad_token(self) -> int:
-        """The id that fills shorter rows; its value never matters."""
-        given = getattr(self.tokenizer, "pad_token_id", None), self.hf_model.config.pad_token_id
-        return next((token for token in given if token is not None and token >= 0), 0)
 
     @property
     def n_parameters(self) -> ParameterCounts:
@@ -143,59 +132,6 @@ class HybridLens:
         """Put the model into evaluation mode, as TransformerLens' models can be; returns the lens."""
         self.hf_model.eval()
         return self
-
-    # Tokens, as in TransformerLens.
-
-    def to_tokens(self, text: str | Sequence[str]) -> Tokens:
-        """Token ids [batch, pos]; rows of different lengths are padded on the right.
-
-        Pass text itself to the lens where rows differ in length: a tensor does not say which of its
-        tokens are padding.
-
-        Raises:
-            InputError: without a tokenizer, or for an empty text.
-        """
-        return self.batch(text).tokens
-
-    def to_string(self, tokens: Tensor | Sequence[int]) -> str | list[str]:
-        """The text of a row of tokens, or of each row of a batch."""
-        ids = torch.as_tensor(tokens)
-        if ids.ndim == 2:
-            return [cast(str, self._tokenizer.decode(row)) for row in ids.tolist()]
-        return cast(str, self._tokenizer.decode(ids.reshape(-1).tolist()))
-
-    def to_str_tokens(self, tokens: str | Tensor | Sequence[int]) -> list[str]:
-        """Each token of one row as text."""
-        if isinstance(tokens, (list, tuple)) and tokens and type(tokens[0]) is not int:
-            raise InputError("to_str_tokens takes one text or one row of ids; call it row by row")
-        if isinstance(tokens, str):
-            ids = tokens_module.encode(tokens, self._tokenizer)
-        else:
-            rows = torch.as_tensor(tokens)
-            if rows.ndim == 2 and rows.shape[0] != 1:
-                raise InputError(f"to_str_tokens takes one row, given {rows.shape[0]}; call it row by row")
-            ids = cast(list[int], rows.reshape(-1).tolist())
-        return tokens_module.to_strings(ids, self._tokenizer)
-
-    def to_single_token(self, text: str) -> int:
-        """The id of a text that is one token.
-
-        Raises:
-            InputError: when it is none or several.
-        """
-        ids = cast(list[int], self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        if len(ids) != 1:
-            raise InputError(f"{text!r} is {len(ids)} tokens, expected one: {self.to_str_tokens(ids)}")
-        return ids[0]
-
-    def batch(self, tokens: TokensLike, lengths: Sequence[int] | Tensor | None = None) -> TokenBatch:
-        """What was given as tokens, checked and laid out as rows on the model's device."""
-        cfg = self.network.cfg
-        laid = tokens_module.as_batch(
-            tokens, self.tokenizer, lengths=lengths, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx, pad=self.pad_token
-        )
-        counts = None if laid.lengths is None else laid.lengths.to(self.device)
-        return TokenBatch(laid.tokens.to(self.device), counts)
 
     # Running.
 
@@ -420,13 +356,6 @@ class HybridLens:
         if self._nnsight is None:
             self._nnsight = wrap(self)
         return self._nnsight
-
-    @property
-    def _tokenizer(self) -> Any:
-        if self.tokenizer is None:
-            raise InputError("this lens has no tokenizer; give one to HybridLens, or work with token ids")
-        return self.tokenizer
-
 
 def _spec(name: str, point: HookPoint, cfg: LensConfig) -> HookSpec:
     parts = name.split(".")

@@ -32,6 +32,7 @@ ORDER = (
     "weights",
     "network",
     "tokens",
+    "text",
     "generation",
     "tracing",
     "model",
