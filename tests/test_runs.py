@@ -66,7 +66,7 @@ def test_reading_in_pieces_is_reading_at_once(lens, pieces):
             state, out = lens.prefill(part) if state is None else lens.extend(state, part)
             logits.append(out)
             at += piece
-    assert_close(torch.cat(logits, 1), whole, **CLOSE)
+    assert (torch.cat(logits, 1) - whole).abs().max() <= 1e-5 * whole.abs().max().clamp(min=1)
     got, want = state.tensors(), whole_state.tensors()
     for name in want:
         assert_close(got[name], want[name], **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
