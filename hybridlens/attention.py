@@ -10,7 +10,8 @@ would in any model; the same edit after the softmax, at `hook_pattern`, gives ze
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -21,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hybridlens.hooks import HookPoint, unchanged
-from hybridlens.shapes import AttentionMask, HeldKeys, Keys, Pattern, Positions, Queries, Resid
+from hybridlens.shapes import HeldKeys, Keys, Pattern, Positions, Queries, Resid
+from hybridlens.slots import KeySlots
 from hybridlens.state import AttentionState
 
 Rotary: TypeAlias = Callable[
@@ -29,24 +31,8 @@ Rotary: TypeAlias = Callable[
 ]
 
 
-@dataclass(frozen=True)
-class KeySlots:
-    """Which keys the queries of a forward pass may look at; shared by all attention layers.
-
-    `mask` is None where plain causal attention within the call is meant (`causal`), or where every
-    query sees every key.
-    """
-
-    query_positions: Positions
-    mask: AttentionMask | None
-    causal: bool
-
-    def dense(self, queries: int, keys: int, device: torch.device) -> AttentionMask:
-        """The mask as a tensor, True where a query may look."""
-        if self.mask is not None:
-            return self.mask.to(device)
-        full = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device)
-        return full.tril() if self.causal else full
+QUERY_BLOCK = 1 << 22
+"""Scores (batch × heads × queries × keys) held at once where all hook functions take blocks of queries."""
 
 
 @dataclass(frozen=True)
@@ -102,22 +88,42 @@ class HookedAttention(nn.Module):
         return self._write(z), AttentionState(keys, values)
 
     def _mix(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries:
-        if not (self.hook_attn_scores.asked() or self.hook_pattern.asked()):
-            self.hook_attn_scores.skip()
-            self.hook_pattern.skip()
+        points = (self.hook_attn_scores, self.hook_pattern)
+        if not any(point.asked() for point in points):
+            for point in points:
+                point.skip()
             return fused_attention(q, keys, values, slots)
-        before = attention_scores(q, keys, slots)
-        scores = self.hook_attn_scores(before)
-        same = unchanged(before, scores)
-        if same and not self.hook_pattern.asked() and not scores.requires_grad:
-            self.hook_pattern.skip()
+        queries = q.shape[1]
+        step = max(1, QUERY_BLOCK // (q.shape[0] * q.shape[2] * keys.shape[2]))
+        if queries <= step or torch.is_grad_enabled() or not all(point.takes_blocks() for point in points):
+            z = self._hooked(q, keys, values, slots)
+            return fused_attention(q, keys, values, slots) if z is None else z
+        blocks: list[Queries | None] = []
+        for start in range(0, queries, step):
+            part = slots.block(start, min(start + step, queries))
+            held = part.key_positions.shape[1]
+            blocks.append(self._hooked(q[:, start : start + step], keys[:, :, :held], values[:, :, :held], part))
+        if all(z is None for z in blocks):
             return fused_attention(q, keys, values, slots)
-        before = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-        pattern = self.hook_pattern(before)
+        fused = fused_attention(q, keys, values, slots).split(step, dim=1)
+        return torch.cat([part if z is None else z for z, part in zip(blocks, fused, strict=True)], dim=1)
+
+    def _hooked(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries | None:
+        """z by the explicit formula, or None where the hooks changed nothing and no gradient is asked for."""
+        with placed(slots, self.hook_attn_scores, self.hook_pattern):
+            before = attention_scores(q, keys, slots)
+            scores = self.hook_attn_scores(before)
+            same = unchanged(before, scores)
+            if same and not self.hook_pattern.asked() and not scores.requires_grad:
+                self.hook_pattern.skip()
+                return None
+            before = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+            pattern = self.hook_pattern(before)
         if not (same and unchanged(before, pattern)):
             return apply_pattern(pattern, values)
-        fused = fused_attention(q, keys, values, slots)
-        return value_of(apply_pattern(pattern, values), fused) if pattern.requires_grad else fused
+        if not pattern.requires_grad:
+            return None
+        return value_of(apply_pattern(pattern, values), fused_attention(q, keys, values, slots))
 
     def _write(self, z: Queries) -> Resid:
         out = self.parts.o(rearrange(z, "b p h e -> b p (h e)"))
@@ -153,11 +159,23 @@ def fused_attention(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlot
     return z.transpose(1, 2)
 
 
+@contextmanager
+def placed(slots: KeySlots, *points: HookPoint) -> Generator[None]:
+    """Have the hook functions of `points` find `slots` while they run."""
+    for point in points:
+        point.slots = slots
+    try:
+        yield
+    finally:
+        for point in points:
+            point.slots = None
+
+
 def attention_scores(q: Queries, keys: HeldKeys, slots: KeySlots) -> Pattern:
     """q·k / √d_head, -inf where the mask forbids."""
     grouped = rearrange(q, "b p (g r) e -> b g r p e", g=keys.shape[1])
     scores = einsum(grouped, keys, "b g r p e, b g k e -> b g r p k") * q.shape[-1] ** -0.5
-    allowed = slots.dense(q.shape[1], keys.shape[2], q.device)
+    allowed = slots.dense(q.device)
     return rearrange(scores, "b g r p k -> b (g r) p k").masked_fill(~allowed, float("-inf"))
 
 

@@ -15,9 +15,10 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from hybridlens.attention import HookedAttention, KeySlots
+from hybridlens.attention import HookedAttention
 from hybridlens.hooks import HookPoint
 from hybridlens.shapes import Positions, Resid, Valid
+from hybridlens.slots import KeySlots
 from hybridlens.state import AttentionState, LayerState, RecurrentState
 
 
@@ -34,10 +35,8 @@ class Pass:
         """The same, with its tensors on `device`."""
         if self.positions.device == device:
             return self
-        mask = None if self.slots.mask is None else self.slots.mask.to(device)
-        positions = self.positions.to(device)
         valid = None if self.valid is None else self.valid.to(device)
-        return Pass(KeySlots(positions, mask, self.slots.causal), positions, valid)
+        return Pass(self.slots.to(device), self.positions.to(device), valid)
 
 
 class RecurrentMixer(Protocol):

@@ -106,8 +106,8 @@ def begin(lens: HybridLens, batch: TokenBatch, edits: Sequence[Edit], boundary: 
     check_boundary(boundary)
     tokens, lengths = batch
     if boundary == "first_new_token":
-        with lens.editing(edits, "prefill"):
-            logits, state = lens.network(tokens, lengths, None, True)
+        with lens.editing(edits, "prefill") as forward:
+            logits, state = forward(tokens, lengths, None, True)
         return state, logits[:, 0]
     if lengths is None:
         head, head_lengths, last = tokens[:, :-1], None, tokens[:, -1:]
@@ -116,10 +116,10 @@ def begin(lens: HybridLens, batch: TokenBatch, edits: Sequence[Edit], boundary: 
     if head.shape[1] == 0:
         state = lens.network.empty_state(tokens.shape[0])
     else:
-        with lens.editing(edits, "prefill"):
-            state = lens.network(head, head_lengths, None, True).state
-    with lens.editing(edits, "decode"):
-        logits, state = lens.network(last, None, state)
+        with lens.editing(edits, "prefill") as forward:
+            state = forward(head, head_lengths, None, True).state
+    with lens.editing(edits, "decode") as forward:
+        logits, state = forward(last, None, state)
     return state, logits[:, 0]
 
 
@@ -143,7 +143,7 @@ def continue_from(
     running = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
     lengths = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
     chosen: list[Tensor] = []
-    with lens.editing(edits, "decode"):
+    with lens.editing(edits, "decode") as forward:
         for step in range(max_new_tokens):
             token = choose(logits).masked_fill(~running, lens.pad_token)
             chosen.append(token)
@@ -152,7 +152,7 @@ def continue_from(
             if step == max_new_tokens - 1 or not bool(running.any()):
                 break
             reading = None if bool(running.all()) else running.long()  # an ended row reads no more
-            logits, state = lens.network(token[:, None], reading, state)
+            logits, state = forward(token[:, None], reading, state)
             logits = logits[:, 0]
     tokens = torch.stack(chosen, dim=1) if chosen else lengths.new_zeros(lengths.shape[0], 0)
     return Generation(tokens, lengths, decode_text(lens.tokenizer, tokens, lengths), state)

@@ -24,6 +24,7 @@ from transformer_lens.hook_points import HookPoint as TransformerLensHookPoint
 from transformer_lens.hook_points import LensHandle
 
 from hybridlens.errors import HookFunctionError, UnknownNameError, closest
+from hybridlens.slots import KeySlots
 
 HookFunction: TypeAlias = Callable[..., Tensor | None]
 """``fn(tensor, hook=point)``: returns a replacement, or None to leave the activation as it is."""
@@ -76,6 +77,8 @@ class HookPoint(TransformerLensHookPoint):
         self.gradient_read_only = gradient_read_only
         self.blocks = blocks
         self.envoy: Any = None  # nnsight's handle, set by the first trace
+        self.slots: KeySlots | None = None
+        """At scores and pattern, while a hook function runs: where its queries and keys stand in the text."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x`, or what the hooks made of it; checked to be of the same shape, dtype and device."""
@@ -112,6 +115,12 @@ class HookPoint(TransformerLensHookPoint):
         location = f"{self.envoy.path}.output"
         return location in self.envoy.interleaver.parked or location in self.envoy.interleaver.observers
 
+    def takes_blocks(self) -> bool:
+        """Whether everybody who wants this activation will take it a block of queries at a time."""
+        if self._forward_pre_hooks or self._backward_hooks or len(self._forward_hooks) > len(self.fwd_hooks):
+            return False
+        return not self._awaited() and all(getattr(h.user_hook, "by_query", False) for h in self.fwd_hooks)
+
     def skip(self) -> None:
         """Count a visit in which the activation was not computed.
 
@@ -141,6 +150,16 @@ class HookPoint(TransformerLensHookPoint):
 def reads_only(fn: HookFunction) -> HookFunction:
     """Mark a hook function that never writes to what it is given, so that no copy is made for it."""
     fn.reads_only = True  # pyright: ignore[reportFunctionMemberAccess]
+    return fn
+
+
+def by_query(fn: HookFunction) -> HookFunction:
+    """Mark a hook function that treats every query by itself, so that long prompts need not be held whole.
+
+    At scores and pattern it may then be given a block of consecutive queries at a time, with the keys up to the
+    last of them; ``hook.slots`` says which. Blocks come in order, and ``hook.slots.first`` is 0 in the first.
+    """
+    fn.by_query = True  # pyright: ignore[reportFunctionMemberAccess]
     return fn
 
 
@@ -178,6 +197,8 @@ class Edit:
             it is given only those rows.
         phase: "prefill", "decode" or "both".
         rows: the batch rows it touches; None for all.
+        ahead: act in a pass ahead of each forward pass, over the same tokens and state, whose outcome is dropped.
+            So an edit of an early layer can rest on what later layers would have computed. It doubles the cost.
 
     Raises:
         UnknownNameError: for a phase that does not exist.
@@ -187,6 +208,7 @@ class Edit:
     fn: HookFunction
     phase: Phase = "both"
     rows: Sequence[int] | Tensor | None = None
+    ahead: bool = False
 
     def __post_init__(self) -> None:
         check_phase(self.phase)
@@ -216,15 +238,19 @@ class Edit:
                     f"edit of '{hook.name}': rows {list(rows)} given, but the batch has rows 0..{size - 1}"
                 )
             index = torch.tensor([row % size for row in rows], dtype=torch.long, device=tensor.device)
-            part = tensor[index]
-            out = fn(part, hook=hook)
+            part, slots = tensor[index], hook.slots
+            hook.slots = None if slots is None else slots.select(index)
+            try:
+                out = fn(part, hook=hook)
+            finally:
+                hook.slots = slots
             out = part if out is None else out
             problem = _mismatch(part, out, "the hook function")
             if problem is not None:
                 raise HookFunctionError(f"hook on '{hook.name}': {problem}")
             return tensor.index_copy(0, index, out)
 
-        return on_rows
+        return by_query(on_rows) if getattr(fn, "by_query", False) else on_rows
 
 
 def check_phase(phase: str) -> None:
@@ -332,7 +358,7 @@ def _checked(fn: HookFunction) -> HookFunction:
             raise HookFunctionError(f"hook on '{hook.name}': {problem}")
         return out
 
-    return checked
+    return by_query(checked) if getattr(fn, "by_query", False) else checked
 
 
 def _checked_gradient(fn: HookFunction, inside: Sequence[bool]) -> HookFunction:

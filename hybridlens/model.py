@@ -11,10 +11,10 @@ anything on the model, so the same call twice gives the same tensors.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +36,18 @@ from hybridlens.hooks import (
     reads_only,
     resolve,
 )
-from hybridlens.network import HookedNetwork
-from hybridlens.shapes import KeyPositions, Logits
+from hybridlens.network import HookedNetwork, Output
+from hybridlens.shapes import KeyPositions, Lengths, Logits, Tokens
 from hybridlens.state import HybridState
 from hybridlens.text import TokenFront
 from hybridlens.tokens import TokensLike
 
 if TYPE_CHECKING:
     from hybridlens.tracing import Tracer
+
+
+Forward: TypeAlias = Callable[..., Output]
+"""A forward pass under edits; takes what `HookedNetwork.forward` takes."""
 
 
 class ParameterCounts(NamedTuple):
@@ -247,15 +251,32 @@ class HybridLens(TokenFront):
 
     # States and generation.
 
-    def editing(self, edits: Sequence[Edit], phase: Literal["prefill", "decode"]) -> AbstractContextManager[None]:
-        """Those of `edits` that act in `phase`, attached for the length of a ``with`` block.
+    @contextmanager
+    def editing(self, edits: Sequence[Edit], phase: Literal["prefill", "decode"]) -> Generator[Forward]:
+        """Those of `edits` that act in `phase`, for the length of a ``with`` block, which gets the forward pass.
 
         Raises:
             UnknownNameError: for a phase, or a name in any of the edits, that does not exist.
         """
         check_phase(phase)
-        wanted = [(resolve(edit.hook, self.hook_dict), edit.function(), edit.acts_in(phase)) for edit in edits]
-        return attached(self.hook_dict, [(names, fn) for names, fn, acts in wanted if acts])
+        resolved = [(resolve(edit.hook, self.hook_dict), edit) for edit in edits]
+        acting = [(names, edit.function(), edit.ahead) for names, edit in resolved if edit.acts_in(phase)]
+        ahead: list[tuple[NameFilter, HookFunction]] = [(names, fn) for names, fn, before in acting if before]
+        now: list[tuple[NameFilter, HookFunction]] = [(names, fn) for names, fn, before in acting if not before]
+        if not ahead:
+            with attached(self.hook_dict, now):
+                yield self.network
+            return
+
+        def twice(
+            tokens: Tokens, lengths: Lengths | None = None, state: HybridState | None = None, last_only: bool = False
+        ) -> Output:
+            with attached(self.hook_dict, ahead), torch.no_grad():
+                self.network(tokens, lengths, state, True)
+            with attached(self.hook_dict, now):
+                return self.network(tokens, lengths, state, last_only)
+
+        yield twice
 
     def prefill(
         self,
@@ -275,8 +296,8 @@ class HybridLens(TokenFront):
             last_only: logits of each row's last token only, [b 1 v].
         """
         batch = self.batch(tokens, lengths)
-        with self.editing(edits, "prefill"):
-            logits, state = self.network(batch.tokens, batch.lengths, None, last_only)
+        with self.editing(edits, "prefill") as forward:
+            logits, state = forward(batch.tokens, batch.lengths, None, last_only)
         return Prefill(state, logits)
 
     def extend(
@@ -305,8 +326,8 @@ class HybridLens(TokenFront):
             new = batch.tokens.shape[1] if batch.lengths is None else batch.lengths
             longest = max((state.lengths + new).tolist(), default=0)
             tokens_module.check_context(longest, self.cfg.n_ctx)
-        with self.editing(edits, phase):
-            logits, after = self.network(batch.tokens, batch.lengths, state, last_only)
+        with self.editing(edits, phase) as forward:
+            logits, after = forward(batch.tokens, batch.lengths, state, last_only)
         return Prefill(after, logits)
 
     def generate(

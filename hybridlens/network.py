@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from hybridlens.attention import KeySlots
 from hybridlens.components import Block, Pass, execution_device
 from hybridlens.errors import InputError
 from hybridlens.families.spec import Family, LensConfig
 from hybridlens.hooks import HookPoint
 from hybridlens.shapes import KeyPositions, Lengths, Logits, Tokens
+from hybridlens.slots import KeySlots
 from hybridlens.state import AttentionState, HybridState, RecurrentState
 
 
@@ -143,7 +143,7 @@ def plan(
         if window is not None and new > window:
             back = steps[:, None] - steps
             mask = ((back >= 0) & (back < window))[None, None]
-        return Pass(KeySlots(positions, mask, causal=True), positions, valid), held, grown
+        return Pass(KeySlots(positions, held, mask, causal=True), positions, valid), held, grown
     positions = state.lengths.to(tokens.device)[:, None] + steps
     fresh = positions if valid is None else positions.masked_fill(~valid, -1)
     held = torch.cat([state.key_positions.to(tokens.device), fresh], dim=1)
@@ -153,7 +153,7 @@ def plan(
         mask = mask & (back < window)
     if valid is not None:  # a padding query looks at everything, so that no softmax is empty
         mask = mask | ~valid[:, :, None]
-    slots = KeySlots(positions, mask[:, None], causal=False)
+    slots = KeySlots(positions, held, mask[:, None], causal=False)
     return Pass(slots, positions, valid), held, state.lengths.to(tokens.device) + grown
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from nnsight import NNsight
 
+from hybridlens.errors import InputError
 from hybridlens.generation import Boundary, check_boundary, generate
 from hybridlens.hooks import Edit
 from hybridlens.network import Output
@@ -43,10 +44,16 @@ def open_trace(
     """A trace of one forward pass, or of a greedy generation of `max_new_tokens`."""
     root = lens.nnsight
     check_boundary(boundary)
+    early = [edit.hook for edit in edits if edit.ahead]
+    if early:
+        raise InputError(
+            f"an edit of {early[0]!r} acts in a pass ahead, which a trace would count as one of its own; give edits "
+            "that act ahead (those of top_k with scope 'model') to prefill, extend or generate"
+        )
 
     def forward(tokens: Tokens) -> Output:
-        with lens.editing(edits, "prefill"):
-            return lens.network(tokens, batch.lengths)
+        with lens.editing(edits, "prefill") as run:
+            return run(tokens, batch.lengths)
 
     if max_new_tokens is None:
         return root.trace(batch.tokens, fn=forward)

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "errors",
     "shapes",
+    "slots",
     "hooks",
     "scan",
     "state",
