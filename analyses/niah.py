@@ -141,8 +141,6 @@ def _cell(config: NiahConfig, prompt: niah.Prompt, key: CellKey, text: str, seco
         needle_end=end,
         seconds=seconds,
         prompt_hash=prompt.hash,
-        semantics=config.semantics,
-        boundary=config.boundary,
     )
 
 

@@ -161,10 +161,16 @@ def make_grid(lens: HybridLens, config: NiahConfig) -> Grid:
         prompts += niah.controls(lens.tokenizer, lengths, **options)
     for prompt in prompts:  # the published builder's lengths are only near those asked for
         check_context(len(prompt.tokens) + config.max_new_tokens, lens.cfg.n_ctx)
+    fixed: dict[str, Any] = {
+        "needle": niah.PAPER_NEEDLE.name if config.needle is None else config.needle.name,
+        "jrt": config.jrt,
+        "semantics": config.semantics,
+        "boundary": config.boundary,
+    }
     order = {length: index for index, length in enumerate(lengths)}
     prompts.sort(key=lambda prompt: order[prompt.length])
     return {
-        CellKey(config.model, phase, k, prompt.length, prompt.depth, prompt.control): prompt
+        CellKey(config.model, phase, k, prompt.length, prompt.depth, prompt.control, **fixed): prompt
         for phase in config.phases
         for prompt in prompts
         for k in heads

@@ -31,7 +31,7 @@ from hybridlens.results import (
     write_atomic,
     write_json,
 )
-from hybridlens.results.cells import FIELDS, Damage, decode_line, encode_line
+from hybridlens.results.cells import FIELDS, MODES, PHASES, SCOPES, Damage, cell_problem, decode_line, encode_line
 
 MODEL = "tiny"
 TEXTS = ("eat a sandwich", 'a "quoted"\nline', "</script> &amp; \u2028 é 日本", "")
@@ -199,6 +199,225 @@ def test_a_wrong_byte_anywhere_costs_only_its_cell(place: int, flip: int) -> Non
     assert all(c in good for c in kept)
     assert all(c in grid()[:6] for c in good)
     assert damaged
+
+
+@st.composite
+def any_cell(draw: st.DrawFn) -> Cell:
+    """A valid cell with any value of every field."""
+    control = draw(st.booleans())
+    start = None if control else draw(st.integers(0, 9))
+    return Cell(
+        model=draw(st.text(max_size=5)),
+        phase=draw(st.sampled_from(PHASES)),
+        k=draw(st.integers(0, 9)),
+        length=draw(st.integers(1, 5000)),
+        depth=None if control else draw(st.floats(0, 100) | st.integers(0, 100)),
+        control=control,
+        score=draw(st.floats(0, 5) | st.integers(0, 5)),
+        text=draw(st.text(max_size=9)),
+        needle_start=start,
+        needle_end=None if start is None else start + draw(st.integers(1, 9)),
+        seconds=draw(st.floats(0, 1e6)),
+        prompt_hash=draw(st.text(min_size=1, max_size=5)),
+        needle=draw(st.text(min_size=1, max_size=5)),
+        jrt=draw(st.booleans()),
+        reading=draw(st.sampled_from(MODES)),
+        answering=draw(st.sampled_from(MODES)),
+        scope=draw(st.sampled_from(SCOPES)),
+        semantics=draw(st.sampled_from(["clean", "published"])),
+        boundary=draw(st.sampled_from(["last_prompt_token", "first_new_token"])),
+        margin=draw(st.none() | st.floats(0, 1e6) | st.integers(0, 5)),
+        tokens=draw(st.none() | st.integers(0, 40)),
+    )
+
+
+def unicode_only(found: Cell) -> bool:
+    """Whether every text of a cell can be written to a table, which holds UTF-8."""
+    return not any("\ud800" <= c <= "\udfff" for c in found.model + found.text + found.prompt_hash + found.needle)
+
+
+@given(any_cell())
+def test_every_field_comes_back_from_its_line(stored: Cell) -> None:
+    """Any values of all 21 fields; the key holds all of them that are not results, so no two conditions share one."""
+    assert cell_problem(stored, 5.0) is None
+    assert decode_line(encode_line(stored, "f").rstrip(b"\n"), "line", "f", 5.0) == stored
+    assert [getattr(stored, name) for name in CellKey._fields] == list(stored.key)
+    results = {"score", "text", "needle_start", "needle_end", "seconds", "prompt_hash", "margin", "tokens"}
+    assert set(FIELDS) == results | set(CellKey._fields)
+
+
+@settings(max_examples=15)
+@given(st.lists(any_cell().filter(unicode_only), min_size=1, max_size=4, unique_by=lambda c: c.key))
+def test_every_field_comes_back_from_the_table(tmp_path_factory: pytest.TempPathFactory, cells: list[Cell]) -> None:
+    """The journal is removed, so types and missing values are the table's alone."""
+    folder, expected = tmp_path_factory.mktemp("run"), {c.key: c.prompt_hash for c in cells}
+    with Run.open(folder, MANIFEST, expected) as run:
+        run.add(cells)
+        run.finish()
+    (folder / "cells.jsonl").unlink()
+    assert read_cells(folder) == cells
+    types = {field.name: str(field.type) for field in pq.read_schema(folder / "cells.parquet")}
+    assert (types["jrt"], types["tokens"], types["margin"], types["reading"]) == ("bool", "int64", "double", "string")
+
+
+OTHER_VALUES: dict[str, Any] = {
+    "needle": "oslo",
+    "jrt": True,
+    "reading": "omit",
+    "answering": "null",
+    "scope": "model",
+    "semantics": "published",
+    "boundary": "first_new_token",
+    "margin": 0.5,
+    "tokens": 3,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+@pytest.mark.parametrize("place", ["journal", "table"])
+def test_a_changed_value_of_any_field_is_damage(tmp_path: Path, name: str, place: str) -> None:
+    """Each changed value is itself allowed, so only a checksum over that field can tell."""
+    base = replace(grid()[1], margin=0.25, tokens=7)
+    changed = {**asdict(base), name: OTHER_VALUES[name]}
+    with Run.open(tmp_path, MANIFEST, {base.key: base.prompt_hash}) as run:
+        run.add([base])
+        run.finish()
+    if place == "journal":
+        (tmp_path / "cells.parquet").unlink()
+        stated = (tmp_path / "cells.jsonl").read_bytes().split(b" ")[0]
+        (tmp_path / "cells.jsonl").write_bytes(stated + b" " + json.dumps(changed).encode() + b"\n")
+    else:
+        (tmp_path / "cells.jsonl").unlink()
+        frame = pd.read_parquet(tmp_path / "cells.parquet")
+        frame[name] = [OTHER_VALUES[name]]
+        frame.to_parquet(tmp_path / "cells.parquet")
+    (line,) = read_run(tmp_path).damaged
+    assert "does not match its checksum" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"phase": "decode"}, "phase 'decode' is none of generation, prefill"),
+        ({"reading": "drop"}, "reading 'drop' is none of keep, omit, only, binary, null"),
+        ({"answering": ""}, "answering '' is none of keep"),
+        ({"scope": "head"}, "scope 'head' is none of layer, model"),
+        ({"semantics": "dirty"}, "semantics 'dirty' is none of clean, published"),
+        ({"boundary": "last"}, "boundary 'last' is none of last_prompt_token, first_new_token"),
+        ({"needle": ""}, "needle is empty"),
+        ({"margin": -0.1}, "margin -0.1 is not a gap"),
+        ({"margin": float("inf")}, "margin inf is not a gap"),
+        ({"tokens": -1}, "tokens -1 is negative"),
+    ],
+)
+def test_values_that_no_run_can_have(change: dict[str, Any], message: str) -> None:
+    """An infinite margin would make the journal's line no JSON; an unknown mode would fall out of every figure."""
+    assert message in (cell_problem(replace(grid()[0], **change), 5.0) or "")
+
+
+def test_a_key_says_what_differs_from_the_main_experiment() -> None:
+    """Written out by hand; a key of defaults reads as it always did."""
+    key = CellKey("m", "prefill", 2, 64, None, True)
+    assert key.words() == "prefill, k 2, length 64, control"
+    other = CellKey("m", "generation", 2, 64, 50, False, "oslo", True, "omit", "null", "model", "published")
+    assert other.words() == (
+        "generation, k 2, length 64, depth 50 %, needle oslo, read twice, reading omit, answering null, "
+        "scope model, semantics published"
+    )
+    assert key._replace(boundary="first_new_token").words().endswith("control, boundary first_new_token")
+
+
+STUDY = replace(MANIFEST, job="study", growing={"needle paper": ["x", 5]})
+
+
+def part(**change: Any) -> list[Cell]:
+    """The cells of k 4, with some fields changed: one experiment of a study."""
+    return [replace(c, **change) for c in grid() if c.k == 4]
+
+
+def run_part(folder: Path, cells: list[Cell], manifest: Manifest = STUDY, stop: bool = False) -> Run:
+    """Run one experiment of a study in batches of three; with `stop`, only the first batch."""
+    by_key = {c.key: c for c in cells}
+    with Run.open(folder, manifest, {c.key: c.prompt_hash for c in cells}) as run:
+        todo = run.todo
+        for start in range(0, 3 if stop else len(todo), 3):
+            run.add([by_key[key] for key in todo[start : start + 3]])
+        if not stop:
+            run.finish()
+    return run
+
+
+def test_a_study_grows(tmp_path: Path) -> None:
+    """Three experiments that overlap share one folder: nothing is run twice, lost or taken for damage."""
+    first, second = part(), [*part(k=0)[:5], *part(reading="omit"), *part()[:3]]
+    run_part(tmp_path, first)
+    before = json.loads((tmp_path / "run.json").read_text())
+    with Run.open(tmp_path, STUDY, {c.key: c.prompt_hash for c in second}) as run:
+        assert run.damaged == ()
+        assert run.todo == [c.key for c in second[:-3]]
+        assert run.cells == first[:3]
+        assert run.all_cells == first
+        assert run.record["created"] == before["created"]
+    run = run_part(tmp_path, second)
+    assert run.cells == second
+    assert read_cells(tmp_path) == run.all_cells == [*first, *second[:-3]]
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["status"], record["cells"], record["cells_done"]) == ("complete", 37, 37)
+    whole = snapshot(tmp_path)
+    run_part(tmp_path, first)
+    run_part(tmp_path, second)
+    assert snapshot(tmp_path) == whole, "opening an experiment that is done changes no byte"
+
+
+def test_a_stopped_study_goes_on(tmp_path: Path) -> None:
+    """Stopped in its second experiment, it keeps both what came before and the finished batch."""
+    first, second = part(), part(answering="null")
+    run_part(tmp_path, first)
+    run_part(tmp_path, second, stop=True)
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
+    assert read_cells(tmp_path) == [*first, *second[:3]]
+    assert run_part(tmp_path, second).damaged == ()
+    assert read_cells(tmp_path) == [*first, *second]
+
+
+def test_a_study_may_not_change_what_its_cells_depend_on(tmp_path: Path) -> None:
+    """A new name may come, a name's value may not change, and neither may a prompt or a shared argument."""
+    run_part(tmp_path, part())
+    before = snapshot(tmp_path)
+    for other, cells, message in (
+        (replace(STUDY, growing={"needle paper": ["x", 4]}), part(), r'with needle paper \["x", 5\], .* \["x", 4\]'),
+        (replace(STUDY, seed=1), part(), "--seed 0, and this one has 1"),
+        (STUDY, part(prompt_hash="z"), r"cell \(generation, k 4, length 64, depth 0 %\) made from prompt 64-0"),
+        (replace(STUDY, growing=None), part(), "the prompts"),
+    ):
+        with pytest.raises(ResultsError, match=message):
+            run_part(tmp_path, cells, other)
+        assert snapshot(tmp_path) == before
+    more = replace(STUDY, growing={"needle oslo": ["y", 5]})
+    run_part(tmp_path, part(needle="oslo"), more)
+    stated = json.loads((tmp_path / "run.json").read_text())["growing"]
+    assert stated == {"needle paper": ["x", 5], "needle oslo": ["y", 5]}
+    with pytest.raises(ResultsError, match="needle paper"):
+        run_part(tmp_path, part(), replace(STUDY, growing={"needle paper": ["x", 4], "needle oslo": ["y", 5]}))
+
+
+def test_damage_outside_a_studys_grid_is_named(tmp_path: Path) -> None:
+    """A spoiled cell of another experiment is said and runs again with it; a cell gone from both files is counted."""
+    first, second = part(), part(scope="model")
+    run_part(tmp_path, first)
+    damage_both(tmp_path, [2])
+    run = run_part(tmp_path, second)
+    assert len(run.damaged) == 2
+    assert all("length 64, depth 100 %" in line and line.endswith("runs again") for line in run.damaged)
+    lines = (tmp_path / "cells.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "cells.jsonl").write_bytes(b"".join(lines[:-1]))
+    (tmp_path / "cells.parquet").unlink()
+    assert run_part(tmp_path, part(jrt=True)).damaged == (
+        f"cells missing from {tmp_path}: 1; each runs again with its experiment",
+    )
+    with Run.open(tmp_path, STUDY, {c.key: c.prompt_hash for c in first}) as run:
+        assert run.todo == [first[2].key]
+        assert run.damaged == ()
 
 
 @pytest.mark.parametrize("name", ["cells.jsonl", "cells.parquet"])

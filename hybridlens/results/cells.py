@@ -1,9 +1,10 @@
 """One cell of a sweep, what makes it valid, and how it is written so that damage shows.
 
-A cell is one generation: model x phase x k x length x depth, or, for a control (the needle left out), model x
-phase x k x length. Each is stored with a checksum over its values and the fingerprint of its run, in one line
-of text, so damage in one place costs the cells in that place and no others. How it fails: `decode_line` and
-`cell_from_row` return a `Damage` that names the cell as far as it can still be read.
+A cell is one generation: a model, a prompt (needle, length, depth or control, read once or twice) and what is
+done to attention (k, phase, scope, manipulations, semantics, boundary). Every experiment writes such cells, so
+that a figure is a selection of them. Each is stored with a checksum over its values and the fingerprint of its
+run, in one line of text, so damage in one place costs the cells in that place and no others. How it fails:
+`decode_line` and `cell_from_row` return a `Damage` that names the cell as far as it can still be read.
 """
 
 import hashlib
@@ -14,10 +15,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 PHASES = ("generation", "prefill")
+MODES = ("keep", "omit", "only", "binary", "null")
+SCOPES = ("layer", "model")
+SEMANTICS = ("clean", "published")
+BOUNDARIES = ("last_prompt_token", "first_new_token")
 
 
 class CellKey(NamedTuple):
-    """Which cell: depth in percent (0: start of the context), None for controls."""
+    """Which cell; the values and their meaning are those of `Cell`. Defaults are the paper's main experiment."""
 
     model: str
     phase: str
@@ -25,11 +30,23 @@ class CellKey(NamedTuple):
     length: int
     depth: float | int | None
     control: bool
+    needle: str = "paper"
+    jrt: bool = False
+    reading: str = "keep"
+    answering: str = "keep"
+    scope: str = "layer"
+    semantics: str = "clean"
+    boundary: str = "last_prompt_token"
 
     def words(self) -> str:
-        """The key as people read it."""
+        """The key as people read it; of what has a default, only what differs from it."""
         where = "control" if self.control else f"depth {self.depth:g} %"
-        return f"{self.phase}, k {self.k}, length {self.length}, {where}"
+        parts = [self.phase, f"k {self.k}", f"length {self.length}", where]
+        for name, default in CellKey._field_defaults.items():
+            value = getattr(self, name)
+            if value != default:
+                parts.append("read twice" if name == "jrt" else f"{name} {value}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +55,8 @@ class Cell:
 
     Attributes:
         model: name or path of the model.
-        phase: "generation" (only decode is sparsified) or "prefill" (both stages are).
-        k: attention heads kept per layer, 0 ... n_heads.
+        phase: "generation" (top-k acts in decode only) or "prefill" (in both stages).
+        k: attention heads kept per layer by entropy, 0 ... n_heads (untouched).
         length: prompt length in tokens, as requested.
         depth: where the needle stands, percent of the context from its start; None for controls.
         control: True where the needle was left out.
@@ -49,8 +66,15 @@ class Cell:
         needle_end: one past its last token; None for controls.
         seconds: wall-clock time spent on this cell (its share of the batch).
         prompt_hash: digest of the prompt that was run.
+        needle: name of the needle.
+        jrt: True where context and question were given twice.
+        reading: manipulation of attention weights in prefill, one of `MODES`.
+        answering: the same in decode.
+        scope: where heads compete for k, one of `SCOPES`.
         semantics: "clean" or "published".
         boundary: "last_prompt_token" or "first_new_token".
+        margin: smallest gap between the two best logits over the generated tokens; None where not measured.
+        tokens: tokens generated; None where not counted.
     """
 
     model: str
@@ -65,13 +89,20 @@ class Cell:
     needle_end: int | None
     seconds: float | int
     prompt_hash: str
+    needle: str = "paper"
+    jrt: bool = False
+    reading: str = "keep"
+    answering: str = "keep"
+    scope: str = "layer"
     semantics: str = "clean"
     boundary: str = "last_prompt_token"
+    margin: float | int | None = None
+    tokens: int | None = None
 
     @property
     def key(self) -> CellKey:
         """Which cell this is."""
-        return CellKey(self.model, self.phase, self.k, self.length, self.depth, self.control)
+        return CellKey(*(getattr(self, name) for name in CellKey._fields))
 
 
 class Damage(NamedTuple):
@@ -83,10 +114,18 @@ class Damage(NamedTuple):
 
 
 FIELDS = tuple(field.name for field in fields(Cell))
-_INTEGERS = ("k", "length", "needle_start", "needle_end")
-_FLOATS = ("depth", "score", "seconds")
-_OPTIONAL = ("depth", "needle_start", "needle_end")
-_STRINGS = ("model", "phase", "text", "prompt_hash", "semantics", "boundary")
+INTEGERS = ("k", "length", "needle_start", "needle_end", "tokens")
+FLOATS = ("depth", "score", "seconds", "margin")
+BOOLEANS = ("control", "jrt")
+_OPTIONAL = ("depth", "needle_start", "needle_end", "margin", "tokens")
+_CHOICES = {
+    "phase": PHASES,
+    "reading": MODES,
+    "answering": MODES,
+    "scope": SCOPES,
+    "semantics": SEMANTICS,
+    "boundary": BOUNDARIES,
+}
 
 
 def cell_problem(cell: Cell, max_score: float | int) -> str | None:
@@ -96,8 +135,9 @@ def cell_problem(cell: Cell, max_score: float | int) -> str | None:
         cell: the cell.
         max_score: the most points the rubric gives.
     """
-    if cell.phase not in PHASES:
-        return f"phase {cell.phase!r} is neither of {', '.join(PHASES)}"
+    for name, known in _CHOICES.items():
+        if getattr(cell, name) not in known:
+            return f"{name} {getattr(cell, name)!r} is none of {', '.join(known)}"
     if cell.k < 0:
         return f"k {cell.k} is negative"
     if cell.length < 1:
@@ -106,8 +146,13 @@ def cell_problem(cell: Cell, max_score: float | int) -> str | None:
         return f"score {cell.score} is outside 0 to {max_score:g}"
     if not (math.isfinite(cell.seconds) and cell.seconds >= 0):
         return f"seconds {cell.seconds} is not a duration"
-    if not cell.prompt_hash:
-        return "prompt_hash is empty"
+    if cell.margin is not None and not (math.isfinite(cell.margin) and cell.margin >= 0):
+        return f"margin {cell.margin} is not a gap between logits"
+    if cell.tokens is not None and cell.tokens < 0:
+        return f"tokens {cell.tokens} is negative"
+    for name in ("prompt_hash", "needle"):
+        if not getattr(cell, name):
+            return f"{name} is empty"
     span = (cell.needle_start, cell.needle_end)
     if cell.control:
         if cell.depth is not None or span != (None, None):
@@ -123,7 +168,7 @@ def cell_problem(cell: Cell, max_score: float | int) -> str | None:
 
 def checksum(cell: Cell, fingerprint: str) -> str:
     """16 hex digits over every value of a cell and the fingerprint of its run."""
-    values = [float(v) if n in _FLOATS and v is not None else v for n, v in asdict(cell).items()]
+    values = [float(v) if n in FLOATS and v is not None else v for n, v in asdict(cell).items()]
     text = json.dumps([fingerprint, *values], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
@@ -175,7 +220,7 @@ def cell_from_row(
         value = row[name]
         if isinstance(value, float) and math.isnan(value) and name in _OPTIONAL:
             value = None
-        if name in _INTEGERS and isinstance(value, float) and value.is_integer():
+        if name in INTEGERS and isinstance(value, float) and value.is_integer():
             value = int(value)
         if not _has_type(name, value):
             return Damage(where, f"{name} is {value!r}", _key_of(row))
@@ -192,12 +237,12 @@ def _has_type(name: str, value: object) -> bool:
     """Whether a value is of the type of the column `name`."""
     if value is None:
         return name in _OPTIONAL
-    if name in _STRINGS:
-        return isinstance(value, str)
-    if name == "control":
+    if name in BOOLEANS:
         return isinstance(value, bool)
-    allowed = int if name in _INTEGERS else (int, float)
-    return isinstance(value, allowed) and not isinstance(value, bool)
+    if name in (*INTEGERS, *FLOATS):
+        allowed = int if name in INTEGERS else (int, float)
+        return isinstance(value, allowed) and not isinstance(value, bool)
+    return isinstance(value, str)
 
 
 def _key_of(row: Mapping[str, Any]) -> CellKey | None:

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from hybridlens.results.cells import (
+    BOOLEANS,
     FIELDS,
+    FLOATS,
+    INTEGERS,
     Cell,
     CellKey,
     Damage,
@@ -111,19 +114,14 @@ def write_table(folder: Path, cells: Sequence[Cell], fingerprint: str) -> Path:
     import pyarrow.parquet as pq
 
     types = {
-        "k": pa.int64(),
-        "length": pa.int64(),
-        "depth": pa.float64(),
-        "control": pa.bool_(),
-        "score": pa.float64(),
-        "needle_start": pa.int64(),
-        "needle_end": pa.int64(),
-        "seconds": pa.float64(),
+        **dict.fromkeys(INTEGERS, pa.int64()),
+        **dict.fromkeys(FLOATS, pa.float64()),
+        **dict.fromkeys(BOOLEANS, pa.bool_()),
     }
     schema = pa.schema([(name, types.get(name, pa.string())) for name in (*FIELDS, "checksum")])
     columns: dict[str, list[Any]] = {name: [getattr(cell, name) for cell in cells] for name in FIELDS}
     columns["checksum"] = [checksum(cell, fingerprint) for cell in cells]
-    for name in ("depth", "score", "seconds"):
+    for name in FLOATS:
         columns[name] = [None if value is None else float(value) for value in columns[name]]
     sink = BytesIO()
     pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd", write_page_checksum=True)

@@ -17,7 +17,7 @@ from hybridlens.results.cells import CellKey
 from hybridlens.results.provenance import environment, hash_json
 
 RECORD = "run.json"
-FORMAT = 1
+FORMAT = 2
 HIGHEST = "the rubric's highest score"
 
 
@@ -36,6 +36,9 @@ class Manifest:
         command: the command line as typed. Recorded only.
         settings: argument name -> JSON value that changes no cell (batch size, device). Recorded only.
         facts: name -> JSON value about the model; "n_heads" is used by the report. Recorded only.
+        growing: None for a run of one grid, which is compared. A study of several experiments gives name -> JSON
+            value of what only some of its cells depend on (a needle with its rubric, say): later sessions may
+            bring other cells and other names, but no other value for a name.
     """
 
     model: str
@@ -48,6 +51,7 @@ class Manifest:
     command: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    growing: Mapping[str, Any] | None = None
 
     def compared(self) -> dict[str, Any]:
         """Name, as the user knows it -> JSON value, of everything that has to be equal to go on."""
@@ -61,7 +65,12 @@ class Manifest:
             "the model's config (its hash)": self.config_hash,
             "the model's weights (their hash)": self.weights_hash,
         }
-        return json.loads(json.dumps(values))
+        return _plain(values)
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value as it is after having been written and read."""
+    return json.loads(json.dumps(value))
 
 
 def now() -> str:
@@ -72,10 +81,18 @@ def now() -> str:
 def hash_prompts(expected: Mapping[CellKey, str]) -> str:
     """Digest of the grid: which cells, of which prompts, whatever their order."""
     rows = [
-        [k.model, k.phase, k.k, k.length, None if k.depth is None else float(k.depth), k.control, prompt]
-        for k, prompt in expected.items()
+        [*key._replace(depth=None if key.depth is None else float(key.depth)), prompt]
+        for key, prompt in expected.items()
     ]
     return hash_json(sorted(rows, key=json.dumps))
+
+
+def compared_values(manifest: Manifest, expected: Mapping[CellKey, str]) -> dict[str, Any]:
+    """What makes two runs the same: the manifest's compared values and, unless the run may grow, its grid."""
+    values = manifest.compared()
+    if manifest.growing is None:
+        values["the prompts (their hash)"] = hash_prompts(expected)
+    return values
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -88,15 +105,22 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
     if record.get("format") != FORMAT or record.get("fingerprint") != hash_json([FORMAT, record["compared"]]):
         return None
-    types = {"status": str, "created": str, "command": str, "sessions": list, "damaged": list}
+    types = {"status": str, "created": str, "command": str, "sessions": list, "damaged": list, "cells_done": int}
     if not all(isinstance(record.get(name), kind) for name, kind in types.items()):
+        return None
+    if not isinstance(record.get("growing"), dict | None):
         return None
     return record
 
 
-def refuse_another_run(folder: Path, record: dict[str, Any], compared: dict[str, Any]) -> None:
+def refuse_another_run(
+    folder: Path, record: dict[str, Any], manifest: Manifest, compared: dict[str, Any]
+) -> None:
     """Raise when the folder's run differs, naming the first difference and how many there are."""
-    before: dict[str, Any] = record["compared"]
+    before: dict[str, Any] = dict(record["compared"])
+    if manifest.growing is not None:
+        shared = {n: v for n, v in (record.get("growing") or {}).items() if n in manifest.growing}
+        before, compared = before | shared, compared | {n: _plain(manifest.growing[n]) for n in shared}
     absent = "not given"
     names = [
         n for n in dict.fromkeys([*compared, *before]) if before.get(n, absent) != compared.get(n, absent)
@@ -133,7 +157,7 @@ def started(
 ) -> dict[str, Any]:
     """`run.json` at the start of a session: a new one, or the old one with this session added to it."""
     time = now()
-    old: dict[str, Any] = record or {"created": time, "sessions": [], "damaged": []}
+    old: dict[str, Any] = record or {"created": time, "sessions": [], "damaged": [], "growing": {}}
     session = {
         "started": time,
         "cells_before": n_done,
@@ -142,13 +166,15 @@ def started(
         "environment": environment(),
     }
     plain = {name: value for name, value in asdict(manifest).items() if name != "settings"}
+    if manifest.growing is not None:
+        plain["growing"] = {**(old["growing"] or {}), **manifest.growing}
     return {
         "format": FORMAT,
         "fingerprint": hash_json([FORMAT, compared]),
         "status": "running",
         "created": old["created"],
         "finished": None,
-        **json.loads(json.dumps(plain)),
+        **_plain(plain),
         "cells": n_cells,
         "cells_done": n_done,
         "compared": compared,

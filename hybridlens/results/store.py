@@ -5,9 +5,13 @@ to the disk; a kill at any moment costs at most the batch being written. `cells.
 readers, written whole whenever a run is closed. The two back each other up: a cell counts as done when either
 holds a good copy.
 
+A run has one grid. A study (`Manifest.growing`) may be opened with another grid each time: cells of earlier
+sessions that are not in it stay where they are.
+
 How it fails: a folder whose run had other arguments, or that another process is writing, raises
 `ResultsError` before anything is written. Damage never raises: the good cells are kept, and every damaged one
-is named in `Run.damaged` and left to be run again.
+is named in `Run.damaged` and left to be run again; of a study's lost cells that are outside the grid only the
+number is known. A study whose `run.json` was lost no longer knows the growing values of other sessions.
 """
 
 import json
@@ -35,7 +39,7 @@ from hybridlens.results.record import (
     HIGHEST,
     RECORD,
     Manifest,
-    hash_prompts,
+    compared_values,
     now,
     read_record,
     refuse_another_run,
@@ -60,7 +64,7 @@ class Run:
     Attributes:
         folder: the run's folder.
         manifest: what the run is.
-        expected: key -> prompt hash of every cell of the grid, in the order they are to run.
+        expected: key -> prompt hash of every cell of this session's grid, in the order they are to run.
         damaged: one line for every stored cell that could not be trusted.
     """
 
@@ -99,10 +103,10 @@ class Run:
         """
         if folder.exists() and not folder.is_dir():
             raise ResultsError(f"--out {folder} is a file; name a folder to write the run into")
-        compared = {**manifest.compared(), "the prompts (their hash)": hash_prompts(expected)}
+        compared = compared_values(manifest, expected)
         record = read_record(folder)
         if record is not None:
-            refuse_another_run(folder, record, compared)
+            refuse_another_run(folder, record, manifest, compared)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = _lock(folder)
@@ -134,22 +138,29 @@ class Run:
                 f"{folder} holds no readable {RECORD} and no cell of this command; remove what is there, "
                 "or give another --out folder"
             )
-        outside = {key for key, cell in good.items() if expected.get(key) != cell.prompt_hash}
-        damage += [Damage("a stored cell", "is not part of the grid", key) for key in outside]
-        good = {key: good[key] for key in expected if key in good and key not in outside}
+        if manifest.growing is None:
+            outside = {key for key, cell in good.items() if expected.get(key) != cell.prompt_hash}
+            damage += [Damage("a stored cell", "is not part of the grid", key) for key in outside]
+            good = {key: good[key] for key in expected if key in good and key not in outside}
+        else:
+            _refuse_other_prompts(folder, good, expected)
         damaged = damage_lines(damage, good)
         if record is None and good:
             damaged.append(f"{RECORD} cannot be read; written anew")
         if record is not None and record["status"] == "complete":
             named = {item.key for item in damage}
             lost = [key for key in expected if key not in good and key not in named]
-            damaged += [f"missing from {folder}: {key.words()}; runs again" for key in lost]
+            if manifest.growing is None:
+                damaged += [f"missing from {folder}: {key.words()}; runs again" for key in lost]
+            elif (n_lost := record["cells_done"] - len(good.keys() | (named - {None}))) > 0:
+                damaged.append(f"cells missing from {folder}: {n_lost}; each runs again with its experiment")
         if damage or not (folder / JOURNAL).exists():
             write_journal(folder, list(good.values()), fingerprint)
         if damage and (folder / TABLE).exists():
             write_table(folder, list(good.values()), fingerprint)
-        if record is None or record["status"] != "complete" or damaged:
-            record = started(record, manifest, compared, damaged, len(good), len(expected))
+        if record is None or record["status"] != "complete" or damaged or not expected.keys() <= good.keys():
+            n_cells = len(expected.keys() | good.keys())
+            record = started(record, manifest, compared, damaged, len(good), n_cells)
             write_json(folder / RECORD, record)
         return cls(folder, manifest, expected, record, good, damaged, lock)
 
@@ -165,8 +176,13 @@ class Run:
 
     @property
     def cells(self) -> list[Cell]:
-        """Every finished cell, in the grid's order."""
+        """Every finished cell of the grid, in its order."""
         return [self._good[key] for key in self.expected if key in self._good]
+
+    @property
+    def all_cells(self) -> list[Cell]:
+        """Every finished cell of the folder: `cells`, or in a study those of all sessions as they were added."""
+        return self.cells if self.manifest.growing is None else list(self._good.values())
 
     @property
     def record(self) -> dict[str, Any]:
@@ -205,7 +221,7 @@ class Run:
                 f"{len(todo)} of {len(self.expected)} cells of {self.folder} are still to run; the first is "
                 f"{todo[0].words()}"
             )
-        path = write_table(self.folder, self.cells, self._fingerprint)
+        path = write_table(self.folder, self.all_cells, self._fingerprint)
         if self._record["status"] != "complete":
             self._record |= {"status": "complete", "finished": now()}
             self._save_record()
@@ -219,7 +235,7 @@ class Run:
             if self._record["status"] != "complete":
                 self._record["status"] = "interrupted"
                 if self._good:
-                    write_table(self.folder, self.cells, self._fingerprint)
+                    write_table(self.folder, self.all_cells, self._fingerprint)
                 self._save_record()
         finally:
             os.close(self._journal)
@@ -268,6 +284,18 @@ def read_cells(folder: Path) -> list[Cell]:
             f"{run.record['command'] or 'hybridlens niah'}"
         )
     return run.cells
+
+
+def _refuse_other_prompts(
+    folder: Path, good: Mapping[CellKey, Cell], expected: Mapping[CellKey, str]
+) -> None:
+    """Raise when a study holds a cell of this grid that was made from another prompt."""
+    for key, prompt in expected.items():
+        if key in good and good[key].prompt_hash != prompt:
+            raise ResultsError(
+                f"{folder} holds the cell ({key.words()}) made from prompt {good[key].prompt_hash}, and this grid "
+                f"has {prompt}; give the same lengths, depths and haystack to go on, or another --out folder"
+            )
 
 
 def _lock(folder: Path) -> int:
