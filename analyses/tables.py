@@ -16,7 +16,7 @@ from hybridlens.shapes import AXES
 
 
 def accuracy_table(cells: Sequence[Cell], model: str) -> str:
-    """Accuracy in percent for every k and phase, each beside its control."""
+    """Accuracy in percent for every k and phase, each with its 95 % interval over prompts and its control."""
     phases = phases_of(cells)
     points = {phase: {p.k: p for p in accuracy_points(cells, phase, niah.MAX_SCORE)} for phase in phases}
     header = ["heads kept"]
@@ -27,11 +27,16 @@ def accuracy_table(cells: Sequence[Cell], model: str) -> str:
         row = [str(k)]
         for phase in phases:
             point = points[phase].get(k)
-            row.append("" if point is None else f"{100 * point.accuracy:.1f}")
+            row.append("" if point is None else percent_interval(point.accuracy, point.low, point.high))
             row.append("" if point is None or point.chance is None else f"{100 * point.chance:.1f}")
         rows.append(row)
-    title = f"{model}: accuracy in % of the highest score (control: the needle left out)"
+    title = f"{model}: accuracy in % of the highest score [95 % interval over prompts] (control: the needle left out)"
     return f"{title}\n{columns(rows, left=0)}"
+
+
+def percent_interval(mean: float, low: float, high: float) -> str:
+    """A share with its interval, in percent: "98.4 [96.0, 100.0]"."""
+    return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def hook_table(lens: HybridLens, layer: int | None = None) -> str:

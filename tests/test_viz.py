@@ -146,6 +146,21 @@ def test_accuracy_curve_holds_the_means_and_the_chance_beside_them() -> None:
         accuracy_curve([c for c in sweep() if c.control])
 
 
+def test_accuracy_curve_shows_the_intervals() -> None:
+    """Bars and hover numbers are those of the points; a chance curve, of two prompts, has none."""
+    cells = [replace(c, score=float(i % 6)) for i, c in enumerate(sweep())]
+    figure = accuracy_curve(cells)
+    for trace, phase in ((figure.data[0], "generation"), (figure.data[2], "prefill")):
+        points = accuracy_points(cells, phase, 5.0)
+        tops = [y + more for y, more in zip(trace.y, trace.error_y.array, strict=True)]
+        bottoms = [y - less for y, less in zip(trace.y, trace.error_y.arrayminus, strict=True)]
+        assert tops == pytest.approx([100 * p.high for p in points])
+        assert bottoms == pytest.approx([100 * p.low for p in points])
+        assert [list(row) for row in trace.customdata] == [[p.n, 100 * p.low, 100 * p.high] for p in points]
+        assert len({round(p.high - p.low, 3) for p in points}) > 1, "the intervals differ, so a swap would show"
+    assert figure.data[1].error_y.array is None
+
+
 def points_without_controls() -> Any:
     """Accuracy of the generation phase when no control was run."""
     return accuracy_points([c for c in sweep() if not c.control], "generation", 5.0)

@@ -1,7 +1,8 @@
-"""The numbers that a report states, computed from cells: accuracy, chance level, tipping point.
+"""The numbers that a report states, computed from cells: accuracy, chance level, tipping point, their intervals.
 
 Accuracy is the mean score over the highest score the rubric gives. The chance level is the same number over
-the controls, whose prompts hold no needle. How it fails: an empty selection raises `ResultsError`.
+the controls, whose prompts hold no needle. How it fails: an empty selection raises `ResultsError`, and so does
+one that mixes conditions, since a mean over them would be of nothing; needles, lengths and depths may mix.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,12 +10,16 @@ from typing import NamedTuple
 
 from hybridlens.errors import ResultsError
 from hybridlens.results.cells import PHASES, Cell
+from hybridlens.results.statistics import DRAWS, LEVEL, bootstrap_interval, resampled_means
+
+_CONDITIONS = ("model", "jrt", "reading", "answering", "scope", "semantics", "boundary")
 
 
 class AccuracyPoint(NamedTuple):
     """Accuracy with k heads kept per layer, between 0 and 1, beside its chance level.
 
-    `chance` is None where no control was run; `n` and `n_control` count the prompts.
+    `chance` is None where no control was run; `n` and `n_control` count the prompts. `low` and `high` are the
+    95 % interval of the accuracy over prompts (`hybridlens.results.statistics`).
     """
 
     k: int
@@ -22,6 +27,8 @@ class AccuracyPoint(NamedTuple):
     chance: float | None
     n: int
     n_control: int
+    low: float
+    high: float
 
 
 class Finding(NamedTuple):
@@ -48,6 +55,21 @@ class Finding(NamedTuple):
     chance: float | None
 
 
+class TippingInterval(NamedTuple):
+    """Where the tipping point lies when the prompts are drawn again.
+
+    Attributes:
+        shares: tipping point -> share of the draws, None (accuracy never falls under half) first, then every k
+            but the largest, ascending; they sum to 1.
+        low: lower end of the central interval; None: no tipping point, which counts as below every k.
+        high: its upper end.
+    """
+
+    shares: dict[int | None, float]
+    low: int | None
+    high: int | None
+
+
 def phases_of(cells: Iterable[Cell]) -> list[str]:
     """The phases that occur, in the paper's order."""
     present = {cell.phase for cell in cells}
@@ -68,12 +90,14 @@ def accuracy_points(cells: Sequence[Cell], phase: str, max_score: float | int) -
         max_score: the most points the rubric gives.
 
     Raises:
-        ResultsError: no cell of that phase holds a needle.
+        ResultsError: no cell of that phase holds a needle, or the cells mix conditions.
     """
+    _one_condition(cells, phase)
     points: list[AccuracyPoint] = []
     for k in ks_of(cells, phase):
         scores = [c.score for c in cells if c.phase == phase and c.k == k and not c.control]
         controls = [c.score for c in cells if c.phase == phase and c.k == k and c.control]
+        low, high = bootstrap_interval(scores, highest=max_score)
         points.append(
             AccuracyPoint(
                 k=k,
@@ -81,11 +105,74 @@ def accuracy_points(cells: Sequence[Cell], phase: str, max_score: float | int) -
                 chance=sum(controls) / len(controls) / max_score if controls else None,
                 n=len(scores),
                 n_control=len(controls),
+                low=low / max_score,
+                high=high / max_score,
             )
         )
     if not points:
         raise ResultsError(f"no cell of phase {phase!r} to average; phases present: {phases_of(cells)}")
     return points
+
+
+def tipping_point(points: Sequence[AccuracyPoint]) -> int | None:
+    """The largest k at which accuracy falls under half of that at the largest k run; None when there is none.
+
+    Args:
+        points: what `accuracy_points` returned, k ascending.
+    """
+    fallen = [p.k for p in points if p.accuracy < points[-1].accuracy / 2]
+    return fallen[-1] if fallen else None
+
+
+def tipping_interval(
+    cells: Sequence[Cell], phase: str, draws: int = DRAWS, level: float = LEVEL, seed: int = 0
+) -> TippingInterval:
+    """How sure the tipping point of a phase is: the prompts are drawn again, each with its scores at every k.
+
+    Args:
+        cells: cells of one model; controls are left out.
+        phase: "generation" or "prefill".
+        draws: how often the prompts are drawn again.
+        level: confidence of the interval.
+        seed: of the draws.
+
+    Raises:
+        ResultsError: no cell of that phase holds a needle, the cells mix conditions, or some prompt was not run
+            at every k.
+    """
+    import numpy as np
+
+    _one_condition(cells, phase)
+    ks = ks_of(cells, phase)
+    if not ks:
+        raise ResultsError(f"no cell of phase {phase!r} to average; phases present: {phases_of(cells)}")
+    found = {c.key: c.score for c in cells if c.phase == phase and not c.control}
+    prompts = dict.fromkeys(key._replace(k=0) for key in found)
+    missing = [key for prompt in prompts for k in ks if (key := prompt._replace(k=k)) not in found]
+    if missing:
+        count = "1 cell is" if len(missing) == 1 else f"{len(missing)} cells are"
+        raise ResultsError(f"{count} missing, first {missing[0].words()}; run the sweep to its end")
+    scores = np.array([[float(found[prompt._replace(k=k)]) for k in ks] for prompt in prompts])
+    means = resampled_means(scores, draws, seed)
+    fallen = means[:, :-1] < means[:, -1:] / 2
+    # 0 where no k has fallen, else one more than the place of the largest that has.
+    places = (fallen * np.arange(1, len(ks))).max(axis=1, initial=0)
+    counts = np.bincount(places, minlength=len(ks))
+    names: list[int | None] = [None, *ks[:-1]]
+    ends = np.quantile(places, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    low, high = (names[int(end)] for end in ends)
+    return TippingInterval({name: int(n) / draws for name, n in zip(names, counts, strict=True)}, low, high)
+
+
+def _one_condition(cells: Iterable[Cell], phase: str) -> None:
+    """Refuse cells of a phase that differ in more than k and prompt."""
+    chosen = [cell for cell in cells if cell.phase == phase]
+    for name in _CONDITIONS:
+        values = list(dict.fromkeys(getattr(cell, name) for cell in chosen))
+        if len(values) > 1:
+            raise ResultsError(
+                f"cells of {name} {values[0]!r} and {values[1]!r} given together; select one before averaging"
+            )
 
 
 def finding(points: Sequence[AccuracyPoint], phase: str) -> Finding:
@@ -95,16 +182,15 @@ def finding(points: Sequence[AccuracyPoint], phase: str) -> Finding:
         points: what `accuracy_points` returned for it, k ascending.
         phase: its name.
     """
-    full, least = points[-1], points[0]
-    fallen = [p for p in points if p.accuracy < full.accuracy / 2]
+    full, least, tipping = points[-1], points[0], tipping_point(points)
     controlled = [(p.chance, p.n_control) for p in points if p.chance is not None]
     total = sum(n for _, n in controlled)
     return Finding(
         phase=phase,
         k_full=full.k,
         full=full.accuracy,
-        tipping_point=fallen[-1].k if fallen else None,
-        at_tipping_point=fallen[-1].accuracy if fallen else None,
+        tipping_point=tipping,
+        at_tipping_point=next((p.accuracy for p in points if p.k == tipping), None),
         k_least=least.k,
         least=least.accuracy,
         chance=sum(chance * n for chance, n in controlled) / total if total else None,

@@ -40,6 +40,8 @@ def accuracy_curve(
 ) -> go.Figure:
     """Accuracy against the number of heads kept, a curve a phase, its chance level dotted beside it.
 
+    Bars are the 95 % intervals over prompts.
+
     Args:
         cells: cells of one model, controls among them.
         max_score: the most points the rubric gives.
@@ -60,12 +62,21 @@ def accuracy_curve(
         figure.add_scatter(
             x=[p.k for p in points],
             y=[100 * p.accuracy for p in points],
-            customdata=[p.n for p in points],
+            customdata=[[p.n, 100 * p.low, 100 * p.high] for p in points],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [100 * (p.high - p.accuracy) for p in points],
+                "arrayminus": [100 * (p.accuracy - p.low) for p in points],
+                "thickness": 1.2,
+                "width": 4,
+            },
             name=title,
             mode="lines+markers",
             line={"color": color, "width": 2.5},
             marker={"symbol": PHASE_SYMBOLS[phase], "size": 8},
-            hovertemplate="k = %{x}: <b>%{y:.1f} %</b> over %{customdata} prompts<extra>"
+            hovertemplate="k = %{x}: <b>%{y:.1f} %</b> over %{customdata[0]} prompts "
+            + "(95 %: %{customdata[1]:.1f} to %{customdata[2]:.1f} %)<extra>"
             + title
             + "</extra>",
         )
@@ -86,7 +97,12 @@ def accuracy_curve(
     figure.update_layout(
         **_layout(),
         xaxis=_k_axis(sorted(ks), n_heads),
-        yaxis=_axis("accuracy, % of the highest score", range=[-3, 104], ticksuffix=" %", dtick=25),
+        yaxis=_axis(
+            "accuracy, % of the highest score<br>bars: 95 % interval over prompts",
+            range=[-3, 104],
+            ticksuffix=" %",
+            dtick=25,
+        ),
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
         margin={"l": 70, "r": 20, "t": 50, "b": 70},
         hovermode="x unified",
