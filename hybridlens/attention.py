@@ -82,10 +82,9 @@ class HookedAttention(nn.Module):
             q, k = parts.rotary(q, k, slots.query_positions)
             q, k = self.hook_rot_q(q), self.hook_rot_k(k)
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
-        if held is not None:
-            keys, values = torch.cat([held.k, keys], dim=2), torch.cat([held.v, values], dim=2)
-        z = self.hook_z(self._mix(q, keys, values, slots))
-        return self._write(z), AttentionState(keys, values)
+        held = AttentionState(keys, values) if held is None else held.append(keys, values)
+        z = self.hook_z(self._mix(q, held.k, held.v, slots))
+        return self._write(z), held
 
     def _mix(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries:
         points = (self.hook_attn_scores, self.hook_pattern)
@@ -175,8 +174,10 @@ def attention_scores(q: Queries, keys: HeldKeys, slots: KeySlots) -> Pattern:
     """q·k / √d_head, -inf where the mask forbids."""
     grouped = rearrange(q, "b p (g r) e -> b g r p e", g=keys.shape[1])
     scores = einsum(grouped, keys, "b g r p e, b g k e -> b g r p k") * q.shape[-1] ** -0.5
-    allowed = slots.dense(q.device)
-    return rearrange(scores, "b g r p k -> b (g r) p k").masked_fill(~allowed, float("-inf"))
+    scores = rearrange(scores, "b g r p k -> b (g r) p k")
+    if slots.mask is None and not slots.causal:
+        return scores
+    return scores.masked_fill(~slots.dense(q.device), float("-inf"))
 
 
 def apply_pattern(pattern: Pattern, values: HeldKeys) -> Queries:

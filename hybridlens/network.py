@@ -153,7 +153,9 @@ def plan(
         mask = mask & (back < window)
     if valid is not None:  # a padding query looks at everything, so that no softmax is empty
         mask = mask | ~valid[:, :, None]
-    slots = KeySlots(positions, held, mask[:, None], causal=False)
+    # Where every query sees every key, no mask is needed; off the CPU, asking would cost more than it saves.
+    everything = new == 1 and mask.device.type == "cpu" and bool(mask.all())
+    slots = KeySlots(positions, held, None if everything else mask[:, None], causal=False)
     return Pass(slots, positions, valid), held, state.lengths.to(tokens.device) + grown
 
 
@@ -167,10 +169,7 @@ def trimmed(state: HybridState, window: int | None) -> HybridState:
     if start == 0:
         return state
     layers = tuple(
-        AttentionState(held.k[:, :, start:].clone(), held.v[:, :, start:].clone())
-        if isinstance(held, AttentionState)
-        else held
-        for held in state.layers
+        held.drop(start) if isinstance(held, AttentionState) else held for held in state.layers
     )
     return HybridState(state.model, state.lengths, state.key_positions[:, start:].clone(), layers)
 

@@ -5,6 +5,10 @@ fused multiply-add a step, and, where a step is so small that calling it costs m
 a blocked form that runs the steps of many segments side by side and then joins the segments.
 Both have a hand-written backward pass, which is the same recurrence run in the other direction.
 
+On a GPU either would be a loop of small launches: there `hybridlens.scan_kernels` chooses a kernel
+library behind the same functions, and its results differ from these in float32 rounding. On a CPU
+this code always runs.
+
 `selective_scan` is Mamba's: its decay and write have a state axis, so they are made, used and
 dropped a few tokens at a time, and its backward pass makes them again from the states kept at the
 chunk borders. `linear_scan` returns the state after every token, for those who hooked it.
@@ -23,11 +27,28 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridlens import scan_kernels
+from hybridlens.scan_kernels import use_kernels
+
+__all__ = [
+    "SelectiveScan",
+    "adjoint",
+    "discretise",
+    "linear_scan",
+    "persistent_states",
+    "read_out",
+    "selective_scan",
+    "use_kernels",
+]
+
 SMALL_STEP = 2048
 """Elements in a time step (batch × channels × states) up to which the blocked form is faster."""
 
 CHUNK_ELEMENTS = 1 << 18
 """Elements of decay that `selective_scan` holds at once: 1 MB in float32, about a core's cache."""
+
+GPU_CHUNKS = 64
+"""How many times more it holds off the CPU, where a launch costs more than a cache miss."""
 
 
 class SelectiveScan(NamedTuple):
@@ -97,8 +118,20 @@ def selective_scan(
     """
     if initial is None:
         initial = dt.new_zeros((*dt.shape[::2], A.shape[1]), dtype=torch.float32)
+    if dt.shape[1] == 1 and not torch.is_grad_enabled():
+        return _selective_step(dt[:, 0].float(), A, B[:, 0].float(), C[:, 0], x[:, 0].float(), initial)
+    kernel = _kernel("selective", dt, A, B, C, x, initial, steps=dt.shape[1], states=A.shape[1])
+    if kernel is not None and kernel.selective is not None:
+        return SelectiveScan(*kernel.selective(dt, A, B, C, x, initial))
     y, final = cast(tuple[Tensor, Tensor], _SelectiveScan.apply(dt, A, B, C, x, initial))
     return SelectiveScan(y, final)
+
+
+def _selective_step(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor, initial: Tensor) -> SelectiveScan:
+    """A single token: the layout that the state is held in serves, and nothing is rearranged."""
+    decay = torch.exp(dt[..., None] * A)
+    state = torch.addcmul((dt * x)[..., None] * B[:, None, :], decay, initial)
+    return SelectiveScan(torch.matmul(state.to(C.dtype), C[..., None])[:, None, :, 0], state)
 
 
 def discretise(
@@ -117,7 +150,7 @@ def read_out(
     states: Float[Tensor, "batch pos channel state"], C: Float[Tensor, "batch pos state"]
 ) -> Float[Tensor, "batch pos channel"]:
     """y_t = C_t · h_t, in the dtype of `C`, a few tokens at a time."""
-    step = _chunk_length(states.shape[0], states.shape[2] * states.shape[3])
+    step = _chunk_length(states.shape[0], states.shape[2] * states.shape[3], states.device)
     parts = [
         _read(h.permute(1, 0, 3, 2).contiguous(), c.transpose(0, 1))
         for h, c in zip(states.split(step, dim=1), C.split(step, dim=1), strict=True)
@@ -137,12 +170,31 @@ def _read(states: Tensor, C: Tensor) -> Tensor:
     return torch.matmul(C[:, :, None, :], states.to(C.dtype))[:, :, 0]
 
 
-def _chunk_length(batch: int, width: int) -> int:
-    return max(1, CHUNK_ELEMENTS // max(1, batch * width))
+def _chunk_length(batch: int, width: int, device: torch.device) -> int:
+    elements = CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNKS * CHUNK_ELEMENTS
+    return max(1, elements // max(1, batch * width))
 
 
-def _run(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool = False) -> Tensor:
+def _kernel(
+    operation: str, *tensors: Tensor, steps: int, states: int = 1, kernels: str | None = None
+) -> scan_kernels.Kernel | None:
+    """The kernel for these tensors, all on one device; None for the code of this module."""
+    device = tensors[0].device.type
+    if device in ("cpu", "meta") or steps < 2:
+        return None
+    dtypes, elements = frozenset(t.dtype for t in tensors), max(t.numel() for t in tensors)
+    return scan_kernels.choose(scan_kernels.Case(operation, device, dtypes, steps, elements, states), kernels)
+
+
+def _run(
+    decay: Tensor, write: Tensor, initial: Tensor, reverse: bool = False, kernels: str | None = None
+) -> Tensor:
     """The recurrence on [pos, batch, *state], from either end; allocates its result."""
+    kernel = _kernel("linear", decay, write, initial, steps=decay.shape[0], kernels=kernels)
+    if kernel is not None and kernel.linear is not None:
+        a, w = (t.transpose(0, 1).reshape(*initial.shape[:1], decay.shape[0], -1).float() for t in (decay, write))
+        states = kernel.linear(a, w, initial.reshape(initial.shape[0], -1).float(), reverse)
+        return states.transpose(0, 1).reshape(write.shape).to(write.dtype)
     steps, width = decay.shape[0], decay[0].numel()
     segment = 1 << max(0, (steps.bit_length() - 1) // 2)
     if decay.device.type == "meta" or width > SMALL_STEP or steps < 4 * segment or segment < 4:
@@ -189,26 +241,29 @@ def _blocked(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool, segme
 
 
 def adjoint(
-    decay: Float[Tensor, "batch pos *state"], grad: Float[Tensor, "batch pos *state"]
+    decay: Float[Tensor, "batch pos *state"], grad: Float[Tensor, "batch pos *state"], kernels: str | None = None
 ) -> Float[Tensor, "batch pos *state"]:
     """g_t = grad_t + decay_{t+1} · g_{t+1}: how the loss changes with each state, later ones included.
 
     Args:
         decay: what multiplies the previous state.
         grad: how the loss changes with each state through its own readout.
+        kernels: as in `use_kernels`; what that set if None. A backward pass may run in another thread and after
+            the `with` block, so it hands on what its forward pass was under.
     """
-    return _adjoint(decay.transpose(0, 1), grad.transpose(0, 1)).transpose(0, 1)
+    return _adjoint(decay.transpose(0, 1), grad.transpose(0, 1), kernels).transpose(0, 1)
 
 
-def _adjoint(decay: Tensor, grad: Tensor) -> Tensor:
+def _adjoint(decay: Tensor, grad: Tensor, kernels: str | None) -> Tensor:
     shifted = torch.cat([decay[1:], torch.zeros_like(decay[:1])])
-    return _run(shifted, grad, torch.zeros_like(grad[0]), reverse=True)
+    return _run(shifted, grad, torch.zeros_like(grad[0]), reverse=True, kernels=kernels)
 
 
 class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, decay: Tensor, write: Tensor, initial: Tensor) -> Tensor:
         states = _run(decay.transpose(0, 1), write.transpose(0, 1), initial).transpose(0, 1)
+        ctx.kernels = scan_kernels.wanted()
         ctx.save_for_backward(decay, initial, states)
         return states
 
@@ -218,7 +273,7 @@ class _LinearScan(torch.autograd.Function):
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         decay, initial, states = ctx.saved_tensors
-        g = adjoint(decay, grads[0])
+        g = adjoint(decay, grads[0], ctx.kernels)
         before = torch.cat([initial[:, None], states[:, :-1]], dim=1)
         return g * before, g, decay[:, 0] * g[:, 0]
 
@@ -276,7 +331,7 @@ class _SelectiveScan(torch.autograd.Function):
 
 def _chunks(A: Tensor, *tensors: Tensor) -> zip[tuple[Tensor, ...]]:
     """Pieces [pos, batch, ...] short enough that a decay for all of their tokens stays in cache."""
-    step = _chunk_length(tensors[0].shape[0], A.numel())
+    step = _chunk_length(tensors[0].shape[0], A.numel(), A.device)
     return zip(*(t.transpose(0, 1).contiguous().split(step) for t in tensors), strict=True)
 
 

@@ -15,17 +15,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hybridlens.errors import InputError
 from hybridlens.shapes import ConvState, HeldKeys, KeyPositions, Lengths, State
+
+NewKeys: TypeAlias = Float[Tensor, "batch kv_head new d_head"]
+
+SLACK = 32
+"""Key slots made ahead when decoding, so that most steps copy no key."""
+
+
+@dataclass(eq=False)
+class _Buffer:
+    """Keys and values with free slots behind those in use."""
+
+    k: Tensor
+    v: Tensor
+    used: int
+
+
+class _Room(NamedTuple):
+    """The buffer that a layer's keys are a view of, and the slot behind the last of them."""
+
+    buffer: _Buffer
+    end: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +57,52 @@ class AttentionState:
 
     k: HeldKeys
     v: HeldKeys
+    room: _Room | None = field(default=None, repr=False, compare=False)
+
+    def append(self, k: NewKeys, v: NewKeys) -> AttentionState:
+        """The keys and values with those of new tokens behind them; this state stays what it is.
+
+        Single tokens are written into free slots behind a state's own, which nothing else has a view of; of two
+        states that go on from the same one, the second finds the slots taken and copies.
+        """
+        new, held = k.shape[2], self.k.shape[2]
+        if new != 1 or torch.is_grad_enabled():
+            return AttentionState(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2))
+        room = self.room
+        if room is None or room.end != room.buffer.used or room.end == room.buffer.k.shape[2]:
+            buffer = _Buffer(_with_slack(self.k), _with_slack(self.v), held)
+            room = _Room(buffer, held)
+        buffer, end = room.buffer, room.end
+        buffer.k[:, :, end : end + 1], buffer.v[:, :, end : end + 1] = k, v
+        buffer.used = end + 1
+        seen = slice(end - held, end + 1)
+        return AttentionState(buffer.k[:, :, seen], buffer.v[:, :, seen], _Room(buffer, end + 1))
+
+    def drop(self, n: int) -> AttentionState:
+        """Without the first `n` slots."""
+        k, v = self.k[:, :, n:], self.v[:, :, n:]
+        return AttentionState(k.clone(), v.clone()) if self.room is None else AttentionState(k, v, self.room)
+
+
+def _widened(held: Sequence[Tensor], slots: int) -> HeldKeys:
+    """Keys or values of several states in one batch; slots that a row lacks hold zeros."""
+    if all(part.shape[2] == slots for part in held):
+        return torch.cat(list(held))
+    rows = sum(part.shape[0] for part in held)
+    out = held[0].new_zeros(rows, held[0].shape[1], slots, held[0].shape[3])
+    start = 0
+    for part in held:
+        out[start : start + part.shape[0], :, : part.shape[2]] = part
+        start += part.shape[0]
+    return out
+
+
+def _with_slack(held: HeldKeys) -> Float[Tensor, "batch kv_head slot d_head"]:
+    """A copy with `SLACK` free slots behind it."""
+    batch, heads, slots, width = held.shape
+    larger = held.new_empty(batch, heads, slots + SLACK, width)
+    larger[:, :, :slots] = held
+    return larger
 
 
 @dataclass(frozen=True)
@@ -47,6 +116,11 @@ class RecurrentState:
 
 
 LayerState: TypeAlias = AttentionState | RecurrentState
+
+
+def parts(held: LayerState) -> dict[str, Tensor]:
+    """The tensors of a layer's memory, by name."""
+    return {name: value for name, value in vars(held).items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
@@ -75,12 +149,17 @@ class HybridState:
         """Every tensor, by name."""
         out = {"lengths": self.lengths, "key_positions": self.key_positions}
         for layer, held in enumerate(self.layers):
-            out |= {f"layers.{layer}.{name}": value for name, value in vars(held).items()}
+            out |= {f"layers.{layer}.{name}": value for name, value in parts(held).items()}
         return out
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> HybridState:
         """The state with `fn` applied to every tensor; each has the batch first."""
-        layers = tuple(type(held)(**{name: fn(t) for name, t in vars(held).items()}) for held in self.layers)
+        layers = tuple(
+            AttentionState(fn(held.k), fn(held.v))
+            if isinstance(held, AttentionState)
+            else RecurrentState(fn(held.conv), fn(held.recurrent))
+            for held in self.layers
+        )
         return replace(self, lengths=fn(self.lengths), key_positions=fn(self.key_positions), layers=layers)
 
     def clone(self) -> HybridState:
@@ -114,6 +193,63 @@ class HybridState:
             raise InputError(f"select: row {wrong[0]} does not exist, the state holds rows 0..{self.batch - 1}")
         index = torch.as_tensor(list(rows), dtype=torch.long)
         return self.map(lambda t: t[index.to(t.device)])
+
+    def split(self, window: int | None = None) -> list[HybridState]:
+        """Each row as a state of its own, without the key slots that it does not use.
+
+        Args:
+            window: leave out keys, too, that a sliding window of this size has passed.
+        """
+        oldest = 0 if window is None else (self.lengths[:, None] - window + 1).clamp(min=0)
+        used = self.key_positions >= oldest
+        whole = bool(used.all())
+
+        def row(i: int, held: LayerState) -> LayerState:
+            if isinstance(held, RecurrentState):
+                return RecurrentState(held.conv[i : i + 1].clone(), held.recurrent[i : i + 1].clone())
+            if whole:
+                return AttentionState(held.k[i : i + 1].clone(), held.v[i : i + 1].clone())
+            slots = used[i].nonzero()[:, 0].to(held.k.device)
+            return AttentionState(held.k[i : i + 1, :, slots], held.v[i : i + 1, :, slots])
+
+        return [
+            HybridState(
+                self.model,
+                self.lengths[i : i + 1].clone(),
+                self.key_positions[i : i + 1, used[i]],
+                tuple(row(i, held) for held in self.layers),
+            )
+            for i in range(self.batch)
+        ]
+
+    @staticmethod
+    def cat(states: Sequence[HybridState]) -> HybridState:
+        """The rows of several states in one; rows with fewer key slots than others get unused ones.
+
+        Raises:
+            InputError: there are none, or they are of different models.
+        """
+        if not states or any(state.model != states[0].model for state in states):
+            models = ", ".join(sorted({state.model for state in states})) or "none"
+            raise InputError(f"cat: states of {models} were given, expected at least one, all of one model")
+        slots = max(state.key_positions.shape[1] for state in states)
+        layers: list[LayerState] = []
+        for parts_ in zip(*(state.layers for state in states), strict=True):
+            if isinstance(parts_[0], RecurrentState):
+                held = cast(tuple[RecurrentState, ...], parts_)
+                layers.append(
+                    RecurrentState(torch.cat([h.conv for h in held]), torch.cat([h.recurrent for h in held]))
+                )
+            else:
+                kept = cast(tuple[AttentionState, ...], parts_)
+                layers.append(
+                    AttentionState(_widened([h.k for h in kept], slots), _widened([h.v for h in kept], slots))
+                )
+        positions = [
+            F.pad(state.key_positions, (0, slots - state.key_positions.shape[1]), value=-1) for state in states
+        ]
+        lengths = torch.cat([state.lengths for state in states])
+        return HybridState(states[0].model, lengths, torch.cat(positions), tuple(layers))
 
     def save(self, path: str | Path) -> None:
         """Write the state to a safetensors file.
