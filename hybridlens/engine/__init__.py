@@ -1,0 +1,28 @@
+"""The engine: many prompts under many treatments, with nothing computed twice.
+
+`Sweep.run` takes `Job`s and gives `Answer`s. Prompts are read along prefix trees, conditions that differ only
+in answering share one reading, and rows under different treatments decode in one batch, within a budget of
+memory. What a treatment does is said by a `Treating`; nothing here knows any experiment.
+"""
+
+from hybridlens.engine.budget import Budget, Costs, costs_of, in_words, parse_memory
+from hybridlens.engine.reading import Tally
+from hybridlens.engine.sweep import Answered, Sweep
+from hybridlens.engine.tree import distinct_prefixes
+from hybridlens.engine.work import Answer, Job, Spans, Treating
+
+__all__ = [
+    "Answer",
+    "Answered",
+    "Budget",
+    "Costs",
+    "Job",
+    "Spans",
+    "Sweep",
+    "Tally",
+    "Treating",
+    "costs_of",
+    "distinct_prefixes",
+    "in_words",
+    "parse_memory",
+]
