@@ -340,9 +340,10 @@ def test_in_bfloat16_results_agree_to_a_thousandth(seed, monkeypatch):
 def interpreted(*arguments, **environment):
     if find_spec("triton") is None:
         pytest.skip("triton is not installed; with it, its interpreter runs the real kernels on this CPU")
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("interpret_kernels.py")), *arguments],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
+        env={**os.environ, "PYTHONPATH": paths, **environment},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
