@@ -1,0 +1,223 @@
+"""What a benchmark run gives: a score for every task, k and metric, and what it loses against all heads.
+
+A `BenchmarkResult` is a value: it can be saved, loaded and shown without lm-eval. Scores of single documents are
+kept where they lie between 0 and 1, and differences between two k are then taken document by document, with a
+bootstrap interval over documents (`hybridlens.results.paired_difference`).
+
+How it fails: `ResultsError` for a file that is no such result, and for a score that was not measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from analyses.embedded import columns
+from hybridlens.errors import ResultsError, closest
+from hybridlens.results import Interval, hash_json, paired_difference, write_json
+
+FORMAT = 1
+
+SHARES = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "mcc", "mean"})
+"""Metrics that are shares of 1, and are told in percent and points; others keep their unit."""
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One metric of one task under one k.
+
+    Attributes:
+        task: task or group, as lm-eval calls it; or a tag such as "glue", whose "mean" is the unweighted mean over
+            its tasks, and of a task's metrics first where it has several.
+        k: heads kept in each layer.
+        metric: lm-eval's name, with its filter behind a comma where that is not "none".
+        value: the score, as lm-eval gives it: a share of 1 for those in `SHARES`.
+        stderr: its standard error, where lm-eval knows one.
+        n: documents.
+        higher_is_better: which way is good; None where lm-eval does not say.
+        scores: of every document in order, where all lie between 0 and 1.
+        truncated: requests of the task whose beginning was cut off to fit `max_length`.
+    """
+
+    task: str
+    k: int
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    higher_is_better: bool | None = None
+    scores: tuple[float, ...] | None = None
+    truncated: int = 0
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether the value is a share of 1."""
+        return self.metric.split(",")[0] in SHARES
+
+
+class Difference(NamedTuple):
+    """What a task gains (loses, below 0) at one k against another; in points where the metric is a share."""
+
+    value: float
+    interval: Interval | None
+    """95 % over documents; None where there are no scores of single documents."""
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Every score of a run.
+
+    Attributes:
+        model: what the results call the model.
+        n_heads: heads of a layer; k = n_heads is the untouched model.
+        rows: task by task in the order asked for, k by k, metric by metric; the first metric of a task comes first.
+        arguments: name -> JSON value of everything that can change a score.
+        environment: versions and the machine (`hybridlens.results.environment`). Recorded only.
+    """
+
+    model: str
+    n_heads: int
+    rows: tuple[BenchmarkRow, ...]
+    arguments: Mapping[str, Any]
+    environment: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Every task, group and tag with a score."""
+        return tuple(dict.fromkeys(row.task for row in self.rows))
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """Every k, in the order of the rows."""
+        return tuple(dict.fromkeys(row.k for row in self.rows))
+
+    def metrics(self, task: str) -> tuple[str, ...]:
+        """The metrics of a task, the main one first.
+
+        Raises:
+            ResultsError: the task was not run.
+        """
+        found = tuple(dict.fromkeys(row.metric for row in self.rows if row.task == task))
+        if not found:
+            known = ", ".join(self.tasks)
+            raise ResultsError(f"task {task!r} was not run{closest(task, self.tasks)}; there is {known}")
+        return found
+
+    def row(self, task: str, k: int, metric: str | None = None) -> BenchmarkRow:
+        """One score; of the task's main metric unless another is named.
+
+        Raises:
+            ResultsError: it was not measured.
+        """
+        wanted = self.metrics(task)[0] if metric is None else metric
+        for row in self.rows:
+            if (row.task, row.k, row.metric) == (task, k, wanted):
+                return row
+        known = ", ".join(self.metrics(task))
+        raise ResultsError(f"{task} has no {wanted!r} at k = {k}; there is {known} at k in {list(self.ks)}")
+
+    def difference(self, task: str, k: int, metric: str | None = None, reference: int | None = None) -> Difference:
+        """A score at k minus that at `reference`, all heads unless given, with its interval.
+
+        Raises:
+            ResultsError: one of the two was not measured.
+        """
+        here = self.row(task, k, metric)
+        there = self.row(task, self.n_heads if reference is None else reference, metric)
+        unit = 100.0 if here.in_percent else 1.0
+        interval = None
+        if here.scores is not None and there.scores is not None:
+            low, high = paired_difference(here.scores, there.scores)
+            interval = Interval(unit * low, unit * high)
+        return Difference(unit * (here.value - there.value), interval)
+
+    def table(self) -> list[list[str]]:
+        """A header and a line for every task and metric: its score at each k, and the differences to all heads."""
+        fewer = [k for k in self.ks if k != self.n_heads] if self.n_heads in self.ks else []
+        lines = [["task", "metric", "n", *(f"k = {k}" for k in self.ks), *(f"{k} – {self.n_heads}" for k in fewer)]]
+        for task in self.tasks:
+            for metric in self.metrics(task):
+                found = {row.k: row for row in self.rows if (row.task, row.metric) == (task, metric)}
+                if set(found) != set(self.ks):
+                    continue
+                line = [task, metric, str(found[self.ks[0]].n)]
+                line += [_score(found[k]) for k in self.ks]
+                line += [_change(self.difference(task, k, metric)) for k in fewer]
+                lines.append(line)
+        return lines
+
+    def __str__(self) -> str:
+        """The table as text, with what was cut off under it."""
+        cut = {row.task: row.truncated for row in self.rows if row.truncated}
+        notes = [f"{task}: the beginning of {n} requests was cut off to fit max_length" for task, n in cut.items()]
+        return "\n".join([f"{self.model}: scores in %, with standard errors", columns(self.table(), left=2), *notes])
+
+    def save(self, path: Path) -> Path:
+        """Write the result as JSON, whole or not at all; returns `path`."""
+        return write_json(path, {"format": FORMAT, "fingerprint": hash_json(_plain(self)), **_plain(self)})
+
+    @staticmethod
+    def load(path: Path) -> BenchmarkResult:
+        """Read what `save` wrote.
+
+        Raises:
+            ResultsError: the file is missing, damaged or something else.
+        """
+        try:
+            held = json.loads(path.read_bytes())
+            fingerprint, version = held.pop("fingerprint"), held.pop("format")
+            if version != FORMAT or fingerprint != hash_json(held):
+                raise ValueError("its fingerprint does not fit")
+            return result_of(held)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error).split("\n")[0]
+            raise ResultsError(f"{path} is no benchmark result ({reason}); run the benchmarks again") from error
+
+
+def result_of(held: Mapping[str, Any]) -> BenchmarkResult:
+    """A result from the JSON value that holds its attributes."""
+    rows: list[dict[str, Any]] = [
+        {**row, "scores": None if row["scores"] is None else tuple(row["scores"])} for row in held["rows"]
+    ]
+    return BenchmarkResult(
+        held["model"],
+        held["n_heads"],
+        tuple(BenchmarkRow(**row) for row in rows),
+        held["arguments"],
+        held["environment"],
+    )
+
+
+def mean_row(task: str, k: int, parts: Sequence[Sequence[BenchmarkRow]]) -> BenchmarkRow:
+    """The score of a tag: the unweighted mean over its tasks of the mean over each task's metrics.
+
+    Args:
+        task: the tag's name.
+        k: heads kept.
+        parts: the rows of each of its tasks at k.
+    """
+    values = [sum(row.value for row in rows) / len(rows) for rows in parts]
+    stderr = None
+    if all(len(rows) == 1 and rows[0].stderr is not None for rows in parts):
+        stderr = sum((rows[0].stderr or 0.0) ** 2 for rows in parts) ** 0.5 / len(parts)
+    n, cut = sum(rows[0].n for rows in parts), sum(rows[0].truncated for rows in parts)
+    return BenchmarkRow(task, k, "mean", sum(values) / len(values), stderr, n, True, None, cut)
+
+
+def _plain(result: BenchmarkResult) -> dict[str, Any]:
+    """A result as JSON has it."""
+    return json.loads(json.dumps(asdict(result)))
+
+
+def _score(row: BenchmarkRow) -> str:
+    unit, digits = (100.0, 1) if row.in_percent else (1.0, 3)
+    error = "" if row.stderr is None else f" ±{unit * row.stderr:.{digits}f}"
+    return f"{unit * row.value:.{digits}f}{error}"
+
+
+def _change(change: Difference) -> str:
+    interval = "" if change.interval is None else f" [{change.interval.low:+.1f}, {change.interval.high:+.1f}]"
+    return f"{change.value:+.1f}{interval}"
