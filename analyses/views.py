@@ -39,12 +39,14 @@ class Base(NamedTuple):
         semantics: as configured.
         boundary: as configured.
         needle: name of the needle of the paper's own experiments.
+        jrt_lengths: (length read once, length read twice) with equal contexts; empty for none.
     """
 
     n_heads: int
     semantics: str = "clean"
     boundary: str = "last_prompt_token"
     needle: str = "paper"
+    jrt_lengths: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

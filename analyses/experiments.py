@@ -1,0 +1,268 @@
+"""Which cells each experiment of the paper needs, and the prompts they are made from.
+
+An experiment is a row of data, `EXPERIMENTS`; a study is the union of the cells of those that are wanted, each
+cell once. Experiments that hold a cell in common share it, as its prompt is the same in all (`analyses.grids`).
+
+How it fails: an experiment that the model, its semantics or its context rule out raises `InputError` where it was
+named, and is left out with a note where all were asked for. Everything here is known before a model is loaded but
+for the prompts, which need its tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from analyses.entropy import SEMANTICS, check_semantics
+from analyses.grids import Cells, Grids, LackingError
+from analyses.niah_config import VERSIONS, check_heads
+from analyses.study_config import PAPER, StudyConfig
+from analyses.views import ANSWERINGS, READINGS, Base
+from hybridlens import niah
+from hybridlens.errors import InputError, UnknownNameError, closest
+from hybridlens.families.spec import LensConfig
+from hybridlens.generation import BOUNDARIES
+from hybridlens.model import HybridLens
+from hybridlens.results import CellKey
+
+JRT_KS = (0, 1, 2)
+"""Heads kept beside all in figure 3."""
+
+MANIPULATED = ("recurrentgemma",)
+"""Families in which the authors' code manipulates attention weights; on Jamba it sets attributes that nothing reads."""
+
+
+class Experiment(NamedTuple):
+    """One experiment.
+
+    Attributes:
+        name: on the command line.
+        title: what a report calls it.
+        phases: the versions of top-k that it has.
+        published: families that have it under published semantics; None for all.
+        cells: its cells, in the order they are run.
+    """
+
+    name: str
+    title: str
+    phases: tuple[str, ...]
+    published: tuple[str, ...] | None
+    cells: Callable[[Grids, Sequence[str]], Cells]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study runs.
+
+    Attributes:
+        cells: every cell and its prompt, in the order they are run.
+        experiments: names of those that run.
+        phases: name -> versions of top-k that run.
+        base: what the study holds fixed, for the views.
+        notes: what was chosen or left out, one sentence each.
+    """
+
+    cells: dict[CellKey, niah.Prompt]
+    experiments: tuple[str, ...]
+    phases: Mapping[str, tuple[str, ...]]
+    base: Base
+    notes: tuple[str, ...]
+
+
+def _few(n_heads: int, *ks: int) -> list[int]:
+    """Those k that a model of `n_heads` heads has, and all its heads, ascending."""
+    return sorted({k for k in (*ks, n_heads) if k <= n_heads})
+
+
+def _modes(n_heads: int) -> list[dict[str, Any]]:
+    """The combinations of table 1."""
+    return [
+        {"phase": "generation", "k": n_heads, "reading": reading, "answering": answering}
+        for reading in READINGS
+        for answering in ANSWERINGS
+    ]
+
+
+def _sweep(ks: Iterable[int], phases: Sequence[str] = ("generation",), **fields: Any) -> list[dict[str, Any]]:
+    """Top-k at every k in each of the phases."""
+    return [{"phase": phase, "k": k, **fields} for phase in phases for k in ks]
+
+
+def _fig2(grids: Grids, phases: Sequence[str]) -> Cells:
+    return grids.cells(grids.prompts(), _sweep(grids.ks, phases))
+
+
+def _jrt(grids: Grids, phases: Sequence[str]) -> Cells:
+    pairs, ks = grids.jrt_lengths(), _few(grids.n_heads, *JRT_KS)
+    yield from grids.cells(grids.prompts(), _sweep(ks, phases), lengths=[once for once, _ in pairs])
+    twice = [twice for _, twice in pairs]
+    chosen = ", ".join(f"{a} → {b}" for a, b in pairs)
+    grids.notes.append(f"fig3-jrt: lengths read once → read twice, with equal contexts: {chosen} tokens.")
+    if len(pairs) < len(grids.lengths):
+        left = ", ".join(str(length) for length in grids.lengths[len(pairs) :])
+        grids.notes.append(f"fig3-jrt: {left} tokens read twice are more than the model's context; left out.")
+    yield from grids.cells(grids.prompts(jrt=True, lengths=twice), _sweep(ks, phases, jrt=True))
+
+
+def _table1(grids: Grids, phases: Sequence[str]) -> Cells:
+    return grids.cells(grids.prompts(), _modes(grids.n_heads))
+
+
+def _maps(grids: Grids, phases: Sequence[str]) -> Cells:
+    yield from _fig2(grids, phases)
+    if lacking(EXPERIMENTS["table1"], grids.config.semantics, grids.lens.cfg.family) is None:
+        yield from _table1(grids, phases)
+
+
+def _needles(grids: Grids, phases: Sequence[str]) -> Cells:
+    ks = _few(grids.n_heads, *JRT_KS, grids.n_heads // 2)
+    for needle in grids.config.hidden:
+        lengths = None if needle.name == PAPER else grids.some_lengths
+        yield from grids.coarse(grids.prompts(needle.name, lengths=lengths), _sweep(ks, phases, needle=needle.name))
+
+
+def _scope(grids: Grids, phases: Sequence[str]) -> Cells:
+    for scope in ("layer", "model"):
+        yield from grids.coarse(grids.prompts(), _sweep(grids.ks, phases, scope=scope))
+
+
+def _boundary(grids: Grids, phases: Sequence[str]) -> Cells:
+    own = grids.config.boundary
+    for boundary in (own, *(name for name in BOUNDARIES if name != own)):
+        yield from grids.coarse(grids.prompts(), _sweep(grids.ks, phases, boundary=boundary))
+
+
+def _semantics(grids: Grids, phases: Sequence[str]) -> Cells:
+    own = grids.config.semantics
+    other = next(name for name in SEMANTICS if name != own)
+    try:
+        check_semantics(other, grids.lens.dtype)
+    except InputError as error:
+        raise LackingError(f"semantics compares {own} with {other}: {error}") from error
+    conditions = _sweep(grids.ks, phases)
+    if lacking(EXPERIMENTS["table1"], "published", grids.lens.cfg.family) is None:
+        conditions += _modes(grids.n_heads)
+    else:
+        grids.notes.append(
+            f"semantics: without table 1, which has no published semantics in {grids.lens.cfg.family} models."
+        )
+    lengths = grids.other_lengths(other)
+    grids.notes.append(f"semantics: prompts of {', '.join(map(str, lengths))} tokens, which both builders can make.")
+    yield from grids.cells(grids.prompts(), conditions, lengths, grids.some_depths)
+    theirs = ({**condition, "semantics": other} for condition in conditions)
+    prompts = grids.prompts(semantics=other, lengths=lengths)
+    yield from grids.cells(prompts, theirs, lengths, grids.some_depths)
+
+
+_ROWS = (
+    Experiment("fig2", "Accuracy against heads kept (figure 2)", VERSIONS, None, _fig2),
+    Experiment("fig3-jrt", "Just read twice (figure 3)", ("generation",), None, _jrt),
+    Experiment("table1", "Manipulated attention weights (table 1)", ("generation",), MANIPULATED, _table1),
+    Experiment("maps", "Retrieval maps (figures 4 to 7 and 10)", VERSIONS, None, _maps),
+    Experiment("needles", "Several needles", ("generation",), None, _needles),
+    Experiment("scope", "Heads that compete in their layer, or in the model", ("generation",), (), _scope),
+    Experiment("boundary", "Where generation begins", ("generation",), None, _boundary),
+    Experiment("semantics", "Clean and published semantics", ("generation",), None, _semantics),
+)
+
+EXPERIMENTS: Mapping[str, Experiment] = {experiment.name: experiment for experiment in _ROWS}
+"""The experiments by name, in the order in which their cells are run."""
+
+
+def lacking(experiment: Experiment, semantics: str, family: str) -> str | None:
+    """Why a model of a family has no such experiment under these semantics, and how to mend it; None where it has."""
+    if semantics != "published" or experiment.published is None or family in experiment.published:
+        return None
+    where = f"in {family} models" if experiment.published else "in any model"
+    return (
+        f"{experiment.name} has no published semantics {where}: the authors' code does not do it there; "
+        "use --semantics clean"
+    )
+
+
+def check_study(config: StudyConfig, cfg: LensConfig) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """Which experiments run on a model, with which phases, as far as its sizes tell.
+
+    Args:
+        config: the study's.
+        cfg: the model's sizes; no weights are needed.
+
+    Returns:
+        name -> phases; and a note for each experiment left out.
+
+    Raises:
+        UnknownNameError: an experiment does not exist.
+        InputError: one is named twice; one that was named lacks a phase, or the semantics in this family; none is
+            left; or k is out of range.
+    """
+    check_heads(config.heads, cfg.n_heads, config.model)
+    names = tuple(EXPERIMENTS) if config.experiments is None else config.experiments
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise UnknownNameError(
+                f"experiment {name!r} does not exist{closest(name, EXPERIMENTS)}; "
+                f"expected one of {', '.join(EXPERIMENTS)}"
+            )
+        if names.count(name) > 1:
+            raise InputError(f"experiment {name} is named more than once; name each once")
+    running: dict[str, tuple[str, ...]] = {}
+    notes: list[str] = []
+    for name in sorted(names, key=list(EXPERIMENTS).index):
+        experiment = EXPERIMENTS[name]
+        asked = experiment.phases if config.phases is None else config.phases
+        without = [phase for phase in asked if phase not in experiment.phases]
+        has = tuple(phase for phase in experiment.phases if phase in asked)
+        reason = lacking(experiment, config.semantics, cfg.family)
+        if without and (config.experiments is not None or not has):
+            reason = f"{name} has no {without[0]} version; use --phase {experiment.phases[0]}"
+        if reason is None:
+            running[name] = has
+        elif config.experiments is not None:
+            raise InputError(reason)
+        else:
+            notes.append(f"left out: {reason}")
+    if not running:
+        raise InputError(f"no experiment is left to run: {'; '.join(notes)}")
+    return running, tuple(notes)
+
+
+def plan(lens: HybridLens, config: StudyConfig) -> Study:
+    """Everything that a study runs.
+
+    Args:
+        lens: the model, with a tokenizer.
+        config: the study's.
+
+    Raises:
+        InputError: see `check_study` and `analyses.niah_config.make_grid`; a needle that does not fit the grid.
+        UnknownNameError: an experiment does not exist.
+    """
+    phases, left = check_study(config, lens.cfg)
+    grids, notes = Grids(lens, config), list(left)
+    cells: dict[CellKey, niah.Prompt] = {}
+    for name in tuple(phases):
+        try:
+            found = dict(EXPERIMENTS[name].cells(grids, phases[name]))
+        except LackingError as error:
+            if config.experiments is not None:
+                raise
+            notes.append(f"left out: {error}")
+            del phases[name]
+            continue
+        for key, prompt in found.items():
+            cells.setdefault(key, prompt)
+    pairs = grids.jrt_lengths() if "fig3-jrt" in phases else ()
+    base = Base(lens.cfg.n_heads, config.semantics, config.boundary, jrt_lengths=pairs)
+    return Study(cells, tuple(phases), phases, base, (*notes, *grids.notes))
+
+
+def cells_of(lens: HybridLens, config: StudyConfig) -> dict[CellKey, niah.Prompt]:
+    """Every cell of a study and its prompt: `plan`, without what else it says."""
+    return plan(lens, config).cells
+
+
+def rubrics_of(config: StudyConfig, keys: Iterable[CellKey]) -> dict[tuple[str, str], niah.Rubric]:
+    """The rubrics that grade cells, by the needle's name and semantics."""
+    pairs = dict.fromkeys((key.needle, key.semantics) for key in keys)
+    return {(name, semantics): config.needle_of(name, semantics).rubric for name, semantics in pairs}
