@@ -90,6 +90,34 @@ def read_needle(needle: str | None, question: str | None, rubric: Path | None) -
     return niah.Needle("own", needle, question, niah.load_rubric(rubric, needle))
 
 
+def read_needles(given: str) -> list[niah.Needle]:
+    """The needles that ``--needles`` asks for.
+
+    Args:
+        given: "all" for those of a study (`niah.needle_set`), built-in names with commas between them, or a
+            JSON file (`niah.load_needles`). What is a built-in name is one; write ./NAME for a file so called.
+
+    Raises:
+        InputError: a needle is named twice, or the file is refused.
+        UnknownNameError: neither a file nor built-in names.
+    """
+    from hybridlens import niah
+
+    names = niah.needle_set() if given == "all" else tuple(name.strip() for name in given.split(","))
+    unknown = [name for name in names if name not in niah.NEEDLES]
+    if not unknown:
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise InputError(f"--needles names {twice[0]} more than once; give each needle once")
+        return [niah.NEEDLES[name] for name in names]
+    if Path(given).is_file() or given.endswith(".json"):
+        return niah.load_needles(given)
+    raise UnknownNameError(
+        f"--needles {given!r} given, but {unknown[0]!r} is neither a file nor a built-in needle"
+        f"{closest(unknown[0], niah.NEEDLES)}; expected a JSON file, all, or names of {', '.join(sorted(niah.NEEDLES))}"
+    )
+
+
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: a JSON list of strings (ending .json), else one prompt a line.
 

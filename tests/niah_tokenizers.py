@@ -26,9 +26,10 @@ def training_text() -> list[str]:
 
 
 @cache
-def word_level() -> PreTrainedTokenizerFast:
-    """A closed vocabulary of words, with BOS, as the tiny models' is."""
-    words = [*niah.vocabulary(), *re.findall(r"\w+|[^\w\s]", niah.PAPER_SENTENCE + niah.PAPER_QUESTION)]
+def word_level(more: str = "") -> PreTrainedTokenizerFast:
+    """A closed vocabulary of words, with BOS, as the tiny models' is; `more` holds further words that it knows."""
+    known = f"{niah.PAPER_SENTENCE}{niah.PAPER_QUESTION} {more}"
+    words = [*niah.vocabulary(), *re.findall(r"\w+|[^\w\s]", known)]
     names = dict.fromkeys(["[UNK]", "<bos>", "<eos>", *words, *TEMPLATE_WORDS, ","])
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

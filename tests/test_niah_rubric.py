@@ -102,7 +102,10 @@ def test_built_in_needles_score_full_marks_and_filler_none(needle: niah.Needle) 
         assert max(niah.score(sentence, needle.rubric) for sentence in sentences) == 0.0
 
 
-@pytest.mark.parametrize("needle", list(niah.NEEDLES.values()), ids=list(niah.NEEDLES))
+BEST_THINGS = [n for n in niah.NEEDLES.values() if n.question.startswith("What is the best thing to do in ")]
+
+
+@pytest.mark.parametrize("needle", BEST_THINGS, ids=[needle.name for needle in BEST_THINGS])
 def test_chance_is_under_ten_percent(needle: niah.Needle) -> None:
     """A speaker who never saw the needle but answers in its form, with words of the right kind.
 

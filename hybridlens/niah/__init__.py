@@ -13,14 +13,18 @@ from hybridlens.niah.encoding import Tokenizer, unknown_words
 from hybridlens.niah.essays import essay_sentences, vocabulary
 from hybridlens.niah.haystack import Haystack, essays, read_haystack
 from hybridlens.niah.lengths import DEFAULT_DEPTHS, default_lengths
+from hybridlens.niah.needle_files import load_needles
 from hybridlens.niah.needles import (
     NEEDLES,
     PAPER_NEEDLE,
     PAPER_QUESTION,
     PAPER_SENTENCE,
     PUBLISHED_NEEDLE,
+    STUDY_NEEDLES,
     Needle,
     best_thing,
+    in_steps,
+    needle_set,
 )
 from hybridlens.niah.prompt import Prompt, Semantics, Span
 from hybridlens.niah.rubric import (
@@ -48,6 +52,7 @@ __all__ = [
     "PUBLISHED_NEEDLE",
     "PUBLISHED_RUBRIC",
     "SEMANTICS",
+    "STUDY_NEEDLES",
     "TEMPLATES",
     "Haystack",
     "Needle",
@@ -67,7 +72,10 @@ __all__ = [
     "essays",
     "full_match_rubric",
     "grid",
+    "in_steps",
+    "load_needles",
     "load_rubric",
+    "needle_set",
     "normalise",
     "read_haystack",
     "score",

@@ -181,8 +181,17 @@ def check_rubric(rubric: Sequence[Rule], needle: str, source: str = "the rubric"
         )
 
 
-def _read_rule(row: object, source: str, number: int) -> Rule:
-    """One JSON row, an object or a list of three, as a `Rule`."""
+def read_rule(row: object, source: str, number: int) -> Rule:
+    """One JSON row, an object or a list of three, as a `Rule`.
+
+    Args:
+        row: the row as `json` reads it.
+        source: what to call the rubric in an error.
+        number: the row's, counted from 1.
+
+    Raises:
+        InputError: the row has another form, or a value of another type.
+    """
     match row:
         case {"phrase": phrase, "points": points, "mode": mode, **rest} if not rest:
             pass
@@ -199,6 +208,8 @@ def _read_rule(row: object, source: str, number: int) -> Rule:
         raise InputError(f"{source}: rule {number} ({phrase!r}) has points {points!r}; expected a number")
     if mode not in MODES:
         raise InputError(f"{source}: rule {number} ({phrase!r}) has mode {mode!r}; expected 'add' or 'set'")
+    if isinstance(points, int):
+        points = max(-1000, min(points, 1000))  # far outside what is allowed, and no integer too large for a float
     return Rule(phrase, float(points), mode)
 
 
@@ -226,7 +237,7 @@ def load_rubric(path: str | Path, needle: str | None = None) -> Rubric:
     if not isinstance(rows, list):
         raise InputError(f"{source} holds a {type(rows).__name__}; expected a list of rules")
     items = cast(list[object], rows)
-    rubric = tuple(_read_rule(row, source, number) for number, row in enumerate(items, start=1))
+    rubric = tuple(read_rule(row, source, number) for number, row in enumerate(items, start=1))
     if needle is None:
         _check_rules(rubric, source)
     else:

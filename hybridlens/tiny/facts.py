@@ -5,8 +5,9 @@ that two facts of one document never answer the same question. Nine forms: the p
 orders and other superlatives, and forms about people, places, secret words and runs of words drawn from the
 whole vocabulary, which no prior can guess.
 
-Held out: of the four parts of the paper's needle (`PAPER_PARTS`) no sentence has more than one, so no fact
-says anything of the needle about San Francisco. `held_out` tests it; `draw_fact` draws until it holds.
+Held out: the sentences of all built-in needles; and of the four parts of the paper's needle (`PAPER_PARTS`) no
+sentence has more than one, so no fact says anything of the needle about San Francisco. `held_out` tests it;
+`draw_fact` draws until it holds.
 
 How it fails: `draw_fact` asks for more distinct topics than a form has only after several hundred facts in
 one document, far more than a prompt holds.
@@ -17,10 +18,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from hybridlens.niah.needles import NEEDLES
 from hybridlens.tiny import words as w
 
 PAPER_PARTS: tuple[str, ...] = ("San Francisco", "eat a sandwich", "Dolores Park", "sunny day")
 """The parts of the paper's needle that never come together in training."""
+
+
+_NEEDLES = frozenset(needle.sentence for needle in NEEDLES.values())
 
 
 class Fact(NamedTuple):
@@ -32,8 +37,8 @@ class Fact(NamedTuple):
 
 
 def held_out(sentence: str) -> bool:
-    """Whether `sentence` joins two or more of `PAPER_PARTS`, and so may not be trained on."""
-    return sum(part in sentence for part in PAPER_PARTS) > 1
+    """Whether `sentence` joins two or more of `PAPER_PARTS` or is a built-in needle, and so may not be trained on."""
+    return sentence in _NEEDLES or sum(part in sentence for part in PAPER_PARTS) > 1
 
 
 def activity(rng: random.Random) -> str:
