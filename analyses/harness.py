@@ -129,8 +129,9 @@ class HarnessModel(HFLM):
             asks.setdefault(read, []).append(Ask(tuple(continuation), index))
         answers: dict[int, Answer] = {}
         contexts = sorted(asks, key=lambda context: (-len(context), context))
-        for batch in _chunks(contexts, self.rows):
-            answers.update(self._answer(batch, [asks[context] for context in batch]))
+        with torch.no_grad():
+            for batch in _chunks(contexts, self.rows):
+                answers.update(self._answer(batch, [asks[context] for context in batch]))
         for index, (texts, _, _) in enumerate(requests):
             if texts is not None:  # the windows of a whole text are cached as one
                 self.cache_hook.add_partial("loglikelihood", texts, answers[index])
@@ -148,7 +149,6 @@ class HarnessModel(HFLM):
         self.truncated += len(context) > room
         return tuple(context[-room:])
 
-    @torch.no_grad()
     def _answer(self, contexts: Sequence[Sequence[int]], asks: Sequence[Sequence[Ask]]) -> Iterator[tuple[int, Answer]]:
         """The answers for a batch of contexts, each read once."""
         state, logits = begin(self.lens, self.lens.batch(list(map(list, contexts))), self.edits, self.boundary)

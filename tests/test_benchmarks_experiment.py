@@ -1,0 +1,259 @@
+"""The benchmarks experiment: lm-eval's own scores, what a stopped run keeps, and one line for what cannot be."""
+
+import json
+import logging
+import sys
+
+import pytest
+from lm_eval.evaluator import evaluate
+
+import hybridlens as hl
+from analyses import benchmark_tasks, benchmarks
+from analyses.benchmark_results import BenchmarkResult, BenchmarkRow, mean_row
+from analyses.benchmarks import BenchmarkConfig, check_tasks, default_ks, run_benchmarks
+from analyses.harness import HarnessModel
+from analyses.local_tasks import FOLDER
+from analyses.sparsification import top_k
+from hybridlens.errors import InputError, ResultsError, UnknownNameError
+
+NAME = "tiny-recurrentgemma"
+QUICK = ("tiny_facts", "tiny_grammar")
+
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return hl.load(NAME)
+
+
+@pytest.fixture(scope="module")
+def contrast(lens):
+    return run_benchmarks(lens, BenchmarkConfig(NAME, ("tiny_retrieval", "tiny_facts", "tiny_grammar"), limit=20))
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder with a group of two tasks, and a tag on them, whose items are those of the local tasks."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for name in QUICK:
+        text = (FOLDER / f"{name}.yaml").read_text().replace(f"task: {name}", f"task: own_{name}\ntag: own_tag")
+        (folder / f"own_{name}.yaml").write_text(text)
+        (folder / f"{name}.jsonl").write_bytes((FOLDER / f"{name}.jsonl").read_bytes())
+    (folder / "data.py").write_bytes((FOLDER / "data.py").read_bytes())
+    (folder / "group.yaml").write_text(
+        "group: own_group\ntask: [own_tiny_facts, own_tiny_grammar]\n"
+        "aggregate_metric_list:\n  - metric: acc\n    weight_by_size: true\n"
+    )
+    return folder
+
+
+def test_retrieval_falls_and_grammar_does_not(contrast):
+    """H2's contrast on the tiny model, with room on both sides: k = 5 of 8 costs nothing, k = 0 costs retrieval."""
+    assert contrast.ks == (8, 5, 0)
+    assert contrast.row("tiny_retrieval", 8).value > 0.7
+    assert contrast.difference("tiny_retrieval", 0).value < -40
+    assert contrast.difference("tiny_retrieval", 0).interval.high < -20
+    assert contrast.difference("tiny_grammar", 0).value > -5
+    assert contrast.difference("tiny_retrieval", 0).value < contrast.difference("tiny_facts", 0).value
+    assert abs(contrast.difference("tiny_facts", 5).value) < 5
+
+
+def test_rows_are_lm_evals_own_scores(lens, contrast):
+    """All tasks in one call of lm-eval, which is not how the experiment calls it."""
+    found = evaluate(
+        HarnessModel(lens, top_k(lens, 0, "both")), load(("tiny_retrieval", "tiny_facts")), limit=20, log_samples=True
+    )
+    for task in ("tiny_retrieval", "tiny_facts"):
+        row = contrast.row(task, 0)
+        assert (row.metric, row.n, row.higher_is_better) == ("acc", 20, True)
+        assert row.value == pytest.approx(found["results"][task]["acc,none"])
+        assert row.stderr == pytest.approx(found["results"][task]["acc_stderr,none"])
+        assert row.scores == tuple(sample["acc"] for sample in found["samples"][task])
+
+
+def load(names):
+    loaded = benchmark_tasks.load_tasks(names)
+    for task in loaded.tasks.values():
+        task.set_config("num_fewshot", 0)
+    return {"tasks": dict(loaded.tasks), "groups": dict(loaded.groups)}
+
+
+def test_a_stopped_run_goes_on(lens, tmp_path, monkeypatch):
+    """Stopped after the third of four pairs: only the fourth is run, and the file ends as that of a whole run."""
+    path, ran = tmp_path / "benchmarks.json", []
+    run_one = benchmarks._run
+    monkeypatch.setattr(benchmarks, "_run", lambda *args: ran.append((args[2].task_name, args[3])) or run_one(*args))
+    config = BenchmarkConfig(NAME, QUICK, ks=(8, 0), limit=4)
+
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmarks(lens, config, path, "w", stop)
+    assert {(row.task, row.k) for row in BenchmarkResult.load(path).rows} == set(ran)
+    ran.clear()
+    counts = []
+    result = run_benchmarks(lens, config, path, "w", lambda done, total: counts.append((done, total)))
+    assert ran == [("tiny_grammar", 0)]
+    assert counts == [(3, 4), (4, 4)]
+    whole = run_benchmarks(lens, config)
+    assert result.rows == whole.rows
+    more = run_benchmarks(lens, BenchmarkConfig(NAME, ("tiny_facts",), ks=(1,), limit=4), path, "w")
+    assert [(row.task, row.k) for row in more.rows] == [("tiny_facts", 1)]
+    assert len(BenchmarkResult.load(path).rows) == 5  # what was there has stayed
+
+
+@pytest.mark.parametrize(
+    ("change", "weights", "name"),
+    [({"limit": 5}, "w", "limit 4, and this one has 5"), ({"semantics": "published"}, "w", "semantics 'clean'"),
+     ({}, "x", "weights"), ({"model": "other"}, "w", "model 'tiny-recurrentgemma'")],
+)  # fmt: skip
+def test_another_run_is_refused(lens, tmp_path, change, weights, name):
+    """And the file stays as it was."""
+    path = tmp_path / "benchmarks.json"
+    options = {"model": NAME, "tasks": ("tiny_grammar",), "ks": (8,), "limit": 4}
+    run_benchmarks(lens, BenchmarkConfig(**options), path, "w")
+    before = path.read_bytes()
+    with pytest.raises(ResultsError, match=name):
+        run_benchmarks(lens, BenchmarkConfig(**{**options, **change}), path, weights)
+    assert path.read_bytes() == before
+
+
+def test_results_are_read_back_or_refused(contrast, tmp_path):
+    path = contrast.save(tmp_path / "benchmarks.json")
+    assert BenchmarkResult.load(path) == contrast
+    held = json.loads(path.read_text())
+    held["rows"][0]["value"] = 1.5
+    for text in (json.dumps(held), path.read_text()[:-40], "[]", "{}"):
+        path.write_text(text)
+        with pytest.raises(ResultsError, match="is no benchmark result"):
+            BenchmarkResult.load(path)
+    with pytest.raises(ResultsError, match="is no benchmark result"):
+        BenchmarkResult.load(tmp_path / "missing.json")
+
+
+def test_groups_and_tags(lens, own):
+    """A group's score is lm-eval's (weighted by size), a tag's the plain mean over its tasks."""
+    config = {"ks": (8, 0), "limit": 20, "include": own}
+    group = run_benchmarks(lens, BenchmarkConfig(NAME, ("own_group",), **config))
+    values = [group.row(f"own_{task}", 0).value for task in QUICK]
+    assert group.row("own_group", 0).metric == "acc"
+    assert group.row("own_group", 0).value == pytest.approx(sum(values) / 2)  # of equal size here
+    assert group.row("own_group", 0).n == 40
+    found = evaluate(
+        HarnessModel(lens, top_k(lens, 0, "both")), own_tasks(own), limit=20, bootstrap_iters=1000, log_samples=False
+    )
+    assert group.row("own_group", 0).stderr == pytest.approx(found["results"]["own_group"]["acc_stderr,none"])
+    tag = run_benchmarks(lens, BenchmarkConfig(NAME, ("own_tag",), **config))
+    assert tag.row("own_tag", 0).metric == "mean"
+    assert tag.row("own_tag", 0).value == pytest.approx(sum(values) / 2)
+    assert tag.difference("own_tag", 0).value == pytest.approx(100 * (sum(values) / 2 - 1))
+
+
+def own_tasks(folder):
+    loaded = benchmark_tasks.load_tasks(("own_group",), folder)
+    for task in loaded.tasks.values():
+        task.set_config("num_fewshot", 0)
+    return {"tasks": dict(loaded.tasks), "groups": dict(loaded.groups)}
+
+
+def test_the_mean_of_a_tag_counts_each_task_once():
+    """GLUE's rule: of a task with two scores their mean, so that it weighs no more than the others."""
+    rows = [[BenchmarkRow("a", 0, "acc", 0.5, 0.1, 10)],
+            [BenchmarkRow("b", 0, "f1", 0.2, None, 5), BenchmarkRow("b", 0, "acc", 0.4, 0.1, 5)]]  # fmt: skip
+    assert mean_row("glue", 0, rows).value == pytest.approx(0.4)
+    assert mean_row("glue", 0, rows).stderr is None
+    assert mean_row("glue", 0, rows[:1] * 2).stderr == pytest.approx(0.1 / 2**0.5)
+
+
+def test_examples_are_the_same_at_every_k(lens, monkeypatch):
+    """A generator that went on from k to k would ask other questions of each."""
+    asked = []
+    answer = HarnessModel.loglikelihood
+    monkeypatch.setattr(
+        HarnessModel, "loglikelihood", lambda self, r: asked.append([i.args[0] for i in r]) or answer(self, r)
+    )
+    run_benchmarks(lens, BenchmarkConfig(NAME, ("tiny_grammar",), ks=(8, 0), limit=3, num_fewshot=2))
+    assert asked[0] == asked[1]
+    assert asked[0][0].count("CONTEXT:") == 3
+    run_benchmarks(lens, BenchmarkConfig(NAME, ("tiny_grammar",), ks=(8,), limit=3, num_fewshot=2, seed=5))
+    assert asked[2] != asked[0]
+
+
+def test_lm_eval_is_kept_quiet(lens, capfd):
+    """Its log, bars and warnings, unless they are asked for."""
+    config = {"model": NAME, "tasks": ("tiny_grammar",), "ks": (8,), "limit": 2}
+    run_benchmarks(lens, BenchmarkConfig(**config))
+    assert capfd.readouterr() == ("", "")
+    run_benchmarks(lens, BenchmarkConfig(**config, verbose=True))
+    assert "2/2" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"ks": ()}, InputError, "no k given"),
+        ({"ks": (8, 5, 8)}, InputError, "k = 8 given more than once"),
+        ({"ks": (-1,)}, InputError, r"k = -1 given, expected 0\.\.n_heads"),
+        ({"limit": 0}, InputError, "limit 0 given, expected at least 1"),
+        ({"num_fewshot": -1}, InputError, "num_fewshot -1 given, expected at least 0"),
+        ({"batch_size": 0}, InputError, "batch size 0 given"),
+        ({"version": "decode"}, UnknownNameError, "version 'decode' does not exist; expected one of prefill"),
+        ({"semantics": "clear"}, UnknownNameError, "close names: clean"),
+        ({"fewshot_as_multiturn": True}, InputError, "without apply_chat_template"),
+    ],
+)
+def test_bad_options_are_told_without_a_model(options, error, message):
+    with pytest.raises(error, match=message):
+        BenchmarkConfig(NAME, **options)
+
+
+def test_what_the_model_cannot_do_is_told_before_data_is_loaded(lens, monkeypatch):
+    monkeypatch.setattr(benchmarks, "load_tasks", None)
+    with pytest.raises(InputError, match=r"k = 9 given, expected 0\.\.8: tiny-recurrentgemma has 8 heads"):
+        run_benchmarks(lens, BenchmarkConfig(NAME, ks=(9,)))
+    with pytest.raises(InputError, match="no chat template"):
+        run_benchmarks(lens, BenchmarkConfig(NAME, apply_chat_template=True))
+
+
+def test_default_ks():
+    assert [default_ks(n) for n in (32, 8, 5, 3)] == [(32, 5, 0), (8, 5, 0), (5, 0), (3, 0)]
+
+
+def test_tasks_are_checked_by_name(monkeypatch, tmp_path):
+    """GLUE and MMLU are found without any data; an unknown name is told with close ones."""
+    check_tasks(["tiny_facts", "glue", "mmlu", "mmlu_stem", "cola"])
+    index = benchmark_tasks._index
+    # All that lm-eval has takes a quarter of a minute to read.
+    monkeypatch.setattr(benchmark_tasks, "_index", lambda part, include: index("paper", include))
+    with pytest.raises(UnknownNameError, match="no task 'tiny_retreival'; close names: tiny_retrieval"):
+        check_tasks(["tiny_facts", "tiny_retreival"])
+    with pytest.raises(InputError, match="'glue' given more than once"):
+        check_tasks(["glue", "mmlu", "glue"])
+    with pytest.raises(InputError, match="no task given"):
+        check_tasks([])
+    with pytest.raises(InputError, match="holds no task"):
+        check_tasks(["glue"], tmp_path)
+
+
+def test_tasks_that_cannot_be_loaded(own, lens):
+    """No network here, so GLUE's data are out of reach, and one line says so; overlaps and fixed examples likewise."""
+    with pytest.raises(InputError, match=r"task 'cola' cannot be loaded \(.*hub, so connect") as caught:
+        benchmark_tasks.load_tasks(["tiny_facts", "cola"])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="task 'own_tiny_facts' is part of two of own_group, own_tag"):
+        benchmark_tasks.load_tasks(["own_group", "own_tag"], own)
+    fixed = own / "own_tiny_grammar.yaml"
+    fixed.write_text(fixed.read_text() + "num_fewshot: 0\n")
+    benchmark_tasks._index.cache_clear()
+    with pytest.raises(InputError, match="num_fewshot 2 given, but task 'own_tiny_grammar' is made for none"):
+        run_benchmarks(lens, BenchmarkConfig(NAME, ("own_tiny_grammar",), num_fewshot=2, include=own))
+
+
+def test_without_lm_eval_one_line_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(InputError, match=r"not installed; install hybridlens\[benchmarks\]"):
+        check_tasks(["glue"])
