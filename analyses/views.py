@@ -1,8 +1,7 @@
 """The paper's figures as views: selections of a study's cells, and what is stated of each, with intervals.
 
-Every function here takes the cells of a study, of any experiments, and picks those it needs by their keys. An
-`Accuracies` holds, for every condition, the mean score as a share of the highest, its bootstrap interval over
-prompts, and the chance level (the controls of the same condition). Pure: no model, no file.
+Every function here takes the cells of a study, of any experiments, and picks those it needs by their keys
+(`analyses.cell_groups`); results are of the types of `analyses.view_types`. Pure: no model, no file.
 
 How it fails: a view whose cells are all missing raises `ResultsError`, which names the experiment that makes
 them; single conditions without cells are NaN, with n = 0, so that an unfinished study can be looked at. The
@@ -11,231 +10,356 @@ intervals say how other prompts might come out, not other models (`hybridlens.re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from jaxtyping import Float32, Int64
-from torch import Tensor
+import torch
 
-from hybridlens.results import Cell, TippingInterval
+from analyses.cell_groups import Base, Estimate, Group, Place, accuracy, chance, common, compare, grouped, measure
+from analyses.ranking import SCOPES
+from analyses.view_types import (
+    ANSWERINGS,
+    NEAR,
+    READINGS,
+    Accuracies,
+    Condition,
+    Contrast,
+    Differences,
+    Differing,
+    Fig2,
+    JrtResult,
+    Maps,
+    NeedlesResult,
+    SemanticsDifference,
+    Table1,
+)
+from hybridlens import niah
+from hybridlens.errors import ResultsError
+from hybridlens.generation import BOUNDARIES
+from hybridlens.results import Cell, TippingInterval, tipping_interval
+from hybridlens.results.cells import MODES, PHASES
 
-READINGS = ("keep", "omit", "only", "binary", "null")
-"""Rows of table 1: what is done to attention weights while the prompt is read."""
+__all__ = [
+    "ANSWERINGS",
+    "NEAR",
+    "READINGS",
+    "Accuracies",
+    "Base",
+    "Condition",
+    "Contrast",
+    "Differences",
+    "Differing",
+    "Fig2",
+    "JrtResult",
+    "Maps",
+    "NeedlesResult",
+    "SemanticsDifference",
+    "Table1",
+    "boundaries",
+    "fig2",
+    "jrt",
+    "maps",
+    "near_ties",
+    "needles",
+    "scopes",
+    "semantics_difference",
+    "table1",
+]
 
-ANSWERINGS = ("keep", "omit", "only", "binary")
-"""Columns of table 1: the same while the model answers."""
 
-NEAR = 1e-4
-"""Below this gap between the two best logits, rounding may decide a token."""
+def fig2(cells: Sequence[Cell], base: Base) -> Fig2:
+    """Accuracy against heads kept, for the versions that were run.
 
-Map: TypeAlias = Float32[Tensor, "length depth"]
+    Of each version those k are taken that were run at every place that any k was run at, since other experiments
+    add some k on a coarser grid; all k where none is so.
 
-
-class Base(NamedTuple):
-    """What a study holds fixed, where an experiment does not vary it.
-
-    Attributes:
-        n_heads: attention heads of a layer; k = n_heads is the untouched model.
-        semantics: as configured.
-        boundary: as configured.
-        needle: name of the needle of the paper's own experiments.
-        jrt_lengths: (length read once, length read twice) with equal contexts; empty for none.
+    Raises:
+        ResultsError: no cell of this experiment.
     """
+    found = grouped(cells, base, lambda cell: (cell.phase, cell.k))
+    _require(found, "fig2")
+    phases = tuple(phase for phase in PHASES if any(p == phase and g.scores for (p, _), g in found.items()))
+    kept: dict[tuple[str, int], Group] = {}
+    for phase in phases:
+        kept |= {(phase, k): group for k, group in complete(_by_second(found, phase)).items()}
+    ks = tuple(sorted({k for _, k in kept}))
+    curves = [_by_second(kept, phase) for phase in phases]
+    return Fig2(
+        phases=phases,
+        ks=ks,
+        accuracy=_accuracies([kept.get((phase, k)) for phase in phases for k in ks], len(phases), len(ks)),
+        tipping=tuple(tipping(curve) for curve in curves),
+        intervals=tuple(tipping_spread(cells, base, phase) for phase in phases),
+    )
 
-    n_heads: int
-    semantics: str = "clean"
-    boundary: str = "last_prompt_token"
-    needle: str = "paper"
-    jrt_lengths: tuple[tuple[int, int], ...] = ()
+
+def complete(curve: Mapping[int, Group]) -> dict[int, Group]:
+    """Of groups by k those that have a score wherever any has one, k ascending; all where none has."""
+    scored = {k: group for k, group in sorted(curve.items()) if group.scores}
+    places = {place for group in scored.values() for place in group.scores}
+    return {k: group for k, group in scored.items() if len(group.scores) == len(places)} or scored
 
 
-@dataclass(frozen=True)
-class Accuracies:
-    """Accuracy under conditions; every tensor has one entry for each, along the axes that its holder names.
+def tipping(curve: Mapping[int, Group]) -> int | None:
+    """The largest k at which accuracy falls under half of that at the largest k; None where it never does.
 
-    Attributes:
-        mean: mean score ÷ highest score, 0 … 1; NaN where no cell was run.
-        low: lower end of its 95 % interval over prompts; NaN likewise.
-        high: upper end.
-        chance: the same mean over the controls; NaN where none was run.
-        n: prompts with a needle.
-        n_control: controls.
+    Args:
+        curve: k -> its scores. Each is compared with the largest k at the places that both were run at.
     """
+    if not curve:
+        return None
+    ks = sorted(curve)
+    differences = {k: compare(curve[k], curve[ks[-1]], 0.5) for k in ks[:-1]}
+    fallen = [k for k, found in differences.items() if found is not None and found.mean < 0]
+    return max(fallen, default=None)
 
-    mean: Float32[Tensor, "*condition"]
-    low: Float32[Tensor, "*condition"]
-    high: Float32[Tensor, "*condition"]
-    chance: Float32[Tensor, "*condition"]
-    n: Int64[Tensor, "*condition"]
-    n_control: Int64[Tensor, "*condition"]
+
+def tipping_spread(cells: Iterable[Cell], base: Base, phase: str) -> TippingInterval | None:
+    """Where the tipping point of figure 2 lies when prompts are drawn again; None where prompts lack some k."""
+    fields = {"needle": base.needle, "jrt": False, "reading": "keep", "answering": "keep", "scope": "layer"}
+    fields |= {"semantics": base.semantics, "boundary": base.boundary, "phase": phase, "control": False}
+    mine = [cell for cell in cells if all(getattr(cell, name) == value for name, value in fields.items())]
+    curve = complete(_by_second(grouped(mine, base, lambda cell: (cell.phase, cell.k)), phase))
+    if not curve or len({len(group.scores) for group in curve.values()}) > 1:
+        return None
+    return tipping_interval([cell for cell in mine if cell.k in curve], phase)
 
 
-@dataclass(frozen=True)
-class Differences:
-    """Accuracy under conditions minus that under others, over the same places of the grid.
+def jrt(cells: Sequence[Cell], base: Base) -> JrtResult:
+    """Just read twice against once, generation version, at equal contexts.
 
-    Attributes:
-        mean: mean of the differences, -1 … 1; NaN where no place was run under both.
-        low: lower end of its 95 % interval over places, each drawn with both its scores.
-        high: upper end.
-        n: places compared: prompts of equal length and depth.
+    Raises:
+        ResultsError: no cell of this experiment, or `base` does not say which lengths to compare.
     """
+    pairs = base.jrt_lengths
+    once = grouped(cells, base, lambda cell: cell.k, phase="generation")
+    twice = grouped(cells, base, lambda cell: cell.k, phase="generation", jrt=True)
+    _require(twice, "fig3-jrt")
+    if not pairs:
+        raise ResultsError("no lengths to compare given; expected pairs of lengths as base.jrt_lengths")
+    back = {second: first for first, second in pairs}
+    ks = tuple(sorted(k for k, group in twice.items() if group.scores))
+    short = {k: _at_lengths(once.get(k, Group()), set(back.values())) for k in ks}
+    long = {k: _at_lengths(twice[k], set(back)) for k in ks}
+    full = long.get(base.n_heads, Group())
 
-    mean: Float32[Tensor, "*condition"]
-    low: Float32[Tensor, "*condition"]
-    high: Float32[Tensor, "*condition"]
-    n: Int64[Tensor, "*condition"]
+    def shift(place: Place) -> Place:
+        return back[place[0]], place[1]
+
+    return JrtResult(
+        ks=ks,
+        lengths=pairs,
+        accuracy=_accuracies([*short.values(), *long.values()], 2, len(ks)),
+        gain=_differences([compare(long[k], short[k], shift=shift) for k in ks], len(ks)),
+        above_half=_differences([compare(long[k], full, 0.5) for k in ks], len(ks)),
+    )
 
 
-@dataclass(frozen=True)
-class Fig2:
-    """Accuracy against heads kept (figure 2).
+def table1(cells: Sequence[Cell], base: Base) -> Table1:
+    """Accuracy under every combination of manipulations, all heads kept.
 
-    Attributes:
-        phases: names along ``phase``: "generation", "prefill", those that were run.
-        ks: heads kept, along ``k``, ascending.
-        accuracy: [phase, k].
-        tipping: for each phase the largest k at which accuracy falls under half of the full model's; None
-            where it never does.
-        intervals: for each phase where the tipping point lies when prompts are drawn again; None where some
-            prompt was not run at every k.
+    Raises:
+        ResultsError: no cell of this experiment.
     """
+    found = modes(cells, base)
+    _require({names: group for names, group in found.items() if names != ("keep", "keep")}, "table1")
+    keep = found.get(("keep", "keep"), Group())
+    groups = [found.get((reading, answering)) for reading in READINGS for answering in ANSWERINGS]
+    against = [None if group is None else compare(group, keep) for group in groups]
+    shape = len(READINGS), len(ANSWERINGS)
+    return Table1(READINGS, ANSWERINGS, _accuracies(groups, *shape), _differences(against, *shape))
 
-    phases: tuple[str, ...]
-    ks: tuple[int, ...]
-    accuracy: Accuracies
-    tipping: tuple[int | None, ...]
-    intervals: tuple[TippingInterval | None, ...]
+
+def modes(cells: Iterable[Cell], base: Base) -> dict[tuple[str, str], Group]:
+    """(reading, answering) -> scores with all heads kept."""
+    return grouped(
+        cells, base, lambda c: (c.reading, c.answering), "reading", "answering", phase="generation", k=base.n_heads
+    )
 
 
-@dataclass(frozen=True)
-class JrtResult:
-    """Accuracy with context and question given once and twice, generation version (figure 3, left).
+def maps(cells: Sequence[Cell], base: Base, read_twice: bool = False) -> Maps:
+    """Retrieval maps of every condition of figure 2 and table 1, or of figure 3 read twice.
 
-    Attributes:
-        ks: heads kept, along ``k``, ascending; the last is the full model where it was run.
-        lengths: (length given once, length of the same context given twice), the pairs that are compared.
-        accuracy: [reading, k]: first read once, at those lengths only, then read twice.
-        gain: [k], read twice minus read once, by pair of lengths and depth.
-        of_full: [k], read twice, accuracy minus half of the full model's on the same prompts; at least 0
-            means that retrieval has not been lost, or has come back.
+    Raises:
+        ResultsError: no such cell.
     """
+    found = grouped(cells, base, condition_of, "reading", "answering", jrt=read_twice)
+    _require(found, "fig3-jrt" if read_twice else "maps")
+    conditions = tuple(sorted(found, key=_order))
+    places = [place for group in found.values() for place in group.scores]
+    lengths = tuple(sorted({length for length, _ in places}))
+    depths = tuple(sorted({depth for _, depth in places}))
+    score = torch.full((len(conditions), len(lengths), len(depths)), torch.nan)
+    control = torch.full((len(conditions), len(lengths)), torch.nan)
+    for i, condition in enumerate(conditions):
+        for (length, depth), value in found[condition].scores.items():
+            score[i, lengths.index(length), depths.index(depth)] = value / niah.MAX_SCORE
+        for length, value in found[condition].controls.items():
+            if length in lengths:
+                control[i, lengths.index(length)] = value / niah.MAX_SCORE
+    return Maps(conditions, lengths, depths, score, control)
 
-    ks: tuple[int, ...]
-    lengths: tuple[tuple[int, int], ...]
-    accuracy: Accuracies
-    gain: Differences
-    of_full: Differences
 
+def needles(cells: Sequence[Cell], base: Base) -> NeedlesResult:
+    """Accuracy for several needles, at the places that all of them were run at.
 
-@dataclass(frozen=True)
-class Table1:
-    """Accuracy under every combination of manipulations (table 1).
-
-    Attributes:
-        readings: names along ``reading``, the table's rows.
-        answerings: names along ``answering``, its columns.
-        accuracy: [reading, answering].
-        against_keep: [reading, answering], minus Keep-Keep on the same prompts.
+    Raises:
+        ResultsError: no cell with another needle than the study's own, or no place common to all needles.
     """
+    found = grouped(cells, base, lambda cell: (cell.needle, cell.k), "needle", phase="generation")
+    _require(found, "needles")
+    names = tuple(dict.fromkeys(name for name, _ in found))
+    curves = {name: _by_second(found, name) for name in names}
+    ks = tuple(sorted(set.intersection(*(set(curve) for curve in curves.values()))))
+    places = common(curves[name][k] for name in names for k in ks)
+    if not places:
+        raise ResultsError(f"no place and k at which all of {', '.join(names)} were run; run the study to its end")
+    groups = [curves[name][k].within(places) for name in names for k in ks]
+    across = [[groups[i * len(ks) + j] for i in range(len(names))] for j in range(len(ks))]
+    means = [measure(_mean_score(group.scores.values()) for group in one) for one in across]
+    chances = [[x for group in one if (x := chance(group)) is not None] for one in across]
+    return NeedlesResult(
+        needles=names,
+        ks=ks,
+        accuracy=_accuracies(groups, len(names), len(ks)),
+        across=_stacked(means, [sum(c) / len(c) if c else None for c in chances], [len(c) for c in chances], len(ks)),
+    )
 
-    readings: tuple[str, ...]
-    answerings: tuple[str, ...]
-    accuracy: Accuracies
-    against_keep: Differences
 
+def scopes(cells: Sequence[Cell], base: Base) -> Contrast:
+    """Heads that compete inside their layer against heads that compete in the whole model.
 
-class Condition(NamedTuple):
-    """What is done to attention: the part of a cell's key that is not its prompt."""
-
-    phase: str
-    k: int
-    reading: str = "keep"
-    answering: str = "keep"
-
-
-@dataclass(frozen=True)
-class Maps:
-    """Retrieval maps: the score at every length and depth, for each condition (figures 4 to 7 and 10).
-
-    Attributes:
-        conditions: along ``condition``.
-        lengths: tokens, along ``length``, ascending.
-        depths: percent, along ``depth``, ascending; 0 is the start of the context.
-        score: score ÷ highest, [condition, length, depth]; NaN where no cell was run.
-        chance: the control's, [condition, length]; NaN likewise.
+    Raises:
+        ResultsError: no cell of scope "model".
     """
-
-    conditions: tuple[Condition, ...]
-    lengths: tuple[int, ...]
-    depths: tuple[float, ...]
-    score: Float32[Tensor, "condition length depth"]
-    chance: Float32[Tensor, "condition length"]
+    return _contrast(cells, base, "scope", (SCOPES[0], SCOPES[1]))
 
 
-@dataclass(frozen=True)
-class NeedlesResult:
-    """Accuracy for several needles, generation version.
+def boundaries(cells: Sequence[Cell], base: Base) -> Contrast:
+    """The study's own phase boundary against the other.
 
-    Attributes:
-        needles: names along ``needle``.
-        ks: heads kept, along ``k``, ascending.
-        accuracy: [needle, k], intervals over prompts.
-        across: [k], mean over needles, interval over needles: how another set of them might come out.
+    Raises:
+        ResultsError: no cell of the other boundary.
     """
-
-    needles: tuple[str, ...]
-    ks: tuple[int, ...]
-    accuracy: Accuracies
-    across: Accuracies
+    other = next(name for name in BOUNDARIES if name != base.boundary)
+    return _contrast(cells, base, "boundary", (base.boundary, other))
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """Accuracy against heads kept under two values of one setting, on the same prompts.
+def _contrast(cells: Sequence[Cell], base: Base, setting: str, values: tuple[str, str]) -> Contrast:
+    """Two values of one field of the key, generation version, at the places that both were run at."""
+    found = grouped(cells, base, lambda cell: (getattr(cell, setting), cell.k), setting, phase="generation")
+    first, second = (_by_second(found, value) for value in values)
+    ks = tuple(sorted(k for k in second if k in first and common([first[k], second[k]])))
+    _require(ks, setting)
+    places = {k: common([first[k], second[k]]) for k in ks}
+    curves = [{k: curve[k].within(places[k]) for k in ks} for curve in (first, second)]
+    return Contrast(
+        setting=setting,
+        values=values,
+        ks=ks,
+        accuracy=_accuracies([curve[k] for curve in curves for k in ks], 2, len(ks)),
+        difference=_differences([compare(curves[1][k], curves[0][k]) for k in ks], len(ks)),
+        tipping=(tipping(curves[0]), tipping(curves[1])),
+    )
 
-    Attributes:
-        setting: "scope" or "boundary".
-        values: the two, along ``value``; the study's own first.
-        ks: heads kept, along ``k``, ascending.
-        accuracy: [value, k], over the prompts run under both.
-        difference: [k], second minus first.
-        tipping: for each value, as in `Fig2`.
+
+def semantics_difference(cells: Sequence[Cell], base: Base) -> SemanticsDifference:
+    """What changes between clean and published semantics: every cell that was run under both.
+
+    Raises:
+        ResultsError: no cell was.
     """
+    clean = {cell.key: cell for cell in cells if cell.semantics == "clean"}
+    published = {cell.key._replace(semantics="clean"): cell for cell in cells if cell.semantics == "published"}
+    pairs = [Differing(cell, published[key]) for key, cell in clean.items() if key in published]
+    _require(pairs, "semantics")
+    found = [
+        grouped(side, base, condition_of, "reading", "answering", semantics=name)
+        for name, side in (("clean", [p.clean for p in pairs]), ("published", [p.published for p in pairs]))
+    ]
+    conditions = tuple(sorted(found[0], key=_order))
+    return SemanticsDifference(
+        conditions=conditions,
+        accuracy=_accuracies([side.get(c) for side in found for c in conditions], 2, len(conditions)),
+        difference=_differences([compare(found[1].get(c, Group()), found[0][c]) for c in conditions], len(conditions)),
+        n_cells=len(pairs),
+        n_text=sum(p.clean.text != p.published.text for p in pairs),
+        n_score=sum(p.clean.score != p.published.score for p in pairs),
+        differing=tuple(p for p in pairs if (p.clean.text, p.clean.score) != (p.published.text, p.published.score)),
+    )
 
-    setting: str
-    values: tuple[str, str]
-    ks: tuple[int, ...]
-    accuracy: Accuracies
-    difference: Differences
-    tipping: tuple[int | None, int | None]
+
+def near_ties(cells: Iterable[Cell], below: float = NEAR) -> list[Cell]:
+    """The cells in which two logits came closer than `below`: rounding may decide such a token."""
+    return [cell for cell in cells if cell.margin is not None and cell.margin < below]
 
 
-class Differing(NamedTuple):
-    """A cell whose text or score is another under the other semantics."""
-
-    clean: Cell
-    published: Cell
+def condition_of(cell: Cell) -> Condition:
+    """What a cell does to attention."""
+    return Condition(cell.phase, cell.k, cell.reading, cell.answering)
 
 
-@dataclass(frozen=True)
-class SemanticsDifference:
-    """What changes between clean and published semantics, cell by cell.
+def _order(condition: Condition) -> tuple[int, int, int, int]:
+    """Sweeps before manipulations; by version, k ascending, then in the order of table 1."""
+    reading, answering = MODES.index(condition.reading), MODES.index(condition.answering)
+    return PHASES.index(condition.phase), condition.k, reading, answering
 
-    Attributes:
-        conditions: along ``condition``.
-        accuracy: [semantics, condition], clean first, over the cells that were run under both.
-        difference: [condition], published minus clean.
-        n_cells: cells compared, controls included.
-        n_text: of them, with another text.
-        n_score: of them, with another score.
-        differing: those with another text or score, in the order of the clean cells.
-    """
 
-    conditions: tuple[Condition, ...]
-    accuracy: Accuracies
-    difference: Differences
-    n_cells: int
-    n_text: int
-    n_score: int
-    differing: tuple[Differing, ...]
+def _by_second(found: Mapping[tuple[Any, int], Group], first: str) -> dict[int, Group]:
+    """Of groups by two names those of one, by the other."""
+    return {second: group for (name, second), group in found.items() if name == first}
+
+
+def _at_lengths(group: Group, lengths: set[int]) -> Group:
+    return Group(
+        {place: score for place, score in group.scores.items() if place[0] in lengths},
+        {length: score for length, score in group.controls.items() if length in lengths},
+    )
+
+
+def _mean_score(scores: Iterable[float]) -> float:
+    values = list(scores)
+    return sum(values) / len(values)
+
+
+def _require(found: object, experiment: str) -> None:
+    if not found:
+        raise ResultsError(f"no cell of {experiment} to show; run it: hybridlens reproduce {experiment}")
+
+
+def _accuracies(groups: Sequence[Group | None], *shape: int) -> Accuracies:
+    """Groups in row-major order as tensors of a shape."""
+    return _stacked(
+        [accuracy(group) for group in groups],
+        [chance(group) for group in groups],
+        [0 if group is None else len(group.controls) for group in groups],
+        *shape,
+    )
+
+
+def _stacked(
+    estimates: Sequence[Estimate | None], chances: Sequence[float | None], controls: Sequence[int], *shape: int
+) -> Accuracies:
+    differences = _differences(estimates, *shape)
+    return Accuracies(
+        mean=differences.mean,
+        low=differences.low,
+        high=differences.high,
+        chance=_floats(chances, *shape),
+        n=differences.n,
+        n_control=torch.tensor(list(controls), dtype=torch.int64).reshape(shape),
+    )
+
+
+def _differences(estimates: Sequence[Estimate | None], *shape: int) -> Differences:
+    """Estimates in row-major order as tensors of a shape."""
+    return Differences(
+        mean=_floats([None if e is None else e.mean for e in estimates], *shape),
+        low=_floats([None if e is None else e.low for e in estimates], *shape),
+        high=_floats([None if e is None else e.high for e in estimates], *shape),
+        n=torch.tensor([0 if e is None else e.n for e in estimates], dtype=torch.int64).reshape(shape),
+    )
+
+
+def _floats(values: Sequence[float | None], *shape: int) -> torch.Tensor:
+    return torch.tensor([torch.nan if x is None else x for x in values], dtype=torch.float32).reshape(shape)

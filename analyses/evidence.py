@@ -1,0 +1,277 @@
+"""What the verdicts rest on: a study's cells and benchmark scores, as estimates, and the rule that judges them.
+
+A claim becomes `Test`s: an estimate with its 95 % interval, moved so that the claim's threshold is 0, and the side
+on which the claim puts it. `judge` holds a claim true when every interval lies on its side, false when one lies on
+the other, and says why where neither is so.
+
+How it fails: an interval is over prompts or documents of one model; several tests of one claim are each made at
+95 %, with no correction. What was not run is None and never decides.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+from analyses.cell_groups import Base, Estimate, Group, Place, accuracy, chance, grouped
+from analyses.views import complete, modes
+from hybridlens.results import Cell, paired_difference
+
+Outcome: TypeAlias = Literal["holds", "fails", "not tested here"]
+
+NORMAL = 1.959964
+"""Standard errors on either side of a 95 % interval."""
+
+GLUE_TASKS = ("cola", "mnli", "mnli_mismatch", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli")
+
+PAPER_MODELS = {
+    "RG-2B": (re.compile(r"recurrentgemma-2b(-it)?$"), 10),
+    "RG-9B": (re.compile(r"recurrentgemma-9b(-it)?$"), 16),
+    "Jamba": (re.compile(r"jamba-mini-1\.6$"), 32),
+}
+"""The paper's names of its models -> how the name of a checkpoint ends, and its heads in a layer."""
+
+
+@runtime_checkable
+class Score(Protocol):
+    """A benchmark score: one metric of a task with k heads kept, a share of 1."""
+
+    @property
+    def task(self) -> str:
+        """Task or group, as lm-eval calls it."""
+        ...
+
+    @property
+    def k(self) -> int:
+        """Heads kept in each layer."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """lm-eval's name."""
+        ...
+
+    @property
+    def value(self) -> float:
+        """The score."""
+        ...
+
+    @property
+    def stderr(self) -> float | None:
+        """Its standard error, where known."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """Documents."""
+        ...
+
+
+class ModelFacts(NamedTuple):
+    """What verdicts have to know of a model.
+
+    Attributes:
+        name: what `--model` was given.
+        family: as in its `LensConfig`.
+        window: keys that attention sees; None: all.
+        base: what the study holds fixed.
+    """
+
+    name: str
+    family: str
+    window: int | None
+    base: Base
+
+    @property
+    def paper_name(self) -> str | None:
+        """What the paper calls this model; None where it is none of its three.
+
+        The paper does not say which of RecurrentGemma's checkpoints it took, plain or instruction-tuned.
+        """
+        for name, (ending, n_heads) in PAPER_MODELS.items():
+            if ending.search(self.name.lower().rstrip("/")) and self.base.n_heads == n_heads:
+                return name
+        return None
+
+
+class Test(NamedTuple):
+    """One measured quantity and where a claim puts it.
+
+    Attributes:
+        words: what was measured, with its value and interval.
+        estimate: it, less the threshold; None where it was not run.
+        above: whether the claim puts it above 0, or below.
+    """
+
+    words: str
+    estimate: Estimate | None
+    above: bool
+
+
+class Finding(NamedTuple):
+    """What came of a claim: what was measured in words, the outcome, and why it is not decided (or empty)."""
+
+    measured: str
+    outcome: Outcome
+    reason: str
+
+
+def judge(tests: Sequence[Test]) -> Finding:
+    """The outcome of a claim that needs all of the tests."""
+    words = "; ".join(test.words for test in tests if test.estimate is not None) or "–"
+    verdicts = [_side(test) for test in tests]
+    if any(side is False for side in verdicts):
+        return Finding(words, "fails", "")
+    missing = [test.words for test in tests if test.estimate is None]
+    if missing or not tests:
+        return Finding(words, "not tested here", f"not run: {'; '.join(missing) or 'any cell of it'}")
+    straddling = [test.words for test, side in zip(tests, verdicts, strict=True) if side is None]
+    if straddling:
+        return Finding(words, "not tested here", f"undecided: the interval holds the threshold in {straddling[0]}")
+    return Finding(words, "holds", "")
+
+
+def untested(reason: str, measured: str = "–") -> Finding:
+    """A claim that the evidence cannot decide."""
+    return Finding(measured, "not tested here", reason)
+
+
+def _side(test: Test) -> bool | None:
+    """Whether the interval lies on the claim's side; None where it does not lie on one."""
+    if test.estimate is None or math.isnan(test.estimate.low):
+        return None
+    low, high = (test.estimate.low, test.estimate.high) if test.above else (-test.estimate.high, -test.estimate.low)
+    return True if low > 0 else False if high < 0 else None
+
+
+def less(estimate: Estimate | None, threshold: float) -> Estimate | None:
+    """An estimate with its threshold moved to 0."""
+    if estimate is None:
+        return None
+    mean, low, high, n = estimate
+    return Estimate(mean - threshold, low - threshold, high - threshold, n)
+
+
+def percent(name: str, group: Group | None) -> str:
+    """An accuracy in words: "k = 0: 1.5 % [0.0, 4.2], n = 100, control 0.0 %"; its name alone where it was not run."""
+    found, floor = accuracy(group), chance(group)
+    if found is None:
+        return name
+    control = "" if floor is None else f", control {100 * floor:.1f} %"
+    return f"{name}: {100 * found.mean:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}], n = {found.n}{control}"
+
+
+def points(name: str, found: Estimate | None) -> str:
+    """A difference in words: "mmlu: -6.0 points [-8.1, -3.9]"; its name alone where it was not run."""
+    if found is None:
+        return name
+    if math.isnan(found.low):
+        return f"{name}: {100 * found.mean:+.1f} points, no interval"
+    return f"{name}: {100 * found.mean:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+class Evidence:
+    """Everything measured of a model, put together as the claims ask for it.
+
+    Args:
+        cells: a study's, of any experiments.
+        rows: benchmark scores, the main metric of each task first.
+        facts: of the model.
+    """
+
+    def __init__(self, cells: Sequence[Cell], rows: Sequence[Score], facts: ModelFacts) -> None:
+        self.cells = cells
+        self.facts = facts
+        self.base = facts.base
+        self.n_heads = facts.base.n_heads
+        self._rows: dict[tuple[str, int], Score] = {}
+        for row in rows:
+            self._rows.setdefault((row.task, row.k), row)
+
+    @cached_property
+    def curves(self) -> dict[str, dict[int, Group]]:
+        """Version -> k -> scores, of figure 2."""
+        found = grouped(self.cells, self.base, lambda cell: (cell.phase, cell.k))
+        return {
+            phase: complete({k: group for (name, k), group in found.items() if name == phase})
+            for phase in ("generation", "prefill")
+        }
+
+    def curve(self, phase: str, k: int) -> Group | None:
+        """Scores of figure 2 at k."""
+        return self.curves[phase].get(k)
+
+    def full(self, phase: str = "generation") -> Group | None:
+        """Scores of the untouched model, which are the same in either version."""
+        other = "prefill" if phase == "generation" else "generation"
+        return self.curve(phase, self.n_heads) or self.curve(other, self.n_heads)
+
+    @cached_property
+    def modes(self) -> dict[tuple[str, str], Group]:
+        """(reading, answering) -> scores, of table 1."""
+        return modes(self.cells, self.base)
+
+    @cached_property
+    def twice(self) -> dict[int, Group]:
+        """k -> scores, read twice, generation version."""
+        return grouped(self.cells, self.base, lambda cell: cell.k, phase="generation", jrt=True)
+
+    def beyond_window(self) -> tuple[set[Place], set[Place]]:
+        """Places of needles that have left attention's window when answering begins, and of those still in it.
+
+        A needle that is partly in it is in neither. Clean prompts have exactly as many tokens as their length.
+        """
+        window = self.facts.window
+        gone: set[Place] = set()
+        held: set[Place] = set()
+        for cell in self.cells:
+            if window is None or cell.depth is None or cell.jrt or cell.needle != self.base.needle:
+                continue
+            if cell.semantics != "clean" or cell.needle_start is None or cell.needle_end is None:
+                continue
+            if cell.needle_end <= cell.length - window:
+                gone.add((cell.length, float(cell.depth)))
+            elif cell.needle_start >= cell.length - window:
+                held.add((cell.length, float(cell.depth)))
+        return gone, held
+
+    def sparse_k(self, tasks: Sequence[str]) -> int | None:
+        """Of the k that some task was run at between none and all heads, that nearest to 15 %."""
+        ks = {k for task, k in self._rows if task in tasks and 0 < k < self.n_heads}
+        return min(sorted(ks), key=lambda k: abs(k - 0.15 * self.n_heads), default=None)
+
+    def present(self, tasks: Sequence[str]) -> list[str]:
+        """Those of the tasks that were run with all heads."""
+        return [task for task in tasks if (task, self.n_heads) in self._rows]
+
+    def change(self, task: str, k: int, reference: int | None = None) -> Estimate | None:
+        """A task's score at k less that at `reference`, all heads unless given; None where one was not run.
+
+        Document by document where the rows hold `scores`; else from the standard errors, as of independent samples,
+        which makes the interval too wide. Where neither is known its ends are NaN.
+        """
+        here = self._rows.get((task, k))
+        there = self._rows.get((task, self.n_heads if reference is None else reference))
+        if here is None or there is None:
+            return None
+        mean = here.value - there.value
+        mine, theirs = getattr(here, "scores", None), getattr(there, "scores", None)
+        if mine is not None and theirs is not None and len(mine) == len(theirs):
+            return Estimate(mean, *paired_difference(mine, theirs), len(mine))
+        errors = [self._stderr(row) for row in (here, there)]
+        wide = math.nan if None in errors else NORMAL * math.hypot(*(e for e in errors if e is not None))
+        return Estimate(mean, mean - wide, mean + wide, here.n)
+
+    def _stderr(self, row: Score) -> float | None:
+        """A row's standard error; of a group without one, that of the mean over its tasks' main metrics."""
+        if row.stderr is not None or row.task != "glue":
+            return row.stderr
+        parts = [part for task in GLUE_TASKS if (part := self._rows.get((task, row.k))) is not None]
+        errors = [part.stderr for part in parts if part.stderr is not None]
+        return math.hypot(*errors) / len(errors) if errors and len(errors) == len(parts) else None
+
+
+Decision: TypeAlias = Callable[[Evidence], Finding]
