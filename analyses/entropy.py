@@ -12,7 +12,8 @@ How it fails: entropy knows nothing of what a head looks at, so a head that rest
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from analyses.ranking import HeadRanking
 from hybridlens.errors import InputError, UnknownNameError
-from hybridlens.hooks import HookPoint, reads_only
+from hybridlens.hooks import HookPoint, by_query, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Lengths, Pattern
 from hybridlens.tokens import TokensLike
@@ -29,9 +30,19 @@ from hybridlens.tokens import TokensLike
 SEMANTICS = ("clean", "published")
 QUERIES = ("all", "last")
 Entropies: TypeAlias = Float[Tensor, "batch head query"]
+Rows: TypeAlias = Float[Tensor, "row key"]
 
-CHUNK = 2**19
-"""Scores of which the entropy is computed at a time, unless one row has more."""
+CHUNK = 2**17
+"""Scores of which the entropy is computed at a time, unless one query has more keys; half a megabyte, which stays
+in the processor's cache."""
+
+FARTHEST = -80.0
+"""Scores farther below a query's highest count as this far below: their weights are under 2e-35, yet normal floats."""
+
+NOTHING = 1e-24
+"""Bits. What weights held at `FARTHEST` add up to is less."""
+
+LOG2_E = 1 / math.log(2)
 
 EPSILON = 1e-12
 """What the authors' code adds to every weight."""
@@ -73,27 +84,40 @@ def focus_key(scores: Pattern, semantics: str = "clean") -> Entropies:
     """What heads are sorted by, lowest first, computed from attention scores before softmax.
 
     Clean: the entropy of softmax(scores) in float32. Published: `published_entropy` of the pattern as the
-    model holds it, with its sign turned. Rows are worked through in groups, so that little memory is needed
+    model holds it, with its sign turned. Queries are worked through in groups, so that little memory is needed
     beside the scores.
 
     Raises:
         UnknownNameError: for other semantics.
         InputError: for published semantics in float16.
     """
-    formula = _formula(semantics)
-    rows = max(1, CHUNK // scores[0].numel())
-    return torch.cat([formula(part) for part in scores.detach().split(rows)])
-
-
-def _formula(semantics: str) -> Callable[[Pattern], Entropies]:
-    def clean(scores: Pattern) -> Entropies:
-        return head_entropy(torch.softmax(scores, dim=-1, dtype=torch.float32))
-
-    def published(scores: Pattern) -> Entropies:
-        return -published_entropy(torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype))
-
     check_semantics(semantics)
-    return clean if semantics == "clean" else published
+    formula = score_entropy if semantics == "clean" else _published_key
+    rows = scores.detach().flatten(0, 2)
+    parts = [formula(part) for part in rows.split(max(1, CHUNK // rows.shape[1]))]
+    return torch.cat(parts).view(scores.shape[:3])
+
+
+def score_entropy(scores: Rows) -> Float[Tensor, "row"]:
+    """Entropy of softmax(scores), in bits, with one exponential and no logarithm a score.
+
+    With d the distance of a score from its row's highest and Z = Σ exp d, the weights are exp(d) / Z, so that
+    H = (ln Z − Σ exp(d)·d / Z) / ln 2. Entropies below 1e-24 bits come out as exactly 0.
+
+    Args:
+        scores: before softmax, −inf where the mask forbids.
+    """
+    wide = scores.float()
+    distance = (wide - wide.amax(dim=-1, keepdim=True)).clamp_min_(FARTHEST)
+    weights = distance.exp()
+    total = weights.sum(dim=-1)
+    bits = (total.log() - weights.mul_(distance).sum(dim=-1) / total) * LOG2_E
+    return bits.masked_fill_(bits < NOTHING, 0.0)
+
+
+def _published_key(scores: Rows) -> Float[Tensor, "row"]:
+    pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+    return -published_entropy(pattern[None, None])[0, 0]
 
 
 def check_semantics(semantics: str, dtype: torch.dtype | None = None) -> None:
@@ -156,10 +180,13 @@ def rank_heads(
         chosen = _chosen(real, rows.shape[1], queries)
         counted += int(chosen.sum())
 
+        @by_query
         @reads_only
         def add(scores: Tensor, hook: HookPoint, chosen: Tensor = chosen) -> None:
             keys = focus_key(scores, semantics).double()
-            masked = keys.masked_fill(~chosen.to(keys.device)[:, None], 0.0)
+            first = 0 if hook.slots is None else hook.slots.first
+            here = chosen[:, first : first + keys.shape[2]]
+            masked = keys.masked_fill(~here.to(keys.device)[:, None], 0.0)
             totals[layers.index(_layer_of(hook))] += masked.sum(dim=(0, 2)).cpu()
 
         names = [f"blocks.{layer}.attn.hook_attn_scores" for layer in layers]

@@ -1,14 +1,21 @@
 """Keep some attention heads and silence the others: top-k by entropy at run time, or a fixed choice.
 
-`top_k` (section 2.2 of the paper) keeps, per layer, row and query, the k heads of lowest entropy and
-multiplies the others' `z` by 0, before the output projection. The entropy is read from the attention
-scores, before softmax, so it is that of the unmanipulated pattern: edits of `hook_pattern` may be added in
-any order. k may differ from row to row, which lets one batch decode under many k at once.
+`top_k` (section 2.2 of the paper) keeps the heads of lowest entropy at each row and query and multiplies the
+others' `z` by 0, before the output projection. The entropy is read from the attention scores, before softmax,
+so it is that of the unmanipulated pattern: edits of `hook_pattern` may be added in any order. k may differ from
+row to row, which lets one batch decode under many k at once. Scores are taken in blocks of queries, so that a long
+prompt is never held whole; what is kept of them is one truth value a head and query.
+
+Heads compete inside their layer, or (scope "model") across all attention layers, where k per layer is kept on
+average. For that, a pass ahead of each forward pass over the same tokens and state reads every layer's scores
+before any head is dropped.
 
 `keep_heads` keeps the same heads throughout, from a `HeadRanking`.
 
 How it fails: an edit of `hook_attn_scores` that stands before these edits is seen by the ranking. k = 0
-silences attention, but RecurrentGemma still adds the bias of its output projection.
+silences attention, but RecurrentGemma still adds the bias of its output projection. With scope "model" each pass
+costs two, and other edits act in the second only: the ranking is of a pass that starts from the edited state
+but in which nothing is edited.
 """
 
 from __future__ import annotations
@@ -17,13 +24,14 @@ from collections.abc import Sequence
 from typing import TypeAlias, cast
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from analyses.entropy import Entropies, check_semantics, focus_key
+from analyses.entropy import check_semantics, focus_key
 from analyses.ranking import SCOPES, HeadRanking
+from analyses.selection import Kept, QueryBlocks, across_layers, lowest
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
-from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, reads_only
+from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, check_phase, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Pattern, Queries
 
@@ -38,40 +46,48 @@ def top_k(
     scope: str = "layer",
     semantics: str = "clean",
 ) -> list[Edit]:
-    """Edits that keep the k most focused heads of each layer, chosen anew at every query.
+    """Edits that keep the most focused heads, k of each layer, chosen anew at every query.
 
     Args:
         lens: the model.
         k: heads kept, 0 … n_heads; a sequence or an integer tensor [batch] gives each row its own.
             k = n_heads leaves a row as it is, bit for bit; k = 0 silences its attention.
         phase: "decode" is the paper's generation version, "both" its prefill version.
-        scope: "layer", where heads compete inside their layer.
+        scope: "layer": heads compete inside their layer, and k of each stay. "model": all attention layers' heads
+            compete, and k × (number of attention layers) stay, so that either scope keeps equally many; entropies
+            come from a pass ahead in which nothing is dropped. `trace` takes no such edits.
         semantics: "clean" or "published" entropy.
 
     Returns:
-        edits to give to `generate`, `prefill`, `extend` or `trace`. Ties break by head index, on every
+        edits to give to `generate`, `prefill`, `extend` or `trace`. Ties break by layer, then head index, on every
         device. Runs of other batch sizes raise `HookFunctionError` where `k` has one entry a row.
 
     Raises:
-        InputError: k outside 0 … n_heads; scope "model"; published semantics in float16.
+        InputError: k outside 0 … n_heads; published semantics in float16.
         UnknownNameError: a phase, scope or semantics that does not exist.
     """
     check_semantics(semantics, lens.dtype)
+    check_scope(scope)
+    check_phase(phase)
+    n_heads, layers = lens.cfg.n_heads, lens.cfg.attention_layers
+    rows = heads_kept(k, n_heads)
+    if bool((rows == n_heads).all()):
+        return []
+    if bool(((rows == 0) | (rows == n_heads)).all()):  # no row needs an entropy
+        return [Edit(f"blocks.{layer}.attn.hook_z", _all_or_none(rows, n_heads), phase) for layer in layers]
+    if scope == "model":
+        return _model_edits(layers, rows, phase, semantics)
+    return [edit for layer in layers for edit in _layer_edits(layer, rows, phase, semantics)]
+
+
+def check_scope(scope: str) -> None:
+    """Refuse a scope that does not exist.
+
+    Raises:
+        UnknownNameError: naming the ones that do.
+    """
     if scope not in SCOPES:
         raise UnknownNameError(f"scope {scope!r} does not exist; expected one of {', '.join(SCOPES)}")
-    if scope != "layer":
-        raise InputError(
-            f"scope {scope!r} given, but entropies of later layers are not known when an earlier one writes; "
-            "expected scope 'layer'"
-        )
-    n_heads = lens.cfg.n_heads
-    rows = heads_kept(k, n_heads)
-    edits: list[Edit] = []
-    if bool((rows == n_heads).all()):
-        return edits
-    for layer in lens.cfg.attention_layers:
-        edits += _layer_edits(layer, rows, n_heads, phase, semantics)
-    return edits
 
 
 def heads_kept(k: HeadsKept, n_heads: int) -> Int[Tensor, "rows"]:
@@ -92,38 +108,69 @@ def heads_kept(k: HeadsKept, n_heads: int) -> Int[Tensor, "rows"]:
     return rows
 
 
-def lowest(keys: Entropies, k: Int[Tensor, "rows"]) -> Bool[Tensor, "batch head query"]:
-    """True for the k heads of lowest key at each row and query; ties by head index.
-
-    Args:
-        keys: what to sort by.
-        k: heads kept, one for all rows or one for each.
-    """
-    ranks = keys.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    return ranks < k.to(keys.device)[:, None, None]
-
-
-def _layer_edits(layer: int, rows: Tensor, n_heads: int, phase: Phase, semantics: str) -> list[Edit]:
+def _layer_edits(layer: int, rows: Tensor, phase: Phase, semantics: str) -> list[Edit]:
     """The edits of one layer: read the scores, then silence heads."""
-    found: dict[str, Tensor] = {}
+    kept = QueryBlocks()
 
+    @by_query
     @reads_only
     def read(scores: Pattern, hook: HookPoint) -> None:
-        found["kept"] = lowest(focus_key(scores, semantics), _rows_for(rows, scores.shape[0], hook))
+        kept.add(lowest(focus_key(scores, semantics), _rows_for(rows, scores.shape[0], hook)), hook)
 
     @reads_only
     def silence(z: Queries, hook: HookPoint) -> Queries:
-        return z.masked_fill(~found["kept"].transpose(1, 2)[..., None], 0.0)
-
-    @reads_only
-    def silence_all(z: Queries, hook: HookPoint) -> Queries:
-        kept = (_rows_for(rows, z.shape[0], hook) == n_heads).to(z.device)
-        return z.masked_fill(~kept[:, None, None, None], 0.0)
+        return silenced(z, kept.whole())
 
     name = f"blocks.{layer}.attn"
-    if bool(((rows == 0) | (rows == n_heads)).all()):  # no row needs an entropy
-        return [Edit(f"{name}.hook_z", silence_all, phase)]
     return [Edit(f"{name}.hook_attn_scores", read, phase), Edit(f"{name}.hook_z", silence, phase)]
+
+
+def _model_edits(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str) -> list[Edit]:
+    """The edits of all layers: read every layer's scores in a pass ahead, then silence heads."""
+    keys = [QueryBlocks() for _ in layers]
+    kept: list[Kept] = []
+
+    def reader(at: int) -> HookFunction:
+        @by_query
+        @reads_only
+        def read(scores: Pattern, hook: HookPoint) -> None:
+            _rows_for(rows, scores.shape[0], hook)
+            kept.clear()
+            keys[at].add(focus_key(scores, semantics), hook)
+
+        return read
+
+    def silencer(at: int) -> HookFunction:
+        @reads_only
+        def silence(z: Queries, hook: HookPoint) -> Queries:
+            if not kept:
+                kept.extend(across_layers([layer.whole() for layer in keys], rows))
+            return silenced(z, kept[at])
+
+        return silence
+
+    edits: list[Edit] = []
+    for at, layer in enumerate(layers):
+        name = f"blocks.{layer}.attn"
+        edits.append(Edit(f"{name}.hook_attn_scores", reader(at), phase, ahead=True))
+        edits.append(Edit(f"{name}.hook_z", silencer(at), phase))
+    return edits
+
+
+def silenced(z: Queries, kept: Kept) -> Queries:
+    """z with 0 where a head is not kept."""
+    return z.masked_fill(~kept.to(z.device).transpose(1, 2)[..., None], 0.0)
+
+
+def _all_or_none(rows: Tensor, n_heads: int) -> HookFunction:
+    """A hook function that silences the rows of k = 0 and leaves those of k = n_heads."""
+
+    @reads_only
+    def silence(z: Queries, hook: HookPoint) -> Queries:
+        kept = _rows_for(rows, z.shape[0], hook) == n_heads
+        return z.masked_fill(~kept.to(z.device)[:, None, None, None], 0.0)
+
+    return silence
 
 
 def _rows_for(rows: Tensor, batch: int, hook: HookPoint) -> Tensor:

@@ -12,9 +12,11 @@ from models import FAMILIES, make, tokens
 import hybridlens as hl
 from analyses.entropy import head_entropy, published_entropy, rank_heads
 from analyses.ranking import HeadRanking
-from analyses.sparsification import heads_kept, keep_heads, lowest, top_k
+from analyses.selection import lowest
+from analyses.sparsification import heads_kept, keep_heads, top_k
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
 from hybridlens.hooks import HookPoint
+from hybridlens.model import Prefill
 
 HEADS = 4
 
@@ -123,7 +125,7 @@ def test_ties_break_by_head_index(family: str) -> None:
         assert alive.tolist() == [[h < k for h in range(HEADS)]] * 2
 
 
-@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), st.data())
+@given(st.integers(0, 10_000), st.integers(1, 4), st.integers(1, 20), st.integers(1, 3), st.data())
 def test_lowest_is_a_stable_sort(seed: int, batch: int, heads: int, queries: int, data: st.DataObject) -> None:
     """Keys drawn from three values, so that most are tied, against Python's sort, which is stable."""
     drawn = random.Random(seed)
@@ -137,18 +139,95 @@ def test_lowest_is_a_stable_sort(seed: int, batch: int, heads: int, queries: int
             assert {h for h in range(heads) if mask[b, h, q]} == set(ranked[: ks[b]])
 
 
+def two_attention_layers(family: str, seed: int = 0) -> hl.HybridLens:
+    lens = hl.HybridLens(make(family, seed, num_hidden_layers=6 if family == "recurrentgemma" else 8))
+    assert len(lens.cfg.attention_layers) == 2
+    return lens
+
+
+def slow_across_layers(lens: hl.HybridLens, state: hl.HybridState, ids: torch.Tensor, ks: list[int]) -> Prefill:
+    """One pass with the k × 2 heads of lowest entropy of both layers, found by Python's sort in a pass of its own."""
+    entropies: dict[int, torch.Tensor] = {}
+
+    def read(pattern: torch.Tensor, hook: HookPoint) -> None:
+        entropies[int(hook.name.split(".")[1])] = head_entropy(pattern)
+
+    def cut(z: torch.Tensor, hook: HookPoint) -> torch.Tensor:
+        layer, z = int(hook.name.split(".")[1]), z.clone()
+        for b in range(z.shape[0]):
+            for p in range(z.shape[1]):
+                heads = [(float(entropies[at][b, h, p]), at, h) for at in sorted(entropies) for h in range(HEADS)]
+                kept = {(at, h) for _, at, h in sorted(heads)[: 2 * ks[b]]}
+                for h in range(HEADS):
+                    if (layer, h) not in kept:
+                        z[b, p, h] = 0
+        return z
+
+    cuts = [hl.Edit(f"blocks.{layer}.attn.hook_z", cut) for layer in lens.cfg.attention_layers]
+    reads = [hl.Edit(f"blocks.{layer}.attn.hook_pattern", read) for layer in lens.cfg.attention_layers]
+    lens.extend(state, ids, reads)
+    return lens.extend(state, ids, cuts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scope_model_equals_the_slow_way(family: str) -> None:
+    """Rows with every k, a prefill past the window and four decode steps, each from the cut state before it.
+
+    Heads ranked inside their layer, by a cut pass or from an uncut state, differ by far more than 1e-5; that the two
+    scopes differ is asserted.
+    """
+    lens, ids = two_attention_layers(family), tokens(HEADS + 1, 11, seed=21)
+    ks = list(range(HEADS + 1))
+    edits = top_k(lens, ks, "both", "model")
+    with torch.no_grad():
+        state, found = lens.prefill(ids, edits)
+        other, expected = slow_across_layers(lens, lens.network.empty_state(HEADS + 1), ids, ks)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        inside = lens.prefill(ids, top_k(lens, ks, "both")).logits
+        assert ((found - inside).abs().amax((1, 2))[1:HEADS] > 1e-3).all()
+        torch.testing.assert_close(found[0], inside[0], rtol=0, atol=1e-5)  # k = 0
+        torch.testing.assert_close(found[HEADS], lens.prefill(ids).logits[HEADS], rtol=0, atol=1e-5)
+        for step in range(4):
+            token = tokens(HEADS + 1, 1, seed=200 + step)
+            state, found = lens.extend(state, token, edits)
+            other, expected = slow_across_layers(lens, other, token, ks)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scope_model_at_the_ends(family: str) -> None:
+    """k = n_heads needs no edit, k = 0 none that acts ahead; ties at the first token go to the earlier layers."""
+    lens = two_attention_layers(family)
+    assert top_k(lens, HEADS, scope="model") == []
+    ids = tokens(2, 7, seed=22)
+    for ks in (0, [0, HEADS]):
+        none = top_k(lens, ks, "both", "model")
+        assert not any(edit.ahead for edit in none)
+        assert torch.equal(lens.prefill(ids, none).logits, lens.prefill(ids, top_k(lens, ks, "both")).logits)
+    alive: dict[int, list[bool]] = {}
+
+    def keep(z: torch.Tensor, hook: HookPoint) -> None:
+        alive[int(hook.name.split(".")[1])] = (z[0, 0].abs().amax(-1) > 0).tolist()
+
+    for k in range(1, HEADS):
+        seen = [hl.Edit(f"blocks.{layer}.attn.hook_z", keep) for layer in lens.cfg.attention_layers]
+        lens.prefill(ids[:1, :1], [*top_k(lens, k, "both", "model"), *seen])
+        assert [kept for layer in sorted(alive) for kept in alive[layer]] == [at < 2 * k for at in range(2 * HEADS)]
+
+
 @settings(max_examples=8)
 @given(st.sampled_from(FAMILIES), st.integers(0, 50), st.data())
 def test_rows_decode_as_they_do_alone(family: str, seed: int, data: st.DataObject) -> None:
     """Rows of other k and other lengths in the batch leave each row's greedy tokens as they are alone."""
-    lens = lens_of(family, seed % 3)
+    lens = two_attention_layers(family, seed % 3)
     ks = data.draw(st.lists(st.integers(0, HEADS), min_size=2, max_size=4))
     rows = [tokens(1, data.draw(st.integers(2, 14)), seed=seed + i)[0].tolist() for i in range(len(ks))]
     phase = data.draw(st.sampled_from(["decode", "both"]))
+    scope = data.draw(st.sampled_from(["layer", "model"]))
     boundary = data.draw(st.sampled_from(["last_prompt_token", "first_new_token"]))
-    together = lens.generate(rows, 6, top_k(lens, ks, phase), boundary, stop_at_eos=False)
+    together = lens.generate(rows, 6, top_k(lens, ks, phase, scope), boundary, stop_at_eos=False)
     for i, (row, k) in enumerate(zip(rows, ks, strict=True)):
-        alone = lens.generate([row], 6, top_k(lens, k, phase), boundary, stop_at_eos=False)
+        alone = lens.generate([row], 6, top_k(lens, k, phase, scope), boundary, stop_at_eos=False)
         assert together.tokens[i].tolist() == alone.tokens[0].tolist()
 
 
@@ -234,8 +313,6 @@ def test_k_out_of_range_is_refused(k: object, message: str) -> None:
 def test_refusals() -> None:
     """One clear line each, and no hook left on the model."""
     lens, ids = lens_of("jamba"), tokens(3, 5)
-    with pytest.raises(InputError, match=r"scope 'model' given.*expected scope 'layer'"):
-        top_k(lens, 2, scope="model")
     with pytest.raises(UnknownNameError, match="scope 'head' does not exist; expected one of layer, model"):
         top_k(lens, 2, scope="head")
     with pytest.raises(UnknownNameError, match="semantics 'tidy'"):
@@ -243,8 +320,9 @@ def test_refusals() -> None:
     with pytest.raises(InputError, match="float16"):
         top_k(hl.HybridLens(make("jamba").half()), 2, semantics="published")
     for ks in ([1, 2], [0, 0]):
-        with pytest.raises(HookFunctionError, match="given for 2 rows, but the batch has 3"):
-            lens.prefill(ids, top_k(lens, ks, "both"))
+        for scope in ("layer", "model"):
+            with pytest.raises(HookFunctionError, match="given for 2 rows, but the batch has 3"):
+                lens.prefill(ids, top_k(lens, ks, "both", scope))
     assert not any(point.asked() for point in lens.hook_dict.values())
     assert heads_kept(3, 4).tolist() == [3]
 

@@ -1,0 +1,75 @@
+"""Which heads are kept, from what they are sorted by: the k lowest, inside a layer or across all.
+
+Scores arrive in blocks of queries where a prompt is long; `QueryBlocks` puts together what was made of them.
+
+How it fails: the ranks of keys that are NaN are without meaning; entropies are NaN only where a hook function
+masked every key of a query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from analyses.entropy import Entropies
+from hybridlens.hooks import HookPoint
+
+Kept: TypeAlias = Bool[Tensor, "batch head query"]
+
+COUNTED = 16
+"""Up to so many heads, ranks at many queries are found faster by comparing every two heads than by sorting."""
+
+
+def lowest(keys: Entropies, k: Int[Tensor, "rows"]) -> Kept:
+    """True for the k heads of lowest key at each row and query; ties by head index.
+
+    Args:
+        keys: what to sort by.
+        k: heads kept, one for all rows or one for each.
+    """
+    heads, places = keys.shape[1], k.to(keys.device)
+    if heads > COUNTED or keys.shape[2] == 1:
+        order = keys.argsort(dim=1, stable=True)
+        first = torch.arange(heads, device=keys.device)[None, :, None] < places[:, None, None]
+        return torch.empty_like(order, dtype=torch.bool).scatter_(1, order, first.expand_as(order))
+    by_head = keys.transpose(0, 1).contiguous()
+    ranks = torch.zeros(by_head.shape, dtype=torch.uint8, device=keys.device)  # how many heads come before
+    for head, key in enumerate(by_head):
+        ranks[:head] += key < by_head[:head]
+        ranks[head + 1 :] += key <= by_head[head + 1 :]
+    return (ranks < places[None, :, None]).transpose(0, 1)
+
+
+def across_layers(keys: Sequence[Entropies], k: Int[Tensor, "rows"]) -> list[Kept]:
+    """For each layer, True where a head is among the k × layers lowest of all; ties by layer, then head.
+
+    Args:
+        keys: of each layer, what to sort by.
+        k: heads kept per layer on average, one for all rows or one for each.
+    """
+    home = keys[0].device
+    together = torch.cat([layer.to(home) for layer in keys], dim=1)
+    return list(lowest(together, k * len(keys)).chunk(len(keys), dim=1))
+
+
+class QueryBlocks:
+    """What the blocks of queries of one forward pass gave, put together when it is asked for."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+
+    def add(self, part: Tensor, hook: HookPoint) -> None:
+        """Take the part of the queries that `hook` stands at; the first of a pass ends the one before."""
+        if hook.slots is None or hook.slots.first == 0:
+            self.parts = []
+        self.parts.append(part)
+
+    def whole(self) -> Tensor:
+        """All queries of the pass, [batch head query]."""
+        if len(self.parts) > 1:
+            self.parts = [torch.cat(self.parts, dim=2)]
+        return self.parts[0]
