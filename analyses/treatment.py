@@ -1,0 +1,94 @@
+"""What a row of a batch is under: how many heads are kept, and what becomes of its attention to the needle.
+
+A `Treatment` is a value; `treat` turns one for each row of a batch into edits, those of `sparsification.top_k` and
+`manipulation.manipulate_rows`. Top-k ranks the unmanipulated pattern, whichever edit stands first.
+
+How it fails: the rows of a batch share scope and semantics, since these say how scores are read; other mixtures
+raise `InputError`. Where any row's pattern is rewritten, rows of mode "keep" follow the explicit formula with it and
+may differ from a run alone in the last bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from analyses.manipulation import check_mode, is_causal, manipulate_rows
+from analyses.needle_slots import Needle
+from analyses.sparsification import heads_kept, top_k
+from hybridlens.errors import InputError
+from hybridlens.hooks import Edit, Phase
+from hybridlens.model import HybridLens
+
+
+class Treatment(NamedTuple):
+    """What one row is under, in one phase."""
+
+    k: int
+    """Heads kept per layer by entropy; n_heads keeps all."""
+    mode: str = "keep"
+    """Of `manipulation.MODES`: what becomes of attention weights."""
+    scope: str = "layer"
+    """Where heads compete: "layer" or "model"."""
+    semantics: str = "clean"
+    """"clean" or "published": of the entropy and of the mode."""
+
+    def untouched(self, n_heads: int) -> bool:
+        """Whether a model of `n_heads` heads a layer computes what it would without any edit."""
+        return self.k == n_heads and self.mode == "keep"
+
+    @property
+    def causal(self) -> bool:
+        """Whether, while reading, what each query gets depends only on itself and what came before it.
+
+        Raises:
+            UnknownNameError: the mode or semantics does not exist.
+        """
+        return is_causal(self.mode, self.semantics)
+
+
+def treat(
+    lens: HybridLens,
+    treatments: Sequence[Treatment],
+    needles: Sequence[Needle],
+    phase: Phase,
+) -> list[Edit]:
+    """The edits of a batch whose row i is under ``treatments[i]``, with its needle at ``needles[i]``.
+
+    Args:
+        lens: the model.
+        treatments: one for each row; scope and semantics the same for all.
+        needles: each row's needle positions, such as `Prompt.needle_spans`; ``()`` for a prompt without one, where
+            omit leaves everything, and only, binary and null nothing (published, while answering: every mode leaves
+            everything).
+        phase: "prefill" while reading, "decode" while answering.
+
+    Returns:
+        edits for runs of exactly that batch; none where no row is touched.
+
+    Raises:
+        InputError: no row, not one needle for each, rows of other scopes or semantics, k out of range, positions
+            that are none, or published semantics in float16.
+        UnknownNameError: a mode, phase, scope or semantics that does not exist.
+    """
+    if not treatments or len(treatments) != len(needles):
+        raise InputError(
+            f"{len(treatments)} treatments and {len(needles)} needles given; expected one of each for every row"
+        )
+    for field, values in (("scope", [t.scope for t in treatments]), ("semantics", [t.semantics for t in treatments])):
+        if len(set(values)) > 1:
+            raise InputError(
+                f"rows of {field} {' and '.join(map(repr, sorted(set(values))))} given in one batch; "
+                f"expected one {field} for all rows: run the others in a batch of their own"
+            )
+    scope, semantics = treatments[0].scope, treatments[0].semantics
+    heads_kept([treatment.k for treatment in treatments], lens.cfg.n_heads)
+    kept: list[int] = []
+    modes: list[str] = []
+    for k, mode, *_ in treatments:
+        check_mode(mode, semantics)
+        nothing_left = mode == "null" and semantics == "clean"  # z is 0, as with no head kept: no pattern is needed
+        kept.append(0 if nothing_left else k)
+        modes.append("keep" if nothing_left or k == 0 else mode)
+    ranked = top_k(lens, kept, phase, scope, semantics)
+    return ranked + manipulate_rows(lens, modes, needles, phase, semantics)

@@ -1,0 +1,139 @@
+"""Rows under top-k and a manipulation at once, against the untouched Hugging Face model and against each row alone."""
+
+import pytest
+import torch
+from hf_attention import Rules, edited_logits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import FAMILIES, make, tokens
+
+import hybridlens as hl
+from analyses.manipulation import MODES, manipulate
+from analyses.needle_slots import positions_of
+from analyses.sparsification import top_k
+from analyses.treatment import Treatment, treat
+from hybridlens.errors import InputError, UnknownNameError
+
+HEADS = 4
+SEMANTICS = ("clean", "published")
+
+
+def lens_of(family: str, seed: int = 0, **changes: int) -> hl.HybridLens:
+    return hl.HybridLens(make(family, seed, **changes))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("semantics", SEMANTICS)
+def test_equals_the_reference(family: str, semantics: str) -> None:
+    """Six rows with other k, modes and needles in either phase, 11 tokens read and 4 answered.
+
+    The reference ranks the heads by the pattern as it was before it is rewritten, so a ranking of the rewritten one
+    keeps other heads and fails; so does a row that gets another row's k, mode or needle.
+    """
+    lens, ids, boundary = lens_of(family), tokens(6, 15, seed=1), 11
+    reading = [Treatment(k, mode, "layer", semantics) for k, mode in
+               [(4, "keep"), (2, "omit"), (1, "only"), (3, "binary"), (0, "omit"), (3, "null")]]  # fmt: skip
+    answering = [Treatment(k, mode, "layer", semantics) for k, mode in
+                 [(2, "binary"), (4, "only"), (3, "keep"), (1, "omit"), (4, "keep"), (2, "only")]]  # fmt: skip
+    needles = [(6, 9), [(1, 3), (7, 10)], (5, 8), {6, 8}, (7, 9), (8, 12)]
+    edits = treat(lens, reading, needles, "prefill") + treat(lens, answering, needles, "decode")
+    with torch.no_grad():
+        state, logits = lens.prefill(ids[:, :boundary], edits)
+        parts = [logits]
+        for at in range(boundary, 15):
+            state, logits = lens.extend(state, ids[:, at : at + 1], edits)
+            parts.append(logits)
+    found = torch.cat(parts, dim=1)
+    for row, needle in enumerate(needles):
+        rules = [Rules(t.mode, t.k, semantics) for t in (reading[row], answering[row])]
+        expected = edited_logits(lens.hf_model, ids[row], boundary, *rules, set(positions_of(needle)))
+        torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=6)
+@given(st.sampled_from(FAMILIES), st.sampled_from(SEMANTICS), st.sampled_from(["layer", "model"]), st.data())
+def test_rows_answer_as_alone(family: str, semantics: str, scope: str, data: st.DataObject) -> None:
+    """Random treatments of either phase, lengths and needles: the tokens of each row are those of a batch of it."""
+    lens = lens_of(family, 1, num_hidden_layers=6)
+    n = data.draw(st.integers(2, 3))
+    rows = [tokens(1, data.draw(st.integers(3, 14)), seed=i)[0].tolist() for i in range(n)]
+    needles = [data.draw(st.sets(st.integers(0, len(row) - 1), max_size=4)) for row in rows]
+    drawn = st.builds(Treatment, st.integers(0, HEADS), st.sampled_from(MODES), st.just(scope), st.just(semantics))
+    reading, answering = (data.draw(st.lists(drawn, min_size=n, max_size=n)) for _ in range(2))
+
+    def edits(part: slice) -> list[hl.Edit]:
+        return treat(lens, reading[part], needles[part], "prefill") + treat(
+            lens, answering[part], needles[part], "decode"
+        )
+
+    together = lens.generate(rows, 4, edits(slice(None)), stop_at_eos=False)
+    for i, row in enumerate(rows):
+        alone = lens.generate([row], 4, edits(slice(i, i + 1)), stop_at_eos=False)
+        assert together.tokens[i].tolist() == alone.tokens[0].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_the_same_in_fewer_steps(family: str) -> None:
+    """Clean null is k = 0 to the bit, with no pattern asked for; k = 0 needs no mode; untouched rows need no edit."""
+    lens, ids = lens_of(family), tokens(2, 10, seed=2)
+    names = {f"blocks.{layer}.attn.hook_z" for layer in lens.cfg.attention_layers}
+    with torch.no_grad():
+        expected = lens.prefill(ids, manipulate(lens, "null", (1, 3), "prefill")).logits
+        for treatment in (Treatment(4, "null"), Treatment(2, "null"), Treatment(0), Treatment(0, "binary")):
+            edits = treat(lens, [treatment] * 2, [(1, 3)] * 2, "prefill")
+            assert {edit.hook for edit in edits} == names
+            assert torch.equal(lens.prefill(ids, edits).logits, expected)
+        mixed = treat(lens, [Treatment(4), Treatment(2, "null")], [(1, 3), ()], "prefill")
+        found = lens.prefill(ids, mixed).logits
+        torch.testing.assert_close(found[0], lens.prefill(ids).logits[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
+    assert treat(lens, [Treatment(4)] * 3, [(1, 3), (), {2}], "decode") == []
+    published = treat(lens, [Treatment(4, "null", semantics="published")], [(1, 3)], "decode")
+    assert {str(edit.hook).split(".")[-1] for edit in published} == {"hook_pattern"}  # it may have to be left alone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_without_a_needle(family: str) -> None:
+    """Rows of a control beside rows of a prompt: omit leaves all to top-k, only and binary leave nothing."""
+    lens, ids = lens_of(family), tokens(1, 9, seed=3).expand(5, -1)
+    rows = [Treatment(2, mode) for mode in MODES]
+    with torch.no_grad():
+        found = lens.prefill(ids, treat(lens, rows, [()] * 5, "prefill")).logits
+        ranked = lens.prefill(ids, top_k(lens, 2, "prefill")).logits
+        silent = lens.prefill(ids, top_k(lens, 0, "prefill")).logits
+    for row, mode in enumerate(MODES):
+        expected = ranked if mode in ("keep", "omit") else silent
+        torch.testing.assert_close(found[row], expected[row], rtol=1e-5, atol=1e-5)
+    assert (ranked - silent).abs().max() > 1e-3
+
+
+def test_treatments_say_what_they_are() -> None:
+    assert Treatment(4).untouched(4)
+    assert not Treatment(3).untouched(4)
+    assert not Treatment(4, "omit").untouched(4)
+    assert [Treatment(4, mode).causal for mode in MODES] == [True] * 5
+    assert [Treatment(2, mode, "model", "published").causal for mode in MODES] == [m != "binary" for m in MODES]
+    with pytest.raises(UnknownNameError, match="mode 'zero'"):
+        _ = Treatment(4, "zero").causal
+
+
+def test_refusals() -> None:
+    """One clear line each, before anything runs."""
+    lens = lens_of("jamba")
+    with pytest.raises(InputError, match="rows of scope 'layer' and 'model' given in one batch"):
+        treat(lens, [Treatment(1), Treatment(1, scope="model")], [(), ()], "decode")
+    with pytest.raises(InputError, match="rows of semantics 'clean' and 'published' given in one batch"):
+        treat(lens, [Treatment(1), Treatment(1, semantics="published")], [(), ()], "decode")
+    with pytest.raises(InputError, match="2 treatments and 1 needles given"):
+        treat(lens, [Treatment(1)] * 2, [()], "decode")
+    with pytest.raises(InputError, match="0 treatments"):
+        treat(lens, [], [], "decode")
+    with pytest.raises(InputError, match=r"k = 9 given, expected 0\.\.4"):
+        treat(lens, [Treatment(9, "null")], [()], "decode")
+    for wrong, message in [
+        (Treatment(4, "zero"), "mode 'zero'"),
+        (Treatment(4, scope="head"), "scope 'head'"),
+        (Treatment(4, semantics="tidy"), "semantics 'tidy'"),
+    ]:
+        with pytest.raises(UnknownNameError, match=message):
+            treat(lens, [wrong], [()], "decode")
