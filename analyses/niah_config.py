@@ -6,13 +6,14 @@ How it fails: an option that no model could run raises when the config is made; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from analyses.decoding import VERSIONS
 from analyses.entropy import SEMANTICS, check_semantics
+from analyses.runner import Grid
 from hybridlens import niah
+from hybridlens.engine.budget import DEFAULT
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.generation import BOUNDARIES
 from hybridlens.model import HybridLens
@@ -20,8 +21,8 @@ from hybridlens.niah.lengths import PAPER_MAX_LENGTH
 from hybridlens.results import CellKey
 from hybridlens.tokens import check_context
 
-Grid: TypeAlias = Mapping[CellKey, niah.Prompt]
-"""Every cell of a run and its prompt, in the order they are run."""
+VERSIONS = ("generation", "prefill")
+"""The paper's names: heads are dropped while answering only, or while reading the prompt too."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class NiahConfig:
         phases: "generation" (heads are dropped while answering), "prefill" (while reading too), or both.
         boundary: which rules read the last token of the prompt.
         semantics: "clean" or "published": builder, rubric of the default needle, and entropy.
-        batch_size: rows run together; None for a number that suits the model. Changes no cell.
+        batch_size: most rows that answer together; None for as many as fit. Changes no cell.
+        memory: bytes that may be held beside the weights. Changes no cell.
         seed: of the built-in essays.
         max_new_tokens: length of the answers.
         command: the command line, to be recorded.
@@ -64,6 +66,7 @@ class NiahConfig:
     boundary: str = "last_prompt_token"
     semantics: str = "clean"
     batch_size: int | None = None
+    memory: int = DEFAULT
     seed: int = 0
     max_new_tokens: int = 40
     command: str = ""

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses import needle_heads
-from analyses.decoding import VERSIONS
-from analyses.niah_config import Grid, NiahConfig
+from analyses.niah_config import VERSIONS, NiahConfig
+from analyses.runner import Grid
 from hybridlens import niah
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, Manifest, hash_json
@@ -51,6 +51,7 @@ def make_manifest(lens: HybridLens, config: NiahConfig, grid: Grid, weights_hash
         command=config.command,
         settings={
             "batch_size": config.batch_size,
+            "memory": config.memory,
             "device": str(lens.device),
             "haystack": None if config.haystack is None else config.haystack.name,
         },

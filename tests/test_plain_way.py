@@ -12,8 +12,10 @@ from transformers.masking_utils import eager_mask
 from transformers.models.jamba.modeling_jamba import eager_attention_forward
 
 import hybridlens as hl
-from analyses.decoding import Condition, decode
+from analyses.runner import Treated
+from analyses.treatment import Treatment
 from hybridlens import niah
+from hybridlens.engine import Job, Sweep
 
 
 def plain_generate(lens, tokens, k, phases):
@@ -53,9 +55,16 @@ def test_the_sweep_says_what_the_plain_way_says(name, version, phases):
     lens = hl.load(name)
     prompts = niah.grid(lens.tokenizer, lengths=[150], depths=[0, 56])
     kept = (0, 1, 3, 8) if version == "generation" else (1, 4)
-    conditions = [Condition(tuple(prompt.tokens), k) for prompt in prompts for k in kept]
-    ours = decode(lens, conditions, version, boundary="first_new_token")
+    jobs = [
+        Job(prompt.tokens, Treatment(k) if version == "prefill" else None, Treatment(k))
+        for prompt in prompts
+        for k in kept
+    ]
+    ours = {
+        answered.job: answered.answer.text
+        for batch in Sweep(lens, Treated(lens), boundary="first_new_token").run(jobs)
+        for answered in batch
+    }
     with torch.no_grad():
-        plain = [plain_generate(lens, condition.tokens, condition.k, phases) for condition in conditions]
-    assert ours == plain
-    assert len(set(ours)) > 1
+        plain = [plain_generate(lens, job.tokens, job.answering.k, phases) for job in jobs]
+    assert [ours[index] for index in range(len(jobs))] == plain

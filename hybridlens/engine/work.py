@@ -8,7 +8,7 @@ treatments of a batch's rows into `Edit`s.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from hybridlens.generation import Boundary
 from hybridlens.hooks import Edit, Phase
@@ -40,6 +40,7 @@ class Answer(NamedTuple):
     """Smallest gap between the two best logits over the new tokens; a near tie can fall either way."""
 
 
+@runtime_checkable
 class Treating(Protocol):
     """How the treatments of jobs act on rows."""
 
