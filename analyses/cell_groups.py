@@ -3,7 +3,8 @@
 A `Group` holds the scores of one condition by their place in the grid. Means and differences are shares of the
 highest score, with the intervals of `hybridlens.results.statistics`; a difference is taken place by place.
 
-How it fails: cells of several models raise `ResultsError`. Nothing here refuses an empty group; `measure` and `compare` give None for one, which the caller states.
+How it fails: cells of several models raise `ResultsError`. Nothing here refuses an empty group: `measure` and
+`compare` give None for one, which the caller states.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the verdicts rest on: a study's cells and benchmark scores, as estimates, and the rule that judges them.
 
-A claim becomes `Test`s: an estimate with its 95 % interval, moved so that the claim's threshold is 0, and the side
+A claim becomes `Check`s: an estimate with its 95 % interval, moved so that the claim's threshold is 0, and the side
 on which the claim puts it. `judge` holds a claim true when every interval lies on its side, false when one lies on
 the other, and says why where neither is so.
 
@@ -97,7 +97,7 @@ class ModelFacts(NamedTuple):
         return None
 
 
-class Test(NamedTuple):
+class Check(NamedTuple):
     """One measured quantity and where a claim puts it.
 
     Attributes:
@@ -119,7 +119,7 @@ class Finding(NamedTuple):
     reason: str
 
 
-def judge(tests: Sequence[Test]) -> Finding:
+def judge(tests: Sequence[Check]) -> Finding:
     """The outcome of a claim that needs all of the tests."""
     words = "; ".join(test.words for test in tests if test.estimate is not None) or "–"
     verdicts = [_side(test) for test in tests]
@@ -139,7 +139,7 @@ def untested(reason: str, measured: str = "–") -> Finding:
     return Finding(measured, "not tested here", reason)
 
 
-def _side(test: Test) -> bool | None:
+def _side(test: Check) -> bool | None:
     """Whether the interval lies on the claim's side; None where it does not lie on one."""
     if test.estimate is None or math.isnan(test.estimate.low):
         return None
