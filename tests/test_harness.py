@@ -14,6 +14,7 @@ import hybridlens as hl
 from analyses.benchmark_tasks import load_tasks
 from analyses.harness import NO_LIMIT, HarnessModel, longest
 from analyses.sparsification import top_k
+from hybridlens import niah
 from hybridlens.errors import InputError
 
 TINY = ("tiny-recurrentgemma", "tiny-jamba")
@@ -112,6 +113,29 @@ def test_batches_change_nothing(name, phase, k):
     alone, together = HarnessModel(lens, edits, 1), HarnessModel(lens, edits, 5)
     assert_close(together.loglikelihood(likelihood), alone.loglikelihood(likelihood))
     assert together.generate_until(texts) == alone.generate_until(texts)
+
+
+@pytest.mark.parametrize("family", ["recurrentgemma", "jamba"])
+def test_texts_do_not_depend_on_the_batch(family, monkeypatch):
+    """Random models, whose next token follows from everything read: padding on the left changes what they say."""
+    lens = benchmark_lens(family)
+    prompts = [" ".join(niah.vocabulary()[i : i + 3 + i % 4]) for i in range(12)]
+    options = {"until": [], "max_gen_toks": 8}
+    requests = [Instance("generate_until", {}, (text, dict(options)), i) for i, text in enumerate(prompts)]
+    seen = []
+    run = HarnessModel._model_generate
+
+    def watched(self, context, **rest):
+        seen.append(context)
+        return run(self, context, **rest)
+
+    monkeypatch.setattr(HarnessModel, "_model_generate", watched)
+    together, alone = (HarnessModel(lens, top_k(lens, 2, "both"), rows).generate_until(requests) for rows in (8, 1))
+    assert together == alone
+    assert len(set(alone)) > 6
+    real = sum(len(lens.to_tokens(text)[0]) for text in prompts)
+    assert sum(context.numel() for context in seen) == 2 * real  # no place is padding
+    assert max(context.shape[0] for context in seen) == 3
 
 
 @pytest.mark.parametrize(
