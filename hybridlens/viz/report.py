@@ -1,27 +1,20 @@
 """`report.html`: one file with everything in it, that works with the network off.
 
-The page holds plotly.js and the circuitsvis bundle once, the cells as JSON, and the code of `page.js`. Its
-content security policy forbids every request, so a link that crept in would fail in the browser. All text
-that comes from a model or a user goes through `html.escape` or JSON without `<`, and the page's code writes
-it as text, never as HTML. How it fails: `ResultsError` when there is nothing to show; an old report stays.
+The page of one sweep over k; `hybridlens.viz.page` says what keeps it safe. It holds the cells as JSON, and the
+code of `page.js`. How it fails: `ResultsError` when there is nothing to show; an old report stays.
 """
 
-import html
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
 from hybridlens.results import Cell, Finding, accuracy_points, finding, ks_of, phases_of, write_atomic
 from hybridlens.viz.figures import PHASE_COLORS, accuracy_curve, map_grid, retrieval_map
-from hybridlens.viz.patterns import PatternFigure, circuitsvis_bundle, inline_script, props, script_json
+from hybridlens.viz.page import POLICY, REPORT, day, document, escape, provenance, unfinished
+from hybridlens.viz.patterns import PatternFigure, props
 from hybridlens.viz.words import END, LEFT_OUT, PHASE_NOTES, PHASE_TITLES, START, headline, percent
 
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-REPORT = "report.html"
+__all__ = ["POLICY", "REPORT", "render_report", "write_report"]
 
 
 def write_report(
@@ -76,28 +69,14 @@ def render_report(
         "patterns": [props(figure) for figure in patterns],
     }
     figures = "\n".join(_pattern_section(i, figure) for i, figure in enumerate(patterns))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{_text(model)}: needle in a haystack</title>
-<style>
-{_page_file("page.css")}
-</style>
-</head>
-<body>
-<main>
-<header>
+    body = f"""<header>
 <p class="over">Needle in a haystack, heads kept by lowest entropy</p>
-<h1>{_text(model)}</h1>
-<p class="origin">{_text(_origin(cells, record))}</p>
-{_unfinished(record)}
-<p class="finding">{_text(sentences[0])}</p>
-{"".join(f'<p class="finding second">{_text(s)}</p>' for s in sentences[1:])}
-{"".join(f'<p class="note">{_text(s)}</p>' for s in notes)}
+<h1>{escape(model)}</h1>
+<p class="origin">{escape(_origin(cells, record))}</p>
+{unfinished(record)}
+<p class="finding">{escape(sentences[0])}</p>
+{"".join(f'<p class="finding second">{escape(s)}</p>' for s in sentences[1:])}
+{"".join(f'<p class="note">{escape(s)}</p>' for s in notes)}
 {_summary_table(found, n_heads)}
 </header>
 
@@ -110,7 +89,7 @@ needle left out, which show what guessing earns.</p>
 
 <section>
 <h2>Retrieval maps</h2>
-<p>A square is a prompt. Top: needle at the {_text(START)}. Bottom: at the {_text(END)}. Left to right: short
+<p>A square is a prompt. Top: needle at the {escape(START)}. Bottom: at the {escape(END)}. Left to right: short
 to long prompts. Choose a map, then a square in it.</p>
 <div id="strip"></div>
 <div class="pair">
@@ -137,26 +116,10 @@ to long prompts. Choose a map, then a square in it.</p>
 
 <section>
 <h2>Provenance</h2>
-{_provenance(record)}
-</section>
-</main>
-<noscript><p class="note">The figures need JavaScript; nothing comes from a network.</p></noscript>
-<script type="application/json" id="data">{script_json(data)}</script>
-<script>
-{_plotly_bundle()}
-</script>
-{f"<script>{chr(10)}{circuitsvis_bundle()}{chr(10)}</script>" if patterns else ""}
-<script>
-{inline_script(_page_file("page.js"))}
-</script>
-</body>
-</html>
-"""
-
-
-def _text(value: object) -> str:
-    """Any value as text that HTML shows literally."""
-    return html.escape(str(value), quote=True)
+{provenance(record)}
+</section>"""
+    title = f"{model}: needle in a haystack"
+    return document(title, body, data, ["page.js"], with_patterns=bool(patterns))
 
 
 def _row(cell: Cell) -> list[Any]:
@@ -173,18 +136,8 @@ def _origin(cells: Sequence[Cell], record: Mapping[str, Any]) -> str:
     rules = sorted(
         {f"{cell.semantics} semantics, boundary {cell.boundary.replace('_', ' ')}" for cell in cells}
     )
-    when = str(record.get("finished") or record.get("created") or "")[:10]
     counts = f"{len(cells) - controls:,} answers with the needle in the prompt, {controls:,} without"
-    return f"{counts} · {'; '.join(rules)} · seed {record.get('seed')} · {when}"
-
-
-def _unfinished(record: Mapping[str, Any]) -> str:
-    """A line that says so when the run is not complete."""
-    if record.get("status") == "complete":
-        return ""
-    done, total = record.get("cells_done"), record.get("cells")
-    state = f"This run is not complete: {done} of {total} cells. The same command goes on."
-    return f'<p class="note warn">{_text(state)}</p>'
+    return f"{counts} · {'; '.join(rules)} · seed {record.get('seed')} · {day(record)}"
 
 
 def _summary_table(found: Sequence[Finding], n_heads: int | None) -> str:
@@ -231,53 +184,6 @@ def _patterns_block(figures: str) -> str:
 def _pattern_section(index: int, figure: PatternFigure) -> str:
     """The place that one circuitsvis figure is drawn into."""
     return (
-        f"<figure><figcaption><h3>{_text(figure.title)}</h3><p>{_text(figure.note)}</p></figcaption>"
+        f"<figure><figcaption><h3>{escape(figure.title)}</h3><p>{escape(figure.note)}</p></figcaption>"
         f'<div class="paper"><div id="pattern-{index}" class="pattern">drawing …</div></div></figure>'
     )
-
-
-def _provenance(record: Mapping[str, Any]) -> str:
-    """What is needed to run it again: the command, the arguments, hashes and versions."""
-    sessions: Sequence[Mapping[str, Any]] = record.get("sessions") or [{}]
-    machine: Mapping[str, Any] = sessions[-1].get("environment", {})
-    packages: Mapping[str, Any] = machine.get("packages", {})
-    rows: list[tuple[str, object]] = [
-        ("command", record.get("command") or "not recorded"),
-        ("model", record["model"]),
-        *((f"model: {name}", value) for name, value in record.get("facts", {}).items()),
-        ("config, SHA-256", record.get("config_hash")),
-        ("weights, SHA-256", record.get("weights_hash")),
-        ("seed", record.get("seed")),
-        *((name.replace("_", "-"), value) for name, value in record.get("arguments", {}).items()),
-        *((name.replace("_", "-"), value) for name, value in sessions[-1].get("settings", {}).items()),
-        ("started", record.get("created")),
-        ("finished", record.get("finished") or "not yet"),
-        ("python", machine.get("python")),
-        ("platform", machine.get("platform")),
-        ("packages", ", ".join(f"{name} {version}" for name, version in packages.items() if version)),
-        *(("damaged, mended", line) for line in record.get("damaged", [])),
-    ]
-    body = "".join(f"<tr><th scope=row>{_text(n)}</th><td>{_text(_plain(v))}</td></tr>" for n, v in rows)
-    return (
-        "<details><summary>Everything needed to run it again (also in run.json)</summary>"
-        f"<table class=facts><tbody>{body}</tbody></table></details>"
-    )
-
-
-def _plain(value: object) -> str:
-    """A JSON value as people read it."""
-    if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
-    return "default" if value is None else str(value)
-
-
-@cache
-def _plotly_bundle() -> str:
-    """plotly.js, made safe to stand inside a `<script>` element."""
-    return inline_script(get_plotlyjs())
-
-
-@cache
-def _page_file(name: str) -> str:
-    """The text of a file that belongs to this package."""
-    return resources.files("hybridlens.viz").joinpath(name).read_text(encoding="utf-8")

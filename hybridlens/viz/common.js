@@ -1,0 +1,92 @@
+"use strict";
+// What every page shares. Text from a model or a user is set as textContent, never as HTML.
+const Page = (() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const byId = (id) => document.getElementById(id);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const quiet = { displayModeBar: false, responsive: true };
+
+  const element = (name, properties = {}, ...children) => {
+    const made = Object.assign(document.createElement(name), properties);
+    made.append(...children);
+    return made;
+  };
+  const written = (text) => (text === ""
+    ? element("span", { className: "empty", textContent: "(nothing)" })
+    : document.createTextNode(text));
+  const percent = (value) => `${value > 0 && value < 1 ? value.toFixed(1) : Math.round(value)} %`;
+  const average = (rows) => {
+    const values = rows.flat().filter((value) => value !== null);
+    return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+  };
+
+  // --- colours -------------------------------------------------------------------------------------------
+  const stops = () => ["--low", "--mid", "--high"].map(color);
+  const channel = (hex, i) => parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16);
+  const shade = (value, [low, mid, high]) => {
+    const [from, to, share] = value < 50 ? [low, mid, value / 50] : [mid, high, value / 50 - 1];
+    const mix = [0, 1, 2].map((i) => Math.round(channel(from, i) + (channel(to, i) - channel(from, i)) * share));
+    return `rgb(${mix.join(",")})`;
+  };
+  const LIGHTER = { "#0f6e74": "#6fc3bd", "#b4532a": "#e6a27a", "#5b4a9e": "#b3a6ef", "#7d6608": "#dcc25a",
+    "#5c6468": "#b5babc", "#a8326e": "#ee9cc8" };
+  const themed = (layout) => {
+    const copy = structuredClone(layout);
+    copy.font.color = color("--ink");
+    for (const axis of [copy.xaxis, copy.yaxis]) axis.gridcolor = color("--grid");
+    copy.hoverlabel = { bgcolor: color("--card"), bordercolor: color("--line"), font: { color: color("--ink") } };
+    return copy;
+  };
+
+  // --- figures -------------------------------------------------------------------------------------------
+  const drawChart = (id, figure) => {
+    const text = JSON.stringify([figure.data, figure.layout]);
+    const [traces, layout] = JSON.parse(
+      dark.matches ? text.replace(/#[0-9a-f]{6}/g, (hex) => LIGHTER[hex] || hex) : text);
+    Plotly.react(id, traces, themed(layout), quiet);
+  };
+  const smallMap = (rows) => {
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    const [wide, high] = [rows[0].length, rows.length];
+    svg.setAttribute("viewBox", `0 0 ${wide} ${high}`);
+    svg.setAttribute("preserveAspectRatio", "none");
+    svg.setAttribute("aria-hidden", "true");
+    const scale = stops();
+    rows.forEach((row, y) => row.forEach((value, x) => {
+      if (value === null) return;
+      const square = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+      for (const [name, number] of [["x", x + 0.04], ["y", y + 0.04], ["width", 0.92], ["height", 0.92]]) {
+        square.setAttribute(name, number);
+      }
+      square.setAttribute("fill", shade(value, scale));
+      svg.append(square);
+    }));
+    return svg;
+  };
+  // A map of percentages with one square marked; the controls, where there are some, below an empty row.
+  const drawMap = (id, figure, change, percentages, gapRow, [row, column]) => {
+    const trace = Object.assign(structuredClone(figure.data[0]), change);
+    trace.z = percentages.slice();
+    if (gapRow >= 0) trace.z.splice(gapRow, 0, trace.z[0].map(() => null));
+    const scale = stops();
+    trace.colorscale = [[0, scale[0]], [0.5, scale[1]], [1, scale[2]]];
+    const layout = themed(figure.layout);
+    const y = row + (gapRow >= 0 && row >= gapRow ? 1 : 0);
+    layout.shapes = [{ type: "rect", x0: column - 0.5, x1: column + 0.5, y0: y - 0.5, y1: y + 0.5,
+      line: { color: color("--ink"), width: 2 } }];
+    Plotly.react(id, [trace], layout, quiet);
+  };
+  // What a click on such a map means: [row, column].
+  const squareOf = (event, gapRow) => {
+    const [row, column] = event.points[0].pointIndex ?? event.points[0].pointNumber;
+    return [gapRow >= 0 && row > gapRow ? row - 1 : row, column];
+  };
+  const fill = (id, words, chosen) => {
+    const select = byId(id);
+    select.replaceChildren(...words.map((textContent, value) => element("option", { value, textContent })));
+    select.selectedIndex = chosen;
+  };
+
+  return { data, byId, dark, element, written, percent, average, drawChart, smallMap, drawMap, squareOf, fill };
+})();
