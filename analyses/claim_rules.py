@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from analyses.cell_groups import Estimate, Group, Place, accuracy, chance, common, compare
-from analyses.evidence import Evidence, Finding, Check, judge, less, percent, points, untested
+from analyses.evidence import Check, Evidence, Finding, judge, less, percent, points, untested
 from analyses.views import tipping, tipping_spread
 
 NEAR_ZERO = 0.10

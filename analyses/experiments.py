@@ -222,6 +222,8 @@ def check_study(config: StudyConfig, cfg: LensConfig) -> tuple[dict[str, tuple[s
             raise InputError(reason)
         else:
             notes.append(f"left out: {reason}")
+    if not names:
+        raise InputError(f"no experiment is named, expected some of {', '.join(EXPERIMENTS)}")
     if not running:
         raise InputError(f"no experiment is left to run: {'; '.join(notes)}")
     return running, tuple(notes)
