@@ -22,7 +22,7 @@ ANSWER_TOKENS = 32
 
 def make_manifest(lens: HybridLens, config: NiahConfig, grid: Grid, weights_hash: str) -> Manifest:
     """What the run is: every argument with its defaults filled in, hashes, and facts of the model."""
-    needle, cfg = config.hidden, lens.cfg
+    needle = config.hidden
     arguments: dict[str, Any] = {
         "lengths": list(dict.fromkeys(key.length for key in grid)),
         "depths": list(config.depths),
@@ -55,15 +55,21 @@ def make_manifest(lens: HybridLens, config: NiahConfig, grid: Grid, weights_hash
             "device": str(lens.device),
             "haystack": None if config.haystack is None else config.haystack.name,
         },
-        facts={
-            "family": cfg.family,
-            "layers": cfg.n_layers,
-            "attention_layers": list(cfg.attention_layers),
-            "n_heads": cfg.n_heads,
-            "window": cfg.window,
-            "parameters": lens.n_parameters.total,
-        },
+        facts=model_facts(lens),
     )
+
+
+def model_facts(lens: HybridLens) -> dict[str, Any]:
+    """What a report says of a model: name -> JSON value."""
+    cfg = lens.cfg
+    return {
+        "family": cfg.family,
+        "layers": cfg.n_layers,
+        "attention_layers": list(cfg.attention_layers),
+        "n_heads": cfg.n_heads,
+        "window": cfg.window,
+        "parameters": lens.n_parameters.total,
+    }
 
 
 def needle_figures(lens: HybridLens, grid: Grid, cells: Sequence[Cell]) -> list[PatternFigure]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from analyses.embedded import columns
 from analyses.ranking import HeadRanking
+from analyses.verdict import Verdict
 from hybridlens import niah
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, accuracy_points, phases_of
@@ -32,6 +33,13 @@ def accuracy_table(cells: Sequence[Cell], model: str) -> str:
         rows.append(row)
     title = f"{model}: accuracy in % of the highest score [95 % interval over prompts] (control: the needle left out)"
     return f"{title}\n{columns(rows, left=0)}"
+
+
+def verdict_table(judged: Sequence[Verdict], model: str) -> str:
+    """What became of each of the paper's claims, and what was measured."""
+    rows = [["", "claim", "outcome", "measured"]]
+    rows += [[found.hypothesis, found.claim, found.outcome, found.reason or found.measured] for found in judged]
+    return f"{model}: the paper's claims\n{columns(rows, left=4)}"
 
 
 def percent_interval(mean: float, low: float, high: float) -> str:

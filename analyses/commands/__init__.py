@@ -1,0 +1,1 @@
+"""The subcommands of `hybridlens`, a module each; `analyses.cli` puts them together."""
