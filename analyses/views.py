@@ -120,7 +120,7 @@ def tipping_spread(cells: Iterable[Cell], base: Base, phase: str) -> TippingInte
     fields |= {"semantics": base.semantics, "boundary": base.boundary, "phase": phase, "control": False}
     mine = [cell for cell in cells if all(getattr(cell, name) == value for name, value in fields.items())]
     curve = complete(_by_second(grouped(mine, base, lambda cell: (cell.phase, cell.k)), phase))
-    if not curve or len({len(group.scores) for group in curve.values()}) > 1:
+    if len({frozenset(group.scores) for group in curve.values()}) != 1:
         return None
     return tipping_interval([cell for cell in mine if cell.k in curve], phase)
 
@@ -207,8 +207,8 @@ def needles(cells: Sequence[Cell], base: Base) -> NeedlesResult:
         ResultsError: no cell with another needle than the study's own, or no place common to all needles.
     """
     found = grouped(cells, base, lambda cell: (cell.needle, cell.k), "needle", phase="generation")
-    _require(found, "needles")
     names = tuple(dict.fromkeys(name for name, _ in found))
+    _require(set(names) - {base.needle}, "needles")
     curves = {name: _by_second(found, name) for name in names}
     ks = tuple(sorted(set.intersection(*(set(curve) for curve in curves.values()))))
     places = common(curves[name][k] for name in names for k in ks)
