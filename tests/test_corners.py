@@ -12,6 +12,7 @@ from models import FAMILIES, make, tokens
 from torch.testing import assert_close
 
 from hybridlens import Edit, HybridLens, HybridLensError
+from hybridlens.hooks import unchanged
 
 
 @pytest.fixture(params=FAMILIES)
@@ -33,6 +34,18 @@ def test_a_row_that_has_ended_reads_no_more(lens):
         got = lens.extend(out.state, more).logits[0]
         assert_close(got, lens.extend(alone, more[:1]).logits[0], rtol=1e-4, atol=1e-4)
     assert int(out.state.lengths[0]) == read.shape[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])
+def test_unchanged_compares_entry_by_entry(dtype):
+    """NaN at the same entry is no change, at another it is one; infinities of both signs hide neither."""
+    inf, nan = float("inf"), float("nan")
+    rows = [[1, 2, 3], [1, 2, 4]] if dtype == torch.int64 else [
+        [1, inf, -inf], [1, inf, inf], [nan, inf, 2], [inf, nan, 2], [1, -inf, nan], [1, -inf, 3], [6e4, 6e4, 1]
+    ]  # fmt: skip
+    for i, before in enumerate(rows):
+        for j, after in enumerate(rows):
+            assert unchanged(torch.tensor(before, dtype=dtype), torch.tensor(after, dtype=dtype)) == (i == j)
 
 
 def rewrite(x, hook):
