@@ -180,7 +180,7 @@ def _clean(tables: NeedleTables) -> HookFunction:
         seen = here.needle[rows] & here.slots.select(rows).dense(pattern.device)
         total = pattern[rows].masked_fill(~seen, 0.0).sum(dim=-1, keepdim=True, dtype=torch.float32)
         mean = total / seen.sum(dim=-1, keepdim=True).clamp(min=1)
-        return pattern.masked_fill(~here.kept, 0.0).index_copy(0, rows, (mean * seen).to(pattern.dtype))
+        return pattern.masked_fill(~here.kept, 0.0).index_copy_(0, rows, (mean * seen).to(pattern.dtype))
 
     return rewrite
 
@@ -199,7 +199,7 @@ def _published_answering(tables: NeedleTables) -> HookFunction:
         before, seen = pattern[rows], seen[rows]
         total = before.masked_fill(~seen, 0.0).sum(dim=(1, 3), keepdim=True, dtype=torch.float32)
         number = total / n_heads / seen.sum(dim=-1, keepdim=True).clamp(min=1)
-        return out.index_copy(0, rows, torch.where(blind[rows], before, (number * seen).to(before.dtype)))
+        return out.index_copy_(0, rows, torch.where(blind[rows], before, (number * seen).to(before.dtype)))
 
     return rewrite
 
@@ -216,10 +216,10 @@ def _published_reading(tables: NeedleTables) -> HookFunction:
                 f"published binary at '{hook.name}' needs the whole prompt in one pass, but {queries} tokens were read "
                 f"after {pattern.shape[3] - queries} held ones; read the prompt at once, or use clean semantics"
             )
-        needle, real = here.needle[rows], (here.slots.key_positions >= 0)[rows, None, :, None]
-        total = pattern[rows].masked_fill(~(needle & real), 0.0).sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float32)
-        number = total / n_heads / needle.sum(dim=-1, keepdim=True).clamp(min=1)
+        needle, real = here.needle[rows], (here.slots.key_positions >= 0)[rows, :, None]
+        paid = pattern[rows].sum(dim=1, dtype=torch.float32).masked_fill(~(needle[:, 0] & real), 0.0)  # over heads
+        number = paid.sum(dim=(1, 2))[:, None, None, None] / n_heads / needle.sum(dim=-1, keepdim=True).clamp(min=1)
         same = (number * needle).to(pattern.dtype).expand(-1, n_heads, queries, -1)
-        return pattern.masked_fill(~here.kept, 0.0).index_copy(0, rows, same)
+        return pattern.masked_fill(~here.kept, 0.0).index_copy_(0, rows, same)
 
     return rewrite

@@ -8,7 +8,7 @@ from models import FAMILIES, make, tokens
 
 import hybridlens as hl
 from analyses.entropy import rank_heads
-from analyses.manipulation import MODES
+from analyses.manipulation import MODES, manipulate
 from analyses.sparsification import top_k
 from analyses.treatment import Treatment, treat
 from hybridlens import attention
@@ -177,6 +177,24 @@ def test_top_k_works_in_blocks(family: str, blocks) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found[2], untouched[2], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(again.scores, ranking.scores, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("semantics", ["clean", "published"])
+def test_every_mode_in_blocks(family: str, semantics: str, blocks) -> None:
+    """All modes over 13 tokens and padding, by twos; published binary, which sums over all queries, gets them all."""
+    lens, ids = lens_of(family), tokens(len(MODES), 13, seed=5)
+    lengths = torch.tensor([13, 11, 13, 12, 13])
+    edits = manipulate(lens, MODES, [(2, 4), (7, 9)], "prefill", semantics)
+    reader = Reader()
+    edits.append(hl.Edit(attention_name(lens, "hook_pattern"), reader.function(True)))
+    with torch.no_grad():
+        once = lens.prefill(ids, edits, lengths=lengths).logits
+        blocks(5, 13, 2)
+        cut = lens.prefill(ids, edits, lengths=lengths).logits
+    assert len(reader.given) == 1 + (7 if semantics == "clean" else 1)
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(cut[row, :length], once[row, :length], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
