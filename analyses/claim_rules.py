@@ -108,7 +108,7 @@ def tipping_range(evidence: Evidence) -> Finding:
     if low >= 1 and high <= 4:
         return Finding(words, "holds", "")
     if high < 1 or low > 4:
-        return Finding(words, "fails", "")
+        return Finding(words, "fails", f"against it: the tipping point is {ends[0]}")
     return untested("undecided: the interval reaches beyond 1 … 4", words)
 
 

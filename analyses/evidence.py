@@ -112,7 +112,7 @@ class Check(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What came of a claim: what was measured in words, the outcome, and why it is not decided (or empty)."""
+    """What came of a claim: what was measured in words, the outcome, and what speaks against it or leaves it open."""
 
     measured: str
     outcome: Outcome
@@ -123,8 +123,9 @@ def judge(tests: Sequence[Check]) -> Finding:
     """The outcome of a claim that needs all of the tests."""
     words = "; ".join(test.words for test in tests if test.estimate is not None) or "–"
     verdicts = [_side(test) for test in tests]
-    if any(side is False for side in verdicts):
-        return Finding(words, "fails", "")
+    against = [test.words.split(":")[0] for test, side in zip(tests, verdicts, strict=True) if side is False]
+    if against:
+        return Finding(words, "fails", f"against it: {', '.join(dict.fromkeys(against))}")
     missing = [test.words for test in tests if test.estimate is None]
     if missing or not tests:
         return Finding(words, "not tested here", f"not run: {'; '.join(missing) or 'any cell of it'}")

@@ -59,7 +59,7 @@ class Verdict(NamedTuple):
         measured: values with their 95 % intervals, in words.
         outcome: "holds", "fails" or "not tested here".
         rule: what decides, in words.
-        reason: why it was not decided; empty where it was.
+        reason: what speaks against it, or why it was not decided; empty where it holds.
     """
 
     id: str

@@ -155,7 +155,7 @@ class NeedlesResult:
     """Accuracy for several needles, generation version.
 
     Attributes:
-        needles: names along ``needle``.
+        needles: names along ``needle``, the study's own first.
         ks: heads kept, along ``k``, ascending.
         accuracy: [needle, k], intervals over prompts.
         across: [k], mean over needles, interval over needles: how another set of them might come out.

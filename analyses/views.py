@@ -207,7 +207,7 @@ def needles(cells: Sequence[Cell], base: Base) -> NeedlesResult:
         ResultsError: no cell with another needle than the study's own, or no place common to all needles.
     """
     found = grouped(cells, base, lambda cell: (cell.needle, cell.k), "needle", phase="generation")
-    names = tuple(dict.fromkeys(name for name, _ in found))
+    names = tuple(sorted(dict.fromkeys(name for name, _ in found), key=lambda name: name != base.needle))
     _require(set(names) - {base.needle}, "needles")
     curves = {name: _by_second(found, name) for name in names}
     ks = tuple(sorted(set.intersection(*(set(curve) for curve in curves.values()))))

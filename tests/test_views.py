@@ -207,7 +207,7 @@ def test_needles_are_compared_at_common_places() -> None:
     for name, score in (("oslo", 4.0), ("code", 3.0)):
         cells += sweep({0: 1.0, N: score}, lengths=(160, 220), needle=name, control=1)
     cells += grid(5.0, k=2)
-    found = views.needles(cells, BASE)
+    found = views.needles(cells[48:] + cells[:48], BASE)
     assert (found.needles, found.ks) == (("paper", "oslo", "code"), (0, N))
     torch.testing.assert_close(found.accuracy.mean, torch.tensor([[0, 1.0], [0.2, 0.8], [0.2, 0.6]]))
     assert found.accuracy.n.unique().tolist() == [10]
