@@ -30,10 +30,11 @@ const Page = (() => {
     return `rgb(${mix.join(",")})`;
   };
   const LIGHTER = { "#0f6e74": "#6fc3bd", "#b4532a": "#e6a27a", "#5b4a9e": "#b3a6ef", "#7d6608": "#dcc25a",
-    "#5c6468": "#b5babc", "#a8326e": "#ee9cc8" };
+    "#5c6468": "#b5babc", "#2b2b2b": "#e6e4df", "#a8326e": "#ee9cc8" };
   const themed = (layout) => {
     const copy = structuredClone(layout);
     copy.font.color = color("--ink");
+    for (const note of copy.annotations || []) note.bgcolor = color("--page");
     for (const axis of [copy.xaxis, copy.yaxis]) axis.gridcolor = color("--grid");
     copy.hoverlabel = { bgcolor: color("--card"), bordercolor: color("--line"), font: { color: color("--ink") } };
     return copy;

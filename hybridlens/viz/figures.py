@@ -95,9 +95,9 @@ def accuracy_curve(
                 + "</extra>",
             )
     figure.update_layout(
-        **_layout(),
-        xaxis=_k_axis(sorted(ks), n_heads),
-        yaxis=_axis(
+        **base_layout(),
+        xaxis=k_axis(sorted(ks), n_heads),
+        yaxis=axis(
             "accuracy, % of the highest score<br>bars: 95 % interval over prompts",
             range=[-3, 104],
             ticksuffix=" %",
@@ -141,7 +141,11 @@ def retrieval_map(cells: Sequence[Cell], phase: str, k: int, max_score: float | 
     Raises:
         ResultsError: no cell of that phase and k.
     """
-    grid = map_grid(cells, phase, k, max_score)
+    return map_figure(map_grid(cells, phase, k, max_score))
+
+
+def map_figure(grid: MapGrid) -> go.Figure:
+    """`retrieval_map` of numbers that are there already."""
     labels = [depth_label(depth) for depth in grid.depths]
     values = list(grid.accuracy)
     if None in grid.depths:
@@ -173,15 +177,15 @@ def retrieval_map(cells: Sequence[Cell], phase: str, k: int, max_score: float | 
         )
     )
     figure.update_layout(
-        **_layout(),
-        xaxis=_axis("prompt length, tokens", type="category", showgrid=False),
-        yaxis=_axis("depth of the needle", type="category", autorange="reversed", showgrid=False),
+        **base_layout(),
+        xaxis=axis("prompt length, tokens", type="category", showgrid=False),
+        yaxis=axis("depth of the needle", type="category", autorange="reversed", showgrid=False),
         margin={"l": 10, "r": 10, "t": 10, "b": 50},
     )
     return figure
 
 
-def _layout() -> dict[str, Any]:
+def base_layout() -> dict[str, Any]:
     """What every figure shares."""
     return {
         "template": "none",
@@ -191,7 +195,7 @@ def _layout() -> dict[str, Any]:
     }
 
 
-def _axis(title: str, **more: Any) -> dict[str, Any]:
+def axis(title: str, **more: Any) -> dict[str, Any]:
     """An axis with a title in words and a faint grid."""
     return {
         "title": {"text": title, "standoff": 12, "font": {"size": 13}},
@@ -204,17 +208,24 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def _k_axis(ks: list[int], n_heads: int | None) -> dict[str, Any]:
-    """The axis of heads kept: a tick for every k while they fit, both ends named."""
+def k_axis(ks: list[int], n_heads: int | None, title: str | None = None) -> dict[str, Any]:
+    """The axis of heads kept: a tick for every k while they fit, both ends named.
+
+    Args:
+        ks: what is shown, ascending.
+        n_heads: heads of a layer; None when unknown.
+        title: what k counts; heads kept in every layer when left out.
+    """
     step = -(-len(ks) // _MOST_TICKS)
     shown = sorted({*ks[::step], ks[0], ks[-1]})
     names = {
         ks[0]: "no attention" if ks[0] == 0 else "fewest",
         ks[-1]: "all heads" if ks[-1] == n_heads else "most heads",
     }
-    return _axis(
-        "attention heads kept in every layer, k (read from right to left: fewer and fewer heads)",
+    room = 0.035 * (ks[-1] - ks[0]) or 0.3
+    return axis(
+        f"{title or 'attention heads kept in every layer, k'}<br>(read from right to left: fewer and fewer heads)",
         tickvals=shown,
         ticktext=[f"{k}<br>{names[k]}" if k in names else str(k) for k in shown],
-        range=[ks[0] - 0.3, ks[-1] + 0.3],
+        range=[ks[0] - room, ks[-1] + room],
     )

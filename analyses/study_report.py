@@ -1,0 +1,184 @@
+"""The report of a study: the paper's claims with their verdicts, then every experiment that ran.
+
+Views, verdicts and benchmark scores become the plain values of `hybridlens.viz.study`. An experiment counts as run
+when this session or an earlier one of the same folder asked for it, and the folder holds its cells.
+
+How it fails: an experiment that was asked for and whose cells are missing leaves one line that says so in place of
+its section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analyses.benchmark_results import BenchmarkRow
+from analyses.experiments import EXPERIMENTS, Study
+from analyses.study_answers import BOUNDARY_WORDS, explorer, tied
+from analyses.study_sections import SECTIONS, benchmarks
+from analyses.verdict import Verdict
+from analyses.views import NEAR, near_ties
+from hybridlens.errors import ResultsError
+from hybridlens.results import Cell
+from hybridlens.viz.blocks import Block, Section, Table, Words
+from hybridlens.viz.page import day
+from hybridlens.viz.study import Hypothesis, StudyPage, VerdictRow, write_study
+from hybridlens.viz.words import END, START
+
+HYPOTHESES = {
+    "H1": "retrieval depends on attention alone",
+    "H2": "attention is specialised for retrieval",
+    "H3": "the needle has to be seen while answering, its context at some time, and with exact weights",
+}
+"""The paper's hypotheses in short."""
+
+_LEFT_OUT = "left out: "
+
+
+def write_study_report(
+    folder: Path,
+    cells: Sequence[Cell],
+    record: Mapping[str, Any],
+    study: Study,
+    benchmark_rows: Sequence[BenchmarkRow] = (),
+    verdicts: Sequence[Verdict] = (),
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write `report.html` into a study's folder, atomically; returns its path.
+
+    Args:
+        folder: the study's folder.
+        cells: all its cells, of one model.
+        record: its `run.json`.
+        study: what ran.
+        benchmark_rows: scores of benchmarks; none leaves their section out.
+        verdicts: on the paper's claims; none leaves their section out.
+        notes: what was chosen, left out, or spent, one sentence each. One that begins with the name of an
+            experiment and a colon stands in its section.
+    """
+    return write_study(folder, page_of(cells, record, study, benchmark_rows, verdicts, notes), record)
+
+
+def page_of(
+    cells: Sequence[Cell],
+    record: Mapping[str, Any],
+    study: Study,
+    benchmark_rows: Sequence[BenchmarkRow] = (),
+    verdicts: Sequence[Verdict] = (),
+    notes: Sequence[str] = (),
+) -> StudyPage:
+    """The page's contents; arguments as in `write_study_report`."""
+    model, ran = str(record["model"]), _ran(study, record)
+    notes = list(dict.fromkeys(notes))
+    own = {name: [note for note in notes if note.startswith(f"{name}: ")] for name in EXPERIMENTS}
+    left = [note for note in notes if note.startswith(_LEFT_OUT)]
+    rest = [note for note in notes if note not in left and not any(note in found for found in own.values())]
+    sections: list[Section] = []
+    for name, make in SECTIONS.items():
+        if name in ran:
+            sections.append(_section(name, make, cells, study, own[name]))
+        if name == "table1":
+            if cells:
+                sections.append(_answers(cells, study, own["maps"]))
+            if benchmark_rows:
+                sections.append(benchmarks(benchmark_rows, model, study.base.n_heads))
+    if cells:
+        sections += [_ties(cells), _costs(cells, rest)]
+    return StudyPage(
+        model=model,
+        origin=_origin(cells, record, study),
+        finding=_finding(verdicts, model),
+        notes=tuple(left),
+        hypotheses=_hypotheses(verdicts),
+        sections=tuple(sections),
+    )
+
+
+def _ran(study: Study, record: Mapping[str, Any]) -> set[str]:
+    """The experiments that this and earlier sessions asked for."""
+    named = set(study.experiments)
+    for session in record.get("sessions", []):
+        named |= set(session.get("settings", {}).get("experiments") or ())
+    return named
+
+
+def _section(name: str, make: Any, cells: Sequence[Cell], study: Study, notes: Sequence[str]) -> Section:
+    """An experiment's section with its notes; where its cells are missing, with the line that says so."""
+    try:
+        section = make(cells, study.base)
+    except ResultsError as error:
+        return Section(name, EXPERIMENTS[name].title, (Words(str(error), note=True),))
+    shown = (Words(note.removeprefix(f"{name}: "), note=True) for note in notes)
+    return Section(section.name, section.title, (*section.blocks, *shown))
+
+
+def _answers(cells: Sequence[Cell], study: Study, notes: Sequence[str]) -> Section:
+    blocks: list[Block] = [
+        Words(
+            f"Every answer of the study. A square is a prompt. Top: needle at the {START}. Bottom: at the {END}. Left "
+            "to right: short to long prompts. Choose what to look through, then a map, then a square in it."
+        ),
+        *(Words(note.removeprefix("maps: "), note=True) for note in notes),
+        explorer(cells, study.base),
+    ]
+    return Section("maps", "Retrieval maps and answers", tuple(blocks))
+
+
+def _ties(cells: Sequence[Cell]) -> Section:
+    """How many answers hung on rounding."""
+    known = [cell for cell in cells if cell.margin is not None]
+    found = near_ties(cells)
+    unknown = "" if len(known) == len(cells) else f" Of {len(cells) - len(known):,} cells it was not recorded."
+    words = (
+        f"In {len(found):,} of {len(known):,} cells the two best logits of some token lay within {NEAR:g} of each "
+        f"other, where rounding may decide the token.{unknown}"
+    )
+    return Section("near-ties", "Near ties", (Words(words), *((tied(found),) if found else ())))
+
+
+def _costs(cells: Sequence[Cell], notes: Sequence[str]) -> Section:
+    seconds = sum(cell.seconds for cell in cells)
+    counted = [cell.tokens for cell in cells if cell.tokens is not None]
+    rows = [
+        ("cells", f"{len(cells):,}"),
+        ("seconds, all sessions", f"{seconds:,.1f}"),
+        ("milliseconds a cell", f"{1000 * seconds / len(cells):,.1f}"),
+        ("tokens generated, as if each cell were alone", f"{sum(counted):,}" if counted else "–"),
+    ]
+    return Section("costs", "Costs", (*(Words(note) for note in notes), Table(("", ""), tuple(rows))))
+
+
+def _origin(cells: Sequence[Cell], record: Mapping[str, Any], study: Study) -> str:
+    """One line: how much was run, under which rules, when."""
+    controls = sum(cell.control for cell in cells)
+    base = study.base
+    rules = f"{base.semantics} semantics, answering from {BOUNDARY_WORDS[base.boundary]}"
+    counts = f"{len(cells) - controls:,} answers with the needle in the prompt, {controls:,} without"
+    return f"{counts} · {rules} · seed {record.get('seed')} · {day(record)}"
+
+
+def _finding(verdicts: Sequence[Verdict], model: str) -> tuple[str, ...]:
+    """How many claims hold, in a sentence."""
+    if not verdicts:
+        return ("No claim of the paper was judged.",)
+    hold, fail, open_ = (
+        sum(found.outcome == name for found in verdicts) for name in ("holds", "fails", "not tested here")
+    )
+    return (
+        f"Of {len(verdicts)} claims of the paper, {hold} {'holds' if hold == 1 else 'hold'} for {model}, "
+        f"{fail} {'fails' if fail == 1 else 'fail'}, and {open_} {'is' if open_ == 1 else 'are'} not tested here.",
+    )
+
+
+def _hypotheses(verdicts: Sequence[Verdict]) -> tuple[Hypothesis, ...]:
+    names = dict.fromkeys(found.hypothesis for found in verdicts)
+    return tuple(
+        Hypothesis(name, HYPOTHESES[name], tuple(_row(found) for found in verdicts if found.hypothesis == name))
+        for name in names
+    )
+
+
+def _row(found: Verdict) -> VerdictRow:
+    measured = tuple(found.measured.split("; "))
+    return VerdictRow(found.claim, found.paper, measured, found.outcome, found.rule, found.reason)

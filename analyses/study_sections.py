@@ -1,0 +1,366 @@
+"""The sections of a study's report, one for each experiment: views and benchmark scores as figures and tables.
+
+`SECTIONS` gives for the name of an experiment what makes its section from the cells; `benchmarks` makes that of
+the benchmark scores. Every number of a figure stands in a table as well.
+
+How it fails: a view whose cells are missing raises `ResultsError`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from analyses import views
+from analyses.benchmark_results import BenchmarkResult, BenchmarkRow
+from analyses.cell_groups import Base
+from analyses.evidence import GLUE_TASKS, NORMAL
+from analyses.study_answers import BOUNDARY_WORDS, condition_words, differing
+from hybridlens.results import Cell, TippingInterval
+from hybridlens.viz.blocks import (
+    Block,
+    Chart,
+    Entry,
+    HeatTable,
+    Section,
+    Table,
+    Words,
+    difference,
+    entry,
+    percent,
+    signed,
+)
+from hybridlens.viz.charts import Curve, Value, bar_chart, line_chart
+from hybridlens.viz.words import PHASE_NOTES, PHASE_TITLES
+
+ACCURACY = "accuracy, % of the highest score<br>bars: 95 % interval over prompts"
+MODE_WORDS = {
+    "keep": "weights as they are",
+    "omit": "the needle's set to 0",
+    "only": "all but the needle's set to 0",
+    "binary": "the needle's set to their mean, others to 0",
+    "null": "all set to 0",
+}
+_PER_CHART = 5
+
+
+def value(found: views.Accuracies | views.Differences, *place: int) -> Value:
+    """One entry of a view's tensors."""
+    chance = found.chance if isinstance(found, views.Accuracies) else None
+    means, lows, highs = (float(tensor[place]) for tensor in (found.mean, found.low, found.high))
+    return Value(means, lows, highs, int(found.n[place]), math.nan if chance is None else float(chance[place]))
+
+
+def fig2(cells: Sequence[Cell], base: Base) -> Section:
+    """Accuracy against heads kept, with the tipping points."""
+    view = views.fig2(cells, base)
+    curves = [
+        Curve(PHASE_TITLES[phase], _points(view.accuracy, i, view.ks), view.tipping[i])
+        for i, phase in enumerate(view.phases)
+    ]
+    blocks: list[Block] = [
+        Words(
+            "The mean score over all lengths and depths when the heads of highest entropy are silenced in every "
+            "attention layer. Dotted: prompts with the needle left out, which show what guessing earns."
+        ),
+        Chart(line_chart(curves, base.n_heads, ACCURACY), "accuracy against heads kept; numbers in the table below"),
+    ]
+    for phase, tip, spread in zip(view.phases, view.tipping, view.intervals, strict=True):
+        blocks.append(Words(f"{PHASE_TITLES[phase]} ({PHASE_NOTES[phase]}): {tipping_words(tip, spread)}"))
+    return Section("fig2", "Accuracy against heads kept", (*blocks, _by_k("heads kept", curves, view.ks)))
+
+
+def tipping_words(tip: int | None, spread: TippingInterval | None) -> str:
+    """Where accuracy falls under half of the full model's, and how sure that is, as a sentence."""
+    found = "accuracy never falls under half of that with all heads"
+    if tip is not None:
+        found = f"accuracy falls under half of that with all heads at k = {tip}, the tipping point"
+    if spread is None:
+        return f"{found}; some prompt was not run at every k, so how sure that is is not known."
+    shares = [
+        f"{'none' if k is None else f'k = {k}'} in {percent(share)}"
+        for k, share in sorted(spread.shares.items(), key=lambda pair: -pair[1])
+        if share >= 0.0005
+    ]
+    return f"{found}. When the prompts are drawn again at random, it is {', '.join(shares)} of the draws."
+
+
+def jrt(cells: Sequence[Cell], base: Base) -> Section:
+    """Read once beside read twice."""
+    view = views.jrt(cells, base)
+    names = ("read once", "read twice")
+    bars = {name: [value(view.accuracy, i, j) for j in range(len(view.ks))] for i, name in enumerate(names)}
+    rows = [
+        (
+            f"k = {k}",
+            *(entry(bars[name][j]) for name in names),
+            difference(value(view.gain, j)),
+            difference(value(view.above_half, j)),
+        )
+        for j, k in enumerate(view.ks)
+    ]
+    header = ("heads kept", *names, "twice minus once, points", "twice minus half of all heads, points")
+    return Section(
+        "fig3-jrt",
+        "Just read twice",
+        (
+            Words(
+                "Context and question given once and twice, heads silenced while answering. Retrieval is lost where "
+                "the last column lies below 0: accuracy is under half of that with all heads."
+            ),
+            Chart(
+                bar_chart([f"k = {k}" for k in view.ks], bars, "attention heads kept in every layer", ACCURACY),
+                "accuracy read once and twice; numbers in the table below",
+            ),
+            Table(header, tuple(rows)),
+        ),
+    )
+
+
+def table1(cells: Sequence[Cell], base: Base) -> Section:
+    """Manipulations while reading by manipulations while answering."""
+    view = views.table1(cells, base)
+    places = [(i, j) for i in range(len(view.readings)) for j in range(len(view.answerings))]
+    against = [
+        (f"read {view.readings[i]}, answer {view.answerings[j]}", difference(value(view.against_keep, i, j)))
+        for i, j in places
+        if (view.readings[i], view.answerings[j]) != ("keep", "keep")
+    ]
+    return Section(
+        "table1",
+        "Manipulated attention weights",
+        (
+            Words(
+                "Accuracy with all heads, while the attention weights around the needle are changed: down, what is "
+                f"done while the prompt is read; across, while the model answers. {_prompts(view.accuracy)}"
+            ),
+            HeatTable(
+                "reading ↓   answering →",
+                tuple((name, MODE_WORDS[name]) for name in view.readings),
+                tuple((name, MODE_WORDS[name]) for name in view.answerings),
+                _grid(view.accuracy),
+            ),
+            Table(
+                ("combination", "difference, points"),
+                tuple(against),
+                "Each combination minus both kept, on the same prompts, with 95 % intervals",
+            ),
+        ),
+    )
+
+
+def needles(cells: Sequence[Cell], base: Base) -> Section:
+    """Needles by heads kept, and their mean."""
+    view = views.needles(cells, base)
+    values = (*_grid(view.accuracy), tuple(value(view.across, j) for j in range(len(view.ks))))
+    return Section(
+        "needles",
+        "Several needles",
+        (
+            Words(
+                "Accuracy for needles of several forms, heads silenced while answering, at the places that all were "
+                f"run at. The interval of the mean says how another set of needles might come out. "
+                f"{_prompts(view.accuracy)}"
+            ),
+            HeatTable(
+                "needle ↓   heads kept →",
+                (*view.needles, ("mean", f"over {len(view.needles)} needles")),
+                tuple(f"k = {k}" for k in view.ks),
+                values,
+            ),
+        ),
+    )
+
+
+def scope(cells: Sequence[Cell], base: Base) -> Section:
+    """Heads that compete in their layer beside heads that compete in the model."""
+    words = (
+        "Heads compete for the k places of their layer, or all heads of the model for k times the number of attention "
+        "layers, so that equally many are kept. Heads are silenced while answering."
+    )
+    names = {"layer": "within each layer", "model": "in the whole model"}
+    k_title = "attention heads kept, k for each attention layer"
+    title = "Where heads compete: in their layer or in the model"
+    return _contrast("scope", title, words, views.scopes(cells, base), names, base, k_title)
+
+
+def boundary(cells: Sequence[Cell], base: Base) -> Section:
+    """One boundary between reading and answering beside the other."""
+    words = (
+        "Heads are silenced from the last token of the prompt, whose reading gives the first new token, or only "
+        "from the first new token, which is then chosen by all heads."
+    )
+    names = {name: f"from {words}" for name, words in BOUNDARY_WORDS.items()}
+    view = views.boundaries(cells, base)
+    return _contrast("boundary", "Where answering begins", words, view, names, base, None)
+
+
+def semantics(cells: Sequence[Cell], base: Base) -> Section:
+    """What changes between clean and published semantics."""
+    view = views.semantics_difference(cells, base)
+    rows = [
+        (
+            condition_words(*condition, base.n_heads),
+            *(entry(value(view.accuracy, i, j)) for i in range(2)),
+            difference(value(view.difference, j)),
+        )
+        for j, condition in enumerate(view.conditions)
+    ]
+    return Section(
+        "semantics",
+        "Clean and published semantics",
+        (
+            Words(
+                "The same conditions under clean semantics and as the authors' code ran them, prompts of its builder "
+                f"included. Of {view.n_cells:,} cells that were run under both, {view.n_text:,} have another text and "
+                f"{view.n_score:,} another score."
+            ),
+            Table(("condition", "clean", "published", "published minus clean, points"), tuple(rows)),
+            differing(view.differing) if view.differing else Words("No cell differs."),
+        ),
+    )
+
+
+SECTIONS: Mapping[str, Callable[[Sequence[Cell], Base], Section]] = {
+    "fig2": fig2,
+    "fig3-jrt": jrt,
+    "table1": table1,
+    "needles": needles,
+    "scope": scope,
+    "boundary": boundary,
+    "semantics": semantics,
+}
+"""Name of an experiment -> its section, in the order of the page. The maps are `analyses.study_answers`."""
+
+
+def benchmarks(rows: Sequence[BenchmarkRow], model: str, n_heads: int) -> Section:
+    """Scores of lm-eval's tasks against heads kept; parts of a group are folded away."""
+    result = BenchmarkResult(model, n_heads, tuple(rows), {})
+    parts = {task for task in result.tasks if _group_of(task, result.tasks) is not None}
+    main = [task for task in result.tasks if task not in parts]
+    drawn = [Curve(task, points) for task in main if (points := _scores(result, task))]
+    y_title = "score, %<br>bars: 1.96 standard errors"
+    charts: list[Block] = [
+        Chart(
+            line_chart(drawn[i : i + _PER_CHART], n_heads, y_title, whole=_shares(drawn[i : i + _PER_CHART])),
+            "benchmark scores against heads kept; numbers in the table below",
+        )
+        for i in range(0, len(drawn), _PER_CHART)
+    ]
+    blocks: list[Block] = [
+        Words(
+            "Scores of lm-eval's tasks when heads are silenced in every forward pass (the prefill version). "
+            "± is the standard error; differences to all heads are taken document by document where that is possible."
+        ),
+        *charts,
+        _benchmark_table(result, main),
+    ]
+    if parts:
+        named = dict.fromkeys(group for task in result.tasks if (group := _group_of(task, result.tasks)))
+        summary = f"The {len(parts)} tasks of {', '.join(named)}"
+        blocks.append(_benchmark_table(result, [task for task in result.tasks if task in parts], summary))
+    return Section("benchmarks", "Benchmarks", tuple(blocks))
+
+
+def _benchmark_table(result: BenchmarkResult, tasks: Sequence[str], summary: str = "") -> Table:
+    fewer = [k for k in result.ks if k != result.n_heads] if result.n_heads in result.ks else []
+    found = {(row.task, row.metric, row.k): row for row in result.rows}
+    rows: list[tuple[Entry, ...]] = []
+    for task in tasks:
+        for metric in result.metrics(task):
+            here = {k: found.get((task, metric, k)) for k in result.ks}
+            n = next(row.n for row in here.values() if row is not None)
+            line: list[Entry] = [(task, f"{metric}, n\u00a0=\u00a0{n}"), *(_score(row) for row in here.values())]
+            both = [k for k in fewer if here[k] is not None and here[result.n_heads] is not None]
+            line += [_change(result, task, k, metric) if k in both else "–" for k in fewer]
+            rows.append(tuple(line))
+    header = ("task", *(f"k = {k}" for k in result.ks), *(f"k = {k} minus all heads" for k in fewer))
+    return Table(header, tuple(rows), summary)
+
+
+def _score(row: BenchmarkRow | None) -> Entry:
+    if row is None:
+        return "–"
+    unit, digits, sign = (100.0, 1, "\u00a0%") if row.in_percent else (1.0, 3, "")
+    error = "" if row.stderr is None else f"±\u00a0{unit * row.stderr:.{digits}f}"
+    return f"{unit * row.value:.{digits}f}{sign}", error
+
+
+def _change(result: BenchmarkResult, task: str, k: int, metric: str) -> Entry:
+    found = result.difference(task, k, metric)
+    return signed(found.value), "" if found.interval is None else signed(*found.interval)
+
+
+def _scores(result: BenchmarkResult, task: str) -> dict[int, Value]:
+    """k -> the main metric of a task with its interval; empty where it is no share of 1."""
+    metric = result.metrics(task)[0]
+    rows = [row for row in result.rows if (row.task, row.metric) == (task, metric) and row.in_percent]
+    points: dict[int, Value] = {}
+    for row in sorted(rows, key=lambda row: row.k):
+        wide = math.nan if row.stderr is None else NORMAL * row.stderr
+        points[row.k] = Value(row.value, row.value - wide, row.value + wide, row.n)
+    return points
+
+
+def _shares(curves: Sequence[Curve]) -> bool:
+    """Whether all values lie between 0 and 1, which correlations need not."""
+    return all(point.mean >= 0 for curve in curves for point in curve.points.values())
+
+
+def _group_of(task: str, tasks: Sequence[str]) -> str | None:
+    """The group among `tasks` that a task is part of; None where it stands for itself."""
+    if task in GLUE_TASKS and "glue" in tasks:
+        return "glue"
+    return next((group for group in tasks if task.startswith(f"{group}_")), None)
+
+
+def _contrast(
+    name: str, title: str, words: str, view: views.Contrast, names: Mapping[str, str], base: Base, k_title: str | None
+) -> Section:
+    """Two values of one setting."""
+    curves = [
+        Curve(names[setting], _points(view.accuracy, i, view.ks), view.tipping[i])
+        for i, setting in enumerate(view.values)
+    ]
+    tips = [f"{curve.name} {'none' if curve.tips is None else f'k = {curve.tips}'}" for curve in curves]
+    return Section(
+        name,
+        title,
+        (
+            Words(words),
+            Chart(line_chart(curves, base.n_heads, ACCURACY, k_title=k_title), f"{title}; numbers in the table below"),
+            Words(f"Tipping point, the largest k with less than half of all heads' accuracy: {'; '.join(tips)}."),
+            _by_k("heads kept", curves, view.ks, view.difference),
+        ),
+    )
+
+
+def _by_k(corner: str, curves: Sequence[Curve], ks: Sequence[int], change: views.Differences | None = None) -> Table:
+    """The numbers of some curves, a row a k, most heads first; with the second minus the first where given."""
+    rows: list[tuple[Entry, ...]] = []
+    for j, k in reversed(list(enumerate(ks))):
+        line: list[Entry] = [f"k = {k}", *(entry(curve.points[k]) for curve in curves)]
+        rows.append((*line, difference(value(change, j))) if change is not None else tuple(line))
+    names = [curve.name for curve in curves]
+    last = () if change is None else ("second minus first, points",)
+    return Table((corner, *names, *last), tuple(rows))
+
+
+def _points(found: views.Accuracies, row: int, ks: Sequence[int]) -> dict[int, Value]:
+    return {k: value(found, row, j) for j, k in enumerate(ks)}
+
+
+def _grid(found: views.Accuracies) -> tuple[tuple[Value, ...], ...]:
+    rows, columns = found.mean.shape
+    return tuple(tuple(value(found, i, j) for j in range(columns)) for i in range(rows))
+
+
+def _prompts(found: views.Accuracies) -> str:
+    """How many prompts each mean is over."""
+    counts = found.n[found.n > 0]
+    if not counts.numel():
+        return ""
+    low, high = int(counts.min()), int(torch.max(counts))
+    return f"Each is over {low if low == high else f'{low} to {high}'} prompts; below it, its 95 % interval."
