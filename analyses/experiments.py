@@ -100,7 +100,8 @@ def _jrt(grids: Grids, phases: Sequence[str]) -> Cells:
     chosen = ", ".join(f"{a} → {b}" for a, b in pairs)
     grids.notes.append(f"fig3-jrt: lengths read once → read twice, with equal contexts: {chosen} tokens.")
     if len(pairs) < len(grids.lengths):
-        left = ", ".join(str(length) for length in grids.lengths[len(pairs) :])
+        read = [once for once, _ in pairs]
+        left = ", ".join(str(length) for length in grids.lengths if length not in read)
         grids.notes.append(f"fig3-jrt: {left} tokens read twice are more than the model's context; left out.")
     yield from grids.cells(grids.prompts(jrt=True, lengths=twice), _sweep(ks, phases, jrt=True))
 

@@ -68,8 +68,8 @@ class Grids:
         main = self._make(PAPER, False, config.semantics, config.lengths)
         self.lengths = tuple(dict.fromkeys(length for length, _ in main))
         self._made[PAPER, False, config.semantics, self.lengths] = main
-        self.some_lengths = spread(self.lengths, half(self.lengths))
-        self.some_depths = spread(config.depths, half(config.depths))
+        self.some_lengths = spread(sorted(self.lengths), half(self.lengths))
+        self.some_depths = spread(sorted(config.depths), half(config.depths))
 
     def _make(self, needle: str, jrt: bool, semantics: str, lengths: Sequence[int] | None) -> Prompts:
         grid = make_grid(self.lens, self.config.prompts_of(needle, jrt, semantics, lengths))
@@ -152,7 +152,7 @@ class Grids:
                 f"semantics compares prompts of both semantics, and published ones have at least {least} tokens; "
                 f"give a length from there up beside {max(self.lengths)}"
             )
-        return spread(fitting, half(self.lengths))
+        return spread(sorted(fitting), half(self.lengths))
 
 
 def half(values: Sequence[int]) -> int:

@@ -257,17 +257,24 @@ def test_float16_has_no_published_entropies() -> None:
         list(EXPERIMENTS["semantics"].cells(grids, ("generation",)))
 
 
+def test_the_order_of_lengths_and_depths_changes_no_coarse_grid() -> None:
+    """Taken by place in the list, the ends of (190, 160, 256, 230) would be 190 and 230."""
+    grids = Grids(lens(RG), small(lengths=(190, 160, 256, 230), depths=(50, 0, 100, 25, 75)))
+    assert (grids.some_lengths, grids.some_depths) == (SOME_LENGTHS, SOME_DEPTHS)
+
+
 def test_no_controls_when_none_are_wanted() -> None:
     assert not any(key.control for key in cells_of(lens(RG), small(control=False)))
     assert any(key.control for key in cells(RG))
 
 
 def test_the_default_study() -> None:
-    """Ten lengths and depths, twelve needles: the paper's 100 prompts, and 5 by 5 for the others."""
-    study = plan(lens(RG), StudyConfig(RG))
+    """Ten lengths and depths: the paper's 100 prompts, and 5 by 5 for what is beyond the paper; twelve needles."""
+    assert len(StudyConfig(RG).hidden) == 12
+    study = plan(lens(RG), StudyConfig(RG, needles=(niah.NEEDLES["paper"], niah.NEEDLES["code"])))
     main = {(key.length, key.depth) for key in study.cells if key.phase == "prefill" and not key.control}
     assert len(main) == 100
-    assert len({key.needle for key in study.cells}) == 12
+    assert {key.needle for key in study.cells} == {"paper", "code"}
     coarse = {(k.length, k.depth) for k in study.cells if k.scope == "model" and not k.control}
     assert len(coarse) == 25
     assert coarse <= main

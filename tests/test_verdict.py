@@ -407,6 +407,7 @@ def test_other_experiments_change_no_verdict() -> None:
         for k in (0, 1, HEADS)
         for one in hundred(5.0, k=k, **fields)
     ]
-    assert verdicts(noise + cells, [], RG) == verdicts(cells, [], RG)
+    for both in (noise + cells, cells + noise):
+        assert verdicts(both, [], RG) == verdicts(cells, [], RG)
     with pytest.raises(ResultsError, match="cells of toy and of other"):
         verdicts([*cells, *hundred(1.0, model="other")], [], RG)
