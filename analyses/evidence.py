@@ -129,9 +129,13 @@ def judge(tests: Sequence[Check]) -> Finding:
     missing = [test.words for test in tests if test.estimate is None]
     if missing or not tests:
         return Finding(words, "not tested here", f"not run: {'; '.join(missing) or 'any cell of it'}")
-    straddling = [test.words for test, side in zip(tests, verdicts, strict=True) if side is None]
+    straddling = [test.words.split(":")[0] for test, side in zip(tests, verdicts, strict=True) if side is None]
     if straddling:
-        return Finding(words, "not tested here", f"undecided: the interval holds the threshold in {straddling[0]}")
+        return Finding(
+            words,
+            "not tested here",
+            f"undecided: the interval holds the threshold in {', '.join(dict.fromkeys(straddling))}",
+        )
     return Finding(words, "holds", "")
 
 
