@@ -75,9 +75,9 @@ class HookedAttention(nn.Module):
             held: keys and values of earlier tokens.
         """
         parts, e = self.parts, self.parts.d_head
-        q = self.hook_q(rearrange(parts.q(x), "b p (h e) -> b p h e", e=e))
-        k = self.hook_k(rearrange(parts.k(x), "b p (g e) -> b p g e", e=e))
-        v = self.hook_v(rearrange(parts.v(x), "b p (g e) -> b p g e", e=e))
+        q = self.hook_q(parts.q(x).unflatten(-1, (-1, e)))  # b p (h e) -> b p h e
+        k = self.hook_k(parts.k(x).unflatten(-1, (-1, e)))
+        v = self.hook_v(parts.v(x).unflatten(-1, (-1, e)))
         if parts.rotary is not None:
             q, k = parts.rotary(q, k, slots.query_positions)
             q, k = self.hook_rot_q(q), self.hook_rot_k(k)
@@ -125,7 +125,7 @@ class HookedAttention(nn.Module):
         return value_of(apply_pattern(pattern, values), fused_attention(q, keys, values, slots))
 
     def _write(self, z: Queries) -> Resid:
-        out = self.parts.o(rearrange(z, "b p h e -> b p (h e)"))
+        out = self.parts.o(z.flatten(-2))
         if not self.hook_result.asked():
             self.hook_result.skip()
             return out
@@ -143,10 +143,10 @@ def fused_attention(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlot
     """z by PyTorch's fused kernel; query heads share keys and values in consecutive groups."""
     queries, groups = q.shape[1], q.shape[2] // keys.shape[1]
     if queries == 1:  # heads of a group become queries of their shared key head: no key is copied
-        folded = rearrange(q, "b 1 (g r) e -> b g r e", r=groups)
+        folded = q[:, 0].unflatten(1, (-1, groups))
         mask = None if slots.mask is None else slots.mask.to(q.device)
         z = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
-        return rearrange(z, "b g r e -> b 1 (g r) e")
+        return z.flatten(1, 2)[:, None]
     z = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         keys,

@@ -8,7 +8,7 @@ model without owning or changing them, so that the two always have the same weig
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -47,14 +47,21 @@ class RecurrentMixer(Protocol):
         ...
 
 
-@contextmanager
-def resident(*modules: nn.Module) -> Generator[None]:
+def resident(*modules: nn.Module) -> AbstractContextManager[None]:
     """Have the weights of offloaded modules at hand while they are used directly.
 
     accelerate brings the weights of an offloaded module in when the module is called; where we use
     a weight without calling its module, this does the same. Without offloading it does nothing.
     """
     hooked = [module for module in modules if "_hf_hook" in module.__dict__]
+    return _fetched(hooked) if hooked else NOTHING
+
+
+NOTHING = nullcontext()
+
+
+@contextmanager
+def _fetched(hooked: list[nn.Module]) -> Generator[None]:
     for module in hooked:
         module.__dict__["_hf_hook"].pre_forward(module)
     try:
@@ -131,7 +138,7 @@ class Block(nn.Module):
         device = execution_device(self.home[0], resid.device)
         run, resid = run.to(device), self.hook_resid_pre(resid.to(device))
         out, remembered = self._mixed(self.ln1(resid), run, held)
-        out = self.hook_mixer_out(self.get_submodule(f"hook_{self.kind}_out")(out))
+        out = self.hook_mixer_out(getattr(self, f"hook_{self.kind}_out")(out))
         resid = self.hook_resid_mid(resid + out)
         resid = self.hook_resid_post(resid + self.hook_mlp_out(self.mlp(self.ln2(resid))))
         return resid, remembered
@@ -144,7 +151,7 @@ class Block(nn.Module):
 
 def execution_device(module: nn.Module, default: torch.device) -> torch.device:
     """Where a module computes: where its weights are, or where accelerate brings them when they are away."""
-    weight = next(module.parameters(), None)
+    weight = first_weight(module)
     if weight is None:
         return default
     if weight.device.type != "meta":
@@ -152,3 +159,15 @@ def execution_device(module: nn.Module, default: torch.device) -> torch.device:
     hooks = (part.__dict__.get("_hf_hook") for part in module.modules())
     devices = (getattr(hook, "execution_device", None) for hook in hooks)
     return next((torch.device(device) for device in devices if device is not None), weight.device)
+
+
+def first_weight(module: nn.Module) -> nn.Parameter | None:
+    """What ``next(module.parameters(), None)`` gives, in a fraction of its time."""
+    for weight in module.__dict__["_parameters"].values():
+        if weight is not None:
+            return weight
+    for part in module.__dict__["_modules"].values():
+        weight = None if part is None else first_weight(part)
+        if weight is not None:
+            return weight
+    return None

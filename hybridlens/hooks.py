@@ -82,6 +82,9 @@ class HookPoint(TransformerLensHookPoint):
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x`, or what the hooks made of it; checked to be of the same shape, dtype and device."""
+        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        if self.envoy is None and not hooks:  # a decode step comes by here a hundred times
+            return x
         out = super().__call__(x)
         if out is x:
             return out

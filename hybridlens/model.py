@@ -322,10 +322,10 @@ class HybridLens(TokenFront):
             InputError: for a state of another model or batch size, or past the model's context.
         """
         batch = self.batch(tokens, lengths)
-        if self.cfg.n_ctx is not None:
+        n_ctx = self.network.cfg.n_ctx
+        if n_ctx is not None:
             new = batch.tokens.shape[1] if batch.lengths is None else batch.lengths
-            longest = max((state.lengths + new).tolist(), default=0)
-            tokens_module.check_context(longest, self.cfg.n_ctx)
+            tokens_module.check_context(max((state.lengths + new).tolist(), default=0), n_ctx)
         with self.editing(edits, phase) as forward:
             logits, after = forward(batch.tokens, batch.lengths, state, last_only)
         return Prefill(after, logits)

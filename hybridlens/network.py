@@ -141,16 +141,14 @@ def plan(
         held = positions if valid is None else positions.masked_fill(~valid, -1)
         mask = None
         if window is not None and new > window:
-            back = steps[:, None] - steps
-            mask = ((back >= 0) & (back < window))[None, None]
+            mask = ((steps[:, None] >= steps) & (steps[:, None] < steps + window))[None, None]  # truth values only
         return Pass(KeySlots(positions, held, mask, causal=True), positions, valid), held, grown
     positions = state.lengths.to(tokens.device)[:, None] + steps
     fresh = positions if valid is None else positions.masked_fill(~valid, -1)
     held = torch.cat([state.key_positions.to(tokens.device), fresh], dim=1)
-    back = positions[:, :, None] - held[:, None, :]
-    mask = (back >= 0) & (held >= 0)[:, None, :]
+    mask = (positions[:, :, None] >= held[:, None, :]) & (held >= 0)[:, None, :]
     if window is not None:
-        mask = mask & (back < window)
+        mask = mask & (positions[:, :, None] < (held + window)[:, None, :])
     if valid is not None:  # a padding query looks at everything, so that no softmax is empty
         mask = mask | ~valid[:, :, None]
     # Where every query sees every key, no mask is needed; off the CPU, asking would cost more than it saves.

@@ -18,7 +18,14 @@ from hybridlens.attention import AttentionParts, HookedAttention
 from hybridlens.components import Block, HookedMlp, HookedNorm, Pass, resident
 from hybridlens.families.spec import Family, LensConfig, check_fields, eos_ids, require
 from hybridlens.hooks import HookPoint
-from hybridlens.recurrence import causal_convolution, hidden_attention, hold_padding, hooked_states, remember
+from hybridlens.recurrence import (
+    causal_convolution,
+    hidden_attention,
+    hold_padding,
+    hooked_selective_states,
+    hooked_states,
+    remember,
+)
 from hybridlens.shapes import Resid
 from hybridlens.state import RecurrentState
 
@@ -79,6 +86,8 @@ class Mamba(nn.Module):
                 dt = dt.masked_fill(~run.valid[..., None], 0.0)
             y, final = scan.selective_scan(dt, A, B, C, u, None if held is None else held.recurrent)
             return self.hook_y(y + skip), final
+        if not torch.is_grad_enabled() and not any(point.asked() for point in (*points[:2], self.hook_pattern)):
+            return self._recur_in_parts(dt, A, B, C, u, skip, run, held)
         decay, write = scan.discretise(dt, A, B, u)
         decay, write = self.hook_decay(decay), self.hook_write(write)
         decay, write = hold_padding(decay, write, run.valid)
@@ -87,6 +96,31 @@ class Mamba(nn.Module):
         hidden_attention(
             decay, lambda: dt.float()[..., None] * B.float()[..., None, :], C, 1, self.hook_pattern
         )
+        return y, states[:, -1]
+
+    def _recur_in_parts(
+        self,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        u: Tensor,
+        skip: Tensor,
+        run: Pass,
+        held: RecurrentState | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The same where only the states are wanted: decays and writes are made a few tokens at a time."""
+        self.hook_decay.skip()
+        self.hook_write.skip()
+        if run.valid is not None:
+            dt = dt.masked_fill(~run.valid[..., None], 0.0)
+        states = hooked_selective_states(dt, A, B, u, held, self.hook_state)
+        y = self.hook_y(scan.read_out(states, C) + skip)
+        if not self.hook_pattern.asked():  # a trace may ask only once it has the states
+            self.hook_pattern.skip()
+        else:
+            source = dt.float()[..., None] * B.float()[..., None, :]
+            hidden_attention(scan.discretise(dt, A, B, u)[0], lambda: source, C, 1, self.hook_pattern)
         return y, states[:, -1]
 
 
