@@ -161,17 +161,17 @@ def test_results_are_those_of_the_whole(family: str, seed: int, data: st.DataObj
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_top_k_works_in_blocks(family: str, blocks) -> None:
-    """The scores of the prefill version arrive by twos, for top-k and for a ranking; k = n_heads changes no bit."""
+    """Scores arrive by twos, for top-k and for a ranking of some queries; k = n_heads changes no bit."""
     lens, ids = lens_of(family), tokens(3, 13, seed=3)
     name = attention_name(lens, "hook_attn_scores")
     ks = [0, 2, HEADS]
     with torch.no_grad():
         expected, untouched = lens.prefill(ids, top_k(lens, ks, "both")).logits, lens.prefill(ids).logits
-        ranking = rank_heads(lens, ids)
+        ranking = rank_heads(lens, ids, lengths=[13, 6, 9], queries="last")
         blocks(3, 13, 2)
         reader = Reader()
         found = lens.prefill(ids, [*top_k(lens, ks, "both"), hl.Edit(name, reader.function(True))]).logits
-        again = rank_heads(lens, ids)
+        again = rank_heads(lens, ids, lengths=[13, 6, 9], queries="last")
         assert torch.equal(lens.prefill(ids, top_k(lens, HEADS, "both")).logits, untouched)
     assert [slots.first for _, slots in reader.given] == [0, 2, 4, 6, 8, 10, 12]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
