@@ -16,7 +16,8 @@ from typing import Any
 from analyses.benchmark_results import BenchmarkRow
 from analyses.experiments import EXPERIMENTS, Study
 from analyses.study_answers import BOUNDARY_WORDS, explorer, tied
-from analyses.study_sections import SECTIONS, benchmarks
+from analyses.study_benchmarks import benchmarks
+from analyses.study_sections import SECTIONS
 from analyses.verdict import Verdict
 from analyses.views import NEAR, near_ties
 from hybridlens.errors import ResultsError

@@ -1,7 +1,7 @@
-"""The sections of a study's report, one for each experiment: views and benchmark scores as figures and tables.
+"""The sections of a study's report, one for each experiment: views as figures and tables.
 
-`SECTIONS` gives for the name of an experiment what makes its section from the cells; `benchmarks` makes that of
-the benchmark scores. Every number of a figure stands in a table as well.
+`SECTIONS` gives for the name of an experiment what makes its section from the cells. Every number of a figure
+stands in a table as well.
 
 How it fails: a view whose cells are missing raises `ResultsError`.
 """
@@ -14,25 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from analyses import views
-from analyses.benchmark_results import BenchmarkResult, BenchmarkRow
 from analyses.cell_groups import Base
-from analyses.evidence import GLUE_TASKS, NORMAL
 from analyses.study_answers import BOUNDARY_WORDS, condition_words, differing
 from hybridlens.results import Cell, TippingInterval
-from hybridlens.viz.blocks import (
-    Block,
-    Chart,
-    Entry,
-    HeatTable,
-    Section,
-    Table,
-    Words,
-    difference,
-    entry,
-    percent,
-    signed,
-)
+from hybridlens.viz.blocks import Block, Chart, Entry, HeatTable, Section, Table, Words
 from hybridlens.viz.charts import Curve, Value, bar_chart, line_chart
+from hybridlens.viz.markup import difference, entry, percent
 from hybridlens.viz.words import PHASE_NOTES, PHASE_TITLES
 
 ACCURACY = "accuracy, % of the highest score<br>bars: 95 % interval over prompts"
@@ -43,7 +30,6 @@ MODE_WORDS = {
     "binary": "the needle's set to their mean, others to 0",
     "null": "all set to 0",
 }
-_PER_CHART = 5
 
 
 def value(found: views.Accuracies | views.Differences, *place: int) -> Value:
@@ -72,6 +58,11 @@ def fig2(cells: Sequence[Cell], base: Base) -> Section:
     return Section("fig2", "Accuracy against heads kept", (*blocks, _by_k("heads kept", curves, view.ks)))
 
 
+def kept(k: int) -> str:
+    """A number of heads kept, as tables name it; the line never breaks in it."""
+    return f"k\u00a0=\u00a0{k}"
+
+
 def tipping_words(tip: int | None, spread: TippingInterval | None) -> str:
     """Where accuracy falls under half of the full model's, and how sure that is, as a sentence."""
     found = "accuracy never falls under half of that with all heads"
@@ -94,7 +85,7 @@ def jrt(cells: Sequence[Cell], base: Base) -> Section:
     bars = {name: [value(view.accuracy, i, j) for j in range(len(view.ks))] for i, name in enumerate(names)}
     rows = [
         (
-            f"k = {k}",
+            kept(k),
             *(entry(bars[name][j]) for name in names),
             difference(value(view.gain, j)),
             difference(value(view.above_half, j)),
@@ -111,7 +102,7 @@ def jrt(cells: Sequence[Cell], base: Base) -> Section:
                 "the last column lies below 0: accuracy is under half of that with all heads."
             ),
             Chart(
-                bar_chart([f"k = {k}" for k in view.ks], bars, "attention heads kept in every layer", ACCURACY),
+                bar_chart([kept(k) for k in view.ks], bars, "attention heads kept in every layer", ACCURACY),
                 "accuracy read once and twice; numbers in the table below",
             ),
             Table(header, tuple(rows)),
@@ -167,7 +158,7 @@ def needles(cells: Sequence[Cell], base: Base) -> Section:
             HeatTable(
                 "needle ↓   heads kept →",
                 (*view.needles, ("mean", f"over {len(view.needles)} needles")),
-                tuple(f"k = {k}" for k in view.ks),
+                tuple(kept(k) for k in view.ks),
                 values,
             ),
         ),
@@ -235,87 +226,6 @@ SECTIONS: Mapping[str, Callable[[Sequence[Cell], Base], Section]] = {
 """Name of an experiment -> its section, in the order of the page. The maps are `analyses.study_answers`."""
 
 
-def benchmarks(rows: Sequence[BenchmarkRow], model: str, n_heads: int) -> Section:
-    """Scores of lm-eval's tasks against heads kept; parts of a group are folded away."""
-    result = BenchmarkResult(model, n_heads, tuple(rows), {})
-    parts = {task for task in result.tasks if _group_of(task, result.tasks) is not None}
-    main = [task for task in result.tasks if task not in parts]
-    drawn = [Curve(task, points) for task in main if (points := _scores(result, task))]
-    y_title = "score, %<br>bars: 1.96 standard errors"
-    charts: list[Block] = [
-        Chart(
-            line_chart(drawn[i : i + _PER_CHART], n_heads, y_title, whole=_shares(drawn[i : i + _PER_CHART])),
-            "benchmark scores against heads kept; numbers in the table below",
-        )
-        for i in range(0, len(drawn), _PER_CHART)
-    ]
-    blocks: list[Block] = [
-        Words(
-            "Scores of lm-eval's tasks when heads are silenced in every forward pass (the prefill version). "
-            "± is the standard error; differences to all heads are taken document by document where that is possible."
-        ),
-        *charts,
-        _benchmark_table(result, main),
-    ]
-    if parts:
-        named = dict.fromkeys(group for task in result.tasks if (group := _group_of(task, result.tasks)))
-        summary = f"The {len(parts)} tasks of {', '.join(named)}"
-        blocks.append(_benchmark_table(result, [task for task in result.tasks if task in parts], summary))
-    return Section("benchmarks", "Benchmarks", tuple(blocks))
-
-
-def _benchmark_table(result: BenchmarkResult, tasks: Sequence[str], summary: str = "") -> Table:
-    fewer = [k for k in result.ks if k != result.n_heads] if result.n_heads in result.ks else []
-    found = {(row.task, row.metric, row.k): row for row in result.rows}
-    rows: list[tuple[Entry, ...]] = []
-    for task in tasks:
-        for metric in result.metrics(task):
-            here = {k: found.get((task, metric, k)) for k in result.ks}
-            n = next(row.n for row in here.values() if row is not None)
-            line: list[Entry] = [(task, f"{metric}, n\u00a0=\u00a0{n}"), *(_score(row) for row in here.values())]
-            both = [k for k in fewer if here[k] is not None and here[result.n_heads] is not None]
-            line += [_change(result, task, k, metric) if k in both else "–" for k in fewer]
-            rows.append(tuple(line))
-    header = ("task", *(f"k = {k}" for k in result.ks), *(f"k = {k} minus all heads" for k in fewer))
-    return Table(header, tuple(rows), summary)
-
-
-def _score(row: BenchmarkRow | None) -> Entry:
-    if row is None:
-        return "–"
-    unit, digits, sign = (100.0, 1, "\u00a0%") if row.in_percent else (1.0, 3, "")
-    error = "" if row.stderr is None else f"±\u00a0{unit * row.stderr:.{digits}f}"
-    return f"{unit * row.value:.{digits}f}{sign}", error
-
-
-def _change(result: BenchmarkResult, task: str, k: int, metric: str) -> Entry:
-    found = result.difference(task, k, metric)
-    return signed(found.value), "" if found.interval is None else signed(*found.interval)
-
-
-def _scores(result: BenchmarkResult, task: str) -> dict[int, Value]:
-    """k -> the main metric of a task with its interval; empty where it is no share of 1."""
-    metric = result.metrics(task)[0]
-    rows = [row for row in result.rows if (row.task, row.metric) == (task, metric) and row.in_percent]
-    points: dict[int, Value] = {}
-    for row in sorted(rows, key=lambda row: row.k):
-        wide = math.nan if row.stderr is None else NORMAL * row.stderr
-        points[row.k] = Value(row.value, row.value - wide, row.value + wide, row.n)
-    return points
-
-
-def _shares(curves: Sequence[Curve]) -> bool:
-    """Whether all values lie between 0 and 1, which correlations need not."""
-    return all(point.mean >= 0 for curve in curves for point in curve.points.values())
-
-
-def _group_of(task: str, tasks: Sequence[str]) -> str | None:
-    """The group among `tasks` that a task is part of; None where it stands for itself."""
-    if task in GLUE_TASKS and "glue" in tasks:
-        return "glue"
-    return next((group for group in tasks if task.startswith(f"{group}_")), None)
-
-
 def _contrast(
     name: str, title: str, words: str, view: views.Contrast, names: Mapping[str, str], base: Base, k_title: str | None
 ) -> Section:
@@ -341,7 +251,7 @@ def _by_k(corner: str, curves: Sequence[Curve], ks: Sequence[int], change: views
     """The numbers of some curves, a row a k, most heads first; with the second minus the first where given."""
     rows: list[tuple[Entry, ...]] = []
     for j, k in reversed(list(enumerate(ks))):
-        line: list[Entry] = [f"k = {k}", *(entry(curve.points[k]) for curve in curves)]
+        line: list[Entry] = [kept(k), *(entry(curve.points[k]) for curve in curves)]
         rows.append((*line, difference(value(change, j))) if change is not None else tuple(line))
     names = [curve.name for curve in curves]
     last = () if change is None else ("second minus first, points",)

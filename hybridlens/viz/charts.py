@@ -106,7 +106,7 @@ def line_chart(
         xaxis=k_axis(ks or [0], n_heads, k_title),
         yaxis=y_axis,
         legend=_LEGEND,
-        margin={"l": 70, "r": 16, "t": 50, "b": 70},
+        margin={"l": 70, "r": 26, "t": 50, "b": 70},
     )
     return figure
 

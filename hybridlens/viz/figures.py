@@ -224,8 +224,10 @@ def k_axis(ks: list[int], n_heads: int | None, title: str | None = None) -> dict
     }
     room = 0.035 * (ks[-1] - ks[0]) or 0.3
     return axis(
-        f"{title or 'attention heads kept in every layer, k'}<br>(read from right to left: fewer and fewer heads)",
+        f"{title or 'attention heads kept in every layer, k'}<br>(read from right to left: ever fewer heads)",
         tickvals=shown,
+        tickangle=0,
+        ticklabeloverflow="allow",
         ticktext=[f"{k}<br>{names[k]}" if k in names else str(k) for k in shown],
         range=[ks[0] - room, ks[-1] + room],
     )

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hybridlens.results import write_atomic
-from hybridlens.viz.blocks import DASH, Gathered, Section, render
+from hybridlens.viz.blocks import DASH, Section
 from hybridlens.viz.figures import MapGrid, map_figure
+from hybridlens.viz.markup import Gathered, render
 from hybridlens.viz.page import REPORT, document, escape, provenance, unfinished
 from hybridlens.viz.words import END, LEFT_OUT, START
 

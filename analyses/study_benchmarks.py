@@ -1,0 +1,102 @@
+"""The section of a study's report with benchmark scores: lm-eval's tasks against heads kept, as figures and tables.
+
+Tasks that are part of a group that was run as well are folded away. Scores that are no share of 1 stand in the
+table only.
+
+How it fails: pure; a score that is missing at some k is a dash.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from analyses.benchmark_results import BenchmarkResult, BenchmarkRow
+from analyses.evidence import GLUE_TASKS, NORMAL
+from analyses.study_sections import kept
+from hybridlens.viz.blocks import DASH, Block, Chart, Entry, Section, Table, Words
+from hybridlens.viz.charts import Curve, Value, line_chart
+from hybridlens.viz.markup import signed
+
+_PER_CHART = 5
+
+
+def benchmarks(rows: Sequence[BenchmarkRow], model: str, n_heads: int) -> Section:
+    """Scores of lm-eval's tasks against heads kept; parts of a group are folded away."""
+    result = BenchmarkResult(model, n_heads, tuple(rows), {})
+    parts = {task for task in result.tasks if _group_of(task, result.tasks) is not None}
+    main = [task for task in result.tasks if task not in parts]
+    drawn = [Curve(task, points) for task in main if (points := _scores(result, task))]
+    y_title = "score, %<br>bars: 1.96 standard errors"
+    charts: list[Block] = [
+        Chart(
+            line_chart(drawn[i : i + _PER_CHART], n_heads, y_title, whole=_shares(drawn[i : i + _PER_CHART])),
+            "benchmark scores against heads kept; numbers in the table below",
+        )
+        for i in range(0, len(drawn), _PER_CHART)
+    ]
+    blocks: list[Block] = [
+        Words(
+            "Scores of lm-eval's tasks when heads are silenced in every forward pass (the prefill version). "
+            "± is the standard error; differences to all heads are taken document by document where that is possible."
+        ),
+        *charts,
+        _benchmark_table(result, main),
+    ]
+    if parts:
+        named = dict.fromkeys(group for task in result.tasks if (group := _group_of(task, result.tasks)))
+        summary = f"The {len(parts)} tasks of {', '.join(named)}"
+        blocks.append(_benchmark_table(result, [task for task in result.tasks if task in parts], summary))
+    return Section("benchmarks", "Benchmarks", tuple(blocks))
+
+
+def _benchmark_table(result: BenchmarkResult, tasks: Sequence[str], summary: str = "") -> Table:
+    fewer = [k for k in result.ks if k != result.n_heads] if result.n_heads in result.ks else []
+    found = {(row.task, row.metric, row.k): row for row in result.rows}
+    rows: list[tuple[Entry, ...]] = []
+    for task in tasks:
+        for metric in result.metrics(task):
+            here = {k: found.get((task, metric, k)) for k in result.ks}
+            n = next(row.n for row in here.values() if row is not None)
+            line: list[Entry] = [(task, f"{metric}, n\u00a0=\u00a0{n}"), *(_score(row) for row in here.values())]
+            both = [k for k in fewer if here[k] is not None and here[result.n_heads] is not None]
+            line += [_change(result, task, k, metric) if k in both else DASH for k in fewer]
+            rows.append(tuple(line))
+    header = ("task", *(kept(k) for k in result.ks), *(f"{kept(k)} minus all heads" for k in fewer))
+    return Table(header, tuple(rows), summary)
+
+
+def _score(row: BenchmarkRow | None) -> Entry:
+    if row is None:
+        return DASH
+    unit, digits, sign = (100.0, 1, "\u00a0%") if row.in_percent else (1.0, 3, "")
+    error = "" if row.stderr is None else f"±\u00a0{unit * row.stderr:.{digits}f}"
+    return f"{unit * row.value:.{digits}f}{sign}", error
+
+
+def _change(result: BenchmarkResult, task: str, k: int, metric: str) -> Entry:
+    found = result.difference(task, k, metric)
+    return signed(found.value), "" if found.interval is None else signed(*found.interval)
+
+
+def _scores(result: BenchmarkResult, task: str) -> dict[int, Value]:
+    """k -> the main metric of a task with its interval; empty where it is no share of 1."""
+    metric = result.metrics(task)[0]
+    rows = [row for row in result.rows if (row.task, row.metric) == (task, metric) and row.in_percent]
+    points: dict[int, Value] = {}
+    for row in sorted(rows, key=lambda row: row.k):
+        wide = math.nan if row.stderr is None else NORMAL * row.stderr
+        points[row.k] = Value(row.value, row.value - wide, row.value + wide, row.n)
+    return points
+
+
+def _shares(curves: Sequence[Curve]) -> bool:
+    """Whether all values lie between 0 and 1, which correlations need not."""
+    return all(point.mean >= 0 for curve in curves for point in curve.points.values())
+
+
+def _group_of(task: str, tasks: Sequence[str]) -> str | None:
+    """The group among `tasks` that a task is part of; None where it stands for itself."""
+    if task in GLUE_TASKS and "glue" in tasks:
+        return "glue"
+    return next((group for group in tasks if task.startswith(f"{group}_")), None)
