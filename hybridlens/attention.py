@@ -88,7 +88,7 @@ class HookedAttention(nn.Module):
 
     def _mix(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries:
         points = (self.hook_attn_scores, self.hook_pattern)
-        if not any(point.asked() for point in points):
+        if not (points[0].asked() or points[1].asked()):
             for point in points:
                 point.skip()
             return fused_attention(q, keys, values, slots)
@@ -172,12 +172,13 @@ def placed(slots: KeySlots, *points: HookPoint) -> Generator[None]:
 
 def attention_scores(q: Queries, keys: HeldKeys, slots: KeySlots) -> Pattern:
     """q·k / √d_head, -inf where the mask forbids."""
-    grouped = rearrange(q, "b p (g r) e -> b g r p e", g=keys.shape[1])
-    scores = einsum(grouped, keys, "b g r p e, b g k e -> b g r p k") * q.shape[-1] ** -0.5
-    scores = rearrange(scores, "b g r p k -> b (g r) p k")
+    groups, queries = keys.shape[1], q.shape[1]
+    folded = rearrange(q, "b p (g r) e -> b g (r p) e", g=groups)  # a group's heads are queries of its one key head
+    scores = torch.matmul(folded, keys.transpose(2, 3)).mul_(q.shape[-1] ** -0.5)
+    scores = scores.view(q.shape[0], q.shape[2], queries, keys.shape[2])
     if slots.mask is None and not slots.causal:
         return scores
-    return scores.masked_fill(~slots.dense(q.device), float("-inf"))
+    return scores.masked_fill_(~slots.dense(q.device), float("-inf"))
 
 
 def apply_pattern(pattern: Pattern, values: HeldKeys) -> Queries:

@@ -12,7 +12,7 @@ anything on the model, so the same call twice gives the same tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
@@ -271,7 +271,8 @@ class HybridLens(TokenFront):
         def twice(
             tokens: Tokens, lengths: Lengths | None = None, state: HybridState | None = None, last_only: bool = False
         ) -> Output:
-            with attached(self.hook_dict, ahead), torch.no_grad():
+            lent = nullcontext() if state is None else state.lent()
+            with attached(self.hook_dict, ahead), lent, torch.no_grad():
                 self.network(tokens, lengths, state, True)
             with attached(self.hook_dict, now):
                 return self.network(tokens, lengths, state, last_only)

@@ -14,7 +14,8 @@ How it fails: a state of another model, or a file that is not a saved state, rai
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, cast
@@ -173,6 +174,20 @@ class HybridState:
     def to(self, device: torch.device | str) -> HybridState:
         """The state on another device."""
         return self.map(lambda t: t.to(device))
+
+    @contextmanager
+    def lent(self) -> Generator[None]:
+        """Have free key slots that are taken inside a ``with`` block given back after it.
+
+        For a pass from this state whose outcome is dropped: the next one need not copy the keys then.
+        """
+        rooms = [held.room for held in self.layers if isinstance(held, AttentionState) and held.room is not None]
+        used = [room.buffer.used for room in rooms]
+        try:
+            yield
+        finally:
+            for room, before in zip(rooms, used, strict=True):
+                room.buffer.used = before
 
     def repeat(self, n: int) -> HybridState:
         """Each row `n` times in a row: rows a, b become a, a, b, b."""
