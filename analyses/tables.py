@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from analyses.embedded import columns
 from analyses.ranking import HeadRanking
-from analyses.verdict import Verdict
+from analyses.study.verdict import Verdict
 from hybridlens import niah
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, accuracy_points, phases_of

@@ -8,10 +8,10 @@ import pytest
 from lm_eval.evaluator import evaluate
 
 import hybridlens as hl
-from analyses import benchmark_tasks, benchmarks
-from analyses.benchmark_results import BenchmarkResult, BenchmarkRow, mean_row
-from analyses.benchmarks import BenchmarkConfig, check_tasks, default_ks, run_benchmarks
-from analyses.harness import HarnessModel
+from analyses.benchmarks import BenchmarkConfig, check_tasks, default_ks, run_benchmarks, running
+from analyses.benchmarks import tasks as benchmark_tasks
+from analyses.benchmarks.harness import HarnessModel
+from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row
 from analyses.local_tasks import FOLDER
 from analyses.sparsification import top_k
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
@@ -83,8 +83,8 @@ def load(names):
 def test_a_stopped_run_goes_on(lens, tmp_path, monkeypatch):
     """Stopped after the third of four pairs: only the fourth is run, and the file ends as that of a whole run."""
     path, ran = tmp_path / "benchmarks.json", []
-    run_one = benchmarks._run
-    monkeypatch.setattr(benchmarks, "_run", lambda *args: ran.append((args[2].task_name, args[3])) or run_one(*args))
+    run_one = running._run
+    monkeypatch.setattr(running, "_run", lambda *args: ran.append((args[2].task_name, args[3])) or run_one(*args))
     config = BenchmarkConfig(NAME, QUICK, ks=(8, 0), limit=4)
 
     def stop(done, total):
@@ -212,7 +212,7 @@ def test_bad_options_are_told_without_a_model(options, error, message):
 
 
 def test_what_the_model_cannot_do_is_told_before_data_is_loaded(lens, monkeypatch):
-    monkeypatch.setattr(benchmarks, "load_tasks", None)
+    monkeypatch.setattr(running, "load_tasks", None)
     with pytest.raises(InputError, match=r"k = 9 given, expected 0\.\.8: tiny-recurrentgemma has 8 heads"):
         run_benchmarks(lens, BenchmarkConfig(NAME, ks=(9,)))
     with pytest.raises(InputError, match="no chat template"):

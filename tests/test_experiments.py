@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hybridlens as hl
-from analyses.experiments import EXPERIMENTS, cells_of, check_study, plan, rubrics_of
-from analyses.grids import Grids, half, spread
 from analyses.niah_config import NiahConfig, make_grid
-from analyses.study_config import StudyConfig
+from analyses.study.config import StudyConfig
+from analyses.study.experiments import EXPERIMENTS, cells_of, check_study, plan, rubrics_of
+from analyses.study.grids import Grids, half, spread
 from hybridlens import niah
 from hybridlens.errors import InputError, UnknownNameError
 

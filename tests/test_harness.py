@@ -11,8 +11,8 @@ from models import make
 from random_lens import benchmark_lens
 
 import hybridlens as hl
-from analyses.benchmark_tasks import load_tasks
-from analyses.harness import NO_LIMIT, HarnessModel, longest
+from analyses.benchmarks.harness import NO_LIMIT, HarnessModel, longest
+from analyses.benchmarks.tasks import load_tasks
 from analyses.sparsification import top_k
 from hybridlens import niah
 from hybridlens.errors import InputError

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from analyses.benchmark_tasks import load_tasks
+from analyses.benchmarks.tasks import load_tasks
 from analyses.local_tasks import FOLDER, NAMES, make
 from hybridlens.tiny import facts, words
 from hybridlens.tiny.documents import SHORT_CLOSING

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from analyses import views
-from analyses.benchmark_results import BenchmarkResult, BenchmarkRow
-from analyses.cell_groups import Base
-from analyses.experiments import EXPERIMENTS, Study
-from analyses.study_report import page_of, write_study_report
-from analyses.study_sections import value
-from analyses.verdict import Verdict
+from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow
+from analyses.study import views
+from analyses.study.experiments import EXPERIMENTS, Study
+from analyses.study.groups import Base
+from analyses.study.report import page_of, write_study_report
+from analyses.study.sections import value
+from analyses.study.verdict import Verdict
 from hybridlens.results import Cell
 from hybridlens.viz.blocks import Explorer
 from hybridlens.viz.markup import difference, entry, interval, percent

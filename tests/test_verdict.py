@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from study_cells import grid
 
-from analyses.cell_groups import Base, Estimate
-from analyses.claim_rules import few
-from analyses.evidence import Check, Evidence, ModelFacts, judge
-from analyses.verdict import CLAIMS, Verdict, verdicts
-from analyses.views import ANSWERINGS, READINGS
+from analyses.study.claim_rules import few
+from analyses.study.evidence import Check, Evidence, ModelFacts, judge
+from analyses.study.groups import Base, Estimate
+from analyses.study.verdict import CLAIMS, Verdict, verdicts
+from analyses.study.views import ANSWERINGS, READINGS
 from hybridlens.errors import ResultsError
 from hybridlens.results import Cell, paired_difference
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from study_cells import DEPTHS, LENGTHS, N, cell, grid, sweep
 
-from analyses import views
-from analyses.views import Base, Condition
+from analyses.study import views
+from analyses.study.views import Base, Condition
 from hybridlens.errors import ResultsError
 from hybridlens.results import Cell, bootstrap_interval, paired_difference
 

@@ -28,8 +28,8 @@ from analyses.options import parse_list, parse_phase, read_needles
 from hybridlens.errors import InputError
 
 if TYPE_CHECKING:
-    from analyses.benchmark_config import BenchmarkConfig
-    from analyses.study_config import StudyConfig
+    from analyses.benchmarks.config import BenchmarkConfig
+    from analyses.study.config import StudyConfig
 
 ALL, BENCHMARKS = "all", "benchmarks"
 PUBLIC_TASKS = ("glue", "mmlu")
@@ -79,8 +79,8 @@ def reproduce(
     All experiments when none is named. The same command goes on where a study was stopped, and other
     experiments of the same model may be added to its folder.
     """
-    from analyses.benchmark_config import BenchmarkConfig
-    from analyses.study_config import StudyConfig
+    from analyses.benchmarks.config import BenchmarkConfig
+    from analyses.study.config import StudyConfig
     from hybridlens.engine import parse_memory
     from hybridlens.niah import DEFAULT_DEPTHS, read_haystack
 
@@ -142,14 +142,14 @@ def _tasks(given: str | None, model: str) -> tuple[str, ...]:
 def _check(config: StudyConfig, benchmarks: BenchmarkConfig | None, dtype: str) -> None:
     """Refuse what no weights are needed to refuse."""
     from analyses.checkpoints import meta_lens
-    from analyses.experiments import check_study
+    from analyses.study.experiments import check_study
 
     cfg = meta_lens(config.model).cfg
     if config.experiments != ():
         check_study(config, cfg)
         shared.check_memory(cfg, dtype, config.memory or 0, config.lengths, config.max_new_tokens)
     if benchmarks is not None:
-        from analyses.benchmark_tasks import check_tasks, require
+        from analyses.benchmarks.tasks import check_tasks, require
 
         require()
         benchmarks.heads(cfg.n_heads)

@@ -14,15 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analyses import views
-from analyses.benchmark_config import BenchmarkConfig
-from analyses.benchmark_results import BenchmarkResult
-from analyses.evidence import ModelFacts
-from analyses.experiments import Study, plan, rubrics_of
+from analyses.benchmarks.config import BenchmarkConfig
+from analyses.benchmarks.results import BenchmarkResult
 from analyses.niah_report import model_facts
 from analyses.runner import Settings, answer_cells
-from analyses.study_config import StudyConfig
-from analyses.verdict import Verdict, verdicts
+from analyses.study import views
+from analyses.study.config import StudyConfig
+from analyses.study.evidence import ModelFacts
+from analyses.study.experiments import Study, plan, rubrics_of
+from analyses.study.verdict import Verdict, verdicts
 from hybridlens import niah
 from hybridlens.engine import Tally
 from hybridlens.engine.budget import DEFAULT
@@ -71,10 +71,10 @@ def run(
         benchmark_progress: the same for pairs of task and k.
 
     Raises:
-        InputError: see `analyses.experiments.plan` and `analyses.benchmarks.run_benchmarks`.
+        InputError: see `analyses.study.experiments.plan` and `analyses.benchmarks.run_benchmarks`.
         ResultsError: the folder holds something else, or cannot be written.
     """
-    from analyses.study_report import write_study_report  # which loads what draws
+    from analyses.study.report import write_study_report  # which loads what draws
 
     study = plan(lens, config) if config.experiments != () else nothing(lens, config)
     settings = Settings(DEFAULT if config.memory is None else config.memory, config.batch_size)
@@ -167,7 +167,7 @@ def answers(
 
     Args:
         lens: the model, with a tokenizer.
-        experiment: a name of `analyses.experiments.EXPERIMENTS`.
+        experiment: a name of `analyses.study.experiments.EXPERIMENTS`.
         folder: where to keep the cells, and to go on from; None to keep none.
         model: what results call the model.
         weights_hash: digest of its weights; None to work it out where `folder` is given.

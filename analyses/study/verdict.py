@@ -1,7 +1,7 @@
 """The paper's claims under its three hypotheses, and which of them hold for a model, by rule from what was measured.
 
 A claim is a row of data, `CLAIMS`: its sentence, the paper's number for each of its models, the rule in words, and
-the rule itself (`analyses.claim_rules`), which makes tests of the evidence (`analyses.evidence`).
+the rule itself (`analyses.study.claim_rules`), which makes tests of the evidence (`analyses.study.evidence`).
 
 There are three outcomes. An interval that holds the threshold supports neither "holds" nor "fails"; it is shown as
 "not tested here" with the reason "undecided: …" beside the measured value, so that nobody takes a study that is too
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from analyses.claim_rules import (
+from analyses.study.claim_rules import (
     GENERAL,
     ablated,
     abrupt,
@@ -41,8 +41,8 @@ from analyses.claim_rules import (
     twice_few,
     windowed,
 )
-from analyses.evidence import Evidence, Finding, ModelFacts, Outcome, Score, untested
-from analyses.views import ANSWERINGS, READINGS
+from analyses.study.evidence import Evidence, Finding, ModelFacts, Outcome, Score, untested
+from analyses.study.views import ANSWERINGS, READINGS
 from hybridlens.results import Cell
 
 __all__ = ["CLAIMS", "Claim", "ModelFacts", "Verdict", "verdicts"]

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from analyses.benchmark_results import BenchmarkResult, BenchmarkRow
-from analyses.evidence import GLUE_TASKS, NORMAL
-from analyses.study_sections import kept
+from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow
+from analyses.study.evidence import GLUE_TASKS, NORMAL
+from analyses.study.sections import kept
 from hybridlens.viz.blocks import DASH, Block, Chart, Entry, Section, Table, Words
 from hybridlens.viz.charts import Curve, Value, line_chart
 from hybridlens.viz.markup import signed

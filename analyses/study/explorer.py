@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analyses.cell_groups import Base
-from analyses.view_types import Differing
+from analyses.study.groups import Base
+from analyses.study.view_types import Differing
 from hybridlens import niah
 from hybridlens.results import Cell
 from hybridlens.results.cells import MODES, PHASES

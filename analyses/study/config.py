@@ -23,7 +23,7 @@ class StudyConfig:
 
     Attributes:
         model: what results call the model.
-        experiments: names of `analyses.experiments.EXPERIMENTS`, each refused where the model, the phases or the
+        experiments: names of `analyses.study.experiments.EXPERIMENTS`, each refused where the model, the phases or the
             semantics rule it out; None for all that they allow.
         lengths: tokens of the prompts; None for ten up to the model's context, at most 4096.
         depths: places of the needle, percent of the context.

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from analyses.niah_config import check_heads, make_grid
-from analyses.study_config import PAPER, StudyConfig
+from analyses.study.config import PAPER, StudyConfig
 from hybridlens import niah
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens

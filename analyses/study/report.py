@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analyses.benchmark_results import BenchmarkRow
-from analyses.experiments import EXPERIMENTS, Study
-from analyses.study_answers import BOUNDARY_WORDS, explorer, tied
-from analyses.study_benchmarks import benchmarks
-from analyses.study_sections import SECTIONS
-from analyses.verdict import Verdict
-from analyses.views import NEAR, near_ties
+from analyses.benchmarks.results import BenchmarkRow
+from analyses.study.benchmark_section import benchmarks
+from analyses.study.experiments import EXPERIMENTS, Study
+from analyses.study.explorer import BOUNDARY_WORDS, explorer, tied
+from analyses.study.sections import SECTIONS
+from analyses.study.verdict import Verdict
+from analyses.study.views import NEAR, near_ties
 from hybridlens.errors import ResultsError
 from hybridlens.results import Cell
 from hybridlens.viz.blocks import Block, Section, Table, Words

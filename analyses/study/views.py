@@ -1,7 +1,7 @@
 """The paper's figures as views: selections of a study's cells, and what is stated of each, with intervals.
 
 Every function here takes the cells of a study, of any experiments, and picks those it needs by their keys
-(`analyses.cell_groups`); results are of the types of `analyses.view_types`. Pure: no model, no file.
+(`analyses.study.groups`); results are of the types of `analyses.study.view_types`. Pure: no model, no file.
 
 How it fails: a view whose cells are all missing raises `ResultsError`, which names the experiment that makes
 them; single conditions without cells are NaN, with n = 0, so that an unfinished study can be looked at. The
@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from analyses.cell_groups import Base, Estimate, Group, Place, accuracy, chance, common, compare, grouped, measure
 from analyses.ranking import SCOPES
-from analyses.view_types import (
+from analyses.study.groups import Base, Estimate, Group, Place, accuracy, chance, common, compare, grouped, measure
+from analyses.study.view_types import (
     ANSWERINGS,
     NEAR,
     READINGS,

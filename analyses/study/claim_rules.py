@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from analyses.cell_groups import Estimate, Group, Place, accuracy, chance, common, compare
-from analyses.evidence import Check, Evidence, Finding, judge, less, percent, points, untested
-from analyses.views import tipping, tipping_spread
+from analyses.study.evidence import Check, Evidence, Finding, judge, less, percent, points, untested
+from analyses.study.groups import Estimate, Group, Place, accuracy, chance, common, compare
+from analyses.study.views import tipping, tipping_spread
 
 NEAR_ZERO = 0.10
 NEAR_PERFECT = 0.90

@@ -1,4 +1,4 @@
-"""What the paper's figures are, as values: typed results that `analyses.views` makes from cells.
+"""What the paper's figures are, as values: typed results that `analyses.study.views` makes from cells.
 
 Accuracies are shares of the highest score, 0 … 1, with 95 % bootstrap intervals over prompts and the chance level
 beside them. Every tensor says along which axes it lies, and its holder names what stands along each.

@@ -1,7 +1,7 @@
 """Which cells each experiment of the paper needs, and the prompts they are made from.
 
 An experiment is a row of data, `EXPERIMENTS`; a study is the union of the cells of those that are wanted, each
-cell once. Experiments that hold a cell in common share it, as its prompt is the same in all (`analyses.grids`).
+cell once. Experiments that hold a cell in common share it, as its prompt is the same in all (`analyses.study.grids`).
 
 How it fails: an experiment that the model, its semantics or its context rule out raises `InputError` where it was
 named, and is left out with a note where all were asked for. Everything here is known before a model is loaded but
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from analyses.entropy import SEMANTICS, check_semantics
-from analyses.grids import Cells, Grids, LackingError
 from analyses.niah_config import VERSIONS, check_heads
-from analyses.study_config import PAPER, StudyConfig
-from analyses.views import ANSWERINGS, READINGS, Base
+from analyses.study.config import PAPER, StudyConfig
+from analyses.study.grids import Cells, Grids, LackingError
+from analyses.study.views import ANSWERINGS, READINGS, Base
 from hybridlens import niah
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.families.spec import LensConfig

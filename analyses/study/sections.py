@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from analyses import views
-from analyses.cell_groups import Base
-from analyses.study_answers import BOUNDARY_WORDS, condition_words, differing
+from analyses.study import views
+from analyses.study.explorer import BOUNDARY_WORDS, condition_words, differing
+from analyses.study.groups import Base
 from hybridlens.results import Cell, TippingInterval
 from hybridlens.viz.blocks import Block, Chart, Entry, HeatTable, Section, Table, Words
 from hybridlens.viz.charts import Curve, Value, bar_chart, line_chart
@@ -223,7 +223,7 @@ SECTIONS: Mapping[str, Callable[[Sequence[Cell], Base], Section]] = {
     "boundary": boundary,
     "semantics": semantics,
 }
-"""Name of an experiment -> its section, in the order of the page. The maps are `analyses.study_answers`."""
+"""Name of an experiment -> its section, in the order of the page. The maps are `analyses.study.explorer`."""
 
 
 def _contrast(

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from analyses.cell_groups import Base, Estimate, Group, Place, accuracy, chance, grouped
-from analyses.views import complete, modes
+from analyses.study.groups import Base, Estimate, Group, Place, accuracy, chance, grouped
+from analyses.study.views import complete, modes
 from hybridlens.results import Cell, paired_difference
 
 Outcome: TypeAlias = Literal["holds", "fails", "not tested here"]

@@ -1,7 +1,7 @@
 """GLUE, MMLU or any other task of lm-eval with the k most focused heads of each layer (section 3.2 of the paper).
 
-`run_benchmarks` runs every task under every k, the same prompts each time, through `analyses.harness`. In the
-prefill version, which the paper uses, heads are dropped in every forward pass of a request; in the generation
+`run_benchmarks` runs every task under every k, the same prompts each time, through the adapter of `harness`. In
+the prefill version, which the paper uses, heads are dropped in every forward pass of a request; in the generation
 version the context is read with all heads. Scores are lm-eval's own; a group such as MMLU gets the score that
 lm-eval gives it, a tag such as GLUE the mean over its tasks. After each task and k the file is written anew, so
 a run that was stopped goes on with what is missing.
@@ -20,16 +20,14 @@ from typing import Any, cast
 
 import torch
 
-from analyses.benchmark_config import BenchmarkConfig, default_ks
-from analyses.benchmark_results import BenchmarkResult, BenchmarkRow, mean_row
-from analyses.benchmark_tasks import Loaded, check_tasks, load_tasks, quiet, require, seeded
+from analyses.benchmarks.config import BenchmarkConfig
+from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row
+from analyses.benchmarks.tasks import Loaded, check_tasks, load_tasks, quiet, require, seeded
 from analyses.sparsification import top_k
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.generation import Boundary
 from hybridlens.model import HybridLens
 from hybridlens.results import environment, hash_json, hash_weights
-
-__all__ = ["BenchmarkConfig", "BenchmarkResult", "BenchmarkRow", "check_tasks", "default_ks", "run_benchmarks"]
 
 BOOTSTRAP = 1000
 """Draws of lm-eval's standard errors where there is no formula."""
@@ -66,7 +64,7 @@ def run_benchmarks(
     for k in ks:  # a scope or semantics that the model cannot run is told before any data is loaded
         top_k(lens, k, config.phase, config.scope, config.semantics)
     if config.apply_chat_template:
-        from analyses.harness import check_chat_template
+        from analyses.benchmarks.harness import check_chat_template
 
         check_chat_template(lens.tokenizer)
     digest = weights_hash or ("" if path is None else hash_weights(lens.hf_model.state_dict()))
@@ -114,7 +112,7 @@ def _run(lens: HybridLens, config: BenchmarkConfig, task: Any, k: int) -> list[B
     """One task under one k."""
     from lm_eval.evaluator import evaluate
 
-    from analyses.harness import HarnessModel
+    from analyses.benchmarks.harness import HarnessModel
 
     task.set_fewshot_seed(seed=config.seed)  # anew each time, so that every k gets the same examples
     edits = top_k(lens, k, config.phase, config.scope, config.semantics)
