@@ -47,6 +47,8 @@ class HookedNetwork(nn.Module):
         self.ln_final = family.final_norm(model)
         self.hook_logits = HookPoint("b p v")
         self.points: dict[str, HookPoint] = {}
+        for part in self.modules():  # found as plain attributes, not by nn.Module's search: hundreds a decode step
+            part.__dict__.update(part.named_children())
         for name, module in self.named_modules():
             if isinstance(module, HookPoint):
                 module.name = name
@@ -112,12 +114,13 @@ class HookedNetwork(nn.Module):
             raise InputError(f"the state is of a model {state.model}, but this model is {self.signature}")
         if state.batch != batch:
             raise InputError(f"the state holds {state.batch} rows, but {batch} rows of tokens were given")
+        dtype = self.wrapped[0].dtype
         for held, block in zip(state.layers, self.blocks, strict=True):
             tensor = held.k if isinstance(held, AttentionState) else held.conv
             device = execution_device(cast(Block, block).home[0], tensor.device)
-            if (tensor.dtype, tensor.device) != (self.wrapped[0].dtype, device):
+            if (tensor.dtype, tensor.device) != (dtype, device):
                 raise InputError(
-                    f"the state is {tensor.dtype} on {tensor.device}, but the model is {self.wrapped[0].dtype} on "
+                    f"the state is {tensor.dtype} on {tensor.device}, but the model is {dtype} on "
                     f"{device}; read the prompt again with this model, or move the state with state.to"
                 )
 
@@ -146,15 +149,19 @@ def plan(
     positions = state.lengths.to(tokens.device)[:, None] + steps
     fresh = positions if valid is None else positions.masked_fill(~valid, -1)
     held = torch.cat([state.key_positions.to(tokens.device), fresh], dim=1)
+    after = state.lengths.to(tokens.device) + grown
+    # Where every query sees every key, no mask is needed; off the CPU, asking would cost more than it saves.
+    if new == 1 and tokens.device.type == "cpu":
+        oldest = 0 if window is None else (positions - window + 1).clamp_(min=0)
+        seen = held >= oldest
+        if bool((seen if valid is None else seen | ~valid).all()):
+            return Pass(KeySlots(positions, held, None, causal=False), positions, valid), held, after
     mask = (positions[:, :, None] >= held[:, None, :]) & (held >= 0)[:, None, :]
     if window is not None:
         mask = mask & (positions[:, :, None] < (held + window)[:, None, :])
     if valid is not None:  # a padding query looks at everything, so that no softmax is empty
         mask = mask | ~valid[:, :, None]
-    # Where every query sees every key, no mask is needed; off the CPU, asking would cost more than it saves.
-    everything = new == 1 and mask.device.type == "cpu" and bool(mask.all())
-    slots = KeySlots(positions, held, None if everything else mask[:, None], causal=False)
-    return Pass(slots, positions, valid), held, state.lengths.to(tokens.device) + grown
+    return Pass(KeySlots(positions, held, mask[:, None], causal=False), positions, valid), held, after
 
 
 def trimmed(state: HybridState, window: int | None) -> HybridState:
@@ -162,10 +169,11 @@ def trimmed(state: HybridState, window: int | None) -> HybridState:
     slots = state.key_positions.shape[1]
     if window is None or slots < window or state.key_positions.device.type == "meta":
         return state
-    needed = (state.key_positions > state.lengths[:, None] - window).any(dim=0)
-    start = int(needed.int().argmax()) if bool(needed.any()) else slots
-    if start == 0:
+    visible = state.key_positions > state.lengths[:, None] - window
+    if bool(visible[:, 0].any()):
         return state
+    needed = visible.any(dim=0)
+    start = int(needed.int().argmax()) if bool(needed.any()) else slots
     layers = tuple(
         held.drop(start) if isinstance(held, AttentionState) else held for held in state.layers
     )

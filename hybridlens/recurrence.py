@@ -66,7 +66,10 @@ def hold_padding(decay: States, write: States, valid: Valid | None) -> tuple[Sta
 def hooked_states(decay: States, write: States, held: RecurrentState | None, point: HookPoint) -> States:
     """The state after each token, with the edits of `point`'s hooks put in."""
     initial = torch.zeros_like(write[:, 0]) if held is None else held.recurrent
-    states = scan.linear_scan(decay, write, initial)
+    if write.shape[1] == 1 and not torch.is_grad_enabled():  # a single token: one step, nothing rearranged
+        states = torch.addcmul(write, decay, initial[:, None])
+    else:
+        states = scan.linear_scan(decay, write, initial)
     if not point.asked():
         point.skip()
         return states

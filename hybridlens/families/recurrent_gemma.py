@@ -73,7 +73,7 @@ def block_sigmoid(
     x: Channels, weight: Float[Tensor, "block inner outer"], bias: Float[Tensor, "block outer"]
 ) -> Channels:
     """σ(W x + b) with a block-diagonal W."""
-    blocks = x.unflatten(-1, (weight.shape[0], weight.shape[1])).flatten(0, 1).transpose(0, 1)
+    blocks = x.reshape(-1, weight.shape[0], weight.shape[1]).transpose(0, 1)
     out = torch.baddbmm(bias[:, None, :], blocks, weight)
     return torch.sigmoid(out.transpose(0, 1).reshape(x.shape))
 
@@ -91,7 +91,8 @@ def decay_and_multiplier(
         starts: bool [b p 1], True at position 0.
     """
     log_a = -8.0 * r * F.softplus(param)
-    root = cast(Tensor, SqrtBoundDerivative.apply(1 - torch.exp(2 * log_a)))
+    square = 1 - torch.exp(2 * log_a)
+    root = cast(Tensor, SqrtBoundDerivative.apply(square)) if square.requires_grad else square.sqrt()
     return torch.exp(log_a).masked_fill(starts, 0.0), root.masked_fill(starts, 1.0).to(r.dtype)
 
 
