@@ -36,10 +36,12 @@ def accuracy_table(cells: Sequence[Cell], model: str) -> str:
 
 
 def verdict_table(judged: Sequence[Verdict], model: str) -> str:
-    """What became of each of the paper's claims, and what was measured."""
-    rows = [["", "claim", "outcome", "measured"]]
-    rows += [[found.hypothesis, found.claim, found.outcome, found.reason or found.measured] for found in judged]
-    return f"{model}: the paper's claims\n{columns(rows, left=4)}"
+    """What became of each of the paper's claims; the numbers behind it are in the report."""
+    rows = [
+        [found.hypothesis, found.outcome, f"{found.claim} ({found.reason})" if found.reason else found.claim]
+        for found in judged
+    ]
+    return f"{model}: the paper's claims\n{columns(rows, left=3)}"
 
 
 def percent_interval(mean: float, low: float, high: float) -> str:
