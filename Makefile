@@ -28,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 help:
-	@echo "make demo   the paper's figure 2 from two tiny trained hybrids, into $(RESULTS)/"
+	@echo "make demo   the paper's experiments on two tiny trained hybrids, into $(RESULTS)/"
 	@echo "make test   lint, types, tests and notebooks"
 
 $(VENV)/pyvenv.cfg:
@@ -39,7 +39,7 @@ $(VENV)/pyvenv.cfg:
 # torch comes first and pinned, so that what is installed later cannot pull another build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -47,11 +47,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
-	@for model in $(MODELS); do \
-		$(BIN)/hybridlens niah --model $$model --phase both --out $(RESULTS)/$$model; done
+	@for model in $(MODELS); do $(BIN)/hybridlens reproduce all --model $$model --out $(RESULTS)/$$model-study; done
 	@echo
 	@echo "Open in a browser:"
-	@for model in $(MODELS); do echo "  $(CURDIR)/$(RESULTS)/$$model/report.html"; done
+	@for model in $(MODELS); do echo "  $(CURDIR)/$(RESULTS)/$$model-study/report.html"; done
 
 test: lint types unit notebooks
 
