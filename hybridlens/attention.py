@@ -22,9 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hybridlens.hooks import HookPoint, unchanged
+from hybridlens.layer_state import AttentionState
 from hybridlens.shapes import HeldKeys, Keys, Pattern, Positions, Queries, Resid
 from hybridlens.slots import KeySlots
-from hybridlens.state import AttentionState
 
 Rotary: TypeAlias = Callable[
     [Queries, Keys, Positions], tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, "batch pos kv_head d_head"]]

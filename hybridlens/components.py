@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from hybridlens.attention import HookedAttention
 from hybridlens.hooks import HookPoint
+from hybridlens.layer_state import AttentionState, LayerState, RecurrentState
 from hybridlens.shapes import Positions, Resid, Valid
 from hybridlens.slots import KeySlots
-from hybridlens.state import AttentionState, LayerState, RecurrentState
 
 
 @dataclass(frozen=True)

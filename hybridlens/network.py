@@ -16,9 +16,10 @@ from hybridlens.components import Block, Pass, execution_device
 from hybridlens.errors import InputError
 from hybridlens.families.spec import Family, LensConfig
 from hybridlens.hooks import HookPoint
+from hybridlens.layer_state import AttentionState, RecurrentState
 from hybridlens.shapes import KeyPositions, Lengths, Logits, Tokens
 from hybridlens.slots import KeySlots
-from hybridlens.state import AttentionState, HybridState, RecurrentState
+from hybridlens.state import HybridState
 
 
 class Output(NamedTuple):

@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from hybridlens import scan, scan_kernels
 from hybridlens.hooks import HookPoint, unchanged
+from hybridlens.layer_state import RecurrentState
 from hybridlens.shapes import Channels, ConvState, State, States, Valid
-from hybridlens.state import RecurrentState
 
 
 def causal_convolution(

@@ -28,6 +28,7 @@ ORDER = (
     "scan_libraries",
     "scan_kernels",
     "scan",
+    "layer_state",
     "state",
     "attention",
     "recurrence",

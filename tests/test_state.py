@@ -10,7 +10,8 @@ from models import FAMILIES, make, tokens
 
 from hybridlens import HybridLens
 from hybridlens.errors import InputError
-from hybridlens.state import SLACK, AttentionState, HybridState
+from hybridlens.layer_state import SLACK, AttentionState
+from hybridlens.state import HybridState
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

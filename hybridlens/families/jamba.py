@@ -18,6 +18,7 @@ from hybridlens.attention import AttentionParts, HookedAttention
 from hybridlens.components import Block, HookedMlp, HookedNorm, Pass, resident
 from hybridlens.families.spec import Family, LensConfig, check_fields, eos_ids, require
 from hybridlens.hooks import HookPoint
+from hybridlens.layer_state import RecurrentState
 from hybridlens.recurrence import (
     causal_convolution,
     hidden_attention,
@@ -27,7 +28,6 @@ from hybridlens.recurrence import (
     remember,
 )
 from hybridlens.shapes import Resid
-from hybridlens.state import RecurrentState
 
 
 class Mamba(nn.Module):

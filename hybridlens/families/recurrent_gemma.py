@@ -21,9 +21,9 @@ from hybridlens.attention import AttentionParts, HookedAttention
 from hybridlens.components import Block, HookedMlp, HookedNorm, Pass, resident
 from hybridlens.families.spec import Family, LensConfig, check_fields, eos_ids, require
 from hybridlens.hooks import HookPoint
+from hybridlens.layer_state import RecurrentState
 from hybridlens.recurrence import causal_convolution, hidden_attention, hold_padding, hooked_states, remember
 from hybridlens.shapes import Channels, Keys, Positions, Queries, Resid
-from hybridlens.state import RecurrentState
 
 
 class RgLru(nn.Module):
