@@ -32,6 +32,8 @@ class Row(NamedTuple):
     """Which job it answers."""
     state: HybridState
     """Of one row, which rows may share."""
+    held: int
+    """Bytes of that state."""
     logits: Tensor | None
     """[1 v], what chooses the first new token; with boundary "last_prompt_token", not needed."""
     last: int

@@ -1,7 +1,7 @@
 """How much may be held at once: a number of bytes, turned into sizes of batches, blocks and snapshots.
 
-Half of the budget goes to what a forward pass works with, half to the states that wait: snapshots of shared
-beginnings, and rows that are to answer. The weights, which are there anyway, do not count.
+Half of the budget goes to what a forward pass works with, a quarter to snapshots of shared beginnings, a quarter to
+rows that wait to answer. The weights, which are there anyway, do not count.
 
 How it fails: what a pass needs is estimated from the model's sizes (`Costs`), since nothing in PyTorch tells
 beforehand; allocators round up. A budget in which not even one row fits raises `InputError` with the least
@@ -115,8 +115,8 @@ class Budget:
 
     @property
     def waiting(self) -> int:
-        """Bytes for states that wait."""
-        return self.memory - self.working
+        """Bytes for snapshots, and as many for rows that wait to answer."""
+        return self.memory // 4
 
     def needed(self, tokens: int) -> int:
         """The least budget that reads and continues a row of so many tokens."""

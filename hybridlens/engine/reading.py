@@ -70,6 +70,8 @@ class _Segment:
     """Children still to be read."""
     state: HybridState | None = None
     """At its end, while it is kept."""
+    held: int = 0
+    """Bytes of that state."""
 
     def base(self) -> _Segment | None:
         """The nearest segment above whose state is kept; None for the beginning."""
@@ -116,7 +118,7 @@ class Reader:
             for row, (segment, state) in enumerate(zip(batch, states, strict=True)):
                 done += [Read(index, state, logits[row : row + 1]) for index in segment.ends]
                 if segment.children:
-                    segment.state = state
+                    segment.state, segment.held = state, state.nbytes
                     kept.add(segment)
                 above = segment.parent
                 if above is not None:
@@ -155,14 +157,14 @@ class Reader:
         size, kind, whole = first.new(), self._kind(first), not self._causal(first)
         sizes = [(segment, segment.new()) for segment in ready[:-1] if self._kind(segment) == kind]
         sizes.sort(key=lambda pair: abs(pair[1] - size))
-        rows = self.budget.reading_rows(first.stop, size)
-        chosen, real, longest = [first], size, size
+        chosen, real, longest, reach = [first], size, size, first.stop
         for segment, new in sizes:
-            padded = max(longest, new) * (len(chosen) + 1)
-            if len(chosen) == rows or padded > FIT * (real + new) or (whole and new != size):
+            longest, reach = max(longest, new), max(reach, segment.stop)
+            real += new
+            fits = longest * (len(chosen) + 1) <= FIT * real and (new == size or not whole)
+            if not fits or len(chosen) >= self.budget.reading_rows(reach, longest):
                 break
             chosen.append(segment)
-            real, longest = real + new, max(longest, new)
         return chosen
 
     def _kind(self, segment: _Segment) -> Hashable:
@@ -222,8 +224,7 @@ class Reader:
 
     def _shrink(self, ready: Sequence[_Segment], kept: set[_Segment]) -> None:
         """Drop the snapshots that are needed last, until the rest fits the budget."""
-        sizes = {segment: segment.state.nbytes for segment in kept if segment.state is not None}
-        total = sum(sizes.values())
+        total = sum(segment.held for segment in kept)
         if total <= self.budget.waiting:
             return
         soon: dict[_Segment, int] = {}
@@ -234,7 +235,7 @@ class Reader:
         for segment in sorted(kept, key=lambda segment: soon.get(segment, len(ready)), reverse=True):
             if total <= self.budget.waiting:
                 return
-            total -= sizes[segment]
+            total -= segment.held
             segment.state = None
             kept.discard(segment)
             self.tally.dropped += 1

@@ -93,10 +93,11 @@ class Sweep:
         try:
             for done in reader.read(readings):
                 for read in done:
+                    held = read.state.nbytes
                     for index in members[read.reading]:
                         job = jobs[index]
                         kind = None if job.answering is None else self.treating.together(job.answering)
-                        row = Row(index, read.state, read.logits, job.tokens[-1], job.answering, job.spans)
+                        row = Row(index, read.state, held, read.logits, job.tokens[-1], job.answering, job.spans)
                         waiting.setdefault(kind, []).append(row)
                 yield from self._answer(waiting, jobs, everything=False)
             yield from self._answer(waiting, jobs, everything=True)
@@ -112,8 +113,7 @@ class Sweep:
         for kind, rows in waiting.items():
             longest = max((len(jobs[row.job].tokens) for row in rows), default=0) + self.max_new_tokens
             size = self.budget.answering_rows(longest, kind is not None)
-            states = {id(row.state): row.state for row in rows}
-            crowded = sum(state.nbytes for state in states.values()) > self.budget.waiting
+            crowded = sum({id(row.state): row.held for row in rows}.values()) > self.budget.waiting
             if not everything and len(rows) < size and not crowded:
                 continue
             rows.sort(key=lambda row: len(jobs[row.job].tokens))
