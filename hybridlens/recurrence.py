@@ -87,11 +87,12 @@ def hooked_selective_states(
     dt: Channels,
     A: Float[Tensor, "channel state"],
     B: Float[Tensor, "batch pos state"],
+    C: Float[Tensor, "batch pos state"],
     x: Channels,
     held: RecurrentState | None,
     point: HookPoint,
-) -> States:
-    """`hooked_states` of Mamba's recurrence, with no gradients, where nobody looks at decay and write.
+) -> scan.SelectiveStates:
+    """`hooked_states` of Mamba's recurrence, read out: without gradients, where nobody looks at decay and write.
 
     These are made a few tokens at a time, so that little memory is needed beside the states; all at once only
     where an edit has to be carried on.
@@ -100,30 +101,30 @@ def hooked_selective_states(
         dt: Δ, after softplus; 0 on padding.
         A: the diagonal, negative.
         B: write directions.
+        C: readout directions.
         x: the channel inputs.
         held: the layer's memory of earlier tokens.
         point: `hook_state`.
     """
     (batch, length, width), n = dt.shape, A.shape[1]
     initial = dt.new_zeros(batch, width, n, dtype=torch.float32) if held is None else held.recurrent
-    made = dt.new_empty(length, batch, n, width, dtype=torch.float32)  # steps contiguous, as the scan has them
-    states, previous = made.permute(1, 0, 3, 2), initial
-    plain = dt.device.type == "cpu"  # elsewhere a loop would be many small launches
-    step = max(1, (1 if plain else scan.GPU_CHUNKS) * scan.CHUNK_ELEMENTS // max(1, batch * width * n))
-    for start in range(0, length, step):
-        part = slice(start, start + step)
-        decay, write = scan.discretise(dt[:, part], A, B[:, part], x[:, part])
-        if plain:
-            for a, w, state in zip(decay.unbind(1), write.unbind(1), states[:, part].unbind(1), strict=True):
-                previous = torch.addcmul(w, a, previous, out=state)
-        else:
+    if dt.device.type == "cpu":
+        states, y = scan.selective_states(dt, A, B, C, x, initial)
+    else:  # there a loop would be many small launches
+        states, previous = dt.new_empty(batch, length, width, n, dtype=torch.float32), initial
+        step = max(1, scan.GPU_CHUNKS * scan.CHUNK_ELEMENTS // max(1, batch * width * n))
+        for start in range(0, length, step):
+            part = slice(start, start + step)
+            decay, write = scan.discretise(dt[:, part], A, B[:, part], x[:, part])
             states[:, part] = scan.linear_scan(decay, write, previous)
             previous = states[:, part][:, -1]
+        y = scan.read_out(states, C)
     hooked = point(states)
     if unchanged(states, hooked):
-        return hooked
+        return scan.SelectiveStates(hooked, y)
     decay, write = scan.discretise(dt, A, B, x)
-    return scan.persistent_states(states, hooked, decay, write, initial)
+    edited = scan.persistent_states(states, hooked, decay, write, initial)
+    return scan.SelectiveStates(edited, scan.read_out(edited, C))
 
 
 def hidden_attention(

@@ -127,6 +127,41 @@ def selective_scan(
     return SelectiveScan(y, final)
 
 
+class SelectiveStates(NamedTuple):
+    """What `selective_states` returns."""
+
+    states: Float[Tensor, "batch pos channel state"]
+    """After every token, float32."""
+    y: Float[Tensor, "batch pos channel"]
+    """C_t · h_t, as `selective_scan` has it, to the bit."""
+
+
+def selective_states(
+    dt: Float[Tensor, "batch pos channel"],
+    A: Float[Tensor, "channel state"],
+    B: Float[Tensor, "batch pos state"],
+    C: Float[Tensor, "batch pos state"],
+    x: Float[Tensor, "batch pos channel"],
+    initial: Float[Tensor, "batch channel state"],
+) -> SelectiveStates:
+    """`selective_scan` that keeps every state, without gradients, on a CPU.
+
+    A chunk's states are made and read out where they are in cache, and written away once; memory beyond the result
+    is a few chunks. Arguments as in `selective_scan`.
+    """
+    At, state = A.t().contiguous(), initial.float().transpose(1, 2)
+    made = dt.new_empty(dt.shape[1], dt.shape[0], A.shape[1], dt.shape[2], dtype=torch.float32)
+    outputs, start = list[Tensor](), 0
+    for dt_, B_, C_, x_ in _chunks(A, dt, B, C, x):
+        decay, write = _discretise(dt_.float(), B_.float(), x_.float(), At)
+        states = _in_place(decay, write, state)
+        outputs.append(_read(states, C_))
+        made[start : start + states.shape[0]] = states
+        start += states.shape[0]
+        state = states[-1].clone()
+    return SelectiveStates(made.permute(1, 0, 3, 2), torch.cat(outputs).transpose(0, 1))
+
+
 def _selective_step(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor, initial: Tensor) -> SelectiveScan:
     """A single token: the layout that the state is held in serves, and nothing is rearranged."""
     decay = torch.exp(dt[..., None] * A)

@@ -114,8 +114,8 @@ class Mamba(nn.Module):
         self.hook_write.skip()
         if run.valid is not None:
             dt = dt.masked_fill(~run.valid[..., None], 0.0)
-        states = hooked_selective_states(dt, A, B, u, held, self.hook_state)
-        y = self.hook_y(scan.read_out(states, C) + skip)
+        states, read = hooked_selective_states(dt, A, B, C, u, held, self.hook_state)
+        y = self.hook_y(read + skip)
         if not self.hook_pattern.asked():  # a trace may ask only once it has the states
             self.hook_pattern.skip()
         else:
