@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hybridlens.errors import HybridLensError
     from hybridlens.generation import Sampling
     from hybridlens.hooks import Edit, HookPoint, HookSpec
-    from hybridlens.loading import load
+    from hybridlens.loading import load, load_weights
     from hybridlens.model import HybridLens
     from hybridlens.state import HybridState
 
@@ -26,6 +26,7 @@ _HOMES = {
     "HybridState": "state",
     "Sampling": "generation",
     "load": "loading",
+    "load_weights": "loading",
     "niah": "",
     "tiny": "",
 }
@@ -39,6 +40,7 @@ __all__ = [
     "HybridState",
     "Sampling",
     "load",
+    "load_weights",
     "niah",
     "tiny",
 ]

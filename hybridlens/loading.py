@@ -21,6 +21,7 @@ from hybridlens import tiny
 from hybridlens.errors import CheckpointError, UnknownNameError, closest
 from hybridlens.families import FAMILIES, family_of
 from hybridlens.model import HybridLens
+from hybridlens.weights import FileTensors, Weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -62,6 +63,27 @@ def load(
         raise CheckpointError(f"'{name}' cannot be loaded: {_first_line(error)}") from error
     model = model.eval()
     return HybridLens(model if place is None else model.to(place), read_tokenizer(source))
+
+
+def load_weights(name: str | Path, *, device: str | torch.device = "cpu") -> Weights:
+    """The linear maps of a checkpoint, read straight from its safetensors files; no model is made.
+
+    Args:
+        name: an embedded checkpoint, a folder, or a hub id, of which only the shards needed are fetched.
+        device: where what is read is put.
+
+    Raises:
+        UnknownNameError: for a name that is neither embedded, a folder, nor of the form of a hub id.
+        CheckpointError: for a checkpoint that cannot be opened, a missing shard or tensor, or quantised weights.
+    """
+    place = _resolve_device(device) or torch.device("cpu")
+    source = locate(name)
+    config = read_config(source)
+    if getattr(config, "quantization_config", None) is not None:
+        raise CheckpointError(f"'{name}' is quantised, so its stored numbers are not its weights; give the original")
+    _refuse_pickles(source)
+    family = family_of(_architecture(config, source), FAMILIES)
+    return Weights(family, config, FileTensors(source), place)
 
 
 def locate(name: str | Path) -> str:

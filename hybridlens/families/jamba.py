@@ -6,6 +6,7 @@ in Jamba); the state decays by exp(Δ_t A), takes in Δ_t B_t x_t and is read ou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import JambaConfig
 from hybridlens import scan
 from hybridlens.attention import AttentionParts, HookedAttention
 from hybridlens.components import Block, HookedMlp, HookedNorm, Pass, resident
+from hybridlens.families.layout import Layout, Read, RecurrentParts, taps_of
 from hybridlens.families.spec import Family, LensConfig, check_fields, eos_ids, require
 from hybridlens.hooks import HookPoint
 from hybridlens.layer_state import RecurrentState
@@ -214,6 +216,47 @@ def _unembed(model: Any, resid: Tensor) -> Tensor:
     return model.lm_head(resid)
 
 
+def _recurrent_parts(config: JambaConfig, read: Read) -> RecurrentParts:
+    """A recurrent layer's maps. At rest nothing is written into the state, and D alone passes the input on."""
+    name = "mamba."
+    W_in, W_gate = read(f"{name}in_proj.weight").T.chunk(2, dim=1)
+    b_in, b_gate = read(f"{name}in_proj.bias").chunk(2) if config.mamba_proj_bias else (None, None)
+    D = read(f"{name}D")
+
+    def gain(seen: Mapping[str, Tensor]) -> Tensor:
+        """D + Δ_t B_t · C_t: what y_t holds of x_t."""
+        dt, B, C = (seen[point].float() for point in ("hook_dt", "hook_B", "hook_C"))
+        return D.to(dt.device) + dt * (B * C).sum(dim=-1, keepdim=True)
+
+    return RecurrentParts(
+        W_in=W_in,
+        b_in=b_in,
+        W_gate=W_gate,
+        b_gate=b_gate,
+        taps=taps_of(read(f"{name}conv1d.weight")),
+        b_conv=read(f"{name}conv1d.bias") if config.mamba_conv_bias else None,
+        W_out=read(f"{name}out_proj.weight").T,
+        b_out=read(f"{name}out_proj.bias") if config.mamba_proj_bias else None,
+        activation=F.silu,
+        slope=0.5,
+        gain_at_rest=D,
+        gain_points=("hook_dt", "hook_B", "hook_C"),
+        gain=gain,
+    )
+
+
+def _embed_scale(config: JambaConfig) -> float:
+    return 1.0
+
+
+def _qkv_bias(config: JambaConfig) -> bool:
+    return False
+
+
+def _no_rotary(config: JambaConfig) -> None:
+    return None
+
+
 def _inactive(model: Any) -> int:
     """Parameters of the experts that a token is not sent to."""
     idle = 0
@@ -242,4 +285,15 @@ JAMBA = Family(
     final_norm=_final_norm,
     unembed=_unembed,
     inactive_expert_parameters=_inactive,
+    layout=Layout(
+        final_norm="model.final_layernorm.weight",
+        ln1="input_layernorm.weight",
+        attention="self_attn.",
+        norm_offset=0.0,
+        embed_scale=_embed_scale,
+        qkv_bias=_qkv_bias,
+        o_bias=False,
+        rotary=_no_rotary,
+        recurrent=_recurrent_parts,
+    ),
 )

@@ -7,6 +7,7 @@ position 0 a document starts: a is 0 and the multiplier 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from transformers.models.recurrent_gemma.modeling_recurrent_gemma import SqrtBou
 
 from hybridlens.attention import AttentionParts, HookedAttention
 from hybridlens.components import Block, HookedMlp, HookedNorm, Pass, resident
+from hybridlens.families.layout import Layout, Read, RecurrentParts, Rotary, taps_of
 from hybridlens.families.spec import Family, LensConfig, check_fields, eos_ids, require
 from hybridlens.hooks import HookPoint
 from hybridlens.layer_state import RecurrentState
@@ -177,6 +179,54 @@ def _final_norm(model: Any) -> HookedNorm:
     return _norm(model.model.final_norm)
 
 
+def _recurrent_parts(config: RecurrentGemmaConfig, read: Read) -> RecurrentParts:
+    """A recurrent layer's maps. At rest both gates are the sigmoids of their biases."""
+    name = "temporal_block."
+    i = torch.sigmoid(read(f"{name}rg_lru.input_gate_bias").flatten())
+    r = torch.sigmoid(read(f"{name}rg_lru.recurrent_gate_bias").flatten())
+    nowhere = torch.zeros((), dtype=torch.bool, device=r.device)
+    _, multiplier = decay_and_multiplier(r[None, None], read(f"{name}rg_lru.recurrent_param"), nowhere)
+    return RecurrentParts(
+        W_in=read(f"{name}linear_x.weight").T,
+        b_in=read(f"{name}linear_x.bias"),
+        W_gate=read(f"{name}linear_y.weight").T,
+        b_gate=read(f"{name}linear_y.bias"),
+        taps=taps_of(read(f"{name}conv_1d.weight")),
+        b_conv=read(f"{name}conv_1d.bias"),
+        W_out=read(f"{name}linear_out.weight").T,
+        b_out=read(f"{name}linear_out.bias"),
+        activation=_identity,
+        slope=1.0,
+        gain_at_rest=i * multiplier[0, 0],
+        gain_points=("hook_input_gate", "hook_decay"),
+        gain=_gain,
+    )
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _gain(seen: Mapping[str, Tensor]) -> Channels:
+    """i_t √(1 - a_t²): what h_t holds of x_t."""
+    return seen["hook_input_gate"].float() * (1 - seen["hook_decay"].square()).clamp(min=0).sqrt()
+
+
+def _rotary(config: RecurrentGemmaConfig) -> Rotary:
+    rope: Mapping[str, Any] = dict(config.rope_parameters or {})
+    dims = int(config.head_dim * rope.get("partial_rotary_factor", 1.0))
+    return Rotary(dims, float(rope.get("rope_theta", 10000.0)))
+
+
+def _embed_scale(config: RecurrentGemmaConfig) -> float:
+    """√d, which the model holds in bfloat16."""
+    return float(torch.tensor(config.hidden_size**0.5, dtype=torch.bfloat16))
+
+
+def _qkv_bias(config: RecurrentGemmaConfig) -> bool:
+    return config.attention_bias
+
+
 def _no_experts(model: PreTrainedModel) -> int:
     return 0
 
@@ -198,4 +248,15 @@ RECURRENT_GEMMA = Family(
     final_norm=_final_norm,
     unembed=_unembed,
     inactive_expert_parameters=_no_experts,
+    layout=Layout(
+        final_norm="model.final_norm.weight",
+        ln1="temporal_pre_norm.weight",
+        attention="temporal_block.",
+        norm_offset=1.0,
+        embed_scale=_embed_scale,
+        qkv_bias=_qkv_bias,
+        o_bias=True,
+        rotary=_rotary,
+        recurrent=_recurrent_parts,
+    ),
 )

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from hybridlens.components import Block, HookedNorm
 from hybridlens.errors import CheckpointError
+from hybridlens.families.layout import Layout
 
 LayerType: TypeAlias = Literal["attention", "ssm"]
 
@@ -96,6 +97,8 @@ class Family:
     """(model, normalised residual [b p d]) → logits [b p v], after any soft cap."""
     inactive_expert_parameters: Callable[[Any], int]
     """Parameters of the experts that a token does not use."""
+    layout: Layout
+    """Where its weights are."""
 
 
 def family_of(architecture: str, families: Sequence[Family]) -> Family:

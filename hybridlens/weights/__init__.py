@@ -1,0 +1,19 @@
+"""Weights as circuits see them: per head and per recurrent branch, norms folded, from memory or from files.
+
+`sources` finds tensors, `views` says what they are, and `Weights` puts them together, a layer at a time.
+"""
+
+from hybridlens.weights.sources import FileTensors, ModelTensors, Tensors
+from hybridlens.weights.views import AttentionWeights, HeadWeights, RecurrentWeights
+from hybridlens.weights.weights import VocabularyBlock, Weights
+
+__all__ = [
+    "AttentionWeights",
+    "FileTensors",
+    "HeadWeights",
+    "ModelTensors",
+    "RecurrentWeights",
+    "Tensors",
+    "VocabularyBlock",
+    "Weights",
+]

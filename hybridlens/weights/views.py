@@ -1,0 +1,134 @@
+"""What the weights of a layer are to a circuit: matrices per head and per branch, norms folded in.
+
+Row vectors times matrices, as in TransformerLens: ``x @ W_Q[h]`` is head h's query. The weight of the norm before a
+layer is folded into every map that reads its output (RecurrentGemma's is 1 + w), so that what remains of the norm
+is one positive number a token, its scale. Biases stand apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hybridlens.errors import InputError
+from hybridlens.families.layout import RecurrentParts, Rotary
+
+
+class HeadWeights(NamedTuple):
+    """One query head; all are views."""
+
+    W_Q: Float[Tensor, "d_model d_head"]
+    W_K: Float[Tensor, "d_model d_head"]
+    W_V: Float[Tensor, "d_model d_head"]
+    W_O: Float[Tensor, "d_head d_model"]
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """The heads of one attention layer, float32.
+
+    Attributes:
+        layer: which layer of the model.
+        W_Q: queries.
+        W_K: keys, once for each group of query heads that share them.
+        W_V: values, likewise.
+        W_O: each head's part of the output projection.
+        b_Q: bias of the queries; None where there is none.
+        b_K: of the keys.
+        b_V: of the values.
+        b_O: of the layer's output.
+        rotary: on queries and keys; None where there is none.
+        window: keys that a query sees, itself included; None: all.
+    """
+
+    layer: int
+    W_Q: Float[Tensor, "head d_model d_head"]
+    W_K: Float[Tensor, "kv_head d_model d_head"]
+    W_V: Float[Tensor, "kv_head d_model d_head"]
+    W_O: Float[Tensor, "head d_head d_model"]
+    b_Q: Float[Tensor, "head d_head"] | None
+    b_K: Float[Tensor, "kv_head d_head"] | None
+    b_V: Float[Tensor, "kv_head d_head"] | None
+    b_O: Float[Tensor, "d_model"] | None
+    rotary: Rotary | None
+    window: int | None
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads."""
+        return self.W_Q.shape[0]
+
+    @property
+    def n_shared(self) -> int:
+        """Query heads to a key/value head."""
+        return self.W_Q.shape[0] // self.W_K.shape[0]
+
+    def kv_head(self, head: int) -> int:
+        """The key/value head that a query head reads.
+
+        Raises:
+            InputError: there is no such head.
+        """
+        if not 0 <= head < self.n_heads:
+            raise InputError(f"head {head} given, but layer {self.layer} has heads 0..{self.n_heads - 1}")
+        return head // self.n_shared
+
+    def head(self, head: int) -> HeadWeights:
+        """One query head with the keys and values that it reads, nothing copied.
+
+        Raises:
+            InputError: there is no such head.
+        """
+        kv = self.kv_head(head)
+        return HeadWeights(self.W_Q[head], self.W_K[kv], self.W_V[kv], self.W_O[head])
+
+    def expanded(self, x: Float[Tensor, "kv_head *rest"]) -> Float[Tensor, "kv_head shared *rest"]:
+        """`W_K`, `W_V` or their biases for every query head, as a view: query head h is at divmod(h, n_shared)."""
+        return x[:, None].expand(x.shape[0], self.n_shared, *x.shape[1:])
+
+
+@dataclass(frozen=True)
+class RecurrentWeights:
+    """The linear maps of one recurrent layer, float32, the norm folded into `W_in` and `W_gate`.
+
+    Attributes:
+        layer: which layer of the model.
+        parts: its maps; see `RecurrentParts`.
+    """
+
+    layer: int
+    parts: RecurrentParts
+
+    @property
+    def n_lags(self) -> int:
+        """Taps of the convolution."""
+        return self.parts.taps.shape[1]
+
+    def path(
+        self,
+        lag: int,
+        gain: Float[Tensor, "channel"] | None = None,
+        gate: Float[Tensor, "channel"] | None = None,
+        slope: Float[Tensor, "channel"] | None = None,
+    ) -> Float[Tensor, "channel"]:
+        """What each channel multiplies by on the linear path from the token `lag` back.
+
+        The path is ``W_in @ diag(path) @ W_out`` with path = tap · slope · gain · gate.
+
+        Args:
+            lag: 0 … n_lags - 1.
+            gain: of the recurrence, from a token's input to the same token's readout; None for that at rest.
+            gate: None for 1.
+            slope: of the activation after the convolution; None for that at 0.
+
+        Raises:
+            InputError: there is no such lag.
+        """
+        if not 0 <= lag < self.n_lags:
+            raise InputError(f"lag {lag} given, but layer {self.layer}'s convolution has lags 0..{self.n_lags - 1}")
+        channels = self.parts.taps[:, lag] * (self.parts.slope if slope is None else slope)
+        channels = channels * (self.parts.gain_at_rest if gain is None else gain)
+        return channels if gate is None else channels * gate
