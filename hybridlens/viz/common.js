@@ -47,6 +47,11 @@ const Page = (() => {
       dark.matches ? text.replace(/#[0-9a-f]{6}/g, (hex) => LIGHTER[hex] || hex) : text);
     Plotly.react(id, traces, themed(layout), quiet);
   };
+  // circuitsvis takes seconds for large patterns, so each is drawn in a turn of its own, after the rest.
+  const drawPatterns = (patterns) => patterns.forEach((props, i) => setTimeout(() => {
+    byId(`pattern-${i}`).textContent = "";
+    CircuitsVis.render(`pattern-${i}`, CircuitsVis.AttentionHeads, props);
+  }, 50 * (i + 1)));
   const smallMap = (rows) => {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     const [wide, high] = [rows[0].length, rows.length];
@@ -89,5 +94,6 @@ const Page = (() => {
     select.selectedIndex = chosen;
   };
 
-  return { data, byId, dark, element, written, percent, average, drawChart, smallMap, drawMap, squareOf, fill };
+  return { data, byId, dark, element, written, percent, average, drawChart, drawPatterns, smallMap, drawMap, squareOf,
+    fill };
 })();
