@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from analyses.circuits.composition import Composition
+from analyses.circuits.strength import CHOSEN, Signals
 from analyses.ranking import HeadRanking
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.results.provenance import write_atomic
@@ -45,7 +46,7 @@ METRICS: Mapping[str, Metric] = {
     "previous": Metric("weight on the previous token by distance alone", needs_rotary=True),
     "induction": Metric("K-composition with a lag-1 writer × copying"),
     "induction_match": Metric("QK matching through the head's lag-1 writer, Σλ ÷ Σ|λ|"),
-    "retrieval": Metric("retrieval strength"),
+    "retrieval": Metric(f"retrieval strength, {CHOSEN}"),
 }
 
 
@@ -138,6 +139,13 @@ class HeadCircuits:
         if metric == "previous":
             return self.profile[..., 1]
         return getattr(self, metric)
+
+    @property
+    def signals(self) -> Signals:
+        """What retrieval strength is made of."""
+        return Signals(
+            self.copying, self.copying_share, self.matching.mean(dim=-1), self.induction, self.induction_match
+        )
 
     def ranking(self, metric: str) -> HeadRanking:
         """The heads in order of a metric, best first.

@@ -24,7 +24,7 @@ from analyses.circuits.parts import Parts
 from analyses.circuits.paths import LinearPath, measured_paths, paths_at_rest
 from analyses.circuits.positions import profile
 from analyses.circuits.results import HeadCircuits
-from analyses.circuits.strength import induction, induction_matching, retrieval
+from analyses.circuits.strength import Signals, induction, induction_matching, retrieval
 from analyses.circuits.vocabulary import products, sample
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
@@ -221,7 +221,9 @@ def _strengths(
         "induction": found.strength,
         "induction_writer": found.writer,
         "induction_match": match,
-        "retrieval": retrieval(scores["copying"], scores["matching"].mean(-1), match),
+        "retrieval": retrieval(
+            Signals(scores["copying"], scores["copying_share"], scores["matching"].mean(-1), found.strength, match)
+        ),
     }
 
 

@@ -9,7 +9,8 @@ layer's convolution. So:
   recurrent layer the share of its linear path's squared norm at lag 1;
 * induction strength is the largest lag-1 weight × K-composition beyond chance over all earlier writers, × copying;
 * induction matching asks whether the keys made by that writer match the token itself: Σλ ÷ Σ|λ| of
-  W_E W_Q W_Kᵀ W_wᵀ W_Eᵀ, with W_w the writer's map, mean over distances.
+  W_E W_Q W_Kᵀ W_wᵀ W_Eᵀ, with W_w the writer's map, mean over distances;
+* retrieval strength combines these with copying.
 
 How it fails: all of it looks at one writer at a time, and at the direct path from the embedding; a signal that
 several writers make together, or that an MLP makes, is not seen.
@@ -17,7 +18,7 @@ several writers make together, or that an MLP makes, is not seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -115,10 +116,39 @@ def _eigenvalues(
     return torch.linalg.eigvals(torch.stack([layer.rotary.turned(product, distance) for distance in distances]))
 
 
-def retrieval(
-    copying: Float[Tensor, "attn_layer head"],
-    matching: Float[Tensor, "attn_layer head"],
-    match_induction: Float[Tensor, "attn_layer head"],
-) -> Float[Tensor, "attn_layer head"]:
-    """Retrieval strength: copying × the better of matching and induction matching, each where above 0."""
-    return copying.clamp(min=0) * torch.maximum(matching, match_induction).clamp(min=0)
+class Signals(NamedTuple):
+    """What retrieval strength can be made of; each counts where above 0."""
+
+    copying: Float[Tensor, "attn_layer head"]
+    copying_share: Float[Tensor, "attn_layer head"]
+    matching: Float[Tensor, "attn_layer head"]
+    """Mean over distances."""
+    induction: Float[Tensor, "attn_layer head"]
+    induction_match: Float[Tensor, "attn_layer head"]
+
+
+COMBINATIONS: Mapping[str, Callable[[Signals], Float[Tensor, "attn_layer head"]]] = {
+    "matching × copying": lambda s: s.matching * s.copying,
+    "matching × copying share": lambda s: s.matching * s.copying_share,
+    "induction matching × copying": lambda s: s.induction_match * s.copying,
+    "induction matching × copying share": lambda s: s.induction_match * s.copying_share,
+    "induction matching + copying": lambda s: s.induction_match + s.copying,
+    "induction matching × induction": lambda s: s.induction_match * s.induction,
+    "the better matching × copying": lambda s: torch.maximum(s.matching, s.induction_match) * s.copying,
+    "induction × copying share": lambda s: s.induction * s.copying_share,
+}
+"""What was tried for retrieval strength."""
+
+CHOSEN = "induction matching × copying"
+"""Of `COMBINATIONS`, what kept tiny-jamba's retrieval with the fewest heads; tested on tiny-recurrentgemma.
+``python -m analyses.rankings.choosing`` makes the choice and the test again."""
+
+
+def retrieval(signals: Signals, combination: str = CHOSEN) -> Float[Tensor, "attn_layer head"]:
+    """Retrieval strength: a head that finds what stood before the current token earlier on, and copies it.
+
+    Args:
+        signals: a model's.
+        combination: of `COMBINATIONS`.
+    """
+    return COMBINATIONS[combination](Signals(*(signal.clamp(min=0) for signal in signals)))
