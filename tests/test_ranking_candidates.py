@@ -40,8 +40,10 @@ def rankings_of(family: str):
 
 
 @contextmanager
-def spelled(lens, answer):
-    """Whatever a lens is asked to continue, it says `answer` and then the last token again and again.
+def spelled(lens, *answers):
+    """Whatever a lens is asked to continue, row i says ``answers[i]``, the last token of it again and again.
+
+    One answer is for all rows.
 
     A batch's first pass reads the prompts but for their last token, which is more than one; the passes after it read
     one token each, and the i-th of these chooses token i of the answer.
@@ -53,7 +55,9 @@ def spelled(lens, answer):
 
     def say(logits, hook):
         forced = torch.full_like(logits, -1.0)
-        forced[..., answer[min(max(said[0], 0), len(answer) - 1)]] = 1.0
+        for row in range(len(forced)):
+            answer = answers[row % len(answers)]
+            forced[row, :, answer[min(max(said[0], 0), len(answer) - 1)]] = 1.0
         return forced
 
     with lens.hooks([("hook_embed", count), ("hook_logits", say)]):
@@ -180,15 +184,19 @@ def test_the_answer_is_the_models_own_and_the_mass_that_of_look(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_answer_that_ends_at_once(family):
-    """End-of-text as the first token: nothing is copied, and the mass is that of the query that chose it."""
+def test_answers_that_end_early(family):
+    """End-of-text at once in one row, after four tokens in the other: queries after it do not count.
+
+    Where there is no answer nothing is copied, and the mass is that of the query that chose end-of-text.
+    """
     lens, prompts = benchmark_lens(family), prompts_of(family)[:2]
-    with spelled(lens, [lens.cfg.eos_token_ids[0]]):
+    end, needle = lens.cfg.eos_token_ids[0], needles_of(lens, prompts)[1].tokens
+    with spelled(lens, [end], [*needle[:4], end]):
         seen = looks(lens, prompts)
-    assert seen.answers == [(), ()]
-    assert not bool(seen.copied.any())
+    assert seen.answers == [(), needle[:4]]
+    assert not bool(seen.copied[0].any())
     for index, prompt in enumerate(prompts):
-        expected = look(lens, prompt.tokens, (), prompt.needle_spans).ranking.scores
+        expected = look(lens, prompt.tokens, seen.answers[index], prompt.needle_spans).ranking.scores
         torch.testing.assert_close(seen.mass[index], expected, rtol=1e-4, atol=1e-5)
 
 
