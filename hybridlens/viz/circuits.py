@@ -25,7 +25,7 @@ _TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
 def eigenvalue_plane(
-    groups: Mapping[str, Sequence[complex]], unit: str = "", decades: int | None = None
+    groups: Mapping[str, Sequence[complex | float | int]], unit: str = "", decades: int | None = None
 ) -> go.Figure:
     """Eigenvalues of some heads in the complex plane, both axes on one scale.
 
@@ -74,10 +74,10 @@ def eigenvalue_plane(
 
 
 def distance_curves(
-    curves: Mapping[str, Sequence[float]],
+    curves: Mapping[str, Sequence[float | int]],
     distances: Sequence[int],
     y_title: str,
-    level: tuple[float, str] | None = None,
+    level: tuple[float | int, str] | None = None,
     y_range: tuple[float | int, float | int] | None = None,
 ) -> go.Figure:
     """Values of some heads by the distance from query to key, on a logarithmic axis that begins at the token itself.
@@ -152,7 +152,7 @@ class Edge(NamedTuple):
     reader: str
     kind: str
     """Of `KIND_WORDS`."""
-    excess: float
+    excess: float | int
     """Beyond chance; only edges above 0 are drawn."""
 
 

@@ -42,7 +42,7 @@ def short(value: float | int | None, digits: int = 2) -> str:
 
 
 def head_heatmap(
-    scores: Sequence[Sequence[float]],
+    scores: Sequence[Sequence[float | int]],
     layers: Sequence[int],
     name: str,
     low: float | int | None = None,
@@ -71,7 +71,11 @@ def head_heatmap(
 
 
 def pair_heatmap(
-    values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], titles: tuple[str, str], name: str
+    values: Sequence[Sequence[float | int]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    titles: tuple[str, str],
+    name: str,
 ) -> go.Figure:
     """A number for each pair: writers down, readers across, say.
 
@@ -93,7 +97,7 @@ def pair_heatmap(
     return figure
 
 
-def correlation_matrix(values: Sequence[Sequence[float]], names: Sequence[str]) -> go.Figure:
+def correlation_matrix(values: Sequence[Sequence[float | int]], names: Sequence[str]) -> go.Figure:
     """Correlations between rankings, -1 to 1.
 
     Args:
@@ -117,7 +121,7 @@ def heatmap_height(rows: int, least: int = 150, most: int = 900) -> int:
 
 
 def _heatmap(
-    values: Sequence[Sequence[float]],
+    values: Sequence[Sequence[float | int]],
     rows: Sequence[str],
     columns: Sequence[str],
     name: str,
@@ -154,7 +158,7 @@ def _heatmap(
 
 
 def _scale(
-    known: Sequence[float], low: float | int | None, high: float | int | None
+    known: Sequence[float | int], low: float | int | None, high: float | int | None
 ) -> tuple[float, float, Sequence[tuple[float, str]]]:
     """Both ends and the colours: symmetric about 0 where anything may be below it."""
     least = low if low is not None else min([*known, 0.0])
@@ -170,7 +174,7 @@ def _bar(rows: int) -> dict[str, Any]:
     return {"len": 1} if rows <= 5 else {"lenmode": "pixels", "len": 170, "y": 1, "yanchor": "top"}
 
 
-def _digits(known: Sequence[float]) -> int:
+def _digits(known: Sequence[float | int]) -> int:
     """Digits after the point that show two of the largest value."""
     largest = max((abs(value) for value in known), default=0.0)
     return min(max(2, 1 - math.floor(math.log10(largest))), 5) if largest else 2
