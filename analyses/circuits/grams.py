@@ -56,8 +56,8 @@ def path_writer(recurrent: RecurrentWeights, path: LinearPath, lag: int, dtype: 
     """Of a recurrent layer's linear path at one lag, W_in diag(channels) W_out."""
     parts = recurrent.parts
     W_in, channels = _unit(parts.W_in.to(dtype)), _unit(path.channels[:, lag : lag + 1].to(parts.W_in.device, dtype))
-    path_map = (W_in * channels[:, 0]) @ _unit(parts.W_out.to(dtype))
-    return _traced(path_map.mT[None], path_map.mT[None])
+    turned = _unit((W_in * channels[:, 0]) @ _unit(parts.W_out.to(dtype))).mT[None]
+    return Grams(turned, turned)
 
 
 def readers(attention: AttentionWeights, kind: str, dtype: torch.dtype) -> Grams:
