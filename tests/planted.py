@@ -11,7 +11,8 @@ What is planted, by kind:
 * ``previous``: keys and queries are made of CONSTANT alone, and the query stands turned by one position: the score is
   highest one token back, whatever the tokens. Only rotary heads can.
 * ``matching``: queries and keys both read TOKEN, in dimensions of the head that do not turn (or hardly, in a head that
-  turns as a whole); ``matching-rotary`` in those that turn, so that it falls with distance.
+  turns as a whole); ``matching-rotary`` in those that turn, so that it falls with distance; ``matching-back`` also
+  there, with the query turned, so that it is best three tokens back.
 * ``induction``: a previous-token head writes the previous token's content into a second subspace; a later head's keys
   read that, its queries TOKEN, and its OV copies. Without rotary embedding no head can find the previous token by
   itself: there a recurrent layer's lag-1 tap writes the previous token into BACK, and the head's queries read that,
@@ -40,14 +41,28 @@ from hybridlens.families.spec import LensConfig
 from hybridlens.weights import Weights
 
 D_MODEL, N_HEADS, D_HEAD, N_LAYERS, VOCAB, WINDOW = 128, 4, 32, 6, 40, 48
-KINDS = ("copying", "anti-copying", "previous", "matching", "matching-rotary", "induction", "tap")
-NEED_ROTARY = ("previous", "matching-rotary")
+KINDS = ("copying", "anti-copying", "previous", "matching", "matching-rotary", "matching-back", "induction", "tap")
+NEED_ROTARY = ("previous", "matching-rotary", "matching-back")
+BACK = 3
+"""How many tokens back the head of kind "matching-back" matches best."""
 FOLLOWERS = 16
 """Dimensions of a head that matching and induction use: half of it, and all that half-rotary heads leave alone."""
 CHANNELS = 32
 """Recurrent channels that the tap uses (twice as many in Jamba)."""
 QUIET = 0.12
 """What everything but the planted parts writes, for each unit that it reads."""
+
+MODELS = [
+    ("recurrentgemma", 0.5, 1, 0),
+    ("recurrentgemma", 0.5, 2, 1),
+    ("recurrentgemma", 1.0, 1, 2),
+    ("recurrentgemma", 1.0, 2, 3),
+    ("recurrentgemma", 0.0, 1, 4),
+    ("recurrentgemma", 0.0, 2, 5),
+    ("jamba", 0.0, 1, 6),
+    ("jamba", 0.0, 2, 7),
+]
+"""Family, the share of a head's dimensions that turns, key/value heads, seed: every model has its own."""
 
 Head = tuple[int, int]
 
@@ -98,6 +113,17 @@ def plant(
     return Plant(lens, Weights.of_model(lens), *found)
 
 
+def cases(*kinds: str, of: Sequence[tuple] = MODELS) -> list[tuple]:
+    """(kind, model) for each model that can have it."""
+    return [(kind, model) for kind in kinds for model in of if model[1] or kind not in NEED_ROTARY]
+
+
+def made(kind: str, model: tuple) -> Plant:
+    """The plant of a case, made once."""
+    family, rotary, kv_heads, seed = model
+    return plant(family, kind, kv_heads=kv_heads, rotary=rotary, seed=seed)
+
+
 def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
     """Random token ids [batch length]."""
     return torch.randint(0, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
@@ -113,7 +139,8 @@ def repeated(batch: int, period: int, seed: int = 0) -> Tensor:
 def _background(family: str, kv_heads: int, rotary: float, seed: int) -> Any:
     """A random model whose mixers and MLPs write little, so that a planted pair is not drowned on its way.
 
-    Biases, norms and other parameters of one number a channel are shaken, so that none is at its default.
+    Biases, norms and other parameters of one number a channel are shaken, so that none is at its default; the norms
+    before mixers have any sign, so that a map from which the norm is left out is another map altogether.
     """
     sizes: dict[str, Any] = {
         "num_hidden_layers": N_LAYERS, "hidden_size": D_MODEL, "num_attention_heads": N_HEADS, "vocab_size": VOCAB,
@@ -135,6 +162,9 @@ def _background(family: str, kv_heads: int, rotary: float, seed: int) -> Any:
                 weight.normal_(std=QUIET / weight.shape[-1] ** 0.5)
             elif weight.ndim == 1:
                 weight.add_(0.1 * torch.randn_like(weight))
+            if name.endswith(("temporal_pre_norm.weight", "input_layernorm.weight")):
+                signs = torch.randint(2, weight.shape) * 2.0 - 1.0
+                weight.copy_(signs * (0.5 + torch.rand_like(weight)) - float(family == "recurrentgemma"))
     return model.eval()
 
 
@@ -192,8 +222,9 @@ class Builder:
             self.look_back(layer, head)
         elif kind == "matching":
             self.match(layer, head, token, token, self.still_dims(), 4.0)
-        elif kind == "matching-rotary":
-            self.match(layer, head, token, token, list(range(self.turning)), 4.0)
+        elif kind in ("matching-rotary", "matching-back"):
+            back = BACK if kind == "matching-back" else 0
+            self.match(layer, head, token, token, list(range(self.turning)), 4.0, back)
         elif kind == "tap":
             layer = self.pick(attention)
             recurrent = self.pick([i for i in ssm if i < layer])
@@ -225,22 +256,34 @@ class Builder:
 
         A pair that turns by f a token gives cos(f (distance - 1)).
         """
-        frequencies = 10000.0 ** (-torch.arange(0, self.turning, 2) / self.turning)
-        fast = (frequencies > 0.05).float()
-        key, query = torch.zeros(2, D_HEAD)
         half = self.turning // 2
-        key[:half] = fast
-        query[:half], query[half : self.turning] = fast * frequencies.cos(), -fast * frequencies.sin()
-        dims = [i for pair in range(half) if fast[pair] for i in (pair, pair + half)]
-        self.attend(layer, head, self.space.constant @ query[None], self.space.constant @ key[None], dims, 12.0)
+        fast = [pair for pair in range(half) if self.frequencies()[pair] > 0.05]
+        key = torch.zeros(1, D_HEAD)
+        key[:, fast] = 1.0
+        query, constant = self.turned_back(key, 1), self.space.constant
+        self.attend(layer, head, constant @ query, constant @ key, [*fast, *(i + half for i in fast)], 12.0)
 
     def match(
-        self, layer: int, head: int, query: Tensor, key: Tensor, dims: list[int], strength: float
+        self, layer: int, head: int, query: Tensor, key: Tensor, dims: list[int], strength: float, back: int = 0
     ) -> None:
-        """Queries read one subspace, keys another, with the same random map to `dims` of the head."""
+        """Queries read one subspace, keys another, with the same random map to `dims` of the head.
+
+        The query is turned, so that it meets its key `back` tokens on.
+        """
         reader = torch.zeros(32, D_HEAD)
         reader[:, dims] = self.orthonormal(32, len(dims))
-        self.attend(layer, head, query @ reader, key @ reader, dims, strength)
+        self.attend(layer, head, query @ self.turned_back(reader, back), key @ reader, dims, strength)
+
+    def frequencies(self) -> Tensor:
+        """Radians a token of each pair of dimensions that turns."""
+        return 10000.0 ** (-torch.arange(0, self.turning, 2) / max(self.turning, 1))
+
+    def turned_back(self, x: Tensor, back: int) -> Tensor:
+        """Rows [n d_head], turned against the rotary embedding by `back` tokens."""
+        half = self.turning // 2
+        cos, sin = (self.frequencies() * back).cos(), (self.frequencies() * back).sin()
+        first, second = x[:, :half], x[:, half : self.turning]
+        return torch.cat([first * cos + second * sin, second * cos - first * sin, x[:, self.turning :]], dim=1)
 
     def induce(self, layer: int, head: int, written: Tensor) -> None:
         """Keys read what was written of the token before, queries the token itself, and OV copies."""

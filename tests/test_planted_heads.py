@@ -12,7 +12,7 @@ from functools import cache
 import planted
 import pytest
 import torch
-from planted import Head, Plant, plant
+from planted import MODELS, Head, Plant, cases, made, plant
 from torch import Tensor
 
 from analyses.circuits.composition import KINDS, Composition, compositions
@@ -22,29 +22,6 @@ from analyses.circuits.positions import profile
 from analyses.circuits.vocabulary import Products, products
 from hybridlens.errors import InputError
 from hybridlens.weights import AttentionWeights
-
-# family, the share of a head's dimensions that turns, key/value heads, seed (each model has its own)
-MODELS = [
-    ("recurrentgemma", 0.5, 1, 0),
-    ("recurrentgemma", 0.5, 2, 1),
-    ("recurrentgemma", 1.0, 1, 2),
-    ("recurrentgemma", 1.0, 2, 3),
-    ("recurrentgemma", 0.0, 1, 4),
-    ("recurrentgemma", 0.0, 2, 5),
-    ("jamba", 0.0, 1, 6),
-    ("jamba", 0.0, 2, 7),
-]
-
-
-def cases(*kinds: str) -> list[tuple]:
-    """(kind, model) for each model that can have it."""
-    return [(kind, m) for kind in kinds for m in MODELS if m[1] or kind not in planted.NEED_ROTARY]
-
-
-def made(kind: str, model: tuple) -> Plant:
-    """The plant of a case."""
-    family, rotary, kv_heads, seed = model
-    return plant(family, kind, kv_heads=kv_heads, rotary=rotary, seed=seed)
 
 
 def apart(scores: Tensor, p: Plant, *heads: Head) -> tuple[Tensor, Tensor]:
@@ -74,7 +51,7 @@ def kept(kind: str, model: tuple, distance: int) -> float:
     if kind == "matching":
         slow = frequencies[turning // 2 - (planted.FOLLOWERS // 2) :] if turning == planted.D_HEAD else torch.zeros(1)
         return float((slow * distance).cos().mean())
-    return float((frequencies * distance).cos().mean())
+    return float((frequencies * (distance - planted.BACK * (kind == "matching-back"))).cos().mean())
 
 
 def patterns(p: Plant, ids: Tensor, silenced: str | None = None) -> tuple[Tensor, Tensor]:
@@ -128,7 +105,7 @@ def test_the_previous_token_head_attends_to_the_previous_token(kind, model):
     assert others.max() < 0.35
 
 
-@pytest.mark.parametrize(("kind", "model"), cases("matching", "matching-rotary"))
+@pytest.mark.parametrize(("kind", "model"), cases("matching", "matching-rotary", "matching-back"))
 def test_the_matching_head_attends_to_equal_tokens(kind, model):
     """To the token itself and its earlier occurrences: alike where the head does not turn, else to the nearest most.
 
@@ -138,14 +115,14 @@ def test_the_matching_head_attends_to_equal_tokens(kind, model):
     p, (ids, _, shown) = made(kind, model), ran(kind, model)
     wanted, counted = looks("equal", ids)
     own, others = apart(share(shown, wanted, counted), p, p.head)
-    assert own > 0.9
+    assert own > 0.7
     assert others.max() < 0.35
     point = f"blocks.{p.head[0]}.attn.hook_attn_scores"
-    twice = planted.repeated(3, 20)
     with torch.no_grad():
-        scores = p.lens.run_with_cache(twice, point)[1][point][:, p.head[1], 20:]
+        scores = p.lens.run_with_cache(planted.repeated(3, 20), point)[1][point][:, p.head[1], 20:]
     far, unequal, own = scores.diagonal(0, 1, 2).mean(), scores[:, :, 1:19].mean(), scores.diagonal(20, 1, 2).mean()
-    assert float((far - unequal) / (own - unequal)) == pytest.approx(kept(kind, model, 20), abs=0.1)
+    expected = kept(kind, model, 20) / kept(kind, model, 0)
+    assert float((far - unequal) / (own - unequal)) == pytest.approx(expected, abs=0.1)
 
 
 @pytest.mark.parametrize(("kind", "model"), cases("copying", "anti-copying"))
@@ -249,7 +226,7 @@ def test_copying_finds_the_heads_that_copy(kind, model):
         assert fraction < 0.3
 
 
-@pytest.mark.parametrize(("kind", "model"), cases("matching", "matching-rotary", "copying", "induction", "tap"))
+@pytest.mark.parametrize(("kind", "model"), cases(*planted.KINDS[3:], "copying"))
 def test_matching_finds_the_head_that_matches_as_far_as_it_turns(kind, model):
     """At each distance the score is the mean cosine of the angles that the head's dimensions turn by; others are at 0.
 
@@ -259,23 +236,23 @@ def test_matching_finds_the_head_that_matches_as_far_as_it_turns(kind, model):
     p, (layers, sums) = made(kind, model), shared(kind, model)
     E = p.weights.embed(torch.arange(planted.VOCAB))
     planted_here = kind.startswith("matching")
-    heads = [p.head] if planted_here else []
-    if kind == "induction" and model[1]:
-        heads = [p.writer]  # all its queries and keys are of one direction: see the next test
-    for distance in (0, 1, 5, 20, 40):
+    # the previous-token head's queries and keys are of one direction: see the next test
+    heads = [p.head] if planted_here else [p.writer] if kind == "induction" and model[1] else []
+    for distance in (0, planted.BACK, 8, 20, 40):
         score, others = apart(matching(layers, sums.EE, distance), p, *heads)
         assert others.abs().max() < 0.5
         if planted_here:
             assert float(score) == pytest.approx(kept(kind, model, distance), abs=0.05)
-    fraction, rest = apart(torch.stack([matching_share(layer, E) for layer in layers]), p, *heads)
+    best = planted.BACK if kind == "matching-back" else None
+    fraction, rest = apart(torch.stack([matching_share(layer, E, best) for layer in layers]), p, *heads)
     assert rest.max() < 0.3
     if planted_here:
         assert fraction > 0.95
     if planted_here and model[1] == 0.5:
-        for part, own in (("free", "matching"), ("rotary", "matching-rotary")):
-            score, others = apart(matching(layers, sums.EE, 0, part), p, p.head)
+        for part in ("free", "rotary"):
+            score, others = apart(matching(layers, sums.EE, best or 0, part), p, p.head)
             assert others.abs().max() < 0.5
-            assert score > 0.95 if kind == own else score.abs() < 0.5
+            assert score > 0.95 if (kind == "matching") == (part == "free") else score.abs() < 0.5
 
 
 @pytest.mark.parametrize(("kind", "model"), cases("previous"))
@@ -301,11 +278,11 @@ def test_the_profile_finds_the_head_that_attends_to_the_previous_token(kind, mod
     with a recurrent layer's help: what it does is not in its weights alone.
     """
     p, (layers, sums) = made(kind, model), shared(kind, model)
+    heads = {"previous": [p.head], "induction": [p.writer], "copying": []}[kind]
     found = torch.stack([profile(layer, sums.mean, planted.WINDOW) for layer in layers])
     if not model[1]:
         assert torch.equal(found, torch.full_like(found, 1 / planted.WINDOW))
         return
-    heads = {"previous": [p.head], "induction": [p.writer], "copying": []}[kind]
     one_back, others = apart(found[..., 1], p, *heads)
     assert (one_back > 0.95).all()
     assert others.max() < 0.1
