@@ -20,7 +20,7 @@ MEANING = {
     "induction": "Highest over earlier writers: how much of the writer is about the token before × its K-composition "
     "with the head beyond chance × the head's copying; 0 where a factor is not above 0.",
     "induction_match": "Like matching, with keys made by that writer: 1 looks for tokens that follow its equal.",
-    "retrieval": "Copying × the better of matching and induction matching, each where above 0.",
+    "retrieval": "High where the head finds what followed an equal token and copies it; what is below 0 counts as 0.",
 }
 """Metric -> what its values mean."""
 
