@@ -47,6 +47,7 @@ def head_heatmap(
     name: str,
     low: float | int | None = None,
     high: float | int | None = None,
+    best_first: bool = False,
 ) -> go.Figure:
     """A number for each head: a row a layer, a column a head.
 
@@ -56,6 +57,7 @@ def head_heatmap(
         name: what the number is, for the pointer.
         low: lower end of the scale; that of the values when left out. Where it is below 0, the scale is symmetric.
         high: upper end, likewise.
+        best_first: whether the lowest value, a place say, has the strongest colour.
 
     Raises:
         InputError: there are not as many rows as layers, or they differ in length.
@@ -63,6 +65,8 @@ def head_heatmap(
     columns = [f"H{head}" for head in range(len(scores[0]) if scores else 0)]
     rows = [f"L{layer}" for layer in layers]
     figure = _heatmap(scores, rows, columns, name, low, high)
+    if best_first:
+        figure.update_traces(reversescale=True)
     figure.update_layout(
         xaxis=axis("head", type="category", showgrid=False, tickangle=0),
         yaxis=axis("layer", type="category", autorange="reversed", showgrid=False),
