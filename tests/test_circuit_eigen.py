@@ -58,6 +58,11 @@ def assert_same(found: torch.Tensor, expected: np.ndarray | torch.Tensor) -> Non
         left.remove(nearest)
 
 
+def centred(rows: torch.Tensor) -> torch.Tensor:
+    """What is left of the rows without what they share."""
+    return rows - rows.mean(0)
+
+
 def spectrum(dense: torch.Tensor) -> np.ndarray:
     """All eigenvalues of a matrix, by numpy in float64."""
     return np.linalg.eigvals(dense.double().numpy())
@@ -85,8 +90,8 @@ def test_products(family, changes, monkeypatch):
     monkeypatch.setattr(vocabulary, "TILE", 12)
     for block in (53, 20):
         found = products(weights, block)
-        torch.testing.assert_close(found.UE, U.T @ E, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(found.EE, E.T @ E, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.UE, centred(U).T @ E, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.EE, centred(E).T @ E, atol=1e-4, rtol=1e-4)
         assert torch.equal(found.EE, found.EE.T)
         directions = E[1:] / E[1:].pow(2).mean(1, keepdim=True).sqrt()
         torch.testing.assert_close(found.mean, directions.sum(0) / 53, atol=1e-5, rtol=1e-4)
@@ -100,7 +105,7 @@ def test_ov_eigenvalues(family, changes):
     assert found.shape == (attention.n_heads, weights.cfg.d_head)
     for h in range(attention.n_heads):
         one = attention.head(h)
-        dense = E.double() @ one.W_V.double() @ one.W_O.double() @ U.double().T
+        dense = E.double() @ one.W_V.double() @ one.W_O.double() @ centred(U).double().T
         assert_same(found[h], spectrum(dense))
         score = float(dense.trace()) / np.abs(spectrum(dense)).sum()
         assert float(positivity(found)[h]) == pytest.approx(score, abs=1e-4)
@@ -124,7 +129,7 @@ def test_qk_eigenvalues(family, changes):
             for h in range(attention.n_heads):
                 one = attention.head(h)
                 queries = (E.double() @ one.W_Q.double() @ turn)[:, chosen]
-                assert_same(found[h], spectrum(queries @ (E.double() @ one.W_K.double())[:, chosen].T))
+                assert_same(found[h], spectrum(queries @ (centred(E).double() @ one.W_K.double())[:, chosen].T))
 
 
 def test_a_distance_turns_the_rotary_half_only():
@@ -147,12 +152,28 @@ def test_agrees_with_transformer_lens(family):
     for h in range(attention.n_heads):
         one = attention.head(h)
         for ours, theirs in (
-            (ov[h], FactoredMatrix(E @ one.W_V, one.W_O @ U.T).eigenvalues),
-            (qk[h], FactoredMatrix(E @ one.W_Q, one.W_K.T @ E.T).eigenvalues),
+            (ov[h], FactoredMatrix(E @ one.W_V, one.W_O @ centred(U).T).eigenvalues),
+            (qk[h], FactoredMatrix(E @ one.W_Q, one.W_K.T @ centred(E).T).eigenvalues),
         ):
             assert_same(ours, theirs)
             score = theirs.sum().real / theirs.abs().sum()
             torch.testing.assert_close(positivity(ours), score, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_softmax_sees_nothing_else(family):
+    """One vector added to every embedding's key, or to every unembedding row, changes no score.
+
+    The vector is large, so that with it left in it would decide every spectrum.
+    """
+    weights, attention, E, U = seen(family, {"tie_word_embeddings": False})
+    found = products(weights)
+    shift = 30 * torch.randn(E.shape[1])
+    for h in range(attention.n_heads):
+        one = attention.head(h)
+        keys, rows = centred(E + shift) @ one.W_K, centred(U + shift)
+        assert_same(qk_eigenvalues(attention, found.EE)[h], spectrum(E @ one.W_Q @ keys.T))
+        assert_same(ov_eigenvalues(attention, found.UE)[h], spectrum(E @ one.W_V @ one.W_O @ rows.T))
 
 
 def test_identities():
@@ -279,12 +300,12 @@ def test_a_vocabulary_whose_square_fits_nowhere():
     weights = Weights.of_model(hl.HybridLens(make("jamba", 1, vocab_size=120_000, num_hidden_layers=2)))
     found = products(weights)
     E, U = (torch.cat(x).double() for x in zip(*((b.E, b.U) for b in weights.vocabulary()), strict=True))
-    for ours, theirs in ((found.UE, U.T @ E), (found.EE, E.T @ E)):
+    for ours, theirs in ((found.UE, centred(U).T @ E), (found.EE, centred(E).T @ E)):
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-6
     attention = weights.attention(1)
     for h, values in enumerate(ov_eigenvalues(attention, found.UE)):
         one = attention.head(h)
-        assert_same(values, spectrum(one.W_O.double() @ (U.T @ E) @ one.W_V.double()))
+        assert_same(values, spectrum(one.W_O.double() @ (centred(U).T @ E) @ one.W_V.double()))
 
 
 def test_samples():

@@ -60,17 +60,18 @@ def test_scores_are_those_of_dense_matrices(family):
     lens = lens_of(family, 3, num_key_value_heads=2)
     weights, found = Weights.of_model(lens), circuits(lens)
     (block,) = weights.vocabulary()
+    keys, rows = block.E - block.E.mean(0), block.U - block.U.mean(0)
     assert found.sample == VOCAB
     for i, layer in enumerate(lens.cfg.attention_layers):
         view = weights.attention(layer)
         for head in range(lens.cfg.n_heads):
             one = view.head(head)
-            ov = block.E @ one.W_V @ one.W_O @ block.U.T
+            ov = block.E @ one.W_V @ one.W_O @ rows.T
             assert float(found.copying[i, head]) == pytest.approx(ratio(ov), abs=1e-4)
             assert float(found.copying_share[i, head]) == pytest.approx(own_highest(ov), abs=1e-6)
             for at, distance in enumerate(found.distances):
                 q = one.W_Q if view.rotary is None else view.rotary.turned(one.W_Q, distance)
-                qk = block.E @ q @ (block.E @ one.W_K).T
+                qk = block.E @ q @ (keys @ one.W_K).T
                 assert float(found.matching[i, head, at]) == pytest.approx(ratio(qk), abs=1e-4)
             unit = block.E / block.E.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
             q = one.W_Q if view.rotary is None else view.rotary.turned(one.W_Q, found.distances[0])
@@ -85,6 +86,7 @@ def test_induction_through_the_best_writer(family):
     lens = lens_of(family, 5)
     weights, found = Weights.of_model(lens), circuits(lens)
     (block,) = weights.vocabulary()
+    keys = block.E - block.E.mean(0)
     k, paths = KINDS.index("k"), paths_at_rest(weights)
     later, composition = lens.cfg.attention_layers[1], found.composition
     for head in range(lens.cfg.n_heads):
@@ -111,7 +113,7 @@ def test_induction_through_the_best_writer(family):
         one, expected = view.head(head), 0.0
         for distance in found.distances:
             q = one.W_Q if view.rotary is None else view.rotary.turned(one.W_Q, distance)
-            expected += ratio(block.E @ q @ (block.E @ best[2] @ one.W_K).T) / len(found.distances)
+            expected += ratio(block.E @ q @ (keys @ best[2] @ one.W_K).T) / len(found.distances)
         assert float(found.induction_match[1, head]) == pytest.approx(expected, abs=1e-4)
 
 

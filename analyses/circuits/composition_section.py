@@ -45,7 +45,7 @@ def composition(circuits: HeadCircuits) -> Section:
         composition_graph(_nodes(circuits), shown, len(shown)),
         "a graph of the strongest compositions from writers to later heads; numbers in the table below",
         height=560,
-        least_width=60 * (len(circuits.layers) + len(circuits.ssm_layers)),
+        least_width=min(60 * (len(circuits.layers) + len(circuits.ssm_layers)), 1040),
     )
     side_by_side: tuple[Block, ...] = (ChartGrid(maps),) if circuits.copying.numel() <= 16 else maps
     blocks = (Words(words), Words(drawn), graph, _edge_table(circuits, shown), *side_by_side)

@@ -60,7 +60,8 @@ class HeadCircuits:
         ssm_layers: of each recurrent layer.
         sample: tokens among which the shares are taken; a smaller sample makes them higher.
         distances: at which matching is taken, ascending; only 0 without rotary embedding.
-        copying: Σλ ÷ Σ|λ| of W_E W_V W_O W_U, -1 … 1.
+        copying: Σλ ÷ Σ|λ| of W_E W_V W_O W_U, -1 … 1; here and below keys and unembedding are centred over the
+            vocabulary, since softmax does not see what all tokens share.
         copying_share: share of the sampled tokens whose own logit the head raises most.
         ov_eigenvalues: all λ that are not 0 by rank.
         matching: Σλ ÷ Σ|λ| of W_E W_Q W_Kᵀ W_Eᵀ, at each distance.

@@ -127,7 +127,9 @@ class Sample:
         self.weights, self.found = weights, found
         blocks = list(weights.vocabulary())
         self.E = torch.cat([block.E for block in blocks])
-        self.U = torch.cat([block.U for block in blocks]).T
+        self.U = torch.cat([block.U for block in blocks])
+        self.U = (self.U - self.U.mean(0)).T
+        self.keys = self.E - self.E.mean(0)
         self.worst = 0.0
 
     def timed(self, make: Callable[[], Tensor], expected: Tensor) -> float:
@@ -154,7 +156,7 @@ class Sample:
 
         def matching(start: int, stop: int) -> Callable[[], Tensor]:
             turned = rotary.turned(one.W_Q, distance)
-            return lambda: ratio(self.E @ turned[:, start:stop], (self.E @ one.W_K[:, start:stop]).T)
+            return lambda: ratio(self.E @ turned[:, start:stop], (self.keys @ one.W_K[:, start:stop]).T)
 
         half, width = rotary.dims, one.W_Q.shape[1]
         return {
