@@ -68,7 +68,7 @@ def head_heatmap(
     if best_first:
         figure.update_traces(reversescale=True)
     figure.update_layout(
-        xaxis=axis("head", type="category", showgrid=False, tickangle=0),
+        xaxis=axis("head", type="category", showgrid=False, tickangle=0, **_numbers(columns)),
         yaxis=axis("layer", type="category", autorange="reversed", showgrid=False),
     )
     return figure
@@ -182,6 +182,12 @@ def _digits(known: Sequence[float | int]) -> int:
     """Digits after the point that show two of the largest value."""
     largest = max((abs(value) for value in known), default=0.0)
     return min(max(2, 1 - math.floor(math.log10(largest))), 5) if largest else 2
+
+
+def _numbers(columns: Sequence[str]) -> dict[str, Any]:
+    """Ticks of many heads, without the letter for which there is no room."""
+    names = [name.removeprefix("H") for name in columns]
+    return {"tickmode": "array", "tickvals": list(columns), "ticktext": names} if len(columns) > 10 else {}
 
 
 def _thinned(names: Sequence[str]) -> dict[str, Any]:
