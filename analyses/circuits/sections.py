@@ -82,8 +82,8 @@ def eigenvalues(circuits: HeadCircuits) -> Section:
         words = f"eigenvalues of the heads with the most and the least {metric}, in the complex plane"
         charts.append(Chart(eigenvalue_plane(groups, decades=DECADES), words, title, 470))
     words = (
-        "The eigenvalues of W_E W_V W_O W_U and of W_E W_Q W_Kᵀ W_Eᵀ, matrices over the vocabulary, for the heads that "
-        "copy or match most and least; in brackets the score, Σλ ÷ Σ|λ| (for matching its mean over distances). To the "
+        "The eigenvalues of W_E W_V W_O W_U and of W_E W_Q W_Kᵀ W_Eᵀ, matrices over the vocabulary without what all "
+        "tokens have in common, for the heads that copy or match most and least; in brackets the score, Σλ ÷ Σ|λ| (for matching its mean over distances). To the "
         "right of the centre a head raises what it sees, or looks for its equal; to the left it does the opposite; up "
         "and down it turns one token into another. The distance from the centre is the logarithm of |λ|: each circle "
         "is ten times the one inside, and what is smaller than the innermost by ten or more lies in the centre. Only "
