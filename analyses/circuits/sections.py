@@ -83,11 +83,12 @@ def eigenvalues(circuits: HeadCircuits) -> Section:
         charts.append(Chart(eigenvalue_plane(groups, decades=DECADES), words, title, 470))
     words = (
         "The eigenvalues of W_E W_V W_O W_U and of W_E W_Q W_Kᵀ W_Eᵀ, matrices over the vocabulary without what all "
-        "tokens have in common, for the heads that copy or match most and least; in brackets the score, Σλ ÷ Σ|λ| (for matching its mean over distances). To the "
-        "right of the centre a head raises what it sees, or looks for its equal; to the left it does the opposite; up "
-        "and down it turns one token into another. The distance from the centre is the logarithm of |λ|: each circle "
-        "is ten times the one inside, and what is smaller than the innermost by ten or more lies in the centre. Only "
-        "directions and relative sizes mean something, since sums over the vocabulary have no unit."
+        "tokens have in common, for the heads that copy or match most and least; in brackets the score, Σλ ÷ Σ|λ| (for "
+        "matching its mean over distances). To the right of the centre a head raises what it sees, or looks for its "
+        "equal; to the left it does the opposite; up and down it turns one token into another. The distance from the "
+        "centre is the logarithm of |λ|: each circle is ten times the one inside, and what is smaller than the "
+        "innermost by ten or more lies in the centre. Only directions and relative sizes mean something, since sums "
+        "over the vocabulary have no unit."
     )
     return Section("eigenvalues", "Eigenvalues", (Words(words), ChartGrid(tuple(charts))))
 
