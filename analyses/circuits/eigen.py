@@ -2,10 +2,10 @@
 
 Over the vocabulary a head's OV circuit is ``E W_V W_O U^T`` and its QK circuit ``E W_Q (E W_K)^T``, with the mean row
 taken off U, and off the keys, which softmax cannot see (`vocabulary`). Neither is formed: A B and B A have the same
-non-zero eigenvalues, so those of a matrix over the vocabulary are those of a d_head × d_head product, made of the head's
-weights and of the sums in `vocabulary.Products`. Where most of the spectrum is positive, a head that sees a token
-raises that same token's logit, or one that holds a token looks for the same token (Elhage et al. 2021, "A mathematical
-framework for transformer circuits").
+non-zero eigenvalues, so those of a matrix over the vocabulary are those of a d_head × d_head product, made of the
+head's weights and of the sums in `vocabulary.Products`. Where most of the spectrum is positive, a head that sees a
+token raises that same token's logit, or one that holds a token looks for the same token (Elhage et al. 2021, "A
+mathematical framework for transformer circuits").
 
 Rotary embeddings turn the query dimensions by an angle for each token of distance, which is a rotation inside the
 small product, so distances cost next to nothing beyond it.
