@@ -1,0 +1,258 @@
+"""What a comparison of rankings found, as typed values: curves, areas, heads needed, agreement, general ability.
+
+A comparison has one row for each ranking: first the paper's method at run time, where it was run, then the static
+rankings in the order given, then "random", the mean over random draws. All rows are of the same prompts, so that
+any two can be compared prompt by prompt.
+
+The paper's method has no order to keep: its row is the k heads of lowest entropy in each layer, chosen anew at every
+query, at the numbers of heads that are k for every layer. At the others its values are NaN, and against it every
+ranking is taken at its counts alone.
+
+How it fails: intervals are over prompts (`hybridlens.results.statistics`), not over models. Those of "random" hold
+the draws fixed; how far draws differ is in `draw_area`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.ranking import HeadRanking
+from analyses.rankings.agreement import kendall, spearman
+from analyses.rankings.curves import Needed, Value, accuracies, area, area_difference, areas, needed
+from hybridlens import niah
+from hybridlens.errors import ResultsError, UnknownNameError, closest
+from hybridlens.results import Cell, CellKey
+
+RUN_TIME = "entropy at run time"
+"""The row of the paper's method."""
+
+RANDOM = "random"
+"""The row of the mean over random draws, which are named "random 0", "random 1", …"""
+
+
+@dataclass(frozen=True)
+class Ability:
+    """What is left of the rest, by ranking and count.
+
+    Attributes:
+        loss: mean cross-entropy of the next token over held-out filler, in nats; NaN at `RUN_TIME`, and everywhere
+            where it was not taken.
+        task_counts: the numbers of heads kept at which tasks were run.
+        tasks: accuracy by task, 0 … 1; NaN at `RUN_TIME` and at random rankings.
+    """
+
+    loss: Float[Tensor, "ranking count"]
+    task_counts: tuple[int, ...]
+    tasks: Mapping[str, Float[Tensor, "ranking task_count"]]
+
+
+@dataclass(frozen=True, eq=False)
+class RankingComparison:
+    """Rankings side by side.
+
+    Attributes:
+        model: what results call the model.
+        scope: "model": counts are heads of the model; "layer": of each layer.
+        phase: "both" or "generation": when the other heads were silent.
+        names: the rows.
+        sources: what each row is, in words.
+        counts: heads kept, from none to all.
+        scores: each prompt's score as a share of the highest, 0 … 1; NaN where not run.
+        accuracy: mean over prompts.
+        low: lower end of its 95 % interval over prompts.
+        high: upper end.
+        area: under each curve, 0 … 1.
+        heads_needed: the fewest from which on accuracy stays at or above half of the untouched model's.
+        reference: the row that the others are compared with.
+        above_reference: each row's area less the reference's, over the same prompts, at common counts.
+        draws: names of the random rankings; () where there was none.
+        draw_accuracy: their accuracies.
+        draw_area: their areas.
+        ranked: the static rankings that were given.
+        spearman: rank correlations between these.
+        kendall: likewise, tau-b.
+        ability: general ability.
+        notes: what was chosen on the way, a sentence each.
+    """
+
+    model: str
+    scope: str
+    phase: str
+    names: tuple[str, ...]
+    sources: tuple[str, ...]
+    counts: tuple[int, ...]
+    scores: Float[Tensor, "ranking prompt count"]
+    accuracy: Float[Tensor, "ranking count"]
+    low: Float[Tensor, "ranking count"]
+    high: Float[Tensor, "ranking count"]
+    area: tuple[Value, ...]
+    heads_needed: tuple[Needed, ...]
+    reference: str
+    above_reference: tuple[Value, ...]
+    draws: tuple[str, ...]
+    draw_accuracy: Float[Tensor, "draw count"]
+    draw_area: Float[Tensor, "draw"]
+    ranked: tuple[str, ...]
+    spearman: Float[Tensor, "ranked ranked"]
+    kendall: Float[Tensor, "ranked ranked"]
+    ability: Ability
+    notes: tuple[str, ...]
+
+    @property
+    def full(self) -> float:
+        """Accuracy of the untouched model, 0 … 1."""
+        return float(self.accuracy[0, -1])
+
+    def row(self, name: str) -> int:
+        """The row of a name.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        if name not in self.names:
+            raise UnknownNameError(
+                f"ranking {name!r} was not compared{closest(name, self.names)}; there is {', '.join(self.names)}"
+            )
+        return self.names.index(name)
+
+    def difference(self, name: str, other: str) -> Value:
+        """By how much the area of one is above the other's, over the same prompts, with its interval.
+
+        Raises:
+            UnknownNameError: one of them was not compared.
+        """
+        return area_difference(self.scores[self.row(name)], self.scores[self.row(other)], self.counts)
+
+
+def is_draw(name: str) -> bool:
+    """Whether a ranking is one of several random draws, by its name."""
+    return name.startswith(f"{RANDOM} ")
+
+
+def keys_of(name: str, counts: Sequence[int], base: CellKey, layers: int) -> dict[int, CellKey]:
+    """The cells of one row at one prompt, by the number of heads kept.
+
+    Args:
+        name: `RUN_TIME`, or a ranking's.
+        counts: heads kept.
+        base: a cell of the comparison's scope at that prompt.
+        layers: attention layers that share a count: those of the model with scope "model", else 1.
+    """
+    if name != RUN_TIME:
+        return {n: base._replace(k=n, ranking=name) for n in counts}
+    return {n: base._replace(k=n // layers, ranking="", scope="layer") for n in counts if n % layers == 0}
+
+
+def scores_of(
+    cells: Mapping[CellKey, Cell], name: str, counts: Sequence[int], bases: Sequence[CellKey], layers: int
+) -> Float[Tensor, "prompt count"]:
+    """The scores of one row, 0 … 1, NaN at counts that it does not have.
+
+    Args:
+        cells: the comparison's.
+        name: see `keys_of`.
+        counts: heads kept.
+        bases: a cell at each prompt.
+        layers: see `keys_of`.
+
+    Raises:
+        ResultsError: a cell is missing.
+    """
+    found = torch.full((len(bases), len(counts)), float("nan"))
+    for row, base in enumerate(bases):
+        keys = keys_of(name, counts, base, layers)
+        for column, n in enumerate(counts):
+            if n in keys:
+                if keys[n] not in cells:
+                    raise ResultsError(f"the cell ({keys[n].words()}) is missing; run the comparison to its end")
+                found[row, column] = float(cells[keys[n]].score) / niah.MAX_SCORE
+    return found
+
+
+def comparison(
+    cells: Mapping[CellKey, Cell],
+    bases: Sequence[CellKey],
+    rankings: Mapping[str, HeadRanking],
+    counts: Sequence[int],
+    layers: int,
+    run_time: bool,
+    phase: str,
+    ability: Ability,
+    notes: Sequence[str] = (),
+) -> RankingComparison:
+    """Put the cells of a comparison together.
+
+    Args:
+        cells: of every row, count and prompt.
+        bases: a cell of the comparison's scope at each prompt.
+        rankings: those given and random draws, by name.
+        counts: heads kept, ascending from none to all.
+        layers: see `keys_of`.
+        run_time: whether the paper's method was run.
+        phase: "both" or "generation".
+        ability: general ability, for the rows in order.
+        notes: what was chosen on the way.
+
+    Raises:
+        ResultsError: a cell is missing, or there is no ranking.
+    """
+    found = {name: scores_of(cells, name, counts, bases, layers) for name in rankings}
+    ranked = tuple(name for name in rankings if not is_draw(name))
+    draws = tuple(name for name in rankings if is_draw(name))
+    rows = {RUN_TIME: scores_of(cells, RUN_TIME, counts, bases, layers)} if run_time else {}
+    rows |= {name: found[name] for name in ranked}
+    if draws:
+        rows[RANDOM] = torch.stack([found[name] for name in draws]).mean(0)
+    if not rows:
+        raise ResultsError("no ranking was given, expected at least one to compare")
+    names = rows_of(rankings, run_time)
+    reference = RUN_TIME if run_time else names[0]
+    means, intervals = zip(*(accuracies(scores) for scores in rows.values()), strict=True)
+    own = {name: [n for n in counts if name != RUN_TIME or n % layers == 0] for name in names}
+    ran = {name: scores[:, [counts.index(n) for n in own[name]]] for name, scores in rows.items()}
+    none = torch.zeros(0, 0)
+    return RankingComparison(
+        model=bases[0].model,
+        scope=bases[0].scope,
+        phase=phase,
+        names=names,
+        sources=tuple(_source(name, rankings, len(draws)) for name in names),
+        counts=tuple(counts),
+        scores=torch.stack([rows[name] for name in names]),
+        accuracy=torch.stack(means),
+        low=torch.tensor([[interval.low for interval in row] for row in intervals]),
+        high=torch.tensor([[interval.high for interval in row] for row in intervals]),
+        area=tuple(area(ran[name], own[name]) for name in names),
+        heads_needed=tuple(needed(rows[name], counts) for name in names),
+        reference=reference,
+        above_reference=tuple(area_difference(rows[name], rows[reference], counts) for name in names),
+        draws=draws,
+        draw_accuracy=torch.stack([found[name].mean(0) for name in draws]) if draws else torch.zeros(0, len(counts)),
+        draw_area=torch.tensor([float(areas(found[name], counts).mean()) for name in draws]),
+        ranked=ranked,
+        spearman=spearman([rankings[name] for name in ranked]) if ranked else none,
+        kendall=kendall([rankings[name] for name in ranked]) if ranked else none,
+        ability=ability,
+        notes=tuple(notes),
+    )
+
+
+def rows_of(rankings: Mapping[str, HeadRanking], run_time: bool) -> tuple[str, ...]:
+    """The names of a comparison's rows, in order."""
+    first = (RUN_TIME,) if run_time else ()
+    last = (RANDOM,) if any(map(is_draw, rankings)) else ()
+    return (*first, *(name for name in rankings if not is_draw(name)), *last)
+
+
+def _source(name: str, rankings: Mapping[str, HeadRanking], draws: int) -> str:
+    """What a row is, in words."""
+    if name == RUN_TIME:
+        return "the heads of lowest attention entropy in each layer, chosen anew at every query, in bits (the paper's)"
+    if name == RANDOM:
+        return f"the mean over {draws} random orders of the heads"
+    return rankings[name].source

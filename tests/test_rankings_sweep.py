@@ -1,0 +1,435 @@
+"""Rankings compared: every number from plain loops, runs that go on, refusals, and a head whose place is known."""
+
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import FAMILIES
+from random_lens import benchmark_lens
+
+import hybridlens as hl
+from analyses.ranking import HeadRanking
+from analyses.rankings import sweep
+from analyses.rankings.ability import filler_loss, filler_tokens
+from analyses.rankings.agreement import kendall, spearman
+from analyses.rankings.candidates import random_rankings
+from analyses.rankings.config import (
+    Calibration,
+    RankingsConfig,
+    calibration_prompts,
+    counts_of,
+    judging_prompts,
+    prompt_lengths,
+)
+from analyses.rankings.curves import Value, area, area_difference, areas, needed
+from analyses.rankings.general import measure
+from analyses.rankings.results import (
+    RANDOM,
+    RUN_TIME,
+    Ability,
+    RankingComparison,
+    comparison,
+    keys_of,
+    scores_of,
+)
+from analyses.rankings.words import best_rows, sentences
+from analyses.sparsification import keep_heads, top_k
+from hybridlens import niah
+from hybridlens.errors import InputError, ResultsError, UnknownNameError
+from hybridlens.results import Cell, CellKey, accuracy_points, tipping_interval, tipping_point
+
+NEW = 4
+SMALL = RankingsConfig(
+    "toy", lengths=(110, 131), depths=(0, 100), needles=(niah.PAPER_NEEDLE,), counts=(0, 1, 3, 4, 8), draws=2,
+    filler_rows=0, tasks=(), max_new_tokens=NEW,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["tiny-recurrentgemma", "tiny-jamba"])
+def trained(request: pytest.FixtureRequest) -> hl.HybridLens:
+    """The embedded models, which do say needles; 8 heads in each of two attention layers."""
+    return hl.load(request.param)
+
+
+def ranking(scores: torch.Tensor, layers: tuple[int, ...] = (1, 5), lower: bool = False) -> HeadRanking:
+    return HeadRanking(scores, layers, "by hand", lower)
+
+
+def drawn(lens: hl.HybridLens, seed: int) -> HeadRanking:
+    layers = lens.cfg.attention_layers
+    return ranking(torch.randn(len(layers), 4, generator=torch.Generator().manual_seed(seed)), layers, bool(seed % 2))
+
+
+def test_scores_are_those_of_independent_runs(trained: hl.HybridLens) -> None:
+    """Every number of a comparison's curves, by the lens' own `generate` with `keep_heads`, or `top_k` at run time.
+
+    The trained models say the needle with some choices of heads, parts of it with others, and nothing with no head:
+    the scores are shown to differ, so that a wrong ranking, count, prompt or row shows.
+    """
+    lens, counts = trained, (0, 2, 4, 7, 16)
+    layers = lens.cfg.attention_layers
+    scores = torch.randn(2, 8, generator=torch.Generator().manual_seed(5))
+    sets = {"one": ranking(scores, layers), "two": ranking(scores, layers, lower=True)}
+    config = replace(SMALL, lengths=(150,), depths=(50,), counts=counts, max_new_tokens=24)
+    found = sweep.compare(lens, sets, config)
+    assert found.names == (RUN_TIME, "one", "two", RANDOM)
+    assert found.counts == counts
+    ((prompt,),) = judging_prompts(lens, config).values()
+    parts = random_rankings(lens, 2)
+    ends = {n: score(lens, prompt, top_k(lens, n // 2, "both")) for n in (0, 16)}
+
+    def curve(one: HeadRanking) -> list[float]:
+        return [ends[n] if n in ends else score(lens, prompt, keep_heads(lens, one, n)) for n in counts]
+
+    run_time = [score(lens, prompt, top_k(lens, n // 2, "both")) for n in (2, 4)]
+    draws = torch.tensor([curve(one) for one in parts.values()])
+    rows = [[ends[0], *run_time, float("nan"), ends[16]], *map(curve, sets.values()), draws.mean(0).tolist()]
+    expected = torch.tensor(rows)
+    torch.testing.assert_close(found.scores[:, 0], expected, equal_nan=True)
+    assert (ends[0], ends[16]) == (0, 1)
+    assert len({tuple(row[:3]) for row in [*rows, *draws.tolist()]}) > 2
+    torch.testing.assert_close(found.accuracy, expected, equal_nan=True)
+    torch.testing.assert_close(found.draw_accuracy, draws)
+    widths = torch.tensor([1.0, 2.0, 2.5, 6.0, 4.5]) / 16  # of the trapezoid rule at 0, 2, 4, 7, 16
+    torch.testing.assert_close(torch.tensor([v.value for v in found.area[1:]]), (expected[1:] * widths).sum(1))
+    torch.testing.assert_close(found.draw_area, (draws * widths).sum(1))
+    fewer = torch.tensor([1.0, 2.0, 7.0, 6.0]) / 16  # at 0, 2, 4, 16
+    assert found.area[0].value == pytest.approx(float((expected[0, [0, 1, 2, 4]] * fewer).sum()), abs=1e-6)
+    against = (expected[1] - expected[0])[[0, 1, 2, 4]]
+    assert found.above_reference[1].value == pytest.approx(float((against * fewer).sum()), abs=1e-6)
+    assert found.above_reference[0].value == 0
+
+
+def score(lens: hl.HybridLens, prompt: niah.Prompt, edits: list[hl.Edit]) -> float:
+    """One prompt by itself."""
+    return niah.score(lens.generate([list(prompt.tokens)], 24, edits).text[0], niah.PAPER_NEEDLE.rubric) / 5
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_areas_and_heads_needed_by_plain_loops(data: st.DataObject) -> None:
+    """Random scores at random counts, and heads needed against the tipping point of the results' own summary."""
+    counts = (0, *sorted(data.draw(st.sets(st.integers(1, 15), min_size=1, max_size=5))), 16)
+    value = st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0])
+    rows = data.draw(st.lists(st.lists(value, min_size=len(counts), max_size=len(counts)), min_size=2, max_size=6))
+    scores = torch.tensor(rows)
+    plain = [
+        sum((b - a) * (row[i] + row[i + 1]) / 2 for i, (a, b) in enumerate(itertools.pairwise(counts))) / 16
+        for row in rows
+    ]
+    assert areas(scores, counts).tolist() == pytest.approx(plain, abs=1e-6)
+    found = area(scores, counts)
+    assert found.value == pytest.approx(sum(plain) / len(plain), abs=1e-6)
+    assert 0 <= found.low <= found.value + 1e-9
+    assert found.value - 1e-9 <= found.high <= 1
+    means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
+    heads = needed(scores, counts, draws=500)
+    under = [n for n, mean in zip(counts, means, strict=True) if mean < means[-1] / 2 - 1e-9]
+    if all(abs(mean - means[-1] / 2) > 1e-6 for mean in means):
+        assert heads.heads == (counts[counts.index(max(under)) + 1] if under else 0)
+    assert heads.low <= heads.high
+    cells = [
+        Cell("m", "prefill", n, 110 + i, 50, False, 5 * s, "", 3, 9, 0.0, "h", scope="model", ranking="one")
+        for i, row in enumerate(rows)
+        for n, s in zip(counts, row, strict=True)
+    ]
+    tipping = tipping_point(accuracy_points(cells, "prefill", 5.0))
+    interval = tipping_interval(cells, "prefill", draws=500)
+    above = {None: counts[0], **dict(itertools.pairwise(counts))}
+    if all(abs(mean - means[-1] / 2) > 1e-6 for mean in means):
+        assert heads.heads == above[tipping]
+    assert sum(interval.shares.values()) == pytest.approx(1)
+
+
+def test_heads_needed_have_the_tipping_points_interval() -> None:
+    """Scores whose sums are exact in binary: the same draws give the same ends, one count higher."""
+    rows = [[0, 0, 0.5, 1, 1], [0, 0.5, 0, 1, 1], [0, 0, 0, 1, 1], [0, 1, 1, 0, 1], [0, 1, 0, 0, 1], [0, 1, 1, 1, 1]]
+    counts = (0, 2, 3, 5, 8)
+    cells = [
+        Cell("m", "prefill", n, 110 + i, 50, False, s, "", 3, 9, 0.0, "h")
+        for i, row in enumerate(rows)
+        for n, s in zip(counts, row, strict=True)
+    ]
+    interval = tipping_interval(cells, "prefill")
+    above = {None: counts[0], **dict(itertools.pairwise(counts))}
+    found = needed(torch.tensor(rows), counts)
+    assert (found.low, found.high) == (above[interval.low], above[interval.high])
+    assert found.low < found.high
+
+
+def test_differences_of_areas_are_paired() -> None:
+    """A curve that is better by as much at every prompt is told apart, though the prompts differ more than that."""
+    counts = tuple(range(9))
+    level = torch.rand(60, 1, generator=torch.Generator().manual_seed(0)).expand(60, 9) * 0.5
+    worse, better = level.clone(), level + 0.3
+    better[:, [0, -1]] = worse[:, [0, -1]]
+    found = area_difference(better, worse, counts)
+    assert found.value == pytest.approx(0.3 * 7 / 8, abs=1e-6)
+    assert found.sign == 1
+    assert area_difference(worse, better, counts).sign == -1
+    assert area_difference(worse, worse, counts).sign == 0
+    holed = better.clone()
+    holed[:, 1::2] = float("nan")
+    assert area_difference(holed, worse, counts).value == pytest.approx(0.3 * 3 / 4, abs=1e-6)  # at 0, 2, 4, 6, 8
+    assert Value(0.1, -0.1, 0.3).sign == 0
+    with pytest.raises(ResultsError, match="expected one for each, at least two, ascending"):
+        areas(worse, counts[:-1])
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_correlations_by_plain_loops(data: st.DataObject) -> None:
+    """Few distinct scores, so that ties are many; the definitions written out pair by pair."""
+    few = st.lists(st.integers(-2, 2), min_size=8, max_size=8)
+    first, second = data.draw(few), data.draw(few)
+    lower = data.draw(st.booleans())
+    pair = [ranking(torch.tensor([v[:4], v[4:]]).float(), lower=lower and v is second) for v in (first, second)]
+    if lower:
+        second = [-v for v in second]
+
+    def ranks(values: list[int]) -> list[float]:
+        return [sum(o < v for o in values) + (sum(o == v for o in values) - 1) / 2 for v in values]
+
+    def cosine(a: list[float], b: list[float]) -> float:
+        norm = math.sqrt(sum(x * x for x in a) * sum(x * x for x in b))
+        return sum(x * y for x, y in zip(a, b, strict=True)) / norm if norm else float("nan")
+
+    def signs(values: list[int]) -> list[float]:
+        return [float((a > b) - (a < b)) for a, b in itertools.combinations(values, 2)]
+
+    rho = cosine(*([r - 3.5 for r in ranks(values)] for values in (first, second)))
+    tau = cosine(signs(first), signs(second))
+    assert float(spearman(pair)[0, 1]) == pytest.approx(rho, abs=1e-6, nan_ok=True)
+    assert float(kendall(pair)[0, 1]) == pytest.approx(tau, abs=1e-6, nan_ok=True)
+
+
+def test_correlations_of_one_order_and_its_reverse() -> None:
+    scores = torch.randn(2, 4, generator=torch.Generator().manual_seed(3))
+    rows = [ranking(scores), ranking(scores.exp()), ranking(scores, lower=True)]
+    for found in (spearman(rows), kendall(rows)):
+        torch.testing.assert_close(found, torch.tensor([[1.0, 1, -1], [1, 1, -1], [-1, -1, 1]]))
+    with pytest.raises(InputError, match=r"rankings of layers \[1, 5\] and \[2, 5\]"):
+        spearman([rows[0], ranking(scores, (2, 5))])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_that_alone_matters(family: str) -> None:
+    """All heads but one write nothing, so that only its place in a ranking can matter; the rubric pays for its word.
+
+    The ranking that holds it first keeps the answer down to one head, and the one that holds it last loses it with
+    the first head silenced. Areas are 15/16 and 1/16 of the untouched score, and nothing between.
+    """
+    lens, (layer, head), needle = one_loud_head(family)
+    layers = lens.cfg.attention_layers
+    scores = torch.arange(8.0).view(2, 4)
+    scores[layers.index(layer), head] = 99.0
+    config = replace(SMALL, needles=(needle,), counts=None, draws=0, run_time=False, lengths=(131,), depths=(0,))
+    sets = {"first": ranking(scores, layers), "last": ranking(scores, layers, lower=True)}
+    found = sweep.compare(lens, sets, config)
+    full = found.full
+    assert full > 0
+    assert found.accuracy[0].tolist() == pytest.approx([0.0] + [full] * 8)
+    assert found.accuracy[1].tolist() == pytest.approx([0.0] * 8 + [full])
+    assert found.area[0].value == pytest.approx(full * 15 / 16)
+    assert found.area[1].value == pytest.approx(full / 16)
+    assert (found.heads_needed[0].heads, found.heads_needed[1].heads) == (1, 8)
+    assert float(found.spearman[0, 1]) == pytest.approx(-1)
+
+
+def one_loud_head(family: str) -> tuple[hl.HybridLens, tuple[int, int], niah.Needle]:
+    """A random model in which one head alone writes, that head, and a needle of a word that is said only with it."""
+    for seed in range(8):
+        lens = benchmark_lens.__wrapped__(family, seed)  # a copy of its own, whose weights may be changed
+        layers = lens.cfg.attention_layers
+        for place, head in itertools.product(range(2), range(4)):
+            mask = torch.zeros(2, 4)
+            mask[place, head] = 1
+            alone = keep_heads(lens, ranking(mask, layers), 1)
+            for word in said(lens, niah.PAPER_NEEDLE, alone):
+                sentence = f"The best thing to do in Lima is {word} and then read."
+                rubric = (niah.Rule(word, 2.0, "add"), niah.Rule(sentence, 5.0, "set"))
+                needle = niah.Needle("loud", sentence, "What is it?", rubric)
+                if word in said(lens, needle, alone) and word not in said(lens, needle, top_k(lens, 0, "both")):
+                    mute(lens, (layers[place], head))
+                    return lens, (layers[place], head), needle
+    raise AssertionError("no head of eight random models says a word of its own")
+
+
+def said(lens: hl.HybridLens, needle: niah.Needle, edits: list[hl.Edit]) -> list[str]:
+    (prompt,) = niah.grid(lens.tokenizer, (131,), (0,), needle=needle)
+    words = lens.generate([list(prompt.tokens)], NEW, edits).text[0].split()
+    return [word for word in words if word.isalpha()]
+
+
+def mute(lens: hl.HybridLens, loud: tuple[int, int]) -> None:
+    """Let the output projections take nothing from any head but one."""
+    size = lens.cfg.d_head
+    with torch.no_grad():
+        for name, weight in lens.hf_model.named_parameters():
+            if name.endswith("o_proj.weight"):
+                keep = torch.zeros(weight.shape[1])
+                if int(name.split("layers.")[1].split(".")[0]) == loud[0]:
+                    keep[loud[1] * size : (loud[1] + 1) * size] = 1
+                weight.mul_(keep)
+
+
+def test_counts() -> None:
+    """All of a small model's; the coarser ladder of a large one says so."""
+    lens = benchmark_lens("jamba")
+    assert counts_of(lens, replace(SMALL, counts=None)) == (tuple(range(9)), None)
+    assert counts_of(lens, replace(SMALL, counts=(2,), scope="layer")) == ((0, 2, 4), None)
+    with pytest.raises(InputError, match=r"--counts 9 given, expected 0\.\.8, the heads of the model"):
+        counts_of(lens, replace(SMALL, counts=(9,)))
+    large = benchmark_lens("jamba", num_hidden_layers=34)  # 9 attention layers
+    counts, note = counts_of(large, replace(SMALL, counts=None))
+    assert counts == (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 36)
+    assert note is not None
+    assert note.startswith("Of 36 heads of the model, 12 numbers kept were run")
+
+
+def test_calibration_prompts_share_nothing_with_the_test(trained: hl.HybridLens) -> None:
+    """No needle, no question and no sentence of the filler in common; lengths that fit both."""
+    config = RankingsConfig("toy")
+    judged = [prompt for made in judging_prompts(trained, config).values() for prompt in made]
+    made = calibration_prompts(trained, config)
+    assert (len(judged), len(made)) == (3 * 2 * 5, 4 * 2 * 3)
+    for mine, others in ((config.hidden, made), (config.learned, judged)):
+        for needle, prompt in itertools.product(mine, others):
+            assert needle.sentence not in prompt.text
+            assert needle.question not in prompt.text
+    filler = [{s for p in some for s in niah.Haystack("", p.text).sentences[1:-1]} for some in (made, judged)]
+    assert min(map(len, filler)) > 10
+    assert not filler[0] & filler[1]
+    shorter, longer = prompt_lengths(trained, config)
+    assert 150 <= shorter < longer
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    """Stopped after the first batch; then nothing is answered twice, another ranking joins, and a changed one not."""
+    lens = benchmark_lens("jamba")
+    sets = {"one": drawn(lens, 0), "two": drawn(lens, 1)}
+    config = replace(SMALL, counts=(0, 3, 8), batch_size=2, draws=0, lengths=(110,), filler_rows=1, filler_length=24)
+    whole = sweep.compare(lens, sets, config)
+    seen: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        sweep.compare(lens, sets, config, folder, "w", stop)
+    done = seen[-1][0]
+    assert 0 < done < seen[-1][1]
+    again: list[tuple[int, int]] = []
+    found = sweep.compare(lens, sets, config, folder, "w", lambda *at: again.append(at))
+    assert again[0] == (done, seen[-1][1])
+    torch.testing.assert_close(found.scores, whole.scores, equal_nan=True)
+    torch.testing.assert_close(found.ability.loss, whole.ability.loss, equal_nan=True)
+    stamp = (folder / "ability.json").stat().st_mtime_ns
+    repeated = sweep.compare(lens, sets, config, folder, "w")
+    assert (folder / "ability.json").stat().st_mtime_ns == stamp
+    torch.testing.assert_close(repeated.ability.loss, found.ability.loss, equal_nan=True)
+    more = sweep.compare(lens, {**sets, "three": drawn(lens, 2)}, config, folder, "w")
+    assert more.names == (RUN_TIME, "one", "two", "three")
+    changed = {"one": drawn(lens, 4)}
+    with pytest.raises(ResultsError, match=r"holds a run with the ranking one \"\w+\", and this one has \"\w+\""):
+        sweep.compare(lens, changed, config, folder, "w")
+    rescaled = {"one": ranking(sets["one"].scores * 3, sets["one"].layers, sets["one"].lower_is_better)}
+    assert sweep.compare(lens, rescaled, config, folder, "w").names == (RUN_TIME, "one")
+
+
+def test_losses_are_those_of_every_choice() -> None:
+    """Each row and count against `filler_loss` of its own mask; random is the mean of its draws."""
+    lens = benchmark_lens("recurrentgemma")
+    sets = {"one": drawn(lens, 0)} | random_rankings(lens, 2)
+    config = replace(SMALL, filler_rows=2, filler_length=20, scope="layer")
+    found = measure(lens, sets, (0, 3, 4), config).loss
+    tokens = filler_tokens(lens, 20, 2)
+    expected = torch.stack(
+        [torch.cat([filler_loss(lens, [one.kept(n, "layer")], tokens) for n in (0, 3, 4)]) for one in sets.values()]
+    )
+    assert found[0].isnan().all()
+    torch.testing.assert_close(found[1], expected[0])
+    torch.testing.assert_close(found[2], expected[1:].mean(0))
+    assert expected.unique().numel() > 3
+
+
+def test_refusals() -> None:
+    lens = benchmark_lens("jamba")
+    with pytest.raises(UnknownNameError, match="ranking 'copyng' was not given; close names: copying"):
+        sweep.compare(lens, {"copying": drawn(lens, 0)}, replace(SMALL, rankings=("copyng",)))
+    with pytest.raises(InputError, match="a ranking is named 'random', a name that has another meaning here"):
+        sweep.compare(lens, {"random": drawn(lens, 0)}, SMALL)
+    with pytest.raises(InputError, match="rank this model's heads"):
+        sweep.compare(lens, {"one": drawn(benchmark_lens("recurrentgemma"), 0)}, SMALL)
+    with pytest.raises(InputError, match="no ranking was given"):
+        sweep.compare(lens, {}, replace(SMALL, draws=0, run_time=False))
+    for change, message in [
+        ({"scope": "head"}, "scope 'head' does not exist"),
+        ({"phase": "reading"}, "phase 'reading' does not exist"),
+        ({"counts": (1, 1)}, "each once"),
+        ({"counts": (-1,)}, "--counts -1 given"),
+        ({"draws": -1}, "-1 draws"),
+        ({"depths": ()}, "--depths is empty"),
+        ({"needles": ()}, "--needles are"),
+        ({"calibration": Calibration(seed=0)}, "give two essay seeds"),
+        ({"calibration": Calibration(needles=(niah.PAPER_NEEDLE,))}, "needle 'paper' is both tested and calibrated on"),
+    ]:
+        with pytest.raises((InputError, UnknownNameError), match=message):
+            replace(SMALL, **change)
+
+
+def made_up(curves: dict[str, list[float]], prompts: int = 40, jitter: float = 0.0) -> RankingComparison:
+    """A comparison whose rows have these scores at every prompt, some more and some less by `jitter`."""
+    counts = tuple(range(len(next(iter(curves.values())))))
+    layers = 1
+    bases = [CellKey("toy", "prefill", 0, 110 + i, 50, False, scope="model") for i in range(prompts)]
+    rankings = {name: ranking(torch.arange(2.0 * 1).view(2, 1)) for name in curves if name != RUN_TIME}
+    cells: dict[CellKey, Cell] = {}
+    for (i, base), (name, curve) in itertools.product(enumerate(bases), curves.items()):
+        shift = jitter if (i + len(name)) % 2 else -jitter
+        for n, key in keys_of(name, counts, base, layers).items():
+            inside = 0 < n < counts[-1]
+            value = 5 * min(1.0, max(0.0, curve[n] + shift * inside))
+            rest = {"text": "", "needle_start": 1, "needle_end": 2, "seconds": 0.0, "prompt_hash": "h"}
+            cells[key] = Cell(**key._asdict(), score=value, **rest)
+    rows = len(curves)
+    ability = Ability(torch.ones(rows, len(counts)), (), {})
+    return comparison(cells, bases, rankings, counts, layers, RUN_TIME in curves, "both", ability)
+
+
+def test_words_name_a_winner_only_where_there_is_one() -> None:
+    early, late = [0, 1, 1, 1, 1, 1, 1, 1, 1.0], [0, 0, 0, 0, 0, 0, 0, 1, 1.0]
+    middle = [0, 0, 0, 1, 1, 1, 1, 1, 1.0]
+    found = made_up({RUN_TIME: middle, "good": early, "bad": late})
+    said = " ".join(sentences(found))
+    assert best_rows(found) == ("good",)
+    assert "good keeps retrieval with the fewest heads (area 0.938" in said
+    assert "1 head for half of the untouched accuracy in every draw" in said
+    assert "bad (-0.500, interval" in said
+    assert "does worse than entropy at run time" in said
+    assert "does better than entropy at run time" in said
+    assert "No ranking was found to do worse" not in said
+    even = made_up({RUN_TIME: middle, "good": [0, 0, 0.05, 1, 1, 1, 1, 1, 1.0]}, jitter=0.2)
+    said = " ".join(sentences(even))
+    assert set(best_rows(even)) == {"good", RUN_TIME}
+    assert "not told apart" in said
+    assert "keeps retrieval with the fewest heads (" not in said
+    assert "No ranking was found to do worse than entropy at run time." in said
+    silent = made_up({"one": [0.0] * 9, "two": [0.0] * 9})
+    assert sentences(silent) == [
+        "toy answers none of the 40 prompts with all its heads, so no ranking can be judged by what it keeps."
+    ]
+
+
+def test_missing_cells_are_named() -> None:
+    bases = [CellKey("toy", "prefill", 0, 110, 50, False, scope="model")]
+    with pytest.raises(ResultsError, match=r"the cell \(prefill, k 0, length 110, .*ranking one\) is missing"):
+        scores_of({}, "one", (0, 1), bases, 2)
