@@ -20,6 +20,7 @@ from typer._click.exceptions import ClickException  # pyright: ignore[reportPriv
 from analyses.commands.circuits import circuits
 from analyses.commands.look import heads, hooks, models
 from analyses.commands.niah import niah
+from analyses.commands.rankings import rankings
 from analyses.commands.reproduce import reproduce
 from analyses.commands.shared import typed_words
 from hybridlens.errors import HybridLensError
@@ -33,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (niah, reproduce, circuits, hooks, models, heads):
+for _command in (niah, reproduce, circuits, rankings, hooks, models, heads):
     app.command()(_command)
 
 

@@ -5,11 +5,13 @@ How it fails: `ResultsError` from `hybridlens.results` when there is no cell to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from analyses.circuits.results import METRICS, HeadCircuits
 from analyses.embedded import columns
 from analyses.ranking import HeadRanking
+from analyses.rankings.results import RankingComparison
 from analyses.study.verdict import Verdict
 from hybridlens import niah
 from hybridlens.model import HybridLens
@@ -79,6 +81,19 @@ def circuits_table(found: HeadCircuits, best: int = 3) -> str:
     off = "" if found.path_error is None else f"; error {', '.join(f'{e:.2f}' for e in found.path_error.tolist())}"
     title = f"{found.model}: heads by their weights; recurrent layers linearised {found.linearised}{off}"
     return f"{title}\n{columns(rows, left=best + 2)}"
+
+
+def rankings_table(found: RankingComparison) -> str:
+    """Each ranking's area under accuracy against heads kept, and the fewest heads that keep half of it."""
+    rows = [["ranking", "area [95 %]", "fewest heads", "accuracy at a quarter, half of the heads"]]
+    most = found.counts[-1]
+    at = [min(range(len(found.counts)), key=lambda i, n=n: abs(found.counts[i] - n)) for n in (most / 4, most / 2)]
+    for row, name in enumerate(found.names):
+        area, needed = found.area[row], found.heads_needed[row]
+        shares = [float(found.accuracy[row, i]) for i in at]
+        texts = ["–" if math.isnan(share) else f"{100 * share:.0f} %" for share in shares]
+        rows.append([name, f"{area.value:.2f} [{area.low:.2f}, {area.high:.2f}]", str(needed.heads), ", ".join(texts)])
+    return f"{found.model}: rankings of {most} heads\n{columns(rows, left=1)}"
 
 
 def ranking_table(ranking: HeadRanking) -> str:

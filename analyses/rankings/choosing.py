@@ -1,0 +1,67 @@
+"""Which combination of signals retrieval strength is: chosen on one model, tested on the other.
+
+``python -m analyses.rankings.choosing [--chosen-on tiny-jamba] [--tested-on tiny-recurrentgemma]`` ranks the heads of
+either model by every combination of `analyses.circuits.strength.COMBINATIONS`, keeps the best n of each, n from none
+to all, and prints the areas under the curves of needle accuracy with their intervals. The choice is the largest area
+on the first model; what it is worth is its place on the second, which had no say.
+
+How it fails: areas whose intervals overlap are not told apart; of equal ones the first in the list is chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from analyses.checkpoints import open_model
+from analyses.circuits import circuits
+from analyses.circuits.strength import CHOSEN, COMBINATIONS, retrieval
+from analyses.embedded import columns
+from analyses.ranking import HeadRanking
+from analyses.rankings.config import RankingsConfig
+from analyses.rankings.results import RankingComparison
+from analyses.rankings.sweep import compare
+
+
+def areas(model: str, seed: int = 0) -> RankingComparison:
+    """Every combination's curve on a model.
+
+    Args:
+        model: an embedded checkpoint, a folder, or a hub id.
+        seed: of the prompts.
+    """
+    lens = open_model(model, "cpu", "float32")
+    found = circuits(lens, model=model)
+    rankings = {
+        name: HeadRanking(retrieval(found.signals, name), found.layers, name, lower_is_better=False)
+        for name in COMBINATIONS
+    }
+    return compare(lens, rankings, RankingsConfig(model, run_time=False, draws=0, filler_rows=0, tasks=(), seed=seed))
+
+
+def best(found: RankingComparison) -> str:
+    """The combination of the largest area; of equal ones, the first."""
+    return max(found.names, key=lambda name: found.area[found.row(name)].value)
+
+
+def main() -> None:
+    """Make the choice and the test, and print both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chosen-on", default="tiny-jamba")
+    parser.add_argument("--tested-on", default="tiny-recurrentgemma")
+    options = parser.parse_args()
+    chosen: str | None = None
+    for model in (options.chosen_on, options.tested_on):
+        found = areas(model)
+        chosen = best(found) if chosen is None else chosen
+        rows = [["combination", "area", "95 %", ""]]
+        for name in sorted(found.names, key=lambda name: -found.area[found.row(name)].value):
+            value = found.area[found.row(name)]
+            mark = "chosen" if name == chosen else ""
+            rows.append([name, f"{value.value:.3f}", f"{value.low:.3f} to {value.high:.3f}", mark])
+        print(f"{model}: area under accuracy against heads kept\n{columns(rows, left=1)}\n")
+    if chosen != CHOSEN:
+        print(f"{chosen} was chosen here; retrieval strength is {CHOSEN}")
+
+
+if __name__ == "__main__":
+    main()
