@@ -155,3 +155,31 @@ for layer, head in top:
 patterns = seen.patterns[[found.layers.index(layer) for layer, _ in top], [head for _, head in top]]
 labels = [f"L{layer} H{head}: {found.ranking('retrieval').score(layer, head):.2f}" for layer, head in top]
 attention_heads(seen.texts, patterns.numpy(), labels)
+
+# %% [markdown]
+# ## Is it true of the model at work?
+#
+# The weights say that in `tiny-jamba`, too, retrieval heads read the token before through a recurrent layer's tap at
+# lag 1, and which layer's. A prediction: cut that one tap, a number a channel, and retrieval suffers; cut any other
+# layer's tap at that lag and it does not.
+
+# %%
+import copy
+
+import torch
+
+jamba = hl.load("tiny-jamba")
+predicted = circuits.circuits(jamba, model="tiny-jamba")
+layer, head = predicted.ranking("retrieval").order[0]
+writer = predicted.writers[int(predicted.induction_writer[predicted.layers.index(layer), head])]
+print(f"L{layer} H{head} (retrieval strength {predicted.ranking('retrieval').score(layer, head):.2f}) reads {writer}")
+prompts = niah.grid(jamba.tokenizer, lengths=[200, 400], depths=[0, 33, 67, 100])
+retrieved = {}
+for layer in jamba.cfg.ssm_layers:
+    cut = copy.deepcopy(jamba.hf_model)
+    with torch.no_grad():
+        cut.model.layers[layer].mamba.conv1d.weight[:, 0, -2] = 0  # the last tap is the token itself
+    answers = hl.HybridLens(cut, jamba.tokenizer).generate([list(p.tokens) for p in prompts], max_new_tokens=24).text
+    retrieved[f"L{layer} lag 1"] = sum(map(niah.score, answers)) / (5 * len(answers))
+    print(f"without L{layer}'s tap at lag 1: {100 * retrieved[f'L{layer} lag 1']:3.0f} %")
+assert min(retrieved, key=lambda name: retrieved[name]) == writer

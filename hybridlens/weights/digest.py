@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ class _Hashing:
         """See `Tensors`."""
         tensor = self.tensors.read(name, start, stop)
         self.digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        self.digest.update(memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        held: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        self.digest.update(memoryview(held))
         return tensor
 
 
