@@ -28,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 help:
-	@echo "make demo   the paper's experiments on two tiny trained hybrids, into $(RESULTS)/"
+	@echo "make demo   the paper's experiments and the head circuits of two tiny trained hybrids, into $(RESULTS)/"
 	@echo "make test   lint, types, tests and notebooks"
 
 $(VENV)/pyvenv.cfg:
@@ -47,10 +47,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
-	@for model in $(MODELS); do $(BIN)/hybridlens reproduce all --model $$model --out $(RESULTS)/$$model-study; done
+	@for model in $(MODELS); do \
+		$(BIN)/hybridlens reproduce all --model $$model --out $(RESULTS)/$$model-study; \
+		$(BIN)/hybridlens circuits --model $$model --out $(RESULTS)/$$model-circuits; \
+		$(BIN)/hybridlens rankings --model $$model --out $(RESULTS)/$$model-rankings; done
 	@echo
 	@echo "Open in a browser:"
-	@for model in $(MODELS); do echo "  $(CURDIR)/$(RESULTS)/$$model-study/report.html"; done
+	@for model in $(MODELS); do for part in study circuits rankings; do \
+		echo "  $(CURDIR)/$(RESULTS)/$$model-$$part/report.html"; done; done
 
 test: lint types unit notebooks
 
@@ -61,7 +65,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
 
 # The reviewed sources are percent-format .py files; they are converted and run from top to bottom.
 notebooks: $(VENV)/.installed-dev

@@ -413,7 +413,7 @@ def test_words_name_a_winner_only_where_there_is_one() -> None:
     assert best_rows(found) == ("good",)
     assert "good keeps retrieval with the fewest heads (area 0.938" in said
     assert "1 head for half of the untouched accuracy in every draw" in said
-    assert "bad (-0.500, interval" in said
+    assert "bad (−0.50, " in said
     assert "does worse than entropy at run time" in said
     assert "does better than entropy at run time" in said
     assert "No ranking was found to do worse" not in said

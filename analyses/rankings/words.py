@@ -124,7 +124,7 @@ def _needed(value: Needed) -> str:
 
 
 def _signed(value: Value) -> str:
-    return f"{value.value:+.3f}, interval {value.low:+.3f} to {value.high:+.3f}"
+    return f"{value.value:+.2f}, {value.low:+.2f} to {value.high:+.2f}".replace("-", "−")
 
 
 def _percent(share: float) -> str:
