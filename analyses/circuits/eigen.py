@@ -43,7 +43,7 @@ def ov_eigenvalues(attention: AttentionWeights, UE: Float[Tensor, "d_model d_mod
     Raises:
         CheckpointError: some weights are infinite or not a number.
     """
-    return _eigenvalues(_product(attention, attention.W_O, UE, attention.W_V))
+    return eigenvalues(_product(attention, attention.W_O, UE, attention.W_V))
 
 
 def qk_eigenvalues(
@@ -71,7 +71,7 @@ def qk_eigenvalues(
     found = _product(attention, attention.W_Q.transpose(1, 2), EE, attention.W_K).transpose(1, 2)
     if attention.rotary is not None and turn:
         found = attention.rotary.turned(found, turn)  # [key dimension, query dimension]: queries turn
-    return _eigenvalues(found[:, chosen, chosen])
+    return eigenvalues(found[:, chosen, chosen])
 
 
 def positivity(eigenvalues: Complex[Tensor, "*head value"]) -> Float[Tensor, "*head"]:
@@ -145,10 +145,11 @@ def _product(
     return (rows @ (middle @ right)).unflatten(1, (shared, -1)).flatten(0, 1)
 
 
-def _eigenvalues(matrices: Float[Tensor, "head n n"]) -> Complex[Tensor, "head n"]:
-    """In float64, because a matrix far from normal multiplies the rounding of its entries.
+def eigenvalues(matrices: Float[Tensor, "matrix n n"]) -> Complex[Tensor, "matrix n"]:
+    """Of each matrix; complex64, in no order.
 
-    One matrix a thread: several threads on one so small wait for each other, on a busy machine for most of the time.
+    Computed in float64, because a matrix far from normal multiplies the rounding of its entries, and one matrix a
+    thread: several threads on one so small wait for each other, on a busy machine for most of the time.
     """
     wide = matrices.to("cpu", torch.float64)
     if not bool(wide.isfinite().all()):

@@ -22,10 +22,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.circuits.eigen import positivity
+from analyses.circuits.eigen import eigenvalues, positivity
 from analyses.circuits.paths import LinearPath
 from hybridlens.weights import AttentionWeights, RecurrentWeights, Weights
 
@@ -81,17 +81,15 @@ def induction_matching(
         distances: from query to key.
     """
     found = torch.zeros(layer.n_heads, device=EE.device)
-    for writer in sorted(set(writers.tolist()) - {-1}):
-        for kv in {layer.kv_head(head) for head in _where(writers, writer)}:
-            keys = EE @ _written(weights, writer, paths, layer.W_K[kv])  # keys of the vocabulary, and back to it
-            for head in _where(writers, writer):
-                if layer.kv_head(head) == kv:
-                    found[head] = positivity(_eigenvalues(layer, head, keys, distances)).mean()
+    read: dict[tuple[int, int], Tensor] = {}
+    for head, writer in enumerate(writers.tolist()):
+        if writer == -1:
+            continue
+        pair = (writer, layer.kv_head(head))
+        if pair not in read:  # the keys that the writer makes of the vocabulary, and back to it
+            read[pair] = EE @ _written(weights, writer, paths, layer.W_K[pair[1]])
+        found[head] = positivity(eigenvalues(_products(layer, head, read[pair], distances))).mean()
     return found
-
-
-def _where(writers: Tensor, writer: int) -> list[int]:
-    return [head for head, one in enumerate(writers.tolist()) if one == writer]
 
 
 def _written(weights: Weights, writer: int, paths: Sequence[LinearPath], W_K: Tensor) -> Tensor:
@@ -105,15 +103,14 @@ def _written(weights: Weights, writer: int, paths: Sequence[LinearPath], W_K: Te
     return one.W_V @ (one.W_O @ W_K)
 
 
-def _eigenvalues(
+def _products(
     layer: AttentionWeights, head: int, keys: Tensor, distances: Sequence[int]
-) -> Complex[Tensor, "distance d_head"]:
-    """Of the d_head × d_head product with the spectrum of E W_Q R Kᵀ, for queries turned to each distance."""
-    queries = layer.W_Q[head]
-    product = keys.T @ queries
+) -> Float[Tensor, "distance d_head d_head"]:
+    """With the spectrum of E W_Q R Kᵀ, for queries turned to each distance; one where nothing turns."""
+    product = keys.T @ layer.W_Q[head]
     if layer.rotary is None:
-        return torch.linalg.eigvals(product[None]).expand(len(distances), -1)
-    return torch.linalg.eigvals(torch.stack([layer.rotary.turned(product, distance) for distance in distances]))
+        return product[None]
+    return torch.stack([layer.rotary.turned(product, distance) for distance in distances])
 
 
 class Signals(NamedTuple):

@@ -26,6 +26,9 @@ from hybridlens.weights.views import AttentionWeights, RecurrentWeights
 BLOCK = 8192
 """Tokens of the vocabulary that are read at once."""
 
+SPARSE = 16
+"""Where less than one token in so many is wanted, each is read by itself."""
+
 
 class VocabularyBlock(NamedTuple):
     """Some tokens of the vocabulary, from `start` on."""
@@ -165,6 +168,10 @@ class Weights:
             given = f"{int(wanted.min())}..{int(wanted.max())}"
             raise InputError(f"tokens {given} given, expected 0..{self.cfg.d_vocab - 1}")
         found = torch.empty(len(wanted), self.cfg.d_model, device=self.cfg.device)
+        if len(wanted) < self.cfg.d_vocab // SPARSE:
+            for place, token in enumerate(wanted.tolist()):
+                found[place] = self._float(self.tensors.read(name, token, token + 1))[0]
+            return found
         for start in range(0, self.cfg.d_vocab, BLOCK):
             inside = (wanted >= start) & (wanted < start + BLOCK)
             if bool(inside.any()):
