@@ -1,7 +1,7 @@
 """Where tensors are read from: a model in memory, or safetensors files, one tensor at a time.
 
 Files are mapped into memory and a tensor is read when it is asked for, so a checkpoint of any size takes the memory
-of what is used of it. A sharded checkpoint is opened shard by shard, and shards that hold nothing of interest are
+of what is used of it. A sharded checkpoint is opened a shard at a time, and shards that hold nothing of interest are
 never touched, nor, of a hub id, downloaded.
 
 How it fails: `CheckpointError` names the missing tensor or shard, a file that cannot be read, and a tensor whose
@@ -90,7 +90,7 @@ class FileTensors:
 
     def __init__(self, source: str | Path) -> None:
         self.source = str(source)
-        self._open: dict[str, Any] = {}
+        self._open: tuple[str, Any] | None = None
         self._files = dict(self._listed())
 
     def has(self, name: str) -> bool:
@@ -131,15 +131,16 @@ class FileTensors:
         return self._opened(self._files[name])
 
     def _opened(self, file: str) -> Any:
-        if file not in self._open:
+        if self._open is None or self._open[0] != file:
+            self._open = None  # one shard is mapped at a time: pages that were read count as memory while it is
             path = self._fetched(file)
             if path is None:
                 raise CheckpointError(f"'{self.source}' lacks its shard {file}; fetch it, then run this again")
             try:
-                self._open[file] = safe_open(str(path), framework="pt")
+                self._open = (file, safe_open(str(path), framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"'{self.source}': {file} cannot be read: {error}") from error
-        return self._open[file]
+        return self._open[1]
 
     def _fetched(self, file: str) -> Path | None:
         """Where a file is; None where the checkpoint has no such file."""
