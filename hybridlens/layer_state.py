@@ -107,6 +107,11 @@ class RecurrentState:
 LayerState: TypeAlias = AttentionState | RecurrentState
 
 
+def rows_of(held: LayerState) -> int:
+    """Rows that a layer's memory is of."""
+    return held.k.shape[0] if isinstance(held, AttentionState) else held.conv.shape[0]
+
+
 def parts(held: LayerState) -> dict[str, Tensor]:
     """The tensors of a layer's memory, by name."""
     return {name: value for name, value in vars(held).items() if isinstance(value, Tensor)}

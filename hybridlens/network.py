@@ -7,6 +7,7 @@ calls: what a run remembers goes out as a `HybridState` and comes back in as one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,8 +17,8 @@ from hybridlens.components import Block, Pass, execution_device
 from hybridlens.errors import InputError
 from hybridlens.families.spec import Family, LensConfig
 from hybridlens.hooks import HookPoint
-from hybridlens.layer_state import AttentionState, RecurrentState
-from hybridlens.shapes import KeyPositions, Lengths, Logits, Tokens
+from hybridlens.layer_state import AttentionState, LayerState, RecurrentState, rows_of
+from hybridlens.shapes import KeyPositions, Lengths, Logits, Resid, Tokens
 from hybridlens.slots import KeySlots
 from hybridlens.state import HybridState
 
@@ -78,11 +79,51 @@ class HookedNetwork(nn.Module):
         tokens = tokens.to(device)
         if state is not None:
             self._check(state, tokens.shape[0])
-        run, key_positions, seen = plan(tokens, lengths, state, self.cfg.window)
+        planned = plan(tokens, lengths, state, self.cfg.window)
         resid = self.hook_embed(self.family.embed(model, tokens))
-        layers = []
-        for layer, block in enumerate(self.blocks):
-            resid, held = cast(Block, block)(resid, run, None if state is None else state.layers[layer])
+        return self._through(resid, (), planned, lengths, state, last_only)
+
+    def resume(
+        self,
+        resid: Resid,
+        below: Sequence[LayerState],
+        lengths: Lengths | None = None,
+        last_only: bool = False,
+    ) -> Output:
+        """Go on in the middle of a forward pass over whole prompts; hooks of the layers before stay silent.
+
+        Args:
+            resid: what enters layer ``len(below)``: its `hook_resid_pre`.
+            below: what the layers before it remember of these prompts.
+            lengths: real tokens of each row; None where all rows are full.
+            last_only: unembed only each row's last real token.
+
+        Raises:
+            InputError: memories of another number of rows, or of more layers than there are.
+        """
+        if len(below) > self.cfg.n_layers:
+            raise InputError(f"memories of {len(below)} layers given, but the model has {self.cfg.n_layers}")
+        rows = {rows_of(held) for held in below} - {resid.shape[0]}
+        if rows:
+            raise InputError(f"a residual stream of {resid.shape[0]} rows given with memories of {min(rows)} rows")
+        planned = plan(resid.new_zeros(resid.shape[:2], dtype=torch.long), lengths, None, self.cfg.window)
+        return self._through(resid, below, planned, lengths, None, last_only)
+
+    def _through(
+        self,
+        resid: Resid,
+        below: Sequence[LayerState],
+        planned: tuple[Pass, KeyPositions, Lengths],
+        lengths: Lengths | None,
+        state: HybridState | None,
+        last_only: bool,
+    ) -> Output:
+        """The layers after those that `below` is of, and the logits."""
+        model, (run, key_positions, seen) = self.wrapped[0], planned
+        layers = list(below)
+        for layer in range(len(below), self.cfg.n_layers):
+            block = cast(Block, self.blocks[layer])
+            resid, held = block(resid, run, None if state is None else state.layers[layer])
             layers.append(held)
         resid = self.ln_final(resid.to(execution_device(model.get_output_embeddings(), resid.device)))
         if last_only:
