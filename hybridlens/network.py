@@ -130,8 +130,8 @@ class HookedNetwork(nn.Module):
             last = resid.shape[1] - 1 if lengths is None else lengths.to(resid.device).clamp(min=1) - 1
             resid = resid[torch.arange(resid.shape[0], device=resid.device), last][:, None]
         logits = self.hook_logits(self.family.unembed(model, resid))
-        state = trimmed(HybridState(self.signature, seen, key_positions, tuple(layers)), self.cfg.window)
-        return Output(logits, state)
+        window = self.cfg.window
+        return Output(logits, trimmed(HybridState(self.signature, seen, key_positions, tuple(layers), window), window))
 
     def empty_state(self, batch: int) -> HybridState:
         """The memory of `batch` rows that have read nothing."""
@@ -149,7 +149,7 @@ class HookedNetwork(nn.Module):
                 layers.append(RecurrentState(conv, torch.zeros(shape, dtype=torch.float32, device=device)))
         device = execution_device(model.get_input_embeddings(), model.device)
         lengths = torch.zeros(batch, dtype=torch.long, device=device)
-        return HybridState(self.signature, lengths, lengths.new_zeros(batch, 0), tuple(layers))
+        return HybridState(self.signature, lengths, lengths.new_zeros(batch, 0), tuple(layers), cfg.window)
 
     def _check(self, state: HybridState, batch: int) -> None:
         if state.model != self.signature:
@@ -219,5 +219,5 @@ def trimmed(state: HybridState, window: int | None) -> HybridState:
     layers = tuple(
         held.drop(start) if isinstance(held, AttentionState) else held for held in state.layers
     )
-    return HybridState(state.model, state.lengths, state.key_positions[:, start:].clone(), layers)
+    return HybridState(state.model, state.lengths, state.key_positions[:, start:].clone(), layers, window)
 
