@@ -1,0 +1,133 @@
+"""The untouched run that patches start from: its residual stream, and what was remembered where.
+
+What a patch leaves as it is need not be computed again: the layers before its first one, and, attention and recurrence
+being causal, the positions before its first one. `Snapshot` holds the residual stream at the layers asked for, the
+memory of the whole prompt, and the memory of its first positions at a few places; `go_on` computes the rest for many
+rows at once, hooks of the layers that run included.
+
+How it fails: beginning behind the first positions rounds otherwise than one pass over all, in the last bits. A snapshot
+holds the memory of the prompt once for each place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from analyses.patching.targets import EMBEDDING
+from hybridlens.components import Block, execution_device
+from hybridlens.hooks import HookPoint, reads_only
+from hybridlens.layer_state import AttentionState, LayerState, RecurrentState
+from hybridlens.model import HybridLens
+from hybridlens.network import Output, plan
+from hybridlens.shapes import Resid, Tokens
+from hybridlens.state import HybridState
+
+
+class Snapshot:
+    """One prompt's untouched run.
+
+    Args:
+        lens: the model; hooks that are on it act, and should be none.
+        tokens: the prompt [1 p].
+        layers: where runs are to go on: layers, `EMBEDDING`, or the number of layers for what follows the last.
+        cuts: positions from which runs are to go on, besides 0.
+        last_only: unembed only the last position.
+    """
+
+    def __init__(
+        self, lens: HybridLens, tokens: Tokens, layers: Iterable[int], cuts: Iterable[int], last_only: bool
+    ) -> None:
+        self.lens = lens
+        self.tokens = tokens
+        self.last_only = last_only
+        self.forwards = 1
+        self.resid: dict[int, Resid] = {}
+        names = {resid_name(lens, layer): layer for layer in set(layers) - {EMBEDDING}}
+
+        @reads_only
+        def keep(tensor: Tensor, hook: HookPoint) -> None:
+            self.resid[names[cast(str, hook.name)]] = tensor
+
+        with lens.hooks([(list(names), keep)]):
+            self.output = lens.network(tokens, None, None, last_only)
+        self.before: dict[int, HybridState] = {}
+        state, read = None, 0
+        for cut in sorted(set(cuts) - {0}):
+            state = lens.network(tokens[:, read:cut], None, state, True).state
+            self.before[cut], read = state, cut
+        self.forwards += bool(self.before)  # its pieces together read no more than one pass
+
+    def offsets(self, cut: int) -> dict[str, int]:
+        """By axis, how many leading entries of activations a run from position `cut` lacks."""
+        if cut == 0:
+            return {}
+        return {"p": cut, "k": int(self.before[cut].key_positions[0, 0])}
+
+    def go_on(self, rows: int, layer: int, cut: int) -> Output:
+        """`rows` copies of the run, computed from `layer` and position `cut` on, under the hooks that are attached.
+
+        The logits are of all positions, or of the last one, as the snapshot's are.
+        """
+        last_only = self.last_only
+        self.forwards += 1
+        before = self.before[cut] if cut else None
+        if before is not None:
+            before = before.map(lambda part: part.expand(rows, *part.shape[1:]))
+        if layer == EMBEDDING:
+            tokens = self.tokens[:, cut:].expand(rows, -1)
+            output = self.lens.network(tokens, None, before, last_only)
+        else:
+            resid = self.resid[layer][:, cut:]
+            output = self._rest(resid.expand(rows, *resid.shape[1:]), layer, before, last_only)
+        if last_only or cut == 0:
+            return output
+        seen = self.output.logits[:, :cut].expand(rows, -1, -1)
+        return Output(torch.cat([seen, output.logits], dim=1), output.state)
+
+    def _rest(self, resid: Resid, layer: int, before: HybridState | None, last_only: bool) -> Output:
+        """The layers from `layer` on, and the logits."""
+        network, model = self.lens.network, self.lens.hf_model
+        rows, kept = resid.shape[0], self.output.state
+        run, _, _ = plan(resid.new_zeros(resid.shape[:2], dtype=torch.long), None, before, network.cfg.window)
+        layers = list(_repeated(kept.layers[:layer], rows))
+        for number in range(layer, network.cfg.n_layers):
+            block = cast(Block, network.blocks[number])
+            resid, held = block(resid, run, None if before is None else before.layers[number])
+            layers.append(_newest(held, kept.key_positions.shape[1]))
+        resid = network.ln_final(resid.to(execution_device(model.get_output_embeddings(), resid.device)))
+        if last_only:
+            resid = resid[:, -1:]
+        logits = network.hook_logits(network.family.unembed(model, resid))
+        lengths, positions = kept.lengths.expand(rows), kept.key_positions.expand(rows, -1)
+        return Output(logits, HybridState(network.signature, lengths, positions, tuple(layers)))
+
+
+def resid_name(lens: HybridLens, layer: int) -> str:
+    """The point that holds what enters a layer, or leaves the last one."""
+    last = lens.cfg.n_layers
+    return f"blocks.{layer}.hook_resid_pre" if layer < last else f"blocks.{last - 1}.hook_resid_post"
+
+
+def _repeated(layers: Sequence[LayerState], rows: int) -> list[LayerState]:
+    """The memories of one row as those of many, without copies."""
+
+    def wide(part: Tensor) -> Tensor:
+        return part.expand(rows, *part.shape[1:])
+
+    return [
+        RecurrentState(wide(held.conv), wide(held.recurrent))
+        if isinstance(held, RecurrentState)
+        else AttentionState(wide(held.k), wide(held.v))
+        for held in layers
+    ]
+
+
+def _newest(held: LayerState, slots: int) -> LayerState:
+    """Without the oldest keys, which a sliding window has passed."""
+    if isinstance(held, RecurrentState) or held.k.shape[2] <= slots:
+        return held
+    return held.drop(held.k.shape[2] - slots)
