@@ -65,14 +65,21 @@ def aligned(lens: HybridLens, clean: TokensLike, corrupt: TokensLike) -> tuple[T
     Raises:
         InputError: several prompts given as one, or prompts of unequal length.
     """
-    rows: list[Tokens] = []
-    for name, given in (("clean", clean), ("corrupt", corrupt)):
-        tokens = lens.batch(given).tokens
-        if tokens.shape[0] != 1:
-            raise InputError(f"{tokens.shape[0]} {name} prompts were given, expected one; patch pair by pair")
-        rows.append(tokens)
+    rows = one_prompt(lens, clean, "clean"), one_prompt(lens, corrupt, "corrupt")
     check_lengths(rows[0][0].tolist(), rows[1][0].tolist(), lens.tokenizer)
-    return rows[0], rows[1]
+    return rows
+
+
+def one_prompt(lens: HybridLens, given: TokensLike, name: str) -> Tokens:
+    """One prompt [1 p].
+
+    Raises:
+        InputError: several were given.
+    """
+    tokens = lens.batch(given).tokens
+    if tokens.shape[0] != 1:
+        raise InputError(f"{tokens.shape[0]} {name} prompts were given as one, expected one; patch pair by pair")
+    return tokens
 
 
 def shared_beginning(clean: Tokens, corrupt: Tokens) -> int:

@@ -16,7 +16,7 @@ How it fails: a hook function or metric that raises ends the sweep with its hook
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -117,6 +117,7 @@ def activation_patch(
     batch_size: int = BATCH,
     memory: int = MEMORY,
     skip_positions: bool = True,
+    progress: Callable[[int], None] | None = None,
 ) -> PatchResult:
     """Patch activations between two prompts, one place after the other, and measure what that does.
 
@@ -133,6 +134,7 @@ def activation_patch(
         memory: bytes of captured activations held at once; one hook point is always taken whole.
         skip_positions: take what comes before the first patch from the untouched run's memory, which is faster and
             rounds differently in the last bits.
+        progress: called with the number of patches done after each forward pass.
 
     Returns:
         a result with axes layer (or hook) and those gone over; with `targets` one axis, patch.
@@ -158,7 +160,7 @@ def activation_patch(
     for which, output in ((base, untouched.output), (other, source.output)):
         ends[which] = float(measured(measure, lens, output, [ENDS[which]])[0])
     check_ends(ends[0], ends[1], measure.words)
-    values = run_groups(groups, untouched, source, measure, ends[base], patches)
+    values = run_groups(groups, untouched, source, measure, ends[base], patches, progress)
     return PatchResult(
         raw=values.view([len(axis.labels) for axis in axes]),
         axes=axes,
@@ -217,6 +219,7 @@ def run_groups(
     metric: Metric,
     value: float,
     patches: Sequence[Patch],
+    progress: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "patch"]:
     """The metric under each patch; `value`, that of the untouched run, where a patch can change nothing."""
     lens = untouched.lens
@@ -231,6 +234,8 @@ def run_groups(
                 numbers = [job.number for job in batch.jobs]
                 what = [f"the patch of {patch_words(patches[number])}" for number in numbers]
                 out[numbers] = measured(metric, lens, output, what)
+            if progress is not None:
+                progress(len(batch.jobs))
     return out
 
 

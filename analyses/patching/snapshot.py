@@ -11,7 +11,8 @@ holds the memory of the prompt once for each place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from analyses.patching.targets import EMBEDDING
 from hybridlens.components import Block, execution_device
 from hybridlens.hooks import HookPoint, reads_only
-from hybridlens.layer_state import AttentionState, LayerState, RecurrentState
+from hybridlens.layer_state import LayerState, RecurrentState
 from hybridlens.model import HybridLens
 from hybridlens.network import Output, plan
 from hybridlens.shapes import Resid, Tokens
@@ -74,9 +75,7 @@ class Snapshot:
         """
         last_only = self.last_only
         self.forwards += 1
-        before = self.before[cut] if cut else None
-        if before is not None:
-            before = before.map(lambda part: part.expand(rows, *part.shape[1:]))
+        before = _repeated(self.before[cut], rows) if cut else None
         if layer == EMBEDDING:
             tokens = self.tokens[:, cut:].expand(rows, -1)
             output = self.lens.network(tokens, None, before, last_only)
@@ -91,19 +90,17 @@ class Snapshot:
     def _rest(self, resid: Resid, layer: int, before: HybridState | None, last_only: bool) -> Output:
         """The layers from `layer` on, and the logits."""
         network, model = self.lens.network, self.lens.hf_model
-        rows, kept = resid.shape[0], self.output.state
+        rows = resid.shape[0]
+        whole = _repeated(self.output.state, rows)
         run, _, _ = plan(resid.new_zeros(resid.shape[:2], dtype=torch.long), None, before, network.cfg.window)
-        layers = list(_repeated(kept.layers[:layer], rows))
+        layers = list(whole.layers[:layer])
         for number in range(layer, network.cfg.n_layers):
             block = cast(Block, network.blocks[number])
             resid, held = block(resid, run, None if before is None else before.layers[number])
-            layers.append(_newest(held, kept.key_positions.shape[1]))
+            layers.append(_newest(held, whole.key_positions.shape[1]))
         resid = network.ln_final(resid.to(execution_device(model.get_output_embeddings(), resid.device)))
-        if last_only:
-            resid = resid[:, -1:]
-        logits = network.hook_logits(network.family.unembed(model, resid))
-        lengths, positions = kept.lengths.expand(rows), kept.key_positions.expand(rows, -1)
-        return Output(logits, HybridState(network.signature, lengths, positions, tuple(layers)))
+        logits = network.hook_logits(network.family.unembed(model, resid[:, -1:] if last_only else resid))
+        return Output(logits, replace(whole, layers=tuple(layers)))
 
 
 def resid_name(lens: HybridLens, layer: int) -> str:
@@ -112,18 +109,9 @@ def resid_name(lens: HybridLens, layer: int) -> str:
     return f"blocks.{layer}.hook_resid_pre" if layer < last else f"blocks.{last - 1}.hook_resid_post"
 
 
-def _repeated(layers: Sequence[LayerState], rows: int) -> list[LayerState]:
-    """The memories of one row as those of many, without copies."""
-
-    def wide(part: Tensor) -> Tensor:
-        return part.expand(rows, *part.shape[1:])
-
-    return [
-        RecurrentState(wide(held.conv), wide(held.recurrent))
-        if isinstance(held, RecurrentState)
-        else AttentionState(wide(held.k), wide(held.v))
-        for held in layers
-    ]
+def _repeated(state: HybridState, rows: int) -> HybridState:
+    """The memory of one row as that of many, without copies."""
+    return state.map(lambda part: part.expand(rows, *part.shape[1:]))
 
 
 def _newest(held: LayerState, slots: int) -> LayerState:
