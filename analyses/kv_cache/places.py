@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from hybridlens.errors import InputError
+from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.layer_state import AttentionState, LayerState, RecurrentState
 from hybridlens.shapes import HeldKeys
 from hybridlens.state import HybridState
@@ -30,6 +30,7 @@ Positions: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]] | None
 """Absolute positions: the same for all rows, or a list for each row; None for all that are held."""
 
 KeyParts: TypeAlias = Literal["keys", "values", "both"]
+PARTS = ("keys", "values", "both")
 
 
 class Where(TypedDict, total=False):
@@ -194,6 +195,16 @@ def indices(given: Indices, size: int | None, what: str) -> list[int]:
             upto = "a number from 0 on" if size is None else f"one of 0..{size - 1}"
             raise InputError(f"{what} {index!r} given, expected {upto}")
     return found
+
+
+def check_name(given: str, known: tuple[str, ...], what: str = "part") -> None:
+    """Refuse a name that does not exist.
+
+    Raises:
+        UnknownNameError: naming those that do.
+    """
+    if given not in known:
+        raise UnknownNameError(f"{what} {given!r} does not exist; expected one of {', '.join(known)}")
 
 
 def shown(positions: Sequence[int]) -> str:

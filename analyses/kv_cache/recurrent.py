@@ -17,8 +17,8 @@ from typing import Literal, TypeAlias, TypedDict, Unpack, cast
 import torch
 from torch import Tensor
 
-from analyses.kv_cache.places import Indices, indices, layers_of, rows_of_batch, shown
-from analyses.kv_cache.surgery import check_parts, check_same
+from analyses.kv_cache.places import Indices, check_name, indices, layers_of, rows_of_batch, shown
+from analyses.kv_cache.swapping import check_same
 from hybridlens.errors import InputError
 from hybridlens.layer_state import RecurrentState
 from hybridlens.state import HybridState
@@ -145,7 +145,7 @@ def _rewritten(
     state: HybridState, parts: str, where: RecurrentWhere, fn: Callable[[Tensor, int, str], Tensor]
 ) -> HybridState:
     """The state with what `fn` makes of some memories; all else is shared with the given one."""
-    check_parts(parts, PARTS)
+    check_name(parts, PARTS)
     chosen = layers_of(state, where.get("layers"), "recurrent")
     rows = torch.zeros(state.batch, dtype=torch.bool)
     rows[rows_of_batch(state, where.get("rows"))] = True

@@ -1,4 +1,4 @@
-"""Keys and values rewritten: zero, mean, noise, swap, quantise.
+"""Keys and values rewritten: zero, mean, noise, quantise; `swapping` takes them from another state.
 
 Each function takes a `HybridState` and returns another; the given one is never written to, and what was not rewritten
 is shared. Where is said by layer, head, absolute position, channel and row (`places.Where`), and what by "keys",
@@ -7,8 +7,7 @@ positions, keeps the rotations of where it came from.
 
 What each row gets depends on that row alone, so that a row gives in any batch what it gives by itself.
 
-How it fails: see `places`; and states of other models, batches or lengths, and numbers out of range raise
-`InputError` with one line.
+How it fails: see `places`; numbers out of range raise `InputError` with one line.
 """
 
 from __future__ import annotations
@@ -18,26 +17,15 @@ from typing import Literal, NamedTuple, TypeAlias, Unpack, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from analyses.kv_cache.places import (
-    KeyParts,
-    KeyPlace,
-    Where,
-    indices,
-    key_place,
-    layers_of,
-    rewritten,
-    rows_of_batch,
-    shown,
-)
-from hybridlens.errors import InputError, UnknownNameError
+from analyses.kv_cache.places import PARTS, KeyParts, Where, check_name, key_place, layers_of, rewritten
+from hybridlens.errors import InputError
 from hybridlens.layer_state import AttentionState
 from hybridlens.shapes import HeldKeys
 from hybridlens.state import HybridState
 
-PARTS = ("keys", "values", "both")
 GROUPS = ("position", "channel")
 Group: TypeAlias = Literal["position", "channel"]
 
@@ -57,7 +45,7 @@ def zero(state: HybridState, parts: KeyParts = "both", **where: Unpack[Where]) -
     Raises:
         InputError: see `places`.
     """
-    check_parts(parts, PARTS)
+    check_name(parts, PARTS)
     return rewritten(state, key_place(state, **where), parts, lambda x, *_: torch.zeros_like(x))
 
 
@@ -76,7 +64,7 @@ def mean(
     Raises:
         InputError: no mean, or one of another shape, for a layer; see `places`.
     """
-    check_parts(parts, PARTS)
+    check_name(parts, PARTS)
     place = key_place(state, **where)
     if values is not None:
         for layer in place.layers:
@@ -122,7 +110,7 @@ def noise(
     Raises:
         InputError: a scale or seed below 0; see `places`.
     """
-    check_parts(parts, PARTS)
+    check_name(parts, PARTS)
     if not 0 <= scale < float("inf"):
         raise InputError(f"scale {scale} given, expected a number of root mean squares from 0 on")
     if seed < 0:
@@ -138,50 +126,6 @@ def noise(
         return x.float() + scale * size * drawn
 
     return rewritten(state, key_place(state, **where), parts, noisy)
-
-
-def swap(
-    state: HybridState,
-    other: HybridState,
-    parts: KeyParts = "both",
-    *,
-    mapping: Mapping[int, int] | None = None,
-    **where: Unpack[Where],
-) -> HybridState:
-    """Keys, values or both taken from another state, row for row.
-
-    Args:
-        state: what receives; not changed.
-        other: what gives: as many rows, of the same model.
-        parts: keys, values or both.
-        mapping: from position in `state` to position in `other`; None for the same positions, for which the rows of
-            both states must have read equally many tokens.
-        where: where `state` receives; without positions, wherever it holds keys, or those of the mapping.
-
-    Raises:
-        InputError: states of other models, batches or lengths; a position that either lacks; a mapping beside
-            positions; see `places`.
-    """
-    check_parts(parts, PARTS)
-    check_same(state, other, lengths=mapping is None)
-    if mapping is not None:
-        if "positions" in where:
-            raise InputError("positions and a mapping given; the mapping says which positions receive, leave them out")
-        where["positions"] = list(mapping)
-    place = key_place(state, **where)
-    source = _source_slots(state, other, place, mapping or {}, rows_of_batch(state, where.get("rows")))
-
-    def taken(x: HeldKeys, held: AttentionState, layer: int, part: str) -> Tensor:
-        given = cast(AttentionState, other.layers[layer])
-        at = source.to(x.device)[:, None].expand(-1, x.shape[1], -1)
-        if given.kept is not None and bool((place.keys(held) & ~given.kept.gather(2, at)).any()):
-            raise InputError(
-                f"the giving state has dropped keys of layer {layer} that the receiving one holds; "
-                "swap only positions, heads and layers that both hold"
-            )
-        return (given.k if part == "keys" else given.v).to(x).gather(2, at[..., None].expand(-1, -1, -1, x.shape[3]))
-
-    return rewritten(state, place, parts, taken)
 
 
 def quantise(
@@ -205,10 +149,10 @@ def quantise(
         InputError: bits out of range; see `places`.
         UnknownNameError: a grouping that does not exist.
     """
-    check_parts(parts, PARTS)
+    check_name(parts, PARTS)
     if not 1 <= bits <= 16:
         raise InputError(f"bits {bits} given, expected 1 to 16")
-    check_parts(per, GROUPS, "grouping")
+    check_name(per, GROUPS, "grouping")
     place, axis = key_place(state, **where), 3 if per == "position" else 2
 
     def rounded(x: HeldKeys, held: AttentionState, layer: int, part: str) -> Tensor:
@@ -219,41 +163,6 @@ def quantise(
         return torch.where(step > 0, low + step * ((wide - low) / step).round(), wide)
 
     return rewritten(state, place, parts, rounded)
-
-
-def check_same(state: HybridState, other: HybridState, lengths: bool = True) -> None:
-    """Refuse states that do not fit each other.
-
-    Args:
-        state: one.
-        other: another.
-        lengths: whether rows must have read equally many tokens.
-
-    Raises:
-        InputError: naming what differs.
-    """
-    if state.model != other.model:
-        raise InputError(f"states of different models given, {state.model} and {other.model}; expected one model")
-    if state.batch != other.batch:
-        raise InputError(
-            f"states of {state.batch} and {other.batch} rows given, expected as many; use select or repeat"
-        )
-    if lengths and not torch.equal(state.lengths, other.lengths.to(state.lengths.device)):
-        row = int((state.lengths != other.lengths.to(state.lengths.device)).nonzero()[0])
-        raise InputError(
-            f"states of different lengths given: row {row} has read {int(state.lengths[row])} tokens in one and "
-            f"{int(other.lengths[row])} in the other; expected prompts of equal length"
-        )
-
-
-def check_parts(given: str, known: tuple[str, ...], what: str = "part") -> None:
-    """Refuse a name that does not exist.
-
-    Raises:
-        UnknownNameError: naming those that do.
-    """
-    if given not in known:
-        raise UnknownNameError(f"{what} {given!r} does not exist; expected one of {', '.join(known)}")
 
 
 def _all_keys(state: HybridState, held: AttentionState) -> Tensor:
@@ -275,33 +184,3 @@ def _check_means(values: Mapping[int, Means], layer: int, held: AttentionState) 
     wrong = [tuple(x.shape) for x in values[layer] if tuple(x.shape) != size]
     if wrong:
         raise InputError(f"a mean of shape {list(wrong[0])} given for layer {layer}, expected [kv_head, d_head] {size}")
-
-
-def _source_slots(
-    state: HybridState, other: HybridState, place: KeyPlace, mapping: Mapping[int, int], rows: list[int]
-) -> Int[Tensor, "batch key"]:
-    """The slot of `other` that each slot of `state` takes from; 0 where it takes nothing."""
-    if not mapping and torch.equal(state.key_positions, other.key_positions):
-        return torch.arange(state.key_positions.shape[1], device=state.key_positions.device).expand(state.batch, -1)
-    longest = 1 + int(torch.maximum(state.lengths, other.lengths).max())
-    indices(list(mapping.values()), None, "position")
-    at = torch.arange(longest)
-    if mapping:
-        beyond = [p for p in mapping.values() if p >= longest]
-        if beyond:
-            raise InputError(f"position {shown(beyond)} given, but the giving rows have read {longest - 1} tokens")
-        at[torch.tensor(list(mapping))] = torch.tensor(list(mapping.values()))
-    wanted = at.to(state.key_positions.device)[state.key_positions.clamp(min=0)]
-    slots = torch.full((state.batch, longest + 1), -1, dtype=torch.long)
-    visible, positions = other.visible.cpu(), other.key_positions.cpu()
-    row, slot = visible.nonzero().unbind(dim=1)
-    slots[row, positions[row, slot]] = slot
-    found = slots.to(wanted.device).gather(1, wanted)
-    missing = place.slots & (found < 0)
-    for i in rows:
-        if bool(missing[i].any()):
-            raise InputError(
-                f"position {shown(wanted[i][missing[i]].tolist())} given, but row {i} of the giving state holds "
-                f"positions {shown(positions[i][visible[i]].tolist())}; swap positions that both hold"
-            )
-    return found.clamp(min=0)
