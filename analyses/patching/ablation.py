@@ -128,7 +128,7 @@ def _source(
     lens: HybridLens,
     kind: str,
     tokens: Tokens,
-    others: Sequence[Tokens],
+    others: Sequence[Tensor],
     mean_over: str,
     seed: int,
     last_only: bool,
@@ -174,7 +174,7 @@ class Means(Source):
     """The mean over prompts, and over their positions if `pooled`."""
 
     def __init__(
-        self, lens: HybridLens, prompts: Sequence[Tokens], length: int, pooled: bool, last_only: bool
+        self, lens: HybridLens, prompts: Sequence[Tensor], length: int, pooled: bool, last_only: bool
     ) -> None:
         self.lens = lens
         self.prompts = prompts
@@ -213,7 +213,7 @@ class Means(Source):
 class Draws(Source):
     """The values of one of several prompts, drawn for each patch."""
 
-    def __init__(self, lens: HybridLens, prompts: Sequence[Tokens], seed: int, last_only: bool) -> None:
+    def __init__(self, lens: HybridLens, prompts: Sequence[Tensor], seed: int, last_only: bool) -> None:
         self.lens = lens
         self.prompts = prompts
         self.seed = seed

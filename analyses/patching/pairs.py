@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice
 
 from analyses.patching.alignment import Difference, differences, token_strings
 from analyses.patching.metrics import LogitDifference
@@ -36,7 +36,10 @@ FILLER_SEED = 1_000_003
 """Of the essays that stand in for a needle, which are to be others than a prompt's own."""
 
 FILLER_SENTENCES = 200
-"""How many of them are tried."""
+"""How many of their sentences are at hand."""
+
+FILLER_TRIES = 20
+"""How many choices of them are tried; where tokens merge at a sentence's ends, one that fits alone may not fit."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ def no_needle(
     """
     (clean,) = niah.grid(lens.tokenizer, [length], [depth], haystack, needle, template, jrt, seed=seed)
     inside = {place for start, stop in clean.needle_spans for place in range(start, stop)}
-    for text in _fillers(lens, _size(clean), clean.text):
+    for text in islice(_fillers(lens, _size(clean), clean.text), FILLER_TRIES):
         filler = Needle("filler", text, needle.question, full_match_rubric(text))
         (corrupt,) = niah.grid(lens.tokenizer, [length], [depth], haystack, filler, template, jrt, seed=seed)
         if all(d.position in inside for d in differences(clean.tokens, corrupt.tokens, lens.tokenizer)):

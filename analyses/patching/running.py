@@ -6,9 +6,11 @@ the first that is patched, and the positions before the first that is patched or
 over half of the layers and positions. A patch that lies wholly before the first difference changes nothing and takes no
 pass. The values that are put in are captured once, for as many hook points at a time as fit `memory`.
 
-Exactly equal, bit for bit, to one plain run a patch is what ``batch_size=1, skip_positions=False`` gives. Batches of
-other sizes, and runs that begin behind the first positions, round differently in the last bits; so does a batch in
-which some row's pattern, scores, decay, write or state is edited, since all of its rows then follow the longer formula.
+Exactly equal, bit for bit, to one plain run a patch is what ``batch_size=1, skip_positions=False`` gives; a patch of
+everything is then the other run, one of nothing this one. Batches of other sizes, and runs that begin behind the first
+positions, round differently in the last bits. So does a batch in which some row's pattern, scores, decay, write or
+state is edited, since all of its rows then follow the longer formula, and, on Mamba layers, a run whose decay, write
+or state is read along. Rows of one batch do not hear each other beyond that.
 
 How it fails: a hook function or metric that raises ends the sweep with its hooks removed.
 """
@@ -69,15 +71,15 @@ class RunSource(Source):
         self.tokens = tokens
         self.last_only = last_only
         self.held: dict[str, Tensor] | None = None
-        self.first: Output | None = None
+        self.given: Output | None = None
 
     @property
     def output(self) -> Output:
-        """What the run gives."""
-        if self.first is None:
-            self.values(())
-        assert self.first is not None
-        return self.first
+        """What the run gives, to the bit: where points that are computed only for hooks round it, from another one."""
+        if self.given is None:
+            self.given = captured(self.lens, self.tokens, (), self.last_only)[1]
+            self.forwards += 1
+        return self.given
 
     def values(self, names: Sequence[str]) -> Mapping[str, Tensor]:
         """What the run holds at these points; another set of them is another run."""
@@ -85,7 +87,8 @@ class RunSource(Source):
             self.held = None  # makes room
             self.held, output = captured(self.lens, self.tokens, names, self.last_only)
             self.forwards += 1
-            self.first = self.first or output
+            if self.given is None and not any(self.lens.hook_points[name].lazy for name in names):
+                self.given = output
         return self.held
 
 
@@ -155,7 +158,8 @@ def activation_patch(
     last_only = wants_last_only(measure, groups)
     untouched = snapshot(lens, pair[base], groups, last_only)
     source = RunSource(lens, pair[other], last_only)
-    source.values(groups[0].names if groups else ())
+    if groups:
+        source.values(groups[0].names)
     ends = [0.0, 0.0]
     for which, output in ((base, untouched.output), (other, source.output)):
         ends[which] = float(measured(measure, lens, output, [ENDS[which]])[0])
