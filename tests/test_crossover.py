@@ -14,7 +14,7 @@ from random_lens import benchmark_lens
 import hybridlens as hl
 from analyses import kv_cache
 from analyses.kv_cache import Crossover, DamageMap, Mix, PromptPair
-from analyses.kv_cache.where import contrast
+from analyses.kv_cache.telling import contrast
 from hybridlens import niah
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.layer_state import AttentionState, RecurrentState
@@ -61,6 +61,9 @@ def test_the_answer_follows_the_planted_memory_and_no_other(family: str, where: 
     for mix in told.mixes:
         shares = told.shares(mix.name)
         assert (shares.a.mean, shares.b.mean) == ((0, 1) if key in mix.from_b else (1, 0)), mix.name
+        assert shares.likelier_b.mean == shares.b.mean
+        assert abs(shares.leaning) > 2
+        assert (shares.leaning > 0) == (shares.b.mean == 1)
     # which head: without the planted one nothing is told, without all others it is
     if head is not None:
         state, _ = kv_cache.read_pairs(lens, pairs)
@@ -147,17 +150,24 @@ def test_every_cell_is_that_of_a_run_of_its_own(lens: hl.HybridLens) -> None:
     ours = {(cell.mix, i % len(pairs)): cell.text for i, cell in enumerate(result.cells)}
     assert ours == texts
     assert len(set(texts.values())) > len(pairs)
+    whole = [cell for cell in result.cells if cell.mix == "kv A, conv A, recurrent A"]
+    for pair, cell in zip(pairs, whole, strict=True):  # read in one go, whatever their lengths
+        assert cell.logprob_a == pytest.approx(logprob_by_hooks(lens, pair, [], edits), abs=2e-3)
     whole = {cell.text for cell in result.cells if cell.mix == "kv B, conv B, recurrent B"}
     assert whole == set(lens.generate([list(pair.b) for pair in pairs], 4, edits).text)
 
 
-def logprob_by_hooks(lens: hl.HybridLens, pair: PromptPair, hooks: list) -> float:
-    """Of needle A's first words, in one plain pass over prompt and answer under hooks."""
+def logprob_by_hooks(lens: hl.HybridLens, pair: PromptPair, hooks: list, edits: list[hl.Edit] | None = None) -> float:
+    """Of needle A's first words, in one plain pass over prompt and answer under hooks, or two under edits."""
     begin, run, _ = contrast(pair)
     tokens = [*pair.a, *begin, *run]
     with torch.no_grad():
-        logits = lens.run_with_hooks([tokens], hooks)[0].log_softmax(-1)
-    return sum(float(logits[len(tokens) - len(run) - 1 + i, token]) for i, token in enumerate(run))
+        if edits is None:
+            logits = lens.run_with_hooks([tokens], hooks)[0].log_softmax(-1)
+        else:
+            state = lens.prefill([pair.a[:-1]], edits).state
+            logits = lens.extend(state, [tokens[len(pair.a) - 1 :]], edits).logits[0].log_softmax(-1)
+    return sum(float(logits[len(logits) - len(run) - 1 + i, token]) for i, token in enumerate(run))
 
 
 def test_dropping_is_masking_from_the_last_token_on(lens: hl.HybridLens) -> None:

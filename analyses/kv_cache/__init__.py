@@ -17,6 +17,7 @@ from analyses.kv_cache.pairs import PromptPair, prompt_pairs
 from analyses.kv_cache.recurrent import decay, project_out, reset, swap_recurrent, zero_recurrent
 from analyses.kv_cache.surgery import Means, mean, means, noise, quantise, zero
 from analyses.kv_cache.swapping import swap
+from analyses.kv_cache.telling import Contrast, LogProbabilities, contrast, logprobs
 from analyses.kv_cache.twins import TWINS, NeedlePair, needle_pairs
 from analyses.kv_cache.where import Group, attention_groups, drop_map, recurrent_groups, recurrent_map, retrieval
 
@@ -46,6 +47,10 @@ __all__ = [
     "needle_pairs",
     "PromptPair",
     "prompt_pairs",
+    "Contrast",
+    "LogProbabilities",
+    "contrast",
+    "logprobs",
     "Mix",
     "mixes",
     "crossover",

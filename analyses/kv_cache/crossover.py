@@ -21,6 +21,7 @@ from analyses.kv_cache.crossover_results import CrossCell, Crossover
 from analyses.kv_cache.decoding import generate_with
 from analyses.kv_cache.mixes import Mix, check_mixes, mixes
 from analyses.kv_cache.pairs import PromptPair
+from analyses.kv_cache.telling import logprobs
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
@@ -63,9 +64,11 @@ def crossover(
         for batch in _batches(wanted, len(numbers), rows):
             state = HybridState.cat([mix.of(*states) for mix in batch])
             last = [[pairs[i].a[-1]] for _ in batch for i in numbers]
-            said = generate_with(lens, last, (), max_new_tokens, edits, state=state)
+            said = generate_with(lens, last, (), max_new_tokens, edits, state=state).text
+            likely = logprobs(lens, state, [pairs[i] for _ in batch for i in numbers], edits)
             for place, (mix, i) in enumerate((mix, i) for mix in batch for i in numbers):
-                cells[mix.name, i] = _cell(lens, mix, pairs[i], said.text[place])
+                logprob = float(likely.a[place]), float(likely.b[place])
+                cells[mix.name, i] = _cell(lens, mix, pairs[i], said[place], logprob)
             if done is not None:
                 done(len(cells))
     ordered = tuple(cells[mix.name, i] for mix in wanted for i in range(len(pairs)))
@@ -101,6 +104,7 @@ def _batches(wanted: Sequence[Mix], each: int, rows: int) -> Iterator[Sequence[M
         yield wanted[start : start + step]
 
 
-def _cell(lens: HybridLens, mix: Mix, pair: PromptPair, text: str) -> CrossCell:
+def _cell(lens: HybridLens, mix: Mix, pair: PromptPair, text: str, logprob: tuple[float, float]) -> CrossCell:
     told, a, b = pair.tells(text)
-    return CrossCell(mix.name, pair.name, pair.length, pair.depth, pair.seen(lens.cfg.window), told, a, b, text)
+    seen = pair.seen(lens.cfg.window)
+    return CrossCell(mix.name, pair.name, pair.length, pair.depth, seen, told, a, b, *logprob, text)

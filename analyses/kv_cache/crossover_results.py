@@ -35,6 +35,8 @@ class CrossCell:
         told: "A", "B" or "neither".
         score_a: points of the answer by A's rubric, 0 to 5.
         score_b: by B's.
+        logprob_a: natural logarithm of the probability of A's first words that B lacks (`telling`).
+        logprob_b: of B's in their place.
         text: the answer.
     """
 
@@ -46,6 +48,8 @@ class CrossCell:
     told: str
     score_a: float
     score_b: float
+    logprob_a: float
+    logprob_b: float
     text: str
 
 
@@ -62,6 +66,11 @@ class Shares(NamedTuple):
     a: Share
     b: Share
     neither: Share
+    likelier_b: Share
+    """From which B's first words are likelier than A's, whatever was answered."""
+    leaning: float
+    """By how much they are, on average: log-probability of B's less A's, in nats. Words differ in how likely they are
+    by themselves, so read it beside the leaning of the unmixed states."""
     n: int
     """Answers."""
 
@@ -99,11 +108,14 @@ class Crossover:
             where = {None: "", True: " with the needle inside the window", False: " with the needle outside the window"}
             raise ResultsError(f"no answer under mix {mix!r}{where[inside]}; there are {_named(self.mixes)}")
 
-        def share(told: str) -> Share:
-            hits = [float(cell.told == told) for cell in cells]
-            return Share(sum(hits) / len(hits), bootstrap_interval(hits, seed=seed))
+        def share(hits: list[bool]) -> Share:
+            scores = [float(hit) for hit in hits]
+            return Share(sum(scores) / len(scores), bootstrap_interval(scores, seed=seed))
 
-        return Shares(share("A"), share("B"), share("neither"), len(cells))
+        a, b, neither = (share([cell.told == which for cell in cells]) for which in ("A", "B", "neither"))
+        leaning = sum(cell.logprob_b - cell.logprob_a for cell in cells) / len(cells)
+        likelier = share([cell.logprob_b > cell.logprob_a for cell in cells])
+        return Shares(a, b, neither, likelier, leaning, len(cells))
 
     def by_mix(self, inside: bool | None = None) -> dict[str, Shares]:
         """`shares` of every mix that has answers, in order."""

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
 
 from analyses.kv_cache.crossover import ROWS, read_pairs
 from analyses.kv_cache.damage import DamageMap, Retrieval
@@ -28,6 +27,7 @@ from analyses.kv_cache.decoding import generate_with
 from analyses.kv_cache.dropping import drop
 from analyses.kv_cache.pairs import PromptPair
 from analyses.kv_cache.recurrent import RecurrentParts, swap_recurrent, zero_recurrent
+from analyses.kv_cache.telling import logprobs
 from hybridlens.errors import InputError
 from hybridlens.families import LensConfig
 from hybridlens.hooks import Edit
@@ -174,32 +174,12 @@ def retrieval(
         max_new_tokens: of the answers that are scored; 0 for none, whose scores are 0.
         edits: those of phase "decode" act.
     """
-    begin, a, b = contrast(pair)
-    logprobs: list[Tensor] = []
-    with torch.no_grad():
-        for run in (a, b):
-            fed = [pair.a[-1], *begin, *run[:-1]]
-            logits = lens.extend(state, [fed] * state.batch, edits).logits[:, len(begin) :]
-            logprobs.append(logits.float().log_softmax(-1)[:, range(len(run)), run].sum(dim=1).cpu())
+    likely = logprobs(lens, state, [pair] * state.batch, edits)
     scores = [torch.zeros(state.batch), torch.zeros(state.batch)]
     if max_new_tokens:
         said = generate_with(lens, [[pair.a[-1]]] * state.batch, (), max_new_tokens, edits, state=state).text
         scores = [torch.tensor([score(text, rubric) for text in said]) for rubric in (pair.rubric_a, pair.rubric_b)]
-    return Retrieval(*logprobs, *scores)
-
-
-def contrast(pair: PromptPair) -> tuple[list[int], list[int], list[int]]:
-    """What both needles begin with, and the first run of tokens in which they differ, of A and of B.
-
-    The tokens are those of the needles as they stand in the prompts, which is what a model copies.
-    """
-    start, stop = pair.spans[-1]
-    a, b = list(pair.a[start:stop]), list(pair.b[start:stop])
-    first = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
-    last = first + 1
-    while last < len(a) and a[last] != b[last]:
-        last += 1
-    return a[:first], a[first:last], b[first:last]
+    return Retrieval(likely.a, likely.b, *scores)
 
 
 def _places(length: int, step: int) -> list[Span]:
