@@ -151,6 +151,24 @@ def test_bfloat16_in_batches_is_as_near_to_the_truth_as_the_plain_loop(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_keys_are_found_where_a_window_has_passed_some(family):
+    """Runs that begin behind the first positions hold other key slots; an index of keys means absolute positions."""
+    lens, (clean, corrupt) = small(family), prompts(shared=11)
+    layer = lens.cfg.attention_layers[0]
+    patches = [
+        [Target(f"blocks.{layer}.attn.{point}", {"p": place, **keys})]
+        for point, place, keys in product(
+            ("hook_pattern", "hook_attn_scores"),
+            (12, (13, 17), -1),
+            ({}, {"k": (2, 9, 12)}, {"k": slice(8, None), "h": (0, 2)}, {"k": slice(0, 5)}),
+        )
+    ]
+    result = activation_patch(lens, clean, corrupt, METRIC, targets=patches, batch_size=6)
+    torch.testing.assert_close(result.raw, loop(lens, corrupt, clean, patches), atol=1e-5, rtol=1e-5)
+    assert (result.raw != result.corrupt).sum() > 8
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_everything_gives_the_other_run_and_nothing_this_one_exactly(family, dtype):
     """Bit for bit: the embedding, or a layer's residual stream, takes the whole run along; no target changes no bit."""
