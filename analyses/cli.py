@@ -17,6 +17,7 @@ from typing import TextIO
 import typer
 from typer._click.exceptions import ClickException  # pyright: ignore[reportPrivateUsage]
 
+from analyses.commands.circuits import circuits
 from analyses.commands.look import heads, hooks, models
 from analyses.commands.niah import niah
 from analyses.commands.reproduce import reproduce
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (niah, reproduce, hooks, models, heads):
+for _command in (niah, reproduce, circuits, hooks, models, heads):
     app.command()(_command)
 
 

@@ -11,7 +11,7 @@ that spreads its weight evenly has mass on the needle too, in proportion to its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,8 @@ class Look(NamedTuple):
     """Positions in `tokens` that `patterns` holds, ascending."""
     patterns: Float[Tensor, "attn_layer head shown shown"]
     """Attention weights between the positions shown; rows need not sum to 1."""
+    texts: list[str]
+    """The text of each position shown; none where the lens has no tokenizer."""
 
 
 def look(lens: HybridLens, prompt: Sequence[int], answer: Sequence[int], needles: Sequence[Span]) -> Look:
@@ -85,7 +87,9 @@ def look(lens: HybridLens, prompt: Sequence[int], answer: Sequence[int], needles
         lens.run_with_hooks([tokens], [([f"blocks.{layer}.attn.hook_pattern" for layer in layers], measure)])
     source = f"mean attention to the needle while answering, over {len(queries)} queries of one prompt"
     ranking = HeadRanking(torch.stack(masses), layers, source, lower_is_better=False)
-    return Look(ranking, tokens, shown, torch.stack(patterns))
+    ids = [tokens[position] for position in shown]
+    texts = [] if lens.tokenizer is None else to_strings(ids, lens.tokenizer)
+    return Look(ranking, tokens, shown, torch.stack(patterns), texts)
 
 
 def crop(n_prompt: int, n_answer: int, needle: Span, most: int = MOST_TOKENS, around: int = AROUND) -> list[int]:
@@ -117,23 +121,42 @@ def crop(n_prompt: int, n_answer: int, needle: Span, most: int = MOST_TOKENS, ar
     return sorted(chosen)
 
 
-def figure(lens: HybridLens, seen: Look, title: str, n_heads: int = 6) -> PatternFigure:
+def figure(seen: Look, title: str, n_heads: int = 6) -> PatternFigure:
     """The patterns of the `n_heads` heads with the most needle mass, ready to be drawn.
 
     Raises:
-        InputError: the lens has no tokenizer.
+        InputError: the lens that looked has no tokenizer.
     """
-    if lens.tokenizer is None:
+    labels = {
+        (layer, head): f"L{layer} H{head}: {100 * seen.ranking.score(layer, head):.0f} %"
+        for layer, head in seen.ranking.order[:n_heads]
+    }
+    beside = "its attention to the needle from the queries that choose the answer"
+    return figure_of(seen, labels, title, beside)
+
+
+def figure_of(seen: Look, labels: Mapping[tuple[int, int], str], title: str, beside: str) -> PatternFigure:
+    """The patterns of chosen heads, ready to be drawn.
+
+    Args:
+        seen: what was looked at.
+        labels: (layer, head) -> what stands beside its pattern, in the order to draw.
+        title: of the figure.
+        beside: what the labels say, for the note.
+
+    Raises:
+        InputError: the lens that looked has no tokenizer, or a head is not one of its.
+    """
+    if not seen.texts:
         raise InputError("this lens has no tokenizer, so its tokens have no text to draw; give one to HybridLens")
-    best = seen.ranking.order[:n_heads]
-    labels = [f"L{layer} H{head}: {100 * seen.ranking.score(layer, head):.0f} %" for layer, head in best]
-    chosen = [seen.patterns[seen.ranking.layers.index(layer), head] for layer, head in best]
-    texts = to_strings([seen.tokens[position] for position in seen.shown], lens.tokenizer)
+    for layer, head in labels:
+        seen.ranking.score(layer, head)  # refuses a head that is not there
+    chosen = [seen.patterns[seen.ranking.layers.index(layer), head] for layer, head in labels]
     note = (
         f"All heads on. Of {len(seen.tokens)} tokens (prompt and answer) these are shown, counted from 0: "
-        f"{_ranges(seen.shown)}. Beside each head: its attention to the needle from the queries that choose the answer."
+        f"{_ranges(seen.shown)}. Beside each head: {beside}."
     )
-    return PatternFigure(title, texts, np.asarray(torch.stack(chosen)), labels, note)
+    return PatternFigure(title, seen.texts, np.asarray(torch.stack(chosen)), list(labels.values()), note)
 
 
 def _ranges(positions: Sequence[int]) -> str:

@@ -84,7 +84,7 @@ def needle_figures(lens: HybridLens, grid: Grid, cells: Sequence[Cell]) -> list[
     ids = answer.tokens[0, : int(answer.lengths[0])].tolist()
     seen = needle_heads.look(lens, prompt.tokens, ids, prompt.needle_spans)
     title = f"{best.length} tokens, needle at depth {best.depth:g} %"
-    return [needle_heads.figure(lens, seen, title)]
+    return [needle_heads.figure(seen, title)]
 
 
 def report_notes(lens: HybridLens, grid: Grid) -> list[str]:

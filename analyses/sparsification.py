@@ -10,7 +10,8 @@ Heads compete inside their layer, or (scope "model") across all attention layers
 average. For that, a pass ahead of each forward pass over the same tokens and state reads every layer's scores
 before any head is dropped.
 
-`keep_heads` keeps the same heads throughout, from a `HeadRanking`.
+`keep_heads` keeps the same heads throughout, from a `HeadRanking`; `keep_each` does so for rows that each keep heads
+of their own.
 
 How it fails: an edit of `hook_attn_scores` that stands before these edits is seen by the ranking. k = 0
 silences attention, but RecurrentGemma still adds the bias of its output projection. With scope "model" each pass
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from typing import TypeAlias, cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from analyses.entropy import check_semantics, focus_key
@@ -34,6 +35,9 @@ from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
 from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, check_phase, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Pattern, Queries
+
+Heads: TypeAlias = tuple[tuple[int, int], ...]
+"""Heads as (layer, head) pairs."""
 
 HeadsKept: TypeAlias = int | Sequence[int] | Tensor
 """k: one number, or one for each row of the batch."""
@@ -198,18 +202,81 @@ def keep_heads(
         InputError: the ranking is of another model's heads, or n is more than there are.
         UnknownNameError: a phase or scope that does not exist.
     """
+    check_ranking(lens, ranking)
+    edits: list[Edit] = []
+    for layer, row in zip(ranking.layers, ranking.kept(n, scope), strict=True):
+        dropped = cast(list[int], (~row).nonzero()[:, 0].tolist())
+        if dropped:
+            edits.append(Edit(f"blocks.{layer}.attn.hook_z", _silencer(dropped), phase))
+    return edits
+
+
+def keep_each(lens: HybridLens, heads: Sequence[Heads | None], phase: Phase = "both") -> list[Edit]:
+    """Edits that let row i of a batch keep only ``heads[i]``, the same throughout.
+
+    Args:
+        lens: the model.
+        heads: for each row its (layer, head) pairs, () to silence attention; None leaves a row as it is.
+        phase: when the others are silent.
+
+    Returns:
+        an edit for each attention layer in which any row drops a head, for runs of exactly that batch. Each row's
+        z is what `keep_heads` gives it, to the bit.
+
+    Raises:
+        InputError: no row, or a head that the model does not have.
+        UnknownNameError: a phase that does not exist.
+    """
+    check_phase(phase)
+    layers, n_heads = lens.cfg.attention_layers, lens.cfg.n_heads
+    if not heads:
+        raise InputError("the heads of no row were given, expected those of every row of the batch")
+    known = {(layer, head): place for place, layer in enumerate(layers) for head in range(n_heads)}
+    wanted = [(row, pair) for row, own in enumerate(heads) if own is not None for pair in own]
+    for row, pair in wanted:
+        if pair not in known:
+            raise InputError(
+                f"layer {pair[0]}, head {pair[1]} is to be kept in row {row}, but the model has attention layers "
+                f"{list(layers)} with heads 0..{n_heads - 1}"
+            )
+    kept = torch.tensor([own is None for own in heads])[None, :, None].repeat(len(layers), 1, n_heads)
+    if wanted:
+        places, rows, numbers = zip(*((known[pair], row, pair[1]) for row, pair in wanted), strict=True)
+        kept[list(places), list(rows), list(numbers)] = True
+    return [
+        Edit(f"blocks.{layer}.attn.hook_z", _row_silencer(mine), phase)
+        for layer, mine in zip(layers, kept, strict=True)
+        if not bool(mine.all())
+    ]
+
+
+def check_ranking(lens: HybridLens, ranking: HeadRanking) -> None:
+    """Refuse a ranking of other heads than the model's.
+
+    Raises:
+        InputError: it has other layers, or another number of heads.
+    """
     layers, n_heads = lens.cfg.attention_layers, lens.cfg.n_heads
     if ranking.layers != layers or ranking.scores.shape[1] != n_heads:
         raise InputError(
             f"the ranking has layers {list(ranking.layers)} with {ranking.scores.shape[1]} heads, but the "
             f"model has attention layers {list(layers)} with {n_heads} heads; rank this model's heads"
         )
-    edits: list[Edit] = []
-    for layer, row in zip(layers, ranking.kept(n, scope), strict=True):
-        dropped = cast(list[int], (~row).nonzero()[:, 0].tolist())
-        if dropped:
-            edits.append(Edit(f"blocks.{layer}.attn.hook_z", _silencer(dropped), phase))
-    return edits
+
+
+def _row_silencer(kept: Bool[Tensor, "batch head"]) -> HookFunction:
+    """A hook function that sets z to 0 where a row does not keep a head."""
+
+    @reads_only
+    def silence(z: Queries, hook: HookPoint) -> Queries:
+        if z.shape[0] != kept.shape[0]:
+            raise HookFunctionError(
+                f"kept heads at '{hook.name}' were given for {kept.shape[0]} rows, but the batch has {z.shape[0]}; "
+                "give those of every row"
+            )
+        return z.masked_fill(~kept.to(z.device)[:, None, :, None], 0.0)
+
+    return silence
 
 
 def _silencer(heads: Sequence[int]) -> HookFunction:

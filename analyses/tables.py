@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from analyses.circuits.results import METRICS, HeadCircuits
 from analyses.embedded import columns
 from analyses.ranking import HeadRanking
 from analyses.study.verdict import Verdict
@@ -66,6 +67,18 @@ def hook_table(lens: HybridLens, layer: int | None = None) -> str:
         remarks = "read-only" if spec.read_only else "computed when hooked" if spec.lazy else ""
         rows.append([name, f"[{', '.join(axes)}]", remarks])
     return columns(rows, left=3)
+
+
+def circuits_table(found: HeadCircuits, best: int = 3) -> str:
+    """The heads that score highest by each metric, with what the metric is."""
+    rows = [["metric", *(f"{i}." for i in range(1, best + 1)), "what it is"]]
+    for metric in found.metrics:
+        ranking = found.ranking(metric)
+        top = [f"L{layer} H{head} {ranking.score(layer, head):.2f}" for layer, head in ranking.order[:best]]
+        rows.append([metric, *top, METRICS[metric].words])
+    off = "" if found.path_error is None else f"; error {', '.join(f'{e:.2f}' for e in found.path_error.tolist())}"
+    title = f"{found.model}: heads by their weights; recurrent layers linearised {found.linearised}{off}"
+    return f"{title}\n{columns(rows, left=best + 2)}"
 
 
 def ranking_table(ranking: HeadRanking) -> str:

@@ -1,7 +1,8 @@
-"""What a row of a batch is under: how many heads are kept, and what becomes of its attention to the needle.
+"""What a row of a batch is under: which heads are kept, and what becomes of its attention to the needle.
 
-A `Treatment` is a value; `treat` turns one for each row of a batch into edits, those of `sparsification.top_k` and
-`manipulation.manipulate_rows`. Top-k ranks the unmanipulated pattern, whichever edit stands first.
+A `Treatment` is a value; `treat` turns one for each row of a batch into edits, those of `sparsification.top_k`,
+`sparsification.keep_each` and `manipulation.manipulate_rows`. Top-k ranks the unmanipulated pattern of all heads,
+whichever edit stands first and whichever heads are kept anyway.
 
 How it fails: the rows of a batch share scope and semantics, since these say how scores are read; other mixtures
 raise `InputError`. Where any row's pattern is rewritten, rows of mode "keep" follow the explicit formula with it and
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from analyses.manipulation import check_mode, is_causal, manipulate_rows
 from analyses.needle_slots import Needle
-from analyses.sparsification import heads_kept, top_k
+from analyses.sparsification import Heads, heads_kept, keep_each, top_k
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens
@@ -32,10 +33,12 @@ class Treatment(NamedTuple):
     """Where heads compete: "layer" or "model"."""
     semantics: str = "clean"
     """"clean" or "published": of the entropy and of the mode."""
+    heads: Heads | None = None
+    """Static: the (layer, head) pairs that may be kept, sorted; None: any. k = n_heads then drops no more."""
 
     def untouched(self, n_heads: int) -> bool:
         """Whether a model of `n_heads` heads a layer computes what it would without any edit."""
-        return self.k == n_heads and self.mode == "keep"
+        return self.k == n_heads and self.mode == "keep" and self.heads is None
 
     @property
     def causal(self) -> bool:
@@ -67,8 +70,8 @@ def treat(
         edits for runs of exactly that batch; none where no row is touched.
 
     Raises:
-        InputError: no row, not one needle for each, rows of other scopes or semantics, k out of range, positions
-            that are none, or published semantics in float16.
+        InputError: no row, not one needle for each, rows of other scopes or semantics, k out of range, heads that the
+            model does not have, positions that are none, or published semantics in float16.
         UnknownNameError: a mode, phase, scope or semantics that does not exist.
     """
     if not treatments or len(treatments) != len(needles):
@@ -85,10 +88,13 @@ def treat(
     heads_kept([treatment.k for treatment in treatments], lens.cfg.n_heads)
     kept: list[int] = []
     modes: list[str] = []
-    for k, mode, *_ in treatments:
+    fixed: list[Heads | None] = []
+    for k, mode, _, _, heads in treatments:
         check_mode(mode, semantics)
-        nothing_left = mode == "null" and semantics == "clean"  # z is 0, as with no head kept: no pattern is needed
+        null = mode == "null" and semantics == "clean"  # z is 0, as with no head kept: no pattern is needed
+        nothing_left = null or k == 0 or heads == ()
         kept.append(0 if nothing_left else k)
-        modes.append("keep" if nothing_left or k == 0 else mode)
+        modes.append("keep" if nothing_left else mode)
+        fixed.append(None if nothing_left else heads)
     ranked = top_k(lens, kept, phase, scope, semantics)
-    return ranked + manipulate_rows(lens, modes, needles, phase, semantics)
+    return ranked + keep_each(lens, fixed, phase) + manipulate_rows(lens, modes, needles, phase, semantics)

@@ -16,7 +16,7 @@ from random_lens import benchmark_lens
 import hybridlens as hl
 from analyses import niah as experiment
 from analyses import niah_report
-from analyses.needle_heads import MOST_TOKENS, crop, figure, look
+from analyses.needle_heads import MOST_TOKENS, crop, figure, figure_of, look
 from analyses.niah import NiahConfig, run
 from analyses.niah_config import make_grid
 from analyses.runner import work_of
@@ -361,11 +361,19 @@ def test_needle_mass_is_read_from_the_pattern(family: str) -> None:
             mass = [sum(float(pattern[head, q, k]) for k in needle) for q in (29, 30, 31)]
             assert seen.ranking.score(layer, head) == pytest.approx(sum(mass) / 3, abs=1e-5)
         torch.testing.assert_close(seen.patterns[row], pattern[:, seen.shown][:, :, seen.shown], rtol=0, atol=1e-5)
-    drawn = figure(lens, seen, "title", n_heads=2)
+    drawn = figure(seen, "title", n_heads=2)
     assert len(drawn.heads) == 2
     best = seen.ranking.order[0]
     assert drawn.heads[0].startswith(f"L{best[0]} H{best[1]}:")
     assert len(drawn.tokens) == len(seen.shown)
+    worst = seen.ranking.order[-1]
+    chosen = figure_of(seen, {worst: "worst", best: "best"}, "title", "a word")
+    assert chosen.heads == ["worst", "best"]
+    for i, (layer, head) in enumerate((worst, best)):
+        expected = seen.patterns[lens.cfg.attention_layers.index(layer), head]
+        torch.testing.assert_close(torch.as_tensor(chosen.pattern[i]), expected)
+    with pytest.raises(InputError, match="layer 77, head 0 is not ranked"):
+        figure_of(seen, {(77, 0): "no such"}, "title", "a word")
 
 
 def test_needle_heads_refuse() -> None:
@@ -376,7 +384,7 @@ def test_needle_heads_refuse() -> None:
         look(lens, list(range(6)), [], [])
     bare = hl.HybridLens(lens.hf_model)
     with pytest.raises(InputError, match="no tokenizer"):
-        figure(bare, look(bare, list(range(6)), [], [(1, 3)]), "title")
+        figure(look(bare, list(range(6)), [], [(1, 3)]), "title")
 
 
 @given(st.integers(2, 5000), st.integers(0, 60), st.data())

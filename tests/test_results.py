@@ -325,6 +325,7 @@ def test_a_key_says_what_differs_from_the_main_experiment() -> None:
         "scope model, semantics published"
     )
     assert key._replace(boundary="first_new_token").words().endswith("control, boundary first_new_token")
+    assert key._replace(ranking="copying").words().endswith("control, ranking copying")
 
 
 STUDY = replace(MANIFEST, job="study", growing={"needle paper": ["x", 5]})

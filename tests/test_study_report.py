@@ -21,11 +21,11 @@ from analyses.study.report import page_of, write_study_report
 from analyses.study.sections import value
 from analyses.study.verdict import Verdict
 from hybridlens.results import Cell
+from hybridlens.viz.article import render_article
 from hybridlens.viz.blocks import Explorer
 from hybridlens.viz.markup import difference, entry, interval, percent
 from hybridlens.viz.patterns import circuitsvis_bundle
 from hybridlens.viz.report import POLICY
-from hybridlens.viz.study import render_study
 from tests.test_viz import HOSTILE, Page, a_record, data_of
 
 LENGTHS, DEPTHS, N_HEADS = (64, 96, 128), (0, 50, 100), 4
@@ -110,7 +110,7 @@ def rendered(
         more.get("verdicts", VERDICTS),
         notes,
     )
-    return render_study(page, record)
+    return render_article(page, record)
 
 
 def section(source: str, name: str) -> str:
@@ -315,7 +315,7 @@ def test_report_shows_any_text_literally(text: str) -> None:
         verdict = Verdict("a", "H1", word, word, f"{word}; {word}", "holds", word, word)
         rows = [bench_row(word, k, 0.5) for k in (4, 2)]
         study = a_study("fig2", "needles", "semantics")
-        return Page(render_study(page_of(cells, record, study, rows, [verdict], [word, f"left out: {word}"]), record))
+        return Page(render_article(page_of(cells, record, study, rows, [verdict], [word, f"left out: {word}"]), record))
 
     plain, hostile = page("harmless"), page(text)
     assert [t for t, _ in hostile.tags] == [t for t, _ in plain.tags]

@@ -10,9 +10,11 @@ from models import FAMILIES, make, tokens
 import hybridlens as hl
 from analyses.manipulation import MODES, manipulate
 from analyses.needle_slots import positions_of
-from analyses.sparsification import top_k
+from analyses.ranking import HeadRanking
+from analyses.sparsification import Heads, keep_each, keep_heads, top_k
 from analyses.treatment import Treatment, treat
-from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
+from hybridlens.hooks import Phase
 
 HEADS = 4
 SEMANTICS = ("clean", "published")
@@ -58,7 +60,8 @@ def test_rows_answer_as_alone(family: str, semantics: str, scope: str, data: st.
     n = data.draw(st.integers(2, 3))
     rows = [tokens(1, data.draw(st.integers(3, 14)), seed=i)[0].tolist() for i in range(n)]
     needles = [data.draw(st.sets(st.integers(0, len(row) - 1), max_size=4)) for row in rows]
-    drawn = st.builds(Treatment, st.integers(0, HEADS), st.sampled_from(MODES), st.just(scope), st.just(semantics))
+    choices = (st.integers(0, HEADS), st.sampled_from(MODES), st.just(scope), st.just(semantics), st.none())
+    drawn = st.builds(Treatment, *choices)
     reading, answering = (data.draw(st.lists(drawn, min_size=n, max_size=n)) for _ in range(2))
 
     def edits(part: slice) -> list[hl.Edit]:
@@ -107,8 +110,78 @@ def test_prompts_without_a_needle(family: str) -> None:
     assert (ranked - silent).abs().max() > 1e-3
 
 
+def random_ranking(lens: hl.HybridLens, seed: int) -> HeadRanking:
+    layers, n_heads = lens.cfg.attention_layers, lens.cfg.n_heads
+    scores = torch.rand(len(layers), n_heads, generator=torch.Generator().manual_seed(seed))
+    return HeadRanking(scores, layers, "drawn", lower_is_better=False)
+
+
+def best(ranking: HeadRanking, n: int) -> Heads:
+    """The best `n` heads by the ranking's own order, not by its mask."""
+    return tuple(sorted(ranking.order[:n]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_static_heads_are_keep_heads_to_the_bit(family: str, phase: Phase) -> None:
+    """Rows that keep 0, 1, 3, 5 and 8 of 8 heads beside an untouched one: one edit a layer against one a row.
+
+    Each row's edits of the reference act on that row alone, so a mask that is off by a row, a layer or a head
+    differs somewhere; the rows are shown to differ from each other.
+    """
+    lens = lens_of(family, 2, num_hidden_layers=6)
+    assert lens.cfg.attention_layers in ((2, 5), (1, 5))
+    ids = tokens(1, 9, seed=4).expand(6, -1)
+    counts = (0, 1, 3, 5, 8)
+    rankings = [random_ranking(lens, seed) for seed in range(5)]
+    rows = [Treatment(HEADS, heads=best(ranking, n)) for ranking, n in zip(rankings, counts, strict=True)]
+    edits = treat(lens, [*rows, Treatment(HEADS)], [()] * 6, phase)
+    assert len(edits) <= 2 * len(lens.cfg.attention_layers)
+    reference = [
+        hl.Edit(edit.hook, edit.fn, phase, rows=[row])
+        for row, (ranking, n) in enumerate(zip(rankings, counts, strict=True))
+        for edit in keep_heads(lens, ranking, n, phase)
+    ]
+    with torch.no_grad():
+        state = lens.prefill(ids[:, :8]).state
+        found, expected, plain = (
+            lens.prefill(ids, some).logits if phase == "prefill" else lens.extend(state, ids[:, 8:], some).logits
+            for some in (edits, reference, [])
+        )
+    assert torch.equal(found, expected)
+    assert torch.equal(found[4:], plain[4:])
+    assert all((found[row] - found[4]).abs().max() > 1e-3 for row in range(4))
+
+
+@settings(max_examples=4)
+@given(st.sampled_from(FAMILIES), st.sampled_from(["layer", "model"]), st.data())
+def test_static_rows_answer_as_alone_beside_others(family: str, scope: str, data: st.DataObject) -> None:
+    """Static heads, top-k, manipulations and two of them at once in a batch: each row's tokens are those of itself."""
+    lens = lens_of(family, 1, num_hidden_layers=6)
+    n = data.draw(st.integers(2, 4))
+    rows = [tokens(1, data.draw(st.integers(3, 14)), seed=i)[0].tolist() for i in range(n)]
+    needles = [data.draw(st.sets(st.integers(0, len(row) - 1), max_size=4)) for row in rows]
+    rankings = [random_ranking(lens, data.draw(st.integers(0, 9))) for _ in range(n)]
+    counts = data.draw(st.lists(st.integers(0, 8), min_size=n, max_size=n))
+    static = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    drawn = st.tuples(st.integers(0, HEADS), st.sampled_from(MODES))
+    others = data.draw(st.lists(drawn, min_size=n, max_size=n))
+    treated = [
+        Treatment(k, mode, scope, heads=best(ranking, count) if fixed else None)
+        for (k, mode), ranking, count, fixed in zip(others, rankings, counts, static, strict=True)
+    ]
+    edits = [edit for phase in ("prefill", "decode") for edit in treat(lens, treated, needles, phase)]
+    together = lens.generate(rows, 4, edits, stop_at_eos=False)
+    for i, row in enumerate(rows):
+        own = keep_heads(lens, rankings[i], counts[i]) if static[i] else []
+        own += top_k(lens, others[i][0], "both", scope) + manipulate(lens, others[i][1], needles[i], "both")
+        alone = lens.generate([row], 4, own, stop_at_eos=False)
+        assert together.tokens[i].tolist() == alone.tokens[0].tolist()
+
+
 def test_treatments_say_what_they_are() -> None:
     assert Treatment(4).untouched(4)
+    assert not Treatment(4, heads=((2, 1),)).untouched(4)
     assert not Treatment(3).untouched(4)
     assert not Treatment(4, "omit").untouched(4)
     assert [Treatment(4, mode).causal for mode in MODES] == [True] * 5
@@ -128,6 +201,14 @@ def test_refusals() -> None:
         treat(lens, [Treatment(1)] * 2, [()], "decode")
     with pytest.raises(InputError, match="0 treatments"):
         treat(lens, [], [], "decode")
+    with pytest.raises(
+        InputError, match=r"layer 0, head 1 is to be kept in row 1, but .* \[1\] with heads 0\.\.3"
+    ):
+        treat(lens, [Treatment(4), Treatment(4, heads=((0, 1),))], [(), ()], "decode")
+    with pytest.raises(InputError, match="heads of no row were given"):
+        keep_each(lens, [])
+    with pytest.raises(HookFunctionError, match="given for 2 rows, but the batch has 3"):
+        lens.prefill(tokens(3, 4), keep_each(lens, [(), None]))
     with pytest.raises(InputError, match=r"k = 9 given, expected 0\.\.4"):
         treat(lens, [Treatment(9, "null")], [()], "decode")
     for wrong, message in [

@@ -88,7 +88,7 @@ def grouped(
         ResultsError: cells of two models were given.
     """
     own: dict[str, object] = {name: CellKey._field_defaults[name] for name in ("jrt", "reading", "answering", "scope")}
-    own |= {"needle": base.needle, "semantics": base.semantics, "boundary": base.boundary, **fixed}
+    own |= {"ranking": "", "needle": base.needle, "semantics": base.semantics, "boundary": base.boundary, **fixed}
     wanted = [(name, value) for name, value in own.items() if name not in free]
     found: dict[Any, Group] = {}
     model: str | None = None

@@ -1,6 +1,6 @@
 """The report of a study: the paper's claims with their verdicts, then every experiment that ran.
 
-Views, verdicts and benchmark scores become the plain values of `hybridlens.viz.study`. An experiment counts as run
+Views, verdicts and benchmark scores become the plain values of `hybridlens.viz.article`. An experiment counts as run
 when this session or an earlier one of the same folder asked for it, and the folder holds its cells.
 
 How it fails: an experiment that was asked for and whose cells are missing leaves one line that says so in place of
@@ -22,9 +22,10 @@ from analyses.study.verdict import Verdict
 from analyses.study.views import NEAR, near_ties
 from hybridlens.errors import ResultsError
 from hybridlens.results import Cell
+from hybridlens.viz.article import Article, write_article
 from hybridlens.viz.blocks import Block, Section, Table, Words
 from hybridlens.viz.page import day
-from hybridlens.viz.study import Hypothesis, StudyPage, VerdictRow, write_study
+from hybridlens.viz.verdicts import Hypothesis, VerdictRow, Verdicts
 from hybridlens.viz.words import END, START
 
 HYPOTHESES = {
@@ -58,7 +59,7 @@ def write_study_report(
         notes: what was chosen, left out, or spent, one sentence each. One that begins with the name of an
             experiment and a colon stands in its section.
     """
-    return write_study(folder, page_of(cells, record, study, benchmark_rows, verdicts, notes), record)
+    return write_article(folder, page_of(cells, record, study, benchmark_rows, verdicts, notes), record)
 
 
 def page_of(
@@ -68,14 +69,14 @@ def page_of(
     benchmark_rows: Sequence[BenchmarkRow] = (),
     verdicts: Sequence[Verdict] = (),
     notes: Sequence[str] = (),
-) -> StudyPage:
+) -> Article:
     """The page's contents; arguments as in `write_study_report`."""
     model, ran = str(record["model"]), _ran(study, record)
     notes = list(dict.fromkeys(notes))
     own = {name: [note for note in notes if note.startswith(f"{name}: ")] for name in EXPERIMENTS}
     left = [note for note in notes if note.startswith(_LEFT_OUT)]
     rest = [note for note in notes if note not in left and not any(note in found for found in own.values())]
-    sections: list[Section] = []
+    sections = [_verdicts(verdicts)] if verdicts else []
     for name, make in SECTIONS.items():
         if name in ran:
             sections.append(_section(name, make, cells, study, own[name]))
@@ -86,12 +87,13 @@ def page_of(
                 sections.append(benchmarks(benchmark_rows, model, study.base.n_heads))
     if cells:
         sections += [_ties(cells), _costs(cells, rest)]
-    return StudyPage(
-        model=model,
+    return Article(
+        title=f"{model}: the paper's experiments",
+        over="Retrieval and attention in a hybrid model: the paper's experiments",
+        heading=model,
         origin=_origin(cells, record, study),
         finding=_finding(verdicts, model),
         notes=tuple(left),
-        hypotheses=_hypotheses(verdicts),
         sections=tuple(sections),
     )
 
@@ -172,12 +174,17 @@ def _finding(verdicts: Sequence[Verdict], model: str) -> tuple[str, ...]:
     )
 
 
-def _hypotheses(verdicts: Sequence[Verdict]) -> tuple[Hypothesis, ...]:
+def _verdicts(verdicts: Sequence[Verdict]) -> Section:
     names = dict.fromkeys(found.hypothesis for found in verdicts)
-    return tuple(
+    hypotheses = tuple(
         Hypothesis(name, HYPOTHESES[name], tuple(_row(found) for found in verdicts if found.hypothesis == name))
         for name in names
     )
+    words = (
+        "Each claim is judged by the rule below it, from 95\u00a0% intervals: it holds, or fails, only where the whole "
+        "interval lies on one side of the rule's threshold."
+    )
+    return Section("verdicts", "Verdicts", (Words(words), Verdicts(hypotheses)))
 
 
 def _row(found: Verdict) -> VerdictRow:

@@ -117,7 +117,7 @@ def tipping(curve: Mapping[int, Group]) -> int | None:
 def tipping_spread(cells: Iterable[Cell], base: Base, phase: str) -> TippingInterval | None:
     """Where the tipping point of figure 2 lies when prompts are drawn again; None where prompts lack some k."""
     fields = {"needle": base.needle, "jrt": False, "reading": "keep", "answering": "keep", "scope": "layer"}
-    fields |= {"semantics": base.semantics, "boundary": base.boundary, "phase": phase, "control": False}
+    fields |= {"ranking": "", "semantics": base.semantics, "boundary": base.boundary, "phase": phase, "control": False}
     mine = [cell for cell in cells if all(getattr(cell, name) == value for name, value in fields.items())]
     curve = complete(_by_second(grouped(mine, base, lambda cell: (cell.phase, cell.k)), phase))
     if len({frozenset(group.scores) for group in curve.values()}) != 1:

@@ -212,10 +212,10 @@ def _gain(seen: Mapping[str, Tensor]) -> Channels:
     return seen["hook_input_gate"].float() * (1 - seen["hook_decay"].square()).clamp(min=0).sqrt()
 
 
-def _rotary(config: RecurrentGemmaConfig) -> Rotary:
+def _rotary(config: RecurrentGemmaConfig) -> Rotary | None:
     rope: Mapping[str, Any] = dict(config.rope_parameters or {})
     dims = int(config.head_dim * rope.get("partial_rotary_factor", 1.0))
-    return Rotary(dims, float(rope.get("rope_theta", 10000.0)))
+    return Rotary(dims, float(rope.get("rope_theta", 10000.0))) if dims else None
 
 
 def _embed_scale(config: RecurrentGemmaConfig) -> float:

@@ -1,7 +1,7 @@
 """One cell of a sweep, what makes it valid, and how it is written so that damage shows.
 
 A cell is one generation: a model, a prompt (needle, length, depth or control, read once or twice) and what is
-done to attention (k, phase, scope, manipulations, semantics, boundary). Every experiment writes such cells, so
+done to attention (k, phase, ranking, scope, manipulations, semantics, boundary). Every experiment writes such cells, so
 that a figure is a selection of them. Each is stored with a checksum over its values and the fingerprint of its
 run, in one line of text, so damage in one place costs the cells in that place and no others. How it fails:
 `decode_line` and `cell_from_row` return a `Damage` that names the cell as far as it can still be read.
@@ -37,6 +37,7 @@ class CellKey(NamedTuple):
     scope: str = "layer"
     semantics: str = "clean"
     boundary: str = "last_prompt_token"
+    ranking: str = ""
 
     def words(self) -> str:
         """The key as people read it; of what has a default, only what differs from it."""
@@ -56,7 +57,8 @@ class Cell:
     Attributes:
         model: name or path of the model.
         phase: "generation" (top-k acts in decode only) or "prefill" (in both stages).
-        k: attention heads kept per layer by entropy, 0 ... n_heads (untouched).
+        k: attention heads kept, 0 ... all there are (untouched): per layer by entropy, 0 ... n_heads; or, under a
+            static ranking, of the model with scope "model", and of each layer with scope "layer".
         length: prompt length in tokens, as requested.
         depth: where the needle stands, percent of the context from its start; None for controls.
         control: True where the needle was left out.
@@ -73,6 +75,7 @@ class Cell:
         scope: where heads compete for k, one of `SCOPES`.
         semantics: "clean" or "published".
         boundary: "last_prompt_token" or "first_new_token".
+        ranking: "" where heads are chosen by entropy at run time; else the name of the static ranking that chose.
         margin: smallest gap between the two best logits over the generated tokens; None where not measured.
         tokens: tokens generated; None where not counted.
     """
@@ -96,6 +99,7 @@ class Cell:
     scope: str = "layer"
     semantics: str = "clean"
     boundary: str = "last_prompt_token"
+    ranking: str = ""
     margin: float | int | None = None
     tokens: int | None = None
 

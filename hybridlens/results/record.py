@@ -17,7 +17,7 @@ from hybridlens.results.cells import CellKey
 from hybridlens.results.provenance import environment, hash_json
 
 RECORD = "run.json"
-FORMAT = 2
+FORMAT = 3
 HIGHEST = "the rubric's highest score"
 
 

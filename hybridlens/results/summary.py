@@ -12,7 +12,7 @@ from hybridlens.errors import ResultsError
 from hybridlens.results.cells import PHASES, Cell
 from hybridlens.results.statistics import DRAWS, LEVEL, bootstrap_interval, resampled_means
 
-_CONDITIONS = ("model", "jrt", "reading", "answering", "scope", "semantics", "boundary")
+_CONDITIONS = ("model", "jrt", "reading", "answering", "scope", "semantics", "boundary", "ranking")
 
 
 class AccuracyPoint(NamedTuple):

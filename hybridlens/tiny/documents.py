@@ -81,19 +81,27 @@ class Source(NamedTuple):
     vocabulary: Sequence[str]
 
 
-def make_source(tokenizer: Tokenizer, vocabulary: Sequence[str], seed: int, n_sentences: int = 40_000) -> Source:
+N_SENTENCES = 40_000
+"""Sentences of a training run's filler."""
+
+
+def filler_sentences(seed: int, n_sentences: int = N_SENTENCES) -> list[str]:
+    """The filler of a training run of that seed; a twenty-fifth of its sentences test agreement."""
+    rng = random.Random(f"filler {seed}")
+    stream = essay_sentences(rng)
+    return [facts.agreement_sentence(rng) if rng.random() < 0.04 else next(stream) for _ in range(n_sentences)]
+
+
+def make_source(tokenizer: Tokenizer, vocabulary: Sequence[str], seed: int, n_sentences: int = N_SENTENCES) -> Source:
     """Draw the filler of a training run.
 
     Args:
         tokenizer: the tiny models' tokenizer (its backend).
         vocabulary: words that facts made of arbitrary words may use.
         seed: of the filler.
-        n_sentences: how many sentences the pool holds; a twenty-fifth of them test agreement.
+        n_sentences: how many sentences the pool holds.
     """
-    rng = random.Random(f"filler {seed}")
-    stream = essay_sentences(rng)
-    texts = [facts.agreement_sentence(rng) if rng.random() < 0.04 else next(stream) for _ in range(n_sentences)]
-    return Source(tokenizer, [_ids(tokenizer, text) for text in texts], vocabulary)
+    return Source(tokenizer, [_ids(tokenizer, text) for text in filler_sentences(seed, n_sentences)], vocabulary)
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -1,7 +1,8 @@
 """Typed results to pictures: Plotly figures, circuitsvis patterns, and the report page. Loads no model.
 
-`figures` draws cells, `charts` plain values, `patterns` attention; `words` puts the finding into sentences; `report`
-makes the page of a sweep over k, `study` that of a study, from the `blocks` that it is given.
+`figures` draws cells, `charts` and `bands` plain values, `heads` and `circuits` what is known of heads, `patterns`
+attention; `words` puts the finding into sentences; `report` makes the page of a sweep over k, `article` every other,
+from the `blocks` that it is given.
 How it fails: `hybridlens.errors.InputError` for a pattern that cannot be drawn, `ResultsError` for cells that
 hold nothing to show.
 """

@@ -1,7 +1,7 @@
-"""The parts that a study's page is made of, as plain values.
+"""The parts that a page is made of, as plain values.
 
-A `Section` holds blocks: figures, tables, heat tables, tables of what a model wrote, and maps to look through.
-`hybridlens.viz.markup` makes HTML of them.
+A `Section` holds blocks: figures, patterns, tables, heat tables, verdicts, tables of what a model wrote, and maps to
+look through. `hybridlens.viz.markup` makes HTML of them.
 
 How it fails: any text may stand anywhere; a row that is longer than its header is shown as it is.
 """
@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeAlias
 import plotly.graph_objects as go
 
 from hybridlens.viz.charts import Value
-
-DASH = "–"
+from hybridlens.viz.patterns import PatternFigure
+from hybridlens.viz.verdicts import Verdicts
 
 Entry: TypeAlias = "str | tuple[str, str]"
 """What stands in a cell of a table; of two, the second is small and below the first."""
@@ -21,10 +21,35 @@ Entry: TypeAlias = "str | tuple[str, str]"
 
 @dataclass(frozen=True)
 class Chart:
-    """A Plotly figure, and in words what it shows, for those who cannot see it."""
+    """A Plotly figure.
+
+    Attributes:
+        figure: the figure.
+        words: what it shows, for those who cannot see it.
+        title: stands above it; none where empty.
+        height: pixels; None for that of every chart without one.
+        least_width: pixels; on a narrower screen the figure is moved sideways.
+    """
 
     figure: go.Figure
     words: str
+    title: str = ""
+    height: int | None = None
+    least_width: int | None = None
+
+
+@dataclass(frozen=True)
+class ChartGrid:
+    """Figures side by side, two to a line where there is room."""
+
+    charts: tuple[Chart, ...]
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Attention patterns, drawn by circuitsvis one below the other."""
+
+    figures: tuple[PatternFigure, ...]
 
 
 @dataclass(frozen=True)
@@ -128,7 +153,7 @@ class Explorer:
     max_score: float
 
 
-Block: TypeAlias = "Chart | Table | HeatTable | Answers | Words | Explorer"
+Block: TypeAlias = "Chart | ChartGrid | Patterns | Table | HeatTable | Verdicts | Answers | Words | Explorer"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ const Page = (() => {
     return `rgb(${mix.join(",")})`;
   };
   const LIGHTER = { "#0f6e74": "#6fc3bd", "#b4532a": "#e6a27a", "#5b4a9e": "#b3a6ef", "#7d6608": "#dcc25a",
-    "#5c6468": "#b5babc", "#2b2b2b": "#e6e4df", "#a8326e": "#ee9cc8" };
+    "#5c6468": "#b5babc", "#2b2b2b": "#e6e4df", "#a8326e": "#ee9cc8",
+    "#f3ece2": "#2a2e30", "#7db8b1": "#2f7d7c", "#0c5359": "#a6ebdd", "#d9956f": "#9c5a35", "#7c3210": "#f6c3a2" };
   const themed = (layout) => {
     const copy = structuredClone(layout);
     copy.font.color = color("--ink");
@@ -45,8 +46,21 @@ const Page = (() => {
     const text = JSON.stringify([figure.data, figure.layout]);
     const [traces, layout] = JSON.parse(
       dark.matches ? text.replace(/#[0-9a-f]{6}/g, (hex) => LIGHTER[hex] || hex) : text);
-    Plotly.react(id, traces, themed(layout), quiet);
+    const own = themed(layout);
+    for (const trace of traces) if (trace.type === "heatmap") spare(trace, byId(id).clientWidth);
+    Plotly.react(id, traces, own, quiet);
   };
+  // Numbers in the squares of a heatmap only where they fit.
+  const spare = (trace, width) => {
+    if (!trace.texttemplate) return;
+    const longest = Math.max(...trace.text.flat().map((text) => text.length));
+    if ((width - 130) / trace.x.length < 6 + 6.5 * longest) delete trace.texttemplate;
+  };
+  // circuitsvis takes seconds for large patterns, so each is drawn in a turn of its own, after the rest.
+  const drawPatterns = (patterns) => patterns.forEach((props, i) => setTimeout(() => {
+    byId(`pattern-${i}`).textContent = "";
+    CircuitsVis.render(`pattern-${i}`, CircuitsVis.AttentionHeads, props);
+  }, 50 * (i + 1)));
   const smallMap = (rows) => {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     const [wide, high] = [rows[0].length, rows.length];
@@ -89,5 +103,6 @@ const Page = (() => {
     select.selectedIndex = chosen;
   };
 
-  return { data, byId, dark, element, written, percent, average, drawChart, smallMap, drawMap, squareOf, fill };
+  return { data, byId, dark, element, written, percent, average, drawChart, drawPatterns, smallMap, drawMap, squareOf,
+    fill };
 })();

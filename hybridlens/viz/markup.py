@@ -1,4 +1,4 @@
-"""Blocks of a study's page as HTML, and shares, intervals and differences as tables write them.
+"""Blocks of a page as HTML, and shares, intervals and differences as tables write them.
 
 A table's texts and numbers are HTML from the start, so that nothing but figures needs code; what a model wrote is
 put into `Gathered`, each distinct text once, and is written by the page's code as text. How it fails: everything is
@@ -10,9 +10,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybridlens.viz.blocks import DASH, Answers, Block, Chart, Entry, Explorer, HeatTable, Map, Table, Words
+from hybridlens.viz.blocks import (
+    Answers,
+    Block,
+    Chart,
+    ChartGrid,
+    Entry,
+    Explorer,
+    HeatTable,
+    Map,
+    Patterns,
+    Table,
+    Words,
+)
 from hybridlens.viz.charts import Value
 from hybridlens.viz.page import escape
+from hybridlens.viz.patterns import pattern_html, props
+from hybridlens.viz.verdicts import Verdicts, verdicts_html
+from hybridlens.viz.words import DASH
 
 
 @dataclass
@@ -23,6 +38,7 @@ class Gathered:
     charts: list[Any] = field(default_factory=list[Any])
     answers: list[Any] = field(default_factory=list[Any])
     explorer: Any = None
+    patterns: list[Any] = field(default_factory=list[Any])
 
     def text(self, text: str) -> int:
         """The place of a text among all distinct ones."""
@@ -64,13 +80,19 @@ def render(block: Block, gathered: Gathered) -> str:
     """The HTML of a block; what its code needs goes into `gathered`."""
     match block:
         case Chart():
-            gathered.charts.append(block.figure.to_plotly_json())
-            name = f"chart-{len(gathered.charts) - 1}"
-            return f'<div id="{name}" class="plot curve" role="img" aria-label="{escape(block.words)}"></div>'
+            return _chart(block, gathered)
+        case ChartGrid():
+            return f'<div class="grid">{"".join(_chart(chart, gathered) for chart in block.charts)}</div>'
+        case Patterns():
+            first = len(gathered.patterns)
+            gathered.patterns += [props(figure) for figure in block.figures]
+            return "\n".join(pattern_html(first + i, figure) for i, figure in enumerate(block.figures))
         case Table():
             return _fold(block.summary, _table(block))
         case HeatTable():
             return _heat(block)
+        case Verdicts():
+            return verdicts_html(block)
         case Answers():
             rows = [
                 [gathered.text(x) if i in block.texts else x for i, x in enumerate(row)] for row in block.rows
@@ -107,6 +129,17 @@ EXPLORER = """<form class="sheet" autocomplete="off"><label>answers of <select i
 
 def _fold(summary: str, inner: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{inner}</details>" if summary else inner
+
+
+def _chart(chart: Chart, gathered: Gathered) -> str:
+    gathered.charts.append(chart.figure.to_plotly_json())
+    sizes = {"height": chart.height, "min-width": chart.least_width}
+    size = ";".join(f"{name}:{pixels}px" for name, pixels in sizes.items() if pixels is not None)
+    style = f' style="{size}"' if size else ""
+    name = f"chart-{len(gathered.charts) - 1}"
+    plot = f'<div id="{name}" class="plot curve"{style} role="img" aria-label="{escape(chart.words)}"></div>'
+    plot = plot if chart.least_width is None else f'<div class="wide">{plot}</div>'
+    return f"<figure><h3>{escape(chart.title)}</h3>{plot}</figure>" if chart.title else plot
 
 
 def _entry(found: Entry) -> str:

@@ -125,9 +125,5 @@
   });
   dark.addEventListener("change", draw);
 
-  // circuitsvis takes seconds for large patterns, so each is drawn in a turn of its own, after the rest.
-  data.patterns.forEach((props, i) => setTimeout(() => {
-    byId(`pattern-${i}`).textContent = "";
-    CircuitsVis.render(`pattern-${i}`, CircuitsVis.AttentionHeads, props);
-  }, 50 * (i + 1)));
+  Page.drawPatterns(data.patterns);
 })();

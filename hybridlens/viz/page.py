@@ -76,8 +76,8 @@ def escape(value: object) -> str:
 
 
 def unfinished(record: Mapping[str, Any]) -> str:
-    """A line that says so when the run is not complete."""
-    if record.get("status") == "complete":
+    """A line that says so when the run is not complete; none where it is not said."""
+    if record.get("status", "complete") == "complete":
         return ""
     done, total = record.get("cells_done"), record.get("cells")
     state = f"This run is not complete: {done} of {total} cells. The same command goes on."

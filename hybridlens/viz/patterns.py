@@ -107,6 +107,15 @@ def props(figure: PatternFigure) -> dict[str, object]:
     }
 
 
+def pattern_html(number: int, figure: PatternFigure) -> str:
+    """The place on a page that a figure is drawn into, by the number it has there; its texts are escaped."""
+    title, note = html.escape(figure.title, quote=True), html.escape(figure.note, quote=True)
+    return (
+        f"<figure><figcaption><h3>{title}</h3><p>{note}</p></figcaption>"
+        f'<div class="paper"><div id="pattern-{number}" class="pattern">drawing …</div></div></figure>'
+    )
+
+
 def script_json(value: object) -> str:
     """JSON that can stand inside a `<script>` element whatever text it holds."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)

@@ -11,7 +11,7 @@ from typing import Any
 from hybridlens.results import Cell, Finding, accuracy_points, finding, ks_of, phases_of, write_atomic
 from hybridlens.viz.figures import PHASE_COLORS, accuracy_curve, map_grid, retrieval_map
 from hybridlens.viz.page import POLICY, REPORT, day, document, escape, provenance, unfinished
-from hybridlens.viz.patterns import PatternFigure, props
+from hybridlens.viz.patterns import PatternFigure, pattern_html, props
 from hybridlens.viz.words import END, LEFT_OUT, PHASE_NOTES, PHASE_TITLES, START, headline, percent
 
 __all__ = ["POLICY", "REPORT", "render_report", "write_report"]
@@ -68,7 +68,7 @@ def render_report(
         "map": retrieval_map(cells, phases[0], ks_of(cells, phases[0])[-1], max_score).to_plotly_json(),
         "patterns": [props(figure) for figure in patterns],
     }
-    figures = "\n".join(_pattern_section(i, figure) for i, figure in enumerate(patterns))
+    figures = "\n".join(pattern_html(i, figure) for i, figure in enumerate(patterns))
     body = f"""<header>
 <p class="over">Needle in a haystack, heads kept by lowest entropy</p>
 <h1>{escape(model)}</h1>
@@ -178,12 +178,4 @@ def _patterns_block(figures: str) -> str:
         "<p>Each row is the token that looks, each column the token looked at; the darker, the more "
         "attention. Point at a head to see it large, click to keep it.</p>\n"
         f"{figures}\n</section>"
-    )
-
-
-def _pattern_section(index: int, figure: PatternFigure) -> str:
-    """The place that one circuitsvis figure is drawn into."""
-    return (
-        f"<figure><figcaption><h3>{escape(figure.title)}</h3><p>{escape(figure.note)}</p></figcaption>"
-        f'<div class="paper"><div id="pattern-{index}" class="pattern">drawing …</div></div></figure>'
     )

@@ -20,6 +20,7 @@ PHASE_NOTES = {
 START = "start of the context"
 END = "end, next to the question"
 LEFT_OUT = "needle left out"
+DASH = "–"
 _CLOSE = 0.1  # accuracies nearer than this to chance are said to be near it
 
 

@@ -1,8 +1,10 @@
 """Weights as circuits see them: per head and per recurrent branch, norms folded, from memory or from files.
 
-`sources` finds tensors, `views` says what they are, and `Weights` puts them together, a layer at a time.
+`sources` finds tensors, `views` says what they are, `Weights` puts them together, a layer at a time, and `digest`
+says which they were.
 """
 
+from hybridlens.weights.digest import digest
 from hybridlens.weights.sources import FileTensors, ModelTensors, Tensors
 from hybridlens.weights.views import AttentionWeights, HeadWeights, RecurrentWeights
 from hybridlens.weights.weights import VocabularyBlock, Weights
@@ -16,4 +18,5 @@ __all__ = [
     "Tensors",
     "VocabularyBlock",
     "Weights",
+    "digest",
 ]

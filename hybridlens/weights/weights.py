@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hybridlens.errors import CheckpointError, InputError
-from hybridlens.families.layout import RecurrentParts
+from hybridlens.families.layout import RecurrentParts, Rotary
 from hybridlens.families.spec import Family, LensConfig
 from hybridlens.weights.sources import ModelTensors, Tensors
 from hybridlens.weights.views import AttentionWeights, RecurrentWeights
@@ -54,9 +54,10 @@ class Weights:
         self, family: Family, config: Any, tensors: Tensors, device: torch.device | str = "cpu"
     ) -> None:
         self.cfg: LensConfig = replace(family.configure(config), device=torch.device(device))
+        self.family = family
         self.layout = family.layout
-        self._config = config
-        self._tensors = tensors
+        self.config = config
+        self.tensors = tensors
         self.embed_scale = self.layout.embed_scale(config)
         """What the embedding is multiplied by."""
         self.tied = bool(config.tie_word_embeddings)
@@ -71,6 +72,11 @@ class Weights:
         """
         model = lens.hf_model
         return cls(lens.network.family, model.config, ModelTensors(model), lens.device)
+
+    @property
+    def rotary(self) -> Rotary | None:
+        """Of every attention layer; None where there is none."""
+        return self.layout.rotary(self.config)
 
     # Layers.
 
@@ -91,7 +97,7 @@ class Weights:
             return (stored * norm).view(heads, cfg.d_head, cfg.d_model).transpose(1, 2)
 
         def bias(part: str, heads: int) -> Tensor | None:
-            if not layout.qkv_bias(self._config):
+            if not layout.qkv_bias(self.config):
                 return None
             return self._layer(layer, f"{name}{part}.bias", (heads * cfg.d_head,)).view(heads, cfg.d_head)
 
@@ -106,7 +112,7 @@ class Weights:
             b_K=bias("k_proj", cfg.n_kv_heads),
             b_V=bias("v_proj", cfg.n_kv_heads),
             b_O=self._layer(layer, f"{name}o_proj.bias", (cfg.d_model,)) if layout.o_bias else None,
-            rotary=layout.rotary(self._config),
+            rotary=self.rotary,
             window=cfg.window,
         )
 
@@ -118,7 +124,7 @@ class Weights:
             CheckpointError: a tensor is missing or cannot be read.
         """
         self._check(layer, "ssm")
-        parts: RecurrentParts = self.layout.recurrent(self._config, lambda name: self._layer(layer, name))
+        parts: RecurrentParts = self.layout.recurrent(self.config, lambda name: self._layer(layer, name))
         norm = self._norm(layer)[:, None]
         return RecurrentWeights(layer, parts._replace(W_in=parts.W_in * norm, W_gate=parts.W_gate * norm))
 
@@ -148,8 +154,8 @@ class Weights:
         norm = self.final_norm
         for start in range(0, self.cfg.d_vocab, block):
             stop = min(start + block, self.cfg.d_vocab)
-            stored = self._float(self._tensors.read(self.layout.embed, start, stop))
-            other = stored if self.tied else self._float(self._tensors.read(self._unembed_name, start, stop))
+            stored = self._float(self.tensors.read(self.layout.embed, start, stop))
+            other = stored if self.tied else self._float(self.tensors.read(self._unembed_name, start, stop))
             yield VocabularyBlock(start, stored * self.embed_scale, other * norm)
 
     @property
@@ -173,7 +179,7 @@ class Weights:
         for start in range(0, self.cfg.d_vocab, BLOCK):
             inside = (wanted >= start) & (wanted < start + BLOCK)
             if bool(inside.any()):
-                block = self._tensors.read(name, start, min(start + BLOCK, self.cfg.d_vocab))
+                block = self.tensors.read(name, start, min(start + BLOCK, self.cfg.d_vocab))
                 found[inside.to(found.device)] = self._float(block[(wanted[inside] - start).to(block.device)])
         return found
 
@@ -184,7 +190,7 @@ class Weights:
         return self._read(self.layout.layer.format(layer) + name, shape)
 
     def _read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        tensor = self._tensors.read(name)
+        tensor = self.tensors.read(name)
         if shape is not None and tuple(tensor.shape) != shape:
             has, asked = list(tensor.shape), list(shape)
             raise CheckpointError(f"{name} has shape {has}, but the configuration asks for {asked}")

@@ -1,4 +1,4 @@
-// Draws a study's page from the JSON in #data: figures, tables of answers, and the explorer of all answers.
+// Draws a page of sections from the JSON in #data: figures, patterns, tables of answers, the explorer of all answers.
 (() => {
   const { data, byId, dark, element, written, percent, average, smallMap, fill } = Page;
 
@@ -137,6 +137,7 @@
   };
   if (explorer) open(0);
   draw();
+  Page.drawPatterns(data.patterns);
   dark.addEventListener("change", draw);
   if (!explorer) return;
   byId("map").on("plotly_click", (event) => {

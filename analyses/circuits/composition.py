@@ -1,0 +1,211 @@
+"""Composition of every earlier writer with every later head, from weights.
+
+Score of Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits"): ‖W_w W_r‖ / (‖W_w‖ ‖W_r‖) with
+Frobenius norms, 0 … 1. Writers are a head's W_V W_O and a recurrent layer's linear path at each lag of its convolution
+(see `paths`). Readers are a head's W_Q W_Kᵀ ("q": the writer feeds the queries), W_K W_Qᵀ ("k": the keys) and W_V W_O
+("v": the values). Norm weights are folded in, biases left out, and a norm's scale, one positive number a token, is
+left out too. Beside each score stands what random matrices of the same shapes and spectra would have (`chance`).
+
+Rotary embedding R is left out of "q" and "k", whose reader at a distance is W_Q R W_Kᵀ. The scores are exact without
+rotary and at distance 0; elsewhere as far as R leaves the Gram of the other side alone, R W_KᵀW_K Rᵀ for "q" and
+Rᵀ W_QᵀW_Q R for "k", as it does where that side treats the two dimensions of each pair alike. "v" is exact.
+
+How it is computed: no pair's product is formed. The writers' Grams (see `grams`) are made and kept, as many as fit in
+memory; then each later layer's readers pass by, their Grams made a band at a time, and all pairs of a band are one
+batched matrix product. So the cost is one d × d product a writer, half of one of width d_head a reader and group, and
+d² a pair. Layers are read one at a time, attention layers again for each group.
+
+How it fails: see `grams` for rounding; a layer that has no linear path given is no writer. Scores say that a reader
+could see a writer's output, not that it does: what other layers put into the same directions is left out.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.circuits.chance import expected_score
+from analyses.circuits.grams import BAND, Grams, Packing, dtype_for, head_writers, path_writer, readers
+from analyses.circuits.paths import LinearPath
+from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.families.spec import LensConfig
+from hybridlens.weights import Weights
+
+KINDS = ("q", "k", "v")
+
+
+class Composition(NamedTuple):
+    """Scores, and what chance would give; NaN where the writer is not earlier, 0 where writer or reader is zero.
+
+    Kinds are in the order asked for, attention layers in the model's, recurrent layers in that of the paths given.
+    """
+
+    heads: Float[Tensor, "kind attn_layer head writer_layer writer_head"]
+    """Reader by kind, layer and head; writer by attention layer and head."""
+    recurrent: Float[Tensor, "kind attn_layer head ssm_layer lag"]
+    """Writer by recurrent layer and tokens back."""
+    heads_expected: Float[Tensor, "kind attn_layer head writer_layer writer_head"]
+    recurrent_expected: Float[Tensor, "kind attn_layer head ssm_layer lag"]
+
+    @property
+    def excess_heads(self) -> Float[Tensor, "kind attn_layer head writer_layer writer_head"]:
+        """Scores less what chance gives."""
+        return self.heads - self.heads_expected
+
+    @property
+    def excess_recurrent(self) -> Float[Tensor, "kind attn_layer head ssm_layer lag"]:
+        """The same of recurrent layers."""
+        return self.recurrent - self.recurrent_expected
+
+
+def compositions(
+    weights: Weights,
+    paths: Sequence[LinearPath],
+    kinds: Sequence[str] = KINDS,
+    memory: int = 2 * 10**9,
+) -> Composition:
+    """Composition of every head with every earlier head and recurrent layer.
+
+    Args:
+        weights: of the model.
+        paths: linear paths of recurrent layers, each layer once: `paths_at_rest` or `measured_paths`.
+        kinds: of `KINDS`.
+        memory: bytes for writers' Grams and a band of readers', beside the weights of the layer at hand. With less,
+            readers pass by more often; one writer is always held.
+
+    Returns:
+        float32, on the CPU.
+
+    Raises:
+        InputError: no attention layer, no kind, a path of another model or a layer given twice.
+        UnknownNameError: there is no such kind.
+    """
+    _check(weights.cfg, paths, kinds)
+    with torch.no_grad():
+        return _Compositions(weights, paths, kinds, memory).run()
+
+
+class _Compositions:
+    """The pass over all layers; writers' Grams of the group at hand stand one a row in `held`, band by band."""
+
+    def __init__(self, weights: Weights, paths: Sequence[LinearPath], kinds: Sequence[str], memory: int) -> None:
+        cfg = weights.cfg
+        self.weights, self.paths, self.kinds = weights, paths, kinds
+        self.dtype = dtype_for(cfg.d_model)
+        layers, heads = len(cfg.attention_layers), cfg.n_heads
+        passing, size = len(kinds) * heads, self.dtype.itemsize
+        fits = memory // (8 * size * passing * cfg.d_model)
+        self.packing = Packing(cfg.d_model, max(1, min(BAND, fits, cfg.d_model)))
+        first = self.packing.entries(*self.packing.bands[0])
+        written = layers * heads + len(paths) * cfg.d_conv
+        fit = (memory - passing * first * size) // (self.packing.total * size)
+        self.capacity = max(1, min(written, fit))
+        device = cfg.device
+        self.held = [
+            torch.empty(self.capacity, self.packing.entries(*band), dtype=self.dtype, device=device)
+            for band in self.packing.bands
+        ]
+        self.scratch = torch.empty(passing * first, dtype=self.dtype, device=device)
+        self.layers: list[int] = []
+        self.columns: list[int] = []
+        self.scores = torch.full((len(kinds), layers, heads, written), torch.nan, dtype=torch.float64)
+        self.writer_squared = torch.zeros(written, dtype=torch.float64)
+        self.reader_squared = torch.zeros(len(kinds), layers, heads, dtype=torch.float64)
+
+    def run(self) -> Composition:
+        """All scores."""
+        for layer, column, grams in self._writers():
+            done, count = 0, grams.left.shape[0]
+            while done < count:
+                if len(self.layers) == self.capacity:
+                    self._read()
+                taken = min(count - done, self.capacity - len(self.layers))
+                self._hold(layer, column + done, grams.part(done, done + taken))
+                done += taken
+        self._read()
+        expected = expected_score(
+            self.writer_squared, self.reader_squared[..., None], self.weights.cfg.d_model
+        ).where(~self.scores.isnan(), torch.nan)
+        heads, recurrent = self._split(self.scores)
+        return Composition(heads, recurrent, *self._split(expected))
+
+    def _writers(self) -> Iterator[tuple[int, int, Grams]]:
+        """(layer, first column of the scores, Grams) of all that some reader follows, layer by layer."""
+        cfg = self.weights.cfg
+        attention = {layer: i for i, layer in enumerate(cfg.attention_layers)}
+        recurrent = {path.layer: i for i, path in enumerate(self.paths)}
+        for layer in range(max(attention)):
+            if layer in attention:
+                yield layer, attention[layer] * cfg.n_heads, head_writers(self.weights.attention(layer), self.dtype)
+            elif layer in recurrent:
+                i, maps = recurrent[layer], self.weights.recurrent(layer)
+                first = len(attention) * cfg.n_heads + i * cfg.d_conv
+                for lag in range(cfg.d_conv):
+                    yield layer, first + lag, path_writer(maps, self.paths[i], lag, self.dtype)
+
+    def _hold(self, layer: int, column: int, grams: Grams) -> None:
+        """Put writers into the group."""
+        start, count = len(self.layers), grams.left.shape[0]
+        self.layers += [layer] * count
+        self.columns += range(column, column + count)
+        for band, held in zip(self.packing.bands, self.held, strict=True):
+            rows = held[start : start + count]
+            self.packing.fill(grams, band, rows)
+            self.writer_squared[column : column + count] += self.packing.squared(band, rows).cpu()
+            self.packing.double(band, rows)
+
+    def _read(self) -> None:
+        """Let the readers of later layers pass by the group, and empty it."""
+        cfg = self.weights.cfg
+        for i, layer in enumerate(cfg.attention_layers):
+            earlier = bisect_left(self.layers, layer)
+            if not earlier:
+                continue
+            attention = self.weights.attention(layer)
+            by_kind = [readers(attention, kind, self.dtype) for kind in self.kinds]
+            new = not bool(self.reader_squared[:, i].any())
+            total = torch.zeros(earlier, len(self.kinds) * cfg.n_heads, dtype=torch.float64, device=cfg.device)
+            for band, held in zip(self.packing.bands, self.held, strict=True):
+                entries = self.packing.entries(*band)
+                passing = self.scratch[: total.shape[1] * entries].view(-1, entries)
+                for grams, rows in zip(by_kind, passing.split(cfg.n_heads), strict=True):
+                    self.packing.fill(grams, band, rows)
+                total += self.packing.products(band, held[:earlier], passing)
+                if new:
+                    self.reader_squared[:, i] += self.packing.squared(band, passing).view(-1, cfg.n_heads).cpu()
+            scores = total.clamp(min=0).sqrt().T.reshape(len(self.kinds), cfg.n_heads, earlier)
+            self.scores[:, i, :, self.columns[:earlier]] = scores.cpu()
+        self.layers, self.columns = [], []
+
+    def _split(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """[… writer] as heads [… layer head] and recurrent [… layer lag], float32."""
+        cfg = self.weights.cfg
+        layers = len(cfg.attention_layers)
+        heads, recurrent = columns.float().split([layers * cfg.n_heads, len(self.paths) * cfg.d_conv], dim=-1)
+        return heads.unflatten(-1, (layers, cfg.n_heads)), recurrent.unflatten(-1, (len(self.paths), cfg.d_conv))
+
+
+def _check(cfg: LensConfig, paths: Sequence[LinearPath], kinds: Sequence[str]) -> None:
+    """Refuse what cannot be computed; see `compositions`."""
+    if not cfg.attention_layers:
+        raise InputError("the model has no attention layer, so no head reads what is written")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UnknownNameError(f"kind {kind!r} of composition does not exist; expected some of {', '.join(KINDS)}")
+    if not kinds or len(set(kinds)) < len(kinds):
+        raise InputError(f"kinds {list(kinds)} given, expected at least one of {', '.join(KINDS)}, each once")
+    given = [path.layer for path in paths]
+    if len(set(given)) < len(given) or not set(given) <= set(cfg.ssm_layers):
+        known = ", ".join(map(str, cfg.ssm_layers)) or "none"
+        raise InputError(f"linear paths of layers {given} given, expected recurrent layers ({known}), each once")
+    for path in paths:
+        if tuple(path.channels.shape) != (cfg.d_channels, cfg.d_conv):
+            raise InputError(
+                f"layer {path.layer}'s linear path has shape {list(path.channels.shape)}, expected "
+                f"{[cfg.d_channels, cfg.d_conv]}; take the paths of this model"
+            )

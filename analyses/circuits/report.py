@@ -1,0 +1,124 @@
+"""`report.html` of the head circuits: what the weights say in sentences, then every score as pictures and numbers.
+
+How it fails: an old report stays where the new one cannot be written whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from analyses.circuits import sections
+from analyses.circuits.composition_section import composition
+from analyses.circuits.labels import name_of, number, writer_of
+from analyses.circuits.results import HeadCircuits
+from analyses.needle_heads import Look
+from hybridlens.viz.article import Article, write_article
+from hybridlens.viz.page import day
+
+HALF = 0.5
+"""A score of -1 … 1 above this is called copying, or matching, in the finding."""
+
+_NAMED = 3
+
+
+def write_circuits_report(
+    folder: Path, circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look | None = None
+) -> Path:
+    """Write `report.html` into a folder, atomically; returns its path.
+
+    Args:
+        folder: where the run's results are.
+        circuits: what to show.
+        record: its `run.json`.
+        patterns: what the heads looked at in one needle prompt, from a lens with a tokenizer; None leaves it out.
+
+    Raises:
+        InputError: `patterns` come without the texts of their tokens.
+    """
+    return write_article(folder, article_of(circuits, record, patterns), record)
+
+
+def article_of(circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look | None = None) -> Article:
+    """The page's contents; arguments and errors as in `write_circuits_report`."""
+    made = [
+        sections.top_heads(circuits),
+        sections.scores(circuits),
+        sections.eigenvalues(circuits),
+        sections.distances(circuits),
+        composition(circuits),
+    ]
+    if circuits.ssm_layers:
+        made.append(sections.linearisation(circuits))
+    if patterns is not None:
+        made.insert(1, sections.patterns(circuits, patterns))
+    model = str(record["model"])
+    return Article(
+        title=f"{model}: head circuits",
+        over="Attention heads by their weights alone",
+        heading=model,
+        origin=_origin(circuits, record),
+        finding=finding(circuits),
+        notes=(),
+        sections=tuple(made),
+    )
+
+
+def finding(circuits: HeadCircuits) -> tuple[str, ...]:
+    """Which heads retrieve, copy, match and induct by their weights, through which writer, in sentences."""
+    n = circuits.copying.numel()
+    best = _best(circuits, "retrieval")
+    said = [f"By their weights, the heads of {circuits.model} with the most retrieval strength are {best}."]
+    for metric, verb, of in (("copying", "copy", "OV"), ("matching", "match equal tokens", "QK")):
+        many = int((circuits.score(metric) > HALF).sum())
+        which = f"{many} of {n} heads {verb} (Σλ ÷ Σ|λ| of the {of} circuit above {HALF:g})"
+        said.append(f"{which}; most: {_best(circuits, metric)}.")
+    said.append(_induction(circuits))
+    if circuits.ssm_layers:
+        said.append(_linearised(circuits))
+    return tuple(said)
+
+
+def _best(circuits: HeadCircuits, metric: str) -> str:
+    ranking = circuits.ranking(metric)
+    return ", ".join(f"{name_of(head)} ({number(ranking.score(*head))})" for head in ranking.order[:_NAMED])
+
+
+def _induction(circuits: HeadCircuits) -> str:
+    ranking = circuits.ranking("induction")
+    found = [head for head in ranking.order if ranking.score(*head) > 0]
+    if not found:
+        return "No head has an induction strength above 0."
+    through = [writer_of(circuits, head) for head in found]
+    by_lag = sum("lag" in writer for writer in through)
+    best = found[0]
+    return (
+        f"Induction strength is above 0 for {len(found)} of {circuits.copying.numel()} heads and highest for "
+        f"{name_of(best)} ({number(ranking.score(*best))}, through {through[0]}). The signal of the token before would "
+        f"come from a recurrent layer's convolution for {by_lag} of them, from another head for {len(found) - by_lag}."
+    )
+
+
+def _linearised(circuits: HeadCircuits) -> str:
+    begin = f"All that is said of recurrent layers takes them for linear, {circuits.linearised}"
+    if circuits.path_error is None:
+        return f"{begin}; how far that is off was not measured."
+    low, high = float(circuits.path_error.min()), float(circuits.path_error.max())
+    spread = number(low) if number(low) == number(high) else f"{number(low)} to {number(high)}"
+    return (
+        f"{begin}; on real activations that misses {spread} of the spread of what they write (0: exact, 1: no better "
+        "than a constant), so it says what a layer's convolution can pass on, not all that the layer does."
+    )
+
+
+def _origin(circuits: HeadCircuits, record: Mapping[str, Any]) -> str:
+    """One line: how much there is, from what, when."""
+    layers, ssm = len(circuits.layers), len(circuits.ssm_layers)
+    parts = [
+        f"{circuits.copying.numel()} heads in {layers} attention {'layer' if layers == 1 else 'layers'}",
+        f"{ssm} recurrent {'layer' if ssm == 1 else 'layers'}, linearised {circuits.linearised}",
+        f"{circuits.sample:,} tokens sampled, seed {record.get('seed')}",
+        day(record),
+    ]
+    return " · ".join(part for part in parts if part)

@@ -1,0 +1,205 @@
+"""`HeadCircuits`: what a model's weights say of each attention head, and the rankings that follow.
+
+Every score is a tensor [attention layer, head]. A `Metric` says in words what it is, so that a ranking made from it
+says so too. Written as safetensors, whose header holds the rest as JSON.
+
+How it fails: a metric that does not exist raises `UnknownNameError`; one that the family's weights cannot give (a
+preferred distance without rotary embedding) `InputError`; so does a file that holds something else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Complex, Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from analyses.circuits.composition import Composition
+from analyses.circuits.strength import CHOSEN, Signals
+from analyses.ranking import HeadRanking
+from hybridlens.errors import InputError, UnknownNameError, closest
+from hybridlens.results.provenance import write_atomic
+
+FORMAT = "hybridlens head circuits 1"
+
+
+class Metric(NamedTuple):
+    """A score of heads that can rank them; higher is better."""
+
+    words: str
+    """What it is, for the source of a ranking."""
+    needs_rotary: bool = False
+
+
+METRICS: Mapping[str, Metric] = {
+    "copying": Metric("OV copying, Σλ ÷ Σ|λ| of W_E W_V W_O W_U"),
+    "copying_share": Metric("share of tokens whose own logit the head raises most"),
+    "matching": Metric("QK matching, Σλ ÷ Σ|λ| of W_E W_Q W_Kᵀ W_Eᵀ, mean over distances"),
+    "matching_share": Metric("share of tokens whose own key scores highest"),
+    "previous": Metric("weight on the previous token by distance alone", needs_rotary=True),
+    "induction": Metric("K-composition with a lag-1 writer × copying"),
+    "induction_match": Metric("QK matching through the head's lag-1 writer, Σλ ÷ Σ|λ|"),
+    "retrieval": Metric(f"retrieval strength, {CHOSEN}"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class HeadCircuits:
+    """The circuits of a model's attention heads, from its weights.
+
+    Attributes:
+        model: its name.
+        layers: the index in the model of each attention layer.
+        ssm_layers: of each recurrent layer.
+        sample: tokens among which the shares are taken; a smaller sample makes them higher.
+        distances: at which matching is taken, ascending; only 0 without rotary embedding.
+        copying: Σλ ÷ Σ|λ| of W_E W_V W_O W_U, -1 … 1; here and below keys and unembedding are centred over the
+            vocabulary, since softmax does not see what all tokens share.
+        copying_share: share of the sampled tokens whose own logit the head raises most.
+        ov_eigenvalues: all λ that are not 0 by rank.
+        matching: Σλ ÷ Σ|λ| of W_E W_Q W_Kᵀ W_Eᵀ, at each distance.
+        matching_rotary: the same of the dimensions that turn; None without rotary embedding.
+        matching_free: the same of those that do not; None without rotary embedding.
+        matching_share: share of the sampled tokens whose own key scores highest, at the least distance.
+        qk_eigenvalues: λ at the least distance.
+        profile: attention by distance alone, for a query and a key of mean content; sums to 1.
+        composition: of every earlier writer with every head, by kind.
+        linearised: how recurrent layers are taken for linear: "at rest" or "at the mean of N tokens".
+        path_error: of that, per recurrent layer, relative to the spread of its output; None where not measured.
+        lag_share: of each recurrent layer, how its linear path's squared norm is spread over lags; sums to 1.
+        induction: the best lag-1 writer's weight × K-composition beyond chance, × copying, both where above 0.
+        induction_writer: that writer's place in `writers`; -1 where no earlier one attends or reaches back by one.
+        induction_match: Σλ ÷ Σ|λ| of matching through that writer.
+        retrieval: see `analyses.circuits.strength`.
+    """
+
+    model: str
+    layers: tuple[int, ...]
+    ssm_layers: tuple[int, ...]
+    sample: int
+    distances: tuple[int, ...]
+    copying: Float[Tensor, "attn_layer head"]
+    copying_share: Float[Tensor, "attn_layer head"]
+    ov_eigenvalues: Complex[Tensor, "attn_layer head d_head"]
+    matching: Float[Tensor, "attn_layer head distance"]
+    matching_rotary: Float[Tensor, "attn_layer head distance"] | None
+    matching_free: Float[Tensor, "attn_layer head"] | None
+    matching_share: Float[Tensor, "attn_layer head"]
+    qk_eigenvalues: Complex[Tensor, "attn_layer head d_head"]
+    profile: Float[Tensor, "attn_layer head back"]
+    composition: Composition
+    linearised: str
+    path_error: Float[Tensor, "ssm_layer"] | None
+    lag_share: Float[Tensor, "ssm_layer lag"]
+    induction: Float[Tensor, "attn_layer head"]
+    induction_writer: Int[Tensor, "attn_layer head"]
+    induction_match: Float[Tensor, "attn_layer head"]
+    retrieval: Float[Tensor, "attn_layer head"]
+
+    @property
+    def n_heads(self) -> int:
+        """Of each attention layer."""
+        return self.copying.shape[1]
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Names of all that could look back by one token: recurrent layers at lag 1, then heads."""
+        recurrent = [f"L{layer} lag 1" for layer in self.ssm_layers]
+        return (*recurrent, *(f"L{layer} H{head}" for layer in self.layers for head in range(self.n_heads)))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that this model has."""
+        return tuple(name for name, metric in METRICS.items() if self._has(metric))
+
+    def score(self, metric: str) -> Float[Tensor, "attn_layer head"]:
+        """One number a head.
+
+        Raises:
+            UnknownNameError: there is no such metric.
+            InputError: the model's family lacks it.
+        """
+        if metric not in METRICS:
+            raise UnknownNameError(
+                f"metric {metric!r} does not exist{closest(metric, METRICS)}; expected one of {', '.join(METRICS)}"
+            )
+        if not self._has(METRICS[metric]):
+            raise InputError(
+                f"metric {metric!r} needs rotary embedding, and {self.model} has none: its heads prefer no distance; "
+                f"expected one of {', '.join(self.metrics)}"
+            )
+        if metric == "matching":
+            return self.matching.mean(dim=-1)
+        if metric == "previous":
+            return self.profile[..., 1]
+        return getattr(self, metric)
+
+    @property
+    def signals(self) -> Signals:
+        """What retrieval strength is made of."""
+        return Signals(
+            self.copying, self.copying_share, self.matching.mean(dim=-1), self.induction, self.induction_match
+        )
+
+    def ranking(self, metric: str) -> HeadRanking:
+        """The heads in order of a metric, best first.
+
+        Raises:
+            UnknownNameError: there is no such metric.
+            InputError: the model's family lacks it.
+        """
+        scores = self.score(metric)
+        return HeadRanking(scores, self.layers, f"{METRICS[metric].words} (from weights)", lower_is_better=False)
+
+    def save(self, path: Path) -> Path:
+        """Write all of it, atomically; returns `path`.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        tensors: dict[str, Tensor] = {}
+        plain: dict[str, Any] = {"format": FORMAT}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Composition):
+                tensors |= {f"composition.{name}": part.contiguous() for name, part in value._asdict().items()}
+            elif isinstance(value, Tensor):
+                tensors[field.name] = torch.view_as_real(value) if value.is_complex() else value.contiguous()
+            else:
+                plain[field.name] = value
+        try:
+            return write_atomic(path, save(tensors, {"head_circuits": json.dumps(plain)}))
+        except OSError as error:
+            raise InputError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
+
+    @classmethod
+    def load(cls, path: Path) -> HeadCircuits:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: the file cannot be read, or holds no head circuits.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                plain: dict[str, Any] = json.loads((file.metadata() or {}).get("head_circuits", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, SafetensorError, ValueError) as error:
+            raise InputError(f"'{path}' cannot be read ({error}); give a file that HeadCircuits.save wrote") from error
+        if plain.pop("format", None) != FORMAT:
+            raise InputError(f"'{path}' holds no head circuits; give a file that HeadCircuits.save wrote")
+        for name in ("layers", "ssm_layers", "distances"):
+            plain[name] = tuple(plain[name])
+        parts = {name.split(".")[1]: tensors.pop(name) for name in list(tensors) if name.startswith("composition.")}
+        for name in ("ov_eigenvalues", "qk_eigenvalues"):
+            tensors[name] = torch.view_as_complex(tensors[name])
+        return cls(**plain, **tensors, composition=Composition(**parts))
+
+    def _has(self, metric: Metric) -> bool:
+        return self.matching_rotary is not None or not metric.needs_rotary

@@ -1,0 +1,245 @@
+"""All circuits of a model: one pass over the vocabulary, then layer by layer, never a vocabulary-sized matrix.
+
+Order: the two products of embedding and unembedding that all heads share; copying, matching and profile of each
+attention layer; the linear paths of the recurrent layers; composition of every writer with every later head; the
+strengths made of these. Only the layer at hand is in memory.
+
+How it fails: see `hybridlens.weights`; what cannot be computed for this model or these arguments raises `InputError`
+before anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.circuits.composition import KINDS, Composition, compositions
+from analyses.circuits.eigen import copying_share, matching_share, ov_eigenvalues, positivity, qk_eigenvalues
+from analyses.circuits.parts import Parts
+from analyses.circuits.paths import LinearPath, measured_paths, paths_at_rest
+from analyses.circuits.positions import profile
+from analyses.circuits.results import HeadCircuits
+from analyses.circuits.strength import Signals, induction, induction_matching, retrieval
+from analyses.circuits.vocabulary import products, sample
+from hybridlens.errors import InputError
+from hybridlens.hooks import HookPoint, reads_only
+from hybridlens.model import HybridLens
+from hybridlens.shapes import Lengths, Tokens
+from hybridlens.weights import AttentionWeights, Weights
+
+SAMPLE = 2048
+"""Tokens among which shares are taken."""
+
+TINY = 1e-12
+"""Under the root mean square of an embedding that is zero."""
+
+BACK = 256
+"""Distances of a profile where no window bounds it."""
+
+MEMORY = 2 * 10**9
+"""Bytes for composition."""
+
+
+class Measured(NamedTuple):
+    """What a run over real tokens gives to the static analysis."""
+
+    paths: list[LinearPath]
+    error: Float[Tensor, "ssm_layer"]
+    means: Float[Tensor, "attn_layer d_model"]
+    """Mean normalised input of each attention layer."""
+    tokens: int
+
+
+def circuits(
+    source: HybridLens | Weights,
+    tokens: Tokens | None = None,
+    lengths: Lengths | None = None,
+    *,
+    model: str = "",
+    sample_size: int = SAMPLE,
+    distances: Sequence[int] | None = None,
+    seed: int = 0,
+    memory: int = MEMORY,
+    folder: Path | None = None,
+    fingerprint: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> HeadCircuits:
+    """The circuits of every attention head.
+
+    Args:
+        source: a lens, or weights (`hybridlens.load_weights` reads them from files).
+        tokens: real text for the linearisation of recurrent layers and the mean input of attention layers; None for
+            recurrent layers at rest and the vocabulary's mean. Needs a lens.
+        lengths: real tokens of each row of `tokens`.
+        model: what results call it; its family when left out.
+        sample_size: tokens among which shares are taken.
+        distances: from query to key, at which matching is taken; powers of two inside the window when left out, and
+            only 0 without rotary embedding.
+        seed: of the sample.
+        memory: bytes for composition, beside the weights of a few layers.
+        folder: where finished stages are kept, so that a killed computation goes on; None for nowhere.
+        fingerprint: of the weights; stages of others are made again.
+        progress: called with the stages done and their number.
+
+    Raises:
+        InputError: no attention layer; a sample below 2 tokens; distances that no query can look back by; tokens
+            without a lens.
+        CheckpointError: weights that are missing or cannot be read.
+    """
+    weights = source if isinstance(source, Weights) else Weights.of_model(source)
+    cfg = weights.cfg
+    if not cfg.attention_layers:
+        raise InputError("the model has no attention layer, so it has no head circuits")
+    if sample_size < 2:
+        raise InputError(f"a sample of {sample_size} tokens given, expected at least 2: a token has to beat another")
+    if tokens is not None and not isinstance(source, HybridLens):
+        raise InputError("tokens were given with weights alone; give a lens, which can run them, or leave them out")
+    at = check_distances(weights, distances)
+    total = 4 + len(cfg.attention_layers)
+    settings = f"{fingerprint}:{sample_size}:{at}:{seed}:{'rest' if tokens is None else tokens.tolist()}"
+    parts, done = Parts(folder, settings), 0
+
+    def stage(name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        nonlocal done
+        found = parts.take(name, make)
+        done += 1
+        progress(done, total)
+        return found
+
+    progress(0, total)
+    with torch.no_grad():
+        shared = stage("vocabulary", lambda: products(weights)._asdict())
+        measured = None
+        if tokens is not None:
+            assert isinstance(source, HybridLens)
+            measured = measure(source, weights, tokens, lengths)
+        paths = paths_at_rest(weights) if measured is None else measured.paths
+        chosen = sample(weights, sample_size, seed)
+        E, U = weights.embed(chosen), weights.unembed(chosen)
+        progress(done := done + 1, total)
+        means = shared["mean"].expand(len(cfg.attention_layers), -1) if measured is None else measured.means
+        layers = [
+            stage(f"layer-{layer}", lambda layer=layer, mean=mean: _layer(weights, layer, shared, E, U, mean, at))
+            for layer, mean in zip(cfg.attention_layers, means, strict=True)
+        ]
+        scores = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
+        composed = Composition(**stage("composition", lambda: compositions(weights, paths, KINDS, memory)._asdict()))
+        strengths = stage("strength", lambda: _strengths(weights, composed, scores, paths, shared["EE"], at))
+    parts.clear()
+    return HeadCircuits(
+        model=model or cfg.family,
+        layers=cfg.attention_layers,
+        ssm_layers=cfg.ssm_layers,
+        sample=len(chosen),
+        distances=at,
+        **{"matching_rotary": None, "matching_free": None, **scores},
+        composition=composed,
+        linearised="at rest" if measured is None else f"at the mean of {measured.tokens} tokens",
+        path_error=None if measured is None else measured.error.cpu(),
+        **strengths,
+    )
+
+
+def check_distances(weights: Weights, distances: Sequence[int] | None) -> tuple[int, ...]:
+    """The distances at which matching is taken, ascending.
+
+    Raises:
+        InputError: one is negative, given twice, or beyond the window; or any but 0 without rotary embedding.
+    """
+    cfg = weights.cfg
+    if not weights.rotary:
+        if distances is not None and tuple(distances) != (0,):
+            raise InputError(f"distances {list(distances)} given, but the model has no rotary embedding: expected [0]")
+        return (0,)
+    most = (cfg.window or cfg.n_ctx or BACK) - 1
+    if distances is None:
+        return tuple(dict.fromkeys([*(1 << i for i in range(most.bit_length())), most]))
+    if not distances or len(set(distances)) < len(distances) or not 0 <= min(distances) <= max(distances) <= most:
+        raise InputError(f"distances {list(distances)} given, expected different ones of 0..{most}, the window's")
+    return tuple(sorted(distances))
+
+
+def _layer(
+    weights: Weights, layer: int, shared: Mapping[str, Tensor], E: Tensor, U: Tensor, mean: Tensor, at: Sequence[int]
+) -> dict[str, Tensor]:
+    """All scores of one layer's heads but composition."""
+    attention = weights.attention(layer)
+    unit = E / E.square().mean(-1, keepdim=True).sqrt().clamp(min=TINY)
+    found = _matching(attention, shared["EE"], at)
+    ov = ov_eigenvalues(attention, shared["UE"])
+    found |= {
+        "copying": positivity(ov),
+        "ov_eigenvalues": ov,
+        "copying_share": copying_share(attention, E, U),
+        "matching_share": matching_share(attention, unit, at[0]),
+        "qk_eigenvalues": qk_eigenvalues(attention, shared["EE"], at[0]),
+        "profile": profile(attention, mean, min(weights.cfg.window or BACK, weights.cfg.n_ctx or BACK)),
+    }
+    return {name: value.cpu() for name, value in found.items()}
+
+
+def _matching(attention: AttentionWeights, EE: Tensor, at: Sequence[int]) -> dict[str, Tensor]:
+    """Matching at each distance; of the dimensions that turn and those that do not apart, where some turn."""
+
+    def over(part: str) -> Tensor:
+        return torch.stack([positivity(qk_eigenvalues(attention, EE, distance, part)) for distance in at], dim=-1)
+
+    if attention.rotary is None:
+        return {"matching": over("all")}
+    found = {"matching": over("all"), "matching_rotary": over("rotary")}
+    if attention.rotary.dims < attention.W_Q.shape[-1]:
+        found["matching_free"] = positivity(qk_eigenvalues(attention, EE, None, "free"))
+    return found
+
+
+def _strengths(
+    weights: Weights,
+    composed: Composition,
+    scores: Mapping[str, Tensor],
+    paths: Sequence[LinearPath],
+    EE: Tensor,
+    at: Sequence[int],
+) -> dict[str, Tensor]:
+    """Induction and retrieval."""
+    k = KINDS.index("k")
+    lag_share = torch.stack([path.share for path in paths]).cpu() if paths else torch.zeros(0, weights.cfg.d_conv)
+    one_back = composed.excess_recurrent[k, ..., min(1, lag_share.shape[1] - 1)]
+    found = induction(composed.excess_heads[k], one_back, scores["profile"], lag_share, scores["copying"])
+    match = torch.stack(
+        [
+            induction_matching(weights, weights.attention(layer), found.writer[i], paths, EE, at).cpu()
+            for i, layer in enumerate(weights.cfg.attention_layers)
+        ]
+    )
+    return {
+        "lag_share": lag_share,
+        "induction": found.strength,
+        "induction_writer": found.writer,
+        "induction_match": match,
+        "retrieval": retrieval(
+            Signals(scores["copying"], scores["copying_share"], scores["matching"].mean(-1), found.strength, match)
+        ),
+    }
+
+
+def measure(lens: HybridLens, weights: Weights, tokens: Tokens, lengths: Lengths | None = None) -> Measured:
+    """Means over real tokens, and how far the linear paths are off there."""
+    paths, error = measured_paths(lens, weights, tokens, lengths)
+    layers = lens.cfg.attention_layers
+    sums = torch.zeros(len(layers), lens.cfg.d_model, dtype=torch.float64)
+    real = torch.full((tokens.shape[0],), tokens.shape[1]) if lengths is None else lengths.cpu()
+    inside = torch.arange(tokens.shape[1]) < real[:, None]
+
+    @reads_only
+    def add(x: Tensor, hook: HookPoint) -> None:
+        sums[layers.index(int(str(hook.name).split(".")[1]))] += x.double().cpu()[inside].sum(0)
+
+    names: Any = [f"blocks.{layer}.ln1.hook_normalized" for layer in layers]
+    lens.run_with_hooks(tokens, [(names, add)], lengths=lengths)
+    means = (sums / int(inside.sum())).float().to(weights.cfg.device)
+    return Measured(paths, error, means, int(inside.sum()))

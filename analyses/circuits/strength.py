@@ -1,0 +1,154 @@
+"""Strengths that combine circuits: induction, and retrieval.
+
+An induction head finds the token after an earlier occurrence of the current one and copies it (Olsson et al. 2022,
+"In-context learning and induction heads"). Its keys have to say what stood one token before them, which an earlier
+writer must have put there: in a transformer a previous-token head, in a hybrid also the lag-1 tap of a recurrent
+layer's convolution. So:
+
+* a writer's lag-1 weight is, for a head, what its profile puts on distance 1 beyond an even spread, and for a
+  recurrent layer the share of its linear path's squared norm at lag 1;
+* induction strength is the largest lag-1 weight × K-composition beyond chance over all earlier writers, × copying;
+* induction matching asks whether the keys made by that writer match the token itself: Σλ ÷ Σ|λ| of
+  W_E W_Q W_Kᵀ W_wᵀ W_Eᵀ, with W_w the writer's map, mean over distances;
+* retrieval strength combines these with copying.
+
+How it fails: all of it looks at one writer at a time, and at the direct path from the embedding; a signal that
+several writers make together, or that an MLP makes, is not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from analyses.circuits.eigen import positivity
+from analyses.circuits.paths import LinearPath
+from hybridlens.weights import AttentionWeights, RecurrentWeights, Weights
+
+
+class Induction(NamedTuple):
+    """The best lag-1 writer of each head, and what it makes of the head."""
+
+    strength: Float[Tensor, "attn_layer head"]
+    """Lag-1 weight × K-composition beyond chance × copying, each where above 0."""
+    writer: Int[Tensor, "attn_layer head"]
+    """Recurrent layers first, then heads in order; -1 for none."""
+
+
+def induction(
+    heads: Float[Tensor, "attn_layer head writer_layer writer_head"],
+    recurrent: Float[Tensor, "attn_layer head ssm_layer"],
+    profile: Float[Tensor, "attn_layer head back"],
+    lag_share: Float[Tensor, "ssm_layer lag"],
+    copying: Float[Tensor, "attn_layer head"],
+) -> Induction:
+    """Induction strength of every head.
+
+    Args:
+        heads: K-composition with earlier heads beyond chance; NaN where not earlier.
+        recurrent: the same with recurrent layers at lag 1.
+        profile: attention by distance alone.
+        lag_share: of each recurrent layer's linear path.
+        copying: Σλ ÷ Σ|λ|.
+    """
+    beyond = (profile[..., 1] - 1 / profile.shape[-1]).clamp(min=0)
+    one_back = lag_share[:, 1] if lag_share.shape[1] > 1 else lag_share.new_zeros(lag_share.shape[0])
+    weighted = torch.cat([recurrent * one_back, (heads * beyond).flatten(2)], dim=2)
+    best, writer = weighted.nan_to_num(nan=0.0).clamp(min=0).max(dim=2)
+    return Induction(best * copying.clamp(min=0), writer.masked_fill(best == 0, -1))
+
+
+def induction_matching(
+    weights: Weights,
+    layer: AttentionWeights,
+    writers: Int[Tensor, "head"],
+    paths: Sequence[LinearPath],
+    EE: Float[Tensor, "d_model d_model"],
+    distances: Sequence[int],
+) -> Float[Tensor, "head"]:
+    """Σλ ÷ Σ|λ| of the matching of tokens through each head's lag-1 writer, mean over distances; 0 without a writer.
+
+    Args:
+        weights: of the model.
+        layer: the heads.
+        writers: as `Induction.writer` has them, for this layer.
+        paths: of all recurrent layers, in order.
+        EE: W_Eᵀ W_E.
+        distances: from query to key.
+    """
+    found = torch.zeros(layer.n_heads, device=EE.device)
+    for writer in sorted(set(writers.tolist()) - {-1}):
+        for kv in {layer.kv_head(head) for head in _where(writers, writer)}:
+            keys = EE @ _written(weights, writer, paths, layer.W_K[kv])  # keys of the vocabulary, and back to it
+            for head in _where(writers, writer):
+                if layer.kv_head(head) == kv:
+                    found[head] = positivity(_eigenvalues(layer, head, keys, distances)).mean()
+    return found
+
+
+def _where(writers: Tensor, writer: int) -> list[int]:
+    return [head for head, one in enumerate(writers.tolist()) if one == writer]
+
+
+def _written(weights: Weights, writer: int, paths: Sequence[LinearPath], W_K: Tensor) -> Tensor:
+    """W_w W_K: the keys that a writer's output makes, [d_model d_head]."""
+    if writer < len(paths):
+        path = paths[writer]
+        recurrent: RecurrentWeights = weights.recurrent(path.layer)
+        return recurrent.parts.W_in @ (path.channels[:, 1:2] * (recurrent.parts.W_out @ W_K))
+    at, head = divmod(writer - len(paths), weights.cfg.n_heads)
+    one = weights.attention(weights.cfg.attention_layers[at]).head(head)
+    return one.W_V @ (one.W_O @ W_K)
+
+
+def _eigenvalues(
+    layer: AttentionWeights, head: int, keys: Tensor, distances: Sequence[int]
+) -> Complex[Tensor, "distance d_head"]:
+    """Of the d_head × d_head product with the spectrum of E W_Q R Kᵀ, for queries turned to each distance."""
+    queries = layer.W_Q[head]
+    product = keys.T @ queries
+    if layer.rotary is None:
+        return torch.linalg.eigvals(product[None]).expand(len(distances), -1)
+    return torch.linalg.eigvals(torch.stack([layer.rotary.turned(product, distance) for distance in distances]))
+
+
+class Signals(NamedTuple):
+    """What retrieval strength can be made of; each counts where above 0."""
+
+    copying: Float[Tensor, "attn_layer head"]
+    copying_share: Float[Tensor, "attn_layer head"]
+    matching: Float[Tensor, "attn_layer head"]
+    """Mean over distances."""
+    induction: Float[Tensor, "attn_layer head"]
+    induction_match: Float[Tensor, "attn_layer head"]
+
+
+COMBINATIONS: Mapping[str, Callable[[Signals], Float[Tensor, "attn_layer head"]]] = {
+    "matching × copying": lambda s: s.matching * s.copying,
+    "matching × copying share": lambda s: s.matching * s.copying_share,
+    "induction matching × copying": lambda s: s.induction_match * s.copying,
+    "induction matching × copying share": lambda s: s.induction_match * s.copying_share,
+    "induction matching + copying": lambda s: s.induction_match + s.copying,
+    "induction matching × induction": lambda s: s.induction_match * s.induction,
+    "the better matching × copying": lambda s: torch.maximum(s.matching, s.induction_match) * s.copying,
+    "induction × copying share": lambda s: s.induction * s.copying_share,
+}
+"""What was tried for retrieval strength."""
+
+CHOSEN = "induction matching × copying"
+"""Of `COMBINATIONS`, what kept tiny-jamba's retrieval with the fewest heads; tested on tiny-recurrentgemma.
+``python -m analyses.rankings.choosing`` makes the choice and the test again."""
+
+
+def retrieval(signals: Signals, combination: str = CHOSEN) -> Float[Tensor, "attn_layer head"]:
+    """Retrieval strength: a head that finds what stood before the current token earlier on, and copies it.
+
+    Args:
+        signals: a model's.
+        combination: of `COMBINATIONS`.
+    """
+    return COMBINATIONS[combination](Signals(*(signal.clamp(min=0) for signal in signals)))

@@ -1,0 +1,205 @@
+"""What a model can still do when only some heads speak, retrieval apart: loss on filler text, and the local tasks.
+
+* `filler_loss`: the mean cross-entropy of the next token over held-out filler, in nats. Many conditions share a
+  batch, each row with its own mask.
+* `task_scores`: accuracy on the tasks of `analyses.local_tasks`, by lm-eval.
+
+Heads are silent in prefill and in answering. Conditions with equal masks are computed once.
+
+`filler_tokens` draws its sentences from the built-in essays' grammar by random streams of their own, which neither
+training nor any prompt uses, whatever their seeds. The grammar is small, though: 64 of 100 sentences so drawn stand
+in the embedded models' training filler (`hybridlens.tiny.documents.filler_sentences`, seed 0 for both). These are
+left out, for every model, so that no sentence of the text was trained on; its words and its shapes were.
+
+How it fails: the filler is easy and says nothing; a model that needs no attention to foretell it shows no loss, so
+an unchanged loss does not mean that nothing else was lost. Sentences that training missed are the longer ones, so
+the loss is above that of all filler. Two of the local tasks, tiny_retrieval and tiny_recite, are retrieval and fall
+with it; they have to be asked for. Without a tokenizer, or for the tasks without lm-eval, one `InputError` says so.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from analyses.benchmarks.tasks import load_tasks, quiet, require, seeded
+from analyses.local_tasks import NAMES
+from analyses.rankings.masks import check_masks, distinct, keep_mask, keep_rows
+from analyses.rankings.prompts import check_batch_size
+from hybridlens.errors import InputError, UnknownNameError, closest
+from hybridlens.hooks import Edit
+from hybridlens.model import HybridLens
+from hybridlens.niah import essay_sentences
+from hybridlens.tiny.documents import filler_sentences
+
+TASKS: tuple[str, ...] = ("tiny_facts", "tiny_grammar")
+"""The local tasks that are not retrieval: facts learned in training, and agreement."""
+
+TRAINED_SEED = 0
+"""Of the training runs of both embedded models."""
+
+METRICS: Mapping[str, str] = {"tiny_recite": "exact_match,none"}
+"""lm-eval's key of a task's accuracy, where it is not "acc,none"."""
+
+
+def filler_tokens(lens: HybridLens, length: int, rows: int, seed: int = 0) -> Int[Tensor, "row pos"]:
+    """Held-out filler: rows of exactly `length` tokens, each a text of its own with the tokenizer's own beginning.
+
+    Row i is the same however many rows there are, and of other lengths it is the same text, shorter or longer.
+
+    Args:
+        lens: the model, with its tokenizer.
+        length: tokens of each row, at least 2, the one that begins every text (BOS) included.
+        rows: how many texts.
+        seed: of the texts.
+
+    Raises:
+        InputError: no tokenizer; a length under 2 or beyond the model's context; no rows.
+    """
+    if lens.tokenizer is None:
+        raise InputError("filler text needs a tokenizer, and this lens has none; give one to HybridLens")
+    if length < 2 or (lens.cfg.n_ctx is not None and length > lens.cfg.n_ctx):
+        raise InputError(f"filler of {length} tokens asked for, expected 2..{lens.cfg.n_ctx or ''}")
+    if rows < 1:
+        raise InputError(f"{rows} rows of filler asked for, expected at least 1")
+    return torch.tensor([_text(lens.tokenizer, length, f"held-out filler {seed} {row}") for row in range(rows)])
+
+
+def _text(tokenizer: Any, length: int, stream: str) -> list[int]:
+    """The first `length` tokens of the text of a random stream."""
+    sentences = unseen_sentences(stream)
+    text = next(sentences)
+    while True:
+        ids = cast(list[int], tokenizer(text, verbose=False)["input_ids"])
+        if len(ids) > length + 1:  # one more, since a tokenizer may end every text with a token of its own
+            return ids[:length]
+        text += " " + " ".join(next(sentences) for _ in range(1 + length // 16))
+
+
+def unseen_sentences(stream: str) -> Iterator[str]:
+    """Sentences without end, of a random stream, that stood in no embedded model's training filler."""
+    trained = _trained()
+    return (sentence for sentence in essay_sentences(random.Random(stream)) if sentence not in trained)
+
+
+@cache
+def _trained() -> frozenset[str]:
+    return frozenset(filler_sentences(TRAINED_SEED))
+
+
+@torch.no_grad()
+def filler_loss(
+    lens: HybridLens,
+    kept: Sequence[Bool[Tensor, "attn_layer head"]],
+    tokens: Int[Tensor, "batch pos"],
+    batch_size: int = 16,
+) -> Float[Tensor, "condition"]:
+    """Mean cross-entropy of the next token when only some heads speak, in nats.
+
+    Args:
+        lens: the model.
+        kept: for each condition, True for the heads that speak.
+        tokens: full rows, no padding; every token but each row's first is foretold.
+        batch_size: rows of a forward pass; a row is one text under one condition. Their logits at all positions are
+            held at once.
+
+    Raises:
+        InputError: no condition, a mask that is not of this model's heads, rows of one token, a size below 1.
+    """
+    masks, of = distinct(check_masks(lens, kept))
+    check_batch_size(batch_size)
+    rows = lens.batch(tokens).tokens
+    if rows.shape[1] < 2:
+        raise InputError("rows of 1 token given, expected at least 2: the loss is of foretelling the next one")
+    cells = [(mask, row) for row in range(rows.shape[0]) for mask in range(len(masks))]
+    totals = torch.zeros(len(masks), dtype=torch.float64)
+    for start in range(0, len(cells), batch_size):
+        batch = cells[start : start + batch_size]
+        which = torch.tensor([mask for mask, _ in batch])
+        read = rows[[row for _, row in batch]]
+        logits = lens.prefill(read, keep_rows(lens, masks[which])).logits
+        losses = [_cross_entropy(row, ids) for row, ids in zip(logits, read, strict=True)]
+        totals.index_add_(0, which, torch.stack(losses).double().cpu())
+    return (totals / rows.shape[0]).float()[of]
+
+
+def _cross_entropy(logits: Float[Tensor, "pos vocab"], ids: Int[Tensor, "pos"]) -> Float[Tensor, ""]:
+    """Of one row: the mean over its tokens but the first, in nats, in float32."""
+    return torch.nn.functional.cross_entropy(logits[:-1].float(), ids[1:].to(logits.device))
+
+
+def task_scores(
+    lens: HybridLens,
+    kept: Sequence[Bool[Tensor, "attn_layer head"]],
+    tasks: Sequence[str] = TASKS,
+    limit: int | None = None,
+    batch_size: int = 16,
+) -> dict[str, Float[Tensor, "condition"]]:
+    """Accuracy on the local tasks when only some heads speak, 0 … 1.
+
+    Args:
+        lens: the model, with its tokenizer.
+        kept: for each condition, True for the heads that speak.
+        tasks: of `analyses.local_tasks.NAMES`. The two that retrieve, tiny_retrieval and tiny_recite, read prompts
+            of 160 to 220 tokens and take ten times as long.
+        limit: so many items of each at most, drawn at random by the task's name (its first ones would be of one
+            kind), the same for every condition; None for all (72 to 100).
+        batch_size: contexts read together.
+
+    Returns:
+        by task; tiny_recite's is the share of sentences said word by word.
+
+    Raises:
+        InputError: lm-eval is not installed, no tokenizer that it can use, no condition, a mask that is not of this
+            model's heads, a limit or size below 1, a task given twice.
+        UnknownNameError: a task that is not local.
+    """
+    require()
+    masks, of = distinct(check_masks(lens, kept))
+    unknown = next((task for task in tasks if task not in NAMES), None)
+    if unknown is not None:
+        raise UnknownNameError(
+            f"task {unknown!r} is no local task{closest(unknown, NAMES)}; expected some of {', '.join(NAMES)}"
+        )
+    if limit is not None and limit < 1:
+        raise InputError(f"limit {limit} given, expected at least 1, or None for all items")
+    check_batch_size(batch_size)
+    loaded = load_tasks(tuple(tasks)).tasks
+    chosen = {task: _items(task, len(loaded[task].eval_docs), limit) for task in tasks}
+    found = [_scores(lens, keep_mask(lens, mask), loaded, chosen, batch_size) for mask in masks]
+    return {task: torch.tensor([scores[task] for scores in found])[of] for task in tasks}
+
+
+def _items(task: str, n: int, limit: int | None) -> list[int]:
+    """Which of a task's `n` items are asked, ascending."""
+    if limit is None or limit >= n:
+        return list(range(n))
+    return sorted(random.Random(f"items of {task}").sample(range(n), limit))
+
+
+def _scores(
+    lens: HybridLens,
+    edits: Sequence[Edit],
+    tasks: Mapping[str, Any],
+    items: dict[str, list[int]],
+    batch_size: int,
+) -> dict[str, float]:
+    """lm-eval's accuracy on some items of each task under some edits."""
+    from lm_eval.evaluator import evaluate
+
+    from analyses.benchmarks.harness import HarnessModel
+
+    for task in tasks.values():
+        task.set_fewshot_seed(seed=0)  # these tasks have no examples; lm-eval asks for a seed all the same
+    with quiet(), seeded():
+        model = HarnessModel(lens, edits, batch_size)
+        asked: Any = {"tasks": dict(tasks)}
+        found = evaluate(model, asked, samples=items, bootstrap_iters=0, log_samples=False)
+    results = cast(Mapping[str, Any], found)["results"]  # it is None only for helpers of a distributed run
+    return {task: float(results[task][METRICS.get(task, "acc,none")]) for task in tasks}

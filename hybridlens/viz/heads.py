@@ -1,0 +1,196 @@
+"""Plotly heatmaps of numbers about heads: one a head, one a pair of writer and reader, one a pair of rankings.
+
+Signed values get a scale that is symmetric about 0, whose middle is the colour of nothing; others begin at 0 or where
+they are told to. Small maps show their values in the squares, all of them under the pointer. How it fails: what is not
+finite is an empty square, and rows of unequal length are refused with `InputError`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from hybridlens.errors import InputError
+from hybridlens.viz.figures import MAP_COLORS, axis, base_layout
+
+SIGNED_COLORS = ((0.0, "#7c3210"), (0.25, "#d9956f"), (0.5, "#f3ece2"), (0.75, "#7db8b1"), (1.0, "#0c5359"))
+"""Below 0, nothing, above 0; `common.js` has their counterparts for dark pages."""
+
+_WRITTEN = 16
+"""A map with more columns than this has no numbers in its squares."""
+
+
+def plain(value: float | int) -> float | None:
+    """A number as JSON has it, to four digits; None where it is not finite."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def short(value: float | int | None, digits: int = 2) -> str:
+    """A number as it fits into a square: ".87", "−.05", "12"; nothing for None.
+
+    Args:
+        value: the number.
+        digits: after the point, below 10.
+    """
+    if value is None or not math.isfinite(value):
+        return ""
+    text = f"{value:.{digits if abs(value) < 9.995 else 0}f}"
+    if float(text).is_integer():
+        return text.split(".")[0].replace("-0", "0").replace("-", "−")
+    return text.replace("0.", ".", 1).replace("-", "−") if abs(float(text)) < 1 else text.replace("-", "−")
+
+
+def head_heatmap(
+    scores: Sequence[Sequence[float | int]],
+    layers: Sequence[int],
+    name: str,
+    low: float | int | None = None,
+    high: float | int | None = None,
+    best_first: bool = False,
+) -> go.Figure:
+    """A number for each head: a row a layer, a column a head.
+
+    Args:
+        scores: [layer][head].
+        layers: the index in the model of each row.
+        name: what the number is, for the pointer.
+        low: lower end of the scale; that of the values when left out. Where it is below 0, the scale is symmetric.
+        high: upper end, likewise.
+        best_first: whether the lowest value, a place say, has the strongest colour.
+
+    Raises:
+        InputError: there are not as many rows as layers, or they differ in length.
+    """
+    columns = [f"H{head}" for head in range(len(scores[0]) if scores else 0)]
+    rows = [f"L{layer}" for layer in layers]
+    figure = _heatmap(scores, rows, columns, name, low, high)
+    if best_first:
+        figure.update_traces(reversescale=True)
+    figure.update_layout(
+        xaxis=axis("head", type="category", showgrid=False, tickangle=0, **_numbers(columns)),
+        yaxis=axis("layer", type="category", autorange="reversed", showgrid=False),
+    )
+    return figure
+
+
+def pair_heatmap(
+    values: Sequence[Sequence[float | int]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    titles: tuple[str, str],
+    name: str,
+) -> go.Figure:
+    """A number for each pair: writers down, readers across, say.
+
+    Args:
+        values: [row][column]; NaN where there is no such pair.
+        rows: their names.
+        columns: their names.
+        titles: what stands down and what across.
+        name: what the number is, for the pointer.
+
+    Raises:
+        InputError: names and values do not fit.
+    """
+    figure = _heatmap(values, rows, columns, name, None, None)
+    figure.update_layout(
+        xaxis=axis(titles[1], type="category", showgrid=False),
+        yaxis=axis(titles[0], type="category", autorange="reversed", showgrid=False, **_thinned(rows)),
+    )
+    return figure
+
+
+def correlation_matrix(values: Sequence[Sequence[float | int]], names: Sequence[str]) -> go.Figure:
+    """Correlations between rankings, -1 to 1.
+
+    Args:
+        values: [name][name]; NaN where there is none.
+        names: of the rankings.
+
+    Raises:
+        InputError: names and values do not fit.
+    """
+    figure = _heatmap(values, names, names, "rank correlation", -1, 1)
+    figure.update_layout(
+        xaxis=axis("", type="category", showgrid=False),
+        yaxis=axis("", type="category", autorange="reversed", showgrid=False),
+    )
+    return figure
+
+
+def heatmap_height(rows: int, least: int = 150, most: int = 900) -> int:
+    """Pixels that a map of so many rows needs."""
+    return min(max(least, 96 + (34 if rows <= 12 else 17 if rows <= 40 else 4) * rows), most)
+
+
+def _heatmap(
+    values: Sequence[Sequence[float | int]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    name: str,
+    low: float | int | None,
+    high: float | int | None,
+) -> go.Figure:
+    if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
+        shape = f"{len(values)} rows of {sorted({len(row) for row in values})}"
+        raise InputError(f"{shape} values cannot be drawn; the names need {len(rows)} rows of {len(columns)}")
+    z = [[plain(value) for value in row] for row in values]
+    known = [value for row in z for value in row if value is not None]
+    least, most, colors = _scale(known, low, high)
+    trace: dict[str, Any] = {
+        "x": list(columns),
+        "y": list(rows),
+        "z": z,
+        "zmin": least,
+        "zmax": most,
+        "xgap": 2 if len(columns) <= 40 else 0,
+        "ygap": 2 if len(rows) <= 40 else 0,
+        "colorscale": [list(stop) for stop in colors],
+        "hoverongaps": False,
+        "customdata": [[name] * len(columns)] * len(rows),
+        "hovertemplate": "%{y}, %{x}: <b>%{z:.3~g}</b><extra>%{customdata}</extra>",
+        "colorbar": {"tickfont": {"size": 11}, "thickness": 8, "outlinewidth": 0, "nticks": 5, **_bar(len(rows))},
+    }
+    if len(columns) <= _WRITTEN:
+        digits = _digits(known)
+        written = [[short(value, digits) for value in row] for row in z]
+        trace |= {"text": written, "texttemplate": "%{text}", "textfont": {"size": 11}}
+    figure = go.Figure(go.Heatmap(**trace))
+    figure.update_layout(**base_layout(), margin={"l": 10, "r": 10, "t": 10, "b": 40})
+    return figure
+
+
+def _scale(
+    known: Sequence[float | int], low: float | int | None, high: float | int | None
+) -> tuple[float, float, Sequence[tuple[float, str]]]:
+    """Both ends and the colours: symmetric about 0 where anything may be below it."""
+    least = low if low is not None else min([*known, 0.0])
+    most = high if high is not None else max([*known, 0.0])
+    if least < 0:
+        limit = max(-least, most)
+        return float(-limit), float(limit), SIGNED_COLORS
+    return float(least), float(most if most > least else least + 1), MAP_COLORS
+
+
+def _bar(rows: int) -> dict[str, Any]:
+    """How long the scale's bar is: the whole height of a low map."""
+    return {"len": 1} if rows <= 5 else {"lenmode": "pixels", "len": 170, "y": 1, "yanchor": "top"}
+
+
+def _digits(known: Sequence[float | int]) -> int:
+    """Digits after the point that show two of the largest value."""
+    largest = max((abs(value) for value in known), default=0.0)
+    return min(max(2, 1 - math.floor(math.log10(largest))), 5) if largest else 2
+
+
+def _numbers(columns: Sequence[str]) -> dict[str, Any]:
+    """Ticks of many heads, without the letter for which there is no room."""
+    names = [name.removeprefix("H") for name in columns]
+    return {"tickmode": "array", "tickvals": list(columns), "ticktext": names} if len(columns) > 10 else {}
+
+
+def _thinned(names: Sequence[str]) -> dict[str, Any]:
+    """Ticks of an axis, at most about fifty names."""
+    step = -(-len(names) // 50)
+    return {"tickmode": "array", "tickvals": list(names[::step])} if step > 1 else {}
