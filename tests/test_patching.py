@@ -234,6 +234,17 @@ def test_many_patches_take_few_passes(family, monkeypatch):
     assert work < 0.45 * 160 * 4 * 40
 
 
+def test_large_activations_take_smaller_batches():
+    """A point's copies in one batch stay within their share of the memory; at least one row is always taken."""
+    lens = small("jamba")
+    patches = [Target("blocks.0.ssm.hook_state", {"p": place}) for place in range(12)]
+    one = schedule.size_of(lens.hook_points["blocks.0.ssm.hook_state"], 40)
+    for rows, memory in ((12, 1 << 30), (5, 5 * one * schedule.SHARE), (1, one)):
+        groups = schedule.groups_of(lens, patches, 40, 0, 32, memory, True)
+        sizes = [len(batch.jobs) for group in groups for batch in group.batches]
+        assert (max(sizes), sum(sizes)) == (rows, 12)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captures_are_bounded_by_memory(family, monkeypatch):
     """With little memory, values are captured a few points at a time, and the result is the same."""

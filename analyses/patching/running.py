@@ -133,7 +133,7 @@ def activation_patch(
         over: the axes to go over, by letter (see `analyses.patching.over`); the others are patched whole.
         targets: patches of any kind instead of `hooks` and `over`: targets, or lists of targets patched together.
         direction: "denoise" puts clean values into the corrupt run, "noise" corrupt ones into the clean run.
-        batch_size: patches in one forward pass.
+        batch_size: patches in one forward pass, at most: large activations take fewer (`analyses.patching.schedule`).
         memory: bytes of captured activations held at once; one hook point is always taken whole.
         skip_positions: take what comes before the first patch from the untouched run's memory, which is faster and
             rounds differently in the last bits.

@@ -4,7 +4,11 @@ Every patch has a first layer and a first position that it can change. Patches a
 a batch begins where the earliest of its patches does. Few patches left of one layer go along with the next. Batches
 are gathered in groups whose captured activations fit into memory together.
 
-How it fails: one hook point that is larger than the memory given is captured all the same, alone.
+A batch has fewer rows where its rows' activations at a patched point, every row a copy, would take more than
+1 ÷ `SHARE` of the memory: a batch of recurrent states or patterns is slower, not faster, once no cache holds it.
+
+How it fails: one hook point that is larger than the memory given is captured all the same, alone, and patched row by
+row.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ from hybridlens.model import HybridLens
 
 CUTS = 8
 """Places behind the first position from which runs may go on; each holds the memory of the prompt before it."""
+
+SHARE = 32
+"""Of the memory, one part of so many is for one point's activations in a batch: 32 MiB of 1 GiB."""
 
 BYTES = 4
 """Of one number, at most."""
@@ -94,7 +101,7 @@ def groups_of(
     acting.sort(key=lambda job: (job.layer, cut_of[job.number], job.order, job.number))
     batches = [
         Batch(tuple(jobs), min(job.layer for job in jobs), min(cut_of[job.number] for job in jobs))
-        for jobs in _portions(acting, batch_size)
+        for jobs in _portions([(job, min(batch_size, _rows(lens, job, length, memory))) for job in acting])
     ]
     return _gathered(batches, lens, length, memory)
 
@@ -115,13 +122,25 @@ def _job(lens: HybridLens, number: int, patch: Patch, length: int, same_until: i
     )
 
 
-def _portions(jobs: Sequence[Job], size: int) -> list[list[Job]]:
-    """Jobs by `size`; less than a quarter of that, left over at the end of a layer, joins the next layer's."""
+def _rows(lens: HybridLens, job: Job, length: int, memory: int) -> int:
+    """Rows of a batch that keep the largest of a patch's points within its share of the memory."""
+    largest = max(size_of(lens.hook_points[name], length) for name in job.names)
+    return max(1, memory // SHARE // largest)
+
+
+def _portions(jobs: Sequence[tuple[Job, int]]) -> list[list[Job]]:
+    """Jobs in batches of as many rows as each allows.
+
+    Less than a quarter of that, left over at the end of a layer, joins the next layer's.
+    """
     out: list[list[Job]] = []
-    for job in jobs:
-        last = out[-1] if out else None
-        if last is None or len(last) == size or (last[0].layer != job.layer and 4 * len(last) >= size):
+    room = 0
+    for job, size in jobs:
+        last = out[-1] if out else []
+        room = min(room, size)
+        if len(last) >= room or (last[0].layer != job.layer and 4 * len(last) >= room):
             out.append([job])
+            room = size
         else:
             last.append(job)
     return out
