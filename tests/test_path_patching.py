@@ -254,6 +254,15 @@ def test_the_whole_model_at_once_in_few_passes(family, tmp_path):
     assert not any(point.has_hooks() for point in lens.hook_dict.values())
 
 
+def test_little_memory_takes_rows_one_by_one():
+    lens, (clean, corrupt) = small("jamba"), prompts()
+    paths, done = random_paths(lens, 8, seed=3), []
+    _, ours = patched(lens, clean, corrupt, paths)
+    _, again = patched(lens, clean, corrupt, paths, memory=1, progress=done.append)
+    torch.testing.assert_close(again, ours, atol=1e-5, rtol=0)
+    assert set(done) == {1}
+
+
 def test_metrics_of_all_positions():
     lens, (clean, corrupt) = small("jamba"), prompts()
     with torch.no_grad():
@@ -292,7 +301,7 @@ def test_bad_input_is_one_line():
     fails(InputError, "no empty group", [[]])
     fails(InputError, "'embedding' was given twice", [*embed, embed])
     fails(InputError, r"position 19 given, but the prompt has 0\.\.18", positions=[19])
-    fails(InputError, "batch_size 0 given", batch_size=0)
+    fails(InputError, "batch_size 0 and memory", batch_size=0)
     fails(InputError, "they part at position 6", prompt=clean[:, :-1])
     fails(UnknownNameError, "direction 'zero' does not exist", direction="zero")
     fails(UnknownNameError, "absent='skip' does not exist; expected one of refuse, untouched", absent="skip")

@@ -32,7 +32,8 @@ from analyses.patching.alignment import aligned, shared_beginning
 from analyses.patching.metrics import MetricLike, as_metric, measured
 from analyses.patching.path_inputs import Group, Runs, altered_streams, read_runs, reader_point, reading
 from analyses.patching.results import DIRECTIONS, Axis, PatchResult, check_direction, check_ends
-from analyses.patching.running import BATCH, ENDS
+from analyses.patching.running import BATCH, ENDS, MEMORY
+from analyses.patching.schedule import BYTES, SHARE
 from analyses.patching.snapshot import Snapshot
 from analyses.patching.targets import Selector
 from analyses.patching.writers import Reader, Writer, reaches
@@ -64,6 +65,7 @@ def path_patch(
     through_mlps: bool = False,
     absent: str = "refuse",
     batch_size: int = BATCH,
+    memory: int = MEMORY,
     skip_positions: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> PatchResult:
@@ -81,7 +83,8 @@ def path_patch(
         through_mlps: paths may also run through the MLPs between writer and reader.
         absent: "refuse" pairs whose reader does not come after all of the writers, or give them the "untouched" run's
             value, so that all writers and readers of a model can be given at once.
-        batch_size: paths in one forward pass.
+        batch_size: paths in one forward pass, at most.
+        memory: bytes; a batch has fewer rows where their altered streams would take more than 1 ÷ `SHARE` of them.
         skip_positions: take what comes before the first difference from the untouched run's memory.
         progress: called with the number of paths done after each forward pass.
 
@@ -97,8 +100,8 @@ def path_patch(
     check_direction(direction, DIRECTIONS)
     if absent not in ABSENT:
         raise UnknownNameError(f"absent={absent!r} does not exist; expected one of {', '.join(ABSENT)}")
-    if batch_size < 1:
-        raise InputError(f"batch_size {batch_size} given, expected at least 1")
+    if batch_size < 1 or memory < 1:
+        raise InputError(f"batch_size {batch_size} and memory {memory} given, expected at least 1 of both")
     groups = [(given,) if isinstance(given, Writer) else tuple(dict.fromkeys(given)) for given in writers]
     pairs, axes = _pairs(lens, groups, readers, absent), _axes(groups, readers)
     prompts, measure = aligned(lens, clean, corrupt), as_metric(metric)
@@ -107,6 +110,7 @@ def path_patch(
     pairs = pairs if where.acts else set[_Pair]()
     from_groups = [groups[at] for at in sorted({at for at, _ in pairs})]
     to_readers = [readers[at] for at in sorted({at for _, at in pairs})]
+    size = min(batch_size, max(1, memory // SHARE // (BYTES * lens.cfg.d_model * (prompts[0].shape[1] - where.cut))))
     layers, last = map(partial(_layer, lens), to_readers), measure.last_only
     with torch.no_grad():
         untouched = Snapshot(lens, prompts[base], layers, [where.cut], last)
@@ -118,7 +122,7 @@ def path_patch(
             ends[which] = float(measured(measure, lens, output, [ENDS[which]])[0])
         check_ends(ends[0], ends[1], measure.words)
         raw = torch.full([len(groups), len(readers)], ends[base], dtype=torch.float64)
-        for rows in _portions(_rows(lens, runs, groups, readers, pairs, through_mlps, batch_size), batch_size):
+        for rows in _portions(_rows(lens, runs, groups, readers, pairs, through_mlps, size), size):
             with lens.hooks(_hooks(rows, where.here)):
                 output = untouched.go_on(len(rows), min(row.layer for row in rows), where.cut)
             what = [f"the path from {axes[0].labels[g]} to {axes[1].labels[r]}" for g, r in (row.pair for row in rows)]
@@ -236,12 +240,12 @@ def _rows(
     readers: Sequence[Reader],
     pairs: set[_Pair],
     through_mlps: bool,
-    batch_size: int,
+    size: int,
 ) -> Iterator[_Row]:
-    """All paths, writers by `batch_size`, and for each of these portions the readers in forward order."""
+    """All paths, writers by `size`, and for each of these portions the readers in forward order."""
     used = sorted({g for g, _ in pairs})
-    for start in range(0, len(used), batch_size):
-        block = used[start : start + batch_size]
+    for start in range(0, len(used), size):
+        block = used[start : start + size]
         at_site: dict[int, list[int]] = {}
         for r in sorted({r for g, r in pairs if g in block}):
             at_site.setdefault(readers[r].order(lens.cfg.n_layers), []).append(r)
