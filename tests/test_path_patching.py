@@ -118,9 +118,8 @@ def patched(lens, clean, corrupt, paths, metric=METRIC, **options):
     return found, torch.stack([found.raw[groups.index(group), readers.index(reader)] for group, reader in paths])
 
 
-@pytest.mark.parametrize("through_mlps", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize(("direction", "through_mlps"), [("denoise", False), ("noise", True)])
 def test_random_paths_equal_the_plain_loop(family, direction, through_mlps):
     """Any writers and readers, any batch size, from position 0 or behind the shared beginning; beyond the window."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -160,7 +159,7 @@ def test_each_kind_of_writer_and_reader_is_heard(family):
 def test_chosen_positions_only(family, through_mlps):
     """Outputs exchanged at some positions reach the reader there and nowhere else."""
     lens, (clean, corrupt) = small(family), prompts()
-    paths = random_paths(lens, 8, seed=11)
+    paths = random_paths(lens, 6, seed=11)
     for positions in ([-1], [7, 16, 2]):
         expected = loop(lens, corrupt, clean, paths, METRIC, positions, through_mlps)
         _, ours = patched(lens, clean, corrupt, paths, positions=positions, through_mlps=through_mlps)
@@ -178,12 +177,14 @@ def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family
         where = {} if reader.head is None else {"h" if reader.kind == "q" else "g": reader.head}
         targets.append(Target(point_of(reader), where))
     expected = activation_patch(lens, clean, corrupt, METRIC, targets=targets).raw
-    for reader, value in zip(readers, expected, strict=True):
-        everything = [writer for writer in writers_of(lens) if reaches(lens, writer, reader)]
-        found = path_patch(lens, clean, corrupt, METRIC, [everything], [reader], through_mlps=through_mlps)
-        assert found.raw.item() == pytest.approx(value.item(), abs=2e-5), reader.words
-        if reader.kind == "logits":
-            assert found.normalised.item() == pytest.approx(1, abs=1e-4)
+    paths = [
+        (tuple(writer for writer in writers_of(lens) if reaches(lens, writer, reader)), reader) for reader in readers
+    ]
+    found, ours = patched(lens, clean, corrupt, paths, through_mlps=through_mlps)
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=0)
+    logits = readers.index(Reader("logits"))
+    assert ours[logits].item() == pytest.approx(found.clean, abs=2e-5)
+    assert (ours - found.corrupt).abs().min() > 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -192,7 +193,7 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_plain_loop(family):
     lens, (clean, corrupt) = small(family, torch.bfloat16), prompts()
     changes = {"num_key_value_heads": 2, "attention_bias": True} if family == "recurrentgemma" else {}
     exact = hl.HybridLens(make(family, 3, **changes).to(torch.bfloat16).to(torch.float32))
-    paths = random_paths(lens, 16, seed=6)
+    paths = random_paths(lens, 10, seed=6)
     truth, plainly = (loop(which, corrupt, clean, paths) for which in (exact, lens))
     _, ours = patched(lens, clean, corrupt, paths, batch_size=8)
     error, plainly = ((values - truth).square().mean().sqrt() for values in (ours, plainly))
