@@ -60,7 +60,8 @@ def test_the_answer_follows_the_planted_memory_and_no_other(family: str, where: 
     key = (layer, "recurrent" if head is None else "values")
     for mix in told.mixes:
         shares = told.shares(mix.name)
-        assert (shares.a.mean, shares.b.mean) == ((0, 1) if key in mix.from_b else (1, 0)), mix.name
+        moved = key in mix.from_b or (layer, head) in mix.heads_from_b
+        assert (shares.a.mean, shares.b.mean) == ((0, 1) if moved else (1, 0)), mix.name
         assert shares.likelier_b.mean == shares.b.mean
         assert abs(shares.leaning) > 2
         assert (shares.leaning > 0) == (shares.b.mean == 1)
@@ -115,7 +116,10 @@ def by_hand(a: HybridState, b: HybridState, mix: Mix) -> HybridState:
             return getattr(theirs if (i, memory or name) in mix.from_b else ours, name)
 
         if isinstance(ours, AttentionState):
-            layers.append(AttentionState(pick("k", memory="keys"), pick("v", memory="values")))
+            k, v = pick("k", memory="keys").clone(), pick("v", memory="values").clone()
+            for head in (head for layer, head in mix.heads_from_b if layer == i):
+                k[:, head], v[:, head] = theirs.k[:, head], theirs.v[:, head]
+            layers.append(AttentionState(k, v))
         else:
             layers.append(RecurrentState(pick("conv"), pick("recurrent")))
     return HybridState(a.model, a.lengths, a.key_positions, tuple(layers), a.window)
@@ -131,7 +135,8 @@ def test_every_cell_is_that_of_a_run_of_its_own(lens: hl.HybridLens) -> None:
     edits = [hl.Edit(f"blocks.{layer}.hook_mlp_out", lambda x, hook: x * 0.5, "prefill"),
              hl.Edit("blocks.0.hook_mixer_out", lambda x, hook: x * 2, "decode")]  # fmt: skip
     chosen = kv_cache.mixes(lens.cfg)
-    chosen = chosen[:10] + chosen[10::7]
+    chosen = chosen[:10] + chosen[10::7] + [mix for mix in chosen if mix.group == f"layer {layer}, head 1"]
+    chosen = list(dict.fromkeys(chosen))
     result = kv_cache.crossover(lens, pairs, chosen, max_new_tokens=4, edits=edits, rows=12)
     assert [cell.mix for cell in result.cells] == [mix.name for mix in chosen for _ in pairs]
     texts = {}

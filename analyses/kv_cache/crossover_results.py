@@ -128,7 +128,15 @@ class Crossover:
         Raises:
             ResultsError: the file cannot be written.
         """
-        mixes = [{"name": m.name, "group": m.group, "from_b": sorted(map(list, m.from_b))} for m in self.mixes]
+        mixes = [
+            {
+                "name": mix.name,
+                "group": mix.group,
+                "from_b": sorted(map(list, mix.from_b)),
+                "heads_from_b": sorted(map(list, mix.heads_from_b)),
+            }
+            for mix in self.mixes
+        ]
         value = {
             "format": FORMAT, "model": self.model, "max_new_tokens": self.max_new_tokens, "mixes": mixes,
             "cells": [asdict(cell) for cell in self.cells],
@@ -148,7 +156,12 @@ class Crossover:
         value = read_json(path, FORMAT, "crossover")
         try:
             mixes = tuple(
-                Mix(str(m["name"]), str(m["group"]), frozenset((int(i), str(what)) for i, what in m["from_b"]))
+                Mix(
+                    str(m["name"]),
+                    str(m["group"]),
+                    frozenset((int(i), str(what)) for i, what in m["from_b"]),
+                    frozenset((int(i), int(head)) for i, head in m["heads_from_b"]),
+                )
                 for m in value["mixes"]
             )
             cells = tuple(CrossCell(**cell) for cell in value["cells"])

@@ -3,8 +3,9 @@
 A hybrid remembers in four ways: keys and values of its attention layers, and convolution inputs and recurrent states
 of its recurrent layers. A `Mix` names some of these, layer by layer. `mixes` makes the ready ones: all combinations of
 keys with values, convolution and recurrent state of the whole model; keys apart from values; each attention layer; and
-each recurrent layer, with its convolution, without it, and the convolution alone. For each layer there are both "only"
-(nothing but this from B: is it enough?) and "all but" (everything but this from B: is it needed?).
+each recurrent layer, with its convolution, without it, and the convolution alone; where there are several key/value
+heads, each of these. For each layer and head there are both "only" (nothing but this from B: is it enough?) and "all
+but" (everything but this from B: is it needed?).
 
 How it fails: a memory that a layer does not have raises `InputError` when a state is mixed.
 """
@@ -32,12 +33,15 @@ class Mix:
     Attributes:
         name: what results call it.
         group: what it belongs to, such as "whole model" or "layer 3".
-        from_b: (layer, memory) of everything that comes from B.
+        from_b: (layer, memory) of everything that comes from B whole.
+        heads_from_b: (layer, key/value head) of those whose keys and values come from B in layers whose other heads'
+            come from A.
     """
 
     name: str
     group: str
     from_b: frozenset[tuple[int, str]]
+    heads_from_b: frozenset[tuple[int, int]] = frozenset()
 
     def of(self, a: HybridState, b: HybridState) -> HybridState:
         """The mixed state, row for row; tensors that come whole from A are A's own.
@@ -53,6 +57,8 @@ class Mix:
                 a = swap(a, b, memory, layers=layers)
             else:
                 a = swap_recurrent(a, b, memory, layers=layers)
+        for layer in sorted({layer for layer, _ in self.heads_from_b}):
+            a = swap(a, b, layers=[layer], heads=sorted(head for other, head in self.heads_from_b if other == layer))
         return a
 
 
@@ -91,6 +97,20 @@ def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
             what = "kv" if "keys" in kind else " and ".join(kind)
             found.append(Mix(f"only {what} of layer {layer} B", f"layer {layer}", this))
             found.append(Mix(f"all but {what} of layer {layer} B", f"layer {layer}", everything - this))
+        if layer in cfg.attention_layers and cfg.n_kv_heads > 1:
+            found += _by_head(layer, cfg.n_kv_heads, everything)
+    return found
+
+
+def _by_head(layer: int, n_heads: int, everything: frozenset[tuple[int, str]]) -> list[Mix]:
+    """Keys and values of each head of a layer, alone and alone not."""
+    found: list[Mix] = []
+    for head in range(n_heads):
+        others = frozenset((layer, other) for other in range(n_heads) if other != head)
+        rest = everything - {(layer, "keys"), (layer, "values")}
+        what, group = f"kv of layer {layer}, head {head} B", f"layer {layer}, head {head}"
+        found.append(Mix(f"only {what}", group, frozenset(), frozenset({(layer, head)})))
+        found.append(Mix(f"all but {what}", group, rest, others))
     return found
 
 
