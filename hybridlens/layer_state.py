@@ -116,9 +116,11 @@ class RecurrentState:
 LayerState: TypeAlias = AttentionState | RecurrentState
 
 
-def rows_of(held: LayerState) -> int:
-    """Rows that a layer's memory is of."""
-    return held.k.shape[0] if isinstance(held, AttentionState) else held.conv.shape[0]
+def newest(held: LayerState, slots: int) -> LayerState:
+    """Without the oldest keys where it holds more than `slots`."""
+    if isinstance(held, RecurrentState) or held.k.shape[2] <= slots:
+        return held
+    return held.drop(held.k.shape[2] - slots)
 
 
 def parts(held: LayerState) -> dict[str, Tensor]:

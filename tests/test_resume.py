@@ -19,7 +19,7 @@ def test_every_layer_goes_on_to_the_same_bits(family):
         for layer in range(lens.cfg.n_layers + 1):
             name = f"blocks.{layer}.hook_resid_pre"
             resid = cache[name] if layer < lens.cfg.n_layers else cache[f"blocks.{layer - 1}.hook_resid_post"]
-            out = lens.network.resume(resid, whole.state.layers[:layer], lengths)
+            out = lens.network.resume(layer, resid, whole.state, None, lengths)
             assert torch.equal(out.logits, logits)
             for ours, theirs in zip(out.state.tensors().values(), whole.state.tensors().values(), strict=True):
                 assert torch.equal(ours, theirs)
@@ -36,18 +36,36 @@ def test_hooks_of_layers_before_are_silent(family):
         fired = []
         edit = ("blocks.3.hook_mlp_out", lambda x, hook: x * 0)
         with lens.hooks([(lambda name: True, lambda x, hook: fired.append(hook.name)), edit]):
-            ours = lens.network.resume(cache["blocks.2.hook_resid_pre"], whole.state.layers[:2])
+            ours = lens.network.resume(2, cache["blocks.2.hook_resid_pre"], whole.state)
         assert torch.equal(ours.logits, lens.run_with_hooks(ids, [edit]))
     assert fired[0] == "blocks.2.hook_resid_pre"
     assert not any(name.startswith(("blocks.0", "blocks.1", "hook_embed")) for name in fired)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_behind_a_state(family):
+    """The second part of a prompt, longer than the window, from any layer: the bits of one pass over that part."""
+    lens = hl.HybridLens(make(family, 4))
+    ids = tokens(2, 12, seed=2)
+    with torch.no_grad():
+        before = lens.prefill(ids[:, :5]).state
+        kept = {}
+        keep = [(lambda name: name.endswith("hook_resid_pre"), lambda x, hook: kept.update({hook.name: x}))]
+        with lens.hooks(keep):
+            whole = lens.network(ids[:, 5:], None, before)
+        for layer in range(lens.cfg.n_layers):
+            out = lens.network.resume(layer, kept[f"blocks.{layer}.hook_resid_pre"], whole.state, before)
+            assert torch.equal(out.logits, whole.logits)
+            for ours, theirs in zip(out.state.tensors().values(), whole.state.tensors().values(), strict=True):
+                assert torch.equal(ours, theirs)
+
+
 def test_bad_memories_are_refused():
     """Rows and layers that do not fit: one line."""
     lens = hl.HybridLens(make("jamba", 4))
-    layers = lens.network(tokens(2, 5)).state.layers
+    state = lens.network(tokens(2, 5)).state
     resid = torch.zeros(3, 5, lens.cfg.d_model)
-    with pytest.raises(InputError, match="residual stream of 3 rows given with memories of 2 rows"):
-        lens.network.resume(resid, layers[:2])
-    with pytest.raises(InputError, match="memories of 8 layers given, but the model has 4"):
-        lens.network.resume(resid[:2], layers + layers)
+    with pytest.raises(InputError, match="the state holds 2 rows, but 3 rows of tokens were given"):
+        lens.network.resume(2, resid, state)
+    with pytest.raises(InputError, match=r"layer 5 given, expected 0\.\.4"):
+        lens.network.resume(5, resid[:2], state)

@@ -12,18 +12,15 @@ holds the memory of the prompt once for each place.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from analyses.patching.targets import EMBEDDING
-from hybridlens.components import Block, execution_device
 from hybridlens.hooks import HookPoint, reads_only
-from hybridlens.layer_state import LayerState, RecurrentState
 from hybridlens.model import HybridLens
-from hybridlens.network import Output, plan
+from hybridlens.network import Output
 from hybridlens.shapes import Resid, Tokens
 from hybridlens.state import HybridState
 
@@ -81,26 +78,12 @@ class Snapshot:
             output = self.lens.network(tokens, None, before, last_only)
         else:
             resid = self.resid[layer][:, cut:]
-            output = self._rest(resid.expand(rows, *resid.shape[1:]), layer, before, last_only)
+            resid, after = resid.expand(rows, *resid.shape[1:]), _repeated(self.output.state, rows)
+            output = self.lens.network.resume(layer, resid, after, before, None, last_only)
         if last_only or cut == 0:
             return output
         seen = self.output.logits[:, :cut].expand(rows, -1, -1)
         return Output(torch.cat([seen, output.logits], dim=1), output.state)
-
-    def _rest(self, resid: Resid, layer: int, before: HybridState | None, last_only: bool) -> Output:
-        """The layers from `layer` on, and the logits."""
-        network, model = self.lens.network, self.lens.hf_model
-        rows = resid.shape[0]
-        whole = _repeated(self.output.state, rows)
-        run, _, _ = plan(resid.new_zeros(resid.shape[:2], dtype=torch.long), None, before, network.cfg.window)
-        layers = list(whole.layers[:layer])
-        for number in range(layer, network.cfg.n_layers):
-            block = cast(Block, network.blocks[number])
-            resid, held = block(resid, run, None if before is None else before.layers[number])
-            layers.append(_newest(held, whole.key_positions.shape[1]))
-        resid = network.ln_final(resid.to(execution_device(model.get_output_embeddings(), resid.device)))
-        logits = network.hook_logits(network.family.unembed(model, resid[:, -1:] if last_only else resid))
-        return Output(logits, replace(whole, layers=tuple(layers)))
 
 
 def resid_name(lens: HybridLens, layer: int) -> str:
@@ -112,10 +95,3 @@ def resid_name(lens: HybridLens, layer: int) -> str:
 def _repeated(state: HybridState, rows: int) -> HybridState:
     """The memory of one row as that of many, without copies."""
     return state.map(lambda part: part.expand(rows, *part.shape[1:]))
-
-
-def _newest(held: LayerState, slots: int) -> LayerState:
-    """Without the oldest keys, which a sliding window has passed."""
-    if isinstance(held, RecurrentState) or held.k.shape[2] <= slots:
-        return held
-    return held.drop(held.k.shape[2] - slots)
