@@ -83,6 +83,8 @@ class HookedAttention(nn.Module):
             q, k = self.hook_rot_q(q), self.hook_rot_k(k)
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         held = AttentionState(keys, values) if held is None else held.append(keys, values)
+        if held.kept is not None:
+            slots = slots.without(held.kept, parts.n_heads)
         z = self.hook_z(self._mix(q, held.k, held.v, slots))
         return self._write(z), held
 
@@ -145,6 +147,8 @@ def fused_attention(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlot
     if queries == 1:  # heads of a group become queries of their shared key head: no key is copied
         folded = q[:, 0].unflatten(1, (-1, groups))
         mask = None if slots.mask is None else slots.mask.to(q.device)
+        if mask is not None and mask.shape[1] > 1:
+            mask = mask[:, :, 0].unflatten(1, (-1, groups))
         z = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
         return z.flatten(1, 2)[:, None]
     z = F.scaled_dot_product_attention(

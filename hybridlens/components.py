@@ -7,12 +7,13 @@ model without owning or changing them, so that the two always have the same weig
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from hybridlens.attention import HookedAttention
@@ -44,6 +45,34 @@ class RecurrentMixer(Protocol):
 
     def __call__(self, x: Resid, run: Pass, held: RecurrentState | None) -> tuple[Resid, RecurrentState]:
         """The layer's write to the residual stream, and its memory afterwards."""
+        ...
+
+
+class ExpertWrite(NamedTuple):
+    """What one expert of a mixture adds, weighed by the router."""
+
+    expert: int
+    tokens: Int[Tensor, "chosen_token"]
+    """Which tokens were sent to it."""
+    out: Float[Tensor, "chosen_token d_model"]
+
+
+class Mixture(Protocol):
+    """What a family's mixture of experts offers besides running."""
+
+    def expert_writes(
+        self,
+        x: Float[Tensor, "token d_model"],
+        indices: Int[Tensor, "token chosen"],
+        weights: Float[Tensor, "token chosen"],
+    ) -> Iterator[ExpertWrite]:
+        """What each expert that has tokens adds, one expert after the other; the mixture's write is their sum.
+
+        Args:
+            x: the normalised residual stream.
+            indices: the experts that each token is sent to, as `hook_expert_indices` holds them.
+            weights: the weight of each of these, as `hook_expert_weights` holds them.
+        """
         ...
 
 

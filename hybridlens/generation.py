@@ -2,6 +2,7 @@
 
 A run is a prefill and then one forward pass a token, from state to state. Rows that have ended are fed
 padding, which they do not read, until all have ended. The prefill unembeds each row's last token only.
+Between two passes the state can be exchanged for another (`Between`), so that a text goes on from a changed memory.
 
 How it fails: see `generate`; a hook that raises ends the run and leaves no hooks behind.
 """
@@ -67,6 +68,9 @@ class Generation(NamedTuple):
     """After the last token that was read: the last one generated has not been."""
 
 
+Between: TypeAlias = Callable[[HybridState, int], HybridState]
+"""Gives the state that a decode step is to go on from: (the state before it, the step's number from 0)."""
+
 Chooser: TypeAlias = Callable[[Tensor], Tensor]
 """Picks the next token of each row from its logits [b v]."""
 
@@ -95,29 +99,47 @@ def sampler(sampling: Sampling) -> Chooser:
     return draw
 
 
-def begin(lens: HybridLens, batch: TokenBatch, edits: Sequence[Edit], boundary: Boundary) -> tuple[HybridState, Tensor]:
+def begin(
+    lens: HybridLens,
+    batch: TokenBatch,
+    edits: Sequence[Edit],
+    boundary: Boundary,
+    state: HybridState | None = None,
+    between: Between | None = None,
+) -> tuple[HybridState, Tensor]:
     """Read the prompts up to the first new token: the state, and the logits that choose it [b v].
 
-    With boundary "last_prompt_token" each row's last token is read as the first decode step.
+    With boundary "last_prompt_token" each row's last token is read as the first decode step, number 0.
+
+    Args:
+        lens: the model.
+        batch: what is to be read.
+        edits: act in their phases.
+        boundary: where the phases meet.
+        state: what was read before; None for nothing. It is not changed.
+        between: gives the state that decode step 0 goes on from.
 
     Raises:
         UnknownNameError: for a boundary that does not exist.
+        InputError: for a state of another model or batch size.
     """
     check_boundary(boundary)
     tokens, lengths = batch
     if boundary == "first_new_token":
         with lens.editing(edits, "prefill") as forward:
-            logits, state = forward(tokens, lengths, None, True)
+            logits, state = forward(tokens, lengths, state, True)
         return state, logits[:, 0]
     if lengths is None:
         head, head_lengths, last = tokens[:, :-1], None, tokens[:, -1:]
     else:
         head, head_lengths, last = tokens[:, :-1], lengths - 1, tokens.gather(1, lengths[:, None] - 1)
-    if head.shape[1] == 0:
-        state = lens.network.empty_state(tokens.shape[0])
-    else:
+    if head.shape[1] > 0:
         with lens.editing(edits, "prefill") as forward:
-            state = forward(head, head_lengths, None, True).state
+            state = forward(head, head_lengths, state, True).state
+    elif state is None:
+        state = lens.network.empty_state(tokens.shape[0])
+    if between is not None:
+        state = between(state, 0)
     with lens.editing(edits, "decode") as forward:
         logits, state = forward(last, None, state)
     return state, logits[:, 0]
@@ -131,6 +153,8 @@ def continue_from(
     edits: Sequence[Edit] = (),
     stop_at_eos: bool = True,
     choose: Chooser = greedy,
+    between: Between | None = None,
+    first_step: int = 0,
 ) -> Generation:
     """Decode from a state and the logits of its last token; all of it under decode rules.
 
@@ -138,6 +162,8 @@ def continue_from(
         state: what was read; not changed.
         logits: what chooses the first new token.
         edits: those of phase "decode" or "both" act.
+        between: gives the state that each decode step goes on from.
+        first_step: number of the step that reads the first new token: 1 where `begin` made step 0.
     """
     ends = torch.tensor(lens.cfg.eos_token_ids if stop_at_eos else [], dtype=torch.long, device=logits.device)
     running = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
@@ -152,6 +178,8 @@ def continue_from(
             if step == max_new_tokens - 1 or not bool(running.any()):
                 break
             reading = None if bool(running.all()) else running.long()  # an ended row reads no more
+            if between is not None:
+                state = between(state, first_step + step)
             logits, state = forward(token[:, None], reading, state)
             logits = logits[:, 0]
     tokens = torch.stack(chosen, dim=1) if chosen else lengths.new_zeros(lengths.shape[0], 0)

@@ -3,6 +3,9 @@
 Tensors of a memory are never written to, but for one economy: when single tokens are appended, their keys go into
 free slots behind those in use, of which nothing else has a view.
 
+Key slots and their positions are shared by all layers (`HybridState.key_positions`). A key that is gone from one
+layer or head only keeps its slot there and is masked: `AttentionState.kept`.
+
 How it fails: a memory that is appended to with gradients on copies its keys each time.
 """
 
@@ -13,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hybridlens.shapes import ConvState, HeldKeys, State
+from hybridlens.shapes import ConvState, HeldKeys, KeptKeys, State
 
 NewKeys: TypeAlias = Float[Tensor, "batch kv_head new d_head"]
 
@@ -47,6 +51,8 @@ class AttentionState:
     k: HeldKeys
     v: HeldKeys
     room: _Room | None = field(default=None, repr=False, compare=False)
+    kept: KeptKeys | None = None
+    """False where a head has lost a key that its row holds in other layers or heads; None where none has."""
 
     def append(self, k: NewKeys, v: NewKeys) -> AttentionState:
         """The keys and values with those of new tokens behind them; this state stays what it is.
@@ -55,8 +61,9 @@ class AttentionState:
         states that go on from the same one, the second finds the slots taken and copies.
         """
         new, held = k.shape[2], self.k.shape[2]
+        kept = None if self.kept is None else F.pad(self.kept, (0, new), value=True)
         if new != 1 or torch.is_grad_enabled():
-            return AttentionState(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2))
+            return AttentionState(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2), kept=kept)
         room = self.room
         if room is None or room.end != room.buffer.used or room.end == room.buffer.k.shape[2]:
             buffer = _Buffer(_with_slack(self.k), _with_slack(self.v), held)
@@ -65,12 +72,14 @@ class AttentionState:
         buffer.k[:, :, end : end + 1], buffer.v[:, :, end : end + 1] = k, v
         buffer.used = end + 1
         seen = slice(end - held, end + 1)
-        return AttentionState(buffer.k[:, :, seen], buffer.v[:, :, seen], _Room(buffer, end + 1))
+        return AttentionState(buffer.k[:, :, seen], buffer.v[:, :, seen], _Room(buffer, end + 1), kept)
 
     def drop(self, n: int) -> AttentionState:
         """Without the first `n` slots."""
-        k, v = self.k[:, :, n:], self.v[:, :, n:]
-        return AttentionState(k.clone(), v.clone()) if self.room is None else AttentionState(k, v, self.room)
+        k, v, kept = self.k[:, :, n:], self.v[:, :, n:], None if self.kept is None else self.kept[:, :, n:].clone()
+        if self.room is None:
+            return AttentionState(k.clone(), v.clone(), kept=kept)
+        return AttentionState(k, v, self.room, kept)
 
 
 def widened(held: Sequence[Tensor], slots: int) -> HeldKeys:
@@ -105,6 +114,13 @@ class RecurrentState:
 
 
 LayerState: TypeAlias = AttentionState | RecurrentState
+
+
+def newest(held: LayerState, slots: int) -> LayerState:
+    """Without the oldest keys where it holds more than `slots`."""
+    if isinstance(held, RecurrentState) or held.k.shape[2] <= slots:
+        return held
+    return held.drop(held.k.shape[2] - slots)
 
 
 def parts(held: LayerState) -> dict[str, Tensor]:

@@ -7,17 +7,19 @@ calls: what a run remembers goes out as a `HybridState` and comes back in as one
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from hybridlens.components import Block, Pass, execution_device
 from hybridlens.errors import InputError
 from hybridlens.families.spec import Family, LensConfig
 from hybridlens.hooks import HookPoint
-from hybridlens.layer_state import AttentionState, RecurrentState
-from hybridlens.shapes import KeyPositions, Lengths, Logits, Tokens
+from hybridlens.layer_state import AttentionState, LayerState, RecurrentState, newest
+from hybridlens.shapes import KeyPositions, Lengths, Logits, Resid, Tokens
 from hybridlens.slots import KeySlots
 from hybridlens.state import HybridState
 
@@ -80,17 +82,64 @@ class HookedNetwork(nn.Module):
             self._check(state, tokens.shape[0])
         run, key_positions, seen = plan(tokens, lengths, state, self.cfg.window)
         resid = self.hook_embed(self.family.embed(model, tokens))
-        layers = []
-        for layer, block in enumerate(self.blocks):
-            resid, held = cast(Block, block)(resid, run, None if state is None else state.layers[layer])
+        resid, layers = self._through(0, resid, run, state)
+        logits = self._unembedded(resid, lengths, last_only)
+        window = self.cfg.window
+        return Output(logits, trimmed(HybridState(self.signature, seen, key_positions, tuple(layers), window), window))
+
+    def resume(
+        self,
+        layer: int,
+        resid: Resid,
+        after: HybridState,
+        before: HybridState | None = None,
+        lengths: Lengths | None = None,
+        last_only: bool = False,
+    ) -> Output:
+        """Go on in the middle of a forward pass that was run before; hooks of the layers below stay silent.
+
+        Args:
+            layer: the first layer to run; the number of layers for none.
+            resid: what enters it: its `hook_resid_pre`.
+            after: what that pass remembered, of which the layers below are taken over.
+            before: what that pass continued from; None for nothing.
+            lengths: real new tokens of each row; None where all rows are full.
+            last_only: unembed only each row's last real token.
+
+        Raises:
+            InputError: a layer that is none, or states of another model or number of rows.
+        """
+        if not 0 <= layer <= self.cfg.n_layers:
+            raise InputError(f"layer {layer} given, expected 0..{self.cfg.n_layers}")
+        for state in (after, before):
+            if state is not None:
+                self._check(state, resid.shape[0])
+        tokens = resid.new_zeros(resid.shape[:2], dtype=torch.long)
+        run, _, _ = plan(tokens, lengths, before, self.cfg.window)
+        resid, layers = self._through(layer, resid, run, before)
+        slots = after.key_positions.shape[1]
+        kept = tuple(newest(held, slots) for held in layers)  # as a sliding window left the layers below
+        return Output(self._unembedded(resid, lengths, last_only), replace(after, layers=after.layers[:layer] + kept))
+
+    def _through(
+        self, first: int, resid: Resid, run: Pass, state: HybridState | None
+    ) -> tuple[Resid, list[LayerState]]:
+        """The layers from `first` on: the residual stream behind them, and what each remembers."""
+        layers: list[LayerState] = []
+        for layer in range(first, self.cfg.n_layers):
+            block = cast(Block, self.blocks[layer])
+            resid, held = block(resid, run, None if state is None else state.layers[layer])
             layers.append(held)
+        return resid, layers
+
+    def _unembedded(self, resid: Resid, lengths: Lengths | None, last_only: bool) -> Float[Tensor, "batch read vocab"]:
+        """The logits at every position, or at each row's last token."""
+        model = self.wrapped[0]
         resid = self.ln_final(resid.to(execution_device(model.get_output_embeddings(), resid.device)))
         if last_only:
             last = resid.shape[1] - 1 if lengths is None else lengths.to(resid.device).clamp(min=1) - 1
             resid = resid[torch.arange(resid.shape[0], device=resid.device), last][:, None]
-        logits = self.hook_logits(self.family.unembed(model, resid))
-        state = trimmed(HybridState(self.signature, seen, key_positions, tuple(layers)), self.cfg.window)
-        return Output(logits, state)
+        return self.hook_logits(self.family.unembed(model, resid))
 
     def empty_state(self, batch: int) -> HybridState:
         """The memory of `batch` rows that have read nothing."""
@@ -108,7 +157,7 @@ class HookedNetwork(nn.Module):
                 layers.append(RecurrentState(conv, torch.zeros(shape, dtype=torch.float32, device=device)))
         device = execution_device(model.get_input_embeddings(), model.device)
         lengths = torch.zeros(batch, dtype=torch.long, device=device)
-        return HybridState(self.signature, lengths, lengths.new_zeros(batch, 0), tuple(layers))
+        return HybridState(self.signature, lengths, lengths.new_zeros(batch, 0), tuple(layers), cfg.window)
 
     def _check(self, state: HybridState, batch: int) -> None:
         if state.model != self.signature:
@@ -178,5 +227,5 @@ def trimmed(state: HybridState, window: int | None) -> HybridState:
     layers = tuple(
         held.drop(start) if isinstance(held, AttentionState) else held for held in state.layers
     )
-    return HybridState(state.model, state.lengths, state.key_positions[:, start:].clone(), layers)
+    return HybridState(state.model, state.lengths, state.key_positions[:, start:].clone(), layers, window)
 

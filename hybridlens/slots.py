@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hybridlens.shapes import AttentionMask, KeyPositions, Positions
+from hybridlens.shapes import AttentionMask, KeptKeys, KeyPositions, Positions
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class KeySlots:
     key_positions: KeyPositions
     """Absolute position of each key slot, -1 where a row does not use it."""
     mask: AttentionMask | None
-    """True where a query may look."""
+    """True where a query may look; with an axis of query heads only where these differ."""
     causal: bool
     first: int = 0
     """Index in the pass of the first query of this block; 0 when these are all."""
@@ -59,6 +59,16 @@ class KeySlots:
         mask = None if self.mask is None else part(self.mask)
         keys = self.key_positions[rows.to(self.key_positions.device)]
         return replace(self, query_positions=part(self.query_positions), key_positions=keys, mask=mask)
+
+    def without(self, kept: KeptKeys, n_heads: int) -> KeySlots:
+        """The same for a layer whose key heads have dropped some of their keys.
+
+        Args:
+            kept: False where a key is gone.
+            n_heads: query heads, which share key heads in consecutive groups.
+        """
+        seen = kept.repeat_interleave(n_heads // kept.shape[1], dim=1)[:, :, None]
+        return replace(self, mask=self.dense(kept.device) & seen, causal=False)
 
     def to(self, device: torch.device) -> KeySlots:
         """The same, with its tensors on `device`."""

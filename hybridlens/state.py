@@ -6,7 +6,8 @@ state and returns another, so runs may come in any order, interleaved, and leave
 Tensors of a state are never written to; `clone` makes a copy that may be.
 
 Rows may hold different numbers of tokens. Keys sit in slots shared by the batch; a slot that a row
-does not use has position -1 and is masked.
+does not use has position -1 and is masked. Keys lost in some layers or heads only are masked there
+(`AttentionState.kept`).
 
 How it fails: a state of another model, or a file that is not a saved state, raises `InputError`.
 """
@@ -22,6 +23,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -42,6 +44,14 @@ class HybridState:
     key_positions: KeyPositions
     """Absolute position of each key slot, -1 where a row does not use it."""
     layers: tuple[LayerState, ...]
+    window: int | None = None
+    """Keys that a query of the model sees, itself included; None: all."""
+
+    @property
+    def visible(self) -> Bool[Tensor, "batch key"]:
+        """Which key slots hold a key that each row's next token can see."""
+        oldest = 0 if self.window is None else (self.lengths[:, None] - self.window + 1).clamp(min=0)
+        return self.key_positions >= oldest
 
     @property
     def batch(self) -> int:
@@ -63,7 +73,7 @@ class HybridState:
     def map(self, fn: Callable[[Tensor], Tensor]) -> HybridState:
         """The state with `fn` applied to every tensor; each has the batch first."""
         layers = tuple(
-            AttentionState(fn(held.k), fn(held.v))
+            AttentionState(fn(held.k), fn(held.v), kept=None if held.kept is None else fn(held.kept))
             if isinstance(held, AttentionState)
             else RecurrentState(fn(held.conv), fn(held.recurrent))
             for held in self.layers
@@ -129,10 +139,13 @@ class HybridState:
         def row(i: int, held: LayerState) -> LayerState:
             if isinstance(held, RecurrentState):
                 return RecurrentState(held.conv[i : i + 1].clone(), held.recurrent[i : i + 1].clone())
+            kept = None if held.kept is None else held.kept[i : i + 1]
             if whole:
-                return AttentionState(held.k[i : i + 1].clone(), held.v[i : i + 1].clone())
+                kept = None if kept is None else kept.clone()
+                return AttentionState(held.k[i : i + 1].clone(), held.v[i : i + 1].clone(), kept=kept)
             slots = used[i].nonzero()[:, 0].to(held.k.device)
-            return AttentionState(held.k[i : i + 1, :, slots], held.v[i : i + 1, :, slots])
+            kept = None if kept is None else kept[:, :, slots]
+            return AttentionState(held.k[i : i + 1, :, slots], held.v[i : i + 1, :, slots], kept=kept)
 
         return [
             HybridState(
@@ -140,6 +153,7 @@ class HybridState:
                 self.lengths[i : i + 1].clone(),
                 self.key_positions[i : i + 1, used[i]],
                 tuple(row(i, held) for held in self.layers),
+                self.window,
             )
             for i in range(self.batch)
         ]
@@ -164,14 +178,17 @@ class HybridState:
                 )
             else:
                 kept = cast(tuple[AttentionState, ...], parts_)
-                layers.append(
-                    AttentionState(widened([h.k for h in kept], slots), widened([h.v for h in kept], slots))
-                )
+                masks = None
+                if any(h.kept is not None for h in kept):
+                    whole = [torch.ones_like(h.k[..., 0], dtype=torch.bool) if h.kept is None else h.kept for h in kept]
+                    masks = torch.cat([F.pad(mask, (0, slots - mask.shape[2])) for mask in whole])
+                k, v = widened([h.k for h in kept], slots), widened([h.v for h in kept], slots)
+                layers.append(AttentionState(k, v, kept=masks))
         positions = [
             F.pad(state.key_positions, (0, slots - state.key_positions.shape[1]), value=-1) for state in states
         ]
         lengths = torch.cat([state.lengths for state in states])
-        return HybridState(states[0].model, lengths, torch.cat(positions), tuple(layers))
+        return HybridState(states[0].model, lengths, torch.cat(positions), tuple(layers), states[0].window)
 
     def save(self, path: str | Path) -> None:
         """Write the state to a safetensors file.
@@ -181,8 +198,9 @@ class HybridState:
         """
         kinds = ["attention" if isinstance(held, AttentionState) else "ssm" for held in self.layers]
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
+        metadata = {"model": self.model, "kinds": json.dumps(kinds), "window": json.dumps(self.window)}
         try:
-            save_file(tensors, str(path), metadata={"model": self.model, "kinds": json.dumps(kinds)})
+            save_file(tensors, str(path), metadata=metadata)
         except (OSError, SafetensorError) as error:
             raise InputError(f"the state cannot be written to '{path}' ({error})") from error
 
@@ -199,11 +217,12 @@ class HybridState:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             kinds = json.loads(metadata["kinds"])
             layers = tuple(
-                AttentionState(tensors[f"layers.{i}.k"], tensors[f"layers.{i}.v"])
+                AttentionState(tensors[f"layers.{i}.k"], tensors[f"layers.{i}.v"], kept=tensors.get(f"layers.{i}.kept"))
                 if kind == "attention"
                 else RecurrentState(tensors[f"layers.{i}.conv"], tensors[f"layers.{i}.recurrent"])
                 for i, kind in enumerate(kinds)
             )
-            return cls(metadata["model"], tensors["lengths"], tensors["key_positions"], layers)
+            window = json.loads(metadata.get("window", "null"))
+            return cls(metadata["model"], tensors["lengths"], tensors["key_positions"], layers, window)
         except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise InputError(f"'{path}' is not a saved HybridState ({error})") from error

@@ -1,5 +1,6 @@
 """States as values: what goes on from one never changes it, however many share its keys."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -116,3 +117,104 @@ def test_states_with_gradients_are_never_written_to(lens: HybridLens) -> None:
     assert all(held.room is None for held in after.layers if isinstance(held, AttentionState))
     logits.sum().backward()
     assert lens.hf_model.get_input_embeddings().weight.grad is not None
+
+
+# Keys that are gone from one layer or head only.
+
+
+def without_keys(state: HybridState, layer: int, kept: torch.Tensor) -> HybridState:
+    held = state.layers[layer]
+    assert isinstance(held, AttentionState)
+    layers = list(state.layers)
+    layers[layer] = AttentionState(held.k, held.v, kept=kept)
+    return replace(state, layers=tuple(layers))
+
+
+def masked_at(layer: int, kept: torch.Tensor, n_heads: int) -> tuple[str, object]:
+    """What must be the same: scores of those keys set to -inf, head by head, in every later pass."""
+
+    def mask(scores: torch.Tensor, hook) -> torch.Tensor:
+        gone = ~kept.repeat_interleave(n_heads // kept.shape[1], dim=1)
+        out = scores.clone()
+        for head in range(n_heads):
+            for slot in range(kept.shape[2]):
+                out[:, head, :, slot][gone[:, head, slot]] = float("-inf")
+        return out
+
+    return f"blocks.{layer}.attn.hook_attn_scores", mask
+
+
+@pytest.mark.parametrize("many", [1, 4])
+def test_keys_lost_in_one_head_are_as_masked_scores(lens: HybridLens, many: int) -> None:
+    """Random losses per row and head; a single token (heads folded) and several (heads spread), with and without hooks.
+
+    The reference sets single scores to -inf by a hook. Heads differ, so a mask on the wrong head gives other logits.
+    """
+    layer, cfg = lens.cfg.attention_layers[-1], lens.cfg
+    with torch.no_grad():
+        state, _ = lens.prefill([row[:n] for row, n in zip(tokens(3, 6, seed=1).tolist(), (6, 4, 5), strict=True)])
+        kept = torch.rand(3, cfg.n_kv_heads, 6, generator=torch.Generator().manual_seed(4)) > 0.5
+        lossy, new = without_keys(state, layer, kept), tokens(3, many, seed=2)
+        with lens.hooks([masked_at(layer, kept, cfg.n_heads)]):
+            expected = lens.extend(state, new).logits
+        plain = lens.extend(lossy, new)
+        torch.testing.assert_close(plain.logits, expected, atol=1e-5, rtol=1e-5)
+        assert (plain.logits - lens.extend(state, new).logits).abs().max() > 1e-3
+        seen = []
+        name = f"blocks.{layer}.attn.hook_pattern"
+        with lens.hooks([(name, lambda x, hook: seen.append((x.clone(), hook.slots.dense(x.device))))]):
+            watched = lens.extend(lossy, new).logits
+        assert torch.equal(watched, plain.logits)
+        pattern, mask = seen[0]
+        assert not bool((pattern[:, :, :, :6].amax(2) > 0)[~kept.repeat_interleave(4 // cfg.n_kv_heads, 1)].any())
+        assert not bool((pattern > 0)[~mask.expand_as(pattern)].any())
+        # what is lost stays lost, and new keys are seen; a step alone and many at once agree
+        again, step = lens.extend(plain.state, tokens(3, 2, seed=3)).logits, lossy
+        for column in torch.cat([new, tokens(3, 2, seed=3)], dim=1).T:
+            step, logits = lens.extend(step, column[:, None])
+        torch.testing.assert_close(logits[:, 0], again[:, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_lost_keys_go_with_their_rows(lens: HybridLens, tmp_path) -> None:
+    """Select, repeat, split, cat (with rows that lost nothing), save and load keep what each row and head has lost."""
+    layer = lens.cfg.attention_layers[0]
+    with torch.no_grad():
+        state, _ = lens.prefill([[1, 2, 3, 4, 5], [6, 7, 8]])
+        kept = torch.rand(2, lens.cfg.n_kv_heads, 5, generator=torch.Generator().manual_seed(1)) > 0.4
+        lossy = without_keys(state, layer, kept)
+        expected = next_logits(lens, lossy, 3)
+        whole = next_logits(lens, state, 3)
+        parts = lossy.split(lens.cfg.window)
+        together = HybridState.cat([parts[1], *state.split()[:1], parts[0]])
+        ours = next_logits(lens, together, 3)
+        torch.testing.assert_close(ours, torch.stack([expected[1], whole[0], expected[0]]), atol=1e-5, rtol=1e-5)
+        ours = next_logits(lens, lossy.repeat(2).select([2, 1]), 3)
+        torch.testing.assert_close(ours, expected[[1, 0]], atol=1e-5, rtol=1e-5)
+        lossy.save(tmp_path / "state.safetensors")
+        loaded = HybridState.load(tmp_path / "state.safetensors")
+        assert same(loaded, lossy)
+        assert loaded.window == lens.cfg.window
+        assert torch.equal(next_logits(lens, loaded, 3), expected)
+
+
+def test_lost_keys_leave_with_the_window() -> None:
+    """Beyond the window slots are dropped, and with them their marks: after 7 tokens nothing tells the states apart."""
+    lens = HybridLens(make("recurrentgemma", 5))
+    layer = lens.cfg.attention_layers[0]
+    with torch.no_grad():
+        state, _ = lens.prefill(tokens(1, 10))
+        assert state.key_positions.tolist() == [[4, 5, 6, 7, 8, 9]]
+        assert bool(state.visible.all())
+        lossy = without_keys(state, layer, torch.tensor([[[True, False, True, False, True, True]]]))
+        after = lens.extend(lossy, tokens(1, 4, seed=1)).state
+        assert after.layers[layer].kept.tolist() == [[[True] * 6]]
+
+
+def test_what_the_next_token_sees(lens: HybridLens) -> None:
+    """Ragged rows: the held positions that are no further back than the window, as pass after pass shows them."""
+    with torch.no_grad():
+        state, _ = lens.prefill([tokens(1, 12)[0].tolist(), [1, 2, 3]])
+    window = lens.cfg.window or 99
+    seen = [[p for p, there in zip(*row, strict=True) if there] for row in zip(
+        state.key_positions.tolist(), state.visible.tolist(), strict=True)]
+    assert seen == [list(range(max(0, 12 - window + 1), 12)), [0, 1, 2]]

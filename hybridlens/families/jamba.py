@@ -6,17 +6,18 @@ in Jamba); the state decays by exp(Δ_t A), takes in Δ_t B_t x_t and is read ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import JambaConfig
 
 from hybridlens import scan
 from hybridlens.attention import AttentionParts, HookedAttention
-from hybridlens.components import Block, HookedMlp, HookedNorm, Pass, resident
+from hybridlens.components import Block, ExpertWrite, HookedMlp, HookedNorm, Pass, resident
 from hybridlens.families.layout import Layout, Read, RecurrentParts, taps_of
 from hybridlens.families.spec import Family, LensConfig, check_fields, eos_ids, require
 from hybridlens.hooks import HookPoint
@@ -146,6 +147,21 @@ class HookedMoe(nn.Module):
         weights = self.hook_expert_weights(weights.to(x.dtype)).flatten(0, 1)
         indices = self.hook_expert_indices(indices).flatten(0, 1)
         return moe.experts(x.flatten(0, 1), indices, weights).view(x.shape)
+
+    def expert_writes(
+        self,
+        x: Float[Tensor, "token d_model"],
+        indices: Int[Tensor, "token chosen"],
+        weights: Float[Tensor, "token chosen"],
+    ) -> Iterator[ExpertWrite]:
+        """What each expert that has tokens adds; see `hybridlens.components.Mixture`."""
+        experts = self.wrapped[0].experts
+        with resident(experts):
+            for expert in indices.unique().tolist():
+                tokens, place = torch.where(indices == expert)
+                gate, up = F.linear(x[tokens], experts.gate_up_proj[expert]).chunk(2, dim=-1)
+                out = F.linear(experts.act_fn(gate) * up, experts.down_proj[expert])
+                yield ExpertWrite(expert, tokens, out * weights[tokens, place, None])
 
 
 def configure(config: JambaConfig) -> LensConfig:
@@ -295,5 +311,6 @@ JAMBA = Family(
         o_bias=False,
         rotary=_no_rotary,
         recurrent=_recurrent_parts,
+        mlp_bias=None,
     ),
 )

@@ -87,6 +87,7 @@ class Layout:
         o_bias: whether the output projection has one.
         rotary: (configuration) → the rotary embedding of every attention layer; None for none.
         recurrent: (configuration, read) → a recurrent layer's maps.
+        mlp_bias: of a layer, the bias of what its MLP writes; None where it has none.
         embed: the embedding.
         unembed: the unembedding, where it is not the embedding again.
         layer: what the names of a layer's tensors begin with.
@@ -101,6 +102,7 @@ class Layout:
     o_bias: bool
     rotary: Callable[[Any], Rotary | None]
     recurrent: Callable[[Any, Read], RecurrentParts]
+    mlp_bias: str | None
     embed: str = "model.embed_tokens.weight"
     unembed: str = "lm_head.weight"
     layer: str = "model.layers.{}."

@@ -258,5 +258,6 @@ RECURRENT_GEMMA = Family(
         o_bias=True,
         rotary=_rotary,
         recurrent=_recurrent_parts,
+        mlp_bias="mlp_block.down_proj.bias",
     ),
 )

@@ -131,6 +131,17 @@ class Weights:
         norm = self._norm(layer)[:, None]
         return RecurrentWeights(layer, parts._replace(W_in=parts.W_in * norm, W_gate=parts.W_gate * norm))
 
+    def mlp_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
+        """The bias of what a layer's MLP writes; None where it has none.
+
+        Raises:
+            InputError: there is no such layer.
+            CheckpointError: the tensor is missing or cannot be read.
+        """
+        self._check_layer(layer)
+        name = self.layout.mlp_bias
+        return None if name is None else self._layer(layer, name, (self.cfg.d_model,))
+
     # Vocabulary.
 
     def embed(self, tokens: Int[Tensor, "token"]) -> Float[Tensor, "token d_model"]:
@@ -195,10 +206,13 @@ class Weights:
     def _float(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.cfg.device, torch.float32)
 
+    def _check_layer(self, layer: int) -> None:
+        if not 0 <= layer < self.cfg.n_layers:
+            raise InputError(f"layer {layer} given, but the model has layers 0..{self.cfg.n_layers - 1}")
+
     def _check(self, layer: int, kind: str) -> None:
+        self._check_layer(layer)
         cfg = self.cfg
-        if not 0 <= layer < cfg.n_layers:
-            raise InputError(f"layer {layer} given, but the model has layers 0..{cfg.n_layers - 1}")
         if cfg.layer_types[layer] != kind:
             word, layers = ("attention", cfg.attention_layers) if kind == "attention" else ("recurrent", cfg.ssm_layers)
             raise InputError(f"layer {layer} is no {word} layer; those are {', '.join(map(str, layers))}")

@@ -1,0 +1,195 @@
+"""`Crossover`: which needle a model told from each mixture of two memories, as a typed result on disk.
+
+Every answer is a cell. Shares are means over cells with bootstrap intervals of `hybridlens.results.statistics`; cells
+are prompts, each with its own filler, depth and pair of needles.
+
+How it fails: a share of no cells, and a file that holds no crossover, raise `ResultsError`. Cells of one pair of
+needles are more alike than others, so that intervals over few pairs are too narrow for a claim about all needles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from analyses.kv_cache.mixes import Mix
+from hybridlens.errors import ResultsError
+from hybridlens.results import Interval, bootstrap_interval, write_json
+
+FORMAT = "hybridlens crossover 1"
+
+
+@dataclass(frozen=True)
+class CrossCell:
+    """One answer from one mixed state.
+
+    Attributes:
+        mix: its name.
+        pair: of which needles.
+        length: tokens of the prompts.
+        depth: of the needle, in percent.
+        seen: the share of the needle's tokens that the prompt's last token still sees, 0 to 1.
+        told: "A", "B" or "neither".
+        score_a: points of the answer by A's rubric, 0 to 5.
+        score_b: by B's.
+        logprob_a: natural logarithm of the probability of A's first words that B lacks (`telling`).
+        logprob_b: of B's in their place.
+        text: the answer.
+    """
+
+    mix: str
+    pair: str
+    length: int
+    depth: int
+    seen: float
+    told: str
+    score_a: float
+    score_b: float
+    logprob_a: float
+    logprob_b: float
+    text: str
+
+
+class Share(NamedTuple):
+    """A share of answers, 0 to 1, with its interval."""
+
+    mean: float
+    interval: Interval
+
+
+class Shares(NamedTuple):
+    """What a mixed state tells."""
+
+    a: Share
+    b: Share
+    neither: Share
+    likelier_b: Share
+    """From which B's first words are likelier than A's, whatever was answered."""
+    leaning: float
+    """By how much they are, on average: log-probability of B's less A's, in nats. Words differ in how likely they are
+    by themselves, so read it beside the leaning of the unmixed states."""
+    n: int
+    """Answers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Crossover:
+    """Answers from mixed states.
+
+    Attributes:
+        model: the model's signature.
+        mixes: what came from prompt B.
+        cells: one answer for each mix and pair of prompts.
+        max_new_tokens: of each answer.
+    """
+
+    model: str
+    mixes: tuple[Mix, ...]
+    cells: tuple[CrossCell, ...]
+    max_new_tokens: int
+
+    def shares(self, mix: str, inside: bool | None = None, *, seed: int = 0) -> Shares:
+        """The shares of answers that tell A, B and neither under one mix.
+
+        Args:
+            mix: its name.
+            inside: True for prompts whose whole needle the last token still sees, False for those of whose needle
+                it sees nothing; None for all.
+            seed: of the bootstrap.
+
+        Raises:
+            ResultsError: there are no such answers.
+        """
+        cells = [cell for cell in self.cells if cell.mix == mix and _is_inside(cell, inside)]
+        if not cells:
+            where = {None: "", True: " with the needle inside the window", False: " with the needle outside the window"}
+            raise ResultsError(f"no answer under mix {mix!r}{where[inside]}; there are {_named(self.mixes)}")
+
+        def share(hits: list[bool]) -> Share:
+            scores = [float(hit) for hit in hits]
+            return Share(sum(scores) / len(scores), bootstrap_interval(scores, seed=seed))
+
+        a, b, neither = (share([cell.told == which for cell in cells]) for which in ("A", "B", "neither"))
+        leaning = sum(cell.logprob_b - cell.logprob_a for cell in cells) / len(cells)
+        likelier = share([cell.logprob_b > cell.logprob_a for cell in cells])
+        return Shares(a, b, neither, likelier, leaning, len(cells))
+
+    def by_mix(self, inside: bool | None = None) -> dict[str, Shares]:
+        """`shares` of every mix that has answers, in order."""
+        there = {cell.mix for cell in self.cells if _is_inside(cell, inside)}
+        return {mix.name: self.shares(mix.name, inside) for mix in self.mixes if mix.name in there}
+
+    def save(self, path: Path) -> Path:
+        """Write the result as JSON, atomically; returns `path`.
+
+        Raises:
+            ResultsError: the file cannot be written.
+        """
+        mixes = [
+            {
+                "name": mix.name,
+                "group": mix.group,
+                "from_b": sorted(map(list, mix.from_b)),
+                "heads_from_b": sorted(map(list, mix.heads_from_b)),
+            }
+            for mix in self.mixes
+        ]
+        value = {
+            "format": FORMAT, "model": self.model, "max_new_tokens": self.max_new_tokens, "mixes": mixes,
+            "cells": [asdict(cell) for cell in self.cells],
+        }  # fmt: skip
+        try:
+            return write_json(path, value)
+        except OSError as error:
+            raise ResultsError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Crossover:
+        """Read a result that `save` wrote.
+
+        Raises:
+            ResultsError: the file cannot be read, or holds no crossover.
+        """
+        value = read_json(path, FORMAT, "crossover")
+        try:
+            mixes = tuple(
+                Mix(
+                    str(m["name"]),
+                    str(m["group"]),
+                    frozenset((int(i), str(what)) for i, what in m["from_b"]),
+                    frozenset((int(i), int(head)) for i, head in m["heads_from_b"]),
+                )
+                for m in value["mixes"]
+            )
+            cells = tuple(CrossCell(**cell) for cell in value["cells"])
+            return cls(str(value["model"]), mixes, cells, int(value["max_new_tokens"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ResultsError(f"'{path}' is a damaged crossover ({error}); make it again") from error
+
+
+def read_json(path: Path, form: str, what: str) -> Any:
+    """The value of a JSON file that says it is of one format.
+
+    Raises:
+        ResultsError: it cannot be read, or is of another.
+    """
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultsError(f"'{path}' cannot be read ({error.strerror}); give a saved {what}") from error
+    except ValueError as error:
+        raise ResultsError(f"'{path}' is not JSON ({error}); give a saved {what}") from error
+    if not isinstance(value, dict) or value.get("format") != form:
+        raise ResultsError(f"'{path}' is not a {what}; give a file that its save method wrote")
+    return value
+
+
+def _is_inside(cell: CrossCell, inside: bool | None) -> bool:
+    return inside is None or cell.seen == (1.0 if inside else 0.0)
+
+
+def _named(mixes: Sequence[Mix]) -> str:
+    return ", ".join(repr(mix.name) for mix in mixes)

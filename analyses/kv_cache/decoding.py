@@ -1,0 +1,128 @@
+"""Surgery at any decode step: a text that goes on from a memory that was changed under way.
+
+Decode steps count from 0. With boundary "last_prompt_token" step 0 reads the last token of the prompt and makes the
+first new token; with "first_new_token" it reads the first new token. A surgery at step n changes the state that step n
+goes on from, before it reads its token; so step 0 is "before generation". Edits of hook points act besides, in their
+phases, so that a prompt can be read under one manipulation and answered under another.
+
+How it fails: no step, one below 0, or one beyond the last raises `InputError` before anything runs; so does, when it
+comes to it, a function that returns no state of the model and batch. Rows that have ended are operated on with the
+rest; a batch that ends early never comes to its later steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from hybridlens.errors import InputError
+from hybridlens.generation import Boundary, Generation, Sampling, begin, continue_from, greedy, sampler
+from hybridlens.hooks import Edit
+from hybridlens.model import HybridLens
+from hybridlens.state import HybridState
+from hybridlens.tokens import TokensLike, check_context
+
+StateFunction: TypeAlias = Callable[[HybridState], HybridState]
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """A function of the state, and the decode steps before which it is done.
+
+    Attributes:
+        fn: gives the state to go on from; it must not write to the one it gets.
+        at: a step, several, or "every" one.
+
+    Raises:
+        InputError: no step, or one below 0.
+    """
+
+    fn: StateFunction
+    at: int | Sequence[int] | Literal["every"] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse steps that there are not."""
+        if self.at == "every":
+            return
+        steps = [self.at] if isinstance(self.at, int) else list(self.at)
+        if not steps or any(type(step) is not int or step < 0 for step in steps):
+            raise InputError(f"decode step {self.at!r} given, expected steps counted from 0, or 'every'")
+
+    def acts(self, step: int) -> bool:
+        """Whether it is done before a step."""
+        if self.at == "every":
+            return True
+        return step == self.at if isinstance(self.at, int) else step in self.at
+
+
+def generate_with(
+    lens: HybridLens,
+    tokens: TokensLike,
+    surgeries: Sequence[Surgery] = (),
+    max_new_tokens: int = 40,
+    edits: Sequence[Edit] = (),
+    boundary: Boundary = "last_prompt_token",
+    *,
+    state: HybridState | None = None,
+    lengths: Sequence[int] | Tensor | None = None,
+    stop_at_eos: bool = True,
+    sampling: Sampling | None = None,
+) -> Generation:
+    """`HybridLens.generate` with surgeries, from the beginning or from a state.
+
+    Args:
+        lens: the model.
+        tokens: prompts, or what of them is still to be read after `state`: at least one token in each row.
+        surgeries: done in the order given.
+        max_new_tokens: at most so many for each row.
+        edits: of hook points, in their phases and rows.
+        boundary: where reading ends and step 0 begins.
+        state: what was read before `tokens`; not changed. None for nothing.
+        lengths: real tokens of each row of a tensor padded on the right.
+        stop_at_eos: a row ends with its end-of-text token.
+        sampling: temperature, top-k, top-p and seed; greedy without.
+
+    Raises:
+        InputError: tokens that cannot be run, a context that is too short, a surgery that returns no such state, or
+            a surgery at a step that cannot come.
+    """
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens {max_new_tokens} given, expected at least 1")
+    batch = lens.batch(tokens, lengths)
+    before = torch.zeros(1, dtype=torch.long) if state is None else state.lengths.cpu()
+    new = torch.tensor(batch.tokens.shape[1]) if batch.lengths is None else batch.lengths.cpu()
+    check_context(int((before + new).max()) + max_new_tokens - 1, lens.cfg.n_ctx)
+    first = 1 if boundary == "last_prompt_token" else 0
+    last = first + max_new_tokens - 2  # the last token made is not read
+    for surgery in surgeries:
+        if surgery.at != "every" and not any(surgery.acts(step) for step in range(last + 1)):
+            raise InputError(
+                f"a surgery at decode step {surgery.at} given, but {max_new_tokens} new tokens with boundary "
+                f"{boundary!r} take steps 0..{last}" if last >= 0 else "a surgery given, but there is no decode step"
+            )
+
+    def between(held: HybridState, step: int) -> HybridState:
+        for surgery in surgeries:
+            if surgery.acts(step):
+                held = _checked(surgery.fn(held), held)
+        return held
+
+    choose = greedy if sampling is None else sampler(sampling)
+    with torch.no_grad():
+        held, logits = begin(lens, batch, edits, boundary, state, between)
+        return continue_from(lens, held, logits, max_new_tokens, edits, stop_at_eos, choose, between, first)
+
+
+def _checked(new: object, old: HybridState) -> HybridState:
+    """What a surgery returned, if a run can go on from it."""
+    if not isinstance(new, HybridState):
+        raise InputError(f"a surgery returned a {type(new).__name__}, expected the HybridState to go on from")
+    if (new.model, new.batch) != (old.model, old.batch):
+        raise InputError(
+            f"a surgery returned a state of {new.batch} rows of {new.model}, expected {old.batch} rows of {old.model}"
+        )
+    return new

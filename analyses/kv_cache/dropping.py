@@ -1,0 +1,145 @@
+"""Keys and values that are gone: what no later query can look at.
+
+A query shares its attention among the keys that are left, so a dropped key is not one whose value is 0: that would
+still take its share. Where a key goes from all attention layers and heads, its row lets go of the slot
+(`HybridState.key_positions` is -1 there); where it goes from some only, it is masked there (`AttentionState.kept`).
+Slots that no row uses any more are cut out, so that a cache that was reduced for all rows takes less memory.
+
+What the text was read with is not undone: keys, values and states of later tokens saw the dropped ones. In a model
+of attention layers without positional encoding, dropping the last tokens equals never having read them; in others
+recurrent states remember them, and the next token stands as far from the beginning as before.
+
+How it fails: see `places`. Dropping does not bring back what had left a sliding window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Unpack, cast
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from analyses.kv_cache.places import Indices, KeyPlace, Positions, Where, key_place, layers_of, slots_of
+from hybridlens.errors import InputError
+from hybridlens.layer_state import AttentionState
+from hybridlens.state import HybridState
+
+
+def drop(
+    state: HybridState,
+    positions: Positions,
+    *,
+    layers: Indices = None,
+    heads: Indices = None,
+    rows: Indices = None,
+) -> HybridState:
+    """The state without the keys and values at some positions.
+
+    Args:
+        state: not changed.
+        positions: absolute; the same for all rows, or a list for each.
+        layers: attention layers; None for all.
+        heads: key/value heads; None for all.
+        rows: rows of the batch; None for all.
+
+    Raises:
+        InputError: see `places`.
+    """
+    return _without(state, key_place(state, layers, heads, positions, None, rows), heads is None)
+
+
+def keep(
+    state: HybridState,
+    positions: Positions,
+    *,
+    layers: Indices = None,
+    heads: Indices = None,
+    rows: Indices = None,
+) -> HybridState:
+    """The state with the keys and values at some positions only, such as a needle's; all else is dropped there.
+
+    Takes what `drop` takes and raises the same.
+    """
+    place = key_place(state, layers, heads, positions, None, rows)
+    in_rows = slots_of(state, None, rows)
+    return _without(state, place._replace(slots=in_rows & ~place.slots), heads is None)
+
+
+def keep_last(state: HybridState, n: int, **where: Unpack[Where]) -> HybridState:
+    """The state with the newest `n` positions of each row only: a sliding window of n + 1.
+
+    Raises:
+        InputError: `n` below 0; see `places`.
+    """
+    return keep_ends(state, 0, n, **where)
+
+
+def keep_ends(state: HybridState, first: int, last: int, **where: Unpack[Where]) -> HybridState:
+    """The state with the positions 0 … first - 1 and the newest `last` of each row only.
+
+    That is the cache of Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks", whose
+    positions are counted anew in the cache; here every key keeps its position. First positions that have left a
+    sliding window are not there to be kept.
+
+    Args:
+        state: not changed.
+        first: how many from the text's beginning, 0 or more.
+        last: how many up to the newest, 0 or more.
+        where: layers, heads and rows; see `places.Where`.
+
+    Raises:
+        InputError: a number below 0, positions or channels given; see `places`.
+    """
+    if first < 0 or last < 0:
+        raise InputError(f"first {first} and last {last} given, expected how many positions to keep, 0 or more")
+    if "positions" in where or "channels" in where:
+        raise InputError("positions or channels given, but what is kept follows from first and last; leave them out")
+    place = key_place(state, **where)
+    at = state.key_positions
+    ends = (at < first) | (at >= state.lengths[:, None] - last)
+    return _without(state, place._replace(slots=place.slots & ~ends), where.get("heads") is None)
+
+
+def _without(state: HybridState, gone: KeyPlace, all_heads: bool) -> HybridState:
+    """The state without the keys in a place."""
+    if all_heads and set(gone.layers) == set(layers_of(state, None, "attention")):
+        return compact(replace(state, key_positions=state.key_positions.masked_fill(gone.slots, -1)))
+    layers = list(state.layers)
+    for layer in gone.layers:
+        held = cast(AttentionState, layers[layer])
+        there = torch.ones_like(held.k[..., 0], dtype=torch.bool) if held.kept is None else held.kept
+        layers[layer] = replace(held, kept=there & ~gone.keys(held))
+    return replace(state, layers=tuple(layers))
+
+
+def compact(state: HybridState) -> HybridState:
+    """The same state without the key slots that no row's next token can see."""
+    used: Bool[Tensor, "key"] = state.visible.any(dim=0)
+    if bool(used.all()):
+        return state
+    slots = used.nonzero()[:, 0]
+
+    def cut(held: AttentionState) -> AttentionState:
+        at = slots.to(held.k.device)
+        kept = None if held.kept is None else held.kept[:, :, at]
+        return AttentionState(held.k[:, :, at], held.v[:, :, at], kept=kept)
+
+    layers = tuple(cut(held) if isinstance(held, AttentionState) else held for held in state.layers)
+    return replace(state, key_positions=state.key_positions[:, slots], layers=layers)
+
+
+def spans(*parts: Sequence[int] | tuple[int, int]) -> list[int]:
+    """The positions of half-open ranges (start, stop), such as `Prompt.needle_spans`, ascending.
+
+    Raises:
+        InputError: a range that is none.
+    """
+    found: set[int] = set()
+    for part in parts:
+        if len(part) != 2 or not 0 <= part[0] < part[1]:
+            raise InputError(f"span {tuple(part)} given, expected (start, stop) with 0 <= start < stop")
+        found.update(range(part[0], part[1]))
+    return sorted(found)

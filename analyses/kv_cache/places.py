@@ -1,0 +1,268 @@
+"""Where in a `HybridState` something is done: layers, heads, absolute positions, channels, rows; checked once.
+
+What is left out is taken whole. Positions are absolute, counted from the text's first token, and looked up among the
+key slots that each row's next token can see, so that sliding windows, rows of other lengths and slots in any order
+need no care. Every row may have positions of its own: a list of lists, one for each row that is named.
+
+How it fails: a layer of the other kind, a head, channel or row that is not there, and a position that the cache does
+not hold (it never was, has left the window, or was dropped) raise `InputError`, naming those that there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple, TypeAlias, TypedDict, cast
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.layer_state import AttentionState, LayerState, RecurrentState
+from hybridlens.shapes import HeldKeys
+from hybridlens.state import HybridState
+
+Indices: TypeAlias = int | Sequence[int] | None
+"""One, several, or all of them."""
+
+Positions: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]] | None
+"""Absolute positions: the same for all rows, or a list for each row; None for all that are held."""
+
+KeyParts: TypeAlias = Literal["keys", "values", "both"]
+PARTS = ("keys", "values", "both")
+
+
+class Where(TypedDict, total=False):
+    """Which keys and values are meant; every entry may be left out."""
+
+    layers: Indices
+    """Attention layers, by their index in the model."""
+    heads: Indices
+    """Key/value heads."""
+    positions: Positions
+    channels: Indices
+    """Channels of each head."""
+    rows: Indices
+    """Rows of the batch."""
+
+
+class KeyPlace(NamedTuple):
+    """Some of the keys and values of a state."""
+
+    layers: tuple[int, ...]
+    heads: Bool[Tensor, "kv_head"]
+    slots: Bool[Tensor, "batch key"]
+    channels: Bool[Tensor, "d_head"]
+
+    def keys(self, held: AttentionState) -> Bool[Tensor, "batch kv_head key"]:
+        """True at the keys of one layer that are meant, and there."""
+        device = held.k.device
+        chosen = self.slots.to(device)[:, None] & self.heads.to(device)[:, None]
+        return chosen if held.kept is None else chosen & held.kept
+
+    def entries(self, held: AttentionState) -> Bool[Tensor, "batch kv_head key d_head"]:
+        """The same by channel."""
+        return self.keys(held)[..., None] & self.channels.to(held.k.device)
+
+
+def key_place(
+    state: HybridState,
+    layers: Indices = None,
+    heads: Indices = None,
+    positions: Positions = None,
+    channels: Indices = None,
+    rows: Indices = None,
+) -> KeyPlace:
+    """What `Where` names in one state.
+
+    Raises:
+        InputError: see the module.
+    """
+    chosen = layers_of(state, layers, "attention", heads)
+    example = cast(AttentionState, state.layers[chosen[0]])
+    slots = slots_of(state, positions, rows)
+    place = KeyPlace(
+        chosen,
+        _mask(heads, example.k.shape[1], "key/value head"),
+        slots,
+        _mask(channels, example.k.shape[3], "channel"),
+    )
+    if positions is not None:
+        for layer in chosen:
+            _check_kept(state, place, layer)
+    return place
+
+
+def layers_of(
+    state: HybridState, layers: Indices, kind: Literal["attention", "recurrent"], heads: Indices = None
+) -> tuple[int, ...]:
+    """The layers of one kind that are meant.
+
+    Raises:
+        InputError: a layer that is not there, is of the other kind, or none of that kind.
+    """
+    wanted: type[LayerState] = AttentionState if kind == "attention" else RecurrentState
+    there = tuple(i for i, held in enumerate(state.layers) if isinstance(held, wanted))
+    if not there:
+        raise InputError(f"the state has no {kind} layer, so there is nothing to change")
+    if layers is None:
+        return there
+    chosen = tuple(indices(layers, len(state.layers), "layer"))
+    if not chosen:
+        raise InputError(f"no layer given; the {kind} layers are {_listed(there)}")
+    wrong = [layer for layer in chosen if layer not in there]
+    if wrong and kind == "attention" and heads is not None:
+        raise InputError(
+            f"head {_listed(indices(heads, None, 'head'))} of layer {wrong[0]} given, but that layer is recurrent and "
+            f"has no heads; the attention layers are {_listed(there)}"
+        )
+    if wrong:
+        lacks = "recurrent and holds no keys" if kind == "attention" else "attention and holds no recurrent state"
+        raise InputError(f"layer {wrong[0]} is {lacks}; the {kind} layers are {_listed(there)}")
+    return chosen
+
+
+def rows_of_batch(state: HybridState, rows: Indices) -> list[int]:
+    """The rows that are meant.
+
+    Raises:
+        InputError: a row that is not there.
+    """
+    return indices(rows, state.batch, "row")
+
+
+def slots_of(state: HybridState, positions: Positions, rows: Indices) -> Bool[Tensor, "batch key"]:
+    """True at the key slots that hold the positions in the rows that are meant.
+
+    Raises:
+        InputError: a position that a row does not hold, or not one list of positions for each row.
+    """
+    visible, chosen = state.visible, rows_of_batch(state, rows)
+    if positions is None:
+        in_rows = torch.zeros_like(state.lengths, dtype=torch.bool)
+        in_rows[chosen] = True
+        return visible & in_rows[:, None]
+    wanted = _by_row(positions, len(chosen))
+    table = torch.zeros(state.batch, 2 + int(state.lengths.max()), dtype=torch.bool)
+    for row, row_positions in zip(chosen, wanted, strict=True):
+        inside = [position for position in row_positions if 0 <= position <= table.shape[1] - 2]
+        table[row, torch.tensor(inside, dtype=torch.long) + 1] = True
+    found = table.to(visible.device).gather(1, state.key_positions + 1) & visible
+    counts = found.sum(dim=1).tolist()
+    for row, row_positions in zip(chosen, wanted, strict=True):
+        if counts[row] != len(set(row_positions)):
+            _refuse(row_positions, state.key_positions[row][visible[row]].tolist(), row, state.window)
+    return found
+
+
+def rewritten(
+    state: HybridState, place: KeyPlace, parts: KeyParts, fn: Callable[[HeldKeys, AttentionState, int, str], Tensor]
+) -> HybridState:
+    """The state with what `fn` makes of keys and values in their place; all else is shared with the given one.
+
+    Args:
+        state: not changed.
+        place: what is replaced.
+        parts: keys, values or both.
+        fn: (keys or values of a layer, the layer's memory, its index, "keys" or "values") → replacement of that
+            shape, used where `place` is; it must not write to what it is given.
+    """
+    layers = list(state.layers)
+    for layer in place.layers:
+        held = cast(AttentionState, layers[layer])
+        entries = place.entries(held)
+        k, v = held.k, held.v
+        if parts != "values":
+            k = torch.where(entries, fn(k, held, layer, "keys").to(k.dtype), k)
+        if parts != "keys":
+            v = torch.where(entries, fn(v, held, layer, "values").to(v.dtype), v)
+        layers[layer] = AttentionState(k, v, kept=held.kept)
+    return replace(state, layers=tuple(layers))
+
+
+def indices(given: Indices, size: int | None, what: str) -> list[int]:
+    """The numbers given, in order; all of `size` for None.
+
+    Raises:
+        InputError: one that is none of 0 … size - 1.
+    """
+    if given is None:
+        return list(range(size or 0))
+    found = [given] if isinstance(given, int) else list(given)
+    for index in found:
+        if type(index) is not int or index < 0 or (size is not None and index >= size):
+            upto = "a number from 0 on" if size is None else f"one of 0..{size - 1}"
+            raise InputError(f"{what} {index!r} given, expected {upto}")
+    return found
+
+
+def check_name(given: str, known: tuple[str, ...], what: str = "part") -> None:
+    """Refuse a name that does not exist.
+
+    Raises:
+        UnknownNameError: naming those that do.
+    """
+    if given not in known:
+        raise UnknownNameError(f"{what} {given!r} does not exist; expected one of {', '.join(known)}")
+
+
+def shown(positions: Sequence[int]) -> str:
+    """Positions as people write them: "0..3, 7"; "none" for none."""
+    runs: list[list[int]] = []
+    for position in sorted(positions):
+        if runs and position == runs[-1][1] + 1:
+            runs[-1][1] = position
+        else:
+            runs.append([position, position])
+    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs) or "none"
+
+
+def _by_row(positions: int | Sequence[int] | Sequence[Sequence[int]], rows: int) -> list[list[int]]:
+    """One list of positions for each of `rows` rows."""
+    if isinstance(positions, int):
+        return [indices(positions, None, "position")] * rows
+    if not any(isinstance(item, Sequence) for item in positions):
+        return [indices(cast(Sequence[int], positions), None, "position")] * rows
+    if len(positions) != rows:
+        raise InputError(
+            f"positions of {len(positions)} rows given for {rows} rows; give one list for each row, or one for all"
+        )
+    return [indices(cast(Sequence[int], item), None, "position") for item in positions]
+
+
+def _mask(given: Indices, size: int, what: str) -> Bool[Tensor, "size"]:
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[indices(given, size, what)] = True
+    return mask
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _refuse(wanted: Sequence[int], held: Sequence[int], row: int, window: int | None) -> None:
+    missing = sorted(set(wanted) - set(held))
+    sliding = "" if window is None else f" of its window of {window}"
+    raise InputError(
+        f"position {shown(missing)} given, but the cache of row {row} holds positions {shown(held)}{sliding}; "
+        "give positions among these"
+    )
+
+
+def _check_kept(state: HybridState, place: KeyPlace, layer: int) -> None:
+    """Refuse positions that were dropped from a layer or head before."""
+    held = cast(AttentionState, state.layers[layer])
+    if held.kept is None:
+        return
+    device = held.k.device
+    wanted = place.slots.to(device)[:, None] & place.heads.to(device)[:, None]
+    gone = (wanted & ~held.kept).nonzero()
+    if len(gone):
+        row, head, slot = gone[0].tolist()
+        there = held.kept[row, head].to(state.visible.device) & state.visible[row]
+        position, left = int(state.key_positions[row, slot]), state.key_positions[row][there].tolist()
+        raise InputError(
+            f"position {position} given, but head {head} of layer {layer} in row {row} holds positions {shown(left)}; "
+            "what was dropped is not there any more"
+        )

@@ -1,0 +1,190 @@
+"""Convolution and recurrent state rewritten: zero, reset, decay, swap, project out.
+
+A recurrent layer remembers two things: the inputs of its convolution's last (width - 1) tokens, each at an absolute
+position, and one state, which has no positions. "conv" is the first, "recurrent" the second, "both" both. As in
+`surgery`, the given state is never written to and every row is changed by itself.
+
+How it fails: an attention layer, a channel or row that is not there, positions asked of the recurrent state, or
+outside what the convolution holds, and states that do not fit each other raise `InputError` with one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, TypeAlias, TypedDict, Unpack, cast
+
+import torch
+from torch import Tensor
+
+from analyses.kv_cache.places import Indices, check_name, indices, layers_of, rows_of_batch, shown
+from analyses.kv_cache.swapping import check_same
+from hybridlens.errors import InputError
+from hybridlens.layer_state import RecurrentState
+from hybridlens.state import HybridState
+
+RecurrentParts: TypeAlias = Literal["conv", "recurrent", "both"]
+PARTS = ("conv", "recurrent", "both")
+
+
+class RecurrentWhere(TypedDict, total=False):
+    """Which recurrent memories are meant; every entry may be left out."""
+
+    layers: Indices
+    """Recurrent layers, by their index in the model."""
+    channels: Indices
+    """Recurrent channels."""
+    positions: Indices
+    """Absolute positions of convolution inputs, the same for all rows; of part "conv" only."""
+    rows: Indices
+    """Rows of the batch."""
+
+
+def zero_recurrent(
+    state: HybridState, parts: RecurrentParts = "both", **where: Unpack[RecurrentWhere]
+) -> HybridState:
+    """Convolution inputs, recurrent state or both set to 0.
+
+    Raises:
+        InputError: see the module.
+    """
+    return _rewritten(state, parts, where, lambda x, *_: torch.zeros_like(x))
+
+
+def reset(state: HybridState, *, layers: Indices = None, rows: Indices = None) -> HybridState:
+    """Whole recurrent layers put back to what a row holds that has read nothing.
+
+    In both families that is 0 everywhere. The row goes on at its own position all the same, where RecurrentGemma's
+    first token after it is scaled as any other, not as the first of a document is.
+
+    Raises:
+        InputError: see the module.
+    """
+    return zero_recurrent(state, layers=layers, rows=rows)
+
+
+def decay(
+    state: HybridState, factor: float | int, parts: RecurrentParts = "recurrent", **where: Unpack[RecurrentWhere]
+) -> HybridState:
+    """Recurrent state, convolution inputs or both multiplied by a number.
+
+    Raises:
+        InputError: a factor that is not finite; see the module.
+    """
+    if not abs(factor) < float("inf"):
+        raise InputError(f"factor {factor} given, expected a finite number")
+    return _rewritten(state, parts, where, lambda x, *_: x * factor)
+
+
+def swap_recurrent(
+    state: HybridState, other: HybridState, parts: RecurrentParts = "both", **where: Unpack[RecurrentWhere]
+) -> HybridState:
+    """Convolution inputs, recurrent state or both taken from another state, row for row.
+
+    Args:
+        state: what receives; not changed.
+        other: what gives: as many rows, of the same model and lengths.
+        parts: which memory.
+        where: what receives.
+
+    Raises:
+        InputError: states of other models, batches or lengths; see the module.
+    """
+    check_same(state, other)
+
+    def taken(x: Tensor, layer: int, part: str) -> Tensor:
+        given = cast(RecurrentState, other.layers[layer])
+        return (given.conv if part == "conv" else given.recurrent).to(x)
+
+    return _rewritten(state, parts, where, taken)
+
+
+def project_out(
+    state: HybridState,
+    direction: Tensor,
+    parts: RecurrentParts = "recurrent",
+    **where: Unpack[RecurrentWhere],
+) -> HybridState:
+    """The component along a direction removed: x - (x · d) d for the unit vector d.
+
+    Args:
+        state: not changed.
+        direction: [channel], of any length but 0, taken out of every convolution input and, in Mamba, of every one
+            of the n columns of the state; or [channel, state], taken out of Mamba's state as one long vector.
+        parts: which memory.
+        where: what is changed; with `channels`, the result is put back on these only.
+
+    Raises:
+        InputError: a direction of another shape, of length 0, or with entries that are not finite; see the module.
+    """
+    wide = direction.float()
+    if not bool(wide.isfinite().all()) or not bool(wide.any()):
+        raise InputError("a direction of length 0, or with entries that are not finite, given; expected a vector")
+    unit = wide / wide.norm()
+
+    def removed(x: Tensor, layer: int, part: str) -> Tensor:
+        flat = x.float()
+        shape = [tuple(flat.shape[1:]), (flat.shape[1],)] if part == "recurrent" else [(flat.shape[2],)]
+        if tuple(unit.shape) not in shape:
+            raise InputError(
+                f"a direction of shape {list(unit.shape)} given for the {part} state of layer {layer}, expected "
+                + " or ".join(str(list(s)) for s in dict.fromkeys(shape))
+            )
+        d = unit.to(flat.device)
+        if part == "conv":
+            return flat - (flat @ d)[..., None] * d
+        if d.ndim == flat.ndim - 1:
+            along = (flat * d).flatten(1).sum(dim=1).reshape(-1, *[1] * d.ndim)
+            return flat - along * d
+        return flat - torch.einsum("bcn,c->bn", flat, d)[:, None] * d[:, None]
+
+    return _rewritten(state, parts, where, removed)
+
+
+def _rewritten(
+    state: HybridState, parts: str, where: RecurrentWhere, fn: Callable[[Tensor, int, str], Tensor]
+) -> HybridState:
+    """The state with what `fn` makes of some memories; all else is shared with the given one."""
+    check_name(parts, PARTS)
+    chosen = layers_of(state, where.get("layers"), "recurrent")
+    rows = torch.zeros(state.batch, dtype=torch.bool)
+    rows[rows_of_batch(state, where.get("rows"))] = True
+    if where.get("positions") is not None and parts != "conv":
+        raise InputError(
+            "positions given, but a recurrent state has none; give part 'conv' for the convolution's inputs"
+        )
+    layers = list(state.layers)
+    for layer in chosen:
+        held = cast(RecurrentState, layers[layer])
+        channels = torch.zeros(held.conv.shape[2], dtype=torch.bool)
+        channels[indices(where.get("channels"), held.conv.shape[2], "channel")] = True
+        conv, recurrent = held.conv, held.recurrent
+        if parts != "recurrent":
+            meant = _taps(state, where.get("positions"), rows, held.conv.shape[1])[..., None] & channels
+            conv = torch.where(meant.to(conv.device), fn(conv, layer, "conv").to(conv.dtype), conv)
+        if parts != "conv":
+            meant = (rows[:, None] & channels).reshape(*recurrent.shape[:2], *[1] * (recurrent.ndim - 2))
+            new = fn(recurrent, layer, "recurrent").to(recurrent.dtype)
+            recurrent = torch.where(meant.to(recurrent.device), new, recurrent)
+        layers[layer] = RecurrentState(conv, recurrent)
+    return replace(state, layers=tuple(layers))
+
+
+def _taps(state: HybridState, positions: Indices, rows: Tensor, taps: int) -> Tensor:
+    """[batch taps], True at the convolution inputs that are meant."""
+    if positions is None:
+        return rows[:, None].expand(-1, taps)
+    at = state.lengths.cpu()[:, None] - taps + torch.arange(taps)
+    wanted = indices(positions, None, "position")
+    meant = torch.zeros_like(at, dtype=torch.bool)
+    for position in wanted:
+        here = at == position
+        if not bool((here.any(dim=1) | ~rows).all()):
+            row = int((~here.any(dim=1) & rows).nonzero()[0])
+            held = [p for p in at[row].tolist() if p >= 0]
+            raise InputError(
+                f"position {position} given, but the convolution of row {row} holds positions {shown(held)}; "
+                "give positions among these"
+            )
+        meant |= here
+    return meant & rows[:, None]

@@ -1,0 +1,186 @@
+"""Keys and values rewritten: zero, mean, noise, quantise; `swapping` takes them from another state.
+
+Each function takes a `HybridState` and returns another; the given one is never written to, and what was not rewritten
+is shared. Where is said by layer, head, absolute position, channel and row (`places.Where`), and what by "keys",
+"values" or "both". Keys are held after rotary embedding: one that is moved to another position, or averaged over
+positions, keeps the rotations of where it came from.
+
+What each row gets depends on that row alone, so that a row gives in any batch what it gives by itself.
+
+How it fails: see `places`; numbers out of range raise `InputError` with one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, TypeAlias, Unpack, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.kv_cache.places import PARTS, KeyParts, Where, check_name, key_place, layers_of, rewritten
+from hybridlens.errors import InputError
+from hybridlens.layer_state import AttentionState
+from hybridlens.shapes import HeldKeys
+from hybridlens.state import HybridState
+
+GROUPS = ("position", "channel")
+Group: TypeAlias = Literal["position", "channel"]
+
+
+class Means(NamedTuple):
+    """What stands for one layer's keys and values on average."""
+
+    keys: Float[Tensor, "kv_head d_head"]
+    values: Float[Tensor, "kv_head d_head"]
+
+
+def zero(state: HybridState, parts: KeyParts = "both", **where: Unpack[Where]) -> HybridState:
+    """Keys, values or both set to 0.
+
+    A key of 0 has score 0 and still takes its share of attention; see `dropping` for keys that take none.
+
+    Raises:
+        InputError: see `places`.
+    """
+    check_name(parts, PARTS)
+    return rewritten(state, key_place(state, **where), parts, lambda x, *_: torch.zeros_like(x))
+
+
+def mean(
+    state: HybridState, parts: KeyParts = "both", *, values: Mapping[int, Means] | None = None, **where: Unpack[Where]
+) -> HybridState:
+    """Keys, values or both replaced by a mean.
+
+    Args:
+        state: not changed.
+        parts: keys, values or both.
+        values: the mean of each layer, such as `means` of other texts gives; None for each row's and head's own,
+            over all positions that it holds.
+        where: see `places.Where`.
+
+    Raises:
+        InputError: no mean, or one of another shape, for a layer; see `places`.
+    """
+    check_name(parts, PARTS)
+    place = key_place(state, **where)
+    if values is not None:
+        for layer in place.layers:
+            _check_means(values, layer, cast(AttentionState, state.layers[layer]))
+
+    def averaged(x: HeldKeys, held: AttentionState, layer: int, part: str) -> Tensor:
+        if values is None:
+            return _own_mean(x, _all_keys(state, held)).to(x.dtype).expand_as(x)
+        given = values[layer].keys if part == "keys" else values[layer].values
+        return given.to(x)[:, None].expand_as(x)
+
+    return rewritten(state, place, parts, averaged)
+
+
+def means(state: HybridState) -> dict[int, Means]:
+    """The mean key and value of every attention layer and head, over all positions that all rows hold."""
+    found: dict[int, Means] = {}
+    for layer in layers_of(state, None, "attention"):
+        held = cast(AttentionState, state.layers[layer])
+        there = _all_keys(state, held)[..., None]
+        n = there.sum(dim=(0, 2)).clamp(min=1)
+        keys, values = ((x.float() * there).sum(dim=(0, 2)) / n for x in (held.k, held.v))
+        found[layer] = Means(keys, values)
+    return found
+
+
+def noise(
+    state: HybridState, scale: float | int, seed: int, parts: KeyParts = "both", **where: Unpack[Where]
+) -> HybridState:
+    """Normal noise added to keys, values or both.
+
+    The draw belongs to (seed, layer, keys or values, position, head, channel): every row gets the same one at the
+    same position, in any batch. Give rows other seeds, one after the other, for other draws.
+
+    Args:
+        state: not changed.
+        scale: standard deviation of the noise, in units of the root mean square of each row's and head's held keys
+            (or values).
+        seed: of the draws, 0 or more.
+        parts: keys, values or both.
+        where: see `places.Where`.
+
+    Raises:
+        InputError: a scale or seed below 0; see `places`.
+    """
+    check_name(parts, PARTS)
+    if not 0 <= scale < float("inf"):
+        raise InputError(f"scale {scale} given, expected a number of root mean squares from 0 on")
+    if seed < 0:
+        raise InputError(f"seed {seed} given, expected 0 or more")
+    longest = int(state.lengths.max())
+
+    def noisy(x: HeldKeys, held: AttentionState, layer: int, part: str) -> Tensor:
+        rng = np.random.default_rng([seed, layer, PARTS.index(part)])
+        draws = torch.from_numpy(rng.standard_normal((longest, x.shape[1], x.shape[3]), dtype=np.float32)).to(x.device)
+        drawn = draws[state.key_positions.clamp(min=0).to(x.device)].transpose(1, 2)
+        there = _all_keys(state, held)
+        size = _own_mean(x.float().square(), there).mean(dim=3, keepdim=True).sqrt()
+        return x.float() + scale * size * drawn
+
+    return rewritten(state, key_place(state, **where), parts, noisy)
+
+
+def quantise(
+    state: HybridState, bits: int, parts: KeyParts = "both", *, per: Group = "position", **where: Unpack[Where]
+) -> HybridState:
+    """Keys, values or both rounded to 2^bits levels, and back: what a quantised cache would give.
+
+    Asymmetric min-max rounding to nearest, in float32: with m and M the group's least and greatest entry,
+    s = (M - m) / (2^bits - 1), x becomes m + s · round((x - m) / s); a group of one value stays as it is. A group is
+    one head's vector at one position (per "position"), or one channel of one head over all positions that are meant
+    (per "channel"). Liu et al. 2024, "KIVI", has keys per channel and values per position.
+
+    Args:
+        state: not changed.
+        bits: 1 to 16.
+        parts: keys, values or both.
+        per: what shares a scale.
+        where: what is rounded; a group is made of entries meant only.
+
+    Raises:
+        InputError: bits out of range; see `places`.
+        UnknownNameError: a grouping that does not exist.
+    """
+    check_name(parts, PARTS)
+    if not 1 <= bits <= 16:
+        raise InputError(f"bits {bits} given, expected 1 to 16")
+    check_name(per, GROUPS, "grouping")
+    place, axis = key_place(state, **where), 3 if per == "position" else 2
+
+    def rounded(x: HeldKeys, held: AttentionState, layer: int, part: str) -> Tensor:
+        wide, meant = x.float(), place.entries(held)
+        low = wide.masked_fill(~meant, torch.inf).amin(dim=axis, keepdim=True)
+        high = wide.masked_fill(~meant, -torch.inf).amax(dim=axis, keepdim=True)
+        step = (high - low) / (2**bits - 1)
+        return torch.where(step > 0, low + step * ((wide - low) / step).round(), wide)
+
+    return rewritten(state, place, parts, rounded)
+
+
+def _all_keys(state: HybridState, held: AttentionState) -> Tensor:
+    """[b g k], True at every key that a layer holds."""
+    there = state.visible.to(held.k.device)[:, None].expand(held.k.shape[:3])
+    return there if held.kept is None else there & held.kept
+
+
+def _own_mean(x: Float[Tensor, "batch kv_head key d_head"], there: Tensor) -> Float[Tensor, "batch kv_head 1 d_head"]:
+    """Over the keys held, by row and head."""
+    n = there.sum(dim=2, keepdim=True)[..., None].clamp(min=1)
+    return (x.float() * there[..., None]).sum(dim=2, keepdim=True) / n
+
+
+def _check_means(values: Mapping[int, Means], layer: int, held: AttentionState) -> None:
+    size = (held.k.shape[1], held.k.shape[3])
+    if layer not in values:
+        raise InputError(f"no mean for layer {layer} given, only for {', '.join(map(str, values)) or 'none'}")
+    wrong = [tuple(x.shape) for x in values[layer] if tuple(x.shape) != size]
+    if wrong:
+        raise InputError(f"a mean of shape {list(wrong[0])} given for layer {layer}, expected [kv_head, d_head] {size}")

@@ -1,0 +1,78 @@
+"""What a state still tells of two needles: how likely the first words are in which they differ.
+
+Both needles' sentences begin alike; after that beginning comes the first run of tokens that tells them apart. Its
+log-probability is a finer measure than an answer: it shows what a memory holds also where no answer comes of it.
+
+How it fails: the beginning is fed to the model, which by itself might have answered something else; and two numbers
+that are both very low still lean one way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.kv_cache.pairs import PromptPair
+from hybridlens.hooks import Edit
+from hybridlens.model import HybridLens
+from hybridlens.state import HybridState
+
+
+class Contrast(NamedTuple):
+    """The tokens that tell two needles apart, as they stand in the prompts: what a model copies."""
+
+    begin: list[int]
+    """What both begin with."""
+    a: list[int]
+    """The first run of tokens in which they differ, of A."""
+    b: list[int]
+    """Of B."""
+
+
+class LogProbabilities(NamedTuple):
+    """Natural logarithms, summed over a run's tokens."""
+
+    a: Float[Tensor, "row"]
+    b: Float[Tensor, "row"]
+
+
+def contrast(pair: PromptPair) -> Contrast:
+    """What tells the needles of a pair apart."""
+    start, stop = pair.spans[-1]
+    a, b = list(pair.a[start:stop]), list(pair.b[start:stop])
+    first = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+    last = first + 1
+    while last < len(a) and a[last] != b[last]:
+        last += 1
+    return Contrast(a[:first], a[first:last], b[first:last])
+
+
+def logprobs(
+    lens: HybridLens, state: HybridState, pairs: Sequence[PromptPair], edits: Sequence[Edit] = ()
+) -> LogProbabilities:
+    """How likely each row's needles are, from a state that has read all of a prompt but its last token.
+
+    Args:
+        lens: the model.
+        state: not changed.
+        pairs: one for each row; only needles and last token are used.
+        edits: those of phase "decode" act.
+    """
+    contrasts = [contrast(pair) for pair in pairs]
+    sides: list[Tensor] = []
+    for which in ("a", "b"):
+        runs: list[list[int]] = [getattr(found, which) for found in contrasts]
+        fed = [[p.a[-1], *c.begin, *run[:-1]] for p, c, run in zip(pairs, contrasts, runs, strict=True)]
+        with torch.no_grad():
+            logits = lens.extend(state, fed, edits).logits
+        rows = torch.tensor([row for row, run in enumerate(runs) for _ in run])
+        at = torch.tensor([len(c.begin) + i for c, run in zip(contrasts, runs, strict=True) for i in range(len(run))])
+        tokens = torch.tensor([token for run in runs for token in run])
+        chosen = logits[rows.to(logits.device), at.to(logits.device)].float().log_softmax(-1).cpu()
+        chosen = chosen.gather(1, tokens[:, None])[:, 0]
+        sides.append(torch.zeros(len(runs)).index_add(0, rows, chosen))
+    return LogProbabilities(*sides)

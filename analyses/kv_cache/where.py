@@ -1,0 +1,241 @@
+"""Where a needle is written: memory is taken away at one place after another, and what is still told is measured.
+
+`drop_map` drops keys and values block by block from what was read of a prompt. `recurrent_map` reads the prompt up to a
+position, resets the recurrent layers there or gives them those of the prompt with the other needle, and reads on: what
+they held before that position is then gone from them, and from all that later tokens would have made of it.
+
+Beyond a sliding window a needle's own keys and values are gone; what still tells it shows in the damage of later
+blocks and of late resets, and in the `crossover` of prompts of that length.
+
+Retrieval is measured as the log-probability of the first words in which needle A differs from B, after the words that
+both begin with, and as the score of the answer. Many places are rows of one batch, each with its own change.
+
+How it fails: damage says what was needed by what was left; where two places hold the needle, taking either may do
+nothing. Dropping keys also moves attention to all others. A model that does not tell the needle has nothing to lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+
+from analyses.kv_cache.crossover import ROWS, read_pairs
+from analyses.kv_cache.damage import DamageMap, Retrieval
+from analyses.kv_cache.decoding import generate_with
+from analyses.kv_cache.dropping import drop
+from analyses.kv_cache.pairs import PromptPair
+from analyses.kv_cache.recurrent import RecurrentParts, swap_recurrent, zero_recurrent
+from analyses.kv_cache.telling import logprobs
+from hybridlens.errors import InputError
+from hybridlens.families import LensConfig
+from hybridlens.hooks import Edit
+from hybridlens.model import HybridLens
+from hybridlens.niah import Span, score
+from hybridlens.state import HybridState
+from hybridlens.tokens import to_strings
+
+How: TypeAlias = Literal["reset", "replace"]
+
+
+class Group(NamedTuple):
+    """Layers, and of attention layers perhaps heads, that are changed together."""
+
+    name: str
+    layers: tuple[int, ...]
+    heads: tuple[int, ...] | None = None
+
+
+def attention_groups(cfg: LensConfig) -> list[Group]:
+    """All attention layers; each; and, where there are several key/value heads, each of these."""
+    groups = [Group("all layers", cfg.attention_layers)]
+    groups += [Group(f"layer {layer}", (layer,)) for layer in cfg.attention_layers]
+    if cfg.n_kv_heads > 1:
+        groups += [
+            Group(f"layer {layer}, head {head}", (layer,), (head,))
+            for layer in cfg.attention_layers
+            for head in range(cfg.n_kv_heads)
+        ]
+    return groups
+
+
+def recurrent_groups(cfg: LensConfig) -> list[Group]:
+    """All recurrent layers, and each."""
+    return [Group("all layers", cfg.ssm_layers), *(Group(f"layer {layer}", (layer,)) for layer in cfg.ssm_layers)]
+
+
+def drop_map(
+    lens: HybridLens,
+    pair: PromptPair,
+    *,
+    block: int = 8,
+    groups: Sequence[Group] | None = None,
+    max_new_tokens: int = 40,
+    edits: Sequence[Edit] = (),
+    rows: int = ROWS,
+) -> DamageMap:
+    """What is lost when keys and values go, block of positions by block.
+
+    The prompt is read up to its last token, the block dropped, and the last token read without it.
+
+    Args:
+        lens: the model.
+        pair: whose prompt A is read.
+        block: positions dropped together.
+        groups: layers and heads; see `attention_groups`.
+        max_new_tokens: of the answers that are scored.
+        edits: of hook points, in their phases.
+        rows: of a batch.
+
+    Raises:
+        InputError: a block below 1, or groups of recurrent layers.
+    """
+    chosen = attention_groups(lens.cfg) if groups is None else list(groups)
+    places = _places(pair.length - 1, block)
+    state, _ = read_pairs(lens, [pair], edits)
+    visible = set(state.key_positions[0][state.visible[0]].tolist())
+    held = [sorted(visible & set(range(*place))) for place in places]
+
+    def changed() -> Iterator[HybridState]:
+        for group in chosen:
+            for start in range(0, len(places), rows):
+                part = held[start : start + rows]
+                yield drop(state.repeat(len(part)), part, layers=group.layers, heads=group.heads)
+
+    what = f"keys and values of {block} positions dropped"
+    return _mapped(lens, pair, what, chosen, places, [bool(h) for h in held], state, changed(), edits, max_new_tokens)
+
+
+def recurrent_map(
+    lens: HybridLens,
+    pair: PromptPair,
+    *,
+    how: How = "reset",
+    parts: RecurrentParts = "both",
+    every: int = 8,
+    groups: Sequence[Group] | None = None,
+    max_new_tokens: int = 40,
+    edits: Sequence[Edit] = (),
+    rows: int = ROWS,
+) -> DamageMap:
+    """What is lost when recurrent layers lose, at some position, what they had read up to it.
+
+    Args:
+        lens: the model.
+        pair: whose prompt A is read.
+        how: "reset" to what an unread row holds, or "replace" by what prompt B left there.
+        parts: recurrent state, convolution inputs or both.
+        every: tokens from one place to the next; the last is the end of what is read before the last token.
+        groups: layers; see `recurrent_groups`.
+        max_new_tokens: of the answers that are scored.
+        edits: of hook points, in their phases.
+        rows: of a batch.
+
+    Raises:
+        InputError: a step below 1, or groups of attention layers or heads.
+    """
+    chosen = recurrent_groups(lens.cfg) if groups is None else list(groups)
+    if any(group.heads is not None for group in chosen):
+        raise InputError("heads given, but recurrent layers have none; leave them out")
+    places = _places(pair.length - 1, every)
+    intact, _ = read_pairs(lens, [pair], edits)
+    snapshots = list(_snapshots(lens, pair, places, edits))
+
+    def changed() -> Iterator[HybridState]:
+        for group in chosen:
+            for start in range(0, len(places), rows):
+                part = range(start, min(start + rows, len(places)))
+                states: list[HybridState] = []
+                for i in part:
+                    a, b = snapshots[i]
+                    if how == "reset":
+                        states.append(zero_recurrent(a, parts, layers=group.layers))
+                    else:
+                        states.append(swap_recurrent(a, b, parts, layers=group.layers))
+                rest = [list(pair.a[places[i][1] : -1]) for i in part]
+                yield _read_on(lens, HybridState.cat(states), rest, edits)
+
+    done = "reset" if how == "reset" else "replaced by prompt B's"
+    what = f"{'convolution and recurrent state' if parts == 'both' else parts + ' state'} {done} after a position"
+    held = [True] * len(places)
+    return _mapped(lens, pair, what, chosen, places, held, intact, changed(), edits, max_new_tokens)
+
+
+def retrieval(
+    lens: HybridLens, state: HybridState, pair: PromptPair, max_new_tokens: int = 40, edits: Sequence[Edit] = ()
+) -> Retrieval:
+    """How far each row of a state, which has read all of a prompt but its last token, tells the needles.
+
+    Args:
+        lens: the model.
+        state: any number of rows.
+        pair: the prompts, of which only the needles and the last token are used.
+        max_new_tokens: of the answers that are scored; 0 for none, whose scores are 0.
+        edits: those of phase "decode" act.
+    """
+    likely = logprobs(lens, state, [pair] * state.batch, edits)
+    scores = [torch.zeros(state.batch), torch.zeros(state.batch)]
+    if max_new_tokens:
+        said = generate_with(lens, [[pair.a[-1]]] * state.batch, (), max_new_tokens, edits, state=state).text
+        scores = [torch.tensor([score(text, rubric) for text in said]) for rubric in (pair.rubric_a, pair.rubric_b)]
+    return Retrieval(likely.a, likely.b, *scores)
+
+
+def _places(length: int, step: int) -> list[Span]:
+    if step < 1:
+        raise InputError(f"steps of {step} positions given, expected at least 1")
+    return [(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _snapshots(
+    lens: HybridLens, pair: PromptPair, places: Sequence[Span], edits: Sequence[Edit]
+) -> Iterator[tuple[HybridState, HybridState]]:
+    """What prompts A and B have left at the end of each place; both are read once, as two rows."""
+    state = lens.network.empty_state(2)
+    for start, stop in places:
+        with torch.no_grad():
+            state = lens.extend(
+                state, [list(pair.a[start:stop]), list(pair.b[start:stop])], edits, phase="prefill", last_only=True
+            ).state
+        a, b = state.split(lens.cfg.window)
+        yield a, b
+
+
+def _read_on(lens: HybridLens, state: HybridState, rest: Sequence[Sequence[int]], edits: Sequence[Edit]) -> HybridState:
+    """The state after the rest of the prompt, of another length in each row; nothing for some."""
+    longest = max(map(len, rest))
+    if longest == 0:
+        return state
+    tokens = torch.tensor([[*row, *[lens.pad_token] * (longest - len(row))] for row in rest], device=lens.device)
+    lengths = torch.tensor([len(row) for row in rest], device=lens.device)
+    with torch.no_grad(), lens.editing(edits, "prefill") as forward:
+        return forward(tokens, lengths, state, True).state
+
+
+def _mapped(
+    lens: HybridLens,
+    pair: PromptPair,
+    what: str,
+    groups: Sequence[Group],
+    places: Sequence[Span],
+    held: Sequence[bool],
+    intact: HybridState,
+    changed: Iterator[HybridState],
+    edits: Sequence[Edit],
+    max_new_tokens: int,
+) -> DamageMap:
+    parts = [retrieval(lens, state, pair, max_new_tokens, edits) for state in changed]
+    names = [str(i) for i in pair.a] if lens.tokenizer is None else to_strings(pair.a, lens.tokenizer)
+    return DamageMap(
+        what,
+        lens.network.signature,
+        pair.name,
+        pair.spans,
+        tuple(names),
+        tuple(group.name for group in groups),
+        tuple(places),
+        tuple(held),
+        retrieval(lens, intact, pair, max_new_tokens, edits),
+        Retrieval(*(torch.cat(column) for column in zip(*parts, strict=True))),
+    )

@@ -1,0 +1,107 @@
+"""How well estimated effects of patches, or of paths, agree with measured ones.
+
+How it fails: correlations over many places that do nothing (before the prompts' first difference) are carried by the
+few that do something; where all values of one side are the same, there is no order and correlations are NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.patching.edge_results import EdgeResult
+from analyses.patching.results import PatchResult
+from hybridlens.errors import InputError
+
+
+class Agreement(NamedTuple):
+    """Estimates against measured values of the same patches, both on the scale from 0 (corrupt) to 1 (clean)."""
+
+    spearman: float
+    """Correlation of ranks, equal values sharing their mean rank; NaN where all values of one side are the same."""
+    pearson: float
+    """Correlation of the values; NaN in the same case."""
+    largest_error: float
+    """Largest distance between an estimate and its measured value."""
+    patches: int
+
+
+def agreement(attributed: PatchResult, exact: PatchResult) -> Agreement:
+    """Compare estimates with what patching gave.
+
+    Args:
+        attributed: what `gradients.attribution_patch` gave.
+        exact: what `running.activation_patch` gave for the same arguments.
+
+    Raises:
+        InputError: the two are not of the same patches, prompts, direction, metric and model.
+    """
+    _check_same(attributed, exact, ("axes", "hooks", "direction", "model", "clean_tokens", "corrupt_tokens"))
+    return compared(attributed.normalised.flatten(), exact.normalised.flatten())
+
+
+def edge_agreement(edges: EdgeResult, exact: PatchResult) -> Agreement:
+    """Compare estimated edges with what path patching gave; pairs without an edge are left out.
+
+    Args:
+        edges: what `edges.edge_attribution` gave.
+        exact: what `paths.path_patch` gave for single writers and readers, in the same order.
+
+    Raises:
+        InputError: the two are not of the same paths, prompts, direction, metric and model.
+    """
+    _check_same(edges, exact, ("direction", "model", "clean_tokens", "corrupt_tokens"))
+    ours = tuple(tuple(end.words for end in ends) for ends in (edges.writers, edges.readers))
+    theirs = tuple(axis.labels for axis in exact.axes)
+    if ours != theirs:
+        raise InputError(f"the two results are of different edges, {_short(ours)} and {_short(theirs)}; give the same")
+    there = ~edges.scores.isnan()
+    change = exact.change / (edges.clean - edges.corrupt)
+    return compared(edges.normalised[there], change[there])
+
+
+def compared(ours: Float[Tensor, "place"], theirs: Float[Tensor, "place"]) -> Agreement:
+    """Estimates against measured values."""
+    return Agreement(
+        spearman=correlation(ranks(ours), ranks(theirs)),
+        pearson=correlation(ours, theirs),
+        largest_error=float((ours - theirs).abs().max()) if ours.numel() else 0.0,
+        patches=ours.numel(),
+    )
+
+
+def _check_same(ours: PatchResult | EdgeResult, theirs: PatchResult, fields: Sequence[str]) -> None:
+    for what in fields:
+        mine, its = getattr(ours, what), getattr(theirs, what)
+        if mine != its:
+            raise InputError(
+                f"the two results differ in their {what}: {_short(mine)} and {_short(its)}; give estimates and "
+                "measured values of the same patches on the same prompts"
+            )
+    if not ours.metric.startswith(theirs.metric):
+        raise InputError(
+            f"the two results are of different metrics, '{ours.metric}' and '{theirs.metric}'; give both the same"
+        )
+
+
+def ranks(x: Float[Tensor, "place"]) -> Float[Tensor, "place"]:
+    """Ranks from 0, equal values sharing the mean of theirs."""
+    _, where, counts = x.unique(sorted=True, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts + 1) / 2)[where]
+
+
+def correlation(x: Float[Tensor, "place"], y: Float[Tensor, "place"]) -> float:
+    """Pearson's correlation; NaN where one side does not vary."""
+    if not (bool((x != x[:1]).any()) and bool((y != y[:1]).any())):
+        return float("nan")
+    x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
+    return float((x * y).sum() / (x.norm() * y.norm()))
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

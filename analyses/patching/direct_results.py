@@ -1,0 +1,139 @@
+"""`DirectAttribution`: the shares that the parts of a model have in its logits, with the parts named.
+
+It is saved as one safetensors file: the numbers exactly, and the rest as JSON in its header.
+
+How it fails: a file that does not hold a result, and a writer that the model lacks, raise one line.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from analyses.patching.writers import Writer
+from hybridlens.errors import HybridLensError, InputError
+from hybridlens.results import write_atomic
+
+FORMAT = "hybridlens direct attribution 1"
+
+Share: TypeAlias = Float[Tensor, "pos question"]
+
+_TENSORS = ("shares", "before_cap", "logits", "scale")
+
+
+@dataclass(frozen=True, eq=False)
+class DirectAttribution:
+    """What each writer adds to some logits.
+
+    Attributes:
+        shares: by writer, position and question, in logits before any soft cap; float64, on the CPU.
+        writers: every part of the model, in forward order.
+        positions: of the prompt, from its start.
+        questions: what was asked of each position, in words.
+        before_cap: the model's own answers before any soft cap, in its own precision.
+        logits: its answers after the cap; the same where there is none.
+        scale: the final norm's at each position, by which what was written was divided.
+        model: signature of the architecture.
+        tokens: the prompt.
+    """
+
+    shares: Float[Tensor, "writer pos question"]
+    writers: tuple[Writer, ...]
+    positions: tuple[int, ...]
+    questions: tuple[str, ...]
+    before_cap: Float[Tensor, "pos question"]
+    logits: Float[Tensor, "pos question"]
+    scale: Float[Tensor, "pos"]
+    model: str
+    tokens: tuple[int, ...]
+
+    @property
+    def total(self) -> Share:
+        """The sum of all shares."""
+        return self.shares.sum(dim=0)
+
+    @property
+    def remainder(self) -> Share:
+        """What the shares leave of the model's own answer before the cap: rounding."""
+        return self.before_cap - self.total
+
+    def of(self, writer: Writer) -> Share:
+        """The share of a writer; of a kind with parts, that of all of them: `Writer("mlp", 3)` of all its experts.
+
+        Raises:
+            InputError: there is no such writer.
+        """
+        if writer in self.writers:
+            return self.shares[self.writers.index(writer)]
+        parts = [i for i, other in enumerate(self.writers) if (other.layer, other.kind) == (writer.layer, "expert")]
+        if writer.kind != "mlp" or not parts:
+            has = ", ".join(other.words for other in self.writers)
+            raise InputError(f"there is no writer '{writer.words}'; there are {has}")
+        return self.shares[parts].sum(dim=0)
+
+    def top(self, n: int = 10, position: int = -1, question: int = 0) -> list[tuple[Writer, float]]:
+        """The `n` writers with the largest shares of either sign, the largest first.
+
+        Args:
+            n: how many.
+            position: which of `positions`, by its place among them.
+            question: likewise.
+        """
+        shares = self.shares[:, position, question]
+        order = shares.abs().argsort(descending=True, stable=True)[:n].tolist()
+        return [(self.writers[i], float(shares[i])) for i in order]
+
+    def save(self, path: Path) -> Path:
+        """Write the result as one safetensors file, atomically; returns `path`.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        header = {
+            "format": FORMAT,
+            "writers": [[writer.kind, writer.layer, writer.index] for writer in self.writers],
+            "positions": list(self.positions),
+            "questions": list(self.questions),
+            "model": self.model,
+            "tokens": list(self.tokens),
+        }
+        tensors = {name: cast(Tensor, getattr(self, name)).contiguous() for name in _TENSORS}
+        try:
+            return write_atomic(path, save(tensors, metadata={"result": json.dumps(header, allow_nan=False)}))
+        except OSError as error:
+            raise InputError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
+
+    @classmethod
+    def load(cls, path: Path) -> DirectAttribution:
+        """Read a result that `save` wrote.
+
+        Raises:
+            InputError: the file cannot be read, or holds no result.
+        """
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"'{path}' cannot be read ({error.strerror}); give a saved DirectAttribution") from error
+        try:
+            size = int.from_bytes(data[:8], "little")
+            header: Any = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["result"])
+            tensors = load(data)
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']!r}, expected {FORMAT!r}")
+            return cls(
+                **{name: tensors[name] for name in _TENSORS},
+                writers=tuple(Writer(*parts) for parts in header["writers"]),
+                positions=tuple(map(int, header["positions"])),
+                questions=tuple(map(str, header["questions"])),
+                model=str(header["model"]),
+                tokens=tuple(map(int, header["tokens"])),
+            )
+        except (SafetensorError, HybridLensError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"'{path}' is not a saved DirectAttribution ({type(error).__name__}: {error})") from error

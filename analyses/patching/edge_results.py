@@ -1,0 +1,172 @@
+"""`EdgeResult`: an estimate for every edge from a writer to a reader.
+
+It is saved as one safetensors file: the scores exactly, NaN among them, and the rest as JSON in its header.
+
+How it fails: a file that does not hold a result, scores that do not fit the writers and readers, and an edge that is
+not there, raise one line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from analyses.patching.results import DIRECTIONS, check_direction, check_ends
+from analyses.patching.writers import Reader, Writer
+from hybridlens.errors import HybridLensError, InputError
+from hybridlens.results import write_atomic
+
+FORMAT = "hybridlens edges 1"
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeResult:
+    """What each edge would change, to first order.
+
+    Attributes:
+        scores: estimated change of the metric of the run that is patched, float64, on the CPU; NaN where the writer
+            does not come before the reader.
+        writers: in the order of the rows.
+        readers: in the order of the columns.
+        clean: the metric of the clean run.
+        corrupt: that of the corrupt run.
+        metric: what was estimated and how, in words.
+        direction: one of `DIRECTIONS`.
+        model: signature of the architecture.
+        clean_tokens: the clean prompt.
+        corrupt_tokens: the corrupt prompt.
+        forwards: forward passes that were made.
+
+    Raises:
+        InputError: scores of another shape, or infinite.
+        UnknownNameError: a direction that does not exist.
+    """
+
+    scores: Float[Tensor, "writer reader"]
+    writers: tuple[Writer, ...]
+    readers: tuple[Reader, ...]
+    clean: float
+    corrupt: float
+    metric: str
+    direction: str
+    model: str
+    clean_tokens: tuple[int, ...]
+    corrupt_tokens: tuple[int, ...]
+    forwards: int
+
+    def __post_init__(self) -> None:
+        """Hold the scores as float64 on the CPU, checked."""
+        scores = self.scores.detach().to("cpu", torch.float64)
+        sizes = [len(self.writers), len(self.readers)]
+        if list(scores.shape) != sizes:
+            raise InputError(f"scores of shape {list(scores.shape)} given with writers and readers {sizes}")
+        if bool(scores.isinf().any()):
+            raise InputError("the scores hold infinity, expected finite numbers, or NaN where there is no edge")
+        check_direction(self.direction, DIRECTIONS)
+        object.__setattr__(self, "scores", scores)
+
+    @property
+    def normalised(self) -> Float[Tensor, "writer reader"]:
+        """Score ÷ (clean - corrupt): 1 would bring the whole clean run back, -1 would take all of it away.
+
+        Raises:
+            InputError: runs that the metric does not tell apart.
+        """
+        check_ends(self.clean, self.corrupt, self.metric)
+        return self.scores / (self.clean - self.corrupt)
+
+    def score(self, writer: Writer, reader: Reader) -> float:
+        """The score of one edge.
+
+        Raises:
+            InputError: the result has no such edge.
+        """
+        if writer in self.writers and reader in self.readers:
+            value = float(self.scores[self.writers.index(writer), self.readers.index(reader)])
+            if value == value:
+                return value
+        raise InputError(
+            f"there is no edge from '{writer.words}' to '{reader.words}' in this result; writers are "
+            f"{_ends([w.words for w in self.writers])}, readers {_ends([r.words for r in self.readers])}, later ones"
+        )
+
+    def top(self, n: int = 10) -> list[tuple[Writer, Reader, float]]:
+        """The `n` edges with the largest scores, whichever their sign."""
+        size = self.scores.abs().nan_to_num(-1.0).flatten()
+        order = size.argsort(descending=True, stable=True)[:n].tolist()
+        places = [divmod(i, len(self.readers)) for i in order if float(size[i]) >= 0]
+        return [(self.writers[w], self.readers[r], float(self.scores[w, r])) for w, r in places]
+
+    def save(self, path: Path) -> Path:
+        """Write the result as one safetensors file, atomically; returns `path`.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        header = {
+            "format": FORMAT,
+            "writers": [[writer.kind, writer.layer, writer.index] for writer in self.writers],
+            "readers": [[reader.kind, reader.layer, reader.head] for reader in self.readers],
+            "clean": self.clean,
+            "corrupt": self.corrupt,
+            "metric": self.metric,
+            "direction": self.direction,
+            "model": self.model,
+            "clean_tokens": list(self.clean_tokens),
+            "corrupt_tokens": list(self.corrupt_tokens),
+            "forwards": self.forwards,
+        }
+        data = save({"scores": self.scores.contiguous()}, metadata={"result": json.dumps(header, allow_nan=False)})
+        try:
+            return write_atomic(path, data)
+        except OSError as error:
+            raise InputError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
+
+    @classmethod
+    def load(cls, path: Path) -> EdgeResult:
+        """Read a result that `save` wrote.
+
+        Raises:
+            InputError: the file cannot be read, or holds no result.
+        """
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"'{path}' cannot be read ({error.strerror}); give a saved EdgeResult") from error
+        try:
+            size = int.from_bytes(data[:8], "little")
+            header: Any = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["result"])
+            scores = load(data)["scores"]
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"'{path}' is not a saved EdgeResult ({type(error).__name__}: {error})") from error
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise InputError(f"'{path}' is not a saved EdgeResult; give a file that EdgeResult.save wrote")
+        try:
+            return cls(
+                scores=scores,
+                writers=tuple(Writer(*parts) for parts in header["writers"]),
+                readers=tuple(Reader(*parts) for parts in header["readers"]),
+                clean=float(header["clean"]),
+                corrupt=float(header["corrupt"]),
+                metric=str(header["metric"]),
+                direction=str(header["direction"]),
+                model=str(header["model"]),
+                clean_tokens=tuple(map(int, header["clean_tokens"])),
+                corrupt_tokens=tuple(map(int, header["corrupt_tokens"])),
+                forwards=int(header["forwards"]),
+            )
+        except (KeyError, TypeError, ValueError, HybridLensError) as error:
+            raise InputError(f"'{path}' is a damaged EdgeResult ({error}); make it again") from error
+
+
+def _ends(words: Sequence[str]) -> str:
+    return ", ".join(words) if len(words) <= 2 else f"{words[0]} … {words[-1]}"

@@ -1,0 +1,195 @@
+"""Edge attribution: what every writer would tell every reader, estimated from gradients in a few passes.
+
+To first order, giving one reader another run's output of one writer changes the metric by (writer's output there - its
+output here) · gradient at that reader's input (Syed et al. 2023, "Attribution Patching Outperforms Automated Circuit
+Discovery"; Hanna et al. 2024, EAP-IG, with `steps`). So it estimates `paths.path_patch` for all pairs at once, from one
+differentiated run (or `steps` of them) and one plain one. Keys and values are read once for each shared head, whose
+gradient is that of all query heads that share it.
+
+The gradient at a reader's input is by the residual stream as that reader alone reads it, before its norm. It is taken
+at the query, key or value and brought back through the head's map with the norm folded in (`hybridlens.weights`), or
+at the normalised stream that a mixer, an MLP or the logits read; then through the norm with the scale of that run: with
+x̂ = x / s, a gradient v by x̂ is (v - x̂ · mean(x̂ v)) / s by x, the scale's own change included.
+
+Scores are sums over positions, in which effects of both signs may cancel. All writers of one reader add up to the
+gradient times the whole difference of its input, biases being the same in both runs.
+
+How it fails: as attribution patching does (`analyses.patching.gradients`): it follows a straight line, and a norm that
+the writer would change much, or a saturated softmax, is estimated badly. Only direct edges count. A quantised model,
+whose maps cannot be read, is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.patching.alignment import aligned
+from analyses.patching.edge_results import EdgeResult
+from analyses.patching.metrics import MetricLike, as_metric
+from analyses.patching.results import DIRECTIONS, check_direction
+from analyses.patching.slopes import Runs, Slopes, compare, estimated, wide
+from analyses.patching.writers import Reader, Writer, reaches, readers_of, writers_of
+from hybridlens.errors import InputError
+from hybridlens.model import HybridLens
+from hybridlens.tokens import TokensLike
+from hybridlens.weights import AttentionWeights, Weights
+
+ELEMENTS = 1 << 24
+"""Numbers of writers' outputs and readers' gradients held at once; more positions than fit are taken in portions."""
+
+EDGE_WRITERS = {"embed": "hook_embed", "head": "attn.hook_z", "ssm": "hook_mixer_out", "mlp": "hook_mlp_out"}
+"""Kinds of writers that edges begin at, and the hook point of each."""
+
+Heads: TypeAlias = Mapping[int | None, AttentionWeights]
+"""The maps of attention layers, by layer."""
+
+
+def edge_attribution(
+    lens: HybridLens,
+    clean: TokensLike,
+    corrupt: TokensLike,
+    metric: MetricLike,
+    *,
+    writers: Sequence[Writer] | None = None,
+    readers: Sequence[Reader] | None = None,
+    direction: str = "denoise",
+    steps: int | None = None,
+) -> EdgeResult:
+    """Estimate for every writer and reader what the direct path between them would change.
+
+    Args:
+        lens: the model.
+        clean: the prompt whose behaviour is explained.
+        corrupt: another of the same number of tokens.
+        metric: a `Metric` with a gradient, or a function from logits [b p v] to [b].
+        writers: where edges begin; None for all of `writers_of`.
+        readers: where they end; None for all of `readers_of`.
+        direction: "denoise" puts clean writers' outputs into the corrupt run, "noise" corrupt ones into the clean run.
+        steps: so many runs between the two inputs for integrated gradients; None for the patched run's gradient.
+
+    Raises:
+        InputError: prompts of unequal length, writers or readers that the model lacks or that edges cannot join, steps
+            below 1, a metric without a gradient, of another shape, or that does not tell the prompts apart.
+        UnknownNameError: a direction that does not exist.
+        CheckpointError: the model is quantised.
+    """
+    check_direction(direction, DIRECTIONS)
+    sources = tuple(writers_of(lens) if writers is None else writers)
+    sinks = tuple(readers_of(lens) if readers is None else readers)
+    _check(lens, sources, sinks)
+    pair = aligned(lens, clean, corrupt)
+    layers = sorted({end.layer for end in (*sources, *sinks) if end.layer in lens.cfg.attention_layers})
+    heads: Heads = {layer: Weights.of_model(lens).attention(layer) for layer in layers}
+    points = [_written(writer) for writer in sources] + [name for reader in sinks for name in _read(reader)]
+    runs = compare(lens, pair, direction, as_metric(metric), list(dict.fromkeys(points)), steps)
+    scores = torch.zeros(len(sources), len(sinks), dtype=torch.float64)
+    for here in runs.passes:
+        scores += _scores(runs, here, sources, sinks, heads)
+    there = torch.tensor([[reaches(lens, writer, reader) for reader in sinks] for writer in sources])
+    return EdgeResult(
+        scores=torch.where(there, scores / runs.count, torch.nan),
+        writers=sources,
+        readers=sinks,
+        clean=runs.clean,
+        corrupt=runs.corrupt,
+        metric=estimated(as_metric(metric).words, steps),
+        direction=direction,
+        model=lens.network.signature,
+        clean_tokens=tuple(pair[0][0].tolist()),
+        corrupt_tokens=tuple(pair[1][0].tolist()),
+        forwards=runs.forwards,
+    )
+
+
+def _check(lens: HybridLens, writers: Sequence[Writer], readers: Sequence[Reader]) -> None:
+    if not writers or not readers:
+        raise InputError(f"{len(writers)} writers and {len(readers)} readers given, expected at least one of both")
+    for writer in writers:
+        if writer.kind not in EDGE_WRITERS:
+            raise InputError(f"writer '{writer.words}' given, but edges begin at {', '.join(EDGE_WRITERS)}")
+        writer.check(lens)
+    for reader in readers:
+        reader.check(lens)
+    for ends in (writers, readers):
+        twice = next((end.words for end in ends if list(ends).count(end) > 1), None)
+        if twice is not None:
+            raise InputError(f"'{twice}' was given twice, expected every writer and reader once")
+
+
+def _written(writer: Writer) -> str:
+    """The hook point that holds what a writer writes; of a head, what its output map is applied to."""
+    point = EDGE_WRITERS[writer.kind]
+    return point if writer.layer is None else f"blocks.{writer.layer}.{point}"
+
+
+def _norm(reader: Reader) -> str:
+    """The norm that a reader reads through."""
+    if reader.layer is None:
+        return "ln_final"
+    return f"blocks.{reader.layer}.{'ln2' if reader.kind == 'mlp' else 'ln1'}"
+
+
+def _taken(reader: Reader) -> str:
+    """The hook point at which a reader's gradient is taken."""
+    if reader.head is None:
+        return f"{_norm(reader)}.hook_normalized"
+    return f"blocks.{reader.layer}.attn.hook_{reader.kind}"
+
+
+def _read(reader: Reader) -> tuple[str, str, str]:
+    """The hook points that a reader's gradient takes."""
+    return _taken(reader), f"{_norm(reader)}.hook_normalized", f"{_norm(reader)}.hook_scale"
+
+
+def _scores(
+    runs: Runs,
+    here: Slopes,
+    writers: Sequence[Writer],
+    readers: Sequence[Reader],
+    heads: Heads,
+) -> Float[Tensor, "writer reader"]:
+    """Every writer's change times every reader's gradient, summed over positions and the residual stream."""
+    x = here.values[_read(readers[0])[1]]
+    length, d_model = x.shape[1:]
+    step = max(1, ELEMENTS // ((len(writers) + len(readers)) * d_model))
+    total = torch.zeros(len(writers), len(readers), dtype=torch.float64)
+    for start in range(0, length, step):
+        part = slice(start, start + step)
+        changes = [_change(runs, writer, part, heads).to(x.device) for writer in writers]
+        gradients = [_gradient(here, reader, part, heads).to(x.device) for reader in readers]
+        products = einsum(torch.stack(changes), torch.stack(gradients), "w p d, r p d -> w r")
+        total += products.to("cpu", torch.float64)
+    return total
+
+
+def _change(
+    runs: Runs, writer: Writer, part: slice, heads: Heads
+) -> Float[Tensor, "pos d_model"]:
+    """What a writer writes otherwise in the other run."""
+    name = _written(writer)
+    change = wide(runs.source[name][0, part]) - wide(runs.base[name][0, part])
+    if writer.index is None:
+        return change
+    W_O = heads[writer.layer].W_O[writer.index]
+    return change[:, writer.index] @ W_O.to(change)
+
+
+def _gradient(
+    here: Slopes, reader: Reader, part: slice, heads: Heads
+) -> Float[Tensor, "pos d_model"]:
+    """How the metric changes with the residual stream as this reader alone reads it."""
+    taken, normalized, scale = _read(reader)
+    grad = wide(here.gradients[taken][0, part])
+    if reader.head is not None:
+        weights = heads[reader.layer]
+        W = {"q": weights.W_Q, "k": weights.W_K, "v": weights.W_V}[reader.kind][reader.head]
+        grad = grad[:, reader.head] @ W.T.to(grad)
+    x = wide(here.values[normalized][0, part]).to(grad.device)
+    inward = grad - x * (x * grad).mean(dim=-1, keepdim=True)
+    return inward / wide(here.values[scale][0, part]).to(grad.device)

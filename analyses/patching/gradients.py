@@ -1,0 +1,183 @@
+"""Attribution patching: what every patch would do, estimated from gradients in a few passes, however many patches.
+
+To first order a patch changes the metric by gradient · (other run's value - own value), summed over the entries that it
+replaces (Nanda 2023, "Attribution Patching"; Syed et al. 2023). One pass forward and backward over the run that is
+patched and one pass forward over the other give this for all patches at once. The results are `PatchResult`s of the
+same patches as `running.activation_patch` gives, so that the two can be compared (`analyses.patching.agreement`).
+
+With `steps`, gradients are averaged over runs whose `hook_embed` is on the way from one prompt's to the other's
+(integrated gradients along the input, Sundararajan et al. 2017; Hanna et al. 2024), at the middles of `steps` equal
+parts. What is then estimated for the whole of `hook_embed` tends to the whole difference between the prompts.
+
+Recurrent states: the gradient at `ssm.hook_state` is the total one, through the entry and all later states that
+continue from it, which is what a patch of one position changes. A patch of several positions cuts each off from the
+one before it, so that an entry t counts with what the patch changes there beyond what its predecessor would have
+handed on: gradient_t · (δ_t - decay_t · D_{t-1}), where D is the changed trajectory.
+
+How it fails:
+* It is a straight line through a curved function: large activations (residual streams, the embedding), saturated
+  softmaxes and experts that change hands are estimated badly. A metric at its optimum in the patched run (divergence
+  from that very run) has no slope there, and all estimates are 0; give `steps`, or patch in the other direction.
+* Hook points of one patch are added up, as if none lay downstream of another.
+* RG-LRU's gradient is bounded where its decay comes near 1, as in the reference, and lies below the slope there.
+* The passes hold everything that was asked for at once, and the graph behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.patching.alignment import aligned, token_strings
+from analyses.patching.metrics import MetricLike, as_metric
+from analyses.patching.over import Over, token_labels
+from analyses.patching.results import DIRECTIONS, PatchResult, check_direction
+from analyses.patching.running import laid_out
+from analyses.patching.slopes import Runs, Slopes, compare, estimated, wide
+from analyses.patching.sweeps import sweep_of
+from analyses.patching.targets import Located, Patch, as_patch, locate
+from hybridlens import scan
+from hybridlens.hooks import NameFilter
+from hybridlens.model import HybridLens
+from hybridlens.tokens import TokensLike
+
+
+def attribution_patch(
+    lens: HybridLens,
+    clean: TokensLike,
+    corrupt: TokensLike,
+    metric: MetricLike,
+    hooks: NameFilter = None,
+    over: Over = (),
+    *,
+    targets: Sequence[Patch] | None = None,
+    direction: str = "denoise",
+    steps: int | None = None,
+) -> PatchResult:
+    """Estimate by gradients what `activation_patch` measures for the same arguments.
+
+    Args:
+        lens: the model.
+        clean: the prompt whose behaviour is explained.
+        corrupt: another of the same number of tokens.
+        metric: a `Metric` with a gradient, or a function from logits [b p v] to [b].
+        hooks: the hook points: a name, names or a predicate.
+        over: the axes to go over, by letter (see `analyses.patching.over`); the others are taken whole.
+        targets: patches of any kind instead of `hooks` and `over`.
+        direction: "denoise" puts clean values into the corrupt run, "noise" corrupt ones into the clean run.
+        steps: so many runs between the two inputs for integrated gradients; None for the patched run's gradient.
+
+    Returns:
+        the estimates, as the metric of the patched run plus the estimated change; `metric` says how they were made.
+
+    Raises:
+        InputError: what `activation_patch` refuses, steps below 1, a metric or hook point without a gradient.
+        UnknownNameError: a hook point or direction that does not exist.
+    """
+    check_direction(direction, DIRECTIONS)
+    pair = aligned(lens, clean, corrupt)
+    strings = [token_strings(row[0].tolist(), lens.tokenizer) for row in pair]
+    patches, axes, names = laid_out(lens, hooks, over, targets, token_labels(*strings))
+    length = pair[0].shape[1]
+    parts = [_by_point([locate(lens, target, length) for target in as_patch(patch)]) for patch in patches]
+    decays = {_decay_of(name) for part in parts for name, found in part.items() if _hands_on(name, found, length)}
+    runs = compare(lens, pair, direction, as_metric(metric), (*names, *sorted(decays)), steps)
+    total = torch.zeros(len(patches), dtype=torch.float64)
+    for here in runs.passes:
+        products = {name: _product(runs.change(name), here.gradients[name]) for name in names}
+        effects = [
+            sum(_effect(name, found, products[name], runs, here) for name, found in part.items()) for part in parts
+        ]
+        total += torch.tensor(effects, dtype=torch.float64)
+    base = runs.corrupt if direction == "denoise" else runs.clean
+    return PatchResult(
+        raw=(base + total / runs.count).view([len(axis.labels) for axis in axes]),
+        axes=axes,
+        clean=runs.clean,
+        corrupt=runs.corrupt,
+        metric=estimated(as_metric(metric).words, steps),
+        direction=direction,
+        hooks=names,
+        model=lens.network.signature,
+        clean_tokens=tuple(pair[0][0].tolist()),
+        corrupt_tokens=tuple(pair[1][0].tolist()),
+        forwards=runs.forwards,
+    )
+
+
+def attribution_sweep(
+    lens: HybridLens, name: str, clean: TokensLike, corrupt: TokensLike, metric: MetricLike, **options: Any
+) -> PatchResult:
+    """Estimate a ready sweep (`analyses.patching.sweeps`).
+
+    Args:
+        lens: the model.
+        name: one of `SWEEPS`.
+        clean: the prompt whose behaviour is explained.
+        corrupt: another of the same number of tokens.
+        metric: what is measured.
+        options: `direction` and `steps` of `attribution_patch`.
+
+    Raises:
+        UnknownNameError: there is no such sweep, or the model has nothing of the kind.
+        InputError: what `attribution_patch` refuses.
+    """
+    wanted = sweep_of(lens, name)
+    return attribution_patch(lens, clean, corrupt, metric, wanted.hooks(lens), wanted.over, **options)
+
+
+def _by_point(parts: Sequence[Located]) -> dict[str, list[Located]]:
+    found: dict[str, list[Located]] = {}
+    for part in parts:
+        found.setdefault(part.name, []).append(part)
+    return found
+
+
+def _is_state(name: str) -> bool:
+    return name.endswith(".ssm.hook_state")
+
+
+def _decay_of(name: str) -> str:
+    return name.removesuffix("hook_state") + "hook_decay"
+
+
+def _hands_on(name: str, parts: Sequence[Located], length: int) -> bool:
+    """Whether a patch replaces states at several positions, so that what the first hands on reaches the next."""
+    touched = [part for part in parts if part.first < length]
+    return _is_state(name) and bool(touched) and min(p.first for p in touched) < max(p.last for p in touched)
+
+
+def _product(change: Tensor, gradient: Tensor) -> Tensor:
+    """Their product; 0 where nothing changes, whatever the gradient there."""
+    return torch.where(change == 0, 0.0, change * wide(gradient[0]))
+
+
+def _effect(name: str, parts: Sequence[Located], product: Tensor, runs: Runs, here: Slopes) -> float:
+    """What patching these parts of one hook point changes; entries named twice count once."""
+    handing_on = _hands_on(name, parts, product.shape[0]) if _is_state(name) else False
+    if len(parts) == 1 and not handing_on:
+        return float(product[parts[0].selectors({})[1]].sum(dtype=torch.float64))
+    mask = torch.zeros_like(product, dtype=torch.bool)
+    for part in parts:
+        mask[part.selectors({})[1]] = True
+    if not handing_on:
+        return float(product[mask].sum(dtype=torch.float64))
+    decay = wide(here.values[_decay_of(name)][0])
+    return _trajectory_effect(mask, runs.change(name), wide(here.gradients[name][0]), decay)
+
+
+def _trajectory_effect(
+    mask: Tensor, change: Float[Tensor, "pos channel *state"], gradient: Tensor, decay: Tensor
+) -> float:
+    """First-order effect of replacing states at several positions; see the module's docstring."""
+    acting = mask & (change != 0)  # an entry that is given its own value goes on from the one before it
+    kept = decay.masked_fill(acting, 0.0)[None]
+    given = torch.where(acting, change, 0.0)[None]
+    changed = scan.linear_scan(kept, given, torch.zeros_like(given[:, 0]))[0]
+    before = torch.cat([torch.zeros_like(changed[:1]), changed[:-1]])
+    beyond = torch.where(acting, gradient * (change - decay * before), 0.0)
+    return float(beyond.sum(dtype=torch.float64))

@@ -1,0 +1,329 @@
+"""Prompt pairs from the needle benchmark: two prompts of equal length that differ in the needle alone.
+
+================  ==========================================================================================
+`other_needle`    the same prompt with another needle in the same place, of the same number of tokens
+`no_needle`       the needle's place taken by filler sentences of the same number of tokens (the control)
+`moved_needle`    the needle in another place; the filler between the two places is shifted by its length
+================  ==========================================================================================
+
+What tells the two prompts of a pair apart is found by asking the untouched model: it answers both greedily, and the
+first tokens at which the two answers part are `Pair.answers`. What both answers begin with is put behind both prompts,
+so that the last position of `clean_tokens` and `corrupt_tokens` is where the answers part.
+
+Alignment is checked (`Pair.differences`) and shown (`Pair.show`). `counterpart` makes a needle that answers another
+needle's question, so that the two prompts differ in nothing but the answer.
+
+How it fails: needles of unequal token counts, which would shift all that follows, are refused, and so are prompts that
+differ outside of where they should. A model that answers both prompts alike has no token that tells them apart, and
+`Pair.logit_difference` says so; most models do so where the needle has only moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, islice
+
+from analyses.patching.alignment import Difference, differences, token_strings
+from analyses.patching.metrics import LogitDifference
+from hybridlens import niah
+from hybridlens.errors import InputError
+from hybridlens.model import HybridLens
+from hybridlens.niah import Haystack, Needle, Prompt, Rule, full_match_rubric
+from hybridlens.tokens import check_context
+
+FILLER_SEED = 1_000_003
+"""Of the essays that stand in for a needle, which are to be others than a prompt's own."""
+
+FILLER_SENTENCES = 200
+"""How many of their sentences are at hand."""
+
+FILLER_TRIES = 20
+"""How many choices of them are tried; where tokens merge at a sentence's ends, one that fits alone may not fit."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two prompts of equal length, and how the model answers them.
+
+    Attributes:
+        kind: "needle", "control" or "moved".
+        clean: the prompt whose behaviour is explained.
+        corrupt: the other.
+        clean_tokens: the clean prompt and what both answers begin with.
+        corrupt_tokens: the corrupt prompt and the same.
+        answers: the tokens with which the model goes on from each; None where its two answers are the same, and then
+            nothing is put behind the prompts.
+        strings: every token of both as text.
+        said: the model's two answers in full.
+    """
+
+    kind: str
+    clean: Prompt
+    corrupt: Prompt
+    clean_tokens: tuple[int, ...]
+    corrupt_tokens: tuple[int, ...]
+    answers: tuple[int, int] | None
+    strings: tuple[tuple[str, ...], tuple[str, ...]]
+    said: tuple[str, str]
+
+    @property
+    def differences(self) -> list[Difference]:
+        """The positions at which the prompts differ, with both tokens."""
+        sides = zip(self.clean_tokens, self.corrupt_tokens, *self.strings, strict=True)
+        return [Difference(place, *texts) for place, (a, b, *texts) in enumerate(sides) if a != b]
+
+    @property
+    def begun(self) -> tuple[str, ...]:
+        """What both answers begin with, as tokens of text."""
+        return self.strings[0][len(self.clean.tokens) :]
+
+    @property
+    def logit_difference(self) -> LogitDifference:
+        """The metric that tells the two prompts apart: the clean answer's token against the corrupt one's.
+
+        Raises:
+            InputError: the model answers both alike.
+        """
+        if self.answers is None:
+            raise InputError(
+                f"the model answers both prompts of this pair alike ({self.said[0]!r}), so no token tells them "
+                "apart; take another pair, or a metric such as LogProbability, KullbackLeibler or NeedleScore"
+            )
+        return LogitDifference(*self.answers)
+
+    def show(self) -> str:
+        """Where the prompts differ, in lines of text."""
+        found = self.differences
+        lines = [
+            f"{self.kind} pair: {len(self.clean_tokens)} tokens each, of which {len(found)} differ; "
+            f"the last {len(self.begun)} are what both answers begin with"
+        ]
+        for run in _runs(found):
+            places = str(run[0].position) + ("" if len(run) == 1 else f"-{run[-1].position}")
+            clean, corrupt = (" ".join(texts) for texts in ([d.clean for d in run], [d.corrupt for d in run]))
+            lines.append(f"  {places}: {clean!r} | {corrupt!r}")
+        same = "; the same, so that no token tells them apart" if self.answers is None else ""
+        lines.append(f"  answers: {self.said[0]!r} | {self.said[1]!r}{same}")
+        return "\n".join(lines)
+
+
+def _runs(found: Sequence[Difference]) -> list[list[Difference]]:
+    runs: list[list[Difference]] = []
+    for difference in found:
+        if runs and difference.position == runs[-1][-1].position + 1:
+            runs[-1].append(difference)
+        else:
+            runs.append([difference])
+    return runs
+
+
+def make_pair(lens: HybridLens, kind: str, clean: Prompt, corrupt: Prompt, max_new_tokens: int = 40) -> Pair:
+    """Two prompts as a pair: their lengths checked, the model's answers compared.
+
+    Args:
+        lens: the model; it answers both prompts greedily.
+        kind: what to call the pair.
+        clean: the prompt whose behaviour is explained.
+        corrupt: another of the same number of tokens.
+        max_new_tokens: answers that are the same for so many tokens count as the same.
+
+    Raises:
+        InputError: prompts of unequal length, or that do not differ, or no room in the model's context.
+    """
+    if not differences(clean.tokens, corrupt.tokens, lens.tokenizer):
+        raise InputError("the clean and the corrupt prompt are the same; expected prompts that differ")
+    said = lens.generate([clean.tokens, corrupt.tokens], max_new_tokens, boundary="first_new_token")
+    ours, theirs = (row[:n] for row, n in zip(said.tokens.tolist(), said.lengths.tolist(), strict=True))
+    shorter = min(len(ours), len(theirs))
+    common = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
+    alike = common == shorter
+    begun = () if alike else tuple(ours[:common])
+    check_context(len(clean.tokens) + len(begun), lens.cfg.n_ctx)
+    sides = clean.tokens + begun, corrupt.tokens + begun
+    texts = [tuple(token_strings(side, lens.tokenizer)) for side in sides]
+    return Pair(
+        kind=kind,
+        clean=clean,
+        corrupt=corrupt,
+        clean_tokens=sides[0],
+        corrupt_tokens=sides[1],
+        answers=None if alike else (ours[common], theirs[common]),
+        strings=(texts[0], texts[1]),
+        said=(said.text[0], said.text[1]),
+    )
+
+
+def other_needle(
+    lens: HybridLens,
+    needle: Needle,
+    other: Needle,
+    length: int,
+    depth: int,
+    *,
+    haystack: Haystack | None = None,
+    template: str = "base",
+    jrt: bool = False,
+    seed: int = 0,
+) -> Pair:
+    """The same prompt with another needle.
+
+    Args:
+        lens: the model; its tokenizer makes the prompts.
+        needle: the clean prompt's.
+        other: the corrupt prompt's; its question, too, is asked there (`counterpart` makes one with the same).
+        length: tokens of both prompts, before what their answers begin with.
+        depth: where the needle stands, in percent.
+        haystack: the filler; the built-in essays of `seed` by default.
+        template: "base" or "instruct".
+        jrt: context and question twice.
+        seed: of the built-in essays.
+
+    Raises:
+        InputError: needles of unequal token counts, or what `niah.grid` refuses.
+    """
+    clean, corrupt = (
+        niah.grid(lens.tokenizer, [length], [depth], haystack, which, template, jrt, seed=seed)[0]
+        for which in (needle, other)
+    )
+    if clean.needle_spans != corrupt.needle_spans:
+        first, second = (_size(prompt) for prompt in (clean, corrupt))
+        raise InputError(
+            f"needle {needle.name!r} takes {first} tokens in the prompt and {other.name!r} {second}, or they stand in "
+            "other places; expected needles and questions of the same numbers of tokens: see pairs.counterparts"
+        )
+    if needle.question == other.question:
+        inside = {place for start, stop in clean.needle_spans for place in range(start, stop)}
+        _check_inside(lens, clean, corrupt, inside)
+    return make_pair(lens, "needle", clean, corrupt)
+
+
+def no_needle(
+    lens: HybridLens,
+    needle: Needle,
+    length: int,
+    depth: int,
+    *,
+    haystack: Haystack | None = None,
+    template: str = "base",
+    jrt: bool = False,
+    seed: int = 0,
+) -> Pair:
+    """The needle's place taken by filler, everything else as it is; arguments as in `other_needle`.
+
+    Unlike `niah.controls`, whose prompts share only the beginning with the needle's.
+
+    Raises:
+        InputError: no sentences of the built-in essays take as many tokens as the needle, or what `niah.grid` refuses.
+    """
+    (clean,) = niah.grid(lens.tokenizer, [length], [depth], haystack, needle, template, jrt, seed=seed)
+    inside = {place for start, stop in clean.needle_spans for place in range(start, stop)}
+    for text in islice(_fillers(lens, _size(clean), clean.text), FILLER_TRIES):
+        filler = Needle("filler", text, needle.question, full_match_rubric(text))
+        (corrupt,) = niah.grid(lens.tokenizer, [length], [depth], haystack, filler, template, jrt, seed=seed)
+        if all(d.position in inside for d in differences(clean.tokens, corrupt.tokens, lens.tokenizer)):
+            control = replace(corrupt, depth=None, needle_span=None, needle_spans=())
+            return make_pair(lens, "control", clean, control)
+    raise InputError(
+        f"no one or two of {FILLER_SENTENCES} sentences of the built-in essays take {_size(clean)} tokens, as needle "
+        f"{needle.name!r} does, and leave the rest of the prompt as it is; give another needle"
+    )
+
+
+def moved_needle(
+    lens: HybridLens,
+    needle: Needle,
+    length: int,
+    depth: int,
+    other_depth: int,
+    *,
+    haystack: Haystack | None = None,
+    template: str = "base",
+    jrt: bool = False,
+    seed: int = 0,
+) -> Pair:
+    """The needle in another place of the same filler; arguments as in `other_needle`.
+
+    Raises:
+        InputError: the two prompts differ elsewhere than from the one place to the other, or what `niah.grid` refuses.
+    """
+    clean, corrupt = niah.grid(
+        lens.tokenizer, [length], [depth, other_depth], haystack, needle, template, jrt, seed=seed
+    )
+    inside: set[int] = set()
+    for first, second in zip(clean.needle_spans, corrupt.needle_spans, strict=True):
+        inside |= set(range(min(first[0], second[0]), max(first[1], second[1])))
+    _check_inside(lens, clean, corrupt, inside)
+    return make_pair(lens, "moved", clean, corrupt)
+
+
+def counterpart(needle: Needle, other: Needle) -> Needle:
+    """A needle that gives the other's answer to this needle's question.
+
+    What the two questions differ in ("San Francisco" and "Oslo") is exchanged in the other's sentence and rubric.
+
+    Raises:
+        InputError: it does not stand in the other's sentence, or the questions are the same.
+    """
+    ours, theirs = needle.question.rstrip("?").split(), other.question.rstrip("?").split()
+    start = _agree(ours, theirs)
+    stop = _agree(ours[start:][::-1], theirs[start:][::-1])
+    mine, its = (" ".join(words[start : len(words) - stop]) for words in (ours, theirs))
+    if not mine or not its or its not in other.sentence:
+        raise InputError(
+            f"needle {other.name!r} cannot answer {needle.question!r}: its own question has {its!r} in place of "
+            f"{mine!r}, expected something that its sentence {other.sentence!r} has too"
+        )
+    rubric = tuple(Rule(rule.phrase.replace(its, mine), rule.points, rule.mode) for rule in other.rubric)
+    return Needle(f"{needle.name}-{other.name}", other.sentence.replace(its, mine), needle.question, rubric)
+
+
+def counterparts(lens: HybridLens, needle: Needle, among: Iterable[Needle] | None = None) -> list[Needle]:
+    """Needles with this needle's question, another answer, and as many tokens.
+
+    Args:
+        lens: its tokenizer counts.
+        needle: the one whose question is asked.
+        among: needles whose answers are taken; the built-in ones by default.
+    """
+    found: list[Needle] = []
+    for other in niah.NEEDLES.values() if among is None else among:
+        try:
+            made = counterpart(needle, other)
+        except InputError:  # another kind of question
+            continue
+        if made.sentence != needle.sentence and _count(lens, made.sentence) == _count(lens, needle.sentence):
+            found.append(made)
+    return found
+
+
+def _check_inside(lens: HybridLens, clean: Prompt, corrupt: Prompt, inside: Container[int]) -> None:
+    for place, ours, theirs in differences(clean.tokens, corrupt.tokens, lens.tokenizer):
+        if place not in inside:
+            raise InputError(
+                f"the prompts differ at position {place} too ({ours!r} and {theirs!r}), outside of the needle's place; "
+                "try another length or depth"
+            )
+
+
+def _agree(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many words two lists have in common from the start."""
+    shorter = min(len(first), len(second))
+    return next((i for i in range(shorter) if first[i] != second[i]), shorter)
+
+
+def _size(prompt: Prompt) -> int:
+    assert prompt.needle_span is not None
+    return prompt.needle_span[1] - prompt.needle_span[0]
+
+
+def _count(lens: HybridLens, text: str) -> int:
+    return len(lens.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _fillers(lens: HybridLens, size: int, text: str) -> Iterable[str]:
+    """One or two sentences of other essays that take `size` tokens and do not stand in `text`."""
+    sentences = [s for s in niah.essays(FILLER_SEED, FILLER_SENTENCES).sentences if s not in text]
+    counts = {sentence: _count(lens, sentence) for sentence in dict.fromkeys(sentences)}
+    yield from (sentence for sentence, count in counts.items() if count == size)
+    yield from (f"{a} {b}" for a, b in combinations(counts, 2) if counts[a] + counts[b] == size)

@@ -1,0 +1,217 @@
+"""What a reader reads when single writers' outputs are another run's: the first half of path patching.
+
+A reader's input is the residual stream before it. With one writer's output exchanged and all others held, it is the
+base run's stream plus what that writer writes otherwise in the source run; where MLPs are to hear the writer too, each
+MLP on the way is computed again on what reaches it. The norm before the reader is computed again on the altered
+stream, so nothing here is linearised.
+
+Differences are held in float32 and the altered stream is rounded to the model's precision once. Everything is
+computed at the positions of interest only, since norms and MLPs treat each position by itself.
+
+How it fails: memory grows with the positions, times the writers of a batch, and with the layers that write or are read;
+those of neither run are held whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.patching.snapshot import resid_name
+from analyses.patching.targets import Selector
+from analyses.patching.writers import Reader, Writer
+from hybridlens.attention import HookedAttention
+from hybridlens.components import Block, HookedNorm
+from hybridlens.hooks import HookPoint, reads_only
+from hybridlens.model import HybridLens
+from hybridlens.network import Output
+from hybridlens.shapes import Tokens
+from hybridlens.weights import Weights
+
+Group: TypeAlias = tuple[Writer, ...]
+"""Writers that are exchanged together."""
+
+Altered: TypeAlias = Float[Tensor, "row place d_model"]
+
+
+class Runs(NamedTuple):
+    """What both runs held at the positions of interest."""
+
+    base: Mapping[str, Tensor]
+    """The base run's residual stream, and MLP outputs where these are needed: [place d_model] each."""
+    change: Mapping[str, Tensor]
+    """What the writers' hook points hold in the source run less what they hold in the base run; float32."""
+    source: Output
+    """What the source run gave."""
+    forwards: int
+
+
+def read_runs(
+    lens: HybridLens,
+    base: Tokens,
+    source: Tokens,
+    groups: Sequence[Group],
+    readers: Sequence[Reader],
+    places: Selector,
+    through_mlps: bool,
+    last_only: bool,
+) -> Runs:
+    """Run both prompts, and keep what the paths need.
+
+    Args:
+        lens: the model.
+        base: the prompt of the run that is patched [1 p].
+        source: that of the other.
+        groups: the writers.
+        readers: the readers.
+        places: the positions of interest.
+        through_mlps: whether MLPs on the way hear the writers.
+        last_only: unembed only the last position.
+    """
+    written = list(dict.fromkeys(_point(writer) for group in groups for writer in group))
+    held = [_site(lens, reader.order(lens.cfg.n_layers)) for reader in readers]
+    if through_mlps:
+        blocks = [f"blocks.{layer}" for layer in range(lens.cfg.n_layers)]
+        held += [f"{block}.{point}" for block in blocks for point in ("hook_resid_mid", "hook_mlp_out")]
+    kept: dict[str, Tensor] = {}
+    change: dict[str, Tensor] = {}
+
+    @reads_only
+    def keep(tensor: Tensor, hook: HookPoint) -> None:
+        kept[cast(str, hook.name)] = tensor[0, places].clone()
+
+    @reads_only
+    def subtract(tensor: Tensor, hook: HookPoint) -> None:
+        name = cast(str, hook.name)
+        change[name] = tensor[0, places].float() - kept[name].float()
+        if name not in held:
+            del kept[name]
+
+    with torch.no_grad():
+        with lens.hooks([(list(dict.fromkeys([*written, *held])), keep)]):
+            lens.network(base, None, None, True)
+        with lens.hooks([(written, subtract)]):
+            output = lens.network(source, None, None, last_only)
+    return Runs(kept, change, output, 2)
+
+
+def altered_streams(
+    lens: HybridLens, runs: Runs, groups: Sequence[Group], sites: Sequence[int], through_mlps: bool
+) -> Iterator[tuple[int, Altered]]:
+    """The residual stream at some sites with each group's outputs exchanged, one row a group, in forward order.
+
+    Args:
+        lens: the model, with no hooks on it.
+        runs: what both runs held.
+        groups: the writers, those of one row each.
+        sites: places in the order of writers and readers (`Reader.order`).
+        through_mlps: whether MLPs on the way hear the writers.
+    """
+    rows: dict[Writer, list[int]] = {}
+    for row, group in enumerate(groups):
+        for writer in group:
+            rows.setdefault(writer, []).append(row)
+    starts = [min(writer.order for writer in group) for group in groups]
+    some = next(iter(runs.base.values()))
+    delta = torch.zeros(len(groups), *some.shape, dtype=torch.float32, device=some.device)
+    _add(delta, rows.get(Writer("embed"), []), lambda: runs.change["hook_embed"])
+    for site in range(max(sites) + 1):
+        layer, is_mlp = divmod(site, 2)
+        if site in sites:
+            yield site, _stream(runs.base[_site(lens, site)], delta)
+        if site == max(sites):
+            return
+        if is_mlp:
+            name = f"blocks.{layer}.hook_mlp_out"
+            own = rows.get(Writer("mlp", layer), [])
+            _add(delta, own, lambda name=name: runs.change[name])
+            hearing = [row for row, start in enumerate(starts) if start < site and row not in own]
+            if through_mlps and hearing:
+                block = cast(Block, lens.blocks[layer])
+                x = _stream(runs.base[f"blocks.{layer}.hook_resid_mid"], delta[hearing])
+                out = block.mlp(block.ln2(x)).float() - runs.base[name].float()
+                delta[hearing] += out.to(delta.device)
+        else:
+            _add_mixer(lens, runs, layer, rows, delta)
+
+
+def _add_mixer(
+    lens: HybridLens, runs: Runs, layer: int, rows: Mapping[Writer, Sequence[int]], delta: Altered
+) -> None:
+    """Put in what the writers of a layer's mixer write otherwise."""
+    _add(delta, rows.get(Writer("ssm", layer), []), lambda: runs.change[f"blocks.{layer}.hook_mixer_out"])
+    heads = [writer for writer in rows if (writer.kind, writer.layer) == ("head", layer)]
+    if heads:
+        W_O = Weights.of_model(lens).attention(layer).W_O
+        z = runs.change[f"blocks.{layer}.attn.hook_z"].to(W_O.device)
+        for writer in heads:
+            head = cast(int, writer.index)
+            _add(delta, rows[writer], lambda head=head: z[:, head] @ W_O[head])
+
+
+def _add(delta: Altered, rows: Sequence[int], change: Callable[[], Tensor]) -> None:
+    if rows:
+        delta[list(rows)] += change().to(delta.device)
+
+
+def _stream(base: Float[Tensor, "place d_model"], delta: Altered) -> Altered:
+    return (base.float() + delta.to(base.device)).to(base.dtype)
+
+
+def reading(lens: HybridLens, reader: Reader, altered: Altered) -> Float[Tensor, "row place *rest"]:
+    """What a reader's hook point holds on altered streams; of queries, keys and values, for all heads of the layer.
+
+    Args:
+        lens: the model, with no hooks on it.
+        reader: who reads.
+        altered: the residual stream before the reader's norm.
+    """
+    name = reader_point(reader)
+    if reader.layer is None:
+        return _normalised(lens, name, cast(HookedNorm, lens.ln_final), altered)
+    block = cast(Block, lens.blocks[reader.layer])
+    if reader.head is None:
+        return _normalised(lens, name, block.ln2 if reader.kind == "mlp" else block.ln1, altered)
+    parts = cast(HookedAttention, block.attn).parts
+    project = {"q": parts.q, "k": parts.k, "v": parts.v}[reader.kind]
+    return project(block.ln1(altered)).unflatten(-1, (-1, parts.d_head))
+
+
+def reader_point(reader: Reader) -> str:
+    """The hook point at which a reader's input is put in."""
+    if reader.layer is None:
+        return "ln_final.hook_normalized"
+    if reader.head is not None:
+        return f"blocks.{reader.layer}.attn.hook_{reader.kind}"
+    return f"blocks.{reader.layer}.{'ln2' if reader.kind == 'mlp' else 'ln1'}.hook_normalized"
+
+
+def _normalised(lens: HybridLens, name: str, norm: HookedNorm, x: Altered) -> Tensor:
+    """What a norm's hook point holds, before its weight."""
+    kept: list[Tensor] = []
+
+    @reads_only
+    def keep(tensor: Tensor, hook: HookPoint) -> None:
+        kept.append(tensor)
+
+    with lens.hooks([(name, keep)]):
+        norm(x)
+    return kept[0]
+
+
+def _point(writer: Writer) -> str:
+    """The hook point that holds what a writer writes; of a head, what its output map is applied to."""
+    if writer.layer is None:
+        return "hook_embed"
+    points = {"head": "attn.hook_z", "ssm": "hook_mixer_out", "mlp": "hook_mlp_out"}
+    return f"blocks.{writer.layer}.{points[writer.kind]}"
+
+
+def _site(lens: HybridLens, site: int) -> str:
+    """The hook point of the residual stream at a place in the order of writers and readers."""
+    layer, is_mlp = divmod(site, 2)
+    return f"blocks.{layer}.hook_resid_mid" if is_mlp else resid_name(lens, layer)

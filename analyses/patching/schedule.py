@@ -1,0 +1,169 @@
+"""Which patches go into which forward pass.
+
+Every patch has a first layer and a first position that it can change. Patches are sorted by these and cut into batches;
+a batch begins where the earliest of its patches does. Few patches left of one layer go along with the next. Batches
+are gathered in groups whose captured activations fit into memory together.
+
+A batch has fewer rows where its rows' activations at a patched point, every row a copy, would take more than
+1 ÷ `SHARE` of the memory: a batch of recurrent states or patterns is slower, not faster, once no cache holds it.
+
+How it fails: one hook point that is larger than the memory given is captured all the same, alone, and patched row by
+row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from analyses.patching.targets import Located, Patch, as_patch, locate
+from hybridlens.errors import InputError
+from hybridlens.hooks import HookSpec
+from hybridlens.model import HybridLens
+
+CUTS = 8
+"""Places behind the first position from which runs may go on; each holds the memory of the prompt before it."""
+
+SHARE = 32
+"""Of the memory, one part of so many is for one point's activations in a batch: 32 MiB of 1 GiB."""
+
+BYTES = 4
+"""Of one number, at most."""
+
+
+class Job(NamedTuple):
+    """A patch, located."""
+
+    number: int
+    """Its place among the patches."""
+    parts: tuple[Located, ...]
+    layer: int
+    """The first layer that it can change."""
+    first: int
+    """The first position that it can change; the prompt's length if none."""
+    order: int
+    """The first of its points, in the order in which they fire."""
+
+    @property
+    def names(self) -> set[str]:
+        """Its hook points."""
+        return {part.name for part in self.parts}
+
+
+class Batch(NamedTuple):
+    """Patches of one forward pass, and from where it goes on."""
+
+    jobs: tuple[Job, ...]
+    layer: int
+    cut: int
+
+
+class Group(NamedTuple):
+    """Batches whose values are captured together."""
+
+    names: tuple[str, ...]
+    batches: tuple[Batch, ...]
+
+
+def groups_of(
+    lens: HybridLens,
+    patches: Sequence[Patch],
+    length: int,
+    same_until: int,
+    batch_size: int,
+    memory: int,
+    skip_positions: bool,
+) -> list[Group]:
+    """The forward passes of a sweep; patches that can change nothing are in none.
+
+    Args:
+        lens: the model.
+        patches: what is patched.
+        length: of the prompt.
+        same_until: positions at the beginning whose values are the same in the run that is patched and the other.
+        batch_size: patches in one forward pass.
+        memory: bytes of captured activations held at once.
+        skip_positions: whether passes may begin behind the first positions.
+
+    Raises:
+        InputError: a batch size or memory below 1, or a target that cannot be patched.
+        UnknownNameError: a hook point that does not exist.
+    """
+    if batch_size < 1 or memory < 1:
+        raise InputError(f"batch_size {batch_size} and memory {memory} given, expected at least 1 of both")
+    jobs = [_job(lens, number, patch, length, same_until) for number, patch in enumerate(patches)]
+    acting = [job for job in jobs if job.first < length]
+    places = [0]
+    if skip_positions and acting:
+        low = min(job.first for job in acting)
+        places += sorted({low + (length - low) * i // CUTS for i in range(CUTS)} - {0})
+    cut_of = {job.number: max(place for place in places if place <= job.first) for job in acting}
+    acting.sort(key=lambda job: (job.layer, cut_of[job.number], job.order, job.number))
+    batches = [
+        Batch(tuple(jobs), min(job.layer for job in jobs), min(cut_of[job.number] for job in jobs))
+        for jobs in _portions([(job, min(batch_size, _rows(lens, job, length, memory))) for job in acting])
+    ]
+    return _gathered(batches, lens, length, memory)
+
+
+def _job(lens: HybridLens, number: int, patch: Patch, length: int, same_until: int) -> Job:
+    parts = tuple(locate(lens, target, length) for target in as_patch(patch))
+    acting = tuple(part for part in parts if part.first < length)
+    if not acting:
+        return Job(number, (), lens.cfg.n_layers, length, 0)
+    first = max(same_until, min(part.first for part in acting))
+    last = max(part.last for part in acting)
+    return Job(
+        number,
+        acting,
+        min(part.layer for part in acting),
+        first if last >= same_until else length,
+        min(part.order for part in acting),
+    )
+
+
+def _rows(lens: HybridLens, job: Job, length: int, memory: int) -> int:
+    """Rows of a batch that keep the largest of a patch's points within its share of the memory."""
+    largest = max(size_of(lens.hook_points[name], length) for name in job.names)
+    return max(1, memory // SHARE // largest)
+
+
+def _portions(jobs: Sequence[tuple[Job, int]]) -> list[list[Job]]:
+    """Jobs in batches of as many rows as each allows.
+
+    Less than a quarter of that, left over at the end of a layer, joins the next layer's.
+    """
+    out: list[list[Job]] = []
+    room = 0
+    for job, size in jobs:
+        last = out[-1] if out else []
+        room = min(room, size)
+        if len(last) >= room or (last[0].layer != job.layer and 4 * len(last) >= room):
+            out.append([job])
+            room = size
+        else:
+            last.append(job)
+    return out
+
+
+def _gathered(batches: Sequence[Batch], lens: HybridLens, length: int, memory: int) -> list[Group]:
+    groups: list[tuple[set[str], list[Batch]]] = []
+    for batch in batches:
+        names = set[str]().union(*(job.names for job in batch.jobs))
+        if groups:
+            together = groups[-1][0] | names
+            fits = sum(size_of(lens.hook_points[name], length) for name in together) <= memory
+            if fits or together == groups[-1][0]:
+                groups[-1] = (together, [*groups[-1][1], batch])
+                continue
+        groups.append((names, [batch]))
+    order = list(lens.hook_points)
+    return [Group(tuple(sorted(names, key=order.index)), tuple(parts)) for names, parts in groups]
+
+
+def size_of(spec: HookSpec, length: int) -> int:
+    """Bytes of one prompt's activation, at most."""
+    total = BYTES
+    for size in spec.sizes[1:]:
+        total *= length if size is None else size
+    return total

@@ -1,0 +1,218 @@
+"""Targets: what one patch replaces, as values.
+
+A `Target` is a hook point and, on its axes (letters of `hybridlens.shapes.AXES`: "p" position, "k" key, "h" head,
+"g" key/value head, "c" recurrent channel, "x" expert, …), an index; axes left out are taken whole. A patch is one
+target or several that are replaced together.
+
+`locate` checks a target against a model and a prompt's length, and says where in the forward pass it acts: its first
+layer, and its first position, before which nothing changes.
+
+How it fails: a hook point, axis or index that does not exist, and a point that is read-only, raise one line that says
+what there is. An expert can be named on `mlp.hook_router_logits` only: `hook_expert_weights` and
+`hook_expert_indices` are ordered by rank, so that one entry stands for different experts in two runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from hybridlens.errors import InputError
+from hybridlens.hooks import HookSpec, check_name
+from hybridlens.model import HybridLens
+from hybridlens.shapes import AXES
+
+Index: TypeAlias = int | Sequence[int] | slice
+"""Which entries of an axis; negative ones count from its end."""
+
+EMBEDDING = -1
+"""The layer of points that come before layer 0."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a patch replaces at one hook point.
+
+    Args:
+        hook: the hook point's name.
+        where: by axis letter, an int, several ints or a slice; an axis left out is taken whole.
+
+    Raises:
+        InputError: an axis that is no letter of `hybridlens.shapes.AXES`, or an index of another kind.
+    """
+
+    hook: str
+    where: Mapping[str, Index] = field(default_factory=dict[str, Index])
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be an index; keep sequences as tuples."""
+        where: dict[str, Index] = {}
+        for axis, index in self.where.items():
+            if axis not in AXES or axis in ("b", "1"):
+                letters = ", ".join(f"{letter} ({name})" for letter, name in AXES.items() if letter not in "b1")
+                raise InputError(f"target '{self.hook}': {axis!r} is no axis; expected letters of {letters}")
+            if isinstance(index, Sequence):
+                if isinstance(index, str) or not all(type(entry) is int for entry in index):
+                    raise InputError(
+                        f"target '{self.hook}': index {index!r} of axis {axis} given, expected whole numbers or a slice"
+                    )
+                index = tuple(index)
+            elif isinstance(index, bool):
+                raise InputError(f"target '{self.hook}': index {index!r} of axis {axis} given, expected a whole number")
+            where[axis] = index
+        object.__setattr__(self, "where", where)
+
+    @property
+    def words(self) -> str:
+        """The target as reports name it: ``blocks.2.attn.hook_z[head 3, pos 4-9]``."""
+        parts = [f"{AXES[axis]} {index_words(index)}" for axis, index in self.where.items()]
+        return self.hook + (f"[{', '.join(parts)}]" if parts else "")
+
+
+Patch: TypeAlias = Target | Sequence[Target]
+"""One target, or several that are replaced together; none at all leaves the run as it is."""
+
+
+def index_words(index: Index) -> str:
+    """An index as people write it: ``3``, ``4-9``, ``1,5,7``."""
+    if isinstance(index, int):
+        return str(index)
+    if isinstance(index, slice):
+        ends = ["" if end is None else str(end) for end in (index.start, index.stop)]
+        return ":".join(ends) + ("" if index.step is None else f":{index.step}")
+    entries = list(index)
+    if len(entries) > 2 and entries == list(range(entries[0], entries[0] + len(entries))):
+        return f"{entries[0]}-{entries[-1]}"
+    return ",".join(map(str, entries))
+
+
+def as_patch(patch: Patch) -> tuple[Target, ...]:
+    """The targets of a patch."""
+    return (patch,) if isinstance(patch, Target) else tuple(patch)
+
+
+def patch_words(patch: Patch) -> str:
+    """A patch in words."""
+    return " + ".join(target.words for target in as_patch(patch)) or "nothing"
+
+
+Chosen: TypeAlias = tuple[int, ...] | None
+"""Entries of an axis in rising order; None for all."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A target, checked against a model and a prompt's length."""
+
+    name: str
+    order: int
+    """Its place in the order in which points fire."""
+    layer: int
+    """The first layer that has to be computed again: `EMBEDDING`, a layer, or the number of layers."""
+    axes: tuple[str, ...]
+    """The point's axes without the batch."""
+    chosen: tuple[Chosen, ...]
+    """For each axis, the entries taken."""
+    first: int
+    """The first position that it touches; the prompt's length if it touches nothing."""
+    last: int
+    """The last position that it touches; -1 if it touches nothing."""
+
+    def selectors(self, offsets: Mapping[str, int]) -> tuple[tuple[Selector, ...], tuple[Selector, ...]]:
+        """Indices of the entries in a run that begins behind the first positions, and in a whole run.
+
+        Args:
+            offsets: by axis letter, how many leading entries the run lacks; what is taken of these is left out.
+        """
+        here: list[Selector] = []
+        there: list[Selector] = []
+        for axis, chosen in zip(self.axes, self.chosen, strict=True):
+            offset = offsets.get(axis, 0)
+            if chosen is None:
+                here.append(slice(None))
+                there.append(slice(offset, None))
+            else:
+                kept = [entry for entry in chosen if entry >= offset]
+                here.append(_selector([entry - offset for entry in kept]))
+                there.append(_selector(kept))
+        return _mesh(here), _mesh(there)
+
+
+Selector: TypeAlias = slice | Tensor
+"""What one axis is indexed by."""
+
+
+def locate(lens: HybridLens, target: Target, length: int) -> Located:
+    """Where a target lies in a forward pass over `length` tokens.
+
+    Raises:
+        UnknownNameError: the model has no such hook point.
+        InputError: the point is read-only, lacks an axis, or an index is out of range.
+    """
+    name = check_name(target.hook, lens.hook_dict)
+    spec = lens.hook_points[name]
+    if spec.read_only:
+        raise InputError(f"target '{name}' is read-only (it is derived from others); patch hook_write or hook_state")
+    for axis in target.where:
+        if axis not in spec.axes:
+            raise _no_axis(lens, spec, axis)
+    chosen: list[Chosen] = []
+    for axis, size in zip(spec.axes[1:], spec.sizes[1:], strict=True):
+        entries = length if size is None else size
+        chosen.append(_chosen(name, axis, target.where[axis], entries) if axis in target.where else None)
+    names = list(lens.hook_points)
+    order, first_block = names.index(name), names.index("blocks.0.hook_resid_pre")
+    layer = spec.layer
+    if layer is None:
+        layer = EMBEDDING if order < first_block else lens.cfg.n_layers
+    positions = chosen[spec.axes[1:].index("p")]
+    touched = range(length) if positions is None else positions
+    if any(entries == () for entries in chosen):
+        touched = ()
+    first, last = min(touched, default=length), max(touched, default=-1)
+    return Located(name, order, layer, spec.axes[1:], tuple(chosen), first, last)
+
+
+def _no_axis(lens: HybridLens, spec: HookSpec, axis: str) -> InputError:
+    has = ", ".join(f"{letter} ({AXES[letter]})" for letter in spec.axes if letter not in "b1")
+    where = ""
+    if axis in ("h", "g") and spec.layer in lens.cfg.ssm_layers:
+        layers = ", ".join(map(str, lens.cfg.attention_layers)) or "none"
+        where = f"; layer {spec.layer} is recurrent, and heads are in attention layers {layers}"
+    return InputError(f"target '{spec.name}' has no axis {axis} ({AXES[axis]}): it has {has}{where}")
+
+
+def _chosen(name: str, axis: str, index: Index, size: int) -> tuple[int, ...]:
+    if isinstance(index, slice):
+        return tuple(sorted(range(size)[index]))
+    entries = (index,) if isinstance(index, int) else tuple(index)
+    for entry in entries:
+        if not -size <= entry < size:
+            word = {"p": "position", "k": "key position"}.get(axis, AXES[axis])
+            holder = "the prompt has" if axis in ("p", "k") else "there are"
+            raise InputError(f"target '{name}': {word} {entry} given, but {holder} 0..{size - 1}")
+    return tuple(sorted({entry % size for entry in entries}))
+
+
+def _selector(entries: Sequence[int]) -> Selector:
+    """A slice where the entries are neighbours, else a tensor."""
+    if not entries:
+        return slice(0, 0)
+    if entries[-1] - entries[0] + 1 == len(entries):
+        return slice(entries[0], entries[-1] + 1)
+    return torch.tensor(list(entries), dtype=torch.long)
+
+
+def _mesh(selectors: Sequence[Selector]) -> tuple[Selector, ...]:
+    """Several lists of entries so that every combination is taken, as slices would."""
+    listed = [i for i, selector in enumerate(selectors) if isinstance(selector, Tensor)]
+    out = list(selectors)
+    for place, i in enumerate(listed):
+        selector = selectors[i]
+        assert isinstance(selector, Tensor)
+        out[i] = selector.view([-1 if other == place else 1 for other in range(len(listed))])
+    return tuple(out)

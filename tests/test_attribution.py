@@ -1,0 +1,371 @@
+"""Attribution patching: the slope of real patches, exact where the metric is linear, nothing left on the model.
+
+The reference is the metric of whole runs in which the patched entries are moved a little way towards the other run's
+values, entry by entry under a dense mask, differenced to fourth order.
+"""
+
+import math
+import random
+from functools import cache
+
+import pytest
+import torch
+from models import FAMILIES, make, tokens
+
+import hybridlens as hl
+from analyses.patching.agreement import agreement, correlation, ranks
+from analyses.patching.gradients import attribution_patch, attribution_sweep
+from analyses.patching.metrics import KullbackLeibler, LogitDifference, LogProbability, NeedleScore, Rank
+from analyses.patching.results import PatchResult
+from analyses.patching.running import activation_patch
+from analyses.patching.sweeps import SWEEPS, sweep
+from analyses.patching.targets import Target
+from hybridlens.errors import InputError
+from hybridlens.niah import PAPER_NEEDLE
+
+LENGTH = 17  # more than twice the window of the small RecurrentGemma
+METRIC = LogitDifference(3, 7)
+STATE = {"recurrentgemma": "blocks.1.ssm.hook_state", "jamba": "blocks.2.ssm.hook_state"}
+
+
+@cache
+def small(family, dtype=torch.float32, **changes):
+    return hl.HybridLens(make(family, 3, **changes).to(dtype))
+
+
+def smooth(family):
+    """All experts in use, so that none changes hands on the way: there the metric jumps."""
+    return small(family, **({"num_experts_per_tok": 4} if family == "jamba" else {}))
+
+
+def prompts(shared=4, length=LENGTH):
+    """Two random prompts with a common beginning."""
+    clean, corrupt = tokens(1, length, 1), tokens(1, length, 2)
+    corrupt[:, :shared] = clean[:, :shared]
+    return clean, corrupt
+
+
+def dense(spec, targets, shape):
+    """The entries of targets at one hook point as truth values."""
+    union = torch.zeros(shape, dtype=torch.bool)
+    for target in targets:
+        mask = torch.ones(shape, dtype=torch.bool)
+        for axis, index in target.where.items():
+            place = spec.axes.index(axis) - 1
+            chosen = torch.zeros(shape[place], dtype=torch.bool)
+            chosen[list(index) if isinstance(index, tuple) else index] = True
+            mask &= chosen.view([-1 if i == place else 1 for i in range(len(shape))])
+        union |= mask
+    return union
+
+
+STENCIL = {-2.0: 1 / 12, -1.0: -8 / 12, 1.0: 8 / 12, 2.0: -1 / 12}
+
+
+def slope(lens, base, values, patch, metric=METRIC, h=0.005):
+    """The derivative of the metric as the patch's entries set out for the other run's values; a row for each step."""
+    by_hook = {}
+    for target in patch:
+        by_hook.setdefault(target.hook, []).append(target)
+
+    def put(name, targets):
+        def fn(x, hook):
+            mask = dense(lens.hook_points[name], targets, x.shape[1:])
+            way = torch.where(mask & (values[name][0] != x[0]), values[name][0] - x[0], 0.0)
+            steps = h * torch.tensor(list(STENCIL)).view(-1, *[1] * (x.ndim - 1))
+            return (x + steps * way).to(x.dtype)
+
+        return name, fn
+
+    with torch.no_grad():
+        with lens.hooks([put(name, targets) for name, targets in by_hook.items()]):
+            output = lens.network(base.expand(len(STENCIL), -1))
+        value = metric.of(lens, output).double()
+    return float(value @ torch.tensor(list(STENCIL.values())).double()) / h
+
+
+def random_index(rng, size):
+    kind = rng.choice(["int", "tuple", "slice"])
+    if kind == "int":
+        return rng.randrange(-size, size)
+    if kind == "tuple":
+        return tuple(rng.sample(range(size), rng.randint(1, min(5, size))))
+    start = rng.randrange(size)
+    return slice(start, rng.randint(start + 1, size), rng.choice([None, 2]))
+
+
+def random_target(rng, spec, length=LENGTH):
+    sizes = {a: length if n is None else n for a, n in zip(spec.axes, spec.sizes, strict=True) if a not in "b1"}
+    chosen = rng.sample(sorted(sizes), rng.randint(0, len(sizes)))
+    return Target(spec.name, {axis: random_index(rng, sizes[axis]) for axis in chosen})
+
+
+def differentiable(lens):
+    return [s for s in lens.hook_points.values() if not s.read_only and "expert_indices" not in s.name]
+
+
+def hooks_on(lens):
+    return sum(len(p._forward_hooks) + len(p._backward_hooks) + len(p.fwd_hooks) for p in lens.hook_dict.values())
+
+
+def untouched(lens):
+    return hooks_on(lens) == 0 and all(weight.grad is None for weight in lens.hf_model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_estimates_are_the_slopes_of_real_patches(family, direction):
+    """Random entries of every point, states at several positions and overlapping targets among them."""
+    lens, (clean, corrupt), rng = smooth(family), prompts(), random.Random(len(direction))
+    base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
+    patches = [[random_target(rng, spec)] for spec in differentiable(lens)]
+    states = [spec for spec in differentiable(lens) if spec.name.endswith("hook_state")]
+    patches += [[random_target(rng, spec), random_target(rng, spec)] for spec in states for _ in range(3)]
+    heads = [spec for spec in differentiable(lens) if spec.name.endswith("hook_z")]
+    patches += [[Target(spec.name, {"h": 1}), Target(spec.name, {"h": (1, 2), "p": (9, 12)})] for spec in heads]
+    result = attribution_patch(lens, clean, corrupt, METRIC, targets=patches, direction=direction)
+    with torch.no_grad():
+        values = lens.run_with_cache(source, [spec.name for spec in differentiable(lens)])[1]
+        assert result.untouched == pytest.approx(METRIC(lens(base)).item(), abs=1e-4)
+    steps = [0.001 if "recurrence_gate" in patch[0].hook else 0.005 for patch in patches]  # a decay above 1 gives NaN
+    expected = [slope(lens, base, values, patch, h=h) for patch, h in zip(patches, steps, strict=True)]
+    expected = torch.tensor(expected, dtype=torch.float64)
+    assert expected.abs().max() > 0.3
+    assert (expected.abs() > 0.01).sum() > len(patches) / 3
+    torch.testing.assert_close(result.change, expected, atol=2e-3, rtol=3e-3)
+    assert result.forwards == 2
+    assert untouched(lens)
+
+
+def test_estimates_where_experts_are_chosen():
+    """Two experts of four a token: all but the few patches on whose way, however short, an expert changes hands."""
+    lens, (clean, corrupt), rng = small("jamba"), prompts(), random.Random(5)
+    patches = [[random_target(rng, spec)] for spec in differentiable(lens)]
+    result = attribution_patch(lens, clean, corrupt, METRIC, targets=patches, direction="noise")
+    with torch.no_grad():
+        values = lens.run_with_cache(corrupt, [spec.name for spec in differentiable(lens)])[1]
+    expected = [slope(lens, clean, values, patch, h=0.001) for patch in patches]
+    apart = (result.change - torch.tensor(expected).double()).abs()
+    assert (apart < 2e-3 + 2e-3 * result.change.abs()).double().mean() > 0.95
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_at_several_positions_are_cut_off_from_each_other(family):
+    """Replacing a whole trajectory counts what each entry adds to what its predecessor hands on.
+
+    The plain sum of gradient · change would count that again at every entry, and is far off.
+    """
+    lens, (clean, corrupt) = smooth(family), prompts()
+    name = STATE[family]
+    with torch.no_grad():
+        values = lens.run_with_cache(clean, [name])[1]
+    whole = attribution_patch(lens, clean, corrupt, METRIC, targets=[Target(name)])
+    single = attribution_patch(lens, clean, corrupt, METRIC, name, "p")
+    expected = slope(lens, corrupt, values, [Target(name)])
+    each = [slope(lens, corrupt, values, [Target(name, {"p": p})]) for p in range(LENGTH)]
+    torch.testing.assert_close(single.change[0], torch.tensor(each).double(), atol=1e-3, rtol=1e-3)
+    assert float(whole.change[0]) == pytest.approx(expected, abs=1e-3, rel=1e-3)
+    assert abs(float(single.change.sum()) - expected) > max(0.01, 0.1 * abs(expected))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_linear_metric_is_estimated_exactly(family):
+    """With the soft cap undone, logits are linear in the last normalised residual, and so are differences of them."""
+    lens, (clean, corrupt) = small(family), prompts()
+
+    def uncapped(logits):
+        cap = getattr(lens.hf_model.config, "logits_soft_cap", None)
+        last = logits[:, -1].double()
+        last = last if cap is None else cap * torch.atanh(last / cap)
+        return last[:, 3] - 0.5 * last[:, 7] + last[:, 20]
+
+    over = {"p": [LENGTH - 1, 3, slice(5, LENGTH)], "d": 5}
+    ours = attribution_patch(lens, clean, corrupt, uncapped, "ln_final.hook_normalized", over)
+    exact = activation_patch(lens, clean, corrupt, uncapped, "ln_final.hook_normalized", over)
+    assert exact.change.abs().max() > 0.1
+    torch.testing.assert_close(ours.raw, exact.raw, atol=1e-4, rtol=1e-4)
+    found = agreement(ours, exact)
+    assert found.spearman > 0.99
+    assert found.pearson > 0.9999
+    assert found.largest_error < 1e-3
+    at_logits = attribution_patch(lens, clean, corrupt, METRIC, "hook_logits", {"v": [3, 7, 8]})
+    measured = activation_patch(lens, clean, corrupt, METRIC, "hook_logits", {"v": [3, 7, 8]})
+    torch.testing.assert_close(at_logits.raw, measured.raw, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_integrated_gradients_at_the_input_add_up_to_the_whole_difference(family):
+    """Smooth models (all experts in use): the error is far below the plain gradient's and falls with the steps."""
+    lens, (clean, corrupt) = smooth(family), prompts()
+    errors = {}
+    for steps in (None, 4, 32):
+        result = attribution_patch(lens, clean, corrupt, METRIC, "hook_embed", "p", steps=steps)
+        errors[steps] = abs(float(result.change.sum()) - (result.clean - result.corrupt))
+        assert result.forwards == (2 if steps is None else 2 + steps)
+        assert result.change[0, :4].abs().max() < 1e-6  # the prompts begin alike
+    assert errors[32] < 0.015 * abs(result.clean - result.corrupt)
+    assert errors[32] < errors[4] / 4
+    assert errors[None] > 20 * errors[32]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_integrated_gradients_are_the_mean_over_the_way(family):
+    """Against finite differences in runs whose embedding was moved by hand, at each step; states included."""
+    lens, (clean, corrupt), rng = smooth(family), prompts(), random.Random(5)
+    specs = [s for s in differentiable(lens) if s.name.split(".")[-1] in ("hook_state", "hook_k", "hook_mlp_out")]
+    patches = [[random_target(rng, spec)] for spec in specs] + [[Target(STATE[family])]]
+    names = ["hook_embed", *{t.hook for patch in patches for t in patch}]
+    with torch.no_grad():
+        base, source = (lens.run_with_cache(prompt, names)[1] for prompt in (corrupt, clean))
+    expected = torch.zeros(len(patches), dtype=torch.float64)
+    for way in (0.25, 0.75):
+        embedded = base["hook_embed"] + way * (source["hook_embed"] - base["hook_embed"])
+        with lens.hooks([("hook_embed", lambda x, hook, embedded=embedded: embedded.expand_as(x))]), torch.no_grad():
+            held = lens.run_with_cache(corrupt, names)[1]
+            moved = {name: held[name] + source[name] - base[name] for name in names}  # the change is the prompts' own
+            expected += torch.tensor([slope(lens, corrupt, moved, patch) for patch in patches]) / 2
+    result = attribution_patch(lens, clean, corrupt, METRIC, targets=patches, steps=2)
+    torch.testing.assert_close(result.change, expected, atol=2e-3, rtol=3e-3)
+    assert result.metric.endswith("estimated by integrated gradients in 2 steps")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_sweep_can_be_estimated(family):
+    """The same axes, prompts and ends as the exact sweep, so that the two compare; small places agree."""
+    lens, (clean, corrupt) = small(family), prompts(length=9)
+    names = [name for name, kind in SWEEPS.items() if kind.hooks(lens)]
+    agreed = {}
+    for name in names:
+        ours = attribution_sweep(lens, name, clean, corrupt, METRIC, direction="noise")
+        exact = sweep(lens, name, clean, corrupt, METRIC, direction="noise")
+        assert (ours.axes, ours.hooks, ours.clean_tokens) == (exact.axes, exact.hooks, exact.clean_tokens)
+        assert (ours.clean, ours.corrupt) == pytest.approx((exact.clean, exact.corrupt), abs=1e-5)
+        agreed[name] = agreement(ours, exact)
+        assert agreed[name].patches == exact.raw.numel()
+    assert len(names) > 20
+    places = [found.pearson for name, found in agreed.items() if "_by_" in name]
+    assert sum(places) / len(places) > 0.6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["probability", "answer", "divergence", "own"])
+def test_other_metrics(family, kind):
+    """A longer answer is read on from the prompt's memory, and the gradient comes back through that memory."""
+    lens, (clean, corrupt), rng = smooth(family), prompts(), random.Random(3)
+    with torch.no_grad():
+        reference = lens(clean)[0]
+
+    class Own:
+        def of(self, lens, output):
+            return own(output.logits)
+
+    def own(logits):
+        return logits[:, 6:, 2].square().mean(1) + logits[:, -1, 4].sin()
+
+    metric = {
+        "probability": LogProbability((4,)), "answer": LogProbability((4, 9, 2)),
+        "divergence": KullbackLeibler(reference), "own": own,
+    }[kind]  # fmt: skip
+    wanted = ("hook_k", "hook_v", "hook_in", "hook_state", "hook_resid_mid")
+    patches = [[random_target(rng, s)] for s in differentiable(lens) if s.name.split(".")[-1] in wanted]
+    result = attribution_patch(lens, clean, corrupt, metric, targets=patches)
+    with torch.no_grad():
+        values = lens.run_with_cache(clean, list({t.hook for patch in patches for t in patch}))[1]
+    expected = [slope(lens, corrupt, values, patch, Own() if kind == "own" else metric) for patch in patches]
+    assert max(map(abs, expected)) > 0.03
+    torch.testing.assert_close(result.change, torch.tensor(expected).double(), atol=2e-3, rtol=2e-3)
+
+
+def test_a_metric_at_its_optimum_has_no_slope():
+    """Divergence from the patched run itself: zero everywhere, as the module says; integrated gradients see it."""
+    lens, (clean, corrupt) = small("jamba"), prompts()
+    with torch.no_grad():
+        metric = KullbackLeibler(lens(clean)[0, -1])
+    flat, seen = (
+        attribution_patch(lens, clean, corrupt, metric, "hook_embed", direction="noise", steps=steps)
+        for steps in (None, 8)
+    )
+    assert flat.change.abs().max() < 1e-5 < 0.01 < seen.change.abs().max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_agrees_with_float32(family):
+    half, whole = small(family, torch.bfloat16), small(family)
+    with torch.no_grad():
+        for theirs, ours in zip(whole.hf_model.parameters(), half.hf_model.parameters(), strict=True):
+            assert theirs.dtype == torch.float32 != ours.dtype
+    clean, corrupt = prompts()
+    hooks = [f"blocks.{layer}.hook_mixer_out" for layer in range(4)]
+    ours, theirs = (attribution_patch(lens, clean, corrupt, METRIC, hooks, "p") for lens in (half, whole))
+    assert correlation(ours.change.flatten(), theirs.change.flatten()) > 0.98
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_cannot_be_estimated_is_refused_in_one_line(family):
+    lens, (clean, corrupt) = small(family), prompts()
+    before = lens(clean).detach()
+
+    def refused(message, metric=METRIC, hook="blocks.1.hook_mlp_out", over="p", error=InputError, **options):
+        with pytest.raises(error, match=message) as caught:
+            attribution_patch(lens, clean, corrupt, metric, hook, over, **options)
+        assert "\n" not in str(caught.value)
+        assert untouched(lens)
+
+    def broken(logits):
+        raise RuntimeError("mine")
+
+    refused(r"metric 'rank of token 3 .*' has no gradient \(it moves in steps, or was detached\)", Rank(3))
+    refused("metric 'needle score .*' has no gradient", NeedleScore(PAPER_NEEDLE.rubric))
+    refused("metric '.*' has no gradient", lambda logits: logits[:, -1].argmax(-1).float())
+    refused("metric '.*' has no gradient", lambda logits: logits.detach()[:, -1, 0])
+    refused(r"returned shape \[1, 53\], expected \[1\]", lambda logits: logits[:, -1])
+    refused("returned nan for", lambda logits: logits[:, -1, 0] * torch.nan)
+    refused("mine", broken, error=RuntimeError)
+    refused("steps = 0 given, expected at least 1", steps=0)
+    refused("read-only", hook=f"blocks.{lens.cfg.ssm_layers[0]}.ssm.hook_pattern")
+    refused("has no axis h", over="h")
+    refused("so there is no scale", lambda logits: logits[:, 0, 0])
+    if family == "jamba":
+        refused("'blocks.1.mlp.hook_expert_indices' holds torch.int64, which has no gradient",
+                hook="blocks.1.mlp.hook_expert_indices")  # fmt: skip
+    assert torch.equal(lens(clean), before)
+
+
+def test_agreement():
+    """Against ranks and correlations worked out one by one; results of other patches are refused."""
+    lens, (clean, corrupt) = small("jamba"), prompts()
+    exact = activation_patch(lens, clean, corrupt, METRIC, "blocks.1.hook_mlp_out", "p")
+    ours = attribution_patch(lens, clean, corrupt, METRIC, "blocks.1.hook_mlp_out", "p")
+    x, y = (result.normalised.flatten().tolist() for result in (ours, exact))
+
+    def rank(values):
+        return [sum(b < a for b in values) + (sum(b == a for b in values) - 1) / 2 for a in values]
+
+    def pearson(x, y):
+        mx, my = sum(x) / len(x), sum(y) / len(y)
+        up = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
+        return up / math.sqrt(sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y))
+
+    assert sorted(y)[3] == sorted(y)[0] or len(set(y)) < len(y)  # the first positions are ties
+    found = agreement(ours, exact)
+    assert found.spearman == pytest.approx(pearson(rank(x), rank(y)))
+    assert found.pearson == pytest.approx(pearson(x, y))
+    assert found.largest_error == pytest.approx(max(abs(a - b) for a, b in zip(x, y, strict=True)))
+    assert found.patches == LENGTH
+    assert agreement(exact, exact)[:3] == pytest.approx((1, 1, 0))
+    tied = torch.tensor([2.0, 1.0, 2.0, 5.0, 1.0, 2.0])
+    assert ranks(tied).tolist() == rank(tied.tolist())
+    assert math.isnan(correlation(torch.ones(4).double(), torch.arange(4).double()))
+    other = attribution_patch(lens, clean, corrupt, METRIC, "blocks.2.hook_mlp_out", "p")
+    with pytest.raises(InputError, match="differ in their axes"):
+        agreement(other, exact)
+    with pytest.raises(InputError, match="of different metrics, 'logit of token 3 minus that of token 8, estimated"):
+        agreement(attribution_patch(lens, clean, corrupt, LogitDifference(3, 8), exact.hooks[0], "p"), exact)
+
+
+def test_a_result_is_saved_as_any_other(tmp_path):
+    lens, (clean, corrupt) = small("jamba"), prompts()
+    ours = attribution_patch(lens, clean, corrupt, METRIC, "blocks.1.hook_mlp_out", "p")
+    again = PatchResult.load(ours.save(tmp_path / "a.safetensors"))
+    assert torch.equal(again.raw, ours.raw)
+    assert again.metric == ours.metric == f"{METRIC.words}, estimated by gradients"

@@ -1,0 +1,262 @@
+"""Edge attribution: the slope of true path patches, complete over writers, NaN where there is no edge.
+
+The reference puts a small multiple of a writer's change into one reader's input alone, through the Hugging Face model's
+own norms and projections, and differences whole runs to fourth order.
+"""
+
+import random
+from functools import cache
+
+import pytest
+import torch
+from models import FAMILIES, make, tokens
+
+import hybridlens as hl
+from analyses.patching import edges
+from analyses.patching.agreement import edge_agreement
+from analyses.patching.edge_results import EdgeResult
+from analyses.patching.edges import edge_attribution
+from analyses.patching.metrics import LogitDifference, LogProbability, Rank
+from analyses.patching.paths import path_patch
+from analyses.patching.writers import Reader, Writer, readers_of, writers_of
+from hybridlens.errors import HybridLensError, InputError, UnknownNameError
+
+LENGTH = 15  # twice the window of the small RecurrentGemma
+METRIC = LogitDifference(3, 7)
+STENCIL = {-2.0: 1 / 12, -1.0: -8 / 12, 1.0: 8 / 12, 2.0: -1 / 12}
+NAMES = {
+    "recurrentgemma": ("temporal_pre_norm", "temporal_block"),
+    "jamba": ("input_layernorm", "self_attn"),
+}
+"""A layer's norm and attention in the Hugging Face model."""
+EPS = 1e-6
+"""Of the norms of both."""
+
+
+@cache
+def smooth(family):
+    """All experts in use, so that none changes hands on the way: there the metric jumps."""
+    changes = {"num_experts_per_tok": 4} if family == "jamba" else {"num_key_value_heads": 2}
+    return hl.HybridLens(make(family, 3, **changes))
+
+
+def prompts(shared=4, length=LENGTH):
+    clean, corrupt = tokens(1, length, 1), tokens(1, length, 2)
+    corrupt[:, :shared] = clean[:, :shared]
+    return clean, corrupt
+
+
+@cache
+def written(family, which):
+    """What each writer of a run writes [p d], and what each layer and MLP reads, by hook point."""
+    lens = smooth(family)
+    with torch.no_grad():
+        _, kept = lens.run_with_cache(prompts()[which])
+    out = {Writer("embed"): kept["hook_embed"][0]}
+    for layer in lens.cfg.attention_layers:
+        for head in range(lens.cfg.n_heads):
+            out[Writer("head", layer, head)] = kept[f"blocks.{layer}.attn.hook_result"][0, :, head]
+    out |= {Writer("ssm", layer): kept[f"blocks.{layer}.hook_ssm_out"][0] for layer in lens.cfg.ssm_layers}
+    out |= {Writer("mlp", layer): kept[f"blocks.{layer}.hook_mlp_out"][0] for layer in range(lens.cfg.n_layers)}
+    return out, kept
+
+
+def stream(lens, reader):
+    """The hook point of the residual stream before a reader."""
+    if reader.kind == "logits":
+        return f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post"
+    return f"blocks.{reader.layer}.hook_resid_{'mid' if reader.kind == 'mlp' else 'pre'}"
+
+
+def slope(family, base, reader, change, h=0.005, metric=METRIC, before=()):
+    """The derivative of the metric as `change` [p d] is put into what this reader alone reads."""
+    lens = smooth(family)
+    model, steps = lens.hf_model.model, h * torch.tensor(list(STENCIL)).view(-1, 1, 1)
+    held = {}
+
+    def keep(x, hook):
+        held["x"] = x + steps * change
+
+    def give(x, hook):
+        moved = held["x"]
+        if reader.head is None:
+            return moved / (moved.square().mean(-1, keepdim=True) + EPS).sqrt()
+        norm, mixer = (getattr(model.layers[reader.layer], name) for name in NAMES[family])
+        size = lens.cfg.d_head
+        part = slice(reader.head * size, (reader.head + 1) * size)
+        x[:, :, reader.head] = getattr(mixer, f"{reader.kind}_proj")(norm(moved))[..., part]
+        return x
+
+    name = f"blocks.{reader.layer}.attn.hook_{reader.kind}"
+    if reader.head is None:
+        norm = f"blocks.{reader.layer}.{'ln2' if reader.kind == 'mlp' else 'ln1'}"
+        name = f"{'ln_final' if reader.kind == 'logits' else norm}.hook_normalized"
+    with torch.no_grad(), lens.hooks([*before, (stream(lens, reader), keep), (name, give)]):
+        value = metric(lens(base.expand(len(STENCIL), -1))).double()
+    return float(value @ torch.tensor(list(STENCIL.values())).double()) / h
+
+
+def untouched(lens):
+    hooks = sum(len(p._forward_hooks) + len(p._backward_hooks) + len(p.fwd_hooks) for p in lens.hook_dict.values())
+    return hooks == 0 and all(weight.grad is None for weight in lens.hf_model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_scores_are_the_slopes_of_true_path_patches(family, direction):
+    """Random edges into every reader of the model: each query head, shared key and value head, mixer, MLP, logits."""
+    lens, (clean, corrupt), rng = smooth(family), prompts(), random.Random(len(direction))
+    base, order = (corrupt, (1, 0)) if direction == "denoise" else (clean, (0, 1))
+    result = edge_attribution(lens, clean, corrupt, METRIC, direction=direction)
+    assert result.writers == tuple(writers_of(lens))
+    assert result.readers == tuple(readers_of(lens))
+    here, there = (written(family, which)[0] for which in order)
+    sizes = []
+    for reader in result.readers:
+        earlier = [w for w in result.writers if w.order < reader.order(lens.cfg.n_layers)]
+        for writer in rng.sample(earlier, min(2, len(earlier))):
+            expected = slope(family, base, reader, there[writer] - here[writer])
+            assert result.score(writer, reader) == pytest.approx(expected, rel=2e-3, abs=1e-3), (writer, reader)
+            sizes.append(abs(expected))
+    assert len(sizes) > 25
+    assert sum(size > 0.01 for size in sizes) > len(sizes) / 3
+    assert result.forwards == 2
+    assert untouched(lens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_writers_account_for_all_of_a_readers_input(family):
+    """Their sum is the slope along the whole difference of the reader's input; whole mixers of attention, too."""
+    lens, (clean, corrupt) = smooth(family), prompts()
+    readers = [*readers_of(lens), *(Reader("mixer", layer) for layer in lens.cfg.attention_layers)]
+    result = edge_attribution(lens, clean, corrupt, METRIC, readers=readers)
+    here, there = written(family, 1)[1], written(family, 0)[1]
+    for reader, total in zip(readers, result.scores.nansum(dim=0).tolist(), strict=True):
+        name = stream(lens, reader)
+        expected = slope(family, corrupt, reader, there[name][0] - here[name][0], h=0.002)
+        assert total == pytest.approx(expected, rel=3e-3, abs=1e-3), reader
+    for layer in lens.cfg.attention_layers:
+        parts = [i for i, r in enumerate(readers) if r.layer == layer and r.kind in "qkv"]
+        whole = readers.index(Reader("mixer", layer))
+        torch.testing.assert_close(
+            result.scores[:, parts].sum(1), result.scores[:, whole], atol=1e-4, rtol=1e-4, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_there_is_no_edge_to_what_comes_before(family):
+    """NaN exactly where the reader's input is made before the writer writes, worked out from the forward order."""
+    lens, (clean, corrupt) = smooth(family), prompts()
+    result = edge_attribution(lens, clean, corrupt, METRIC)
+    fires = list(lens.hook_points)
+    last = {"head": "attn.hook_z", "ssm": "hook_ssm_out", "mlp": "hook_mlp_out"}
+    for row, writer in enumerate(result.writers):
+        at = -1 if writer.kind == "embed" else fires.index(f"blocks.{writer.layer}.{last[writer.kind]}")
+        for column, reader in enumerate(result.readers):
+            assert bool(result.scores[row, column].isnan()) == (at >= fires.index(stream(lens, reader)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_integrated_gradients_are_the_mean_over_the_way(family):
+    """Each step's gradient is taken, norms included, in a run whose embedding was moved by hand."""
+    lens, (clean, corrupt), rng = smooth(family), prompts(), random.Random(2)
+    result = edge_attribution(lens, clean, corrupt, METRIC, steps=2)
+    (here, kept), (there, other) = written(family, 1), written(family, 0)
+    for reader in result.readers[2::3]:
+        writer = rng.choice([w for w in result.writers if w.order < reader.order(lens.cfg.n_layers)])
+        expected = 0.0
+        for way in (0.25, 0.75):
+            embedded = kept["hook_embed"].lerp(other["hook_embed"], way)
+            before = [("hook_embed", lambda x, hook, embedded=embedded: embedded.expand_as(x).clone())]
+            expected += slope(family, corrupt, reader, there[writer] - here[writer], before=before) / 2
+        assert result.score(writer, reader) == pytest.approx(expected, rel=2e-3, abs=1e-3), (writer, reader)
+    assert result.forwards == 4
+    assert result.metric.endswith("estimated by integrated gradients in 2 steps")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_estimates_agree_with_path_patching(family):
+    """The same axes as exact path patching of all pairs, and a clear correlation with it."""
+    lens, (clean, corrupt) = smooth(family), prompts()
+    ends = writers_of(lens), readers_of(lens)
+    result = edge_attribution(lens, clean, corrupt, METRIC, direction="noise")
+    exact = path_patch(lens, clean, corrupt, METRIC, *ends, direction="noise", absent="untouched")
+    found = edge_agreement(result, exact)
+    assert found.patches == int((~result.scores.isnan()).sum()) < result.scores.numel()
+    there = ~result.scores.isnan()
+    shares = result.normalised[there], exact.normalised[there] - 1
+    assert found.largest_error == pytest.approx(float((shares[0] - shares[1]).abs().max()))
+    assert found.pearson == pytest.approx(float(torch.corrcoef(torch.stack(shares))[0, 1]))
+    assert found.spearman > 0.4
+    with pytest.raises(InputError, match="differ in their direction"):
+        edge_agreement(edge_attribution(lens, clean, corrupt, METRIC), exact)
+    with pytest.raises(InputError, match="of different edges"):
+        edge_agreement(edge_attribution(lens, clean, corrupt, METRIC, readers=ends[1][:2], direction="noise"), exact)
+
+
+def test_positions_in_portions_give_the_same(monkeypatch):
+    lens, (clean, corrupt) = smooth("jamba"), prompts()
+    whole = edge_attribution(lens, clean, corrupt, METRIC)
+    monkeypatch.setattr(edges, "ELEMENTS", 4 * 32 * (len(whole.writers) + len(whole.readers)))
+    portions = edge_attribution(lens, clean, corrupt, METRIC)
+    torch.testing.assert_close(portions.scores, whole.scores, atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_some_writers_and_readers_and_other_metrics(family):
+    """A choice of both gives those rows and columns, whatever the metric reads."""
+    lens, (clean, corrupt) = smooth(family), prompts()
+    metric, layer = LogProbability((4, 9)), lens.cfg.attention_layers[0]
+    all_of_it = edge_attribution(lens, clean, corrupt, metric)
+    chosen = [Writer("mlp", 0), Writer("embed")], [Reader("logits"), Reader("v", layer, 1)]
+    some = edge_attribution(lens, clean, corrupt, metric, writers=chosen[0], readers=chosen[1])
+    for writer in chosen[0]:
+        for reader in chosen[1]:
+            assert some.score(writer, reader) == pytest.approx(all_of_it.score(writer, reader), rel=1e-4, abs=1e-6)
+            assert all_of_it.score(writer, reader) != 0
+
+
+def test_results_are_saved_and_asked(tmp_path):
+    lens, (clean, corrupt) = smooth("jamba"), prompts()
+    result = edge_attribution(lens, clean, corrupt, METRIC)
+    again = EdgeResult.load(result.save(tmp_path / "edges.safetensors"))
+    assert torch.equal(again.scores.nan_to_num(7.0), result.scores.nan_to_num(7.0))
+    for field in ("writers", "readers", "clean", "corrupt", "metric", "direction", "model", "clean_tokens", "forwards"):
+        assert getattr(again, field) == getattr(result, field)
+    top = result.top(5)
+    sizes = sorted(result.scores[~result.scores.isnan()].abs().tolist(), reverse=True)
+    assert [abs(score) for _, _, score in top] == sizes[:5]
+    assert all(result.score(writer, reader) == score for writer, reader, score in top)
+    assert len(result.top(10_000)) == len(sizes)
+    torch.testing.assert_close(result.normalised * (result.clean - result.corrupt), result.scores, equal_nan=True)
+    with pytest.raises(InputError, match="there is no edge from 'L3 MLP' to 'L0 mixer in'"):
+        result.score(Writer("mlp", 3), Reader("mixer", 0))
+    (tmp_path / "other").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="is not a saved EdgeResult"):
+        EdgeResult.load(tmp_path / "other")
+
+
+def test_what_cannot_be_estimated_is_refused_in_one_line():
+    lens, (clean, corrupt) = smooth("jamba"), prompts()
+    before = lens(clean).detach()
+
+    def refused(message, metric=METRIC, error=InputError, **options):
+        with pytest.raises(error, match=message) as caught:
+            edge_attribution(lens, clean, corrupt, metric, **options)
+        assert "\n" not in str(caught.value)
+        assert isinstance(caught.value, HybridLensError | RuntimeError)
+        assert untouched(lens)
+
+    def broken(logits):
+        raise RuntimeError("mine")
+
+    refused("metric 'rank of token 3 .*' has no gradient", Rank(3))
+    refused("mine", broken, error=RuntimeError)
+    refused("steps = 0 given", steps=0)
+    refused("'up' does not exist", direction="up", error=UnknownNameError)
+    refused("0 writers and 16 readers given", writers=[])
+    refused("writer 'L1 expert 0' given, but edges begin at embed, head, ssm, mlp", writers=[Writer("expert", 1, 0)])
+    refused("writer 'L0 head 1': layer 0 has no heads", writers=[Writer("head", 0, 1)])
+    refused("reader 'L1 kv head 3 k': the layer has key/value heads 0..1", readers=[Reader("k", 1, 3)])
+    refused("'logits' was given twice", readers=[Reader("logits"), Reader("logits")])
+    assert torch.equal(lens(clean), before)

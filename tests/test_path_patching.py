@@ -1,0 +1,322 @@
+"""Path patching: equal to a plain loop for random paths, and, all writers together, to the source's own input.
+
+The reference does it the long way (Wang et al. 2022, appendix B), one path at a time with whole runs of the model: a
+run in which the writer's output is the source's and every other mixer's and MLP's output is held at the base run's,
+from which the reader's input is read; and a run in which that is put in. It adds no differences, projects no heads,
+skips no layers or positions and has batches of one; it shares no code with what it checks.
+"""
+
+import random
+from functools import cache
+
+import pytest
+import torch
+from models import FAMILIES, make, tokens
+
+import hybridlens as hl
+from analyses.patching.metrics import KullbackLeibler, LogitDifference
+from analyses.patching.paths import path_patch
+from analyses.patching.results import PatchResult
+from analyses.patching.running import activation_patch
+from analyses.patching.targets import Target
+from analyses.patching.writers import Reader, Writer, reaches, readers_of, writers_of
+from hybridlens.errors import InputError, UnknownNameError
+
+LENGTH = 19  # more than twice the window of the small RecurrentGemma
+METRIC = LogitDifference(3, 7)
+
+
+@cache
+def small(family, dtype=torch.float32):
+    changes = {"num_key_value_heads": 2, "attention_bias": True} if family == "recurrentgemma" else {}
+    return hl.HybridLens(make(family, 3, **changes).to(dtype))
+
+
+def prompts(shared=5, length=LENGTH):
+    """Two random prompts with a common beginning."""
+    clean, corrupt = tokens(1, length, 1), tokens(1, length, 2)
+    corrupt[:, :shared] = clean[:, :shared]
+    return clean, corrupt
+
+
+def point_of(reader):
+    if reader.kind == "logits":
+        return "ln_final.hook_normalized"
+    norms = {"mixer": "ln1.hook_normalized", "mlp": "ln2.hook_normalized"}
+    return f"blocks.{reader.layer}." + norms.get(reader.kind, f"attn.hook_{reader.kind}")
+
+
+def put(name, values, head=None, places=slice(None)):
+    """A hook that puts in some positions of values [p …], of one head or whole."""
+
+    def fn(x, hook):
+        x = x.clone()
+        if head is None:
+            x[0, places] = values[places]
+        else:
+            x[0, places, head] = values[places, head]
+        return x
+
+    return name, fn
+
+
+def loop(lens, base, source, paths, metric=METRIC, positions=None, through_mlps=False):
+    """The metric when each path by itself is exchanged."""
+    wanted = ("hook_embed", "hook_mixer_out", "hook_mlp_out", "hook_z")
+    with torch.no_grad():
+        held, other = (lens.run_with_cache(run, lambda name: name.endswith(wanted))[1] for run in (base, source))
+    values = [plain(lens, base, held, other, *path, metric, positions, through_mlps) for path in paths]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def plain(lens, base, held, other, group, reader, metric, positions, through_mlps):
+    """The metric when one path is exchanged, by two whole runs."""
+    places = slice(None) if positions is None else list(positions)
+    with torch.no_grad():
+        hooks = []
+        for layer in range(lens.cfg.n_layers):  # everything held as in the base run …
+            frozen = [f"blocks.{layer}.hook_mixer_out"]
+            if any((writer.kind, writer.layer) == ("head", layer) for writer in group):
+                frozen = [f"blocks.{layer}.attn.hook_z"]
+            frozen += [] if through_mlps else [f"blocks.{layer}.hook_mlp_out"]
+            hooks += [put(name, held[name][0]) for name in frozen]
+        for writer in group:  # … but the writers
+            if writer.kind == "embed":
+                hooks.append(put("hook_embed", other["hook_embed"][0], None, places))
+            elif writer.kind == "head":
+                name = f"blocks.{writer.layer}.attn.hook_z"
+                hooks.append(put(name, other[name][0], writer.index, places))
+            else:
+                name = f"blocks.{writer.layer}.hook_{'mixer' if writer.kind == 'ssm' else 'mlp'}_out"
+                hooks.append(put(name, other[name][0], None, places))
+        kept, name = {}, point_of(reader)
+        hooks.append((name, lambda x, hook: kept.__setitem__("x", x[0].clone())))
+        lens.run_with_hooks(base, hooks)
+        return metric(lens.run_with_hooks(base, [put(name, kept["x"], reader.head, places)]))[0].item()
+
+
+def random_paths(lens, n, seed):
+    """Writers, some of them several together, and readers behind all of these."""
+    rng = random.Random(seed)
+    writers, readers = writers_of(lens), readers_of(lens)
+    readers += [Reader("mixer", layer) for layer in lens.cfg.attention_layers]
+    paths = []
+    while len(paths) < n:
+        group = tuple(rng.sample(writers, rng.choice([1, 1, 1, 2, 3])))
+        reader = rng.choice(readers)
+        if all(reaches(lens, writer, reader) for writer in group) and (group, reader) not in paths:
+            paths.append((group, reader))
+    return paths
+
+
+def patched(lens, clean, corrupt, paths, metric=METRIC, **options):
+    """The metric of each path; writers and readers are given all at once."""
+    groups = list(dict.fromkeys(group for group, _ in paths))
+    readers = list(dict.fromkeys(reader for _, reader in paths))
+    found = path_patch(lens, clean, corrupt, metric, groups, readers, absent="untouched", **options)
+    assert found.raw.shape == (len(groups), len(readers))
+    return found, torch.stack([found.raw[groups.index(group), readers.index(reader)] for group, reader in paths])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("direction", "through_mlps"), [("denoise", False), ("noise", True)])
+def test_random_paths_equal_the_plain_loop(family, direction, through_mlps):
+    """Any writers and readers, any batch size, from position 0 or behind the shared beginning; beyond the window."""
+    lens, (clean, corrupt) = small(family), prompts()
+    paths = random_paths(lens, 12, seed=len(direction) + through_mlps)
+    base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
+    expected = loop(lens, base, source, paths, through_mlps=through_mlps)
+    assert expected.std() > 0.02
+    for batch_size, skip in ((1, False), (7, True), (64, True)):
+        found, ours = patched(
+            lens, clean, corrupt, paths, direction=direction, through_mlps=through_mlps, batch_size=batch_size,
+            skip_positions=skip,
+        )  # fmt: skip
+        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+        with torch.no_grad():
+            assert found.clean == pytest.approx(METRIC(lens(clean)).item(), abs=1e-6)
+            assert found.corrupt == pytest.approx(METRIC(lens(corrupt)).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_kind_of_writer_and_reader_is_heard(family):
+    """One path of each kind, against the plain loop; every one of them changes the metric by far more than rounding."""
+    lens, (clean, corrupt) = small(family), prompts()
+    attention, first = lens.cfg.attention_layers[0], Writer("embed")
+    readers = [Reader("q", attention, 3), Reader("k", attention, 1), Reader("v", attention, 0)]
+    readers += [Reader("mixer", 0), Reader("mixer", attention), Reader("mixer", 3), Reader("mlp", 3), Reader("logits")]
+    paths = [((first,), reader) for reader in readers]
+    paths += [((writer,), Reader("logits")) for writer in writers_of(lens) if writer != first]
+    expected = loop(lens, corrupt, clean, paths)
+    found, ours = patched(lens, clean, corrupt, paths)
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+    assert (ours - found.corrupt).abs().min() > 1e-4
+    assert ours.unique().numel() == len(ours)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("through_mlps", [False, True])
+def test_chosen_positions_only(family, through_mlps):
+    """Outputs exchanged at some positions reach the reader there and nowhere else."""
+    lens, (clean, corrupt) = small(family), prompts()
+    paths = random_paths(lens, 6, seed=11)
+    for positions in ([-1], [7, 16, 2]):
+        expected = loop(lens, corrupt, clean, paths, METRIC, positions, through_mlps)
+        _, ours = patched(lens, clean, corrupt, paths, positions=positions, through_mlps=through_mlps)
+        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("through_mlps", [False, True])
+def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family, through_mlps):
+    """For every reader of the model: the same as activation patching of that input; for the logits, the other run."""
+    lens, (clean, corrupt) = small(family), prompts()
+    readers = [*readers_of(lens), *(Reader("mixer", layer) for layer in lens.cfg.attention_layers)]
+    targets = []
+    for reader in readers:
+        where = {} if reader.head is None else {"h" if reader.kind == "q" else "g": reader.head}
+        targets.append(Target(point_of(reader), where))
+    expected = activation_patch(lens, clean, corrupt, METRIC, targets=targets).raw
+    paths = [
+        (tuple(writer for writer in writers_of(lens) if reaches(lens, writer, reader)), reader) for reader in readers
+    ]
+    found, ours = patched(lens, clean, corrupt, paths, through_mlps=through_mlps)
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=0)
+    logits = readers.index(Reader("logits"))
+    assert ours[logits].item() == pytest.approx(found.clean, abs=2e-5)
+    assert (ours - found.corrupt).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_as_near_to_the_truth_as_the_plain_loop(family):
+    """Both are compared with the same weights computed in float32."""
+    lens, (clean, corrupt) = small(family, torch.bfloat16), prompts()
+    changes = {"num_key_value_heads": 2, "attention_bias": True} if family == "recurrentgemma" else {}
+    exact = hl.HybridLens(make(family, 3, **changes).to(torch.bfloat16).to(torch.float32))
+    paths = random_paths(lens, 10, seed=6)
+    truth, plainly = (loop(which, corrupt, clean, paths) for which in (exact, lens))
+    _, ours = patched(lens, clean, corrupt, paths, batch_size=8)
+    error, plainly = ((values - truth).square().mean().sqrt() for values in (ours, plainly))
+    assert error < 1.5 * plainly + 1e-3
+    assert error < 0.5 * truth.std()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_mlps_a_path_is_more_than_without(family):
+    """Between the embedding and the logits lie MLPs; between a layer's mixer and its own MLP none."""
+    lens, (clean, corrupt) = small(family), prompts()
+    kind = Writer("ssm", 3)
+    direct, through = (
+        path_patch(
+            lens, clean, corrupt, METRIC, [Writer("embed"), kind], [Reader("mlp", 3), Reader("logits")],
+            through_mlps=mlps,
+        )
+        for mlps in (False, True)
+    )  # fmt: skip
+    assert abs(direct.raw[0, 1] - through.raw[0, 1]) > 1e-3
+    assert direct.raw[1, 0] == pytest.approx(through.raw[1, 0].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pairs_without_a_path_are_refused_or_left_untouched(family):
+    lens, (clean, corrupt) = small(family), prompts()
+    attention = lens.cfg.attention_layers[0]
+    late = [
+        (Writer("mlp", 1), Reader("mlp", 1)), (Writer("head", attention, 0), Reader("q", attention, 1)),
+        (Writer("mlp", 3), Reader("mixer", 2)), (Writer("ssm", 3), Reader("v", attention, 0)),
+    ]  # fmt: skip
+    for writer, reader in late:
+        line = f"there is no path from '{writer.words}' to '{reader.words}', which does not come after it"
+        with pytest.raises(InputError, match=line):
+            path_patch(lens, clean, corrupt, METRIC, [Writer("embed"), writer], [reader])
+        found = path_patch(lens, clean, corrupt, METRIC, [Writer("embed"), writer], [reader], absent="untouched")
+        assert found.raw[1, 0] == found.corrupt
+        assert found.raw[0, 0] != found.corrupt
+    with pytest.raises(InputError, match="no path from 'L1 MLP'"):
+        path_patch(lens, clean, corrupt, METRIC, [[Writer("embed"), Writer("mlp", 1)]], [Reader("mlp", 1)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_whole_model_at_once_in_few_passes(family, tmp_path):
+    """Every writer by every reader: as many passes as rows need, and a saved result that names both ends."""
+    lens, (clean, corrupt) = small(family), prompts()
+    writers, readers, done = writers_of(lens), readers_of(lens), []
+    found = path_patch(lens, clean, corrupt, METRIC, writers, readers, absent="untouched", progress=done.append)
+    paths = sum(reaches(lens, writer, reader) for writer in writers for reader in readers)
+    assert sum(done) == paths
+    assert found.forwards == len(done) + 4  # both runs, and the untouched one whole and up to the first difference
+    assert len(done) < paths / 8 + lens.cfg.n_layers
+    assert [axis.name for axis in found.axes] == ["writer", "reader"]
+    assert found.axes[0].labels[:2] == ("embedding", "L0 recurrent")
+    assert found.axes[1].labels[-1] == "logits"
+    again = PatchResult.load(found.save(tmp_path / "paths.safetensors"))
+    assert torch.equal(again.raw, found.raw)
+    assert again.axes == found.axes
+    assert not any(point.has_hooks() for point in lens.hook_dict.values())
+
+
+def test_little_memory_takes_rows_one_by_one():
+    lens, (clean, corrupt) = small("jamba"), prompts()
+    paths, done = random_paths(lens, 8, seed=3), []
+    _, ours = patched(lens, clean, corrupt, paths)
+    _, again = patched(lens, clean, corrupt, paths, memory=1, progress=done.append)
+    torch.testing.assert_close(again, ours, atol=1e-5, rtol=0)
+    assert set(done) == {1}
+
+
+def test_metrics_of_all_positions():
+    lens, (clean, corrupt) = small("jamba"), prompts()
+    with torch.no_grad():
+        metric = KullbackLeibler(lens(clean)[0, -6:])
+    paths = random_paths(lens, 6, seed=2)
+    _, ours = patched(lens, clean, corrupt, paths, metric)
+    torch.testing.assert_close(ours, loop(lens, corrupt, clean, paths, metric), atol=2e-5, rtol=1e-5)
+
+
+def test_where_both_prompts_are_alike_nothing_changes_and_nothing_runs():
+    lens, (clean, corrupt) = small("jamba"), prompts(shared=9)
+    done = []
+    found = path_patch(
+        lens, clean, corrupt, METRIC, [Writer("embed")], [Reader("logits")], positions=[0, 8], progress=done.append
+    )
+    assert found.raw.item() == found.corrupt
+    assert done == []
+
+
+def test_bad_input_is_one_line():
+    lens, (clean, corrupt) = small("jamba"), prompts()
+    embed, logits = [Writer("embed")], [Reader("logits")]
+
+    def fails(error, line, writers=embed, readers=logits, prompt=clean, **options):
+        with pytest.raises(error, match=line):
+            path_patch(lens, prompt, corrupt, METRIC, writers, readers, **options)
+        assert not any(point.has_hooks() for point in lens.hook_dict.values())
+
+    fails(InputError, "writer 'L0 head 1': layer 0 has no heads; those are in layers 1", [Writer("head", 0, 1)])
+    fails(InputError, "writer 'L1 expert 0' given, but paths begin at embed, head, ssm, mlp", [Writer("expert", 1, 0)])
+    fails(InputError, "reader 'L2 head 0 q': layer 2 has no heads; those are in layers 1", readers=[Reader("q", 2, 0)])
+    fails(InputError, r"the layer has key/value heads 0\.\.1, but 2 was given", readers=[Reader("k", 1, 2)])
+    fails(InputError, r"the layer has query heads 0\.\.3, but 4 was given", readers=[Reader("q", 1, 4)])
+    fails(InputError, "layer 4 has no mixers and MLPs; those are in layers 0, 1, 2, 3", readers=[Reader("mlp", 4)])
+    fails(InputError, "0 writers and 1 readers given", [])
+    fails(InputError, "no empty group", [[]])
+    fails(InputError, "'embedding' was given twice", [*embed, embed])
+    fails(InputError, r"position 19 given, but the prompt has 0\.\.18", positions=[19])
+    fails(InputError, "batch_size 0 and memory", batch_size=0)
+    fails(InputError, "they part at position 6", prompt=clean[:, :-1])
+    fails(UnknownNameError, "direction 'zero' does not exist", direction="zero")
+    fails(UnknownNameError, "absent='skip' does not exist; expected one of refuse, untouched", absent="skip")
+    with pytest.raises(UnknownNameError, match="reader kind 'z' does not exist; expected one of q, k, v, mixer"):
+        Reader("z", 1, 0)
+    with pytest.raises(InputError, match="reader 'q' was given head None, expected a number"):
+        Reader("q", 1)
+    with pytest.raises(InputError, match="reader 'logits' was given layer 3, expected none"):
+        Reader("logits", 3)
+    calls = []
+
+    def breaks(logits):
+        calls.append(logits)
+        return logits[:, -1, 0] * (1.0 if len(calls) <= 2 else float("nan"))  # both ends are measured first
+
+    with pytest.raises(InputError, match="returned nan for the path from embedding to logits"):
+        path_patch(lens, clean, corrupt, breaks, embed, logits)
