@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from analyses.circuits.results import METRICS, HeadCircuits
 from analyses.embedded import columns
+from analyses.kv_cache.crossover_results import Crossover
+from analyses.kv_cache.following import WHOLE, following, regions
 from analyses.ranking import HeadRanking
 from analyses.study.verdict import Verdict
 from hybridlens import niah
@@ -79,6 +81,21 @@ def circuits_table(found: HeadCircuits, best: int = 3) -> str:
     off = "" if found.path_error is None else f"; error {', '.join(f'{e:.2f}' for e in found.path_error.tolist())}"
     title = f"{found.model}: heads by their weights; recurrent layers linearised {found.linearised}{off}"
     return f"{title}\n{columns(rows, left=best + 2)}"
+
+
+def crossover_table(found: Crossover, model: str, window: int | None) -> str:
+    """Which memory the answers follow, with the needle inside and outside the window."""
+    where = {True: "inside", False: "outside"}
+    rows = [["needle", "from one prompt, all else from the other", "told its needle", "the other", "neither", "shift"]]
+    for inside in regions(found):
+        for memory in WHOLE:
+            one = following(found, memory, inside)
+            told = percent_interval(one.memory.mean, *one.memory.interval)
+            others = [f"{100 * share.mean:.1f}" for share in (one.rest, one.neither)]
+            name = "" if window is None else where[inside]
+            rows.append([name, memory.words, told, *others, f"{one.shift:+.1f}".replace("-0.0", "+0.0")])
+    title = f"{model}: answers in % [95 % interval over prompt pairs]; shift towards the memory's needle in nats"
+    return f"{title}\n{columns(rows, left=2)}"
 
 
 def ranking_table(ranking: HeadRanking) -> str:
