@@ -18,6 +18,7 @@ import typer
 from typer._click.exceptions import ClickException  # pyright: ignore[reportPrivateUsage]
 
 from analyses.commands.circuits import circuits
+from analyses.commands.crossover import crossover
 from analyses.commands.look import heads, hooks, models
 from analyses.commands.niah import niah
 from analyses.commands.rankings import rankings
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (niah, reproduce, circuits, rankings, hooks, models, heads):
+for _command in (niah, reproduce, circuits, rankings, crossover, hooks, models, heads):
     app.command()(_command)
 
 

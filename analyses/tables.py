@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from analyses.circuits.results import METRICS, HeadCircuits
 from analyses.embedded import columns
+from analyses.kv_cache.crossover_results import Crossover
+from analyses.kv_cache.following import WHOLE, following, regions
 from analyses.ranking import HeadRanking
 from analyses.rankings.results import RankingComparison
 from analyses.study.verdict import Verdict
@@ -94,6 +96,21 @@ def rankings_table(found: RankingComparison) -> str:
         texts = ["–" if math.isnan(share) else f"{100 * share:.0f} %" for share in shares]
         rows.append([name, f"{area.value:.2f} [{area.low:.2f}, {area.high:.2f}]", str(needed.heads), ", ".join(texts)])
     return f"{found.model}: rankings of {most} heads\n{columns(rows, left=1)}"
+
+
+def crossover_table(found: Crossover, model: str, window: int | None) -> str:
+    """Which memory the answers follow, with the needle inside and outside the window."""
+    where = {True: "inside", False: "outside"}
+    rows = [["needle", "from one prompt, all else from the other", "told its needle", "the other", "neither", "shift"]]
+    for inside in regions(found):
+        for memory in WHOLE:
+            one = following(found, memory, inside)
+            told = percent_interval(one.memory.mean, *one.memory.interval)
+            others = [f"{100 * share.mean:.1f}" for share in (one.rest, one.neither)]
+            name = "" if window is None else where[inside]
+            rows.append([name, memory.words, told, *others, f"{one.shift:+.1f}".replace("-0.0", "+0.0")])
+    title = f"{model}: answers in % [95 % interval over prompt pairs]; shift towards the memory's needle in nats"
+    return f"{title}\n{columns(rows, left=2)}"
 
 
 def ranking_table(ranking: HeadRanking) -> str:

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from analyses.circuits.results import HeadCircuits
 from analyses.circuits.running import MEMORY, SAMPLE, check_distances, circuits
+from analyses.folders import finish, opened
 from analyses.ranking import HeadRanking
-from hybridlens.errors import ResultsError
 from hybridlens.model import HybridLens
 from hybridlens.results import hash_json
-from hybridlens.results.provenance import write_json
-from hybridlens.results.record import RECORD, Manifest, now, read_record, refuse_another_run, started
+from hybridlens.results.record import Manifest
 from hybridlens.weights import Weights, digest
 
 FILE = "circuits.safetensors"
@@ -92,7 +91,7 @@ def run(
         settings={"memory": config.memory, "device": str(weights.cfg.device)},
         facts=_facts(weights),
     )
-    record = _opened(folder, manifest)
+    record = opened(folder, manifest)
     if record["status"] == "complete" and (folder / FILE).is_file():
         found = HeadCircuits.load(folder / FILE)
     else:
@@ -106,28 +105,7 @@ def run(
     (folder / "rankings").mkdir(exist_ok=True)
     for metric, ranking in rankings.items():
         ranking.save(folder / "rankings" / f"{metric}.json")
-    record |= {"status": "complete", "finished": record["finished"] or now()}
-    write_json(folder / RECORD, record)
-    return CircuitsResult(folder, found, rankings, record)
-
-
-def _opened(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """The folder's record: that of the finished run it holds, or one of a run that begins or goes on now."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResultsError(f"'{folder}' cannot be used ({error.strerror}); name another --out folder") from error
-    compared = manifest.compared()
-    before = read_record(folder)
-    if before is None and (folder / RECORD).exists():
-        raise ResultsError(f"{folder / RECORD} is not a run of this version; name another --out folder")
-    if before is not None:
-        refuse_another_run(folder, before, manifest, compared)
-        if before["status"] == "complete":
-            return before
-    record = started(before, manifest, compared, [], 0, 0)
-    write_json(folder / RECORD, record)
-    return record
+    return CircuitsResult(folder, found, rankings, finish(folder, record))
 
 
 def _facts(weights: Weights) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class Crossover:
         Raises:
             ResultsError: there are no such answers.
         """
-        cells = [cell for cell in self.cells if cell.mix == mix and _is_inside(cell, inside)]
+        cells = [cell for cell in self.cells if cell.mix == mix and is_inside(cell, inside)]
         if not cells:
             where = {None: "", True: " with the needle inside the window", False: " with the needle outside the window"}
             raise ResultsError(f"no answer under mix {mix!r}{where[inside]}; there are {_named(self.mixes)}")
@@ -119,7 +119,7 @@ class Crossover:
 
     def by_mix(self, inside: bool | None = None) -> dict[str, Shares]:
         """`shares` of every mix that has answers, in order."""
-        there = {cell.mix for cell in self.cells if _is_inside(cell, inside)}
+        there = {cell.mix for cell in self.cells if is_inside(cell, inside)}
         return {mix.name: self.shares(mix.name, inside) for mix in self.mixes if mix.name in there}
 
     def save(self, path: Path) -> Path:
@@ -187,7 +187,8 @@ def read_json(path: Path, form: str, what: str) -> Any:
     return value
 
 
-def _is_inside(cell: CrossCell, inside: bool | None) -> bool:
+def is_inside(cell: CrossCell, inside: bool | None) -> bool:
+    """Whether a cell's needle is seen whole (True), or not at all (False), by the last token; None: either, or part."""
     return inside is None or cell.seen == (1.0 if inside else 0.0)
 
 

@@ -1,0 +1,125 @@
+"""Which memory an answer follows: one memory comes from one prompt and all else from the other, either way round.
+
+Where the answers tell the needle of the memory's prompt, both when that is A's and when it is B's, this memory alone
+holds the needle, against all others. `shift` is a finer measure of the same, without answers: how far the model's
+preference between the two needles' words moves when this memory alone is exchanged.
+
+How it fails: a needle that two memories hold, each of them enough, follows whichever is read more; one that needs both
+is told from neither.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from analyses.kv_cache.crossover_results import CrossCell, Crossover, Share, is_inside
+from analyses.kv_cache.mixes import Mix
+from hybridlens.errors import ResultsError
+from hybridlens.results import bootstrap_interval
+
+INTACT = "kv A, conv A, recurrent A"
+"""The mix in which nothing comes from prompt B."""
+
+
+class Memory(NamedTuple):
+    """One memory, and the two mixes that set it against all others."""
+
+    words: str
+    only: str
+    """The mix in which it alone comes from B."""
+    all_but: str
+    """The mix in which all but it comes from B."""
+
+
+EVERYTHING = Memory("everything", "kv B, conv B, recurrent B", INTACT)
+"""Nothing stands against it: following it is telling the needle of the prompt that was read."""
+
+KEYS_AND_VALUES = Memory("keys and values", "kv B, conv A, recurrent A", "kv A, conv B, recurrent B")
+RECURRENT = Memory("recurrent states", "kv A, conv A, recurrent B", "kv B, conv B, recurrent A")
+CONVOLUTION = Memory("convolution inputs", "kv A, conv B, recurrent A", "kv B, conv A, recurrent B")
+WHOLE = (EVERYTHING, KEYS_AND_VALUES, RECURRENT, CONVOLUTION)
+"""The memories of the whole model."""
+
+
+class LayerMemory(NamedTuple):
+    """A memory of one layer."""
+
+    layer: int
+    kind: str
+    """"keys and values", "keys and values of head 0", "convolution and recurrent state", …"""
+    memory: Memory
+
+
+class Following(NamedTuple):
+    """What answers follow; each prompt pair counts once, by both of its answers."""
+
+    memory: Share
+    """Answers that tell the needle of the memory's prompt."""
+    rest: Share
+    """Those that tell the needle of the prompt of all else."""
+    neither: Share
+    shift: float
+    """By how much log-probability of B's less A's words rises when this memory comes from B; nats, mean."""
+    n: int
+    """Prompt pairs."""
+
+
+_KINDS = {"kv": "keys and values", "conv": "convolution", "recurrent": "recurrent state"}
+_KINDS["conv and recurrent"] = "convolution and recurrent state"
+_ONE = re.compile(r"only (?P<kind>[a-z ]+) of layer (?P<layer>\d+)(?:, head (?P<head>\d+))? B")
+
+
+def layer_memories(mixes: Sequence[Mix]) -> list[LayerMemory]:
+    """The memories of single layers that a crossover's mixes set against all others, in order."""
+    names = {mix.name for mix in mixes}
+    found: list[LayerMemory] = []
+    for mix in mixes:
+        match, other = _ONE.fullmatch(mix.name), mix.name.replace("only", "all but", 1)
+        if match is None or other not in names:
+            continue
+        kind = _KINDS[match["kind"]] + ("" if match["head"] is None else f" of head {match['head']}")
+        layer = int(match["layer"])
+        words = f"{_KINDS[match['kind']]} of layer {layer}"
+        words += "" if match["head"] is None else f", head {match['head']}"
+        found.append(LayerMemory(layer, kind, Memory(words, mix.name, other)))
+    return found
+
+
+def following(found: Crossover, memory: Memory, inside: bool | None = None, *, seed: int = 0) -> Following:
+    """Which needle is told where one memory stands against all others.
+
+    Args:
+        found: with both mixes of the memory, and the one in which nothing is exchanged.
+        memory: such as `KEYS_AND_VALUES`.
+        inside: as in `Crossover.shares`.
+        seed: of the bootstrap.
+
+    Raises:
+        ResultsError: there are no such answers.
+    """
+    only, all_but, intact = (_cells(found, name, inside) for name in (memory.only, memory.all_but, INTACT))
+
+    def share(one: str, other: str) -> Share:
+        scores = [((a.told == one) + (b.told == other)) / 2 for a, b in zip(only, all_but, strict=True)]
+        return Share(sum(scores) / len(scores), bootstrap_interval(scores, seed=seed))
+
+    shift = sum(_lean(cell) - _lean(base) for cell, base in zip(only, intact, strict=True)) / len(only)
+    return Following(share("B", "A"), share("A", "B"), share("neither", "neither"), shift, len(only))
+
+
+def regions(found: Crossover) -> list[bool]:
+    """True where some needle is seen whole by the last token, False where some is not seen at all."""
+    return [inside for inside in (True, False) if any(is_inside(cell, inside) for cell in found.cells)]
+
+
+def _lean(cell: CrossCell) -> float:
+    return cell.logprob_b - cell.logprob_a
+
+
+def _cells(found: Crossover, mix: str, inside: bool | None) -> list[CrossCell]:
+    cells = [cell for cell in found.cells if cell.mix == mix and is_inside(cell, inside)]
+    if not cells:
+        raise ResultsError(f"no answer under mix {mix!r} to tell what it follows; make the crossover with all mixes")
+    return cells

@@ -1,0 +1,106 @@
+"""Plotly heatmaps over the positions of a prompt, with the tokens that stand there on the axis.
+
+Plotly reads tags and entities in its texts, so a token goes through `literal` before it becomes one: `<b>` is shown as
+it stands, and a line break by its escape. How it fails: long tokens are cut, with "…" for the rest; names that do not
+fit the values are refused with `InputError`.
+"""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from hybridlens.viz.charts import COLORS
+from hybridlens.viz.figures import axis
+from hybridlens.viz.heads import SIGNED_COLORS, heatmap_height, pair_heatmap
+
+LONGEST = 26
+"""Characters of a label."""
+
+_WIDE = 17
+"""Pixels that a column needs for its label."""
+_LABELS = 120
+"""Pixels for labels that stand upright."""
+
+
+def visible(text: str) -> str:
+    """A text on one line, with escapes for what cannot be seen; a space is seen between other characters."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return shown.strip() or f"“{shown}”"
+
+
+def literal(text: str, most: int = LONGEST) -> str:
+    """A text as Plotly shows it character by character, on one line, cut to `most` characters."""
+    shown = visible(text) if text else ""
+    cut = shown if len(shown) <= most else f"{shown[: most - 1]}…"
+    return cut.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def position_heatmap(
+    values: Sequence[Sequence[float | int]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    y_title: str,
+    name: str,
+    limit: float | int | None = None,
+    marked: Sequence[int] = (),
+    x_title: str = "position and token",
+) -> go.Figure:
+    """A number for each row and position.
+
+    Args:
+        values: [row][column].
+        rows: their names, no two alike: layers, say.
+        columns: their names, no two alike: positions with their tokens, any text.
+        y_title: what the rows are.
+        name: what the number is, for the pointer.
+        limit: both ends of the scale, which is symmetric about 0; None for the largest value.
+        marked: columns under a line that says "needle".
+        x_title: what the columns are.
+
+    Raises:
+        InputError: names and values do not fit.
+    """
+    shown = [literal(column) for column in columns]
+    figure = pair_heatmap(values, [literal(row) for row in rows], shown, (y_title, x_title), name)
+    most = limit or max((abs(value) for row in values for value in row if value == value), default=0.0) or 1.0
+    figure.update_traces(zmin=-most, zmax=most, colorscale=[list(stop) for stop in SIGNED_COLORS])
+    ticks = {"tickmode": "array", "tickvals": shown, "tickangle": -90, "tickfont": {"size": 11}}
+    figure.update_layout(
+        xaxis=axis(x_title, type="category", showgrid=False, **ticks),
+        margin={"l": 10, "r": 10, "t": 30 if marked else 10, "b": 40},
+    )
+    for first, last in _runs(marked):
+        _mark(figure, first, last)
+    return figure
+
+
+def position_height(rows: int) -> int:
+    """Pixels that a map of so many rows needs, with the tokens below it."""
+    return heatmap_height(rows) + _LABELS
+
+
+def position_width(columns: int) -> int | None:
+    """Pixels below which labels of so many columns would touch; None where they fit any page."""
+    return 130 + _WIDE * columns if columns > 40 else None
+
+
+def _runs(marked: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each run of neighbours."""
+    runs: list[tuple[int, int]] = []
+    for column in sorted(marked):
+        if runs and column == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], column)
+        else:
+            runs.append((column, column))
+    return runs
+
+
+def _mark(figure: go.Figure, first: int, last: int) -> None:
+    line = {"color": COLORS[1], "width": 3}
+    figure.add_shape(
+        type="line", x0=first - 0.45, x1=last + 0.45, y0=1.01, y1=1.01, yref="paper", line=line, layer="above"
+    )
+    figure.add_annotation(
+        x=(first + last) / 2, y=1.01, yref="paper", yanchor="bottom", yshift=3, showarrow=False, text="needle",
+        font={"size": 11, "color": COLORS[1]},
+    )  # fmt: skip
