@@ -21,6 +21,7 @@ from analyses.commands.circuits import circuits
 from analyses.commands.crossover import crossover
 from analyses.commands.look import heads, hooks, models
 from analyses.commands.niah import niah
+from analyses.commands.patch import patch
 from analyses.commands.reproduce import reproduce
 from analyses.commands.shared import typed_words
 from hybridlens.errors import HybridLensError
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (niah, reproduce, circuits, crossover, hooks, models, heads):
+for _command in (niah, reproduce, circuits, patch, crossover, hooks, models, heads):
     app.command()(_command)
 
 
