@@ -73,4 +73,4 @@ notebooks: $(VENV)/.installed-dev
 	@rm -f build/notebooks/*.ipynb
 	@for source in notebooks/*.py; do \
 		$(BIN)/jupytext --quiet --to ipynb --output build/notebooks/$$(basename $$source .py).ipynb $$source; done
-	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout=300 build/notebooks
+	$(BIN)/python -m pytest -q --numprocesses auto --nbmake --nbmake-timeout=300 build/notebooks

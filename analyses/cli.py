@@ -21,6 +21,7 @@ from analyses.commands.circuits import circuits
 from analyses.commands.crossover import crossover
 from analyses.commands.look import heads, hooks, models
 from analyses.commands.niah import niah
+from analyses.commands.patch import patch
 from analyses.commands.rankings import rankings
 from analyses.commands.reproduce import reproduce
 from analyses.commands.shared import typed_words
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (niah, reproduce, circuits, rankings, crossover, hooks, models, heads):
+for _command in (niah, reproduce, circuits, rankings, patch, crossover, hooks, models, heads):
     app.command()(_command)
 
 

@@ -13,12 +13,13 @@ from hybridlens.results.provenance import write_json
 from hybridlens.results.record import RECORD, Manifest, now, read_record, refuse_another_run, started
 
 
-def opened(folder: Path, manifest: Manifest) -> dict[str, Any]:
+def opened(folder: Path, manifest: Manifest, more: bool = False) -> dict[str, Any]:
     """The folder's record: that of the finished run it holds, or one of a run that begins or goes on now.
 
     Args:
         folder: made when it does not exist.
         manifest: what the run is.
+        more: whether something may be added to a finished run, which then goes on.
 
     Raises:
         ResultsError: the folder holds another run, or cannot be used.
@@ -33,7 +34,7 @@ def opened(folder: Path, manifest: Manifest) -> dict[str, Any]:
         raise ResultsError(f"{folder / RECORD} is not a run of this version; name another --out folder")
     if before is not None:
         refuse_another_run(folder, before, manifest, compared)
-        if before["status"] == "complete":
+        if before["status"] == "complete" and not more:
             return before
     record = started(before, manifest, compared, [], 0, 0)
     write_json(folder / RECORD, record)

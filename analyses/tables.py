@@ -12,6 +12,9 @@ from analyses.circuits.results import METRICS, HeadCircuits
 from analyses.embedded import columns
 from analyses.kv_cache.crossover_results import Crossover
 from analyses.kv_cache.following import WHOLE, following, regions
+from analyses.patching.choosing import WORDS
+from analyses.patching.effects import effect, number, strongest
+from analyses.patching.folder import Patched
 from analyses.ranking import HeadRanking
 from analyses.rankings.results import RankingComparison
 from analyses.study.verdict import Verdict
@@ -110,6 +113,20 @@ def crossover_table(found: Crossover, model: str, window: int | None) -> str:
             name = "" if window is None else where[inside]
             rows.append([name, memory.words, told, *others, f"{one.shift:+.1f}".replace("-0.0", "+0.0")])
     title = f"{model}: answers in % [95 % interval over prompt pairs]; shift towards the memory's needle in nats"
+    return f"{title}\n{columns(rows, left=2)}"
+
+
+def patch_table(found: Patched, model: str) -> str:
+    """The strongest patch of each sweep, with its estimate by gradients."""
+    rows = [["sweep", "strongest patch", "effect", "by gradient"]]
+    for name, result in found.exact.items():
+        place = strongest(result)[0]
+        estimate = found.estimated.get(name)
+        guessed = "" if estimate is None else number(float(effect(estimate).flatten()[effect(result).argmax()]))
+        rows.append([name, place.words, number(place.effect), guessed])
+    one = next(iter(found.exact.values()))
+    verb = "restored" if one.direction == "denoise" else "destroyed"
+    title = f"{model}: share of the {WORDS[found.measure.name]} {verb} by one patch"
     return f"{title}\n{columns(rows, left=2)}"
 
 

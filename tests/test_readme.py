@@ -29,7 +29,7 @@ def test_the_commands_exist_with_their_options():
     from analyses.cli import app
 
     commands = re.findall(r"^hybridlens (\w+)([^#\n]*)", README, flags=re.MULTILINE)
-    names = {"models", "hooks", "heads", "niah", "reproduce", "circuits", "rankings", "crossover"}
+    names = {"models", "hooks", "heads", "niah", "reproduce", "circuits", "rankings", "patch", "crossover"}
     assert {name for name, _ in commands} == names
     for name, rest in commands:
         shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
@@ -43,3 +43,16 @@ def test_the_tree_lists_every_module():
         for path in (root / folder).rglob("*.py"):
             if path.name != "__init__.py":
                 assert re.search(rf"\s{re.escape(path.name)}\s", README), path
+
+
+def test_the_table_of_sweeps_lists_each_with_its_hook_point():
+    """Every sweep stands in one row; in a row that names hook points, the one at its place is its own."""
+    from analyses.patching.sweeps import SWEEPS
+
+    rows = re.findall(r"^\| (`[^|]+`) \| ([^|]+) \| ([^|]+) \|$", README, flags=re.MULTILINE)
+    found: dict[str, str] = {}
+    for names, points, _ in rows:
+        for place, name in enumerate(re.findall(r"`(\w+)`", names)):
+            listed = re.findall(r"`([\w.]+)`", points)
+            found[name] = listed[place] if listed else found[re.sub(r"_by_\w+", "", name)]
+    assert {name: found.get(name) for name in SWEEPS} == {name: sweep.point for name, sweep in SWEEPS.items()}

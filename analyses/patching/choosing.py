@@ -1,0 +1,155 @@
+"""Prompt pairs and metrics by name, as the command has them.
+
+=========  =======================================================================================================
+pair       what the corrupt prompt has
+=========  =======================================================================================================
+needle     the needle's twin in its place: the same question, another answer (`analyses.kv_cache.twins`)
+none       filler in its place
+moved      the same needle at the other end of the context
+=========  =======================================================================================================
+
+=================  ===============================================================================================
+metric             what is measured
+=================  ===============================================================================================
+logit-difference   the first token in which the two answers part, against the other answer's
+log-probability    that token's log-probability
+rank               its rank
+kl                 divergence of the next token's distribution from the clean run's
+score              needle score of the answer that is generated from the patched prompt
+=================  ===============================================================================================
+
+How it fails: where a model answers both prompts alike no token tells them apart, and only kl and score can be measured,
+if anything: a model that finds the needle wherever it stands does the same with a moved one. Moving tells something
+where one of the places is out of the model's reach, as beyond a window.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from analyses.kv_cache.twins import needle_pairs
+from analyses.patching import pairs
+from analyses.patching.metrics import KullbackLeibler, LogProbability, Metric, NeedleScore, Rank
+from analyses.patching.pairs import Pair
+from hybridlens import niah
+from hybridlens.errors import InputError, UnknownNameError, closest
+from hybridlens.model import HybridLens
+
+PAIRS = ("needle", "none", "moved")
+METRICS = ("logit-difference", "log-probability", "rank", "kl", "score")
+WITH_GRADIENT = ("logit-difference", "log-probability", "kl")
+"""Metrics of which attribution patching can be made."""
+
+ALIKE = 1e-3
+"""Nats below which two distributions count as the same."""
+
+WORDS = {
+    "logit-difference": "logit difference",
+    "log-probability": "log-probability",
+    "rank": "rank",
+    "kl": "divergence",
+    "score": "needle score",
+}
+
+
+class Measure(NamedTuple):
+    """A metric, and the prompts it is measured on."""
+
+    name: str
+    metric: Metric
+    clean: tuple[int, ...]
+    corrupt: tuple[int, ...]
+
+
+def check_name(option: str, name: str, known: tuple[str, ...]) -> str:
+    """`name`, if it is known.
+
+    Raises:
+        UnknownNameError: naming those that are.
+    """
+    if name not in known:
+        raise UnknownNameError(f"{option} {name!r} given{closest(name, known)}; expected one of {', '.join(known)}")
+    return name
+
+
+def make_pair(lens: HybridLens, kind: str, needle: str, length: int, depth: int, seed: int = 0) -> Pair:
+    """A prompt pair of the needle benchmark.
+
+    Args:
+        lens: the model, with a tokenizer.
+        kind: one of `PAIRS`.
+        needle: name of a built-in needle.
+        length: tokens of both prompts.
+        depth: of the clean prompt's needle, in percent.
+        seed: of the filler.
+
+    Raises:
+        InputError: nothing of as many tokens as the needle was found, or what `analyses.patching.pairs` refuses.
+        UnknownNameError: there is no such kind or needle.
+    """
+    check_name("--pair", kind, PAIRS)
+    check_name("--needle", needle, tuple(sorted(niah.NEEDLES)))
+    clean = niah.NEEDLES[needle]
+    if kind == "none":
+        return pairs.no_needle(lens, clean, length, depth, seed=seed)
+    if kind == "moved":
+        return pairs.moved_needle(lens, clean, length, depth, 0 if depth >= 50 else 100, seed=seed)
+    return pairs.other_needle(lens, clean, _other(lens, clean), length, depth, seed=seed)
+
+
+def measure(lens: HybridLens, pair: Pair, needle: str, name: str = METRICS[0]) -> Measure:
+    """A metric by name, for a pair.
+
+    Divergences between runs that differ by less than `ALIKE` are rounding, and are refused.
+
+    Args:
+        lens: the model.
+        pair: the prompts and the model's answers to them.
+        needle: the clean prompt's, whose rubric grades answers.
+        name: one of `METRICS`.
+
+    Raises:
+        InputError: the model answers both prompts alike, and the metric needs a token that tells them apart.
+        UnknownNameError: there is no such metric.
+    """
+    check_name("--metric", name, METRICS)
+    if name == "score":  # of whole answers, from the prompts without their beginning
+        return Measure(name, NeedleScore(niah.NEEDLES[needle].rubric), pair.clean.tokens, pair.corrupt.tokens)
+    sides = pair.clean_tokens, pair.corrupt_tokens
+    if name == "kl":
+        with torch.no_grad():
+            logits, others = (lens(torch.tensor([side], device=lens.device))[:, -1:] for side in sides)
+        metric = KullbackLeibler(logits[0, -1])
+        if float(metric(others)[0]) < ALIKE:
+            raise InputError(
+                f"the next token's distributions after the two prompts differ by {float(metric(others)[0]):.1e} nats, "
+                "so that there is nothing to explain; give another --pair, --length, --depth or --metric"
+            )
+        return Measure(name, metric, *sides)
+    difference = pair.logit_difference  # refuses answers that are the same
+    if name == "logit-difference":
+        return Measure(name, difference, *sides)
+    return Measure(name, LogProbability((difference.right,)) if name != "rank" else Rank(difference.right), *sides)
+
+
+def _other(lens: HybridLens, needle: niah.Needle) -> niah.Needle:
+    """A needle with the same question, another answer and as many tokens: its twin, else a counterpart."""
+    try:
+        (twins,) = needle_pairs([needle.name])
+    except InputError:  # one that is not of a study
+        twins = None
+    if twins is not None and _count(lens, twins.a) == _count(lens, twins.b):
+        return twins.b
+    found = pairs.counterparts(lens, needle)
+    if not found:
+        raise InputError(
+            f"no built-in needle answers {needle.question!r} in as many tokens as {needle.name!r}; give --pair none, "
+            "or another --needle"
+        )
+    return found[0]
+
+
+def _count(lens: HybridLens, needle: niah.Needle) -> int:
+    return len(lens.tokenizer(needle.sentence, add_special_tokens=False)["input_ids"])

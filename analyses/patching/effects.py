@@ -1,0 +1,55 @@
+"""Effects: the share of the difference between two runs that a patch moves, and patches in words.
+
+Denoising, an effect is what one patch brings back of the clean run; noising, what it takes away. 1 is all of it, and
+below 0 is away from the other run. How it fails: runs that the metric does not tell apart raise `InputError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.patching.results import PatchResult
+from hybridlens.viz.positions import visible
+from hybridlens.viz.words import DASH
+
+KINDS = {"layer": "L{}", "head": "H{}", "kv_head": "KV head {}", "expert": "expert {}", "channel": "channels {}"}
+"""Axis of a result -> how an entry is called; positions are called by their labels."""
+
+
+class Place(NamedTuple):
+    """One patch of a sweep."""
+
+    words: str
+    effect: float
+
+
+def effect(found: PatchResult) -> Float[Tensor, "..."]:
+    """The share of the difference between the runs that each patch moves."""
+    return found.normalised if found.direction == "denoise" else 1 - found.normalised
+
+
+def strongest(found: PatchResult, n: int = 1) -> list[Place]:
+    """The patches that move most towards the other run, the strongest first."""
+    effects = effect(found)
+    order = effects.flatten().argsort(descending=True, stable=True)[:n].tolist()
+    places = [torch.unravel_index(torch.tensor(i), effects.shape) for i in order]
+    return [Place(place_words(found, [int(at) for at in p]), float(effects[tuple(p)])) for p in places]
+
+
+def place_words(found: PatchResult, place: Sequence[int]) -> str:
+    """A patch in words: "L5 KV head 0 at 56 eat|fly"."""
+    parts = [
+        f"at {visible(axis.labels[i])}" if axis.name == "pos" else KINDS.get(axis.name, "{}").format(axis.labels[i])
+        for axis, i in zip(found.axes, place, strict=True)
+    ]
+    return " ".join(sorted(parts, key=lambda part: part.startswith("at ")))
+
+
+def number(value: float) -> str:
+    """An effect as text: "0.83", "−0.02", "0.00"."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−") if value == value else DASH

@@ -1,0 +1,181 @@
+"""`report.html` of patching: which component carries the needle, in sentences, then every sweep as map and numbers.
+
+How it fails: an old report stays where the new one cannot be written whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from analyses.patching import sections
+from analyses.patching.agreement import agreement
+from analyses.patching.choosing import WORDS
+from analyses.patching.effects import Place, effect, number, strongest
+from analyses.patching.folder import Patched
+from analyses.patching.maps import maps
+from analyses.patching.results import PatchResult
+from hybridlens.viz.article import Article, write_article
+from hybridlens.viz.page import day
+from hybridlens.viz.positions import visible
+
+CARRIES = 0.5
+"""A place that moves more than this share of the difference by itself is said to carry the needle."""
+
+WEAK = 0.25
+"""What moves less than this is said to carry next to nothing by itself."""
+
+MEMORIES = {
+    "values": ("v", "v_by_position"),
+    "keys": ("k", "k_by_position"),
+    "recurrent states": ("state", "state_by_channel", "write", "write_by_channel"),
+}
+"""Where a needle may be held, and the sweeps that patch it."""
+
+LAYERS = {"attn_out": "attention", "ssm_out": "recurrent layers", "mlp_out": "MLPs"}
+"""Sweep -> whose outputs it patches."""
+
+
+def write_patch_report(folder: Path, found: Patched, record: Mapping[str, Any]) -> Path:
+    """Write `report.html` into a folder, atomically; returns its path.
+
+    Args:
+        folder: where the run's results are.
+        found: what to show.
+        record: its `run.json`.
+    """
+    return write_article(folder, article_of(found, record), record)
+
+
+def article_of(found: Patched, record: Mapping[str, Any]) -> Article:
+    """The page's contents; arguments as in `write_patch_report`."""
+    direction = next(iter(found.exact.values())).direction
+    made = [sections.prompts(found, direction), sections.places(found), *maps(found)]
+    if found.estimated:
+        made.append(sections.gradients(found))
+    if found.edges is not None:
+        made.append(sections.paths(found.edges))
+    if found.direct is not None:
+        made.append(sections.direct(found.direct, WORDS["logit-difference"]))
+    model = str(record["model"])
+    return Article(
+        title=f"{model}: patching",
+        over="Activations of one prompt put into another",
+        heading=model,
+        origin=_origin(found, record),
+        finding=finding(found),
+        notes=("One prompt pair is an example, not a measurement; other pairs are other runs.",),
+        sections=tuple(made),
+    )
+
+
+def finding(found: Patched) -> tuple[str, ...]:
+    """Which memory carries the needle, what passes it on, where the difference stands, how good gradients are."""
+    any_result = next(iter(found.exact.values()))
+    does = "restores" if any_result.direction == "denoise" else "destroys"
+    of = f"of the {WORDS[found.measure.name]}"
+    said = [_memory(found.exact, does, of), _outputs(found.exact, does), _stream(found.exact, does)]
+    if found.estimated:
+        said.append(_estimates(found))
+    if found.direct is not None:
+        parts = ", ".join(f"{w.words} {share:+.1f}".replace("-", "−") for w, share in found.direct.top(3))
+        said.append(f"Directly, the clean answer's logit is raised over the other's most by {parts}.")
+    return tuple(sentence for sentence in said if sentence)
+
+
+def _memory(exact: Mapping[str, PatchResult], does: str, of: str) -> str:
+    """In which memory the needle is: the best of keys, values and states, each with its number."""
+    best = {name: place for name, sweeps in MEMORIES.items() if (place := _best(exact, sweeps)) is not None}
+    if not best:
+        return ""
+    order = sorted(best, key=lambda name: -best[name].effect)
+    first, rest = order[0], order[1:]
+    place = best[first]
+    others = ", ".join(f"{name} at most {_shown(best[name])}" for name in rest)
+    others = f", {others}" if others else ""
+    shown = f"patching those of {place.words} alone {does} {number(place.effect)} {of}{others}"
+    if place.effect < WEAK:
+        return f"No keys, values or recurrent state that was patched carries the needle by itself: {shown}."
+    if place.effect < CARRIES or (rest and best[rest[0]].effect > place.effect / 2):
+        return f"More than one memory carries the needle, {first} most of it: {shown}."
+    return f"The needle is carried by {first}: {shown}."
+
+
+def _outputs(exact: Mapping[str, PatchResult], does: str) -> str:
+    """What passes it on: the best output of each kind of layer, and of heads."""
+    parts: list[str] = []
+    for name, words in LAYERS.items():
+        if name in exact:
+            parts.append(f"{words} {_shown(strongest(exact[name])[0])}")
+    heads = strongest(exact["z"], 3) if "z" in exact else []
+    said = f"Of whole outputs at one position, the strongest of each kind {does}: {', '.join(parts)}." if parts else ""
+    if heads:
+        alone = ", ".join(f"{place.words} {number(place.effect)}" for place in heads)
+        said = f"{said} Single heads: {alone}.".strip()
+    return said
+
+
+def _stream(exact: Mapping[str, PatchResult], does: str) -> str:
+    """At which position of the residual stream the difference stands, layer by layer."""
+    name = next((n for n in ("resid_pre", "resid_mid", "resid_post") if n in exact), None)
+    if name is None:
+        return ""
+    result = exact[name]
+    effects = effect(result)
+    positions = result.axes[result.axis("pos")].labels
+    layers = result.axes[result.axis("layer")].labels
+    best = [(label, int(row.argmax()), float(row.max())) for label, row in zip(layers, effects, strict=True)]
+    parts: list[str] = []
+    for at, run in groupby(best, key=lambda one: one[1]):
+        there = list(run)
+        span = f"L{there[0][0]}" if len(there) == 1 else f"L{there[0][0]} to L{there[-1][0]}"
+        strengths = [one[2] for one in there]
+        low, high = number(min(strengths)), number(max(strengths))
+        parts.append(f"{visible(positions[at])} at {span} ({low if low == high else f'{low} to {high}'})")
+    where = {"resid_pre": "entering", "resid_mid": "in the middle of", "resid_post": "leaving"}[name]
+    return f"In the residual stream {where} each layer, the position that {does} most: {'; '.join(parts)}."
+
+
+def _estimates(found: Patched) -> str:
+    agrees = {name: agreement(estimate, found.exact[name]) for name, estimate in found.estimated.items()}
+    known = {name: a for name, a in agrees.items() if a.pearson == a.pearson}
+    if not known:
+        return ""
+    middle = float(torch.tensor([a.pearson for a in known.values()]).median())
+    low = min(known, key=lambda name: known[name].pearson)
+    worst = max(agrees, key=lambda name: agrees[name].largest_error)
+    return (
+        f"Gradients estimate the same patches with a correlation of {number(middle)} (median of {len(known)} sweeps; "
+        f"lowest {number(known[low].pearson)}, {low}); the largest error is {number(agrees[worst].largest_error)}, in "
+        f"{worst}."
+    )
+
+
+def _best(exact: Mapping[str, PatchResult], sweeps: Sequence[str]) -> Place | None:
+    """The strongest patch of some sweeps; of equals the one that says the position."""
+    found = [strongest(exact[name])[0] for name in sweeps if name in exact]
+    return max(found, key=lambda place: (round(place.effect, 2), len(place.words)), default=None)
+
+
+def _shown(place: Place) -> str:
+    return f"{number(place.effect)} ({place.words})" if place.effect >= 0.005 else "0.00"
+
+
+def _origin(found: Patched, record: Mapping[str, Any]) -> str:
+    """One line: how much was patched, between what, when."""
+    patches = sum(result.raw.numel() for result in found.exact.values())
+    passes = sum(result.forwards for result in found.exact.values())
+    arguments: Mapping[str, Any] = record.get("arguments", {})
+    parts = [
+        f"{patches:,} patches in {len(found.exact)} sweeps and {passes:,} forward passes",
+        f"pair: {arguments.get('pair', found.pair.kind)}",
+        f"{len(found.measure.clean)} tokens, needle at {arguments.get('depth', '?')} %",
+        f"{'denoising' if next(iter(found.exact.values())).direction == 'denoise' else 'noising'}",
+        f"seed {record.get('seed')}",
+        day(record),
+    ]
+    return " · ".join(part for part in parts if part)

@@ -1,0 +1,137 @@
+"""The parts of the patching report: the pair, the places that matter, gradients, direct paths, direct shares.
+
+All numbers of sweeps are effects (`analyses.patching.effects`). How it fails: pure; what a model or a metric lacks has
+no section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analyses.patching.agreement import agreement
+from analyses.patching.direct_results import DirectAttribution
+from analyses.patching.edge_results import EdgeResult
+from analyses.patching.effects import number, strongest
+from analyses.patching.folder import Patched
+from analyses.patching.sweeps import SWEEPS
+from hybridlens.viz.blocks import Entry, Section, Table, Words
+from hybridlens.viz.positions import visible
+from hybridlens.viz.words import DASH
+
+_TOP = 12
+
+def prompts(found: Patched, direction: str) -> Section:
+    """The two prompts side by side, and what the model answers."""
+    pair, one = found.pair, next(iter(found.exact.values()))
+    differ = pair.differences
+    rows: list[tuple[Entry, ...]] = []
+    for run in _runs([d.position for d in differ]):
+        inside = [d for d in differ if run[0] <= d.position <= run[-1]]
+        where = str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}"
+        rows.append((where, _quoted([d.clean for d in inside]), _quoted([d.corrupt for d in inside])))
+    rows.append(("answer", pair.said[0], pair.said[1]))
+    shared = len(pair.begun)
+    begun = f" {_quoted(pair.begun)}, with which both answers begin, stands behind both prompts." if shared else ""
+    parts = "" if found.answers is None else " (tokens " + " and ".join(
+        f"{number} “{visible(text)}”" for number, text in zip(pair.answers or (), found.answers, strict=True)
+    ) + ")"
+    ends = [f"{value:.2f}".replace("-", "−") for value in (one.clean, one.corrupt or 0.0)]
+    text = (
+        f"Both prompts have {len(found.measure.clean)} tokens, at {len(differ)} of which they differ.{begun} Measured: "
+        f"{one.metric}{parts}; {ends[0]} after the clean prompt, {ends[1]} after the corrupt one. "
+    )
+    into, back = ("clean run are put into the corrupt", "comes back"), ("corrupt run are put into the clean", "is lost")
+    put, happens = into if direction == "denoise" else back
+    text += f"Values of the {put} one; an effect is the share of the difference that {happens}."
+    return Section("pair", "Two prompts", (Words(text), Table(("position", "clean", "corrupt"), tuple(rows))))
+
+
+def places(found: Patched) -> Section:
+    """The strongest patches of each sweep."""
+    rows: list[tuple[Entry, ...]] = []
+    for name, result in found.exact.items():
+        best = [(place.words, number(place.effect)) for place in strongest(result, 3)]
+        what = SWEEPS[name].words, f"{SWEEPS[name].point} · {result.raw.numel():,} patches"
+        rows.append((what, *best, *[DASH] * (3 - len(best))))
+    text = (
+        "One patch at a time. Each row is a kind of place, with its three strongest patches and the share of the "
+        "difference that each moves by itself. Shares of different patches do not add up to 1: one value may pass "
+        "through many places, and some only work together."
+    )
+    table = Table(("patched", "1st", "2nd", "3rd"), tuple(rows))
+    return Section("places", "The strongest patches", (Words(text), table))
+
+
+def gradients(found: Patched) -> Section:
+    """How well gradients estimate the same patches."""
+    rows: list[tuple[Entry, ...]] = []
+    for name, estimate in found.estimated.items():
+        exact = found.exact[name]
+        agrees = agreement(estimate, exact)
+        best, best_exact = strongest(estimate)[0], strongest(exact)[0]
+        rows.append(
+            (
+                SWEEPS[name].words, number(agrees.spearman), number(agrees.pearson), number(agrees.largest_error),
+                f"{agrees.patches:,}", (best.words, number(best.effect)),
+                (best_exact.words, number(best_exact.effect)),
+            )
+        )  # fmt: skip
+    text = (
+        "The same patches estimated from gradients, all of a sweep in one pass forward and backward: rank correlation "
+        "(Spearman), correlation (Pearson) and the largest error, on the scale of the effects. Rank correlations are "
+        "over all patches of a sweep, most of which do next to nothing."
+    )
+    header = (
+        "patched", "rank correlation", "correlation", "largest error", "patches", "strongest by gradient", "measured",
+    )  # fmt: skip
+    return Section("gradients", "Attribution by gradients", (Words(text), Table(header, tuple(rows))))
+
+
+def paths(edges: EdgeResult) -> Section:
+    """The strongest direct paths."""
+    scale = edges.clean - edges.corrupt
+    sign = 1 if edges.direction == "denoise" else -1
+    rows = tuple(
+        (writer.words, reader.words, number(sign * score / scale)) for writer, reader, score in edges.top(_TOP)
+    )
+    text = (
+        "Each writer into the residual stream with each later reader of it: what the difference between the two runs "
+        "does on this direct path alone, estimated from gradients; the strongest first. Put together they tell the way "
+        "of the needle: what writes into keys or values, which heads read these, and what then reaches the logits."
+    )
+    return Section("paths", "Direct paths", (Words(text), Table(("writer", "reader", "effect"), rows)))
+
+
+def direct(found: DirectAttribution, metric: str) -> Section:
+    """What the parts of the model add to the difference of the two answers' logits, in the clean run."""
+    rows = tuple((writer.words, _logits(share)) for writer, share in found.top(_TOP))
+    total, own, capped = (float(x[-1, 0]) for x in (found.total, found.before_cap, found.logits))
+    rest = total - sum(share for _, share in found.top(_TOP))
+    cap = "" if bool(found.before_cap.equal(found.logits)) else f" before its soft cap, {_logits(capped)} after it"
+    text = (
+        f"In the clean run alone, the {metric} at the last position as a sum over all parts of the model, each through "
+        f"the final norm at its scale in this run. All {len(found.writers)} shares add up to {_logits(total)}; the "
+        f"model's own is {_logits(own)}{cap}. A share is what a part writes, not what happens because of it."
+    )
+    more = (("all the others", _logits(rest)),) if len(found.writers) > _TOP else ()
+    return Section("direct", "Direct shares of the answer", (Words(text), Table(("part", "logits"), (*rows, *more))))
+
+
+def _runs(positions: Sequence[int]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and position == runs[-1][-1] + 1:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+    return runs
+
+
+def _quoted(tokens: Sequence[str]) -> str:
+    """Tokens as one text: joined as they are where they bring their spaces, else with spaces."""
+    joined = "".join(tokens) if any(token.startswith((" ", "▁")) for token in tokens) else " ".join(tokens)
+    return f"“{visible(joined)}”"
+
+
+def _logits(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")

@@ -1,0 +1,347 @@
+"""`hybridlens patch`: a folder that goes on sweep by sweep, and a report that says what the results say.
+
+What the report finds is tested on results made by hand, whose every number is known; the command on random models.
+"""
+
+import json
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import FAMILIES
+from random_lens import benchmark_lens, save_checkpoint
+from test_viz import HOSTILE, Page, a_record, data_of
+
+import hybridlens as hl
+from analyses.cli import main
+from analyses.patching import choosing, effects, maps, pairs, report, sweeps
+from analyses.patching import folder as patch_folder
+from analyses.patching.direct_results import DirectAttribution
+from analyses.patching.edge_results import EdgeResult
+from analyses.patching.folder import Patched
+from analyses.patching.metrics import LogitDifference
+from analyses.patching.results import Axis, PatchResult
+from hybridlens.errors import InputError
+from hybridlens.viz.article import render_article
+from hybridlens.viz.blocks import Chart, ChartGrid
+
+SMALL = ["--length", "90", "--depth", "80", "--sweeps", "v_by_position,state"]
+
+
+@pytest.fixture(autouse=True)
+def small_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without four megabytes of other people's code."""
+    monkeypatch.setattr("hybridlens.viz.page._plotly_bundle", lambda: "// plotly")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with its tokenizer, as a folder."""
+    return save_checkpoint(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+@pytest.fixture(scope="module")
+def jamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of them."""
+    return save_checkpoint(tmp_path_factory.mktemp("models") / "one", "jamba")
+
+
+def command(checkpoint: Path, out: Path, *more: str) -> list[str]:
+    return ["patch", "--model", str(checkpoint), *SMALL, *more, "--out", str(out)]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of a command that has to be refused."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("warning: ")]
+    assert out == ""
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+def test_the_folder_holds_what_the_functions_give(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sweeps and estimates are those of the library for the same pair; a second call makes nothing and prints the same.
+
+    A sweep added later joins them; another direction does not fit the folder.
+    """
+    out = tmp_path / "run"
+    assert main(command(checkpoint, out)) == 0
+    printed = capsys.readouterr().out
+    lens = hl.load(str(checkpoint))
+    pair = choosing.make_pair(lens, "needle", "paper", 90, 80)
+    written = json.loads((out / "pair.json").read_text())
+    assert (written["clean"], written["corrupt"]) == (list(pair.clean_tokens), list(pair.corrupt_tokens))
+    for name in ("v_by_position", "state"):
+        expected = sweeps.sweep(lens, name, pair.clean_tokens, pair.corrupt_tokens, pair.logit_difference)
+        found = PatchResult.load(out / "sweeps" / f"{name}.safetensors")
+        torch.testing.assert_close(found.raw, expected.raw, rtol=0, atol=1e-4)
+        best = effects.strongest(found)[0]
+        row = next(line for line in printed.splitlines() if line.split()[:1] == [name])
+        assert best.words in row
+        assert effects.number(best.effect) in row
+    assert {path.stem for path in (out / "attribution").iterdir()} == {"v_by_position", "state"}
+    edges, direct = EdgeResult.load(out / "edges.safetensors"), DirectAttribution.load(out / "direct.safetensors")
+    assert edges.clean_tokens == direct.tokens == pair.clean_tokens
+    record = json.loads((out / "run.json").read_text())
+    assert (record["status"], record["job"], record["arguments"]["metric"]) == ("complete", "patch", "logit-difference")
+    page = Page((out / "report.html").read_text(encoding="utf-8"))
+    sections = [a.get("id") for tag, a in page.tags if tag == "section"]
+    assert sections == [
+        "pair", "places", "attention", "recurrent", "gradients", "paths", "direct", "provenance"
+    ]  # fmt: skip
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert main(command(checkpoint, out)) == 0
+    assert capsys.readouterr().out == printed
+    assert main(command(checkpoint, out, "--sweeps", "k")) == 0
+    assert re.search(r"^k +L", capsys.readouterr().out, re.MULTILINE)
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert (out / "sweeps" / "k.safetensors").is_file()
+    assert "--direction" in refused(command(checkpoint, out, "--direction", "noise"), capsys)
+
+
+def test_a_killed_run_goes_on_sweep_by_sweep(
+    jamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed in the second sweep; what was finished is not made again, what was torn is."""
+    out, done = tmp_path / "run", []
+    real = sweeps.sweep
+
+    def stopped(lens: Any, name: str, *given: Any, **options: Any) -> PatchResult:
+        if name == "state" and len(done) < 2:
+            done.append("killed")
+            raise KeyboardInterrupt
+        done.append(name)
+        return real(lens, name, *given, **options)
+
+    monkeypatch.setattr(patch_folder, "sweep", stopped)
+    assert main(command(jamba, out, "--no-attribution")) == 130
+    assert f"kept in {out}" in capsys.readouterr().err
+    assert done == ["v_by_position", "killed"]
+    assert main(command(jamba, out, "--no-attribution")) == 0
+    assert done == ["v_by_position", "killed", "state"]
+    torn = out / "sweeps" / "state.safetensors"
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[:100])
+    assert main(command(jamba, out, "--no-attribution")) == 0
+    assert done[3:] == ["state"]
+    assert torn.read_bytes() == whole
+    assert not (out / "attribution").exists()
+    assert not (out / "edges.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--pair", "neddle"], "--pair 'neddle' given.*needle, none, moved"),
+        (["--sweeps", "vv"], "sweep 'vv' does not exist; this model has resid_pre"),
+        (["--sweeps", "v,v"], "--sweeps names v more than once"),
+        (["--metric", "loss"], "--metric 'loss' given.*expected one of logit-difference"),
+        (["--direction", "up"], "direction 'up' does not exist; expected one of denoise, noise"),
+        (["--needle", "papr"], "--needle 'papr' given"),
+        (["--length", "9"], "9"),
+        (["--depth", "101"], "101"),
+        (["--batch-size", "0"], "batches of 0 patches given"),
+    ],
+)
+def test_bad_options_are_one_line(
+    more: list[str], message: str, jamba: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert re.search(message, refused(command(jamba, tmp_path / "run", *more), capsys))
+    assert not (tmp_path / "run").exists()
+
+
+# Pairs and metrics by name.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_metrics_by_name_tell_the_prompts_apart(family: str) -> None:
+    """Each metric of a pair, on the prompts that it is measured on, against the logits of plain runs."""
+    lens = benchmark_lens(family)
+    pair = choosing.make_pair(lens, "needle", "paper", 90, 80)
+    assert pair.answers is not None
+    right, wrong = pair.answers
+    with torch.no_grad():
+        ends = {side: lens([list(side)])[:, -1:] for side in (pair.clean_tokens, pair.corrupt_tokens)}
+    by_hand = {
+        "logit-difference": lambda x: x[right] - x[wrong],
+        "log-probability": lambda x: x.log_softmax(0)[right],
+        "rank": lambda x: 1.0 + float((x > x[right]).sum()),
+    }
+    for name, value in by_hand.items():
+        measure = choosing.measure(lens, pair, "paper", name)
+        for side in (measure.clean, measure.corrupt):
+            ours = float(measure.metric(ends[side])[0])  # type: ignore[operator]
+            assert ours == pytest.approx(float(value(ends[side][0, -1])), abs=1e-4)
+    kl = choosing.measure(lens, pair, "paper", "kl").metric
+    p, q = (ends[side][0, -1].log_softmax(0) for side in (pair.clean_tokens, pair.corrupt_tokens))
+    assert float(kl(ends[pair.corrupt_tokens])[0]) == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-4)
+    score = choosing.measure(lens, pair, "paper", "score")
+    assert (score.clean, score.corrupt) == (pair.clean.tokens, pair.corrupt.tokens)
+    with pytest.raises(InputError, match="answers both prompts of this pair alike"):
+        choosing.measure(lens, replace(pair, answers=None), "paper", "rank")
+    with pytest.raises(InputError, match=r"differ by .* nats, so that there is nothing to explain"):
+        choosing.measure(lens, replace(pair, corrupt_tokens=pair.clean_tokens), "paper", "kl")
+
+
+def test_pairs_by_name() -> None:
+    """The twin answers the same question; no needle keeps the question alone; a moved one is the same further on."""
+    lens = benchmark_lens("jamba")
+    twin = choosing.make_pair(lens, "needle", "paper", 110, 50)
+    assert twin.clean.needle_spans == twin.corrupt.needle_spans
+    start, stop = twin.clean.needle_span
+    assert all(start <= d.position < stop for d in twin.differences)
+    assert choosing.make_pair(lens, "none", "paper", 110, 50).corrupt.needle_span is None
+    back, on = (choosing.make_pair(lens, "moved", "paper", 110, depth) for depth in (50, 20))
+    assert back.corrupt.needle_span < back.clean.needle_span
+    assert on.corrupt.needle_span > on.clean.needle_span
+
+
+# What the report says.
+
+LENGTH, NEEDLE = 90, (40, 60)
+
+
+@cache
+def base() -> pairs.Pair:
+    """A pair of 90 tokens and what stands behind them, whose needle stands at 40–59 as far as the report knows."""
+    lens = benchmark_lens("jamba")
+    pair = choosing.make_pair(lens, "needle", "paper", LENGTH, 80)
+    return replace(pair, clean=replace(pair.clean, needle_span=NEEDLE, needle_spans=(NEEDLE,)))
+
+
+def a_result(name: str, peaks: dict[tuple[int, ...], float], direction: str = "denoise") -> PatchResult:
+    """A sweep of two layers in which only `peaks` move anything, by these effects; clean is 8 and corrupt −2."""
+    pair = base()
+    sizes = {"p": len(pair.clean_tokens), "h": 3, "g": 2, "x": 4, "c": 2}
+    named = {"p": "pos", "h": "head", "g": "kv_head", "x": "expert", "c": "channel"}
+    tokens = [f"{i} {a}" for i, a in enumerate(pair.strings[0])]
+    axes = [Axis("layer", ("2", "5"))]
+    for letter in sweeps.SWEEPS[name].over:
+        labels = tokens if letter == "p" else [str(i) for i in range(sizes[letter])]
+        axes.append(Axis(named[letter], tuple(labels)))
+    moved = torch.zeros([len(axis.labels) for axis in axes], dtype=torch.float64)
+    for place, effect in peaks.items():
+        moved[place] = effect
+    raw = -2 + 10 * moved if direction == "denoise" else 8 - 10 * moved
+    return PatchResult(raw, tuple(axes), 8.0, -2.0, "m", direction, ("x",), "model", pair.clean_tokens,
+                       pair.corrupt_tokens, 3)  # fmt: skip
+
+
+def patched(exact: dict[str, PatchResult], estimated: dict[str, PatchResult] | None = None) -> Patched:
+    pair = base()
+    measure = choosing.Measure("logit-difference", LogitDifference(1, 2), pair.clean_tokens, pair.corrupt_tokens)
+    return Patched(pair, ("a", "b"), measure, exact, estimated or {}, None, None)
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize(
+    ("keys", "values", "state", "says"),
+    [
+        (0.1, 0.9, 0.2, r"The needle is carried by values: .* L5 KV head 1 at 50 .* 0\.90 .*recurrent states at most"),
+        (0.0, 0.1, 0.8, r"carried by recurrent states: .* L2 at 50 .* 0\.80 of the logit difference, values at most"),
+        (0.7, 0.6, 0.0, r"More than one memory carries the needle, keys most .* 0\.70 .* values at most 0\.60 .*0\.00"),
+        (0.1, 0.2, 0.0, r"No keys, values or recurrent state .* by itself: .* KV head 1 at 50 .* 0\.20 of"),
+    ],
+)
+def test_the_finding_says_which_memory(keys: float, values: float, state: float, says: str, direction: str) -> None:
+    """Strengths set by hand, either way of patching; the strongest place of each is named with its number."""
+    found = patched({
+        "k_by_position": a_result("k_by_position", {(0, 0, 45): keys}, direction),
+        "v_by_position": a_result("v_by_position", {(1, 1, 50): values}, direction),
+        "state": a_result("state", {(0, 50): state}, direction),
+    })  # fmt: skip
+    (said,) = report.finding(found)
+    assert re.search(says, said), said
+    assert ("restores" in said) == (direction == "denoise")
+    assert ("destroys" in said) == (direction == "noise")
+
+
+def test_the_finding_follows_the_stream_and_names_heads() -> None:
+    """Where the difference stands layer by layer; outputs of each kind; gradients by correlation and largest error."""
+    last = len(base().clean_tokens) - 1
+    exact = {
+        "resid_pre": a_result("resid_pre", {(0, 50): 0.75, (1, last): 0.5}),
+        "attn_out": a_result("attn_out", {(1, last): 0.625}),
+        "mlp_out": a_result("mlp_out", {(0, 50): 0.25}),
+        "z": a_result("z", {(1, 2): 0.375, (0, 0): 0.125}),
+    }
+    estimated = {"z": a_result("z", {(1, 2): 0.875, (0, 0): 0.125})}
+    outputs, stream, gradients = report.finding(patched(exact, estimated))
+    at = base().strings[0]
+    assert f"attention 0.62 (L5 at {last} {at[last]}), MLPs 0.25 (L2 at 50 {at[50]})" in outputs
+    assert "Single heads: L5 H2 0.38, L2 H0 0.12" in outputs
+    assert f"50 {at[50]} at L2 (0.75); {last} {at[last]} at L5 (0.50)" in stream
+    assert "largest error is 0.50, in z" in gradients
+
+
+def test_maps_show_the_positions_that_matter_and_say_what_they_leave_out() -> None:
+    """The needle, the differences, the end, and one more position that moves something; the rest by its largest."""
+    exact = {
+        "resid_pre": a_result("resid_pre", {(1, 50): 1.0, (0, 20): 0.05, (1, 10): 0.015}),
+        "z": a_result("z", {(1, 2): 0.5}),
+        "q_by_position": a_result("q_by_position", {(0, 1, 50): 0.3}),
+    }
+    found = patched(exact)
+    length = len(base().clean_tokens)
+    differ = {d.position for d in base().differences}
+    shown = maps.shown_positions(found)
+    assert shown == sorted({20, *range(*NEEDLE), *range(length - 4, length), *differ})
+    words = maps.left_out(found, shown)
+    assert f"show {len(shown)} of {length} positions" in words
+    assert f"At the other {length - len(shown)} no patch moves more than 0.01" in words
+    charts = [b for s in maps.maps(found) for block in s.blocks
+              for b in (block.charts if isinstance(block, ChartGrid) else [block]) if isinstance(b, Chart)]  # fmt: skip
+    traces = {chart.title.split("(")[-1].rstrip(")"): chart.figure.to_plotly_json()["data"][0] for chart in charts}
+    wide = traces["resid_pre"]
+    assert (list(wide["y"]), wide["zmax"]) == (["L2", "L5"], 1.0)
+    assert [label.split()[0] for label in wide["x"]] == [str(i) for i in shown]
+    assert wide["z"][1][shown.index(50)] == 1.0
+    assert wide["z"][0][shown.index(20)] == 0.05
+    assert traces["z"]["z"][1][2] == 0.5
+    assert list(traces["q_by_position"]["y"]) == [f"L{layer} H{head}" for layer in (2, 5) for head in range(3)]
+    assert traces["q_by_position"]["z"][1][shown.index(50)] == 0.3
+    weak = maps.maps(patched({"q": a_result("q", {(0, 0): -0.01})}))[0].blocks[0]
+    assert isinstance(weak, ChartGrid)
+    assert weak.charts[0].figure.to_plotly_json()["data"][0]["zmax"] == 0.1
+
+
+def test_hostile_tokens_are_shown_literally() -> None:
+    """A page whose tokens, answers and model are hostile has the elements of a harmless one.
+
+    All hostile texts stand in one, where each could still end a script or open an element; axes have each of its parts.
+    """
+
+    def page(word: str) -> Page:
+        pair = base()
+        strings = tuple([word, *HOSTILE][i % 11] for i in range(len(pair.clean_tokens)))
+        hostile = replace(pair, strings=(strings, strings), said=(word, word))
+        result = a_result("v_by_position", {(1, 1, 50): 0.9})
+        *others, positions = result.axes
+        labels = tuple(f"{i} {text}" for i, text in enumerate(strings))
+        result = replace(result, axes=(*others, Axis(positions.name, labels)), metric=word)
+        found = patched({"v_by_position": result, "z": a_result("z", {})}, {"v_by_position": result})
+        found = found._replace(pair=hostile, answers=(word, word))
+        record = a_record(model=word, command=word, arguments={"pair": word, "depth": word})
+        return Page(render_article(report.article_of(found, record), record))
+
+    plain, hostile = page("harmless"), page("".join(HOSTILE))
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
+    labels = [label for chart in data_of(hostile)["charts"] for trace in chart["data"] for label in trace["x"]]
+    assert any("&lt;img src=x" in label for label in labels)
+    assert not any("<" in label or re.search(r"&(?!amp;|lt;|gt;)", label) for label in labels)
+
+
+def test_the_default_sweeps_are_those_that_the_model_has() -> None:
+    """A model without experts has no router sweep, and nothing else is missing; all is all that it has."""
+    lens = benchmark_lens("recurrentgemma")
+    usual = patch_folder.chosen_sweeps(lens, None)
+    assert usual == [name for name in patch_folder.DEFAULT if name != "router"]
+    assert set(patch_folder.chosen_sweeps(lens, ["all"])) == {n for n in sweeps.SWEEPS if sweeps.SWEEPS[n].hooks(lens)}
