@@ -137,7 +137,7 @@ def test_results_are_those_of_the_whole(family: str, seed: int, data: st.DataObj
     n = data.draw(st.integers(1, 3))
     semantics = data.draw(st.sampled_from(["clean", "published"]))
     scope = data.draw(st.sampled_from(["layer", "model"]))
-    drawn = st.builds(Treatment, st.integers(0, HEADS), st.sampled_from(MODES), st.just(scope), st.just(semantics))
+    drawn = st.builds(Treatment, st.integers(0, HEADS), st.sampled_from(MODES), st.just(scope), st.just(semantics), st.none())
     treatments = data.draw(st.lists(drawn, min_size=n, max_size=n))
     lengths = torch.tensor(data.draw(st.lists(st.integers(2, 15), min_size=n, max_size=n)))
     ids = tokens(n, int(lengths.max()), seed=seed)
