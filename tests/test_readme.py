@@ -29,7 +29,8 @@ def test_the_commands_exist_with_their_options():
     from analyses.cli import app
 
     commands = re.findall(r"^hybridlens (\w+)([^#\n]*)", README, flags=re.MULTILINE)
-    assert {name for name, _ in commands} == {"models", "hooks", "heads", "niah", "reproduce", "circuits", "patch", "crossover"}
+    named = {"models", "hooks", "heads", "niah", "reproduce", "circuits", "patch", "crossover"}
+    assert {name for name, _ in commands} == named
     for name, rest in commands:
         shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
         for option in re.findall(r"--\w[\w-]*", rest):
