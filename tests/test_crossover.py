@@ -137,6 +137,9 @@ def test_every_cell_is_that_of_a_run_of_its_own(lens: hl.HybridLens) -> None:
     chosen = kv_cache.mixes(lens.cfg)
     chosen = chosen[:10] + chosen[10::7] + [mix for mix in chosen if mix.group == f"layer {layer}, head 1"]
     chosen = list(dict.fromkeys(chosen))
+    if lens.cfg.n_kv_heads > 1:
+        places = frozenset(zip(lens.cfg.attention_layers, (0, 1), strict=True))
+        chosen.append(Mix("a head of each layer", "", frozenset(), places))
     result = kv_cache.crossover(lens, pairs, chosen, max_new_tokens=4, edits=edits, rows=12)
     assert [cell.mix for cell in result.cells] == [mix.name for mix in chosen for _ in pairs]
     texts = {}

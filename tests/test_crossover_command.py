@@ -30,7 +30,7 @@ from hybridlens.viz.article import render_article
 from hybridlens.viz.blocks import Chart, HeatTable
 from hybridlens.viz.positions import literal, position_heatmap, visible
 
-SMALL = ["--lengths", "110", "--depths", "0,100", "--pairs", "paper", "--max-new-tokens", "2", "--block", "60"]
+SMALL = ["--lengths", "100", "--depths", "0,100", "--pairs", "paper", "--max-new-tokens", "2", "--block", "60"]
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_the_folder_holds_what_the_functions_give(
     assert main(command(checkpoint, out)) == 0
     printed = capsys.readouterr().out
     lens = hl.load(str(checkpoint))
-    pairs = kv_cache.prompt_pairs(lens.tokenizer, [110], [0, 100], kv_cache.needle_pairs(["paper"]))
+    pairs = kv_cache.prompt_pairs(lens.tokenizer, [100], [0, 100], kv_cache.needle_pairs(["paper"]))
     expected = kv_cache.crossover(lens, pairs, max_new_tokens=2)
     found = Crossover.load(out / "crossover.json")
     assert found.mixes == expected.mixes
@@ -91,7 +91,7 @@ def test_the_folder_holds_what_the_functions_give(
     plain = kv_cache.recurrent_map(lens, pair, every=60, max_new_tokens=0)
     torch.testing.assert_close(maps["inside-reset"].damage, plain.damage, rtol=0, atol=1e-3)
     record = json.loads((out / "run.json").read_text())
-    assert (record["status"], record["job"], record["arguments"]["lengths"]) == ("complete", "crossover", [110])
+    assert (record["status"], record["job"], record["arguments"]["lengths"]) == ("complete", "crossover", [100])
     assert not (out / "parts").exists()
     page = Page((out / "report.html").read_text(encoding="utf-8"))
     assert {a.get("id") for tag, a in page.tags if tag == "section"} >= {"memories", "layers", "written"}
@@ -109,6 +109,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     jamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Killed after the second needle, and again after the first map: nothing finished is made again."""
+    monkeypatch.setattr(crossover_folder, "mixes", lambda cfg: kv_cache.mixes(cfg, by_layer=False))
     more = ["--pairs", "paper,oslo,code", "--depths", "50"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(command(jamba, whole, *more)) == 0

@@ -53,7 +53,9 @@ def article_of(found: Crossover, maps: Mapping[str, DamageMap], record: Mapping[
     """The page's contents; arguments as in `write_crossover_report`."""
     window = record.get("facts", {}).get("window")
     windowed = window is not None
-    made = [sections.followed(found, windowed), sections.layers(found, windowed)]
+    made = [sections.followed(found, windowed)]
+    if layer_memories(found.mixes):
+        made.append(sections.layers(found, windowed))
     if maps:
         made.append(sections.written(maps, windowed))
     made.append(sections.combinations(found, windowed))
@@ -74,7 +76,7 @@ def finding(found: Crossover, maps: Mapping[str, DamageMap], window: int | None)
     said: list[str] = []
     if True in regions(found):
         where = "" if window is None else " while the needle is inside the window"
-        said += [_holds(found, True, where), _which_layer(found, True), *_places(maps, "inside")]
+        said += [_holds(found, True, where), *_which_layer(found, True), *_places(maps, "inside")]
     if False in regions(found):
         said.append(_outside(found, window))
         if following(found, EVERYTHING, False).memory.mean >= NOTHING:
@@ -109,22 +111,23 @@ def _verdict(kv: Following, recurrent: Following) -> str:
     return "Neither kind of memory alone decides which needle is told"
 
 
-def _which_layer(found: Crossover, inside: bool) -> str:
-    """The layers, and heads, whose memory alone decides most answers."""
+def _which_layer(found: Crossover, inside: bool) -> list[str]:
+    """The layers, and heads, whose memory alone decides most answers; nothing where no layers were mixed."""
     shares = [(one, following(found, one.memory, inside)) for one in layer_memories(found.mixes)]
     order = sorted(shares, key=lambda both: (-both[1].memory.mean, -both[1].shift, _in_parts(both[0])))
     best = [both for both in order if both[1].memory.mean >= NOTHING][:_NAMED]
     if not best:
-        one, share = max(shares, key=lambda both: both[1].shift)
-        return (
+        most = [max(shares, key=lambda both: both[1].shift)] if shares else []
+        return [
             f"No memory of a single layer decides an answer by itself; the words' log-probability is moved most by "
             f"{one.memory.words} ({sections.shift_words(share.shift)})."
-        )
+            for one, share in most
+        ]
     named = "; ".join(f"{one.memory.words}: {_share(share)}" for one, share in best)
     alone = "Of single memories, the answer follows" if best[0][1].memory.mean > ENOUGH else (
         "No memory of a single layer or head decides most answers by itself; the answer follows"
     )
-    return f"{alone} {named}."
+    return [f"{alone} {named}."]
 
 
 def _in_parts(one: LayerMemory) -> int:
@@ -146,8 +149,8 @@ def _outside(found: Crossover, window: int | None) -> str:
     return (
         f"{begin}, the model still tells it in {_share(intact)} of {intact.n} prompt pairs; what keeps it: keys and "
         f"values of later tokens decide {_share(kv)} of the answers, recurrent states {_share(recurrent)}. "
-        f"{_which_layer(found, False)}"
-    )
+        f"{' '.join(_which_layer(found, False))}"
+    ).strip()
 
 
 def _compared(found: Crossover) -> str:
