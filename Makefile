@@ -28,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 help:
-	@echo "make demo   the paper's experiments and the head circuits of two tiny trained hybrids, into $(RESULTS)/"
+	@echo "make demo   the paper's experiments, head circuits, patching and crossover of two tiny hybrids, into $(RESULTS)/"
 	@echo "make test   lint, types, tests and notebooks"
 
 $(VENV)/pyvenv.cfg:
@@ -50,10 +50,12 @@ demo: $(VENV)/.installed
 	@for model in $(MODELS); do \
 		$(BIN)/hybridlens reproduce all --model $$model --out $(RESULTS)/$$model-study; \
 		$(BIN)/hybridlens circuits --model $$model --out $(RESULTS)/$$model-circuits; \
-		$(BIN)/hybridlens rankings --model $$model --out $(RESULTS)/$$model-rankings; done
+		$(BIN)/hybridlens rankings --model $$model --out $(RESULTS)/$$model-rankings; \
+		$(BIN)/hybridlens patch --model $$model --out $(RESULTS)/$$model-patch; \
+		$(BIN)/hybridlens crossover --model $$model --out $(RESULTS)/$$model-crossover; done
 	@echo
 	@echo "Open in a browser:"
-	@for model in $(MODELS); do for part in study circuits rankings; do \
+	@for model in $(MODELS); do for part in study circuits rankings patch crossover; do \
 		echo "  $(CURDIR)/$(RESULTS)/$$model-$$part/report.html"; done; done
 
 test: lint types unit notebooks
