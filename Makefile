@@ -4,17 +4,21 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit notebooks
 
 VENV := .venv
 BIN := $(VENV)/bin
 RESULTS := results
-MODELS := tiny-recurrentgemma tiny-jamba
+MODELS := tiny-jamba tiny-recurrentgemma
+# What the demo makes, the longest first.
+PARTS := $(foreach part,rankings study crossover patch circuits,$(addsuffix -$(part),$(MODELS)))
+JOBS := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 # The first Python of at least 3.11 on the path; constraints.txt was tried with 3.11.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then echo $$p; break; fi; done)
+
+.PHONY: help demo $(PARTS) test lint types unit notebooks
 
 # Tests and notebooks may use no network; nothing may report home.
 export HF_HUB_OFFLINE := 1
@@ -46,17 +50,19 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# Parts run side by side, a thread each: a second thread hardly helps models this small. Each prints when it is done.
 demo: $(VENV)/.installed
-	@for model in $(MODELS); do \
-		$(BIN)/hybridlens reproduce all --model $$model --out $(RESULTS)/$$model-study; \
-		$(BIN)/hybridlens circuits --model $$model --out $(RESULTS)/$$model-circuits; \
-		$(BIN)/hybridlens rankings --model $$model --out $(RESULTS)/$$model-rankings; \
-		$(BIN)/hybridlens patch --model $$model --out $(RESULTS)/$$model-patch; \
-		$(BIN)/hybridlens crossover --model $$model --out $(RESULTS)/$$model-crossover; done
+	@echo "$(words $(PARTS)) parts, $(JOBS) at a time; each is shown when it is done"
+	@mkdir -p $(RESULTS)
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs $(JOBS) $(PARTS)
 	@echo
 	@echo "Open in a browser:"
-	@for model in $(MODELS); do for part in study circuits rankings patch crossover; do \
-		echo "  $(CURDIR)/$(RESULTS)/$$model-$$part/report.html"; done; done
+	@for part in $(sort $(PARTS)); do echo "  $(CURDIR)/$(RESULTS)/$$part/report.html"; done
+
+$(PARTS): COMMAND = $(lastword $(subst -, ,$@))
+$(PARTS): $(VENV)/.installed
+	@log=$(RESULTS)/$@.log; $(BIN)/hybridlens $(if $(filter study,$(COMMAND)),reproduce all,$(COMMAND)) \
+		--model $(@:-$(COMMAND)=) --out $(RESULTS)/$@ > $$log 2>&1 && cat $$log || { cat $$log >&2; exit 1; }
 
 test: lint types unit notebooks
 

@@ -4,14 +4,19 @@ Two prompts name one token at their end, "… a x … b y … a", and the plante
 of kind "key" the second prompt has `a` and `b` exchanged, so that what differs reaches the induction head through its
 keys, written by the planted writer; in one of kind "content" it has `x` and `y` exchanged, which the head takes over
 through its values. Everything else in the model is random and quiet: no other place may carry more than a little.
+
+In the models of `planted_memory` one head's values or one recurrent state alone answer, and everything else writes
+nothing: there all of the difference has to be in its place, and none of it elsewhere.
 """
 
 from functools import cache
 from typing import NamedTuple
 
 import planted
+import planted_memory
 import pytest
 import torch
+from models import FAMILIES
 from planted import Plant, cases, made
 
 from analyses.patching import paths, sweeps
@@ -167,3 +172,31 @@ def test_the_head_that_copies_writes_the_answer(kind, model):
     (writer, share), (_, next_share) = found.top(2)
     assert writer == Writer("head", *p.head)
     assert share > MUCH * float(found.total) > abs(next_share)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("where", ["head", "state"])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_a_memory_that_alone_answers_is_found_whole(family, where, seed, direction):
+    """One head's values at the value's position; or one layer's write there, and its state from there on."""
+    lens, layer, head = planted_memory.planted(family, where, seed)
+    (given,) = planted_memory.pairs(1, seed=seed)
+    metric = LogitDifference(*(side[given.spans[0][0]] for side in (given.a, given.b)))
+    place = given.spans[0][0]
+    expected: dict[str, set[tuple[int, ...]]] = {
+        name: set() for name in ("k_by_position", "v_by_position", "q_by_position", "write", "state", "decay", "mlp_out")
+    }
+    if head is not None:
+        expected["v_by_position"] = {(layer, head, place)}
+        expected["attn_out"] = {(layer, given.length - 1)}
+        expected["ssm_out"] = set()
+    else:
+        expected["write"] = {(layer, place)}
+        expected["state"] = {(layer, position) for position in range(place, given.length)}
+        expected["ssm_out"] = {(layer, given.length - 1)}
+        expected["attn_out"] = set()
+    for name, places in expected.items():
+        found = shares(sweeps.sweep(lens, name, given.a, given.b, metric, direction=direction))
+        for at, share in found.items():
+            assert share == pytest.approx(float(at in places), abs=2e-2), (name, at)
