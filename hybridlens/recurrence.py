@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridlens import scan, scan_kernels
+from hybridlens import scan, scan_kernels, selective
 from hybridlens.hooks import HookPoint, unchanged
 from hybridlens.layer_state import RecurrentState
 from hybridlens.shapes import Channels, ConvState, State, States, Valid
@@ -91,7 +91,7 @@ def hooked_selective_states(
     x: Channels,
     held: RecurrentState | None,
     point: HookPoint,
-) -> scan.SelectiveStates:
+) -> selective.SelectiveStates:
     """`hooked_states` of Mamba's recurrence, read out: without gradients, where nobody looks at decay and write.
 
     These are made a few tokens at a time, so that little memory is needed beside the states; all at once only
@@ -109,22 +109,22 @@ def hooked_selective_states(
     (batch, length, width), n = dt.shape, A.shape[1]
     initial = dt.new_zeros(batch, width, n, dtype=torch.float32) if held is None else held.recurrent
     if dt.device.type == "cpu":
-        states, y = scan.selective_states(dt, A, B, C, x, initial)
+        states, y = selective.selective_states(dt, A, B, C, x, initial)
     else:  # there a loop would be many small launches
         states, previous = dt.new_empty(batch, length, width, n, dtype=torch.float32), initial
-        step = max(1, scan.GPU_CHUNKS * scan.CHUNK_ELEMENTS // max(1, batch * width * n))
+        step = max(1, selective.GPU_CHUNKS * selective.CHUNK_ELEMENTS // max(1, batch * width * n))
         for start in range(0, length, step):
             part = slice(start, start + step)
-            decay, write = scan.discretise(dt[:, part], A, B[:, part], x[:, part])
+            decay, write = selective.discretise(dt[:, part], A, B[:, part], x[:, part])
             states[:, part] = scan.linear_scan(decay, write, previous)
             previous = states[:, part][:, -1]
-        y = scan.read_out(states, C)
+        y = selective.read_out(states, C)
     hooked = point(states)
     if unchanged(states, hooked):
-        return scan.SelectiveStates(hooked, y)
-    decay, write = scan.discretise(dt, A, B, x)
+        return selective.SelectiveStates(hooked, y)
+    decay, write = selective.discretise(dt, A, B, x)
     edited = scan.persistent_states(states, hooked, decay, write, initial)
-    return scan.SelectiveStates(edited, scan.read_out(edited, C))
+    return selective.SelectiveStates(edited, selective.read_out(edited, C))
 
 
 def hidden_attention(

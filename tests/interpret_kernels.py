@@ -82,11 +82,11 @@ def half(kernel, dtype, readout):
     The interpreter cuts off where a GPU rounds to bfloat16, so with bfloat16 inputs C and y are float32 here, and
     the rounding before the readout is looked at in float16.
     """
-    from hybridlens import scan
+    from hybridlens import selective
 
     inputs = selective_case(40, dtype)
     inputs[3] = inputs[3].to(readout)
-    got, want = kernel(*inputs), scan.selective_scan(*inputs)
+    got, want = kernel(*inputs), selective.selective_scan(*inputs)
     return max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(got, want, strict=True))
 
 

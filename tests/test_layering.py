@@ -28,6 +28,7 @@ ORDER = (
     "scan_libraries",
     "scan_kernels",
     "scan",
+    "selective",
     "layer_state",
     "state",
     "attention",

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from hybridlens import scan
+from hybridlens import scan, selective
 
 
 def plain_loop(decay, write, initial):
@@ -57,11 +57,11 @@ def test_both_speeds_give_the_loop_where_a_decay_is_zero_or_one():
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 31])
 def test_selective_scan_is_the_loop_across_chunks(length, monkeypatch):
     """A chunk holds 8 tokens here, so lengths fall before, on and behind its border."""
-    monkeypatch.setattr(scan, "CHUNK_ELEMENTS", 8 * 2 * 3 * 4)
+    monkeypatch.setattr(selective, "CHUNK_ELEMENTS", 8 * 2 * 3 * 4)
     x, B, C, initial = draw(length, (2, length, 3), (2, length, 4), (2, length, 4), (2, 3, 4))
     dt, minus_A = draw(length + 50, (2, length, 3), (3, 4), low=0)
     inputs = [t.detach().float().requires_grad_() for t in (dt, -minus_A, B, C, x, initial)]
-    y, final = scan.selective_scan(*inputs)
+    y, final = selective.selective_scan(*inputs)
     dt, A, B, C, x, initial = inputs
     states = plain_loop(torch.exp(dt[..., None] * A), dt[..., None] * B[:, :, None] * x[..., None], initial)
     expected = (states * C[:, :, None]).sum(-1)
@@ -79,9 +79,9 @@ def test_the_hooked_form_gives_the_same_bits_as_the_chunked_one():
     torch.manual_seed(1)
     dt, A = torch.rand(3, 700, 64), -torch.rand(64, 16)
     B, C, x = torch.randn(3, 700, 16), torch.randn(3, 700, 16), torch.randn(3, 700, 64)
-    y, final = scan.selective_scan(dt, A, B, C, x)
-    states = scan.linear_scan(*scan.discretise(dt, A, B, x))
-    assert torch.equal(scan.read_out(states, C), y)
+    y, final = selective.selective_scan(dt, A, B, C, x)
+    states = scan.linear_scan(*selective.discretise(dt, A, B, x))
+    assert torch.equal(selective.read_out(states, C), y)
     assert torch.equal(states[:, -1], final)
 
 

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from hybridlens import recurrence, scan, scan_kernels, scan_libraries
+from hybridlens import recurrence, scan, scan_kernels, scan_libraries, selective
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.scan_kernels import Case, Kernel, choose, use_kernels
 
@@ -206,14 +206,14 @@ def test_a_tensor_on_a_gpu_asks_for_a_kernel_and_one_on_a_cpu_never(monkeypatch)
     pretend(monkeypatch, *ALL)
     with FakeTensorMode():
         x = torch.empty(2, 9, 4, device="cuda", dtype=torch.bfloat16)
-    assert scan._kernel("linear", x, x, steps=9).name == "accelerated-scan"
-    assert scan._kernel("linear", x, steps=9, kernels="torch") is None
+    assert scan.kernel_for("linear", x, x, steps=9).name == "accelerated-scan"
+    assert scan.kernel_for("linear", x, steps=9, kernels="torch") is None
     monkeypatch.setattr(scan_kernels, "choose", None)  # calling it would fail
-    assert scan._kernel("linear", x, steps=1) is None
+    assert scan.kernel_for("linear", x, steps=1) is None
     inputs = [torch.rand(2, 70, 4, requires_grad=True) for _ in range(2)]
     torch.autograd.grad(scan.linear_scan(*inputs).sum(), inputs)
     dt, B = torch.rand(2, 70, 4), torch.rand(2, 70, 3)
-    scan.selective_scan(dt, -torch.rand(4, 3), B, B, dt)
+    selective.selective_scan(dt, -torch.rand(4, 3), B, B, dt)
 
 
 def through(monkeypatch, **functions):
@@ -224,7 +224,8 @@ def through(monkeypatch, **functions):
         seen.append(kernels or scan_kernels.wanted())
         return Kernel("fake", (), **functions) if functions.get(operation) and steps > 1 else None
 
-    monkeypatch.setattr(scan, "_kernel", chosen)
+    monkeypatch.setattr(scan, "kernel_for", chosen)
+    monkeypatch.setattr(selective, "kernel_for", chosen)
     return seen
 
 
@@ -286,7 +287,7 @@ def test_the_mamba_adapter_is_the_loop(length, seed):
     truth = [t.detach().double().requires_grad_() for t in inputs]
     with pytest.MonkeyPatch.context() as patch:
         through(patch, selective=scan_libraries.mamba_ssm)
-        got = scan.selective_scan(*inputs)
+        got = selective.selective_scan(*inputs)
     want = plain_selective(*truth)
     weights = [torch.randn_like(t) for t in got]
     to_got, to_want = (
@@ -300,7 +301,7 @@ def test_the_mamba_adapter_is_the_loop(length, seed):
 def test_the_mamba_adapter_without_gradients_or_an_initial_state(monkeypatch):
     inputs = selective_inputs(0, 12)
     through(monkeypatch, selective=scan_libraries.mamba_ssm)
-    got = scan.selective_scan(*inputs[:-1])
+    got = selective.selective_scan(*inputs[:-1])
     assert not got.y.requires_grad
     for a, b in zip(got, plain_selective(*inputs[:-1], torch.zeros(2, 3, 4)), strict=True):
         assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -310,7 +311,7 @@ def test_second_derivatives_are_refused_through_a_library(monkeypatch):
     """The library's own backward pass is a kernel too: differentiating it would give silent zeros."""
     through(monkeypatch, selective=scan_libraries.mamba_ssm)
     inputs = [t.requires_grad_() for t in selective_inputs(0, 5)]
-    (grad,) = torch.autograd.grad((scan.selective_scan(*inputs).y ** 2).sum(), inputs[4], create_graph=True)
+    (grad,) = torch.autograd.grad((selective.selective_scan(*inputs).y ** 2).sum(), inputs[4], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
@@ -323,7 +324,7 @@ def test_in_bfloat16_results_agree_to_a_thousandth(seed, monkeypatch):
     """
     inputs = selective_inputs(seed, 200, torch.bfloat16)
     through(monkeypatch, selective=scan_libraries.mamba_ssm)
-    got = scan.selective_scan(*inputs)
+    got = selective.selective_scan(*inputs)
     assert got.y.dtype == torch.bfloat16
     assert got.final.dtype == torch.float32
     for a, b in zip(got, plain_selective(*(t.double() for t in inputs)), strict=True):

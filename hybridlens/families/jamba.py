@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import JambaConfig
 
-from hybridlens import scan
+from hybridlens import selective
 from hybridlens.attention import AttentionParts, HookedAttention
 from hybridlens.components import Block, ExpertWrite, HookedMlp, HookedNorm, Pass, resident
 from hybridlens.families.layout import Layout, Read, RecurrentParts, taps_of
@@ -87,15 +87,15 @@ class Mamba(nn.Module):
                 point.skip()
             if run.valid is not None:
                 dt = dt.masked_fill(~run.valid[..., None], 0.0)
-            y, final = scan.selective_scan(dt, A, B, C, u, None if held is None else held.recurrent)
+            y, final = selective.selective_scan(dt, A, B, C, u, None if held is None else held.recurrent)
             return self.hook_y(y + skip), final
         if not torch.is_grad_enabled() and not any(point.asked() for point in (*points[:2], self.hook_pattern)):
             return self._recur_in_parts(dt, A, B, C, u, skip, run, held)
-        decay, write = scan.discretise(dt, A, B, u)
+        decay, write = selective.discretise(dt, A, B, u)
         decay, write = self.hook_decay(decay), self.hook_write(write)
         decay, write = hold_padding(decay, write, run.valid)
         states = hooked_states(decay, write, held, self.hook_state)
-        y = self.hook_y(scan.read_out(states, C) + skip)
+        y = self.hook_y(selective.read_out(states, C) + skip)
         hidden_attention(
             decay, lambda: dt.float()[..., None] * B.float()[..., None, :], C, 1, self.hook_pattern
         )
@@ -123,7 +123,7 @@ class Mamba(nn.Module):
             self.hook_pattern.skip()
         else:
             source = dt.float()[..., None] * B.float()[..., None, :]
-            hidden_attention(scan.discretise(dt, A, B, u)[0], lambda: source, C, 1, self.hook_pattern)
+            hidden_attention(selective.discretise(dt, A, B, u)[0], lambda: source, C, 1, self.hook_pattern)
         return y, states[:, -1]
 
 
