@@ -102,6 +102,45 @@ def selective_states(
     return SelectiveStates(made.permute(1, 0, 3, 2), torch.cat(outputs).transpose(0, 1))
 
 
+def edited_states(
+    was: SelectiveStates,
+    edited: Float[Tensor, "batch pos channel state"],
+    dt: Float[Tensor, "batch pos channel"],
+    A: Float[Tensor, "channel state"],
+    B: Float[Tensor, "batch pos state"],
+    C: Float[Tensor, "batch pos state"],
+    x: Float[Tensor, "batch pos channel"],
+    initial: Float[Tensor, "batch channel state"],
+) -> SelectiveStates:
+    """The trajectory that an edited one stands for (`scan.persistent_states`), read out; on a CPU, without gradients.
+
+    Chunks before the first edit are taken over; from there on decays and writes are made again, a chunk at a time.
+
+    Args:
+        was: what `selective_states` gave for the other arguments.
+        edited: its states after hooks.
+        dt: as in `selective_scan`, like all that follows.
+    """
+    before, wanted = (states.permute(1, 0, 3, 2) for states in (was.states, edited))
+    At, state = A.t().contiguous(), initial.float().transpose(1, 2)
+    made, outputs = torch.empty_like(before), list[Tensor]()
+    begun, start = False, 0
+    for dt_, B_, C_, x_, y_ in _chunks(A, dt, B, C, x, was.y):
+        part = slice(start, start + dt_.shape[0])
+        mask, start = wanted[part] != before[part], part.stop
+        begun = begun or bool(mask.any())
+        if begun:
+            decay, write = _discretise(dt_.float(), B_.float(), x_.float(), At)
+            states = _in_place(decay.masked_fill_(mask, 0.0), torch.where(mask, wanted[part], write), state)
+            outputs.append(_read(states, C_))
+        else:
+            states = before[part]
+            outputs.append(y_)
+        made[part] = states
+        state = states[-1].clone()
+    return SelectiveStates(made.permute(1, 0, 3, 2), torch.cat(outputs).transpose(0, 1))
+
+
 def _selective_step(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor, initial: Tensor) -> SelectiveScan:
     """A single token: the layout that the state is held in serves, and nothing is rearranged."""
     decay = torch.exp(dt[..., None] * A)

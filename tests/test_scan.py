@@ -101,6 +101,40 @@ def test_an_edited_state_persists(length, seed):
     assert_close(got, torch.stack(expected, 1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("first", [0, 5, 11, 23, None])
+def test_an_edited_selective_state_persists_across_chunks(first, monkeypatch):
+    """The same for Mamba's, in chunks of four tokens, some of them before the first edit; and read out.
+
+    Each row has edits of its own from `first` on, the last row none. Without any, nothing changes a bit.
+    """
+    monkeypatch.setattr(selective, "CHUNK_ELEMENTS", 4 * 3 * 5 * 2)
+    generator = torch.Generator().manual_seed(first or 0)
+    dt, A = torch.rand(3, 24, 5, generator=generator), -torch.rand(5, 2, generator=generator)
+    B, C, x, initial = (
+        torch.randn(size, generator=generator) for size in ((3, 24, 2), (3, 24, 2), (3, 24, 5), (3, 5, 2))
+    )
+    was = selective.selective_states(dt, A, B, C, x, initial)
+    edited = was.states.clone()
+    if first is not None:
+        edited[0, first, 2] += 1.5
+        edited[1, first:, :, 0] = torch.randn(24 - first, 5, generator=generator)
+    got = selective.edited_states(was, edited, dt, A, B, C, x, initial)
+    decay, write = torch.exp(dt[..., None] * A), dt[..., None] * B[:, :, None] * x[..., None]
+    expected, state = [], initial
+    for t in range(24):
+        state = torch.where(edited[:, t] != was.states[:, t], edited[:, t], decay[:, t] * state + write[:, t])
+        expected.append(state)
+    states = torch.stack(expected, 1)
+    assert_close(got.states, states, rtol=1e-5, atol=1e-6)
+    assert_close(got.y, (states * C[:, :, None]).sum(-1), rtol=1e-5, atol=1e-5)
+    assert torch.equal(got.states[2], was.states[2])
+    assert torch.equal(got.y[2], was.y[2])
+    if first is None:
+        assert torch.equal(got.states, was.states)
+    else:
+        assert torch.equal(got.states[:, :first], was.states[:, :first])
+
+
 def test_second_derivatives_are_refused():
     """A silent zero would be worse than an error."""
     decay, write = torch.rand(1, 5, 2, requires_grad=True), torch.randn(1, 5, 2, requires_grad=True)
