@@ -184,9 +184,8 @@ def test_a_memory_that_alone_answers_is_found_whole(family, where, seed, directi
     (given,) = planted_memory.pairs(1, seed=seed)
     metric = LogitDifference(*(side[given.spans[0][0]] for side in (given.a, given.b)))
     place = given.spans[0][0]
-    expected: dict[str, set[tuple[int, ...]]] = {
-        name: set() for name in ("k_by_position", "v_by_position", "q_by_position", "write", "state", "decay", "mlp_out")
-    }
+    names = ("k_by_position", "v_by_position", "q_by_position", "write", "state", "decay", "mlp_out")
+    expected: dict[str, set[tuple[int, ...]]] = {name: set() for name in names}
     if head is not None:
         expected["v_by_position"] = {(layer, head, place)}
         expected["attn_out"] = {(layer, given.length - 1)}
