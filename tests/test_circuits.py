@@ -148,7 +148,7 @@ def test_files_and_model_agree_and_results_are_kept(family, tmp_path):
         assert not ranking.lower_is_better
         assert METRICS[metric].words in ranking.source
     lens.prefill(tokens(1, 3)).state.save(tmp_path / "state.safetensors")
-    with pytest.raises(InputError, match="holds no head circuits"):
+    with pytest.raises(InputError, match="is not a saved HeadCircuits"):
         HeadCircuits.load(tmp_path / "state.safetensors")
     with pytest.raises(InputError, match="cannot be read"):
         HeadCircuits.load(tmp_path / "none.safetensors")

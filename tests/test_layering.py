@@ -1,12 +1,14 @@
 """The architecture: which module may import which, and what a plain import may load.
 
 The source is read by `ast`, so an import inside a function counts as well. One under TYPE_CHECKING loads
-nothing and only names a type: it may point back within hybridlens, and still never to analyses.
+nothing and only names a type: it may point back within hybridlens, and still never to analyses. One under
+`if __name__ == "__main__"` is run by nobody who imports the module.
 """
 
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # Reading order is import order: a module imports only from those before it (a package also from itself).
 # `hybridlens/__init__.py` stands above all of them and loads them only when a name is asked for.
@@ -83,7 +86,8 @@ def imports_of(path: Path) -> Iterator[Import]:
     unread = {
         inner
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING"
+        if isinstance(node, ast.If)
+        and (ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING" or ast.unparse(node.test).startswith("__name__"))
         for statement in node.body
         for inner in ast.walk(statement)
     }
@@ -218,3 +222,46 @@ def test_shapes_are_checked_while_testing() -> None:
     errors = importlib.import_module("hybridlens.errors")
     with pytest.raises(Exception, match=r"(?i)type-check|beartype|violates"):
         errors.closest(3, ["a"])
+
+
+def tree() -> list[str]:
+    """The source files that the README's tree names, in its order, as paths."""
+    text = README.split("## Where things are")[1].split("```")[1]
+    found, folders = list[str](), list[str]()
+    for line in text.splitlines():
+        names = re.match(r"((?:[\w/]+(?:\.py|/) )+)", line.strip() + " ")
+        if names is None:
+            continue
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = folders[:depth]
+        for name in names[1].split():
+            if name.endswith("/"):
+                folders.append(name.rstrip("/"))
+            else:
+                found.append("/".join([*folders, name]))
+    return found
+
+
+def test_the_tree_lists_every_module_once():
+    there = {
+        str(path.relative_to(ROOT))
+        for folder in ("hybridlens", "analyses")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert sorted(tree()) == sorted(there)
+
+
+def test_the_tree_is_in_import_order():
+    """A module imports only from those above it: of its own package, of others, and of whole packages."""
+    order = {path: place for place, path in enumerate(tree())}
+    wrong: list[str] = []
+    for path, place in order.items():
+        for found in imports_of(ROOT / path):
+            target = found.target.replace(".", "/")
+            places = [at for other, at in order.items() if other == f"{target}.py" or other.startswith(f"{target}/")]
+            if path.startswith(f"{target}/") or not found.runs:
+                continue
+            if places and max(places) > place:
+                wrong.append(f"{path}:{found.line} imports {found.target}")
+    assert wrong == []

@@ -37,14 +37,6 @@ def test_the_commands_exist_with_their_options():
             assert option in shown, f"{name} {option}"
 
 
-def test_the_tree_lists_every_module():
-    root = Path(__file__).parent.parent
-    for folder in ("hybridlens", "analyses"):
-        for path in (root / folder).rglob("*.py"):
-            if path.name != "__init__.py":
-                assert re.search(rf"\s{re.escape(path.name)}\s", README), path
-
-
 def test_the_table_of_sweeps_lists_each_with_its_hook_point():
     """Every sweep stands in one row; in a row that names hook points, the one at its place is its own."""
     from analyses.patching.sweeps import SWEEPS

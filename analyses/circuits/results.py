@@ -9,7 +9,6 @@ preferred distance without rotary embedding) `InputError`; so does a file that h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,17 +16,15 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Complex, Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from analyses import tensor_files
 from analyses.circuits.composition import Composition
 from analyses.circuits.strength import CHOSEN, Signals
 from analyses.ranking import HeadRanking
 from hybridlens.errors import InputError, UnknownNameError, closest
-from hybridlens.results.provenance import write_atomic
 
-FORMAT = "hybridlens head circuits 1"
+FORMAT = "hybridlens head circuits 2"
 
 
 class Metric(NamedTuple):
@@ -165,19 +162,16 @@ class HeadCircuits:
             InputError: the file cannot be written.
         """
         tensors: dict[str, Tensor] = {}
-        plain: dict[str, Any] = {"format": FORMAT}
+        plain: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Composition):
-                tensors |= {f"composition.{name}": part.contiguous() for name, part in value._asdict().items()}
+                tensors |= {f"composition.{name}": part for name, part in value._asdict().items()}
             elif isinstance(value, Tensor):
-                tensors[field.name] = torch.view_as_real(value) if value.is_complex() else value.contiguous()
+                tensors[field.name] = torch.view_as_real(value) if value.is_complex() else value
             else:
                 plain[field.name] = value
-        try:
-            return write_atomic(path, save(tensors, {"head_circuits": json.dumps(plain)}))
-        except OSError as error:
-            raise InputError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
+        return tensor_files.write(path, FORMAT, plain, tensors)
 
     @classmethod
     def load(cls, path: Path) -> HeadCircuits:
@@ -186,20 +180,14 @@ class HeadCircuits:
         Raises:
             InputError: the file cannot be read, or holds no head circuits.
         """
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                plain: dict[str, Any] = json.loads((file.metadata() or {}).get("head_circuits", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, SafetensorError, ValueError) as error:
-            raise InputError(f"'{path}' cannot be read ({error}); give a file that HeadCircuits.save wrote") from error
-        if plain.pop("format", None) != FORMAT:
-            raise InputError(f"'{path}' holds no head circuits; give a file that HeadCircuits.save wrote")
-        for name in ("layers", "ssm_layers", "distances"):
-            plain[name] = tuple(plain[name])
-        parts = {name.split(".")[1]: tensors.pop(name) for name in list(tensors) if name.startswith("composition.")}
-        for name in ("ov_eigenvalues", "qk_eigenvalues"):
-            tensors[name] = torch.view_as_complex(tensors[name])
-        return cls(**plain, **tensors, composition=Composition(**parts))
+        with tensor_files.reading(path, FORMAT, "HeadCircuits") as (header, tensors):
+            for name in ("ov_eigenvalues", "qk_eigenvalues"):
+                tensors[name] = torch.view_as_complex(tensors[name])
+            parts = {name: tensors.pop(f"composition.{name}") for name in Composition._fields}
+            plain = {name: tuple(value) if isinstance(value, list) else value for name, value in header.items()}
+            whole: dict[str, Any] = {**plain, **tensors, "composition": Composition(**parts)}
+            del whole["format"]
+            return cls(**whole)
 
     def _has(self, metric: Metric) -> bool:
         return self.matching_rotary is not None or not metric.needs_rotary

@@ -7,19 +7,16 @@ How it fails: a file that does not hold a result, and a writer that the model la
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
+from analyses import tensor_files
 from analyses.patching.writers import Writer
-from hybridlens.errors import HybridLensError, InputError
-from hybridlens.results import write_atomic
+from hybridlens.errors import InputError
 
 FORMAT = "hybridlens direct attribution 1"
 
@@ -97,18 +94,13 @@ class DirectAttribution:
             InputError: the file cannot be written.
         """
         header = {
-            "format": FORMAT,
             "writers": [[writer.kind, writer.layer, writer.index] for writer in self.writers],
             "positions": list(self.positions),
             "questions": list(self.questions),
             "model": self.model,
             "tokens": list(self.tokens),
         }
-        tensors = {name: cast(Tensor, getattr(self, name)).contiguous() for name in _TENSORS}
-        try:
-            return write_atomic(path, save(tensors, metadata={"result": json.dumps(header, allow_nan=False)}))
-        except OSError as error:
-            raise InputError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
+        return tensor_files.write(path, FORMAT, header, {name: getattr(self, name) for name in _TENSORS})
 
     @classmethod
     def load(cls, path: Path) -> DirectAttribution:
@@ -117,16 +109,7 @@ class DirectAttribution:
         Raises:
             InputError: the file cannot be read, or holds no result.
         """
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"'{path}' cannot be read ({error.strerror}); give a saved DirectAttribution") from error
-        try:
-            size = int.from_bytes(data[:8], "little")
-            header: Any = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["result"])
-            tensors = load(data)
-            if header["format"] != FORMAT:
-                raise ValueError(f"format {header['format']!r}, expected {FORMAT!r}")
+        with tensor_files.reading(path, FORMAT, "DirectAttribution") as (header, tensors):
             return cls(
                 **{name: tensors[name] for name in _TENSORS},
                 writers=tuple(Writer(*parts) for parts in header["writers"]),
@@ -135,5 +118,3 @@ class DirectAttribution:
                 model=str(header["model"]),
                 tokens=tuple(map(int, header["tokens"])),
             )
-        except (SafetensorError, HybridLensError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"'{path}' is not a saved DirectAttribution ({type(error).__name__}: {error})") from error

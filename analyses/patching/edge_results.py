@@ -8,22 +8,18 @@ not there, raise one line.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
+from analyses import tensor_files
 from analyses.patching.results import DIRECTIONS, check_direction, check_ends
 from analyses.patching.writers import Reader, Writer
-from hybridlens.errors import HybridLensError, InputError
-from hybridlens.results import write_atomic
+from hybridlens.errors import InputError
 
 FORMAT = "hybridlens edges 1"
 
@@ -113,7 +109,6 @@ class EdgeResult:
             InputError: the file cannot be written.
         """
         header = {
-            "format": FORMAT,
             "writers": [[writer.kind, writer.layer, writer.index] for writer in self.writers],
             "readers": [[reader.kind, reader.layer, reader.head] for reader in self.readers],
             "clean": self.clean,
@@ -125,11 +120,7 @@ class EdgeResult:
             "corrupt_tokens": list(self.corrupt_tokens),
             "forwards": self.forwards,
         }
-        data = save({"scores": self.scores.contiguous()}, metadata={"result": json.dumps(header, allow_nan=False)})
-        try:
-            return write_atomic(path, data)
-        except OSError as error:
-            raise InputError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
+        return tensor_files.write(path, FORMAT, header, {"scores": self.scores})
 
     @classmethod
     def load(cls, path: Path) -> EdgeResult:
@@ -138,21 +129,9 @@ class EdgeResult:
         Raises:
             InputError: the file cannot be read, or holds no result.
         """
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"'{path}' cannot be read ({error.strerror}); give a saved EdgeResult") from error
-        try:
-            size = int.from_bytes(data[:8], "little")
-            header: Any = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["result"])
-            scores = load(data)["scores"]
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"'{path}' is not a saved EdgeResult ({type(error).__name__}: {error})") from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise InputError(f"'{path}' is not a saved EdgeResult; give a file that EdgeResult.save wrote")
-        try:
+        with tensor_files.reading(path, FORMAT, "EdgeResult") as (header, tensors):
             return cls(
-                scores=scores,
+                scores=tensors["scores"],
                 writers=tuple(Writer(*parts) for parts in header["writers"]),
                 readers=tuple(Reader(*parts) for parts in header["readers"]),
                 clean=float(header["clean"]),
@@ -164,8 +143,6 @@ class EdgeResult:
                 corrupt_tokens=tuple(map(int, header["corrupt_tokens"])),
                 forwards=int(header["forwards"]),
             )
-        except (KeyError, TypeError, ValueError, HybridLensError) as error:
-            raise InputError(f"'{path}' is a damaged EdgeResult ({error}); make it again") from error
 
 
 def _ends(words: Sequence[str]) -> str:

@@ -12,20 +12,17 @@ not hold a result.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
+from analyses import tensor_files
 from hybridlens.errors import InputError, UnknownNameError
-from hybridlens.results import write_atomic
 
 FORMAT = "hybridlens patching 1"
 
@@ -149,7 +146,6 @@ class PatchResult:
             InputError: the file cannot be written.
         """
         header = {
-            "format": FORMAT,
             "axes": [[axis.name, list(axis.labels)] for axis in self.axes],
             "clean": self.clean,
             "corrupt": self.corrupt,
@@ -161,11 +157,7 @@ class PatchResult:
             "corrupt_tokens": list(self.corrupt_tokens),
             "forwards": self.forwards,
         }
-        data = save({"raw": self.raw.contiguous()}, metadata={"result": json.dumps(header, allow_nan=False)})
-        try:
-            return write_atomic(path, data)
-        except OSError as error:
-            raise InputError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
+        return tensor_files.write(path, FORMAT, header, {"raw": self.raw})
 
     @classmethod
     def load(cls, path: Path) -> PatchResult:
@@ -174,21 +166,9 @@ class PatchResult:
         Raises:
             InputError: the file cannot be read, or holds no result.
         """
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"'{path}' cannot be read ({error.strerror}); give a saved PatchResult") from error
-        try:
-            size = int.from_bytes(data[:8], "little")
-            header: Any = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["result"])
-            raw = load(data)["raw"]
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"'{path}' is not a saved PatchResult ({type(error).__name__}: {error})") from error
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise InputError(f"'{path}' is not a saved PatchResult; give a file that PatchResult.save wrote")
-        try:
+        with tensor_files.reading(path, FORMAT, "PatchResult") as (header, tensors):
             return cls(
-                raw=raw,
+                raw=tensors["raw"],
                 axes=tuple(Axis(str(name), tuple(map(str, labels))) for name, labels in header["axes"]),
                 clean=float(header["clean"]),
                 corrupt=None if header["corrupt"] is None else float(header["corrupt"]),
@@ -200,8 +180,6 @@ class PatchResult:
                 corrupt_tokens=tuple(map(int, header["corrupt_tokens"])),
                 forwards=int(header["forwards"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"'{path}' is a damaged PatchResult ({error}); make it again") from error
 
 
 def check_ends(clean: float, corrupt: float, metric: str) -> None:
