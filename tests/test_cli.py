@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from command_line import refused
 from niah_tokenizers import word_level
 from random_lens import save_checkpoint
 from transformers import BertConfig, PreTrainedTokenizer
@@ -42,19 +43,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def jamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Jamba with its tokenizer, as a folder."""
     return save_checkpoint(tmp_path_factory.mktemp("models") / "random-jamba", "jamba")
-
-
-def refused(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that has to be refused; its one line on stderr."""
-    capsys.readouterr()
-    status = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert status == 2
-    assert out == ""
-    lines = [line for line in err.splitlines() if not line.startswith("warning: ")]
-    assert len(lines) == 1, err
-    assert lines[0].startswith("hybridlens: ")
-    return lines[0]
 
 
 def test_niah_writes_a_run_and_prints_its_table(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import refused
 from models import FAMILIES
 from planted_memory import pairs as planted_pairs
 from planted_memory import planted
@@ -53,17 +54,6 @@ def jamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(checkpoint: Path, out: Path, *more: str) -> list[str]:
     return ["crossover", "--model", str(checkpoint), *SMALL, *more, "--out", str(out)]
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr of a command that has to be refused."""
-    capsys.readouterr()
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if not line.startswith("warning: ")]
-    assert out == ""
-    assert len(lines) == 1, err
-    return lines[0]
 
 
 def test_the_folder_holds_what_the_functions_give(
