@@ -243,10 +243,24 @@ def keep_each(lens: HybridLens, heads: Sequence[Heads | None], phase: Phase = "b
     if wanted:
         places, rows, numbers = zip(*((known[pair], row, pair[1]) for row, pair in wanted), strict=True)
         kept[list(places), list(rows), list(numbers)] = True
+    return keep_rows(lens, kept.transpose(0, 1), phase)
+
+
+def keep_rows(lens: HybridLens, kept: Bool[Tensor, "batch attn_layer head"], phase: Phase = "both") -> list[Edit]:
+    """Edits that let row i of a batch keep only the heads of ``kept[i]``, the same throughout.
+
+    Args:
+        lens: the model.
+        kept: True for the heads that speak.
+        phase: when the others are silent.
+
+    Returns:
+        an edit for each attention layer in which any row drops a head, for runs of exactly that batch.
+    """
     return [
-        Edit(f"blocks.{layer}.attn.hook_z", _row_silencer(mine), phase)
-        for layer, mine in zip(layers, kept, strict=True)
-        if not bool(mine.all())
+        Edit(f"blocks.{layer}.attn.hook_z", _row_silencer(kept[:, at]), phase)
+        for at, layer in enumerate(lens.cfg.attention_layers)
+        if not bool(kept[:, at].all())
     ]
 
 

@@ -15,9 +15,10 @@ from analyses.needle_heads import look
 from analyses.rankings import candidates
 from analyses.rankings.ablation import ablation_effects, one_silent
 from analyses.rankings.candidates import RUNTIME, entropy_ranking, random_rankings, runtime_rankings
-from analyses.rankings.masks import keep_mask, keep_rows
+from analyses.rankings.masks import keep_mask
 from analyses.rankings.prompts import needles_of
 from analyses.rankings.retrieval import looks
+from analyses.sparsification import keep_rows
 from hybridlens import niah
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
 
@@ -263,7 +264,7 @@ def test_each_row_has_its_own_heads(family):
         alone = lens.extend(lens.prefill(ids[row : row + 1], edits).state, ids[row : row + 1, :3], edits).logits
         torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
     assert not keep_rows(lens, torch.ones_like(masks))
-    with pytest.raises(HookFunctionError, match="masks were given for 3 rows, but the batch has 2"):
+    with pytest.raises(HookFunctionError, match="were given for 3 rows, but the batch has 2"):
         lens.prefill(ids[:2], keep_rows(lens, masks))
 
 

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from analyses.benchmarks.tasks import load_tasks, quiet, require, seeded
 from analyses.local_tasks import NAMES
-from analyses.rankings.masks import check_masks, distinct, keep_mask, keep_rows
+from analyses.rankings.masks import check_masks, distinct, keep_mask
 from analyses.rankings.prompts import check_batch_size
+from analyses.sparsification import keep_rows
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens

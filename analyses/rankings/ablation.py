@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analyses.ranking import HeadRanking
-from analyses.rankings.masks import keep_rows
 from analyses.rankings.prompts import Needle, check_batch_size, in_words, needles_of
+from analyses.sparsification import keep_rows
 from hybridlens.model import HybridLens
 from hybridlens.niah import Prompt
 

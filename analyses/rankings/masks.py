@@ -1,10 +1,9 @@
-"""Which heads speak in each row of a batch, as edits: many conditions in one forward pass.
+"""Which heads speak, as masks over all of a model's heads: checked, and each distinct one once.
 
-A mask says of every head whether it speaks. A silent head's `z` is 0 before the output projection, in prefill and
-in every decode step, as in `sparsification.keep_heads`; here every row of the batch has a mask of its own.
+`sparsification.keep_rows` gives every row of a batch its own.
 
-How it fails: masks of another shape than the model's heads raise `InputError`; a batch of another number of rows
-than there are masks raises `HookFunctionError`. With no head, RecurrentGemma still adds its output bias.
+How it fails: masks of another shape than the model's heads raise `InputError`. With no head, RecurrentGemma still adds
+its output bias.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ from torch import Tensor
 from analyses.ranking import HeadRanking
 from analyses.rankings.prompts import check_heads
 from analyses.sparsification import keep_heads
-from hybridlens.errors import HookFunctionError, InputError
-from hybridlens.hooks import Edit, HookFunction, HookPoint, reads_only
+from hybridlens.errors import InputError
+from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
-from hybridlens.shapes import Queries
 
 
 def check_masks(lens: HybridLens, kept: Sequence[Tensor]) -> Bool[Tensor, "condition attn_layer head"]:
@@ -52,35 +50,6 @@ def distinct(
     of = [places.setdefault(tuple(mask.flatten().tolist()), len(places)) for mask in masks]
     firsts = [of.index(place) for place in range(len(places))]
     return masks[firsts], torch.tensor(of)
-
-
-def keep_rows(lens: HybridLens, masks: Bool[Tensor, "batch attn_layer head"]) -> list[Edit]:
-    """Edits for runs of exactly this batch: in row i only the heads of ``masks[i]`` speak, in both phases.
-
-    Returns:
-        none for a layer in which every row keeps all heads.
-    """
-    edits: list[Edit] = []
-    for at, layer in enumerate(lens.cfg.attention_layers):
-        silent = ~masks[:, at]
-        if bool(silent.any()):
-            edits.append(Edit(f"blocks.{layer}.attn.hook_z", _silencer(silent)))
-    return edits
-
-
-def _silencer(silent: Bool[Tensor, "batch head"]) -> HookFunction:
-    """A hook function that sets z to 0 where a row's head is silent."""
-
-    @reads_only
-    def silence(z: Queries, hook: HookPoint) -> Queries:
-        if z.shape[0] != silent.shape[0]:
-            raise HookFunctionError(
-                f"heads kept at '{hook.name}': masks were given for {silent.shape[0]} rows, but the batch has "
-                f"{z.shape[0]}; give one for each row"
-            )
-        return z.masked_fill(silent.to(z.device)[:, None, :, None], 0.0)
-
-    return silence
 
 
 def keep_mask(lens: HybridLens, mask: Bool[Tensor, "attn_layer head"]) -> list[Edit]:
