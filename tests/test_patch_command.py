@@ -19,16 +19,17 @@ from test_viz import HOSTILE, Page, a_record, data_of
 
 import hybridlens as hl
 from analyses.cli import main
-from analyses.patching import choosing, effects, maps, pairs, report, sweeps
+from analyses.patching import choosing, effects, maps, pairs, report, sections, sweeps
 from analyses.patching import folder as patch_folder
 from analyses.patching.direct_results import DirectAttribution
 from analyses.patching.edge_results import EdgeResult
 from analyses.patching.folder import Patched
 from analyses.patching.metrics import LogitDifference
 from analyses.patching.results import Axis, PatchResult
+from analyses.patching.writers import Writer
 from hybridlens.errors import InputError
 from hybridlens.viz.article import render_article
-from hybridlens.viz.blocks import Chart, ChartGrid
+from hybridlens.viz.blocks import Chart, ChartGrid, Words
 
 SMALL = ["--length", "90", "--depth", "80", "--sweeps", "v_by_position,state"]
 
@@ -175,7 +176,7 @@ def test_metrics_by_name_tell_the_prompts_apart(family: str) -> None:
     assert float(kl(ends[pair.corrupt_tokens])[0]) == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-4)
     score = choosing.measure(lens, pair, "paper", "score")
     assert (score.clean, score.corrupt) == (pair.clean.tokens, pair.corrupt.tokens)
-    with pytest.raises(InputError, match="answers both prompts of this pair alike"):
+    with pytest.raises(InputError, match=r"answers both prompts alike .* give --metric kl or score"):
         choosing.measure(lens, replace(pair, answers=None), "paper", "rank")
     with pytest.raises(InputError, match=r"differ by .* nats, so that there is nothing to explain"):
         choosing.measure(lens, replace(pair, corrupt_tokens=pair.clean_tokens), "paper", "kl")
@@ -225,10 +226,16 @@ def a_result(name: str, peaks: dict[tuple[int, ...], float], direction: str = "d
                        pair.corrupt_tokens, 3)  # fmt: skip
 
 
-def patched(exact: dict[str, PatchResult], estimated: dict[str, PatchResult] | None = None) -> Patched:
+def patched(
+    exact: dict[str, PatchResult],
+    estimated: dict[str, PatchResult] | None = None,
+    metric: str = "logit-difference",
+    **more: Any,
+) -> Patched:
     pair = base()
-    measure = choosing.Measure("logit-difference", LogitDifference(1, 2), pair.clean_tokens, pair.corrupt_tokens)
-    return Patched(pair, ("a", "b"), measure, exact, estimated or {}, None, None)
+    measure = choosing.Measure(metric, LogitDifference(1, 2), pair.clean_tokens, pair.corrupt_tokens)
+    given: dict[str, Any] = {"edges": None, "direct": None, **more}
+    return Patched(pair, ("a", "b"), measure, exact, estimated or {}, **given)
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
@@ -238,6 +245,8 @@ def patched(exact: dict[str, PatchResult], estimated: dict[str, PatchResult] | N
         (0.1, 0.9, 0.2, r"The needle is carried by values: .* L5 KV head 1 at 50 .* 0\.90 .*recurrent states at most"),
         (0.0, 0.1, 0.8, r"carried by recurrent states: .* L2 at 50 .* 0\.80 of the logit difference, values at most"),
         (0.7, 0.6, 0.0, r"More than one memory carries the needle, keys most .* 0\.70 .* values at most 0\.60 .*0\.00"),
+        (0.4, 0.3, 0.0, r"More than one memory carries the needle, keys most .* 0\.40 .* values at most 0\.30 .*0\.00"),
+        (0.0, 0.01, 0.33, r"A part of the needle is carried by recurrent states, next to nothing by other .* 0\.33 of"),
         (0.1, 0.2, 0.0, r"No keys, values or recurrent state .* by itself: .* KV head 1 at 50 .* 0\.20 of"),
     ],
 )
@@ -252,6 +261,40 @@ def test_the_finding_says_which_memory(keys: float, values: float, state: float,
     assert re.search(says, said), said
     assert ("restores" in said) == (direction == "denoise")
     assert ("destroys" in said) == (direction == "noise")
+
+
+def test_the_finding_says_what_it_is_about() -> None:
+    """A needle that the model does not tell is not what is carried; a divergence is removed; shares are those above 0.
+
+    A score's prompts end before the answers' beginning, and divergences are of no two tokens: neither is said.
+    """
+    exact = {"v_by_position": a_result("v_by_position", {(1, 1, 50): 0.9})}
+    (said,) = report.finding(patched({"v_by_position": a_result("v_by_position", {(1, 1, 50): 0.4})}))
+    assert said.startswith("A part of the needle is carried by values: ")
+    (said,) = report.finding(patched(exact, points=5.0))
+    assert said.startswith("The needle is carried by values")
+    untold, said = report.finding(patched(exact, points=1.0))
+    assert "does not tell the needle" in untold
+    assert "(1 of 5 points)" in untold
+    assert said.startswith("The difference between the two runs is carried by values")
+    (said,) = report.finding(patched(exact, metric="kl"))
+    assert "alone removes 0.90 of the divergence" in said
+    shares = torch.tensor([-3.0, 0.5, 1.5, -0.25])
+    parts = (Writer("embed"), Writer("head", 2, 0), Writer("head", 2, 1), Writer("mlp", 2))
+    one = torch.ones(1, 1, dtype=torch.float64)
+    direct = DirectAttribution(shares[:, None, None].double(), parts, (3,), ("a less b",), one, one, one[0], "m", (1,))
+    assert report.finding(patched(exact, direct=direct))[-1].endswith("most by L2 head 1 +1.5, L2 head 0 +0.5.")
+    begun, tokens = "with which both answers begin", "(tokens "
+    for metric, clean, expected in (
+        ("logit-difference", base().clean_tokens, (bool(base().begun), True)),
+        ("kl", base().clean_tokens, (bool(base().begun), False)),
+        ("score", base().clean.tokens, (False, False)),
+    ):
+        found = patched(exact, metric=metric)
+        found = found._replace(measure=found.measure._replace(clean=clean))
+        (words, _) = sections.prompts(found, "denoise").blocks
+        assert isinstance(words, Words)
+        assert (begun in words.text, tokens in words.text) == expected
 
 
 def test_the_finding_follows_the_stream_and_names_heads() -> None:

@@ -408,11 +408,11 @@ def test_ablations_that_mean_nothing_are_refused():
         ablate(lens, clean, METRIC, indices)
     with pytest.raises(InputError, match="resampling needs prompts to take values from"):
         ablate(lens, clean, METRIC, pattern, kind="resample")
-    with pytest.raises(InputError, match="has 19 tokens and the corrupt one 4"):
+    with pytest.raises(InputError, match="has 19 tokens and an ablation one 4"):
         ablate(lens, clean, METRIC, pattern, kind="resample", prompts=[tokens(1, 4)])
     with pytest.raises(UnknownNameError, match="mean_over 'heads' does not exist; expected one of positions, prompts"):
         ablate(lens, clean, METRIC, pattern, mean_over="heads")
-    with pytest.raises(UnknownNameError, match="direction 'noise' does not exist; expected one of zero, mean"):
+    with pytest.raises(UnknownNameError, match="ablation 'noise' does not exist; expected one of zero, mean"):
         ablate(lens, clean, METRIC, pattern, kind="noise")
 
 
@@ -422,6 +422,8 @@ BAD = [
     (Target("blocks.0.hook_mixer_out", {"g": 1}), InputError, r"no axis g \(kv_head\): it has p \(pos\), d \("),
     (Target("blocks.2.attn.hook_z", {"h": 4}), InputError, r"head 4 given, but there are 0\.\.3"),
     (Target("blocks.2.hook_mlp_out", {"p": 19}), InputError, r"position 19 given, but the prompt has 0\.\.18"),
+    (Target("blocks.2.hook_mlp_out", {"p": slice(17, 25)}), InputError, r"position 17:25 given, but the prompt has 0"),
+    (Target("blocks.2.hook_mlp_out", {"p": slice(20, None)}), InputError, r"position 20: given, but the prompt has"),
     (Target("blocks.2.attn.hook_pattern", {"k": (3, -20)}), InputError, r"key position -20 given, but the prompt has"),
     (Target("blocks.0.ssm.hook_pattern", {"h": 0}), InputError, "is read-only"),
     (Target("blocks.9.hook_mlp_out"), UnknownNameError, "layers with hook_mlp_out are 0, 1, 2, 3"),
@@ -440,8 +442,11 @@ def test_targets_that_do_not_exist_are_refused(target, error, message):
 def test_targets_that_are_none_are_refused():
     with pytest.raises(InputError, match="'z' is no axis; expected letters of p"):
         Target("hook_embed", {"z": 1})
-    with pytest.raises(InputError, match="index True of axis p given"):
+    with pytest.raises(InputError, match="index True of axis p given, expected whole numbers or a slice"):
         Target("hook_embed", {"p": True})
+    for index in (3.5, (1, 2.0), "3", None):  # which the type checker of the tests does not let pass whole
+        with pytest.raises(InputError, match="of axis p given, expected whole numbers or a slice"):
+            Target("hook_embed")._index("p", index)
     words = patch_words([Target("hook_embed", {"p": slice(2, None)}), Target("hook_logits", {"p": (1, 2, 3), "v": 7})])
     assert words == "hook_embed[pos 2:] + hook_logits[pos 1-3, vocab 7]"
 

@@ -90,7 +90,7 @@ def ablate(
         InputError: no prompts where some are needed, prompts of unequal length, or what `activation_patch` refuses.
         UnknownNameError: a kind, a hook point or something to take means over that does not exist.
     """
-    check_direction(kind, ABLATIONS)
+    check_direction(kind, ABLATIONS, "ablation")
     tokens = one_prompt(lens, clean, "clean")
     others = [one_prompt(lens, prompt, "ablation") for prompt in prompts]
     strings = token_strings(tokens[0].tolist(), lens.tokenizer)
@@ -144,7 +144,7 @@ def _source(
         raise InputError(f"{what} prompts to take values from; give prompts=[...], of the clean prompt's length")
     if kind == "resample" or mean_over == "prompts":
         for other in others:
-            check_lengths(tokens[0].tolist(), other[0].tolist(), lens.tokenizer)
+            check_lengths(tokens[0].tolist(), other[0].tolist(), lens.tokenizer, "an ablation")
     if kind == "mean":
         return Means(lens, others, tokens.shape[1], mean_over != "prompts", last_only)
     return Draws(lens, others, seed, last_only)

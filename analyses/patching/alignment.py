@@ -40,8 +40,8 @@ def differences(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any) ->
     return [Difference(place, strings[0][place], strings[1][place]) for place in places]
 
 
-def check_lengths(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any) -> None:
-    """Refuse prompts of unequal length.
+def check_lengths(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any, other: str = "the corrupt") -> None:
+    """Refuse prompts of unequal length; `other` says in errors which prompt the second is.
 
     Raises:
         InputError: with where they part.
@@ -54,7 +54,7 @@ def check_lengths(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any) 
         " ".join(token_strings(ids[place : place + 3], tokenizer)) or "its end" for ids in (clean, corrupt)
     ]
     raise InputError(
-        f"the clean prompt has {len(clean)} tokens and the corrupt one {len(corrupt)}; they part at position {place} "
+        f"the clean prompt has {len(clean)} tokens and {other} one {len(corrupt)}; they part at position {place} "
         f"({sides[0]!r} and {sides[1]!r}): give prompts of equal length, whose tokens stand at the same positions"
     )
 

@@ -42,6 +42,9 @@ METRICS = ("logit-difference", "log-probability", "rank", "kl", "score")
 WITH_GRADIENT = ("logit-difference", "log-probability", "kl")
 """Metrics of which attribution patching can be made."""
 
+OF_TOKENS = ("logit-difference", "log-probability", "rank")
+"""Metrics of the tokens in which the two answers part."""
+
 ALIKE = 1e-3
 """Nats below which two distributions count as the same."""
 
@@ -128,7 +131,12 @@ def measure(lens: HybridLens, pair: Pair, needle: str, name: str = METRICS[0]) -
                 "so that there is nothing to explain; give another --pair, --length, --depth or --metric"
             )
         return Measure(name, metric, *sides)
-    difference = pair.logit_difference  # refuses answers that are the same
+    if pair.answers is None:
+        raise InputError(
+            f"the model answers both prompts alike ({pair.said[0]!r}), so that no token tells them apart; give "
+            "--metric kl or score, or another --pair, --needle, --depth or --length"
+        )
+    difference = pair.logit_difference
     if name == "logit-difference":
         return Measure(name, difference, *sides)
     return Measure(name, LogProbability((difference.right,)) if name != "rank" else Rank(difference.right), *sides)

@@ -35,7 +35,7 @@ from analyses.patching.results import DIRECTIONS, PatchResult, check_direction
 from analyses.patching.running import BATCH
 from analyses.patching.sweeps import SWEEPS, sweep, sweep_of
 from hybridlens import niah
-from hybridlens.errors import CheckpointError, InputError
+from hybridlens.errors import CheckpointError, InputError, ResultsError
 from hybridlens.model import HybridLens
 from hybridlens.results import hash_json
 from hybridlens.results.provenance import write_json
@@ -107,6 +107,8 @@ class Patched(NamedTuple):
     estimated: dict[str, PatchResult]
     edges: EdgeResult | None
     direct: DirectAttribution | None
+    points: float | None = None
+    """Of the answer to the clean prompt, by its needle's rubric (0 to `niah.MAX_SCORE`)."""
 
 
 class PatchRun(NamedTuple):
@@ -160,7 +162,8 @@ def run(
     estimated = {name: found for name in exact if (found := stages.stored(f"attribution/{name}", PatchResult.load))}
     first, second = token_strings(pair.answers, lens.tokenizer) if pair.answers else ("", "")
     answers = (first, second) if pair.answers else None
-    return PatchRun(folder, Patched(pair, answers, measured, exact, estimated, edges, direct), record)
+    points = niah.score(pair.said[0], niah.NEEDLES[config.needle].rubric)
+    return PatchRun(folder, Patched(pair, answers, measured, exact, estimated, edges, direct, points), record)
 
 
 def chosen_sweeps(lens: HybridLens, names: Sequence[str] | None) -> list[str]:
@@ -243,7 +246,10 @@ class _Stages:
         found = self.stored(name, load)
         if found is None:
             path = self.folder / f"{name}.safetensors"
-            path.parent.mkdir(exist_ok=True)
+            try:
+                path.parent.mkdir(exist_ok=True)
+            except OSError as error:
+                raise ResultsError(f"'{path.parent}' cannot be used ({error.strerror}); name another --out") from error
             found = make()
             assert isinstance(found, PatchResult | EdgeResult | DirectAttribution)
             found.save(path)

@@ -88,7 +88,7 @@ class Pair:
         if self.answers is None:
             raise InputError(
                 f"the model answers both prompts of this pair alike ({self.said[0]!r}), so no token tells them "
-                "apart; take another pair, or a metric such as LogProbability, KullbackLeibler or NeedleScore"
+                "apart; take another pair, or a metric such as KullbackLeibler or NeedleScore"
             )
         return LogitDifference(*self.answers)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from analyses.kv_cache.pairs import LEAST
 from analyses.patching import sections
 from analyses.patching.agreement import agreement
 from analyses.patching.choosing import WORDS
@@ -19,6 +20,7 @@ from analyses.patching.effects import Place, effect, number, strongest
 from analyses.patching.folder import Patched
 from analyses.patching.maps import maps
 from analyses.patching.results import PatchResult
+from hybridlens.niah import MAX_SCORE
 from hybridlens.viz.article import Article, write_article
 from hybridlens.viz.page import day
 from hybridlens.viz.positions import visible
@@ -74,21 +76,37 @@ def article_of(found: Patched, record: Mapping[str, Any]) -> Article:
 
 
 def finding(found: Patched) -> tuple[str, ...]:
-    """Which memory carries the needle, what passes it on, where the difference stands, how good gradients are."""
-    any_result = next(iter(found.exact.values()))
-    does = "restores" if any_result.direction == "denoise" else "destroys"
+    """Which memory carries the needle, what passes it on, where the difference stands, how good gradients are.
+
+    Where the model does not tell the clean prompt's needle, it is not the needle that the numbers are about, and that
+    is said first.
+    """
+    denoise = next(iter(found.exact.values())).direction == "denoise"
+    does = ("removes" if denoise else "brings") if found.measure.name == "kl" else "restores" if denoise else "destroys"
     of = f"of the {WORDS[found.measure.name]}"
-    said = [_memory(found.exact, does, of), _outputs(found.exact, does), _stream(found.exact, does)]
+    told = found.points is None or found.points >= LEAST
+    what = "the needle" if told else "the difference between the two runs"
+    said = [] if told else [
+        f"The model does not tell the needle: to the clean prompt it answers “{visible(found.pair.said[0])}” "
+        f"({found.points:g} of {MAX_SCORE:g} points). What follows is about that answer, not about retrieval."
+    ]  # fmt: skip
+    said += [_memory(found.exact, does, of, what), _outputs(found.exact, does), _stream(found.exact, does)]
     if found.estimated:
         said.append(_estimates(found))
     if found.direct is not None:
-        parts = ", ".join(f"{w.words} {share:+.1f}".replace("-", "−") for w, share in found.direct.top(3))
-        said.append(f"Directly, the clean answer's logit is raised over the other's most by {parts}.")
+        shares = {w: share for w, share in found.direct.top(len(found.direct.writers)) if share > 0}
+        parts = ", ".join(f"{w.words} {share:+.1f}" for w, share in list(shares.items())[:3])
+        if parts:
+            said.append(f"Directly, the clean answer's logit is raised over the other's most by {parts}.")
     return tuple(sentence for sentence in said if sentence)
 
 
-def _memory(exact: Mapping[str, PatchResult], does: str, of: str) -> str:
-    """In which memory the needle is: the best of keys, values and states, each with its number."""
+def _memory(exact: Mapping[str, PatchResult], does: str, of: str, what: str) -> str:
+    """In which memory the needle is: the best of keys, values and states, each with its number.
+
+    One that moves more than `CARRIES`, and more than twice what any other does, carries it; several do where another
+    moves more than `WEAK`.
+    """
     best = {name: place for name, sweeps in MEMORIES.items() if (place := _best(exact, sweeps)) is not None}
     if not best:
         return ""
@@ -99,10 +117,14 @@ def _memory(exact: Mapping[str, PatchResult], does: str, of: str) -> str:
     others = f", {others}" if others else ""
     shown = f"patching those of {place.words} alone {does} {number(place.effect)} {of}{others}"
     if place.effect < WEAK:
-        return f"No keys, values or recurrent state that was patched carries the needle by itself: {shown}."
-    if place.effect < CARRIES or (rest and best[rest[0]].effect > place.effect / 2):
-        return f"More than one memory carries the needle, {first} most of it: {shown}."
-    return f"The needle is carried by {first}: {shown}."
+        return f"No keys, values or recurrent state that was patched carries {what} by itself: {shown}."
+    second = best[rest[0]].effect if rest else 0.0
+    if second >= WEAK and (place.effect < CARRIES or second > place.effect / 2):
+        return f"More than one memory carries {what}, {first} most of it: {shown}."
+    if place.effect < CARRIES:
+        beside = ", next to nothing by other memories" if rest else ""
+        return f"A part of {what} is carried by {first}{beside}: {shown}."
+    return f"{what[0].upper()}{what[1:]} is carried by {first}: {shown}."
 
 
 def _outputs(exact: Mapping[str, PatchResult], does: str) -> str:

@@ -195,11 +195,11 @@ def check_ends(clean: float, corrupt: float, metric: str) -> None:
         )
 
 
-def check_direction(direction: str, known: Sequence[str]) -> None:
-    """Refuse a direction that does not exist.
+def check_direction(direction: str, known: Sequence[str], what: str = "direction") -> None:
+    """Refuse a direction, or a kind of ablation, that does not exist.
 
     Raises:
         UnknownNameError: naming the ones that do.
     """
     if direction not in known:
-        raise UnknownNameError(f"direction {direction!r} does not exist; expected one of {', '.join(known)}")
+        raise UnknownNameError(f"{what} {direction!r} does not exist; expected one of {', '.join(known)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analyses.patching.agreement import agreement
+from analyses.patching.choosing import OF_TOKENS
 from analyses.patching.direct_results import DirectAttribution
 from analyses.patching.edge_results import EdgeResult
 from analyses.patching.effects import number, strongest
@@ -20,6 +21,7 @@ from hybridlens.viz.words import DASH
 
 _TOP = 12
 
+
 def prompts(found: Patched, direction: str) -> Section:
     """The two prompts side by side, and what the model answers."""
     pair, one = found.pair, next(iter(found.exact.values()))
@@ -30,12 +32,12 @@ def prompts(found: Patched, direction: str) -> Section:
         where = str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}"
         rows.append((where, _quoted([d.clean for d in inside]), _quoted([d.corrupt for d in inside])))
     rows.append(("answer", pair.said[0], pair.said[1]))
-    shared = len(pair.begun)
-    begun = f" {_quoted(pair.begun)}, with which both answers begin, stands behind both prompts." if shared else ""
-    parts = "" if found.answers is None else " (tokens " + " and ".join(
+    behind = bool(pair.begun) and found.measure.clean == pair.clean_tokens
+    begun = f" {_quoted(pair.begun)}, with which both answers begin, stands behind both prompts." if behind else ""
+    parts = "" if found.answers is None or found.measure.name not in OF_TOKENS else " (tokens " + " and ".join(
         f"{number} “{visible(text)}”" for number, text in zip(pair.answers or (), found.answers, strict=True)
     ) + ")"
-    ends = [f"{value:.2f}".replace("-", "−") for value in (one.clean, one.corrupt or 0.0)]
+    ends = [number(value) for value in (one.clean, one.corrupt or 0.0)]
     text = (
         f"Both prompts have {len(found.measure.clean)} tokens, at {len(differ)} of which they differ.{begun} Measured: "
         f"{one.metric}{parts}; {ends[0]} after the clean prompt, {ends[1]} after the corrupt one. "

@@ -51,20 +51,24 @@ class Target:
     def __post_init__(self) -> None:
         """Refuse what cannot be an index; keep sequences as tuples."""
         where: dict[str, Index] = {}
-        for axis, index in self.where.items():
+        given: Mapping[str, object] = self.where
+        for axis, index in given.items():
             if axis not in AXES or axis in ("b", "1"):
                 letters = ", ".join(f"{letter} ({name})" for letter, name in AXES.items() if letter not in "b1")
                 raise InputError(f"target '{self.hook}': {axis!r} is no axis; expected letters of {letters}")
-            if isinstance(index, Sequence):
-                if isinstance(index, str) or not all(type(entry) is int for entry in index):
-                    raise InputError(
-                        f"target '{self.hook}': index {index!r} of axis {axis} given, expected whole numbers or a slice"
-                    )
-                index = tuple(index)
-            elif isinstance(index, bool):
-                raise InputError(f"target '{self.hook}': index {index!r} of axis {axis} given, expected a whole number")
-            where[axis] = index
+            where[axis] = self._index(axis, index)
         object.__setattr__(self, "where", where)
+
+    def _index(self, axis: str, index: object) -> Index:
+        if isinstance(index, int | slice) and not isinstance(index, bool):
+            return index
+        entries = list(index) if isinstance(index, Sequence) and not isinstance(index, str) else [index]
+        numbers = tuple(entry for entry in entries if type(entry) is int)
+        if not isinstance(index, Sequence) or len(numbers) < len(entries):
+            raise InputError(
+                f"target '{self.hook}': index {index!r} of axis {axis} given, expected whole numbers or a slice"
+            )
+        return numbers
 
     @property
     def words(self) -> str:
@@ -187,14 +191,16 @@ def _no_axis(lens: HybridLens, spec: HookSpec, axis: str) -> InputError:
 
 
 def _chosen(name: str, axis: str, index: Index, size: int) -> tuple[int, ...]:
+    word = {"p": "position", "k": "key position"}.get(axis, AXES[axis])
+    there = f"but {'the prompt has' if axis in ('p', 'k') else 'there are'} 0..{size - 1}"
     if isinstance(index, slice):
+        if any(end is not None and not -size <= end <= size for end in (index.start, index.stop)):
+            raise InputError(f"target '{name}': {word} {index_words(index)} given, {there}")
         return tuple(sorted(range(size)[index]))
     entries = (index,) if isinstance(index, int) else tuple(index)
     for entry in entries:
         if not -size <= entry < size:
-            word = {"p": "position", "k": "key position"}.get(axis, AXES[axis])
-            holder = "the prompt has" if axis in ("p", "k") else "there are"
-            raise InputError(f"target '{name}': {word} {entry} given, but {holder} 0..{size - 1}")
+            raise InputError(f"target '{name}': {word} {entry} given, {there}")
     return tuple(sorted({entry % size for entry in entries}))
 
 
