@@ -176,8 +176,7 @@ def test_the_head_that_copies_writes_the_answer(kind, model):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("where", ["head", "state"])
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize(("seed", "direction"), [(0, "denoise"), (1, "noise")])
 def test_a_memory_that_alone_answers_is_found_whole(family, where, seed, direction):
     """One head's values at the value's position; or one layer's write there, and its state from there on."""
     lens, layer, head = planted_memory.planted(family, where, seed)
