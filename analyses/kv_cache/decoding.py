@@ -6,8 +6,8 @@ goes on from, before it reads its token; so step 0 is "before generation". Edits
 phases, so that a prompt can be read under one manipulation and answered under another.
 
 How it fails: no step, one below 0, or one beyond the last raises `InputError` before anything runs; so does, when it
-comes to it, a function that returns no state of the model and batch. Rows that have ended are operated on with the
-rest; a batch that ends early never comes to its later steps.
+comes to it, a function that returns no state of the model, the batch and as many tokens read. Rows that have ended are
+operated on with the rest; a batch that ends early never comes to its later steps.
 """
 
 from __future__ import annotations
@@ -46,17 +46,20 @@ class Surgery:
 
     def __post_init__(self) -> None:
         """Refuse steps that there are not."""
-        if self.at == "every":
-            return
-        steps = [self.at] if isinstance(self.at, int) else list(self.at)
-        if not steps or any(type(step) is not int or step < 0 for step in steps):
+        steps = self.steps
+        if self.at != "every" and (not steps or any(type(step) is not int or step < 0 for step in steps)):
             raise InputError(f"decode step {self.at!r} given, expected steps counted from 0, or 'every'")
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps that are named; none for "every"."""
+        if isinstance(self.at, str):
+            return ()
+        return (self.at,) if isinstance(self.at, int) else tuple(self.at)
 
     def acts(self, step: int) -> bool:
         """Whether it is done before a step."""
-        if self.at == "every":
-            return True
-        return step == self.at if isinstance(self.at, int) else step in self.at
+        return self.at == "every" or step in self.steps
 
 
 def generate_with(
@@ -99,10 +102,12 @@ def generate_with(
     first = 1 if boundary == "last_prompt_token" else 0
     last = first + max_new_tokens - 2  # the last token made is not read
     for surgery in surgeries:
-        if surgery.at != "every" and not any(surgery.acts(step) for step in range(last + 1)):
+        beyond = [step for step in surgery.steps if step > last]
+        if beyond:
+            there = f"take steps 0..{last}" if last >= 0 else "take no decode step"
             raise InputError(
-                f"a surgery at decode step {surgery.at} given, but {max_new_tokens} new tokens with boundary "
-                f"{boundary!r} take steps 0..{last}" if last >= 0 else "a surgery given, but there is no decode step"
+                f"a surgery at decode step {', '.join(map(str, beyond))} given, but {max_new_tokens} new tokens with "
+                f"boundary {boundary!r} {there}"
             )
 
     def between(held: HybridState, step: int) -> HybridState:
@@ -124,5 +129,12 @@ def _checked(new: object, old: HybridState) -> HybridState:
     if (new.model, new.batch) != (old.model, old.batch):
         raise InputError(
             f"a surgery returned a state of {new.batch} rows of {new.model}, expected {old.batch} rows of {old.model}"
+        )
+    ours, theirs = new.lengths.tolist(), old.lengths.tolist()
+    if ours != theirs:
+        row = next(i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other)
+        raise InputError(
+            f"a surgery returned a state that has read {ours[row]} tokens in row {row}, expected {theirs[row]}, as "
+            "many as the state that it was given"
         )
     return new

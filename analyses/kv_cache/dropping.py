@@ -22,62 +22,60 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from analyses.kv_cache.places import Indices, KeyPlace, Positions, Where, key_place, layers_of, slots_of
+from analyses.kv_cache.places import (
+    KeyPlace,
+    Positions,
+    WhereKeys,
+    check_where,
+    check_whole,
+    key_place,
+    layers_of,
+    slots_of,
+)
 from hybridlens.errors import InputError
 from hybridlens.layer_state import AttentionState
 from hybridlens.state import HybridState
 
 
-def drop(
-    state: HybridState,
-    positions: Positions,
-    *,
-    layers: Indices = None,
-    heads: Indices = None,
-    rows: Indices = None,
-) -> HybridState:
+def drop(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -> HybridState:
     """The state without the keys and values at some positions.
 
     Args:
         state: not changed.
         positions: absolute; the same for all rows, or a list for each.
-        layers: attention layers; None for all.
-        heads: key/value heads; None for all.
-        rows: rows of the batch; None for all.
+        where: layers, heads and rows; see `places.WhereKeys`.
 
     Raises:
         InputError: see `places`.
+        UnknownNameError: see `places`.
     """
-    return _without(state, key_place(state, layers, heads, positions, None, rows), heads is None)
+    check_where(where, WhereKeys)
+    return _without(state, key_place(state, positions=positions, **where), where.get("heads") is None)
 
 
-def keep(
-    state: HybridState,
-    positions: Positions,
-    *,
-    layers: Indices = None,
-    heads: Indices = None,
-    rows: Indices = None,
-) -> HybridState:
+def keep(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -> HybridState:
     """The state with the keys and values at some positions only, such as a needle's; all else is dropped there.
 
     Takes what `drop` takes and raises the same.
     """
-    place = key_place(state, layers, heads, positions, None, rows)
-    in_rows = slots_of(state, None, rows)
-    return _without(state, place._replace(slots=in_rows & ~place.slots), heads is None)
+    check_where(where, WhereKeys)
+    place = key_place(state, positions=positions, **where)
+    in_rows = slots_of(state, None, where.get("rows"))
+    return _without(state, place._replace(slots=in_rows & ~place.slots), where.get("heads") is None)
 
 
-def keep_last(state: HybridState, n: int, **where: Unpack[Where]) -> HybridState:
+def keep_last(state: HybridState, n: int, **where: Unpack[WhereKeys]) -> HybridState:
     """The state with the newest `n` positions of each row only: a sliding window of n + 1.
 
     Raises:
-        InputError: `n` below 0; see `places`.
+        InputError: `n` is no whole number from 0 on; see `places`.
+        UnknownNameError: see `keep_ends`.
     """
+    check_whole(n, "n", 0)
     return keep_ends(state, 0, n, **where)
 
 
-def keep_ends(state: HybridState, first: int, last: int, **where: Unpack[Where]) -> HybridState:
+def keep_ends(state: HybridState, first: int, last: int, **where: Unpack[WhereKeys]) -> HybridState:
     """The state with the positions 0 … first - 1 and the newest `last` of each row only.
 
     That is the cache of Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks", whose
@@ -88,15 +86,15 @@ def keep_ends(state: HybridState, first: int, last: int, **where: Unpack[Where])
         state: not changed.
         first: how many from the text's beginning, 0 or more.
         last: how many up to the newest, 0 or more.
-        where: layers, heads and rows; see `places.Where`.
+        where: layers, heads and rows; see `places.WhereKeys`.
 
     Raises:
-        InputError: a number below 0, positions or channels given; see `places`.
+        InputError: a number of positions that is no whole number from 0 on; see `places`.
+        UnknownNameError: positions or channels given, since what is kept follows from first and last; see `places`.
     """
-    if first < 0 or last < 0:
-        raise InputError(f"first {first} and last {last} given, expected how many positions to keep, 0 or more")
-    if "positions" in where or "channels" in where:
-        raise InputError("positions or channels given, but what is kept follows from first and last; leave them out")
+    check_whole(first, "first", 0)
+    check_whole(last, "last", 0)
+    check_where(where, WhereKeys)
     place = key_place(state, **where)
     at = state.key_positions
     ends = (at < first) | (at >= state.lengths[:, None] - last)

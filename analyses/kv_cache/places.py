@@ -5,20 +5,21 @@ key slots that each row's next token can see, so that sliding windows, rows of o
 need no care. Every row may have positions of its own: a list of lists, one for each row that is named.
 
 How it fails: a layer of the other kind, a head, channel or row that is not there, and a position that the cache does
-not hold (it never was, has left the window, or was dropped) raise `InputError`, naming those that there are.
+not hold (it never was, has left the window, or was dropped) raise `InputError`, naming those that there are; a name
+that says no place, such as `layer` for `layers`, raises `UnknownNameError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, TypeAlias, TypedDict, cast
+from typing import Literal, NamedTuple, TypeAlias, TypedDict, Unpack, cast
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.layer_state import AttentionState, LayerState, RecurrentState
 from hybridlens.shapes import HeldKeys
 from hybridlens.state import HybridState
@@ -33,18 +34,23 @@ KeyParts: TypeAlias = Literal["keys", "values", "both"]
 PARTS = ("keys", "values", "both")
 
 
-class Where(TypedDict, total=False):
-    """Which keys and values are meant; every entry may be left out."""
+class WhereKeys(TypedDict, total=False):
+    """Which layers, heads and rows are meant; every entry may be left out."""
 
     layers: Indices
     """Attention layers, by their index in the model."""
     heads: Indices
     """Key/value heads."""
+    rows: Indices
+    """Rows of the batch."""
+
+
+class Where(WhereKeys, total=False):
+    """Which keys and values are meant; every entry may be left out."""
+
     positions: Positions
     channels: Indices
     """Channels of each head."""
-    rows: Indices
-    """Rows of the batch."""
 
 
 class KeyPlace(NamedTuple):
@@ -66,27 +72,22 @@ class KeyPlace(NamedTuple):
         return self.keys(held)[..., None] & self.channels.to(held.k.device)
 
 
-def key_place(
-    state: HybridState,
-    layers: Indices = None,
-    heads: Indices = None,
-    positions: Positions = None,
-    channels: Indices = None,
-    rows: Indices = None,
-) -> KeyPlace:
+def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
     """What `Where` names in one state.
 
     Raises:
         InputError: see the module.
+        UnknownNameError: see the module.
     """
-    chosen = layers_of(state, layers, "attention", heads)
+    check_where(where, Where)
+    heads, positions = where.get("heads"), where.get("positions")
+    chosen = layers_of(state, where.get("layers"), "attention", heads)
     example = cast(AttentionState, state.layers[chosen[0]])
-    slots = slots_of(state, positions, rows)
     place = KeyPlace(
         chosen,
         _mask(heads, example.k.shape[1], "key/value head"),
-        slots,
-        _mask(channels, example.k.shape[3], "channel"),
+        slots_of(state, positions, where.get("rows")),
+        _mask(where.get("channels"), example.k.shape[3], "channel"),
     )
     if positions is not None:
         for layer in chosen:
@@ -205,6 +206,34 @@ def check_name(given: str, known: tuple[str, ...], what: str = "part") -> None:
     """
     if given not in known:
         raise UnknownNameError(f"{what} {given!r} does not exist; expected one of {', '.join(known)}")
+
+
+def check_where(where: Mapping[str, object], kind: type) -> None:
+    """Refuse a name that says no place, which would otherwise change everything.
+
+    Args:
+        where: what was given by name.
+        kind: the `TypedDict` whose names there are.
+
+    Raises:
+        UnknownNameError: naming those that there are.
+    """
+    known = tuple(kind.__annotations__)
+    for name in where:
+        if name not in known:
+            near = closest(name, known, 1)
+            raise UnknownNameError(f"{name!r} given, but a place is named by {', '.join(known)} here{near}")
+
+
+def check_whole(given: object, what: str, least: int, most: int | None = None) -> None:
+    """Refuse what is no whole number, or one out of range.
+
+    Raises:
+        InputError: with the range.
+    """
+    if type(given) is not int or given < least or (most is not None and given > most):
+        span = f"from {least} on" if most is None else f"from {least} to {most}"
+        raise InputError(f"{what} {given!r} given, expected a whole number {span}")
 
 
 def shown(positions: Sequence[int]) -> str:

@@ -5,19 +5,20 @@ position, and one state, which has no positions. "conv" is the first, "recurrent
 `surgery`, the given state is never written to and every row is changed by itself.
 
 How it fails: an attention layer, a channel or row that is not there, positions asked of the recurrent state, or
-outside what the convolution holds, and states that do not fit each other raise `InputError` with one line.
+outside what the convolution holds, heads, which recurrent layers have none of, and states that do not fit each other
+raise `InputError` with one line; a name that says no place, such as `layer`, raises `UnknownNameError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal, TypeAlias, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor
 
-from analyses.kv_cache.places import Indices, check_name, indices, layers_of, rows_of_batch, shown
+from analyses.kv_cache.places import Indices, check_name, check_where, indices, layers_of, rows_of_batch, shown
 from analyses.kv_cache.swapping import check_same
 from hybridlens.errors import InputError
 from hybridlens.layer_state import RecurrentState
@@ -27,17 +28,22 @@ RecurrentParts: TypeAlias = Literal["conv", "recurrent", "both"]
 PARTS = ("conv", "recurrent", "both")
 
 
-class RecurrentWhere(TypedDict, total=False):
-    """Which recurrent memories are meant; every entry may be left out."""
+class WhereLayers(TypedDict, total=False):
+    """Which recurrent layers and rows are meant; every entry may be left out."""
 
     layers: Indices
     """Recurrent layers, by their index in the model."""
+    rows: Indices
+    """Rows of the batch."""
+
+
+class RecurrentWhere(WhereLayers, total=False):
+    """Which recurrent memories are meant; every entry may be left out."""
+
     channels: Indices
     """Recurrent channels."""
     positions: Indices
     """Absolute positions of convolution inputs, the same for all rows; of part "conv" only."""
-    rows: Indices
-    """Rows of the batch."""
 
 
 def zero_recurrent(
@@ -51,7 +57,7 @@ def zero_recurrent(
     return _rewritten(state, parts, where, lambda x, *_: torch.zeros_like(x))
 
 
-def reset(state: HybridState, *, layers: Indices = None, rows: Indices = None) -> HybridState:
+def reset(state: HybridState, **where: Unpack[WhereLayers]) -> HybridState:
     """Whole recurrent layers put back to what a row holds that has read nothing.
 
     In both families that is 0 everywhere. The row goes on at its own position all the same, where RecurrentGemma's
@@ -60,7 +66,8 @@ def reset(state: HybridState, *, layers: Indices = None, rows: Indices = None) -
     Raises:
         InputError: see the module.
     """
-    return zero_recurrent(state, layers=layers, rows=rows)
+    _check_where(where, WhereLayers)
+    return zero_recurrent(state, **where)
 
 
 def decay(
@@ -146,6 +153,7 @@ def _rewritten(
 ) -> HybridState:
     """The state with what `fn` makes of some memories; all else is shared with the given one."""
     check_name(parts, PARTS)
+    _check_where(where, RecurrentWhere)
     chosen = layers_of(state, where.get("layers"), "recurrent")
     rows = torch.zeros(state.batch, dtype=torch.bool)
     rows[rows_of_batch(state, where.get("rows"))] = True
@@ -168,6 +176,14 @@ def _rewritten(
             recurrent = torch.where(meant.to(recurrent.device), new, recurrent)
         layers[layer] = RecurrentState(conv, recurrent)
     return replace(state, layers=tuple(layers))
+
+
+def _check_where(where: Mapping[str, object], kind: type) -> None:
+    """Refuse heads, and names that say no place."""
+    for name in ("heads", "head"):
+        if name in where:
+            raise InputError(f"{name} {where[name]!r} given, but recurrent layers have no heads; leave {name} out")
+    check_where(where, kind)
 
 
 def _taps(state: HybridState, positions: Indices, rows: Tensor, taps: int) -> Tensor:

@@ -7,7 +7,7 @@ positions, keeps the rotations of where it came from.
 
 What each row gets depends on that row alone, so that a row gives in any batch what it gives by itself.
 
-How it fails: see `places`; numbers out of range raise `InputError` with one line.
+How it fails: see `places`; numbers out of range, or not whole where they count, raise `InputError` with one line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.kv_cache.places import PARTS, KeyParts, Where, check_name, key_place, layers_of, rewritten
+from analyses.kv_cache.places import PARTS, KeyParts, Where, check_name, check_whole, key_place, layers_of, rewritten
 from hybridlens.errors import InputError
 from hybridlens.layer_state import AttentionState
 from hybridlens.shapes import HeldKeys
@@ -108,13 +108,12 @@ def noise(
         where: see `places.Where`.
 
     Raises:
-        InputError: a scale or seed below 0; see `places`.
+        InputError: a scale below 0, or a seed that is no whole number from 0 on; see `places`.
     """
     check_name(parts, PARTS)
     if not 0 <= scale < float("inf"):
         raise InputError(f"scale {scale} given, expected a number of root mean squares from 0 on")
-    if seed < 0:
-        raise InputError(f"seed {seed} given, expected 0 or more")
+    check_whole(seed, "seed", 0)
     longest = int(state.lengths.max())
 
     def noisy(x: HeldKeys, held: AttentionState, layer: int, part: str) -> Tensor:
@@ -146,12 +145,11 @@ def quantise(
         where: what is rounded; a group is made of entries meant only.
 
     Raises:
-        InputError: bits out of range; see `places`.
+        InputError: bits that are no whole number, or out of range; see `places`.
         UnknownNameError: a grouping that does not exist.
     """
     check_name(parts, PARTS)
-    if not 1 <= bits <= 16:
-        raise InputError(f"bits {bits} given, expected 1 to 16")
+    check_whole(bits, "bits", 1, 16)
     check_name(per, GROUPS, "grouping")
     place, axis = key_place(state, **where), 3 if per == "position" else 2
 
