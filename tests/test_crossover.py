@@ -1,8 +1,10 @@
 """Crossover and damage maps: planted memories are found, and every number is that of a plain run of its own."""
 
+import json
 import warnings
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from models import FAMILIES
@@ -16,7 +18,7 @@ from analyses import kv_cache
 from analyses.kv_cache import Crossover, DamageMap, Mix, PromptPair
 from analyses.kv_cache.telling import contrast
 from hybridlens import niah
-from hybridlens.errors import InputError, ResultsError
+from hybridlens.errors import InputError, ResultsError, UnknownNameError
 from hybridlens.layer_state import AttentionState, RecurrentState
 from hybridlens.niah import Rule
 from hybridlens.state import HybridState
@@ -296,12 +298,43 @@ def test_bad_mixes_and_maps_are_one_clear_line(lens: hl.HybridLens) -> None:
         kv_cache.crossover(lens, pairs, [wrong])
     with pytest.raises(InputError, match="two mixes are called 'wrong'"):
         kv_cache.crossover(lens, pairs, [wrong, wrong])
-    with pytest.raises(InputError, match="0 pairs and batches of 96 rows given"):
+    with pytest.raises(InputError, match="no pair of prompts given"):
         kv_cache.crossover(lens, [])
-    with pytest.raises(InputError, match="steps of 0 positions"):
+    with pytest.raises(InputError, match=r"mix 'far' has layer 99, but the model has layers 0\.\.5"):
+        kv_cache.crossover(lens, pairs, [Mix("far", "", frozenset({(99, "conv")}))])
+    with pytest.raises(InputError, match=r"mix 'far' has layer 99, but the model has layers 0\.\.5"):
+        kv_cache.crossover(lens, pairs, [Mix("far", "", frozenset(), frozenset({(99, 0)}))])
+    with pytest.raises(UnknownNameError, match=r"mix 'x': memory 'key' does not exist; expected one of keys, values, "):
+        Mix("x", "y", frozenset({(2, "key")}))
+    with pytest.raises(InputError, match="seed -1 given"):
+        kv_cache.prompt_pairs(lens.tokenizer, [100], [0], kv_cache.needle_pairs(["paper"]), seed=-1)
+    for rows in (0, -1):
+        for call in (
+            lambda rows=rows: kv_cache.drop_map(lens, pairs[0], rows=rows),
+            lambda rows=rows: kv_cache.recurrent_map(lens, pairs[0], rows=rows),
+            lambda rows=rows: kv_cache.crossover(lens, pairs, rows=rows),
+        ):
+            with pytest.raises(InputError, match=f"rows {rows} given, expected a whole number from 1 on"):
+                call()
+    for make_map in (kv_cache.drop_map, kv_cache.recurrent_map):
+        with pytest.raises(InputError, match="no group of layers given"):
+            make_map(lens, pairs[0], groups=[])
+    with pytest.raises(InputError, match="block 0 given, expected a whole number from 1 on"):
         kv_cache.drop_map(lens, pairs[0], block=0)
+    with pytest.raises(InputError, match="every 0 given, expected a whole number from 1 on"):
+        kv_cache.recurrent_map(lens, pairs[0], every=0)
     with pytest.raises(InputError, match="recurrent layers have none"):
         kv_cache.recurrent_map(lens, pairs[0], groups=[kv_cache.Group("x", (ssm,), (0,))])
+
+
+def test_other_ways_of_taking_away_are_refused(lens: hl.HybridLens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the tests' type checker, as users run it: the checker would refuse them first."""
+    (pair,) = random_pairs(lens, 1)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(UnknownNameError, match="how 'resett' does not exist; expected one of reset, replace"):
+        kv_cache.recurrent_map(lens, pair, how="resett")
+    with pytest.raises(UnknownNameError, match="part 'state' does not exist; expected one of conv, recurrent, both"):
+        kv_cache.recurrent_map(lens, pair, parts="state")
 
 
 # Results.
@@ -320,6 +353,8 @@ def test_results_come_back_from_disk(tmp_path: Path) -> None:
     assert 0 < shares.b.interval.low < 1 == shares.b.interval.high
     with pytest.raises(ResultsError, match=r"no answer under mix .* with the needle outside the window"):
         loaded.shares("kv A, conv A, recurrent B", inside=False)
+    with pytest.raises(InputError, match="seed -1 given, expected a whole number from 0 on"):
+        loaded.shares("kv A, conv A, recurrent B", seed=-1)
     with pytest.raises(ResultsError, match="no answer under mix 'nothing'; there are 'kv A, conv A, recurrent A'"):
         loaded.shares("nothing")
     found = kv_cache.recurrent_map(lens, pairs[0], every=6, max_new_tokens=1)
@@ -331,6 +366,11 @@ def test_results_come_back_from_disk(tmp_path: Path) -> None:
     for group, regions in found.regions().items():
         assert again.regions()[group] == pytest.approx(regions, abs=1e-6)
     assert found.tokens[-1] == "ask"
+    value = json.loads((tmp_path / "map.json").read_text())
+    for name, column in (("held", value["held"][1:]), ("changed", value["intact"])):
+        (tmp_path / "short.json").write_text(json.dumps({**value, name: column}))
+        with pytest.raises(ResultsError, match="is a damaged map"):
+            DamageMap.load(tmp_path / "short.json")
     with pytest.raises(ResultsError, match="is not a crossover"):
         Crossover.load(tmp_path / "map.json")
     with pytest.raises(ResultsError, match="cannot be read"):

@@ -21,6 +21,7 @@ from analyses.kv_cache.crossover_results import CrossCell, Crossover
 from analyses.kv_cache.decoding import generate_with
 from analyses.kv_cache.mixes import Mix, check_mixes, mixes
 from analyses.kv_cache.pairs import PromptPair
+from analyses.kv_cache.places import check_whole
 from analyses.kv_cache.telling import logprobs
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
@@ -56,9 +57,10 @@ def crossover(
         InputError: no pairs, mixes that do not fit, or prompts that do not fit the model's context.
     """
     wanted = mixes(lens.cfg) if chosen is None else list(chosen)
-    check_mixes(wanted)
-    if not pairs or rows < 1:
-        raise InputError(f"{len(pairs)} pairs and batches of {rows} rows given, expected at least one of each")
+    check_mixes(wanted, lens.cfg)
+    check_whole(rows, "rows", 1)
+    if not pairs:
+        raise InputError("no pair of prompts given, expected at least one")
     cells: dict[tuple[str, int], CrossCell] = {}
     for numbers, states in _read(lens, pairs, edits, rows):
         for batch in _batches(wanted, len(numbers), rows):

@@ -1,7 +1,8 @@
 """`Crossover`: which needle a model told from each mixture of two memories, as a typed result on disk.
 
-Every answer is a cell. Shares are means over cells with bootstrap intervals of `hybridlens.results.statistics`; cells
-are prompts, each with its own filler, depth and pair of needles.
+Every answer is a cell. Shares are means over cells with the 95 % intervals of `hybridlens.results.statistics`
+(bootstrap, widened where so few prompts may all be of one kind by chance); cells are prompts, each with its own filler,
+depth and pair of needles.
 
 How it fails: a share of no cells, and a file that holds no crossover, raise `ResultsError`. Cells of one pair of
 needles are more alike than others, so that intervals over few pairs are too narrow for a claim about all needles.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analyses.kv_cache.mixes import Mix
+from analyses.kv_cache.places import check_whole
 from hybridlens.errors import ResultsError
 from hybridlens.results import Interval, bootstrap_interval, write_json
 
@@ -98,11 +100,13 @@ class Crossover:
             mix: its name.
             inside: True for prompts whose whole needle the last token still sees, False for those of whose needle
                 it sees nothing; None for all.
-            seed: of the bootstrap.
+            seed: of the intervals' draws, 0 or more.
 
         Raises:
+            InputError: a seed below 0.
             ResultsError: there are no such answers.
         """
+        check_whole(seed, "seed", 0)
         cells = [cell for cell in self.cells if cell.mix == mix and is_inside(cell, inside)]
         if not cells:
             where = {None: "", True: " with the needle inside the window", False: " with the needle outside the window"}

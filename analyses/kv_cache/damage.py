@@ -123,7 +123,7 @@ class DamageMap:
         """
         value = read_json(path, FORMAT, "damage map")
         try:
-            return cls(
+            found = cls(
                 str(value["what"]),
                 str(value["model"]),
                 str(value["pair"]),
@@ -137,6 +137,11 @@ class DamageMap:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ResultsError(f"'{path}' is a damaged map ({error}); make it again") from error
+        rows = len(found.groups) * len(found.places)
+        sizes = [tuple(column.shape) for column in (*found.intact, *found.changed)]
+        if len(found.held) != len(found.places) or sizes != [(1,)] * 4 + [(rows,)] * 4:
+            raise ResultsError(f"'{path}' is a damaged map (parts of other lengths); make it again")
+        return found
 
 
 def _listed(values: Retrieval) -> dict[str, list[float]]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from analyses.kv_cache.crossover_results import CrossCell, Crossover, Share, is_inside
 from analyses.kv_cache.mixes import Mix
+from analyses.kv_cache.places import check_whole
 from hybridlens.errors import ResultsError
 from hybridlens.results import bootstrap_interval
 
@@ -94,11 +95,13 @@ def following(found: Crossover, memory: Memory, inside: bool | None = None, *, s
         found: with both mixes of the memory, and the one in which nothing is exchanged.
         memory: such as `KEYS_AND_VALUES`.
         inside: as in `Crossover.shares`.
-        seed: of the bootstrap.
+        seed: of the intervals' draws, 0 or more.
 
     Raises:
+        InputError: a seed below 0.
         ResultsError: there are no such answers.
     """
+    check_whole(seed, "seed", 0)
     only, all_but, intact = (_cells(found, name, inside) for name in (memory.only, memory.all_but, INTACT))
 
     def share(one: str, other: str) -> Share:

@@ -7,15 +7,18 @@ each recurrent layer, with its convolution, without it, and the convolution alon
 heads, each of these. For each layer and head there are both "only" (nothing but this from B: is it enough?) and "all
 but" (everything but this from B: is it needed?).
 
-How it fails: a memory that a layer does not have raises `InputError` when a state is mixed.
+How it fails: the name of no memory raises `UnknownNameError` when a mix is made; a layer or head that the model lacks,
+or a memory that its layer lacks, raises `InputError` before a crossover begins, or when a state is mixed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal, TypeAlias
 
+from analyses.kv_cache.places import check_name
 from analyses.kv_cache.recurrent import swap_recurrent
 from analyses.kv_cache.swapping import swap
 from hybridlens.errors import InputError
@@ -36,12 +39,20 @@ class Mix:
         from_b: (layer, memory) of everything that comes from B whole.
         heads_from_b: (layer, key/value head) of those whose keys and values come from B in layers whose other heads'
             come from A.
+
+    Raises:
+        UnknownNameError: a memory that is none of `MEMORIES`.
     """
 
     name: str
     group: str
     from_b: frozenset[tuple[int, str]]
     heads_from_b: frozenset[tuple[int, int]] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Refuse a memory that would not be mixed."""
+        for _, memory in sorted(self.from_b, key=str):
+            check_name(memory, MEMORIES, f"mix {self.name!r}: memory")
 
     def of(self, a: HybridState, b: HybridState) -> HybridState:
         """The mixed state, row for row; tensors that come whole from A are A's own.
@@ -114,8 +125,8 @@ def _by_head(layer: int, n_heads: int, everything: frozenset[tuple[int, str]]) -
     return found
 
 
-def check_mixes(given: list[Mix]) -> None:
-    """Refuse no mixes, or two of one name.
+def check_mixes(given: Sequence[Mix], cfg: LensConfig) -> None:
+    """Refuse no mixes, two of one name, and layers that a model lacks.
 
     Raises:
         InputError: what is wrong.
@@ -124,3 +135,8 @@ def check_mixes(given: list[Mix]) -> None:
     if not names or len(set(names)) < len(names):
         twice = next((name for name in names if names.count(name) > 1), None)
         raise InputError("no mix given" if twice is None else f"two mixes are called {twice!r}; give each its own name")
+    for mix in given:
+        layers = sorted({layer for layer, _ in (*mix.from_b, *mix.heads_from_b)})
+        lacking = [layer for layer in layers if not 0 <= layer < cfg.n_layers]
+        if lacking:
+            raise InputError(f"mix {mix.name!r} has layer {lacking[0]}, but the model has layers 0..{cfg.n_layers - 1}")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from analyses.kv_cache.places import check_whole
 from analyses.kv_cache.twins import NeedlePair, needle_pairs
 from hybridlens import niah
 from hybridlens.errors import InputError
@@ -109,12 +110,13 @@ def prompt_pairs(
             into unequal numbers of tokens, which are warned about.
         haystack: the filler; the built-in essays of `seed` by default.
         template: "base" or "instruct".
-        seed: of the built-in essays.
+        seed: of the built-in essays, 0 or more.
 
     Raises:
-        InputError: needles of other questions, or of unequal numbers of tokens, or that no rubric tells apart; and
-            see `niah.grid`.
+        InputError: needles of other questions, or of unequal numbers of tokens, or that no rubric tells apart; a seed
+            below 0, whose essays are those of another; and see `niah.grid`.
     """
+    check_whole(seed, "seed", 0)
     chosen = _fitting(tokenizer) if needles is None else list(needles)
     made: list[PromptPair] = []
     for pair in chosen:

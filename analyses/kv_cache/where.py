@@ -26,7 +26,8 @@ from analyses.kv_cache.damage import DamageMap, Retrieval
 from analyses.kv_cache.decoding import generate_with
 from analyses.kv_cache.dropping import drop
 from analyses.kv_cache.pairs import PromptPair
-from analyses.kv_cache.recurrent import RecurrentParts, swap_recurrent, zero_recurrent
+from analyses.kv_cache.places import check_name, check_whole
+from analyses.kv_cache.recurrent import PARTS, RecurrentParts, swap_recurrent, zero_recurrent
 from analyses.kv_cache.telling import logprobs
 from hybridlens.errors import InputError
 from hybridlens.families import LensConfig
@@ -37,6 +38,7 @@ from hybridlens.state import HybridState
 from hybridlens.tokens import to_strings
 
 How: TypeAlias = Literal["reset", "replace"]
+HOWS = ("reset", "replace")
 
 
 class Group(NamedTuple):
@@ -89,10 +91,10 @@ def drop_map(
         rows: of a batch.
 
     Raises:
-        InputError: a block below 1, or groups of recurrent layers.
+        InputError: a block or rows below 1, no group, or groups of recurrent layers.
     """
-    chosen = attention_groups(lens.cfg) if groups is None else list(groups)
-    places = _places(pair.length - 1, block)
+    chosen = _chosen(attention_groups(lens.cfg) if groups is None else groups, rows)
+    places = _places(pair.length - 1, block, "block")
     state, _ = read_pairs(lens, [pair], edits)
     visible = set(state.key_positions[0][state.visible[0]].tolist())
     held = [sorted(visible & set(range(*place))) for place in places]
@@ -133,12 +135,15 @@ def recurrent_map(
         rows: of a batch.
 
     Raises:
-        InputError: a step below 1, or groups of attention layers or heads.
+        InputError: a step or rows below 1, no group, or groups of attention layers or heads.
+        UnknownNameError: another way, or other parts.
     """
-    chosen = recurrent_groups(lens.cfg) if groups is None else list(groups)
+    check_name(how, HOWS, "how")
+    check_name(parts, PARTS)
+    chosen = _chosen(recurrent_groups(lens.cfg) if groups is None else groups, rows)
     if any(group.heads is not None for group in chosen):
         raise InputError("heads given, but recurrent layers have none; leave them out")
-    places = _places(pair.length - 1, every)
+    places = _places(pair.length - 1, every, "every")
     intact, _ = read_pairs(lens, [pair], edits)
     snapshots = list(_snapshots(lens, pair, places, edits))
 
@@ -182,9 +187,15 @@ def retrieval(
     return Retrieval(likely.a, likely.b, *scores)
 
 
-def _places(length: int, step: int) -> list[Span]:
-    if step < 1:
-        raise InputError(f"steps of {step} positions given, expected at least 1")
+def _chosen(groups: Sequence[Group], rows: int) -> list[Group]:
+    check_whole(rows, "rows", 1)
+    if not groups:
+        raise InputError("no group of layers given, expected at least one; leave groups out for all")
+    return list(groups)
+
+
+def _places(length: int, step: int, what: str) -> list[Span]:
+    check_whole(step, what, 1)
     return [(start, min(start + step, length)) for start in range(0, length, step)]
 
 
