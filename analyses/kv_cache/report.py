@@ -1,6 +1,8 @@
 """`report.html` of the crossover: which memory holds the needle, in sentences, then every share and map.
 
-How it fails: an old report stays where the new one cannot be written whole.
+What the intervals of few prompt pairs leave open is called too few to tell, with the numbers, and not a finding.
+
+How it fails: an old report stays where the new one cannot be written whole, which raises `ResultsError`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from analyses.kv_cache.following import (
     layer_memories,
     regions,
 )
+from hybridlens.errors import ResultsError
 from hybridlens.viz.article import Article, write_article
 from hybridlens.viz.page import day
 from hybridlens.viz.words import percent
@@ -45,8 +48,15 @@ def write_crossover_report(
         found: the answers.
         maps: by name, as `analyses.kv_cache.folder` has them.
         record: its `run.json`.
+
+    Raises:
+        ResultsError: the report cannot be written.
     """
-    return write_article(folder, article_of(found, maps, record), record)
+    article = article_of(found, maps, record)
+    try:
+        return write_article(folder, article, record)
+    except OSError as error:
+        raise ResultsError(f"no report can be written in '{folder}' ({error.strerror}); name another folder") from error
 
 
 def article_of(found: Crossover, maps: Mapping[str, DamageMap], record: Mapping[str, Any]) -> Article:
@@ -90,25 +100,35 @@ def _holds(found: Crossover, inside: bool, where: str) -> str:
     if intact.memory.mean < NOTHING:
         return (
             f"Nothing can be said of where the needle is held{where}: the model tells it in {_share(intact)} of "
-            f"{intact.n} prompt pairs, with nothing exchanged."
+            f"{_pairs(intact.n)}, with nothing exchanged."
         )
     keys, values = sections.keys_alone(found, inside)
+    verdict = _verdict(kv, recurrent) or f"{_too_few(intact.n)} which kind of memory holds the needle"
     return (
-        f"{_verdict(kv, recurrent)}{where}: set against all else, keys and values decide {_share(kv)} of the answers "
-        f"and recurrent states {_share(recurrent)} ({intact.n} prompt pairs, either way round; untouched, the model "
+        f"{verdict}{where}: set against all else, keys and values decide {_share(kv)} of the answers "
+        f"and recurrent states {_share(recurrent)} ({_pairs(intact.n)}, either way round; untouched, the model "
         f"tells {percent(intact.memory.mean)}). With the values alone from the other prompt {percent(values)} tell "
         f"the other needle, with the keys alone {percent(keys)}."
     )
 
 
-def _verdict(kv: Following, recurrent: Following) -> str:
+def _verdict(kv: Following, recurrent: Following) -> str | None:
+    """What the shares of both kinds of memory support; None where there are too few prompt pairs to tell.
+
+    One holds the needle where more than `ENOUGH` of the answers follow it and its interval lies above the other's.
+    Neither decides where both intervals end below `ENOUGH`, and either does where both begin above it.
+    """
     if kv.memory.mean > ENOUGH and kv.memory.interval.low > recurrent.memory.interval.high:
         return "Keys and values hold the needle, and not the recurrent state"
     if recurrent.memory.mean > ENOUGH and recurrent.memory.interval.low > kv.memory.interval.high:
         return "The recurrent states hold the needle, and not keys and values"
-    if max(kv.memory.mean, recurrent.memory.mean) <= NOTHING:
-        return "No kind of memory holds the needle by itself"
-    return "Neither kind of memory alone decides which needle is told"
+    if max(kv.memory.interval.high, recurrent.memory.interval.high) < ENOUGH:
+        if max(kv.memory.mean, recurrent.memory.mean) <= NOTHING:
+            return "No kind of memory holds the needle by itself"
+        return "Neither kind of memory alone decides which needle is told"
+    if min(kv.memory.interval.low, recurrent.memory.interval.low) > ENOUGH:
+        return "Either kind of memory decides which needle is told, when it alone is exchanged"
+    return None
 
 
 def _which_layer(found: Crossover, inside: bool) -> list[str]:
@@ -119,14 +139,18 @@ def _which_layer(found: Crossover, inside: bool) -> list[str]:
     if not best:
         most = [max(shares, key=lambda both: both[1].shift)] if shares else []
         return [
-            f"No memory of a single layer decides an answer by itself; the words' log-probability is moved most by "
-            f"{one.memory.words} ({sections.shift_words(share.shift)})."
+            f"No memory of a single layer decided as many as {percent(NOTHING)} of the answers of {_pairs(share.n)} by "
+            f"itself; the words' log-probability is moved most by {one.memory.words} "
+            f"({sections.shift_words(share.shift)})."
             for one, share in most
         ]
     named = "; ".join(f"{one.memory.words}: {_share(share)}" for one, share in best)
-    alone = "Of single memories, the answer follows" if best[0][1].memory.mean > ENOUGH else (
-        "No memory of a single layer or head decides most answers by itself; the answer follows"
-    )
+    if best[0][1].memory.interval.low > ENOUGH:
+        alone = "Of single memories, the answer follows"
+    elif max(share.memory.interval.high for _, share in shares) < ENOUGH:
+        alone = "No memory of a single layer or head decides most answers by itself; the answer follows"
+    else:
+        alone = f"{_too_few(best[0][1].n)} whether a single memory decides most answers; these follow"
     return [f"{alone} {named}."]
 
 
@@ -140,14 +164,17 @@ def _outside(found: Crossover, window: int | None) -> str:
     intact, kv, recurrent = (following(found, memory, False) for memory in (EVERYTHING, KEYS_AND_VALUES, RECURRENT))
     begin = f"Once the needle has left the window of {window} tokens"
     if intact.memory.mean < NOTHING:
+        sure = intact.memory.interval.high < ENOUGH
+        verdict = "nothing keeps it" if sure else f"{_too_few(intact.n)} whether anything keeps it"
         return (
-            f"{begin}, nothing keeps it: the model tells it in {_share(intact)} of {intact.n} prompt pairs, and "
-            f"exchanging all that it remembers moves the preference for the other needle's words by "
+            f"{begin}, {verdict}: the model tells it in {_share(intact)} of {_pairs(intact.n)}, and exchanging all "
+            f"that it remembers moves the preference for the other needle's words by "
             f"{sections.shift_words(intact.shift)} (keys and values {sections.shift_words(kv.shift)}, recurrent states "
             f"{sections.shift_words(recurrent.shift)}){_compared(found)}."
         )
+    unsure = f" ({_too_few(kv.n)} which)" if _verdict(kv, recurrent) is None else ""
     return (
-        f"{begin}, the model still tells it in {_share(intact)} of {intact.n} prompt pairs; what keeps it: keys and "
+        f"{begin}, the model still tells it in {_share(intact)} of {_pairs(intact.n)}; what keeps it{unsure}: keys and "
         f"values of later tokens decide {_share(kv)} of the answers, recurrent states {_share(recurrent)}. "
         f"{' '.join(_which_layer(found, False))}"
     ).strip()
@@ -185,6 +212,14 @@ def _worst(found: DamageMap) -> str:
     return f"{text}{'' if most == group else alone})"
 
 
+def _pairs(n: int) -> str:
+    return "1 prompt pair" if n == 1 else f"{n} prompt pairs"
+
+
+def _too_few(n: int) -> str:
+    return f"{_pairs(n)} {'is' if n == 1 else 'are'} too few to tell"
+
+
 def _share(one: Following) -> str:
     """A share that follows the memory, with its interval."""
     low, high = one.memory.interval
@@ -206,14 +241,14 @@ def _notes(found: Crossover) -> tuple[str, ...]:
 
 def _origin(found: Crossover, record: Mapping[str, Any]) -> str:
     """One line: how much was answered, of what, when."""
-    pairs = len({(cell.pair, cell.length, cell.depth) for cell in found.cells})
+    pairs = _pairs(len({(cell.pair, cell.length, cell.depth) for cell in found.cells}))
     needles = len({cell.pair for cell in found.cells})
     lengths = sorted({cell.length for cell in found.cells})
     parts = [
-        f"{len(found.cells):,} answers from {len(found.mixes)} mixes of {pairs} prompt pairs",
-        f"{needles} pairs of needles",
+        f"{len(found.cells):,} answers from {len(found.mixes)} mixes of {pairs}",
+        f"{needles} {'pair' if needles == 1 else 'pairs'} of needles",
         f"{', '.join(map(str, lengths))} tokens",
-        "shares with 95 % bootstrap intervals over prompt pairs",
+        "shares with 95 % intervals over prompt pairs",
         f"seed {record.get('seed')}",
         day(record),
     ]
