@@ -6,6 +6,7 @@ the command with random ones.
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -123,8 +124,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     counted("crossover", kv_cache.crossover, 99)
     assert main(command(jamba, cut, *more)) == 130
     assert done == ["crossover", "crossover", "crossover", "recurrent_map"]
-    torn = next((cut / "parts").rglob("crossover-1.json"))
-    torn.write_text(torn.read_text()[:100])
+    for torn in (next((cut / "parts").rglob("crossover-1.json")), cut / "crossover.json"):
+        torn.write_text(torn.read_text()[:100])
     counted("recurrent_map", kv_cache.recurrent_map, 99)
     assert main(command(jamba, cut, *more)) == 0
     assert done[4:] == ["crossover", "recurrent_map"], "the torn part and the map that was not made"
@@ -141,9 +142,10 @@ def test_a_killed_run_goes_on_and_ends_the_same(
         (["--lengths", "many"], "--lengths 'many' given, expected whole numbers"),
         (["--depths", "0,200"], "200"),
         (["--lengths", "12"], "12"),
-        (["--block", "0"], "blocks of 0 positions"),
-        (["--max-new-tokens", "0"], "0 new tokens given"),
-        (["--rows", "0"], "0 rows given"),
+        (["--block", "0"], "block 0 given, expected a whole number from 1 on"),
+        (["--max-new-tokens", "0"], "max_new_tokens 0 given"),
+        (["--rows", "0"], "rows 0 given, expected a whole number from 1 on"),
+        (["--seed", "-1"], "seed -1 given, expected a whole number from 0 on"),
         (["--lengths", "399"], "401 tokens.*400"),
     ],
 )
@@ -151,7 +153,84 @@ def test_bad_options_are_one_line(
     more: list[str], message: str, jamba: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert re.search(message, refused(command(jamba, tmp_path / "run", *more), capsys))
-    assert not (tmp_path / "run" / "crossover.json").exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(jamba: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of few mixes, to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(crossover_folder, "mixes", lambda cfg: kv_cache.mixes(cfg, by_layer=False))
+        patched.setattr("hybridlens.viz.page._plotly_bundle", lambda: "// plotly")
+        assert main(command(jamba, folder)) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("harm", "again"),
+    [
+        ({"maps/inside-reset.json": None}, ["recurrent_map"]),
+        ({"maps/inside-dropped.json": "{", "maps/inside-replaced.json": '{"format": "another"}'},
+         ["drop_map", "recurrent_map"]),
+        ({"crossover.json": "damaged"}, ["crossover"]),
+        ({"crossover.json": None, "maps/inside-dropped.json": None}, ["crossover", "drop_map"]),
+        ({"crossover.json": "fewer cells"}, ["crossover"]),
+    ],
+)  # fmt: skip
+def test_a_finished_folder_is_repaired(
+    harm: dict[str, str | None], again: list[str], finished: Path, jamba: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What is missing or damaged is made again, and nothing else; then all files are what they were before."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    kept = sorted(str(path.relative_to(out)) for path in out.rglob("*.json"))
+    before = {name: json.loads((out / name).read_text()) for name in kept if name != "run.json"}
+    for name, text in harm.items():
+        if text == "fewer cells":
+            text = json.dumps(before[name] | {"cells": before[name]["cells"][1:]})
+        (out / name).unlink() if text is None else (out / name).write_text(text)
+    done: list[str] = []
+
+    def counted(name: str, real: Any) -> None:
+        monkeypatch.setattr(crossover_folder, name, lambda *given, **more: done.append(name) or real(*given, **more))
+
+    monkeypatch.setattr(crossover_folder, "mixes", lambda cfg: kv_cache.mixes(cfg, by_layer=False))
+    for name in ("crossover", "drop_map", "recurrent_map"):
+        counted(name, getattr(kv_cache, name))
+    assert main(command(jamba, out)) == 0
+    assert done == again
+    assert {name: json.loads((out / name).read_text()) for name in before} == before
+    record = json.loads((out / "run.json").read_text())
+    assert (record["status"], len(record["sessions"])) == ("complete", 2)
+    assert not (out / "parts").exists()
+
+
+def test_folders_that_cannot_be_written_are_one_line(
+    finished: Path, jamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files in the place of folders, folders in the place of files, and a system that refuses to write."""
+    monkeypatch.setattr(crossover_folder, "mixes", lambda cfg: kv_cache.mixes(cfg, by_layer=False))
+    for number, (name, kind) in enumerate((("run.json", "folder"), ("parts", "file"), ("maps", "file"))):
+        out = tmp_path / str(number)
+        out.mkdir()
+        (out / name).mkdir() if kind == "folder" else (out / name).touch()
+        assert re.search(rf"{name}.*' cannot be used \(.*\); name another --out", refused(command(jamba, out), capsys))
+
+    def read_only(path: Path, data: bytes) -> Path:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    monkeypatch.setattr("hybridlens.viz.article.write_atomic", read_only)
+    line = refused(command(jamba, out), capsys)
+    assert line.endswith(f"no report can be written in '{out}' (Permission denied); name another folder")
+    monkeypatch.setattr("hybridlens.results.provenance.write_atomic", read_only)
+    out = tmp_path / "new"
+    out.mkdir()
+    assert "run.json' cannot be used (Permission denied); name another --out folder" in refused(
+        command(jamba, out), capsys)  # fmt: skip
 
 
 # What the report says.
@@ -241,6 +320,72 @@ def test_what_keeps_a_needle_outside_the_window(keeps: str | None, says: str) ->
     assert "left the window of 64 tokens" in said[2]
     partial = [replace(cell, seen=0.5) for cell in cells]
     assert sections.partly(Crossover("m", mixes, tuple(partial), 1)) == 24
+
+
+def answers(kv: str, recurrent: str, told: str = "", seen: float = 1.0) -> Crossover:
+    """A crossover by hand: "+" where an answer follows keys and values (or recurrent states), "-" where it tells none.
+
+    Without mixes of single layers; `told` says the same of the needle with nothing exchanged.
+    """
+    lens = planted("recurrentgemma", "head").lens
+    mixes = tuple(kv_cache.mixes(lens.cfg, by_layer=False))
+    follows = {"kv B, conv A, recurrent A": (kv, "B"), "kv A, conv B, recurrent B": (kv, "A"),
+               "kv A, conv A, recurrent B": (recurrent, "B"), "kv B, conv B, recurrent A": (recurrent, "A"),
+               following.INTACT: (told or "+" * len(kv), "A"),
+               following.EVERYTHING.only: (told or "+" * len(kv), "B")}  # fmt: skip
+    cells = []
+    for mix in mixes:
+        signs, which = follows.get(mix.name, ("-" * len(kv), "A"))
+        for sign in signs:
+            cells += cells_of({mix.name: which if sign == "+" else "neither"}, seen, 1)
+    return Crossover("m", mixes, tuple(cells), 1)
+
+
+@pytest.mark.parametrize(
+    ("kv", "recurrent", "verdict"),
+    [
+        ("++", "--", "2 prompt pairs are too few to tell which kind of memory holds the needle: set against all else, "
+         "keys and values decide 100\u00a0% [16, 100] of the answers and recurrent states 0\u00a0% [0, 84] (2 prompt"),
+        ("+", "-", "1 prompt pair is too few to tell which kind of memory holds the needle: "),
+        ("-", "-", "1 prompt pair is too few to tell which kind of memory holds the needle: "),
+        ("--" * 2, "--" * 2, "4 prompt pairs are too few to tell which"),
+        ("+-" * 6, "-+" * 6, "12 prompt pairs are too few to tell which"),
+        ("+" * 12, "-" * 12, "Keys and values hold the needle, and not the recurrent state: "),
+        ("-" * 12, "+" * 12, "The recurrent states hold the needle, and not keys and values: "),
+        ("-" * 12, "-" * 12, "No kind of memory holds the needle by itself: "),
+        ("+---" * 12, "---+" * 12, "Neither kind of memory alone decides which needle is told: "),
+        ("+" * 12, "+" * 12, "Either kind of memory decides which needle is told, when it alone is exchanged: "),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_no_more_than_the_intervals(kv: str, recurrent: str, verdict: str) -> None:
+    """From answers written by hand: sure of one, of none and of both, and too few to tell between."""
+    (said,) = finding(answers(kv, recurrent), {}, None)
+    assert said.startswith(verdict)
+
+
+def test_few_prompt_pairs_are_called_few_in_every_sentence() -> None:
+    """Of two pairs nothing is said as if it were sure of single layers, and of what keeps a needle outside a window."""
+    lens = planted("recurrentgemma", "head").lens
+    mixes = tuple(kv_cache.mixes(lens.cfg))
+    layer = lens.cfg.attention_layers[0]
+    kinds = {(layer, "keys"), (layer, "values")}
+    for n, seen, start in (
+        (2, 1.0, "2 prompt pairs are too few to tell whether a single memory decides most answers; these follow keys"),
+        (12, 1.0, "Of single memories, the answer follows keys and values of layer"),
+    ):
+        cells = cells_of({mix.name: "B" if kinds <= mix.from_b else "A" for mix in mixes}, seen, n)
+        _, which = finding(Crossover("m", mixes, tuple(cells), 1), {}, None)
+        assert which.startswith(start)
+    outside, still = "Once the needle has left the window of 64 tokens, ", "the model still tells it in 100\u00a0% "
+    for sign, n, start in (
+        ("-", 2, "2 prompt pairs are too few to tell whether anything keeps it: the model tells it in 0\u00a0% [0"),
+        ("-", 12, "nothing keeps it: the model tells it in 0\u00a0% [0, 26] of 12 prompt pairs"),
+        ("+", 2, f"{still}[16, 100] of 2 prompt pairs; what keeps it (2 prompt pairs are too few to tell which): keys"),
+        ("+", 12, f"{still}[74, 100] of 12 prompt pairs; what keeps it: keys and values of later tokens decide 100"),
+    ):
+        (said,) = finding(answers(sign * n, "-" * n, sign * n, 0.0), {}, 64)
+        assert said.startswith(outside + start)
+    assert "bootstrap" not in article_of(answers("++", "--"), {}, a_record()).origin
 
 
 def test_following_counts_both_ways_round() -> None:

@@ -6,8 +6,8 @@ killed run goes on from there.
 The maps are of one prompt each (`examples`): a typical one of those whose needle the last token sees, and, for a model
 with a window, of those whose needle it sees nothing of, the one of which it remembers the most.
 
-How it fails: a folder that holds something else is refused with `ResultsError` before anything is computed; a part that
-cannot be read whole is made again.
+How it fails: a folder that holds something else is refused with `ResultsError` before anything is computed. A part that
+cannot be read whole is made again, and so is, in a finished folder, a crossover or a map that is missing or damaged.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from analyses.checkpoints import weights_hash
-from analyses.folders import finish, opened
+from analyses.folders import finish, made, opened
 from analyses.kv_cache.crossover import ROWS, crossover
 from analyses.kv_cache.crossover_results import CrossCell, Crossover
 from analyses.kv_cache.damage import DamageMap
 from analyses.kv_cache.following import EVERYTHING, INTACT
 from analyses.kv_cache.mixes import Mix, mixes
 from analyses.kv_cache.pairs import PromptPair, prompt_pairs
+from analyses.kv_cache.places import check_whole
 from analyses.kv_cache.twins import needle_pairs
 from analyses.kv_cache.where import drop_map, recurrent_map
 from hybridlens import niah
-from hybridlens.errors import InputError, ResultsError
+from hybridlens.errors import ResultsError
 from hybridlens.model import HybridLens
 from hybridlens.results import hash_json
 from hybridlens.results.record import Manifest
@@ -108,33 +109,35 @@ def run(
         InputError: lengths, depths or needles that do not fit, or longer than the model's context.
         ResultsError: the folder holds something else, or cannot be written.
     """
+    for name, given in (("block", config.block), ("max_new_tokens", config.max_new_tokens), ("rows", config.rows)):
+        if given is not None:
+            check_whole(given, name, 1)
+    check_whole(config.seed, "seed", 0)
     lengths = default_lengths(lens, config.seed) if config.lengths is None else config.lengths
     check_context(max(lengths, default=0) + config.max_new_tokens, lens.cfg.n_ctx)
-    if min(1 if config.block is None else config.block, config.max_new_tokens) < 1:
-        raise InputError(
-            f"blocks of {config.block} positions and {config.max_new_tokens} new tokens given, expected at least 1"
-        )
     named = None if config.pairs is None else needle_pairs(config.pairs)
     pairs = prompt_pairs(lens.tokenizer, lengths, config.depths, named, seed=config.seed)
-    record = opened(folder, _manifest(lens, config, lengths, pairs))
-    if record["status"] == "complete" and (folder / FILE).is_file():
-        maps = {path.stem: DamageMap.load(path) for path in sorted((folder / MAPS).glob("*.json"))}
-        return CrossoverResult(folder, Crossover.load(folder / FILE), maps, record)
-    kept = folder / PARTS / str(record["fingerprint"])[:16]
-    kept.mkdir(parents=True, exist_ok=True)
-    chosen = mixes(lens.cfg)
+    manifest, chosen = _manifest(lens, config, lengths, pairs), mixes(lens.cfg)
+    record = opened(folder, manifest)
+    found = _finished(folder / FILE, chosen, pairs)
+    if record["status"] == "complete":
+        maps = None if found is None else _finished_maps(folder / MAPS, found, pairs)
+        if found is not None and maps is not None:
+            return CrossoverResult(folder, found, maps, record)
+        record = opened(folder, manifest, more=True)
+    kept = made(folder / PARTS / str(record["fingerprint"])[:16])
+    made(folder / MAPS)
     total = len(chosen) * len(pairs) + len(KINDS) * (1 if lens.cfg.window is None else 2)
-    found = _crossed(lens, config, pairs, chosen, kept, lambda done: progress(done, total))
-    shown = examples(found, pairs)
-    maps: dict[str, DamageMap] = {}
-    for where, pair in shown.items():
-        for kind in KINDS:
-            maps[f"{where}-{kind}"] = _map(lens, pair, kind, config.block, kept / f"{where}-{kind}.json")
-            progress(len(found.cells) + len(maps), total)
-    found.save(folder / FILE)
-    (folder / MAPS).mkdir(exist_ok=True)
-    for name, made in maps.items():
-        made.save(folder / MAPS / f"{name}.json")
+    if found is None:
+        found = _crossed(lens, config, pairs, chosen, kept, lambda done: progress(done, total))
+        found.save(folder / FILE)
+    maps = {}
+    for name, (pair, kind) in _wanted(found, pairs).items():
+        stored = _stored_map(folder / MAPS / f"{name}.json", pair)
+        maps[name] = _map(lens, pair, kind, config.block) if stored is None else stored
+        if stored is None:
+            maps[name].save(folder / MAPS / f"{name}.json")
+        progress(len(found.cells) + len(maps), total)
     progress(total, total)
     finish(folder, record)
     shutil.rmtree(folder / PARTS, ignore_errors=True)
@@ -203,18 +206,43 @@ def _crossed(
     return Crossover(lens.network.signature, tuple(chosen), ordered, config.max_new_tokens)
 
 
-def _map(lens: HybridLens, pair: PromptPair, kind: str, block: int | None, path: Path) -> DamageMap:
-    """One map, stored or made now. Answers are not graded: the map is of log-probabilities."""
+def _finished(path: Path, chosen: Sequence[Mix], pairs: Sequence[PromptPair]) -> Crossover | None:
+    """The crossover of all pairs that an earlier session wrote; None where it is missing, damaged or of other mixes."""
+    found = _stored(path, Crossover.load)
+    expected = [(mix.name, pair.name, pair.length, pair.depth) for mix in chosen for pair in pairs]
+    if found is None or found.mixes != tuple(chosen):
+        return None
+    return found if [(c.mix, c.pair, c.length, c.depth) for c in found.cells] == expected else None
+
+
+def _finished_maps(folder: Path, found: Crossover, pairs: Sequence[PromptPair]) -> dict[str, DamageMap] | None:
+    """All maps that belong to a crossover; None where one is missing or damaged."""
+    maps = {
+        name: _stored_map(folder / f"{name}.json", pair) for name, (pair, _) in _wanted(found, pairs).items()
+    }
+    there = {name: stored for name, stored in maps.items() if stored is not None}
+    return there if len(there) == len(maps) else None
+
+
+def _wanted(found: Crossover, pairs: Sequence[PromptPair]) -> dict[str, tuple[PromptPair, str]]:
+    """The maps by name: of which prompt, and of which kind."""
+    return {f"{where}-{kind}": (pair, kind) for where, pair in examples(found, pairs).items() for kind in KINDS}
+
+
+def _stored_map(path: Path, pair: PromptPair) -> DamageMap | None:
+    """The map of a pair that an earlier session wrote; None where it is missing, damaged or of another pair."""
     stored = _stored(path, DamageMap.load)
-    if stored is not None:
-        return stored
+    if stored is None or (stored.pair, stored.spans, len(stored.tokens)) != (pair.name, pair.spans, pair.length):
+        return None
+    return stored
+
+
+def _map(lens: HybridLens, pair: PromptPair, kind: str, block: int | None) -> DamageMap:
+    """One map, made now. Answers are not graded: the map is of log-probabilities."""
     step = max(LEAST_BLOCK, -(-pair.length // PLACES)) if block is None else block
     if kind == "dropped":
-        made = drop_map(lens, pair, block=step, max_new_tokens=0)
-    else:
-        made = recurrent_map(lens, pair, how="reset" if kind == "reset" else "replace", every=step, max_new_tokens=0)
-    made.save(path)
-    return made
+        return drop_map(lens, pair, block=step, max_new_tokens=0)
+    return recurrent_map(lens, pair, how="reset" if kind == "reset" else "replace", every=step, max_new_tokens=0)
 
 
 def _stored(path: Path, load: Callable[[Path], _T]) -> _T | None:
