@@ -16,7 +16,7 @@ from torch import Tensor
 
 from analyses.circuits.results import HeadCircuits
 from analyses.circuits.running import MEMORY, SAMPLE, check_distances, circuits
-from analyses.folders import finish, opened
+from analyses.folders import finish, made, opened
 from analyses.ranking import HeadRanking
 from hybridlens.model import HybridLens
 from hybridlens.results import hash_json
@@ -102,7 +102,7 @@ def run(
         )  # fmt: skip
         found.save(folder / FILE)
     rankings = {metric: found.ranking(metric) for metric in found.metrics}
-    (folder / "rankings").mkdir(exist_ok=True)
+    made(folder / "rankings")
     for metric, ranking in rankings.items():
         ranking.save(folder / "rankings" / f"{metric}.json")
     return CircuitsResult(folder, found, rankings, finish(folder, record))

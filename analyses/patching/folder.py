@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from analyses.checkpoints import weights_hash
-from analyses.folders import finish, opened
+from analyses.folders import finish, made, opened
 from analyses.patching.alignment import token_strings
 from analyses.patching.choosing import METRICS, PAIRS, WITH_GRADIENT, Measure, check_name, make_pair, measure
 from analyses.patching.direct import direct_logit_attribution
@@ -35,7 +35,7 @@ from analyses.patching.results import DIRECTIONS, PatchResult, check_direction
 from analyses.patching.running import BATCH
 from analyses.patching.sweeps import SWEEPS, sweep, sweep_of
 from hybridlens import niah
-from hybridlens.errors import CheckpointError, InputError, ResultsError
+from hybridlens.errors import CheckpointError, InputError
 from hybridlens.model import HybridLens
 from hybridlens.results import hash_json
 from hybridlens.results.provenance import write_json
@@ -246,10 +246,7 @@ class _Stages:
         found = self.stored(name, load)
         if found is None:
             path = self.folder / f"{name}.safetensors"
-            try:
-                path.parent.mkdir(exist_ok=True)
-            except OSError as error:
-                raise ResultsError(f"'{path.parent}' cannot be used ({error.strerror}); name another --out") from error
+            made(path.parent)
             found = make()
             assert isinstance(found, PatchResult | EdgeResult | DirectAttribution)
             found.save(path)

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from analyses import folders
 from analyses.circuits import circuits
 from analyses.ranking import HeadRanking
 from analyses.rankings.candidates import RUNTIME, runtime_rankings
 from analyses.rankings.config import RankingsConfig, calibration_prompts
-from hybridlens.errors import ResultsError, UnknownNameError, closest
+from hybridlens.errors import UnknownNameError, closest
 from hybridlens.model import HybridLens
 
 FROM_WEIGHTS: Mapping[str, str] = {
@@ -55,10 +56,7 @@ def make_rankings(lens: HybridLens, config: RankingsConfig, folder: Path | None 
         found = circuits(lens, model=config.model, seed=config.seed)
         made |= {name: found.ranking(metric) for name, metric in FROM_WEIGHTS.items()} | stored
     if folder is not None and missing:
-        try:
-            (folder / "rankings").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResultsError(f"'{folder}' cannot be used ({error.strerror}); name another --out folder") from error
+        folders.made(folder / "rankings")
         for name in missing:
             made[name].save(_file(folder, name))
     return {name: made[name] for name in wanted}
