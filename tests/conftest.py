@@ -7,6 +7,7 @@ place, and a package imported that early would go through the tests with no anno
 import os
 import random
 import sys
+from pathlib import Path
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -38,3 +39,26 @@ def fixed_seeds() -> None:
         import torch
 
         torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", params=["recurrentgemma", "jamba"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with its tokenizer, as a folder."""
+    from random_lens import save_checkpoint
+
+    return save_checkpoint(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+@pytest.fixture(scope="module")
+def jamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of them."""
+    from random_lens import save_checkpoint
+
+    return save_checkpoint(tmp_path_factory.mktemp("models") / "one", "jamba")
+
+
+@pytest.fixture
+def small_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without six megabytes of other people's code."""
+    monkeypatch.setattr("hybridlens.viz.page._plotly_bundle", lambda: "// plotly")
+    monkeypatch.setattr("hybridlens.viz.page.circuitsvis_bundle", lambda: "// the bundle of circuitsvis")
