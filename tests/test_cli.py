@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -293,10 +292,28 @@ def test_bad_haystacks(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("wait_for_cells", [8])
+STOPPED = """
+import os, sys
+from analyses.cli import main
+from hybridlens.results import store
+
+add = store.Run.add
+
+def add_and_stop(run, cells):
+    add(run, cells)
+    if len(run.done) >= {cells}:
+        os.kill(os.getpid(), {signal})
+
+store.Run.add = add_and_stop
+sys.exit(main())
+"""
+"""A command that sends itself a signal once so many cells are stored."""
+
+
+@pytest.mark.parametrize("cells", [8])
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_killed_command_goes_on(
-    sent: signal.Signals, status: int, wait_for_cells: int, checkpoint: Path, tmp_path: Path
+    sent: signal.Signals, status: int, cells: int, checkpoint: Path, tmp_path: Path
 ) -> None:
     """A real process is stopped in the middle; what it had stored is kept and the same command ends the run."""
     out = tmp_path / "run"
@@ -313,22 +330,19 @@ def test_a_killed_command_goes_on(
     ]
     arguments += ["--batch-size", "4", "--phase", "generation", "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "analyses.cli", *arguments],
-        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    code = STOPPED.format(cells=cells, signal=int(sent))
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        check=False,
     )  # fmt: skip
-    journal = out / "cells.jsonl"
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= wait_for_cells):
-        time.sleep(0.02)
-    process.send_signal(sent)
-    _, err = process.communicate()
+    err = process.stderr
     assert process.returncode == status, err
     if sent == signal.SIGINT:
         assert "the same command goes on from there" in err
         assert "Traceback" not in err
     stored = {cell.key: cell for cell in read_run(out).cells}
     total = 3 * 4 * 5
-    assert wait_for_cells <= len(stored) < total
+    assert cells <= len(stored) < total
     assert main(arguments) == 0
     finished = {cell.key: cell for cell in read_run(out).cells}
     assert len(finished) == total
