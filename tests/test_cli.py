@@ -293,9 +293,11 @@ def test_bad_haystacks(
 
 
 STOPPED = """
-import os, sys
+import os, signal, sys
 from analyses.cli import main
 from hybridlens.results import store
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 
 add = store.Run.add
 
