@@ -23,7 +23,8 @@ from transformer_lens.utilities.slice import Slice
 
 from hybridlens import tokens as tokens_module
 from hybridlens.errors import InputError
-from hybridlens.families import FAMILIES, LensConfig, family_of
+from hybridlens.config import LensConfig
+from hybridlens.families import FAMILIES, family_of
 from hybridlens.generation import Boundary, Generation, Sampling, generate
 from hybridlens.hooks import (
     Edit,
@@ -73,7 +74,7 @@ class HybridLens(TokenFront):
     It computes what the model does in evaluation mode; dropout is never applied.
 
     Args:
-        hf_model: a `RecurrentGemmaForCausalLM` or `JambaForCausalLM`, left as it is.
+        hf_model: a causal language model of one of the families (`hybridlens.families`), left as it is.
         tokenizer: its tokenizer, for text; None to work with token ids only.
 
     Raises:
@@ -86,9 +87,7 @@ class HybridLens(TokenFront):
         self.tokenizer = tokenizer
         self.network = HookedNetwork(hf_model, family, family.configure(hf_model.config))
         self.hook_dict: dict[str, HookPoint] = self.network.points
-        self.hook_points: dict[str, HookSpec] = {
-            name: _spec(name, point, self.network.cfg) for name, point in self.hook_dict.items()
-        }
+        self.hook_points: dict[str, HookSpec] = {name: _spec(name, point) for name, point in self.hook_dict.items()}
         self._nnsight: Any = None
 
     @property
@@ -130,7 +129,7 @@ class HybridLens(TokenFront):
         total = sum(weight.numel() for weight in model.parameters())
         ends = {id(w): w.numel() for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
         inner = total - sum(ends.values())
-        return ParameterCounts(total, inner, total - self.network.family.inactive_expert_parameters(model))
+        return ParameterCounts(total, inner, total - self.network.idle_parameters)
 
     def eval(self) -> HybridLens:
         """Put the model into evaluation mode, as TransformerLens' models can be; returns the lens."""
@@ -379,10 +378,8 @@ class HybridLens(TokenFront):
             self._nnsight = wrap(self)
         return self._nnsight
 
-def _spec(name: str, point: HookPoint, cfg: LensConfig) -> HookSpec:
+def _spec(name: str, point: HookPoint) -> HookSpec:
     parts = name.split(".")
     layer = int(parts[1]) if parts[0] == "blocks" else None
-    sizes = dict(zip(point.axes, cfg.dimensions(point.axes), strict=True))
-    if point.blocks is not None:
-        sizes["h"] = point.blocks
-    return HookSpec(name, point.axes, layer, point.lazy, point.read_only, tuple(sizes.values()))
+    sizes = tuple(point.sizes.get(axis) for axis in point.axes)
+    return HookSpec(name, point.axes, layer, point.lazy, point.read_only, sizes)

@@ -14,14 +14,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlens.components import Block, Pass, execution_device
+from hybridlens.blocks import Block
+from hybridlens.config import LensConfig
+from hybridlens.devices import execution_device
 from hybridlens.errors import InputError
-from hybridlens.families.spec import Family, LensConfig
+from hybridlens.families.spec import Family
+from hybridlens.following import Following
 from hybridlens.hooks import HookPoint
-from hybridlens.layer_state import AttentionState, LayerState, RecurrentState, newest
-from hybridlens.shapes import KeyPositions, Lengths, Logits, Resid, Tokens
-from hybridlens.slots import KeySlots
-from hybridlens.state import HybridState
+from hybridlens.mlps import HookedMoe
+from hybridlens.passes import Pass, trimmed
+from hybridlens.shapes import Lengths, Logits, Resid, Tokens
+from hybridlens.state import HybridState, Memories
 
 
 class Output(NamedTuple):
@@ -40,15 +43,14 @@ class HookedNetwork(nn.Module):
         self.wrapped = (model,)
         self.family = family
         self.cfg = cfg
-        self.signature = (
-            f"{cfg.family}:{cfg.n_layers}x{cfg.d_model}:{cfg.n_kv_heads}x{cfg.d_head}"
-            f":{cfg.d_channels}x{cfg.d_state or 1}x{cfg.d_conv}:{cfg.window}:"
-            + "".join(kind[0] for kind in cfg.layer_types)
-        )
-        self.hook_embed = HookPoint("b p d")
+        self.signature = signature(cfg)
+        self.embed_scale = family.embed_scale(model.config)
+        self.unembed_scale = family.unembed_scale(model.config)
+        self.soft_cap = family.soft_cap(model.config)
+        self.hook_embed = HookPoint("b p d", d=cfg.d_model)
         self.blocks = nn.ModuleList(family.block(model, cfg, layer) for layer in range(cfg.n_layers))
-        self.ln_final = family.final_norm(model)
-        self.hook_logits = HookPoint("b p v")
+        self.ln_final = family.final_norm(model, cfg)
+        self.hook_logits = HookPoint("b p v", v=cfg.d_vocab)
         self.points: dict[str, HookPoint] = {}
         for part in self.modules():  # found as plain attributes, not by nn.Module's search: hundreds a decode step
             part.__dict__.update(part.named_children())
@@ -56,6 +58,7 @@ class HookedNetwork(nn.Module):
             if isinstance(module, HookPoint):
                 module.name = name
                 self.points[name] = module
+        self.following = Following(model, cfg.d_vocab)
 
     def forward(
         self,
@@ -75,17 +78,17 @@ class HookedNetwork(nn.Module):
         Raises:
             InputError: for a state of another model or batch size.
         """
-        model = self.wrapped[0]
-        device = execution_device(model.get_input_embeddings(), tokens.device)
-        tokens = tokens.to(device)
+        weights = self.following.check()
+        embedding = self.wrapped[0].get_input_embeddings()
+        tokens = tokens.to(execution_device(embedding, tokens.device))
         if state is not None:
-            self._check(state, tokens.shape[0])
-        run, key_positions, seen = plan(tokens, lengths, state, self.cfg.window)
-        resid = self.hook_embed(self.family.embed(model, tokens))
+            self._check(state, tokens.shape[0], weights)
+        run = Pass(tokens, lengths, state)
+        embedded = embedding(tokens)
+        resid = self.hook_embed(embedded if self.embed_scale == 1.0 else embedded * self.embed_scale)
         resid, layers = self._through(0, resid, run, state)
         logits = self._unembedded(resid, lengths, last_only)
-        window = self.cfg.window
-        return Output(logits, trimmed(HybridState(self.signature, seen, key_positions, tuple(layers), window), window))
+        return Output(logits, trimmed(self._state(run, tuple(layers), weights)))
 
     def resume(
         self,
@@ -111,21 +114,21 @@ class HookedNetwork(nn.Module):
         """
         if not 0 <= layer <= self.cfg.n_layers:
             raise InputError(f"layer {layer} given, expected 0..{self.cfg.n_layers}")
+        weights = self.following.check()
         for state in (after, before):
             if state is not None:
-                self._check(state, resid.shape[0])
+                self._check(state, resid.shape[0], weights)
         tokens = resid.new_zeros(resid.shape[:2], dtype=torch.long)
-        run, _, _ = plan(tokens, lengths, before, self.cfg.window)
-        resid, layers = self._through(layer, resid, run, before)
-        slots = after.key_positions.shape[1]
-        kept = tuple(newest(held, slots) for held in layers)  # as a sliding window left the layers below
+        resid, layers = self._through(layer, resid, Pass(tokens, lengths, before), before)
+        slots = after.key_positions.shape[1]  # as a sliding window left the layers below
+        kept = tuple({name: memory.newest(slots) for name, memory in held.items()} for held in layers)
         return Output(self._unembedded(resid, lengths, last_only), replace(after, layers=after.layers[:layer] + kept))
 
     def _through(
         self, first: int, resid: Resid, run: Pass, state: HybridState | None
-    ) -> tuple[Resid, list[LayerState]]:
+    ) -> tuple[Resid, list[Memories]]:
         """The layers from `first` on: the residual stream behind them, and what each remembers."""
-        layers: list[LayerState] = []
+        layers: list[Memories] = []
         for layer in range(first, self.cfg.n_layers):
             block = cast(Block, self.blocks[layer])
             resid, held = block(resid, run, None if state is None else state.layers[layer])
@@ -134,98 +137,79 @@ class HookedNetwork(nn.Module):
 
     def _unembedded(self, resid: Resid, lengths: Lengths | None, last_only: bool) -> Float[Tensor, "batch read vocab"]:
         """The logits at every position, or at each row's last token."""
-        model = self.wrapped[0]
-        resid = self.ln_final(resid.to(execution_device(model.get_output_embeddings(), resid.device)))
+        head = self.wrapped[0].get_output_embeddings()
+        resid = self.ln_final(resid.to(execution_device(head, resid.device)))
         if last_only:
             last = resid.shape[1] - 1 if lengths is None else lengths.to(resid.device).clamp(min=1) - 1
             resid = resid[torch.arange(resid.shape[0], device=resid.device), last][:, None]
-        return self.hook_logits(self.family.unembed(model, resid))
+        return self.hook_logits(self.unembed(resid))
+
+    def unembed(self, normed: Resid) -> Logits:
+        """The logits of what the last norm gives, after multiplier and soft cap, past the hook points."""
+        model = self.wrapped[0]
+        head = model.get_output_embeddings()
+        logits = head(normed.to(model.dtype))
+        logits = logits if self.unembed_scale == 1.0 else logits * self.unembed_scale
+        if self.family.logits_in_float32:
+            logits = logits.float()
+        cap = self.soft_cap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @property
+    def idle_parameters(self) -> int:
+        """Parameters of routed experts that a token does not use."""
+        idle = 0
+        for layer in self.cfg.moe_layers:
+            moe = cast(HookedMoe, self.blocks[layer].mlp)
+            total = sum(weight.numel() for weight in moe.parts.experts.parameters())
+            idle += total - total // (moe.cfg.n_experts or 1) * (moe.cfg.n_experts_per_token or 0)
+        return idle
 
     def empty_state(self, batch: int) -> HybridState:
         """The memory of `batch` rows that have read nothing."""
-        model, cfg = self.wrapped[0], self.cfg
-        dtype = cast(torch.dtype, model.dtype)
-        layers: list[AttentionState | RecurrentState] = []
-        for kind, block in zip(cfg.layer_types, self.blocks, strict=True):
+        model = self.wrapped[0]
+        dtype, layers = cast(torch.dtype, model.dtype), list[Memories]()
+        for block in self.blocks:
             device = execution_device(cast(Block, block).home[0], model.device)
-            if kind == "attention":
-                nothing = torch.zeros(batch, cfg.n_kv_heads, 0, cfg.d_head, dtype=dtype, device=device)
-                layers.append(AttentionState(nothing, nothing))
-            else:
-                conv = torch.zeros(batch, cfg.d_conv - 1, cfg.d_channels, dtype=dtype, device=device)
-                shape = (batch, cfg.d_channels) if cfg.d_state is None else (batch, cfg.d_channels, cfg.d_state)
-                layers.append(RecurrentState(conv, torch.zeros(shape, dtype=torch.float32, device=device)))
+            mixers = cast(Block, block).mixers
+            layers.append({name: mixer.empty(batch, dtype, device) for name, mixer in mixers.items()})
         device = execution_device(model.get_input_embeddings(), model.device)
-        lengths = torch.zeros(batch, dtype=torch.long, device=device)
-        return HybridState(self.signature, lengths, lengths.new_zeros(batch, 0), tuple(layers), cfg.window)
+        run = Pass(torch.zeros(batch, 0, dtype=torch.long, device=device), None, None)
+        return self._state(run, tuple(layers), self.following.check())
 
-    def _check(self, state: HybridState, batch: int) -> None:
+    def _state(self, run: Pass, layers: tuple[Memories, ...], weights: str) -> HybridState:
+        return HybridState(self.signature, run.lengths, run.key_positions, layers, self.cfg.window, weights)
+
+    def _check(self, state: HybridState, batch: int, weights: str) -> None:
         if state.model != self.signature:
             raise InputError(f"the state is of a model {state.model}, but this model is {self.signature}")
+        if state.weights and weights and state.weights != weights:
+            raise InputError(
+                "the state was made by other weights than the model has now; read the prompt again with this model"
+            )
         if state.batch != batch:
             raise InputError(f"the state holds {state.batch} rows, but {batch} rows of tokens were given")
         dtype = self.wrapped[0].dtype
         for held, block in zip(state.layers, self.blocks, strict=True):
-            tensor = held.k if isinstance(held, AttentionState) else held.conv
-            device = execution_device(cast(Block, block).home[0], tensor.device)
-            if (tensor.dtype, tensor.device) != (dtype, device):
-                raise InputError(
-                    f"the state is {tensor.dtype} on {tensor.device}, but the model is {dtype} on "
-                    f"{device}; read the prompt again with this model, or move the state with state.to"
-                )
+            for memory in held.values():
+                tensor = next(iter(memory.tensors().values()))  # keys, or the convolution's inputs
+                device = execution_device(cast(Block, block).home[0], tensor.device)
+                if (tensor.dtype, tensor.device) != (dtype, device):
+                    raise InputError(
+                        f"the state is {tensor.dtype} on {tensor.device}, but the model is {dtype} on "
+                        f"{device}; read the prompt again with this model, or move the state with state.to"
+                    )
 
 
-def plan(
-    tokens: Tokens, lengths: Lengths | None, state: HybridState | None, window: int | None
-) -> tuple[Pass, KeyPositions, Lengths]:
-    """Positions, masks and key slots of a forward pass, and the tokens each row has read after it.
+def signature(cfg: LensConfig) -> str:
+    """The architecture in one line: whose states fit whom.
 
-    A query sees the keys at positions up to its own and, with a window, fewer than `window` back.
+    For the families of hybridlens 0.1.0 it is what that version wrote.
     """
-    batch, new = tokens.shape
-    steps = torch.arange(new, device=tokens.device)
-    valid = None
-    if lengths is not None:
-        lengths = lengths.to(tokens.device)
-        valid = steps < lengths[:, None]
-    grown = torch.full((batch,), new, device=tokens.device) if lengths is None else lengths
-    if state is None:
-        positions = steps.expand(batch, new)
-        held = positions if valid is None else positions.masked_fill(~valid, -1)
-        mask = None
-        if window is not None and new > window:
-            mask = ((steps[:, None] >= steps) & (steps[:, None] < steps + window))[None, None]  # truth values only
-        return Pass(KeySlots(positions, held, mask, causal=True), positions, valid), held, grown
-    positions = state.lengths.to(tokens.device)[:, None] + steps
-    fresh = positions if valid is None else positions.masked_fill(~valid, -1)
-    held = torch.cat([state.key_positions.to(tokens.device), fresh], dim=1)
-    after = state.lengths.to(tokens.device) + grown
-    # Where every query sees every key, no mask is needed; off the CPU, asking would cost more than it saves.
-    if new == 1 and tokens.device.type == "cpu":
-        oldest = 0 if window is None else (positions - window + 1).clamp_(min=0)
-        seen = held >= oldest
-        if bool((seen if valid is None else seen | ~valid).all()):
-            return Pass(KeySlots(positions, held, None, causal=False), positions, valid), held, after
-    mask = (positions[:, :, None] >= held[:, None, :]) & (held >= 0)[:, None, :]
-    if window is not None:
-        mask = mask & (positions[:, :, None] < (held + window)[:, None, :])
-    if valid is not None:  # a padding query looks at everything, so that no softmax is empty
-        mask = mask | ~valid[:, :, None]
-    return Pass(KeySlots(positions, held, mask[:, None], causal=False), positions, valid), held, after
-
-
-def trimmed(state: HybridState, window: int | None) -> HybridState:
-    """The state without the leading key slots that no row's next token can see."""
-    slots = state.key_positions.shape[1]
-    if window is None or slots < window or state.key_positions.device.type == "meta":
-        return state
-    visible = state.key_positions > state.lengths[:, None] - window
-    if bool(visible[:, 0].any()):
-        return state
-    needed = visible.any(dim=0)
-    start = int(needed.int().argmax()) if bool(needed.any()) else slots
-    layers = tuple(
-        held.drop(start) if isinstance(held, AttentionState) else held for held in state.layers
+    shapes = {"x".join(map(str, r.state_shape[1:])) or "1" for r in cfg.recurrences} or {"0"}
+    channels = {str(r.d_conv_channels if len(r.state_shape) > 2 else r.d_channels) for r in cfg.recurrences} or {"0"}
+    return (
+        f"{cfg.family}:{cfg.n_layers}x{cfg.d_model}:{cfg.n_kv_heads}x{cfg.d_head}"
+        f":{'/'.join(sorted(channels))}x{'/'.join(sorted(shapes))}x{cfg.d_conv}:{cfg.window}:"
+        + "".join(kind[0] for kind in cfg.layer_types)
     )
-    return HybridState(state.model, state.lengths, state.key_positions[:, start:].clone(), layers, window)
-

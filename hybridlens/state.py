@@ -1,25 +1,25 @@
 """Everything a hybrid remembers of the tokens it has read, as one value.
 
-`HybridState` holds keys and values, convolution inputs and recurrent states of every layer, with
-the absolute position of each key slot. The model never keeps any of it: a forward pass takes one
-state and returns another, so runs may come in any order, interleaved, and leave nothing behind.
-Tensors of a state are never written to; `clone` makes a copy that may be.
+`HybridState` holds what every mixer of every layer remembers (`hybridlens.memory`), with the absolute position of
+each key slot. The model never keeps any of it: a forward pass takes one state and returns another, so runs may come
+in any order, interleaved, and leave nothing behind. Tensors of a state are never written to; `clone` makes a copy
+that may be.
 
-Rows may hold different numbers of tokens. Keys sit in slots shared by the batch; a slot that a row
-does not use has position -1 and is masked. Keys lost in some layers or heads only are masked there
-(`AttentionState.kept`).
+Rows may hold different numbers of tokens. Keys sit in slots shared by the batch; a slot that a row does not use has
+position -1 and is masked. Keys lost in some layers or heads only are masked there (`KeyValues.kept`).
 
-How it fails: a state of another model, or a file that is not a saved state, raises `InputError`.
+How it fails: a state of another model or of other weights, or a file that is not a saved state, raises `InputError`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hybridlens.errors import InputError
-from hybridlens.layer_state import AttentionState, LayerState, RecurrentState, parts, widened
+from hybridlens.memory import KINDS, KeyValues, Memory
 from hybridlens.shapes import KeyPositions, Lengths
+
+Memories: TypeAlias = Mapping[str, Memory]
+"""What a layer remembers, by the name of its mixer: ``attn``, ``ssm``."""
+
+FORMAT = 2
+"""Of saved states; 1 is that of hybridlens 0.1.0, with one mixer a layer."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,11 @@ class HybridState:
     """Tokens read by each row; the position of its next token."""
     key_positions: KeyPositions
     """Absolute position of each key slot, -1 where a row does not use it."""
-    layers: tuple[LayerState, ...]
+    layers: tuple[Memories, ...]
     window: int | None = None
-    """Keys that a query of the model sees, itself included; None: all."""
+    """Keys that a query of the model sees at most, itself included; None: all."""
+    weights: str = ""
+    """Fingerprint of the weights that made it; empty where it is not known."""
 
     @property
     def visible(self) -> Bool[Tensor, "batch key"]:
@@ -64,21 +72,28 @@ class HybridState:
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor, by name."""
+        """Every tensor, by name: ``lengths``, ``key_positions``, ``layers.2.attn.k``, …."""
         out = {"lengths": self.lengths, "key_positions": self.key_positions}
-        for layer, held in enumerate(self.layers):
-            out |= {f"layers.{layer}.{name}": value for name, value in parts(held).items()}
+        for layer, memories in enumerate(self.layers):
+            for mixer, memory in memories.items():
+                out |= {f"layers.{layer}.{mixer}.{name}": value for name, value in memory.tensors().items()}
         return out
+
+    def each(self, fn: Callable[[Memory], Memory]) -> HybridState:
+        """The state with every mixer's memory made anew by `fn`."""
+        layers = tuple({mixer: fn(memory) for mixer, memory in memories.items()} for memories in self.layers)
+        return replace(self, layers=layers)
+
+    def put(self, layer: int, mixer: str, memory: Memory) -> HybridState:
+        """The state with one mixer's memory exchanged; all else is shared with this one."""
+        layers = list(self.layers)
+        layers[layer] = {**layers[layer], mixer: memory}
+        return replace(self, layers=tuple(layers))
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> HybridState:
         """The state with `fn` applied to every tensor; each has the batch first."""
-        layers = tuple(
-            AttentionState(fn(held.k), fn(held.v), kept=None if held.kept is None else fn(held.kept))
-            if isinstance(held, AttentionState)
-            else RecurrentState(fn(held.conv), fn(held.recurrent))
-            for held in self.layers
-        )
-        return replace(self, lengths=fn(self.lengths), key_positions=fn(self.key_positions), layers=layers)
+        whole = replace(self, lengths=fn(self.lengths), key_positions=fn(self.key_positions))
+        return whole.each(lambda memory: memory.map(fn))
 
     def clone(self) -> HybridState:
         """A copy that shares no memory."""
@@ -89,7 +104,13 @@ class HybridState:
         return self.map(Tensor.detach)
 
     def to(self, device: torch.device | str) -> HybridState:
-        """The state on another device."""
+        """The state on another device.
+
+        Raises:
+            InputError: for a dtype: positions are whole numbers, and states are float32 whatever the model's.
+        """
+        if isinstance(device, torch.dtype):
+            raise InputError(f"state.to({device}) given, expected a device; a state keeps its dtypes")
         return self.map(lambda t: t.to(device))
 
     @contextmanager
@@ -98,7 +119,8 @@ class HybridState:
 
         For a pass from this state whose outcome is dropped: the next one need not copy the keys then.
         """
-        rooms = [held.room for held in self.layers if isinstance(held, AttentionState) and held.room is not None]
+        held = [memory for memories in self.layers for memory in memories.values() if isinstance(memory, KeyValues)]
+        rooms = [memory.room for memory in held if memory.room is not None]
         used = [room.buffer.used for room in rooms]
         try:
             yield
@@ -108,87 +130,72 @@ class HybridState:
 
     def repeat(self, n: int) -> HybridState:
         """Each row `n` times in a row: rows a, b become a, a, b, b."""
-        if n < 1:
-            raise InputError(f"repeat: {n} copies given, expected at least 1")
+        if type(n) is not int or n < 1:
+            raise InputError(f"repeat: {n!r} copies given, expected a whole number, at least 1")
         return self.map(lambda t: t.repeat_interleave(n, dim=0))
 
-    def select(self, rows: Sequence[int]) -> HybridState:
+    def select(self, rows: Sequence[int] | Tensor) -> HybridState:
         """The given rows, in that order; a row may be given more than once.
 
         Raises:
             InputError: for a row that the state lacks.
         """
-        if not all(type(row) is int for row in rows):
-            raise InputError(f"select: rows {rows!r} given, expected a list of row numbers")
-        wrong = [row for row in rows if not -self.batch <= row < self.batch]
+        numbers = _row_numbers(rows)
+        wrong = [row for row in numbers if not -self.batch <= row < self.batch]
         if wrong:
             raise InputError(f"select: row {wrong[0]} does not exist, the state holds rows 0..{self.batch - 1}")
-        index = torch.as_tensor(list(rows), dtype=torch.long)
+        index = torch.as_tensor(numbers, dtype=torch.long)
         return self.map(lambda t: t[index.to(t.device)])
+
+    def keep_slots(self, slots: slice | Tensor) -> HybridState:
+        """With these key slots alone, in every layer."""
+        return replace(self.each(lambda memory: memory.keep(slots)), key_positions=self.key_positions[:, slots])
 
     def split(self, window: int | None = None) -> list[HybridState]:
         """Each row as a state of its own, without the key slots that it does not use.
 
         Args:
             window: leave out keys, too, that a sliding window of this size has passed.
+
+        Raises:
+            InputError: for a window that is no whole number, or below 1.
         """
+        if window is not None and (type(window) is not int or window < 1):
+            raise InputError(f"split: window {window!r} given, expected a whole number, at least 1, or None")
         oldest = 0 if window is None else (self.lengths[:, None] - window + 1).clamp(min=0)
         used = self.key_positions >= oldest
         whole = bool(used.all())
 
-        def row(i: int, held: LayerState) -> LayerState:
-            if isinstance(held, RecurrentState):
-                return RecurrentState(held.conv[i : i + 1].clone(), held.recurrent[i : i + 1].clone())
-            kept = None if held.kept is None else held.kept[i : i + 1]
-            if whole:
-                kept = None if kept is None else kept.clone()
-                return AttentionState(held.k[i : i + 1].clone(), held.v[i : i + 1].clone(), kept=kept)
-            slots = used[i].nonzero()[:, 0].to(held.k.device)
-            kept = None if kept is None else kept[:, :, slots]
-            return AttentionState(held.k[i : i + 1, :, slots], held.v[i : i + 1, :, slots], kept=kept)
+        def row(i: int) -> HybridState:
+            here = None if whole else used[i]
+            layers = tuple({mixer: memory.row(i, here) for mixer, memory in held.items()} for held in self.layers)
+            positions = self.key_positions[i : i + 1, used[i]]
+            return replace(self, lengths=self.lengths[i : i + 1].clone(), key_positions=positions, layers=layers)
 
-        return [
-            HybridState(
-                self.model,
-                self.lengths[i : i + 1].clone(),
-                self.key_positions[i : i + 1, used[i]],
-                tuple(row(i, held) for held in self.layers),
-                self.window,
-            )
-            for i in range(self.batch)
-        ]
+        return [row(i) for i in range(self.batch)]
 
     @staticmethod
     def cat(states: Sequence[HybridState]) -> HybridState:
         """The rows of several states in one; rows with fewer key slots than others get unused ones.
 
         Raises:
-            InputError: there are none, or they are of different models.
+            InputError: there are none, or they are of different models or weights.
         """
         if not states or any(state.model != states[0].model for state in states):
             models = ", ".join(sorted({state.model for state in states})) or "none"
             raise InputError(f"cat: states of {models} were given, expected at least one, all of one model")
+        if any(state.weights != states[0].weights for state in states):
+            raise InputError("cat: states made by different weights of one architecture were given; expected one model")
         slots = max(state.key_positions.shape[1] for state in states)
-        layers: list[LayerState] = []
-        for parts_ in zip(*(state.layers for state in states), strict=True):
-            if isinstance(parts_[0], RecurrentState):
-                held = cast(tuple[RecurrentState, ...], parts_)
-                layers.append(
-                    RecurrentState(torch.cat([h.conv for h in held]), torch.cat([h.recurrent for h in held]))
-                )
-            else:
-                kept = cast(tuple[AttentionState, ...], parts_)
-                masks = None
-                if any(h.kept is not None for h in kept):
-                    whole = [torch.ones_like(h.k[..., 0], dtype=torch.bool) if h.kept is None else h.kept for h in kept]
-                    masks = torch.cat([F.pad(mask, (0, slots - mask.shape[2])) for mask in whole])
-                k, v = widened([h.k for h in kept], slots), widened([h.v for h in kept], slots)
-                layers.append(AttentionState(k, v, kept=masks))
+        layers = tuple(
+            {mixer: type(first).cat([held[mixer] for held in layer], slots) for mixer, first in layer[0].items()}
+            for layer in zip(*(state.layers for state in states), strict=True)
+        )
         positions = [
             F.pad(state.key_positions, (0, slots - state.key_positions.shape[1]), value=-1) for state in states
         ]
         lengths = torch.cat([state.lengths for state in states])
-        return HybridState(states[0].model, lengths, torch.cat(positions), tuple(layers), states[0].window)
+        return replace(states[0], lengths=lengths, key_positions=torch.cat(positions), layers=layers)
 
     def save(self, path: str | Path) -> None:
         """Write the state to a safetensors file.
@@ -196,33 +203,80 @@ class HybridState:
         Raises:
             InputError: when it cannot be written there.
         """
-        kinds = ["attention" if isinstance(held, AttentionState) else "ssm" for held in self.layers]
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
-        metadata = {"model": self.model, "kinds": json.dumps(kinds), "window": json.dumps(self.window)}
+        kinds = [{mixer: memory.kind for mixer, memory in memories.items()} for memories in self.layers]
+        about = {"model": self.model, "weights": self.weights, "window": json.dumps(self.window)}
+        metadata = {"format": str(FORMAT), "kinds": json.dumps(kinds), "digest": _digest(tensors), **about}
         try:
-            save_file(tensors, str(path), metadata=metadata)
-        except (OSError, SafetensorError) as error:
+            save_file(tensors, str(Path(path)), metadata=metadata)
+        except (OSError, SafetensorError, TypeError) as error:
             raise InputError(f"the state cannot be written to '{path}' ({error})") from error
 
     @classmethod
     def load(cls, path: str | Path) -> HybridState:
-        """Read a state that `save` wrote.
+        """Read a state that `save` wrote, of this version or 0.1.0.
 
         Raises:
-            InputError: for a file that is not one.
+            InputError: for a file that is not one, or was changed after it was written.
         """
         try:
-            with safe_open(str(path), "pt") as file:
+            with safe_open(str(Path(path)), "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            kinds = json.loads(metadata["kinds"])
+            kinds = _kinds(metadata, tensors)
+            if "digest" in metadata and metadata["digest"] != _digest(tensors):
+                raise InputError(f"'{path}' was damaged after it was written: its tensors are not those it names")
             layers = tuple(
-                AttentionState(tensors[f"layers.{i}.k"], tensors[f"layers.{i}.v"], kept=tensors.get(f"layers.{i}.kept"))
-                if kind == "attention"
-                else RecurrentState(tensors[f"layers.{i}.conv"], tensors[f"layers.{i}.recurrent"])
-                for i, kind in enumerate(kinds)
+                {mixer: KINDS[kind].of(_under(f"layers.{layer}.{mixer}.", tensors)) for mixer, kind in mixers.items()}
+                for layer, mixers in enumerate(kinds)
             )
             window = json.loads(metadata.get("window", "null"))
-            return cls(metadata["model"], tensors["lengths"], tensors["key_positions"], layers, window)
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            return cls(
+                metadata["model"], tensors["lengths"], tensors["key_positions"], layers, window,
+                metadata.get("weights", ""),
+            )  # fmt: skip
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"'{path}' is not a saved HybridState ({error})") from error
+
+
+def _row_numbers(rows: Any) -> list[int]:
+    given = rows.tolist() if isinstance(rows, Tensor) or hasattr(rows, "tolist") else rows
+    if not isinstance(given, Sequence) or not all(_is_whole(row) for row in given):
+        raise InputError(f"select: rows {rows!r} given, expected a list of row numbers")
+    return [int(row) for row in given]
+
+
+def _is_whole(number: object) -> bool:
+    return not isinstance(number, bool) and hasattr(number, "__index__")
+
+
+def _kinds(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> list[dict[str, str]]:
+    """The kind of memory of each mixer of each layer; tensors of an older file are renamed to today's names."""
+    kinds = json.loads(metadata["kinds"])
+    written = metadata.get("format", "1")
+    if written not in ("1", str(FORMAT)):
+        raise InputError(f"the state was saved in format {written}, and this version reads 1 and {FORMAT}; update it")
+    if written != "1":
+        return kinds
+    mixers = ["attn" if kind == "attention" else "ssm" for kind in kinds]
+    for layer, mixer in enumerate(mixers):
+        for name, tensor in _under(f"layers.{layer}.", tensors).items():
+            tensors[f"layers.{layer}.{mixer}.{name}"] = tensor
+    return [{mixer: kind} for mixer, kind in zip(mixers, kinds, strict=True)]
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of every tensor's name, dtype, shape and bytes."""
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        whole.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        held: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        whole.update(memoryview(held))
+    return whole.hexdigest()

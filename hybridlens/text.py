@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hybridlens import tokens as tokens_module
-from hybridlens.components import execution_device
+from hybridlens.devices import execution_device
 from hybridlens.errors import InputError
 from hybridlens.network import HookedNetwork
 from hybridlens.shapes import Tokens

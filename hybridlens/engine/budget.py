@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
-from hybridlens.families import LensConfig
 
 DEFAULT = 2 * 2**30
 """Bytes, where nothing is said."""
@@ -82,14 +82,15 @@ class Costs:
 
 def costs_of(cfg: LensConfig, dtype: torch.dtype) -> Costs:
     """What a model's rows and tokens take."""
-    size = dtype.itemsize
-    recurrent = 4 * cfg.d_channels * (cfg.d_state or 1) + size * cfg.d_channels * (cfg.d_conv - 1)
-    experts = cfg.n_experts_per_token or 1
+    memories = [size for layer in cfg.layers for size in layer.memory(dtype.itemsize)]
+    mlps = [layer.mlp for layer in cfg.layers if layer.mlp is not None]
+    widest = max((mlp.d_mlp * (mlp.n_experts_per_token or 1) for mlp in mlps), default=0)
+    channels = max((max(ssm.d_channels, ssm.d_conv_channels) for ssm in cfg.recurrences), default=0)
     return Costs(
-        row=len(cfg.ssm_layers) * recurrent,
-        key=len(cfg.attention_layers) * 2 * cfg.n_kv_heads * cfg.d_head * size,
-        token=4 * (8 * cfg.d_model + 4 * experts * cfg.d_mlp + 12 * cfg.d_channels),
-        score=4 * SCORE_COPIES * cfg.n_heads,
+        row=sum(size.row for size in memories),
+        key=sum(size.token for size in memories),
+        token=4 * (8 * cfg.d_model + 4 * widest + 12 * channels),
+        score=4 * SCORE_COPIES * max((attention.n_heads for attention in cfg.attentions), default=0),
         logits=8 * cfg.d_vocab,
         window=cfg.window,
     )

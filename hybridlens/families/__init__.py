@@ -6,8 +6,8 @@ add one, write its module and name its row here; nothing else asks which family 
 
 from hybridlens.families.jamba import JAMBA
 from hybridlens.families.recurrent_gemma import RECURRENT_GEMMA
-from hybridlens.families.spec import Family, LensConfig, family_of
+from hybridlens.families.spec import Family, family_of
 
 FAMILIES: tuple[Family, ...] = (RECURRENT_GEMMA, JAMBA)
 
-__all__ = ["FAMILIES", "Family", "LensConfig", "family_of"]
+__all__ = ["FAMILIES", "Family", "family_of"]

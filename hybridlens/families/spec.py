@@ -8,78 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedConfig
 
-from hybridlens.components import Block, HookedNorm
+from hybridlens.blocks import Block
+from hybridlens.config import LensConfig
 from hybridlens.errors import CheckpointError
-from hybridlens.families.layout import Layout
-
-LayerType: TypeAlias = Literal["attention", "ssm"]
-
-
-@dataclass(frozen=True)
-class LensConfig:
-    """Sizes and structure of a model, under TransformerLens' names where it has them."""
-
-    family: str
-    n_layers: int
-    d_model: int
-    n_heads: int
-    n_kv_heads: int
-    d_head: int
-    d_mlp: int
-    d_vocab: int
-    window: int | None
-    """Keys that a query of an attention layer sees, itself included; None: all."""
-    n_ctx: int | None
-    """Longest sequence that the configuration allows; None: no limit."""
-    layer_types: tuple[LayerType, ...]
-    d_channels: int
-    """Recurrent channels."""
-    d_state: int | None
-    """State size per channel; None where a channel's state is one number."""
-    d_conv: int
-    """Taps of the recurrent layers' convolution."""
-    n_experts: int | None
-    """Experts of a mixture-of-experts layer; None where there is none."""
-    n_experts_per_token: int | None
-    moe_layers: tuple[int, ...]
-    act_fn: str
-    eos_token_ids: tuple[int, ...]
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where the model's embedding is."""
-    dtype: torch.dtype = torch.float32
-    """Of the weights."""
-    normalization_type: str = "RMS"
-    attn_only: bool = False
-
-    @property
-    def attention_layers(self) -> tuple[int, ...]:
-        """Indices of the attention layers."""
-        return tuple(i for i, kind in enumerate(self.layer_types) if kind == "attention")
-
-    @property
-    def ssm_layers(self) -> tuple[int, ...]:
-        """Indices of the recurrent layers."""
-        return tuple(i for i, kind in enumerate(self.layer_types) if kind == "ssm")
-
-    def dimensions(self, axes: Sequence[str]) -> tuple[int | None, ...]:
-        """The size of each axis letter; None for batch, positions and keys."""
-        sizes: Mapping[str, int | None] = {
-            "d": self.d_model, "h": self.n_heads, "g": self.n_kv_heads, "e": self.d_head, "f": self.d_mlp,
-            "c": self.d_channels, "n": self.d_state, "x": self.n_experts, "r": self.n_experts_per_token,
-            "v": self.d_vocab, "1": 1,
-        }  # fmt: skip
-        return tuple(sizes.get(axis) for axis in axes)
+from hybridlens.norms import HookedNorm
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family of hybrid models."""
+    """One family of hybrid models: a row of data."""
 
     name: str
     architecture: str
@@ -88,17 +29,17 @@ class Family:
     """Configuration fields of published checkpoints that transformers itself does not declare, and
     the values that mean what is built here; an empty tuple allows any."""
     configure: Callable[[Any], LensConfig]
-    embed: Callable[[Any, Tensor], Tensor]
-    """(model, tokens [b p]) → what enters block 0 [b p d]."""
     block: Callable[[Any, LensConfig, int], Block]
     """(model, configuration, layer) → the layer with its hook points."""
-    final_norm: Callable[[Any], HookedNorm]
-    unembed: Callable[[Any, Tensor], Tensor]
-    """(model, normalised residual [b p d]) → logits [b p v], after any soft cap."""
-    inactive_expert_parameters: Callable[[Any], int]
-    """Parameters of the experts that a token does not use."""
-    layout: Layout
-    """Where its weights are."""
+    final_norm: Callable[[Any, LensConfig], HookedNorm]
+    embed_scale: Callable[[Any], float] = field(default=lambda config: 1.0)
+    """(configuration) → what embeddings are multiplied by."""
+    unembed_scale: Callable[[Any], float] = field(default=lambda config: 1.0)
+    """(configuration) → what logits are multiplied by, before any cap."""
+    soft_cap: Callable[[Any], float | None] = field(default=lambda config: None)
+    """(configuration) → c where logits are c · tanh(logits / c); None for no cap."""
+    logits_in_float32: bool = False
+    """Whether logits are float32 whatever the model's dtype."""
 
 
 def family_of(architecture: str, families: Sequence[Family]) -> Family:

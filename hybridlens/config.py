@@ -1,0 +1,287 @@
+"""What a model is made of, layer by layer: `LensConfig`, and what each layer of it has.
+
+A layer says for itself which mixers it has, whether it has an MLP, and how large they are; nothing assumes that layers
+are alike. The sizes of the whole model, under TransformerLens' names, are there for models whose layers agree.
+
+How it fails: a size that differs from layer to layer (`n_heads`, say) raises `InputError` where one number is asked
+for; `cfg.layers[l]` has them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
+
+import torch
+
+from hybridlens.errors import InputError
+
+T = TypeVar("T")
+
+LayerType: TypeAlias = Literal["attention", "ssm", "hybrid", "mlp"]
+"""What mixes a layer's tokens: attention, a recurrence, both side by side, or nothing."""
+
+
+class MemorySize(NamedTuple):
+    """Bytes of what a mixer remembers."""
+
+    row: int
+    """Of a row, whatever it has read."""
+    token: int
+    """Of each token besides."""
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """An attention mixer."""
+
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    window: int | None = None
+    """Keys that a query sees, itself included; None: all."""
+    rotary: bool = False
+    qk_norm: bool = False
+    """Queries and keys are normalised before rotary embedding."""
+    gated: bool = False
+    """What heads read is multiplied by a gate of the layer's input."""
+
+    def memory(self, itemsize: int) -> MemorySize:
+        """Keys and values, in the model's dtype."""
+        return MemorySize(0, 2 * self.n_kv_heads * self.d_head * itemsize)
+
+
+@dataclass(frozen=True)
+class RecurrentConfig:
+    """A recurrent mixer."""
+
+    kind: str
+    """Of its recurrence: "rg_lru", "mamba", "mamba2", "gated_delta"."""
+    state_shape: tuple[int, ...]
+    """Of one row's state: (c,), (c, n), or (heads, value width, address width)."""
+    d_channels: int
+    """Channels that the output projection reads."""
+    d_conv_channels: int
+    """Channels of the convolution."""
+    d_conv: int
+    """Its taps."""
+    n_heads: int | None = None
+    """Recurrent heads, of matrix states."""
+
+    @property
+    def d_state(self) -> int | None:
+        """State size of a channel, or the address width of a matrix state; None where a channel's is one number."""
+        return self.state_shape[-1] if len(self.state_shape) > 1 else None
+
+    def memory(self, itemsize: int) -> MemorySize:
+        """The convolution's last inputs, in the model's dtype, and the state, in float32."""
+        return MemorySize(4 * prod(self.state_shape) + itemsize * self.d_conv_channels * (self.d_conv - 1), 0)
+
+
+@dataclass(frozen=True)
+class MlpConfig:
+    """An MLP, or a mixture of experts."""
+
+    d_mlp: int
+    """Of one expert where there are several."""
+    n_experts: int | None = None
+    n_experts_per_token: int | None = None
+    shared_expert: bool = False
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """What one layer has; None for what it lacks."""
+
+    attn: AttentionConfig | None = None
+    ssm: RecurrentConfig | None = None
+    mlp: MlpConfig | None = None
+
+    @property
+    def type(self) -> LayerType:
+        """What mixes its tokens."""
+        if self.attn is not None:
+            return "attention" if self.ssm is None else "hybrid"
+        return "mlp" if self.ssm is None else "ssm"
+
+    def memory(self, itemsize: int) -> tuple[MemorySize, ...]:
+        """What each of its mixers remembers.
+
+        Args:
+            itemsize: of the model's dtype.
+        """
+        return tuple(mixer.memory(itemsize) for mixer in (self.attn, self.ssm) if mixer is not None)
+
+
+@dataclass(frozen=True)
+class LensConfig:
+    """Sizes and structure of a model, under TransformerLens' names where it has them."""
+
+    family: str
+    layers: tuple[LayerConfig, ...]
+    d_model: int
+    d_vocab: int
+    n_ctx: int | None
+    """Longest sequence that the configuration allows; None: no limit."""
+    act_fn: str
+    eos_token_ids: tuple[int, ...]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where the model's embedding is."""
+    dtype: torch.dtype = torch.float32
+    """Of the weights."""
+    normalization_type: str = "RMS"
+    attn_only: bool = False
+
+    @property
+    def n_layers(self) -> int:
+        """Layers in all."""
+        return len(self.layers)
+
+    @property
+    def layer_types(self) -> tuple[LayerType, ...]:
+        """What mixes the tokens of each layer."""
+        return tuple(layer.type for layer in self.layers)
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Indices of the layers with attention."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.attn is not None)
+
+    @property
+    def ssm_layers(self) -> tuple[int, ...]:
+        """Indices of the layers with a recurrence; a layer may be among the attention layers as well."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.ssm is not None)
+
+    @property
+    def mlp_layers(self) -> tuple[int, ...]:
+        """Indices of the layers with an MLP, mixtures of experts included."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.mlp is not None)
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices of the layers with a mixture of experts."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.mlp is not None and layer.mlp.n_experts)
+
+    # Sizes that are the same in all layers that have the thing; 0 or None where no layer has it.
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads of an attention layer; 0 where there is no attention."""
+        return self._one("n_heads", (a.n_heads for a in self.attentions), 0)
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key/value heads of an attention layer."""
+        return self._one("n_kv_heads", (a.n_kv_heads for a in self.attentions), 0)
+
+    @property
+    def d_head(self) -> int:
+        """Width of a query head."""
+        return self._one("d_head", (a.d_head for a in self.attentions), 0)
+
+    @property
+    def d_mlp(self) -> int:
+        """Width of a dense MLP, or of an expert where there is no dense one."""
+        mlps = [layer.mlp for layer in self.layers if layer.mlp is not None]
+        dense = [mlp.d_mlp for mlp in mlps if mlp.n_experts is None]
+        return self._one("d_mlp", dense or [mlp.d_mlp for mlp in mlps], 0)
+
+    @property
+    def n_experts(self) -> int | None:
+        """Experts of a mixture; None where there is none."""
+        return self._one("n_experts", (self._mlp(i).n_experts for i in self.moe_layers), None)
+
+    @property
+    def n_experts_per_token(self) -> int | None:
+        """Experts that a token is sent to."""
+        return self._one("n_experts_per_token", (self._mlp(i).n_experts_per_token for i in self.moe_layers), None)
+
+    @property
+    def d_channels(self) -> int:
+        """Channels of a recurrent layer that its output projection reads; 0 where no layer is recurrent."""
+        return self._one("d_channels", (r.d_channels for r in self.recurrences), 0)
+
+    @property
+    def d_state(self) -> int | None:
+        """State size of a channel; see `RecurrentConfig.d_state`."""
+        return self._one("d_state", (r.d_state for r in self.recurrences), None)
+
+    @property
+    def d_conv(self) -> int:
+        """Taps of the recurrent layers' convolution."""
+        return self._one("d_conv", (r.d_conv for r in self.recurrences), 0)
+
+    @property
+    def window(self) -> int | None:
+        """Keys that a query of any attention layer sees at most, itself included; None: all."""
+        windows = [attention.window for attention in self.attentions]
+        return None if not windows or None in windows else max(window for window in windows if window is not None)
+
+    @property
+    def attentions(self) -> tuple[AttentionConfig, ...]:
+        """Of the layers with attention, in order."""
+        return tuple(layer.attn for layer in self.layers if layer.attn is not None)
+
+    @property
+    def recurrences(self) -> tuple[RecurrentConfig, ...]:
+        """Of the layers with a recurrence, in order."""
+        return tuple(layer.ssm for layer in self.layers if layer.ssm is not None)
+
+    def attention(self, layer: int) -> AttentionConfig:
+        """A layer's attention.
+
+        Raises:
+            InputError: it has none, saying which layers have.
+        """
+        found = self._layer(layer).attn
+        if found is None:
+            raise self.lacks(layer, "attention", self.attention_layers)
+        return found
+
+    def recurrence(self, layer: int) -> RecurrentConfig:
+        """A layer's recurrence.
+
+        Raises:
+            InputError: it has none, saying which layers have.
+        """
+        found = self._layer(layer).ssm
+        if found is None:
+            raise self.lacks(layer, "recurrent", self.ssm_layers)
+        return found
+
+    def lacks(self, layer: int, what: str, layers: Iterable[int]) -> InputError:
+        """The refusal of a layer that is not of some kind."""
+        those = ", ".join(map(str, layers))
+        return InputError(f"layer {layer} is no {what} layer; " + (f"those are {those}" if those else "there is none"))
+
+    def need_attention(self, what: str) -> None:
+        """Refuse an analysis of heads for a model that has none.
+
+        Args:
+            what: what was to be done, as in "ranking heads".
+
+        Raises:
+            InputError: no layer has attention.
+        """
+        if not self.attention_layers:
+            raise InputError(f"{what} needs attention heads, but no layer of this {self.family} model has attention")
+
+    def _layer(self, layer: int) -> LayerConfig:
+        if not 0 <= layer < self.n_layers:
+            raise InputError(f"layer {layer} given, but the model has layers 0..{self.n_layers - 1}")
+        return self.layers[layer]
+
+    def _mlp(self, layer: int) -> MlpConfig:
+        mlp = self.layers[layer].mlp
+        assert mlp is not None
+        return mlp
+
+    def _one(self, name: str, sizes: Iterable[T], nothing: T) -> T:
+        found = sorted(set(sizes), key=repr)
+        if len(found) > 1:
+            each = ", ".join(map(str, found))
+            raise InputError(f"{name} differs from layer to layer ({each}); ask cfg.layers[l] of this {self.family}")
+        return found[0] if found else nothing
+

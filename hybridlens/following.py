@@ -1,0 +1,59 @@
+"""Whether a lens still runs the model that it was opened on.
+
+A lens calls the modules of the Hugging Face model one by one, and finds each anew, so that adapters put in later, and
+weights changed in place, are followed. What it cannot follow it refuses: hooks on modules that it does not call as a
+whole (a decoder layer, say), and an embedding of another size.
+
+How it fails: `check` raises `InputError` with what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from hybridlens.errors import InputError
+from hybridlens.weights.fingerprint import Fingerprint
+
+
+class Following:
+    """A model, watched.
+
+    Args:
+        model: the Hugging Face model.
+        d_vocab: rows of its embedding when the lens was made.
+    """
+
+    def __init__(self, model: Any, d_vocab: int) -> None:
+        self.model = model
+        self.d_vocab = d_vocab
+        self.fingerprint = Fingerprint(model)
+        self._whole = tuple(
+            (name, module) for name, module in model.named_modules() if len(list(module.children())) > 0
+        )
+
+    def check(self) -> str:
+        """The fingerprint of the weights as they are now.
+
+        Raises:
+            InputError: the model has changed in a way that the lens cannot follow.
+        """
+        for name, module in self._whole:
+            if module.__dict__["_forward_hooks"] or module.__dict__["_forward_pre_hooks"]:
+                raise InputError(
+                    f"a hook was put on {name or type(module).__name__} of the Hugging Face model, which the lens does "
+                    "not call as a whole; use an Edit, or lens.hooks, on a hook point instead"
+                )
+        rows = _rows(self.model.get_input_embeddings())
+        if rows is not None and rows != self.d_vocab:
+            raise InputError(
+                f"the embedding has {rows} rows now, and had {self.d_vocab} when the lens was made; open the model "
+                "anew with HybridLens(model, tokenizer)"
+            )
+        return self.fingerprint.now()
+
+
+def _rows(embedding: nn.Module) -> int | None:
+    weight = getattr(embedding, "weight", None)
+    return None if weight is None or weight.ndim != 2 else int(weight.shape[0])

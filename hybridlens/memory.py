@@ -1,0 +1,201 @@
+"""What one mixer remembers of the tokens it has read: batch-first tensors by name.
+
+A `Memory` can be mapped, split, joined and saved without anyone knowing what its tensors mean. Only keys and values
+have an axis of key slots, which the layers of a model share (`HybridState.key_positions`); to every other memory,
+slots are nothing.
+
+Tensors of a memory are never written to, but for one economy: when single tokens are appended, their keys go into
+free slots behind those in use, of which nothing else has a view.
+
+How it fails: a memory that is appended to with gradients on copies its keys each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, NamedTuple, Self, TypeAlias, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hybridlens.shapes import ConvState, HeldKeys, KeptKeys
+
+NewKeys: TypeAlias = Float[Tensor, "batch kv_head new width"]
+Used: TypeAlias = Bool[Tensor, "key"]
+
+SLACK = 32
+"""Key slots made ahead when decoding, so that most steps copy no key."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Batch-first tensors, as the fields of a subclass; a field that is None is not there."""
+
+    kind: ClassVar[str] = ""
+    """The name under which it is saved."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it holds, by name."""
+        held = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The memory that holds these; what is not named is not there."""
+        return cls(**tensors)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        """The same with `fn` applied to every tensor."""
+        return self.of({name: fn(value) for name, value in self.tensors().items()})
+
+    def row(self, index: int, used: Used | None) -> Self:
+        """One row, as a copy.
+
+        Args:
+            index: which.
+            used: the key slots to keep; None for all.
+        """
+        return self.map(lambda value: value[index : index + 1].clone())
+
+    def newest(self, slots: int) -> Self:
+        """Without the oldest keys where it holds more than `slots`."""
+        return self
+
+    def keep(self, slots: slice | Tensor) -> Self:
+        """With these key slots alone."""
+        return self
+
+    @classmethod
+    def cat(cls, memories: Sequence[Self], slots: int) -> Self:
+        """The rows of several.
+
+        Args:
+            memories: of one mixer.
+            slots: key slots of the result, as many as any of them has at most.
+        """
+        held = [memory.tensors() for memory in memories]
+        return cls.of({name: torch.cat([tensors[name] for tensors in held]) for name in held[0]})
+
+
+@dataclass(frozen=True)
+class Recurrent(Memory):
+    """What a recurrent mixer holds: its convolution's last inputs and its state."""
+
+    kind = "ssm"
+
+    conv: ConvState | None = None
+    """The inputs of the last (width - 1) tokens, oldest first."""
+    recurrent: Float[Tensor, "batch *state"] | None = None
+    """float32; None where only the convolution remembers."""
+
+
+@dataclass(eq=False)
+class _Buffer:
+    """Keys and values with free slots behind those in use."""
+
+    k: Tensor
+    v: Tensor
+    used: int
+
+
+class _Room(NamedTuple):
+    """The buffer that a layer's keys are a view of, and the slot behind the last of them."""
+
+    buffer: _Buffer
+    end: int
+
+
+@dataclass(frozen=True)
+class KeyValues(Memory):
+    """Keys (after rotary) and values held by an attention mixer."""
+
+    kind = "attention"
+
+    k: HeldKeys
+    v: Float[Tensor, "batch kv_head key d_value"]
+    kept: KeptKeys | None = None
+    """False where a head has lost a key that its row holds in other layers or heads; None where none has."""
+    room: _Room | None = field(default=None, repr=False, compare=False)
+
+    def append(self, k: NewKeys, v: NewKeys) -> KeyValues:
+        """The keys and values with those of new tokens behind them; this memory stays what it is.
+
+        Single tokens are written into free slots behind its own, which nothing else has a view of; of two runs
+        that go on from the same memory, the second finds the slots taken and copies.
+        """
+        new, held = k.shape[2], self.k.shape[2]
+        kept = None if self.kept is None else F.pad(self.kept, (0, new), value=True)
+        if new != 1 or torch.is_grad_enabled():
+            return KeyValues(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2), kept)
+        room = self.room
+        if room is None or room.end != room.buffer.used or room.end == room.buffer.k.shape[2]:
+            buffer = _Buffer(_with_slack(self.k), _with_slack(self.v), held)
+            room = _Room(buffer, held)
+        buffer, end = room.buffer, room.end
+        buffer.k[:, :, end : end + 1], buffer.v[:, :, end : end + 1] = k, v
+        buffer.used = end + 1
+        seen = slice(end - held, end + 1)
+        return KeyValues(buffer.k[:, :, seen], buffer.v[:, :, seen], kept, _Room(buffer, end + 1))
+
+    def lost(self) -> KeptKeys:
+        """True where a head has lost a key."""
+        nothing = torch.zeros_like(self.k[..., 0], dtype=torch.bool)
+        return nothing if self.kept is None else ~self.kept
+
+    def row(self, index: int, used: Used | None) -> KeyValues:
+        """One row, as a copy, with the key slots that are used."""
+        at = slice(index, index + 1)
+        if used is None:
+            return self.map(lambda value: value[at].clone())
+        slots = used.nonzero()[:, 0].to(self.k.device)
+        return self.map(lambda value: value[at, :, slots])
+
+    def newest(self, slots: int) -> KeyValues:
+        """Without the oldest keys where it holds more than `slots`."""
+        return self if self.k.shape[2] <= slots else self.drop(self.k.shape[2] - slots)
+
+    def drop(self, n: int) -> KeyValues:
+        """Without the first `n` slots."""
+        k, v, kept = self.k[:, :, n:], self.v[:, :, n:], None if self.kept is None else self.kept[:, :, n:].clone()
+        return KeyValues(k.clone(), v.clone(), kept) if self.room is None else KeyValues(k, v, kept, self.room)
+
+    def keep(self, slots: slice | Tensor) -> KeyValues:
+        """With these key slots alone."""
+        return self.map(lambda value: value[:, :, slots])
+
+    @classmethod
+    def cat(cls, memories: Sequence[Self], slots: int) -> Self:
+        """The rows of several; slots that a row lacks hold zeros."""
+        masks = None
+        if any(held.kept is not None for held in memories):
+            masks = torch.cat([F.pad(~held.lost(), (0, slots - held.k.shape[2])) for held in memories])
+        k, v = _widened([held.k for held in memories], slots), _widened([held.v for held in memories], slots)
+        return cast(Self, KeyValues(k, v, masks))
+
+
+KINDS: dict[str, type[Memory]] = {kind.kind: kind for kind in (KeyValues, Recurrent)}
+"""The kinds of memory by the name under which they are saved."""
+
+
+def _widened(held: Sequence[Tensor], slots: int) -> HeldKeys:
+    """Keys or values of several memories in one batch."""
+    if all(part.shape[2] == slots for part in held):
+        return torch.cat(list(held))
+    rows = sum(part.shape[0] for part in held)
+    out = held[0].new_zeros(rows, held[0].shape[1], slots, held[0].shape[3])
+    start = 0
+    for part in held:
+        out[start : start + part.shape[0], :, : part.shape[2]] = part
+        start += part.shape[0]
+    return out
+
+
+def _with_slack(held: HeldKeys) -> Float[Tensor, "batch kv_head slot width"]:
+    """A copy with `SLACK` free slots behind it."""
+    batch, heads, slots, width = held.shape
+    larger = held.new_empty(batch, heads, slots + SLACK, width)
+    larger[:, :, :slots] = held
+    return larger

@@ -1,0 +1,218 @@
+"""Attention with every intermediate at a hook point, and the fused kernel where nobody looks.
+
+The explicit formula (scores, softmax, weighted sum) runs only when somebody asked for scores or
+pattern. Even then the fused kernel's value is used unless a hook changed something, so that reading
+a pattern changes no bit of the output; gradients always flow through what was hooked.
+
+What families differ in is data (`AttentionParts`): norms of queries and keys, rotary embedding, an output gate packed
+with the query or projected by itself, windows, scales.
+
+How it fails: a hook that masks every key of a query before the softmax gives NaN there, as it
+would in any model; the same edit after the softmax, at `hook_pattern`, gives zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import Tensor, nn
+
+from hybridlens.config import AttentionConfig
+from hybridlens.hooks import HookPoint, unchanged, wanted
+from hybridlens.memory import KeyValues, Memory
+from hybridlens.mixers.rotary import Rotary
+from hybridlens.mixers.writing import value_of, written
+from hybridlens.norms import Norm
+from hybridlens.passes import Pass
+from hybridlens.projections import Projection
+from hybridlens.shapes import HeldKeys, Pattern, Queries, Resid
+from hybridlens.slots import KeySlots
+
+QUERY_BLOCK = 1 << 22
+"""Scores (batch × heads × queries × keys) held at once where all hook functions take blocks of queries."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionParts:
+    """A family's attention module, taken apart.
+
+    Attributes:
+        q: queries; with a packed gate, of each head its query and then its gate.
+        k: keys.
+        v: values.
+        o: what is written of what heads read.
+        scale: scores are q · k times this.
+        rotary: turns queries and keys by their positions; None for none.
+        q_norm: of each head's query, before rotary embedding; None for none.
+        k_norm: likewise of keys.
+        packed_gate: what heads read is multiplied by the sigmoid of the second half of `q`'s output.
+    """
+
+    q: Projection
+    k: Projection
+    v: Projection
+    o: Projection
+    scale: float
+    rotary: Rotary | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    packed_gate: bool = False
+
+
+class HookedAttention(nn.Module):
+    """Grouped-query attention over a family's own projections."""
+
+    def __init__(self, cfg: AttentionConfig, parts: AttentionParts, d_model: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.parts = parts  # a plain value: the weights stay the Hugging Face model's
+        queries, keys = {"h": cfg.n_heads, "e": cfg.d_head}, {"g": cfg.n_kv_heads, "e": cfg.d_head}
+        self.hook_q = HookPoint("b p h e", **queries)
+        self.hook_k = HookPoint("b p g e", **keys)
+        self.hook_v = HookPoint("b p g e", **keys)
+        if parts.packed_gate:
+            self.hook_gate = HookPoint("b p h e", **queries)
+        if parts.q_norm is not None:
+            self.hook_q_normed = HookPoint("b p h e", **queries)
+            self.hook_k_normed = HookPoint("b p g e", **keys)
+        if parts.rotary is not None:
+            self.hook_rot_q = HookPoint("b p h e", **queries)
+            self.hook_rot_k = HookPoint("b p g e", **keys)
+        self.hook_attn_scores = HookPoint("b h p k", lazy=True, h=cfg.n_heads)
+        self.hook_pattern = HookPoint("b h p k", lazy=True, h=cfg.n_heads)
+        self.hook_z = HookPoint("b p h e", **queries)
+        if parts.packed_gate:
+            self.hook_z_gated = HookPoint("b p h e", **queries)
+        self.hook_result = HookPoint("b p h d", lazy=True, h=cfg.n_heads, d=d_model)
+
+    def forward(self, x: Resid, run: Pass, held: Memory | None) -> tuple[Resid, Memory]:
+        """The write to the residual stream, and the keys and values held afterwards.
+
+        Args:
+            x: the normalised residual stream.
+            run: the forward pass.
+            held: keys and values of earlier tokens.
+        """
+        parts, e = self.parts, self.cfg.d_head
+        slots, gate = run.slots(self.cfg.window), None
+        q = parts.q(x)
+        if parts.packed_gate:
+            q, gate = q.unflatten(-1, (-1, 2 * e)).chunk(2, dim=-1)
+            q, gate = self.hook_q(q), self.hook_gate(torch.sigmoid(gate))
+        else:
+            q = self.hook_q(q.unflatten(-1, (-1, e)))  # b p (h e) -> b p h e
+        k = self.hook_k(parts.k(x).unflatten(-1, (-1, e)))
+        v = self.hook_v(parts.v(x).unflatten(-1, (-1, e)))
+        if parts.q_norm is not None and parts.k_norm is not None:
+            q, k = self.hook_q_normed(parts.q_norm(q)), self.hook_k_normed(parts.k_norm(k))
+        if parts.rotary is not None:
+            q, k = parts.rotary(q, k, run)
+            q, k = self.hook_rot_q(q), self.hook_rot_k(k)
+        keys, values = k.transpose(1, 2), v.transpose(1, 2)
+        memory = KeyValues(keys, values) if held is None else cast(KeyValues, held).append(keys, values)
+        if memory.kept is not None:
+            slots = slots.without(memory.kept, self.cfg.n_heads)
+        z = self.hook_z(self._mix(q, memory.k, memory.v, slots))
+        if gate is not None:
+            z = self.hook_z_gated(z * gate)
+        return self._write(z), memory
+
+    def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
+        """What `batch` rows hold that have read nothing."""
+        nothing = torch.zeros(batch, self.cfg.n_kv_heads, 0, self.cfg.d_head, dtype=dtype, device=device)
+        return KeyValues(nothing, nothing)
+
+    def _mix(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries:
+        points = (self.hook_attn_scores, self.hook_pattern)
+        if not wanted(*points):
+            return fused_attention(q, keys, values, slots, self.parts.scale)
+        queries = q.shape[1]
+        step = max(1, QUERY_BLOCK // (q.shape[0] * q.shape[2] * keys.shape[2]))
+        if queries <= step or torch.is_grad_enabled() or not all(point.takes_blocks() for point in points):
+            z = self._hooked(q, keys, values, slots)
+            return fused_attention(q, keys, values, slots, self.parts.scale) if z is None else z
+        blocks: list[Queries | None] = []
+        for start in range(0, queries, step):
+            part = slots.block(start, min(start + step, queries))
+            held = part.key_positions.shape[1]
+            blocks.append(self._hooked(q[:, start : start + step], keys[:, :, :held], values[:, :, :held], part))
+        if all(z is None for z in blocks):
+            return fused_attention(q, keys, values, slots, self.parts.scale)
+        fused = fused_attention(q, keys, values, slots, self.parts.scale).split(step, dim=1)
+        return torch.cat([part if z is None else z for z, part in zip(blocks, fused, strict=True)], dim=1)
+
+    def _hooked(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries | None:
+        """z by the explicit formula, or None where the hooks changed nothing and no gradient is asked for."""
+        with placed(slots, self.hook_attn_scores, self.hook_pattern):
+            before = attention_scores(q, keys, slots, self.parts.scale)
+            scores = self.hook_attn_scores(before)
+            same = unchanged(before, scores)
+            if same and not scores.requires_grad and not wanted(self.hook_pattern):
+                return None
+            before = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+            pattern = self.hook_pattern(before)
+        if not (same and unchanged(before, pattern)):
+            return apply_pattern(pattern, values)
+        if not pattern.requires_grad:
+            return None
+        return value_of(apply_pattern(pattern, values), fused_attention(q, keys, values, slots, self.parts.scale))
+
+    def _write(self, z: Queries) -> Resid:
+        return written(self.parts.o, z, self.hook_result)
+
+
+def fused_attention(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots, scale: float) -> Queries:
+    """z by PyTorch's fused kernel; query heads share keys and values in consecutive groups."""
+    queries, groups = q.shape[1], q.shape[2] // keys.shape[1]
+    if queries == 1:  # heads of a group become queries of their shared key head: no key is copied
+        folded = q[:, 0].unflatten(1, (-1, groups))
+        mask = None if slots.mask is None else slots.mask.to(q.device)
+        if mask is not None and mask.shape[1] > 1:
+            mask = mask[:, :, 0].unflatten(1, (-1, groups))
+        z = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+        return z.flatten(1, 2)[:, None]
+    z = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        keys,
+        values,
+        attn_mask=None if slots.mask is None else slots.mask.to(q.device),
+        is_causal=slots.causal and slots.mask is None,
+        enable_gqa=groups > 1,
+        scale=scale,
+    )
+    return z.transpose(1, 2)
+
+
+@contextmanager
+def placed(slots: KeySlots, *points: HookPoint) -> Generator[None]:
+    """Have the hook functions of `points` find `slots` while they run."""
+    for point in points:
+        point.slots = slots
+    try:
+        yield
+    finally:
+        for point in points:
+            point.slots = None
+
+
+def attention_scores(q: Queries, keys: HeldKeys, slots: KeySlots, scale: float) -> Pattern:
+    """q·k times `scale`, -inf where the mask forbids."""
+    groups, queries = keys.shape[1], q.shape[1]
+    folded = rearrange(q, "b p (g r) e -> b g (r p) e", g=groups)  # a group's heads are queries of its one key head
+    scores = torch.matmul(folded, keys.transpose(2, 3)).mul_(scale)
+    scores = scores.view(q.shape[0], q.shape[2], queries, keys.shape[2])
+    if slots.mask is None and not slots.causal:
+        return scores
+    return scores.masked_fill_(~slots.dense(q.device), float("-inf"))
+
+
+def apply_pattern(pattern: Pattern, values: HeldKeys) -> Queries:
+    """z = pattern @ v, per query head."""
+    grouped = rearrange(pattern, "b (g r) p k -> b g r p k", g=values.shape[1])
+    return rearrange(einsum(grouped, values, "b g r p k, b g k e -> b g r p e"), "b g r p e -> b p (g r) e")

@@ -1,0 +1,53 @@
+"""A recurrent mixer's linear maps, as circuits see them.
+
+The layer computes ``(readout(recurrence(activation(convolution(x W_in + b_in)))) * gate(x W_gate + b_gate)) W_out +
+b_out``; what its recurrence passes on from a token's input to the same token's readout is its gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Read: TypeAlias = Callable[[nn.Module, str], Tensor]
+"""Gives a weight by the module that holds it and its name there, dotted: in the shape it is stored in, as float32."""
+
+
+class RecurrentParts(NamedTuple):
+    """A recurrent layer's linear maps as stored, and its gain.
+
+    Row vectors times matrices, as in TransformerLens.
+    """
+
+    W_in: Float[Tensor, "d_model channel"]
+    b_in: Float[Tensor, "channel"] | None
+    W_gate: Float[Tensor, "d_model channel"]
+    b_gate: Float[Tensor, "channel"] | None
+    taps: Float[Tensor, "channel lag"]
+    """The convolution's weight for each token back; lag 0 is the token itself."""
+    b_conv: Float[Tensor, "channel"] | None
+    W_out: Float[Tensor, "channel d_model"]
+    b_out: Float[Tensor, "d_model"] | None
+    activation: Callable[[Tensor], Tensor]
+    """After the convolution; the identity where there is none."""
+    slope: float
+    """Of the activation, at 0."""
+    gain_at_rest: Float[Tensor, "channel"]
+    """What the readout holds of the same token's input to the recurrence, with every gate at its value for input 0."""
+    gain_points: tuple[str, ...]
+    """Hook points of the layer that `gain` reads."""
+    gain: Callable[[Mapping[str, Tensor]], Float[Tensor, "batch pos channel"]]
+    """The same on real activations, token by token."""
+
+
+def taps_of(weight: Float[Tensor, "channel 1 lag"]) -> Float[Tensor, "channel lag"]:
+    """A causal convolution's stored weight, whose last entry is the token itself, by tokens back."""
+    return weight[:, 0].flip(-1)
+
+
+def identity(x: Tensor) -> Tensor:
+    """No activation."""
+    return x

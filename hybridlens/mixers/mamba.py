@@ -1,0 +1,137 @@
+"""Mamba (Gu & Dao 2023): a diagonal recurrence whose step, write and readout directions come from the input.
+
+From the convolved input x_t come Δ_t, B_t and C_t (in some families each with a norm of its own); the state decays by
+exp(Δ_t A), takes in Δ_t B_t x_t and is read out as C_t · h_t + D x_t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybridlens.config import RecurrentConfig
+from hybridlens.devices import resident
+from hybridlens.hooks import HookPoint, wanted
+from hybridlens.memory import Memory
+from hybridlens.mixers.linear import Read, RecurrentParts, taps_of
+from hybridlens.mixers.recurring import convolved, empty, held_state, remember, through
+from hybridlens.passes import Pass
+from hybridlens.recurrences.base import Run
+from hybridlens.recurrences.selective import Selective, SelectiveTerms
+from hybridlens.shapes import Resid
+
+
+class MambaNorms(NamedTuple):
+    """Norms of Δ, before it is projected, of B and of C."""
+
+    dt: Callable[[Tensor], Tensor]
+    B: Callable[[Tensor], Tensor]
+    C: Callable[[Tensor], Tensor]
+
+
+class Mamba(nn.Module):
+    """A Mamba mixer.
+
+    Args:
+        cfg: its sizes.
+        mixer: the family's module.
+        norms: of Δ, B and C.
+    """
+
+    def __init__(self, cfg: RecurrentConfig, mixer: Any, norms: MambaNorms) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.wrapped = (mixer,)
+        self.norms = norms
+        self.recurrence = Selective(cfg.state_shape)
+        c, n = cfg.state_shape
+        self.hook_in = HookPoint("b p c", c=c)
+        self.hook_conv = HookPoint("b p c", c=c)
+        self.hook_gate = HookPoint("b p c", c=c)
+        self.hook_dt = HookPoint("b p c", c=c)
+        self.hook_B = HookPoint("b p n", n=n)
+        self.hook_C = HookPoint("b p n", n=n)
+        self.hook_decay = HookPoint("b p c n", lazy=True, c=c, n=n)
+        self.hook_write = HookPoint("b p c n", lazy=True, c=c, n=n)
+        self.hook_state = HookPoint("b p c n", lazy=True, gradient_read_only=True, c=c, n=n)
+        self.hook_y = HookPoint("b p c", c=c)
+        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True, h=1)
+
+    def forward(self, x: Resid, run: Pass, held: Memory | None) -> tuple[Resid, Memory]:
+        """The write to the residual stream, and the memory afterwards."""
+        mixer = self.wrapped[0]
+        with resident(mixer, mixer.conv1d, mixer.dt_proj):
+            u, z = mixer.in_proj(x).chunk(2, dim=-1)
+            u, conv = convolved(self.hook_in(u), mixer.conv1d, run, held)
+            u = self.hook_conv(mixer.act(u))
+            gate = self.hook_gate(F.silu(z))
+            rank, n = mixer.time_step_rank, mixer.ssm_state_size
+            dt, B, C = mixer.x_proj(u).split([rank, n, n], dim=-1)
+            dt = self.hook_dt(F.softplus(_stepped(mixer.dt_proj, self.norms.dt(dt))))
+            B, C = self.hook_B(self.norms.B(B)), self.hook_C(self.norms.C(C))
+            terms = SelectiveTerms(dt, -torch.exp(mixer.A_log.float()), B, C, u)
+            skip = u * mixer.D.float()
+        (read, final), pattern = self._recur(terms, held_state(self.recurrence, held, x), run)
+        y = self.hook_y(read + skip)
+        self.hook_pattern.lazily(pattern)
+        return mixer.out_proj((y * gate).to(x.dtype)), remember(conv, final)
+
+    def _recur(self, terms: SelectiveTerms, initial: Tensor, run: Pass) -> tuple[Run, Callable[[], Tensor]]:
+        """Readout [b p c] and last state, and the maker of hidden attention; states only if they are hooked."""
+        if not wanted(self.hook_decay, self.hook_write):
+            if run.valid is not None:  # Δ = 0 leaves a row's state that of its last token
+                terms = terms._replace(dt=terms.dt.masked_fill(~run.valid[..., None], 0.0))
+            plain = terms
+            return through(self.recurrence, plain, initial, self.hook_state), (
+                lambda: self.recurrence.hidden_attention(plain)
+            )
+        given = self.recurrence.explicit(terms)
+        decay, write = self.hook_decay(given.decay), self.hook_write(given.write)
+        if run.valid is not None:
+            real = run.valid[..., None, None]
+            decay, write = torch.where(real, decay, 1.0), torch.where(real, write, 0.0)
+        op, source = self.recurrence.explicit_operator, terms.dt.float()[..., None] * terms.B.float()[..., None, :]
+        explicit = given._replace(decay=decay, write=write, source=source)
+        return through(op, explicit, initial, self.hook_state), lambda: op.hidden_attention(explicit)
+
+    def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
+        """What `batch` rows hold that have read nothing."""
+        return empty(self.cfg, self.recurrence, batch, dtype, device)
+
+    def linear_parts(self, read: Read) -> RecurrentParts:
+        """Its linear maps. At rest nothing is written into the state, and D alone passes the input on."""
+        mixer = self.wrapped[0]
+        W_in, W_gate = read(mixer, "in_proj.weight").T.chunk(2, dim=1)
+        b_in, b_gate = read(mixer, "in_proj.bias").chunk(2) if mixer.in_proj.bias is not None else (None, None)
+        D = read(mixer, "D")
+
+        def gain(seen: Mapping[str, Tensor]) -> Tensor:
+            """D + Δ_t B_t · C_t: what y_t holds of x_t."""
+            dt, B, C = (seen[point].float() for point in ("hook_dt", "hook_B", "hook_C"))
+            return D.to(dt.device) + dt * (B * C).sum(dim=-1, keepdim=True)
+
+        return RecurrentParts(
+            W_in=W_in,
+            b_in=b_in,
+            W_gate=W_gate,
+            b_gate=b_gate,
+            taps=taps_of(read(mixer, "conv1d.weight")),
+            b_conv=read(mixer, "conv1d.bias") if mixer.conv1d.bias is not None else None,
+            W_out=read(mixer, "out_proj.weight").T,
+            b_out=read(mixer, "out_proj.bias") if mixer.out_proj.bias is not None else None,
+            activation=F.silu,
+            slope=0.5,
+            gain_at_rest=D,
+            gain_points=("hook_dt", "hook_B", "hook_C"),
+            gain=gain,
+        )
+
+
+def _stepped(project: Any, dt: Tensor) -> Tensor:
+    """What the library makes of Δ's projection: its weight, past any adapter; quantised weights answer to a call."""
+    weight: Tensor = project.weight
+    return F.linear(dt, weight, project.bias) if weight.is_floating_point() else project(dt)

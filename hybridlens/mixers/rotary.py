@@ -1,0 +1,73 @@
+"""Rotary position embedding (Su et al. 2021), in the half-split order: on real activations, and as numbers.
+
+Dimension i turns with dimension i + dims/2, by ``base ** (-2i / dims)`` radians a position; what follows the first
+`dims` dimensions of a head is left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hybridlens.passes import Pass
+from hybridlens.shapes import Keys, Queries
+
+
+@dataclass(frozen=True)
+class Turning:
+    """By how much positions turn queries and keys.
+
+    Attributes:
+        dims: dimensions of a head that turn.
+        base: of the frequencies.
+    """
+
+    dims: int
+    base: float
+
+    @property
+    def frequencies(self) -> Float[Tensor, "pair"]:
+        """Radians a position, of each pair of dimensions; float64."""
+        return self.base ** (-torch.arange(0, self.dims, 2, dtype=torch.float64) / self.dims)
+
+    def turned(self, x: Float[Tensor, "*batch d_head"], distance: float | int) -> Float[Tensor, "*batch d_head"]:
+        """`x` as it stands at position `distance`, whatever follows the first `dims` dimensions left alone.
+
+        The score of a query q that stands `distance` positions after a key k is ``turned(q, distance) · k``.
+        """
+        angle = self.frequencies.to(x.device) * distance
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        first, second, rest = x.split([self.dims // 2, self.dims // 2, x.shape[-1] - self.dims], dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Rotary:
+    """A model's rotary embedding at work.
+
+    Attributes:
+        embedding: the model's module, which makes cosines and sines of positions.
+        turning: the same as numbers.
+    """
+
+    embedding: nn.Module
+    turning: Turning
+
+    def __call__(self, q: Queries, k: Keys, run: Pass) -> tuple[Queries, Keys]:
+        """Queries and keys, turned by their positions."""
+        cos, sin = run.once((id(self.embedding), q.dtype), lambda: self._made(q, run))
+        return _turn(q, cos, sin), _turn(k, cos, sin)
+
+    def _made(self, q: Queries, run: Pass) -> tuple[Tensor, Tensor]:
+        cos, sin = self.embedding(q, run.positions)
+        return cos[:, :, None], sin[:, :, None]
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    turning, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = turning.chunk(2, dim=-1)
+    turned = (turning * cos) + (torch.cat([-second, first], dim=-1) * sin)
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned

@@ -1,0 +1,107 @@
+"""Root-mean-square norms, plain and with their scale and normalised value at hook points.
+
+The families differ in what the weight is added to and in where the result is rounded to the model's dtype, and in
+nothing else: `Rounding` says it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hybridlens.devices import resident
+from hybridlens.errors import InputError
+from hybridlens.hooks import HookPoint
+from hybridlens.shapes import Resid
+
+Rounding: TypeAlias = Literal["before", "after"]
+"""Whether the normalised value is rounded to the model's dtype before or after the weight multiplies it."""
+
+
+@dataclass(frozen=True)
+class NormStyle:
+    """How a family's norms treat their weight."""
+
+    offset: float = 0.0
+    """Added to the weight: 1 where a weight of 0 means no change."""
+    rounding: Rounding = "before"
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """Root-mean-square norm: x / √(mean x² + ε), times the weight (plus an offset), in float32.
+
+    Args:
+        owner: the module that holds the family's norm.
+        name: under which name.
+        eps: ε.
+        style: what is added to the weight, and when the result is rounded.
+
+    Raises:
+        InputError: when it is used, if the norm was exchanged for another kind of module.
+    """
+
+    owner: nn.Module
+    name: str
+    eps: float
+    style: NormStyle
+    kind: type = type(None)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", type(self.module))
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is there now."""
+        return self.owner.__dict__["_modules"][self.name]
+
+    def scale(self, wide: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch one"]:
+        """√(mean x² + ε) of a float32 activation."""
+        return (wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def weighted(self, normalized: Float[Tensor, "*batch d_model"], dtype: torch.dtype) -> Tensor:
+        """What the norm gives for a normalised value; it is linear in it."""
+        norm = self.module
+        if type(norm) is not self.kind:
+            raise InputError(
+                f"the norm {self.name} was a {self.kind.__name__} and is now a {type(norm).__name__}, which this lens "
+                "cannot follow; merge the adapter, or open the model with the norm it has now"
+            )
+        with resident(norm):
+            weight = cast(Tensor, norm.weight)
+            if self.style.rounding == "after":
+                return (normalized * (self.style.offset + weight.float())).to(dtype)
+            return (weight if not self.style.offset else self.style.offset + weight) * normalized.to(dtype)
+
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The normalised and weighted activation, in the dtype of `x`."""
+        wide = x.float()
+        return self.weighted(wide / self.scale(wide), x.dtype)
+
+
+class HookedNorm(nn.Module):
+    """A norm of the residual stream, with its scale and its normalised value, both float32, at hook points.
+
+    Args:
+        norm: the family's.
+        d_model: the width.
+        dtype: what the norm's input is rounded to first; None for nothing.
+    """
+
+    def __init__(self, norm: Norm, d_model: int, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.norm = norm
+        self.dtype = dtype
+        self.hook_scale = HookPoint("b p 1", **{"1": 1})
+        self.hook_normalized = HookPoint("b p d", d=d_model)
+
+    def forward(self, x: Resid) -> Resid:
+        """The normalised and weighted activation, in the dtype of `x`."""
+        x = x if self.dtype is None else x.to(self.dtype)
+        wide = x.float()
+        scale = self.hook_scale(self.norm.scale(wide))
+        return self.norm.weighted(self.hook_normalized(wide / scale), x.dtype)

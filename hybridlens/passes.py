@@ -1,0 +1,129 @@
+"""One forward pass before any layer runs: positions, padding, and which keys each query may look at.
+
+Masks are made once for each window that the model's attention layers have, and only where a plain causal or an open
+kernel does not serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from hybridlens.shapes import KeyPositions, Lengths, Positions, Tokens, Valid
+from hybridlens.slots import KeySlots
+from hybridlens.state import HybridState
+
+T = TypeVar("T")
+
+
+class Pass:
+    """What every layer of one forward pass needs to know besides the residual stream.
+
+    Args:
+        tokens: the new tokens; shorter rows padded on the right.
+        lengths: real new tokens of each row; None where all rows are full.
+        state: what was read before; None for nothing.
+    """
+
+    positions: Positions
+    """Absolute position of each new token."""
+    valid: Valid | None
+    """False on the padding of shorter rows; None when all rows are equally long."""
+    key_positions: KeyPositions
+    """Absolute position of each key slot, the held ones first; -1 where a row does not use it."""
+    lengths: Lengths
+    """Tokens that each row has read after the pass."""
+
+    def __init__(self, tokens: Tokens, lengths: Lengths | None, state: HybridState | None) -> None:
+        batch, new = tokens.shape
+        device = tokens.device
+        self._made: dict[Hashable, Any] = {}
+        self._steps = torch.arange(new, device=device)
+        self.continued = state is not None
+        self.valid = None
+        if lengths is not None:
+            lengths = lengths.to(device)
+            self.valid = self._steps < lengths[:, None]
+        grown = torch.full((batch,), new, device=device) if lengths is None else lengths
+        if state is None:
+            self.positions = self._steps.expand(batch, new)
+            self.lengths = grown
+        else:
+            before = state.lengths.to(device)
+            self.positions = before[:, None] + self._steps
+            self.lengths = before + grown
+        fresh = self.positions if self.valid is None else self.positions.masked_fill(~self.valid, -1)
+        self.key_positions = fresh if state is None else torch.cat([state.key_positions.to(device), fresh], dim=1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.positions.device
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made at the first call for `key` in this pass."""
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(T, self._made[key])
+
+    def slots(self, window: int | None) -> KeySlots:
+        """Which keys the queries of a layer with this window may look at.
+
+        A query sees the keys at positions up to its own and, with a window, fewer than `window` back.
+        """
+        return self.once(("slots", window), lambda: self._slots(window))
+
+    def _slots(self, window: int | None) -> KeySlots:
+        positions, held, valid = self.positions, self.key_positions, self.valid
+        steps, new = self._steps, self._steps.shape[0]
+        if not self.continued:
+            mask = None
+            if window is not None and new > window:
+                mask = ((steps[:, None] >= steps) & (steps[:, None] < steps + window))[None, None]  # truth values only
+            return KeySlots(positions, held, mask, causal=True)
+        # Where every query sees every key, no mask is needed; off the CPU, asking would cost more than it saves.
+        if new == 1 and self.device.type == "cpu":
+            oldest: Tensor | int = 0 if window is None else (positions - window + 1).clamp_(min=0)
+            seen = held >= oldest
+            if bool((seen if valid is None else seen | ~valid).all()):
+                return KeySlots(positions, held, None, causal=False)
+        mask = (positions[:, :, None] >= held[:, None, :]) & (held >= 0)[:, None, :]
+        if window is not None:
+            mask = mask & (positions[:, :, None] < (held + window)[:, None, :])
+        if valid is not None:  # a padding query looks at everything, so that no softmax is empty
+            mask = mask | ~valid[:, :, None]
+        return KeySlots(positions, held, mask[:, None], causal=False)
+
+    def to(self, device: torch.device) -> Pass:
+        """The same, with its tensors on `device`; made once for each."""
+        if self.device == device:
+            return self
+
+        def moved() -> Pass:
+            other = object.__new__(Pass)
+            other._made, other.continued = {}, self.continued
+            other._steps, other.positions = self._steps.to(device), self.positions.to(device)
+            other.valid = None if self.valid is None else self.valid.to(device)
+            other.key_positions, other.lengths = self.key_positions.to(device), self.lengths.to(device)
+            return other
+
+        return self.once(("device", device), moved)
+
+
+def trimmed(state: HybridState) -> HybridState:
+    """The state without the leading key slots that no row's next token can see."""
+    window, slots = state.window, state.key_positions.shape[1]
+    if window is None or slots < window or state.key_positions.device.type == "meta":
+        return state
+    visible = state.key_positions > state.lengths[:, None] - window
+    if bool(visible[:, 0].any()):
+        return state
+    needed = visible.any(dim=0)
+    start = int(needed.int().argmax()) if bool(needed.any()) else slots
+    newest = state.each(lambda memory: memory.newest(slots - start))
+    return HybridState(
+        state.model, state.lengths, state.key_positions[:, start:].clone(), newest.layers, window, state.weights
+    )

@@ -1,0 +1,80 @@
+"""Linear maps of a model, found anew at each use, so that a module exchanged later is followed.
+
+A `Projection` is a place in the model (a module and the name of its child) and the numbers that the family multiplies
+its input and output by. Adapters (LoRA) put another module into that place; quantised and offloaded weights answer to
+a call. So nothing here reads a weight where calling the module would not.
+
+How it fails: a child that is not there raises `CheckpointError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hybridlens.devices import resident
+from hybridlens.errors import CheckpointError
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """x ↦ scale · module(scale_in · x)."""
+
+    owner: nn.Module
+    name: str
+    scale_in: float = 1.0
+    scale: float = 1.0
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is there now."""
+        found = self.owner.__dict__["_modules"].get(self.name)
+        if found is None:
+            raise CheckpointError(f"a {type(self.owner).__name__} has no {self.name}; open the model anew with HybridLens")
+        return found
+
+    def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """The map of `x`, bias included."""
+        out = self.module(x if self.scale_in == 1.0 else x * self.scale_in)
+        return out if self.scale == 1.0 else out * self.scale
+
+    def bias(self, like: Tensor) -> Float[Tensor, "d_out"] | None:
+        """What it adds whatever its input; None for nothing.
+
+        Args:
+            like: an input, for its dtype, device and width.
+        """
+        module = self.module
+        if _plain(module):
+            with resident(module):
+                bias = cast(Tensor | None, module.bias)
+                return None if bias is None else (bias if self.scale == 1.0 else bias * self.scale)
+        return self(torch.zeros_like(like.reshape(-1, like.shape[-1])[:1]))[0]
+
+    def by_head(self, x: Float[Tensor, "batch pos head width"]) -> Float[Tensor, "batch pos head d_out"]:
+        """What each head's part of the input adds, the bias left out; they add up to the map less its bias."""
+        module = self.module
+        if _plain(module):
+            with resident(module):
+                weight = rearrange(cast(Tensor, module.weight), "d (h e) -> h e d", e=x.shape[-1])
+                out = einsum(x if self.scale_in == 1.0 else x * self.scale_in, weight, "b p h e, h e d -> b p h d")
+            return out if self.scale == 1.0 else out * self.scale
+        bias = self(torch.zeros_like(x[:1, :1].flatten(-2)))  # an adapter, or weights that only the module can read
+        alone = [self(_only(x, head).flatten(-2)) - bias for head in range(x.shape[2])]
+        return torch.stack(alone, dim=2)
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether the module is its weight and bias, and nothing else."""
+    return type(module) is nn.Linear and not module.__dict__["_forward_hooks"] and not module.__dict__["_forward_pre_hooks"]
+
+
+def _only(x: Tensor, head: int) -> Tensor:
+    alone = torch.zeros_like(x)
+    alone[:, :, head] = x[:, :, head]
+    return alone
