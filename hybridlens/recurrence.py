@@ -1,7 +1,7 @@
 """What the recurrent layers of all families share: convolution, edited trajectories, hidden attention.
 
 How a state edit persists: the scan gives the trajectory H, hooks turn it into H', and the trajectory
-used is `hybridlens.scan.persistent_states`, the same recurrence with the edited entries put in. The
+used is `hybridlens.recurrences.scan.persistent_states`, the same recurrence with the edited entries put in. The
 gradient at `hook_state` is the total one: how the loss changes with that entry, through its own
 readout and through every later state that continues from it. So it answers "what if this entry were set to
 another value", one entry at a time: setting all entries at once would cut them off from each other.
@@ -18,9 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridlens import scan, scan_kernels, selective
 from hybridlens.hooks import HookPoint, unchanged
 from hybridlens.layer_state import RecurrentState
+from hybridlens.recurrences import mamba_scan as selective
+from hybridlens.recurrences import scan
+from hybridlens.recurrences.kernels import choice as scan_kernels
 from hybridlens.shapes import Channels, ConvState, State, States, Valid
 
 

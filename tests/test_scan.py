@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from hybridlens import scan, selective
+from hybridlens.recurrences import mamba_scan as selective
+from hybridlens.recurrences import scan
 
 
 def plain_loop(decay, write, initial):

@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import JambaConfig
 
-from hybridlens import selective
 from hybridlens.attention import AttentionParts, HookedAttention
 from hybridlens.components import Block, ExpertWrite, HookedMlp, HookedNorm, Pass, resident
 from hybridlens.families.layout import Layout, Read, RecurrentParts, taps_of
@@ -30,6 +29,7 @@ from hybridlens.recurrence import (
     hooked_states,
     remember,
 )
+from hybridlens.recurrences import mamba_scan as selective
 from hybridlens.shapes import Resid
 
 

@@ -4,9 +4,9 @@ Its decay and write have a state axis, so they are made, used and dropped a few 
 cache, and its backward pass makes them again from the states kept at the chunk borders. `selective_states` keeps every
 state, for those who hooked it; `discretise` and `read_out` give its parts.
 
-On a GPU `hybridlens.scan_kernels` chooses a kernel library behind `selective_scan`.
+On a GPU `hybridlens.recurrences.kernels.choice` chooses a kernel library behind `selective_scan`.
 
-How it fails: as `hybridlens.scan` does.
+How it fails: as `hybridlens.recurrences.scan` does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridlens.scan import kernel_for
+from hybridlens.recurrences.scan import kernel_for
 
 CHUNK_ELEMENTS = 1 << 18
 """Elements of decay that `selective_scan` holds at once: 1 MB in float32, about a core's cache."""
