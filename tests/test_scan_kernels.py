@@ -19,10 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from hybridlens import recurrence
 from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.recurrences import diagonal, scan
 from hybridlens.recurrences import mamba_scan as selective
-from hybridlens.recurrences import scan
 from hybridlens.recurrences.kernels import choice as scan_kernels
 from hybridlens.recurrences.kernels import libraries
 from hybridlens.recurrences.kernels.choice import Case, Kernel, choose, use_kernels
@@ -266,7 +265,7 @@ def test_a_backward_pass_runs_under_what_its_forward_pass_ran_under(monkeypatch)
     decay = torch.rand(1, 9, 2, requires_grad=True)
     with use_kernels("torch"):
         states = scan.linear_scan(decay, torch.randn(1, 9, 2))
-        used = recurrence._Persist.apply(decay * 2, decay, decay, decay[:, 0], recurrence._Edited())
+        used = diagonal._Persist.apply(decay * 2, None, decay, decay, decay[:, 0])
     (states + used).sum().backward()
     assert set(seen) == {"torch"}
     assert len(seen) == 3

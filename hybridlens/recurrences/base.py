@@ -9,8 +9,8 @@ How a state edit persists: `states` gives the trajectory H, a hook turns it into
 `persist`, the same recurrence with the edited entries put in (`hybridlens.recurrences.edits` says what gradients are
 then). Entries that no edit reaches keep every bit.
 
-How it fails: a fast form and a loop differ in float32 rounding, and `hooked` sees to it that no more of a result changes
-than an edit reaches. Gradients are first order only; asking for second ones raises.
+How it fails: a fast form and a loop differ in float32 rounding, and `hooked` sees to it that no more of a result
+changes than an edit reaches. Gradients are first order only; asking for second ones raises.
 """
 
 from __future__ import annotations
@@ -163,8 +163,8 @@ class Recurrence(ABC, Generic[T]):
 
         What no edit reaches is what `run` gives, to the bit: the trajectory is another way to the same numbers.
         """
-        states, (value, mask) = self._tapped(terms, initial, hook)
-        used = self._used(states, value, mask, terms, initial)
+        states, seen = self.tapped(terms, initial, hook)
+        used, mask = self.used(states, seen, terms, initial), seen.mask
         with torch.no_grad():
             plain = self.run(terms, initial)
         y, final = self.readout(used, terms), used[:, -1]
@@ -175,12 +175,14 @@ class Recurrence(ABC, Generic[T]):
             kept = torch.where(reached.any(dim=-1), y, plain.y), torch.where(reached[:, -1], final, plain.final)
         return Hooked(with_value(y, kept[0]), with_value(final, kept[1]), used)
 
-    def _tapped(self, terms: T, initial: Tensor, hook: Hook) -> tuple[Tensor, Tapped]:
+    def tapped(self, terms: T, initial: Tensor, hook: Hook) -> tuple[Tensor, Tapped]:
+        """The trajectory, and what a hook made of it."""
         states = self.states(terms, initial)
         return states, tap(states, hook)
 
-    def _used(self, states: Tensor, value: Tensor, mask: Tensor | None, terms: T, initial: Tensor) -> Tensor:
-        """`persist` after `tap`; a hook that detached everything and edited nothing has cut the gradients."""
+    def used(self, states: Tensor, seen: Tapped, terms: T, initial: Tensor) -> Tensor:
+        """`persist` after `tapped`; a hook that detached everything and edited nothing has cut the gradients."""
+        value, mask = seen
         return value if mask is None and not value.requires_grad else self.persist(states, value, mask, terms, initial)
 
     def first_order(self, terms: T, mask: Tensor, change: Tensor, gradient: Tensor) -> Tensor:
@@ -197,11 +199,11 @@ class Recurrence(ABC, Generic[T]):
             gradient: the total one at each state.
         """
         acting = mask & (change != 0)
-        handed = self._handed_on(terms, acting, change)
+        handed = self.handed_on(terms, acting, change)
         beyond = torch.where(acting, gradient * (change - handed), 0.0)
         return beyond.flatten(1).sum(dim=1, dtype=torch.float64)
 
-    def _handed_on(self, terms: T, acting: Tensor, change: Tensor) -> Tensor:
+    def handed_on(self, terms: T, acting: Tensor, change: Tensor) -> Tensor:
         """J_t D_{t-1} at every token, where D_t is the change at acting entries and else what is handed on."""
         handed, changed = torch.zeros_like(change), torch.where(acting[:, 0], change[:, 0], 0.0)
         for t in range(1, change.shape[1]):
@@ -240,5 +242,4 @@ class Recurrence(ABC, Generic[T]):
 
 def hooked_states(op: Recurrence[T], terms: T, initial: Tensor, hook: Hook) -> Tensor:
     """The trajectory to be used after a hook has seen it, with its edits put in and gradients counted once."""
-    states, (value, mask) = op._tapped(terms, initial, hook)  # pyright: ignore[reportPrivateUsage]
-    return op._used(states, value, mask, terms, initial)  # pyright: ignore[reportPrivateUsage]
+    return op.used(*op.tapped(terms, initial, hook), terms, initial)

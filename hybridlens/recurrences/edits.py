@@ -3,11 +3,12 @@
 A hook sees a whole tensor over time, computed without the edit, and gives back one of the same shape with a mask of the
 entries that are edits. Those entries are put in where the recurrence makes them; all later ones are made anew.
 
-Gradients. At what a hook gave back stands the total gradient, at edited and unedited entries alike: how the loss changes
-with that entry, everything later that follows from it included. So it answers "what if this entry were set to another
-value", one entry at a time. An unedited entry is made by the recurrence, which hears its gradient there (`put`); what
-comes back through the hook must then not be counted a second time, and `_Gate` takes it off. What `_Note` saw is
-good for one backward pass, told by its number in autograd, so that nothing is left of an earlier one.
+Gradients. At what a hook gave back stands the total gradient, at edited and unedited entries alike: how the loss
+changes with that entry, everything later that follows from it included. So it answers "what if this entry were set to
+another value", one entry at a time: setting all at once would cut them off from each other. An unedited entry is made
+by the recurrence, which hears its gradient there (`put`); what comes back through the hook must then not be counted a
+second time, and `_Gate` takes it off. What `_Note` saw is good for one backward pass, told by its number in autograd,
+so that nothing is left of an earlier one.
 
 How it fails: gradients are first order only. A hook that detaches an entry, hands it on unedited and, in the same
 call, makes another entry from it undetached, gets that entry's gradient wrong.

@@ -6,7 +6,7 @@ the trajectory's size.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from hybridlens.recurrences.terms import before, leaves, mapped
 
 
+@runtime_checkable
 class Operator(Protocol):
     """What is asked of a recurrence here; see `hybridlens.recurrences.base.Recurrence`."""
 
