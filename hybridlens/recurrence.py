@@ -1,7 +1,7 @@
 """What the recurrent layers of all families share: convolution, edited trajectories, hidden attention.
 
 How a state edit persists: the scan gives the trajectory H, hooks turn it into H', and the trajectory
-used is `hybridlens.scan.persistent_states`, the same recurrence with the edited entries put in. The
+used is `hybridlens.recurrences.scan.persistent_states`, the same recurrence with the edited entries put in. The
 gradient at `hook_state` is the total one: how the loss changes with that entry, through its own
 readout and through every later state that continues from it. So it answers "what if this entry were set to
 another value", one entry at a time: setting all entries at once would cut them off from each other.
@@ -10,17 +10,19 @@ another value", one entry at a time: setting all entries at once would cut them 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from hybridlens import scan, scan_kernels, selective
 from hybridlens.hooks import HookPoint, unchanged
 from hybridlens.layer_state import RecurrentState
+from hybridlens.recurrences import base
+from hybridlens.recurrences import mamba_scan as selective
+from hybridlens.recurrences.diagonal import Diagonal, DiagonalTerms, channel_attention
+from hybridlens.recurrences.edits import Hook
+from hybridlens.recurrences.selective import Selective, SelectiveTerms
 from hybridlens.shapes import Channels, ConvState, State, States, Valid
 
 
@@ -66,21 +68,21 @@ def hold_padding(decay: States, write: States, valid: Valid | None) -> tuple[Sta
 def hooked_states(decay: States, write: States, held: RecurrentState | None, point: HookPoint) -> States:
     """The state after each token, with the edits of `point`'s hooks put in."""
     initial = torch.zeros_like(write[:, 0]) if held is None else held.recurrent
-    if write.shape[1] == 1 and not torch.is_grad_enabled():  # a single token: one step, nothing rearranged
-        states = torch.addcmul(write, decay, initial[:, None])
-    else:
-        states = scan.linear_scan(decay, write, initial)
+    op, terms = Diagonal(tuple(write.shape[2:])), DiagonalTerms(decay, write)
     if not point.asked():
         point.skip()
-        return states
-    edited = _Edited()
-    gated = cast(Tensor, _Gate.apply(states, edited)) if states.requires_grad else states
-    hooked = point(gated)
-    if not unchanged(gated, hooked):
-        edited.mask = hooked.detach() != states.detach()
-    if not hooked.requires_grad:
-        return hooked if edited.mask is None else scan.persistent_states(states, hooked, decay, write, initial)
-    return cast(Tensor, _Persist.apply(hooked, decay, write, initial, edited))
+        return op.states(terms, initial)
+    return base.hooked_states(op, terms, initial, _hook(point))
+
+
+def _hook(point: HookPoint) -> Hook:
+    """A hook point as recurrences take it: entries that differ are edits."""
+
+    def see(states: Tensor) -> tuple[Tensor, Tensor | None]:
+        hooked = point(states)
+        return hooked, None if unchanged(states, hooked) else hooked.detach() != states.detach()
+
+    return see
 
 
 def hooked_selective_states(
@@ -106,27 +108,9 @@ def hooked_selective_states(
         held: the layer's memory of earlier tokens.
         point: `hook_state`.
     """
-    (batch, length, width), n = dt.shape, A.shape[1]
-    initial = dt.new_zeros(batch, width, n, dtype=torch.float32) if held is None else held.recurrent
-    if dt.device.type == "cpu":
-        states, y = selective.selective_states(dt, A, B, C, x, initial)
-    else:  # there a loop would be many small launches
-        states, previous = dt.new_empty(batch, length, width, n, dtype=torch.float32), initial
-        step = max(1, selective.GPU_CHUNKS * selective.CHUNK_ELEMENTS // max(1, batch * width * n))
-        for start in range(0, length, step):
-            part = slice(start, start + step)
-            decay, write = selective.discretise(dt[:, part], A, B[:, part], x[:, part])
-            states[:, part] = scan.linear_scan(decay, write, previous)
-            previous = states[:, part][:, -1]
-        y = selective.read_out(states, C)
-    hooked = point(states)
-    if unchanged(states, hooked):
-        return selective.SelectiveStates(hooked, y)
-    if dt.device.type == "cpu":
-        return selective.edited_states(selective.SelectiveStates(states, y), hooked, dt, A, B, C, x, initial)
-    decay, write = selective.discretise(dt, A, B, x)
-    edited = scan.persistent_states(states, hooked, decay, write, initial)
-    return selective.SelectiveStates(edited, selective.read_out(edited, C))
+    initial = dt.new_zeros(*dt.shape[::2], A.shape[1], dtype=torch.float32) if held is None else held.recurrent
+    made = Selective(tuple(A.shape)).hooked(SelectiveTerms(dt, A, B, C, x), initial, _hook(point))
+    return selective.SelectiveStates(made.states, made.y)
 
 
 def hidden_attention(
@@ -148,74 +132,7 @@ def hidden_attention(
     if not point.asked():
         point.skip()
         return
-    rows: list[Tensor] = []
-    length, put = decay.shape[1], source()
-    carried = put[:, :0]
-    for t in range(length):
-        carried = torch.cat([carried * decay[:, t, None], put[:, t, None]], dim=1)  # [b, j, c, *n]
-        read = carried
-        if readout is not None:
-            read = torch.matmul(carried, readout[:, t, None, :, None].to(carried.dtype))[..., 0]
-        row = read.unflatten(2, (groups, -1)).mean(-1).transpose(1, 2)  # [b, h, j]
-        rows.append(F.pad(row, (0, length - 1 - t)))
-    point(torch.stack(rows, dim=2))
-
-
-class _Edited:
-    """What the backward pass has to know of a hooked trajectory, filled in as it becomes known."""
-
-    mask: Tensor | None = None
-    """Entries that the hook changed; known after the hook."""
-    total: Tensor | None = None
-    """How the loss changes with each entry; known when the backward pass has come by."""
-
-
-class _Gate(torch.autograd.Function):
-    """Identity; backward, what comes through the hook.
-
-    An entry that the hook left alone is made by the recurrence, and hears its own gradient there; through the
-    hook it hears only what other, edited entries took from it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, edited: _Edited) -> Tensor:
-        ctx.edited = edited
-        return states.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        mask, total = ctx.edited.mask, ctx.edited.total
-        taken = grads[0] if total is None else grads[0] - total
-        return (taken if mask is None else torch.where(mask, grads[0], taken)), None
-
-
-class _Persist(torch.autograd.Function):
-    """`persistent_states` whose gradient at every entry of the hooked trajectory is the total one."""
-
-    @staticmethod
-    def forward(ctx: Any, hooked: Tensor, decay: Tensor, write: Tensor, initial: Tensor, edited: _Edited) -> Tensor:
-        mask = edited.mask
-        if mask is None:
-            used, decay_used = hooked.clone(), decay
-        else:
-            decay_used = decay.masked_fill(mask, 0.0)
-            used = scan.linear_scan(decay_used, torch.where(mask, hooked, write), initial)
-        ctx.edited, ctx.kernels = edited, scan_kernels.wanted()
-        ctx.save_for_backward(decay_used, used, initial)
-        return used
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
-        decay, used, initial = ctx.saved_tensors
-        total = scan.adjoint(decay, grads[0], ctx.kernels)
-        ctx.edited.total = total
-        mask = ctx.edited.mask
-        own = total if mask is None else total.masked_fill(mask, 0.0)
-        before = torch.cat([initial[:, None], used[:, :-1]], dim=1)
-        return total, own * before, own, decay[:, 0] * total[:, 0], None
+    point(channel_attention(decay, source(), readout, groups))
 
 
 def remember(conv: ConvState, final: State) -> RecurrentState:

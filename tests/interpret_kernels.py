@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 import torch
 
-from hybridlens import scan_libraries
+from hybridlens.recurrences.kernels import libraries
 
 LENGTHS = (2, 66)
 
@@ -82,7 +82,7 @@ def half(kernel, dtype, readout):
     The interpreter cuts off where a GPU rounds to bfloat16, so with bfloat16 inputs C and y are float32 here, and
     the rounding before the readout is looked at in float16.
     """
-    from hybridlens import selective
+    from hybridlens.recurrences import mamba_scan as selective
 
     inputs = selective_case(40, dtype)
     inputs[3] = inputs[3].to(readout)
@@ -95,7 +95,7 @@ def compiles():
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from hybridlens import scan_triton as ours
+    from hybridlens.recurrences.kernels import triton_scans as ours
 
     sizes = {}
     for chip in (80, 90):
@@ -125,15 +125,15 @@ def interpret():
     # The timing of configurations needs a driver; any of them gives the same values.
     autotuner.Autotuner._bench = lambda self, *args, **kwargs: [1.0, 1.0, 1.0]
     found = {
-        "triton linear": linear(scan_libraries.triton_linear),
-        "triton selective": selective(scan_libraries.triton_selective),
-        "triton selective bfloat16": half(scan_libraries.triton_selective, torch.bfloat16, torch.float32),
-        "triton selective float16": half(scan_libraries.triton_selective, torch.float16, torch.float16),
+        "triton linear": linear(libraries.triton_linear),
+        "triton selective": selective(libraries.triton_selective),
+        "triton selective bfloat16": half(libraries.triton_selective, torch.bfloat16, torch.float32),
+        "triton selective float16": half(libraries.triton_selective, torch.float16, torch.float16),
     }
     if find_spec("accelerated_scan"):
-        found["accelerated-scan"] = linear(scan_libraries.accelerated_scan)
+        found["accelerated-scan"] = linear(libraries.accelerated_scan)
     if find_spec("fla"):
-        found["flash-linear-attention"] = linear(scan_libraries.flash_linear_attention)
+        found["flash-linear-attention"] = linear(libraries.flash_linear_attention)
     return found
 
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from hybridlens import scan, selective
+from hybridlens.recurrences import mamba_scan as selective
+from hybridlens.recurrences import scan
 
 
 def plain_loop(decay, write, initial):
@@ -97,7 +98,7 @@ def test_an_edited_state_persists(length, seed):
     for t in range(length):
         state = torch.where(edited[:, t] != states[:, t], edited[:, t], decay[:, t] * state + write[:, t])
         expected.append(state)
-    got = scan.persistent_states(states, edited, decay, write, initial)
+    got = scan.persistent_states(edited, edited != states, decay, write, initial)
     assert_close(got, torch.stack(expected, 1), rtol=1e-5, atol=1e-5)
 
 
@@ -118,7 +119,7 @@ def test_an_edited_selective_state_persists_across_chunks(first, monkeypatch):
     if first is not None:
         edited[0, first, 2] += 1.5
         edited[1, first:, :, 0] = torch.randn(24 - first, 5, generator=generator)
-    got = selective.edited_states(was, edited, dt, A, B, C, x, initial)
+    got = selective.edited_states(was, edited, edited != was.states, dt, A, B, C, x, initial)
     decay, write = torch.exp(dt[..., None] * A), dt[..., None] * B[:, :, None] * x[..., None]
     expected, state = [], initial
     for t in range(24):

@@ -19,9 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from hybridlens import recurrence, scan, scan_kernels, scan_libraries, selective
 from hybridlens.errors import InputError, UnknownNameError
-from hybridlens.scan_kernels import Case, Kernel, choose, use_kernels
+from hybridlens.recurrences import diagonal, scan
+from hybridlens.recurrences import mamba_scan as selective
+from hybridlens.recurrences.kernels import choice as scan_kernels
+from hybridlens.recurrences.kernels import libraries
+from hybridlens.recurrences.kernels.choice import Case, Kernel, choose, use_kernels
 
 FLOATS = frozenset({torch.float32})
 ADAPTERS = ["accelerated_scan", "flash_linear_attention"]
@@ -72,7 +75,7 @@ def plain_selective(dt, A, B, C, x, initial):
 
 
 @pytest.fixture(autouse=True)
-def libraries(monkeypatch):
+def stand_ins(monkeypatch):
     """Stand-ins for all three libraries, and nothing remembered of what could be imported."""
     monkeypatch.setattr(scan_kernels, "_importable", {})
     for module, name, function in (
@@ -245,7 +248,7 @@ def test_linear_adapters_are_the_loop(adapter, batch, length, extra, seed):
     inputs = [t.requires_grad_() for t in (decay, write, initial)]
     weight = torch.randn(batch, length, *extra, generator=generator)
     with pytest.MonkeyPatch.context() as patch:
-        through(patch, linear=getattr(scan_libraries, adapter))
+        through(patch, linear=getattr(libraries, adapter))
         ours = scan.linear_scan(*inputs)
         got = torch.autograd.grad((ours * weight).sum(), inputs)
         back = scan.adjoint(decay.detach(), weight)
@@ -258,11 +261,11 @@ def test_linear_adapters_are_the_loop(adapter, batch, length, extra, seed):
 
 def test_a_backward_pass_runs_under_what_its_forward_pass_ran_under(monkeypatch):
     """On a GPU it runs in another thread, where a context variable has its default again."""
-    seen = through(monkeypatch, linear=scan_libraries.accelerated_scan)
+    seen = through(monkeypatch, linear=libraries.accelerated_scan)
     decay = torch.rand(1, 9, 2, requires_grad=True)
     with use_kernels("torch"):
         states = scan.linear_scan(decay, torch.randn(1, 9, 2))
-        used = recurrence._Persist.apply(decay * 2, decay, decay, decay[:, 0], recurrence._Edited())
+        used = diagonal._Persist.apply(decay * 2, None, decay, decay, decay[:, 0])
     (states + used).sum().backward()
     assert set(seen) == {"torch"}
     assert len(seen) == 3
@@ -286,7 +289,7 @@ def test_the_mamba_adapter_is_the_loop(length, seed):
     inputs = [t.requires_grad_() for t in selective_inputs(seed, length)]
     truth = [t.detach().double().requires_grad_() for t in inputs]
     with pytest.MonkeyPatch.context() as patch:
-        through(patch, selective=scan_libraries.mamba_ssm)
+        through(patch, selective=libraries.mamba_ssm)
         got = selective.selective_scan(*inputs)
     want = plain_selective(*truth)
     weights = [torch.randn_like(t) for t in got]
@@ -300,7 +303,7 @@ def test_the_mamba_adapter_is_the_loop(length, seed):
 
 def test_the_mamba_adapter_without_gradients_or_an_initial_state(monkeypatch):
     inputs = selective_inputs(0, 12)
-    through(monkeypatch, selective=scan_libraries.mamba_ssm)
+    through(monkeypatch, selective=libraries.mamba_ssm)
     got = selective.selective_scan(*inputs[:-1])
     assert not got.y.requires_grad
     for a, b in zip(got, plain_selective(*inputs[:-1], torch.zeros(2, 3, 4)), strict=True):
@@ -309,7 +312,7 @@ def test_the_mamba_adapter_without_gradients_or_an_initial_state(monkeypatch):
 
 def test_second_derivatives_are_refused_through_a_library(monkeypatch):
     """The library's own backward pass is a kernel too: differentiating it would give silent zeros."""
-    through(monkeypatch, selective=scan_libraries.mamba_ssm)
+    through(monkeypatch, selective=libraries.mamba_ssm)
     inputs = [t.requires_grad_() for t in selective_inputs(0, 5)]
     (grad,) = torch.autograd.grad((selective.selective_scan(*inputs).y ** 2).sum(), inputs[4], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -323,7 +326,7 @@ def test_in_bfloat16_results_agree_to_a_thousandth(seed, monkeypatch):
     One rounding to bfloat16 is 1.7e-3 in norm, so a version that rounds once too often fails.
     """
     inputs = selective_inputs(seed, 200, torch.bfloat16)
-    through(monkeypatch, selective=scan_libraries.mamba_ssm)
+    through(monkeypatch, selective=libraries.mamba_ssm)
     got = selective.selective_scan(*inputs)
     assert got.y.dtype == torch.bfloat16
     assert got.final.dtype == torch.float32
@@ -333,7 +336,7 @@ def test_in_bfloat16_results_agree_to_a_thousandth(seed, monkeypatch):
     decay, write = torch.rand(2, 200, 6).bfloat16(), torch.randn(2, 200, 6).bfloat16()
     exact = loop(decay.double(), write.double(), torch.zeros(2, 6).double())
     for adapter in ADAPTERS:
-        through(monkeypatch, linear=getattr(scan_libraries, adapter))
+        through(monkeypatch, linear=getattr(libraries, adapter))
         states = scan.linear_scan(decay.float(), write.float())  # the recurrence runs in float32 in every family
         assert float((states.double() - exact).norm() / exact.norm()) < 1e-3
 

@@ -40,9 +40,9 @@ from analyses.patching.running import laid_out
 from analyses.patching.slopes import Runs, Slopes, compare, estimated, wide
 from analyses.patching.sweeps import sweep_of
 from analyses.patching.targets import Located, Patch, as_patch, locate
-from hybridlens import scan
 from hybridlens.hooks import NameFilter
 from hybridlens.model import HybridLens
+from hybridlens.recurrences import scan
 from hybridlens.tokens import TokensLike
 
 

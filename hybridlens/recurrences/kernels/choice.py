@@ -1,7 +1,7 @@
 """Which kernel runs a scan: the libraries as data, and the choice among them.
 
 On a GPU a scan written in torch is a loop of small launches. `choose` takes the first kernel of
-`KERNELS` that fits the tensors and is installed; None stands for the plain code of `hybridlens.scan`,
+`KERNELS` that fits the tensors and is installed; None stands for the plain code of `hybridlens.recurrences.scan`,
 which is what always runs on a CPU, for a single token (one multiply-add) and in float64. Nothing is
 imported until it is chosen. `use_kernels` sets the choice for a block of code.
 
@@ -23,8 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hybridlens import scan_libraries
 from hybridlens.errors import InputError, UnknownNameError, closest
+from hybridlens.recurrences.kernels import libraries
 
 
 class Case(NamedTuple):
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """One way to run a scan in few launches. Both functions are described in `hybridlens.scan_triton`."""
+    """One way to run a scan in few launches. Both functions are described in `triton_scans`."""
 
     name: str
     """What `use_kernels` takes, and the package's own name."""
@@ -74,11 +74,11 @@ class Kernel(NamedTuple):
 
 KERNELS = (
     Kernel("mamba-ssm", ("selective_scan_cuda", "mamba_ssm.ops.selective_scan_interface"),
-           selective=scan_libraries.mamba_ssm),
-    Kernel("accelerated-scan", ("triton", "accelerated_scan.scalar"), linear=scan_libraries.accelerated_scan),
-    Kernel("flash-linear-attention", ("triton", "fla.ops.hgrn"), linear=scan_libraries.flash_linear_attention),
-    Kernel("triton", ("triton", "hybridlens.scan_triton"),
-           linear=scan_libraries.triton_linear, selective=scan_libraries.triton_selective, most_elements=2**62),
+           selective=libraries.mamba_ssm),
+    Kernel("accelerated-scan", ("triton", "accelerated_scan.scalar"), linear=libraries.accelerated_scan),
+    Kernel("flash-linear-attention", ("triton", "fla.ops.hgrn"), linear=libraries.flash_linear_attention),
+    Kernel("triton", ("triton", "hybridlens.recurrences.kernels.triton_scans"),
+           linear=libraries.triton_linear, selective=libraries.triton_selective, most_elements=2**62),
 )  # fmt: skip
 """In the order in which they are preferred. For linear scans accelerated-scan comes first since it works in parallel
 over time and takes a decay as it is; flash-linear-attention's fused kernel takes one step after the other and wants its

@@ -4,9 +4,9 @@ Its decay and write have a state axis, so they are made, used and dropped a few 
 cache, and its backward pass makes them again from the states kept at the chunk borders. `selective_states` keeps every
 state, for those who hooked it; `discretise` and `read_out` give its parts.
 
-On a GPU `hybridlens.scan_kernels` chooses a kernel library behind `selective_scan`.
+On a GPU `hybridlens.recurrences.kernels.choice` chooses a kernel library behind `selective_scan`.
 
-How it fails: as `hybridlens.scan` does.
+How it fails: as `hybridlens.recurrences.scan` does.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridlens.scan import kernel_for
+from hybridlens.recurrences.scan import kernel_for
 
 CHUNK_ELEMENTS = 1 << 18
 """Elements of decay that `selective_scan` holds at once: 1 MB in float32, about a core's cache."""
@@ -105,6 +105,7 @@ def selective_states(
 def edited_states(
     was: SelectiveStates,
     edited: Float[Tensor, "batch pos channel state"],
+    mask: Bool[Tensor, "batch pos channel state"],
     dt: Float[Tensor, "batch pos channel"],
     A: Float[Tensor, "channel state"],
     B: Float[Tensor, "batch pos state"],
@@ -119,19 +120,22 @@ def edited_states(
     Args:
         was: what `selective_states` gave for the other arguments.
         edited: its states after hooks.
+        mask: True where that is an edit.
         dt: as in `selective_scan`, like all that follows.
     """
-    before, wanted = (states.permute(1, 0, 3, 2) for states in (was.states, edited))
+    before, wanted, edits = (states.permute(1, 0, 3, 2) for states in (was.states, edited, mask))
     At, state = A.t().contiguous(), initial.float().transpose(1, 2)
     made, outputs = torch.empty_like(before), list[Tensor]()
     begun, start = False, 0
     for dt_, B_, C_, x_, y_ in _chunks(A, dt, B, C, x, was.y):
         part = slice(start, start + dt_.shape[0])
-        mask, start = wanted[part] != before[part], part.stop
-        begun = begun or bool(mask.any())
+        start = part.stop
+        begun = begun or bool(edits[part].any())
         if begun:
             decay, write = _discretise(dt_.float(), B_.float(), x_.float(), At)
-            states = _in_place(decay.masked_fill_(mask, 0.0), torch.where(mask, wanted[part], write), state)
+            states = _in_place(
+                decay.masked_fill_(edits[part], 0.0), torch.where(edits[part], wanted[part], write), state
+            )
             outputs.append(_read(states, C_))
         else:
             states = before[part]
@@ -164,7 +168,7 @@ def read_out(
     states: Float[Tensor, "batch pos channel state"], C: Float[Tensor, "batch pos state"]
 ) -> Float[Tensor, "batch pos channel"]:
     """y_t = C_t · h_t, in the dtype of `C`, a few tokens at a time."""
-    step = _chunk_length(states.shape[0], states.shape[2] * states.shape[3], states.device)
+    step = chunk_length(states.shape[0], states.shape[2] * states.shape[3], states.device)
     parts = [
         _read(h.permute(1, 0, 3, 2).contiguous(), c.transpose(0, 1))
         for h, c in zip(states.split(step, dim=1), C.split(step, dim=1), strict=True)
@@ -184,7 +188,8 @@ def _read(states: Tensor, C: Tensor) -> Tensor:
     return torch.matmul(C[:, :, None, :], states.to(C.dtype))[:, :, 0]
 
 
-def _chunk_length(batch: int, width: int, device: torch.device) -> int:
+def chunk_length(batch: int, width: int, device: torch.device) -> int:
+    """How many tokens' decays of `width` elements are held at once."""
     elements = CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNKS * CHUNK_ELEMENTS
     return max(1, elements // max(1, batch * width))
 
@@ -242,7 +247,7 @@ class _SelectiveScan(torch.autograd.Function):
 
 def _chunks(A: Tensor, *tensors: Tensor) -> zip[tuple[Tensor, ...]]:
     """Pieces [pos, batch, ...] short enough that a decay for all of their tokens stays in cache."""
-    step = _chunk_length(tensors[0].shape[0], A.numel(), A.device)
+    step = chunk_length(tensors[0].shape[0], A.numel(), A.device)
     return zip(*(t.transpose(0, 1).contiguous().split(step) for t in tensors), strict=True)
 
 

@@ -5,12 +5,12 @@ fused multiply-add a step, and, where a step is so small that calling it costs m
 a blocked form that runs the steps of many segments side by side and then joins the segments.
 Both have a hand-written backward pass, which is the same recurrence run in the other direction.
 
-On a GPU either would be a loop of small launches: there `hybridlens.scan_kernels` chooses a kernel
+On a GPU either would be a loop of small launches: there `hybridlens.recurrences.kernels.choice` chooses a kernel
 library behind the same functions, and its results differ from these in float32 rounding. On a CPU
 this code always runs.
 
 `linear_scan` returns the state after every token; Mamba's recurrence, whose decay and write are made on
-the way, is in `hybridlens.selective`.
+the way, is in `hybridlens.recurrences.mamba_scan`.
 
 How it fails: products of many decays underflow to zero, as they do in the plain loop; decays above
 1 can overflow in the blocked form where they would in the loop. Gradients are first order only.
@@ -22,12 +22,12 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridlens import scan_kernels
-from hybridlens.scan_kernels import use_kernels
+from hybridlens.recurrences.kernels import choice
+from hybridlens.recurrences.kernels.choice import use_kernels
 
 __all__ = [
     "adjoint",
@@ -58,27 +58,23 @@ def linear_scan(
 
 
 def persistent_states(
-    states: Float[Tensor, "batch pos *state"],
     edited: Float[Tensor, "batch pos *state"],
+    mask: Bool[Tensor, "batch pos *state"],
     decay: Float[Tensor, "batch pos *state"],
     write: Float[Tensor, "batch pos *state"],
     initial: Float[Tensor, "batch *state"],
 ) -> Float[Tensor, "batch pos *state"]:
     """The trajectory that an edited trajectory stands for.
 
-    G_t = edited_t where edited_t ≠ states_t, else decay_t · G_{t-1} + write_t, entry by entry: the
-    recurrence with decay and write replaced at the edited entries, so that an edit of the state
-    persists. With nothing edited, `edited` itself.
+    G_t = edited_t where mask_t, else decay_t · G_{t-1} + write_t, entry by entry: the recurrence with decay and write
+    replaced at the edited entries, so that an edit of the state persists.
     """
-    mask = edited != states
-    if not bool(mask.any()):
-        return edited
     return linear_scan(decay.masked_fill(mask, 0.0), torch.where(mask, edited, write), initial)
 
 
 def kernel_for(
     operation: str, *tensors: Tensor, steps: int, states: int = 1, kernels: str | None = None
-) -> scan_kernels.Kernel | None:
+) -> choice.Kernel | None:
     """The kernel for these tensors, all on one device; None where the plain code runs.
 
     Args:
@@ -92,7 +88,7 @@ def kernel_for(
     if device in ("cpu", "meta") or steps < 2:
         return None
     dtypes, elements = frozenset(t.dtype for t in tensors), max(t.numel() for t in tensors)
-    return scan_kernels.choose(scan_kernels.Case(operation, device, dtypes, steps, elements, states), kernels)
+    return choice.choose(choice.Case(operation, device, dtypes, steps, elements, states), kernels)
 
 
 def _run(
@@ -172,7 +168,7 @@ class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, decay: Tensor, write: Tensor, initial: Tensor) -> Tensor:
         states = _run(decay.transpose(0, 1), write.transpose(0, 1), initial).transpose(0, 1)
-        ctx.kernels = scan_kernels.wanted()
+        ctx.kernels = choice.wanted()
         ctx.save_for_backward(decay, initial, states)
         return states
 

@@ -7,7 +7,7 @@ and readout as it goes, so nothing with a state axis is stored but one border in
 Its backward pass makes the states of such a stretch again and walks back over them.
 
 How it fails: importing this needs triton. States are float32 inside whatever the inputs' dtype, and
-float64 inputs lose precision (`hybridlens.scan_kernels` never sends them here). The order of the
+float64 inputs lose precision (`hybridlens.recurrences.kernels.choice` never sends them here). The order of the
 operations differs from the plain code's, so results agree in float32 rounding and not in every bit.
 """
 # Triton is optional, and its language has no types that a checker could follow.
@@ -201,7 +201,7 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """Mamba's recurrence: y [batch, pos, channel] in the dtype of `C`, and the last state in float32.
 
-    The arguments are those of `hybridlens.scan.selective_scan`, with the initial state given. Memory beyond inputs
+    The arguments are those of `mamba_scan.selective_scan`, with the initial state given. Memory beyond inputs
     and outputs is about 2√pos states, and backward two [batch, pos, state] for every 32 channels.
     """
     return _SelectiveScan.apply(dt, A, B, C, x, initial)

@@ -1,7 +1,7 @@
 """Kernel libraries behind the two scans: what each one's own conventions ask for, put right here.
 
 Each adapter calls one function of one library and imports it only then. The linear ones give states
-alone: `hybridlens.scan` has the backward pass, which is the same scan from the other end, so that no
+alone: `hybridlens.recurrences.scan` has the backward pass, which is the same scan from the other end, so that no
 gradient rests on a library (flash-linear-attention works on the logarithm of the decay, whose gradient
 is lost where a decay is 0).
 
@@ -32,7 +32,7 @@ WRITING = 2.0**-30
 def accelerated_scan(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool) -> Tensor:
     """`accelerated_scan.scalar.scan(gates, tokens)` (0.3): [row, 1, pos], contiguous, any length, zero before it.
 
-    Shapes are those of `hybridlens.scan_triton.linear_scan`. The initial state is folded into the first write.
+    Shapes are those of `triton_scans.linear_scan`. The initial state is folded into the first write.
     Rows and channels share the first axis, since a grid's second one holds at most 65,535.
     """
     scan = import_module("accelerated_scan.scalar").scan
@@ -60,7 +60,7 @@ def flash_linear_attention(decay: Tensor, write: Tensor, initial: Tensor, revers
 def mamba_ssm(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
     """`selective_scan_fn(u, delta, A, B, C)` (mamba-ssm 2.3): [batch, channel, pos] and [batch, state, pos], float32.
 
-    Arguments and results are those of `hybridlens.scan_triton.selective_scan`.
+    Arguments and results are those of `triton_scans.selective_scan`.
     """
     scan = import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
     return cast(tuple[Tensor, Tensor], _FirstOrder.apply(lambda *t: _with_both_ends(scan, *t), dt, A, B, C, x, initial))
@@ -85,15 +85,15 @@ def _with_both_ends(
 
 
 def triton_linear(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool) -> Tensor:
-    """`hybridlens.scan_triton.linear_scan`."""
-    return import_module("hybridlens.scan_triton").linear_scan(decay, write, initial, reverse)
+    """`triton_scans.linear_scan`."""
+    return import_module("hybridlens.recurrences.kernels.triton_scans").linear_scan(decay, write, initial, reverse)
 
 
 def triton_selective(
     dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor, initial: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`hybridlens.scan_triton.selective_scan`."""
-    return import_module("hybridlens.scan_triton").selective_scan(dt, A, B, C, x, initial)
+    """`triton_scans.selective_scan`."""
+    return import_module("hybridlens.recurrences.kernels.triton_scans").selective_scan(dt, A, B, C, x, initial)
 
 
 def _turned(x: Tensor, reverse: bool) -> Tensor:

@@ -1,0 +1,1 @@
+"""Recurrences as operators: no model and no hook point is in here."""

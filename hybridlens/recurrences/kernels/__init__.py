@@ -1,0 +1,1 @@
+"""Kernels behind the recurrences: which there are, and which one runs."""
