@@ -21,7 +21,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlens.hooks import HookPoint, unchanged
+from hybridlens.hooks import HookPoint, unchanged, wanted
 from hybridlens.layer_state import AttentionState
 from hybridlens.shapes import HeldKeys, Keys, Pattern, Positions, Queries, Resid
 from hybridlens.slots import KeySlots
@@ -90,9 +90,7 @@ class HookedAttention(nn.Module):
 
     def _mix(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries:
         points = (self.hook_attn_scores, self.hook_pattern)
-        if not (points[0].asked() or points[1].asked()):
-            for point in points:
-                point.skip()
+        if not wanted(*points):
             return fused_attention(q, keys, values, slots)
         queries = q.shape[1]
         step = max(1, QUERY_BLOCK // (q.shape[0] * q.shape[2] * keys.shape[2]))
@@ -115,8 +113,7 @@ class HookedAttention(nn.Module):
             before = attention_scores(q, keys, slots)
             scores = self.hook_attn_scores(before)
             same = unchanged(before, scores)
-            if same and not self.hook_pattern.asked() and not scores.requires_grad:
-                self.hook_pattern.skip()
+            if same and not scores.requires_grad and not wanted(self.hook_pattern):
                 return None
             before = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
             pattern = self.hook_pattern(before)
@@ -128,8 +125,7 @@ class HookedAttention(nn.Module):
 
     def _write(self, z: Queries) -> Resid:
         out = self.parts.o(z.flatten(-2))
-        if not self.hook_result.asked():
-            self.hook_result.skip()
+        if not wanted(self.hook_result):
             return out
         result = head_results(z, self.parts)
         hooked = self.hook_result(result)

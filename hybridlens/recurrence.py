@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybridlens import scan, scan_kernels, selective
-from hybridlens.hooks import HookPoint, unchanged
+from hybridlens.hooks import HookPoint, wanted
 from hybridlens.layer_state import RecurrentState
 from hybridlens.shapes import Channels, ConvState, State, States, Valid
 
@@ -70,16 +70,15 @@ def hooked_states(decay: States, write: States, held: RecurrentState | None, poi
         states = torch.addcmul(write, decay, initial[:, None])
     else:
         states = scan.linear_scan(decay, write, initial)
-    if not point.asked():
-        point.skip()
-        return states
     edited = _Edited()
-    gated = cast(Tensor, _Gate.apply(states, edited)) if states.requires_grad else states
-    hooked = point(gated)
-    if not unchanged(gated, hooked):
-        edited.mask = hooked.detach() != states.detach()
+    visit = point.edited_lazily(lambda: cast(Tensor, _Gate.apply(states, edited)) if states.requires_grad else states)
+    if visit is None:
+        return states
+    hooked, edited.mask = visit
     if not hooked.requires_grad:
-        return hooked if edited.mask is None else scan.persistent_states(states, hooked, decay, write, initial)
+        if edited.mask is None:
+            return hooked
+        return scan.persistent_states(states, hooked, decay, write, initial, edited.mask)
     return cast(Tensor, _Persist.apply(hooked, decay, write, initial, edited))
 
 
@@ -119,13 +118,13 @@ def hooked_selective_states(
             states[:, part] = scan.linear_scan(decay, write, previous)
             previous = states[:, part][:, -1]
         y = selective.read_out(states, C)
-    hooked = point(states)
-    if unchanged(states, hooked):
+    hooked, mask = point.edited(states)
+    if mask is None:
         return selective.SelectiveStates(hooked, y)
     if dt.device.type == "cpu":
-        return selective.edited_states(selective.SelectiveStates(states, y), hooked, dt, A, B, C, x, initial)
+        return selective.edited_states(selective.SelectiveStates(states, y), hooked, dt, A, B, C, x, initial, mask)
     decay, write = selective.discretise(dt, A, B, x)
-    edited = scan.persistent_states(states, hooked, decay, write, initial)
+    edited = scan.persistent_states(states, hooked, decay, write, initial, mask)
     return selective.SelectiveStates(edited, selective.read_out(edited, C))
 
 
@@ -145,8 +144,7 @@ def hidden_attention(
 
     Time and memory grow with the square of the length times the channels.
     """
-    if not point.asked():
-        point.skip()
+    if not wanted(point):
         return
     rows: list[Tensor] = []
     length, put = decay.shape[1], source()

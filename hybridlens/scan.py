@@ -22,7 +22,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -63,14 +63,15 @@ def persistent_states(
     decay: Float[Tensor, "batch pos *state"],
     write: Float[Tensor, "batch pos *state"],
     initial: Float[Tensor, "batch *state"],
+    mask: Bool[Tensor, "batch pos *state"] | None = None,
 ) -> Float[Tensor, "batch pos *state"]:
     """The trajectory that an edited trajectory stands for.
 
-    G_t = edited_t where edited_t ≠ states_t, else decay_t · G_{t-1} + write_t, entry by entry: the
-    recurrence with decay and write replaced at the edited entries, so that an edit of the state
-    persists. With nothing edited, `edited` itself.
+    G_t = edited_t where edited_t ≠ states_t (or, if it is given, where `mask` is True), else
+    decay_t · G_{t-1} + write_t, entry by entry: the recurrence with decay and write replaced at the
+    edited entries, so that an edit of the state persists. With nothing edited, `edited` itself.
     """
-    mask = edited != states
+    mask = edited != states if mask is None else mask
     if not bool(mask.any()):
         return edited
     return linear_scan(decay.masked_fill(mask, 0.0), torch.where(mask, edited, write), initial)

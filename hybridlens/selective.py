@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -111,6 +111,7 @@ def edited_states(
     C: Float[Tensor, "batch pos state"],
     x: Float[Tensor, "batch pos channel"],
     initial: Float[Tensor, "batch channel state"],
+    edits: Bool[Tensor, "batch pos channel state"] | None = None,
 ) -> SelectiveStates:
     """The trajectory that an edited one stands for (`scan.persistent_states`), read out; on a CPU, without gradients.
 
@@ -119,15 +120,18 @@ def edited_states(
     Args:
         was: what `selective_states` gave for the other arguments.
         edited: its states after hooks.
-        dt: as in `selective_scan`, like all that follows.
+        dt: as in `selective_scan`, like all that follows, but for the last.
+        edits: True where an entry is edited; None for those that differ.
     """
+    given = None if edits is None else edits.permute(1, 0, 3, 2)
     before, wanted = (states.permute(1, 0, 3, 2) for states in (was.states, edited))
     At, state = A.t().contiguous(), initial.float().transpose(1, 2)
     made, outputs = torch.empty_like(before), list[Tensor]()
     begun, start = False, 0
     for dt_, B_, C_, x_, y_ in _chunks(A, dt, B, C, x, was.y):
         part = slice(start, start + dt_.shape[0])
-        mask, start = wanted[part] != before[part], part.stop
+        mask = wanted[part] != before[part] if given is None else given[part]
+        start = part.stop
         begun = begun or bool(mask.any())
         if begun:
             decay, write = _discretise(dt_.float(), B_.float(), x_.float(), At)

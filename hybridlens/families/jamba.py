@@ -20,7 +20,7 @@ from hybridlens.attention import AttentionParts, HookedAttention
 from hybridlens.components import Block, ExpertWrite, HookedMlp, HookedNorm, Pass, resident
 from hybridlens.families.layout import Layout, Read, RecurrentParts, taps_of
 from hybridlens.families.spec import Family, LensConfig, check_fields, eos_ids, require
-from hybridlens.hooks import HookPoint
+from hybridlens.hooks import HookPoint, wanted
 from hybridlens.layer_state import RecurrentState
 from hybridlens.recurrence import (
     causal_convolution,
@@ -49,7 +49,7 @@ class Mamba(nn.Module):
         self.hook_write = HookPoint("b p c n", lazy=True)
         self.hook_state = HookPoint("b p c n", lazy=True, gradient_read_only=True)
         self.hook_y = HookPoint("b p c")
-        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True, blocks=1)
+        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True, h=1)
 
     def forward(self, x: Resid, run: Pass, held: RecurrentState | None) -> tuple[Resid, RecurrentState]:
         """The layer's write to the residual stream, and its memory afterwards."""
@@ -82,9 +82,7 @@ class Mamba(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Readout [b p c] and final state [b c n]; every token's decay, write and state only if hooked."""
         points = (self.hook_decay, self.hook_write, self.hook_state, self.hook_pattern)
-        if not any(point.asked() for point in points):
-            for point in points:
-                point.skip()
+        if not wanted(*points):
             if run.valid is not None:
                 dt = dt.masked_fill(~run.valid[..., None], 0.0)
             y, final = selective.selective_scan(dt, A, B, C, u, None if held is None else held.recurrent)
@@ -113,15 +111,12 @@ class Mamba(nn.Module):
         held: RecurrentState | None,
     ) -> tuple[Tensor, Tensor]:
         """The same where only the states are wanted: decays and writes are made a few tokens at a time."""
-        self.hook_decay.skip()
-        self.hook_write.skip()
+        wanted(self.hook_decay, self.hook_write)  # nobody does, which has to be counted
         if run.valid is not None:
             dt = dt.masked_fill(~run.valid[..., None], 0.0)
         states, read = hooked_selective_states(dt, A, B, C, u, held, self.hook_state)
         y = self.hook_y(read + skip)
-        if not self.hook_pattern.asked():  # a trace may ask only once it has the states
-            self.hook_pattern.skip()
-        else:
+        if wanted(self.hook_pattern):  # a trace may ask only once it has the states
             source = dt.float()[..., None] * B.float()[..., None, :]
             hidden_attention(selective.discretise(dt, A, B, u)[0], lambda: source, C, 1, self.hook_pattern)
         return y, states[:, -1]

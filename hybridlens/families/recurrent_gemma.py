@@ -44,7 +44,7 @@ class RgLru(nn.Module):
         self.hook_state = HookPoint("b p c", lazy=True, gradient_read_only=True)
         self.hook_y = HookPoint("b p c")
         blocks = block.rg_lru.num_attention_heads
-        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True, blocks=blocks)
+        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True, h=blocks)
 
     def forward(self, x: Resid, run: Pass, held: RecurrentState | None) -> tuple[Resid, RecurrentState]:
         """The layer's write to the residual stream, and its memory afterwards."""
