@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from hybridlens.errors import InputError
-from hybridlens.weights.fingerprint import Fingerprint
+from hybridlens.fingerprint import Fingerprint
 
 
 class Following:

@@ -19,8 +19,9 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hybridlens import tiny
 from hybridlens.errors import CheckpointError, UnknownNameError, closest
-from hybridlens.families import FAMILIES, family_of
+from hybridlens.families import FAMILIES, Family, family_of
 from hybridlens.model import HybridLens
+from hybridlens.network import HookedNetwork
 from hybridlens.weights import FileTensors, Weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,7 +84,15 @@ def load_weights(name: str | Path, *, device: str | torch.device = "cpu") -> Wei
         raise CheckpointError(f"'{name}' is quantised, so its stored numbers are not its weights; give the original")
     _refuse_pickles(source)
     family = family_of(_architecture(config, source), FAMILIES)
-    return Weights(family, config, FileTensors(source), place)
+    return Weights(unloaded(family, config), FileTensors(source), place)
+
+
+def unloaded(family: Family, config: Any) -> HookedNetwork:
+    """A model's parts without its weights, on the meta device: what is where, at no cost of memory."""
+    cfg = family.configure(config)
+    with torch.device("meta"):
+        model = getattr(transformers, family.architecture)(config)
+    return HookedNetwork(model.eval(), family, cfg)
 
 
 def locate(name: str | Path) -> str:

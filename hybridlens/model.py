@@ -203,7 +203,8 @@ class HybridLens(TokenFront):
 
         Args:
             names_filter: a name, names or a predicate; None for every point but the hidden attention of
-                recurrent layers, which grows with the square of the length and must be asked for.
+                recurrent layers, which grows with the square of the length and must be asked for; an empty list
+                for none.
             device: where to keep the activations; None where they were computed.
             remove_batch_dim: drop the batch axis of a single prompt.
             pos_slice: keep only these query positions.
@@ -225,7 +226,9 @@ class HybridLens(TokenFront):
             value = value if device is None else value.to(device)
             kept[cast(str, hook.name)] = value[0] if remove_batch_dim else value
 
-        with self.hooks([(resolve(names_filter, self.hook_dict), reads_only(keep))]):
+        nothing = names_filter is not None and not callable(names_filter) and len(names_filter) == 0
+        wanted = [] if nothing else [(names_filter, reads_only(keep))]
+        with self.hooks(wanted):
             logits = self.network(batch.tokens, batch.lengths).logits
         return logits, ActivationCache(kept, self, has_batch_dim=not remove_batch_dim)
 
@@ -372,11 +375,17 @@ class HybridLens(TokenFront):
     @property
     def nnsight(self) -> Any:
         """nnsight's view of the hook network, made when first asked for."""
-        from hybridlens.tracing import wrap  # nnsight takes seconds to import
-
         if self._nnsight is None:
-            self._nnsight = wrap(self)
+            from hybridlens.tracing import WRAPPING, wrap  # nnsight takes seconds to import
+
+            with WRAPPING:
+                self._nnsight = self._nnsight or wrap(self)
         return self._nnsight
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle keeps: all but nnsight's view, which a copy makes anew of itself."""
+        return {**self.__dict__, "_nnsight": None}
+
 
 def _spec(name: str, point: HookPoint) -> HookSpec:
     parts = name.split(".")

@@ -4,12 +4,16 @@ The first trace wraps the hook network (never the Hugging Face model) once; ever
 knows the handle under which nnsight serves its activation. A trace costs milliseconds, whatever the
 model, so that inner loops are better written with hooks.
 
+Threads may trace the same lens at once, each a run of its own (`hybridlens.interleaving`).
+
 How it fails: as nnsight does. Points are read in forward order, and reading one that has passed
-raises nnsight's OutOfOrderError.
+raises nnsight's OutOfOrderError. A trace inside a trace of the same lens raises `InputError`.
 """
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,6 +23,7 @@ from nnsight import NNsight
 from hybridlens.errors import InputError
 from hybridlens.generation import Boundary, check_boundary, generate
 from hybridlens.hooks import Edit
+from hybridlens.interleaving import ThreadInterleaver
 from hybridlens.network import Output
 from hybridlens.shapes import Tokens
 from hybridlens.tokens import TokenBatch
@@ -30,9 +35,13 @@ Tracer: TypeAlias = Any
 """nnsight's InterleavingTracer, which is untyped."""
 
 
+WRAPPING = threading.Lock()
+"""Held while a lens is wrapped, so that threads which trace it first at the same moment wrap it once."""
+
+
 def wrap(lens: HybridLens) -> Any:
     """nnsight's view of the lens's network; made once, and known to every hook point."""
-    root: Any = NNsight(lens.network)
+    root: Any = NNsight(lens.network, interleaver=ThreadInterleaver(weakref.WeakValueDictionary()))
     for name, point in lens.hook_dict.items():
         point.envoy = root.get(name)
     return root
@@ -44,6 +53,11 @@ def open_trace(
     """A trace of one forward pass, or of a greedy generation of `max_new_tokens`."""
     root = lens.nnsight
     check_boundary(boundary)
+    if root.interleaver.interleaving:
+        raise InputError(
+            "a trace was opened inside a trace of the same lens, whose forward pass is under way; end the first "
+            "`with lens.trace(...)` before the second, or use run_with_cache or run_with_hooks inside it"
+        )
     early = [edit.hook for edit in edits if edit.ahead]
     if early:
         raise InputError(

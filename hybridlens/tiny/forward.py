@@ -21,7 +21,8 @@ def forward(
     def keep(logits: Tensor, hook: HookPoint) -> None:
         routers.append(torch.softmax(logits, dim=-1))
 
-    with lens.hooks([(lambda name: name.endswith("hook_router_logits"), keep)]):
+    names = [name for name in lens.hook_points if name.endswith("hook_router_logits")]
+    with lens.hooks([(name, keep) for name in names]):
         logits = lens(tokens)
     used = lens.cfg.n_experts_per_token
     return logits, torch.zeros(()) if used is None else balance_loss(routers, used)

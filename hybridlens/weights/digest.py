@@ -43,9 +43,11 @@ def digest(weights: Weights) -> str:
         CheckpointError: a tensor is missing or cannot be read.
     """
     hashing = _Hashing(weights.tensors)
-    read = Weights(weights.family, weights.config, hashing)
+    read = Weights(weights.network, hashing)
     for _ in read.vocabulary():
         pass
-    for layer, kind in enumerate(read.cfg.layer_types):
-        read.attention(layer) if kind == "attention" else read.recurrent(layer)
+    for layer in read.cfg.attention_layers:
+        read.attention(layer)
+    for layer in read.cfg.ssm_layers:
+        read.recurrent(layer)
     return hashing.digest.hexdigest()

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hybridlens.errors import InputError
-from hybridlens.families.layout import RecurrentParts, Rotary
+from hybridlens.mixers.linear import RecurrentParts
+from hybridlens.mixers.rotary import Turning
 
 
 class HeadWeights(NamedTuple):
@@ -42,6 +43,10 @@ class AttentionWeights:
         b_O: of the layer's output.
         rotary: on queries and keys; None where there is none.
         window: keys that a query sees, itself included; None: all.
+        scale: scores are q · k times this.
+        q_norm: what a head's query is multiplied by after its root-mean-square norm; None where there is none.
+        k_norm: likewise of keys.
+        W_gate: the gate's logits; None where what heads read is not gated. At rest a gate is ½.
     """
 
     layer: int
@@ -53,13 +58,22 @@ class AttentionWeights:
     b_K: Float[Tensor, "kv_head d_head"] | None
     b_V: Float[Tensor, "kv_head d_head"] | None
     b_O: Float[Tensor, "d_model"] | None
-    rotary: Rotary | None
+    rotary: Turning | None
     window: int | None
+    scale: float
+    q_norm: Float[Tensor, "d_head"] | None = None
+    k_norm: Float[Tensor, "d_head"] | None = None
+    W_gate: Float[Tensor, "head d_model d_head"] | None = None
 
     @property
     def n_heads(self) -> int:
         """Query heads."""
         return self.W_Q.shape[0]
+
+    @property
+    def gate_at_rest(self) -> float:
+        """What a head's values are multiplied by before `W_O`, with the gate at its value for input 0."""
+        return 1.0 if self.W_gate is None else 0.5
 
     @property
     def n_shared(self) -> int:

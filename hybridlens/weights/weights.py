@@ -11,15 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from hybridlens.blocks import Block
+from hybridlens.config import LensConfig
 from hybridlens.errors import CheckpointError, InputError
-from hybridlens.families.layout import RecurrentParts, Rotary
-from hybridlens.families.spec import Family, LensConfig
+from hybridlens.mixers.attention import HookedAttention
+from hybridlens.mixers.linear import RecurrentParts
+from hybridlens.mlps import HookedMlp
+from hybridlens.network import HookedNetwork
+from hybridlens.norms import Norm
+from hybridlens.projections import Projection
 from hybridlens.weights.sources import ModelTensors, Tensors
 from hybridlens.weights.views import AttentionWeights, RecurrentWeights
 
@@ -43,28 +49,27 @@ class VocabularyBlock(NamedTuple):
 class Weights:
     """The linear maps of a model.
 
-    Args:
-        family: the model's.
-        config: its transformers configuration.
-        tensors: where they are read from.
-        device: where they are put.
+    What a layer's weights are, its parts say (`hybridlens.mixers`, `hybridlens.mlps`); where they are, `tensors`.
 
-    Raises:
-        CheckpointError: a configuration the family was not built for.
+    Args:
+        network: the model's parts; its weights may be away (on the meta device).
+        tensors: where weights are read from.
+        device: where they are put.
     """
 
-    def __init__(
-        self, family: Family, config: Any, tensors: Tensors, device: torch.device | str = "cpu"
-    ) -> None:
-        self.cfg: LensConfig = replace(family.configure(config), device=torch.device(device))
-        self.family = family
-        self.layout = family.layout
-        self.config = config
+    def __init__(self, network: HookedNetwork, tensors: Tensors, device: torch.device | str = "cpu") -> None:
+        model = network.wrapped[0]
+        self.network = network
+        self.cfg: LensConfig = replace(network.cfg, device=torch.device(device))
+        self.config = model.config
         self.tensors = tensors
-        self.embed_scale = self.layout.embed_scale(config)
+        self.embed_scale = network.embed_scale
         """What the embedding is multiplied by."""
-        self.tied = bool(config.tie_word_embeddings)
+        self.unembed_scale = network.unembed_scale
+        """What logits are multiplied by, before any cap."""
+        self.tied = bool(model.config.tie_word_embeddings)
         """Whether embedding and unembedding are the same weights."""
+        self._names = {id(module): name for name, module in model.named_modules()}
 
     @classmethod
     def of_model(cls, lens: Any) -> Weights:
@@ -73,13 +78,7 @@ class Weights:
         Raises:
             CheckpointError: the model is quantised.
         """
-        model = lens.hf_model
-        return cls(lens.network.family, model.config, ModelTensors(model), lens.device)
-
-    @property
-    def rotary(self) -> Rotary | None:
-        """Of every attention layer; None where there is none."""
-        return self.layout.rotary(self.config)
+        return cls(lens.network, ModelTensors(lens.hf_model), lens.device)
 
     # Layers.
 
@@ -87,49 +86,60 @@ class Weights:
         """The heads of an attention layer.
 
         Raises:
-            InputError: the layer is none, or recurrent.
+            InputError: the layer is none, or has no attention.
             CheckpointError: a tensor is missing or cannot be read.
         """
-        self._check(layer, "attention")
-        cfg, layout = self.cfg, self.layout
-        norm, name = self._norm(layer), layout.attention
+        cfg = self.cfg.attention(layer)
+        block = cast(Block, self.network.blocks[layer])
+        parts = cast(HookedAttention, block.mixers["attn"]).parts
+        norm, d = self._before(block, "attn"), self.cfg.d_model
 
-        def split(part: str, heads: int) -> Tensor:
-            """[heads d_model d_head] of a projection stored [heads · d_head, d_model]."""
-            stored = self._layer(layer, f"{name}{part}.weight", (heads * cfg.d_head, cfg.d_model))
-            return (stored * norm).view(heads, cfg.d_head, cfg.d_model).transpose(1, 2)
+        def split(project: Projection, heads: int, width: int) -> Tensor:
+            """[heads d_model width] of a projection stored [heads · width, d_model]."""
+            stored = self._map(project, (heads * width, d))
+            return (stored if norm is None else stored * norm).view(heads, width, d).transpose(1, 2)
 
-        def bias(part: str, heads: int) -> Tensor | None:
-            if not layout.qkv_bias(self.config):
-                return None
-            return self._layer(layer, f"{name}{part}.bias", (heads * cfg.d_head,)).view(heads, cfg.d_head)
+        def bias(project: Projection, heads: int, width: int) -> Tensor | None:
+            stored = self._bias(project)
+            return None if stored is None else stored.view(heads, width)
 
-        out = self._layer(layer, f"{name}o_proj.weight", (cfg.d_model, cfg.n_heads * cfg.d_head))
+        e = cfg.d_head
+        packed = 2 if parts.packed_gate else 1
+        W_Q, b_Q = split(parts.q, cfg.n_heads, packed * e), bias(parts.q, cfg.n_heads, packed * e)
+        out = self._map(parts.o, (d, cfg.n_heads * e))
         return AttentionWeights(
             layer=layer,
-            W_Q=split("q_proj", cfg.n_heads),
-            W_K=split("k_proj", cfg.n_kv_heads),
-            W_V=split("v_proj", cfg.n_kv_heads),
-            W_O=out.T.view(cfg.n_heads, cfg.d_head, cfg.d_model),
-            b_Q=bias("q_proj", cfg.n_heads),
-            b_K=bias("k_proj", cfg.n_kv_heads),
-            b_V=bias("v_proj", cfg.n_kv_heads),
-            b_O=self._layer(layer, f"{name}o_proj.bias", (cfg.d_model,)) if layout.o_bias else None,
-            rotary=self.rotary,
+            W_Q=W_Q[..., :e],
+            W_K=split(parts.k, cfg.n_kv_heads, e),
+            W_V=split(parts.v, cfg.n_kv_heads, e),
+            W_O=out.T.view(cfg.n_heads, e, d),
+            b_Q=None if b_Q is None else b_Q[..., :e],
+            b_K=bias(parts.k, cfg.n_kv_heads, e),
+            b_V=bias(parts.v, cfg.n_kv_heads, e),
+            b_O=self._bias(parts.o),
+            rotary=None if parts.rotary is None else parts.rotary.turning,
             window=cfg.window,
+            scale=parts.scale,
+            q_norm=None if parts.q_norm is None else self.norm(parts.q_norm),
+            k_norm=None if parts.k_norm is None else self.norm(parts.k_norm),
+            W_gate=W_Q[..., e:] if parts.packed_gate else None,
         )
 
     def recurrent(self, layer: int) -> RecurrentWeights:
         """The maps of a recurrent layer.
 
         Raises:
-            InputError: the layer is none, or attention.
+            InputError: the layer is none, or has no recurrence.
             CheckpointError: a tensor is missing or cannot be read.
         """
-        self._check(layer, "ssm")
-        parts: RecurrentParts = self.layout.recurrent(self.config, lambda name: self._layer(layer, name))
-        norm = self._norm(layer)[:, None]
-        return RecurrentWeights(layer, parts._replace(W_in=parts.W_in * norm, W_gate=parts.W_gate * norm))
+        self.cfg.recurrence(layer)
+        block = cast(Block, self.network.blocks[layer])
+        mixer: Any = block.mixers["ssm"]
+        parts: RecurrentParts = mixer.linear_parts(self._of)
+        norm = self._before(block, "ssm")
+        if norm is not None:
+            parts = parts._replace(W_in=parts.W_in * norm[:, None], W_gate=parts.W_gate * norm[:, None])
+        return RecurrentWeights(layer, parts)
 
     def mlp_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
         """The bias of what a layer's MLP writes; None where it has none.
@@ -138,37 +148,52 @@ class Weights:
             InputError: there is no such layer.
             CheckpointError: the tensor is missing or cannot be read.
         """
-        self._check_layer(layer)
-        name = self.layout.mlp_bias
-        return None if name is None else self._layer(layer, name, (self.cfg.d_model,))
+        if not 0 <= layer < self.cfg.n_layers:
+            raise InputError(f"layer {layer} given, but the model has layers 0..{self.cfg.n_layers - 1}")
+        mlp = getattr(self.network.blocks[layer], "mlp", None)
+        return self._bias(mlp.parts.down) if isinstance(mlp, HookedMlp) else None
 
     # Vocabulary.
 
     def embed(self, tokens: Int[Tensor, "token"]) -> Float[Tensor, "token d_model"]:
         """What tokens put into the residual stream."""
-        return self._rows(self.layout.embed, tokens) * self.embed_scale
+        return self._rows(self._embed_name, tokens) * self.embed_scale
 
     def unembed(self, tokens: Int[Tensor, "token"]) -> Float[Tensor, "token d_model"]:
         """The directions whose product with the (scaled) residual stream is these tokens' logits, before any cap."""
-        return self._rows(self._unembed_name, tokens) * self.final_norm
+        return self._rows(self._unembed_name, tokens) * (self.final_norm * self.unembed_scale)
 
     def vocabulary(self, block: int = BLOCK) -> Iterator[VocabularyBlock]:
         """All tokens, `block` at a time."""
-        norm = self.final_norm
+        norm = self.final_norm * self.unembed_scale
         for start in range(0, self.cfg.d_vocab, block):
             stop = min(start + block, self.cfg.d_vocab)
-            stored = self._float(self.tensors.read(self.layout.embed, start, stop))
+            stored = self._float(self.tensors.read(self._embed_name, start, stop))
             other = stored if self.tied else self._float(self.tensors.read(self._unembed_name, start, stop))
             yield VocabularyBlock(start, stored * self.embed_scale, other * norm)
 
     @property
     def final_norm(self) -> Float[Tensor, "d_model"]:
         """What the last norm multiplies by."""
-        return self._read(self.layout.final_norm, (self.cfg.d_model,)) + self.layout.norm_offset
+        return self.norm(self.network.ln_final.norm)
+
+    @property
+    def _embed_name(self) -> str:
+        return f"{self._names[id(self.network.wrapped[0].get_input_embeddings())]}.weight"
 
     @property
     def _unembed_name(self) -> str:
-        return self.layout.embed if self.tied else self.layout.unembed
+        head = self.network.wrapped[0].get_output_embeddings()
+        return self._embed_name if self.tied else f"{self._names[id(head)]}.weight"
+
+    def norm(self, norm: Norm) -> Float[Tensor, "width"]:
+        """What a norm multiplies by."""
+        return self._of(norm.module, "weight") + norm.style.offset
+
+    def _before(self, block: Block, part: str) -> Float[Tensor, "d_model"] | None:
+        """What the norm before a part multiplies by; None for no norm."""
+        branch = next(branch for branch in block.branches if part in branch.parts)
+        return None if branch.norm is None else self.norm(branch.norm.norm)
 
     # Reading.
 
@@ -190,29 +215,28 @@ class Weights:
                 found[inside.to(found.device)] = self._float(block[(wanted[inside] - start).to(block.device)])
         return found
 
-    def _norm(self, layer: int) -> Tensor:
-        return self._layer(layer, self.layout.ln1, (self.cfg.d_model,)) + self.layout.norm_offset
+    def _map(self, project: Projection, shape: tuple[int, ...]) -> Tensor:
+        """A projection's matrix as stored, multipliers included."""
+        module = project.module
+        if type(module) is not nn.Linear:
+            raise CheckpointError(
+                f"{project.name} is a {type(module).__name__}, whose weights are not one matrix; merge the adapter, or "
+                "load the model unquantised"
+            )
+        return self._of(module, "weight", shape) * (project.scale * project.scale_in)
 
-    def _layer(self, layer: int, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        return self._read(self.layout.layer.format(layer) + name, shape)
+    def _bias(self, project: Projection) -> Tensor | None:
+        module = cast(nn.Linear, project.module)
+        return None if module.bias is None else self._of(module, "bias") * project.scale
 
-    def _read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        tensor = self.tensors.read(name)
+    def _of(self, module: nn.Module, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """A weight of a module, float32."""
+        full = f"{self._names[id(module)]}.{name}"
+        tensor = self.tensors.read(full)
         if shape is not None and tuple(tensor.shape) != shape:
             has, asked = list(tensor.shape), list(shape)
-            raise CheckpointError(f"{name} has shape {has}, but the configuration asks for {asked}")
+            raise CheckpointError(f"{full} has shape {has}, but the configuration asks for {asked}")
         return self._float(tensor)
 
     def _float(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.cfg.device, torch.float32)
-
-    def _check_layer(self, layer: int) -> None:
-        if not 0 <= layer < self.cfg.n_layers:
-            raise InputError(f"layer {layer} given, but the model has layers 0..{self.cfg.n_layers - 1}")
-
-    def _check(self, layer: int, kind: str) -> None:
-        self._check_layer(layer)
-        cfg = self.cfg
-        if cfg.layer_types[layer] != kind:
-            word, layers = ("attention", cfg.attention_layers) if kind == "attention" else ("recurrent", cfg.ssm_layers)
-            raise InputError(f"layer {layer} is no {word} layer; those are {', '.join(map(str, layers))}")

@@ -1,0 +1,301 @@
+"""The place where an activation can be read, edited and differentiated.
+
+A `HookPoint` is TransformerLens' identity module with four additions: it knows its axes, it says whether anybody
+wants its activation (so that costly ones are computed only then), it tells which entries were edited, and it is
+also nnsight's handle (``point.output`` inside a trace).
+
+Hooks come by in this order: an nnsight trace, functions that a user put on the point itself (``add_hook``, for all
+threads), functions attached for a run (`hybridlens.hooks.attached`, for the thread that attached them).
+
+How it fails: a hook function that returns another shape, dtype or device, or that writes to a read-only point,
+raises `HookFunctionError` naming the point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint as TransformerLensHookPoint
+
+from hybridlens.errors import HookFunctionError
+from hybridlens.hook_functions import HookFunction, differing, mismatch, unchanged
+from hybridlens.slots import KeySlots
+from hybridlens.visits import HERE, Own, Visit, version
+
+
+class HookSpec(NamedTuple):
+    """What is known of a hook point before anything runs."""
+
+    name: str
+    axes: tuple[str, ...]
+    """Axis letters of `hybridlens.shapes.AXES`, outermost first."""
+    layer: int | None
+    """The layer it belongs to; None for the points of the whole model."""
+    lazy: bool
+    """Computed only when hooked."""
+    read_only: bool
+    """An edit raises."""
+    sizes: tuple[int | None, ...]
+    """Size of each axis; None for batch, positions and keys."""
+
+
+class EditedActivation(NamedTuple):
+    """What hooks made of an activation."""
+
+    value: Tensor
+    mask: Tensor | None
+    """True where an entry was edited: its value differs, or a hook froze it; None where nothing was edited."""
+
+
+class HookPoint(TransformerLensHookPoint):
+    """An identity module that names one activation.
+
+    Args:
+        axes: the activation's axis letters, separated by spaces, such as ``"b p h e"``.
+        lazy: the activation is computed only when somebody asks for it.
+        read_only: the activation is derived; giving it another value raises `HookFunctionError`.
+        gradient_read_only: the gradient there can be read, but not replaced.
+        sizes: of axes, by letter: ``HookPoint("b p h e", h=8, e=16)``.
+
+    Raises:
+        ValueError: for the size of an axis that it has not.
+    """
+
+    def __init__(
+        self,
+        axes: str,
+        *,
+        lazy: bool = False,
+        read_only: bool = False,
+        gradient_read_only: bool = False,
+        **sizes: int,
+    ) -> None:
+        super().__init__()
+        self.axes = tuple(axes.split())
+        self.lazy = lazy
+        self.read_only = read_only
+        self.gradient_read_only = gradient_read_only
+        self.sizes = sizes
+        self.envoy: Any = None  # nnsight's handle, set by the first trace
+        unknown = sorted(set(sizes) - set(self.axes))
+        if unknown:
+            raise ValueError(f"sizes of axes {', '.join(unknown)} given for a hook point with axes {axes}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy keeps: all but nnsight's handle, which belongs to the trace of one model."""
+        return {**self.__dict__, "envoy": None}
+
+    # Activations come by.
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`x`, or what the hooks made of it; checked to be of the same shape, dtype and device."""
+        if not (self in HERE.hooks or self._outside()):  # a decode step comes by here a hundred times
+            return x
+        return self._visited(x)[0]
+
+    def edited(self, x: Tensor) -> EditedActivation:
+        """What the hooks made of `x`, and which entries they edited."""
+        if not (self in HERE.hooks or self._outside()):
+            return EditedActivation(x, None)
+        value, frozen = self._visited(x)
+        mask = None if unchanged(x, value) else differing(x, value)
+        if frozen is None or not (frozen.is_meta or bool(frozen.any())):
+            return EditedActivation(value, mask)
+        return EditedActivation(value, frozen if mask is None else mask | frozen)
+
+    def lazily(self, make: Callable[[], Tensor]) -> Tensor | None:
+        """What the hooks made of ``make()``, which is run only if anybody asks for it; None if nobody does."""
+        return self(make()) if wanted(self) else None
+
+    def edited_lazily(self, make: Callable[[], Tensor]) -> EditedActivation | None:
+        """`edited` of ``make()``, which is run only if anybody asks for it; None if nobody does."""
+        return self.edited(make()) if wanted(self) else None
+
+    def asked(self) -> bool:
+        """Whether anybody in this thread wants this activation now: a hook, or a waiting nnsight trace."""
+        return self in HERE.hooks or self._on_module() or self._awaited()
+
+    def takes_blocks(self) -> bool:
+        """Whether everybody who wants this activation will take it a block of queries at a time."""
+        own = HERE.hooks.get(self)
+        if self._forward_pre_hooks or self._backward_hooks or len(self._forward_hooks) > len(self.fwd_hooks):
+            return False
+        functions: list[Any] = [handle.user_hook for handle in self.fwd_hooks]
+        if own is not None:
+            if own.backward:
+                return False
+            functions += own.forward
+        return not self._awaited() and all(getattr(fn, "by_query", False) for fn in functions)
+
+    def has_hooks(
+        self,
+        dir: Literal["fwd", "bwd", "both"] = "both",  # TransformerLens' word
+        including_permanent: bool = True,
+        level: int | None = None,
+    ) -> bool:
+        """TransformerLens' question, answered for this thread: hooks of its runs count as well."""
+        own = HERE.hooks.get(self)
+        mine = own is not None and level is None and (
+            bool(own.forward and dir != "bwd") or bool(own.backward and dir != "fwd")
+        )  # fmt: skip
+        return mine or super().has_hooks(dir, including_permanent, level)
+
+    # For hook functions.
+
+    @property
+    def slots(self) -> KeySlots | None:
+        """At scores and pattern, while a hook function runs: where its queries and keys stand in the text."""
+        return HERE.slots.get(self)
+
+    @slots.setter
+    def slots(self, slots: KeySlots | None) -> None:
+        if slots is None:
+            HERE.slots.pop(self, None)
+        else:
+            HERE.slots[self] = slots
+
+    def freeze(self, mask: Tensor) -> None:
+        """Say, in a hook function, that entries count as edited though they keep the value they have.
+
+        By value alone that cannot be told: at ``ssm.hook_state`` a frozen entry stays what it is, whatever becomes
+        of the states before it. Several masks add up, of one function or of several; an entry that a later
+        function changes is simply changed. Inside a trace it is called at the point: ``point.freeze(mask)``.
+
+        Args:
+            mask: True where an entry is frozen; broadcasts to what the function was given (with ``Edit(rows=)``,
+                to those rows).
+
+        Raises:
+            HookFunctionError: for another dtype or shape, at a read-only point, or outside a hook function.
+        """
+        if not (HERE.visits and HERE.visits[-1].point is self) and self._in_block():
+            _ = self.output  # the block waits until the model is here
+        if not (HERE.visits and HERE.visits[-1].point is self):
+            raise HookFunctionError(
+                f"'{self.name}'.freeze was called while no hook function of that point runs; "
+                "call hook.freeze(mask) inside the function"
+            )
+        HERE.visits[-1].freeze(mask)
+
+    @property
+    def output(self) -> Any:
+        """The live activation, inside ``with lens.trace(...)``: read it, write to it in place, or assign to it.
+
+        A tensor that was read or saved before is not changed by what is written to this one in place.
+        """
+        envoy = self._traced()
+        value = envoy.output
+        given = HERE.visits[-1].hand_out(value)
+        if given is not value:
+            envoy.output = given
+        return given
+
+    @output.setter
+    def output(self, value: Any) -> None:
+        self._traced().output = value
+
+    # How a visit goes.
+
+    def _visited(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the hooks made of `x`, and what they froze."""
+        visit = Visit(self, x)
+        with visit.open():
+            value = self._from_outside(x, visit) if self._outside() else x
+            own = HERE.hooks.get(self)
+            if own is not None:
+                for fn in tuple(own.forward):
+                    value = self._applied(fn, value)
+        if value is x:
+            return self._differentiable(x, own), visit.frozen
+        problem = mismatch(x, value, "the hook function")
+        if problem is None and self.read_only and not unchanged(x, value):
+            problem = "this point is read-only (it is derived from other activations), so it cannot be edited"
+        if problem is not None:
+            raise HookFunctionError(f"hook on '{self.name}': {problem}")
+        return self._differentiable(value, own), visit.frozen
+
+    def _from_outside(self, x: Tensor, visit: Visit) -> Tensor:
+        """What a trace and the functions on the module made of `x`."""
+        before = version(x)
+        value = visit.settled(super().__call__(x))
+        if value is x and x.is_meta and version(x) != before:  # written in place, which has no value to show for it
+            return x.view_as(x)
+        return value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` itself, or, for those outside who may write in place, a copy: what came before stays as it was."""
+        return x.clone() if (self._forward_hooks or self._awaited()) and not x.is_meta else x
+
+    def _applied(self, fn: HookFunction, value: Tensor) -> Tensor:
+        """`value` after one hook function, which may write in place to a copy of its own."""
+        given = value if getattr(fn, "reads_only", False) else value.clone()
+        before = version(given)
+        out = fn(given, hook=self)
+        if out is None:  # on the meta device only the count of writings tells whether there was one
+            return value if given.is_meta and version(given) == before else given
+        problem = mismatch(value, out, "the hook function")
+        if problem is not None:
+            raise HookFunctionError(f"hook on '{self.name}': {problem}")
+        return out
+
+    def _differentiable(self, value: Tensor, own: Own | None) -> Tensor:
+        """`value`, whose gradient goes by the backward hooks of this run, whatever thread computes it."""
+        if own is None or not own.backward or not value.requires_grad:
+            return value
+        functions: Sequence[HookFunction] = tuple(own.backward)
+
+        def through(grad: Tensor) -> Tensor:
+            for fn in functions:
+                out = fn(grad, hook=self)
+                grad = grad if out is None else out
+            return grad
+
+        seen = value.view_as(value)  # of its own: what else `value` is used for gives no gradient here
+        seen.register_hook(through)
+        return seen
+
+    # Who is there.
+
+    def _outside(self) -> bool:
+        """Whether somebody is here besides this thread's own hooks: functions on the module, or a trace."""
+        return self._on_module() or (self.envoy is not None and bool(self.envoy.interleaver.busy))
+
+    def _on_module(self) -> bool:
+        return bool(
+            self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        )
+
+    def _awaited(self) -> bool:
+        """Whether a trace is running in this thread and waits here."""
+        if self.envoy is None or not self.envoy.interleaver.busy:
+            return False
+        location = f"{self.envoy.path}.output"
+        return location in self.envoy.interleaver.parked or location in self.envoy.interleaver.observers
+
+    def _in_block(self) -> bool:
+        """Whether the code that runs now is the block of a trace of this model."""
+        return self.envoy is not None and bool(self.envoy.interleaver.in_block())
+
+    def _skip(self) -> None:
+        """Count a visit in which the activation was not computed: nnsight finds a decode step by their number."""
+        if self.envoy is not None and self.envoy.interleaver.busy:
+            self.envoy.interleaver.handle(f"{self.envoy.path}.output", None)
+
+    def _traced(self) -> Any:
+        if not self._in_block():
+            raise HookFunctionError(
+                f"'{self.name}.output' has a value only inside `with lens.trace(tokens):`; "
+                "outside one, use run_with_cache or run_with_hooks"
+            )
+        return self.envoy
+
+
+def wanted(*points: HookPoint) -> bool:
+    """Whether anybody asks for any of these activations; if not, none of them is to be computed in this pass."""
+    if any(point.asked() for point in points):
+        return True
+    for point in points:
+        point._skip()  # pyright: ignore[reportPrivateUsage]
+    return False
