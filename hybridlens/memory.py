@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, NamedTuple, Self, TypeAlias, cast
+from typing import ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hybridlens.shapes import ConvState, HeldKeys, KeptKeys
 
+M = TypeVar("M", bound="Memory")
 NewKeys: TypeAlias = Float[Tensor, "batch kv_head new width"]
 Used: TypeAlias = Bool[Tensor, "key"]
 
@@ -43,15 +44,15 @@ class Memory:
         return {name: value for name, value in held.items() if isinstance(value, Tensor)}
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Self:
+    def of(cls: type[M], tensors: Mapping[str, Tensor]) -> M:
         """The memory that holds these; what is not named is not there."""
         return cls(**tensors)
 
-    def map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+    def map(self: M, fn: Callable[[Tensor], Tensor]) -> M:
         """The same with `fn` applied to every tensor."""
         return self.of({name: fn(value) for name, value in self.tensors().items()})
 
-    def row(self, index: int, used: Used | None) -> Self:
+    def row(self: M, index: int, used: Used | None) -> M:
         """One row, as a copy.
 
         Args:
@@ -60,16 +61,16 @@ class Memory:
         """
         return self.map(lambda value: value[index : index + 1].clone())
 
-    def newest(self, slots: int) -> Self:
+    def newest(self: M, slots: int) -> M:
         """Without the oldest keys where it holds more than `slots`."""
         return self
 
-    def keep(self, slots: slice | Tensor) -> Self:
+    def keep(self: M, slots: slice | Tensor) -> M:
         """With these key slots alone."""
         return self
 
     @classmethod
-    def cat(cls, memories: Sequence[Self], slots: int) -> Self:
+    def cat(cls: type[M], memories: Sequence[M], slots: int) -> M:
         """The rows of several.
 
         Args:
@@ -167,13 +168,13 @@ class KeyValues(Memory):
         return self.map(lambda value: value[:, :, slots])
 
     @classmethod
-    def cat(cls, memories: Sequence[Self], slots: int) -> Self:
+    def cat(cls, memories: Sequence[KeyValues], slots: int) -> KeyValues:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The rows of several; slots that a row lacks hold zeros."""
         masks = None
         if any(held.kept is not None for held in memories):
             masks = torch.cat([F.pad(~held.lost(), (0, slots - held.k.shape[2])) for held in memories])
         k, v = _widened([held.k for held in memories], slots), _widened([held.v for held in memories], slots)
-        return cast(Self, KeyValues(k, v, masks))
+        return KeyValues(k, v, masks)
 
 
 KINDS: dict[str, type[Memory]] = {kind.kind: kind for kind in (KeyValues, Recurrent)}

@@ -113,7 +113,8 @@ class HookedMoe(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.parts = parts
-        assert cfg.n_experts is not None and cfg.n_experts_per_token is not None
+        assert cfg.n_experts is not None
+        assert cfg.n_experts_per_token is not None
         self.hook_router_logits = HookPoint("b p x", x=cfg.n_experts)
         self.hook_expert_weights = HookPoint("b p r", r=cfg.n_experts_per_token)
         self.hook_expert_indices = HookPoint("b p r", r=cfg.n_experts_per_token)

@@ -22,8 +22,8 @@ from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.utilities.slice import Slice
 
 from hybridlens import tokens as tokens_module
-from hybridlens.errors import InputError
 from hybridlens.config import LensConfig
+from hybridlens.errors import InputError
 from hybridlens.families import FAMILIES, family_of
 from hybridlens.generation import Boundary, Generation, Sampling, generate
 from hybridlens.hooks import (

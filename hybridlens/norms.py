@@ -6,7 +6,7 @@ nothing else: `Rounding` says it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, cast
 
 import torch
@@ -49,7 +49,7 @@ class Norm:
     name: str
     eps: float
     style: NormStyle
-    kind: type = type(None)
+    kind: type = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", type(self.module))

@@ -35,7 +35,8 @@ class Projection:
         """The module that is there now."""
         found = self.owner.__dict__["_modules"].get(self.name)
         if found is None:
-            raise CheckpointError(f"a {type(self.owner).__name__} has no {self.name}; open the model anew with HybridLens")
+            kind = type(self.owner).__name__
+            raise CheckpointError(f"a {kind} has no {self.name} any more; open the model anew with HybridLens")
         return found
 
     def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
@@ -71,7 +72,8 @@ class Projection:
 
 def _plain(module: nn.Module) -> bool:
     """Whether the module is its weight and bias, and nothing else."""
-    return type(module) is nn.Linear and not module.__dict__["_forward_hooks"] and not module.__dict__["_forward_pre_hooks"]
+    hooked = module.__dict__["_forward_hooks"] or module.__dict__["_forward_pre_hooks"]
+    return type(module) is nn.Linear and not hooked
 
 
 def _only(x: Tensor, head: int) -> Tensor:

@@ -17,7 +17,7 @@ from analyses.circuits import eigen, vocabulary
 from analyses.circuits.eigen import copying_share, matching_share, ov_eigenvalues, positivity, qk_eigenvalues
 from analyses.circuits.vocabulary import products, sample
 from hybridlens.errors import CheckpointError, InputError, UnknownNameError
-from hybridlens.families.layout import Rotary
+from hybridlens.mixers.rotary import Turning
 from hybridlens.weights import AttentionWeights, Weights
 
 CHANGES = {
@@ -134,7 +134,7 @@ def test_qk_eigenvalues(family, changes):
 
 def test_a_distance_turns_the_rotary_half_only():
     """Distances change the rotary part and the whole, and not one bit of the free part."""
-    attention, EE = heads(rotary=Rotary(4, 100.0)), symmetric(24)
+    attention, EE = heads(rotary=Turning(4, 100.0)), symmetric(24)
     for part, same in (("all", False), ("rotary", False), ("free", True)):
         near, far = (qk_eigenvalues(attention, EE, distance, part) for distance in (1, 9))
         assert torch.equal(near, far) == same
@@ -200,7 +200,7 @@ def test_turning_queries_away_ends_matching():
     """With one radian a token, queries that equal their keys score the cosine of the distance."""
     d = 2
     one = torch.eye(d)[None]
-    rotary = Rotary(2, 1.0)  # base 1: every pair turns one radian a token
+    rotary = Turning(2, 1.0)  # base 1: every pair turns one radian a token
     attention = AttentionWeights(0, one, one, one, one, None, None, None, None, rotary, None)
     for distance in (0, 1, 3, 22):  # 22 is 3.5 turns, nearly
         score = positivity(qk_eigenvalues(attention, torch.eye(d), distance))
@@ -249,7 +249,7 @@ def test_invariances(kv):
 
 def test_rotations_of_queries_and_keys_with_rotary():
     """A rotation among the free dimensions changes nothing; one among the turning ones is not the same head."""
-    attention, EE = heads(rotary=Rotary(4, 100.0)), symmetric(24)
+    attention, EE = heads(rotary=Turning(4, 100.0)), symmetric(24)
     for chosen, same in ((slice(4, 8), True), (slice(0, 4), False)):
         turn = torch.eye(8)
         turn[chosen, chosen] = torch.linalg.qr(torch.randn(4, 4)).Q
@@ -322,7 +322,7 @@ def test_samples():
 
 def test_bad_input():
     """One line that says what was given and what there is."""
-    turning = replace(heads(rotary=Rotary(4, 100.0)), window=7)
+    turning = replace(heads(rotary=Turning(4, 100.0)), window=7)
     EE = symmetric(24)
     for call in (lambda d: qk_eigenvalues(turning, EE, d), lambda d: matching_share(turning, EE, d)):
         for distance in (-1, 7):
@@ -333,7 +333,7 @@ def test_bad_input():
     with pytest.raises(InputError, match="part 'rotary' given, but layer 5 has no rotary embedding; use part 'free'"):
         qk_eigenvalues(heads(), EE, part="rotary")
     with pytest.raises(InputError, match="part 'free' given, but layer 5 turns all 8 dimensions"):
-        qk_eigenvalues(heads(rotary=Rotary(8, 100.0)), EE, part="free")
+        qk_eigenvalues(heads(rotary=Turning(8, 100.0)), EE, part="free")
     with pytest.raises(UnknownNameError, match="part 'half' does not exist; expected one of all, rotary, free"):
         qk_eigenvalues(turning, EE, part="half")
     with pytest.raises(InputError, match="a sample of 1 tokens given"):

@@ -13,7 +13,7 @@ from models import FAMILIES, make, tokens
 import hybridlens as hl
 from analyses.circuits.positions import profile
 from hybridlens.errors import InputError
-from hybridlens.families.layout import Rotary
+from hybridlens.mixers.rotary import Turning
 from hybridlens.weights import AttentionWeights, Weights
 
 WINDOW = 16
@@ -29,7 +29,7 @@ def heads(rotary: Rotary | None, n: int = 4, kv: int = 2, d: int = 24, e: int = 
 @pytest.mark.parametrize("dims", [0, 8, 16])
 def test_a_loop_over_distances(kv, dims):
     """Queries turned one distance at a time, with some, all and no dimensions turning, with and without biases."""
-    attention, content = heads(Rotary(dims, 50.0) if dims else None, kv=kv), torch.randn(24) / 4
+    attention, content = heads(Turning(dims, 50.0) if dims else None, kv=kv), torch.randn(24) / 4
     for view in (attention, replace(attention, b_Q=None, b_K=None)):
         found = profile(view, content, WINDOW)
         assert found.dtype == torch.float32
@@ -71,7 +71,7 @@ def test_the_pattern_of_the_model(changes):
 
 def test_planted_heads():
     """A query that equals the one key when it is turned back by a distance makes a head that peaks there alone."""
-    rotary, n, window = Rotary(32, 1e4), 3, 200
+    rotary, n, window = Turning(32, 1e4), 3, 200
     content, key, wanted = torch.randn(24), torch.zeros(40), (0, 1, window - 1)
     key[:16] = 1.5
     write = (content / content.square().sum())[:, None]

@@ -19,7 +19,7 @@ from analyses.kv_cache import Crossover, DamageMap, Mix, PromptPair
 from analyses.kv_cache.telling import contrast
 from hybridlens import niah
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
-from hybridlens.layer_state import AttentionState, RecurrentState
+from hybridlens.memory import KeyValues, Recurrent
 from hybridlens.niah import Rule
 from hybridlens.state import HybridState
 
@@ -117,13 +117,18 @@ def by_hand(a: HybridState, b: HybridState, mix: Mix) -> HybridState:
         def pick(name: str, i: int = i, ours: object = ours, theirs: object = theirs, memory: str = "") -> torch.Tensor:
             return getattr(theirs if (i, memory or name) in mix.from_b else ours, name)
 
-        if isinstance(ours, AttentionState):
-            k, v = pick("k", memory="keys").clone(), pick("v", memory="values").clone()
+        if "attn" in ours:
+            ours, theirs = ours["attn"], theirs["attn"]
+            k, v = (
+                pick(name, ours=ours, theirs=theirs, memory=memory).clone()
+                for name, memory in (("k", "keys"), ("v", "values"))
+            )
             for head in (head for layer, head in mix.heads_from_b if layer == i):
                 k[:, head], v[:, head] = theirs.k[:, head], theirs.v[:, head]
-            layers.append(AttentionState(k, v))
+            layers.append({"attn": KeyValues(k, v)})
         else:
-            layers.append(RecurrentState(pick("conv"), pick("recurrent")))
+            ours, theirs = ours["ssm"], theirs["ssm"]
+            layers.append({"ssm": Recurrent(pick("conv", ours=ours, theirs=theirs), pick("recurrent", ours=ours, theirs=theirs))})
     return HybridState(a.model, a.lengths, a.key_positions, tuple(layers), a.window)
 
 

@@ -14,7 +14,7 @@ from analyses import kv_cache
 from analyses.kv_cache import Surgery
 from hybridlens import Edit, HybridLens
 from hybridlens.errors import InputError, UnknownNameError
-from hybridlens.layer_state import AttentionState, RecurrentState
+from hybridlens.memory import KeyValues, Recurrent
 from hybridlens.state import HybridState
 
 LENGTHS = (12, 9, 4)
@@ -48,8 +48,8 @@ def same(one: HybridState, other: HybridState) -> bool:
 
 def entries(state: HybridState, layer: int) -> dict[tuple[int, int, int, int], tuple[float, float]]:
     """(row, head, position, channel) → key and value, of everything that the next token can see."""
-    held, out = state.layers[layer], {}
-    assert isinstance(held, AttentionState)
+    held, out = state.layers[layer]["attn"], {}
+    assert isinstance(held, KeyValues)
     keys, values = held.k.tolist(), held.v.tolist()
     for row, positions in enumerate(state.key_positions.tolist()):
         newest = int(state.lengths[row])
@@ -277,10 +277,10 @@ def test_recurrent_memories_against_plain_loops(lens: HybridLens, seed: int, par
         (kv_cache.project_out(state, direction, parts, **where), lambda x, given, part: without(x, part)),
     ):
         for layer, (old, new) in enumerate(zip(state.layers, changed.layers, strict=True)):
-            if isinstance(old, AttentionState):
-                assert old is new
+            if "attn" in old:
+                assert old["attn"] is new["attn"]
                 continue
-            theirs = other.layers[layer]
+            old, new, theirs = old["ssm"], new["ssm"], other.layers[layer]["ssm"]
             for part in ("conv", "recurrent"):
                 for row in range(3):
                     was, now, given_ = (getattr(x, part)[row] for x in (old, new, theirs))
@@ -305,9 +305,9 @@ def test_reset_is_an_unread_memory(exact: HybridLens) -> None:
     fresh = kv_cache.reset(state)
     unread = exact.network.empty_state(3)
     for layer in exact.cfg.ssm_layers:
-        ours, theirs = fresh.layers[layer], unread.layers[layer]
-        assert isinstance(ours, RecurrentState)
-        assert isinstance(theirs, RecurrentState)
+        ours, theirs = fresh.layers[layer]["ssm"], unread.layers[layer]["ssm"]
+        assert isinstance(ours, Recurrent)
+        assert isinstance(theirs, Recurrent)
         assert torch.equal(ours.conv, theirs.conv)
         assert torch.equal(ours.recurrent, theirs.recurrent)
     if exact.cfg.window is None:
@@ -320,9 +320,9 @@ def test_convolution_inputs_by_position(exact: HybridLens) -> None:
     """The last taps of each row, by absolute position; an earlier one is refused with those that are held."""
     state = read(exact, rows())
     layer = exact.cfg.ssm_layers[-1]
-    changed = kv_cache.zero_recurrent(state, "conv", layers=layer, rows=[0], positions=[10]).layers[layer].conv
+    changed = kv_cache.zero_recurrent(state, "conv", layers=layer, rows=[0], positions=[10]).layers[layer]["ssm"].conv
     taps = exact.cfg.d_conv - 1
-    expected = state.layers[layer].conv.clone()
+    expected = state.layers[layer]["ssm"].conv.clone()
     expected[0, taps - 2] = 0
     assert torch.equal(changed, expected)
     with pytest.raises(InputError, match=r"position 5 given, but the convolution of row 0 holds positions 9\.\.11"):
@@ -337,7 +337,7 @@ def test_direction_of_the_whole_mamba_state() -> None:
     state = read(lens, rows())
     direction = torch.randn(lens.cfg.d_channels, lens.cfg.d_state, generator=torch.Generator().manual_seed(1))
     layer = lens.cfg.ssm_layers[0]
-    old, new = (s.layers[layer].recurrent for s in (state, kv_cache.project_out(state, direction)))
+    old, new = (s.layers[layer]["ssm"].recurrent for s in (state, kv_cache.project_out(state, direction)))
     unit = direction / direction.norm()
     assert (old * unit).sum(dim=(1, 2)).abs().min() > 1e-3
     assert (new * unit).sum(dim=(1, 2)).abs().max() < 1e-5

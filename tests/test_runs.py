@@ -210,7 +210,7 @@ def test_states_are_values(lens, tmp_path):
         doubled = lens.extend(state.repeat(2), tokens(3, 4, seed=5).repeat_interleave(2, 0)).logits
         assert_close(doubled, ahead.repeat_interleave(2, 0), **CLOSE)
         copy = state.clone()
-        copy.layers[0].recurrent.zero_()
+        copy.layers[0]["ssm"].recurrent.zero_()
         assert torch.equal(lens.extend(state, tokens(3, 4, seed=5)).logits, ahead)
     assert state.batch == 3
     assert state.nbytes == sum(t.numel() * t.element_size() for t in before.values())

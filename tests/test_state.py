@@ -1,6 +1,5 @@
 """States as values: what goes on from one never changes it, however many share its keys."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,7 +10,7 @@ from models import FAMILIES, make, tokens
 
 from hybridlens import HybridLens
 from hybridlens.errors import InputError
-from hybridlens.layer_state import SLACK, AttentionState
+from hybridlens.memory import SLACK, KeyValues
 from hybridlens.state import HybridState
 
 
@@ -84,8 +83,8 @@ def test_most_steps_copy_no_key(lens: HybridLens) -> None:
         for token in range(70):
             state = lens.extend(state, [[token % 50]]).state
             text.append(token % 50)
-            held = state.layers[layer]
-            assert isinstance(held, AttentionState)
+            held = state.layers[layer]["attn"]
+            assert isinstance(held, KeyValues)
             assert held.room is not None
             buffers.append(id(held.room.buffer))
         moves = sum(a != b for a, b in pairwise(buffers))
@@ -100,11 +99,11 @@ def test_lent_slots_come_back(lens: HybridLens) -> None:
     """A pass whose outcome is dropped leaves the next one its free slot; outside the block it would have copied."""
     with torch.no_grad():
         state = lens.extend(lens.prefill(tokens(1, 6)).state, [[1]]).state
-        rooms = [held.room for held in state.layers if isinstance(held, AttentionState)]
+        rooms = [held["attn"].room for held in state.layers if "attn" in held]
         with state.lent():
             lens.extend(state, [[2]])
         after = lens.extend(state, [[3]]).state
-        moved = [held.room for held in after.layers if isinstance(held, AttentionState)]
+        moved = [held["attn"].room for held in after.layers if "attn" in held]
         assert all(a is not None and b is not None and a.buffer is b.buffer for a, b in zip(rooms, moved, strict=True))
         expected = lens([[*tokens(1, 6)[0].tolist(), 1, 3, 9]])[:, -1]
         torch.testing.assert_close(next_logits(lens, after, 9)[:, 0], expected, atol=1e-5, rtol=1e-5)
@@ -114,7 +113,7 @@ def test_states_with_gradients_are_never_written_to(lens: HybridLens) -> None:
     """With gradients on, keys are joined in a new tensor, and the graph reaches back through them."""
     state, _ = lens.prefill(tokens(1, 5))
     after, logits = lens.extend(state, [[4]])
-    assert all(held.room is None for held in after.layers if isinstance(held, AttentionState))
+    assert all(held["attn"].room is None for held in after.layers if "attn" in held)
     logits.sum().backward()
     assert lens.hf_model.get_input_embeddings().weight.grad is not None
 
@@ -123,11 +122,9 @@ def test_states_with_gradients_are_never_written_to(lens: HybridLens) -> None:
 
 
 def without_keys(state: HybridState, layer: int, kept: torch.Tensor) -> HybridState:
-    held = state.layers[layer]
-    assert isinstance(held, AttentionState)
-    layers = list(state.layers)
-    layers[layer] = AttentionState(held.k, held.v, kept=kept)
-    return replace(state, layers=tuple(layers))
+    held = state.layers[layer]["attn"]
+    assert isinstance(held, KeyValues)
+    return state.put(layer, "attn", KeyValues(held.k, held.v, kept))
 
 
 def masked_at(layer: int, kept: torch.Tensor, n_heads: int) -> tuple[str, object]:
@@ -207,7 +204,7 @@ def test_lost_keys_leave_with_the_window() -> None:
         assert bool(state.visible.all())
         lossy = without_keys(state, layer, torch.tensor([[[True, False, True, False, True, True]]]))
         after = lens.extend(lossy, tokens(1, 4, seed=1)).state
-        assert after.layers[layer].kept.tolist() == [[[True] * 6]]
+        assert after.layers[layer]["attn"].kept.tolist() == [[[True] * 6]]
 
 
 def test_what_the_next_token_sees(lens: HybridLens) -> None:

@@ -32,8 +32,8 @@ from torch import Tensor
 from analyses.circuits.chance import expected_score
 from analyses.circuits.grams import BAND, Grams, Packing, dtype_for, head_writers, path_writer, readers
 from analyses.circuits.paths import LinearPath
+from hybridlens.config import LensConfig
 from hybridlens.errors import InputError, UnknownNameError
-from hybridlens.families.spec import LensConfig
 from hybridlens.weights import Weights
 
 KINDS = ("q", "k", "v")

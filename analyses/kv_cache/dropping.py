@@ -2,7 +2,7 @@
 
 A query shares its attention among the keys that are left, so a dropped key is not one whose value is 0: that would
 still take its share. Where a key goes from all attention layers and heads, its row lets go of the slot
-(`HybridState.key_positions` is -1 there); where it goes from some only, it is masked there (`AttentionState.kept`).
+(`HybridState.key_positions` is -1 there); where it goes from some only, it is masked there (`KeyValues.kept`).
 Slots that no row uses any more are cut out, so that a cache that was reduced for all rows takes less memory.
 
 What the text was read with is not undone: keys, values and states of later tokens saw the dropped ones. In a model
@@ -16,9 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Unpack, cast
+from typing import Unpack
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -29,11 +28,11 @@ from analyses.kv_cache.places import (
     check_where,
     check_whole,
     key_place,
+    keys_of,
     layers_of,
     slots_of,
 )
 from hybridlens.errors import InputError
-from hybridlens.layer_state import AttentionState
 from hybridlens.state import HybridState
 
 
@@ -105,12 +104,10 @@ def _without(state: HybridState, gone: KeyPlace, all_heads: bool) -> HybridState
     """The state without the keys in a place."""
     if all_heads and set(gone.layers) == set(layers_of(state, None, "attention")):
         return compact(replace(state, key_positions=state.key_positions.masked_fill(gone.slots, -1)))
-    layers = list(state.layers)
     for layer in gone.layers:
-        held = cast(AttentionState, layers[layer])
-        there = torch.ones_like(held.k[..., 0], dtype=torch.bool) if held.kept is None else held.kept
-        layers[layer] = replace(held, kept=there & ~gone.keys(held))
-    return replace(state, layers=tuple(layers))
+        held = keys_of(state, layer)
+        state = state.put(layer, "attn", replace(held, kept=~(held.lost() | gone.keys(held))))
+    return state
 
 
 def compact(state: HybridState) -> HybridState:
@@ -118,15 +115,7 @@ def compact(state: HybridState) -> HybridState:
     used: Bool[Tensor, "key"] = state.visible.any(dim=0)
     if bool(used.all()):
         return state
-    slots = used.nonzero()[:, 0]
-
-    def cut(held: AttentionState) -> AttentionState:
-        at = slots.to(held.k.device)
-        kept = None if held.kept is None else held.kept[:, :, at]
-        return AttentionState(held.k[:, :, at], held.v[:, :, at], kept=kept)
-
-    layers = tuple(cut(held) if isinstance(held, AttentionState) else held for held in state.layers)
-    return replace(state, key_positions=state.key_positions[:, slots], layers=layers)
+    return state.keep_slots(used.nonzero()[:, 0])
 
 
 def spans(*parts: Sequence[int] | tuple[int, int]) -> list[int]:

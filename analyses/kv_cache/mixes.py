@@ -21,8 +21,8 @@ from typing import Literal, TypeAlias
 from analyses.kv_cache.places import check_name
 from analyses.kv_cache.recurrent import swap_recurrent
 from analyses.kv_cache.swapping import swap
+from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
-from hybridlens.families import LensConfig
 from hybridlens.state import HybridState
 
 Memory: TypeAlias = Literal["keys", "values", "conv", "recurrent"]
@@ -100,16 +100,19 @@ def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
         return found
     everything = kv | conv | recurrent
     for layer in range(cfg.n_layers):
-        kinds: tuple[tuple[Memory, ...], ...] = (("keys", "values"),)
+        kinds: list[tuple[Memory, ...]] = []
+        if layer in cfg.attention_layers:
+            kinds.append(("keys", "values"))
         if layer in cfg.ssm_layers:
-            kinds = (("conv", "recurrent"), ("conv",), ("recurrent",))
+            kinds += [("conv", "recurrent"), ("conv",), ("recurrent",)]
         for kind in kinds:
             this = frozenset((layer, memory) for memory in kind)
             what = "kv" if "keys" in kind else " and ".join(kind)
             found.append(Mix(f"only {what} of layer {layer} B", f"layer {layer}", this))
             found.append(Mix(f"all but {what} of layer {layer} B", f"layer {layer}", everything - this))
-        if layer in cfg.attention_layers and cfg.n_kv_heads > 1:
-            found += _by_head(layer, cfg.n_kv_heads, everything)
+        attention = cfg.layers[layer].attn
+        if attention is not None and attention.n_kv_heads > 1:
+            found += _by_head(layer, attention.n_kv_heads, everything)
     return found
 
 

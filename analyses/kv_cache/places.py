@@ -12,7 +12,6 @@ that says no place, such as `layer` for `layers`, raises `UnknownNameError`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal, NamedTuple, TypeAlias, TypedDict, Unpack, cast
 
 import torch
@@ -20,7 +19,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from hybridlens.errors import InputError, UnknownNameError, closest
-from hybridlens.layer_state import AttentionState, LayerState, RecurrentState
+from hybridlens.memory import KeyValues
 from hybridlens.shapes import HeldKeys
 from hybridlens.state import HybridState
 
@@ -32,6 +31,9 @@ Positions: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]] | None
 
 KeyParts: TypeAlias = Literal["keys", "values", "both"]
 PARTS = ("keys", "values", "both")
+
+MIXERS = {"attention": "attn", "recurrent": "ssm"}
+"""Names of mixers by the word for their layers."""
 
 
 class WhereKeys(TypedDict, total=False):
@@ -61,13 +63,13 @@ class KeyPlace(NamedTuple):
     slots: Bool[Tensor, "batch key"]
     channels: Bool[Tensor, "d_head"]
 
-    def keys(self, held: AttentionState) -> Bool[Tensor, "batch kv_head key"]:
+    def keys(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key"]:
         """True at the keys of one layer that are meant, and there."""
         device = held.k.device
         chosen = self.slots.to(device)[:, None] & self.heads.to(device)[:, None]
         return chosen if held.kept is None else chosen & held.kept
 
-    def entries(self, held: AttentionState) -> Bool[Tensor, "batch kv_head key d_head"]:
+    def entries(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key d_head"]:
         """The same by channel."""
         return self.keys(held)[..., None] & self.channels.to(held.k.device)
 
@@ -82,7 +84,7 @@ def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
     check_where(where, Where)
     heads, positions = where.get("heads"), where.get("positions")
     chosen = layers_of(state, where.get("layers"), "attention", heads)
-    example = cast(AttentionState, state.layers[chosen[0]])
+    example = keys_of(state, chosen[0])
     place = KeyPlace(
         chosen,
         _mask(heads, example.k.shape[1], "key/value head"),
@@ -103,8 +105,8 @@ def layers_of(
     Raises:
         InputError: a layer that is not there, is of the other kind, or none of that kind.
     """
-    wanted: type[LayerState] = AttentionState if kind == "attention" else RecurrentState
-    there = tuple(i for i, held in enumerate(state.layers) if isinstance(held, wanted))
+    mixer = MIXERS[kind]
+    there = tuple(i for i, memories in enumerate(state.layers) if mixer in memories)
     if not there:
         raise InputError(f"the state has no {kind} layer, so there is nothing to change")
     if layers is None:
@@ -158,7 +160,7 @@ def slots_of(state: HybridState, positions: Positions, rows: Indices) -> Bool[Te
 
 
 def rewritten(
-    state: HybridState, place: KeyPlace, parts: KeyParts, fn: Callable[[HeldKeys, AttentionState, int, str], Tensor]
+    state: HybridState, place: KeyPlace, parts: KeyParts, fn: Callable[[HeldKeys, KeyValues, int, str], Tensor]
 ) -> HybridState:
     """The state with what `fn` makes of keys and values in their place; all else is shared with the given one.
 
@@ -169,17 +171,21 @@ def rewritten(
         fn: (keys or values of a layer, the layer's memory, its index, "keys" or "values") → replacement of that
             shape, used where `place` is; it must not write to what it is given.
     """
-    layers = list(state.layers)
     for layer in place.layers:
-        held = cast(AttentionState, layers[layer])
+        held = keys_of(state, layer)
         entries = place.entries(held)
         k, v = held.k, held.v
         if parts != "values":
             k = torch.where(entries, fn(k, held, layer, "keys").to(k.dtype), k)
         if parts != "keys":
             v = torch.where(entries, fn(v, held, layer, "values").to(v.dtype), v)
-        layers[layer] = AttentionState(k, v, kept=held.kept)
-    return replace(state, layers=tuple(layers))
+        state = state.put(layer, "attn", KeyValues(k, v, held.kept))
+    return state
+
+
+def keys_of(state: HybridState, layer: int) -> KeyValues:
+    """What the attention of a layer that has one remembers."""
+    return cast(KeyValues, state.layers[layer]["attn"])
 
 
 def indices(given: Indices, size: int | None, what: str) -> list[int]:
@@ -281,7 +287,7 @@ def _refuse(wanted: Sequence[int], held: Sequence[int], row: int, window: int | 
 
 def _check_kept(state: HybridState, place: KeyPlace, layer: int) -> None:
     """Refuse positions that were dropped from a layer or head before."""
-    held = cast(AttentionState, state.layers[layer])
+    held = keys_of(state, layer)
     if held.kept is None:
         return
     device = held.k.device

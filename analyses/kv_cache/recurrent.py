@@ -21,7 +21,7 @@ from torch import Tensor
 from analyses.kv_cache.places import Indices, check_name, check_where, indices, layers_of, rows_of_batch, shown
 from analyses.kv_cache.swapping import check_same
 from hybridlens.errors import InputError
-from hybridlens.layer_state import RecurrentState
+from hybridlens.memory import Recurrent
 from hybridlens.state import HybridState
 
 RecurrentParts: TypeAlias = Literal["conv", "recurrent", "both"]
@@ -100,8 +100,7 @@ def swap_recurrent(
     check_same(state, other)
 
     def taken(x: Tensor, layer: int, part: str) -> Tensor:
-        given = cast(RecurrentState, other.layers[layer])
-        return (given.conv if part == "conv" else given.recurrent).to(x)
+        return _held(other, layer, part).to(x)
 
     return _rewritten(state, parts, where, taken)
 
@@ -161,21 +160,37 @@ def _rewritten(
         raise InputError(
             "positions given, but a recurrent state has none; give part 'conv' for the convolution's inputs"
         )
-    layers = list(state.layers)
     for layer in chosen:
-        held = cast(RecurrentState, layers[layer])
-        channels = torch.zeros(held.conv.shape[2], dtype=torch.bool)
-        channels[indices(where.get("channels"), held.conv.shape[2], "channel")] = True
-        conv, recurrent = held.conv, held.recurrent
+        held = cast(Recurrent, state.layers[layer]["ssm"])
         if parts != "recurrent":
-            meant = _taps(state, where.get("positions"), rows, held.conv.shape[1])[..., None] & channels
-            conv = torch.where(meant.to(conv.device), fn(conv, layer, "conv").to(conv.dtype), conv)
+            conv = _held(state, layer, "conv")
+            meant = _taps(state, where.get("positions"), rows, conv.shape[1])[..., None] & _among(where, conv.shape[2])
+            new = torch.where(meant.to(conv.device), fn(conv, layer, "conv").to(conv.dtype), conv)
+            held = replace(held, conv=new)
         if parts != "conv":
-            meant = (rows[:, None] & channels).reshape(*recurrent.shape[:2], *[1] * (recurrent.ndim - 2))
+            recurrent = _held(state, layer, "recurrent")
+            meant = (rows[:, None] & _among(where, recurrent.shape[1])).reshape(
+                *recurrent.shape[:2], *[1] * (recurrent.ndim - 2)
+            )
             new = fn(recurrent, layer, "recurrent").to(recurrent.dtype)
-            recurrent = torch.where(meant.to(recurrent.device), new, recurrent)
-        layers[layer] = RecurrentState(conv, recurrent)
-    return replace(state, layers=tuple(layers))
+            held = replace(held, recurrent=torch.where(meant.to(recurrent.device), new, recurrent))
+        state = state.put(layer, "ssm", held)
+    return state
+
+
+def _held(state: HybridState, layer: int, part: str) -> Tensor:
+    """What a recurrent layer's convolution, or its state, holds."""
+    found = state.layers[layer]["ssm"].tensors().get(part)
+    if found is None:
+        raise InputError(f"layer {layer} holds no {part}, only {', '.join(state.layers[layer]['ssm'].tensors())}")
+    return found
+
+
+def _among(where: RecurrentWhere, size: int) -> Tensor:
+    """True at the channels that are meant."""
+    channels = torch.zeros(size, dtype=torch.bool)
+    channels[indices(where.get("channels"), size, "channel")] = True
+    return channels
 
 
 def _check_where(where: Mapping[str, object], kind: type) -> None:

@@ -13,16 +13,26 @@ How it fails: see `places`; numbers out of range, or not whole where they count,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, TypeAlias, Unpack, cast
+from typing import Literal, NamedTuple, TypeAlias, Unpack
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.kv_cache.places import PARTS, KeyParts, Where, check_name, check_whole, key_place, layers_of, rewritten
+from analyses.kv_cache.places import (
+    PARTS,
+    KeyParts,
+    Where,
+    check_name,
+    check_whole,
+    key_place,
+    keys_of,
+    layers_of,
+    rewritten,
+)
 from hybridlens.errors import InputError
-from hybridlens.layer_state import AttentionState
+from hybridlens.memory import KeyValues
 from hybridlens.shapes import HeldKeys
 from hybridlens.state import HybridState
 
@@ -68,9 +78,9 @@ def mean(
     place = key_place(state, **where)
     if values is not None:
         for layer in place.layers:
-            _check_means(values, layer, cast(AttentionState, state.layers[layer]))
+            _check_means(values, layer, keys_of(state, layer))
 
-    def averaged(x: HeldKeys, held: AttentionState, layer: int, part: str) -> Tensor:
+    def averaged(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:
         if values is None:
             return _own_mean(x, _all_keys(state, held)).to(x.dtype).expand_as(x)
         given = values[layer].keys if part == "keys" else values[layer].values
@@ -83,7 +93,7 @@ def means(state: HybridState) -> dict[int, Means]:
     """The mean key and value of every attention layer and head, over all positions that all rows hold."""
     found: dict[int, Means] = {}
     for layer in layers_of(state, None, "attention"):
-        held = cast(AttentionState, state.layers[layer])
+        held = keys_of(state, layer)
         there = _all_keys(state, held)[..., None]
         n = there.sum(dim=(0, 2)).clamp(min=1)
         keys, values = ((x.float() * there).sum(dim=(0, 2)) / n for x in (held.k, held.v))
@@ -116,7 +126,7 @@ def noise(
     check_whole(seed, "seed", 0)
     longest = int(state.lengths.max())
 
-    def noisy(x: HeldKeys, held: AttentionState, layer: int, part: str) -> Tensor:
+    def noisy(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:
         rng = np.random.default_rng([seed, layer, PARTS.index(part)])
         draws = torch.from_numpy(rng.standard_normal((longest, x.shape[1], x.shape[3]), dtype=np.float32)).to(x.device)
         drawn = draws[state.key_positions.clamp(min=0).to(x.device)].transpose(1, 2)
@@ -153,7 +163,7 @@ def quantise(
     check_name(per, GROUPS, "grouping")
     place, axis = key_place(state, **where), 3 if per == "position" else 2
 
-    def rounded(x: HeldKeys, held: AttentionState, layer: int, part: str) -> Tensor:
+    def rounded(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:
         wide, meant = x.float(), place.entries(held)
         low = wide.masked_fill(~meant, torch.inf).amin(dim=axis, keepdim=True)
         high = wide.masked_fill(~meant, -torch.inf).amax(dim=axis, keepdim=True)
@@ -163,7 +173,7 @@ def quantise(
     return rewritten(state, place, parts, rounded)
 
 
-def _all_keys(state: HybridState, held: AttentionState) -> Tensor:
+def _all_keys(state: HybridState, held: KeyValues) -> Tensor:
     """[b g k], True at every key that a layer holds."""
     there = state.visible.to(held.k.device)[:, None].expand(held.k.shape[:3])
     return there if held.kept is None else there & held.kept
@@ -175,7 +185,7 @@ def _own_mean(x: Float[Tensor, "batch kv_head key d_head"], there: Tensor) -> Fl
     return (x.float() * there[..., None]).sum(dim=2, keepdim=True) / n
 
 
-def _check_means(values: Mapping[int, Means], layer: int, held: AttentionState) -> None:
+def _check_means(values: Mapping[int, Means], layer: int, held: KeyValues) -> None:
     size = (held.k.shape[1], held.k.shape[3])
     if layer not in values:
         raise InputError(f"no mean for layer {layer} given, only for {', '.join(map(str, values)) or 'none'}")

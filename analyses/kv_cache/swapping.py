@@ -10,7 +10,7 @@ not hold, raise `InputError` with one line.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Unpack, cast
+from typing import Unpack
 
 import torch
 from jaxtyping import Int
@@ -24,12 +24,13 @@ from analyses.kv_cache.places import (
     check_name,
     indices,
     key_place,
+    keys_of,
     rewritten,
     rows_of_batch,
     shown,
 )
 from hybridlens.errors import InputError
-from hybridlens.layer_state import AttentionState
+from hybridlens.memory import KeyValues
 from hybridlens.shapes import HeldKeys
 from hybridlens.state import HybridState
 
@@ -65,8 +66,8 @@ def swap(
     place = key_place(state, **where)
     source = _source_slots(state, other, place, mapping or {}, rows_of_batch(state, where.get("rows")))
 
-    def taken(x: HeldKeys, held: AttentionState, layer: int, part: str) -> Tensor:
-        given = cast(AttentionState, other.layers[layer])
+    def taken(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:
+        given = keys_of(other, layer)
         at = source.to(x.device)[:, None].expand(-1, x.shape[1], -1)
         if given.kept is not None and bool((place.keys(held) & ~given.kept.gather(2, at)).any()):
             raise InputError(

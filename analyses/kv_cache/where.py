@@ -29,8 +29,8 @@ from analyses.kv_cache.pairs import PromptPair
 from analyses.kv_cache.places import check_name, check_whole
 from analyses.kv_cache.recurrent import PARTS, RecurrentParts, swap_recurrent, zero_recurrent
 from analyses.kv_cache.telling import logprobs
+from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
-from hybridlens.families import LensConfig
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
 from hybridlens.niah import Span, score

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
+from hybridlens.components import Block, Mixture, execution_device, resident
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -29,7 +30,6 @@ from analyses.patching.alignment import one_prompt
 from analyses.patching.direct_results import DirectAttribution
 from analyses.patching.metrics import LogitDifference, check_tokens
 from analyses.patching.writers import Writer
-from hybridlens.components import Block, Mixture, execution_device, resident
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens

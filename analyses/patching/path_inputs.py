@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
+from hybridlens.attention import HookedAttention
+from hybridlens.components import Block, HookedNorm
 from jaxtyping import Float
 from torch import Tensor
 
 from analyses.patching.snapshot import resid_name
 from analyses.patching.targets import Selector
 from analyses.patching.writers import Reader, Writer
-from hybridlens.attention import HookedAttention
-from hybridlens.components import Block, HookedNorm
 from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.network import Output

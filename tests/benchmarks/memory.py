@@ -22,7 +22,7 @@ import torch
 
 import hybridlens as hl
 from analyses.sparsification import top_k
-from hybridlens.network import plan
+from hybridlens.passes import Pass
 from tests.benchmarks import models
 from tests.benchmarks.measure import Run, difference, machine, operations, paired, peak_bytes, table
 
@@ -111,9 +111,9 @@ def alone(lens: hl.HybridLens, edits: list[hl.Edit], tokens: torch.Tensor) -> in
     """Peak of the attention layer by itself: elsewhere in the pass more may be held at once, and hide it."""
     block = cast(Any, lens.blocks[lens.cfg.attention_layers[0]])
     x = torch.randn(1, tokens.shape[1], lens.cfg.d_model, generator=torch.Generator().manual_seed(2))
-    run = plan(tokens, None, None, lens.cfg.window)[0]
+    run = Pass(tokens, None, None)
     with lens.editing(edits, "prefill"):
-        return peak_bytes(lambda: block.attn(x, run.slots, None))
+        return peak_bytes(lambda: block.attn(x, run, None))
 
 
 def is_fused(run: Run) -> bool:
