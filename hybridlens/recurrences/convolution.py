@@ -1,0 +1,44 @@
+"""The causal convolution before a recurrence, and all there is of one in layers whose state is a convolution's memory.
+
+How it fails: a bfloat16 sum of a single token's taps and the library's convolution round differently.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from hybridlens.shapes import Channels, ConvState, Valid
+
+
+def causal_convolution(
+    x: Channels,
+    held: ConvState | None,
+    weight: Float[Tensor, "channel 1 width"],
+    bias: Float[Tensor, "channel"] | None,
+    valid: Valid | None,
+) -> tuple[Channels, ConvState]:
+    """Depthwise causal convolution, and the inputs that the next token's convolution needs.
+
+    Args:
+        x: inputs of the new tokens.
+        held: inputs of the (width - 1) tokens before; zeros if None.
+        weight: taps, the newest token's last.
+        bias: per channel, or None.
+        valid: False on padding, which stands at the end of a row and is not remembered.
+    """
+    taps = weight.shape[-1] - 1
+    if held is None:
+        held = x.new_zeros(x.shape[0], taps, x.shape[2])
+    inputs = torch.cat([held, x], dim=1)
+    if x.shape[1] == 1 and not torch.is_grad_enabled():  # a single token: a weighted sum, far cheaper than the call
+        y = (inputs * weight[:, 0].t()).sum(dim=1, keepdim=True)
+        y = y if bias is None else y + bias
+    else:
+        y = F.conv1d(inputs.transpose(1, 2), weight, bias, groups=x.shape[2]).transpose(1, 2)
+    if valid is None:
+        return y, inputs[:, inputs.shape[1] - taps :].clone()
+    first = valid.sum(dim=1)[:, None] + torch.arange(taps, device=x.device)
+    return y, inputs.gather(1, first[..., None].expand(-1, -1, x.shape[2]))
