@@ -68,6 +68,10 @@ class Recurrence(ABC, Generic[T]):
         """The terms of some tokens."""
         return mapped(terms, lambda t: t[:, tokens])
 
+    @abstractmethod
+    def hold(self, terms: T, valid: Tensor | None) -> T:
+        """The terms with nothing happening at padding, where `valid` [b p] is False: it leaves a state as it is."""
+
     # one token, over any leading axes: [... *state] with terms [...]
 
     @abstractmethod
@@ -164,16 +168,36 @@ class Recurrence(ABC, Generic[T]):
         What no edit reaches is what `run` gives, to the bit: the trajectory is another way to the same numbers.
         """
         states, seen = self.tapped(terms, initial, hook)
-        used, mask = self.used(states, seen, terms, initial), seen.mask
+        used = self.used(states, seen, terms, initial)
         with torch.no_grad():
             plain = self.run(terms, initial)
-        y, final = self.readout(used, terms), used[:, -1]
-        if mask is None:
-            return Hooked(with_value(y, plain.y), with_value(final, plain.final), used)
+        return Hooked(*self.keeping(plain, used, terms, seen.mask), used)
+
+    def run_edited(self, terms: T, bare: T, edits: Tensor, initial: Tensor) -> Run:
+        """`run` with edits inside the terms; what they do not reach is what `run` gives without them, to the bit.
+
+        Args:
+            terms: with edits.
+            bare: the same without.
+            edits: True where they are.
+            initial: the state before the first token.
+        """
         with torch.no_grad():
-            reached = self.reached(mask)
-            kept = torch.where(reached.any(dim=-1), y, plain.y), torch.where(reached[:, -1], final, plain.final)
-        return Hooked(with_value(y, kept[0]), with_value(final, kept[1]), used)
+            plain = self.run(bare, initial)
+        return self.keeping(plain, self.states(terms, initial), terms, edits)
+
+    def keeping(self, plain: Run, states: Tensor, terms: T, edits: Tensor | None) -> Run:
+        """A trajectory's readout and last state, with the numbers of a plain run where no edit reaches."""
+        if edits is None and not states.requires_grad:
+            return plain
+        y, final = self.readout(states, terms), states[:, -1]
+        if edits is not None:
+            reached = self.reached(edits)
+            plain = Run(
+                torch.where(reached.any(dim=-1), y.detach(), plain.y),
+                torch.where(reached[:, -1], final.detach(), plain.final),
+            )
+        return Run(with_value(y, plain.y), with_value(final, plain.final))
 
     def tapped(self, terms: T, initial: Tensor, hook: Hook) -> tuple[Tensor, Tapped]:
         """The trajectory, and what a hook made of it."""

@@ -1,4 +1,7 @@
-"""The depthwise causal convolution, all that some layers remember tokens by."""
+"""The causal convolution before a recurrence, and all there is of one in layers whose state is a convolution's memory.
+
+How it fails: a bfloat16 sum of a single token's taps and the library's convolution round differently.
+"""
 
 from __future__ import annotations
 

@@ -44,6 +44,13 @@ class Diagonal(Recurrence[DiagonalTerms]):
         super().__init__(shape)
         self.groups = groups
 
+    def hold(self, terms: DiagonalTerms, valid: Bool[Tensor, "batch pos"] | None) -> DiagonalTerms:
+        """Decay 1 and write 0 where not valid."""
+        if valid is None:
+            return terms
+        there = valid.reshape(*valid.shape, *[1] * len(self.shape))
+        return terms._replace(decay=torch.where(there, terms.decay, 1.0), write=torch.where(there, terms.write, 0.0))
+
     def step(self, previous: Tensor, terms: DiagonalTerms) -> Tensor:
         """a ⊙ S + w."""
         return torch.addcmul(terms.write, terms.decay, previous)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hybridlens.recurrences import mamba_scan, scan
@@ -51,6 +51,10 @@ class Selective(Recurrence[SelectiveTerms]):
         """Decay and write of every token, for `explicit_operator`; with them, edits of either are possible."""
         decay, write = mamba_scan.discretise(terms.dt, terms.A, terms.B, terms.x)
         return DiagonalTerms(decay, write, terms.C)
+
+    def hold(self, terms: SelectiveTerms, valid: Bool[Tensor, "batch pos"] | None) -> SelectiveTerms:
+        """Δ = 0 where not valid."""
+        return terms if valid is None else terms._replace(dt=terms.dt.masked_fill(~valid[..., None], 0.0))
 
     def step(self, previous: Tensor, terms: SelectiveTerms) -> Tensor:
         """exp(Δ A) ⊙ S + Δ B x."""

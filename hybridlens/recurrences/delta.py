@@ -1,0 +1,223 @@
+"""The delta rule of matrix states, S_t = a_t S_{t-1} + β_t (v_t - a_t S_{t-1} k_t) k_tᵀ, y_t = S_t q_t.
+
+Gated DeltaNet (Yang et al. 2024, "Gated Delta Networks") with one number a_t a head, Kimi delta attention with one a
+key channel. What the decayed state holds at the address k_t, the recall, is taken away before v_t is put there, so that
+the rule is not elementwise: of a row u of the state, every entry depends on every earlier one of that row.
+
+The fast form is the chunked one (Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule"): what each
+token writes, r_t = β_t (v_t - recall_t), solves a triangular system within a chunk, linear in the state before it.
+
+Edits act in time order: recall, write, state; all that comes after is made from the edited ones.
+
+How it fails: as `hybridlens.recurrences.chunks` does; it and the loop differ in rounding. With β |k|² above 2 the
+rule itself grows without bound.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hybridlens.recurrences.base import Recurrence, Run
+from hybridlens.recurrences.chunks import Addressed, addressed, chunk_of, in_chunks, joined, segments, side_by_side
+from hybridlens.recurrences.edits import Edited, Hook, edit_of, put
+from hybridlens.recurrences.terms import before, wide
+
+
+class DeltaTerms(NamedTuple):
+    """What goes into a delta rule; addresses repeated to heads, normalised and scaled."""
+
+    decay: Float[Tensor, "*lead rec_head"] | Float[Tensor, "*lead rec_head address"]
+    """One number a head, or one a key channel."""
+    v: Float[Tensor, "*lead rec_head value"]
+    k: Float[Tensor, "*lead rec_head address"]
+    q: Float[Tensor, "*lead rec_head address"]
+    beta: Float[Tensor, "*lead rec_head"]
+    """The write strength; 0 on padding."""
+    recall_edit: Edited | None = None
+    """Of a S k [b p s u]."""
+    write_edit: Edited | None = None
+    """Of β (v - recall) kᵀ [b p s u m]."""
+
+
+class Delta(Recurrence[DeltaTerms]):
+    """A matrix state a head from which each token erases what stood at its address.
+
+    Args:
+        shape: of one row's state, (s, u, m).
+    """
+
+    def hold(self, terms: DeltaTerms, valid: Bool[Tensor, "batch pos"] | None) -> DeltaTerms:
+        """Decay 1 and no write where not valid."""
+        if valid is None:
+            return terms
+        there = valid[..., None]
+        edit = terms.write_edit
+        if edit is not None:
+            edit = Edited(edit.value, edit.mask & there[..., None, None])
+        kept = torch.where(there if terms.decay.ndim == 3 else there[..., None], terms.decay, 1.0)
+        return terms._replace(decay=kept, beta=torch.where(there, terms.beta, 0.0), write_edit=edit)
+
+    def step(self, previous: Tensor, terms: DeltaTerms) -> Tensor:
+        """a S + β (v - recall) kᵀ."""
+        decayed = _rate(terms) * previous
+        return decayed + _write(_recall(decayed, terms), terms)
+
+    def recalls(self, previous: Tensor, terms: DeltaTerms) -> Float[Tensor, "*lead rec_head value"]:
+        """What the decayed state holds at the write address, a S k, from the state before each token."""
+        return _recall(_rate(terms) * previous, terms)
+
+    def writes(self, previous: Tensor, terms: DeltaTerms) -> Float[Tensor, "*lead rec_head value address"]:
+        """All that is added to the decayed state, β (v - recall) kᵀ, from the state before each token."""
+        return _write(self.recalls(previous, terms), terms)
+
+    def carry(self, state: Tensor, terms: DeltaTerms) -> Tensor:
+        """a S - β (a S k) kᵀ, without the erasures that an edit has replaced."""
+        decayed = _rate(terms) * state
+        recall = _times(decayed, terms.k)
+        if terms.recall_edit is not None:
+            recall = recall.masked_fill(terms.recall_edit.mask, 0.0)
+        erased = (wide(terms.beta)[..., None] * recall)[..., None] * wide(terms.k)[..., None, :]
+        if terms.write_edit is not None:
+            erased = erased.masked_fill(terms.write_edit.mask, 0.0)
+        return decayed - erased
+
+    def carry_back(self, grad: Tensor, terms: DeltaTerms) -> Tensor:
+        """a (g - β (g k) kᵀ), without the erasures that an edit has replaced."""
+        heard = grad if terms.write_edit is None else grad.masked_fill(terms.write_edit.mask, 0.0)
+        erased = wide(terms.beta)[..., None] * _times(heard, terms.k)
+        if terms.recall_edit is not None:
+            erased = erased.masked_fill(terms.recall_edit.mask, 0.0)
+        return _rate(terms) * (grad - erased[..., None] * wide(terms.k)[..., None, :])
+
+    def readout(self, states: Tensor, terms: DeltaTerms) -> Tensor:
+        """S q, float32."""
+        return _times(states, terms.q)
+
+    def with_edits(
+        self, terms: DeltaTerms, initial: Tensor, recall: Hook | None = None, write: Hook | None = None
+    ) -> DeltaTerms:
+        """The terms with what hooks make of recalls [b p s u] and of writes [b p s u m].
+
+        Each hook sees a whole tensor over time: recalls before any edit, writes as they follow from edited recalls.
+        """
+        if recall is not None:
+            seen = self.recalls(before(self.states(terms, initial), initial), terms)
+            terms = terms._replace(recall_edit=edit_of(seen, recall))
+        if write is not None:
+            seen = self.writes(before(self.states(terms, initial), initial), terms)
+            terms = terms._replace(write_edit=edit_of(seen, write))
+        return terms
+
+    def run(self, terms: DeltaTerms, initial: Tensor) -> Run:
+        """Chunk by chunk with matrix products; of states only those at the chunks' borders are made."""
+        if terms.beta.shape[1] == 1:
+            states = self.step(initial[:, None], terms)
+            return Run(self.readout(states, terms), states[:, 0])
+        edits = _edits(terms)
+        if edits is not None:
+            return self.run_edited(terms, _bare(terms), edits, initial)
+        parts, state = list[Tensor](), initial
+        for part in segments(terms.beta.shape[1]):
+            some = _Chunked.of(self.at(terms, part))
+            borders, written, state = some.borders(state)
+            y = some.addresses.scores[1] @ written + some.addresses.readers[1] @ borders.mT
+            parts.append(joined(y, part.stop - part.start))
+        return Run(torch.cat(parts, dim=1), state)
+
+    def made(self, terms: DeltaTerms, initial: Tensor) -> Tensor:
+        """Every state: those at the chunks' borders the fast way, then all chunks side by side."""
+        edits = _edits(terms)
+        if edits is not None:
+            return self.continued(self.made(_bare(terms), initial), self.reached(edits), terms, initial)
+        parts, state = list[Tensor](), initial
+        still = terms.decay == 1
+        idle = (still if still.ndim == terms.beta.ndim else still.all(dim=-1)) & (terms.beta == 0)
+        for part in segments(terms.beta.shape[1]):
+            some, entered = self.at(terms, part), state
+            borders, _, state = _Chunked.of(some).borders(entered)
+            parts.append(side_by_side(self.step, some, borders, idle[:, part], entered))
+        return torch.cat(parts, dim=1)
+
+    def reached(self, edits: Tensor) -> Tensor:
+        """By rows of the state [b p s u 1]: an entry changes the recall, and so its whole row."""
+        return edits.any(dim=-1, keepdim=True).cummax(dim=1).values
+
+    def hidden_attention(self, terms: DeltaTerms) -> Float[Tensor, "batch rec_head pos pos"]:
+        """β_j q_tᵀ (∏_{j<r≤t} a_r (I - β_r k_r k_rᵀ)) k_j, erasures included: y is this times v."""
+        length = terms.beta.shape[1]
+        whole = _Chunked.of(_bare(terms), 1 << max(0, length - 1).bit_length())
+        strengths = torch.diag_embed(whole.beta)
+        pattern = whole.addresses.scores[1] @ whole.solved(strengths)
+        return pattern[:, :, 0, :length, :length]
+
+
+def _rate(terms: DeltaTerms) -> Tensor:
+    decay = wide(terms.decay)
+    return decay[..., None, None] if decay.ndim == terms.beta.ndim else decay[..., None, :]
+
+
+def _times(state: Tensor, address: Tensor) -> Tensor:
+    return (state @ wide(address)[..., None])[..., 0]
+
+
+def _recall(decayed: Tensor, terms: DeltaTerms) -> Tensor:
+    return put(_times(decayed, terms.k), terms.recall_edit)
+
+
+def _write(recall: Tensor, terms: DeltaTerms) -> Tensor:
+    new = wide(terms.beta)[..., None] * (wide(terms.v) - recall)
+    return put(new[..., None] * wide(terms.k)[..., None, :], terms.write_edit)
+
+
+def _bare(terms: DeltaTerms) -> DeltaTerms:
+    return terms._replace(recall_edit=None, write_edit=None)
+
+
+def _edits(terms: DeltaTerms) -> Tensor | None:
+    """Where recalls or writes are edited, by rows of the state or by entries; None without edits."""
+    recall = None if terms.recall_edit is None else terms.recall_edit.mask[..., None]
+    if terms.write_edit is None:
+        return recall
+    return terms.write_edit.mask if recall is None else terms.write_edit.mask | recall
+
+
+class _Chunked(NamedTuple):
+    """The terms of a stretch in chunks [b s n chunk ...]."""
+
+    v: Tensor
+    beta: Tensor
+    addresses: Addressed
+    """Readers are k, of the decayed state, and q."""
+
+    @staticmethod
+    def of(terms: DeltaTerms, chunk: int | None = None) -> _Chunked:
+        chunk = chunk_of(terms.beta.shape[1]) if chunk is None else chunk
+        v, k, q, beta = (in_chunks(wide(t), chunk) for t in (terms.v, terms.k, terms.q, terms.beta))
+        decay = in_chunks(wide(terms.decay), chunk, 1.0)
+        if terms.decay.ndim == terms.beta.ndim:
+            decay = decay[..., None]
+        return _Chunked(v, beta, addressed((k, q), k, decay))
+
+    def solved(self, sources: Tensor) -> Tensor:
+        """R with R_t = sources_t - β_t Σ_{j<t} (k_t … k_j) R_j, by forward substitution."""
+        system = self.beta[..., None] * self.addresses.scores[0]
+        return torch.linalg.solve_triangular(system, sources, upper=False, unitriangular=True)
+
+    def borders(self, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The state before every chunk [b s n u m], what each token writes [b s n chunk u], and the last state."""
+        strength = self.beta[..., None]
+        own, held = self.solved(
+            torch.cat([strength * self.v, strength * self.addresses.readers[0]], dim=-1)
+        ).split([self.v.shape[-1], self.addresses.writer.shape[-1]], dim=-1)
+        states, written, state = list[Tensor](), list[Tensor](), initial.to(own.dtype)
+        for new, of_state, writer, carried in zip(
+            *(t.unbind(2) for t in (own, held, self.addresses.writer, self.addresses.carried)), strict=True
+        ):
+            states.append(state)
+            written.append(new - of_state @ state.mT)
+            state = state * carried[..., None, :] + written[-1].mT @ writer
+        return torch.stack(states, dim=2), torch.stack(written, dim=2), state
