@@ -89,19 +89,20 @@ class HookedNorm(nn.Module):
     Args:
         norm: the family's.
         d_model: the width.
-        dtype: what the norm's input is rounded to first; None for nothing.
+        as_weight: whether the norm's input is rounded to its weight's dtype first.
     """
 
-    def __init__(self, norm: Norm, d_model: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, norm: Norm, d_model: int, as_weight: bool = False) -> None:
         super().__init__()
         self.norm = norm
-        self.dtype = dtype
+        self.as_weight = as_weight
         self.hook_scale = HookPoint("b p 1", **{"1": 1})
         self.hook_normalized = HookPoint("b p d", d=d_model)
 
     def forward(self, x: Resid) -> Resid:
         """The normalised and weighted activation, in the dtype of `x`."""
-        x = x if self.dtype is None else x.to(self.dtype)
+        if self.as_weight:
+            x = x.to(cast(Tensor, self.norm.module.weight).dtype)
         wide = x.float()
         scale = self.hook_scale(self.norm.scale(wide))
         return self.norm.weighted(self.hook_normalized(wide / scale), x.dtype)

@@ -1,7 +1,7 @@
 """The axis letters of the hook-point namespace, and the jaxtyping aliases built from them.
 
 Every activation's axes are written once, as a string of letters (``"b h p k"``); `AXES` says what each
-letter means and `LensConfig.dimensions` gives its size for a model. Annotations use the long names, so
+letter means and `HookPoint.sizes` gives its size at one point. Annotations use the long names, so
 that a shape in a signature reads as it is spoken: ``Float[Tensor, "batch head query key"]``.
 
 Nothing here checks a shape when the library is used: the tests do, by running with jaxtyping's
@@ -23,6 +23,9 @@ AXES = {
     "e": "d_head",
     "c": "channel",  # recurrent channels
     "n": "state",  # state size per channel (absent for RG-LRU)
+    "s": "rec_head",  # recurrent (value) heads of a matrix state
+    "u": "value",  # width of what one of them is written
+    "m": "address",  # width of where it is written
     "f": "d_mlp",
     "x": "expert",
     "r": "chosen",  # experts used per token

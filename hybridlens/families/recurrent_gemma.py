@@ -6,7 +6,6 @@ Norms multiply by 1 + w, embeddings by √d held in bfloat16; logits are soft-ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,10 +13,10 @@ from transformers import RecurrentGemmaConfig
 
 from hybridlens.blocks import Block, Branch
 from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
-from hybridlens.families.spec import Family, check_fields, eos_ids, require
+from hybridlens.families.spec import Family, check_fields, eos_ids, turning
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.rg_lru import RgLru
-from hybridlens.mixers.rotary import Rotary, Turning
+from hybridlens.mixers.rotary import Rotary
 from hybridlens.mlps import HookedMlp, MlpParts
 from hybridlens.norms import HookedNorm, Norm, NormStyle
 from hybridlens.projections import Projection
@@ -28,14 +27,12 @@ STYLE = NormStyle(offset=1.0, rounding="after")
 def configure(config: RecurrentGemmaConfig) -> LensConfig:
     """What a RecurrentGemma is made of; refuses what the family was not built for."""
     check_fields(RECURRENT_GEMMA, config)
-    kind = (config.rope_parameters or {}).get("rope_type")
-    require(kind in (None, "default"), "RecurrentGemma", "rope_type", kind, "'default'")
     attention = AttentionConfig(
         n_heads=config.num_attention_heads,
         n_kv_heads=config.num_key_value_heads or config.num_attention_heads,
         d_head=config.head_dim,
         window=config.attention_window_size,
-        rotary=_turning(config).dims > 0,
+        rotary=turning(config, config.head_dim) is not None,
     )
     width = config.lru_width or config.hidden_size
     recurrent = RecurrentConfig(
@@ -56,12 +53,6 @@ def configure(config: RecurrentGemmaConfig) -> LensConfig:
     )
 
 
-def _turning(config: RecurrentGemmaConfig) -> Turning:
-    rope: Mapping[str, Any] = dict(config.rope_parameters or {})
-    dims = int(config.head_dim * rope.get("partial_rotary_factor", 1.0))
-    return Turning(dims, float(rope.get("rope_theta", 10000.0)))
-
-
 def _norm(owner: Any, name: str, cfg: LensConfig) -> HookedNorm:
     return HookedNorm(Norm(owner, name, getattr(owner, name).eps, STYLE), cfg.d_model)
 
@@ -71,14 +62,14 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     mixer, mlp = hf.temporal_block, hf.mlp_block
     assert has.mlp is not None
     if has.attn is not None:
-        turning = _turning(model.config)
+        rotary = turning(model.config, has.attn.d_head)
         parts = AttentionParts(
             q=Projection(mixer, "q_proj"),
             k=Projection(mixer, "k_proj"),
             v=Projection(mixer, "v_proj"),
             o=Projection(mixer, "o_proj"),
             scale=has.attn.d_head**-0.5,
-            rotary=Rotary(mixer.rotary_emb, turning) if turning.dims else None,
+            rotary=None if rotary is None else Rotary(mixer.rotary_emb, rotary),
         )
         mixers = {"attn": HookedAttention(has.attn, parts, cfg.d_model)}
     else:

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from hybridlens.blocks import Block
 from hybridlens.config import LensConfig
 from hybridlens.errors import CheckpointError
+from hybridlens.mixers.rotary import Turning
 from hybridlens.norms import HookedNorm
 
 
@@ -82,6 +83,23 @@ def require(condition: bool, family: str, what: str, given: object, expected: ob
     """
     if not condition:
         raise CheckpointError(f"{family}: {what} is {given!r}, expected {expected}")
+
+
+def turning(config: PreTrainedConfig, d_head: int) -> Turning | None:
+    """The rotary embedding of a configuration, in its plain form; None for none.
+
+    Args:
+        config: with transformers' `rope_parameters`.
+        d_head: width of a head.
+
+    Raises:
+        CheckpointError: for another form (scaled, stretched, by part).
+    """
+    rope: Mapping[str, Any] = dict(getattr(config, "rope_parameters", None) or {})
+    kind = rope.get("rope_type")
+    require(kind in (None, "default"), type(config).__name__, "rope_type", kind, "'default'")
+    dims = int(d_head * rope.get("partial_rotary_factor", 1.0))
+    return Turning(dims, float(rope.get("rope_theta", 10000.0))) if dims else None
 
 
 def eos_ids(config: PreTrainedConfig) -> tuple[int, ...]:

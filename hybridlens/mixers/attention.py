@@ -74,10 +74,10 @@ class HookedAttention(nn.Module):
         self.parts = parts  # a plain value: the weights stay the Hugging Face model's
         queries, keys = {"h": cfg.n_heads, "e": cfg.d_head}, {"g": cfg.n_kv_heads, "e": cfg.d_head}
         self.hook_q = HookPoint("b p h e", **queries)
-        self.hook_k = HookPoint("b p g e", **keys)
-        self.hook_v = HookPoint("b p g e", **keys)
         if parts.packed_gate:
             self.hook_gate = HookPoint("b p h e", **queries)
+        self.hook_k = HookPoint("b p g e", **keys)
+        self.hook_v = HookPoint("b p g e", **keys)
         if parts.q_norm is not None:
             self.hook_q_normed = HookPoint("b p h e", **queries)
             self.hook_k_normed = HookPoint("b p g e", **keys)

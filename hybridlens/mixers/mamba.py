@@ -83,20 +83,14 @@ class Mamba(nn.Module):
     def _recur(self, terms: SelectiveTerms, initial: Tensor, run: Pass) -> tuple[Run, Callable[[], Tensor]]:
         """Readout [b p c] and last state, and the maker of hidden attention; states only if they are hooked."""
         if not wanted(self.hook_decay, self.hook_write):
-            if run.valid is not None:  # Δ = 0 leaves a row's state that of its last token
-                terms = terms._replace(dt=terms.dt.masked_fill(~run.valid[..., None], 0.0))
-            plain = terms
-            return through(self.recurrence, plain, initial, self.hook_state), (
-                lambda: self.recurrence.hidden_attention(plain)
-            )
+            plain, op = self.recurrence.hold(terms, run.valid), self.recurrence
+            return through(op, plain, initial, self.hook_state, run.valid), lambda: op.hidden_attention(plain)
         given = self.recurrence.explicit(terms)
         decay, write = self.hook_decay(given.decay), self.hook_write(given.write)
-        if run.valid is not None:
-            real = run.valid[..., None, None]
-            decay, write = torch.where(real, decay, 1.0), torch.where(real, write, 0.0)
-        op, source = self.recurrence.explicit_operator, terms.dt.float()[..., None] * terms.B.float()[..., None, :]
-        explicit = given._replace(decay=decay, write=write, source=source)
-        return through(op, explicit, initial, self.hook_state), lambda: op.hidden_attention(explicit)
+        given_op, source = self.recurrence.explicit_operator, terms.dt.float()[..., None] * terms.B.float()[..., None, :]
+        explicit = given_op.hold(given._replace(decay=decay, write=write, source=source), run.valid)
+        out = through(given_op, explicit, initial, self.hook_state, run.valid)
+        return out, lambda: given_op.hidden_attention(explicit)
 
     def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
         """What `batch` rows hold that have read nothing."""

@@ -13,7 +13,7 @@ from hybridlens.memory import Memory, Recurrent
 from hybridlens.passes import Pass
 from hybridlens.recurrences.base import Recurrence, Run
 from hybridlens.recurrences.convolution import causal_convolution
-from hybridlens.shapes import Channels, ConvState
+from hybridlens.shapes import Channels, ConvState, Valid
 
 T = TypeVar("T", bound=tuple[Any, ...])
 
@@ -38,11 +38,27 @@ def held_state(op: Recurrence[Any], held: Memory | None, like: Tensor) -> Tensor
     return op.empty(like.shape[0], like.device) if state is None else state
 
 
-def through(op: Recurrence[T], terms: T, initial: Tensor, point: HookPoint) -> Run:
-    """A run past the hook on the state; every state is made only if somebody asks for it."""
+def through(op: Recurrence[T], terms: T, initial: Tensor, point: HookPoint, valid: Valid | None) -> Run:
+    """A run past the hook on the state; every state is made only if somebody asks for it.
+
+    Args:
+        op: the recurrence.
+        terms: of the new tokens; nothing happens in them at padding.
+        initial: the state before them.
+        point: `hook_state`.
+        valid: False on padding, where edits mean nothing.
+    """
     if not wanted(point):
         return op.run(terms, initial)
-    hooked = op.hooked(terms, initial, point.edited)
+
+    def hook(states: Tensor) -> tuple[Tensor, Tensor | None]:
+        value, mask = point.edited(states)
+        if valid is None or mask is None:
+            return value, mask
+        real = valid.reshape(*valid.shape, *[1] * (states.ndim - 2))
+        return torch.where(real, value, states), mask & real
+
+    hooked = op.hooked(terms, initial, hook)
     return Run(hooked.y, hooked.final)
 
 

@@ -64,12 +64,9 @@ class RgLru(nn.Module):
             decay, multiplier = decay_and_multiplier(r, lru.recurrent_param, starts)
         write = (u * i) * multiplier
         decay, write = self.hook_decay(decay.float()), self.hook_write(write.float())
-        if run.valid is not None:  # a row's state stays that of its last token
-            real = run.valid[..., None]
-            decay, write = torch.where(real, decay, 1.0), torch.where(real, write, 0.0)
-        op, initial = self.recurrence, held_state(self.recurrence, held, x)
-        terms = DiagonalTerms(decay, write, source=(i * multiplier).float())
-        read, final = through(op, terms, initial, self.hook_state)
+        op = self.recurrence
+        terms = op.hold(DiagonalTerms(decay, write, source=(i * multiplier).float()), run.valid)
+        read, final = through(op, terms, held_state(op, held, x), self.hook_state, run.valid)
         y = self.hook_y(read.to(x.dtype))
         self.hook_pattern.lazily(lambda: op.hidden_attention(terms))
         return block.linear_out(y * gate), remember(conv, final)

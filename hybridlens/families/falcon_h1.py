@@ -1,0 +1,131 @@
+"""Falcon-H1: attention and Mamba-2 side by side in each layer, and a multiplier at every step (muP)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import FalconH1Config
+
+from hybridlens.blocks import Block, Branch
+from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
+from hybridlens.mixers.attention import AttentionParts, HookedAttention
+from hybridlens.mixers.gated_norm import GatedNorm
+from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
+from hybridlens.mixers.rotary import Rotary
+from hybridlens.mlps import HookedMlp, MlpParts
+from hybridlens.norms import HookedNorm, Norm, NormStyle
+from hybridlens.projections import Projection
+
+
+def configure(config: FalconH1Config) -> LensConfig:
+    """What a Falcon-H1 is made of; refuses what the family was not built for."""
+    check_fields(FALCON_H1, config)
+    width = config.mamba_d_ssm if config.mamba_d_ssm is not None else int(config.mamba_expand * config.hidden_size)
+    heads = config.mamba_n_heads * config.mamba_d_head
+    require(heads == width, "Falcon-H1", "mamba_n_heads * mamba_d_head", heads, f"mamba_d_ssm = {width}")
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = AttentionConfig(
+        n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads,
+        d_head=d_head,
+        rotary=turning(config, d_head) is not None,
+    )
+    recurrent = RecurrentConfig(
+        kind="mamba2",
+        state_shape=(config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state),
+        d_channels=width,
+        d_conv_channels=width + 2 * config.mamba_n_groups * config.mamba_d_state,
+        d_conv=config.mamba_d_conv,
+        n_heads=config.mamba_n_heads,
+    )
+    layer = LayerConfig(attn=attention, ssm=recurrent, mlp=MlpConfig(config.intermediate_size))
+    return LensConfig(
+        family="falcon_h1",
+        layers=(layer,) * config.num_hidden_layers,
+        d_model=config.hidden_size,
+        d_vocab=config.vocab_size,
+        n_ctx=config.max_position_embeddings,
+        act_fn=config.hidden_act,
+        eos_token_ids=eos_ids(config),
+    )
+
+
+def _norm(owner: Any, name: str, cfg: LensConfig) -> HookedNorm:
+    return HookedNorm(Norm(owner, name, getattr(owner, name).variance_epsilon, NormStyle()), cfg.d_model)
+
+
+def _by_channel(mixer: Any) -> Tensor:
+    return mixer.mup_vector
+
+
+def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
+    hf, config, has = model.model.layers[layer], model.config, cfg.layers[layer]
+    attn, mixer, mlp = hf.self_attn, hf.mamba, hf.feed_forward
+    assert has.mlp is not None
+    enters, leaves = config.attention_in_multiplier, config.attention_out_multiplier
+    rotary = turning(config, cfg.attention(layer).d_head)
+    attention = AttentionParts(
+        q=Projection(attn, "q_proj", enters),
+        k=Projection(attn, "k_proj", enters, config.key_multiplier),
+        v=Projection(attn, "v_proj", enters),
+        o=Projection(attn, "o_proj", scale=leaves),
+        scale=cfg.attention(layer).d_head ** -0.5,
+        rotary=None if rotary is None else Rotary(model.model.rotary_emb, rotary),
+    )
+    order = "gate_only"
+    if config.mamba_rms_norm:
+        order = "norm_first" if config.mamba_norm_before_gate else "gate_first"
+    eps = getattr(mixer.norm, "variance_epsilon", 0.0)  # without a norm the module is an identity
+    recurrence = Mamba2Parts(
+        mixer=mixer,
+        project=Projection(mixer, "in_proj", config.ssm_in_multiplier),
+        groups=config.mamba_n_groups,
+        limit=(float(config.time_step_limit[0]), float(config.time_step_limit[1])),
+        norm=GatedNorm(mixer, "norm", eps, order, config.mamba_n_groups),
+        out=Projection(mixer, "out_proj", scale=config.ssm_out_multiplier),
+        by_channel=_by_channel,
+    )
+    dense = MlpParts(
+        gate=Projection(mlp, "gate_proj", scale=config.mlp_multipliers[0]),
+        up=Projection(mlp, "up_proj"),
+        down=Projection(mlp, "down_proj", scale=config.mlp_multipliers[1]),
+        act=mlp.act_fn,
+    )
+    mixers = {
+        "ssm": Mamba2(cfg.recurrence(layer), recurrence, cfg.d_model),
+        "attn": HookedAttention(cfg.attention(layer), attention, cfg.d_model),
+    }
+    return Block(
+        [
+            Branch(mixers, _norm(hf, "input_layernorm", cfg)),
+            Branch({"mlp": HookedMlp(has.mlp, dense)}, _norm(hf, "pre_ff_layernorm", cfg)),
+        ],
+        home=hf,
+        d_model=cfg.d_model,
+    )
+
+
+def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:
+    return _norm(model.model, "final_layernorm", cfg)
+
+
+def _embed_scale(config: FalconH1Config) -> float:
+    return config.embedding_multiplier
+
+
+def _unembed_scale(config: FalconH1Config) -> float:
+    return config.lm_head_multiplier
+
+
+FALCON_H1 = Family(
+    name="falcon_h1",
+    architecture="FalconH1ForCausalLM",
+    other_fields={"rope_theta": (), "rope_scaling": (None,), "num_logits_to_keep": (), "mamba_use_mlp": (True,)},
+    configure=configure,
+    block=_block,
+    final_norm=_final_norm,
+    embed_scale=_embed_scale,
+    unembed_scale=_unembed_scale,
+)

@@ -1,0 +1,78 @@
+"""Mamba-2: recurrent layers alone, without attention and without MLPs.
+
+The residual stream is float32 whatever the weights' dtype, where the configuration says so (its default).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Mamba2Config
+
+from hybridlens.blocks import Block, Branch
+from hybridlens.config import LayerConfig, LensConfig, RecurrentConfig
+from hybridlens.families.spec import Family, check_fields, eos_ids, require
+from hybridlens.mixers.gated_norm import GatedNorm
+from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
+from hybridlens.norms import HookedNorm, Norm, NormStyle
+from hybridlens.projections import Projection
+
+
+def configure(config: Mamba2Config) -> LensConfig:
+    """What a Mamba-2 is made of; refuses what the family was not built for."""
+    check_fields(MAMBA2, config)
+    width = int(config.expand * config.hidden_size)
+    heads = config.num_heads * config.head_dim
+    require(heads == width, "Mamba-2", "num_heads * head_dim", heads, f"expand * hidden_size = {width}")
+    require(config.hidden_act in ("silu", "swish"), "Mamba-2", "hidden_act", config.hidden_act, "'silu'")
+    groups = config.n_groups
+    require(config.num_heads % groups == 0, "Mamba-2", "n_groups", groups, f"a divisor of {config.num_heads} heads")
+    recurrent = RecurrentConfig(
+        kind="mamba2",
+        state_shape=(config.num_heads, config.head_dim, config.state_size),
+        d_channels=width,
+        d_conv_channels=width + 2 * groups * config.state_size,
+        d_conv=config.conv_kernel,
+        n_heads=config.num_heads,
+    )
+    return LensConfig(
+        family="mamba2",
+        layers=(LayerConfig(ssm=recurrent),) * config.num_hidden_layers,
+        d_model=config.hidden_size,
+        d_vocab=config.vocab_size,
+        n_ctx=None,
+        act_fn=config.hidden_act,
+        eos_token_ids=eos_ids(config),
+    )
+
+
+def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
+    hf, recurrent = model.backbone.layers[layer], cfg.recurrence(layer)
+    mixer = hf.mixer
+    parts = Mamba2Parts(
+        mixer=mixer,
+        project=Projection(mixer, "in_proj"),
+        groups=mixer.n_groups,
+        limit=(float(mixer.time_step_limit[0]), float(mixer.time_step_limit[1])),
+        norm=GatedNorm(mixer, "norm", mixer.norm.variance_epsilon, "gate_first", mixer.n_groups),
+        out=Projection(mixer, "out_proj"),
+    )
+    norm = HookedNorm(Norm(hf, "norm", hf.norm.variance_epsilon, NormStyle()), cfg.d_model, as_weight=True)
+    branch = Branch({"ssm": Mamba2(recurrent, parts, cfg.d_model)}, norm)
+    return Block([branch], home=hf, d_model=cfg.d_model, wide=model.config.residual_in_fp32)
+
+
+def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:
+    norm = model.backbone.norm_f
+    return HookedNorm(Norm(model.backbone, "norm_f", norm.variance_epsilon, NormStyle()), cfg.d_model)
+
+
+MAMBA2 = Family(
+    name="mamba2",
+    architecture="Mamba2ForCausalLM",
+    other_fields={"norm_before_gate": (True, False), "rms_norm": (True,), "fused_add_norm": (), "ssm_cfg": ()},
+    configure=configure,
+    block=_block,
+    final_norm=_final_norm,
+    logits_in_float32=True,
+)

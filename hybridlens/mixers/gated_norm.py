@@ -1,0 +1,67 @@
+"""The norm and the output gate between a matrix state's readout and the output projection.
+
+Families put them together in three ways: gate, then norm over groups of heads; norm, then gate; or the gate alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hybridlens.devices import resident
+from hybridlens.shapes import Channels
+
+
+@dataclass(frozen=True, eq=False)
+class GatedNorm:
+    """What is done to a readout y, given the gate's logits z.
+
+    Attributes:
+        owner: the module that holds the norm.
+        name: under which name.
+        eps: of the norm.
+        order: "gate_first", "norm_first" or "gate_only".
+        groups: equal slices over which the norm is taken; the weight covers all of them, or one, shared.
+        rounded: whether the readout is rounded to the model's dtype before it comes here, and between norm and gate.
+    """
+
+    owner: nn.Module
+    name: str
+    eps: float
+    order: Literal["gate_first", "norm_first", "gate_only"]
+    groups: int
+    rounded: bool = False
+
+    def gate(self, z: Channels) -> Channels:
+        """SiLU of the gate's logits: in float32 beside a norm, else in the model's dtype."""
+        return F.silu(z if self.order == "gate_only" else z.float())
+
+    def __call__(
+        self, y: Float[Tensor, "batch pos channel"], gate: Channels, dtype: torch.dtype
+    ) -> Float[Tensor, "batch pos channel"]:
+        """What the output projection reads, in `dtype`, the model's."""
+        if self.order == "gate_only":
+            return (y * gate).to(dtype)
+        if self.order == "gate_first":
+            return self.scaled(self.normalized(y.float() * gate), dtype if self.rounded else torch.float32).to(dtype)
+        normed = self.scaled(self.normalized(y.float()), dtype if self.rounded else torch.float32)
+        return (normed * gate).to(dtype)
+
+    def normalized(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:
+        """Each group divided by √(mean x² + ε)."""
+        grouped = x.unflatten(-1, (self.groups, -1))
+        return (grouped / (grouped.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()).flatten(-2)
+
+    def scaled(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """A normalised value, rounded to `dtype`, times the weight."""
+        norm = cast(nn.Module, getattr(self.owner, self.name))
+        with resident(norm):
+            weight = cast(Tensor, norm.weight)
+            if weight.shape[0] == x.shape[-1]:
+                return weight * x.to(dtype)
+            return (weight * x.to(dtype).unflatten(-1, (self.groups, -1))).flatten(-2)
