@@ -81,10 +81,9 @@ class HookedMlp(nn.Module):
         linear = self.hook_pre_linear(parts.up(x))
         return parts.down(self.hook_post(parts.act(pre) * linear)), None
 
-    def bias(self, like: Resid) -> Float[Tensor, "d_model"] | None:
-        """What it writes whatever it reads."""
-        width = torch.empty(1, self.cfg.d_mlp, dtype=like.dtype, device=like.device)
-        return self.parts.down.bias(width)
+    def out_bias(self) -> Float[Tensor, "d_model"] | None:
+        """What it writes whatever it reads; None for nothing."""
+        return self.parts.down.bias()
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,10 +143,6 @@ class HookedMoe(nn.Module):
         assert shared is not None
         out = shared.down(shared.act(shared.gate(x)) * shared.up(x))
         return out if gate is None else torch.sigmoid(gate(x)) * out
-
-    def bias(self, like: Resid) -> None:
-        """What it writes whatever it reads: nothing."""
-        return
 
     def expert_writes(
         self,

@@ -146,12 +146,17 @@ class HookedNetwork(nn.Module):
 
     def unembed(self, normed: Resid) -> Logits:
         """The logits of what the last norm gives, after multiplier and soft cap, past the hook points."""
+        return self.capped(self.uncapped(normed))
+
+    def uncapped(self, normed: Resid) -> Logits:
+        """The same before the soft cap: linear in what the last norm gives."""
         model = self.wrapped[0]
-        head = model.get_output_embeddings()
-        logits = head(normed.to(model.dtype))
+        logits = model.get_output_embeddings()(normed.to(model.dtype))
         logits = logits if self.unembed_scale == 1.0 else logits * self.unembed_scale
-        if self.family.logits_in_float32:
-            logits = logits.float()
+        return logits.float() if self.family.logits_in_float32 else logits
+
+    def capped(self, logits: Logits) -> Logits:
+        """Logits after the soft cap, where the family has one."""
         cap = self.soft_cap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -7,7 +7,7 @@ nothing else: `Rounding` says it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
@@ -83,6 +83,10 @@ class Norm:
         return self.weighted(wide / self.scale(wide), x.dtype)
 
 
+ONE: dict[str, Any] = {"1": 1}
+"""The size of the axis that has one entry, whose letter is no name."""
+
+
 class HookedNorm(nn.Module):
     """A norm of the residual stream, with its scale and its normalised value, both float32, at hook points.
 
@@ -96,7 +100,7 @@ class HookedNorm(nn.Module):
         super().__init__()
         self.norm = norm
         self.as_weight = as_weight
-        self.hook_scale = HookPoint("b p 1", **{"1": 1})
+        self.hook_scale = HookPoint("b p 1", **ONE)
         self.hook_normalized = HookPoint("b p d", d=d_model)
 
     def forward(self, x: Resid) -> Resid:

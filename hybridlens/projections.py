@@ -9,8 +9,9 @@ How it fails: a child that is not there raises `CheckpointError`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from einops import einsum, rearrange
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 
 from hybridlens.devices import resident
 from hybridlens.errors import CheckpointError
+
+Read: TypeAlias = Callable[[nn.Module, str], Tensor]
+"""Gives a weight by the module that holds it and its name there, dotted: in the shape it is stored in, as float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +48,27 @@ class Projection:
         out = self.module(x if self.scale_in == 1.0 else x * self.scale_in)
         return out if self.scale == 1.0 else out * self.scale
 
-    def bias(self, like: Tensor) -> Float[Tensor, "d_out"] | None:
-        """What it adds whatever its input; None for nothing.
+    def bias(self) -> Float[Tensor, "d_out"] | None:
+        """What it adds whatever its input; None for nothing."""
+        module = self.module
+        with resident(module):
+            bias = cast(Tensor | None, getattr(module, "bias", None))  # an adapter shows its base's
+            return None if bias is None else (bias if self.scale == 1.0 else bias * self.scale)
 
-        Args:
-            like: an input, for its dtype, device and width.
+    def stored(self, read: Read) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, "d_out"] | None]:
+        """Its matrix and its bias, multipliers included, from wherever weights are read.
+
+        Raises:
+            CheckpointError: another module than a plain linear map stands in its place.
         """
         module = self.module
-        if _plain(module):
-            with resident(module):
-                bias = cast(Tensor | None, module.bias)
-                return None if bias is None else (bias if self.scale == 1.0 else bias * self.scale)
-        return self(torch.zeros_like(like.reshape(-1, like.shape[-1])[:1]))[0]
+        if type(module) is not nn.Linear:
+            raise CheckpointError(
+                f"{self.name} is a {type(module).__name__}, whose weights are not one matrix; merge the adapter, or "
+                "load the model unquantised"
+            )
+        bias = None if self.bias() is None else read(module, "bias") * self.scale
+        return read(module, "weight") * (self.scale * self.scale_in), bias
 
     def by_head(self, x: Float[Tensor, "batch pos head width"]) -> Float[Tensor, "batch pos head d_out"]:
         """What each head's part of the input adds, the bias left out; they add up to the map less its bias."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import FalconH1Config
 
 from hybridlens.blocks import Block, Branch
 from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
 from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
-from hybridlens.mixers.gated_norm import GatedNorm
+from hybridlens.mixers.gated_norm import GatedNorm, Order
 from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
 from hybridlens.mixers.rotary import Rotary
 from hybridlens.mlps import HookedMlp, MlpParts
@@ -19,7 +18,7 @@ from hybridlens.norms import HookedNorm, Norm, NormStyle
 from hybridlens.projections import Projection
 
 
-def configure(config: FalconH1Config) -> LensConfig:
+def configure(config: Any) -> LensConfig:
     """What a Falcon-H1 is made of; refuses what the family was not built for."""
     check_fields(FALCON_H1, config)
     width = config.mamba_d_ssm if config.mamba_d_ssm is not None else int(config.mamba_expand * config.hidden_size)
@@ -74,7 +73,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         scale=cfg.attention(layer).d_head ** -0.5,
         rotary=None if rotary is None else Rotary(model.model.rotary_emb, rotary),
     )
-    order = "gate_only"
+    order: Order = "gate_only"
     if config.mamba_rms_norm:
         order = "norm_first" if config.mamba_norm_before_gate else "gate_first"
     eps = getattr(mixer.norm, "variance_epsilon", 0.0)  # without a norm the module is an identity
@@ -111,11 +110,11 @@ def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:
     return _norm(model.model, "final_layernorm", cfg)
 
 
-def _embed_scale(config: FalconH1Config) -> float:
+def _embed_scale(config: Any) -> float:
     return config.embedding_multiplier
 
 
-def _unembed_scale(config: FalconH1Config) -> float:
+def _unembed_scale(config: Any) -> float:
     return config.lm_head_multiplier
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen3NextConfig
 
 from hybridlens.blocks import Block, Branch
 from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
@@ -17,16 +16,15 @@ from hybridlens.families.spec import Family, check_fields, eos_ids, require, tur
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.gated_delta import DeltaInputs, DeltaParts, DeltaWeights, GatedDelta
 from hybridlens.mixers.gated_norm import GatedNorm
-from hybridlens.mixers.linear import Read
 from hybridlens.mixers.rotary import Rotary
 from hybridlens.mlps import HookedMlp, HookedMoe, MlpParts, MoeParts
 from hybridlens.norms import HookedNorm, Norm, NormStyle
-from hybridlens.projections import Projection
+from hybridlens.projections import Projection, Read
 
 STYLE = NormStyle(offset=1.0, rounding="after")
 
 
-def configure(config: Qwen3NextConfig) -> LensConfig:
+def configure(config: Any) -> LensConfig:
     """What a Qwen3-Next is made of; refuses what the family was not built for."""
     check_fields(QWEN3_NEXT, config)
     require(config.hidden_act == "silu", "Qwen3-Next", "hidden_act", config.hidden_act, "'silu'")
@@ -140,7 +138,12 @@ def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:
 QWEN3_NEXT = Family(
     name="qwen3_next",
     architecture="Qwen3NextForCausalLM",
-    other_fields={"rope_theta": (), "rope_scaling": (None,), "partial_rotary_factor": (), "full_attention_interval": ()},
+    other_fields={
+        "rope_theta": (),
+        "rope_scaling": (None,),
+        "partial_rotary_factor": (),
+        "full_attention_interval": (),
+    },
     configure=configure,
     block=_block,
     final_norm=_final_norm,

@@ -33,6 +33,7 @@ from hybridlens.passes import Pass
 from hybridlens.projections import Projection
 from hybridlens.shapes import HeldKeys, Pattern, Queries, Resid
 from hybridlens.slots import KeySlots
+from hybridlens.stream import HeadReads, HeadWrites
 
 QUERY_BLOCK = 1 << 22
 """Scores (batch × heads × queries × keys) held at once where all hook functions take blocks of queries."""
@@ -72,24 +73,24 @@ class HookedAttention(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.parts = parts  # a plain value: the weights stay the Hugging Face model's
-        queries, keys = {"h": cfg.n_heads, "e": cfg.d_head}, {"g": cfg.n_kv_heads, "e": cfg.d_head}
-        self.hook_q = HookPoint("b p h e", **queries)
+        h, g, e = cfg.n_heads, cfg.n_kv_heads, cfg.d_head
+        self.hook_q = HookPoint("b p h e", h=h, e=e)
         if parts.packed_gate:
-            self.hook_gate = HookPoint("b p h e", **queries)
-        self.hook_k = HookPoint("b p g e", **keys)
-        self.hook_v = HookPoint("b p g e", **keys)
+            self.hook_gate = HookPoint("b p h e", h=h, e=e)
+        self.hook_k = HookPoint("b p g e", g=g, e=e)
+        self.hook_v = HookPoint("b p g e", g=g, e=e)
         if parts.q_norm is not None:
-            self.hook_q_normed = HookPoint("b p h e", **queries)
-            self.hook_k_normed = HookPoint("b p g e", **keys)
+            self.hook_q_normed = HookPoint("b p h e", h=h, e=e)
+            self.hook_k_normed = HookPoint("b p g e", g=g, e=e)
         if parts.rotary is not None:
-            self.hook_rot_q = HookPoint("b p h e", **queries)
-            self.hook_rot_k = HookPoint("b p g e", **keys)
-        self.hook_attn_scores = HookPoint("b h p k", lazy=True, h=cfg.n_heads)
-        self.hook_pattern = HookPoint("b h p k", lazy=True, h=cfg.n_heads)
-        self.hook_z = HookPoint("b p h e", **queries)
+            self.hook_rot_q = HookPoint("b p h e", h=h, e=e)
+            self.hook_rot_k = HookPoint("b p g e", g=g, e=e)
+        self.hook_attn_scores = HookPoint("b h p k", lazy=True, h=h)
+        self.hook_pattern = HookPoint("b h p k", lazy=True, h=h)
+        self.hook_z = HookPoint("b p h e", h=h, e=e)
         if parts.packed_gate:
-            self.hook_z_gated = HookPoint("b p h e", **queries)
-        self.hook_result = HookPoint("b p h d", lazy=True, h=cfg.n_heads, d=d_model)
+            self.hook_z_gated = HookPoint("b p h e", h=h, e=e)
+        self.hook_result = HookPoint("b p h d", lazy=True, h=h, d=d_model)
 
     def forward(self, x: Resid, run: Pass, held: Memory | None) -> tuple[Resid, Memory]:
         """The write to the residual stream, and the keys and values held afterwards.
@@ -122,6 +123,36 @@ class HookedAttention(nn.Module):
         if gate is not None:
             z = self.hook_z_gated(z * gate)
         return self._write(z), memory
+
+    @property
+    def head_writes(self) -> HeadWrites:
+        """What its heads write."""
+        point = "attn.hook_z_gated" if self.parts.packed_gate else "attn.hook_z"
+        return HeadWrites("head", self.cfg.n_heads, point, self.parts.o)
+
+    @property
+    def head_reads(self) -> dict[str, HeadReads]:
+        """What its heads read: queries, keys and values before norms and rotary embedding, and the gate if it has one."""
+        parts, cfg, e = self.parts, self.cfg, self.cfg.d_head
+        packed = 2 * e if parts.packed_gate else e
+
+        def query(x: Tensor) -> Tensor:
+            return parts.q(x).unflatten(-1, (-1, packed))
+
+        found = {
+            "q": HeadReads(cfg.n_heads, "attn.hook_q", lambda x: query(x)[..., :e], torch.ones_like),
+            "k": HeadReads(cfg.n_kv_heads, "attn.hook_k", lambda x: parts.k(x).unflatten(-1, (-1, e)), torch.ones_like),
+            "v": HeadReads(cfg.n_kv_heads, "attn.hook_v", lambda x: parts.v(x).unflatten(-1, (-1, e)), torch.ones_like),
+        }
+        if parts.packed_gate:
+            found["gate"] = HeadReads(
+                cfg.n_heads, "attn.hook_gate", lambda x: torch.sigmoid(query(x)[..., e:]), lambda gate: gate * (1 - gate)
+            )
+        return found
+
+    def out_bias(self) -> Tensor | None:
+        """What it writes whatever it reads; None for nothing."""
+        return self.parts.o.bias()
 
     def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
         """What `batch` rows hold that have read nothing."""

@@ -20,13 +20,14 @@ from hybridlens.devices import resident
 from hybridlens.hooks import HookPoint, wanted
 from hybridlens.memory import Memory
 from hybridlens.mixers.gated_norm import GatedNorm
-from hybridlens.mixers.linear import Read, RecurrentParts, taps_of
+from hybridlens.mixers.linear import RecurrentParts, taps_of
 from hybridlens.mixers.recurring import convolved, empty, held_state, remember, through
 from hybridlens.mixers.writing import written
 from hybridlens.passes import Pass
-from hybridlens.projections import Projection
+from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.delta import Delta, DeltaTerms
 from hybridlens.shapes import Resid
+from hybridlens.stream import HeadWrites
 
 UNIT = 1e-6
 """Added to a query's or key's squared length before its root is taken."""
@@ -142,6 +143,15 @@ class GatedDelta(nn.Module):
         unit = split * torch.rsqrt(split.pow(2).sum(dim=-1, keepdim=True) + UNIT)
         return unit.repeat_interleave(self.cfg.state_shape[0] // heads, dim=2)
 
+    @property
+    def head_writes(self) -> HeadWrites:
+        """What its heads write, the norm's scale as it was in the run."""
+        return HeadWrites("ssm_head", self.cfg.state_shape[0], "ssm.hook_normed", self.parts.out)
+
+    def out_bias(self) -> Tensor | None:
+        """What it writes whatever it reads; None for nothing."""
+        return self.parts.out.bias()
+
     def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
         """What `batch` rows hold that have read nothing."""
         return empty(self.cfg, self.recurrence, batch, dtype, device)
@@ -151,6 +161,7 @@ class GatedDelta(nn.Module):
         parts, mixer, (_, u, _) = self.parts, self.parts.mixer, self.cfg.state_shape
         c = self.cfg.d_channels
         rows = parts.weights(mixer, read)
+        out, b_out = parts.out.stored(read)
 
         def gain(seen: Mapping[str, Tensor]) -> Tensor:
             """β_t k_t · q_t: what y_t holds of v_t."""
@@ -164,8 +175,8 @@ class GatedDelta(nn.Module):
             b_gate=None,
             taps=taps_of(read(mixer, "conv1d.weight")[-c:]),
             b_conv=None,
-            W_out=read(parts.out.owner, f"{parts.out.name}.weight").T,
-            b_out=None,
+            W_out=out.T,
+            b_out=b_out,
             activation=F.silu,
             slope=0.5,
             gain_at_rest=rows.W_v.new_zeros(c),

@@ -6,7 +6,7 @@ Families put them together in three ways: gate, then norm over groups of heads; 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from hybridlens.devices import resident
 from hybridlens.shapes import Channels
+
+Order: TypeAlias = Literal["gate_first", "norm_first", "gate_only"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class GatedNorm:
     owner: nn.Module
     name: str
     eps: float
-    order: Literal["gate_first", "norm_first", "gate_only"]
+    order: Order
     groups: int
     rounded: bool = False
 

@@ -7,13 +7,10 @@ b_out``; what its recurrence passes on from a token's input to the same token's 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from jaxtyping import Float
-from torch import Tensor, nn
-
-Read: TypeAlias = Callable[[nn.Module, str], Tensor]
-"""Gives a weight by the module that holds it and its name there, dotted: in the shape it is stored in, as float32."""
+from torch import Tensor
 
 
 class RecurrentParts(NamedTuple):

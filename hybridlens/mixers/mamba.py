@@ -17,9 +17,10 @@ from hybridlens.config import RecurrentConfig
 from hybridlens.devices import resident
 from hybridlens.hooks import HookPoint, wanted
 from hybridlens.memory import Memory
-from hybridlens.mixers.linear import Read, RecurrentParts, taps_of
+from hybridlens.mixers.linear import RecurrentParts, taps_of
 from hybridlens.mixers.recurring import convolved, empty, held_state, remember, through
 from hybridlens.passes import Pass
+from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.base import Run
 from hybridlens.recurrences.selective import Selective, SelectiveTerms
 from hybridlens.shapes import Resid
@@ -87,10 +88,15 @@ class Mamba(nn.Module):
             return through(op, plain, initial, self.hook_state, run.valid), lambda: op.hidden_attention(plain)
         given = self.recurrence.explicit(terms)
         decay, write = self.hook_decay(given.decay), self.hook_write(given.write)
-        given_op, source = self.recurrence.explicit_operator, terms.dt.float()[..., None] * terms.B.float()[..., None, :]
-        explicit = given_op.hold(given._replace(decay=decay, write=write, source=source), run.valid)
-        out = through(given_op, explicit, initial, self.hook_state, run.valid)
-        return out, lambda: given_op.hidden_attention(explicit)
+        source = terms.dt.float()[..., None] * terms.B.float()[..., None, :]
+        diagonal = self.recurrence.explicit_operator
+        explicit = diagonal.hold(given._replace(decay=decay, write=write, source=source), run.valid)
+        out = through(diagonal, explicit, initial, self.hook_state, run.valid)
+        return out, lambda: diagonal.hidden_attention(explicit)
+
+    def out_bias(self) -> Tensor | None:
+        """What it writes whatever it reads; None for nothing."""
+        return Projection(self.wrapped[0], "out_proj").bias()
 
     def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
         """What `batch` rows hold that have read nothing."""

@@ -20,13 +20,14 @@ from hybridlens.devices import resident
 from hybridlens.hooks import HookPoint, wanted
 from hybridlens.memory import Memory
 from hybridlens.mixers.gated_norm import GatedNorm
-from hybridlens.mixers.linear import Read, RecurrentParts, taps_of
+from hybridlens.mixers.linear import RecurrentParts, taps_of
 from hybridlens.mixers.recurring import convolved, empty, held_state, remember, through
 from hybridlens.mixers.writing import written
 from hybridlens.passes import Pass
-from hybridlens.projections import Projection
+from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.scalar import Scalar, ScalarTerms
 from hybridlens.shapes import Resid
+from hybridlens.stream import HeadWrites
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,21 +124,29 @@ class Mamba2(nn.Module):
         heads, groups = self.cfg.state_shape[0], self.parts.groups
         return shared.unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, dim=2)
 
+    @property
+    def head_writes(self) -> HeadWrites:
+        """What its heads write, the norm's scale as it was in the run."""
+        return HeadWrites("ssm_head", self.cfg.state_shape[0], "ssm.hook_normed", self.parts.out)
+
+    def out_bias(self) -> Tensor | None:
+        """What it writes whatever it reads; None for nothing."""
+        return self.parts.out.bias()
+
     def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
         """What `batch` rows hold that have read nothing."""
         return empty(self.cfg, self.recurrence, batch, dtype, device)
 
     def linear_parts(self, read: Read) -> RecurrentParts:
         """The linear maps of x, the channels that are written. At rest B and C come from the convolution's bias."""
-        parts, mixer, (s, u, m) = self.parts, self.parts.mixer, self.cfg.state_shape
+        parts, mixer, (_, u, m) = self.parts, self.parts.mixer, self.cfg.state_shape
         c = self.cfg.d_channels
-        scale = parts.project.scale_in * parts.project.scale
-        rows = read(mixer, f"{parts.project.name}.weight") * scale
-        bias = read(mixer, f"{parts.project.name}.bias") * parts.project.scale if mixer.in_proj.bias is not None else None
+        rows, bias = parts.project.stored(read)
         if parts.by_channel is not None:
             by_channel = parts.by_channel(mixer).flatten().to(rows)
             rows, bias = rows * by_channel[:, None], None if bias is None else bias * by_channel
-        b_conv = read(mixer, "conv1d.bias") if mixer.conv1d.bias is not None else rows.new_zeros(self.cfg.d_conv_channels)
+        has_bias = mixer.conv1d.bias is not None
+        b_conv = read(mixer, "conv1d.bias") if has_bias else rows.new_zeros(self.cfg.d_conv_channels)
         D, A = read(mixer, "D"), read(mixer, "dt_bias")
         B, C = (self._by_head(t[None, None])[0, 0] for t in F.silu(b_conv[c:]).split(parts.groups * m))
         rest = D + F.softplus(A).clamp(*parts.limit) * (B * C).sum(-1)
@@ -147,8 +156,7 @@ class Mamba2(nn.Module):
             dt, k, q = (seen[point].float() for point in ("hook_dt", "hook_k", "hook_q"))
             return (D.to(dt.device) + dt * (k * q).sum(dim=-1)).repeat_interleave(u, dim=-1)
 
-        out = read(parts.out.owner, f"{parts.out.name}.weight") * parts.out.scale
-        b_out = read(parts.out.owner, f"{parts.out.name}.bias") * parts.out.scale if mixer.out_proj.bias is not None else None
+        out, b_out = parts.out.stored(read)
         return RecurrentParts(
             W_in=rows[c : 2 * c].T,
             b_in=None if bias is None else bias[c : 2 * c],

@@ -19,9 +19,10 @@ from hybridlens.config import RecurrentConfig
 from hybridlens.devices import resident
 from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory
-from hybridlens.mixers.linear import Read, RecurrentParts, identity, taps_of
+from hybridlens.mixers.linear import RecurrentParts, identity, taps_of
 from hybridlens.mixers.recurring import convolved, empty, held_state, remember, through
 from hybridlens.passes import Pass
+from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.diagonal import Diagonal, DiagonalTerms
 from hybridlens.shapes import Channels, Resid
 
@@ -70,6 +71,10 @@ class RgLru(nn.Module):
         y = self.hook_y(read.to(x.dtype))
         self.hook_pattern.lazily(lambda: op.hidden_attention(terms))
         return block.linear_out(y * gate), remember(conv, final)
+
+    def out_bias(self) -> Tensor | None:
+        """What it writes whatever it reads; None for nothing."""
+        return Projection(self.wrapped[0], "linear_out").bias()
 
     def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
         """What `batch` rows hold that have read nothing."""

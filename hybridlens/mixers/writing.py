@@ -32,7 +32,7 @@ def written(project: Projection, z: Float[Tensor, "batch pos head width"], point
     if hooked is None:
         return out
     total = hooked.sum(dim=2)
-    bias = project.bias(z.flatten(-2))
+    bias = project.bias()
     total = total if bias is None else total + bias
     if not unchanged(made[0], hooked):
         return total

@@ -22,6 +22,7 @@ from hybridlens.config import LensConfig
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.mixers.attention import HookedAttention
 from hybridlens.mixers.linear import RecurrentParts
+from hybridlens.mixers.rotary import Turning
 from hybridlens.mlps import HookedMlp
 from hybridlens.network import HookedNetwork
 from hybridlens.norms import Norm
@@ -94,29 +95,29 @@ class Weights:
         parts = cast(HookedAttention, block.mixers["attn"]).parts
         norm, d = self._before(block, "attn"), self.cfg.d_model
 
-        def split(project: Projection, heads: int, width: int) -> Tensor:
-            """[heads d_model width] of a projection stored [heads · width, d_model]."""
-            stored = self._map(project, (heads * width, d))
-            return (stored if norm is None else stored * norm).view(heads, width, d).transpose(1, 2)
-
-        def bias(project: Projection, heads: int, width: int) -> Tensor | None:
-            stored = self._bias(project)
-            return None if stored is None else stored.view(heads, width)
+        def split(project: Projection, heads: int, width: int) -> tuple[Tensor, Tensor | None]:
+            """[heads d_model width] of a projection stored [heads · width, d_model], and its bias [heads width]."""
+            stored, bias = project.stored(self._of)
+            _check_shape(project, stored, (heads * width, d))
+            matrix = (stored if norm is None else stored * norm).view(heads, width, d).transpose(1, 2)
+            return matrix, None if bias is None else bias.view(heads, width)
 
         e = cfg.d_head
-        packed = 2 if parts.packed_gate else 1
-        W_Q, b_Q = split(parts.q, cfg.n_heads, packed * e), bias(parts.q, cfg.n_heads, packed * e)
-        out = self._map(parts.o, (d, cfg.n_heads * e))
+        W_Q, b_Q = split(parts.q, cfg.n_heads, 2 * e if parts.packed_gate else e)
+        W_K, b_K = split(parts.k, cfg.n_kv_heads, e)
+        W_V, b_V = split(parts.v, cfg.n_kv_heads, e)
+        out, b_O = parts.o.stored(self._of)
+        _check_shape(parts.o, out, (d, cfg.n_heads * e))
         return AttentionWeights(
             layer=layer,
             W_Q=W_Q[..., :e],
-            W_K=split(parts.k, cfg.n_kv_heads, e),
-            W_V=split(parts.v, cfg.n_kv_heads, e),
+            W_K=W_K,
+            W_V=W_V,
             W_O=out.T.view(cfg.n_heads, e, d),
             b_Q=None if b_Q is None else b_Q[..., :e],
-            b_K=bias(parts.k, cfg.n_kv_heads, e),
-            b_V=bias(parts.v, cfg.n_kv_heads, e),
-            b_O=self._bias(parts.o),
+            b_K=b_K,
+            b_V=b_V,
+            b_O=b_O,
             rotary=None if parts.rotary is None else parts.rotary.turning,
             window=cfg.window,
             scale=parts.scale,
@@ -151,7 +152,11 @@ class Weights:
         if not 0 <= layer < self.cfg.n_layers:
             raise InputError(f"layer {layer} given, but the model has layers 0..{self.cfg.n_layers - 1}")
         mlp = getattr(self.network.blocks[layer], "mlp", None)
-        return self._bias(mlp.parts.down) if isinstance(mlp, HookedMlp) else None
+        if not isinstance(mlp, HookedMlp):
+            return None
+        down = cast(nn.Linear, mlp.parts.down.module)
+        there = mlp.parts.down.bias() is not None
+        return self._of(down, "bias", (self.cfg.d_model,)) * mlp.parts.down.scale if there else None
 
     # Vocabulary.
 
@@ -215,19 +220,11 @@ class Weights:
                 found[inside.to(found.device)] = self._float(block[(wanted[inside] - start).to(block.device)])
         return found
 
-    def _map(self, project: Projection, shape: tuple[int, ...]) -> Tensor:
-        """A projection's matrix as stored, multipliers included."""
-        module = project.module
-        if type(module) is not nn.Linear:
-            raise CheckpointError(
-                f"{project.name} is a {type(module).__name__}, whose weights are not one matrix; merge the adapter, or "
-                "load the model unquantised"
-            )
-        return self._of(module, "weight", shape) * (project.scale * project.scale_in)
-
-    def _bias(self, project: Projection) -> Tensor | None:
-        module = cast(nn.Linear, project.module)
-        return None if module.bias is None else self._of(module, "bias") * project.scale
+    @property
+    def rotary(self) -> Turning | None:
+        """Of the attention layers; None where there is none."""
+        mixers = [cast(HookedAttention, cast(Block, self.network.blocks[i]).attn) for i in self.cfg.attention_layers]
+        return next((mixer.parts.rotary.turning for mixer in mixers if mixer.parts.rotary is not None), None)
 
     def _of(self, module: nn.Module, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """A weight of a module, float32."""
@@ -240,3 +237,9 @@ class Weights:
 
     def _float(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.cfg.device, torch.float32)
+
+
+def _check_shape(project: Projection, stored: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(stored.shape) != shape:
+        has, asked = list(stored.shape), list(shape)
+        raise CheckpointError(f"{project.name}.weight has shape {has}, but the configuration asks for {asked}")
