@@ -76,6 +76,7 @@ class Block(nn.Module):
         self.wide = wide
         self.branches = tuple(branches)
         self.mixers: dict[str, Mixer] = {}
+        self.parts: dict[str, nn.Module] = {name: part for branch in branches for name, part in branch.parts.items()}
         self.hook_resid_pre = HookPoint("b p d", d=d_model)
         for number, branch in enumerate(branches, start=1):
             if branch.norm is not None:
@@ -95,6 +96,11 @@ class Block(nn.Module):
             if number < len(branches):
                 self.hook_resid_mid = HookPoint("b p d", d=d_model)
         self.hook_resid_post = HookPoint("b p d", d=d_model)
+
+    def number_of(self, part: str | None) -> int:
+        """Which branch, counted from 1, a part is in; None for the mixers."""
+        inside = (part in branch.parts if part is not None else "mlp" not in branch.parts for branch in self.branches)
+        return next(number for number, found in enumerate(inside, start=1) if found)
 
     def forward(self, resid: Resid, run: Pass, held: Memories | None) -> tuple[Resid, Memories]:
         """The residual stream after this layer, and what its mixers remember."""

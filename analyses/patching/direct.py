@@ -22,18 +22,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
-from hybridlens.components import Block, Mixture, execution_device, resident
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.patching.alignment import one_prompt
 from analyses.patching.direct_results import DirectAttribution
 from analyses.patching.metrics import LogitDifference, check_tokens
-from analyses.patching.writers import Writer
+from analyses.patching.writers import Writer, head_writes
+from hybridlens.blocks import Block
+from hybridlens.devices import execution_device
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
+from hybridlens.mlps import HookedMoe, Mixture
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Tokens
+from hybridlens.stream import WritesBias
 from hybridlens.tokens import TokensLike
 from hybridlens.weights import Weights
 
@@ -70,7 +73,7 @@ def direct_logit_attribution(
     with torch.no_grad():
         seen = _seen(lens, tokens, chosen)
         directions = weights.unembed(asked.tokens).T @ asked.mix.to(weights.cfg.device)
-        found = list(_shares(lens, weights, seen, directions))
+        found = list(_shares(lens, seen, directions))
         before, after = _own(lens, seen[f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post"], asked.tokens)
     scale = _wide(seen["ln_final.hook_scale"])
     return DirectAttribution(
@@ -124,10 +127,9 @@ def _seen(lens: HybridLens, tokens: Tokens, chosen: Sequence[int]) -> dict[str, 
     """What the run held at the chosen positions, by hook point, without the batch axis."""
     cfg, kept = lens.cfg, dict[str, Tensor]()
     names = ["hook_embed", "ln_final.hook_scale", f"blocks.{cfg.n_layers - 1}.hook_resid_post"]
-    for layer, kind in enumerate(cfg.layer_types):
-        points = ["attn.hook_z" if kind == "attention" else "hook_mixer_out"]
-        points += ["hook_resid_mid", "mlp.hook_expert_indices", "mlp.hook_expert_weights"]
-        names += [f"blocks.{layer}.{point}" for point in (points if layer in cfg.moe_layers else [points[0], MLP])]
+    for layer in range(cfg.n_layers):
+        for part, module in cast(Block, lens.blocks[layer]).parts.items():
+            names += [f"blocks.{layer}.{point}" for point in _points(lens, layer, part, module)]
 
     @reads_only
     def keep(tensor: Tensor, hook: HookPoint) -> None:
@@ -138,70 +140,71 @@ def _seen(lens: HybridLens, tokens: Tokens, chosen: Sequence[int]) -> dict[str, 
     return kept
 
 
-MLP = "hook_mlp_out"
+def _points(lens: HybridLens, layer: int, part: str, module: object) -> list[str]:
+    """The hook points, in a layer, of what a part writes."""
+    heads = head_writes(lens, layer, part)
+    if heads is not None:
+        return [heads.point]
+    if not isinstance(module, Mixture):
+        return [f"hook_{part}_out"]
+    number = cast(Block, lens.blocks[layer]).number_of("mlp")
+    return [f"ln{number}.hook_normalized", "mlp.hook_expert_indices", "mlp.hook_expert_weights", "hook_mlp_out"]
 
 
 def _shares(
-    lens: HybridLens, weights: Weights, seen: Mapping[str, Tensor], directions: Directions
+    lens: HybridLens, seen: Mapping[str, Tensor], directions: Directions
 ) -> Iterator[tuple[Writer, Float[Tensor, "pos question"]]]:
     """Every writer's share before the final norm's scale, in forward order."""
-    cfg = lens.cfg
 
     def share(written: Tensor) -> Tensor:
         return written.float().to(directions.device) @ directions
 
     yield Writer("embed"), share(seen["hook_embed"])
-    for layer, kind in enumerate(cfg.layer_types):
-        name = f"blocks.{layer}"
-        if kind == "attention":
-            view = weights.attention(layer)
-            heads = view.W_O @ directions
-            z = seen[f"{name}.attn.hook_z"].float().to(directions.device)
-            yield from ((Writer("head", layer, head), z[:, head] @ heads[head]) for head in range(cfg.n_heads))
-            yield from _bias(Writer("attn_bias", layer), view.b_O, z.shape[0], directions)
-        else:
-            out, bias = seen[f"{name}.hook_mixer_out"], weights.recurrent(layer).parts.b_out
-            yield Writer("ssm", layer), share(out if bias is None else out.float() - bias.to(out.device))
-            yield from _bias(Writer("ssm_bias", layer), bias, out.shape[0], directions)
-        if layer in cfg.moe_layers:
-            yield from _experts(lens, layer, seen, directions)
-        else:
-            out, bias = seen[f"{name}.{MLP}"], weights.mlp_bias(layer)
-            yield Writer("mlp", layer), share(out if bias is None else out.float() - bias.to(out.device))
-            yield from _bias(Writer("mlp_bias", layer), bias, out.shape[0], directions)
-
-
-def _bias(
-    writer: Writer, bias: Float[Tensor, "d_model"] | None, positions: int, directions: Directions
-) -> Iterator[tuple[Writer, Tensor]]:
-    """A bias's share, the same at each position; none where there is no bias."""
-    if bias is not None:
-        yield writer, (bias.to(directions.device) @ directions).expand(positions, -1)
+    for layer in range(lens.cfg.n_layers):
+        for part, module in cast(Block, lens.blocks[layer]).parts.items():
+            heads = head_writes(lens, layer, part)
+            bias = module.out_bias() if isinstance(module, WritesBias) else None
+            if heads is not None:
+                written = heads.written(seen[f"blocks.{layer}.{heads.point}"][None])[0]
+                yield from ((Writer(heads.kind, layer, i), share(written[:, i])) for i in range(heads.n))
+            elif isinstance(module, HookedMoe):
+                yield from _experts(lens, layer, module, seen, directions)
+            else:
+                out = seen[f"blocks.{layer}.hook_{part}_out"]
+                yield Writer(part, layer), share(out if bias is None else out.float() - bias.float().to(out.device))
+            if bias is not None:
+                yield Writer(f"{part}_bias", layer), share(bias).expand(len(seen["hook_embed"]), -1)
 
 
 def _experts(
-    lens: HybridLens, layer: int, seen: Mapping[str, Tensor], directions: Directions
+    lens: HybridLens, layer: int, moe: HookedMoe, seen: Mapping[str, Tensor], directions: Directions
 ) -> Iterator[tuple[Writer, Tensor]]:
-    """The shares of a mixture's experts, computed one expert after the other."""
+    """The shares of a mixture's experts, computed one expert after the other, and of the one that all tokens go to."""
     name, block = f"blocks.{layer}", cast(Block, lens.blocks[layer])
-    x = block.ln2(seen[f"{name}.hook_resid_mid"][None])[0]
+    number = block.number_of("mlp")
+    norm, out = block.branches[number - 1].norm, seen[f"{name}.hook_mlp_out"]
+    assert norm is not None
+    x = norm.norm.weighted(seen[f"{name}.ln{number}.hook_normalized"], out.dtype)
     routed = (seen[f"{name}.mlp.hook_expert_{what}"] for what in ("indices", "weights"))
-    shares = directions.new_zeros(lens.cfg.n_experts or 0, x.shape[0], directions.shape[1])
-    for written in cast(Mixture, block.mlp).expert_writes(x, *routed):
-        out = written.out.float().to(directions.device)
-        shares[written.expert].index_add_(0, written.tokens.to(directions.device), out @ directions)
+    shares = directions.new_zeros(moe.cfg.n_experts or 0, x.shape[0], directions.shape[1])
+    for written in moe.expert_writes(x, *routed):
+        add = written.out.float().to(directions.device)
+        shares[written.expert].index_add_(0, written.tokens.to(directions.device), add @ directions)
     yield from ((Writer("expert", layer, expert), share) for expert, share in enumerate(shares))
+    if moe.cfg.shared_expert:
+        yield Writer("shared_expert", layer), moe.shared_write(x).float().to(directions.device) @ directions
 
 
 def _own(
     lens: HybridLens, resid: Chosen, tokens: Int[Tensor, "token"]
 ) -> tuple[Float[Tensor, "pos token"], Float[Tensor, "pos token"]]:
     """The model's own logits of some tokens, before any soft cap and after."""
-    model, network = lens.hf_model, lens.network
-    head = model.get_output_embeddings()
+    network, found = lens.network, list[tuple[Tensor, Tensor]]()
+    head = lens.hf_model.get_output_embeddings()
     x = network.ln_final(resid[None].to(execution_device(head, resid.device)))
     tokens = tokens.to(x.device)
-    with resident(head):
-        before = x[0] @ head.weight[tokens].T
-    parts = x.split(max(1, LOGITS // lens.cfg.d_vocab), dim=1)
-    return before, torch.cat([network.family.unembed(model, part)[0][:, tokens] for part in parts])
+    for part in x.split(max(1, LOGITS // lens.cfg.d_vocab), dim=1):
+        before = network.uncapped(part)
+        found.append((before[0][:, tokens], network.capped(before)[0][:, tokens]))
+    before, after = (torch.cat(rows) for rows in zip(*found, strict=True))
+    return before, after

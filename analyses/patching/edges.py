@@ -4,7 +4,8 @@ To first order, giving one reader another run's output of one writer changes the
 output here) · gradient at that reader's input (Syed et al. 2023, "Attribution Patching Outperforms Automated Circuit
 Discovery"; Hanna et al. 2024, EAP-IG, with `steps`). So it estimates `paths.path_patch` for all pairs at once, from one
 differentiated run (or `steps` of them) and one plain one. Keys and values are read once for each shared head, whose
-gradient is that of all query heads that share it.
+gradient is that of all query heads that share it. Heads of matrix states write as attention's do, the scale of the norm
+behind their readout as it was in each run.
 
 The gradient at a reader's input is by the residual stream as that reader alone reads it, before its norm. It is taken
 at the query, key or value and brought back through the head's map with the norm folded in (`hybridlens.weights`), or
@@ -21,7 +22,7 @@ whose maps cannot be read, is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -34,7 +35,19 @@ from analyses.patching.edge_results import EdgeResult
 from analyses.patching.metrics import MetricLike, as_metric
 from analyses.patching.results import DIRECTIONS, check_direction
 from analyses.patching.slopes import Runs, Slopes, compare, estimated, wide
-from analyses.patching.writers import Reader, Writer, reaches, readers_of, writers_of
+from analyses.patching.writers import (
+    PART_OF,
+    Reader,
+    Writer,
+    head_reads,
+    head_writes,
+    norm_before,
+    reaches,
+    read_point,
+    readers_of,
+    writers_of,
+    written_point,
+)
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
@@ -43,10 +56,10 @@ from hybridlens.weights import AttentionWeights, Weights
 ELEMENTS = 1 << 24
 """Numbers of writers' outputs and readers' gradients held at once; more positions than fit are taken in portions."""
 
-EDGE_WRITERS = {"embed": "hook_embed", "head": "attn.hook_z", "ssm": "hook_mixer_out", "mlp": "hook_mlp_out"}
-"""Kinds of writers that edges begin at, and the hook point of each."""
+EDGE_WRITERS = ("embed", "head", "ssm", "ssm_head", "mlp")
+"""Kinds of writers that edges begin at."""
 
-Heads: TypeAlias = Mapping[int | None, AttentionWeights]
+Heads: TypeAlias = Mapping[int, AttentionWeights]
 """The maps of attention layers, by layer."""
 
 
@@ -84,13 +97,14 @@ def edge_attribution(
     sinks = tuple(readers_of(lens) if readers is None else readers)
     _check(lens, sources, sinks)
     pair = aligned(lens, clean, corrupt)
-    layers = sorted({end.layer for end in (*sources, *sinks) if end.layer in lens.cfg.attention_layers})
+    layers = sorted({sink.layer for sink in sinks if sink.head is not None and sink.layer is not None})
     heads: Heads = {layer: Weights.of_model(lens).attention(layer) for layer in layers}
-    points = [_written(writer) for writer in sources] + [name for reader in sinks for name in _read(reader)]
+    points = [written_point(lens, writer) for writer in sources]
+    points += [name for reader in sinks for name in _read(lens, reader)]
     runs = compare(lens, pair, direction, as_metric(metric), list(dict.fromkeys(points)), steps)
     scores = torch.zeros(len(sources), len(sinks), dtype=torch.float64)
     for here in runs.passes:
-        scores += _scores(runs, here, sources, sinks, heads)
+        scores += _scores(lens, runs, here, sources, sinks, heads)
     there = torch.tensor([[reaches(lens, writer, reader) for reader in sinks] for writer in sources])
     return EdgeResult(
         scores=torch.where(there, scores / runs.count, torch.nan),
@@ -122,32 +136,14 @@ def _check(lens: HybridLens, writers: Sequence[Writer], readers: Sequence[Reader
             raise InputError(f"'{twice}' was given twice, expected every writer and reader once")
 
 
-def _written(writer: Writer) -> str:
-    """The hook point that holds what a writer writes; of a head, what its output map is applied to."""
-    point = EDGE_WRITERS[writer.kind]
-    return point if writer.layer is None else f"blocks.{writer.layer}.{point}"
-
-
-def _norm(reader: Reader) -> str:
-    """The norm that a reader reads through."""
-    if reader.layer is None:
-        return "ln_final"
-    return f"blocks.{reader.layer}.{'ln2' if reader.kind == 'mlp' else 'ln1'}"
-
-
-def _taken(reader: Reader) -> str:
-    """The hook point at which a reader's gradient is taken."""
-    if reader.head is None:
-        return f"{_norm(reader)}.hook_normalized"
-    return f"blocks.{reader.layer}.attn.hook_{reader.kind}"
-
-
-def _read(reader: Reader) -> tuple[str, str, str]:
-    """The hook points that a reader's gradient takes."""
-    return _taken(reader), f"{_norm(reader)}.hook_normalized", f"{_norm(reader)}.hook_scale"
+def _read(lens: HybridLens, reader: Reader) -> tuple[str, str, str]:
+    """The hook points that a reader's gradient takes: where it is taken, and the norm before it."""
+    norm = norm_before(lens, reader)
+    return read_point(lens, reader), f"{norm}.hook_normalized", f"{norm}.hook_scale"
 
 
 def _scores(
+    lens: HybridLens,
     runs: Runs,
     here: Slopes,
     writers: Sequence[Writer],
@@ -155,41 +151,50 @@ def _scores(
     heads: Heads,
 ) -> Float[Tensor, "writer reader"]:
     """Every writer's change times every reader's gradient, summed over positions and the residual stream."""
-    x = here.values[_read(readers[0])[1]]
+    x = here.values[_read(lens, readers[0])[1]]
     length, d_model = x.shape[1:]
     step = max(1, ELEMENTS // ((len(writers) + len(readers)) * d_model))
     total = torch.zeros(len(writers), len(readers), dtype=torch.float64)
     for start in range(0, length, step):
         part = slice(start, start + step)
-        changes = [_change(runs, writer, part, heads).to(x.device) for writer in writers]
-        gradients = [_gradient(here, reader, part, heads).to(x.device) for reader in readers]
+        changes = [change.to(x.device) for change in _changes(lens, runs, writers, part)]
+        gradients = [_gradient(lens, here, reader, part, heads).to(x.device) for reader in readers]
         products = einsum(torch.stack(changes), torch.stack(gradients), "w p d, r p d -> w r")
         total += products.to("cpu", torch.float64)
     return total
 
 
-def _change(
-    runs: Runs, writer: Writer, part: slice, heads: Heads
-) -> Float[Tensor, "pos d_model"]:
-    """What a writer writes otherwise in the other run."""
-    name = _written(writer)
-    change = wide(runs.source[name][0, part]) - wide(runs.base[name][0, part])
-    if writer.index is None:
-        return change
-    W_O = heads[writer.layer].W_O[writer.index]
-    return change[:, writer.index] @ W_O.to(change)
+def _changes(
+    lens: HybridLens, runs: Runs, writers: Sequence[Writer], part: slice
+) -> Iterator[Float[Tensor, "pos d_model"]]:
+    """What each writer writes otherwise in the other run; of the heads of a layer all is made at once."""
+    made: dict[str, Tensor] = {}
+    for writer in writers:
+        name = written_point(lens, writer)
+        change = wide(runs.source[name][0, part]) - wide(runs.base[name][0, part])
+        by_head = None if writer.layer is None else head_writes(lens, writer.layer, PART_OF[writer.kind])
+        if writer.index is None or by_head is None:
+            yield change
+            continue
+        if name not in made:
+            with torch.no_grad():
+                made[name] = by_head.written(change[None].to(lens.dtype))[0].to(change.dtype)
+        yield made[name][:, writer.index]
 
 
 def _gradient(
-    here: Slopes, reader: Reader, part: slice, heads: Heads
+    lens: HybridLens, here: Slopes, reader: Reader, part: slice, heads: Heads
 ) -> Float[Tensor, "pos d_model"]:
     """How the metric changes with the residual stream as this reader alone reads it."""
-    taken, normalized, scale = _read(reader)
+    taken, normalized, scale = _read(lens, reader)
     grad = wide(here.gradients[taken][0, part])
-    if reader.head is not None:
+    if reader.head is not None and reader.layer is not None:
         weights = heads[reader.layer]
-        W = {"q": weights.W_Q, "k": weights.W_K, "v": weights.W_V}[reader.kind][reader.head]
-        grad = grad[:, reader.head] @ W.T.to(grad)
+        maps = {"q": weights.W_Q, "k": weights.W_K, "v": weights.W_V, "gate": weights.W_gate}
+        W = maps[reader.kind]
+        assert W is not None
+        slope = head_reads(lens, reader.layer)[reader.kind].slope(wide(here.values[taken][0, part]))
+        grad = (grad * slope)[:, reader.head] @ W[reader.head].T.to(grad)
     x = wide(here.values[normalized][0, part]).to(grad.device)
     inward = grad - x * (x * grad).mean(dim=-1, keepdim=True)
     return inward / wide(here.values[scale][0, part]).to(grad.device)

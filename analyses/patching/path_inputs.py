@@ -18,19 +18,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
-from hybridlens.attention import HookedAttention
-from hybridlens.components import Block, HookedNorm
 from jaxtyping import Float
 from torch import Tensor
 
 from analyses.patching.snapshot import resid_name
 from analyses.patching.targets import Selector
-from analyses.patching.writers import Reader, Writer
+from analyses.patching.writers import (
+    PART_OF,
+    Reader,
+    Writer,
+    head_reads,
+    head_writes,
+    norm_before,
+    written_point,
+)
+from hybridlens.blocks import Block, Part
 from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.network import Output
+from hybridlens.norms import HookedNorm
+from hybridlens.passes import Pass
 from hybridlens.shapes import Tokens
-from hybridlens.weights import Weights
 
 Group: TypeAlias = tuple[Writer, ...]
 """Writers that are exchanged together."""
@@ -72,11 +80,11 @@ def read_runs(
         through_mlps: whether MLPs on the way hear the writers.
         last_only: unembed only the last position.
     """
-    written = list(dict.fromkeys(_point(writer) for group in groups for writer in group))
+    written = list(dict.fromkeys(written_point(lens, writer) for group in groups for writer in group))
     held = [_site(lens, reader.order(lens.cfg.n_layers)) for reader in readers]
     if through_mlps:
-        blocks = [f"blocks.{layer}" for layer in range(lens.cfg.n_layers)]
-        held += [f"{block}.{point}" for block in blocks for point in ("hook_resid_mid", "hook_mlp_out")]
+        held += [_site(lens, 2 * layer + 1) for layer in lens.cfg.mlp_layers]
+        held += [f"blocks.{layer}.hook_mlp_out" for layer in lens.cfg.mlp_layers]
     kept: dict[str, Tensor] = {}
     change: dict[str, Tensor] = {}
 
@@ -125,6 +133,8 @@ def altered_streams(
             yield site, _stream(runs.base[_site(lens, site)], delta)
         if site == max(sites):
             return
+        if is_mlp and layer not in lens.cfg.mlp_layers:
+            continue
         if is_mlp:
             name = f"blocks.{layer}.hook_mlp_out"
             own = rows.get(Writer("mlp", layer), [])
@@ -132,8 +142,11 @@ def altered_streams(
             hearing = [row for row, start in enumerate(starts) if start < site and row not in own]
             if through_mlps and hearing:
                 block = cast(Block, lens.blocks[layer])
-                x = _stream(runs.base[f"blocks.{layer}.hook_resid_mid"], delta[hearing])
-                out = block.mlp(block.ln2(x)).float() - runs.base[name].float()
+                x = _stream(runs.base[_site(lens, site)], delta[hearing])
+                norm = block.branches[block.number_of("mlp") - 1].norm
+                x = x if norm is None else norm(x)
+                run = Pass(x.new_zeros(x.shape[:2], dtype=torch.long), None, None)
+                out = cast(Part, block.parts["mlp"])(x, run, None)[0].float() - runs.base[name].float()
                 delta[hearing] += out.to(delta.device)
         else:
             _add_mixer(lens, runs, layer, rows, delta)
@@ -142,15 +155,20 @@ def altered_streams(
 def _add_mixer(
     lens: HybridLens, runs: Runs, layer: int, rows: Mapping[Writer, Sequence[int]], delta: Altered
 ) -> None:
-    """Put in what the writers of a layer's mixer write otherwise."""
-    _add(delta, rows.get(Writer("ssm", layer), []), lambda: runs.change[f"blocks.{layer}.hook_mixer_out"])
-    heads = [writer for writer in rows if (writer.kind, writer.layer) == ("head", layer)]
-    if heads:
-        W_O = Weights.of_model(lens).attention(layer).W_O
-        z = runs.change[f"blocks.{layer}.attn.hook_z"].to(W_O.device)
-        for writer in heads:
-            head = cast(int, writer.index)
-            _add(delta, rows[writer], lambda head=head: z[:, head] @ W_O[head])
+    """Put in what the writers of a layer's mixers write otherwise."""
+    for writer, own in rows.items():
+        if writer.layer != layer or PART_OF[writer.kind] == "mlp":
+            continue
+        change = runs.change[written_point(lens, writer)]
+        by_head = None if writer.index is None else head_writes(lens, layer, PART_OF[writer.kind])
+        if by_head is None:
+            _add(delta, own, lambda change=change: change)
+            continue
+        alone = torch.zeros_like(by_head.by_head(change[None]))
+        alone[:, :, writer.index] = by_head.by_head(change[None])[:, :, writer.index]
+        apart = by_head.project(alone.flatten(-2).to(lens.dtype))[0].float()
+        bias = by_head.project.bias()
+        _add(delta, own, lambda apart=apart, bias=bias: apart if bias is None else apart - bias.float())
 
 
 def _add(delta: Altered, rows: Sequence[int], change: Callable[[], Tensor]) -> None:
@@ -170,27 +188,14 @@ def reading(lens: HybridLens, reader: Reader, altered: Altered) -> Float[Tensor,
         reader: who reads.
         altered: the residual stream before the reader's norm.
     """
-    name = reader_point(reader)
-    if reader.layer is None:
-        return _normalised(lens, name, cast(HookedNorm, lens.ln_final), altered)
-    block = cast(Block, lens.blocks[reader.layer])
-    if reader.head is None:
-        return _normalised(lens, name, block.ln2 if reader.kind == "mlp" else block.ln1, altered)
-    parts = cast(HookedAttention, block.attn).parts
-    project = {"q": parts.q, "k": parts.k, "v": parts.v}[reader.kind]
-    return project(block.ln1(altered)).unflatten(-1, (-1, parts.d_head))
+    norm = norm_before(lens, reader)
+    if reader.layer is None or reader.head is None:
+        return _normalised(lens, f"{norm}.hook_normalized", altered)
+    x = cast(HookedNorm, lens.network.get_submodule(norm))(altered)
+    return head_reads(lens, reader.layer)[reader.kind].read(x)
 
 
-def reader_point(reader: Reader) -> str:
-    """The hook point at which a reader's input is put in."""
-    if reader.layer is None:
-        return "ln_final.hook_normalized"
-    if reader.head is not None:
-        return f"blocks.{reader.layer}.attn.hook_{reader.kind}"
-    return f"blocks.{reader.layer}.{'ln2' if reader.kind == 'mlp' else 'ln1'}.hook_normalized"
-
-
-def _normalised(lens: HybridLens, name: str, norm: HookedNorm, x: Altered) -> Tensor:
+def _normalised(lens: HybridLens, name: str, x: Altered) -> Tensor:
     """What a norm's hook point holds, before its weight."""
     kept: list[Tensor] = []
 
@@ -199,19 +204,12 @@ def _normalised(lens: HybridLens, name: str, norm: HookedNorm, x: Altered) -> Te
         kept.append(tensor)
 
     with lens.hooks([(name, keep)]):
-        norm(x)
+        lens.network.get_submodule(name.removesuffix(".hook_normalized"))(x)
     return kept[0]
-
-
-def _point(writer: Writer) -> str:
-    """The hook point that holds what a writer writes; of a head, what its output map is applied to."""
-    if writer.layer is None:
-        return "hook_embed"
-    points = {"head": "attn.hook_z", "ssm": "hook_mixer_out", "mlp": "hook_mlp_out"}
-    return f"blocks.{writer.layer}.{points[writer.kind]}"
 
 
 def _site(lens: HybridLens, site: int) -> str:
     """The hook point of the residual stream at a place in the order of writers and readers."""
     layer, is_mlp = divmod(site, 2)
-    return f"blocks.{layer}.hook_resid_mid" if is_mlp else resid_name(lens, layer)
+    alone = is_mlp and len(cast(Block, lens.blocks[layer]).branches) == 1  # an MLP without a mixer before it
+    return f"blocks.{layer}.hook_resid_mid" if is_mlp and not alone else resid_name(lens, layer)

@@ -30,19 +30,19 @@ from torch import Tensor
 
 from analyses.patching.alignment import aligned, shared_beginning
 from analyses.patching.metrics import MetricLike, as_metric, measured
-from analyses.patching.path_inputs import Group, Runs, altered_streams, read_runs, reader_point, reading
+from analyses.patching.path_inputs import Group, Runs, altered_streams, read_runs, reading
 from analyses.patching.results import DIRECTIONS, Axis, PatchResult, check_direction, check_ends
 from analyses.patching.running import BATCH, ENDS, MEMORY
 from analyses.patching.schedule import BYTES, SHARE
 from analyses.patching.snapshot import Snapshot
 from analyses.patching.targets import Selector
-from analyses.patching.writers import Reader, Writer, reaches
+from analyses.patching.writers import Reader, Writer, reaches, read_point
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.hooks import HookFunction, HookPoint, NameFilter, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
 
-PATH_WRITERS = ("embed", "head", "ssm", "mlp")
+PATH_WRITERS = ("embed", "head", "ssm", "ssm_head", "mlp")
 """Kinds of writers that paths can begin at."""
 
 ABSENT = ("refuse", "untouched")
@@ -137,7 +137,7 @@ def path_patch(
         corrupt=ends[1],
         metric=measure.words,
         direction=direction,
-        hooks=tuple(dict.fromkeys(reader_point(reader) for reader in readers)),
+        hooks=tuple(dict.fromkeys(read_point(lens, reader) for reader in readers)),
         model=lens.network.signature,
         clean_tokens=tuple(prompts[0][0].tolist()),
         corrupt_tokens=tuple(prompts[1][0].tolist()),
@@ -253,7 +253,7 @@ def _rows(
         for site, altered in altered_streams(lens, runs, chosen, tuple(at_site), through_mlps):
             read: dict[str, Tensor] = {}
             for r in at_site[site]:
-                reader, name = readers[r], reader_point(readers[r])
+                reader, name = readers[r], read_point(lens, readers[r])
                 if name not in read:
                     read[name] = reading(lens, reader, altered)
                 for row, g in enumerate(block):

@@ -12,18 +12,35 @@ raises one line that says what there is.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
+from hybridlens.blocks import Block
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.model import HybridLens
+from hybridlens.stream import HeadReads, HeadWrites, ReadsByHead, WritesByHead
 
 BIASES = {"attn_bias": "attention", "ssm_bias": "recurrent", "mlp_bias": "MLP"}
 """Writers that add the same to every position, and of what they are the bias."""
 
-WRITERS = ("embed", "head", "ssm", "mlp", "expert", *BIASES)
-"""Kinds of writers: the embedding, an attention head, a recurrent layer, an MLP, one expert of a mixture, biases."""
+PART_OF = {
+    "head": "attn", "attn_bias": "attn", "ssm": "ssm", "ssm_head": "ssm", "ssm_bias": "ssm", "mlp": "mlp",
+    "expert": "mlp", "shared_expert": "mlp", "mlp_bias": "mlp",
+}  # fmt: skip
+"""The part of a layer that a writer belongs to."""
 
-READERS = ("q", "k", "v", "mixer", "mlp", "logits")
-"""Kinds of readers: a head's queries; a shared head's keys or values; a mixer's whole input; an MLP's; the logits."""
+WRITERS = ("embed", *PART_OF)
+"""Kinds of writers: the embedding; a head of attention; a recurrent layer, or one of its heads; an MLP, one expert of a
+mixture, or the expert that all tokens go to; biases."""
+
+BY_INDEX = ("head", "ssm_head", "expert")
+"""Writers of which a layer has several."""
+
+HEAD_READERS = ("q", "k", "v", "gate")
+"""What attention's heads read; keys and values once for the heads that share them."""
+
+READERS = (*HEAD_READERS, "mixer", "mlp", "logits")
+"""Kinds of readers: a head's queries; a shared head's keys or values; a head's output gate; a layer's mixers' whole
+input; an MLP's; the logits."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +65,12 @@ class Writer:
         """Refuse what names nothing."""
         _check_kind("writer", self.kind, WRITERS)
         _check_given("writer", self.kind, "layer", self.layer, self.kind != "embed")
-        _check_given("writer", self.kind, "index", self.index, self.kind in ("head", "expert"))
+        _check_given("writer", self.kind, "index", self.index, self.kind in BY_INDEX)
 
     @property
     def order(self) -> int:
         """Its place among the writers and readers of a model: a writer reaches the readers with a higher one."""
-        if self.layer is None:
-            return -1
-        return 2 * self.layer + (self.kind in ("mlp", "expert", "mlp_bias"))
+        return -1 if self.layer is None else 2 * self.layer + (PART_OF[self.kind] == "mlp")
 
     @property
     def words(self) -> str:
@@ -63,6 +78,8 @@ class Writer:
         if self.kind in BIASES:
             return f"L{self.layer} {BIASES[self.kind]} bias"
         names = {"embed": "embedding", "ssm": f"L{self.layer} recurrent", "mlp": f"L{self.layer} MLP"}
+        names["ssm_head"] = f"L{self.layer} recurrent head {self.index}"
+        names["shared_expert"] = f"L{self.layer} shared expert"
         return names.get(self.kind, f"L{self.layer} {self.kind} {self.index}")
 
     def check(self, lens: HybridLens) -> None:
@@ -76,14 +93,29 @@ class Writer:
         cfg = lens.cfg
         layers = {
             "head": cfg.attention_layers, "attn_bias": cfg.attention_layers, "expert": cfg.moe_layers,
+            "shared_expert": tuple(i for i in cfg.moe_layers if (mlp := cfg.layers[i].mlp) and mlp.shared_expert),
             "ssm": cfg.ssm_layers, "ssm_bias": cfg.ssm_layers,
-        }.get(self.kind, tuple(range(cfg.n_layers)))  # fmt: skip
-        what = {"head": "heads", "attn_bias": "attention biases", "expert": "experts"}
+            "ssm_head": tuple(i for i in cfg.ssm_layers if (ssm := cfg.layers[i].ssm) and ssm.n_heads),
+        }.get(self.kind, cfg.mlp_layers)  # fmt: skip
+        what = {
+            "head": "heads", "attn_bias": "attention biases", "expert": "experts", "shared_expert": "shared experts",
+            "ssm_head": "recurrent heads",
+        }  # fmt: skip
         words = what.get(self.kind, "MLPs" if self.kind.startswith("mlp") else "recurrent layers")
         _check_layer(f"writer '{self.words}'", words, self.layer, layers)
-        size = cfg.n_heads if self.kind == "head" else cfg.n_experts
-        if self.index is not None and size is not None:
-            _check_index(f"writer '{self.words}'", f"{self.kind}s", self.index, size)
+        if self.index is not None:
+            _check_index(f"writer '{self.words}'", what[self.kind], self.index, _size(lens, self.kind, self.layer))
+
+
+def _size(lens: HybridLens, kind: str, layer: int) -> int:
+    """How many writers of a kind a layer has."""
+    has = lens.cfg.layers[layer]
+    sizes = {
+        "head": has.attn and has.attn.n_heads,
+        "ssm_head": has.ssm and has.ssm.n_heads,
+        "expert": has.mlp and has.mlp.n_experts,
+    }
+    return sizes[kind] or 0
 
 
 @dataclass(frozen=True)
@@ -108,7 +140,7 @@ class Reader:
         """Refuse what names nothing."""
         _check_kind("reader", self.kind, READERS)
         _check_given("reader", self.kind, "layer", self.layer, self.kind != "logits")
-        _check_given("reader", self.kind, "head", self.head, self.kind in ("q", "k", "v"))
+        _check_given("reader", self.kind, "head", self.head, self.kind in HEAD_READERS)
 
     def order(self, n_layers: int) -> int:
         """Its place among the writers and readers of a model with so many layers: see `Writer.order`."""
@@ -121,7 +153,7 @@ class Reader:
             return "logits"
         if self.head is None:
             return f"L{self.layer} {'MLP' if self.kind == 'mlp' else 'mixer'} in"
-        return f"L{self.layer} {'head' if self.kind == 'q' else 'kv head'} {self.head} {self.kind}"
+        return f"L{self.layer} {'kv head' if self.kind in ('k', 'v') else 'head'} {self.head} {self.kind}"
 
     def check(self, lens: HybridLens) -> None:
         """Refuse a reader that a model lacks.
@@ -133,38 +165,79 @@ class Reader:
             return
         cfg, name = lens.cfg, f"reader '{self.words}'"
         if self.head is None:
-            _check_layer(name, "mixers and MLPs", self.layer, tuple(range(cfg.n_layers)))
+            mixing = tuple(sorted({*cfg.attention_layers, *cfg.ssm_layers}))
+            what, layers = ("MLPs", cfg.mlp_layers) if self.kind == "mlp" else ("mixers", mixing)
+            _check_layer(name, what, self.layer, layers)
             return
         _check_layer(name, "heads", self.layer, cfg.attention_layers)
-        if self.kind == "q":
-            _check_index(name, "query heads", self.head, cfg.n_heads)
-        else:
-            _check_index(name, "key/value heads", self.head, cfg.n_kv_heads)
+        reads = head_reads(lens, self.layer)
+        if self.kind not in reads:
+            has = ", ".join(reads)
+            raise InputError(f"{name}: the heads of layer {self.layer} have no {self.kind}; they have {has}")
+        words = "key/value heads" if self.kind in ("k", "v") else "query heads"
+        _check_index(name, words, self.head, reads[self.kind].n)
+
+
+def head_writes(lens: HybridLens, layer: int, part: str) -> HeadWrites | None:
+    """What the heads of a part write; None where it writes as a whole."""
+    found = cast(Block, lens.blocks[layer]).parts[part]
+    return found.head_writes if isinstance(found, WritesByHead) else None
+
+
+def head_reads(lens: HybridLens, layer: int) -> dict[str, HeadReads]:
+    """What the heads of a layer's attention read, by role; nothing where there are none."""
+    found = cast(Block, lens.blocks[layer]).parts.get("attn")
+    return found.head_reads if isinstance(found, ReadsByHead) else {}
 
 
 def writers_of(lens: HybridLens) -> list[Writer]:
     """The writers of a model that can differ between prompts, in forward order: no biases, mixtures whole."""
-    cfg, out = lens.cfg, [Writer("embed")]
-    for layer, kind in enumerate(cfg.layer_types):
-        if kind == "attention":
-            out += [Writer("head", layer, head) for head in range(cfg.n_heads)]
-        else:
-            out.append(Writer("ssm", layer))
-        out.append(Writer("mlp", layer))
+    out = [Writer("embed")]
+    for layer in range(lens.cfg.n_layers):
+        for part in cast(Block, lens.blocks[layer]).parts:
+            heads = head_writes(lens, layer, part)
+            out += [Writer(part, layer)] if heads is None else [Writer(heads.kind, layer, i) for i in range(heads.n)]
     return out
 
 
 def readers_of(lens: HybridLens) -> list[Reader]:
-    """The readers of a model in forward order: of attention layers queries, keys and values instead of the whole."""
-    cfg, out = lens.cfg, list[Reader]()
-    for layer, kind in enumerate(cfg.layer_types):
-        if kind == "attention":
-            out += [Reader("q", layer, head) for head in range(cfg.n_heads)]
-            out += [Reader(part, layer, head) for part in "kv" for head in range(cfg.n_kv_heads)]
-        else:
+    """The readers of a model in forward order: of attention what its heads read, instead of the whole.
+
+    Of a layer with attention and a recurrence side by side there are both: what the heads read, and, as "mixer", the
+    whole input of the two.
+    """
+    out = list[Reader]()
+    for layer, has in enumerate(lens.cfg.layers):
+        out += [Reader(kind, layer, head) for kind, read in head_reads(lens, layer).items() for head in range(read.n)]
+        if has.ssm is not None:
             out.append(Reader("mixer", layer))
-        out.append(Reader("mlp", layer))
+        if has.mlp is not None:
+            out.append(Reader("mlp", layer))
     return [*out, Reader("logits")]
+
+
+def written_point(lens: HybridLens, writer: Writer) -> str:
+    """The hook point that holds what a writer writes; of a head, what its output map is applied to."""
+    if writer.layer is None:
+        return "hook_embed"
+    heads = head_writes(lens, writer.layer, PART_OF[writer.kind])
+    point = f"hook_{PART_OF[writer.kind]}_out" if writer.index is None or heads is None else heads.point
+    return f"blocks.{writer.layer}.{point}"
+
+
+def norm_before(lens: HybridLens, reader: Reader) -> str:
+    """The norm that a reader reads through."""
+    if reader.layer is None:
+        return "ln_final"
+    number = cast(Block, lens.blocks[reader.layer]).number_of("mlp" if reader.kind == "mlp" else None)
+    return f"blocks.{reader.layer}.ln{number}"
+
+
+def read_point(lens: HybridLens, reader: Reader) -> str:
+    """The hook point that holds what a reader reads; of whole parts, the normalised stream."""
+    if reader.layer is None or reader.head is None:
+        return f"{norm_before(lens, reader)}.hook_normalized"
+    return f"blocks.{reader.layer}.{head_reads(lens, reader.layer)[reader.kind].point}"
 
 
 def reaches(lens: HybridLens, writer: Writer, reader: Reader) -> bool:

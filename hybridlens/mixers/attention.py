@@ -21,7 +21,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from torch import nn
+from torch import Tensor, nn
 
 from hybridlens.config import AttentionConfig
 from hybridlens.hooks import HookPoint, unchanged, wanted
@@ -132,7 +132,7 @@ class HookedAttention(nn.Module):
 
     @property
     def head_reads(self) -> dict[str, HeadReads]:
-        """What its heads read: queries, keys and values before norms and rotary embedding, and the gate if it has one."""
+        """What its heads read: queries, keys and values before norms and rotary embedding; a gate if there is one."""
         parts, cfg, e = self.parts, self.cfg, self.cfg.d_head
         packed = 2 * e if parts.packed_gate else e
 
@@ -145,9 +145,11 @@ class HookedAttention(nn.Module):
             "v": HeadReads(cfg.n_kv_heads, "attn.hook_v", lambda x: parts.v(x).unflatten(-1, (-1, e)), torch.ones_like),
         }
         if parts.packed_gate:
-            found["gate"] = HeadReads(
-                cfg.n_heads, "attn.hook_gate", lambda x: torch.sigmoid(query(x)[..., e:]), lambda gate: gate * (1 - gate)
-            )
+
+            def gate(x: Tensor) -> Tensor:
+                return torch.sigmoid(query(x)[..., e:])
+
+            found["gate"] = HeadReads(cfg.n_heads, "attn.hook_gate", gate, lambda value: value * (1 - value))
         return found
 
     def out_bias(self) -> Tensor | None:
