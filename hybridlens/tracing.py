@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from nnsight import NNsight
 
+from hybridlens.decoding import Boundary, check_boundary
 from hybridlens.errors import InputError
-from hybridlens.generation import Boundary, check_boundary, generate
+from hybridlens.generation import generate
 from hybridlens.hooks import Edit
 from hybridlens.network import Output
 from hybridlens.shapes import Tokens
@@ -60,7 +60,9 @@ def open_trace(
     limit = max_new_tokens
 
     def generation(tokens: Tokens) -> Any:
-        with torch.no_grad():
-            return generate(lens, TokenBatch(tokens, batch.lengths), limit, edits, boundary, True, None)
+        return generate(
+            lens.network, TokenBatch(tokens, batch.lengths), limit, edits, boundary, tokenizer=lens.tokenizer,
+            pad=lens.pad_token,
+        )  # fmt: skip
 
     return root.trace(batch.tokens, fn=generation)

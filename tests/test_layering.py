@@ -42,6 +42,8 @@ ORDER = (
     "network",
     "tokens",
     "text",
+    "choosing",
+    "decoding",
     "generation",
     "tracing",
     "model",

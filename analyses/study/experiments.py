@@ -20,9 +20,9 @@ from analyses.study.config import PAPER, StudyConfig
 from analyses.study.grids import Cells, Grids, LackingError
 from analyses.study.views import ANSWERINGS, READINGS, Base
 from hybridlens import niah
+from hybridlens.decoding import BOUNDARIES
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.families.spec import LensConfig
-from hybridlens.generation import BOUNDARIES
 from hybridlens.model import HybridLens
 from hybridlens.results import CellKey
 
