@@ -60,9 +60,7 @@ def open_trace(
     limit = max_new_tokens
 
     def generation(tokens: Tokens) -> Any:
-        return generate(
-            lens.network, TokenBatch(tokens, batch.lengths), limit, edits, boundary, tokenizer=lens.tokenizer,
-            pad=lens.pad_token,
-        )  # fmt: skip
+        given, words = TokenBatch(tokens, batch.lengths), lens.tokenizer
+        return generate(lens.network, given, limit, edits, boundary, tokenizer=words, pad=lens.pad_token)
 
     return root.trace(batch.tokens, fn=generation)

@@ -300,10 +300,10 @@ def test_logits_that_are_not_finite_are_no_score():
         model("decode", 0).generate_until([text])
 
 
-def test_a_stop_sequence_needs_no_end_of_text_token():
+def test_a_stop_sequence_needs_no_end_of_text_token(monkeypatch):
     """A model that names none still stops where its text holds a stop sequence, and reads no more."""
     lens = benchmark_lens("recurrentgemma")
-    lens.network.cfg = dataclasses.replace(lens.network.cfg, eos_token_ids=())
+    monkeypatch.setattr(lens.network, "cfg", dataclasses.replace(lens.network.cfg, eos_token_ids=()))
 
     def said(until):
         passes = []

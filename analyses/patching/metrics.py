@@ -234,9 +234,7 @@ class NeedleScore(Metric):
             raise InputError("NeedleScore reads answers as text; give HybridLens a tokenizer")
         _check_room(lens, output, self.max_new_tokens - 1)
         start = Start(output.state, output.logits[:, -1])
-        answers = continue_from(
-            lens.network, start, self.max_new_tokens, tokenizer=lens.tokenizer, pad=lens.pad_token
-        )
+        answers = continue_from(lens.network, start, self.max_new_tokens, tokenizer=lens.tokenizer, pad=lens.pad_token)
         return torch.tensor([score(text, self.rubric) for text in answers.text], dtype=torch.float64)
 
 
