@@ -13,9 +13,9 @@ from typing import Any
 from analyses.entropy import SEMANTICS, check_semantics
 from analyses.runner import Grid
 from hybridlens import niah
+from hybridlens.decoding import BOUNDARIES
 from hybridlens.engine.budget import DEFAULT
 from hybridlens.errors import InputError, UnknownNameError, closest
-from hybridlens.generation import BOUNDARIES
 from hybridlens.model import HybridLens
 from hybridlens.niah.lengths import PAPER_MAX_LENGTH
 from hybridlens.results import CellKey

@@ -20,10 +20,10 @@ from analyses.ranking import HeadRanking
 from analyses.sparsification import Heads, check_ranking
 from analyses.treatment import Treatment, treat
 from hybridlens import niah
+from hybridlens.decoding import Boundary
 from hybridlens.engine import Answer, Job, Spans, Sweep, Tally
 from hybridlens.engine.budget import DEFAULT
 from hybridlens.errors import UnknownNameError, closest
-from hybridlens.generation import Boundary
 from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, CellKey

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybridlens import niah, tiny
+    from hybridlens.choosing import Sampling
     from hybridlens.errors import HybridLensError
-    from hybridlens.generation import Sampling
     from hybridlens.hooks import Edit, HookPoint, HookSpec
     from hybridlens.loading import load, load_weights
     from hybridlens.model import HybridLens
@@ -24,7 +24,7 @@ _HOMES = {
     "HybridLens": "model",
     "HybridLensError": "errors",
     "HybridState": "state",
-    "Sampling": "generation",
+    "Sampling": "choosing",
     "load": "loading",
     "load_weights": "loading",
     "niah": "",

@@ -1,58 +1,28 @@
-"""Decoding: prompts of any lengths in one batch, edits by phase and row, both phase boundaries.
+"""What `generate` does and gives: prompts in, a text for each out.
 
-A run is a prefill and then one forward pass a token, from state to state. Rows that have ended are fed
-padding, which they do not read, until all have ended. The prefill unembeds each row's last token only.
-Between two passes the state can be exchanged for another (`Between`), so that a text goes on from a changed memory.
+The prompts are read and continued by `decoding`; here the request is checked, and what came is laid out as rows of
+tokens and texts.
 
-How it fails: see `generate`; a hook that raises ends the run and leaves no hooks behind.
+How it fails: a number of new tokens that cannot be, or more than the model's context has room for, raises `InputError`
+before anything runs; what fails while it runs, see `decoding`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.choosing import Chooser, Sampling, greedy, sampler
+from hybridlens.decoding import Between, Boundary, Decoding, Start, begin, check_boundary, decode
+from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
+from hybridlens.network import HookedNetwork
 from hybridlens.shapes import Lengths, Tokens
 from hybridlens.state import HybridState
 from hybridlens.tokens import TokenBatch, check_context
-
-if TYPE_CHECKING:
-    from hybridlens.model import HybridLens
-
-Boundary: TypeAlias = Literal["last_prompt_token", "first_new_token"]
-BOUNDARIES = ("last_prompt_token", "first_new_token")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw tokens; the same seed gives the same draws for the same batch.
-
-    Args:
-        seed: of the generator of this run alone.
-        temperature: divides the logits; above 0.
-        top_k: draw among so many of the likeliest; None for all.
-        top_p: draw among the likeliest that together hold this probability; None for all.
-    """
-
-    seed: int
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise InputError(f"temperature {self.temperature} given, expected above 0; leave sampling out to be greedy")
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k {self.top_k} given, expected at least 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InputError(f"top_p {self.top_p} given, expected above 0 and at most 1")
 
 
 class Generation(NamedTuple):
@@ -68,159 +38,94 @@ class Generation(NamedTuple):
     """After the last token that was read: the last one generated has not been."""
 
 
-Between: TypeAlias = Callable[[HybridState, int], HybridState]
-"""Gives the state that a decode step is to go on from: (the state before it, the step's number from 0)."""
-
-Chooser: TypeAlias = Callable[[Tensor], Tensor]
-"""Picks the next token of each row from its logits [b v]."""
-
-
-def greedy(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
-    """The likeliest token of each row; of equals, the lowest id."""
-    return logits.argmax(dim=-1)
-
-
-def sampler(sampling: Sampling) -> Chooser:
-    """A chooser that draws from softmax(logits / temperature), restricted as `sampling` says."""
-    generator = torch.Generator().manual_seed(sampling.seed)
-
-    def draw(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:
-        scaled = logits.detach().float().cpu() / sampling.temperature
-        ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-        probabilities = ordered.softmax(dim=-1)
-        if sampling.top_k is not None:
-            probabilities[:, sampling.top_k :] = 0
-        if sampling.top_p is not None:
-            reached = probabilities.cumsum(dim=-1) - probabilities >= sampling.top_p
-            probabilities = probabilities.masked_fill(reached, 0)
-        picked = torch.multinomial(probabilities, 1, generator=generator)
-        return order.gather(1, picked)[:, 0].to(logits.device)
-
-    return draw
-
-
-def begin(
-    lens: HybridLens,
-    batch: TokenBatch,
-    edits: Sequence[Edit],
-    boundary: Boundary,
-    state: HybridState | None = None,
-    between: Between | None = None,
-) -> tuple[HybridState, Tensor]:
-    """Read the prompts up to the first new token: the state, and the logits that choose it [b v].
-
-    With boundary "last_prompt_token" each row's last token is read as the first decode step, number 0.
-
-    Args:
-        lens: the model.
-        batch: what is to be read.
-        edits: act in their phases.
-        boundary: where the phases meet.
-        state: what was read before; None for nothing. It is not changed.
-        between: gives the state that decode step 0 goes on from.
+def decode_steps(max_new_tokens: int, boundary: Boundary) -> int:
+    """How many decode steps make so many new tokens, if no row ends before; the last one made is not read.
 
     Raises:
         UnknownNameError: for a boundary that does not exist.
-        InputError: for a state of another model or batch size.
+        InputError: `max_new_tokens` is no whole number of at least 1.
     """
     check_boundary(boundary)
-    tokens, lengths = batch
-    if boundary == "first_new_token":
-        with lens.editing(edits, "prefill") as forward:
-            logits, state = forward(tokens, lengths, state, True)
-        return state, logits[:, 0]
-    if lengths is None:
-        head, head_lengths, last = tokens[:, :-1], None, tokens[:, -1:]
-    else:
-        head, head_lengths, last = tokens[:, :-1], lengths - 1, tokens.gather(1, lengths[:, None] - 1)
-    if head.shape[1] > 0:
-        with lens.editing(edits, "prefill") as forward:
-            state = forward(head, head_lengths, state, True).state
-    elif state is None:
-        state = lens.network.empty_state(tokens.shape[0])
-    if between is not None:
-        state = between(state, 0)
-    with lens.editing(edits, "decode") as forward:
-        logits, state = forward(last, None, state)
-    return state, logits[:, 0]
-
-
-def continue_from(
-    lens: HybridLens,
-    state: HybridState,
-    logits: Float[Tensor, "batch vocab"],
-    max_new_tokens: int,
-    edits: Sequence[Edit] = (),
-    stop_at_eos: bool = True,
-    choose: Chooser = greedy,
-    between: Between | None = None,
-    first_step: int = 0,
-) -> Generation:
-    """Decode from a state and the logits of its last token; all of it under decode rules.
-
-    Args:
-        state: what was read; not changed.
-        logits: what chooses the first new token.
-        edits: those of phase "decode" or "both" act.
-        between: gives the state that each decode step goes on from.
-        first_step: number of the step that reads the first new token: 1 where `begin` made step 0.
-    """
-    ends = torch.tensor(lens.cfg.eos_token_ids if stop_at_eos else [], dtype=torch.long, device=logits.device)
-    running = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
-    lengths = torch.zeros(logits.shape[0], dtype=torch.long, device=logits.device)
-    chosen: list[Tensor] = []
-    with lens.editing(edits, "decode") as forward:
-        for step in range(max_new_tokens):
-            token = choose(logits).masked_fill(~running, lens.pad_token)
-            chosen.append(token)
-            lengths = lengths + running
-            running = running & ~torch.isin(token, ends)
-            if step == max_new_tokens - 1 or not bool(running.any()):
-                break
-            reading = None if bool(running.all()) else running.long()  # an ended row reads no more
-            if between is not None:
-                state = between(state, first_step + step)
-            logits, state = forward(token[:, None], reading, state)
-            logits = logits[:, 0]
-    tokens = torch.stack(chosen, dim=1) if chosen else lengths.new_zeros(lengths.shape[0], 0)
-    return Generation(tokens, lengths, decode_text(lens.tokenizer, tokens, lengths), state)
-
-
-def check_boundary(boundary: str) -> None:
-    """Refuse a phase boundary that does not exist.
-
-    Raises:
-        UnknownNameError: naming the ones that do.
-    """
-    if boundary not in BOUNDARIES:
-        raise UnknownNameError(f"boundary {boundary!r} does not exist; expected one of {', '.join(BOUNDARIES)}")
-
-
-def decode_text(tokenizer: Any, tokens: Tokens, lengths: Lengths) -> list[str]:
-    """Each row's first `lengths` tokens as text, special tokens left out."""
-    rows = [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-    return ["" if tokenizer is None else str(tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise InputError(f"max_new_tokens {max_new_tokens!r} given, expected a whole number of at least 1")
+    return max_new_tokens - (boundary == "first_new_token")
 
 
 def generate(
-    lens: HybridLens,
+    network: HookedNetwork,
     batch: TokenBatch,
-    max_new_tokens: int,
-    edits: Sequence[Edit],
-    boundary: Boundary,
-    stop_at_eos: bool,
-    sampling: Sampling | None,
+    max_new_tokens: int = 40,
+    edits: Sequence[Edit] = (),
+    boundary: Boundary = "last_prompt_token",
+    *,
+    state: HybridState | None = None,
+    between: Between | None = None,
+    stop_at_eos: bool = True,
+    sampling: Sampling | None = None,
+    tokenizer: Any = None,
+    pad: int = 0,
 ) -> Generation:
     """See `HybridLens.generate`.
 
+    Args:
+        network: the model.
+        batch: the prompts, or what of them is still to be read after `state`.
+        max_new_tokens: at most so many for each row.
+        edits: act in their phases and rows.
+        boundary: where reading ends and decode step 0 begins.
+        state: what was read before; not changed. None for nothing.
+        between: gives the state that each decode step goes on from.
+        stop_at_eos: a row ends with its end-of-text token.
+        sampling: how tokens are drawn; greedy without.
+        tokenizer: for text.
+        pad: id that fills rows that ended early.
+
     Raises:
-        InputError: when a prompt and the new tokens exceed the model's context, or none are wanted.
         UnknownNameError: for a boundary that does not exist.
+        InputError: when prompt and new tokens exceed the model's context, or none are wanted.
+        HybridLensError: the model's logits are not finite.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens {max_new_tokens} given, expected at least 1")
-    check_context(batch.tokens.shape[1] + max_new_tokens - 1, lens.cfg.n_ctx)  # the last one is not read
-    choose = greedy if sampling is None else sampler(sampling)
-    with torch.no_grad():
-        state, logits = begin(lens, batch, edits, boundary)
-        return continue_from(lens, state, logits, max_new_tokens, edits, stop_at_eos, choose)
+    decode_steps(max_new_tokens, boundary)
+    lengths = torch.tensor(batch.tokens.shape[1]) if batch.lengths is None else batch.lengths.cpu()
+    if state is not None:
+        lengths = lengths + state.lengths.cpu()
+    check_context(int(lengths.max()) + max_new_tokens - 1, network.cfg.n_ctx)  # the last one is not read
+    return continue_from(
+        network,
+        begin(network, batch, edits, boundary, state),
+        max_new_tokens,
+        edits,
+        between=between,
+        stop_at_eos=stop_at_eos,
+        choose=greedy if sampling is None else sampler(sampling),
+        tokenizer=tokenizer,
+        pad=pad,
+    )
+
+
+def continue_from(
+    network: HookedNetwork,
+    start: Start,
+    max_new_tokens: int,
+    edits: Sequence[Edit] = (),
+    *,
+    between: Between | None = None,
+    stop_at_eos: bool = True,
+    choose: Chooser = greedy,
+    tokenizer: Any = None,
+    pad: int = 0,
+) -> Generation:
+    """Decode from what was read, all of it under decode rules; see `generate`."""
+    ends = network.cfg.eos_token_ids if stop_at_eos else ()
+    how = Decoding(max_new_tokens, tuple(ends), choose=choose, edits=lambda rows: edits, between=between, pad=pad)
+    said, _, state, _ = decode(network, start, how)
+    counts = [len(row) for row in said]
+    longest = max(counts)
+    tokens = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in said], dtype=torch.long)
+    device = state.lengths.device
+    return Generation(tokens.to(device), torch.tensor(counts, device=device), decode_text(tokenizer, said), state)
+
+
+def decode_text(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Each row's tokens as text, special tokens left out; empty strings without a tokenizer."""
+    return ["" if tokenizer is None else str(tokenizer.decode(list(row), skip_special_tokens=True)) for row in rows]

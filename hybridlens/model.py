@@ -1,7 +1,7 @@
 """`HybridLens`: a hybrid model under one set of names.
 
 The lens is a thin front: the forward pass lives in `network`, tokens in `tokens`, decoding in
-`generation`, nnsight in `tracing`. It never changes the Hugging Face model it opens, which goes on
+`decoding`, nnsight in `tracing`. It never changes the Hugging Face model it opens, which goes on
 working by itself and shares its weights.
 
 What every way in has in common: hooks fire in forward order at the points of `lens.hook_points`, in
@@ -11,10 +11,10 @@ anything on the model, so the same call twice gives the same tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,12 @@ from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.utilities.slice import Slice
 
 from hybridlens import tokens as tokens_module
+from hybridlens.choosing import Sampling
 from hybridlens.config import LensConfig
+from hybridlens.decoding import Boundary, Forward, editing
 from hybridlens.errors import InputError
 from hybridlens.families import FAMILIES, family_of
-from hybridlens.generation import Boundary, Generation, Sampling, generate
+from hybridlens.generation import Generation, generate
 from hybridlens.hooks import (
     Edit,
     HookFunction,
@@ -33,22 +35,16 @@ from hybridlens.hooks import (
     HookSpec,
     NameFilter,
     attached,
-    check_phase,
     reads_only,
-    resolve,
 )
-from hybridlens.network import HookedNetwork, Output
-from hybridlens.shapes import KeyPositions, Lengths, Logits, Tokens
+from hybridlens.network import HookedNetwork
+from hybridlens.shapes import KeyPositions, Logits
 from hybridlens.state import HybridState
 from hybridlens.text import TokenFront
 from hybridlens.tokens import TokensLike
 
 if TYPE_CHECKING:
     from hybridlens.tracing import Tracer
-
-
-Forward: TypeAlias = Callable[..., Output]
-"""A forward pass under edits; takes what `HookedNetwork.forward` takes."""
 
 
 class ParameterCounts(NamedTuple):
@@ -253,33 +249,13 @@ class HybridLens(TokenFront):
 
     # States and generation.
 
-    @contextmanager
-    def editing(self, edits: Sequence[Edit], phase: Literal["prefill", "decode"]) -> Generator[Forward]:
+    def editing(self, edits: Sequence[Edit], phase: Literal["prefill", "decode"]) -> AbstractContextManager[Forward]:
         """Those of `edits` that act in `phase`, for the length of a ``with`` block, which gets the forward pass.
 
         Raises:
             UnknownNameError: for a phase, or a name in any of the edits, that does not exist.
         """
-        check_phase(phase)
-        resolved = [(resolve(edit.hook, self.hook_dict), edit) for edit in edits]
-        acting = [(names, edit.function(), edit.ahead) for names, edit in resolved if edit.acts_in(phase)]
-        ahead: list[tuple[NameFilter, HookFunction]] = [(names, fn) for names, fn, before in acting if before]
-        now: list[tuple[NameFilter, HookFunction]] = [(names, fn) for names, fn, before in acting if not before]
-        if not ahead:
-            with attached(self.hook_dict, now):
-                yield self.network
-            return
-
-        def twice(
-            tokens: Tokens, lengths: Lengths | None = None, state: HybridState | None = None, last_only: bool = False
-        ) -> Output:
-            lent = nullcontext() if state is None else state.lent()
-            with attached(self.hook_dict, ahead), lent, torch.no_grad():
-                self.network(tokens, lengths, state, True)
-            with attached(self.hook_dict, now):
-                return self.network(tokens, lengths, state, last_only)
-
-        yield twice
+        return editing(self.network, edits, phase)
 
     def prefill(
         self,
@@ -357,8 +333,19 @@ class HybridLens(TokenFront):
 
         Raises:
             InputError: for tokens that cannot be run, or when prompt and new tokens exceed the context.
+            HybridLensError: the model's logits are not finite; said with the row and the token.
         """
-        return generate(self, self.batch(tokens, lengths), max_new_tokens, edits, boundary, stop_at_eos, sampling)
+        return generate(
+            self.network,
+            self.batch(tokens, lengths),
+            max_new_tokens,
+            edits,
+            boundary,
+            stop_at_eos=stop_at_eos,
+            sampling=sampling,
+            tokenizer=self.tokenizer,
+            pad=self.pad_token,
+        )
 
     def key_positions(self, state: HybridState, new_tokens: int = 1) -> KeyPositions:
         """The absolute position of each key slot of scores and pattern in the next forward pass.

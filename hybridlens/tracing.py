@@ -17,11 +17,11 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from nnsight import NNsight
 
+from hybridlens.decoding import Boundary, check_boundary
 from hybridlens.errors import InputError
-from hybridlens.generation import Boundary, check_boundary, generate
+from hybridlens.generation import generate
 from hybridlens.hooks import Edit
 from hybridlens.interleaving import ThreadInterleaver
 from hybridlens.network import Output
@@ -74,7 +74,7 @@ def open_trace(
     limit = max_new_tokens
 
     def generation(tokens: Tokens) -> Any:
-        with torch.no_grad():
-            return generate(lens, TokenBatch(tokens, batch.lengths), limit, edits, boundary, True, None)
+        given, words = TokenBatch(tokens, batch.lengths), lens.tokenizer
+        return generate(lens.network, given, limit, edits, boundary, tokenizer=words, pad=lens.pad_token)
 
     return root.trace(batch.tokens, fn=generation)

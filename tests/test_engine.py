@@ -18,7 +18,6 @@ from models import FAMILIES, make
 
 from hybridlens import Edit, HybridLens
 from hybridlens.engine import Budget, Job, Sweep, costs_of, distinct_prefixes, in_words, parse_memory
-from hybridlens.engine import answering as answering_module
 from hybridlens.engine import budget as budget_module
 from hybridlens.engine.reading import Reader
 from hybridlens.engine.work import reading_of, symbols
@@ -199,18 +198,20 @@ def test_rows_that_end_make_room(family: str, monkeypatch: pytest.MonkeyPatch) -
     """A third of the tokens ends a text: rows end early or run on, and each still gives what it gives alone."""
     lens = lens_of(family)
     widths: list[int] = []
-    real = answering_module._chosen
+    real = type(lens.network).forward
 
-    def watching(logits):
-        widths.append(logits.shape[0])
-        return real(logits)
+    def watching(self, tokens, lengths=None, state=None, last_only=False):
+        if not last_only:  # a decode step
+            widths.append(tokens.shape[0])
+        return real(self, tokens, lengths, state, last_only)
 
-    monkeypatch.setattr(answering_module, "_chosen", watching)
     ends = tuple(range(0, 53, 3))
     monkeypatch.setattr(lens.network, "cfg", replace(lens.network.cfg, eos_token_ids=ends))
     jobs = [Job((*range(3, 3 + n), n), None, None) for n in range(2, 26)]
     sweep = Sweep(lens, Silencing(lens), max_new_tokens=NEW)
-    answers = {a.job: a.answer.tokens for batch in sweep.run(jobs) for a in batch}
+    with monkeypatch.context() as patch:
+        patch.setattr(type(lens.network), "forward", watching)
+        answers = {a.job: a.answer.tokens for batch in sweep.run(jobs) for a in batch}
     for index, job in enumerate(jobs):
         assert answers[index] == alone(lens, job, "last_prompt_token")
     lengths = sorted(map(len, answers.values()))

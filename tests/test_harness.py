@@ -1,6 +1,7 @@
 """The adapter for lm-eval against lm-eval's own model over the untouched Hugging Face model, on the local tasks."""
 
 import copy
+import dataclasses
 import logging
 
 import pytest
@@ -274,3 +275,46 @@ def test_requests_that_cannot_be_run_are_refused():
     ):
         with pytest.raises(InputError, match=message):
             model.generate_until([Instance("generate_until", {}, ("The best thing", options), 0)])
+
+
+def test_logits_that_are_not_finite_are_no_score():
+    """A log-likelihood of NaN and a text of the first token would go into the table; the first spoilt token is named.
+
+    The edit spoils one token of a continuation, of the text, or of the context, whose first new token is number 0.
+    """
+    lens = benchmark_lens("jamba")
+    asked = ask(("The best thing to do in Lima is", " to sail a boat"))
+
+    def model(phase, place):
+        def spoil(x, hook):
+            x[:, place] = float("nan")
+
+        return HarnessModel(lens, [hl.Edit("hook_logits", spoil, phase)], boundary="first_new_token")
+
+    with pytest.raises(hl.HybridLensError, match="row 0, new token 2: the model's logits are not finite"):
+        model("decode", 1).loglikelihood(asked)
+    with pytest.raises(hl.HybridLensError, match="row 0, new token 0: the model's logits are not finite"):
+        model("prefill", -1).loglikelihood(asked)
+    text = Instance("generate_until", {}, ("The best thing", {"until": ["\n"], "max_gen_toks": 4}), 0)
+    with pytest.raises(hl.HybridLensError, match="row 0, new token 1: the model's logits are not finite"):
+        model("decode", 0).generate_until([text])
+
+
+def test_a_stop_sequence_needs_no_end_of_text_token(monkeypatch):
+    """A model that names none still stops where its text holds a stop sequence, and reads no more."""
+    lens = benchmark_lens("recurrentgemma")
+    monkeypatch.setattr(lens.network, "cfg", dataclasses.replace(lens.network.cfg, eos_token_ids=()))
+
+    def said(until):
+        passes = []
+        with lens.hooks([("hook_logits", lambda x, hook: passes.append(x.shape[1]))]):
+            options = {"until": until, "max_gen_toks": 10, "do_sample": False}
+            [text] = HarnessModel(lens).generate_until([Instance("generate_until", {}, ("The best thing", options), 0)])
+        return text, len(passes)
+
+    whole, passes = said([])
+    third = whole.split()[2]
+    assert whole.split().index(third) == 2
+    cut, fewer = said([third])
+    assert cut == whole.split(third)[0]
+    assert fewer < passes

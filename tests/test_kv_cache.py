@@ -388,6 +388,23 @@ def test_surgery_at_decode_steps(exact: HybridLens, boundary: str) -> None:
         assert out.tokens[row].tolist() == said
 
 
+def test_no_edit_acts_while_a_surgery_is_done(exact: HybridLens) -> None:
+    """A surgery that reads another prompt, before every step: what it reads is what it reads alone."""
+    prompts = rows(3, (8,))
+    edits = [Edit("blocks.0.hook_mlp_out", lambda x, hook: x * -4, "decode")]
+    wanted = read(exact, prompts)
+    seen: list[bool] = []
+
+    def surgery(state: HybridState) -> HybridState:
+        seen.append(same(read(exact, prompts), wanted))
+        return state
+
+    out = kv_cache.generate_with(exact, prompts, [Surgery(surgery, "every")], 4, edits, stop_at_eos=False)
+    assert seen == [True] * 4
+    assert torch.equal(out.tokens, exact.generate(prompts, 4, edits, stop_at_eos=False).tokens)
+    assert not torch.equal(out.tokens, exact.generate(prompts, 4, stop_at_eos=False).tokens)
+
+
 def test_going_on_from_a_state(exact: HybridLens) -> None:
     """A prompt read before, in whole or in part: the same text; and the state that was given stays what it was."""
     prompts = rows(3, (10, 10))
@@ -480,6 +497,8 @@ def test_bad_places_are_one_clear_line(exact: HybridLens) -> None:
         (lambda: Surgery(lambda s: s, at=-1), "decode step -1 given"),
         (lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s, at=4)], 4), r"take steps 0\.\.3"),
         (lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s, at=[0, 500])], 4), "decode step 500 given"),
+        (lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s, at="every")], 1, (), "first_new_token"),
+         r"decode step 'every' given, but 1 new tokens .* take no decode step; ask for more"),
         (lambda: kv_cache.generate_with(exact, [[1, 2, 3]], [Surgery(lambda s: exact.prefill([[1]]).state)], 4),
          "a state that has read 1 tokens in row 0, expected 2, as many as"),
         (lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s.select([0, 0]))], 4), "a state of 2 rows"),

@@ -38,6 +38,8 @@ ORDER = (
     "network",
     "tokens",
     "text",
+    "choosing",
+    "decoding",
     "generation",
     "tracing",
     "model",

@@ -16,8 +16,8 @@ from typing import Any
 from analyses.entropy import SEMANTICS
 from analyses.local_tasks import FOLDER, NAMES
 from analyses.ranking import SCOPES
+from hybridlens.decoding import BOUNDARIES
 from hybridlens.errors import InputError, UnknownNameError, closest
-from hybridlens.generation import BOUNDARIES
 from hybridlens.hooks import Phase
 from hybridlens.model import HybridLens
 

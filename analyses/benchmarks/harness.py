@@ -26,8 +26,9 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
+from hybridlens.choosing import Chooser, Sampling, check_finite, greedy, sampler
+from hybridlens.decoding import Boundary, Decoding, begin, check_boundary, decode, first_logits
 from hybridlens.errors import InputError
-from hybridlens.generation import Boundary, Sampling, begin, check_boundary, continue_from, greedy, sampler
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
 from hybridlens.tokens import check_context
@@ -151,7 +152,9 @@ class HarnessModel(HFLM):
 
     def _answer(self, contexts: Sequence[Sequence[int]], asks: Sequence[Sequence[Ask]]) -> Iterator[tuple[int, Answer]]:
         """The answers for a batch of contexts, each read once."""
-        state, logits = begin(self.lens, self.lens.batch(list(map(list, contexts))), self.edits, self.boundary)
+        network, batch = self.lens.network, self.lens.batch(list(map(list, contexts)))
+        state, logits = first_logits(network, begin(network, batch, self.edits, self.boundary), self.edits)
+        check_finite(logits.float().amax(dim=-1), range(len(contexts)), [0] * len(contexts))
         first = logits.float().log_softmax(dim=-1)
         longer: dict[tuple[int, tuple[int, ...]], list[Ask]] = {}
         for row, wanted in enumerate(asks):
@@ -163,9 +166,12 @@ class HarnessModel(HFLM):
         for group in _chunks(sorted(longer, key=lambda key: -len(key[1])), self.rows):
             rows = [row for row, _ in group]
             read = [list(tokens) for _, tokens in group]
-            after = self.lens.extend(state.select(rows), read, self.edits).logits.float().log_softmax(dim=-1)
+            logits = self.lens.extend(state.select(rows), read, self.edits).logits.float()
+            after, highest = logits.log_softmax(dim=-1), logits.amax(dim=-1)
             for place, key in enumerate(group):
-                found = torch.cat([first[key[0]][None], after[place, : len(key[1])]])
+                new = len(key[1])
+                check_finite(highest[place, :new], [key[0]] * new, range(1, new + 1))
+                found = torch.cat([first[key[0]][None], after[place, :new]])
                 for ask in longer[key]:
                     yield ask.request, _score(found, ask.tokens)
 
@@ -200,16 +206,23 @@ class HarnessModel(HFLM):
     @torch.no_grad()
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
         """Prompts of equal length and what follows them, up to a stop sequence or `max_length` tokens in all."""
-        choose = self._chooser(options, stop)
-        batch = self.lens.batch(context)
+        batch, network = self.lens.batch(context), self.lens.network
         check_context(max_length - 1, self.lens.cfg.n_ctx)  # the last token is not read
-        state, logits = begin(self.lens, batch, self.edits, self.boundary)
-        made = continue_from(self.lens, state, logits, max_length - context.shape[1], self.edits, choose=choose)
-        past = torch.arange(made.tokens.shape[1], device=made.tokens.device) >= made.lengths[:, None]
-        return torch.cat([batch.tokens, made.tokens.masked_fill(past, cast(int, self.tokenizer.pad_token_id))], dim=1)
+        how = Decoding(
+            max_length - context.shape[1],
+            tuple(network.cfg.eos_token_ids),
+            self._stopped(stop),
+            self._chooser(options),
+            edits=lambda rows: self.edits,
+            pad=self.lens.pad_token,
+        )
+        made = decode(network, begin(network, batch, self.edits, self.boundary), how).tokens
+        longest, pad = max(map(len, made)), cast(int, self.tokenizer.pad_token_id)
+        new = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in made], dtype=torch.long)
+        return torch.cat([batch.tokens, new.to(batch.tokens.device)], dim=1)
 
-    def _chooser(self, options: dict[str, Any], stop: Sequence[str]) -> Callable[[Tensor], Tensor]:
-        """What picks tokens as `options` say, and ends a row once its text holds a stop sequence."""
+    def _chooser(self, options: dict[str, Any]) -> Chooser:
+        """What picks tokens as `options` say."""
         options.pop("attention_mask", None)
         wanted = {name: value for name, value in options.items() if _DEFAULTS.get(name, ...) != value}
         sampled = bool(wanted.pop("do_sample", False))
@@ -218,26 +231,19 @@ class HarnessModel(HFLM):
         if wanted:
             name, value = next(iter(wanted.items()))
             raise InputError(f"the task asks to generate with {name} = {value!r}, which a lens cannot do")
-        pick = greedy
         if sampled and temperature > 0:
-            pick = sampler(Sampling(self.seed, temperature, top_k or None, top_p))
-        ends = self.lens.cfg.eos_token_ids
-        if not ends:
-            return pick
-        others = set(_generation_ends(self.lens))
-        history: list[list[int]] = []
+            return sampler(Sampling(self.seed, temperature, top_k or None, top_p))
+        return greedy
 
-        def choose(logits: Tensor) -> Tensor:
-            tokens = pick(logits)
-            if not history:
-                history.extend([] for _ in range(tokens.shape[0]))
-            said = [(row[-1:], self.tokenizer.decode(row)) for row in history]
-            ended = [bool(others & set(last)) or any(word and word in text for word in stop) for last, text in said]
-            for row, token in zip(history, tokens.tolist(), strict=True):
-                row.append(token)
-            return tokens.masked_fill(torch.tensor(ended, device=tokens.device), ends[0])
+    def _stopped(self, stop: Sequence[str]) -> Callable[[Sequence[int]], bool]:
+        """Whether a row ends with the tokens it has said: by the model's settings, or as its text holds a stop."""
+        ends = set(_generation_ends(self.lens))
 
-        return choose
+        def stopped(said: Sequence[int]) -> bool:
+            text = self.tokenizer.decode(list(said))
+            return said[-1] in ends or any(word and word in text for word in stop)
+
+        return stopped
 
     # What is left of the way over the untouched model.
 

@@ -24,8 +24,8 @@ from analyses.benchmarks.config import BenchmarkConfig
 from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row
 from analyses.benchmarks.tasks import Loaded, check_tasks, load_tasks, quiet, require, seeded
 from analyses.sparsification import top_k
+from hybridlens.decoding import Boundary
 from hybridlens.errors import InputError, ResultsError
-from hybridlens.generation import Boundary
 from hybridlens.model import HybridLens
 from hybridlens.results import environment, hash_json, hash_weights
 

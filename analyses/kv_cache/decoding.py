@@ -3,11 +3,12 @@
 Decode steps count from 0. With boundary "last_prompt_token" step 0 reads the last token of the prompt and makes the
 first new token; with "first_new_token" it reads the first new token. A surgery at step n changes the state that step n
 goes on from, before it reads its token; so step 0 is "before generation". Edits of hook points act besides, in their
-phases, so that a prompt can be read under one manipulation and answered under another.
+phases, so that a prompt can be read under one manipulation and answered under another. No edit acts while a surgery
+is done, so a surgery may run the model itself.
 
-How it fails: no step, one below 0, or one beyond the last raises `InputError` before anything runs; so does, when it
-comes to it, a function that returns no state of the model, the batch and as many tokens read. Rows that have ended are
-operated on with the rest; a batch that ends early never comes to its later steps.
+How it fails: no step, one below 0, one beyond the last, or "every" step where there is none raises `InputError` before
+anything runs; so does, when it comes to it, a function that returns no state of the model, the batch and as many tokens
+read. Rows that have ended are operated on with the rest; a batch that ends early never comes to its later steps.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
+from hybridlens.choosing import Sampling
+from hybridlens.decoding import Between, Boundary
 from hybridlens.errors import InputError
-from hybridlens.generation import Boundary, Generation, Sampling, begin, continue_from, greedy, sampler
+from hybridlens.generation import Generation, decode_steps, generate
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
 from hybridlens.state import HybridState
-from hybridlens.tokens import TokensLike, check_context
+from hybridlens.tokens import TokensLike
 
 StateFunction: TypeAlias = Callable[[HybridState], HybridState]
 
@@ -93,22 +95,37 @@ def generate_with(
         InputError: tokens that cannot be run, a context that is too short, a surgery that returns no such state, or
             a surgery at a step that cannot come.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens {max_new_tokens} given, expected at least 1")
-    batch = lens.batch(tokens, lengths)
-    before = torch.zeros(1, dtype=torch.long) if state is None else state.lengths.cpu()
-    new = torch.tensor(batch.tokens.shape[1]) if batch.lengths is None else batch.lengths.cpu()
-    check_context(int((before + new).max()) + max_new_tokens - 1, lens.cfg.n_ctx)
-    first = 1 if boundary == "last_prompt_token" else 0
-    last = first + max_new_tokens - 2  # the last token made is not read
+    _check_steps(surgeries, decode_steps(max_new_tokens, boundary), max_new_tokens, boundary)
+    return generate(
+        lens.network,
+        lens.batch(tokens, lengths),
+        max_new_tokens,
+        edits,
+        boundary,
+        state=state,
+        between=_between(surgeries) if surgeries else None,
+        stop_at_eos=stop_at_eos,
+        sampling=sampling,
+        tokenizer=lens.tokenizer,
+        pad=lens.pad_token,
+    )
+
+
+def _check_steps(surgeries: Sequence[Surgery], steps: int, max_new_tokens: int, boundary: Boundary) -> None:
+    """Refuse surgeries at decode steps that cannot come."""
+    there = f"take steps 0..{steps - 1}" if steps else "take no decode step; ask for more new tokens"
     for surgery in surgeries:
-        beyond = [step for step in surgery.steps if step > last]
-        if beyond:
-            there = f"take steps 0..{last}" if last >= 0 else "take no decode step"
+        beyond = [step for step in surgery.steps if step >= steps]
+        if beyond or (surgery.at == "every" and steps == 0):
+            given = ", ".join(map(str, beyond)) or "'every'"
             raise InputError(
-                f"a surgery at decode step {', '.join(map(str, beyond))} given, but {max_new_tokens} new tokens with "
-                f"boundary {boundary!r} {there}"
+                f"a surgery at decode step {given} given, but {max_new_tokens} new tokens with boundary {boundary!r} "
+                f"{there}"
             )
+
+
+def _between(surgeries: Sequence[Surgery]) -> Between:
+    """The surgeries as what is done between two steps."""
 
     def between(held: HybridState, step: int) -> HybridState:
         for surgery in surgeries:
@@ -116,10 +133,7 @@ def generate_with(
                 held = _checked(surgery.fn(held), held)
         return held
 
-    choose = greedy if sampling is None else sampler(sampling)
-    with torch.no_grad():
-        held, logits = begin(lens, batch, edits, boundary, state, between)
-        return continue_from(lens, held, logits, max_new_tokens, edits, stop_at_eos, choose, between, first)
+    return between
 
 
 def _checked(new: object, old: HybridState) -> HybridState:

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hybridlens.decoding import Start
 from hybridlens.errors import InputError
 from hybridlens.generation import continue_from
 from hybridlens.model import HybridLens
@@ -232,7 +233,8 @@ class NeedleScore(Metric):
         if lens.tokenizer is None:
             raise InputError("NeedleScore reads answers as text; give HybridLens a tokenizer")
         _check_room(lens, output, self.max_new_tokens - 1)
-        answers = continue_from(lens, output.state, output.logits[:, -1], self.max_new_tokens)
+        start = Start(output.state, output.logits[:, -1])
+        answers = continue_from(lens.network, start, self.max_new_tokens, tokenizer=lens.tokenizer, pad=lens.pad_token)
         return torch.tensor([score(text, self.rubric) for text in answers.text], dtype=torch.float64)
 
 

@@ -21,8 +21,8 @@ from analyses.study.grids import Cells, Grids, LackingError
 from analyses.study.views import ANSWERINGS, READINGS, Base
 from hybridlens import niah
 from hybridlens.config import LensConfig
+from hybridlens.decoding import BOUNDARIES
 from hybridlens.errors import InputError, UnknownNameError, closest
-from hybridlens.generation import BOUNDARIES
 from hybridlens.model import HybridLens
 from hybridlens.results import CellKey
 

@@ -34,8 +34,8 @@ from analyses.study.view_types import (
     Table1,
 )
 from hybridlens import niah
+from hybridlens.decoding import BOUNDARIES
 from hybridlens.errors import ResultsError
-from hybridlens.generation import BOUNDARIES
 from hybridlens.results import Cell, TippingInterval, tipping_interval
 from hybridlens.results.cells import MODES, PHASES
 

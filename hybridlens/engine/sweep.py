@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import torch
 
+from hybridlens.decoding import Boundary, check_boundary
 from hybridlens.engine.answering import Row, answer
 from hybridlens.engine.budget import DEFAULT, Budget, costs_of
 from hybridlens.engine.reading import Reader, Tally
 from hybridlens.engine.work import Answer, Job, Treating, reading_of
 from hybridlens.errors import InputError
-from hybridlens.generation import Boundary, check_boundary
 from hybridlens.model import HybridLens
 from hybridlens.tokens import check_context
 
@@ -120,6 +120,13 @@ class Sweep:
             full = len(rows) if everything or crowded else len(rows) - len(rows) % size
             for start in range(0, full, size):
                 batch = rows[start : start + size]
-                said = answer(self.lens, batch, self.treating, self.boundary, self.max_new_tokens)
+                said = answer(
+                    self.lens.network,
+                    batch,
+                    self.treating,
+                    self.boundary,
+                    self.max_new_tokens,
+                    tokenizer=self.lens.tokenizer,
+                )
                 yield [Answered(row.job, one) for row, one in zip(batch, said, strict=True)]
             del rows[:full]

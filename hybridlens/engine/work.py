@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-from hybridlens.generation import Boundary
+from hybridlens.decoding import Boundary
 from hybridlens.hooks import Edit, Phase
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]

@@ -21,6 +21,7 @@ from transformers import DynamicCache
 
 import hybridlens as hl
 from analyses.sparsification import top_k
+from hybridlens.decoding import Start
 from hybridlens.generation import continue_from
 from tests.benchmarks import models
 from tests.benchmarks.measure import Paired, difference, machine, paired, table
@@ -130,7 +131,7 @@ def top_k_generation(name: str, lens: hl.HybridLens, sizes: Sizes, runs: int) ->
         return lens.generate(tokens, sizes.new, edits, stop_at_eos=False).tokens
 
     def answers(edits: list[hl.Edit]) -> Tensor:
-        return continue_from(lens, state, logits[:, 0], sizes.new, edits, stop_at_eos=False).tokens
+        return continue_from(lens.network, Start(state, logits[:, 0]), sizes.new, edits, stop_at_eos=False).tokens
 
     assert whole(edits).shape == whole([]).shape == (sizes.rows, sizes.new)
     end = f"of {sizes.rows} × {sizes.new} tokens, top-k on every row: share of the tokens per second without edits"
