@@ -297,7 +297,7 @@ def test_bad_input_is_one_line():
     fails(InputError, "reader 'L2 head 0 q': layer 2 has no heads; those are in layers 1", readers=[Reader("q", 2, 0)])
     fails(InputError, r"the layer has key/value heads 0\.\.1, but 2 was given", readers=[Reader("k", 1, 2)])
     fails(InputError, r"the layer has query heads 0\.\.3, but 4 was given", readers=[Reader("q", 1, 4)])
-    fails(InputError, "layer 4 has no mixers and MLPs; those are in layers 0, 1, 2, 3", readers=[Reader("mlp", 4)])
+    fails(InputError, "layer 4 has no MLPs; those are in layers 0, 1, 2, 3", readers=[Reader("mlp", 4)])
     fails(InputError, "0 writers and 1 readers given", [])
     fails(InputError, "no empty group", [[]])
     fails(InputError, "'embedding' was given twice", [*embed, embed])
