@@ -20,6 +20,7 @@ os.environ.update(
 )
 
 import pytest
+from markupsafe import Markup
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -60,5 +61,5 @@ def jamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without six megabytes of other people's code."""
-    monkeypatch.setattr("hybridlens.viz.page._plotly_bundle", lambda: "// plotly")
-    monkeypatch.setattr("hybridlens.viz.page.circuitsvis_bundle", lambda: "// the bundle of circuitsvis")
+    monkeypatch.setattr("hybridlens.viz.bundles.plotly_bundle", lambda bundle: Markup("// plotly"))
+    monkeypatch.setattr("hybridlens.viz.templating.circuitsvis_bundle", lambda: Markup("// the bundle of circuitsvis"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import Markup
 import torch
 
 from analyses.circuits.composition import KINDS, Composition
@@ -22,8 +23,7 @@ from analyses.needle_heads import Look
 from analyses.ranking import HeadRanking
 from hybridlens.viz.article import Article, render_article
 from hybridlens.viz.blocks import Chart, ChartGrid
-from hybridlens.viz.page import POLICY
-from hybridlens.viz.patterns import circuitsvis_bundle
+from hybridlens.viz.templating import POLICY, circuitsvis_bundle
 from tests.test_viz import HOSTILE, Page, a_record, data_of
 
 LAYERS, SSM, HEADS, LAGS, BACK = (2, 5), (0, 1, 3, 4), 3, 2, 40
@@ -107,8 +107,8 @@ def rendered(circuits: HeadCircuits) -> str:
 def small_bundles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without six megabytes of other people's code, but where a test looks at it."""
     if request.function not in WHOLE:
-        monkeypatch.setattr("hybridlens.viz.page._plotly_bundle", lambda: "// plotly")
-        monkeypatch.setattr("hybridlens.viz.page.circuitsvis_bundle", lambda: "// the bundle of circuitsvis")
+        monkeypatch.setattr("hybridlens.viz.bundles.plotly_bundle", lambda bundle: Markup("// plotly"))
+        monkeypatch.setattr("hybridlens.viz.templating.circuitsvis_bundle", lambda: Markup("// the bundle of circuitsvis"))
 
 
 def section(source: str, name: str) -> str:
