@@ -20,8 +20,8 @@ os.environ.update(
 )
 
 import pytest
-from markupsafe import Markup
 from hypothesis import HealthCheck, settings
+from markupsafe import Markup
 
 settings.register_profile(
     "hybridlens",
@@ -60,6 +60,6 @@ def jamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without six megabytes of other people's code."""
+    """Pages without three megabytes of other people's code."""
     monkeypatch.setattr("hybridlens.viz.bundles.plotly_bundle", lambda bundle: Markup("// plotly"))
     monkeypatch.setattr("hybridlens.viz.templating.circuitsvis_bundle", lambda: Markup("// the bundle of circuitsvis"))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from markupsafe import Markup
 import torch
 
 from analyses.circuits.composition import KINDS, Composition
@@ -104,11 +103,10 @@ def rendered(circuits: HeadCircuits) -> str:
 
 
 @pytest.fixture(autouse=True)
-def small_bundles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without six megabytes of other people's code, but where a test looks at it."""
+def bundles(request: pytest.FixtureRequest) -> None:
+    """Pages without three megabytes of other people's code, but where a test looks at it."""
     if request.function not in WHOLE:
-        monkeypatch.setattr("hybridlens.viz.bundles.plotly_bundle", lambda bundle: Markup("// plotly"))
-        monkeypatch.setattr("hybridlens.viz.templating.circuitsvis_bundle", lambda: Markup("// the bundle of circuitsvis"))
+        request.getfixturevalue("small_bundles")
 
 
 def section(source: str, name: str) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from markupsafe import Markup
 import torch
 from command_line import refused
+from markupsafe import Markup
 from test_viz import Page
 
 import hybridlens as hl

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from markupsafe import Markup
 import torch
 
 from analyses.ranking import HeadRanking
@@ -87,10 +86,10 @@ def a_comparison(names: tuple[str, ...] = STATIC, note: str = "a note", draws: b
 
 
 @pytest.fixture(autouse=True)
-def small_bundle(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def bundles(request: pytest.FixtureRequest) -> None:
     """Pages without megabytes of other people's code, but where a test looks at it."""
     if request.function not in WHOLE:
-        monkeypatch.setattr("hybridlens.viz.bundles.plotly_bundle", lambda bundle: Markup("// plotly"))
+        request.getfixturevalue("small_bundles")
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 from hybridlens.results import write_atomic
 from hybridlens.viz.blocks import Block, Section
 from hybridlens.viz.gathered import Gathered
-from hybridlens.viz.templating import templates
+from hybridlens.viz.templating import render
 
 REPORT = "report.html"
 
@@ -55,14 +55,15 @@ def write_article(folder: Path, article: Article, record: Mapping[str, Any]) -> 
 def render_article(article: Article, record: Mapping[str, Any]) -> str:
     """The page as text; arguments as in `write_article`."""
     day = str(record.get("finished") or record.get("created") or "")[:10]
-    return templates().get_template("article.html").render(
+    return render(
+        "article.html",
         article=article,
         model=record["model"],
         origin=" · ".join(part for part in (*article.origin, day) if part),
         unfinished=_unfinished(record),
         provenance=[(name, _plain(value)) for name, value in _provenance(record)],
         gathered=Gathered(),
-    )  # fmt: skip
+    )
 
 
 def _unfinished(record: Mapping[str, Any]) -> str:

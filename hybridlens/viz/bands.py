@@ -40,6 +40,8 @@ def band_chart(
             figure.add_trace(_band(curve.name, sure, factor, COLORS[i], round(0.4 / (len(curves) + 0.5), 3)))
     after = " %" if percent else ""
     for i, (curve, points) in enumerate(zip(curves, known, strict=True)):
+        known_ends = all(value.sure for value in points.values())
+        ends = f", 95 %: %{{customdata[0]:.3~g}} to %{{customdata[1]:.3~g}}{after}" if known_ends else ""
         figure.add_scatter(
             x=list(points),
             y=[plain(factor * value.mean) for value in points.values()],
@@ -49,8 +51,7 @@ def band_chart(
             mode="lines+markers",
             line={"color": COLORS[i], "width": 2.2, "dash": DASHES[i]},
             marker={"symbol": SYMBOLS[i], "size": 7, "color": COLORS[i]},
-            hovertemplate=f"%{{x}} heads: <b>%{{y:.3~g}}{after}</b>"
-            + (f", 95 %: %{{customdata[0]:.3~g}} to %{{customdata[1]:.3~g}}{after}" if all(value.sure for value in points.values()) else ""),
+            hovertemplate=f"%{{x}} heads: <b>%{{y:.3~g}}{after}</b>{ends}",
         )
     ks = sorted({k for points in known for k in points}) or [0]
     y_axis = axis(y_title, **({"ticksuffix": " %", "range": [-3, 104], "dtick": 25} if percent else {}))

@@ -54,8 +54,11 @@ def bundle_for(figures: Iterable[Mapping[str, Any]]) -> Bundle | None:
     wanted = {str(trace.get("type", "scatter")) for figure in shown for trace in figure["data"]}
     fitting = [bundle for bundle in BUNDLES if wanted <= bundle.traces]
     if not fitting:
-        unknown, known = sorted(wanted - BUNDLES[-1].traces), sorted(BUNDLES[-1].traces)
-        raise InputError(f"a figure has a trace of type {unknown[0]!r}, which no page draws; expected {', '.join(known)}")
+        known = BUNDLES[-1].traces
+        unknown = min(wanted - known)
+        raise InputError(
+            f"a figure has a trace of type {unknown!r}, which no page draws; expected one of {', '.join(sorted(known))}"
+        )
     return fitting[0] if shown else None
 
 

@@ -1,7 +1,8 @@
 """Attention patterns drawn by circuitsvis, with any token text shown literally and the network off.
 
 The library's own HTML either loads its code from a network or repeats 1.3 MB per figure, and puts token text
-into a script unescaped. Here the props are JSON in which no `<` is left, and a page has the bundle once. How it fails: `InputError` for shapes that do not fit, values that are not finite, or more tokens than
+into a script unescaped. Here the props are JSON in which no `<` is left, and a page has the bundle once.
+How it fails: `InputError` for shapes that do not fit, values that are not finite, or more tokens than
 it can paint (about 128; a browser needs minutes above that).
 """
 
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from hybridlens.errors import InputError
-from hybridlens.viz.templating import circuitsvis_bundle, templates
+from hybridlens.viz.templating import circuitsvis_bundle, render
 
 MAX_TOKENS = 128
 
@@ -82,8 +83,7 @@ def attention_heads(
     """
     labels = heads if heads is not None else [f"Head {i}" for i in range(pattern.shape[0])]
     figure = PatternFigure("attention heads", tokens, pattern, labels)
-    page = templates().get_template("pattern.html")
-    return Html(page.render(name=name, props=props(figure), library=circuitsvis_bundle()))
+    return Html(render("pattern.html", name=name, props=props(figure), library=circuitsvis_bundle()))
 
 
 def props(figure: PatternFigure) -> dict[str, Any]:

@@ -104,8 +104,8 @@ def article_of(
 def _explorer(cells: Sequence[Cell], phases: Sequence[str], max_score: float) -> Explorer:
     """A strip a phase, a map a k."""
     groups = tuple(
-        MapGroup(PHASE_TITLES[p], PHASE_NOTES[p], tuple(_map(cells, p, k, ks_of(cells, p)[-1]) for k in ks_of(cells, p)))
-        for p in phases
+        MapGroup(PHASE_TITLES[p], PHASE_NOTES[p], tuple(_map(cells, p, k, ks[-1]) for k in ks))
+        for p, ks in ((p, ks_of(cells, p)) for p in phases)
     )
     return Explorer({"": groups}, max_score, ("phase", "heads kept"), ("needle", "time", "prompt hash"))
 

@@ -9,6 +9,7 @@ How it fails: `jinja2.UndefinedError` for a name that no one gave; `ValueError` 
 
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -30,8 +31,12 @@ def templates() -> Environment:
     )
     made.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "separators": (",", ":"), "allow_nan": False}
     made.filters |= {"percent": percent, "interval": interval}
-    made.globals |= {"policy": POLICY, "asset": asset}
     return made
+
+
+def render(name: str, **values: Any) -> str:
+    """A template of this package with its values, as text; every value is escaped, whatever it holds."""
+    return templates().get_template(name).render(policy=POLICY, asset=asset, **values)
 
 
 def inline(source: str) -> Markup:
