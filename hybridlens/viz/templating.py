@@ -34,7 +34,7 @@ def templates() -> Environment:
     return made
 
 
-def render(name: str, **values: Any) -> str:
+def render(name: str, /, **values: Any) -> str:
     """A template of this package with its values, as text; every value is escaped, whatever it holds."""
     return templates().get_template(name).render(policy=POLICY, asset=asset, **values)
 
