@@ -21,6 +21,7 @@ os.environ.update(
 
 import pytest
 from hypothesis import HealthCheck, settings
+from markupsafe import Markup
 
 settings.register_profile(
     "hybridlens",
@@ -59,6 +60,6 @@ def jamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without six megabytes of other people's code."""
-    monkeypatch.setattr("hybridlens.viz.page._plotly_bundle", lambda: "// plotly")
-    monkeypatch.setattr("hybridlens.viz.page.circuitsvis_bundle", lambda: "// the bundle of circuitsvis")
+    """Pages without three megabytes of other people's code."""
+    monkeypatch.setattr("hybridlens.viz.bundles.plotly_bundle", lambda bundle: Markup("// plotly"))
+    monkeypatch.setattr("hybridlens.viz.templating.circuitsvis_bundle", lambda: Markup("// the bundle of circuitsvis"))

@@ -22,8 +22,7 @@ from analyses.needle_heads import Look
 from analyses.ranking import HeadRanking
 from hybridlens.viz.article import Article, render_article
 from hybridlens.viz.blocks import Chart, ChartGrid
-from hybridlens.viz.page import POLICY
-from hybridlens.viz.patterns import circuitsvis_bundle
+from hybridlens.viz.templating import POLICY, circuitsvis_bundle
 from tests.test_viz import HOSTILE, Page, a_record, data_of
 
 LAYERS, SSM, HEADS, LAGS, BACK = (2, 5), (0, 1, 3, 4), 3, 2, 40
@@ -104,11 +103,10 @@ def rendered(circuits: HeadCircuits) -> str:
 
 
 @pytest.fixture(autouse=True)
-def small_bundles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without six megabytes of other people's code, but where a test looks at it."""
+def bundles(request: pytest.FixtureRequest) -> None:
+    """Pages without three megabytes of other people's code, but where a test looks at it."""
     if request.function not in WHOLE:
-        monkeypatch.setattr("hybridlens.viz.page._plotly_bundle", lambda: "// plotly")
-        monkeypatch.setattr("hybridlens.viz.page.circuitsvis_bundle", lambda: "// the bundle of circuitsvis")
+        request.getfixturevalue("small_bundles")
 
 
 def section(source: str, name: str) -> str:

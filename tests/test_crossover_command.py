@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import refused
+from markupsafe import Markup
 from test_viz import Page
 
 import hybridlens as hl
@@ -131,7 +132,7 @@ def finished(jamba: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(crossover_folder, "mixes", lambda cfg: kv_cache.mixes(cfg, by_layer=False))
-        patched.setattr("hybridlens.viz.page._plotly_bundle", lambda: "// plotly")
+        patched.setattr("hybridlens.viz.bundles.plotly_bundle", lambda bundle: Markup("// plotly"))
         assert main(command(jamba, folder)) == 0
     return folder
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from hybridlens.errors import InputError
 from hybridlens.viz.circuits import (
-    DASHES,
     KIND_WORDS,
     Edge,
     Node,
@@ -21,7 +20,7 @@ from hybridlens.viz.circuits import (
     strongest,
 )
 from hybridlens.viz.heads import correlation_matrix, head_heatmap, pair_heatmap, short
-from hybridlens.viz.patterns import script_json
+from hybridlens.viz.layout import DASHES
 
 NAN, INF = math.nan, math.inf
 ANY = st.floats(allow_nan=True, allow_infinity=True, width=32)
@@ -29,7 +28,7 @@ ANY = st.floats(allow_nan=True, allow_infinity=True, width=32)
 
 def as_page(figure):
     """A figure as a page's code reads it; fails where JSON cannot hold it."""
-    return json.loads(script_json(figure.to_plotly_json()))
+    return json.loads(json.dumps(figure.to_plotly_json(), allow_nan=False))
 
 
 @pytest.mark.parametrize(

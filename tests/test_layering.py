@@ -195,6 +195,13 @@ def test_importing_hybridlens_loads_nothing_heavy() -> None:
     assert loaded_by("import torch") & HEAVY >= {"torch"}, "the probe does not see a heavy import"
 
 
+def test_importing_viz_waits_with_plotly() -> None:
+    """Plotly comes with the first figure; the probe sees it when it does."""
+    drawing = {"plotly", "circuitsvis", "jinja2", "torch"}
+    assert loaded_by("import hybridlens.viz") & drawing == set()
+    assert loaded_by("from hybridlens.viz import retrieval_map") & drawing == {"plotly"}
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["niah", "--help"], ["heads", "--help"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     """`hybridlens --help` has to answer within a second, which no heavy import would allow.

@@ -23,8 +23,9 @@ from hybridlens.errors import InputError
 from hybridlens.viz.article import render_article
 from hybridlens.viz.bands import band_chart
 from hybridlens.viz.blocks import Chart, ChartGrid
-from hybridlens.viz.charts import Curve, Value
-from hybridlens.viz.page import POLICY
+from hybridlens.viz.charts import Curve
+from hybridlens.viz.entries import Value
+from hybridlens.viz.templating import POLICY
 from tests.test_viz import HOSTILE, Page, a_record, data_of
 
 COUNTS, LAYERS, HEADS, PROMPTS = (0, 1, 2, 3, 4, 5, 6), (2, 5), 3, 12
@@ -85,10 +86,10 @@ def a_comparison(names: tuple[str, ...] = STATIC, note: str = "a note", draws: b
 
 
 @pytest.fixture(autouse=True)
-def small_bundle(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def bundles(request: pytest.FixtureRequest) -> None:
     """Pages without megabytes of other people's code, but where a test looks at it."""
     if request.function not in WHOLE:
-        monkeypatch.setattr("hybridlens.viz.page._plotly_bundle", lambda: "// plotly")
+        request.getfixturevalue("small_bundles")
 
 
 @cache

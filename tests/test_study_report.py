@@ -23,9 +23,8 @@ from analyses.study.verdict import Verdict
 from hybridlens.results import Cell
 from hybridlens.viz.article import render_article
 from hybridlens.viz.blocks import Explorer
-from hybridlens.viz.markup import difference, entry, interval, percent
-from hybridlens.viz.patterns import circuitsvis_bundle
-from hybridlens.viz.report import POLICY
+from hybridlens.viz.entries import difference, entry, interval, percent
+from hybridlens.viz.templating import POLICY, circuitsvis_bundle
 from tests.test_viz import HOSTILE, Page, a_record, data_of
 
 LENGTHS, DEPTHS, N_HEADS = (64, 96, 128), (0, 50, 100), 4

@@ -7,11 +7,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hybridlens.viz
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.results import Cell, accuracy_points, environment, finding
 from hybridlens.viz import (
@@ -24,8 +26,8 @@ from hybridlens.viz import (
     retrieval_map,
     write_report,
 )
-from hybridlens.viz.patterns import circuitsvis_bundle, inline_script, props, script_json
-from hybridlens.viz.report import POLICY
+from hybridlens.viz.patterns import props
+from hybridlens.viz.templating import POLICY, circuitsvis_bundle, inline, templates
 
 # Texts that end a script, open a tag, look like an entity, or end a line in JavaScript but not in JSON.
 HOSTILE = [
@@ -130,7 +132,7 @@ def data_of(page: Page) -> Any:
 def test_accuracy_curve_holds_the_means_and_the_chance_beside_them() -> None:
     """Means worked out by hand from the scores of `sweep`; each phase has its own dotted chance curve."""
     figure = accuracy_curve(sweep(), 5.0, 8)
-    drawn = {trace.name: (list(trace.x), list(trace.y), trace.line.dash) for trace in figure.data}
+    drawn = {trace.name: ([round(x) for x in trace.x], list(trace.y), trace.line.dash) for trace in figure.data}
     assert drawn == {
         "Generation only": ([0, 2, 8], [0, 60, 100], None),
         "Generation only, needle left out (chance)": ([0, 2, 8], [5, 5, 5], "dot"),
@@ -156,7 +158,8 @@ def test_accuracy_curve_shows_the_intervals() -> None:
         bottoms = [y - less for y, less in zip(trace.y, trace.error_y.arrayminus, strict=True)]
         assert tops == pytest.approx([100 * p.high for p in points])
         assert bottoms == pytest.approx([100 * p.low for p in points])
-        assert [list(row) for row in trace.customdata] == [[p.n, 100 * p.low, 100 * p.high] for p in points]
+        rows = [[f"k = {p.k}", p.n, 100 * p.low, 100 * p.high] for p in points]
+        assert [list(row) for row in trace.customdata] == rows
         assert len({round(p.high - p.low, 3) for p in points}) > 1, "the intervals differ, so a swap would show"
     assert figure.data[1].error_y.array is None
 
@@ -223,16 +226,30 @@ def test_report_holds_every_cell_and_pattern(tmp_path: Path) -> None:
     assert path == tmp_path / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
     data = data_of(page)
-    rows = {(c.phase, c.k, c.length, c.depth): (c.score, c.text) for c in sweep("written")}
-    assert {tuple(row[:4]): (row[4], row[8]) for row in data["cells"]} == rows
-    assert data["maps"]["generation"]["2"] == [[60, 60], [60, 60], [60, 60], [5, 5]]
-    assert data["depths"] == [0, 50, 100, None]
-    assert data["tip"] == {"generation": 0, "prefill": 2}
+    (sheet,) = data["explorer"]["sheets"]
+    assert (sheet["lengths"], sheet["depths"]) == ([64, 128], [0, 50, 100, None])
+    assert sheet["groups"][0]["maps"][1]["points"] == [[3, 3], [3, 3], [3, 3], [0.25, 0.25]]
+    assert [[m["label"] for m in g["maps"]] for g in sheet["groups"]] == [["k 0", "k 2", "k 8"]] * 2
+    assert data["explorer"]["facts"] == ["needle", "time", "prompt hash"]
+    shown = {
+        (g["title"], m["words"], n, depth): (m["points"][y][x], data["texts"][m["texts"][y][x]], m["facts"][y][x])
+        for g in sheet["groups"] for m in g["maps"]
+        for y, depth in enumerate(sheet["depths"]) for x, n in enumerate(sheet["lengths"])
+    }  # fmt: skip
+    titles = {"generation": "Generation only", "prefill": "Prefill and generation"}
+    assert shown == {
+        (titles[c.phase], f"{titles[c.phase]}, {c.k} of 8 heads kept", c.length, c.depth): (
+            c.score, c.text, ["not in the prompt" if c.control else "tokens 3 to 8", "0.1 s", "abc"]
+        )
+        for c in sweep("written")
+    }  # fmt: skip
+    assert [round(x) for x in data["charts"][0]["data"][0]["x"]] == list(KS)
     np.testing.assert_allclose(data["patterns"][0]["attention"], figure.pattern, atol=5e-5)
     text = " ".join(page.text)
     for words in ("With all 8 heads", "k = 2", "start of the context", "end, next to the question", "a note"):
         assert words in text
     assert "hybridlens niah --model m" in text
+    assert re.search(r"tipping point.*k = 0.*0\s%.*k = 2.*20\s%", text.split("Accuracy against")[0], re.DOTALL)
     assert f"transformers {environment()['packages']['transformers']}" in text
     assert "not complete" not in text
     waiting = Page(render_report(sweep(), a_record(status="interrupted", cells_done=48, cells=96)))
@@ -248,10 +265,10 @@ def test_report_asks_the_network_for_nothing() -> None:
         POLICY == "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
     )
     assert {"http-equiv": "Content-Security-Policy", "content": POLICY} in metas
-    loading = [
-        (t, n) for t, a in page.tags for n in a if n in {"src", "href", "srcset", "action", "data", "poster"}
-    ]
-    assert loading == []
+    loading = {"src", "srcset", "action", "data", "poster"}
+    assert [(tag, name) for tag, a in page.tags for name in a if name in loading] == []
+    links = [str(a["href"]) for tag, a in page.tags if tag == "a"]
+    assert links == [f"#{a['id']}" for tag, a in page.tags if tag == "section"]
     assert not {tag for tag, _ in page.tags} & {"link", "iframe", "img", "object", "embed", "base"}
     assert "sourceMappingURL" not in source
     own = source.replace(circuitsvis_bundle(), "").replace(max(page.scripts, key=len), "")
@@ -280,7 +297,7 @@ def test_report_shows_any_text_literally(text: str) -> None:
     assert [t for t, _ in hostile.tags] == [t for t, _ in plain.tags]
     assert len(hostile.scripts) == len(plain.scripts) == 4
     data = data_of(hostile)
-    assert {row[8] for row in data["cells"]} == {text}
+    assert data["texts"] == [text]
     assert data["patterns"][0]["tokens"] == [text, "b"]
     assert data["patterns"][0]["attentionHeadNames"] == [text, "h"]
     shown = "".join(hostile.text)
@@ -288,16 +305,38 @@ def test_report_shows_any_text_literally(text: str) -> None:
     assert "CircuitsVis.render" in hostile.scripts[3]
 
 
+JSON = templates().from_string("{{ value | tojson }}")
+
+
 @given(st.text())
-def test_script_json_can_end_no_script(text: str) -> None:
+def test_json_can_end_no_script(text: str) -> None:
     """For any text the JSON parses back to it and holds no character that HTML acts on within a script."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         return
-    written = script_json({text: [text]})
+    written = JSON.render(value={text: [text]})
     assert json.loads(written) == {text: [text]}
     assert not set(written) & set("<>&\u2028\u2029")
+
+
+def test_templates_refuse_what_they_cannot_write() -> None:
+    """A misspelt name and a number that JSON has not raise, where Jinja2 alone writes nothing and "NaN"."""
+    with pytest.raises(jinja2.UndefinedError, match="'missing' is undefined"):
+        templates().from_string("{{ missing }}").render()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        JSON.render(value=float("nan"))
+    assert templates().from_string("{{ x }}").render(x="<b>'\"&") == "&lt;b&gt;&#39;&#34;&amp;"
+
+
+def test_text_is_called_safe_in_one_place() -> None:
+    """`Markup` is made by `inline` alone, which is given files only; no template switches escaping off."""
+    package = Path(hybridlens.viz.__file__).parent
+    sources = {path.name: path.read_text(encoding="utf-8") for path in package.glob("*.py")}
+    assert [name for name, text in sources.items() for _ in re.findall(r"\bMarkup\(", text)] == ["templating.py"]
+    found = "\n".join(path.read_text(encoding="utf-8") for path in (package / "templates").iterdir())
+    assert "gathered" in found
+    assert not re.search(r"\|\s*safe|autoescape|Markup", found)
 
 
 def test_bundles_cannot_end_their_script() -> None:
@@ -308,7 +347,7 @@ def test_bundles_cannot_end_their_script() -> None:
     assert "</script" in raw, "the danger this guards against is there"
     assert "</script" not in circuitsvis_bundle()
     assert len(circuitsvis_bundle()) > 1_000_000
-    assert inline_script('"</script><!--"') == '"<\\/script><\\!--"'
+    assert inline('"</script><!--"') == '"<\\/script><\\!--"'
 
 
 def test_notebook_figure_stands_alone() -> None:

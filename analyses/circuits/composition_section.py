@@ -14,8 +14,9 @@ from torch import Tensor
 from analyses.circuits.composition import KINDS
 from analyses.circuits.labels import name_of, number
 from analyses.circuits.results import HeadCircuits
-from hybridlens.viz.blocks import Block, Chart, ChartGrid, Entry, Section, Table, Words
+from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Table, Words
 from hybridlens.viz.circuits import Edge, Node, composition_graph, strongest
+from hybridlens.viz.entries import Entry
 from hybridlens.viz.heads import heatmap_height, pair_heatmap
 
 LINES = 12

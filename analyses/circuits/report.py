@@ -15,7 +15,6 @@ from analyses.circuits.labels import name_of, number, writer_of
 from analyses.circuits.results import HeadCircuits
 from analyses.needle_heads import Look
 from hybridlens.viz.article import Article, write_article
-from hybridlens.viz.page import day
 
 HALF = 0.5
 """A score of -1 … 1 above this is called copying, or matching, in the finding."""
@@ -53,11 +52,9 @@ def article_of(circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look
         made.append(sections.linearisation(circuits))
     if patterns is not None:
         made.insert(1, sections.patterns(circuits, patterns))
-    model = str(record["model"])
     return Article(
-        title=f"{model}: head circuits",
+        subject="head circuits",
         over="Attention heads by their weights alone",
-        heading=model,
         origin=_origin(circuits, record),
         finding=finding(circuits),
         notes=(),
@@ -112,13 +109,11 @@ def _linearised(circuits: HeadCircuits) -> str:
     )
 
 
-def _origin(circuits: HeadCircuits, record: Mapping[str, Any]) -> str:
-    """One line: how much there is, from what, when."""
+def _origin(circuits: HeadCircuits, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """How much there is, from what."""
     layers, ssm = len(circuits.layers), len(circuits.ssm_layers)
-    parts = [
+    return (
         f"{circuits.copying.numel()} heads in {layers} attention {'layer' if layers == 1 else 'layers'}",
         f"{ssm} recurrent {'layer' if ssm == 1 else 'layers'}, linearised {circuits.linearised}",
         f"{circuits.sample:,} tokens sampled, seed {record.get('seed')}",
-        day(record),
-    ]
-    return " · ".join(part for part in parts if part)
+    )

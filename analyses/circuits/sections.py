@@ -15,8 +15,9 @@ from analyses.circuits.labels import MEANING, Head, name_of, number, writer_of
 from analyses.circuits.results import METRICS, HeadCircuits
 from analyses.needle_heads import Look, figure_of
 from analyses.ranking import HeadRanking
-from hybridlens.viz.blocks import Chart, ChartGrid, Entry, Patterns, Section, Table, Words
+from hybridlens.viz.blocks import Chart, ChartGrid, Patterns, Section, Table, Words
 from hybridlens.viz.circuits import distance_curves, eigenvalue_plane
+from hybridlens.viz.entries import Entry
 from hybridlens.viz.heads import head_heatmap, heatmap_height, short
 
 TOP = 6

@@ -26,7 +26,6 @@ from analyses.kv_cache.following import (
 )
 from hybridlens.errors import ResultsError
 from hybridlens.viz.article import Article, write_article
-from hybridlens.viz.page import day
 from hybridlens.viz.words import percent
 
 ENOUGH = 0.5
@@ -69,11 +68,9 @@ def article_of(found: Crossover, maps: Mapping[str, DamageMap], record: Mapping[
     if maps:
         made.append(sections.written(maps, windowed))
     made.append(sections.combinations(found, windowed))
-    model = str(record["model"])
     return Article(
-        title=f"{model}: crossover",
+        subject="crossover",
         over="Memories of two prompts exchanged",
-        heading=model,
         origin=_origin(found, record),
         finding=finding(found, maps, window),
         notes=_notes(found),
@@ -239,17 +236,15 @@ def _notes(found: Crossover) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _origin(found: Crossover, record: Mapping[str, Any]) -> str:
-    """One line: how much was answered, of what, when."""
+def _origin(found: Crossover, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """How much was answered, of what."""
     pairs = _pairs(len({(cell.pair, cell.length, cell.depth) for cell in found.cells}))
     needles = len({cell.pair for cell in found.cells})
     lengths = sorted({cell.length for cell in found.cells})
-    parts = [
+    return (
         f"{len(found.cells):,} answers from {len(found.mixes)} mixes of {pairs}",
         f"{needles} {'pair' if needles == 1 else 'pairs'} of needles",
         f"{', '.join(map(str, lengths))} tokens",
         "shares with 95 % intervals over prompt pairs",
         f"seed {record.get('seed')}",
-        day(record),
-    ]
-    return " · ".join(part for part in parts if part)
+    )

@@ -21,9 +21,8 @@ from analyses.kv_cache.following import (
     regions,
 )
 from hybridlens.viz.blocks import Answers, Block, Chart, ChartGrid, HeatTable, Section, Table, Words
-from hybridlens.viz.charts import Value
+from hybridlens.viz.entries import Value, interval, percent
 from hybridlens.viz.heads import heatmap_height, pair_heatmap
-from hybridlens.viz.markup import interval, percent
 from hybridlens.viz.positions import position_heatmap, position_height, position_width, visible
 
 WHERE = {True: "The needle inside the window", False: "The needle outside the window"}

@@ -22,7 +22,6 @@ from analyses.patching.maps import maps
 from analyses.patching.results import PatchResult
 from hybridlens.niah import MAX_SCORE
 from hybridlens.viz.article import Article, write_article
-from hybridlens.viz.page import day
 from hybridlens.viz.positions import visible
 
 CARRIES = 0.5
@@ -63,11 +62,9 @@ def article_of(found: Patched, record: Mapping[str, Any]) -> Article:
         made.append(sections.paths(found.edges))
     if found.direct is not None:
         made.append(sections.direct(found.direct, WORDS["logit-difference"]))
-    model = str(record["model"])
     return Article(
-        title=f"{model}: patching",
+        subject="patching",
         over="Activations of one prompt put into another",
-        heading=model,
         origin=_origin(found, record),
         finding=finding(found),
         notes=("One prompt pair is an example, not a measurement; other pairs are other runs.",),
@@ -187,17 +184,15 @@ def _shown(place: Place) -> str:
     return f"{number(place.effect)} ({place.words})" if place.effect >= 0.005 else "0.00"
 
 
-def _origin(found: Patched, record: Mapping[str, Any]) -> str:
-    """One line: how much was patched, between what, when."""
+def _origin(found: Patched, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """How much was patched, between what."""
     patches = sum(result.raw.numel() for result in found.exact.values())
     passes = sum(result.forwards for result in found.exact.values())
     arguments: Mapping[str, Any] = record.get("arguments", {})
-    parts = [
+    return (
         f"{patches:,} patches in {len(found.exact)} sweeps and {passes:,} forward passes",
         f"pair: {arguments.get('pair', found.pair.kind)}",
         f"{len(found.measure.clean)} tokens, needle at {arguments.get('depth', '?')} %",
         f"{'denoising' if next(iter(found.exact.values())).direction == 'denoise' else 'noising'}",
         f"seed {record.get('seed')}",
-        day(record),
-    ]
-    return " · ".join(part for part in parts if part)
+    )

@@ -15,7 +15,8 @@ from analyses.patching.edge_results import EdgeResult
 from analyses.patching.effects import number, strongest
 from analyses.patching.folder import Patched
 from analyses.patching.sweeps import SWEEPS
-from hybridlens.viz.blocks import Entry, Section, Table, Words
+from hybridlens.viz.blocks import Section, Table, Words
+from hybridlens.viz.entries import Entry
 from hybridlens.viz.positions import visible
 from hybridlens.viz.words import DASH
 

@@ -14,7 +14,6 @@ from analyses.rankings import sections
 from analyses.rankings.results import RankingComparison, is_draw
 from analyses.rankings.words import sentences
 from hybridlens.viz.article import Article, write_article
-from hybridlens.viz.page import day
 
 
 def write_rankings_report(
@@ -41,11 +40,9 @@ def article_of(
         made.append(sections.agreement(comparison))
     made += [sections.ability(comparison), sections.orders(comparison, given)]
     said = sentences(comparison)
-    model = str(record["model"])
     return Article(
-        title=f"{model}: rankings of heads",
+        subject="rankings of heads",
         over="Which heads keep retrieval? Rankings of attention heads side by side",
-        heading=model,
         origin=_origin(comparison, record),
         finding=tuple(line for line in said if line not in comparison.notes),
         notes=comparison.notes,
@@ -53,13 +50,11 @@ def article_of(
     )
 
 
-def _origin(comparison: RankingComparison, record: Mapping[str, Any]) -> str:
-    """One line: how much was run, under which rules, when."""
+def _origin(comparison: RankingComparison, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """How much was run, under which rules."""
     when = "while reading and answering" if comparison.phase == "both" else "while answering only"
-    parts = [
+    return (
         f"{len(comparison.names)} rankings, {comparison.scores.shape[1]} prompts",
         f"other heads silent {when}",
         f"seed {record.get('seed')}",
-        day(record),
-    ]
-    return " · ".join(part for part in parts if part)
+    )

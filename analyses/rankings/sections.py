@@ -13,10 +13,11 @@ from analyses.ranking import HeadRanking
 from analyses.rankings.curves import Value as Measured
 from analyses.rankings.results import RANDOM, RankingComparison
 from hybridlens.viz.bands import band_chart
-from hybridlens.viz.blocks import Block, Chart, ChartGrid, Entry, Section, Table, Words
-from hybridlens.viz.charts import COLORS, Curve, Value
+from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Table, Words
+from hybridlens.viz.charts import Curve
+from hybridlens.viz.entries import Entry, Value, entry, percent
 from hybridlens.viz.heads import correlation_matrix, head_heatmap, heatmap_height
-from hybridlens.viz.markup import entry
+from hybridlens.viz.layout import COLORS
 from hybridlens.viz.words import DASH
 
 ACCURACY = "accuracy, % of the highest score<br>bands: 95 % interval over prompts"
@@ -143,7 +144,7 @@ def ability(comparison: RankingComparison) -> Section | None:
         ]
     for task, values in found.tasks.items():
         scored = [name for name in by_area(comparison) if not bool(values[comparison.row(name)].isnan().all())]
-        lines = [(name, *(_share(float(v)) for v in values[comparison.row(name)])) for name in scored]
+        lines = [(name, *(percent(float(v)) for v in values[comparison.row(name)])) for name in scored]
         if lines:
             blocks.append(Words(f"Accuracy on {task}, by the number of heads kept."))
             blocks.append(Table(("ranking", *(_heads(n) for n in found.task_counts)), tuple(lines)))
@@ -191,10 +192,6 @@ def _width(comparison: RankingComparison) -> int:
 def _measured(value: Measured, form: str) -> Entry:
     mean, low, high = (f"{x:{form}}".replace("-", "−") for x in value)
     return (mean, f"{low} to {high}".replace(" ", "\u00a0"))
-
-
-def _share(value: float) -> str:
-    return DASH if math.isnan(value) else f"{100 * value:.1f}\u00a0%"
 
 
 def _heads(n: int) -> str:

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study.evidence import GLUE_TASKS, NORMAL
 from analyses.study.sections import kept
-from hybridlens.viz.blocks import Block, Chart, Entry, Section, Table, Words
-from hybridlens.viz.charts import Curve, Value, line_chart
-from hybridlens.viz.markup import signed
+from hybridlens.viz.blocks import Block, Chart, Section, Table, Words
+from hybridlens.viz.charts import Curve, line_chart
+from hybridlens.viz.entries import Entry, Value, signed
 from hybridlens.viz.words import DASH
 
 _PER_CHART = 5

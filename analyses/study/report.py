@@ -23,9 +23,7 @@ from analyses.study.views import NEAR, near_ties
 from hybridlens.errors import ResultsError
 from hybridlens.results import Cell
 from hybridlens.viz.article import Article, write_article
-from hybridlens.viz.blocks import Block, Section, Table, Words
-from hybridlens.viz.page import day
-from hybridlens.viz.verdicts import Hypothesis, VerdictRow, Verdicts
+from hybridlens.viz.blocks import Block, Hypothesis, Section, Table, VerdictRow, Verdicts, Words
 from hybridlens.viz.words import END, START
 
 HYPOTHESES = {
@@ -88,9 +86,8 @@ def page_of(
     if cells:
         sections += [_ties(cells), _costs(cells, rest)]
     return Article(
-        title=f"{model}: the paper's experiments",
+        subject="the paper's experiments",
         over="Retrieval and attention in a hybrid model: the paper's experiments",
-        heading=model,
         origin=_origin(cells, record, study),
         finding=_finding(verdicts, model),
         notes=tuple(left),
@@ -152,13 +149,13 @@ def _costs(cells: Sequence[Cell], notes: Sequence[str]) -> Section:
     return Section("costs", "Costs", (*(Words(note) for note in notes), Table(("", ""), tuple(rows))))
 
 
-def _origin(cells: Sequence[Cell], record: Mapping[str, Any], study: Study) -> str:
-    """One line: how much was run, under which rules, when."""
+def _origin(cells: Sequence[Cell], record: Mapping[str, Any], study: Study) -> tuple[str, ...]:
+    """How much was run, under which rules."""
     controls = sum(cell.control for cell in cells)
     base = study.base
     rules = f"{base.semantics} semantics, answering from {BOUNDARY_WORDS[base.boundary]}"
     counts = f"{len(cells) - controls:,} answers with the needle in the prompt, {controls:,} without"
-    return f"{counts} · {rules} · seed {record.get('seed')} · {day(record)}"
+    return counts, rules, f"seed {record.get('seed')}"
 
 
 def _finding(verdicts: Sequence[Verdict], model: str) -> tuple[str, ...]:

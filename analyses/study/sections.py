@@ -17,12 +17,11 @@ from analyses.study import views
 from analyses.study.explorer import BOUNDARY_WORDS, condition_words, differing
 from analyses.study.groups import Base
 from hybridlens.results import Cell, TippingInterval
-from hybridlens.viz.blocks import Block, Chart, Entry, HeatTable, Section, Table, Words
-from hybridlens.viz.charts import Curve, Value, bar_chart, line_chart
-from hybridlens.viz.markup import difference, entry, percent
+from hybridlens.viz.blocks import Block, Chart, HeatTable, Section, Table, Words
+from hybridlens.viz.charts import ACCURACY, Curve, bar_chart, line_chart
+from hybridlens.viz.entries import Entry, Value, difference, entry, percent
 from hybridlens.viz.words import PHASE_NOTES, PHASE_TITLES
 
-ACCURACY = "accuracy, % of the highest score<br>bars: 95 % interval over prompts"
 MODE_WORDS = {
     "keep": "weights as they are",
     "omit": "the needle's set to 0",

@@ -1,16 +1,32 @@
 """Typed results to pictures: Plotly figures, circuitsvis patterns, and the report page. Loads no model.
 
 `figures` draws cells, `charts` and `bands` plain values, `heads` and `circuits` what is known of heads, `patterns`
-attention; `words` puts the finding into sentences; `report` makes the page of a sweep over k, `article` every other,
-from the `blocks` that it is given.
-How it fails: `hybridlens.errors.InputError` for a pattern that cannot be drawn, `ResultsError` for cells that
+attention; `words` puts the finding into sentences; `article` makes a page of the `blocks` that it is given, and
+`report` that of one needle. The public names are loaded when they are first used, and Plotly with them.
+How it fails: `hybridlens.errors.InputError` for a pattern or figure that cannot be drawn, `ResultsError` for cells that
 hold nothing to show.
 """
 
-from hybridlens.viz.figures import accuracy_curve, retrieval_map
-from hybridlens.viz.patterns import MAX_TOKENS, Html, PatternFigure, attention_heads
-from hybridlens.viz.report import render_report, write_report
-from hybridlens.viz.words import headline
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridlens.viz.figures import accuracy_curve, retrieval_map
+    from hybridlens.viz.patterns import MAX_TOKENS, Html, PatternFigure, attention_heads
+    from hybridlens.viz.report import render_report, write_report
+    from hybridlens.viz.words import headline
+
+_HOMES = {
+    "accuracy_curve": "figures",
+    "retrieval_map": "figures",
+    "MAX_TOKENS": "patterns",
+    "Html": "patterns",
+    "PatternFigure": "patterns",
+    "attention_heads": "patterns",
+    "render_report": "report",
+    "write_report": "report",
+    "headline": "words",
+}
 
 __all__ = [
     "accuracy_curve",
@@ -23,3 +39,13 @@ __all__ = [
     "write_report",
     "headline",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hybridlens.viz' has no attribute {name!r}")
+    return getattr(import_module(f"hybridlens.viz.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,43 +1,44 @@
 """`report.html` made of sections: a heading, what was found, links, the sections, and what made it.
 
-What is shown comes as plain values (`Article`); nothing here knows an experiment. How it fails: an old report
-stays where the new one cannot be written whole.
+What is shown comes as plain values (`Article`); nothing here knows an experiment. The page is one file that works with
+the network off, and shows any text as it stands. How it fails: an old report stays where the new one cannot be written
+whole.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridlens.results import write_atomic
-from hybridlens.viz.blocks import Section
-from hybridlens.viz.figures import MapGrid, map_figure
-from hybridlens.viz.markup import Gathered, render
-from hybridlens.viz.page import REPORT, document, escape, provenance, unfinished
-from hybridlens.viz.words import END, LEFT_OUT, START
+from hybridlens.viz.blocks import Block, Section
+from hybridlens.viz.gathered import Gathered
+from hybridlens.viz.templating import render
+
+REPORT = "report.html"
 
 
 @dataclass(frozen=True)
 class Article:
-    """Everything on the page.
+    """What stands on the page beside the record of the run, which has the model and the day.
 
     Attributes:
-        title: of the window.
+        subject: what the page is about, in the window's title, behind the model's name.
         over: the line above the heading: what kind of page this is.
-        heading: the model's name, say.
-        origin: one line: how much was run, under which rules, when.
+        origin: how much was run, under which rules: parts of one line, empty ones left out.
         finding: the first sentences.
         notes: what a reader has to know before the rest.
         sections: the rest, in order.
+        summary: the finding's numbers, below the notes.
     """
 
-    title: str
+    subject: str
     over: str
-    heading: str
-    origin: str
+    origin: tuple[str, ...]
     finding: tuple[str, ...]
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
+    summary: tuple[Block, ...] = ()
 
 
 def write_article(folder: Path, article: Article, record: Mapping[str, Any]) -> Path:
@@ -53,39 +54,50 @@ def write_article(folder: Path, article: Article, record: Mapping[str, Any]) -> 
 
 def render_article(article: Article, record: Mapping[str, Any]) -> str:
     """The page as text; arguments as in `write_article`."""
-    gathered = Gathered()
-    parts = [_section(section, gathered) for section in article.sections]
-    links = [*((section.name, section.title) for section in article.sections), ("provenance", "Provenance")]
-    first, *rest = article.finding or ("",)
-    body = f"""<header>
-<p class="over">{escape(article.over)}</p>
-<h1>{escape(article.heading)}</h1>
-<p class="origin">{escape(article.origin)}</p>
-{unfinished(record)}
-<p class="finding">{escape(first)}</p>
-{"".join(f'<p class="finding second">{escape(sentence)}</p>' for sentence in rest)}
-{"".join(f'<p class="note">{escape(note)}</p>' for note in article.notes)}
-<nav aria-label="sections">{" ".join(f'<a href="#{escape(n)}">{escape(t)}</a>' for n, t in links)}</nav>
-</header>
-{"".join(parts)}
-<section id="provenance">
-<h2>Provenance</h2>
-{provenance(record)}
-</section>"""
-    data = {
-        "texts": list(gathered.texts),
-        "charts": gathered.charts,
-        "answers": gathered.answers,
-        "explorer": gathered.explorer,
-        "patterns": gathered.patterns,
-        "leftOut": LEFT_OUT,
-        "ends": {"0": START, "100": END},
-        "map": map_figure(MapGrid([0], [0], [[None]])).to_plotly_json(),
-    }
-    styles = ["page.css", "article.css"]
-    return document(article.title, body, data, ["article.js"], styles, with_patterns=bool(gathered.patterns))
+    day = str(record.get("finished") or record.get("created") or "")[:10]
+    return render(
+        "article.html",
+        article=article,
+        model=record["model"],
+        origin=" · ".join(part for part in (*article.origin, day) if part),
+        unfinished=_unfinished(record),
+        provenance=[(name, _plain(value)) for name, value in _provenance(record)],
+        gathered=Gathered(),
+    )
 
 
-def _section(section: Section, gathered: Gathered) -> str:
-    blocks = "\n".join(render(block, gathered) for block in section.blocks)
-    return f'<section id="{escape(section.name)}">\n<h2>{escape(section.title)}</h2>\n{blocks}\n</section>\n'
+def _unfinished(record: Mapping[str, Any]) -> str:
+    """A line that says so when the run is not complete; empty where it is not said."""
+    if record.get("status", "complete") == "complete":
+        return ""
+    done, total = record.get("cells_done"), record.get("cells")
+    return f"This run is not complete: {done} of {total} cells. The same command goes on."
+
+
+def _provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """What is needed to run it again: the command, the arguments, hashes and versions."""
+    sessions: Sequence[Mapping[str, Any]] = record.get("sessions") or [{}]
+    machine: Mapping[str, Any] = sessions[-1].get("environment", {})
+    packages: Mapping[str, Any] = machine.get("packages", {})
+    yield "command", record.get("command") or "not recorded"
+    yield "model", record["model"]
+    yield from ((f"model: {name}", value) for name, value in record.get("facts", {}).items())
+    yield "config, SHA-256", record.get("config_hash")
+    yield "weights, SHA-256", record.get("weights_hash")
+    yield "seed", record.get("seed")
+    yield from ((name.replace("_", "-"), value) for name, value in record.get("arguments", {}).items())
+    yield from (record.get("growing") or {}).items()
+    yield from ((name.replace("_", "-"), value) for name, value in sessions[-1].get("settings", {}).items())
+    yield "started", record.get("created")
+    yield "finished", record.get("finished") or "not yet"
+    yield "python", machine.get("python")
+    yield "platform", machine.get("platform")
+    yield "packages", ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    yield from (("damaged, mended", line) for line in record.get("damaged", []))
+
+
+def _plain(value: object) -> str:
+    """A JSON value as people read it."""
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return "default" if value is None else str(value)

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from hybridlens.errors import InputError
-from hybridlens.viz.charts import COLORS, SYMBOLS, Curve, Value
-from hybridlens.viz.circuits import DASHES
-from hybridlens.viz.figures import axis, base_layout, k_axis
-from hybridlens.viz.heads import plain
+from hybridlens.viz.charts import Curve
+from hybridlens.viz.entries import Value
+from hybridlens.viz.layout import COLORS, DASHES, LEGEND, SYMBOLS, axis, k_axis, lay_out, plain
 
 
 def band_chart(
@@ -36,11 +35,13 @@ def band_chart(
     known = [{k: value for k, value in curve.points.items() if value.known} for curve in curves]
     figure = go.Figure()
     for i, (curve, points) in enumerate(zip(curves, known, strict=True)):
-        sure = {k: value for k, value in points.items() if value.low == value.low and value.high == value.high}
+        sure = {k: value for k, value in points.items() if value.sure}
         if sure:
             figure.add_trace(_band(curve.name, sure, factor, COLORS[i], round(0.4 / (len(curves) + 0.5), 3)))
     after = " %" if percent else ""
     for i, (curve, points) in enumerate(zip(curves, known, strict=True)):
+        known_ends = all(value.sure for value in points.values())
+        ends = f", 95 %: %{{customdata[0]:.3~g}} to %{{customdata[1]:.3~g}}{after}" if known_ends else ""
         figure.add_scatter(
             x=list(points),
             y=[plain(factor * value.mean) for value in points.values()],
@@ -50,19 +51,11 @@ def band_chart(
             mode="lines+markers",
             line={"color": COLORS[i], "width": 2.2, "dash": DASHES[i]},
             marker={"symbol": SYMBOLS[i], "size": 7, "color": COLORS[i]},
-            hovertemplate=f"%{{x}} heads: <b>%{{y:.3~g}}{after}</b>"
-            + (f", 95 %: %{{customdata[0]:.3~g}} to %{{customdata[1]:.3~g}}{after}" if _sure(points) else ""),
+            hovertemplate=f"%{{x}} heads: <b>%{{y:.3~g}}{after}</b>{ends}",
         )
     ks = sorted({k for points in known for k in points}) or [0]
-    figure.update_layout(
-        **base_layout(),
-        xaxis=k_axis(ks, n_heads, k_title),
-        yaxis=axis(y_title, **({"ticksuffix": " %", "range": [-3, 104], "dtick": 25} if percent else {})),
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
-        showlegend=True,
-        margin={"l": 60, "r": 20, "t": 40, "b": 70},
-    )
-    return figure
+    y_axis = axis(y_title, **({"ticksuffix": " %", "range": [-3, 104], "dtick": 25} if percent else {}))
+    return lay_out(figure, k_axis(ks, n_heads, k_title), y_axis, (60, 20, 40, 70), legend=LEGEND, showlegend=True)
 
 
 def _band(name: str, points: Mapping[int, Value], factor: int, color: str, opacity: float) -> go.Scatter:
@@ -83,7 +76,3 @@ def _band(name: str, points: Mapping[int, Value], factor: int, color: str, opaci
         hoverinfo="skip",
     )
 
-
-def _sure(points: Mapping[int, Value]) -> bool:
-    """Whether every value has its interval."""
-    return all(value.low == value.low and value.high == value.high for value in points.values())

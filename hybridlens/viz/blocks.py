@@ -1,22 +1,22 @@
 """The parts that a page is made of, as plain values.
 
 A `Section` holds blocks: figures, patterns, tables, heat tables, verdicts, tables of what a model wrote, and maps to
-look through. `hybridlens.viz.markup` makes HTML of them.
+look through. The macro of `templates/blocks.html` that a block's `kind` names makes HTML of it.
 
 How it fails: any text may stand anywhere; a row that is longer than its header is shown as it is.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import plotly.graph_objects as go
 
-from hybridlens.viz.charts import Value
+from hybridlens.viz.entries import Entry, Value
 from hybridlens.viz.patterns import PatternFigure
-from hybridlens.viz.verdicts import Verdicts
+from hybridlens.viz.words import DASH
 
-Entry: TypeAlias = "str | tuple[str, str]"
-"""What stands in a cell of a table; of two, the second is small and below the first."""
+OUTCOMES = {"holds": ("holds", "✓"), "fails": ("fails", "✗"), "not tested here": ("open", "○")}
+"""Outcome of a claim -> the name of its style, and a sign that needs no colour."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Chart:
         least_width: pixels; on a narrower screen the figure is moved sideways.
     """
 
+    kind: ClassVar[str] = "chart"
     figure: go.Figure
     words: str
     title: str = ""
@@ -42,6 +43,7 @@ class Chart:
 class ChartGrid:
     """Figures side by side, two to a line where there is room."""
 
+    kind: ClassVar[str] = "grid"
     charts: tuple[Chart, ...]
 
 
@@ -49,6 +51,7 @@ class ChartGrid:
 class Patterns:
     """Attention patterns, drawn by circuitsvis one below the other."""
 
+    kind: ClassVar[str] = "patterns"
     figures: tuple[PatternFigure, ...]
 
 
@@ -62,6 +65,7 @@ class Table:
         summary: where not empty, the table is folded away behind these words.
     """
 
+    kind: ClassVar[str] = "table"
     header: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
     summary: str = ""
@@ -78,6 +82,7 @@ class HeatTable:
         values: [row][column].
     """
 
+    kind: ClassVar[str] = "heat"
     corner: str
     rows: tuple[Entry, ...]
     columns: tuple[Entry, ...]
@@ -95,6 +100,7 @@ class Answers:
         texts: places of those columns.
     """
 
+    kind: ClassVar[str] = "answers"
     summary: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -105,15 +111,89 @@ class Answers:
 class Words:
     """A paragraph; a note is set apart from what surrounds it."""
 
+    kind: ClassVar[str] = "words"
     text: str
     note: bool = False
 
 
+@dataclass(frozen=True)
+class Summary:
+    """The numbers of the finding: a row for each curve, told by the curve's colour.
+
+    Attributes:
+        header: a heading for each column of numbers.
+        rows: a name, with what it means below, then the numbers.
+    """
+
+    kind: ClassVar[str] = "summary"
+    header: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+
+
+class VerdictRow(NamedTuple):
+    """What became of one claim.
+
+    Attributes:
+        claim: in one sentence.
+        paper: the paper's number for this model; a dash where it gives none.
+        measured: values with their intervals, in words.
+        outcome: one of `OUTCOMES`.
+        rule: what decides.
+        reason: why it was not decided; empty where it was.
+    """
+
+    claim: str
+    paper: str
+    measured: tuple[str, ...]
+    outcome: str
+    rule: str
+    reason: str
+
+    @property
+    def style(self) -> str:
+        """The name of the outcome's style."""
+        return OUTCOMES[self.outcome][0]
+
+    @property
+    def sign(self) -> str:
+        """A sign for the outcome that needs no colour."""
+        return OUTCOMES[self.outcome][1]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A hypothesis of the paper with its claims."""
+
+    name: str
+    sentence: str
+    rows: tuple[VerdictRow, ...]
+
+    @property
+    def counts(self) -> str:
+        """How many claims have which outcome, in words."""
+        counts = [(sum(row.outcome == name for row in self.rows), name) for name in OUTCOMES]
+        return ", ".join(f"{n} {name.rstrip('s') if n > 1 else name}" for n, name in counts if n)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the paper gives a number for any claim."""
+        return any(row.paper != DASH for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Hypotheses, a table each."""
+
+    kind: ClassVar[str] = "verdicts"
+    hypotheses: tuple[Hypothesis, ...]
+
+
 class Square(NamedTuple):
-    """One prompt on a map: the points it scored and the answer."""
+    """One prompt on a map: the points it scored, the answer, and what else is known of it (`Explorer.facts`)."""
 
     points: float
     text: str
+    facts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,15 +225,22 @@ class Explorer:
     """Every answer of a study: sheets to choose from, each a title and groups of maps.
 
     Attributes:
-        sheets: title -> its groups.
+        sheets: title -> its groups; the only sheet may go without a title.
         max_score: the most points an answer can score.
+        picks: what groups and maps are, to choose them by name too; empty where they are chosen by their pictures only.
+        facts: names of what is known of every answer beside points and text.
     """
 
+    kind: ClassVar[str] = "explorer"
     sheets: dict[str, tuple[MapGroup, ...]]
     max_score: float
+    picks: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
 
 
-Block: TypeAlias = "Chart | ChartGrid | Patterns | Table | HeatTable | Verdicts | Answers | Words | Explorer"
+Block: TypeAlias = (
+    "Chart | ChartGrid | Patterns | Table | HeatTable | Summary | Verdicts | Answers | Words | Explorer"
+)
 
 
 @dataclass(frozen=True)

@@ -11,36 +11,12 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from hybridlens.viz.figures import axis, base_layout, k_axis
+from hybridlens.viz.entries import Value
+from hybridlens.viz.layout import COLORS, INK, LEGEND, SYMBOLS, axis, k_axis, lay_out
+from hybridlens.viz.words import LEFT_OUT
 
-COLORS = ("#0f6e74", "#b4532a", "#5b4a9e", "#7d6608", "#5c6468", "#a8326e")
-INK = "#2b2b2b"
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
-CHANCE = "needle left out (chance)"
-_LEGEND = {"orientation": "h", "x": 0, "y": 1.03, "yanchor": "bottom", "font": {"size": 12}}
-
-
-class Value(NamedTuple):
-    """A measured share or score; NaN where it was not measured.
-
-    Attributes:
-        mean: the value.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        n: prompts or documents.
-        chance: what guessing earns; NaN where not measured.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    chance: float = math.nan
-
-    @property
-    def known(self) -> bool:
-        """Whether it was measured."""
-        return not math.isnan(self.mean)
+ACCURACY = "accuracy, % of the highest score<br>bars: 95 % interval over prompts"
+CHANCE = f"{LEFT_OUT} (chance)"
 
 
 class Curve(NamedTuple):
@@ -58,13 +34,13 @@ class Curve(NamedTuple):
 
 
 def line_chart(
-    curves: Sequence[Curve], n_heads: int, y_title: str, whole: bool = True, k_title: str | None = None
+    curves: Sequence[Curve], n_heads: int | None, y_title: str, whole: bool = True, k_title: str | None = None
 ) -> go.Figure:
     """Values against heads kept, with intervals as bars, chance dotted, and tipping points marked.
 
     Args:
         curves: at most six.
-        n_heads: heads of a layer, whose k is named on the axis.
+        n_heads: heads of a layer, whose k is named on the axis; None when unknown.
         y_title: what is measured; values are drawn in percent.
         whole: whether the axis shows 0 to 100 %; else what the values take up.
         k_title: the axis of heads, where it is not that of heads kept in every layer.
@@ -101,14 +77,7 @@ def line_chart(
             )
     _mark_tips(figure, [curve.tips for curve in curves])
     y_axis = axis(y_title, ticksuffix=" %", **({"range": [-3, 104], "dtick": 25} if whole else {}))
-    figure.update_layout(
-        **base_layout(),
-        xaxis=k_axis(ks or [0], n_heads, k_title),
-        yaxis=y_axis,
-        legend=_LEGEND,
-        margin={"l": 70, "r": 26, "t": 50, "b": 70},
-    )
-    return figure
+    return lay_out(figure, k_axis(ks or [0], n_heads, k_title), y_axis, (70, 26, 50, 70), legend=LEGEND)
 
 
 def bar_chart(names: Sequence[str], bars: Mapping[str, Sequence[Value]], x_title: str, y_title: str) -> go.Figure:
@@ -149,16 +118,9 @@ def bar_chart(names: Sequence[str], bars: Mapping[str, Sequence[Value]], x_title
             marker={"symbol": "diamond-open", "size": 9, "color": COLORS[4], "line": {"width": 2}},
             hovertemplate="%{y:.1f} %<extra>" + CHANCE + "</extra>",
         )
-    figure.update_layout(
-        **base_layout(),
-        xaxis=axis(x_title, type="category", showgrid=False),
-        yaxis=axis(y_title, ticksuffix=" %", range=[-3, 104], dtick=25),
-        barmode="group",
-        bargap=0.35,
-        legend=_LEGEND,
-        margin={"l": 70, "r": 16, "t": 50, "b": 60},
-    )
-    return figure
+    x_axis = axis(x_title, type="category", showgrid=False)
+    y_axis = axis(y_title, ticksuffix=" %", range=[-3, 104], dtick=25)
+    return lay_out(figure, x_axis, y_axis, (70, 16, 50, 60), legend=LEGEND, barmode="group", bargap=0.35)
 
 
 _HOVER = (

@@ -12,15 +12,11 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from hybridlens.errors import InputError
-from hybridlens.viz.charts import COLORS, SYMBOLS
-from hybridlens.viz.figures import axis, base_layout
-from hybridlens.viz.heads import plain
+from hybridlens.viz.layout import COLORS, DASHES, LEGEND, SYMBOLS, axis, lay_out, plain
 
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 KIND_WORDS = {"q": "feeds queries", "k": "feeds keys", "v": "feeds values"}
 _KIND_DASHES = ("solid", "9px,5px", "2px,4px")
 _FAINT = "rgba(128,128,128,0.35)"
-_LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}}
 _TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
@@ -62,15 +58,9 @@ def eigenvalue_plane(
     if decades is not None:
         lines |= {"showticklabels": False, "showgrid": False}
         _circles(figure, top, decades)
-    figure.update_layout(
-        **base_layout(),
-        xaxis=axis(f"real part{after}", constrain="domain", **lines),
-        yaxis=axis(f"imaginary part{after}", scaleanchor="x", scaleratio=1, constrain="domain", **lines),
-        legend=_LEGEND,
-        showlegend=True,
-        margin={"l": 50, "r": 16, "t": 40, "b": 50},
-    )
-    return figure
+    x_axis = axis(f"real part{after}", constrain="domain", **lines)
+    y_axis = axis(f"imaginary part{after}", scaleanchor="x", scaleratio=1, constrain="domain", **lines)
+    return lay_out(figure, x_axis, y_axis, (50, 16, 40, 50), legend=LEGEND, showlegend=True)
 
 
 def distance_curves(
@@ -117,9 +107,9 @@ def distance_curves(
             hoverinfo="skip",
         )
     ticks = [*(tick for tick in _TICKS if first <= tick < 0.7 * last), last]
-    figure.update_layout(
-        **base_layout(),
-        xaxis=axis(
+    return lay_out(
+        figure,
+        axis(
             "tokens back from query to key",
             type="log",
             tickmode="array",
@@ -128,12 +118,11 @@ def distance_curves(
             tickangle=0,
             range=[math.log10(first + 1) - 0.04, math.log10(last + 1) + 0.04],
         ),
-        yaxis=axis(y_title, **({} if y_range is None else {"range": list(y_range)})),
-        legend=_LEGEND,
+        axis(y_title, **({} if y_range is None else {"range": list(y_range)})),
+        (60, 16, 40, 50),
+        legend=LEGEND,
         showlegend=True,
-        margin={"l": 60, "r": 16, "t": 40, "b": 50},
     )
-    return figure
 
 
 class Node(NamedTuple):
@@ -191,9 +180,9 @@ def composition_graph(nodes: Sequence[Node], edges: Sequence[Edge], most: int = 
         own = [node for node in nodes if node.recurrent == recurrent]
         if own:
             figure.add_trace(_dots(own, places, named, symbol, words))
-    figure.update_layout(
-        **base_layout(),
-        xaxis=axis(
+    return lay_out(
+        figure,
+        axis(
             "layer, in the order of the model",
             tickmode="array",
             tickvals=list(range(len(columns))),
@@ -202,13 +191,12 @@ def composition_graph(nodes: Sequence[Node], edges: Sequence[Edge], most: int = 
             showgrid=False,
             range=[-0.4, len(columns) - 0.4],
         ),
-        yaxis=axis("", showgrid=False, showticklabels=False, range=[-0.02, 1.04]),
-        legend=_LEGEND,
+        axis("", showgrid=False, showticklabels=False, range=[-0.02, 1.04]),
+        (10, 10, 40, 50),
+        legend=LEGEND,
         showlegend=True,
         hovermode="closest",
-        margin={"l": 10, "r": 10, "t": 40, "b": 50},
     )
-    return figure
 
 
 def strongest(edges: Sequence[Edge], most: int) -> list[Edge]:

@@ -1,24 +1,20 @@
 """Plotly figures of a sweep: accuracy against the heads kept, and maps of length by depth.
 
-Colours are quiet and safe for colour-blind readers, every axis says in words which end is which, and the
-background is transparent so that a page can be light or dark. How it fails: `ResultsError` when no cell fits.
+How it fails: `ResultsError` when no cell fits.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import plotly.graph_objects as go
 
 from hybridlens.errors import ResultsError
 from hybridlens.results import Cell, accuracy_points, phases_of
-from hybridlens.viz.words import LEFT_OUT, PHASE_TITLES, depth_label
-
-PHASE_COLORS = {"generation": "#0f6e74", "prefill": "#b4532a"}
-PHASE_SYMBOLS = {"generation": "circle", "prefill": "square"}
-MAP_COLORS = ((0.0, "#f3ece2"), (0.5, "#7db8b1"), (1.0, "#0c5359"))
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-_GRID = "rgba(128,128,128,0.22)"
-_MOST_TICKS = 20
+from hybridlens.viz.charts import ACCURACY, Curve, line_chart
+from hybridlens.viz.entries import Value
+from hybridlens.viz.layout import MAP_COLORS, axis, lay_out
+from hybridlens.viz.words import PHASE_TITLES, depth_label
 
 
 class MapGrid(NamedTuple):
@@ -53,61 +49,16 @@ def accuracy_curve(
     phases = [p for p in phases_of(cells) if any(c.phase == p and not c.control for c in cells)]
     if not phases:
         raise ResultsError("no cell with a needle to draw; run the sweep first")
-    figure = go.Figure()
-    ks: set[int] = set()
-    for phase in phases:
-        points = accuracy_points(cells, phase, max_score)
-        ks |= {p.k for p in points}
-        title, color = PHASE_TITLES[phase], PHASE_COLORS[phase]
-        figure.add_scatter(
-            x=[p.k for p in points],
-            y=[100 * p.accuracy for p in points],
-            customdata=[[p.n, 100 * p.low, 100 * p.high] for p in points],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [100 * (p.high - p.accuracy) for p in points],
-                "arrayminus": [100 * (p.accuracy - p.low) for p in points],
-                "thickness": 1.2,
-                "width": 4,
-            },
-            name=title,
-            mode="lines+markers",
-            line={"color": color, "width": 2.5},
-            marker={"symbol": PHASE_SYMBOLS[phase], "size": 8},
-            hovertemplate="k = %{x}: <b>%{y:.1f} %</b> over %{customdata[0]} prompts "
-            + "(95 %: %{customdata[1]:.1f} to %{customdata[2]:.1f} %)<extra>"
-            + title
-            + "</extra>",
-        )
-        chance = [(p.k, 100 * p.chance, p.n_control) for p in points if p.chance is not None]
-        if chance:
-            figure.add_scatter(
-                x=[k for k, _, _ in chance],
-                y=[y for _, y, _ in chance],
-                customdata=[n for _, _, n in chance],
-                name=f"{title}, {LEFT_OUT} (chance)",
-                mode="lines+markers",
-                line={"color": color, "width": 1.5, "dash": "dot"},
-                marker={"symbol": f"{PHASE_SYMBOLS[phase]}-open", "size": 6},
-                hovertemplate="k = %{x}: %{y:.1f} % over %{customdata} prompts<extra>"
-                + LEFT_OUT
-                + "</extra>",
-            )
-    figure.update_layout(
-        **base_layout(),
-        xaxis=k_axis(sorted(ks), n_heads),
-        yaxis=axis(
-            "accuracy, % of the highest score<br>bars: 95 % interval over prompts",
-            range=[-3, 104],
-            ticksuffix=" %",
-            dtick=25,
-        ),
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
-        margin={"l": 70, "r": 20, "t": 50, "b": 70},
-        hovermode="x unified",
-    )
-    return figure
+    curves = [Curve(PHASE_TITLES[phase], accuracy_values(cells, phase, max_score)) for phase in phases]
+    return line_chart(curves, n_heads, ACCURACY)
+
+
+def accuracy_values(cells: Sequence[Cell], phase: str, max_score: float | int) -> dict[int, Value]:
+    """Heads kept -> accuracy of a phase with its interval and chance level, ascending."""
+    return {
+        p.k: Value(p.accuracy, p.low, p.high, p.n, math.nan if p.chance is None else p.chance)
+        for p in accuracy_points(cells, phase, max_score)
+    }
 
 
 def map_grid(cells: Sequence[Cell], phase: str, k: int, max_score: float | int = 5.0) -> MapGrid:
@@ -176,58 +127,9 @@ def map_figure(grid: MapGrid) -> go.Figure:
             },
         )
     )
-    figure.update_layout(
-        **base_layout(),
-        xaxis=axis("prompt length, tokens", type="category", showgrid=False),
-        yaxis=axis("depth of the needle", type="category", autorange="reversed", showgrid=False),
-        margin={"l": 10, "r": 10, "t": 10, "b": 50},
-    )
-    return figure
-
-
-def base_layout() -> dict[str, Any]:
-    """What every figure shares."""
-    return {
-        "template": "none",
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": FONT, "size": 13, "color": "#2b2b2b"},
-    }
-
-
-def axis(title: str, **more: Any) -> dict[str, Any]:
-    """An axis with a title in words and a faint grid."""
-    return {
-        "title": {"text": title, "standoff": 12, "font": {"size": 13}},
-        "gridcolor": _GRID,
-        "zeroline": False,
-        "automargin": True,
-        "ticks": "",
-        "tickfont": {"size": 12},
-        **more,
-    }
-
-
-def k_axis(ks: list[int], n_heads: int | None, title: str | None = None) -> dict[str, Any]:
-    """The axis of heads kept: a tick for every k while they fit, both ends named.
-
-    Args:
-        ks: what is shown, ascending.
-        n_heads: heads of a layer; None when unknown.
-        title: what k counts; heads kept in every layer when left out.
-    """
-    step = -(-len(ks) // _MOST_TICKS)
-    shown = sorted({*ks[::step], ks[0], ks[-1]})
-    names = {
-        ks[0]: "no attention" if ks[0] == 0 else "fewest",
-        ks[-1]: "all heads" if ks[-1] == n_heads else "most heads",
-    }
-    room = 0.035 * (ks[-1] - ks[0]) or 0.3
-    return axis(
-        f"{title or 'attention heads kept in every layer, k'}<br>(read from right to left: ever fewer heads)",
-        tickvals=shown,
-        tickangle=0,
-        ticklabeloverflow="allow",
-        ticktext=[f"{k}<br>{names[k]}" if k in names else str(k) for k in shown],
-        range=[ks[0] - room, ks[-1] + room],
+    return lay_out(
+        figure,
+        axis("prompt length, tokens", type="category", showgrid=False),
+        axis("depth of the needle", type="category", autorange="reversed", showgrid=False),
+        (10, 10, 10, 50),
     )

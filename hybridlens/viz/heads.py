@@ -12,18 +12,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 from hybridlens.errors import InputError
-from hybridlens.viz.figures import MAP_COLORS, axis, base_layout
+from hybridlens.viz.layout import MAP_COLORS, axis, lay_out, plain
 
 SIGNED_COLORS = ((0.0, "#7c3210"), (0.25, "#d9956f"), (0.5, "#f3ece2"), (0.75, "#7db8b1"), (1.0, "#0c5359"))
 """Below 0, nothing, above 0; `common.js` has their counterparts for dark pages."""
 
 _WRITTEN = 16
 """A map with more columns than this has no numbers in its squares."""
-
-
-def plain(value: float | int) -> float | None:
-    """A number as JSON has it, to four digits; None where it is not finite."""
-    return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 def short(value: float | int | None, digits: int = 2) -> str:
@@ -64,14 +59,10 @@ def head_heatmap(
     """
     columns = [f"H{head}" for head in range(len(scores[0]) if scores else 0)]
     rows = [f"L{layer}" for layer in layers]
-    figure = _heatmap(scores, rows, columns, name, low, high)
+    figure = _heatmap(scores, rows, columns, ("layer", "head"), name, low, high)
     if best_first:
         figure.update_traces(reversescale=True)
-    figure.update_layout(
-        xaxis=axis("head", type="category", showgrid=False, tickangle=0, **_numbers(columns)),
-        yaxis=axis("layer", type="category", autorange="reversed", showgrid=False),
-    )
-    return figure
+    return figure.update_xaxes(tickangle=0, **_numbers(columns))
 
 
 def pair_heatmap(
@@ -93,12 +84,7 @@ def pair_heatmap(
     Raises:
         InputError: names and values do not fit.
     """
-    figure = _heatmap(values, rows, columns, name, None, None)
-    figure.update_layout(
-        xaxis=axis(titles[1], type="category", showgrid=False),
-        yaxis=axis(titles[0], type="category", autorange="reversed", showgrid=False, **_thinned(rows)),
-    )
-    return figure
+    return _heatmap(values, rows, columns, titles, name).update_yaxes(**_thinned(rows))
 
 
 def correlation_matrix(values: Sequence[Sequence[float | int]], names: Sequence[str]) -> go.Figure:
@@ -111,12 +97,7 @@ def correlation_matrix(values: Sequence[Sequence[float | int]], names: Sequence[
     Raises:
         InputError: names and values do not fit.
     """
-    figure = _heatmap(values, names, names, "rank correlation", -1, 1)
-    figure.update_layout(
-        xaxis=axis("", type="category", showgrid=False),
-        yaxis=axis("", type="category", autorange="reversed", showgrid=False),
-    )
-    return figure
+    return _heatmap(values, names, names, ("", ""), "rank correlation", -1, 1)
 
 
 def heatmap_height(rows: int, least: int = 150, most: int = 900) -> int:
@@ -128,9 +109,10 @@ def _heatmap(
     values: Sequence[Sequence[float | int]],
     rows: Sequence[str],
     columns: Sequence[str],
+    titles: tuple[str, str],
     name: str,
-    low: float | int | None,
-    high: float | int | None,
+    low: float | int | None = None,
+    high: float | int | None = None,
 ) -> go.Figure:
     if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
         shape = f"{len(values)} rows of {sorted({len(row) for row in values})}"
@@ -156,9 +138,9 @@ def _heatmap(
         digits = _digits(known)
         written = [[short(value, digits) for value in row] for row in z]
         trace |= {"text": written, "texttemplate": "%{text}", "textfont": {"size": 11}}
-    figure = go.Figure(go.Heatmap(**trace))
-    figure.update_layout(**base_layout(), margin={"l": 10, "r": 10, "t": 10, "b": 40})
-    return figure
+    x_axis = axis(titles[1], type="category", showgrid=False)
+    y_axis = axis(titles[0], type="category", showgrid=False, autorange="reversed")
+    return lay_out(go.Figure(go.Heatmap(**trace)), x_axis, y_axis, (10, 10, 10, 40))
 
 
 def _scale(

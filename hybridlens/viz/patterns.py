@@ -1,21 +1,19 @@
 """Attention patterns drawn by circuitsvis, with any token text shown literally and the network off.
 
 The library's own HTML either loads its code from a network or repeats 1.3 MB per figure, and puts token text
-into a script unescaped. Here the props are JSON in which no `<` is left, and the bundle is put into a page
-once. How it fails: `InputError` for shapes that do not fit, values that are not finite, or more tokens than
+into a script unescaped. Here the props are JSON in which no `<` is left, and a page has the bundle once.
+How it fails: `InputError` for shapes that do not fit, values that are not finite, or more tokens than
 it can paint (about 128; a browser needs minutes above that).
 """
 
-import html
-import json
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from hybridlens.errors import InputError
+from hybridlens.viz.templating import circuitsvis_bundle, render
 
 MAX_TOKENS = 128
 
@@ -85,13 +83,10 @@ def attention_heads(
     """
     labels = heads if heads is not None else [f"Head {i}" for i in range(pattern.shape[0])]
     figure = PatternFigure("attention heads", tokens, pattern, labels)
-    element = json.dumps(name).replace("<", "\\u003c")
-    call = f"CircuitsVis.render({element}, CircuitsVis.AttentionHeads, {script_json(props(figure))})"
-    where = f'<div id="{html.escape(name, quote=True)}" style="background:#fff;color:#1b1b1b"></div>'
-    return Html(f"{where}\n<script>\n{circuitsvis_bundle()}\n{call};\n</script>")
+    return Html(render("pattern.html", name=name, props=props(figure), library=circuitsvis_bundle()))
 
 
-def props(figure: PatternFigure) -> dict[str, object]:
+def props(figure: PatternFigure) -> dict[str, Any]:
     """The properties that circuitsvis' `AttentionHeads` takes, as JSON values rounded to 4 decimals."""
     low, high = float(figure.pattern.min()), float(figure.pattern.max())
     limit = 1.0 if low >= 0 and high <= 1 else max(abs(low), abs(high))
@@ -105,35 +100,3 @@ def props(figure: PatternFigure) -> dict[str, object]:
         "positiveColor": "#0f6e74",
         "maskUpperTri": True,
     }
-
-
-def pattern_html(number: int, figure: PatternFigure) -> str:
-    """The place on a page that a figure is drawn into, by the number it has there; its texts are escaped."""
-    title, note = html.escape(figure.title, quote=True), html.escape(figure.note, quote=True)
-    return (
-        f"<figure><figcaption><h3>{title}</h3><p>{note}</p></figcaption>"
-        f'<div class="paper"><div id="pattern-{number}" class="pattern">drawing …</div></div></figure>'
-    )
-
-
-def script_json(value: object) -> str:
-    """JSON that can stand inside a `<script>` element whatever text it holds."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-@cache
-def circuitsvis_bundle() -> str:
-    """The JavaScript of the installed circuitsvis, made safe to stand inside a `<script>` element.
-
-    One of its parts tries to compile WebAssembly and goes on without; a strict policy reports that attempt,
-    so the name is hidden from the bundle.
-    """
-    source = resources.files("circuitsvis").joinpath("dist/cdn/iife.js").read_text(encoding="utf-8")
-    code = inline_script(source[: source.rfind("//# sourceMappingURL")])
-    return f"var CircuitsVis = (function (WebAssembly) {{\n{code}\nreturn CircuitsVis;\n}})();"
-
-
-def inline_script(source: str) -> str:
-    """JavaScript in which no string ends the `<script>` element around it, or opens a comment in it."""
-    return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")

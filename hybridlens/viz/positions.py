@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from hybridlens.viz.charts import COLORS
-from hybridlens.viz.figures import axis
 from hybridlens.viz.heads import SIGNED_COLORS, heatmap_height, pair_heatmap
+from hybridlens.viz.layout import COLORS
 
 LONGEST = 26
 """Characters of a label."""
@@ -66,7 +65,7 @@ def position_heatmap(
     figure.update_traces(zmin=-most, zmax=most, colorscale=[list(stop) for stop in SIGNED_COLORS])
     ticks = {"tickmode": "array", "tickvals": shown, "tickangle": -90, "tickfont": {"size": 11}}
     figure.update_layout(
-        xaxis=axis(x_title, type="category", showgrid=False, **ticks),
+        xaxis=ticks,
         margin={"l": 10, "r": 10, "t": 30 if marked else 10, "b": 40},
     )
     for first, last in _runs(marked):

@@ -36,12 +36,12 @@
   const share = (points) => (points === null ? null : (100 * points) / explorer.maxScore);
   const shares = (one) => one.points.map((row) => row.map(share));
   const depthWords = (depth) => {
-    if (depth === null) return data.leftOut;
-    return data.ends[depth] ? `${depth} %, ${data.ends[depth]}` : `${depth} %`;
+    if (depth === null) return explorer.leftOut;
+    return explorer.ends[depth] ? `${depth} %, ${explorer.ends[depth]}` : `${depth} %`;
   };
   const promptWords = () => {
     const depth = sheet().depths[now.row];
-    return `${sheet().lengths[now.column]} tokens, ${depth === null ? data.leftOut : `needle at ${depth} %`}`;
+    return `${sheet().lengths[now.column]} tokens, ${depth === null ? explorer.leftOut : `needle at ${depth} %`}`;
   };
   const hasAnswer = (one, row, column) => one.points[row][column] !== null;
 
@@ -80,7 +80,7 @@
     const gapRow = depths.indexOf(null);
     const labels = depths.map((depth) => depthWords(depth).replace(", ", "<br>"));
     if (gapRow >= 0) labels.splice(gapRow, 0, " ");
-    Page.drawMap("map", data.map, { x: lengths.map(String), y: labels }, shares(map()), gapRow, [now.row, now.column]);
+    Page.drawMap("map", explorer.figure, { x: lengths.map(String), y: labels }, shares(map()), gapRow, [now.row, now.column]);
     byId("map-title").textContent = map().words;
   };
   const drawOutput = () => {
@@ -94,7 +94,9 @@
           element("small", { textContent: ` (${percent(share(points))})` })),
         element("pre", {}, written(data.texts[map().texts[now.row][now.column]])),
         element("dl", {}, element("dt", { textContent: "condition" }), element("dd", { textContent: map().words }),
-          element("dt", { textContent: "prompt" }), element("dd", { textContent: promptWords() })),
+          element("dt", { textContent: "prompt" }), element("dd", { textContent: promptWords() }),
+          ...explorer.facts.flatMap((name, i) => [element("dt", { textContent: name }),
+            element("dd", { textContent: map().facts[now.row][now.column][i] })])),
       );
     }
     byId("output").replaceChildren(box);
@@ -117,12 +119,17 @@
   };
   function choose(change) {
     Object.assign(now, change);
+    now.map = Math.min(now.map, group().maps.length - 1);
     for (const button of document.querySelectorAll("[data-map]")) {
       button.setAttribute("aria-pressed", String(button.dataset.map === `${now.group}|${now.map}`));
     }
-    fill("pick-sheet", explorer.sheets.map(({ title }) => title), now.sheet);
-    fill("pick-length", sheet().lengths.map(String), now.column);
-    fill("pick-depth", sheet().depths.map(depthWords), now.row);
+    for (const [id, words, chosen] of [
+      ["pick-sheet", () => explorer.sheets.map(({ title }) => title), now.sheet],
+      ["pick-group", () => sheet().groups.map(({ title }) => title), now.group],
+      ["pick-map", () => group().maps.map(({ label }) => label.replace("\n", ", ")), now.map],
+      ["pick-length", () => sheet().lengths.map(String), now.column],
+      ["pick-depth", () => sheet().depths.map(depthWords), now.row],
+    ]) if (byId(id)) fill(id, words(), chosen);
     drawMap();
     drawOutput();
     drawAcross();
@@ -144,11 +151,12 @@
     const [row, column] = Page.squareOf(event, sheet().depths.indexOf(null));
     choose({ row, column });
   });
-  byId("pick-sheet").addEventListener("change", (event) => {
+  byId("pick-sheet")?.addEventListener("change", (event) => {
     open(event.target.selectedIndex);
     drawStrip();
     choose({});
   });
-  byId("pick-length").addEventListener("change", (event) => choose({ column: event.target.selectedIndex }));
-  byId("pick-depth").addEventListener("change", (event) => choose({ row: event.target.selectedIndex }));
+  for (const [id, name] of [["group", "group"], ["map", "map"], ["length", "column"], ["depth", "row"]]) {
+    byId(`pick-${id}`)?.addEventListener("change", (event) => choose({ [name]: event.target.selectedIndex }));
+  }
 })();

@@ -1,0 +1,88 @@
+"""What all Plotly figures share: colours with their symbols and dashes, axes in words, and the layout.
+
+Colours are quiet and safe for colour-blind readers, and never alone: symbols or dashes go with them. Every axis says in
+words which end is which, and the background is transparent so that a page can be light or dark.
+How it fails: pure; a number that is not finite is no number of a figure (`plain`).
+"""
+
+import math
+from typing import Any
+
+import plotly.graph_objects as go
+
+COLORS = ("#0f6e74", "#b4532a", "#5b4a9e", "#7d6608", "#5c6468", "#a8326e")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+MAP_COLORS = ((0.0, "#f3ece2"), (0.5, "#7db8b1"), (1.0, "#0c5359"))
+INK = "#2b2b2b"
+LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}}
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+_GRID = "rgba(128,128,128,0.22)"
+_MOST_TICKS = 20
+
+
+def lay_out(
+    figure: go.Figure, x: dict[str, Any], y: dict[str, Any], margin: tuple[int, int, int, int], **more: Any
+) -> go.Figure:
+    """The figure with its axes and what every figure shares; returned for convenience.
+
+    Args:
+        figure: changed in place.
+        x: the axis across (`axis`).
+        y: the axis up.
+        margin: pixels left, right, above and below.
+        more: of Plotly's layout.
+    """
+    return figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": FONT, "size": 13, "color": INK},
+        xaxis=x,
+        yaxis=y,
+        margin=dict(zip("lrtb", margin, strict=True)),
+        **more,
+    )
+
+
+def plain(value: float | int) -> float | None:
+    """A number as JSON has it, to four digits; None where it is not finite."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """An axis with a title in words and a faint grid."""
+    return {
+        "title": {"text": title, "standoff": 12, "font": {"size": 13}},
+        "gridcolor": _GRID,
+        "zeroline": False,
+        "automargin": True,
+        "ticks": "",
+        "tickfont": {"size": 12},
+        **more,
+    }
+
+
+def k_axis(ks: list[int], n_heads: int | None, title: str | None = None) -> dict[str, Any]:
+    """The axis of heads kept: a tick for every k while they fit, both ends named.
+
+    Args:
+        ks: what is shown, ascending.
+        n_heads: heads of a layer; None when unknown.
+        title: what k counts; heads kept in every layer when left out.
+    """
+    step = -(-len(ks) // _MOST_TICKS)
+    shown = sorted({*ks[::step], ks[0], ks[-1]})
+    names = {
+        ks[0]: "no attention" if ks[0] == 0 else "fewest",
+        ks[-1]: "all heads" if ks[-1] == n_heads else "most heads",
+    }
+    room = 0.035 * (ks[-1] - ks[0]) or 0.3
+    return axis(
+        f"{title or 'attention heads kept in every layer, k'}<br>(read from right to left: ever fewer heads)",
+        tickvals=shown,
+        tickangle=0,
+        ticklabeloverflow="allow",
+        ticktext=[f"{k}<br>{names[k]}" if k in names else str(k) for k in shown],
+        range=[ks[0] - room, ks[-1] + room],
+    )

@@ -1,0 +1,62 @@
+"""The one Jinja2 environment of all pages, and the code and styles that stand inside them as they are.
+
+Escaping is on, a name that a template misspells raises, and JSON is written by `tojson`, in which no character is left
+that HTML acts on. Only `inline` marks text as safe: for files that belong to this package or to a library it draws
+with, never for what a model or a user wrote. A page's content security policy forbids every request, so a link that
+crept in would fail in the browser.
+How it fails: `jinja2.UndefinedError` for a name that no one gave; `ValueError` for JSON with NaN in it.
+"""
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hybridlens.viz.entries import interval, percent
+
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+
+
+@cache
+def templates() -> Environment:
+    """The environment that holds the templates of this package."""
+    made = Environment(
+        loader=PackageLoader("hybridlens.viz"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "separators": (",", ":"), "allow_nan": False}
+    made.filters |= {"percent": percent, "interval": interval}
+    return made
+
+
+def render(name: str, /, **values: Any) -> str:
+    """A template of this package with its values, as text; every value is escaped, whatever it holds."""
+    return templates().get_template(name).render(policy=POLICY, asset=asset, **values)
+
+
+def inline(source: str) -> Markup:
+    """A script or a style sheet in which no string ends the element around it, or opens a comment in it."""
+    return Markup(source.replace("</script", "<\\/script").replace("<!--", "<\\!--"))
+
+
+@cache
+def asset(name: str) -> Markup:
+    """A file of this package's folder `assets`, to stand inside a `<script>` or `<style>` element."""
+    return inline(resources.files("hybridlens.viz").joinpath("assets", name).read_text(encoding="utf-8"))
+
+
+@cache
+def circuitsvis_bundle() -> Markup:
+    """The JavaScript of the installed circuitsvis.
+
+    One of its parts tries to compile WebAssembly and goes on without; a strict policy reports that attempt,
+    so the name is hidden from the bundle.
+    """
+    source = resources.files("circuitsvis").joinpath("dist/cdn/iife.js").read_text(encoding="utf-8")
+    code = source[: source.rfind("//# sourceMappingURL")]
+    return inline(f"var CircuitsVis = (function (WebAssembly) {{\n{code}\nreturn CircuitsVis;\n}})();")
