@@ -148,11 +148,11 @@ class Delta(Recurrence[DeltaTerms]):
 
     def hidden_attention(self, terms: DeltaTerms) -> Float[Tensor, "batch rec_head pos pos"]:
         """β_j q_tᵀ (∏_{j<r≤t} a_r (I - β_r k_r k_rᵀ)) k_j, erasures included: y is this times v."""
-        length = terms.beta.shape[1]
-        whole = _Chunked.of(_bare(terms), 1 << max(0, length - 1).bit_length())
-        strengths = torch.diag_embed(whole.beta)
-        pattern = whole.addresses.scores[1] @ whole.solved(strengths)
-        return pattern[:, :, 0, :length, :length]
+        batch, length, heads = terms.beta.shape
+        nothing = wide(terms.k).new_zeros(batch, heads, length, terms.k.shape[-1])
+        # With v_j the j-th axis of as many values as tokens, y_t is the pattern's row: time grows as length² m.
+        axes = torch.eye(length, dtype=nothing.dtype, device=nothing.device)[:, None].expand(batch, -1, heads, -1)
+        return self.run(_bare(terms)._replace(v=axes), nothing).y.transpose(1, 2)
 
 
 def _rate(terms: DeltaTerms) -> Tensor:
@@ -194,25 +194,22 @@ class _Chunked(NamedTuple):
     """Readers are k, of the decayed state, and q."""
 
     @staticmethod
-    def of(terms: DeltaTerms, chunk: int | None = None) -> _Chunked:
-        chunk = chunk_of(terms.beta.shape[1]) if chunk is None else chunk
+    def of(terms: DeltaTerms) -> _Chunked:
+        chunk = chunk_of(terms.beta.shape[1])
         v, k, q, beta = (in_chunks(wide(t), chunk) for t in (terms.v, terms.k, terms.q, terms.beta))
         decay = in_chunks(wide(terms.decay), chunk, 1.0)
         if terms.decay.ndim == terms.beta.ndim:
             decay = decay[..., None]
         return _Chunked(v, beta, addressed((k, q), k, decay))
 
-    def solved(self, sources: Tensor) -> Tensor:
-        """R with R_t = sources_t - β_t Σ_{j<t} (k_t … k_j) R_j, by forward substitution."""
-        system = self.beta[..., None] * self.addresses.scores[0]
-        return torch.linalg.solve_triangular(system, sources, upper=False, unitriangular=True)
-
     def borders(self, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The state before every chunk [b s n u m], what each token writes [b s n chunk u], and the last state."""
         strength = self.beta[..., None]
-        own, held = self.solved(
-            torch.cat([strength * self.v, strength * self.addresses.readers[0]], dim=-1)
-        ).split([self.v.shape[-1], self.addresses.writer.shape[-1]], dim=-1)
+        sources = torch.cat([strength * self.v, strength * self.addresses.readers[0]], dim=-1)
+        # R with R_t = sources_t - β_t Σ_{j<t} (k_t … k_j) R_j, by forward substitution.
+        system = strength * self.addresses.scores[0]
+        solved = torch.linalg.solve_triangular(system, sources, upper=False, unitriangular=True)
+        own, held = solved.split([self.v.shape[-1], self.addresses.writer.shape[-1]], dim=-1)
         states, written, state = list[Tensor](), list[Tensor](), initial.to(own.dtype)
         for new, of_state, writer, carried in zip(
             *(t.unbind(2) for t in (own, held, self.addresses.writer, self.addresses.carried)), strict=True

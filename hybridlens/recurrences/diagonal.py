@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hybridlens.errors import InputError
 from hybridlens.recurrences import scan
 from hybridlens.recurrences.base import Hooked, Recurrence, Run
 from hybridlens.recurrences.edits import Hook
@@ -106,7 +107,7 @@ class Diagonal(Recurrence[DiagonalTerms]):
     def hidden_attention(self, terms: DiagonalTerms) -> Tensor:
         """Means over blocks of channels; see `channel_attention`."""
         if terms.source is None:
-            raise TypeError("hidden attention needs `source`, what a unit of input puts into the state; give it")
+            raise InputError("hidden attention was asked for without `source`; give what a unit of input writes")
         return channel_attention(terms.decay, terms.source, terms.C, self.groups)
 
 

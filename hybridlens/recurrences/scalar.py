@@ -104,7 +104,8 @@ class Scalar(Recurrence[ScalarTerms]):
             plain = self.made(terms._replace(write_edit=None), initial)
             return self.continued(plain, self.reached(edit.mask), terms, initial)
         parts, state = list[Tensor](), initial
-        idle = (terms.decay == 1) & (torch.zeros_like(terms.decay) if terms.dt is None else terms.dt == 0)
+        still = terms.decay == 1
+        idle = torch.zeros_like(still) if terms.dt is None else still & (terms.dt == 0)
         for part in segments(terms.decay.shape[1]):
             some, entered = self.at(terms, part), state
             borders, state = _Chunked.of(some).borders(entered)
