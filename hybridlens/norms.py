@@ -78,9 +78,8 @@ class Norm:
             return (weight if not self.style.offset else self.style.offset + weight) * normalized.to(dtype)
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The normalised and weighted activation, in the dtype of `x`."""
-        wide = x.float()
-        return self.weighted(wide / self.scale(wide), x.dtype)
+        """What the model's own module gives."""
+        return self.module(x)
 
 
 ONE: dict[str, Any] = {"1": 1}
