@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analyses.embedded import columns
+from analyses.experiment.text import columns
 from hybridlens.errors import ResultsError, closest
 from hybridlens.results import Interval, hash_json, paired_difference, write_json
 

@@ -54,7 +54,7 @@ def heads(
     """
     from analyses.checkpoints import open_model
     from analyses.entropy import rank_heads
-    from analyses.tables import ranking_table
+    from analyses.ranking import ranking_table
     from hybridlens import niah as benchmark
 
     if prompt is not None and prompts is not None:

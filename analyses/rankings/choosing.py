@@ -15,7 +15,7 @@ import argparse
 from analyses.checkpoints import open_model
 from analyses.circuits import circuits
 from analyses.circuits.strength import CHOSEN, COMBINATIONS, retrieval
-from analyses.embedded import columns
+from analyses.experiment.text import columns
 from analyses.ranking import HeadRanking
 from analyses.rankings.config import RankingsConfig
 from analyses.rankings.results import RankingComparison

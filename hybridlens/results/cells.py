@@ -195,7 +195,7 @@ def decode_line(line: bytes, where: str, fingerprint: str, max_score: float | in
     stated, _, text = line.partition(b" ")
     try:
         row = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Damage(where, "is not a whole record", None)
     if not isinstance(row, dict):
         return Damage(where, "is not a record", None)
