@@ -24,9 +24,6 @@ from typer._click.exceptions import ClickException  # pyright: ignore[reportPriv
 from analyses.commands.declared import command, typed_words
 from analyses.commands.experiments import EXPERIMENTS
 from analyses.commands.look import heads, hooks, models
-from analyses.commands.niah import niah
-from analyses.commands.rankings import rankings
-from analyses.commands.reproduce import reproduce
 from hybridlens.errors import HybridLensError
 
 app = typer.Typer(
@@ -40,7 +37,7 @@ app = typer.Typer(
 
 for _declared in EXPERIMENTS:
     app.command(_declared.name)(command(_declared))
-for _command in (niah, reproduce, rankings, hooks, models, heads):
+for _command in (hooks, models, heads):
     app.command()(_command)
 
 

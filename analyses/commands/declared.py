@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from analyses.experiment.options.base import Options
+from analyses.experiment.options.base import Options, flag
 
 typed_words: ContextVar[tuple[str, ...]] = ContextVar("typed_words", default=())
 """What stands after the command's name, for the record of a run."""
@@ -103,9 +103,9 @@ def progress_bar(title: str, unit: str) -> Generator[Callable[[int, int], None]]
 
 
 def _option(name: str, annotation: Any, default: Any, help_text: str) -> inspect.Parameter:
-    flags = f"--{name.replace('_', '-')}"
+    flags = flag(name)
     if annotation is bool or bool in get_args(annotation):
-        flags = f"{flags}/--no-{name.replace('_', '-')}"
+        flags = f"{flags}/--no-{flags[2:]}"
     noted = Annotated[annotation, typer.Option(flags, help=help_text)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=noted)
 

@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -224,6 +225,29 @@ class Folder:
         made.save(path)
         self._record["artefacts"][name] = {"depends": self._signature(depends), "digest": _digest(path)}
         self.note()
+
+    def keep(self, name: str, depends: object, made: Saved) -> None:
+        """Save an artefact that is at hand, unless it is stored whole and of the same values."""
+        listed: dict[str, Any] = {} if self._record is None else self._record["artefacts"]
+        stated, path = listed.get(name), self.path / name
+        if stated is None or stated["depends"] != self._signature(depends) or not path.is_file():
+            self.put(name, depends, made)
+        elif _digest(path) != stated["digest"]:
+            self.doubt(f"{name} does not match its digest; made again")
+            self.put(name, depends, made)
+
+    def agree(self, values: Mapping[str, Any]) -> None:
+        """Fix what names stand for in a run that grows: a later session may bring other names, but no other value.
+
+        Raises:
+            ResultsError: the folder has another value for a name.
+        """
+        held = self.record["growing"] or {}
+        before = {name: held[name] for name in values if name in held}
+        named = replace(self.manifest, growing=values)
+        refuse_another_run(self.path, {"compared": self._compared, "growing": before}, named, self._compared)
+        if any(name not in held for name in values):
+            self.note(growing={**held, **plain(values)})
 
     def drop(self, name: str) -> None:
         """Throw a folder of artefacts away: what stages kept for a result that is now stored."""

@@ -155,7 +155,17 @@ class Run:
         self._good.update({cell.key: cell for cell in cells})
 
     def finish(self) -> Path:
-        """Write the table, where this session has added cells, and mark the run complete; returns the table's path.
+        """`write`, and mark the run complete; returns the table's path.
+
+        Raises:
+            ResultsError: cells are still to run.
+        """
+        path = self.write()
+        self.folder.finish()
+        return path
+
+    def write(self) -> Path:
+        """Write the table, where this session has added cells; returns its path.
 
         Raises:
             ResultsError: cells are still to run.
@@ -170,7 +180,6 @@ class Run:
             self._begin()
             write_table(self.folder.path, self.all_cells, self.folder.fingerprint)
             self.folder.note(cells_done=len(self._good))
-        self.folder.finish()
         return self.folder.path / TABLE
 
     def _close(self, record: dict[str, Any]) -> None:

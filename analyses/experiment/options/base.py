@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -72,9 +71,13 @@ def refusal(error: ValidationError, known: Mapping[str, Any]) -> HybridLensError
     return InputError(f"{flag(name)} {given} given, expected {first['msg'].removeprefix('Input should be ')}")
 
 
+FLAGS = {"phases": "--phase"}
+"""Fields that the command line names otherwise."""
+
+
 def flag(name: str | None) -> str:
     """How the command line names a field."""
-    return f"--{(name or 'option').replace('_', '-')}"
+    return FLAGS.get(name or "") or f"--{(name or 'option').replace('_', '-')}"
 
 
 def parse_list(option: str, text: str) -> tuple[int, ...]:
@@ -121,6 +124,13 @@ def once(values: Sequence[Any] | None, info: Any) -> Sequence[Any] | None:
     return values
 
 
+def _not_negative(values: tuple[int, ...] | None, info: Any) -> tuple[int, ...] | None:
+    least = min(values or (0,))
+    if least < 0:
+        raise InputError(f"{flag(info.field_name)} {least} given, expected numbers of 0 or more")
+    return values
+
+
 def one_of(names: Sequence[str] | Callable[[], Sequence[str]], what: str | None = None) -> AfterValidator:
     """A check that a name, or each of several, exists."""
 
@@ -147,16 +157,9 @@ def _memory(value: object) -> object:
     return parse_memory(value)
 
 
-def _folder(value: object) -> object:
-    if isinstance(value, str | Path):
-        from hybridlens.niah import read_haystack
-
-        return read_haystack(value)
-    return value
-
-
-Numbers = Annotated[tuple[int, ...], BeforeValidator(_numbers), AfterValidator(once)]
-MaybeNumbers = Annotated[tuple[int, ...] | None, BeforeValidator(_numbers), AfterValidator(once)]
+Numbers = Annotated[tuple[int, ...], BeforeValidator(_numbers), AfterValidator(once), AfterValidator(_not_negative)]
+MaybeNumbers = Annotated[
+    tuple[int, ...] | None, BeforeValidator(_numbers), AfterValidator(once), AfterValidator(_not_negative)
+]
 MaybeWords = Annotated[tuple[str, ...] | None, BeforeValidator(_words), AfterValidator(once)]
 Memory = Annotated[int, BeforeValidator(_memory)]
-Filler = BeforeValidator(_folder)
