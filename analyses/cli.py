@@ -1,30 +1,29 @@
 """The `hybridlens` command.
 
 Each command (`analyses.commands`) checks its options, loads what it needs inside itself (so that ``--help``
-answers at once), and prints plain text. How it fails: everything raised on purpose comes out as one line on
-stderr, with exit status 2 and nothing half-written; Ctrl-C says how to go on and exits with 130. A traceback
-means a defect of ours.
+answers at once), and prints plain text. How it fails: everything raised on purpose, and what the system refuses, comes
+out as one line on stderr, with exit status 2 and nothing half-written; Ctrl-C (130) and SIGTERM (143) say how to go
+on. A traceback means a defect of ours.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import TextIO
 
 import typer
 from typer._click.exceptions import ClickException  # pyright: ignore[reportPrivateUsage]
 
-from analyses.commands.circuits import circuits
-from analyses.commands.crossover import crossover
+from analyses.commands.declared import command, typed_words
+from analyses.commands.experiments import EXPERIMENTS
 from analyses.commands.look import heads, hooks, models
-from analyses.commands.niah import niah
-from analyses.commands.patch import patch
-from analyses.commands.rankings import rankings
-from analyses.commands.reproduce import reproduce
-from analyses.commands.shared import typed_words
 from hybridlens.errors import HybridLensError
 
 app = typer.Typer(
@@ -36,7 +35,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (niah, reproduce, circuits, rankings, patch, crossover, hooks, models, heads):
+for _declared in EXPERIMENTS:
+    app.command(_declared.name)(command(_declared))
+for _command in (hooks, models, heads):
     app.command()(_command)
 
 
@@ -51,18 +52,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read when torch is loaded. Threads that spin while they wait lose most of a core to any other busy
     # process: a sweep of the tiny models took twenty times as long beside one. Waiting idle costs nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    command = typer.main.get_command(app)
+    entry = typer.main.get_command(app)
     try:
-        with warnings.catch_warnings():
+        with _terminable(), warnings.catch_warnings():
             warnings.showwarning = _one_line
-            status = command.main(args=typed, prog_name="hybridlens", standalone_mode=False)
+            with entry.make_context("hybridlens", typed) as context:  # `main` would lose what stopped it
+                entry.invoke(context)
     except HybridLensError as error:
-        print(f"hybridlens: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _refused(str(error))
     except ClickException as error:
-        print(f"hybridlens: {' '.join(error.format_message().split())}; see hybridlens --help", file=sys.stderr)
-        return 2
-    return status if isinstance(status, int) else 0
+        return _refused(f"{error.format_message()}; see hybridlens --help")
+    except OSError as error:
+        where = f"'{error.filename}' " if error.filename else "the system "
+        return _refused(f"{where}refuses ({error.strerror or error}); make room, give the rights, or name another")
+    except typer.Exit as error:
+        return error.exit_code
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped; nothing was begun", file=sys.stderr)
+        return int(getattr(stop, "status", 130))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error).split("\n")[0]:
+            raise
+        return _refused("the memory of this machine is not enough; give shorter prompts, or smaller batches")
+    return 0
+
+
+def _refused(line: str) -> int:
+    """Say what is wrong, on one line; returns the exit status."""
+    said = " ".join(line.split()).encode("utf-8", "backslashreplace").decode("utf-8")
+    print(f"hybridlens: {said}", file=sys.stderr)
+    return 2
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a command as Ctrl-C does."""
+
+    status = 143
+
+
+@contextmanager
+def _terminable() -> Generator[None]:
+    """Have SIGTERM stop what runs inside as Ctrl-C does, where this is the thread that hears signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _one_line(

@@ -7,25 +7,13 @@ leaves a dash.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
+from analyses.experiment.text import columns
 from hybridlens import tiny
 
 LEGEND = """A: attention layer, R: recurrent layer; context: longest prompt trained for, in tokens; accuracy: on the
 paper's needle with all heads, in % of the highest score, with the needle left out in brackets."""
-
-
-def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows of cells as aligned text; the first `left` columns to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def model_table() -> str:

@@ -208,11 +208,3 @@ def _chosen(lengths: Tensor, width: int, queries: str) -> Bool[Tensor, "batch qu
 
 def _layer_of(hook: HookPoint) -> int:
     return int(str(hook.name).split(".")[1])
-
-
-if __name__ == "__main__":
-    import sys
-
-    from analyses.cli import main
-
-    sys.exit(main(["heads", *sys.argv[1:]]))

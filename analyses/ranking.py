@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from analyses.experiment.text import columns
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.results import write_json
 
@@ -151,3 +152,12 @@ class HeadRanking:
         if [list(pair) for pair in ranking.order] != value.get("order"):
             raise InputError(f"'{path}' is a damaged head ranking (order and scores disagree); make it again")
         return ranking
+
+
+def ranking_table(ranking: HeadRanking) -> str:
+    """Every head with its score, best first."""
+    rows = [["rank", "layer", "head", "score"]]
+    for rank, (layer, head) in enumerate(ranking.order, start=1):
+        rows.append([str(rank), str(layer), str(head), f"{ranking.score(layer, head):.3f}"])
+    best = "lowest" if ranking.lower_is_better else "highest"
+    return f"{ranking.source}; {best} first\n{columns(rows, left=0)}"

@@ -301,11 +301,3 @@ def _silencer(heads: Sequence[int]) -> HookFunction:
         return z.index_fill(2, torch.as_tensor(list(heads), device=z.device), 0.0)
 
     return silence
-
-
-if __name__ == "__main__":
-    import sys
-
-    from analyses.cli import main
-
-    sys.exit(main(["niah", *sys.argv[1:]]))

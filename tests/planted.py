@@ -37,7 +37,7 @@ from torch import Tensor
 from transformers import JambaConfig, JambaForCausalLM, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 import hybridlens as hl
-from hybridlens.families.spec import LensConfig
+from hybridlens.config import LensConfig
 from hybridlens.weights import Weights
 
 D_MODEL, N_HEADS, D_HEAD, N_LAYERS, VOCAB, WINDOW = 128, 4, 32, 6, 40, 48

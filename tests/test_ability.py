@@ -14,7 +14,7 @@ from models import FAMILIES, make
 from random_lens import benchmark_lens
 
 import hybridlens as hl
-from analyses.local_tasks import FOLDER
+from analyses.benchmarks.local_tasks import FOLDER
 from analyses.ranking import HeadRanking
 from analyses.rankings.ability import TRAINED_SEED, filler_loss, filler_tokens, task_scores, unseen_sentences
 from analyses.rankings.masks import distinct

@@ -11,8 +11,8 @@ import hybridlens as hl
 from analyses.benchmarks import BenchmarkConfig, check_tasks, default_ks, run_benchmarks, running
 from analyses.benchmarks import tasks as benchmark_tasks
 from analyses.benchmarks.harness import HarnessModel
+from analyses.benchmarks.local_tasks import FOLDER
 from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row
-from analyses.local_tasks import FOLDER
 from analyses.sparsification import top_k
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from analyses.rankings.choosing import best
+from analyses.rankings.config import RankingsConfig
 from random_lens import benchmark_lens, save_checkpoint
 from safetensors.torch import load_file, save_file
 
@@ -14,8 +16,6 @@ import hybridlens as hl
 from analyses.circuits import HeadCircuits, circuits
 from analyses.cli import main
 from analyses.ranking import HeadRanking
-from analyses.rankings.choosing import best
-from analyses.rankings.config import RankingsConfig
 from analyses.rankings.making import FROM_WEIGHTS, NAMES, make_rankings
 from analyses.rankings.sweep import compare
 from hybridlens.errors import UnknownNameError

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from analyses.circuits.folder import CircuitsConfig, run
 from models import FAMILIES, VOCAB, make, tokens
 
 import hybridlens as hl
 from analyses.circuits import METRICS, HeadCircuits, circuits
 from analyses.circuits.composition import KINDS, Composition
-from analyses.circuits.folder import CircuitsConfig, run
 from analyses.circuits.paths import paths_at_rest
 from analyses.circuits.strength import induction
 from hybridlens.errors import InputError, ResultsError, UnknownNameError

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from analyses.options import parse_list, read_needle, read_prompts
 from command_line import refused
 from niah_tokenizers import word_level
 from random_lens import save_checkpoint
@@ -22,7 +23,6 @@ import hybridlens as hl
 from analyses import checkpoints
 from analyses.cli import main
 from analyses.embedded import card_accuracy
-from analyses.options import parse_list, read_needle, read_prompts
 from analyses.ranking import HeadRanking
 from hybridlens import niah
 from hybridlens.errors import InputError

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from analyses.niah_config import NiahConfig, make_grid
+from analyses.study.config import StudyConfig
 from hypothesis import given
 from hypothesis import strategies as st
 
 import hybridlens as hl
-from analyses.niah_config import NiahConfig, make_grid
-from analyses.study.config import StudyConfig
 from analyses.study.experiments import EXPERIMENTS, cells_of, check_study, plan, rubrics_of
 from analyses.study.grids import Grids, half, spread
 from hybridlens import niah

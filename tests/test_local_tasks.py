@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from analyses.benchmarks.local_tasks import FOLDER, NAMES, make
 from analyses.benchmarks.tasks import load_tasks
-from analyses.local_tasks import FOLDER, NAMES, make
 from hybridlens.tiny import facts, words
 from hybridlens.tiny.documents import SHORT_CLOSING
 from hybridlens.tiny.tokenizer import UNK_ID, backend

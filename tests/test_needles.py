@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from analyses.options import read_needles
 from hypothesis import given
 from hypothesis import strategies as st
 
 import hybridlens as hl
-from analyses.options import read_needles
 from hybridlens import niah
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.niah.needle_files import Placed, place

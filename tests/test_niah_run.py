@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from analyses.niah import NiahConfig, run
+from analyses.niah_config import make_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILIES
@@ -16,10 +18,8 @@ from random_lens import benchmark_lens
 import hybridlens as hl
 from analyses import niah as experiment
 from analyses import niah_report
+from analyses.experiment.answering import work_of
 from analyses.needle_heads import MOST_TOKENS, crop, figure, figure_of, look
-from analyses.niah import NiahConfig, run
-from analyses.niah_config import make_grid
-from analyses.runner import work_of
 from analyses.sparsification import top_k
 from analyses.treatment import Treatment
 from hybridlens import niah

@@ -16,7 +16,7 @@ from test_viz import Page
 import hybridlens as hl
 from analyses.cli import main
 from analyses.patching import choosing, effects, sweeps
-from analyses.patching import folder as patch_folder
+from analyses.patching import experiment as patch_folder
 from analyses.patching.direct_results import DirectAttribution
 from analyses.patching.edge_results import EdgeResult
 from analyses.patching.results import PatchResult
@@ -106,15 +106,15 @@ def test_a_killed_run_goes_on_sweep_by_sweep(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--pair", "neddle"], "--pair 'neddle' given.*needle, none, moved"),
+        (["--pair", "neddle"], "--pair 'neddle' does not exist.*needle, none, moved"),
         (["--sweeps", "vv"], "sweep 'vv' does not exist; this model has resid_pre"),
-        (["--sweeps", "v,v"], "--sweeps names v more than once"),
-        (["--metric", "loss"], "--metric 'loss' given.*expected one of logit-difference"),
+        (["--sweeps", "v,v"], "--sweeps holds v more than once"),
+        (["--metric", "loss"], "--metric 'loss' does not exist.*expected one of logit-difference"),
         (["--direction", "up"], "direction 'up' does not exist; expected one of denoise, noise"),
         (["--needle", "papr"], "--needle 'papr' given"),
         (["--length", "9"], "9"),
         (["--depth", "101"], "101"),
-        (["--batch-size", "0"], "batches of 0 patches given"),
+        (["--batch-size", "0"], "--batch-size 0 given"),
     ],
 )
 def test_bad_options_are_one_line(

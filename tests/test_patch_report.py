@@ -12,8 +12,8 @@ from test_viz import HOSTILE, Page, a_record, data_of
 
 from analyses.patching import choosing, maps, pairs, report, sections, sweeps
 from analyses.patching.direct_results import DirectAttribution
-from analyses.patching.folder import Patched
 from analyses.patching.metrics import LogitDifference
+from analyses.patching.patched import Patched
 from analyses.patching.results import Axis, PatchResult
 from analyses.patching.writers import Writer
 from hybridlens.viz.article import render_article

@@ -7,6 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from analyses.rankings.config import (
+    Calibration,
+    RankingsConfig,
+    calibration_prompts,
+    counts_of,
+    judging_prompts,
+    prompt_lengths,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILIES
@@ -18,14 +26,6 @@ from analyses.rankings import sweep
 from analyses.rankings.ability import filler_loss, filler_tokens
 from analyses.rankings.agreement import kendall, spearman
 from analyses.rankings.candidates import random_rankings
-from analyses.rankings.config import (
-    Calibration,
-    RankingsConfig,
-    calibration_prompts,
-    counts_of,
-    judging_prompts,
-    prompt_lengths,
-)
 from analyses.rankings.curves import Value, area, area_difference, areas, needed
 from analyses.rankings.general import measure
 from analyses.rankings.results import (

@@ -8,9 +8,9 @@ from models import FAMILIES
 from random_lens import benchmark_lens
 
 import hybridlens as hl
+from analyses.experiment.answering import Keeping, Settings, answer_cells, treatments, work_of
 from analyses.manipulation import manipulate
 from analyses.ranking import HeadRanking
-from analyses.runner import Keeping, Settings, answer_cells, treatments, work_of
 from analyses.sparsification import keep_heads, top_k
 from analyses.treatment import Treatment
 from hybridlens import niah

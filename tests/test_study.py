@@ -13,8 +13,8 @@ from random_lens import benchmark_lens, save_checkpoint
 import hybridlens as hl
 from analyses import study
 from analyses.cli import main
+from analyses.experiment.answering import Settings, answer_cells
 from analyses.manipulation import manipulate
-from analyses.runner import Settings, answer_cells
 from analyses.sparsification import top_k
 from analyses.study import StudyConfig
 from analyses.study.experiments import plan, rubrics_of

@@ -10,12 +10,12 @@ How it fails: `ResultsError` for a file that is no such result, and for a score 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analyses.embedded import columns
+from analyses.experiment.text import columns
 from hybridlens.errors import ResultsError, closest
 from hybridlens.results import Interval, hash_json, paired_difference, write_json
 
@@ -171,23 +171,17 @@ class BenchmarkResult:
             fingerprint, version = held.pop("fingerprint"), held.pop("format")
             if version != FORMAT or fingerprint != hash_json(held):
                 raise ValueError("its fingerprint does not fit")
-            return result_of(held)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            rows = rows_of(held["rows"])
+            return BenchmarkResult(held["model"], held["n_heads"], rows, held["arguments"], held["environment"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = str(error).split("\n")[0]
             raise ResultsError(f"{path} is no benchmark result ({reason}); run the benchmarks again") from error
 
 
-def result_of(held: Mapping[str, Any]) -> BenchmarkResult:
-    """A result from the JSON value that holds its attributes."""
-    rows: list[dict[str, Any]] = [
-        {**row, "scores": None if row["scores"] is None else tuple(row["scores"])} for row in held["rows"]
-    ]
-    return BenchmarkResult(
-        held["model"],
-        held["n_heads"],
-        tuple(BenchmarkRow(**row) for row in rows),
-        held["arguments"],
-        held["environment"],
+def rows_of(held: Iterable[Mapping[str, Any]]) -> tuple[BenchmarkRow, ...]:
+    """Rows from the JSON values that hold their attributes."""
+    return tuple(
+        BenchmarkRow(**{**row, "scores": None if row["scores"] is None else tuple(row["scores"])}) for row in held
     )
 
 

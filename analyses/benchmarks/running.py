@@ -1,98 +1,176 @@
 """GLUE, MMLU or any other task of lm-eval with the k most focused heads of each layer (section 3.2 of the paper).
 
-`run_benchmarks` runs every task under every k, the same prompts each time, through the adapter of `harness`. In
-the prefill version, which the paper uses, heads are dropped in every forward pass of a request; in the generation
-version the context is read with all heads. Scores are lm-eval's own; a group such as MMLU gets the score that
-lm-eval gives it, a tag such as GLUE the mean over its tasks. After each task and k the file is written anew, so
-a run that was stopped goes on with what is missing.
+`BenchmarkRun` runs every task under every k, the same prompts each time, through the adapter of `harness`. In the
+prefill version, which the paper uses, heads are dropped in every forward pass of a request; in the generation version
+the context is read with all heads. Scores are lm-eval's own; a group such as MMLU gets the score that lm-eval gives it,
+a tag such as GLUE the mean over its tasks. Each task and k is a stage, signed with the task's documents and files, so
+that scores of a task that was edited are not believed.
 
-How it fails: what can be checked without a model is checked when the config is made (`BenchmarkConfig`) and by
-`check_tasks`; a file that holds a run of another model or other arguments is refused with `ResultsError`.
+How it fails: what can be checked without a model is checked when the options are made and by `check_tasks`; see
+`analyses.experiment` for the rest.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
-from analyses.benchmarks.config import BenchmarkConfig
-from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row
-from analyses.benchmarks.tasks import Loaded, check_tasks, load_tasks, quiet, require, seeded
+from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row, rows_of
+from analyses.benchmarks.tasks import FOLDER, Loaded, check_tasks, load_tasks, quiet, require, seeded
+from analyses.experiment.artefacts import Values
+from analyses.experiment.options.benchmarks import BenchmarkConfig
+from analyses.experiment.running import Experiment, Progress, result_of
 from analyses.sparsification import top_k
+from hybridlens.config import LensConfig
 from hybridlens.decoding import Boundary
 from hybridlens.errors import InputError, ResultsError
+from hybridlens.hooks import Phase
 from hybridlens.model import HybridLens
-from hybridlens.results import environment, hash_json, hash_weights
+from hybridlens.results import Folder, Manifest, environment, write_json
+from hybridlens.viz.article import Article
+from hybridlens.viz.blocks import Section, Table
 
 BOOTSTRAP = 1000
 """Draws of lm-eval's standard errors where there is no formula."""
 
+COMPARED = ("limit", "num_fewshot", "version", "scope", "semantics", "boundary", "apply_chat_template",
+            "fewshot_as_multiturn", "system_instruction", "max_length", "seed")  # fmt: skip
+"""Options that can change a score; tasks and k can be added to a folder."""
 
-def run_benchmarks(
-    lens: HybridLens,
-    config: BenchmarkConfig,
-    path: Path | None = None,
-    weights_hash: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> BenchmarkResult:
+
+class Rows(NamedTuple):
+    """The scores of one task under one k, as a file."""
+
+    rows: tuple[BenchmarkRow, ...]
+
+    def save(self, path: Path) -> Path:
+        """Write them, atomically; returns `path`."""
+        return write_json(path, [asdict(row) for row in self.rows])
+
+    @classmethod
+    def load(cls, path: Path) -> Rows:
+        """Read them; errors as `Values.load`."""
+        return cls(rows_of(Values.load(path).value))
+
+
+class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):
     """Every task under every k.
-
-    Args:
-        lens: the model, with its tokenizer.
-        config: what to run.
-        path: a JSON file that is written after each task and k, and gone on with where it exists; its folder
-            has to. It keeps what it holds of other tasks and k.
-        weights_hash: digest of the model's weights; None to work it out where `path` is given.
-        progress: called with the pairs of task and k done, and their number, first before any is run.
-
-    Returns:
-        the rows of the config's tasks and k.
 
     Raises:
         UnknownNameError: a task that lm-eval does not have.
-        InputError: lm-eval is not installed; data that cannot be loaded; a k above the model's heads; options that
-            the tasks or the tokenizer do not allow; a batch that does not fit the memory.
-        ResultsError: `path` holds something else.
+        InputError: lm-eval is not installed; data that cannot be loaded; a k above the model's heads; options that the
+            tasks or the tokenizer do not allow.
     """
-    require()
-    n_heads, ks = lens.cfg.n_heads, config.heads(lens.cfg.n_heads)
-    for k in ks:  # a scope or semantics that the model cannot run is told before any data is loaded
-        top_k(lens, k, config.phase, config.scope, config.semantics)
-    if config.apply_chat_template:
-        from analyses.benchmarks.harness import check_chat_template
 
-        check_chat_template(lens.tokenizer)
-    digest = weights_hash or ("" if path is None else hash_weights(lens.hf_model.state_dict()))
-    arguments = config.compared(lens, digest)
-    held = _held(path, arguments)
-    check_tasks(config.tasks, config.include)
-    loaded = load_tasks(config.tasks, config.include)
-    _check_fewshot(loaded, config.num_fewshot)
-    rows = {(row.task, row.k, row.metric): row for row in held}
-    pairs = [(task, k) for task in loaded.tasks for k in ks]
-    done = {(row.task, row.k) for row in held} & set(pairs)
-    progress(len(done), len(pairs))
-    for task, k in pairs:
-        if (task, k) in done:
-            continue
-        rows |= {(row.task, row.k, row.metric): row for row in _run(lens, config, loaded.tasks[task], k)}
-        done.add((task, k))
-        if path is not None:
-            _result(config, n_heads, list(rows.values()), arguments).save(path)
-        progress(len(done), len(pairs))
-    for row in _summaries(loaded, list(rows.values()), ks):
-        rows[row.task, row.k, row.metric] = row
-    if path is not None:
-        _result(config, n_heads, list(rows.values()), arguments).save(path)
-    order = [*loaded.tasks, *loaded.groups, *loaded.sets]
-    wanted = [row for row in rows.values() if row.task in order and row.k in ks]
-    wanted.sort(key=lambda row: (order.index(row.task), ks.index(row.k)))
-    return _result(config, n_heads, wanted, arguments)
+    job = "benchmarks"
+    unit = "task"
+
+    def __init__(self, lens: HybridLens, options: BenchmarkConfig, weights_hash: str | None = None) -> None:
+        super().__init__(lens, options, weights_hash)
+        self.ks = options.heads(lens.cfg.n_heads)
+        self.phase: Phase = "both" if options.version == "prefill" else "decode"
+        for k in self.ks:  # a scope or semantics that the model cannot run is told before any data is loaded
+            top_k(lens, k, self.phase, options.scope, options.semantics)
+        if options.apply_chat_template:
+            from analyses.benchmarks.harness import check_chat_template
+
+            check_chat_template(lens.tokenizer)
+        self.loaded = load_tasks(options.tasks, options.include)
+        _check_fewshot(self.loaded, options.num_fewshot)
+
+    @classmethod
+    def check(cls, options: BenchmarkConfig, cfg: LensConfig) -> None:
+        """See `Experiment`; tasks that there are not too."""
+        super().check(options, cfg)
+        require()
+        options.heads(cfg.n_heads)
+        check_tasks(options.tasks, options.include)
+
+    @property
+    def pairs(self) -> int:
+        """Of task and k."""
+        return len(self.loaded.tasks) * len(self.ks)
+
+    def manifest(self) -> Manifest:
+        """See `Experiment`; other tasks and k may join."""
+        options = self.options
+        growing = {f"the benchmarks' {name}": getattr(options, name) for name in COMPARED}
+        growing["the version of lm-eval"] = metadata.version("lm-eval")
+        return self.identity({}, {"tasks": list(options.tasks), "batch_size": options.batch_size}, growing)
+
+    def run(self, folder: Folder, progress: Progress) -> BenchmarkResult:
+        """See `Experiment`."""
+        options, loaded = self.options, self.loaded
+        growing = self.manifest().growing
+        files = _files(options.include)
+        rows: list[BenchmarkRow] = []
+        done = 0
+        progress(done, self.pairs)
+        for name, task in loaded.tasks.items():
+            depends = [growing, files, _documents(task)]
+            for k in self.ks:
+                found = folder.take(
+                    f"benchmarks/{name.replace('/', '-')}-{k}.json", [*depends, name, k], Rows.load,
+                    lambda task=task, k=k: Rows(tuple(_run(self.lens, options, task, k))),
+                )  # fmt: skip
+                rows += found.rows
+                done += 1
+                progress(done, self.pairs)
+        rows += _summaries(loaded, rows, self.ks)
+        order = [*loaded.tasks, *loaded.groups, *loaded.sets]
+        rows.sort(key=lambda row: (order.index(row.task), self.ks.index(row.k)))
+        versions = environment()
+        versions["packages"]["lm-eval"] = metadata.version("lm-eval")
+        arguments = {**(growing or {}), "the model's weights (their hash)": self.weights_hash}
+        result = BenchmarkResult(options.model, self.lens.cfg.n_heads, tuple(rows), arguments, versions)
+        folder.keep("benchmarks.json", [asdict(row) for row in rows], result)
+        return result
+
+    def page(self, result: BenchmarkResult, record: Mapping[str, Any]) -> Article:
+        """See `Experiment`."""
+        header, *rows = result.table()
+        return Article(
+            subject="benchmarks",
+            over="Benchmarks of general ability under fewer heads",
+            origin=(f"{len(result.tasks)} tasks at k = {', '.join(map(str, result.ks))}",),
+            finding=(),
+            notes=(),
+            sections=(Section("benchmarks", "Scores", (Table(tuple(header), tuple(map(tuple, rows))),)),),
+        )
+
+    def table(self, result: BenchmarkResult) -> Iterable[str]:
+        """See `Experiment`."""
+        return [str(result)]
+
+
+def run_benchmarks(lens: HybridLens, config: BenchmarkConfig) -> BenchmarkResult:
+    """The result of a `BenchmarkRun` that is kept nowhere; errors as there."""
+    return result_of(BenchmarkRun(lens, config))
+
+
+def _files(include: Path | None) -> str:
+    """A digest of the files of the local tasks, and of a folder with tasks of one's own."""
+    digest = hashlib.sha256()
+    for folder in [FOLDER, *([] if include is None else [include])]:
+        for file in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+            digest.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _documents(task: Any) -> str:
+    """A digest of the documents that a task asks about."""
+    digest = hashlib.sha256()
+    for document in task.eval_docs:
+        digest.update(json.dumps(document, sort_keys=True, default=str).encode() + b"\0")
+    return digest.hexdigest()
 
 
 def _check_fewshot(loaded: Loaded, wanted: int | None) -> None:
@@ -115,7 +193,8 @@ def _run(lens: HybridLens, config: BenchmarkConfig, task: Any, k: int) -> list[B
     from analyses.benchmarks.harness import HarnessModel
 
     task.set_fewshot_seed(seed=config.seed)  # anew each time, so that every k gets the same examples
-    edits = top_k(lens, k, config.phase, config.scope, config.semantics)
+    phase: Phase = "both" if config.version == "prefill" else "decode"
+    edits = top_k(lens, k, phase, config.scope, config.semantics)
     try:
         with quiet(not config.verbose), seeded():
             boundary = cast(Boundary, config.boundary)
@@ -205,31 +284,3 @@ def _table(rows: Sequence[BenchmarkRow]) -> dict[str, Any]:
         table[f"{metric},{way or 'none'}"] = row.value
         table[f"{metric}_stderr,{way or 'none'}"] = "N/A" if row.stderr is None else row.stderr
     return table
-
-
-def _held(path: Path | None, arguments: Mapping[str, Any]) -> tuple[BenchmarkRow, ...]:
-    """The rows of a file, if it is there and of the same run.
-
-    Raises:
-        ResultsError: it holds another run, or something else.
-    """
-    if path is None or not path.exists():
-        return ()
-    before = BenchmarkResult.load(path)
-    if hash_json(dict(before.arguments)) == hash_json(dict(arguments)):
-        return before.rows
-    names = [name for name in arguments if before.arguments.get(name) != arguments[name]]
-    name = next(iter(names), "arguments of another version")
-    others = f" ({', '.join(names[1:])} differ too)" if names[1:] else ""
-    raise ResultsError(
-        f"{path} holds a run with {name} {before.arguments.get(name)!r}, and this one has {arguments.get(name)!r}"
-        f"{others}; give the same to go on, or another file"
-    )
-
-
-def _result(
-    config: BenchmarkConfig, n_heads: int, rows: Sequence[BenchmarkRow], arguments: Mapping[str, Any]
-) -> BenchmarkResult:
-    versions = environment()
-    versions["packages"]["lm-eval"] = metadata.version("lm-eval")
-    return BenchmarkResult(config.model, n_heads, tuple(rows), arguments, versions)

@@ -1,20 +1,20 @@
 """`report.html` of the head circuits: what the weights say in sentences, then every score as pictures and numbers.
 
-How it fails: an old report stays where the new one cannot be written whole.
+How it fails: see `article_of`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from analyses.circuits import sections
 from analyses.circuits.composition_section import composition
 from analyses.circuits.labels import name_of, number, writer_of
-from analyses.circuits.results import HeadCircuits
+from analyses.circuits.results import METRICS, HeadCircuits
+from analyses.experiment.text import columns
 from analyses.needle_heads import Look
-from hybridlens.viz.article import Article, write_article
+from hybridlens.viz.article import Article
 
 HALF = 0.5
 """A score of -1 … 1 above this is called copying, or matching, in the finding."""
@@ -22,25 +22,17 @@ HALF = 0.5
 _NAMED = 3
 
 
-def write_circuits_report(
-    folder: Path, circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look | None = None
-) -> Path:
-    """Write `report.html` into a folder, atomically; returns its path.
+def article_of(circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look | None = None) -> Article:
+    """The page's contents.
 
     Args:
-        folder: where the run's results are.
         circuits: what to show.
-        record: its `run.json`.
+        record: the run's `run.json`.
         patterns: what the heads looked at in one needle prompt, from a lens with a tokenizer; None leaves it out.
 
     Raises:
         InputError: `patterns` come without the texts of their tokens.
     """
-    return write_article(folder, article_of(circuits, record, patterns), record)
-
-
-def article_of(circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look | None = None) -> Article:
-    """The page's contents; arguments and errors as in `write_circuits_report`."""
     made = [
         sections.top_heads(circuits),
         sections.scores(circuits),
@@ -117,3 +109,15 @@ def _origin(circuits: HeadCircuits, record: Mapping[str, Any]) -> tuple[str, ...
         f"{ssm} recurrent {'layer' if ssm == 1 else 'layers'}, linearised {circuits.linearised}",
         f"{circuits.sample:,} tokens sampled, seed {record.get('seed')}",
     )
+
+
+def circuits_table(found: HeadCircuits, best: int = 3) -> str:
+    """The heads that score highest by each metric, with what the metric is."""
+    rows = [["metric", *(f"{i}." for i in range(1, best + 1)), "what it is"]]
+    for metric in found.metrics:
+        ranking = found.ranking(metric)
+        top = [f"L{layer} H{head} {ranking.score(layer, head):.2f}" for layer, head in ranking.order[:best]]
+        rows.append([metric, *top, METRICS[metric].words])
+    off = "" if found.path_error is None else f"; error {', '.join(f'{e:.2f}' for e in found.path_error.tolist())}"
+    title = f"{found.model}: heads by their weights; recurrent layers linearised {found.linearised}{off}"
+    return f"{title}\n{columns(rows, left=best + 2)}"

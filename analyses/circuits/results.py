@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from analyses import tensor_files
 from analyses.circuits.composition import Composition
 from analyses.circuits.strength import CHOSEN, Signals
+from analyses.experiment import artefacts
 from analyses.ranking import HeadRanking
 from hybridlens.errors import InputError, UnknownNameError, closest
 
@@ -171,7 +171,7 @@ class HeadCircuits:
                 tensors[field.name] = torch.view_as_real(value) if value.is_complex() else value
             else:
                 plain[field.name] = value
-        return tensor_files.write(path, FORMAT, plain, tensors)
+        return artefacts.write(path, FORMAT, plain, tensors)
 
     @classmethod
     def load(cls, path: Path) -> HeadCircuits:
@@ -180,7 +180,7 @@ class HeadCircuits:
         Raises:
             InputError: the file cannot be read, or holds no head circuits.
         """
-        with tensor_files.reading(path, FORMAT, "HeadCircuits") as (header, tensors):
+        with artefacts.reading(path, FORMAT, "HeadCircuits") as (header, tensors):
             for name in ("ov_eigenvalues", "qk_eigenvalues"):
                 tensors[name] = torch.view_as_complex(tensors[name])
             parts = {name: tensors.pop(f"composition.{name}") for name in Composition._fields}

@@ -11,8 +11,7 @@ before anything is computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from analyses.circuits.composition import KINDS, Composition, compositions
 from analyses.circuits.eigen import copying_share, matching_share, ov_eigenvalues, positivity, qk_eigenvalues
-from analyses.circuits.parts import Parts
 from analyses.circuits.paths import LinearPath, measured_paths, paths_at_rest
 from analyses.circuits.positions import profile
 from analyses.circuits.results import HeadCircuits
@@ -45,6 +43,15 @@ MEMORY = 2 * 10**9
 """Bytes for composition."""
 
 
+Make: TypeAlias = Callable[[], Mapping[str, Tensor]]
+Stage: TypeAlias = Callable[[str, Make], dict[str, Tensor]]
+
+
+def made_now(name: str, make: Make) -> dict[str, Tensor]:
+    """A stage that nothing is kept of."""
+    return dict(make())
+
+
 class Measured(NamedTuple):
     """What a run over real tokens gives to the static analysis."""
 
@@ -65,8 +72,7 @@ def circuits(
     distances: Sequence[int] | None = None,
     seed: int = 0,
     memory: int = MEMORY,
-    folder: Path | None = None,
-    fingerprint: str = "",
+    stage: Stage = made_now,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> HeadCircuits:
     """The circuits of every attention head.
@@ -82,8 +88,8 @@ def circuits(
             only 0 without rotary embedding.
         seed: of the sample.
         memory: bytes for composition, beside the weights of a few layers.
-        folder: where finished stages are kept, so that a killed computation goes on; None for nowhere.
-        fingerprint: of the weights; stages of others are made again.
+        stage: takes a stage's name and what makes its tensors, and returns them: made now, or stored by an earlier
+            computation of the same weights and arguments.
         progress: called with the stages done and their number.
 
     Raises:
@@ -101,19 +107,18 @@ def circuits(
         raise InputError("tokens were given with weights alone; give a lens, which can run them, or leave them out")
     at = check_distances(weights, distances)
     total = 4 + len(cfg.attention_layers)
-    settings = f"{fingerprint}:{sample_size}:{at}:{seed}:{'rest' if tokens is None else tokens.tolist()}"
-    parts, done = Parts(folder, settings), 0
+    done = 0
 
-    def stage(name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def take(name: str, make: Make) -> dict[str, Tensor]:
         nonlocal done
-        found = parts.take(name, make)
+        found = stage(name, make)
         done += 1
         progress(done, total)
         return found
 
     progress(0, total)
     with torch.no_grad():
-        shared = stage("vocabulary", lambda: products(weights)._asdict())
+        shared = take("vocabulary", lambda: products(weights)._asdict())
         measured = None
         if tokens is not None:
             assert isinstance(source, HybridLens)
@@ -124,13 +129,12 @@ def circuits(
         progress(done := done + 1, total)
         means = shared["mean"].expand(len(cfg.attention_layers), -1) if measured is None else measured.means
         layers = [
-            stage(f"layer-{layer}", lambda layer=layer, mean=mean: _layer(weights, layer, shared, E, U, mean, at))
+            take(f"layer-{layer}", lambda layer=layer, mean=mean: _layer(weights, layer, shared, E, U, mean, at))
             for layer, mean in zip(cfg.attention_layers, means, strict=True)
         ]
         scores = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
-        composed = Composition(**stage("composition", lambda: compositions(weights, paths, KINDS, memory)._asdict()))
-        strengths = stage("strength", lambda: _strengths(weights, composed, scores, paths, shared["EE"], at))
-    parts.clear()
+        composed = Composition(**take("composition", lambda: compositions(weights, paths, KINDS, memory)._asdict()))
+        strengths = take("strength", lambda: _strengths(weights, composed, scores, paths, shared["EE"], at))
     return HeadCircuits(
         model=model or cfg.family,
         layers=cfg.attention_layers,

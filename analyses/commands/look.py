@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from analyses.commands.shared import Device, Dtype, Model, Seed, Semantics
-from analyses.options import read_prompts
 from hybridlens.errors import InputError
+
+Model = Annotated[
+    str, typer.Option("--model", help="An embedded model (see `hybridlens models`), a folder, or a hub id.")
+]
 
 
 def hooks(
@@ -18,7 +21,7 @@ def hooks(
 ) -> None:
     """Every hook point of a model, with its shape. Needs the configuration only, no weights."""
     from analyses.checkpoints import meta_lens
-    from analyses.tables import hook_table
+    from analyses.commands.hook_points import hook_table
 
     lens = meta_lens(model)
     if layer is not None and not 0 <= layer < lens.cfg.n_layers:
@@ -42,11 +45,11 @@ def heads(
     queries: Annotated[
         str, typer.Option(help="all: mean over all tokens; last: the last token of each prompt.")
     ] = "all",
-    semantics: Semantics = "clean",
+    semantics: Annotated[str, typer.Option(help="clean, or published: what the authors' code did.")] = "clean",
     out: Annotated[Path | None, typer.Option(help="JSON file to write the ranking to.")] = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto to spread the model.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Attention heads by mean entropy, the most focused first.
 
@@ -54,7 +57,7 @@ def heads(
     """
     from analyses.checkpoints import open_model
     from analyses.entropy import rank_heads
-    from analyses.tables import ranking_table
+    from analyses.ranking import ranking_table
     from hybridlens import niah as benchmark
 
     if prompt is not None and prompts is not None:
@@ -72,3 +75,29 @@ def heads(
     typer.echo(ranking_table(ranking))
     if out is not None:
         typer.echo(f"ranking: {ranking.save(out)}")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: a JSON list of strings (ending .json), else one prompt a line.
+
+    Raises:
+        InputError: the file cannot be read, or holds no prompt.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--prompts {path} cannot be read as UTF-8 text ({error}); give a text or JSON file"
+        ) from error
+    if path.suffix != ".json":
+        prompts: Any = [line for line in text.splitlines() if line.strip()]
+    else:
+        try:
+            prompts = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"--prompts {path} is not JSON ({error}); give a list of strings") from error
+        if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise InputError(f'--prompts {path} is no list of strings; give ["first prompt", "second prompt"]')
+    if not prompts:
+        raise InputError(f"--prompts {path} holds no prompt; write one on each line")
+    return prompts

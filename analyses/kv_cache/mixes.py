@@ -104,7 +104,8 @@ def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
         if layer in cfg.attention_layers:
             kinds.append(("keys", "values"))
         if layer in cfg.ssm_layers:
-            kinds += [("conv", "recurrent"), ("conv",), ("recurrent",)]
+            recurrent_kinds: list[tuple[Memory, ...]] = [("conv", "recurrent"), ("conv",), ("recurrent",)]
+            kinds += recurrent_kinds
         for kind in kinds:
             this = frozenset((layer, memory) for memory in kind)
             what = "kv" if "keys" in kind else " and ".join(kind)

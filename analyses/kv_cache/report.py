@@ -2,15 +2,15 @@
 
 What the intervals of few prompt pairs leave open is called too few to tell, with the numbers, and not a finding.
 
-How it fails: an old report stays where the new one cannot be written whole, which raises `ResultsError`.
+How it fails: a crossover without an answer raises `ResultsError`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from analyses.experiment.text import columns, percent_interval
 from analyses.kv_cache import sections
 from analyses.kv_cache.crossover_results import Crossover
 from analyses.kv_cache.damage import DamageMap
@@ -18,14 +18,14 @@ from analyses.kv_cache.following import (
     EVERYTHING,
     KEYS_AND_VALUES,
     RECURRENT,
+    WHOLE,
     Following,
     LayerMemory,
     following,
     layer_memories,
     regions,
 )
-from hybridlens.errors import ResultsError
-from hybridlens.viz.article import Article, write_article
+from hybridlens.viz.article import Article
 from hybridlens.viz.words import percent
 
 ENOUGH = 0.5
@@ -37,29 +37,8 @@ NOTHING = 0.05
 _NAMED = 3
 
 
-def write_crossover_report(
-    folder: Path, found: Crossover, maps: Mapping[str, DamageMap], record: Mapping[str, Any]
-) -> Path:
-    """Write `report.html` into a folder, atomically; returns its path.
-
-    Args:
-        folder: where the run's results are.
-        found: the answers.
-        maps: by name, as `analyses.kv_cache.folder` has them.
-        record: its `run.json`.
-
-    Raises:
-        ResultsError: the report cannot be written.
-    """
-    article = article_of(found, maps, record)
-    try:
-        return write_article(folder, article, record)
-    except OSError as error:
-        raise ResultsError(f"no report can be written in '{folder}' ({error.strerror}); name another folder") from error
-
-
 def article_of(found: Crossover, maps: Mapping[str, DamageMap], record: Mapping[str, Any]) -> Article:
-    """The page's contents; arguments as in `write_crossover_report`."""
+    """The page's contents; the arguments are the answers, the maps by name, and the run's `run.json`."""
     window = record.get("facts", {}).get("window")
     windowed = window is not None
     made = [sections.followed(found, windowed)]
@@ -248,3 +227,18 @@ def _origin(found: Crossover, record: Mapping[str, Any]) -> tuple[str, ...]:
         "shares with 95 % intervals over prompt pairs",
         f"seed {record.get('seed')}",
     )
+
+
+def crossover_table(found: Crossover, model: str, window: int | None) -> str:
+    """Which memory the answers follow, with the needle inside and outside the window."""
+    where = {True: "inside", False: "outside"}
+    rows = [["needle", "from one prompt, all else from the other", "told its needle", "the other", "neither", "shift"]]
+    for inside in regions(found):
+        for memory in WHOLE:
+            one = following(found, memory, inside)
+            told = percent_interval(one.memory.mean, *one.memory.interval)
+            others = [f"{100 * share.mean:.1f}" for share in (one.rest, one.neither)]
+            name = "" if window is None else where[inside]
+            rows.append([name, memory.words, told, *others, f"{one.shift:+.1f}".replace("-0.0", "+0.0")])
+    title = f"{model}: answers in % [95 % interval over prompt pairs]; shift towards the memory's needle in nats"
+    return f"{title}\n{columns(rows, left=2)}"

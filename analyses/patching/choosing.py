@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import torch
 
+from analyses.experiment.options.patch import METRICS, PAIRS
 from analyses.kv_cache.twins import needle_pairs
 from analyses.patching import pairs
 from analyses.patching.metrics import KullbackLeibler, LogProbability, Metric, NeedleScore, Rank
@@ -37,8 +38,6 @@ from hybridlens import niah
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.model import HybridLens
 
-PAIRS = ("needle", "none", "moved")
-METRICS = ("logit-difference", "log-probability", "rank", "kl", "score")
 WITH_GRADIENT = ("logit-difference", "log-probability", "kl")
 """Metrics of which attribution patching can be made."""
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses import tensor_files
+from analyses.experiment import artefacts
 from analyses.patching.writers import Writer
 from hybridlens.errors import InputError
 
@@ -100,7 +100,7 @@ class DirectAttribution:
             "model": self.model,
             "tokens": list(self.tokens),
         }
-        return tensor_files.write(path, FORMAT, header, {name: getattr(self, name) for name in _TENSORS})
+        return artefacts.write(path, FORMAT, header, {name: getattr(self, name) for name in _TENSORS})
 
     @classmethod
     def load(cls, path: Path) -> DirectAttribution:
@@ -109,7 +109,7 @@ class DirectAttribution:
         Raises:
             InputError: the file cannot be read, or holds no result.
         """
-        with tensor_files.reading(path, FORMAT, "DirectAttribution") as (header, tensors):
+        with artefacts.reading(path, FORMAT, "DirectAttribution") as (header, tensors):
             return cls(
                 **{name: tensors[name] for name in _TENSORS},
                 writers=tuple(Writer(*parts) for parts in header["writers"]),

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses import tensor_files
+from analyses.experiment import artefacts
 from analyses.patching.results import DIRECTIONS, check_direction, check_ends
 from analyses.patching.writers import Reader, Writer
 from hybridlens.errors import InputError
@@ -120,7 +120,7 @@ class EdgeResult:
             "corrupt_tokens": list(self.corrupt_tokens),
             "forwards": self.forwards,
         }
-        return tensor_files.write(path, FORMAT, header, {"scores": self.scores})
+        return artefacts.write(path, FORMAT, header, {"scores": self.scores})
 
     @classmethod
     def load(cls, path: Path) -> EdgeResult:
@@ -129,7 +129,7 @@ class EdgeResult:
         Raises:
             InputError: the file cannot be read, or holds no result.
         """
-        with tensor_files.reading(path, FORMAT, "EdgeResult") as (header, tensors):
+        with artefacts.reading(path, FORMAT, "EdgeResult") as (header, tensors):
             return cls(
                 scores=tensors["scores"],
                 writers=tuple(Writer(*parts) for parts in header["writers"]),

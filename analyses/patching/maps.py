@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from analyses.patching.effects import KINDS, effect, number
-from analyses.patching.folder import Patched
+from analyses.patching.patched import Patched
 from analyses.patching.results import PatchResult
 from analyses.patching.sweeps import SWEEPS
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Words

@@ -1,27 +1,27 @@
 """`report.html` of patching: which component carries the needle, in sentences, then every sweep as map and numbers.
 
-How it fails: an old report stays where the new one cannot be written whole.
+How it fails: a run without a sweep has nothing to show.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from analyses.experiment.text import columns
 from analyses.kv_cache.pairs import LEAST
 from analyses.patching import sections
 from analyses.patching.agreement import agreement
 from analyses.patching.choosing import WORDS
 from analyses.patching.effects import Place, effect, number, strongest
-from analyses.patching.folder import Patched
 from analyses.patching.maps import maps
+from analyses.patching.patched import Patched
 from analyses.patching.results import PatchResult
 from hybridlens.niah import MAX_SCORE
-from hybridlens.viz.article import Article, write_article
+from hybridlens.viz.article import Article
 from hybridlens.viz.positions import visible
 
 CARRIES = 0.5
@@ -41,19 +41,8 @@ LAYERS = {"attn_out": "attention", "ssm_out": "recurrent layers", "mlp_out": "ML
 """Sweep -> whose outputs it patches."""
 
 
-def write_patch_report(folder: Path, found: Patched, record: Mapping[str, Any]) -> Path:
-    """Write `report.html` into a folder, atomically; returns its path.
-
-    Args:
-        folder: where the run's results are.
-        found: what to show.
-        record: its `run.json`.
-    """
-    return write_article(folder, article_of(found, record), record)
-
-
 def article_of(found: Patched, record: Mapping[str, Any]) -> Article:
-    """The page's contents; arguments as in `write_patch_report`."""
+    """The page's contents; the arguments are what was found, and the run's `run.json`."""
     direction = next(iter(found.exact.values())).direction
     made = [sections.prompts(found, direction), sections.places(found), *maps(found)]
     if found.estimated:
@@ -196,3 +185,17 @@ def _origin(found: Patched, record: Mapping[str, Any]) -> tuple[str, ...]:
         f"{'denoising' if next(iter(found.exact.values())).direction == 'denoise' else 'noising'}",
         f"seed {record.get('seed')}",
     )
+
+
+def patch_table(found: Patched, model: str) -> str:
+    """The strongest patch of each sweep, with its estimate by gradients."""
+    rows = [["sweep", "strongest patch", "effect", "by gradient"]]
+    for name, result in found.exact.items():
+        place = strongest(result)[0]
+        estimate = found.estimated.get(name)
+        guessed = "" if estimate is None else number(float(effect(estimate).flatten()[effect(result).argmax()]))
+        rows.append([name, place.words, number(place.effect), guessed])
+    one = next(iter(found.exact.values()))
+    verb = "restored" if one.direction == "denoise" else "destroyed"
+    title = f"{model}: share of the {WORDS[found.measure.name]} {verb} by one patch"
+    return f"{title}\n{columns(rows, left=2)}"

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses import tensor_files
+from analyses.experiment import artefacts
 from hybridlens.errors import InputError, UnknownNameError
 
 FORMAT = "hybridlens patching 1"
@@ -157,7 +157,7 @@ class PatchResult:
             "corrupt_tokens": list(self.corrupt_tokens),
             "forwards": self.forwards,
         }
-        return tensor_files.write(path, FORMAT, header, {"raw": self.raw})
+        return artefacts.write(path, FORMAT, header, {"raw": self.raw})
 
     @classmethod
     def load(cls, path: Path) -> PatchResult:
@@ -166,7 +166,7 @@ class PatchResult:
         Raises:
             InputError: the file cannot be read, or holds no result.
         """
-        with tensor_files.reading(path, FORMAT, "PatchResult") as (header, tensors):
+        with artefacts.reading(path, FORMAT, "PatchResult") as (header, tensors):
             return cls(
                 raw=tensors["raw"],
                 axes=tuple(Axis(str(name), tuple(map(str, labels))) for name, labels in header["axes"]),

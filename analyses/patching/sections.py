@@ -13,7 +13,7 @@ from analyses.patching.choosing import OF_TOKENS
 from analyses.patching.direct_results import DirectAttribution
 from analyses.patching.edge_results import EdgeResult
 from analyses.patching.effects import number, strongest
-from analyses.patching.folder import Patched
+from analyses.patching.patched import Patched
 from analyses.patching.sweeps import SWEEPS
 from hybridlens.viz.blocks import Section, Table, Words
 from hybridlens.viz.entries import Entry

@@ -2,7 +2,7 @@
 
 * `filler_loss`: the mean cross-entropy of the next token over held-out filler, in nats. Many conditions share a
   batch, each row with its own mask.
-* `task_scores`: accuracy on the tasks of `analyses.local_tasks`, by lm-eval.
+* `task_scores`: accuracy on the tasks of `analyses.benchmarks.local_tasks`, by lm-eval.
 
 Heads are silent in prefill and in answering. Conditions with equal masks are computed once.
 
@@ -29,7 +29,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.benchmarks.tasks import load_tasks, quiet, require, seeded
-from analyses.local_tasks import NAMES
+from analyses.experiment.options.benchmarks import LOCAL_TASKS
+from analyses.experiment.options.rankings import GENERAL_TASKS as TASKS
 from analyses.rankings.masks import check_masks, distinct, keep_mask
 from analyses.rankings.prompts import check_batch_size
 from analyses.sparsification import keep_rows
@@ -38,9 +39,6 @@ from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
 from hybridlens.niah import essay_sentences
 from hybridlens.tiny.documents import filler_sentences
-
-TASKS: tuple[str, ...] = ("tiny_facts", "tiny_grammar")
-"""The local tasks that are not retrieval: facts learned in training, and agreement."""
 
 TRAINED_SEED = 0
 """Of the training runs of both embedded models."""
@@ -147,7 +145,7 @@ def task_scores(
     Args:
         lens: the model, with its tokenizer.
         kept: for each condition, True for the heads that speak.
-        tasks: of `analyses.local_tasks.NAMES`. The two that retrieve, tiny_retrieval and tiny_recite, read prompts
+        tasks: of `analyses.benchmarks.local_tasks.LOCAL_TASKS`. The two that retrieve, tiny_retrieval and tiny_recite, read prompts
             of 160 to 220 tokens and take ten times as long.
         limit: so many items of each at most, drawn at random by the task's name (its first ones would be of one
             kind), the same for every condition; None for all (72 to 100).
@@ -163,10 +161,10 @@ def task_scores(
     """
     require()
     masks, of = distinct(check_masks(lens, kept))
-    unknown = next((task for task in tasks if task not in NAMES), None)
+    unknown = next((task for task in tasks if task not in LOCAL_TASKS), None)
     if unknown is not None:
         raise UnknownNameError(
-            f"task {unknown!r} is no local task{closest(unknown, NAMES)}; expected some of {', '.join(NAMES)}"
+            f"task {unknown!r} is no local task{closest(unknown, LOCAL_TASKS)}; expected some of {', '.join(LOCAL_TASKS)}"
         )
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit} given, expected at least 1, or None for all items")

@@ -1,23 +1,24 @@
 """The rankings that are compared: those made by running the model on calibration prompts, and those from weights.
 
-With a folder each is kept there as it is made, so that a run that was killed goes on with the same orders.
+Each is a stage, signed with the calibration prompts and the seed, so that a run that was killed goes on with the same
+orders, and no order of another model, seed or prompt is taken for one of these.
 
-How it fails: see `analyses.rankings.candidates` and `analyses.circuits`; a stored ranking that is damaged raises
-`InputError` naming its file.
+How it fails: see `analyses.rankings.candidates` and `analyses.circuits`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import cache
 
-from analyses import folders
 from analyses.circuits import circuits
+from analyses.experiment.options.rankings import RankingsConfig
 from analyses.ranking import HeadRanking
 from analyses.rankings.candidates import RUNTIME, runtime_rankings
-from analyses.rankings.config import RankingsConfig, calibration_prompts
 from hybridlens.errors import UnknownNameError, closest
 from hybridlens.model import HybridLens
+from hybridlens.niah import Prompt
+from hybridlens.results import Folder
 
 FROM_WEIGHTS: Mapping[str, str] = {
     "copying": "copying",
@@ -32,34 +33,39 @@ NAMES: tuple[str, ...] = (*RUNTIME, *FROM_WEIGHTS)
 """All rankings that are made here, in the order in which they are shown."""
 
 
-def make_rankings(lens: HybridLens, config: RankingsConfig, folder: Path | None = None) -> dict[str, HeadRanking]:
+def make_rankings(
+    lens: HybridLens, config: RankingsConfig, prompts: Sequence[Prompt], folder: Folder
+) -> dict[str, HeadRanking]:
     """The rankings that a comparison wants, by name.
 
     Args:
         lens: the model, with a tokenizer.
-        config: the comparison's; the calibration prompts are its.
-        folder: where they are kept; None for nowhere.
+        config: the comparison's.
+        prompts: the calibration prompts.
+        folder: of the run.
 
     Raises:
         UnknownNameError: one that is wanted does not exist.
         InputError: see the modules that make them.
-        ResultsError: the folder cannot be written.
     """
-    wanted = check_names(config)
-    held = [] if folder is None else [name for name in wanted if _file(folder, name).exists()]
-    stored = {} if folder is None else {name: HeadRanking.load(_file(folder, name)) for name in held}
-    missing = [name for name in wanted if name not in stored]
-    made: dict[str, HeadRanking] = dict(stored)
-    if any(name in RUNTIME for name in missing):
-        made |= runtime_rankings(lens, calibration_prompts(lens, config), config.seed) | stored
-    if any(name in FROM_WEIGHTS for name in missing):
+
+    @cache
+    def running() -> dict[str, HeadRanking]:
+        return runtime_rankings(lens, prompts, config.seed)
+
+    @cache
+    def static() -> dict[str, HeadRanking]:
         found = circuits(lens, model=config.model, seed=config.seed)
-        made |= {name: found.ranking(metric) for name, metric in FROM_WEIGHTS.items()} | stored
-    if folder is not None and missing:
-        folders.made(folder / "rankings")
-        for name in missing:
-            made[name].save(_file(folder, name))
-    return {name: made[name] for name in wanted}
+        return {name: found.ranking(metric) for name, metric in FROM_WEIGHTS.items()}
+
+    depends = [config.seed, [prompt.hash for prompt in prompts]]
+    return {
+        name: folder.take(
+            f"rankings/{name.replace(' ', '-')}.json", [*depends, name], HeadRanking.load,
+            lambda name=name: (running() if name in RUNTIME else static())[name],
+        )
+        for name in check_names(config)
+    }  # fmt: skip
 
 
 def check_names(config: RankingsConfig) -> tuple[str, ...]:
@@ -74,7 +80,3 @@ def check_names(config: RankingsConfig) -> tuple[str, ...]:
                 f"ranking {name!r} does not exist{closest(name, NAMES)}; expected some of {', '.join(NAMES)}"
             )
     return NAMES if config.rankings is None else tuple(name for name in NAMES if name in config.rankings)
-
-
-def _file(folder: Path, name: str) -> Path:
-    return folder / "rankings" / f"{name.replace(' ', '-')}.json"

@@ -1,39 +1,32 @@
 """`report.html` of a comparison of rankings: what it says in sentences, then curves, areas, agreement and the rest.
 
-How it fails: an old report stays where the new one cannot be written whole.
+How it fails: pure; what was not measured is left out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from analyses.experiment.text import columns
 from analyses.ranking import HeadRanking
 from analyses.rankings import sections
 from analyses.rankings.results import RankingComparison, is_draw
 from analyses.rankings.words import sentences
-from hybridlens.viz.article import Article, write_article
-
-
-def write_rankings_report(
-    folder: Path, comparison: RankingComparison, rankings: Mapping[str, HeadRanking], record: Mapping[str, Any]
-) -> Path:
-    """Write `report.html` into a folder, atomically; returns its path.
-
-    Args:
-        folder: where the comparison's results are.
-        comparison: what to show.
-        rankings: what was compared, by name; random draws among them are not drawn.
-        record: its `run.json`.
-    """
-    return write_article(folder, article_of(comparison, rankings, record), record)
+from hybridlens.viz.article import Article
 
 
 def article_of(
     comparison: RankingComparison, rankings: Mapping[str, HeadRanking], record: Mapping[str, Any]
 ) -> Article:
-    """The page's contents; arguments as in `write_rankings_report`."""
+    """The page's contents.
+
+    Args:
+        comparison: what to show.
+        rankings: what was compared, by name; random draws among them are not drawn.
+        record: the run's `run.json`.
+    """
     given = {name: ranking for name, ranking in rankings.items() if not is_draw(name)}
     made = [sections.curves(comparison), sections.areas(comparison), sections.each(comparison)]
     if len(comparison.ranked) > 1:
@@ -58,3 +51,16 @@ def _origin(comparison: RankingComparison, record: Mapping[str, Any]) -> tuple[s
         f"other heads silent {when}",
         f"seed {record.get('seed')}",
     )
+
+
+def rankings_table(found: RankingComparison) -> str:
+    """Each ranking's area under accuracy against heads kept, and the fewest heads that keep half of it."""
+    rows = [["ranking", "area [95 %]", "fewest heads", "accuracy at a quarter, half of the heads"]]
+    most = found.counts[-1]
+    at = [min(range(len(found.counts)), key=lambda i, n=n: abs(found.counts[i] - n)) for n in (most / 4, most / 2)]
+    for row, name in enumerate(found.names):
+        area, needed = found.area[row], found.heads_needed[row]
+        shares = [float(found.accuracy[row, i]) for i in at]
+        texts = ["–" if math.isnan(share) else f"{100 * share:.0f} %" for share in shares]
+        rows.append([name, f"{area.value:.2f} [{area.low:.2f}, {area.high:.2f}]", str(needed.heads), ", ".join(texts)])
+    return f"{found.model}: rankings of {most} heads\n{columns(rows, left=1)}"

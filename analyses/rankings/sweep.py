@@ -1,34 +1,50 @@
 """Rankings compared: the best n heads of each kept statically, n from none to all, and the needle asked for.
 
 `plan` makes the cells, one for each ranking, count and prompt; the engine answers those that come to the same once,
-so that rankings cost little where they agree. With a folder, cells are stored batch by batch, and a run that was
-killed goes on with the same call; other rankings, counts, lengths and needles may join later.
+so that rankings cost little where they agree. Other rankings, counts, lengths and needles may join a folder later.
 
-How it fails: what can be checked is checked before the folder is touched. A folder in which a ranking's name, or a
-needle's, stands for something else is refused with one line. A ranking is told by its order, which is all that its
-cells depend on: scores that differ in their last bits are the same ranking.
+How it fails: see `analyses.experiment`. A folder in which a ranking's name, or a needle's, stands for something else
+is refused with one line. A ranking is told by its order, which is all that its cells depend on: scores that differ in
+their last bits are the same ranking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analyses.niah_report import model_facts
+from analyses.experiment.answering import Grid, answer_all
+from analyses.experiment.options.needles import arguments_of
+from analyses.experiment.options.rankings import RankingsConfig
+from analyses.experiment.running import Experiment, Progress, quiet, result_of
 from analyses.ranking import HeadRanking
+from analyses.rankings.calibration import calibration_prompts, counts_of, judging_prompts
 from analyses.rankings.candidates import random_rankings
-from analyses.rankings.config import RankingsConfig, counts_of, judging_prompts
-from analyses.rankings.general import measure
-from analyses.rankings.results import RANDOM, RUN_TIME, RankingComparison, comparison, is_draw, keys_of
-from analyses.runner import Grid, Settings, answer_cells
+from analyses.rankings.general import counts_of_tasks, measure
+from analyses.rankings.making import check_names, make_rankings
+from analyses.rankings.report import article_of, rankings_table
+from analyses.rankings.results import (
+    RANDOM,
+    RUN_TIME,
+    Ability,
+    RankingComparison,
+    comparison,
+    is_draw,
+    keys_of,
+    rows_of,
+)
+from analyses.rankings.words import sentences
 from analyses.sparsification import check_ranking
+from analyses.study.memory import check_budget
 from hybridlens import niah
+from hybridlens.config import LensConfig
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.model import HybridLens
-from hybridlens.results import Cell, CellKey, Manifest, Run, hash_json, hash_weights
+from hybridlens.results import CellKey, Folder, Manifest, Run, hash_json
+from hybridlens.viz.article import Article
 
-Progress = Callable[[int, int], None]
+Rankings = Mapping[str, HeadRanking]
 
 
 class Plan(NamedTuple):
@@ -47,28 +63,129 @@ class Plan(NamedTuple):
     notes: tuple[str, ...]
 
 
-def quiet(done: int, total: int) -> None:
-    """Progress that nobody watches."""
+class Compared(NamedTuple):
+    """What a comparison found, and of which rankings."""
+
+    comparison: RankingComparison
+    rankings: Rankings
 
 
-def plan(lens: HybridLens, rankings: Mapping[str, HeadRanking], config: RankingsConfig) -> Plan:
+class RankingsRun(Experiment[RankingsConfig, Compared]):
+    """Keep the best n heads of each ranking, n from none to all, and see what is left of retrieval and of the rest.
+
+    Args:
+        lens: the model, with a tokenizer.
+        options: the comparison's.
+        weights_hash: digest of the model's weights; None to work it out.
+        given: the rankings by name, in the order in which they are shown; None for those that the options name,
+            which are made first.
+
+    Raises:
+        InputError, UnknownNameError: see `plan`.
+    """
+
+    job = "rankings"
+    unit = "cell"
+
+    def __init__(
+        self,
+        lens: HybridLens,
+        options: RankingsConfig,
+        weights_hash: str | None = None,
+        given: Rankings | None = None,
+    ) -> None:
+        super().__init__(lens, options, weights_hash)
+        self.counts, self.note = counts_of(lens.cfg, options)
+        counts_of_tasks(options, self.counts[-1])
+        if given is None:
+            check_names(options)
+        self.given = None if given is None else chosen(lens, given, options)
+        self.calibration = calibration_prompts(lens, options) if given is None else []
+        self.prompts = judging_prompts(lens, options)
+
+    @classmethod
+    def check(cls, options: RankingsConfig, cfg: LensConfig) -> None:
+        """See `Experiment`; counts above the heads too."""
+        super().check(options, cfg)
+        counts_of(cfg, options)
+
+    @classmethod
+    def check_memory(cls, options: RankingsConfig, cfg: LensConfig, dtype: str) -> None:
+        """See `Experiment`; names of rankings too, before the weights are read."""
+        check_names(options)
+        check_budget(options, cfg, dtype)
+
+    def manifest(self) -> Manifest:
+        """Rankings, counts, lengths and needles may join later; what a name stands for stays."""
+        options = self.options
+        named = {} if self.given is None else _orders(self.given)
+        for needle in options.hidden:
+            rubric = [list(rule) for rule in needle.rubric]
+            named[f"the needle {needle.name}"] = [needle.sentence, needle.question, rubric]
+        settings = {"batch_size": options.batch_size, "memory": options.memory}
+        return self.identity(arguments_of(options), settings, named)
+
+    def expected(self) -> Mapping[CellKey, str]:
+        """Known when the rankings are made; no cell is compared before."""
+        return {}
+
+    def run(self, folder: Folder, progress: Progress) -> Compared:
+        """See `Experiment`."""
+        lens, options, given = self.lens, self.options, self.given
+        if given is None:
+            given = chosen(lens, make_rankings(lens, options, self.calibration, folder), options)
+        work = plan(lens, given, options, self.prompts)
+        store = Run(folder, {key: prompt.hash for key, prompt in work.grid.items()})
+        folder.agree(_orders(given))
+        rubrics = {(needle.name, "clean"): needle.rubric for needle in options.hidden}
+        cells = answer_all(lens, store, work.grid, rubrics, options, progress, rankings=given)
+        names = ("scope", "seed", "filler_rows", "filler_length", "tasks", "task_counts", "task_limit")
+        depends = [{name: getattr(options, name) for name in names}, list(work.counts)]
+        depends += [list(rows_of(given, options.run_time)), {name: one.order for name, one in given.items()}]
+        ability = folder.take(
+            "ability.json", depends, Ability.load, lambda: measure(lens, given, work.counts, options)
+        )
+        found = comparison(
+            {cell.key: cell for cell in cells}, work.bases, given, work.counts, work.layers, options.run_time,
+            options.phase, ability, work.notes,
+        )  # fmt: skip
+        return Compared(found, given)
+
+    def page(self, result: Compared, record: Mapping[str, Any]) -> Article:
+        """See `Experiment`."""
+        return article_of(result.comparison, result.rankings, record)
+
+    def table(self, result: Compared) -> Iterable[str]:
+        """See `Experiment`."""
+        return [rankings_table(result.comparison), *sentences(result.comparison)]
+
+
+def compare(
+    lens: HybridLens,
+    rankings: Rankings,
+    config: RankingsConfig,
+    folder: Path | None = None,
+    weights_hash: str | None = None,
+    progress: Progress = quiet,
+) -> RankingComparison:
+    """The comparison of rankings that are given, kept in `folder`, or nowhere; see `RankingsRun` and `result_of`."""
+    return result_of(RankingsRun(lens, config, weights_hash, rankings), folder, progress).comparison
+
+
+def plan(
+    lens: HybridLens, chosen: Rankings, config: RankingsConfig, prompts: Mapping[str, list[niah.Prompt]]
+) -> Plan:
     """The cells of a comparison and their prompts.
 
     Args:
         lens: the model, with a tokenizer.
-        rankings: by name, in the order in which they are shown.
+        chosen: rankings and random draws by name, in the order in which they are shown.
         config: the comparison's.
-
-    Raises:
-        InputError: no ranking, one without a name or of another model's heads, a name that is taken, a count above
-            the heads there are; or see `analyses.niah_config.make_grid`.
-        UnknownNameError: a ranking is wanted that is not given.
+        prompts: that judge, by the needle's name.
     """
-    counts, note = counts_of(lens, config)
-    chosen = _chosen(lens, rankings, config)
+    counts, note = counts_of(lens.cfg, config)
     layers = len(lens.cfg.attention_layers) if config.scope == "model" else 1
     phase = "prefill" if config.phase == "both" else "generation"
-    prompts = judging_prompts(lens, config)
     bases = {
         CellKey(config.model, phase, 0, p.length, p.depth, False, needle=needle, scope=config.scope): p
         for needle, made in prompts.items()
@@ -91,90 +208,29 @@ def plan(lens: HybridLens, rankings: Mapping[str, HeadRanking], config: Rankings
     return Plan(chosen, counts, layers, tuple(bases), grid, tuple(notes))
 
 
-def _chosen(lens: HybridLens, rankings: Mapping[str, HeadRanking], config: RankingsConfig) -> dict[str, HeadRanking]:
-    """The rankings that are compared, checked, and random draws after them."""
+def chosen(lens: HybridLens, rankings: Rankings, config: RankingsConfig) -> dict[str, HeadRanking]:
+    """The rankings that are compared, checked, and random draws after them.
+
+    Raises:
+        InputError: no ranking, one without a name or of another model's heads, or a name that is taken.
+        UnknownNameError: a ranking is wanted that is not given.
+    """
     wanted = tuple(rankings) if config.rankings is None else config.rankings
     for name in wanted:
         if name not in rankings:
             raise UnknownNameError(
                 f"ranking {name!r} was not given{closest(name, rankings)}; there is {', '.join(rankings) or 'none'}"
             )
-    chosen = {name: ranking for name, ranking in rankings.items() if name in wanted}
-    for name, ranking in chosen.items():
+    found = {name: ranking for name, ranking in rankings.items() if name in wanted}
+    for name, ranking in found.items():
         if not name or name in (RUN_TIME, RANDOM):
             raise InputError(f"a ranking is named {name!r}, a name that has another meaning here; give it another")
         check_ranking(lens, ranking)
-    if config.draws and not any(map(is_draw, chosen)):
-        chosen |= random_rankings(lens, config.draws, config.seed)
-    if not chosen and not config.run_time:
+    if config.draws and not any(map(is_draw, found)):
+        found |= random_rankings(lens, config.draws, config.seed)
+    if not found and not config.run_time:
         raise InputError("no ranking was given, expected at least one to compare")
-    return chosen
-
-
-def compare(
-    lens: HybridLens,
-    rankings: Mapping[str, HeadRanking],
-    config: RankingsConfig,
-    folder: Path | None = None,
-    weights_hash: str | None = None,
-    progress: Progress = quiet,
-) -> RankingComparison:
-    """Keep the best n heads of each ranking, n from none to all, and see what is left of retrieval and of the rest.
-
-    Args:
-        lens: the model, with a tokenizer.
-        rankings: by name, in the order in which they are shown.
-        config: the comparison's.
-        folder: where cells are kept, and gone on from; None to keep none.
-        weights_hash: digest of the model's weights; None to work it out where `folder` is given.
-        progress: called with the cells done and the cells in all, first before any is run.
-
-    Raises:
-        InputError, UnknownNameError: see `plan`, `filler_loss` and `task_scores`.
-        ResultsError: the folder holds something else, or cannot be written.
-    """
-    work = plan(lens, rankings, config)
-    if folder is None:
-        cells = _answered(lens, work, config, progress)
-        ability = measure(lens, work.rankings, work.counts, config)
-    else:
-        digest = hash_weights(lens.hf_model.state_dict()) if weights_hash is None else weights_hash
-        cells = _stored(lens, work, config, folder, digest, progress)
-        ability = measure(lens, work.rankings, work.counts, config, folder, digest)
-    by_key = {cell.key: cell for cell in cells}
-    return comparison(
-        by_key, work.bases, work.rankings, work.counts, work.layers, config.run_time, config.phase, ability, work.notes
-    )
-
-
-def _answered(lens: HybridLens, work: Plan, config: RankingsConfig, progress: Progress) -> list[Cell]:
-    """Every cell, kept nowhere."""
-    cells: list[Cell] = []
-    progress(0, len(work.grid))
-    for batch in _answers(lens, work, config, list(work.grid)):
-        cells += batch
-        progress(len(cells), len(work.grid))
-    return cells
-
-
-def _stored(
-    lens: HybridLens, work: Plan, config: RankingsConfig, folder: Path, weights_hash: str, progress: Progress
-) -> list[Cell]:
-    """Every cell, from the folder or answered and put there."""
-    manifest = make_manifest(lens, work, config, weights_hash)
-    with Run.open(folder, manifest, {key: prompt.hash for key, prompt in work.grid.items()}) as store:
-        progress(len(store.done & work.grid.keys()), len(work.grid))
-        for batch in _answers(lens, work, config, store.todo):
-            store.add(batch)
-            progress(len(store.done & work.grid.keys()), len(work.grid))
-        store.finish()
-        return store.cells
-
-
-def _answers(lens: HybridLens, work: Plan, config: RankingsConfig, todo: list[CellKey]) -> Iterator[list[Cell]]:
-    rubrics = {(needle.name, "clean"): needle.rubric for needle in config.hidden}
-    settings = Settings(config.memory, config.batch_size)
-    return answer_cells(lens, work.grid, todo, rubrics, config.max_new_tokens, settings, rankings=work.rankings)
+    return found
 
 
 def ranking_hash(ranking: HeadRanking) -> str:
@@ -182,28 +238,5 @@ def ranking_hash(ranking: HeadRanking) -> str:
     return hash_json(ranking.order)[:16]
 
 
-def make_manifest(lens: HybridLens, work: Plan, config: RankingsConfig, weights_hash: str) -> Manifest:
-    """What the comparison is. Rankings, counts, lengths and needles may join later; what a name stands for stays."""
-    arguments: dict[str, Any] = {
-        "haystack": "built-in essays" if config.haystack is None else f"sha256 {config.haystack.hash[:16]}",
-        "template": config.template,
-        "max_new_tokens": config.max_new_tokens,
-        "dtype": str(lens.dtype).removeprefix("torch."),
-    }
-    named: dict[str, Any] = {f"the ranking {name}": ranking_hash(one) for name, one in work.rankings.items()}
-    for needle in config.hidden:
-        rubric = [list(rule) for rule in needle.rubric]
-        named[f"the needle {needle.name}"] = [needle.sentence, needle.question, rubric]
-    return Manifest(
-        model=config.model,
-        arguments=arguments,
-        seed=config.seed,
-        max_score=niah.MAX_SCORE,
-        config_hash=hash_json(lens.hf_model.config.to_diff_dict()),
-        weights_hash=weights_hash,
-        job="rankings",
-        command=config.command,
-        settings={"batch_size": config.batch_size, "memory": config.memory, "device": str(lens.device)},
-        facts=model_facts(lens) | {"rankings": {name: one.source for name, one in work.rankings.items()}},
-        growing=named,
-    )
+def _orders(rankings: Rankings) -> dict[str, Any]:
+    return {f"the ranking {name}": ranking_hash(one) for name, one in rankings.items()}

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from analyses.entropy import SEMANTICS, check_semantics
-from analyses.niah_config import VERSIONS, check_heads
-from analyses.study.config import PAPER, StudyConfig
+from analyses.experiment.options.needles import PAPER, VERSIONS
+from analyses.experiment.options.study import StudyConfig
 from analyses.study.grids import Cells, Grids, LackingError
+from analyses.study.prompts import check_heads
 from analyses.study.views import ANSWERINGS, READINGS, Base
 from hybridlens import niah
 from hybridlens.config import LensConfig
@@ -198,7 +199,7 @@ def check_study(config: StudyConfig, cfg: LensConfig) -> tuple[dict[str, tuple[s
             left; or k is out of range.
     """
     check_heads(config.heads, cfg.n_heads, config.model)
-    names = tuple(EXPERIMENTS) if config.experiments is None else config.experiments
+    names = tuple(EXPERIMENTS) if config.wanted is None else config.wanted
     for name in names:
         if name not in EXPERIMENTS:
             raise UnknownNameError(
@@ -215,11 +216,11 @@ def check_study(config: StudyConfig, cfg: LensConfig) -> tuple[dict[str, tuple[s
         without = [phase for phase in asked if phase not in experiment.phases]
         has = tuple(phase for phase in experiment.phases if phase in asked)
         reason = lacking(experiment, config.semantics, cfg.family)
-        if without and (config.experiments is not None or not has):
+        if without and (config.wanted is not None or not has):
             reason = f"{name} has no {without[0]} version; use --phase {experiment.phases[0]}"
         if reason is None:
             running[name] = has
-        elif config.experiments is not None:
+        elif config.wanted is not None:
             raise InputError(reason)
         else:
             notes.append(f"left out: {reason}")
@@ -238,7 +239,7 @@ def plan(lens: HybridLens, config: StudyConfig) -> Study:
         config: the study's.
 
     Raises:
-        InputError: see `check_study` and `analyses.niah_config.make_grid`; a needle that does not fit the grid.
+        InputError: see `check_study` and `analyses.study.prompts.prompts_of`; a needle that does not fit the grid.
         UnknownNameError: an experiment does not exist.
     """
     phases, left = check_study(config, lens.cfg)
@@ -248,7 +249,7 @@ def plan(lens: HybridLens, config: StudyConfig) -> Study:
         try:
             found = dict(EXPERIMENTS[name].cells(grids, phases[name]))
         except LackingError as error:
-            if config.experiments is not None:
+            if config.wanted is not None:
                 raise
             notes.append(f"left out: {error}")
             del phases[name]

@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from analyses.niah_config import check_heads, make_grid
-from analyses.study.config import PAPER, StudyConfig
+from analyses.experiment.options.needles import PAPER
+from analyses.experiment.options.study import StudyConfig
+from analyses.study.prompts import check_heads, prompts_of
 from hybridlens import niah
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
@@ -55,7 +56,7 @@ class Grids:
         notes: what was chosen on the way.
 
     Raises:
-        InputError: see `analyses.niah_config.make_grid`.
+        InputError: see `analyses.study.prompts.prompts_of`.
     """
 
     def __init__(self, lens: HybridLens, config: StudyConfig) -> None:
@@ -72,8 +73,11 @@ class Grids:
         self.some_depths = spread(sorted(config.depths), half(config.depths))
 
     def _make(self, needle: str, jrt: bool, semantics: str, lengths: Sequence[int] | None) -> Prompts:
-        grid = make_grid(self.lens, self.config.prompts_of(needle, jrt, semantics, lengths))
-        return {(prompt.length, prompt.depth): prompt for prompt in grid.values()}
+        hidden, control = self.config.needle_of(needle, semantics), self.config.control
+        made = prompts_of(
+            self.lens, self.config, hidden, lengths=lengths, control=control, jrt=jrt, semantics=semantics
+        )
+        return {(prompt.length, prompt.depth): prompt for prompt in made}
 
     def prompts(
         self, needle: str = PAPER, jrt: bool = False, semantics: str | None = None, lengths: Sequence[int] | None = None

@@ -1,7 +1,8 @@
 """The report of a study: the paper's claims with their verdicts, then every experiment that ran.
 
 Views, verdicts and benchmark scores become the plain values of `hybridlens.viz.article`. An experiment counts as run
-when this session or an earlier one of the same folder asked for it, and the folder holds its cells.
+when this session or an earlier one of the same folder asked for it, and the folder holds its cells. `niah_page` is
+figure 2 alone, with one needle.
 
 How it fails: an experiment that was asked for and whose cells are missing leaves one line that says so in place of
 its section.
@@ -9,22 +10,26 @@ its section.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from analyses.benchmarks.results import BenchmarkRow
+from analyses.experiment.text import columns, percent_interval
 from analyses.study.benchmark_section import benchmarks
 from analyses.study.experiments import EXPERIMENTS, Study
 from analyses.study.explorer import BOUNDARY_WORDS, explorer, tied
-from analyses.study.sections import SECTIONS
+from analyses.study.groups import Base
+from analyses.study.sections import SECTIONS, fig2
 from analyses.study.verdict import Verdict
 from analyses.study.views import NEAR, near_ties
 from hybridlens.errors import ResultsError
-from hybridlens.results import Cell
-from hybridlens.viz.article import Article, write_article
-from hybridlens.viz.blocks import Block, Hypothesis, Section, Table, VerdictRow, Verdicts, Words
-from hybridlens.viz.words import END, START
+from hybridlens.niah import MAX_SCORE
+from hybridlens.results import Cell, accuracy_points, finding, ks_of, phases_of
+from hybridlens.viz import PatternFigure
+from hybridlens.viz.article import Article
+from hybridlens.viz.blocks import Block, Hypothesis, Patterns, Section, Table, VerdictRow, Verdicts, Words
+from hybridlens.viz.words import END, START, headline
 
 HYPOTHESES = {
     "H1": "retrieval depends on attention alone",
@@ -36,40 +41,28 @@ HYPOTHESES = {
 _LEFT_OUT = "left out: "
 
 
-def write_study_report(
-    folder: Path,
+def page_of(
     cells: Sequence[Cell],
     record: Mapping[str, Any],
     study: Study,
+    ran: Collection[str],
     benchmark_rows: Sequence[BenchmarkRow] = (),
     verdicts: Sequence[Verdict] = (),
     notes: Sequence[str] = (),
-) -> Path:
-    """Write `report.html` into a study's folder, atomically; returns its path.
+) -> Article:
+    """The page's contents.
 
     Args:
-        folder: the study's folder.
-        cells: all its cells, of one model.
+        cells: all cells of the study, of one model.
         record: its `run.json`.
         study: what ran.
+        ran: experiments that this and earlier sessions asked for.
         benchmark_rows: scores of benchmarks; none leaves their section out.
         verdicts: on the paper's claims; none leaves their section out.
         notes: what was chosen, left out, or spent, one sentence each. One that begins with the name of an
             experiment and a colon stands in its section.
     """
-    return write_article(folder, page_of(cells, record, study, benchmark_rows, verdicts, notes), record)
-
-
-def page_of(
-    cells: Sequence[Cell],
-    record: Mapping[str, Any],
-    study: Study,
-    benchmark_rows: Sequence[BenchmarkRow] = (),
-    verdicts: Sequence[Verdict] = (),
-    notes: Sequence[str] = (),
-) -> Article:
-    """The page's contents; arguments as in `write_study_report`."""
-    model, ran = str(record["model"]), _ran(study, record)
+    model = str(record["model"])
     notes = list(dict.fromkeys(notes))
     own = {name: [note for note in notes if note.startswith(f"{name}: ")] for name in EXPERIMENTS}
     left = [note for note in notes if note.startswith(_LEFT_OUT)]
@@ -80,7 +73,7 @@ def page_of(
             sections.append(_section(name, make, cells, study, own[name]))
         if name == "table1":
             if cells:
-                sections.append(_answers(cells, study, own["maps"]))
+                sections.append(_answers(cells, study.base, own["maps"]))
             if benchmark_rows:
                 sections.append(benchmarks(benchmark_rows, model, study.base.n_heads))
     if cells:
@@ -88,19 +81,80 @@ def page_of(
     return Article(
         subject="the paper's experiments",
         over="Retrieval and attention in a hybrid model: the paper's experiments",
-        origin=_origin(cells, record, study),
+        origin=_origin(cells, record, study.base),
         finding=_finding(verdicts, model),
         notes=tuple(left),
         sections=tuple(sections),
     )
 
 
-def _ran(study: Study, record: Mapping[str, Any]) -> set[str]:
-    """The experiments that this and earlier sessions asked for."""
-    named = set(study.experiments)
-    for session in record.get("sessions", []):
-        named |= set(session.get("settings", {}).get("experiments") or ())
-    return named
+def niah_page(
+    cells: Sequence[Cell], record: Mapping[str, Any], base: Base, patterns: Sequence[PatternFigure], notes: Sequence[str]
+) -> Article:
+    """The page of figure 2 with one needle.
+
+    Args:
+        cells: of one model.
+        record: the run's `run.json`.
+        base: what the cells have in common.
+        patterns: of the heads that look at the needle.
+        notes: what a reader has to know, one sentence each.
+
+    Raises:
+        ResultsError: no cell holds a needle.
+    """
+    model = str(record["model"])
+    phases = [phase for phase in phases_of(cells) if ks_of(cells, phase)]
+    found = [finding(accuracy_points(cells, phase, MAX_SCORE), phase) for phase in phases]
+    words = (
+        "Each row is the token that looks, each column the token looked at; the darker, the more attention. Point at a "
+        "head to see it large, click to keep it."
+    )
+    twice = any(cell.jrt for cell in cells)
+    once = [cell if not twice else replace(cell, jrt=False) for cell in cells]
+    return Article(
+        subject="needle in a haystack",
+        over="Needle in a haystack, heads kept by lowest entropy",
+        origin=_origin(cells, record, base),
+        finding=tuple(headline(found, model, base.n_heads)),
+        notes=tuple(notes),
+        sections=(
+            fig2(once, base),
+            _answers(cells, base, ()),
+            Section("patterns", "Heads that look at the needle", (Words(words), Patterns(tuple(patterns)))),
+            _ties(cells),
+            _costs(cells, ()),
+        ),
+    )
+
+
+def accuracy_table(cells: Sequence[Cell], model: str) -> str:
+    """Accuracy in percent for every k and phase, each with its 95 % interval over prompts and its control.
+
+    Raises:
+        ResultsError: there is no cell to average.
+    """
+    phases = phases_of(cells)
+    points = {phase: {p.k: p for p in accuracy_points(cells, phase, MAX_SCORE)} for phase in phases}
+    rows = [["heads kept", *(name for phase in phases for name in (phase, "control"))]]
+    for k in sorted({k for found in points.values() for k in found}, reverse=True):
+        row = [str(k)]
+        for phase in phases:
+            point = points[phase].get(k)
+            row.append("" if point is None else percent_interval(point.accuracy, point.low, point.high))
+            row.append("" if point is None or point.chance is None else f"{100 * point.chance:.1f}")
+        rows.append(row)
+    title = f"{model}: accuracy in % of the highest score [95 % interval over prompts] (control: the needle left out)"
+    return f"{title}\n{columns(rows, left=0)}"
+
+
+def verdict_table(judged: Sequence[Verdict], model: str) -> str:
+    """What became of each of the paper's claims; the numbers behind it are in the report."""
+    rows = [
+        [found.hypothesis, found.outcome, f"{found.claim} ({found.reason})" if found.reason else found.claim]
+        for found in judged
+    ]
+    return f"{model}: the paper's claims\n{columns(rows, left=3)}"
 
 
 def _section(name: str, make: Any, cells: Sequence[Cell], study: Study, notes: Sequence[str]) -> Section:
@@ -113,14 +167,14 @@ def _section(name: str, make: Any, cells: Sequence[Cell], study: Study, notes: S
     return Section(section.name, section.title, (*section.blocks, *shown))
 
 
-def _answers(cells: Sequence[Cell], study: Study, notes: Sequence[str]) -> Section:
+def _answers(cells: Sequence[Cell], base: Base, notes: Sequence[str]) -> Section:
     blocks: list[Block] = [
         Words(
             f"Every answer of the study. A square is a prompt. Top: needle at the {START}. Bottom: at the {END}. Left "
             "to right: short to long prompts. Choose what to look through, then a map, then a square in it."
         ),
         *(Words(note.removeprefix("maps: "), note=True) for note in notes),
-        explorer(cells, study.base),
+        explorer(cells, base),
     ]
     return Section("maps", "Retrieval maps and answers", tuple(blocks))
 
@@ -149,10 +203,9 @@ def _costs(cells: Sequence[Cell], notes: Sequence[str]) -> Section:
     return Section("costs", "Costs", (*(Words(note) for note in notes), Table(("", ""), tuple(rows))))
 
 
-def _origin(cells: Sequence[Cell], record: Mapping[str, Any], study: Study) -> tuple[str, ...]:
+def _origin(cells: Sequence[Cell], record: Mapping[str, Any], base: Base) -> tuple[str, ...]:
     """How much was run, under which rules."""
     controls = sum(cell.control for cell in cells)
-    base = study.base
     rules = f"{base.semantics} semantics, answering from {BOUNDARY_WORDS[base.boundary]}"
     counts = f"{len(cells) - controls:,} answers with the needle in the prompt, {controls:,} without"
     return counts, rules, f"seed {record.get('seed')}"

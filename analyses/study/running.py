@@ -1,147 +1,134 @@
 """A study: the paper's experiments over one model, answered by the engine into one folder, and what they say.
 
-`run` answers every cell that the wanted experiments need and the folder lacks, runs the benchmarks, judges the
-paper's claims and writes the report. Each experiment is also a function here (`fig2`, `table1`, …) that takes a
-lens and returns its typed result, with or without a folder.
+`StudyRun` answers every cell that the wanted experiments need and the folder lacks, runs the benchmarks and judges the
+paper's claims. Each experiment is also a function here (`fig2`, `table1`, …) that takes a lens and returns its typed
+result, with or without a folder.
 
-How it fails: whatever can be checked is checked before the folder is touched; a folder that holds a study with
-other values is refused. A study that was killed goes on with the same command, and loses the batch in hand.
+How it fails: see `analyses.experiment`. A study that was killed goes on with the same command, and loses the batch in
+hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analyses.benchmarks.config import BenchmarkConfig
 from analyses.benchmarks.results import BenchmarkResult
-from analyses.niah_report import model_facts
-from analyses.runner import Settings, answer_cells
+from analyses.benchmarks.running import BenchmarkRun
+from analyses.experiment.answering import answer_all
+from analyses.experiment.options.needles import arguments_of
+from analyses.experiment.options.study import StudyConfig
+from analyses.experiment.running import Experiment, Progress, result_of
 from analyses.study import views
-from analyses.study.config import StudyConfig
 from analyses.study.evidence import ModelFacts
-from analyses.study.experiments import Study, plan, rubrics_of
+from analyses.study.experiments import Study, check_study, plan, rubrics_of
+from analyses.study.memory import check_budget
+from analyses.study.report import page_of, verdict_table
 from analyses.study.verdict import Verdict, verdicts
-from hybridlens import niah
+from hybridlens.config import LensConfig
 from hybridlens.engine import Tally
-from hybridlens.engine.budget import DEFAULT
 from hybridlens.model import HybridLens
-from hybridlens.results import Cell, Manifest, Run, hash_json
-
-Progress = Callable[[int, int], None]
-BENCHMARKS = "benchmarks.json"
+from hybridlens.results import Cell, CellKey, Folder, Manifest, Run
+from hybridlens.viz.article import Article
 
 
-class StudyResult(NamedTuple):
-    """A finished study."""
+class Judged(NamedTuple):
+    """What a study found."""
 
-    folder: Path
-    report: Path
     study: Study
     cells: list[Cell]
     benchmarks: BenchmarkResult | None
     verdicts: list[Verdict]
-    damaged: tuple[str, ...]
-    """One line for every stored cell that could not be trusted and was run again."""
+    notes: tuple[str, ...]
+    """What was chosen, left out and spent, a sentence each."""
 
 
-def quiet(done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
-def run(
-    lens: HybridLens,
-    config: StudyConfig,
-    folder: Path,
-    weights_hash: str,
-    benchmarks: BenchmarkConfig | None = None,
-    progress: Progress = quiet,
-    benchmark_progress: Progress = quiet,
-) -> StudyResult:
-    """Run what `folder` does not hold yet, then write its report.
-
-    Args:
-        lens: the model, with a tokenizer.
-        config: the study.
-        folder: made when it does not exist; a study of the same model and values in it is gone on with.
-        weights_hash: digest of the model's weights (`hybridlens.results.hash_weights`).
-        benchmarks: lm-eval's tasks to run as well; None for none.
-        progress: called with the cells done and the cells in all, first before any is run.
-        benchmark_progress: the same for pairs of task and k.
+class StudyRun(Experiment[StudyConfig, Judged]):
+    """The paper's experiments, and what they say of its claims.
 
     Raises:
-        InputError: see `analyses.study.experiments.plan` and `analyses.benchmarks.run_benchmarks`.
-        ResultsError: the folder holds something else, or cannot be written.
+        InputError: see `analyses.study.experiments.plan` and `analyses.benchmarks.running`.
     """
-    from analyses.study.report import write_study_report  # which loads what draws
 
-    study = plan(lens, config) if config.experiments != () else nothing(lens, config)
-    settings = Settings(DEFAULT if config.memory is None else config.memory, config.batch_size)
-    manifest = make_manifest(lens, config, study, weights_hash)
-    expected = {key: prompt.hash for key, prompt in study.cells.items()}
-    notes = list(study.notes)
+    job = "reproduce"
+    unit = "cell"
 
-    def tally(cost: Tally) -> None:
-        notes.append(cost_words(cost))
+    def __init__(self, lens: HybridLens, options: StudyConfig, weights_hash: str | None = None) -> None:
+        super().__init__(lens, options, weights_hash)
+        base = views.Base(lens.cfg.n_heads, options.semantics, options.boundary)
+        self.study = plan(lens, options) if options.wanted != () else Study({}, (), {}, base, ())
+        benchmarks = options.benchmarks
+        self.benchmarks = None if benchmarks is None else BenchmarkRun(lens, benchmarks, self.weights_hash)
 
-    with Run.open(folder, manifest, expected) as store:
-        progress(len(store.done & study.cells.keys()), len(expected))
-        rubrics = rubrics_of(config, expected)
-        for cells in answer_cells(lens, study.cells, store.todo, rubrics, config.max_new_tokens, settings, tally):
-            store.add(cells)
-            progress(len(store.done & study.cells.keys()), len(expected))
-        store.finish()
-        result = None
-        if benchmarks is not None:
-            from analyses.benchmarks import run_benchmarks  # lm-eval takes seconds to import
+    @classmethod
+    def check(cls, options: StudyConfig, cfg: LensConfig) -> None:
+        """See `Experiment`; experiments that the model does not have too."""
+        super().check(options, cfg)
+        if options.wanted != () or options.benchmarks is None:
+            check_study(options, cfg)
+        if options.benchmarks is not None:
+            BenchmarkRun.check(options.benchmarks, cfg)
 
-            result = run_benchmarks(lens, benchmarks, folder / BENCHMARKS, weights_hash, benchmark_progress)
-        rows = [] if result is None else list(result.rows)
-        facts = ModelFacts(config.model, lens.cfg.family, lens.cfg.window, study.base)
-        judged = verdicts(store.cells, rows, facts)
-        report = write_study_report(folder, store.cells, store.record, study, rows, judged, notes)
-        return StudyResult(folder, report, study, store.cells, result, judged, store.damaged)
+    @classmethod
+    def check_memory(cls, options: StudyConfig, cfg: LensConfig, dtype: str) -> None:
+        """See `Experiment`."""
+        check_budget(options, cfg, dtype)
 
-
-def nothing(lens: HybridLens, config: StudyConfig) -> Study:
-    """A study of benchmarks alone."""
-    return Study({}, (), {}, views.Base(lens.cfg.n_heads, config.semantics, config.boundary), ())
-
-
-def make_manifest(lens: HybridLens, config: StudyConfig, study: Study, weights_hash: str) -> Manifest:
-    """What the study is. Experiments, lengths, k's and needles may be added later; what a name stands for may not."""
-    arguments: dict[str, Any] = {
-        "haystack": "built-in essays" if config.haystack is None else f"sha256 {config.haystack.hash[:16]}",
-        "template": config.template,
-        "max_new_tokens": config.max_new_tokens,
-        "dtype": str(lens.dtype).removeprefix("torch."),
-    }
-    named: dict[str, Any] = {}
-    for name, semantics in dict.fromkeys((key.needle, key.semantics) for key in study.cells):
-        needle = config.needle_of(name, semantics)
-        rubric = [list(rule) for rule in needle.rubric]
-        named[f"the needle {name} ({semantics})"] = [needle.sentence, needle.question, rubric]
-    return Manifest(
-        model=config.model,
-        arguments=arguments,
-        seed=config.seed,
-        max_score=niah.MAX_SCORE,
-        config_hash=hash_json(lens.hf_model.config.to_diff_dict()),
-        weights_hash=weights_hash,
-        job="reproduce",
-        command=config.command,
-        settings={
+    def manifest(self) -> Manifest:
+        """Experiments, lengths, k's and needles may be added later; what a name stands for may not change."""
+        options, study = self.options, self.study
+        named: dict[str, Any] = {}
+        for name, semantics in dict.fromkeys((key.needle, key.semantics) for key in study.cells):
+            needle = options.needle_of(name, semantics)
+            rubric = [list(rule) for rule in needle.rubric]
+            named[f"the needle {name} ({semantics})"] = [needle.sentence, needle.question, rubric]
+        if self.benchmarks is not None:
+            named |= self.benchmarks.manifest().growing or {}
+        settings = {
             "experiments": list(study.experiments),
-            "semantics": config.semantics,
-            "boundary": config.boundary,
-            "batch_size": config.batch_size,
-            "memory": config.memory,
-            "device": str(lens.device),
-        },
-        facts=model_facts(lens),
-        growing=named,
-    )
+            **{name: getattr(options, name) for name in ("semantics", "boundary", "batch_size", "memory")},
+        }
+        return self.identity(arguments_of(options), settings, named)
+
+    def expected(self) -> Mapping[CellKey, str]:
+        """See `Experiment`."""
+        return {key: prompt.hash for key, prompt in self.study.cells.items()}
+
+    def run(self, folder: Folder, progress: Progress) -> Judged:
+        """See `Experiment`."""
+        lens, options, study = self.lens, self.options, self.study
+        notes = list(study.notes)
+        if folder.complete and set(study.experiments) - asked_for(folder.record):
+            folder.begin()  # one whose cells others have left is part of the report all the same
+        store = Run(folder, self.expected())
+        pairs = 0 if self.benchmarks is None else self.benchmarks.pairs
+        total = len(study.cells) + pairs
+        cells = answer_all(
+            lens, store, study.cells, rubrics_of(options, study.cells), options,
+            lambda done, _: progress(done, total), lambda cost: notes.append(cost_words(cost)),
+        )  # fmt: skip
+        result = None
+        if self.benchmarks is not None:
+            result = self.benchmarks.run(folder, lambda done, _: progress(len(cells) + done, total))
+        facts = ModelFacts(options.model, lens.cfg.family, lens.cfg.window, study.base)
+        judged = verdicts(cells, [] if result is None else result.rows, facts)
+        return Judged(study, cells, result, judged, tuple(notes))
+
+    def page(self, result: Judged, record: Mapping[str, Any]) -> Article:
+        """See `Experiment`."""
+        rows = () if result.benchmarks is None else result.benchmarks.rows
+        shown = asked_for(record) | set(result.study.experiments)
+        return page_of(result.cells, record, result.study, shown, rows, result.verdicts, result.notes)
+
+    def table(self, result: Judged) -> Iterable[str]:
+        """See `Experiment`."""
+        return [verdict_table(result.verdicts, self.options.model)]
+
+
+def asked_for(record: Mapping[str, Any]) -> set[str]:
+    """The experiments that the sessions of a record asked for."""
+    return {name for session in record["sessions"] for name in session["settings"].get("experiments") or ()}
 
 
 def cost_words(cost: Tally) -> str:
@@ -170,24 +157,15 @@ def answers(
         experiment: a name of `analyses.study.experiments.EXPERIMENTS`.
         folder: where to keep the cells, and to go on from; None to keep none.
         model: what results call the model.
-        weights_hash: digest of its weights; None to work it out where `folder` is given.
+        weights_hash: digest of its weights; None to work it out.
         options: those of `StudyConfig`.
 
     Raises:
-        InputError, ResultsError: see `run`.
+        InputError, ResultsError: see `analyses.experiment`.
     """
-    config = StudyConfig(model, (experiment,), **options)
-    if folder is not None:
-        from hybridlens.results import hash_weights
-
-        digest = weights_hash or hash_weights(lens.hf_model.state_dict())
-        result = run(lens, config, folder, digest)
-        return result.cells, result.study.base
-    study = plan(lens, config)
-    settings = Settings(DEFAULT if config.memory is None else config.memory, config.batch_size)
-    rubrics = rubrics_of(config, study.cells)
-    found = answer_cells(lens, study.cells, list(study.cells), rubrics, config.max_new_tokens, settings)
-    return [cell for cells in found for cell in cells], study.base
+    config = StudyConfig(model=model, experiments=(experiment,), **options)
+    found = result_of(StudyRun(lens, config, weights_hash), folder)
+    return found.cells, found.study.base
 
 
 def fig2(lens: HybridLens, **options: Any) -> views.Fig2:
@@ -228,4 +206,3 @@ def boundaries(lens: HybridLens, **options: Any) -> views.Contrast:
 def semantics(lens: HybridLens, **options: Any) -> views.SemanticsDifference:
     """What changes between clean and published semantics, cell by cell; options as in `answers`."""
     return views.semantics_difference(*answers(lens, "semantics", **options))
-

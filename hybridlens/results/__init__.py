@@ -1,11 +1,13 @@
 """Typed results on disk: cells, their provenance, and runs that go on where they stopped.
 
 `cells` holds the value types and their checks, `provenance` what a run needs to be run again, `statistics`
-how sure a mean is, `summary` the numbers that a report states, `record` what makes two runs the same, `files`
-and `store` the folder itself. How it fails: `hybridlens.errors.ResultsError`.
+how sure a mean is, `summary` the numbers that a report states, `record` what makes two runs the same, `folder` the
+locked folder with its signed artefacts, `files` and `store` the cells in it. How it fails:
+`hybridlens.errors.ResultsError`.
 """
 
 from hybridlens.results.cells import Cell, CellKey, cell_problem
+from hybridlens.results.folder import Folder
 from hybridlens.results.provenance import environment, hash_json, hash_weights, write_atomic, write_json
 from hybridlens.results.record import Manifest
 from hybridlens.results.statistics import Interval, bootstrap_interval, paired_difference
@@ -31,6 +33,7 @@ __all__ = [
     "hash_weights",
     "write_atomic",
     "write_json",
+    "Folder",
     "Manifest",
     "Run",
     "StoredRun",

@@ -76,7 +76,8 @@ class Cell:
         semantics: "clean" or "published".
         boundary: "last_prompt_token" or "first_new_token".
         ranking: "" where heads are chosen by entropy at run time; else the name of the static ranking that chose.
-        margin: smallest gap between the two best logits over the generated tokens; None where not measured.
+        margin: smallest gap between the two best logits over the generated tokens, down to a ten thousandth: what
+            is less is rounding, which depends on the batch; None where not measured.
         tokens: tokens generated; None where not counted.
     """
 
@@ -195,7 +196,7 @@ def decode_line(line: bytes, where: str, fingerprint: str, max_score: float | in
     stated, _, text = line.partition(b" ")
     try:
         row = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Damage(where, "is not a whole record", None)
     if not isinstance(row, dict):
         return Damage(where, "is not a record", None)

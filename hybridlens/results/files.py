@@ -23,7 +23,7 @@ from hybridlens.results.cells import (
     decode_line,
     encode_line,
 )
-from hybridlens.results.provenance import write_atomic
+from hybridlens.results.provenance import usable, write_atomic
 
 JOURNAL = "cells.jsonl"
 TABLE = "cells.parquet"
@@ -61,7 +61,8 @@ def _read_journal(path: Path, fingerprint: str, max_score: float | int) -> list[
     """The cells and damaged lines of a journal, in order; none when it does not exist."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    with usable(path):
+        lines = path.read_bytes().split(b"\n")
     found = [
         decode_line(line, f"{path.name} line {i}", fingerprint, max_score)
         for i, line in enumerate(lines, 1)

@@ -1,8 +1,9 @@
 """What a run needs to be run again: versions, hashes, and files that are never half-written.
 
 Every file is written beside its final name, flushed to the disk and then renamed, so that a reader or a
-killed run meets the old file or the new one, never a part. How it fails: `OSError` when the folder
-cannot be written; the old file is then still there.
+killed run meets the old file or the new one, never a part; what a killed run left of a file half written,
+`clear_parts` removes. How it fails: `ResultsError` when the folder cannot be written; the old file is then
+still there.
 """
 
 import hashlib
@@ -11,7 +12,8 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -99,25 +101,62 @@ def hash_weights(source: Path | Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def usable(path: Path) -> Generator[None]:
+    """What the system refuses about a path inside the block, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(
+            f"'{path}' cannot be used ({error.strerror or error}); make room or give the rights, or name another "
+            "--out folder"
+        ) from error
+
+
 def write_atomic(path: Path, data: bytes) -> Path:
     """Write `data` to `path` so that a reader meets the old file or the whole new one; returns `path`.
 
     Raises:
-        OSError: the folder is missing or cannot be written; nothing is left behind.
+        ResultsError: the folder is missing, full or cannot be written; nothing is left behind.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.chmod(0o666 & ~_umask())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with usable(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        part = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            part.chmod(0o666 & ~_umask())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     return path
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what killed runs left of files half written, in a folder that no other process writes.
+
+    Raises:
+        ResultsError: the folder cannot be written.
+    """
+    with usable(folder):
+        for part in folder.rglob(".*.part"):
+            part.unlink()
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; None where it is missing, a folder, or no JSON that can be read whole.
+
+    Raises:
+        ResultsError: the system refuses to read it.
+    """
+    with usable(path):
+        try:
+            return json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+            return None
 
 
 def write_json(path: Path, value: object) -> Path:

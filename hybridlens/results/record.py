@@ -1,8 +1,9 @@
 """What a run is, as `run.json` keeps it, and how two runs are told apart.
 
-A run is the values that can change one of its cells: arguments, seed, config, weights, rubric and the prompts
-themselves. Their digest is the run's fingerprint, which every stored cell is signed with. How it fails:
-`refuse_another_run` raises `ResultsError` with the first value that differs.
+A run is the values that can change what it gives: arguments, seed, config, weights, rubric and prompts. Their digest
+is the run's fingerprint, which every stored cell and artefact is signed with. The record itself carries a digest, so
+that a changed digit in it is seen. How it fails: `refuse_another_run` raises `ResultsError` with the first value that
+differs; a record that is damaged, or of another version, is none.
 """
 
 import json
@@ -14,11 +15,12 @@ from typing import Any
 
 from hybridlens.errors import ResultsError
 from hybridlens.results.cells import CellKey
-from hybridlens.results.provenance import environment, hash_json
+from hybridlens.results.provenance import environment, hash_json, read_json, write_json
 
 RECORD = "run.json"
-FORMAT = 3
+FORMAT = 4
 HIGHEST = "the rubric's highest score"
+PROMPTS = "the prompts (their hash)"
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,17 @@ class Manifest:
 
     Attributes:
         model: name or path of the model.
-        arguments: argument name -> JSON value, everything that can change a cell. Compared.
+        arguments: argument name -> JSON value, everything that can change a result. Compared.
         seed: the run's seed. Compared.
         max_score: the most points the rubric gives. Compared.
         config_hash: digest of the model's config. Compared.
         weights_hash: digest of the model's weights. Compared.
         job: the command's name. Compared.
         command: the command line as typed. Recorded only.
-        settings: argument name -> JSON value that changes no cell (batch size, device). Recorded only.
+        settings: argument name -> JSON value that changes no result (batch size, device). Recorded only.
         facts: name -> JSON value about the model; "n_heads" is used by the report. Recorded only.
-        growing: None for a run of one grid, which is compared. A study of several experiments gives name -> JSON
-            value of what only some of its cells depend on (a needle with its rubric, say): later sessions may
+        growing: None for a run of one grid, whose prompts are compared. A study of several experiments gives name ->
+            JSON value of what only some of its cells depend on (a needle with its rubric, say): later sessions may
             bring other cells and other names, but no other value for a name.
     """
 
@@ -53,8 +55,12 @@ class Manifest:
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     growing: Mapping[str, Any] | None = None
 
-    def compared(self) -> dict[str, Any]:
-        """Name, as the user knows it -> JSON value, of everything that has to be equal to go on."""
+    def compared(self, expected: Mapping[CellKey, str] | None = None) -> dict[str, Any]:
+        """Name, as the user knows it -> JSON value, of everything that has to be equal to go on.
+
+        Args:
+            expected: key -> prompt hash of the run's cells, which are compared unless the run may grow.
+        """
         named = {f"--{name.replace('_', '-')}": value for name, value in self.arguments.items()}
         values: dict[str, Any] = {
             "the job": self.job,
@@ -65,10 +71,12 @@ class Manifest:
             "the model's config (its hash)": self.config_hash,
             "the model's weights (their hash)": self.weights_hash,
         }
-        return _plain(values)
+        if expected is not None and self.growing is None:
+            values[PROMPTS] = hash_prompts(expected)
+        return plain(values)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A JSON value as it is after having been written and read."""
     return json.loads(json.dumps(value))
 
@@ -87,30 +95,21 @@ def hash_prompts(expected: Mapping[CellKey, str]) -> str:
     return hash_json(sorted(rows, key=json.dumps))
 
 
-def compared_values(manifest: Manifest, expected: Mapping[CellKey, str]) -> dict[str, Any]:
-    """What makes two runs the same: the manifest's compared values and, unless the run may grow, its grid."""
-    values = manifest.compared()
-    if manifest.growing is None:
-        values["the prompts (their hash)"] = hash_prompts(expected)
-    return values
-
-
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """`run.json`, or None when it is missing or is not one that this module wrote."""
-    try:
-        record = json.loads((folder / RECORD).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    """`run.json`, or None when it is missing, damaged, or not one that this module wrote."""
+    record = read_json(folder / RECORD)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("compared"), dict):
-        return None
-    if record.get("format") != FORMAT or record.get("fingerprint") != hash_json([FORMAT, record["compared"]]):
-        return None
-    types = {"status": str, "created": str, "command": str, "sessions": list, "damaged": list, "cells_done": int}
-    if not all(isinstance(record.get(name), kind) for name, kind in types.items()):
-        return None
-    if not isinstance(record.get("growing"), dict | None):
-        return None
-    return record
+    return record if record.pop("digest", None) == hash_json(record) else None
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write `run.json` with its digest.
+
+    Raises:
+        ResultsError: it cannot be written.
+    """
+    write_json(folder / RECORD, {**record, "digest": hash_json(plain(dict(record)))})
 
 
 def refuse_another_run(
@@ -120,7 +119,7 @@ def refuse_another_run(
     before: dict[str, Any] = dict(record["compared"])
     if manifest.growing is not None:
         shared = {n: v for n, v in (record.get("growing") or {}).items() if n in manifest.growing}
-        before, compared = before | shared, compared | {n: _plain(manifest.growing[n]) for n in shared}
+        before, compared = before | shared, compared | {n: plain(manifest.growing[n]) for n in shared}
     absent = "not given"
     names = [
         n for n in dict.fromkeys([*compared, *before]) if before.get(n, absent) != compared.get(n, absent)
@@ -147,37 +146,33 @@ def _brief(value: object, other: object) -> str:
     return ("…" if start else "") + cut + ("…" if start + 110 < len(text) else "")
 
 
-def started(
-    record: dict[str, Any] | None,
-    manifest: Manifest,
-    compared: dict[str, Any],
-    damaged: list[str],
-    n_done: int,
-    n_cells: int,
-) -> dict[str, Any]:
+def started(record: Mapping[str, Any] | None, manifest: Manifest, compared: Mapping[str, Any]) -> dict[str, Any]:
     """`run.json` at the start of a session: a new one, or the old one with this session added to it."""
     time = now()
-    old: dict[str, Any] = record or {"created": time, "sessions": [], "damaged": [], "growing": {}}
+    old: Mapping[str, Any] = record or {"created": time, "sessions": [], "damaged": [], "growing": {}, "artefacts": {}}
     session = {
         "started": time,
-        "cells_before": n_done,
         "command": manifest.command,
         "settings": dict(manifest.settings),
         "environment": environment(),
     }
-    plain = {name: value for name, value in asdict(manifest).items() if name != "settings"}
+    values = {name: value for name, value in asdict(manifest).items() if name != "settings"}
     if manifest.growing is not None:
-        plain["growing"] = {**(old["growing"] or {}), **manifest.growing}
+        values["growing"] = {**(old["growing"] or {}), **manifest.growing}
     return {
         "format": FORMAT,
-        "fingerprint": hash_json([FORMAT, compared]),
+        "fingerprint": fingerprint_of(compared),
         "status": "running",
         "created": old["created"],
         "finished": None,
-        **_plain(plain),
-        "cells": n_cells,
-        "cells_done": n_done,
-        "compared": compared,
-        "sessions": [*old["sessions"], session],
-        "damaged": [*old["damaged"], *damaged],
+        **plain(values),
+        "compared": dict(compared),
+        "sessions": [*old["sessions"], plain(session)],
+        "damaged": list(old["damaged"]),
+        "artefacts": dict(old["artefacts"]),
     }
+
+
+def fingerprint_of(compared: object) -> str:
+    """The digest that a run's cells and artefacts are signed with."""
+    return hash_json([FORMAT, compared])

@@ -17,7 +17,7 @@ from typing import Any
 import transformers
 
 import hybridlens as hl
-from analyses.runner import Treated, treatments, work_of
+from analyses.experiment.answering import Treated, treatments, work_of
 from analyses.treatment import Treatment
 from hybridlens import niah
 from hybridlens.engine import Sweep

@@ -11,11 +11,13 @@ name stands for is for the caller to keep equal from one session to the next.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, cast
 
+from analyses.experiment.options.needles import PromptOptions
 from analyses.ranking import HeadRanking
 from analyses.sparsification import Heads, check_ranking
 from analyses.treatment import Treatment, treat
@@ -26,13 +28,16 @@ from hybridlens.engine.budget import DEFAULT
 from hybridlens.errors import UnknownNameError, closest
 from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens
-from hybridlens.results import Cell, CellKey
+from hybridlens.results import Cell, CellKey, Run
 
 Grid = Mapping[CellKey, niah.Prompt]
 """Every cell of a run and its prompt, in the order they are run."""
 
 Rankings = Mapping[str, HeadRanking]
 """Static rankings by the names that cells give them."""
+
+MARGIN_STEPS = 10_000
+"""Of a margin's unit: what rounding leaves is not stored, so that cells do not depend on how batches fell."""
 
 NO_RANKINGS: Rankings = MappingProxyType({})
 
@@ -206,6 +211,30 @@ def answer_cells(
         tally(sweep.tally)
 
 
+def answer_all(
+    lens: HybridLens,
+    store: Run,
+    grid: Grid,
+    rubrics: Mapping[tuple[str, str], niah.Rubric],
+    options: PromptOptions,
+    progress: Callable[[int, int], None],
+    tally: Callable[[Tally], None] = lambda tally: None,
+    rankings: Rankings = NO_RANKINGS,
+) -> list[Cell]:
+    """Answer the cells of a grid that a folder lacks, a batch at a time, and write their table; returns all.
+
+    Errors as `answer_cells` and `Run`.
+    """
+    settings = Settings(options.memory, options.batch_size)
+    progress(len(store.done & grid.keys()), len(grid))
+    new = options.max_new_tokens
+    for cells in answer_cells(lens, grid, store.todo, rubrics, new, settings, tally, rankings):
+        store.add(cells)
+        progress(len(store.done & grid.keys()), len(grid))
+    store.write()
+    return store.cells
+
+
 def _cell(key: CellKey, prompt: niah.Prompt, answer: Answer, rubric: niah.Rubric, seconds: float) -> Cell:
     start, end = prompt.needle_span or (None, None)
     return Cell(
@@ -216,6 +245,6 @@ def _cell(key: CellKey, prompt: niah.Prompt, answer: Answer, rubric: niah.Rubric
         needle_end=end,
         seconds=seconds,
         prompt_hash=prompt.hash,
-        margin=answer.margin,
+        margin=math.floor(answer.margin * MARGIN_STEPS) / MARGIN_STEPS,
         tokens=len(answer.tokens),
     )

@@ -1,7 +1,7 @@
-"""Results that are tensors, each saved as one safetensors file: the values exactly, the rest as JSON in its header.
+"""Results as files: tensors as safetensors, with the rest as JSON in its header, and plain values as JSON.
 
-How it fails: a file that cannot be written or read, holds something else, or lacks a part, raises `InputError` with one
-line that names it.
+How it fails: a file that cannot be read, holds something else, or lacks a part, raises `InputError` with one line that
+names it; one that cannot be written `ResultsError`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from hybridlens.errors import HybridLensError, InputError
-from hybridlens.results import write_atomic
+from hybridlens.results import write_atomic, write_json
 
 
 class TensorFile(NamedTuple):
@@ -37,14 +37,11 @@ def write(path: Path, form: str, header: Mapping[str, Any], tensors: Mapping[str
         tensors: by name.
 
     Raises:
-        InputError: the file cannot be written.
+        ResultsError: the file cannot be written.
     """
     text = json.dumps({"format": form, **header}, allow_nan=False)
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"result": text})
-    try:
-        return write_atomic(path, data)
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
+    return write_atomic(path, data)
 
 
 @contextmanager
@@ -67,7 +64,7 @@ def reading(path: Path, form: str, what: str) -> Generator[TensorFile]:
         size = int.from_bytes(data[:8], "little")
         header: Any = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["result"])
         tensors = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"'{path}' is not a saved {what} ({type(error).__name__}: {error})") from error
     if not isinstance(header, dict) or header.get("format") != form:
         raise InputError(f"'{path}' is not a saved {what}; give a file that {what}.save wrote")
@@ -75,3 +72,45 @@ def reading(path: Path, form: str, what: str) -> Generator[TensorFile]:
         yield TensorFile(header, tensors)
     except (KeyError, TypeError, ValueError, HybridLensError) as error:
         raise InputError(f"'{path}' is a damaged {what} ({error}); make it again") from error
+
+
+class Values(NamedTuple):
+    """Plain values, as JSON has them, as a result of their own."""
+
+    value: Any
+
+    def save(self, path: Path) -> Path:
+        """Write them, atomically; returns `path`."""
+        return write_json(path, self.value)
+
+    @classmethod
+    def load(cls, path: Path) -> Values:
+        """Read them.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        try:
+            return cls(json.loads(path.read_bytes()))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"'{path}' cannot be read ({type(error).__name__}: {error}); make it again") from error
+
+
+class Tensors(NamedTuple):
+    """Tensors by name, as a result of their own."""
+
+    named: dict[str, Tensor]
+
+    def save(self, path: Path) -> Path:
+        """Write them, atomically; returns `path`."""
+        return write(path, "tensors", {}, self.named)
+
+    @classmethod
+    def load(cls, path: Path) -> Tensors:
+        """Read them.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        with reading(path, "tensors", "Tensors") as held:
+            return cls(held.tensors)

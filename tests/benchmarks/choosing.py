@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 
+from analyses.rankings.config import RankingsConfig
+
 from analyses.checkpoints import open_model
 from analyses.circuits import circuits
 from analyses.circuits.strength import CHOSEN, COMBINATIONS, retrieval
-from analyses.embedded import columns
+from analyses.experiment.text import columns
 from analyses.ranking import HeadRanking
-from analyses.rankings.config import RankingsConfig
 from analyses.rankings.results import RankingComparison
 from analyses.rankings.sweep import compare
 

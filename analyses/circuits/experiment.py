@@ -1,0 +1,146 @@
+"""The circuits of one model as an experiment: `circuits.safetensors`, and a ranking for each metric.
+
+Weights are read straight from the files, layer by layer, unless the model is run on filler text as well. What a killed
+run had finished of the circuits is taken up again.
+
+How it fails: see `analyses.experiment` and `analyses.circuits.running`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from jaxtyping import Int
+from torch import Tensor
+
+import hybridlens as hl
+from analyses.checkpoints import check_device, meta_lens, open_model, quieten
+from analyses.circuits.report import article_of, circuits_table
+from analyses.circuits.results import HeadCircuits
+from analyses.circuits.running import check_distances, circuits
+from analyses.experiment.artefacts import Tensors
+from analyses.experiment.options.circuits import CircuitsConfig
+from analyses.experiment.running import Experiment, Progress, model_facts
+from analyses.needle_heads import Look, look
+from analyses.ranking import HeadRanking, ranking_table
+from hybridlens import niah, tiny
+from hybridlens.errors import InputError
+from hybridlens.model import HybridLens
+from hybridlens.results import Folder, Manifest, hash_json
+from hybridlens.viz.article import Article
+from hybridlens.weights import Weights, digest
+
+TEXT_ROWS = 8
+"""Rows of filler text that the linearisation is measured on."""
+
+TEXT_TOKENS = 256
+
+
+class Found(NamedTuple):
+    """Everything that a run gives."""
+
+    circuits: HeadCircuits
+    rankings: dict[str, HeadRanking]
+
+
+class CircuitsRun(Experiment[CircuitsConfig, Found]):
+    """What each attention head does, from its weights.
+
+    Args:
+        source: a lens, or weights read from files.
+        options: the experiment's.
+        tokens: real text for the linearisation, see `analyses.circuits.circuits`; needs a lens.
+
+    Raises:
+        InputError: see `analyses.circuits.circuits`.
+    """
+
+    job = "circuits"
+
+    def __init__(
+        self, source: HybridLens | Weights, options: CircuitsConfig, tokens: Int[Tensor, "batch pos"] | None = None
+    ) -> None:
+        self.source = source
+        self.options = options
+        self.tokens = tokens
+        self.weights = source if isinstance(source, Weights) else Weights.of_model(source)
+        self.check(options, self.weights.cfg)
+        self.distances = check_distances(self.weights, options.distances)
+
+    @classmethod
+    def opened(cls, options: CircuitsConfig, device: str, dtype: str) -> CircuitsRun:
+        """See `Experiment`; the model is loaded where it is to be run."""
+        cls.check(options, meta_lens(options.model).cfg)
+        if options.model in tiny.names() if options.measure is None else options.measure:
+            lens = open_model(options.model, device, dtype)
+            return cls(lens, options, filler(lens, options.seed))
+        quieten()
+        if check_device(device) == "auto":
+            raise InputError("--device auto spreads a model, but weights are read from files here; name one device")
+        return cls(hl.load_weights(options.model, device=device), options)
+
+    def manifest(self) -> Manifest:
+        """See `Experiment`."""
+        options, cfg = self.options, self.weights.cfg
+        text = None if self.tokens is None else hash_json(self.tokens.tolist())
+        return Manifest(
+            model=options.model,
+            arguments={"sample": options.sample, "distances": list(self.distances), "text (its hash)": text},
+            seed=options.seed,
+            max_score=0,
+            config_hash=hash_json(self.weights.config.to_diff_dict()),
+            weights_hash=digest(self.weights),
+            job=self.job,
+            command=options.command,
+            settings={"memory": options.memory, "device": str(cfg.device)},
+            facts=model_facts(cfg),
+        )
+
+    def run(self, folder: Folder, progress: Progress) -> Found:
+        """See `Experiment`."""
+        options = self.options
+
+        def kept(name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+            file = f"parts/{name}.safetensors"
+            return folder.take(file, name, Tensors.load, lambda: Tensors(dict(make()))).named
+
+        found = folder.take("circuits.safetensors", "circuits", HeadCircuits.load, lambda: circuits(
+            self.source, self.tokens, model=options.model, sample_size=options.sample,
+            distances=self.distances if self.distances != (0,) else None, seed=options.seed, memory=options.memory,
+            stage=kept, progress=progress,
+        ))  # fmt: skip
+        rankings = {
+            metric: folder.take(
+                f"rankings/{metric}.json", metric, HeadRanking.load, lambda metric=metric: found.ranking(metric)
+            )
+            for metric in found.metrics
+        }
+        folder.drop("parts")
+        return Found(found, rankings)
+
+    def page(self, result: Found, record: Mapping[str, Any]) -> Article:
+        """See `Experiment`."""
+        return article_of(result.circuits, record, self._patterns())
+
+    def table(self, result: Found) -> Iterable[str]:
+        """See `Experiment`."""
+        metric = self.options.metric
+        yield circuits_table(result.circuits) if metric is None else ranking_table(result.circuits.ranking(metric))
+
+    def _patterns(self) -> Look | None:
+        """The heads' attention on one needle prompt; None where no model was loaded."""
+        lens = self.source
+        if isinstance(lens, Weights) or self.tokens is None or lens.tokenizer is None:
+            return None
+        length = niah.shortest_length(lens.tokenizer, seed=self.options.seed)
+        (prompt,) = niah.grid(lens.tokenizer, [length], [50], seed=self.options.seed)
+        answer = lens.generate([list(prompt.tokens)], max_new_tokens=20)
+        return look(lens, prompt.tokens, answer.tokens[0, : int(answer.lengths[0])].tolist(), prompt.needle_spans)
+
+
+def filler(lens: HybridLens, seed: int) -> Int[Tensor, "batch pos"]:
+    """Filler text to measure on."""
+    from analyses.rankings.ability import filler_tokens
+
+    return filler_tokens(lens, min(TEXT_TOKENS, lens.cfg.n_ctx or TEXT_TOKENS), TEXT_ROWS, seed)

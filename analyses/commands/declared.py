@@ -1,0 +1,145 @@
+"""The command of an experiment, made of its options: what is declared there is what the command line offers.
+
+Every field of the options with a description becomes an option of the same name; ``--out``, ``--device`` and
+``--dtype`` come with all. The experiment itself, and what it needs, is imported when the command is run, so that
+``--help`` answers at once.
+
+How it fails: see `analyses.experiment`: one line for whatever is wrong, and for a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import types
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from analyses.experiment.options.base import Options, flag
+
+typed_words: ContextVar[tuple[str, ...]] = ContextVar("typed_words", default=())
+"""What stands after the command's name, for the record of a run."""
+
+
+class Declared(NamedTuple):
+    """An experiment as a command."""
+
+    name: str
+    options: type[Options]
+    experiment: str
+    """Its class, as "module:Class"."""
+    help: str
+    folder: str = ""
+    """Of the results by default: results/MODEL-folder."""
+    positional: str = ""
+    """The field that is given without a name."""
+
+
+def command(declared: Declared) -> Callable[..., None]:
+    """The function that typer makes the command of."""
+
+    def call(**given: Any) -> None:
+        out, device, dtype = (given.pop(name) for name in ("out", "device", "dtype"))
+        positional = given.get(declared.positional)
+        if isinstance(positional, list):
+            given[declared.positional] = tuple(positional)
+        options = declared.options(**given, command=command_line())
+        folder = default_folder(options.model, declared.folder) if out is None else out
+        module, _, name = declared.experiment.partition(":")
+        carry_out(getattr(import_module(module), name), options, folder, device, dtype)
+
+    fields = {name: field for name, field in declared.options.model_fields.items() if field.description}
+    parameters = [_model(), *(_parameter(name, field, declared) for name, field in fields.items()), *_common(declared)]
+    call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__doc__ = declared.help
+    call.__name__ = declared.name
+    return call
+
+
+def carry_out(kind: Any, options: Options, folder: Path, device: str, dtype: str) -> None:
+    """Run an experiment, with a bar that shows how far it is, and print what came out."""
+    from analyses.experiment.running import conduct
+
+    experiment = kind.opened(options, device, dtype)
+    with progress_bar(options.model, kind.unit) as progress:
+        outcome = conduct(experiment, folder, progress)
+    for line in outcome.damaged:
+        typer.echo(f"damaged and made again: {line}", err=True)
+    for line in experiment.table(outcome.result):
+        typer.echo(line)
+    typer.echo(f"report: {outcome.report}")
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join(["hybridlens", *typed_words.get()])
+
+
+def default_folder(model: str, kind: str) -> Path:
+    """Where results go when nothing is said."""
+    name = Path(model).name[:100]
+    return Path("results") / (f"{name}-{kind}" if kind else name)
+
+
+@contextmanager
+def progress_bar(title: str, unit: str) -> Generator[Callable[[int, int], None]]:
+    """A bar to report (done, total) to; none where standard error is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _option(name: str, annotation: Any, default: Any, help_text: str) -> inspect.Parameter:
+    flags = flag(name)
+    if annotation is bool or bool in get_args(annotation):
+        flags = f"{flags}/--no-{flags[2:]}"
+    noted = Annotated[annotation, typer.Option(flags, help=help_text)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=noted)
+
+
+def _parameter(name: str, field: FieldInfo, declared: Declared) -> inspect.Parameter:
+    """A field as an option: of its own plain type, else as text that the options read."""
+    if name == declared.positional:
+        noted = Annotated[list[str] | None, typer.Argument(help=field.description)]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=noted)
+    annotation, default = field.annotation, field.default
+    extra: Any = field.json_schema_extra or {}
+    kinds = get_args(annotation) if get_origin(annotation) in (types.UnionType,) else (annotation,)
+    plain = [kind for kind in kinds if kind in (bool, int, float, str, Path)]
+    others = [kind for kind in kinds if kind not in (*plain, type(None))]
+    if others or "typed" in extra:
+        plain, default = [str], extra.get("typed", _typed(default))
+    shown: Any = plain[0] if default is not None and type(None) not in kinds else plain[0] | None
+    return _option(name, shown, default, str(field.description))
+
+
+def _typed(default: object) -> str | None:
+    """A default as one would type it."""
+    return ",".join(map(str, default)) if isinstance(default, tuple) else None
+
+
+def _model() -> inspect.Parameter:
+    return _option("model", str, inspect.Parameter.empty,
+                   "An embedded model (see `hybridlens models`), a folder, or a hub id.")  # fmt: skip
+
+
+def _common(declared: Declared) -> list[inspect.Parameter]:
+    folder = f"results/MODEL-{declared.folder}" if declared.folder else "results/MODEL"
+    return [
+        _option("out", Path | None, None, f"Folder of the results; {folder} when left out."),
+        _option("device", str, "cpu", "cpu, cuda, cuda:N, mps, or auto to spread the model."),
+        _option("dtype", str, "float32", "float32, bfloat16 or float16."),
+    ]

@@ -1,0 +1,72 @@
+"""The experiments that are commands, and what ``--help`` says of them."""
+
+from __future__ import annotations
+
+from analyses.commands.declared import Declared
+from analyses.experiment.options.circuits import CircuitsConfig
+from analyses.experiment.options.crossover import CrossoverConfig
+from analyses.experiment.options.patch import PatchConfig
+from analyses.experiment.options.rankings import RankingsConfig
+from analyses.experiment.options.study import NiahConfig, ReproduceConfig
+
+EXPERIMENTS: tuple[Declared, ...] = (
+    Declared(
+        "niah",
+        NiahConfig,
+        "analyses.study.niah:NiahRun",
+        """Needle in a haystack while the k heads of lowest entropy are kept: the paper's figure 2.
+
+        Lists are written 0,4,8 or 0..8. The same command goes on where a run was stopped.
+        """,
+    ),
+    Declared(
+        "reproduce",
+        ReproduceConfig,
+        "analyses.study.running:StudyRun",
+        """The paper's experiments, and what they say of its claims: one report with every figure and the verdicts.
+
+        All experiments when none is named. The same command goes on where a study was stopped, and other
+        experiments of the same model may be added to its folder.
+        """,
+        "study",
+        positional="experiments",
+    ),
+    Declared(
+        "circuits",
+        CircuitsConfig,
+        "analyses.circuits.experiment:CircuitsRun",
+        "What each attention head does, from its weights: copying, matching, previous token, composition, induction.",
+        "circuits",
+    ),
+    Declared(
+        "rankings",
+        RankingsConfig,
+        "analyses.rankings.sweep:RankingsRun",
+        """Which ranking of the heads keeps retrieval with the fewest: the best n of each are kept, n from none to all.
+
+        Rankings made by running the model (entropy, retrieval score, needle mass, ablation) and from its weights alone
+        (copying, matching, induction, retrieval strength), beside random ones and the paper's entropy at run time.
+        """,
+        "rankings",
+    ),
+    Declared(
+        "patch",
+        PatchConfig,
+        "analyses.patching.experiment:PatchRun",
+        """Which component carries the needle: activations of one prompt put into another, place by place.
+
+        The same command goes on where a run was stopped, and other sweeps may be added to its folder.
+        """,
+        "patch",
+    ),
+    Declared(
+        "crossover",
+        CrossoverConfig,
+        "analyses.kv_cache.experiment:CrossoverRun",
+        """Which memory holds the needle: keys and values of one prompt, recurrent states of another, and which is told.
+
+        The same command goes on where a run was stopped.
+        """,
+        "crossover",
+    ),
+)

@@ -1,0 +1,165 @@
+"""Options of experiments: typed, checked once, frozen, and what the command line offers of them.
+
+An experiment's `Options` are a pydantic model. A field with a description is an option of its command; a value may be
+given as it is typed there (``"0,4,8"``, ``"2GB"``) or as what it stands for. Whatever is wrong comes out as one line
+that names the option, what was given and what was expected. Nothing here loads a model.
+
+How it fails: `InputError`, or `UnknownNameError` for a name that does not exist, when the options are made; what only
+a model can tell is refused by the experiment before its folder is touched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from hybridlens.errors import HybridLensError, InputError, UnknownNameError, closest
+
+MOST_VALUES = 100_000
+DIGITS = 18
+"""Of a number in a list, at most: more is beyond any size that there is."""
+
+Self = TypeVar("Self", bound="Options")
+
+
+class Options(BaseModel):
+    """Options of an experiment, all checked; make a changed copy with `but`.
+
+    Raises:
+        InputError: a value of the wrong type, or out of its range.
+        UnknownNameError: a name that does not exist.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", arbitrary_types_allowed=True, validate_default=True
+    )
+
+    model: str
+    """What results call the model: an embedded one, a folder, or a hub id."""
+    command: str = ""
+    """The command line, to be recorded."""
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, **given):
+            try:
+                super().__init__(**given)
+            except ValidationError as error:
+                raise refusal(error, type(self).model_fields) from None
+
+    def but(self: Self, **changes: Any) -> Self:
+        """The same options with some of them changed, checked again."""
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+def refusal(error: ValidationError, known: Mapping[str, Any]) -> HybridLensError:
+    """The first thing that is wrong, as one of our errors."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, HybridLensError):
+        return cause
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        return UnknownNameError(f"option {name!r} does not exist{closest(name, known)}; there is {', '.join(known)}")
+    if first["type"] == "missing":
+        return InputError(f"{flag(name)} is missing; give it")
+    given = re.sub(r"\s+", " ", repr(first["input"]))
+    given = given if len(given) <= 80 else f"{given[:77]}..."
+    return InputError(f"{flag(name)} {given} given, expected {first['msg'].removeprefix('Input should be ')}")
+
+
+FLAGS = {"phases": "--phase"}
+"""Fields that the command line names otherwise."""
+
+
+def flag(name: str | None) -> str:
+    """How the command line names a field."""
+    return FLAGS.get(name or "") or f"--{(name or 'option').replace('_', '-')}"
+
+
+def parse_list(option: str, text: str) -> tuple[int, ...]:
+    """The whole numbers of a list like ``0,4,8``, ``0..8`` or ``0..3,8``.
+
+    Args:
+        option: its name, for the error: "--heads".
+        text: what was typed.
+
+    Raises:
+        InputError: it is no such list.
+    """
+    values: list[int] = []
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    for part in text.split(","):
+        match = re.fullmatch(rf"\s*(\d{{1,{DIGITS}}})\s*(?:\.\.\s*(\d{{1,{DIGITS}}})\s*)?", part, re.ASCII)
+        if match is None:
+            raise InputError(f"{option} {shown!r} given, expected whole numbers like 0,4,8 or 0..8")
+        first = int(match[1])
+        last = first if match[2] is None else int(match[2])
+        if last < first or last - first > MOST_VALUES or len(values) > MOST_VALUES:
+            raise InputError(f"{option} {shown!r} given, but {first}..{last} is no range; write the lower end first")
+        values += range(first, last + 1)
+    return tuple(values)
+
+
+def _numbers(value: object, info: Any) -> object:
+    return parse_list(flag(info.field_name), value) if isinstance(value, str) else value
+
+
+def _words(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def once(values: Sequence[Any] | None, info: Any) -> Sequence[Any] | None:
+    """Refuse no value, and one that is given twice."""
+    if values is None:
+        return None
+    if not values:
+        raise InputError(f"{flag(info.field_name)} is empty, expected at least one value")
+    twice = next((value for value in values if list(values).count(value) > 1), None)
+    if twice is not None:
+        raise InputError(f"{flag(info.field_name)} holds {twice} more than once; give each value once")
+    return values
+
+
+def _not_negative(values: tuple[int, ...] | None, info: Any) -> tuple[int, ...] | None:
+    least = min(values or (0,))
+    if least < 0:
+        raise InputError(f"{flag(info.field_name)} {least} given, expected numbers of 0 or more")
+    return values
+
+
+def one_of(names: Sequence[str] | Callable[[], Sequence[str]], what: str | None = None) -> AfterValidator:
+    """A check that a name, or each of several, exists."""
+
+    def check(value: Any, info: Any) -> Any:
+        known = names() if callable(names) else names
+        for name in () if value is None else (value,) if isinstance(value, str) else value:
+            if name not in known:
+                said = what or (info.field_name or "").replace("_", " ")
+                raise UnknownNameError(
+                    f"{said} {name!r} does not exist{closest(name, known)}; expected one of {', '.join(known)}"
+                )
+        return value
+
+    return AfterValidator(check)
+
+
+def _memory(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    from hybridlens.engine import parse_memory  # which loads torch
+
+    if len(value) > DIGITS:
+        raise InputError(f"--memory {value[:15]!r}... given, expected a size such as 2GB or 500MB")
+    return parse_memory(value)
+
+
+Numbers = Annotated[tuple[int, ...], BeforeValidator(_numbers), AfterValidator(once), AfterValidator(_not_negative)]
+MaybeNumbers = Annotated[
+    tuple[int, ...] | None, BeforeValidator(_numbers), AfterValidator(once), AfterValidator(_not_negative)
+]
+MaybeWords = Annotated[tuple[str, ...] | None, BeforeValidator(_words), AfterValidator(once)]
+Memory = Annotated[int, BeforeValidator(_memory)]

@@ -1,0 +1,237 @@
+"""The one way to run something long: stages in a locked folder that go on where they stopped, a report, a table.
+
+An `Experiment` declares what it is (`manifest`), what it makes (`run`, stage by stage, each through `Folder.take` or
+the cells' `Run`), how that reads as a page and as lines for a terminal. `conduct` does the rest, the same for all:
+refuses another run's folder before anything is written, locks it, takes up what is there, marks it complete, and
+writes the report where something is new.
+
+How it fails: whatever a model or its options rule out is refused before the folder is touched. A run that is stopped
+raises `Stopped`, which says how to go on.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from analyses.experiment.options.base import Options
+from hybridlens.config import LensConfig
+from hybridlens.errors import InputError
+from hybridlens.model import HybridLens
+from hybridlens.niah import MAX_SCORE
+from hybridlens.results import CellKey, Folder, Manifest, hash_json, hash_weights, write_atomic
+from hybridlens.viz.article import REPORT, Article, render_article
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is in all, first before anything is done."""
+
+O = TypeVar("O", bound=Options)  # noqa: E741 - the options' type
+T = TypeVar("T")
+
+
+def quiet(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was stopped; its words say how to go on."""
+
+    def __init__(self, folder: Path, cause: KeyboardInterrupt) -> None:
+        super().__init__(f"stopped; what is done is kept in {folder}: the same command goes on from there")
+        self.status = int(getattr(cause, "status", 130))
+        """Of a process that ends with it: 130 for Ctrl-C, 143 for SIGTERM."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """A finished run."""
+
+    folder: Path
+    report: Path
+    result: T
+    record: dict[str, Any]
+    """Its `run.json`."""
+    damaged: tuple[str, ...]
+    """One line for everything stored that could not be trusted and was made again."""
+
+
+class Page(NamedTuple):
+    """A report as a file."""
+
+    text: str
+
+    def save(self, path: Path) -> Path:
+        """Write it, atomically; returns `path`."""
+        return write_atomic(path, self.text.encode("utf-8"))
+
+    @classmethod
+    def load(cls, path: Path) -> Page:
+        """Read it."""
+        return cls(path.read_text(encoding="utf-8"))
+
+
+class Experiment(ABC, Generic[O, T]):
+    """What an experiment declares: its science alone.
+
+    Args:
+        lens: the model.
+        options: the experiment's.
+        weights_hash: digest of the model's weights; None to work it out.
+
+    Raises:
+        InputError: the model, or what of it the options need, rules the experiment out.
+    """
+
+    job: ClassVar[str]
+    """The command's name."""
+    unit: ClassVar[str] = "stage"
+    """What its progress counts."""
+
+    def __init__(self, lens: HybridLens, options: O, weights_hash: str | None = None) -> None:
+        self.lens = lens
+        self.options = options
+        self.weights_hash = hash_weights(lens.hf_model.state_dict()) if weights_hash is None else weights_hash
+        self.check(options, lens.cfg)
+
+    @classmethod
+    def opened(cls, options: O, device: str, dtype: str) -> Experiment[O, T]:
+        """The experiment on the model that its options name, what its sizes rule out refused before it is loaded.
+
+        Raises:
+            HybridLensError: a checkpoint, device or dtype that cannot be used; or see `check` and the class.
+        """
+        from analyses.checkpoints import meta_lens, open_model, weights_hash
+
+        cfg = meta_lens(options.model).cfg
+        cls.check(options, cfg)
+        cls.check_memory(options, cfg, dtype)
+        lens = open_model(options.model, device, dtype)
+        return cls(lens, options, weights_hash(options.model, lens))
+
+    @classmethod
+    def check(cls, options: O, cfg: LensConfig) -> None:
+        """Refuse what a model's sizes rule out. Every experiment here looks at attention.
+
+        Raises:
+            InputError: the model has no attention layer, or prompts that are longer than its context.
+        """
+        if not cfg.attention_layers:
+            raise InputError(
+                f"{options.model} has no attention layer, and {cls.job} is about attention heads; give a model that "
+                "has some"
+            )
+        lengths: Any = getattr(options, "lengths", None) or getattr(options, "length", None) or ()
+        new = int(getattr(options, "max_new_tokens", 0))
+        longest = max(lengths) if isinstance(lengths, tuple) else lengths
+        if cfg.n_ctx is not None and longest and longest + new > cfg.n_ctx:
+            name = "--lengths" if isinstance(lengths, tuple) else "--length"
+            raise InputError(
+                f"{name} {longest} given, expected at most {cfg.n_ctx - new}: with {new} new tokens the context of "
+                f"{options.model} is full at {cfg.n_ctx}"
+            )
+
+    @classmethod
+    def check_memory(cls, options: O, cfg: LensConfig, dtype: str) -> None:
+        """Refuse a budget too small for one row; nothing where the experiment has none."""
+
+    @abstractmethod
+    def manifest(self) -> Manifest:
+        """What the run is."""
+
+    def expected(self) -> Mapping[CellKey, str] | None:
+        """Key -> prompt hash of every cell, in the order they are run; None where there are none."""
+        return None
+
+    @abstractmethod
+    def run(self, folder: Folder, progress: Progress) -> T:
+        """Make what the folder does not hold yet."""
+
+    @abstractmethod
+    def page(self, result: T, record: Mapping[str, Any]) -> Article:
+        """The report's contents."""
+
+    @abstractmethod
+    def table(self, result: T) -> Iterable[str]:
+        """The result as text for a terminal."""
+
+    def identity(
+        self,
+        arguments: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        growing: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """The manifest of a run of this experiment on its lens.
+
+        Args:
+            arguments: what can change a result, beside model, dtype, weights and seed. Compared.
+            settings: what changes none. Recorded.
+            growing: see `Manifest`.
+            facts: of the run, beside those of the model.
+        """
+        lens = self.lens
+        return Manifest(
+            model=self.options.model,
+            arguments={**arguments, "dtype": str(lens.dtype).removeprefix("torch.")},
+            seed=int(getattr(self.options, "seed", 0)),
+            max_score=MAX_SCORE,
+            config_hash=hash_json(lens.hf_model.config.to_diff_dict()),
+            weights_hash=self.weights_hash,
+            job=self.job,
+            command=self.options.command,
+            settings={**settings, "device": str(lens.device)},
+            facts={**model_facts(lens.cfg), "parameters": lens.n_parameters.total, **(facts or {})},
+            growing=growing,
+        )
+
+
+def model_facts(cfg: LensConfig) -> dict[str, Any]:
+    """What a report says of a model: name -> JSON value."""
+    return {
+        "family": cfg.family,
+        "layers": cfg.n_layers,
+        "attention layers": list(cfg.attention_layers),
+        "recurrent layers": list(cfg.ssm_layers),
+        "n_heads": cfg.n_heads,
+        "key/value heads": cfg.n_kv_heads,
+        "window": cfg.window,
+    }
+
+
+def conduct(experiment: Experiment[Any, T], path: Path, progress: Progress = quiet) -> Outcome[T]:
+    """Make what a folder does not hold yet of an experiment, then its report.
+
+    Args:
+        experiment: what to run.
+        path: made when it does not exist; a run of the same in it is gone on with.
+        progress: see `Progress`.
+
+    Raises:
+        ResultsError: the folder holds something else, or cannot be used.
+        Stopped: Ctrl-C or SIGTERM.
+    """
+    manifest, expected = experiment.manifest(), experiment.expected()
+    try:
+        with Folder.open(path, manifest, expected) as folder:
+            result = experiment.run(folder, progress)
+            folder.finish()
+            record = folder.record
+            if folder.begun or folder.stored(REPORT, None, Page.load) is None:
+                folder.put(REPORT, None, Page(render_article(experiment.page(result, record), record)))
+            return Outcome(path, path / REPORT, result, folder.record, tuple(folder.damaged))
+    except KeyboardInterrupt as stop:
+        raise Stopped(path, stop) from None
+
+
+def result_of(experiment: Experiment[Any, T], path: Path | None = None, progress: Progress = quiet) -> T:
+    """The result of an experiment alone, kept in `path`, or nowhere where that is None; errors as `conduct`."""
+    if path is not None:
+        return conduct(experiment, path, progress).result
+    with TemporaryDirectory(prefix="hybridlens-") as folder:
+        manifest, expected = experiment.manifest(), experiment.expected()
+        with Folder.open(Path(folder), manifest, expected) as held:
+            return experiment.run(held, progress)

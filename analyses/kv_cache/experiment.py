@@ -1,0 +1,180 @@
+"""The crossover of one model as an experiment: `crossover.json`, and maps of where the needle is written.
+
+The crossover is made needle pair by needle pair, and the maps one by one, each kept as it is finished. The maps are of
+one prompt each (`examples`): a typical one of those whose needle the last token sees, and, for a model with a window,
+of those whose needle it sees nothing of, the one of which it remembers the most.
+
+How it fails: see `analyses.experiment`; lengths, depths or needles that do not fit are refused before the folder is
+touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from analyses.experiment.options.crossover import CrossoverConfig
+from analyses.experiment.running import Experiment, Progress
+from analyses.kv_cache.crossover import crossover
+from analyses.kv_cache.crossover_results import CrossCell, Crossover
+from analyses.kv_cache.damage import DamageMap
+from analyses.kv_cache.following import EVERYTHING, INTACT
+from analyses.kv_cache.mixes import mixes
+from analyses.kv_cache.pairs import PromptPair, prompt_pairs
+from analyses.kv_cache.report import article_of, crossover_table
+from analyses.kv_cache.twins import needle_pairs
+from analyses.kv_cache.where import drop_map, recurrent_map
+from hybridlens import niah
+from hybridlens.config import LensConfig
+from hybridlens.model import HybridLens
+from hybridlens.results import Folder, Manifest, hash_json
+from hybridlens.tokens import check_context
+from hybridlens.viz.article import Article
+
+PLACES = 32
+"""A map has about so many places, each of at least `LEAST_BLOCK` positions."""
+
+LEAST_BLOCK = 8
+
+KINDS = ("dropped", "reset", "replaced")
+"""The maps of one prompt: keys and values dropped; recurrent layers reset; recurrent layers given prompt B's."""
+
+
+class Crossed(NamedTuple):
+    """Everything that a run gives."""
+
+    crossover: Crossover
+    maps: dict[str, DamageMap]
+    """By name: "inside-dropped", "outside-reset", …"""
+
+
+class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
+    """Which memory holds the needle: keys and values of one prompt, recurrent states of another, and which is told.
+
+    Raises:
+        InputError: lengths, depths or needles that do not fit, or longer than the model's context.
+    """
+
+    job = "crossover"
+    unit = "answer"
+
+    def __init__(self, lens: HybridLens, options: CrossoverConfig, weights_hash: str | None = None) -> None:
+        super().__init__(lens, options, weights_hash)
+        self.lengths = default_lengths(lens, options.seed) if options.lengths is None else options.lengths
+        check_context(max(self.lengths) + options.max_new_tokens, lens.cfg.n_ctx)
+        named = None if options.pairs is None else needle_pairs(options.pairs)
+        self.pairs = prompt_pairs(lens.tokenizer, self.lengths, options.depths, named, seed=options.seed)
+        self.mixes = tuple(mixes(lens.cfg))
+
+    @classmethod
+    def check(cls, options: CrossoverConfig, cfg: LensConfig) -> None:
+        """See `Experiment`; needles without a twin too."""
+        super().check(options, cfg)
+        if options.pairs is not None:
+            needle_pairs(options.pairs)
+
+    def manifest(self) -> Manifest:
+        """See `Experiment`."""
+        options = self.options
+        arguments = {
+            "lengths": list(self.lengths),
+            "depths": list(options.depths),
+            "pairs": list(dict.fromkeys(pair.name for pair in self.pairs)),
+            "max-new-tokens": options.max_new_tokens,
+            "block": options.block,
+            "prompts (their hash)": hash_json([[pair.a, pair.b] for pair in self.pairs]),
+        }
+        return self.identity(arguments, {"rows": options.rows})
+
+    def run(self, folder: Folder, progress: Progress) -> Crossed:
+        """See `Experiment`."""
+        total = len(self.mixes) * len(self.pairs) + len(KINDS) * (1 if self.lens.cfg.window is None else 2)
+        depends = [[mix.name, mix.group] for mix in self.mixes]
+
+        def crossed() -> Crossover:
+            return self._crossed(folder, lambda done: progress(done, total))
+
+        progress(0, total)
+        found = folder.take("crossover.json", depends, Crossover.load, crossed)
+        maps: dict[str, DamageMap] = {}
+        for where, pair in examples(found, self.pairs).items():
+            step = self.options.block or max(LEAST_BLOCK, -(-pair.length // PLACES))
+            for kind in KINDS:
+                name = f"{where}-{kind}"
+                maps[name] = folder.take(
+                    f"maps/{name}.json", [pair.a, pair.b, kind, step], DamageMap.load,
+                    lambda pair=pair, kind=kind, step=step: _map(self.lens, pair, kind, step),
+                )  # fmt: skip
+                progress(len(found.cells) + len(maps), total)
+        progress(total, total)
+        folder.drop("parts")
+        return Crossed(found, maps)
+
+    def _crossed(self, folder: Folder, progress: Callable[[int], None]) -> Crossover:
+        """The answers of all pairs, those of one needle after those of another; cells as `crossover` orders them."""
+        cells: dict[tuple[str, int], CrossCell] = {}
+        for name in dict.fromkeys(pair.name for pair in self.pairs):
+            at = [i for i, pair in enumerate(self.pairs) if pair.name == name]
+            done = len(cells)
+            part = folder.take(
+                f"parts/{name}.json", [mix.name for mix in self.mixes], Crossover.load,
+                lambda at=at, done=done: crossover(
+                    self.lens, [self.pairs[i] for i in at], self.mixes, max_new_tokens=self.options.max_new_tokens,
+                    rows=self.options.rows, done=lambda more: progress(done + more),
+                ),
+            )  # fmt: skip
+            for place, cell in enumerate(part.cells):
+                cells[cell.mix, at[place % len(at)]] = cell
+            progress(len(cells))
+        ordered = tuple(cells[mix.name, i] for mix in self.mixes for i in range(len(self.pairs)))
+        return Crossover(self.lens.network.signature, self.mixes, ordered, self.options.max_new_tokens)
+
+    def page(self, result: Crossed, record: Mapping[str, Any]) -> Article:
+        """See `Experiment`."""
+        return article_of(result.crossover, result.maps, record)
+
+    def table(self, result: Crossed) -> Iterable[str]:
+        """See `Experiment`."""
+        return [crossover_table(result.crossover, self.options.model, self.lens.cfg.window)]
+
+
+def default_lengths(lens: HybridLens, seed: int = 0) -> tuple[int, ...]:
+    """The shortest length of the benchmark and a longer one: beyond the window by a quarter, or twice the shortest."""
+    shortest = niah.shortest_length(lens.tokenizer, seed=seed)
+    if lens.cfg.window is None:
+        return shortest, 2 * shortest
+    return tuple(sorted({min(shortest, lens.cfg.window), max(lens.cfg.window * 5 // 4, shortest)}))
+
+
+def examples(found: Crossover, pairs: Sequence[PromptPair]) -> dict[str, PromptPair]:
+    """The prompts that the maps are of: "inside", and "outside" where there are such.
+
+    Pairs are ordered by how far exchanging everything moves the preference between their needles' words, those of which
+    both needles are told after all others. Inside it is the middle one of those that are told, outside the last of all.
+
+    Args:
+        found: the crossover of the pairs.
+        pairs: in the order of its cells.
+    """
+    cells = [[cell for cell in found.cells if cell.mix == mix] for mix in (INTACT, EVERYTHING.only)]
+    shown: dict[str, PromptPair] = {}
+    for where, seen in (("inside", 1.0), ("outside", 0.0)):
+        there = [(_told(a, b), pair) for a, b, pair in zip(*cells, pairs, strict=True) if a.seen == seen]
+        there.sort(key=lambda both: both[0])
+        told = [pair for (both, _), pair in there if both]
+        if there:
+            shown[where] = told[len(told) // 2] if told and where == "inside" else there[-1][1]
+    return shown
+
+
+def _told(a: CrossCell, b: CrossCell) -> tuple[bool, float]:
+    """Whether both needles are told, and by how much the preference between their words moves."""
+    moved = (b.logprob_b - b.logprob_a) - (a.logprob_b - a.logprob_a)
+    return a.told == "A" and b.told == "B", moved
+
+
+def _map(lens: HybridLens, pair: PromptPair, kind: str, step: int) -> DamageMap:
+    """One map, made now. Answers are not graded: the map is of log-probabilities."""
+    if kind == "dropped":
+        return drop_map(lens, pair, block=step, max_new_tokens=0)
+    return recurrent_map(lens, pair, how="reset" if kind == "reset" else "replace", every=step, max_new_tokens=0)

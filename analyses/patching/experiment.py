@@ -1,0 +1,165 @@
+"""Patching of one prompt pair as an experiment: a stage for each sweep, estimates beside them.
+
+    pair.json                       both prompts, and how the model answers them
+    sweeps/NAME.safetensors         `PatchResult`, measured
+    attribution/NAME.safetensors    `PatchResult`, estimated by gradients
+    edges.safetensors               `EdgeResult`
+    direct.safetensors              `DirectAttribution` of the clean prompt
+
+Sweeps can be added to a folder later: which sweeps are made is no part of what the run is.
+
+How it fails: see `analyses.experiment`. Edges and direct attribution are left out, with a warning, where the weights
+cannot be read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from analyses.experiment.artefacts import Values
+from analyses.experiment.options.patch import PatchConfig
+from analyses.experiment.running import Experiment, Progress
+from analyses.patching.alignment import token_strings
+from analyses.patching.choosing import WITH_GRADIENT, make_pair, measure
+from analyses.patching.direct import direct_logit_attribution
+from analyses.patching.direct_results import DirectAttribution
+from analyses.patching.edge_results import EdgeResult
+from analyses.patching.edges import edge_attribution
+from analyses.patching.gradients import attribution_sweep
+from analyses.patching.pairs import Pair
+from analyses.patching.patched import Patched
+from analyses.patching.report import article_of, patch_table
+from analyses.patching.results import PatchResult
+from analyses.patching.sweeps import SWEEPS, sweep, sweep_of
+from hybridlens import niah
+from hybridlens.errors import CheckpointError
+from hybridlens.model import HybridLens
+from hybridlens.results import Folder, Manifest, hash_json
+from hybridlens.viz.article import Article
+
+DEFAULT = (
+    "resid_pre", "attn_out", "ssm_out", "mlp_out", "q", "k", "v", "z", "pattern", "k_by_position", "v_by_position",
+    "state", "router",
+)  # fmt: skip
+"""The sweeps that are made unless others are asked for; those of them that a model has."""
+
+_T = TypeVar("_T")
+
+
+class PatchRun(Experiment[PatchConfig, Patched]):
+    """Which component carries the needle: activations of one prompt put into another, place by place.
+
+    Raises:
+        InputError: a pair that cannot be made, or a metric that does not tell its prompts apart.
+        UnknownNameError: a sweep or needle that there is not.
+    """
+
+    job = "patch"
+    unit = "sweep"
+
+    def __init__(self, lens: HybridLens, options: PatchConfig, weights_hash: str | None = None) -> None:
+        super().__init__(lens, options, weights_hash)
+        self.wanted = chosen_sweeps(lens, options.sweeps)
+        length = niah.shortest_length(lens.tokenizer, seed=options.seed) if options.length is None else options.length
+        self.pair = make_pair(lens, options.pair, options.needle, length, options.depth, options.seed)
+        self.measure = measure(lens, self.pair, options.needle, options.metric)
+        slope = options.metric in WITH_GRADIENT and (options.metric, options.direction) != ("kl", "noise")  # there: 0
+        self.estimating = options.attribution and slope
+        self.sides = (lens, self.measure.clean, self.measure.corrupt, self.measure.metric)
+
+    def manifest(self) -> Manifest:
+        """See `Experiment`."""
+        options = self.options
+        arguments = {
+            **{name: getattr(options, name) for name in ("pair", "needle", "metric", "direction", "depth")},
+            "length": len(self.pair.clean.tokens),
+            "prompts (their hash)": hash_json([self.measure.clean, self.measure.corrupt]),
+        }
+        settings = {"sweeps": self.wanted, "attribution": options.attribution, "batch_size": options.batch_size}
+        return self.identity(arguments, settings)
+
+    def run(self, folder: Folder, progress: Progress) -> Patched:
+        """See `Experiment`."""
+        options, pair = self.options, self.pair
+        exact: dict[str, PatchResult] = {}
+        estimated: dict[str, PatchResult] = {}
+        held = [folder.holds(kind) for kind in ("sweeps", "attribution")]
+        names = [name for name in SWEEPS if name in self.wanted or f"{name}.safetensors" in held[0]]
+        guessed = [n for n in names if f"{n}.safetensors" in held[1] or (self.estimating and n in self.wanted)]
+        total = len(names) + len(guessed) + self.estimating + 1
+        progress(0, total)
+        folder.take("pair.json", [pair.said], Values.load, lambda: Values(_pair_values(pair)))
+        for name in names:
+            exact[name] = folder.take(
+                f"sweeps/{name}.safetensors", name, PatchResult.load,
+                lambda name=name: sweep(
+                    self.lens, name, *self.sides[1:], direction=options.direction, batch_size=options.batch_size
+                ),
+            )  # fmt: skip
+            if name in guessed:
+                estimated[name] = folder.take(
+                    f"attribution/{name}.safetensors", name, PatchResult.load,
+                    lambda name=name: attribution_sweep(
+                        self.lens, name, *self.sides[1:], direction=options.direction
+                    ),
+                )  # fmt: skip
+            progress(len(exact) + len(estimated), total)
+        edges = direct = None
+        if self.estimating:
+            edges = _readable("edge", lambda: folder.take(
+                "edges.safetensors", "edges", EdgeResult.load,
+                lambda: edge_attribution(*self.sides, direction=options.direction),
+            ))  # fmt: skip
+        if pair.answers is not None:
+            difference, right = pair.logit_difference, pair.answers[0]
+            direct = _readable("direct", lambda: folder.take(
+                "direct.safetensors", "direct", DirectAttribution.load,
+                lambda: direct_logit_attribution(self.lens, pair.clean_tokens, [difference, right]),
+            ))  # fmt: skip
+        progress(total, total)
+        first, second = token_strings(pair.answers, self.lens.tokenizer) if pair.answers else ("", "")
+        points = niah.score(pair.said[0], niah.NEEDLES[options.needle].rubric)
+        answers = (first, second) if pair.answers else None
+        return Patched(pair, answers, self.measure, exact, estimated, edges, direct, points)
+
+    def page(self, result: Patched, record: Mapping[str, Any]) -> Article:
+        """See `Experiment`."""
+        return article_of(result, record)
+
+    def table(self, result: Patched) -> Iterable[str]:
+        """See `Experiment`."""
+        return [patch_table(result, self.options.model)]
+
+
+def chosen_sweeps(lens: HybridLens, names: Sequence[str] | None) -> list[str]:
+    """The sweeps asked for, checked; by default those of `DEFAULT` that the model has.
+
+    Raises:
+        UnknownNameError: there is no such sweep, or the model has nothing of the kind.
+    """
+    if names is None or tuple(names) == ("all",):
+        return [name for name in (DEFAULT if names is None else SWEEPS) if SWEEPS[name].hooks(lens)]
+    return [sweep_of(lens, name).name for name in names]
+
+
+def _readable(name: str, take: Callable[[], _T]) -> _T | None:
+    try:
+        return take()
+    except CheckpointError as error:  # quantised, or not in memory: the rest can be measured all the same
+        warnings.warn(f"{name} attribution is left out: {error}", stacklevel=2)
+        return None
+
+
+def _pair_values(pair: Pair) -> dict[str, Any]:
+    return {
+        "kind": pair.kind,
+        "clean": list(pair.clean_tokens),
+        "corrupt": list(pair.corrupt_tokens),
+        "tokens": [list(side) for side in pair.strings],
+        "needle": list(pair.clean.needle_span or ()),
+        "answers": None if pair.answers is None else list(pair.answers),
+        "said": list(pair.said),
+        "shown": pair.show().splitlines(),
+    }

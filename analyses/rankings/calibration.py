@@ -1,0 +1,91 @@
+"""The numbers of heads kept and the prompts that a comparison of rankings stands for.
+
+How it fails: what depends on the model (counts above its heads, prompts beyond its context) raises `InputError`.
+"""
+
+from __future__ import annotations
+
+from analyses.experiment.options.rankings import RankingsConfig
+from analyses.study.prompts import check_tokenizer, longest, prompts_of
+from hybridlens import niah
+from hybridlens.config import LensConfig
+from hybridlens.errors import InputError
+from hybridlens.model import HybridLens
+
+SEED_STEP = 1000
+"""From the essay seed of the test prompts to that of the calibration prompts."""
+
+EVERY_COUNT = 32
+"""Models of up to so many attention heads are run at every number of heads kept."""
+
+
+def counts_of(cfg: LensConfig, config: RankingsConfig) -> tuple[tuple[int, ...], str | None]:
+    """The numbers of heads kept, ascending, none and all among them, and a note where these are not all there are.
+
+    The ladder of larger models is 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, …: dense where retrieval is lost, so that areas
+    under a curve rest on straight lines elsewhere.
+
+    Raises:
+        InputError: no attention layer, or a count above the heads there are.
+    """
+    if not cfg.attention_layers:
+        raise InputError("the model has no attention layer, so it has no heads to rank")
+    most = cfg.n_heads * (1 if config.scope == "layer" else len(cfg.attention_layers))
+    where = "each layer" if config.scope == "layer" else "the model"
+    if config.counts is not None:
+        if max(config.counts) > most:
+            raise InputError(f"--counts {max(config.counts)} given, expected 0..{most}, the heads of {where}")
+        return tuple(sorted({0, *config.counts, most})), None
+    if most <= EVERY_COUNT:
+        return tuple(range(most + 1)), None
+    steps = {0, 1, most} | {n << i for n in (2, 3) for i in range(most.bit_length())}
+    counts = tuple(sorted(n for n in steps if n <= most))
+    return counts, f"Of {most} heads of {where}, {len(counts)} numbers kept were run: {', '.join(map(str, counts))}."
+
+
+def prompt_lengths(lens: HybridLens, config: RankingsConfig) -> tuple[int, ...]:
+    """Tokens of the test prompts: those given, or the two shortest of the ten that a study has.
+
+    Raises:
+        InputError: no tokenizer, or a context too short.
+    """
+    if config.lengths is not None:
+        return config.lengths
+    check_tokenizer(lens, config)
+    how = {"template": config.template, "haystack": config.haystack, "seed": config.seed}
+    shortest = max(
+        niah.shortest_length(lens.tokenizer, needle=needle, **how) for needle in (*config.hidden, *config.learned)
+    )
+    ten = niah.default_lengths(longest(lens, config), shortest)
+    return (ten[0], ten[1])
+
+
+def judging_prompts(lens: HybridLens, config: RankingsConfig) -> dict[str, list[niah.Prompt]]:
+    """The prompts that judge, by the needle's name.
+
+    Raises:
+        InputError: see `analyses.study.prompts`.
+    """
+    lengths = prompt_lengths(lens, config)
+    return {needle.name: prompts_of(lens, config, needle, lengths=lengths) for needle in config.hidden}
+
+
+def calibration_prompts(lens: HybridLens, config: RankingsConfig) -> list[niah.Prompt]:
+    """The prompts that rankings are made on: needles, essay seed and sentences that no test prompt has.
+
+    The haystack is the built-in essays of another seed, less every sentence of the test's haystack.
+
+    Raises:
+        InputError: see `analyses.study.prompts`.
+    """
+    tested = set((niah.essays(config.seed) if config.haystack is None else config.haystack).sentences)
+    calibration = config.calibration
+    whole = niah.essays(config.seed + SEED_STEP if calibration.seed is None else calibration.seed, 4000)
+    left = [sentence for sentence in whole.sentences if sentence not in tested]
+    haystack = niah.Haystack(f"{whole.name}, calibration", " ".join(left))
+    lengths, depths = calibration.lengths or prompt_lengths(lens, config), calibration.depths
+    return [
+        prompt
+        for needle in config.learned
+        for prompt in prompts_of(lens, config, needle, lengths=lengths, depths=depths, haystack=haystack)
+    ]

@@ -1,0 +1,310 @@
+"""The folder of one run: locked, refused where it holds another run, and taken up where it holds a part of this one.
+
+`run.json` says what the run is. Everything else in the folder is an artefact, a file that one stage has made, or the
+cells (`hybridlens.results.store`). An artefact is listed in `run.json` with two digests: of its bytes, and of all that
+it depends on, which is what the run is and what the stage says. A stage whose file is missing, damaged or of other
+values is made again, and said so. Nothing is written before a stage has something to write, so that a run that is
+refused, or has nothing to do, leaves the folder as it is, which may then be read-only.
+
+How it fails: a folder that holds another run, that another process is writing, or that the system refuses raises
+`ResultsError` in one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from hybridlens.errors import HybridLensError, ResultsError
+from hybridlens.results.cells import CellKey
+from hybridlens.results.provenance import clear_parts, hash_json, read_json, usable
+from hybridlens.results.record import (
+    FORMAT,
+    RECORD,
+    Manifest,
+    fingerprint_of,
+    now,
+    plain,
+    read_record,
+    refuse_another_run,
+    started,
+    write_record,
+)
+
+
+@runtime_checkable
+class Saved(Protocol):
+    """A result that writes itself as one file, whole or not at all."""
+
+    def save(self, path: Path) -> Path:
+        """Write it; returns `path`."""
+        ...
+
+
+_T = TypeVar("_T", bound=Saved)
+
+
+class Folder:
+    """A run's folder, open for writing; `Folder.open` makes one.
+
+    Attributes:
+        path: where it is.
+        manifest: what the run is.
+        fingerprint: digest of what makes two runs the same.
+        damaged: one line for everything stored that could not be trusted.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, expected: Mapping[CellKey, str] | None) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.damaged: list[str] = []
+        self._compared = manifest.compared(expected)
+        self.fingerprint = fingerprint_of(self._compared)
+        self._record = read_record(path)
+        if self._record is not None:
+            refuse_another_run(path, self._record, manifest, self._compared)
+        elif self.fingerprint in _signs(path):
+            self.damaged.append(f"{RECORD} does not match its digest; written anew, and every result made again")
+        self._begun = False
+        self._closing: list[Callable[[dict[str, Any]], None]] = []
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, path: Path, manifest: Manifest, expected: Mapping[CellKey, str] | None = None
+    ) -> Generator[Folder]:
+        """A run in `path`: a new one, or the one that is there. One process at a time can hold a folder.
+
+        Args:
+            path: made when it does not exist.
+            manifest: what the run is.
+            expected: key -> prompt hash of the run's cells, where it has some.
+
+        Raises:
+            ResultsError: the folder's run had other arguments, another process holds it, it holds something else, or
+                it cannot be used. Nothing has been written then.
+        """
+        if path.exists() and not path.is_dir():
+            raise ResultsError(f"--out {path} is a file; name a folder to write the run into")
+        cls(path, manifest, expected)  # refuses another run before the folder is made or touched
+        with usable(path):
+            path.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            folder = cls(path, manifest, expected)
+            if expected is None:
+                folder.refuse_a_stranger()
+            try:
+                yield folder
+            finally:
+                folder.close()
+
+    @property
+    def known(self) -> bool:
+        """Whether `run.json` was there and whole."""
+        return self._record is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether an earlier session ended, and nothing has been written since."""
+        return self._record is not None and self._record["status"] == "complete"
+
+    @property
+    def begun(self) -> bool:
+        """Whether this session has written anything."""
+        return self._begun
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `run.json` holds, or will once something is written."""
+        return plain(self._record or started(None, self.manifest, self._compared))
+
+    def refuse_a_stranger(self) -> None:
+        """Refuse a folder whose `run.json` is not of this version, where nothing proves that it is this run's.
+
+        Raises:
+            ResultsError: saying so.
+        """
+        stray = self.path / RECORD
+        if self._record is None and stray.exists() and (not self.damaged or stray.is_dir()):
+            raise ResultsError(
+                f"{self.path} holds no readable {RECORD} of this version and nothing of this run; remove what is "
+                "there, or give another --out folder"
+            )
+
+    def begin(self) -> None:
+        """Write this session into `run.json`, once, before anything else of it is written.
+
+        Raises:
+            ResultsError: it cannot be written.
+        """
+        if self._begun:
+            return
+        clear_parts(self.path)
+        self._record = started(self._record, self.manifest, self._compared)
+        self._record["damaged"] += self.damaged
+        self._begun = True
+        self.note()
+
+    def note(self, **values: Any) -> None:
+        """Put values into `run.json`."""
+        self.begin()
+        assert self._record is not None
+        self._record |= values
+        write_record(self.path, self._record)
+
+    def doubt(self, line: str) -> None:
+        """Name something stored that cannot be trusted."""
+        self.damaged.append(line)
+        if self._begun and self._record is not None:
+            self._record["damaged"].append(line)
+
+    def at_close(self, write: Callable[[dict[str, Any]], None]) -> None:
+        """Have something written when the folder is left, whatever the reason; it may put values into the record."""
+        self._closing.append(write)
+
+    def take(self, name: str, depends: object, load: Callable[[Path], _T], make: Callable[[], _T]) -> _T:
+        """The artefact of a stage: the one stored, where it is whole and of the same values, else one made now.
+
+        Args:
+            name: its file, within the folder.
+            depends: a JSON value of all that it depends on beside what the run is.
+            load: reads it.
+            make: makes it; what it returns is saved.
+
+        Raises:
+            ResultsError: it cannot be written.
+        """
+        found = self.stored(name, depends, load)
+        if found is None:
+            found = make()
+            self.put(name, depends, found)
+        return found
+
+    def stored(self, name: str, depends: object, load: Callable[[Path], _T]) -> _T | None:
+        """The artefact of a stage where it is whole and of the same values, else None; damage is named."""
+        listed: dict[str, Any] = {} if self._record is None else self._record["artefacts"]
+        if name not in listed:
+            return None
+        path = self.path / name
+        if listed[name]["depends"] != self._signature(depends):
+            self.doubt(f"{name} is of other values (another task, version or prompt); made again")
+        elif not path.is_file():
+            self.doubt(f"{name} is missing; made again")
+        elif _digest(path) != listed[name]["digest"]:
+            self.doubt(f"{name} does not match its digest; made again")
+        else:
+            try:
+                return load(path)
+            except HybridLensError as error:
+                self.doubt(f"{name} cannot be read ({error}); made again")
+        return None
+
+    def holds(self, folder: str) -> list[str]:
+        """Names of the artefacts listed that stand in a folder within this one."""
+        listed: dict[str, Any] = {} if self._record is None else self._record["artefacts"]
+        return [name.removeprefix(f"{folder}/") for name in listed if name.startswith(f"{folder}/")]
+
+    def put(self, name: str, depends: object, made: Saved) -> None:
+        """Save an artefact and list it in `run.json`.
+
+        Raises:
+            ResultsError: it cannot be written.
+        """
+        self.begin()
+        assert self._record is not None
+        path = self.path / name
+        with usable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        made.save(path)
+        self._record["artefacts"][name] = {"depends": self._signature(depends), "digest": _digest(path)}
+        self.note()
+
+    def keep(self, name: str, depends: object, made: Saved) -> None:
+        """Save an artefact that is at hand, unless it is stored whole and of the same values."""
+        listed: dict[str, Any] = {} if self._record is None else self._record["artefacts"]
+        stated, path = listed.get(name), self.path / name
+        if stated is None or stated["depends"] != self._signature(depends) or not path.is_file():
+            self.put(name, depends, made)
+        elif _digest(path) != stated["digest"]:
+            self.doubt(f"{name} does not match its digest; made again")
+            self.put(name, depends, made)
+
+    def agree(self, values: Mapping[str, Any]) -> None:
+        """Fix what names stand for in a run that grows: a later session may bring other names, but no other value.
+
+        Raises:
+            ResultsError: the folder has another value for a name.
+        """
+        held = self.record["growing"] or {}
+        before = {name: held[name] for name in values if name in held}
+        named = replace(self.manifest, growing=values)
+        refuse_another_run(self.path, {"compared": self._compared, "growing": before}, named, self._compared)
+        if any(name not in held for name in values):
+            self.note(growing={**held, **plain(values)})
+
+    def drop(self, name: str) -> None:
+        """Throw a folder of artefacts away: what stages kept for a result that is now stored."""
+        if (self.path / name).is_dir():
+            self.begin()
+            assert self._record is not None
+            listed = self._record["artefacts"]
+            self._record["artefacts"] = {n: v for n, v in listed.items() if not n.startswith(f"{name}/")}
+            self.note()
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def finish(self) -> None:
+        """Mark the run complete, where this session has written anything."""
+        if not self.complete:
+            self.note(status="complete", finished=now())
+
+    def close(self) -> None:
+        """Write what there is, where this session has begun to."""
+        if self._begun and self._record is not None:
+            if self._record["status"] != "complete":
+                self._record["status"] = "interrupted"
+            for write in self._closing:
+                write(self._record)
+            self.note()
+
+    def _signature(self, depends: object) -> str:
+        return hash_json([self.fingerprint, plain(depends)])[:32]
+
+
+def _signs(folder: Path) -> tuple[str, ...]:
+    """The fingerprints that a damaged record still tells: the one stated, and that of the values that it holds."""
+    held = read_json(folder / RECORD)
+    if not isinstance(held, dict) or held.get("format") != FORMAT:
+        return ()
+    return str(held.get("fingerprint")), fingerprint_of(held.get("compared"))
+
+
+def _digest(path: Path) -> str:
+    with usable(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    """Hold the folder for this process; a process that ends lets go of it."""
+    with usable(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ResultsError(
+                    f"{folder} is being written by another process; wait for it, or give another --out folder"
+                ) from error
+        yield
+    finally:
+        os.close(handle)
