@@ -250,6 +250,8 @@ class HybridLens(TokenFront):
         """
         from hybridlens.tracing import open_trace  # nnsight takes seconds to import
 
+        if max_new_tokens is not None:
+            _no_autocast(self.device)
         return open_trace(self, self.batch(tokens, lengths), max_new_tokens, edits, boundary)
 
     # States and generation.
@@ -323,8 +325,9 @@ class HybridLens(TokenFront):
             last_only: logits of each row's last new token only, [b 1 v].
 
         Raises:
-            InputError: for a state of another model or batch size, or past the model's context.
+            InputError: for a state of another model or batch size, past the model's context, or under autocast.
         """
+        _no_autocast(self.device)
         batch = self.batch(tokens, lengths)
         n_ctx = self.network.cfg.n_ctx
         if n_ctx is not None:
@@ -357,8 +360,10 @@ class HybridLens(TokenFront):
             sampling: temperature, top-k, top-p and seed.
 
         Raises:
-            InputError: for tokens that cannot be run, or when prompt and new tokens exceed the context.
+            InputError: for tokens that cannot be run, when prompt and new tokens exceed the context, or under
+                autocast.
         """
+        _no_autocast(self.device)
         return generate(self, self.batch(tokens, lengths), max_new_tokens, edits, boundary, stop_at_eos, sampling)
 
     def key_positions(self, state: HybridState, new_tokens: int = 1) -> KeyPositions:
@@ -386,6 +391,16 @@ class HybridLens(TokenFront):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: all but nnsight's view, which a copy makes anew of itself."""
         return {**self.__dict__, "_nnsight": None}
+
+
+def _no_autocast(device: torch.device) -> None:
+    """Refuse to go on from a state under autocast, which makes keys in another dtype than the model's."""
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+        raise InputError(
+            f"autocast to {dtype} is on, under which no state can be continued; leave it, or open the model in that "
+            f"dtype: hl.load(..., dtype='{str(dtype).removeprefix('torch.')}')"
+        )
 
 
 def _spec(name: str, point: HookPoint, cfg: LensConfig) -> HookSpec:
