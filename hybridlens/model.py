@@ -67,6 +67,16 @@ class Prefill(NamedTuple):
     logits: Logits
 
 
+def _no_autocast(device: torch.device) -> None:
+    """Refuse to go on from a state under autocast, which makes keys in another dtype than the model's."""
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+        raise InputError(
+            f"autocast to {dtype} is on, under which no state can be continued; leave it, or open the model in that "
+            f"dtype: hl.load(..., dtype='{str(dtype).removeprefix('torch.')}')"
+        )
+
+
 class HybridLens(TokenFront):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
@@ -360,8 +370,7 @@ class HybridLens(TokenFront):
             sampling: temperature, top-k, top-p and seed.
 
         Raises:
-            InputError: for tokens that cannot be run, when prompt and new tokens exceed the context, or under
-                autocast.
+            InputError: for tokens that cannot be run, or when prompt and new tokens exceed the context.
         """
         _no_autocast(self.device)
         return generate(self, self.batch(tokens, lengths), max_new_tokens, edits, boundary, stop_at_eos, sampling)
@@ -391,16 +400,6 @@ class HybridLens(TokenFront):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: all but nnsight's view, which a copy makes anew of itself."""
         return {**self.__dict__, "_nnsight": None}
-
-
-def _no_autocast(device: torch.device) -> None:
-    """Refuse to go on from a state under autocast, which makes keys in another dtype than the model's."""
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-        raise InputError(
-            f"autocast to {dtype} is on, under which no state can be continued; leave it, or open the model in that "
-            f"dtype: hl.load(..., dtype='{str(dtype).removeprefix('torch.')}')"
-        )
 
 
 def _spec(name: str, point: HookPoint, cfg: LensConfig) -> HookSpec:
