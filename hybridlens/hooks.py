@@ -194,20 +194,26 @@ def attached(
         HookFunctionError: for anything but pairs of names and a function.
     """
     inside = [True]
-    wanted: list[tuple[HookPoint, HookFunction, Literal["forward", "backward"]]] = []
-    for names, fn in map(_pair, forward):
-        wanted += [(points[name], fn, "forward") for name in resolve(names, points)]
-    for names, fn in map(_pair, backward):
-        wanted += [(points[name], _checked_gradient(fn, inside), "backward") for name in resolve(names, points)]
     hooks = HERE.hooks  # of this thread, whichever leaves the block
-    for point, fn, direction in wanted:
-        getattr(hooks.setdefault(point, Own([], [])), direction).append(fn)
+    acting = [(points[name], fn) for names, fn in map(_pair, forward) for name in resolve(names, points)]
+    heard = [
+        (points[name], _checked_gradient(fn, inside))
+        for names, fn in map(_pair, backward)
+        for name in resolve(names, points)
+    ]
+    for point, fn in acting:
+        hooks.setdefault(point, Own([], [])).forward.append(fn)
+    for point, fn in heard:
+        hooks.setdefault(point, Own([], [])).backward.append(fn)
     try:
         yield
     finally:
         inside[0] = False
-        for point, fn, direction in wanted:
-            _remove(fn, getattr(hooks[point], direction))
+        for point, fn in acting:
+            _remove(fn, hooks[point].forward)
+        for point, fn in heard:
+            _remove(fn, hooks[point].backward)
+        for point in {point for point, _ in (*acting, *heard)}:
             if not any(hooks[point]):
                 del hooks[point]
 

@@ -5,8 +5,7 @@ own on it, so that threads trace the same model at the same time, and those that
 Runs of the model that the block of a trace starts itself (`run_with_cache` inside ``with lens.trace(...)``) are no
 part of that trace.
 
-How it fails: an edit that lives on the model (``lens.nnsight.edit(inplace=True)``) can act in one trace at a time;
-a second thread's trace raises `InputError`.
+How it fails: only as nnsight's does.
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ import threading
 from typing import Any
 
 from greenlet import getcurrent
-from nnsight.intervention.interleaver import Interleaver
-
-from hybridlens.errors import InputError
+from nnsight.intervention.interleaver import Interleaver, Mediator
 
 
 class ThreadInterleaver(Interleaver, threading.local):
@@ -51,11 +48,14 @@ class ThreadInterleaver(Interleaver, threading.local):
 
     def __enter__(self) -> ThreadInterleaver:
         """As nnsight's, in the thread that traces."""
-        if any(mediator.alive for mediator in self.mediators):
-            raise InputError(
-                "an edit made with lens.nnsight.edit(inplace=True) is at work in another thread's trace; "
-                "trace in one thread at a time, or give the edit to lens.trace(edits=...)"
-            )
+        self.mediators = [_own(mediator) if mediator.copy else mediator for mediator in self.mediators]
         self._runner = getcurrent()
         super().__enter__()
         return self
+
+
+def _own(mediator: Any) -> Any:
+    """For this trace alone, what is kept on the model for all: ``lens.nnsight.edit(inplace=True)``."""
+    mine = object.__new__(Mediator)
+    mine.__dict__.update(mediator.__dict__)
+    return mine

@@ -64,6 +64,16 @@ class Prefill(NamedTuple):
     logits: Logits
 
 
+def _no_autocast(device: torch.device) -> None:
+    """Refuse to go on from a state under autocast, which makes keys in another dtype than the model's."""
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+        raise InputError(
+            f"autocast to {dtype} is on, under which no state can be continued; leave it, or open the model in that "
+            f"dtype: hl.load(..., dtype='{str(dtype).removeprefix('torch.')}')"
+        )
+
+
 class HybridLens(TokenFront):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
@@ -245,6 +255,8 @@ class HybridLens(TokenFront):
         """
         from hybridlens.tracing import open_trace  # nnsight takes seconds to import
 
+        if max_new_tokens is not None:
+            _no_autocast(self.device)
         return open_trace(self, self.batch(tokens, lengths), max_new_tokens, edits, boundary)
 
     # States and generation.
@@ -298,8 +310,9 @@ class HybridLens(TokenFront):
             last_only: logits of each row's last new token only, [b 1 v].
 
         Raises:
-            InputError: for a state of another model or batch size, or past the model's context.
+            InputError: for a state of another model or batch size, past the model's context, or under autocast.
         """
+        _no_autocast(self.device)
         batch = self.batch(tokens, lengths)
         n_ctx = self.network.cfg.n_ctx
         if n_ctx is not None:
@@ -335,6 +348,7 @@ class HybridLens(TokenFront):
             InputError: for tokens that cannot be run, or when prompt and new tokens exceed the context.
             HybridLensError: the model's logits are not finite; said with the row and the token.
         """
+        _no_autocast(self.device)
         return generate(
             self.network,
             self.batch(tokens, lengths),

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from models import FAMILIES, make, tokens
@@ -139,6 +140,42 @@ def test_rows_near_the_context_are_counted_by_their_own_length():
             lens.extend(state, [tokens(1, 50)[0].tolist(), [3]])
 
 
+def test_a_cache_of_no_names_is_empty(lens):
+    with torch.no_grad():
+        logits, cache = lens.run_with_cache(tokens(1, 4), [])
+        assert torch.equal(logits, lens(tokens(1, 4)))
+    assert len(cache) == 0
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[2, 0], (2, 0), range(2, -1, -2), np.array([2, 0]), np.array([2, 0], dtype=np.uint8), torch.tensor([2, 0]),
+     torch.tensor([2, 0], dtype=torch.int32), [np.int64(2), np.int64(0)], [torch.tensor(2), torch.tensor(0)],
+     [2, 0, 2], np.array([2, 0, -1])[:2]],
+    ids=str,
+)  # fmt: skip
+def test_row_numbers_are_taken_in_every_form(rows):
+    """Plain integers, in their order, each once; and they name the rows that an edit touches."""
+    edit = Edit("hook_embed", lambda x, hook: x * 0, rows=rows)
+    assert edit.rows == (2, 0)
+    assert all(type(row) is int for row in edit.rows)
+    lens, ids = HybridLens(make("recurrentgemma")), tokens(3, 4)
+    with torch.no_grad():
+        plain, edited = lens(ids), lens.prefill(ids, [edit]).logits
+    changed = [(plain[row] != edited[row]).any().item() for row in range(3)]
+    assert changed == [True, False, True]
+
+
+def test_an_exception_in_a_hook_function_keeps_its_traceback(lens):
+    def divide(x, hook):
+        return x / (1 // 0)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        lens.run_with_hooks(tokens(1, 4), [("hook_embed", divide)])
+    assert caught.traceback[-1].name == "divide"
+    assert not lens.hook_embed.asked()
+
+
 MALFORMED = {
     "short name": (lambda lens: lens.run_with_cache(tokens(1, 4), "pattern"), "close names: blocks.*hook_pattern"),
     "gradient shape": (
@@ -154,6 +191,38 @@ MALFORMED = {
     "a name of the other phase": (
         lambda lens: lens.prefill(tokens(1, 4), [Edit("hook_embd", lambda x, hook: x, "decode")]),
         "'hook_embd' does not exist",
+    ),
+    "a predicate for nothing": (
+        lambda lens: lens.run_with_hooks(tokens(1, 4), [(lambda name: ".mamba." in name, lambda x, hook: x * 0)]),
+        r"the predicate .*<lambda> holds for no hook point; names look like 'hook_embed' or 'blocks\.",
+    ),
+    "a cache of a predicate for nothing": (
+        lambda lens: lens.run_with_cache(tokens(1, 4), lambda name: ".mamba." in name),
+        "holds for no hook point",
+    ),
+    "an edit of a predicate for nothing": (
+        lambda lens: lens.generate(tokens(1, 4), 2, [Edit(lambda name: ".m." in name, lambda x, hook: x, "decode")]),
+        "holds for no hook point",
+    ),
+    "a gradient of a predicate for nothing": (
+        lambda lens: lens.hooks(bwd_hooks=[(lambda name: False, lambda g, hook: g)]).__enter__(),
+        "holds for no hook point",
+    ),
+    "a function for no name": (
+        lambda lens: lens.run_with_hooks(tokens(1, 4), [([], lambda x, hook: x)]),
+        "an empty list of hook-point names was given, expected at least one name",
+    ),
+    "rows that are floats": (
+        lambda lens: Edit("hook_embed", lambda x, hook: x, rows=torch.tensor([0.0, 1.0])),
+        r"an edit of 'hook_embed' was given rows tensor\(\[0., 1.\]\), expected row numbers",
+    ),
+    "rows that are a mask": (
+        lambda lens: Edit("hook_embed", lambda x, hook: x, rows=torch.tensor([True, False])),
+        r"was given rows tensor\(\[ True, False\]\), expected row numbers",
+    ),
+    "rows of two axes": (
+        lambda lens: Edit("hook_embed", lambda x, hook: x, rows=np.zeros((40, 40), dtype=int)),
+        r"was given rows array\(\[\[0, .*\.\.\., expected row numbers",
     ),
     "rows out of the batch": (
         lambda lens: lens.prefill(tokens(2, 4), [Edit("hook_embed", lambda x, hook: x, rows=[2])]),

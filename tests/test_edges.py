@@ -97,7 +97,7 @@ def slope(family, base, reader, change, h=0.005, metric=METRIC, before=()):
 
 
 def untouched(lens):
-    hooks = sum(len(p._forward_hooks) + len(p._backward_hooks) + len(p.fwd_hooks) for p in lens.hook_dict.values())
+    hooks = sum(point.asked() for point in lens.hook_dict.values())
     return hooks == 0 and all(weight.grad is None for weight in lens.hf_model.parameters())
 
 

@@ -467,7 +467,7 @@ def test_arguments_that_do_not_fit_are_refused():
     refused("give either hook points to patch", clean, corrupt, METRIC, hook, targets=[Target(hook)])
     refused("goes with hooks=", clean, corrupt, METRIC, over="p", targets=[Target(hook)])
     refused("no targets were given", clean, corrupt, METRIC, targets=[])
-    refused("no hook point was given", clean, corrupt, METRIC, [])
+    refused("an empty list of hook-point names", clean, corrupt, METRIC, [], error=UnknownNameError)
     refused("has no axis h", clean, corrupt, METRIC, hook, "h")
     refused("in blocks of 0", clean, corrupt, METRIC, hook, {"p": 0})
     refused("no entries were given", clean, corrupt, METRIC, hook, {"p": []})
@@ -479,7 +479,7 @@ def test_arguments_that_do_not_fit_are_refused():
 
 
 def hooks_on(lens):
-    return sum(len(p._forward_hooks) + len(p._backward_hooks) + len(p.fwd_hooks) for p in lens.hook_dict.values())
+    return sum(point.asked() for point in lens.hook_dict.values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -44,12 +44,10 @@ def expand(lens: HybridLens, hooks: NameFilter, over: Over, tokens: Sequence[str
         tokens: what stands at each position, for the labels.
 
     Raises:
-        UnknownNameError: the model lacks a hook point.
-        InputError: no hook point, one that is read-only, an axis that it lacks, or entries out of range.
+        UnknownNameError: the model lacks a hook point, or none was given.
+        InputError: a hook point that is read-only, an axis that it lacks, or entries out of range.
     """
     names = resolve(hooks, lens.hook_dict)
-    if not names:
-        raise InputError("no hook point was given, expected names of lens.hook_points, as 'blocks.0.hook_mixer_out'")
     asked: Mapping[str, int | Sequence[Index] | None] = over if isinstance(over, Mapping) else dict.fromkeys(over)
     steps: dict[str, list[Index]] = {}
     for letter, wanted in asked.items():

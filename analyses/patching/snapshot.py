@@ -50,7 +50,7 @@ class Snapshot:
         def keep(tensor: Tensor, hook: HookPoint) -> None:
             self.resid[names[cast(str, hook.name)]] = tensor
 
-        with lens.hooks([(list(names), keep)]):
+        with lens.hooks([(name, keep) for name in names]):
             self.output = lens.network(tokens, None, None, last_only)
         self.before: dict[int, HybridState] = {}
         state, read = None, 0
