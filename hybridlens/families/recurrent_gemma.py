@@ -20,6 +20,7 @@ from transformers.models.recurrent_gemma.modeling_recurrent_gemma import SqrtBou
 
 from hybridlens.attention import AttentionParts, HookedAttention
 from hybridlens.components import Block, HookedMlp, HookedNorm, Pass, resident
+from hybridlens.families.fields import OneOf
 from hybridlens.families.layout import Layout, Read, RecurrentParts, Rotary, taps_of
 from hybridlens.families.spec import Family, LensConfig, check_fields, eos_ids, require
 from hybridlens.hooks import HookPoint
@@ -260,4 +261,5 @@ RECURRENT_GEMMA = Family(
         recurrent=_recurrent_parts,
         mlp_bias="mlp_block.down_proj.bias",
     ),
+    limits={"partial_rotary_factor": OneOf((0.5,))},
 )

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from hybridlens.components import Block, HookedNorm
 from hybridlens.errors import CheckpointError
+from hybridlens.families.fields import Rule, check_values
 from hybridlens.families.layout import Layout
 
 LayerType: TypeAlias = Literal["attention", "ssm"]
@@ -99,6 +100,10 @@ class Family:
     """Parameters of the experts that a token does not use."""
     layout: Layout
     """Where its weights are."""
+    limits: Mapping[str, Rule] = field(default_factory=dict[str, Rule])
+    """Rules for fields that stand beside or before those that hold for all families (`fields.FIELDS`)."""
+    spare_tensors: tuple[str, ...] = ()
+    """Patterns (`re.search`) of tensors that published files hold beside the weights, and that mean nothing here."""
 
 
 def family_of(architecture: str, families: Sequence[Family]) -> Family:
@@ -115,13 +120,15 @@ def family_of(architecture: str, families: Sequence[Family]) -> Family:
 
 
 def check_fields(family: Family, config: PreTrainedConfig) -> None:
-    """Refuse configuration fields that nothing here or in transformers declares.
+    """Refuse configuration fields that nothing here or in transformers declares, and values that no model can have.
 
     Raises:
         CheckpointError: naming the field and its value.
     """
     declared = set(type(config)().to_dict()) | set(config.attribute_map)
-    for name, value in config.to_dict().items():
+    values: Mapping[str, Any] = config.to_dict()
+    check_values(values, family.architecture, family.limits)
+    for name, value in values.items():
         if name in declared or name in _BOOKKEEPING:
             continue
         allowed = family.other_fields.get(name)

@@ -1,10 +1,12 @@
 """Weights as circuits see them: per head and per recurrent branch, norms folded, from memory or from files.
 
 `sources` finds tensors, `views` says what they are, `Weights` puts them together, a layer at a time, and `digest`
-says which they were.
+says which they were. `fit` and `finite` look at a checkpoint's before they are used, `counting` counts them, and
+`fingerprint` says which a model in memory has now.
 """
 
 from hybridlens.weights.digest import digest
+from hybridlens.weights.fingerprint import Fingerprint, fingerprint
 from hybridlens.weights.sources import FileTensors, ModelTensors, Tensors
 from hybridlens.weights.views import AttentionWeights, HeadWeights, RecurrentWeights
 from hybridlens.weights.weights import VocabularyBlock, Weights
@@ -12,6 +14,7 @@ from hybridlens.weights.weights import VocabularyBlock, Weights
 __all__ = [
     "AttentionWeights",
     "FileTensors",
+    "Fingerprint",
     "HeadWeights",
     "ModelTensors",
     "RecurrentWeights",
@@ -19,4 +22,5 @@ __all__ = [
     "VocabularyBlock",
     "Weights",
     "digest",
+    "fingerprint",
 ]
