@@ -359,10 +359,10 @@ def test_experts_in_other_numbers_or_shapes(made, tmp_path):
     """The loader stacks experts in the order of their names, so a gap is closed without a word."""
     folder = Path(shutil.copytree(made / "jamba" / "one", tmp_path / "model"))
     start = "model.layers.1.feed_forward.experts."
-    change(
-        folder, lambda tensors: tensors.update({f"{start}9.up_proj.weight": tensors.pop(f"{start}1.up_proj.weight")})
-    )
-    refused(folder, f"holds no tensor {start}1.up_proj.weight, though it holds an expert 9")
+    parts = ("gate_proj", "up_proj", "down_proj")
+    moved = {f"{start}1.{part}.weight": f"{start}9.{part}.weight" for part in parts}
+    change(folder, lambda tensors: tensors.update({new: tensors.pop(old) for old, new in moved.items()}))
+    refused(folder, f"holds no tensor {start}1.down_proj.weight, though it holds an expert 9")
     shutil.copy(made / "jamba" / "one" / "model.safetensors", folder)
     change(folder, lambda tensors: tensors.update({f"{start}2.up_proj.weight": torch.zeros(7, 32)}))
     refused(folder, f"{start}2.up_proj.weight has shape [7, 32], but that of expert 0 has [40, 32]")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from itertools import chain
-from operator import attrgetter
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +30,7 @@ SAMPLE = 4096
 DIGITS = 16
 """Hexadecimal digits of a fingerprint: 64 bits."""
 
-_versions = attrgetter("_version")
-_addresses: Any = Tensor.data_ptr
+_addresses: Any = Tensor.data_ptr  # calls from C: these are asked of every tensor at every step
 _lengths: Any = Tensor.numel
 
 
@@ -83,26 +82,31 @@ class _Marks(NamedTuple):
 
 
 class _Snapshot(NamedTuple):
-    """A model's modules and tensors at one time."""
+    """A model's modules and tensors at one time.
 
-    held: list[dict[str, Any]]
-    """The modules' own tables of modules, parameters and buffers."""
-    parts: list[Any]
-    """What stood in the tables; kept, so that nothing new can come to have an old one's identity."""
-    identities: list[int]
+    What stood in the modules' tables is kept, so that nothing new can be taken for what was there.
+    """
+
+    module_tables: list[dict[str, Any]]
+    modules: list[Any]
+    tensor_tables: list[dict[str, Any]]
+    entries: list[Any]
+    """Parameters and buffers of the tables; some are None."""
     tensors: list[Tensor]
+    """Those in memory, each once."""
     marks: _Marks
     storages: list[StorageWeakRef]
-    """They outlive no tensor, but tell whether an address still belongs to the memory that it did."""
+    """They keep no memory, but tell whether an address still belongs to the memory that it did."""
     cells: list[int]
 
     def stale(self) -> bool:
         """Whether any weight may have changed since."""
-        if list(map(id, chain.from_iterable(map(_values, self.held)))) != self.identities:
-            return True
         marks = self.marks
         return (
-            list(map(_versions, self.tensors)) != marks.versions
+            list(chain.from_iterable(map(_values, self.module_tables))) != self.modules
+            or sum(map(len, self.tensor_tables)) != len(self.entries)
+            or not all(map(is_, chain.from_iterable(map(_values, self.tensor_tables)), self.entries))
+            or [tensor._version for tensor in self.tensors] != marks.versions
             or list(map(_addresses, self.tensors)) != marks.addresses
             or list(map(_lengths, self.tensors)) != marks.lengths
             or any(map(_expired, self.cells))
@@ -114,15 +118,26 @@ _expired: Any = torch.UntypedStorage._expired  # pyright: ignore[reportPrivateUs
 
 
 def _snapshot(model: nn.Module) -> _Snapshot:
-    kinds = ("_modules", "_parameters", "_buffers")
-    filled = [table for module in model.modules() for kind in kinds if (table := vars(module)[kind])]
-    parts = list(chain.from_iterable(table.values() for table in filled))
+    """A model as it is; tables that hold nothing are left out."""
+    tables = [vars(module) for module in model.modules()]
+    module_tables = [held["_modules"] for held in tables if held["_modules"]]
+    tensor_tables = [held[kind] for held in tables for kind in ("_parameters", "_buffers") if held[kind]]
     tensors = [tensor for _, tensor in _tensors(model) if tensor.device.type != "meta"]
     storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
-    marks = _Marks(
-        [tensor.data_ptr() for tensor in tensors], list(map(_versions, tensors)), [tensor.numel() for tensor in tensors]
+    return _Snapshot(
+        module_tables=module_tables,
+        modules=[module for table in module_tables for module in table.values()],
+        tensor_tables=tensor_tables,
+        entries=[tensor for table in tensor_tables for tensor in table.values()],
+        tensors=tensors,
+        marks=_Marks(
+            [tensor.data_ptr() for tensor in tensors],
+            [tensor._version for tensor in tensors],
+            [tensor.numel() for tensor in tensors],
+        ),
+        storages=storages,
+        cells=[storage.cdata for storage in storages],
     )
-    return _Snapshot(filled, parts, list(map(id, parts)), tensors, marks, storages, [ref.cdata for ref in storages])
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

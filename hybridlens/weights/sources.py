@@ -185,7 +185,7 @@ class FileTensors:
                 raise CheckpointError(f"'{self.source}' lacks its shard {file}; fetch it, then run this again")
             with opening(f"'{self.source}': {file} cannot be read"):
                 self._open = (file, safe_open(str(path), framework="pt"))
-        return cast(tuple[str, Any], self._open)[1]
+        return self._open[1]
 
 
 _WEIGHTS = frozenset({"F64", "F32", "F16", "BF16"})
