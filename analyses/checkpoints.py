@@ -14,10 +14,10 @@ import transformers
 
 import hybridlens as hl
 from hybridlens.errors import CheckpointError, InputError
-from hybridlens.families import FAMILIES, family_of
-from hybridlens.loading import locate, read_config, resolve_dtype
+from hybridlens.loading import family_for, locate, read_config, resolve_dtype
 from hybridlens.model import HybridLens
 from hybridlens.results import hash_weights
+from hybridlens.weights.fit import meta_model
 
 DEVICES = "cpu, cuda, cuda:N, mps or auto"
 
@@ -30,13 +30,11 @@ def meta_lens(name: str) -> HybridLens:
         CheckpointError: for a configuration that cannot be read, or of no known family.
     """
     quieten()
-    config = read_config(locate(name))
-    architectures = list(getattr(config, "architectures", None) or [type(config).__name__])
-    family = family_of(architectures[0], FAMILIES)
+    source = locate(name)
+    config = read_config(source)
+    family = family_for(config, source)
     family.configure(config)
-    with torch.device("meta"):
-        model = getattr(transformers, family.architecture)(config)
-    return HybridLens(model.eval())
+    return HybridLens(meta_model(family, config, source))
 
 
 def check_device(device: str) -> str:

@@ -9,6 +9,7 @@ How it fails: `check` raises `InputError` with what to do.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -23,14 +24,15 @@ class Following:
     Args:
         model: the Hugging Face model.
         d_vocab: rows of its embedding when the lens was made.
+        called: modules that the lens calls as a whole, besides plain linear maps.
     """
 
-    def __init__(self, model: Any, d_vocab: int) -> None:
+    def __init__(self, model: Any, d_vocab: int, called: Collection[nn.Module]) -> None:
         self.model = model
         self.d_vocab = d_vocab
         self.fingerprint = Fingerprint(model)
-        self._whole = tuple(
-            (name, module) for name, module in model.named_modules() if len(list(module.children())) > 0
+        self._bypassed = tuple(
+            (name, module) for name, module in model.named_modules() if module not in called and not _simple(module)
         )
 
     def check(self) -> str:
@@ -39,7 +41,7 @@ class Following:
         Raises:
             InputError: the model has changed in a way that the lens cannot follow.
         """
-        for name, module in self._whole:
+        for name, module in self._bypassed:
             if module.__dict__["_forward_hooks"] or module.__dict__["_forward_pre_hooks"]:
                 raise InputError(
                     f"a hook was put on {name or type(module).__name__} of the Hugging Face model, which the lens does "
@@ -52,6 +54,12 @@ class Following:
                 "anew with HybridLens(model, tokenizer)"
             )
         return self.fingerprint.now()
+
+
+def _simple(module: nn.Module) -> bool:
+    """Whether the lens treats a module as the library does: calls it, or, as the library, reads its weight alone."""
+    held = module.__dict__
+    return isinstance(module, (nn.Linear, nn.Embedding, nn.Conv1d)) or not (held["_modules"] or held["_parameters"])
 
 
 def _rows(embedding: nn.Module) -> int | None:

@@ -1,30 +1,38 @@
 """`load`: an embedded checkpoint, a folder, or a hub id, as a `HybridLens`.
 
-Safetensors only, and never code from a checkpoint. What is wrong with a checkpoint is said before
-any weight is read.
+Safetensors only, and never code from a checkpoint. What is wrong with a checkpoint is said before any weight is read:
+its JSON and its index first (`checkpoint_files`), then its configuration's values (`families.fields`), then whether
+the files hold what the configuration asks for (`weights.fit`). Nothing is ever filled with random numbers.
 
-How it fails: an unknown name raises `UnknownNameError` with the close ones; a family that is not
-known, pickled weights, a broken configuration or an unreachable hub raise `CheckpointError`.
+How it fails: an unknown name raises `UnknownNameError` with the close ones; everything that goes wrong while a
+checkpoint is opened is one `CheckpointError`, which names the file and the field or tensor, with what the library
+raised behind it.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from hybridlens import tiny
+from hybridlens.checkpoint_files import CONFIG, TOKENIZER, CheckpointFiles, one_line, opening
 from hybridlens.errors import CheckpointError, UnknownNameError, closest
-from hybridlens.families import FAMILIES, Family, family_of
+from hybridlens.families import FAMILIES, Family
+from hybridlens.families.fields import check_values
 from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
 from hybridlens.weights import FileTensors, Weights
+from hybridlens.weights.finite import check_finite
+from hybridlens.weights.fit import check_fit, check_found, meta_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
 def load(
@@ -52,18 +60,23 @@ def load(
     place = _resolve_device(device)
     source = locate(name)
     config = read_config(source)
-    family = family_of(_architecture(config, source), FAMILIES)
+    family = family_for(config, source)
     family.configure(config)
-    _refuse_pickles(source)
-    model_class = getattr(transformers, family.architecture)
-    try:
-        model = model_class.from_pretrained(
-            source, dtype=kind, device_map=device_map, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"'{name}' cannot be loaded: {_first_line(error)}") from error
-    model = model.eval()
-    return HybridLens(model if place is None else model.to(place), read_tokenizer(source))
+    quantised = getattr(config, "quantization_config", None) is not None
+    CheckpointFiles(source).check_beside()
+    files = FileTensors(source)
+    if not quantised:
+        check_fit(family, config, files)
+    with opening(f"'{name}' cannot be loaded"):
+        model, found = getattr(transformers, family.architecture).from_pretrained(
+            source, dtype=kind, device_map=device_map, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+        model = model.eval()
+        model = model if place is None else model.to(place)
+    check_found(family, found, source)
+    check_finite(model, source)
+    return HybridLens(model, read_tokenizer(source))
 
 
 def load_weights(name: str | Path, *, device: str | torch.device = "cpu") -> Weights:
@@ -82,17 +95,15 @@ def load_weights(name: str | Path, *, device: str | torch.device = "cpu") -> Wei
     config = read_config(source)
     if getattr(config, "quantization_config", None) is not None:
         raise CheckpointError(f"'{name}' is quantised, so its stored numbers are not its weights; give the original")
-    _refuse_pickles(source)
-    family = family_of(_architecture(config, source), FAMILIES)
-    return Weights(unloaded(family, config), FileTensors(source), place)
-
-
-def unloaded(family: Family, config: Any) -> HookedNetwork:
-    """A model's parts without its weights, on the meta device: what is where, at no cost of memory."""
+    family = family_for(config, source)
     cfg = family.configure(config)
-    with torch.device("meta"):
-        model = getattr(transformers, family.architecture)(config)
-    return HookedNetwork(model.eval(), family, cfg)
+    CheckpointFiles(source).check_beside()
+    files = FileTensors(source)
+    if files.complete():
+        check_fit(family, config, files)
+    model = meta_model(family, config, source)  # what is where, at no cost of memory
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    return Weights(HookedNetwork(model.eval(), family, cfg), FileTensors(source, shapes), place)
 
 
 def locate(name: str | Path) -> str:
@@ -104,12 +115,13 @@ def locate(name: str | Path) -> str:
     text = str(name)
     if text in tiny.names():
         return str(tiny.path(text))
-    if Path(text).is_dir():
+    if text.strip() and _is_folder(text):
         return text
-    if Path(text).is_absolute() or text.count("/") != 1 or text.startswith("."):
+    if not _HUB_ID.fullmatch(text) or len(text) > 96 or "--" in text or ".." in text:
+        shown = text if len(text) <= 100 else f"{text[:100]}…"
         raise UnknownNameError(
-            f"model '{text}' is neither an embedded checkpoint ({', '.join(tiny.names())}), a folder, nor a hub id"
-            f"{closest(text, tiny.names())}"
+            f"model {shown!r} is neither an embedded checkpoint ({', '.join(tiny.names())}), a folder, nor a hub id "
+            f"(owner/name){closest(text, tiny.names())}; of other checkpoints {_opened()} can be opened"
         )
     return text
 
@@ -118,12 +130,33 @@ def read_config(source: str) -> Any:
     """The configuration of a checkpoint, without its weights.
 
     Raises:
-        CheckpointError: when there is none, or it is of no known family.
+        CheckpointError: when there is none, it cannot be read, or a field holds what no model can have.
     """
-    try:
+    raw = CheckpointFiles(source).json(CONFIG)
+    if raw is not None:
+        check_values(raw, f"'{source}': {CONFIG}")
+    with opening(f"'{source}' has no configuration that can be read"):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"'{source}' has no configuration that can be read: {_first_line(error)}") from error
+
+
+def family_for(config: Any, source: str) -> Family:
+    """The family that a configuration is of: the one place where that is decided.
+
+    Raises:
+        CheckpointError: when it is of none, or when its ``architectures`` name another model than its class does.
+    """
+    named: list[str] = list(getattr(config, "architectures", None) or [])
+    for family in FAMILIES:
+        if type(config) is getattr(transformers, family.architecture).config_class:
+            if named and family.architecture not in named:
+                raise CheckpointError(
+                    f"'{source}': {CONFIG} says model_type {config.model_type!r}, but architectures "
+                    f"{', '.join(named)}, expected {family.architecture}"
+                )
+            return family
+    given = named[0] if named else type(config).__name__
+    near = closest(given, [family.architecture for family in FAMILIES])
+    raise CheckpointError(f"'{source}' is a {given}, of no family that hybridlens knows; it opens {_opened()}{near}")
 
 
 def read_tokenizer(source: str) -> Any:
@@ -132,13 +165,10 @@ def read_tokenizer(source: str) -> Any:
     Raises:
         CheckpointError: for one that cannot be read.
     """
-    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-    if Path(source).is_dir() and not any((Path(source) / file).exists() for file in files):
+    if Path(source).is_dir() and not any((Path(source) / file).exists() for file in TOKENIZER):
         return None
-    try:
+    with opening(f"the tokenizer of '{source}' cannot be read"):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the tokenizer of '{source}' cannot be read: {_first_line(error)}") from error
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -162,34 +192,16 @@ def _resolve_device(device: str | torch.device | None) -> torch.device | None:
         place = torch.device(device)
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise CheckpointError(f"device {str(device)!r} cannot be used here: {_first_line(error)}") from error
+        raise CheckpointError(f"device {str(device)!r} cannot be used here: {one_line(error)}") from error
     return place
 
 
-def _architecture(config: Any, source: str) -> str:
-    for family in FAMILIES:
-        model_class = getattr(transformers, family.architecture)
-        if type(config) is model_class.config_class:
-            return family.architecture
-    named = getattr(config, "architectures", None) or [type(config).__name__]
-    known = ", ".join(family.architecture for family in FAMILIES)
-    raise CheckpointError(f"'{source}' is a {named[0]}, of no family that hybridlens knows; it opens {known}")
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):  # too long for a name, or with a zero in it
+        return False
 
 
-def _refuse_pickles(source: str) -> None:
-    folder = Path(source)
-    if not folder.is_dir():
-        return
-    if list(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-    if pickles:
-        raise CheckpointError(
-            f"'{source}' holds pickled weights ({pickles[0]}), which can run code when they are read; "
-            "convert them to safetensors first"
-        )
-    raise CheckpointError(f"'{source}' holds no weights, expected model.safetensors or its shards")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+def _opened() -> str:
+    return ", ".join(family.architecture for family in FAMILIES)

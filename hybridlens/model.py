@@ -42,6 +42,7 @@ from hybridlens.shapes import KeyPositions, Logits
 from hybridlens.state import HybridState
 from hybridlens.text import TokenFront
 from hybridlens.tokens import TokensLike
+from hybridlens.weights.counting import count
 
 if TYPE_CHECKING:
     from hybridlens.tracing import Tracer
@@ -130,9 +131,13 @@ class HybridLens(TokenFront):
 
     @property
     def n_parameters(self) -> ParameterCounts:
-        """Weights in all, without embeddings, and used by one token."""
+        """Weights in all, without embeddings, and used by one token.
+
+        Raises:
+            CheckpointError: some are packed by a quantisation that does not say how many it holds.
+        """
         model = self.hf_model
-        total = sum(weight.numel() for weight in model.parameters())
+        total = count(model)
         ends = {id(w): w.numel() for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
         inner = total - sum(ends.values())
         return ParameterCounts(total, inner, total - self.network.idle_parameters)

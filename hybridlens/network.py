@@ -58,7 +58,8 @@ class HookedNetwork(nn.Module):
             if isinstance(module, HookPoint):
                 module.name = name
                 self.points[name] = module
-        self.following = Following(model, cfg.d_vocab)
+        experts = {part.parts.experts for part in self.modules() if isinstance(part, HookedMoe)}
+        self.following = Following(model, cfg.d_vocab, experts)
 
     def forward(
         self,

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from hybridlens.blocks import Block
 from hybridlens.config import LensConfig
 from hybridlens.errors import CheckpointError
+from hybridlens.families.fields import Rule, check_values
 from hybridlens.mixers.rotary import Turning
 from hybridlens.norms import HookedNorm
 
@@ -41,6 +42,10 @@ class Family:
     """(configuration) → c where logits are c · tanh(logits / c); None for no cap."""
     logits_in_float32: bool = False
     """Whether logits are float32 whatever the model's dtype."""
+    limits: Mapping[str, Rule] = field(default_factory=dict[str, Rule])
+    """Rules for fields that stand beside or before those that hold for all families (`fields.FIELDS`)."""
+    spare_tensors: tuple[str, ...] = ()
+    """Patterns (`re.search`) of tensors that published files hold beside the weights, and that mean nothing here."""
 
 
 def family_of(architecture: str, families: Sequence[Family]) -> Family:
@@ -57,13 +62,15 @@ def family_of(architecture: str, families: Sequence[Family]) -> Family:
 
 
 def check_fields(family: Family, config: PreTrainedConfig) -> None:
-    """Refuse configuration fields that nothing here or in transformers declares.
+    """Refuse configuration fields that nothing here or in transformers declares, and values that no model can have.
 
     Raises:
         CheckpointError: naming the field and its value.
     """
     declared = set(type(config)().to_dict()) | set(config.attribute_map)
-    for name, value in config.to_dict().items():
+    values: Mapping[str, Any] = config.to_dict()
+    check_values(values, family.architecture, family.limits)
+    for name, value in values.items():
         if name in declared or name in _BOOKKEEPING:
             continue
         allowed = family.other_fields.get(name)

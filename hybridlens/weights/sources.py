@@ -5,24 +5,22 @@ of what is used of it. A sharded checkpoint is opened a shard at a time, and sha
 never touched, nor, of a hub id, downloaded.
 
 How it fails: `CheckpointError` names the missing tensor or shard, a file that cannot be read, and a tensor whose
-numbers are not its weights (quantised, or away on another device).
+numbers are not its weights (quantised, not finite, or away on another device).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from hybridlens.checkpoint_files import INDEX, SINGLE, CheckpointFiles, opening
 from hybridlens.errors import CheckpointError
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+from hybridlens.weights.finite import is_finite
 
 
 @runtime_checkable
@@ -78,20 +76,41 @@ class ModelTensors:
         return self.tensors[name]
 
 
+class Stored(NamedTuple):
+    """What a file's header says of a tensor."""
+
+    shape: tuple[int, ...]
+    kind: str
+    """Of its numbers, as safetensors names it: "F32", "I8"."""
+
+    def check_kind(self, name: str) -> None:
+        """Refuse what are no weights.
+
+        Raises:
+            CheckpointError: they are whole numbers, or an eighth of a float: what quantised checkpoints hold.
+        """
+        if self.kind not in _WEIGHTS:
+            raise CheckpointError(_no_weights(name, _KINDS.get(self.kind, self.kind)))
+
+
 class FileTensors:
     """The weights of a checkpoint's safetensors files.
 
     Args:
         source: a folder, or a hub id whose files are fetched, or taken from the cache, as they are needed.
+        shapes: of the model's tensors, where they are known: what is read has to have them.
 
     Raises:
-        CheckpointError: there are no safetensors files, or their index cannot be read.
+        CheckpointError: there are no safetensors files, or their index cannot be read, or names anything else.
     """
 
-    def __init__(self, source: str | Path) -> None:
+    def __init__(self, source: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
         self.source = str(source)
+        self.shapes = shapes or {}
+        self._on_disk = CheckpointFiles(source)
         self._open: tuple[str, Any] | None = None
-        self._files = dict(self._listed())
+        shards = self._on_disk.shards()
+        self._files = dict.fromkeys(self._names(SINGLE), SINGLE) if shards is None else shards
 
     def has(self, name: str) -> bool:
         """See `Tensors`."""
@@ -99,31 +118,59 @@ class FileTensors:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """See `Tensors`."""
-        return tuple(self._handle(name).get_slice(name).get_shape())
+        with opening(self._where(name)):
+            return tuple(self._handle(name).get_slice(name).get_shape())
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """See `Tensors`."""
+        has, asked = self.shape(name), self.shapes.get(name)
+        if asked is not None and has != asked:
+            raise CheckpointError(
+                f"'{self.source}': {name} has shape {list(has)}, but the configuration asks for {list(asked)}"
+            )
         handle = self._handle(name)
-        try:
+        with opening(self._where(name)):
             if start == 0 and stop is None:
-                return _floating(name, cast(Tensor, handle.get_tensor(name)))
-            return _floating(name, cast(Tensor, handle.get_slice(name)[start:stop]))
-        except SafetensorError as error:
-            where = f"'{self.source}': {name} cannot be read from {self._files[name]}"
-            raise CheckpointError(f"{where}: {error}") from error
+                tensor = _floating(name, cast(Tensor, handle.get_tensor(name)))
+            else:
+                tensor = _floating(name, cast(Tensor, handle.get_slice(name)[start:stop]))
+        if not is_finite(tensor):
+            raise CheckpointError(
+                f"'{self.source}': {name} holds weights that are infinite or not a number; fetch or convert it again"
+            )
+        return tensor
 
-    def _listed(self) -> Iterator[tuple[str, str]]:
-        """(tensor, file) for all of the checkpoint."""
-        index = self._fetched(INDEX)
-        if index is not None:
-            try:
-                yield from json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
-            except (OSError, ValueError, KeyError, AttributeError) as error:
-                raise CheckpointError(f"'{self.source}': {INDEX} is damaged ({error}); fetch it again") from error
-            return
-        if self._fetched(SINGLE) is None:
-            raise CheckpointError(f"'{self.source}' holds no {SINGLE} and no {INDEX}; convert it to safetensors first")
-        yield from ((name, SINGLE) for name in self._opened(SINGLE).keys())  # noqa: SIM118 - not a mapping
+    def complete(self) -> bool:
+        """Whether every file is at hand, so that all of them can be looked at without fetching any."""
+        return self._on_disk.local and all(self._on_disk.path(file) is not None for file in set(self._files.values()))
+
+    def stored(self) -> dict[str, Stored]:
+        """What the files hold, by their headers.
+
+        Raises:
+            CheckpointError: a file is missing or cannot be read, or holds other tensors than the index says.
+        """
+        found: dict[str, Stored] = {}
+        for file in sorted(set(self._files.values())):
+            names = self._names(file)
+            for name in names:
+                if self._files.get(name) != file:
+                    where = f"maps it to {self._files[name]}" if name in self._files else "does not list it"
+                    raise CheckpointError(f"'{self.source}': {file} holds {name}, but {INDEX} {where}; fetch it again")
+                with opening(self._where(name)):
+                    header = self._handle(name).get_slice(name)
+                    found[name] = Stored(tuple(header.get_shape()), str(header.get_dtype()))
+        for name, file in self._files.items():
+            if name not in found:
+                raise CheckpointError(f"'{self.source}': {INDEX} maps {name} to {file}, which holds no such tensor")
+        return found
+
+    def _names(self, file: str) -> tuple[str, ...]:
+        """The tensors of a file."""
+        return tuple(self._opened(file).keys())
+
+    def _where(self, name: str) -> str:
+        return f"'{self.source}': {name} cannot be read from {self._files.get(name, SINGLE)}"
 
     def _handle(self, name: str) -> Any:
         if name not in self._files:
@@ -133,34 +180,26 @@ class FileTensors:
     def _opened(self, file: str) -> Any:
         if self._open is None or self._open[0] != file:
             self._open = None  # one shard is mapped at a time: pages that were read count as memory while it is
-            path = self._fetched(file)
+            path = self._on_disk.path(file)
             if path is None:
                 raise CheckpointError(f"'{self.source}' lacks its shard {file}; fetch it, then run this again")
-            try:
+            with opening(f"'{self.source}': {file} cannot be read"):
                 self._open = (file, safe_open(str(path), framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"'{self.source}': {file} cannot be read: {error}") from error
         return self._open[1]
 
-    def _fetched(self, file: str) -> Path | None:
-        """Where a file is; None where the checkpoint has no such file."""
-        if Path(self.source).is_dir():
-            path = Path(self.source) / file
-            return path if path.is_file() else None
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-        try:
-            return Path(hf_hub_download(self.source, file))
-        except LocalEntryNotFoundError as error:
-            if file in (INDEX, SINGLE):  # which of the two a checkpoint has is found by asking
-                return None
-            raise CheckpointError(f"'{self.source}': the shard {file} cannot be fetched: {error}") from error
-        except EntryNotFoundError:
-            return None
-        except (HfHubHTTPError, OSError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise CheckpointError(f"'{self.source}': {file} cannot be fetched: {reason}") from error
+_WEIGHTS = frozenset({"F64", "F32", "F16", "BF16"})
+_KINDS = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
+    "I64": "int64", "U64": "uint64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+
+
+def _no_weights(name: str, kind: str) -> str:
+    return (
+        f"the weight {name} is stored as {kind}: the checkpoint is quantised, which cannot be read as weights; "
+        "give one in float32, bfloat16 or float16"
+    )
 
 
 def _floating(name: str, tensor: Tensor) -> Tensor:
@@ -170,9 +209,5 @@ def _floating(name: str, tensor: Tensor) -> Tensor:
         CheckpointError: they are whole numbers, or an eighth of a float: what quantised checkpoints hold.
     """
     if not tensor.is_floating_point() or tensor.element_size() < torch.float16.itemsize:
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise CheckpointError(
-            f"the weight {name} is stored as {kind}: the checkpoint is quantised, which cannot be read as weights; "
-            "give one in float32, bfloat16 or float16"
-        )
+        raise CheckpointError(_no_weights(name, str(tensor.dtype).removeprefix("torch.")))
     return tensor
