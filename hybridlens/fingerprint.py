@@ -61,6 +61,10 @@ class Fingerprint:
         self._seen: _Snapshot | None = None
         self._text = ""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy keeps: not what was seen, which is another model's memory."""
+        return {"model": self.model, "_seen": None, "_text": ""}
+
     def now(self, *, fresh: bool = False) -> str:
         """The fingerprint of the weights as they are.
 

@@ -23,7 +23,12 @@ Rows: TypeAlias = Sequence[SupportsIndex] | Listed
 
 
 def rows_of(given: object, whose: str) -> tuple[int, ...]:
-    """Row numbers as plain integers, each once, in their order.
+    """`numbers_of`, each once."""
+    return tuple(dict.fromkeys(numbers_of(given, whose)))
+
+
+def numbers_of(given: object, whose: str) -> tuple[int, ...]:
+    """Row numbers as plain integers, in their order.
 
     Args:
         given: a list, tuple or range of integers (numpy's and tensors of one entry as well), or a tensor or numpy
@@ -36,7 +41,7 @@ def rows_of(given: object, whose: str) -> tuple[int, ...]:
     values = given.tolist() if isinstance(given, Listed) else given
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
         raise _refused(given, whose)
-    return tuple(dict.fromkeys(_row(value, given, whose) for value in cast(Sequence[object], values)))
+    return tuple(_row(value, given, whose) for value in cast(Sequence[object], values))
 
 
 def _row(value: object, given: object, whose: str) -> int:

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hybridlens.errors import InputError
+from hybridlens.indices import Rows, numbers_of
 from hybridlens.memory import KINDS, KeyValues, Memory
 from hybridlens.shapes import KeyPositions, Lengths
 
@@ -134,13 +135,13 @@ class HybridState:
             raise InputError(f"repeat: {n!r} copies given, expected a whole number, at least 1")
         return self.map(lambda t: t.repeat_interleave(n, dim=0))
 
-    def select(self, rows: Sequence[int] | Tensor) -> HybridState:
+    def select(self, rows: Rows) -> HybridState:
         """The given rows, in that order; a row may be given more than once.
 
         Raises:
             InputError: for a row that the state lacks.
         """
-        numbers = _row_numbers(rows)
+        numbers = numbers_of(rows, "select")
         wrong = [row for row in numbers if not -self.batch <= row < self.batch]
         if wrong:
             raise InputError(f"select: row {wrong[0]} does not exist, the state holds rows 0..{self.batch - 1}")
@@ -239,17 +240,6 @@ class HybridState:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"'{path}' is not a saved HybridState ({error})") from error
-
-
-def _row_numbers(rows: Any) -> list[int]:
-    given = rows.tolist() if isinstance(rows, Tensor) or hasattr(rows, "tolist") else rows
-    if not isinstance(given, Sequence) or not all(_is_whole(row) for row in given):
-        raise InputError(f"select: rows {rows!r} given, expected a list of row numbers")
-    return [int(row) for row in given]
-
-
-def _is_whole(number: object) -> bool:
-    return not isinstance(number, bool) and hasattr(number, "__index__")
 
 
 def _kinds(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> list[dict[str, str]]:

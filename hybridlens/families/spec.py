@@ -20,6 +20,14 @@ from hybridlens.mixers.rotary import Turning
 from hybridlens.norms import HookedNorm
 
 
+def _unscaled(config: Any) -> float:
+    return 1.0
+
+
+def _uncapped(config: Any) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Family:
     """One family of hybrid models: a row of data."""
@@ -34,11 +42,11 @@ class Family:
     block: Callable[[Any, LensConfig, int], Block]
     """(model, configuration, layer) → the layer with its hook points."""
     final_norm: Callable[[Any, LensConfig], HookedNorm]
-    embed_scale: Callable[[Any], float] = field(default=lambda config: 1.0)
+    embed_scale: Callable[[Any], float] = _unscaled
     """(configuration) → what embeddings are multiplied by."""
-    unembed_scale: Callable[[Any], float] = field(default=lambda config: 1.0)
+    unembed_scale: Callable[[Any], float] = _unscaled
     """(configuration) → what logits are multiplied by, before any cap."""
-    soft_cap: Callable[[Any], float | None] = field(default=lambda config: None)
+    soft_cap: Callable[[Any], float | None] = _uncapped
     """(configuration) → c where logits are c · tanh(logits / c); None for no cap."""
     logits_in_float32: bool = False
     """Whether logits are float32 whatever the model's dtype."""
