@@ -60,20 +60,19 @@ def public(target: Checked) -> Checked:
     """
     if isinstance(target, type):
         made: Any = target
-        made.__init__ = _guarded(made.__init__, made.__name__, lambda: get_type_hints(made, include_extras=True))
+        made.__init__ = _guarded(made.__init__, lambda: get_type_hints(made, include_extras=True))
         return cast(Checked, target)
-    name = target.__qualname__.rsplit("<locals>.", 1)[-1]
-    return cast(Checked, _guarded(target, name, lambda: get_type_hints(target, include_extras=True)))
+    return cast(Checked, _guarded(target, lambda: get_type_hints(target, include_extras=True)))
 
 
-def _guarded(fn: Callable[..., Any], name: str, hints: Callable[[], dict[str, Any]]) -> Callable[..., Any]:
+def _guarded(fn: Callable[..., Any], hints: Callable[[], dict[str, Any]]) -> Callable[..., Any]:
     """`fn` behind its check, which is made at the first call."""
     check: list[Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]] = []
 
     @functools.wraps(fn)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if not check:
-            check.append(_compiled(fn, name, hints()))
+            check.append(_compiled(fn, hints()))
         args, kwargs = check[0](*args, **kwargs)
         return fn(*args, **kwargs)
 
@@ -81,7 +80,7 @@ def _guarded(fn: Callable[..., Any], name: str, hints: Callable[[], dict[str, An
 
 
 def _compiled(
-    fn: Callable[..., Any], name: str, hints: dict[str, Any]
+    fn: Callable[..., Any], hints: dict[str, Any]
 ) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
     """A function that gives its arguments back checked, as (positional, by keyword)."""
     from pydantic import ConfigDict, ValidationError, validate_call
@@ -111,7 +110,7 @@ def _compiled(
             key = order[first] if isinstance(first, int) else str(first)
             value = args[first] if isinstance(first, int) else kwargs[key]
             paths = [fault["loc"][1:] for fault in faults if fault["loc"][0] == first]
-            problem = refusal(name, key, value, hints[key], paths)
+            problem = refusal(key, value, hints[key], paths)
         raise problem
 
     return check

@@ -45,13 +45,10 @@ class Words(NamedTuple):
     """Of several: "whole numbers"."""
 
 
-def refusal(
-    function: str, argument: str, value: Any, hint: Any, paths: Sequence[tuple[int | str, ...]]
-) -> HybridLensError:
+def refusal(argument: str, value: Any, hint: Any, paths: Sequence[tuple[int | str, ...]]) -> HybridLensError:
     """The error for one argument.
 
     Args:
-        function: who was called.
         argument: the parameter's name.
         value: what was given for it.
         hint: its annotation.
@@ -66,12 +63,12 @@ def refusal(
             where, found, wanted = f"{where}[{step}]", found[step], _element(wanted, step)
     names = names_in(wanted)
     if isinstance(found, str) and not sound(found):
-        return InputError(f"{where} = {shown(found)} given to {function} is no valid Unicode: {BROKEN}")
+        return InputError(f"{where} = {shown(found)} given, which is no valid Unicode: {BROKEN}")
     if names and isinstance(found, str):
         near = closest(found[:LONGEST], names)
         return UnknownNameError(f"{where} {shown(found)} does not exist{near}; expected one of {', '.join(names)}")
     whole = "" if where == argument else f"{argument} to be "
-    return InputError(f"{where} = {shown(found)} given to {function}, expected {whole}{words(hint).one}")
+    return InputError(f"{where} = {shown(found)} given, expected {whole}{words(hint).one}")
 
 
 BROKEN = "half of a surrogate pair stands in it, which is no character; take it out"

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.hooks import Edit
+from hybridlens.padding import TokenBatch
 from hybridlens.shapes import Lengths, Tokens
 from hybridlens.state import HybridState
-from hybridlens.tokens import TokenBatch, check_context
+from hybridlens.tokens import check_context
 
 if TYPE_CHECKING:
     from hybridlens.model import HybridLens

@@ -20,8 +20,8 @@ from hybridlens.errors import InputError
 from hybridlens.generation import Boundary, check_boundary, generate
 from hybridlens.hooks import Edit
 from hybridlens.network import Output
+from hybridlens.padding import TokenBatch
 from hybridlens.shapes import Tokens
-from hybridlens.tokens import TokenBatch
 
 if TYPE_CHECKING:
     from hybridlens.model import HybridLens

@@ -24,6 +24,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # `hybridlens/__init__.py` stands above all of them and loads them only when a name is asked for.
 ORDER = (
     "errors",
+    "boundary_words",
+    "boundary",
     "shapes",
     "slots",
     "hooks",
@@ -40,6 +42,7 @@ ORDER = (
     "families",
     "weights",
     "network",
+    "padding",
     "tokens",
     "text",
     "generation",
