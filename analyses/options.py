@@ -125,17 +125,17 @@ def read_prompts(path: Path) -> list[str]:
         InputError: the file cannot be read, or holds no prompt.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # line ends come as \n
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"--prompts {path} cannot be read as UTF-8 text ({error}); give a text or JSON file"
         ) from error
     if path.suffix != ".json":
-        prompts = [line for line in text.splitlines() if line.strip()]
+        prompts = [line for line in text.split("\n") if line.strip()]
     else:
         try:
             prompts = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # deep nesting
             raise InputError(f"--prompts {path} is not JSON ({error}); give a list of strings") from error
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
             raise InputError(f'--prompts {path} is no list of strings; give ["first prompt", "second prompt"]')

@@ -70,10 +70,10 @@ def as_batch(
     """
     mask = None
     if isinstance(tokens, Mapping):
-        tokens, mask = _output(cast(Mapping[str, Any], tokens))
+        tokens, mask = _output(tokens)
     if isinstance(tokens, np.ndarray):
         numbers = tokens.dtype.kind in "iufcb"
-        tokens = torch.from_numpy(np.ascontiguousarray(tokens)) if numbers else cast(Any, tokens.tolist())
+        tokens = torch.from_numpy(np.ascontiguousarray(tokens)) if numbers else tokens.tolist()
     if isinstance(tokens, Tensor):
         laid = _padded(_rectangle(tokens), tokenizer, lengths, mask)
     else:
@@ -218,7 +218,7 @@ def is_id(item: object) -> bool:
     """Whether this is a whole number, of Python, numpy or torch, and no truth value."""
     if isinstance(item, Tensor):
         return item.ndim == 0 and not (item.is_floating_point() or item.is_complex() or item.dtype == torch.bool)
-    return isinstance(item, Integral) and not isinstance(item, bool)
+    return isinstance(item, Integral) and item is not True and item is not False
 
 
 def _check_ids(ids: Iterable[int], d_vocab: int) -> None:
