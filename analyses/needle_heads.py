@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.ranking import HeadRanking
-from hybridlens.boundary import Natural, Positive, public
+from hybridlens.boundary import Few, Length, Natural, Positive, public
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
@@ -96,7 +96,7 @@ def look(lens: HybridLens, prompt: Sequence[Natural], answer: Sequence[Natural],
 
 @public
 def crop(
-    n_prompt: Positive, n_answer: Natural, needle: Span, most: Positive = MOST_TOKENS, around: Natural = AROUND
+    n_prompt: Length, n_answer: Few, needle: Span, most: Length = MOST_TOKENS, around: Few = AROUND
 ) -> list[int]:
     """The positions worth drawing, ascending: at most `most`.
 

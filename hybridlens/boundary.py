@@ -30,13 +30,18 @@ Checked = TypeVar("Checked", bound=Callable[..., Any])
 MOST_TOKENS = 1_000_000
 """A length beyond it is taken for a slip: its text alone would take minutes to make."""
 
-Positive: TypeAlias = Annotated[int, Ge(1)]
-Natural: TypeAlias = Annotated[int, Ge(0)]
+MOST = 2**31 - 1
+"""Of counts and indices; nothing here has more, and tensors cannot be cut by numbers of any size."""
+
+Positive: TypeAlias = Annotated[int, Ge(1), Le(MOST)]
+Natural: TypeAlias = Annotated[int, Ge(0), Le(MOST)]
 Percent: TypeAlias = Annotated[int, Ge(0), Le(100)]
 Seed: TypeAlias = Annotated[int, Ge(0), Le(2**63 - 1)]
 """Python's own generator takes -1 for 1, so a seed has no sign."""
 Length: TypeAlias = Annotated[int, Ge(1), Le(MOST_TOKENS)]
-"""Of a prompt, in tokens."""
+"""Of a prompt or an answer, in tokens."""
+Few: TypeAlias = Annotated[int, Ge(0), Le(MOST_TOKENS)]
+"""As many as there may be tokens, or none."""
 
 SIGNATURE = {
     "missing_argument",

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hybridlens.boundary import Natural, Positive, public
+from hybridlens.boundary import Length, Natural, public
 from hybridlens.errors import InputError
 from hybridlens.generation import continue_from
 from hybridlens.model import HybridLens
@@ -222,7 +222,7 @@ class NeedleScore(Metric):
     """
 
     rubric: Rubric
-    max_new_tokens: Positive = 40
+    max_new_tokens: Length = 40
 
     @property
     def words(self) -> str:

@@ -27,7 +27,7 @@ from itertools import combinations, islice
 from analyses.patching.alignment import Difference, differences, token_strings
 from analyses.patching.metrics import LogitDifference
 from hybridlens import niah
-from hybridlens.boundary import Length, Percent, Positive, Seed, public
+from hybridlens.boundary import Length, Percent, Seed, public
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import Haystack, Needle, Prompt, Rule, full_match_rubric
@@ -121,7 +121,7 @@ def _runs(found: Sequence[Difference]) -> list[list[Difference]]:
 
 
 @public
-def make_pair(lens: HybridLens, kind: str, clean: Prompt, corrupt: Prompt, max_new_tokens: Positive = 40) -> Pair:
+def make_pair(lens: HybridLens, kind: str, clean: Prompt, corrupt: Prompt, max_new_tokens: Length = 40) -> Pair:
     """Two prompts as a pair: their lengths checked, the model's answers compared.
 
     Args:
@@ -289,7 +289,7 @@ def counterpart(needle: Needle, other: Needle) -> Needle:
 
 
 @public
-def counterparts(lens: HybridLens, needle: Needle, among: Iterable[Needle] | None = None) -> list[Needle]:
+def counterparts(lens: HybridLens, needle: Needle, among: Sequence[Needle] | None = None) -> list[Needle]:
     """Needles with this needle's question, another answer, and as many tokens.
 
     Args:

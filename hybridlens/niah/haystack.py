@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from hybridlens.boundary import Positive, Seed, public
+from hybridlens.boundary import Length, Seed, public
 from hybridlens.errors import InputError
 from hybridlens.niah.essays import essay_sentences
 
@@ -75,7 +75,7 @@ def split_sentences(text: str) -> tuple[str, ...]:
 
 
 @public
-def essays(seed: Seed = 0, n_sentences: Positive = 1000) -> Haystack:
+def essays(seed: Seed = 0, n_sentences: Length = 1000) -> Haystack:
     """The built-in haystack: `n_sentences` sentences of the essay generator.
 
     A longer haystack of the same seed starts with the shorter one's text.
