@@ -26,7 +26,13 @@ from hybridlens.padding import Layout, TokenBatch, found, mask_of, moved
 from hybridlens.shapes import Lengths
 
 TokensLike: TypeAlias = Annotated[
-    Tensor | np.ndarray | str | Mapping[str, Any] | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+    Tensor
+    | np.ndarray
+    | str
+    | Mapping[str, Any]
+    | Sequence[int | np.integer[Any]]
+    | Sequence[str]
+    | Sequence[Sequence[int] | np.ndarray | Tensor],
     Unchecked("tokens"),
 ]
 

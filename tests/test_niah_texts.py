@@ -36,9 +36,10 @@ def test_a_chinese_haystack_has_places(semantics: str) -> None:
     for prompt, share in zip(prompts, (0.0, 0.33, 0.66, 1.0), strict=True):
         before, after = prompt.text.split("CONTEXT: ")[1].split(niah.PAPER_SENTENCE)
         after = after.split("\n\nQUESTION")[0]
-        assert before.strip() == "" or before.strip()[-1] == "。"
+        if 0 < share < 1 or semantics == "clean":  # published, 100 % appends wherever the text was cut
+            assert before.strip() == "" or before.strip()[-1] == "。"
         filled = len(before) + len(after)
-        assert abs(len(before) / filled - share) < 20 / filled
+        assert abs(len(before) / filled - share) < 20 / filled  # a sentence or two
     if semantics == "clean":
         assert {len(prompt.tokens) for prompt in prompts} == {1000}
 
@@ -80,7 +81,7 @@ def test_a_text_of_one_word_is_no_work(kind: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(filler, "encode", counted)
     (prompt,) = niah.grid(tokenizer, [300], [0], haystack)
     assert len(prompt.tokens) == 300
-    assert 0 < read[0] < 2 * len(haystack.text)
+    assert 0 < read[0] < 3 * len(haystack.text)
     with pytest.raises(InputError, match="no sentence ends inside the haystack, which counts as one"):
         niah.grid(tokenizer, [300], [0, 50, 100], haystack)
     with pytest.warns(UserWarning, match="depths 0, 50 all stand at the start, since no sentence ends before them"):
@@ -135,8 +136,8 @@ def test_half_a_surrogate_pair_is_named(field: str, tmp_path: Path) -> None:
         niah.Needle(**{"name": "n", "sentence": "A.", "question": "Q", "rubric": (), field: "x \ud800"})
     with pytest.raises(InputError, match=r"rule 1 has phrase '\\ud800', which is no valid Unicode"):
         niah.check_rubric([niah.Rule("\ud800", 5.0, "set")], "A fox.")
-    with pytest.raises(InputError, match="is no valid Unicode"):
-        niah.grid(byte_bpe(), [200], haystack=niah.Haystack("h", "A fox. " * 50).__class__("h", "A \udfff fox. " * 50))
+    with pytest.raises(InputError, match=r"text = 'A \\udfff fox.* given, which is no valid Unicode"):
+        niah.grid(byte_bpe(), [200], haystack=niah.Haystack("h", "A \udfff fox. " * 50))
 
 
 @pytest.mark.parametrize("depth", [990, 100_000])
