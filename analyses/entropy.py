@@ -14,21 +14,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analyses.ranking import HeadRanking
+from hybridlens.boundary import Positive, public
+from hybridlens.boundary_words import Among
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.hooks import HookPoint, by_query, reads_only
 from hybridlens.model import HybridLens
+from hybridlens.niah.prompt import SemanticsLike
 from hybridlens.shapes import Lengths, Pattern
 from hybridlens.tokens import TokensLike
 
 SEMANTICS = ("clean", "published")
 QUERIES = ("all", "last")
+Queries: TypeAlias = Annotated[str, Among(QUERIES)]
 Entropies: TypeAlias = Float[Tensor, "batch head query"]
 Rows: TypeAlias = Float[Tensor, "row key"]
 
@@ -48,6 +52,7 @@ EPSILON = 1e-12
 """What the authors' code adds to every weight."""
 
 
+@public
 def head_entropy(pattern: Pattern) -> Entropies:
     """Entropy of each head's attention at each query, in bits (equation 1).
 
@@ -63,6 +68,7 @@ def head_entropy(pattern: Pattern) -> Entropies:
     return -(weights * weights.clamp_min(smallest).log2()).sum(dim=-1)
 
 
+@public
 def published_entropy(pattern: Pattern) -> Entropies:
     """What the authors' code computes: Σ (a + 1e-12)·log2(a + 1e-12), in the pattern's own dtype.
 
@@ -88,10 +94,8 @@ def focus_key(scores: Pattern, semantics: str = "clean") -> Entropies:
     beside the scores.
 
     Raises:
-        UnknownNameError: for other semantics.
         InputError: for published semantics in float16.
     """
-    check_semantics(semantics)
     formula = score_entropy if semantics == "clean" else _published_key
     rows = scores.detach().flatten(0, 2)
     parts = [formula(part) for part in rows.split(max(1, CHUNK // rows.shape[1]))]
@@ -133,14 +137,15 @@ def check_semantics(semantics: str, dtype: torch.dtype | None = None) -> None:
         published_entropy(torch.zeros(1, 1, 1, 1, dtype=dtype))
 
 
+@public
 def rank_heads(
     lens: HybridLens,
     tokens: TokensLike,
     *,
-    lengths: Sequence[int] | Lengths | None = None,
-    queries: str = "all",
-    semantics: str = "clean",
-    batch_size: int = 8,
+    lengths: Sequence[Positive] | Lengths | None = None,
+    queries: Queries = "all",
+    semantics: SemanticsLike = "clean",
+    batch_size: Positive = 8,
 ) -> HeadRanking:
     """Every head by its mean entropy over the queries of some prompts, the most focused first.
 
@@ -162,10 +167,6 @@ def rank_heads(
         UnknownNameError: for queries or semantics that do not exist.
     """
     check_semantics(semantics, lens.dtype)
-    if queries not in QUERIES:
-        raise UnknownNameError(f"queries {queries!r} do not exist; expected one of {', '.join(QUERIES)}")
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size} given, expected at least 1")
     layers = lens.cfg.attention_layers
     if not layers:
         raise InputError("the model has no attention layer, so it has no heads to rank")

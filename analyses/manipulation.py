@@ -41,14 +41,18 @@ bits. An edit of `hook_pattern` that stands before these is rewritten with the r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, TypeAlias
 
 import torch
 
 from analyses.entropy import SEMANTICS
 from analyses.needle_slots import Needle, NeedleTables, look_up, needle_tables
+from hybridlens.boundary import public
+from hybridlens.boundary_words import Among
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
-from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, check_phase, reads_only
+from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, reads_only
 from hybridlens.model import HybridLens
+from hybridlens.niah.prompt import SemanticsLike
 from hybridlens.shapes import Pattern
 
 KEPT = {
@@ -62,12 +66,16 @@ KEPT = {
 
 MODES = tuple(KEPT)
 
+Mode: TypeAlias = Annotated[str, Among(MODES)]
+
+
+@public
 def manipulate(
     lens: HybridLens,
-    mode: str | Sequence[str],
+    mode: Mode | Sequence[Mode],
     span: Needle,
     phase: Phase = "decode",
-    semantics: str = "clean",
+    semantics: SemanticsLike = "clean",
 ) -> list[Edit]:
     """Edits that rewrite the attention weights of every layer around one needle, the same in all rows.
 
@@ -89,12 +97,13 @@ def manipulate(
     return manipulate_rows(lens, modes, [span] * len(modes), phase, semantics)
 
 
+@public
 def manipulate_rows(
     lens: HybridLens,
-    modes: Sequence[str],
+    modes: Sequence[Mode],
     needles: Sequence[Needle],
     phase: Phase = "decode",
-    semantics: str = "clean",
+    semantics: SemanticsLike = "clean",
 ) -> list[Edit]:
     """`manipulate` with a mode and a needle for each row of the batch.
 
@@ -112,9 +121,6 @@ def manipulate_rows(
         UnknownNameError: a mode, phase or semantics that does not exist.
         InputError: no mode, not one needle for each, or positions that are none.
     """
-    for mode in modes:
-        check_mode(mode, semantics)
-    check_phase(phase)
     if not modes or len(modes) != len(needles):
         raise InputError(
             f"{len(modes)} modes and {len(needles)} needles given; expected one mode and one needle for each row"
@@ -133,7 +139,8 @@ def manipulate_rows(
     return [Edit(name, fn, when) for when, fn in functions for name in names]
 
 
-def is_causal(mode: str, semantics: str) -> bool:
+@public
+def is_causal(mode: Mode, semantics: SemanticsLike) -> bool:
     """Whether, while reading, what each query gets depends only on itself and what came before it.
 
     Then prompts that begin alike, with needle positions that are alike there, may share what was read of it.
@@ -141,7 +148,6 @@ def is_causal(mode: str, semantics: str) -> bool:
     Raises:
         UnknownNameError: a mode or semantics that does not exist.
     """
-    check_mode(mode, semantics)
     return not (mode == "binary" and semantics == "published")
 
 

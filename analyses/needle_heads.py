@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.ranking import HeadRanking
+from hybridlens.boundary import Few, Length, Natural, Positive, public
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
@@ -50,7 +51,8 @@ class Look(NamedTuple):
     """The text of each position shown; none where the lens has no tokenizer."""
 
 
-def look(lens: HybridLens, prompt: Sequence[int], answer: Sequence[int], needles: Sequence[Span]) -> Look:
+@public
+def look(lens: HybridLens, prompt: Sequence[Natural], answer: Sequence[Natural], needles: Sequence[Span]) -> Look:
     """Run a prompt with its answer, all heads on, and measure the attention to the needle.
 
     Args:
@@ -92,7 +94,10 @@ def look(lens: HybridLens, prompt: Sequence[int], answer: Sequence[int], needles
     return Look(ranking, tokens, shown, torch.stack(patterns), texts)
 
 
-def crop(n_prompt: int, n_answer: int, needle: Span, most: int = MOST_TOKENS, around: int = AROUND) -> list[int]:
+@public
+def crop(
+    n_prompt: Length, n_answer: Few, needle: Span, most: Length = MOST_TOKENS, around: Few = AROUND
+) -> list[int]:
     """The positions worth drawing, ascending: at most `most`.
 
     The first token, where idle heads rest; the needle with `around` tokens on either side; the answer, a
@@ -121,7 +126,8 @@ def crop(n_prompt: int, n_answer: int, needle: Span, most: int = MOST_TOKENS, ar
     return sorted(chosen)
 
 
-def figure(seen: Look, title: str, n_heads: int = 6) -> PatternFigure:
+@public
+def figure(seen: Look, title: str, n_heads: Positive = 6) -> PatternFigure:
     """The patterns of the `n_heads` heads with the most needle mass, ready to be drawn.
 
     Raises:
@@ -135,6 +141,7 @@ def figure(seen: Look, title: str, n_heads: int = 6) -> PatternFigure:
     return figure_of(seen, labels, title, beside)
 
 
+@public
 def figure_of(seen: Look, labels: Mapping[tuple[int, int], str], title: str, beside: str) -> PatternFigure:
     """The patterns of chosen heads, ready to be drawn.
 

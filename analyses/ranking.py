@@ -13,22 +13,27 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analyses.experiment.text import columns
-from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.boundary import Natural, public
+from hybridlens.boundary_words import Among
+from hybridlens.errors import InputError
 from hybridlens.results import write_json
 
 SCOPES = ("layer", "model")
 """Where heads compete: inside each layer, or across all attention layers."""
 
+Scope: TypeAlias = Annotated[str, Among(SCOPES)]
+
 FORMAT = "hybridlens head ranking 1"
 
 
+@public
 @dataclass(frozen=True, eq=False)
 class HeadRanking:
     """The heads of a model, scored.
@@ -72,6 +77,7 @@ class HeadRanking:
         ]
         return [(layer, head) for _, layer, head in sorted(scored)]
 
+    @public
     def score(self, layer: int, head: int) -> float:
         """The score of one head.
 
@@ -85,18 +91,17 @@ class HeadRanking:
             )
         return float(self.scores[self.layers.index(layer), head])
 
-    def kept(self, n: int, scope: str = "model") -> Bool[Tensor, "attn_layer head"]:
+    @public
+    def kept(self, n: Natural, scope: Scope = "model") -> Bool[Tensor, "attn_layer head"]:
         """True for the best `n` heads: of the whole model, or of each layer.
 
         Raises:
-            InputError: `n` is below 0 or above the number of heads there are.
+            InputError: `n` is no whole number, or above the number of heads there are.
             UnknownNameError: there is no such scope.
         """
-        if scope not in SCOPES:
-            raise UnknownNameError(f"scope {scope!r} does not exist; expected one of {', '.join(SCOPES)}")
         n_heads = self.scores.shape[1]
         most = n_heads if scope == "layer" else self.scores.numel()
-        if not 0 <= n <= most:
+        if n > most:
             where = "each layer" if scope == "layer" else "the model"
             raise InputError(f"{n} heads to keep were given, expected 0..{most}, the heads of {where}")
         mask = torch.zeros(self.scores.shape, dtype=torch.bool)
@@ -109,7 +114,8 @@ class HeadRanking:
                 budget -= 1
         return mask
 
-    def save(self, path: Path) -> Path:
+    @public
+    def save(self, path: str | Path) -> Path:
         """Write the ranking as JSON, atomically; returns `path`.
 
         Raises:
@@ -124,22 +130,23 @@ class HeadRanking:
             "order": [list(pair) for pair in self.order],
         }
         try:
-            return write_json(path, value)
+            return write_json(Path(path), value)
         except OSError as error:
             raise InputError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
 
     @classmethod
-    def load(cls, path: Path) -> HeadRanking:
+    @public
+    def load(cls, path: str | Path) -> HeadRanking:
         """Read a ranking that `save` wrote.
 
         Raises:
             InputError: the file cannot be read, or holds no ranking.
         """
         try:
-            value: Any = json.loads(path.read_text(encoding="utf-8"))
+            value: Any = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise InputError(f"'{path}' cannot be read ({error.strerror}); give a saved head ranking") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # deep nesting
             raise InputError(f"'{path}' is not JSON ({error}); give a saved head ranking") from error
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise InputError(f"'{path}' is not a head ranking; give a file that HeadRanking.save wrote")

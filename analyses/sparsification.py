@@ -29,26 +29,29 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from analyses.entropy import check_semantics, focus_key
-from analyses.ranking import SCOPES, HeadRanking
+from analyses.ranking import HeadRanking, Scope
 from analyses.selection import Kept, QueryBlocks, across_layers, lowest
-from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
-from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, check_phase, reads_only
+from hybridlens.boundary import Natural, public
+from hybridlens.errors import HookFunctionError, InputError
+from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, reads_only
 from hybridlens.model import HybridLens
+from hybridlens.niah.prompt import SemanticsLike
 from hybridlens.shapes import Pattern, Queries
 
 Heads: TypeAlias = tuple[tuple[int, int], ...]
 """Heads as (layer, head) pairs."""
 
-HeadsKept: TypeAlias = int | Sequence[int] | Tensor
+HeadsKept: TypeAlias = Natural | Sequence[Natural] | Int[Tensor, "*rows"]
 """k: one number, or one for each row of the batch."""
 
 
+@public
 def top_k(
     lens: HybridLens,
     k: HeadsKept,
     phase: Phase = "decode",
-    scope: str = "layer",
-    semantics: str = "clean",
+    scope: Scope = "layer",
+    semantics: SemanticsLike = "clean",
 ) -> list[Edit]:
     """Edits that keep the most focused heads, k of each layer, chosen anew at every query.
 
@@ -71,8 +74,6 @@ def top_k(
         UnknownNameError: a phase, scope or semantics that does not exist.
     """
     check_semantics(semantics, lens.dtype)
-    check_scope(scope)
-    check_phase(phase)
     n_heads, layers = lens.cfg.n_heads, lens.cfg.attention_layers
     rows = heads_kept(k, n_heads)
     if bool((rows == n_heads).all()):
@@ -84,24 +85,14 @@ def top_k(
     return [edit for layer in layers for edit in _layer_edits(layer, rows, phase, semantics)]
 
 
-def check_scope(scope: str) -> None:
-    """Refuse a scope that does not exist.
-
-    Raises:
-        UnknownNameError: naming the ones that do.
-    """
-    if scope not in SCOPES:
-        raise UnknownNameError(f"scope {scope!r} does not exist; expected one of {', '.join(SCOPES)}")
-
-
 def heads_kept(k: HeadsKept, n_heads: int) -> Int[Tensor, "rows"]:
     """`k` as a tensor, of one entry when it is one number.
 
     Raises:
-        InputError: an entry is no whole number, or outside 0 … n_heads, or there is none.
+        InputError: an entry is outside 0 … n_heads, or there is none.
     """
     rows = torch.as_tensor(k if isinstance(k, Tensor) else [k] if isinstance(k, int) else list(k)).cpu()
-    if rows.numel() == 0 or rows.ndim > 1 or rows.is_floating_point() or rows.dtype == torch.bool:
+    if rows.numel() == 0 or rows.ndim > 1:
         raise InputError(f"k = {k} given, expected a whole number, or one for each row of the batch")
     rows = rows.reshape(-1).long()
     wrong = rows[(rows < 0) | (rows > n_heads)]
@@ -186,8 +177,9 @@ def _rows_for(rows: Tensor, batch: int, hook: HookPoint) -> Tensor:
     return rows
 
 
+@public
 def keep_heads(
-    lens: HybridLens, ranking: HeadRanking, n: int, phase: Phase = "both", scope: str = "model"
+    lens: HybridLens, ranking: HeadRanking, n: Natural, phase: Phase = "both", scope: Scope = "model"
 ) -> list[Edit]:
     """Edits that keep the best `n` heads of a ranking and silence the others, the same throughout.
 
@@ -211,6 +203,7 @@ def keep_heads(
     return edits
 
 
+@public
 def keep_each(lens: HybridLens, heads: Sequence[Heads | None], phase: Phase = "both") -> list[Edit]:
     """Edits that let row i of a batch keep only ``heads[i]``, the same throughout.
 
@@ -227,7 +220,6 @@ def keep_each(lens: HybridLens, heads: Sequence[Heads | None], phase: Phase = "b
         InputError: no row, or a head that the model does not have.
         UnknownNameError: a phase that does not exist.
     """
-    check_phase(phase)
     layers, n_heads = lens.cfg.attention_layers, lens.cfg.n_heads
     if not heads:
         raise InputError("the heads of no row were given, expected those of every row of the batch")
@@ -246,6 +238,7 @@ def keep_each(lens: HybridLens, heads: Sequence[Heads | None], phase: Phase = "b
     return keep_rows(lens, kept.transpose(0, 1), phase)
 
 
+@public
 def keep_rows(lens: HybridLens, kept: Bool[Tensor, "batch attn_layer head"], phase: Phase = "both") -> list[Edit]:
     """Edits that let row i of a batch keep only the heads of ``kept[i]``, the same throughout.
 
@@ -256,7 +249,14 @@ def keep_rows(lens: HybridLens, kept: Bool[Tensor, "batch attn_layer head"], pha
 
     Returns:
         an edit for each attention layer in which any row drops a head, for runs of exactly that batch.
+
+    Raises:
+        InputError: for other layers or heads than the model's.
+        UnknownNameError: a phase that does not exist.
     """
+    layers, n_heads = len(lens.cfg.attention_layers), lens.cfg.n_heads
+    if kept.shape[1:] != (layers, n_heads):
+        raise InputError(f"kept heads have shape {list(kept.shape)}, expected [batch, {layers}, {n_heads}]")
     return [
         Edit(f"blocks.{layer}.attn.hook_z", _row_silencer(kept[:, at]), phase)
         for at, layer in enumerate(lens.cfg.attention_layers)

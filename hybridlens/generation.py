@@ -20,9 +20,10 @@ from hybridlens.decoding import Between, Boundary, Decoding, Start, begin, check
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.network import HookedNetwork
+from hybridlens.padding import TokenBatch
 from hybridlens.shapes import Lengths, Tokens
 from hybridlens.state import HybridState
-from hybridlens.tokens import TokenBatch, check_context
+from hybridlens.tokens import check_context
 
 
 class Generation(NamedTuple):

@@ -38,6 +38,7 @@ from hybridlens.hooks import (
     reads_only,
 )
 from hybridlens.network import HookedNetwork
+from hybridlens.padding import chosen
 from hybridlens.shapes import KeyPositions, Logits
 from hybridlens.state import HybridState
 from hybridlens.text import TokenFront
@@ -154,14 +155,16 @@ class HybridLens(TokenFront):
 
         Args:
             tokens: a tensor [batch, pos], ids, or text.
-            lengths: real tokens of each row of a tensor padded on the right; what lies behind a row's
-                last token is without meaning.
+            lengths: real tokens of each row of a tensor padded on the right.
+
+        Returns:
+            logits at the positions given; NaN at those of padding. Hook functions see padding on the right.
 
         Raises:
             InputError: for tokens that cannot be run.
         """
-        batch = self.batch(tokens, lengths)
-        return self.network(batch.tokens, batch.lengths).logits
+        laid = self.laid_out(tokens, lengths)
+        return laid.logits(self.network(*laid.batch).logits)
 
     forward = __call__
 
@@ -218,29 +221,37 @@ class HybridLens(TokenFront):
                 for none.
             device: where to keep the activations; None where they were computed.
             remove_batch_dim: drop the batch axis of a single prompt.
-            pos_slice: keep only these query positions.
+            pos_slice: keep only these query positions, counted among each row's own tokens: -1 is the last of each.
 
         Raises:
             UnknownNameError: for a name that the model lacks.
             InputError: for tokens that cannot be run, or `remove_batch_dim` with several rows.
         """
-        batch = self.batch(tokens, lengths)
+        laid = self.laid_out(tokens, lengths)
+        batch = laid.batch
         if remove_batch_dim and batch.tokens.shape[0] != 1:
             raise InputError(f"remove_batch_dim needs one prompt, {batch.tokens.shape[0]} were given")
         positions = Slice.unwrap(pos_slice)  # pyright: ignore[reportArgumentType]
+        index = None if pos_slice is None else laid.positions(positions.slice)
         kept: dict[str, Tensor] = {}
 
         def keep(tensor: Tensor, hook: HookPoint) -> None:
             value = tensor.detach()
-            if pos_slice is not None:  # a copy, so that the rest is not kept alive
-                value = positions.apply(value, dim=hook.axes.index("p")).clone()
+            if "k" in hook.axes:
+                value = laid.as_given(value, hook.axes.index("k"))
+            at = hook.axes.index("p")
+            if index is None:
+                value = laid.as_given(value, at)
+            else:  # a copy, so that the rest is not kept alive
+                value = chosen(value, at, index)
+                value = value.squeeze(at) if positions.mode == "int" else value
             value = value if device is None else value.to(device)
             kept[cast(str, hook.name)] = value[0] if remove_batch_dim else value
 
         nothing = names_filter is not None and not callable(names_filter) and len(names_filter) == 0
         wanted = [] if nothing else [(names_filter, reads_only(keep))]
         with self.hooks(wanted):
-            logits = self.network(batch.tokens, batch.lengths).logits
+            logits = laid.logits(self.network(batch.tokens, batch.lengths).logits)
         return logits, ActivationCache(kept, self, has_batch_dim=not remove_batch_dim)
 
     def trace(

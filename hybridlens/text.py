@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from hybridlens import tokens as tokens_module
+from hybridlens.boundary import public
+from hybridlens.boundary_words import shown
 from hybridlens.devices import execution_device
 from hybridlens.errors import InputError
 from hybridlens.network import HookedNetwork
-from hybridlens.shapes import Tokens
-from hybridlens.tokens import TokenBatch, TokensLike
+from hybridlens.padding import Layout, TokenBatch, padding_token
+from hybridlens.shapes import Lengths, Tokens
+from hybridlens.tokens import TokensLike
 
 
 class TokenFront:
@@ -41,56 +43,86 @@ class TokenFront:
     def to_tokens(self, text: str | Sequence[str]) -> Tokens:
         """Token ids [batch, pos]; rows of different lengths are padded on the right.
 
-        Pass text itself to the lens where rows differ in length: a tensor does not say which of its
-        tokens are padding.
+        The padding is the tokenizer's own padding token, by which every method of the lens knows it again.
 
         Raises:
-            InputError: without a tokenizer, or for an empty text.
+            InputError: without a tokenizer, for an empty text, or for rows of different lengths where the tokenizer
+                has no padding token that means nothing else; pass such texts to the lens themselves.
         """
-        return self.batch(text).tokens
+        batch = self.batch(text)
+        if batch.lengths is not None and padding_token(self.tokenizer) is None:
+            raise InputError(
+                f"rows of {', '.join(map(str, batch.lengths.tolist()[:8]))} tokens need padding, and this tokenizer "
+                "has no padding token that means nothing else; pass the texts themselves, or set tokenizer.pad_token"
+            )
+        return batch.tokens
 
-    def to_string(self, tokens: Tensor | Sequence[int]) -> str | list[str]:
-        """The text of a row of tokens, or of each row of a batch."""
-        ids = torch.as_tensor(tokens)
-        if ids.ndim == 2:
-            return [cast(str, self._tokenizer.decode(row)) for row in ids.tolist()]
-        return cast(str, self._tokenizer.decode(ids.reshape(-1).tolist()))
+    def to_string(self, tokens: TokensLike) -> str | list[str]:
+        """The text of a row of tokens, or of each row of a batch.
 
-    def to_str_tokens(self, tokens: str | Tensor | Sequence[int]) -> list[str]:
-        """Each token of one row as text."""
-        if isinstance(tokens, (list, tuple)) and tokens and type(tokens[0]) is not int:
-            raise InputError("to_str_tokens takes one text or one row of ids; call it row by row")
+        Raises:
+            InputError: for ids outside the vocabulary.
+        """
+        rows = self._ids(tokens)
+        texts = [cast(str, self._tokenizer.decode(row)) for row in rows]
+        return texts if _is_batch(tokens) else texts[0]
+
+    def to_str_tokens(self, tokens: TokensLike) -> list[str]:
+        """Each token of one row as text.
+
+        Raises:
+            InputError: for several rows, or ids outside the vocabulary.
+        """
         if isinstance(tokens, str):
-            ids = tokens_module.encode(tokens, self._tokenizer)
+            rows = [tokens_module.encode(tokens, self._tokenizer)]
         else:
-            rows = torch.as_tensor(tokens)
-            if rows.ndim == 2 and rows.shape[0] != 1:
-                raise InputError(f"to_str_tokens takes one row, given {rows.shape[0]}; call it row by row")
-            ids = cast(list[int], rows.reshape(-1).tolist())
-        return tokens_module.to_strings(ids, self._tokenizer)
+            rows = self._ids(tokens)
+        if len(rows) != 1:
+            raise InputError(f"to_str_tokens takes one text or one row of ids, given {len(rows)}; call it row by row")
+        return tokens_module.to_strings(rows[0], self._tokenizer)
 
+    @public
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token.
 
         Raises:
-            InputError: when it is none or several.
+            InputError: when it is none or several, or one that the tokenizer does not know.
         """
         ids = cast(list[int], self._tokenizer(text, add_special_tokens=False)["input_ids"])
         if len(ids) != 1:
-            raise InputError(f"{text!r} is {len(ids)} tokens, expected one: {self.to_str_tokens(ids)}")
+            raise InputError(f"{shown(text)} is {len(ids)} tokens, expected one: {self.to_str_tokens(ids)}")
+        if ids[0] == getattr(self.tokenizer, "unk_token_id", None) and text.strip() != self.tokenizer.unk_token:
+            raise InputError(f"{shown(text)} is unknown to the tokenizer, which reads {self.tokenizer.unk_token}")
         return ids[0]
 
-    def batch(self, tokens: TokensLike, lengths: Sequence[int] | Tensor | None = None) -> TokenBatch:
+    def batch(self, tokens: TokensLike, lengths: Sequence[int] | Lengths | None = None) -> TokenBatch:
         """What was given as tokens, checked and laid out as rows on the model's device."""
+        return self.laid_out(tokens, lengths).batch
+
+    @public
+    def laid_out(self, tokens: TokensLike, lengths: Sequence[int] | Lengths | None = None) -> Layout:
+        """`batch`, with where the tokens stood when they were given."""
         cfg = self.network.cfg
         laid = tokens_module.as_batch(
             tokens, self.tokenizer, lengths=lengths, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx, pad=self.pad_token
         )
-        counts = None if laid.lengths is None else laid.lengths.to(self.device)
-        return TokenBatch(laid.tokens.to(self.device), counts)
+        rows, counts = laid.batch
+        counts = None if counts is None else counts.to(self.device)
+        return Layout(TokenBatch(rows.to(self.device), counts), laid.left)
+
+    def _ids(self, tokens: Any) -> list[list[int]]:
+        """Rows of ids as they were given, padding and all; an empty row is one of no text."""
+        return tokens_module.rows_of_ids(tokens, self.network.cfg.d_vocab)
 
     @property
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise InputError("this lens has no tokenizer; give one to HybridLens, or work with token ids")
         return self.tokenizer
+
+
+def _is_batch(tokens: Any) -> bool:
+    """Whether several rows were given, not one."""
+    if hasattr(tokens, "ndim"):
+        return tokens.ndim == 2
+    return any(not tokens_module.is_id(item) for item in tokens)

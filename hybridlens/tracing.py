@@ -25,8 +25,8 @@ from hybridlens.generation import generate
 from hybridlens.hooks import Edit
 from hybridlens.interleaving import ThreadInterleaver
 from hybridlens.network import Output
+from hybridlens.padding import TokenBatch
 from hybridlens.shapes import Tokens
-from hybridlens.tokens import TokenBatch
 
 if TYPE_CHECKING:
     from hybridlens.model import HybridLens

@@ -148,7 +148,7 @@ def test_another_run_in_the_folder_is_refused(
         (["--heads", "1,1"], "--heads holds 1 more than once"),
         (["--lengths", "-5"], "--lengths '-5' given, expected whole numbers"),
         (["--lengths", "20"], "does not fit length 20"),
-        (["--depths", "0,120"], "depths holds 120"),
+        (["--depths", "0,120"], "depths[1] = 120 given"),
         (["--phase", "decode"], "--phase 'decode' given; expected one of generation, prefill, both"),
         (["--phase", "generate"], "close names: generation"),
         (["--boundary", "first"], "boundary 'first' does not exist"),

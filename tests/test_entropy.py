@@ -138,7 +138,7 @@ def test_rank_heads_refuses() -> None:
         rank_heads(lens, tokens(1, 4), queries="some")
     with pytest.raises(UnknownNameError, match="semantics 'tidy'"):
         rank_heads(lens, tokens(1, 4), semantics="tidy")
-    with pytest.raises(InputError, match="batch size 0"):
+    with pytest.raises(InputError, match="batch_size = 0 given, expected a whole number from 1 "):
         rank_heads(lens, tokens(1, 4), batch_size=0)
     with pytest.raises(InputError, match="prompt 0 is empty"):
         rank_heads(lens, [[]])

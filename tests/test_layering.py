@@ -25,6 +25,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ORDER = (
     "errors",
     "checkpoint_files",
+    "boundary_words",
+    "boundary",
     "shapes",
     "slots",
     "indices",
@@ -49,6 +51,7 @@ ORDER = (
     "following",
     "network",
     "weights",
+    "padding",
     "tokens",
     "text",
     "choosing",

@@ -88,7 +88,7 @@ def test_essays_depend_on_the_seed_alone() -> None:
     assert niah.essays(6, 50).text != first.text
     assert (first.name, len(first.sentences)) == ("essays-5", 50)
     assert first.hash == niah.essays(5, 50).hash != niah.essays(6, 50).hash
-    with pytest.raises(InputError, match="expected at least 1"):
+    with pytest.raises(InputError, match="n_sentences = 0 given, expected a whole number from 1 "):
         niah.essays(5, 0)
 
 

@@ -15,7 +15,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from hybridlens import niah
-from hybridlens.errors import InputError
+from hybridlens.errors import HybridLensError, InputError
 from hybridlens.niah.lengths import places
 
 PAPER_LENGTHS = (250, 677, 1105, 1532, 1959, 2387, 2814, 3241, 3669, 4096)
@@ -375,13 +375,13 @@ def test_a_tokenizer_that_ends_texts_is_refused() -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "template": ({"template": "poem"}, "template 'poem' is unknown; expected one of base, instruct"),
-    "semantics": ({"semantics": "dirty"}, "semantics 'dirty' are unknown; expected one of clean, published"),
+    "template": ({"template": "poem"}, "template 'poem' does not exist; expected one of base, instruct"),
+    "semantics": ({"semantics": "dirty"}, "semantics 'dirty' does not exist; expected one of clean, published"),
     "no lengths": ({"lengths": []}, "no lengths were given"),
     "no depths": ({"depths": []}, "no depths were given"),
-    "depth above": ({"depths": [0, 101]}, "depths holds 101; expected whole numbers from 0 to 100"),
-    "depth below": ({"depths": [-1]}, "depths holds -1"),
-    "length zero": ({"lengths": [0]}, "lengths holds 0; expected whole numbers from 1 up"),
+    "depth above": ({"depths": [0, 101]}, "depths[1] = 101 given, expected depths to be a list of whole numbers"),
+    "depth below": ({"depths": [-1]}, "depths[0] = -1 given"),
+    "length zero": ({"lengths": [0]}, "lengths[0] = 0 given, expected lengths to be a list of whole numbers"),
     "length twice": ({"lengths": [300, 200, 300]}, "lengths holds 300 more than once"),
     "depth twice": ({"depths": [5, 5]}, "depths holds 5 more than once"),
     "too short": ({"lengths": [300, 40]}, "does not fit length 40: with template and question it takes"),
@@ -414,7 +414,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("entry", [niah.grid, niah.controls])
 def test_bad_arguments(entry: Any, arguments: dict[str, Any], wording: str) -> None:
     """Each fault has its own line, from the grid and from its controls alike."""
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(HybridLensError) as caught:
         entry(word_level(), **({"lengths": [300]} | arguments))
     assert wording in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -424,7 +424,7 @@ def test_a_context_too_short_for_ten_lengths() -> None:
     """The default lengths of a tiny context are refused, with the numbers."""
     with pytest.raises(InputError, match="prompt of 155 tokens leaves no room for 10 lengths from 150"):
         niah.default_lengths(155)
-    with pytest.raises(InputError, match="0 lengths"):
+    with pytest.raises(InputError, match="count = 0 given"):
         niah.default_lengths(256, count=0)
 
 

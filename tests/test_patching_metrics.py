@@ -131,7 +131,8 @@ def test_metrics_that_cannot_be_used_say_so():
         assert "\n" not in str(caught.value)
 
     refused(r"token 53 is outside the vocabulary, expected 0\.\.52", LogitDifference(1, VOCAB))
-    refused("token -1 is outside the vocabulary", Rank(-1))
+    with pytest.raises(InputError, match="token = -1 given, expected a whole number from 0 "):
+        Rank(-1)
     refused("token 60 is outside the vocabulary", LogProbability((4, 60)))
     refused("130 tokens given, but the model's context is 128", LogProbability(tuple(range(31))))
     refused("give HybridLens a tokenizer", NeedleScore(niah.PAPER_RUBRIC))

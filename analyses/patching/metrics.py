@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hybridlens.boundary import Length, Natural, public
 from hybridlens.decoding import Start
 from hybridlens.errors import InputError
 from hybridlens.generation import continue_from
@@ -68,6 +69,7 @@ class LogitMetric(Metric):
         return self(output.logits)
 
 
+@public
 @dataclass(frozen=True)
 class LogitDifference(LogitMetric):
     """Logit of one token minus that of another, at the last position.
@@ -77,8 +79,8 @@ class LogitDifference(LogitMetric):
         wrong: the one that the corrupt prompt is continued with.
     """
 
-    right: int
-    wrong: int
+    right: Natural
+    wrong: Natural
 
     @property
     def words(self) -> str:
@@ -92,6 +94,7 @@ class LogitDifference(LogitMetric):
         return last[:, self.right] - last[:, self.wrong]
 
 
+@public
 @dataclass(frozen=True)
 class LogProbability(Metric):
     """Natural logarithm of the probability that the prompt is continued with the given tokens.
@@ -103,7 +106,7 @@ class LogProbability(Metric):
         answer: the tokens, one or more.
     """
 
-    answer: tuple[int, ...]
+    answer: tuple[Natural, ...]
 
     def __post_init__(self) -> None:
         """Refuse an empty answer."""
@@ -140,6 +143,7 @@ class LogProbability(Metric):
         return logits.float().log_softmax(dim=-1).gather(2, answer[..., None])[..., 0].sum(dim=1)
 
 
+@public
 @dataclass(frozen=True)
 class Rank(LogitMetric):
     """Rank of a token among all, 1 for the likeliest; of equals, the lowest id comes first.
@@ -148,7 +152,7 @@ class Rank(LogitMetric):
         token: whose rank.
     """
 
-    token: int
+    token: Natural
 
     @property
     def words(self) -> str:
@@ -164,6 +168,7 @@ class Rank(LogitMetric):
         return 1 + before.float()
 
 
+@public
 @dataclass(frozen=True, eq=False)
 class KullbackLeibler(LogitMetric):
     """Divergence KL(reference ‖ run) of the next-token distributions, in nats, the mean over the positions compared.
@@ -204,6 +209,7 @@ class KullbackLeibler(LogitMetric):
         return terms.sum(dim=-1).mean(dim=-1)
 
 
+@public
 @dataclass(frozen=True)
 class NeedleScore(Metric):
     """Granular score, 0 to 5, of the answer that follows the prompt.
@@ -217,7 +223,7 @@ class NeedleScore(Metric):
     """
 
     rubric: Rubric
-    max_new_tokens: int = 40
+    max_new_tokens: Length = 40
 
     @property
     def words(self) -> str:
@@ -238,6 +244,7 @@ class NeedleScore(Metric):
         return torch.tensor([score(text, self.rubric) for text in answers.text], dtype=torch.float64)
 
 
+@public
 @dataclass(frozen=True)
 class OwnFunction(Metric):
     """A function of the user's, from logits [b p v] of every position to [b]."""

@@ -27,9 +27,11 @@ from itertools import combinations, islice
 from analyses.patching.alignment import Difference, differences, token_strings
 from analyses.patching.metrics import LogitDifference
 from hybridlens import niah
+from hybridlens.boundary import Length, Percent, Seed, public
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import Haystack, Needle, Prompt, Rule, full_match_rubric
+from hybridlens.niah.templates import TemplateLike
 from hybridlens.tokens import check_context
 
 FILLER_SEED = 1_000_003
@@ -118,7 +120,8 @@ def _runs(found: Sequence[Difference]) -> list[list[Difference]]:
     return runs
 
 
-def make_pair(lens: HybridLens, kind: str, clean: Prompt, corrupt: Prompt, max_new_tokens: int = 40) -> Pair:
+@public
+def make_pair(lens: HybridLens, kind: str, clean: Prompt, corrupt: Prompt, max_new_tokens: Length = 40) -> Pair:
     """Two prompts as a pair: their lengths checked, the model's answers compared.
 
     Args:
@@ -154,17 +157,18 @@ def make_pair(lens: HybridLens, kind: str, clean: Prompt, corrupt: Prompt, max_n
     )
 
 
+@public
 def other_needle(
     lens: HybridLens,
     needle: Needle,
     other: Needle,
-    length: int,
-    depth: int,
+    length: Length,
+    depth: Percent,
     *,
     haystack: Haystack | None = None,
-    template: str = "base",
+    template: TemplateLike = "base",
     jrt: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Pair:
     """The same prompt with another needle.
 
@@ -182,6 +186,7 @@ def other_needle(
     Raises:
         InputError: needles of unequal token counts, or what `niah.grid` refuses.
     """
+    check_context(length, lens.cfg.n_ctx)
     clean, corrupt = (
         niah.grid(lens.tokenizer, [length], [depth], haystack, which, template, jrt, seed=seed)[0]
         for which in (needle, other)
@@ -198,16 +203,17 @@ def other_needle(
     return make_pair(lens, "needle", clean, corrupt)
 
 
+@public
 def no_needle(
     lens: HybridLens,
     needle: Needle,
-    length: int,
-    depth: int,
+    length: Length,
+    depth: Percent,
     *,
     haystack: Haystack | None = None,
-    template: str = "base",
+    template: TemplateLike = "base",
     jrt: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Pair:
     """The needle's place taken by filler, everything else as it is; arguments as in `other_needle`.
 
@@ -216,6 +222,7 @@ def no_needle(
     Raises:
         InputError: no sentences of the built-in essays take as many tokens as the needle, or what `niah.grid` refuses.
     """
+    check_context(length, lens.cfg.n_ctx)
     (clean,) = niah.grid(lens.tokenizer, [length], [depth], haystack, needle, template, jrt, seed=seed)
     inside = {place for start, stop in clean.needle_spans for place in range(start, stop)}
     for text in islice(_fillers(lens, _size(clean), clean.text), FILLER_TRIES):
@@ -230,23 +237,25 @@ def no_needle(
     )
 
 
+@public
 def moved_needle(
     lens: HybridLens,
     needle: Needle,
-    length: int,
-    depth: int,
-    other_depth: int,
+    length: Length,
+    depth: Percent,
+    other_depth: Percent,
     *,
     haystack: Haystack | None = None,
-    template: str = "base",
+    template: TemplateLike = "base",
     jrt: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Pair:
     """The needle in another place of the same filler; arguments as in `other_needle`.
 
     Raises:
         InputError: the two prompts differ elsewhere than from the one place to the other, or what `niah.grid` refuses.
     """
+    check_context(length, lens.cfg.n_ctx)
     clean, corrupt = niah.grid(
         lens.tokenizer, [length], [depth, other_depth], haystack, needle, template, jrt, seed=seed
     )
@@ -257,6 +266,7 @@ def moved_needle(
     return make_pair(lens, "moved", clean, corrupt)
 
 
+@public
 def counterpart(needle: Needle, other: Needle) -> Needle:
     """A needle that gives the other's answer to this needle's question.
 
@@ -278,7 +288,8 @@ def counterpart(needle: Needle, other: Needle) -> Needle:
     return Needle(f"{needle.name}-{other.name}", other.sentence.replace(its, mine), needle.question, rubric)
 
 
-def counterparts(lens: HybridLens, needle: Needle, among: Iterable[Needle] | None = None) -> list[Needle]:
+@public
+def counterparts(lens: HybridLens, needle: Needle, among: Sequence[Needle] | None = None) -> list[Needle]:
     """Needles with this needle's question, another answer, and as many tokens.
 
     Args:

@@ -8,7 +8,7 @@ How it fails: string matching grades only what is said word by word, and the bui
 to tell from a needle than real ones; read every accuracy beside its control.
 """
 
-from hybridlens.niah.builder import SEMANTICS, controls, grid, shortest_length
+from hybridlens.niah.builder import controls, grid, shortest_length
 from hybridlens.niah.encoding import Tokenizer, unknown_words
 from hybridlens.niah.essays import essay_sentences, vocabulary
 from hybridlens.niah.haystack import Haystack, essays, read_haystack
@@ -26,7 +26,7 @@ from hybridlens.niah.needles import (
     in_steps,
     needle_set,
 )
-from hybridlens.niah.prompt import Prompt, Semantics, Span
+from hybridlens.niah.prompt import SEMANTICS, Prompt, Semantics, Span
 from hybridlens.niah.rubric import (
     MAX_SCORE,
     PAPER_RUBRIC,

@@ -8,32 +8,33 @@ How it fails: the filler of a grid starts with the same sentences at every lengt
 hundred prompts are not independent draws; use several seeds, or needles, for error bars.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from hybridlens.boundary import Length, Percent, Seed, public
 from hybridlens.errors import InputError
 from hybridlens.niah import clean, published
 from hybridlens.niah.encoding import Tokenizer, check_open_end, warn_unknown
 from hybridlens.niah.haystack import Haystack, essays
 from hybridlens.niah.lengths import DEFAULT_DEPTHS, PAPER_MAX_LENGTH, check_axis, default_lengths
 from hybridlens.niah.needles import PAPER_NEEDLE, Needle
-from hybridlens.niah.prompt import Frame, Prompt, Semantics, make_frame
+from hybridlens.niah.prompt import Frame, Prompt, SemanticsLike, make_frame
 from hybridlens.niah.rubric import normalise
-
-SEMANTICS: tuple[Semantics, ...] = ("clean", "published")
-"""The builders by name."""
+from hybridlens.niah.templates import TemplateLike
 
 
+@public
 def grid(
     tokenizer: Tokenizer,
-    lengths: Sequence[int] | None = None,
-    depths: Sequence[int] | None = None,
+    lengths: Sequence[Length] | None = None,
+    depths: Sequence[Percent] | None = None,
     haystack: Haystack | None = None,
     needle: Needle = PAPER_NEEDLE,
-    template: str = "base",
+    template: TemplateLike = "base",
     jrt: bool = False,
-    semantics: str = "clean",
-    seed: int = 0,
+    semantics: SemanticsLike = "clean",
+    seed: Seed = 0,
 ) -> list[Prompt]:
     """The prompts of a benchmark, one for each length and depth, length-major.
 
@@ -54,12 +55,14 @@ def grid(
         tokens and pairwise different needle places.
 
     Raises:
-        InputError: lengths or depths out of range or repeated; an unknown template or builder; a needle
+        UnknownNameError: an unknown template or builder.
+        InputError: lengths or depths out of range or repeated; a needle
             that does not fit the shortest length; a tokenizer without offsets, or one that ends prompts
             with its end-of-text token; a haystack that is empty or holds the needle.
 
     Warns:
-        UserWarning: the tokenizer does not know some words of needle, question or template.
+        UserWarning: the tokenizer does not know some words of needle, question or template; the published
+            builder puts the needle of several depths in one place.
     """
     plan = _plan(tokenizer, lengths, depths, haystack, needle, template, jrt, semantics, seed)
     warn_unknown(tokenizer, [needle.sentence, plan.frame.render([""] * plan.frame.readings).text])
@@ -69,20 +72,24 @@ def grid(
         cells = [clean.clean_prompts(frame, supply, length, plan.depths) for length in plan.lengths]
     else:
         ids = published.haystack_ids(tokenizer, plan.haystack, longest)
-        cells = [published.published_prompts(frame, ids, length, plan.depths) for length in plan.lengths]
+        ends = published.Ends.of(tokenizer)
+        found = {length: published.places(frame, ids, length, plan.depths, ends) for length in plan.lengths}
+        _say_where(found)
+        cells = [published.published_prompts(frame, ids, length, at) for length, at in found.items()]
     return [prompt for row in cells for prompt in row]
 
 
+@public
 def controls(
     tokenizer: Tokenizer,
-    lengths: Sequence[int] | None = None,
-    depths: Sequence[int] | None = None,
+    lengths: Sequence[Length] | None = None,
+    depths: Sequence[Percent] | None = None,
     haystack: Haystack | None = None,
     needle: Needle = PAPER_NEEDLE,
-    template: str = "base",
+    template: TemplateLike = "base",
     jrt: bool = False,
-    semantics: str = "clean",
-    seed: int = 0,
+    semantics: SemanticsLike = "clean",
+    seed: Seed = 0,
 ) -> list[Prompt]:
     """The controls of a grid: one prompt for each length, with filler in the needle's stead.
 
@@ -101,15 +108,16 @@ def controls(
     return [published.published_control(plan.frame, ids, length) for length in plan.lengths]
 
 
+@public
 def shortest_length(
     tokenizer: Tokenizer,
-    depths: Sequence[int] | None = None,
+    depths: Sequence[Percent] | None = None,
     haystack: Haystack | None = None,
     needle: Needle = PAPER_NEEDLE,
-    template: str = "base",
+    template: TemplateLike = "base",
     jrt: bool = False,
-    semantics: str = "clean",
-    seed: int = 0,
+    semantics: SemanticsLike = "clean",
+    seed: Seed = 0,
 ) -> int:
     """The shortest length, in tokens, that default grids use; give it to `default_lengths`.
 
@@ -118,10 +126,32 @@ def shortest_length(
     Shorter lengths may still work with the clean builder.
     """
     frame = make_frame(tokenizer, needle, template, jrt)
-    if _semantics(semantics) == "published":
+    return _shortest(frame, haystack or essays(seed), len(depths or DEFAULT_DEPTHS), semantics)
+
+
+def _shortest(frame: Frame, haystack: Haystack, n_places: int, semantics: str) -> int:
+    """See `shortest_length`."""
+    if semantics == "published":
         return published.shortest_fit(frame)
-    supply = clean.make_supply(frame, haystack or essays(seed), 0)
-    return clean.shortest_fit(frame, supply, len(depths or DEFAULT_DEPTHS))
+    return clean.shortest_fit(frame, clean.make_supply(frame, haystack, 0), n_places)
+
+
+def _say_where(found: Mapping[int, Mapping[int, int]]) -> None:
+    """Warn of depths at which the published builder puts the needle in one place."""
+    told: list[str] = []
+    for length, at in found.items():
+        for place in dict.fromkeys(at.values()):
+            same = [str(depth) for depth in at if at[depth] == place]
+            if len(same) > 1:
+                where = "the start, since no sentence ends before them" if place == 0 else "one sentence end"
+                told.append(f"at length {length} depths {', '.join(same)} all stand at {where}")
+    if told:
+        more = f"; and so on, {len(told)} times" if len(told) > 3 else ""
+        warnings.warn(
+            f"the published builder gives the same prompt several times: {'; '.join(told[:3])}{more}; "
+            "take longer lengths, fewer depths, or clean semantics, whose places differ",
+            stacklevel=4,
+        )
 
 
 class _Plan(NamedTuple):
@@ -131,15 +161,7 @@ class _Plan(NamedTuple):
     lengths: tuple[int, ...]
     depths: tuple[int, ...]
     haystack: Haystack
-    semantics: Semantics
-
-
-def _semantics(name: str) -> Semantics:
-    """`name`, checked."""
-    for known in SEMANTICS:
-        if name == known:
-            return known
-    raise InputError(f"semantics {name!r} are unknown; expected one of {', '.join(SEMANTICS)}")
+    semantics: str
 
 
 def _plan(
@@ -154,24 +176,22 @@ def _plan(
     seed: int,
 ) -> _Plan:
     """Every check of `grid`, and the defaults filled in."""
-    rules = _semantics(semantics)
     frame = make_frame(tokenizer, needle, template, jrt)
     check_open_end(tokenizer, frame.encode(frame.render([""] * frame.readings)))
-    percent = check_axis("depths", DEFAULT_DEPTHS if depths is None else depths, 0, 100)
+    percent = check_axis("depths", DEFAULT_DEPTHS if depths is None else depths)
     if lengths is None:
         longest = min(PAPER_MAX_LENGTH, int(tokenizer.model_max_length))
-        shortest = shortest_length(tokenizer, percent, haystack, needle, template, jrt, rules, seed)
-        tokens = default_lengths(longest, shortest)
+        tokens = default_lengths(longest, _shortest(frame, haystack or essays(seed), len(percent), semantics))
     else:
-        tokens = check_axis("lengths", lengths, 1, None)
+        tokens = check_axis("lengths", lengths)
     source = haystack if haystack is not None else essays(seed, 1000 + max(tokens) // 2)
     if normalise(needle.sentence) in normalise(source.text):
         raise InputError(
             f"haystack {source.name!r} already holds the needle {needle.sentence!r}, so its controls would "
             "hold it too; remove it there or hide another needle"
         )
-    if rules == "clean":
+    if semantics == "clean":
         clean.check_fit(frame, clean.make_supply(frame, source, max(tokens)), tokens, len(percent))
     else:
         published.check_fit(frame, tokens)
-    return _Plan(frame, tokens, percent, source, rules)
+    return _Plan(frame, tokens, percent, source, semantics)

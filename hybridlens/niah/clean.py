@@ -114,10 +114,13 @@ def _choose(
         return None
     swap: tuple[int, str] | None = None
     if odd:
+        taken, spare = set(chosen), dict[int, Piece]()
+        for piece in usable:
+            if piece not in taken:
+                spare.setdefault(piece.cost, piece)
         for index in reversed(range(len(chosen))):
-            longer = [p for p in usable if p.cost == chosen[index].cost + 1 and p not in chosen]
-            if longer:
-                swap = (index, longer[0].text)
+            if chosen[index].cost + 1 in spare:
+                swap = (index, spare[chosen[index].cost + 1].text)
                 break
         else:
             return None
@@ -146,7 +149,7 @@ def _search(
     alone = [needle or ""] * frame.readings
     estimate = length - frame.count(alone)
     found, usable = len(usable), _long_enough(usable, estimate)
-    for skip in range(ATTEMPTS):
+    for skip in range(ATTEMPTS if usable else 1):
         total = estimate
         for _ in range(CORRECTIONS):
             fill = _choose(usable, extra, total, frame.readings, skip) if total >= 0 else None
@@ -181,10 +184,13 @@ def check_fit(frame: Frame, supply: Supply, lengths: Sequence[int], n_places: in
     base = frame.count([frame.needle.sentence] * frame.readings)
     least = min(piece.cost for piece in supply.sentences)
     if base + frame.readings * (n_places - 1) * least > shortest:
+        alone = ""
+        if len(supply.sentences) == 1:
+            alone = " (no sentence ends inside the haystack, which counts as one; sentences end at . ! ? … 。 ！ ？)"
         raise InputError(
             f"needle {frame.needle.sentence!r} does not fit length {shortest}: with template and question it "
             f"takes {base} tokens, and {n_places} distinct places need {n_places - 1} sentences of filler, "
-            f"{least} tokens or more each; give lengths of at least {shortest_fit(frame, supply, n_places)}"
+            f"{least} tokens or more each{alone}; give lengths of at least {shortest_fit(frame, supply, n_places)}"
         )
 
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
+from hybridlens.boundary_words import BROKEN, shown, sound
 from hybridlens.errors import InputError
 
 
@@ -65,6 +66,8 @@ def encode(tokenizer: Tokenizer, text: str, special: bool = True) -> Encoding:
     Raises:
         InputError: the tokenizer has no offsets.
     """
+    if not sound(text):
+        raise InputError(f"text {shown(text)} is no valid Unicode: {BROKEN}")
     try:
         # verbose=False: a text longer than the model's context is no mistake here, it gets cut to fit
         found = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
@@ -156,5 +159,5 @@ def warn_unknown(tokenizer: Tokenizer, texts: Iterable[str]) -> None:
         warnings.warn(
             f"the tokenizer does not know {named}{more} of the needle, question or template: they become its "
             "unknown token and can not be retrieved; use other words or another tokenizer",
-            stacklevel=3,
+            stacklevel=4,
         )

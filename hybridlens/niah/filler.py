@@ -21,6 +21,10 @@ WINDOW = 48
 """How many sentences after the last one taken in order are tried for the exact end."""
 
 
+FRAGMENT = 64
+"""Words of the longest fragment; they are for sums that whole sentences miss by little."""
+
+
 class Piece(NamedTuple):
     """A sentence and what it adds to a prompt, in tokens."""
 
@@ -46,20 +50,33 @@ def exact_subset(costs: Sequence[int], room: int) -> list[int] | None:
 
     Earlier indices are preferred: a sum is formed from the shortest prefix of `costs` that can form it.
     """
-    ways: dict[int, list[int]] = {0: []}
+    if sum(costs) < room:
+        return None
+    last: dict[int, int] = {0: -1}  # sum -> the last index of the way to form it that was found first
     for index, cost in enumerate(costs):
-        if room in ways:
+        if room in last:
             break
-        for total in sorted(ways, reverse=True):
-            if total + cost <= room and total + cost not in ways:
-                ways[total + cost] = [*ways[total], index]
-    return ways.get(room)
+        for total in sorted(last, reverse=True):
+            if total + cost <= room:
+                last.setdefault(total + cost, index)
+    if room not in last:
+        return None
+    way: list[int] = []
+    while room > 0:
+        way.append(last[room])
+        room -= costs[way[-1]]
+    return way[::-1]
 
 
 def fragments(tokenizer: Tokenizer, sentence: str) -> list[Piece]:
-    """`sentence` shortened to its first 1, 2, … words, each piece ending with a full stop."""
-    words = sentence.split()
+    """`sentence` shortened to its first 1, 2, … `FRAGMENT` words at most, each piece ending with a full stop.
+
+    One without spaces, as in Chinese, is shortened by characters, and keeps its own end.
+    """
+    words = sentence.split()[: FRAGMENT + 1]
     texts = [" ".join(words[:n]).rstrip(".,;:!?") + "." for n in range(1, len(words))]
+    if len(words) == 1 and not sentence.isascii():
+        texts = [sentence[:n] + sentence[-1] for n in range(1, min(len(sentence) - 1, FRAGMENT))]
     return [piece for text in texts for piece in pieces(tokenizer, ["So.", text])[1:]]
 
 

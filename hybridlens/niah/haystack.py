@@ -16,6 +16,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from hybridlens.boundary import Length, Seed, public
 from hybridlens.errors import InputError
 from hybridlens.niah.essays import essay_sentences
 
@@ -23,9 +24,14 @@ TEXT_SUFFIXES = (".txt", ".md", ".text")
 """File endings (lower case) that `read_haystack` takes for text."""
 
 _PARAGRAPH = re.compile(r"\n\s*\n")
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[^a-z\s])")
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[^a-z\s])"  # white space, and a new start
+    r"|(?<=[。！？｡])[」』”’）》\"'\])。！？｡…]*\s*(?=\S)"  # scripts that put no space between sentences
+    r"|(?<=…)[」』”’）》]*(?=[\u2e80-\uffef])(?![。！？｡…，、；：」』”’）》])"
+)
 
 
+@public
 @dataclass(frozen=True)
 class Haystack:
     """A text to hide needles in.
@@ -49,11 +55,13 @@ class Haystack:
         return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+@public
 def split_sentences(text: str) -> tuple[str, ...]:
-    """The sentences of `text`: cut at blank lines, and after ``.``, ``!`` or ``?`` before a new start.
+    """The sentences of `text`: cut at blank lines, and after what ends a sentence before a new start.
 
-    A new start is white space followed by anything but a lower-case letter. Pieces without a letter or
-    digit (rules, stray punctuation) are dropped.
+    After ``.``, ``!``, ``?`` and ``…`` a new start is white space followed by anything but a lower-case letter; after
+    ``。``, ``！`` and ``？`` it is whatever follows, and after ``…`` an East Asian character too. Pieces without a
+    letter or digit (rules, stray punctuation) are dropped.
     """
     sentences: list[str] = []
     for paragraph in _PARAGRAPH.split(text):
@@ -66,7 +74,8 @@ def split_sentences(text: str) -> tuple[str, ...]:
     return tuple(sentence for sentence in sentences if re.search(r"\w", sentence))
 
 
-def essays(seed: int = 0, n_sentences: int = 1000) -> Haystack:
+@public
+def essays(seed: Seed = 0, n_sentences: Length = 1000) -> Haystack:
     """The built-in haystack: `n_sentences` sentences of the essay generator.
 
     A longer haystack of the same seed starts with the shorter one's text.
@@ -74,16 +83,12 @@ def essays(seed: int = 0, n_sentences: int = 1000) -> Haystack:
     Args:
         seed: the generator's seed.
         n_sentences: how many sentences; about 12 words each.
-
-    Raises:
-        InputError: fewer than one sentence.
     """
-    if n_sentences < 1:
-        raise InputError(f"essays of {n_sentences} sentences were asked for; expected at least 1")
     sentences = islice(essay_sentences(random.Random(seed)), n_sentences)
     return Haystack(f"essays-{seed}", " ".join(sentences))
 
 
+@public
 def read_haystack(folder: str | Path) -> Haystack:
     """A haystack out of every text file below `folder`, in the order of their relative paths.
 

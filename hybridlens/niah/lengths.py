@@ -10,6 +10,7 @@ shorter than that is refused.
 
 from collections.abc import Sequence
 
+from hybridlens.boundary import Length, Natural, Positive, public
 from hybridlens.errors import InputError
 
 PAPER_MAX_LENGTH = 4096
@@ -23,8 +24,9 @@ SHORTEST = 150
 About what a word-level tokenizer needs with the paper's needle and nine short sentences around it."""
 
 
+@public
 def default_lengths(
-    max_length: int = PAPER_MAX_LENGTH, shortest: int = SHORTEST, count: int = 10
+    max_length: Length = PAPER_MAX_LENGTH, shortest: Natural = SHORTEST, count: Positive = 10
 ) -> tuple[int, ...]:
     """The lengths of a grid: round(linspace(lowest, max_length, count)).
 
@@ -41,8 +43,6 @@ def default_lengths(
     Raises:
         InputError: the lengths would not all differ.
     """
-    if count < 1:
-        raise InputError(f"{count} lengths were asked for; expected at least 1")
     if count == 1:
         return (max_length,)
     lowest = max(round(max_length * PAPER_MIN_LENGTH / PAPER_MAX_LENGTH), shortest)
@@ -55,24 +55,18 @@ def default_lengths(
     return tuple(round(lowest + index * step) for index in range(count))
 
 
-def check_axis(name: str, values: Sequence[int], low: int, high: int | None) -> tuple[int, ...]:
-    """`values` as a tuple, refused when empty, repeated or out of range.
+def check_axis(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """`values` as a tuple, refused when there are none, or one twice.
 
     Args:
         name: "lengths" or "depths", for the error.
         values: what the user asked for.
-        low: the least value allowed.
-        high: the greatest, or None.
 
     Raises:
         InputError: one line with the value at fault.
     """
     if not values:
         raise InputError(f"no {name} were given; expected at least one")
-    for value in values:
-        if value < low or (high is not None and value > high):
-            upper = "up" if high is None else f"to {high}"
-            raise InputError(f"{name} holds {value}; expected whole numbers from {low} {upper}")
     if len(set(values)) < len(values):
         twice = next(value for value in values if list(values).count(value) > 1)
         raise InputError(f"{name} holds {twice} more than once; give each value once")

@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hybridlens.boundary import public
+from hybridlens.boundary_words import BROKEN, shown, sound
 from hybridlens.errors import InputError, closest
 from hybridlens.niah.needles import NEEDLES, Needle
 from hybridlens.niah.rubric import Rubric, check_rubric, read_rule
@@ -40,6 +42,7 @@ class Placed(NamedTuple):
     fields: "list[tuple[str, int, Placed]]"
 
 
+@public
 def load_needles(path: str | Path) -> list[Needle]:
     """Read needles from a JSON file and check them.
 
@@ -57,7 +60,7 @@ def load_needles(path: str | Path) -> list[Needle]:
     """
     source = f"needle file {str(path)!r}"
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         json.loads(text)
         top = place(text)
     except OSError as error:
@@ -157,6 +160,8 @@ def _read_needle(item: Placed, number: int, source: str) -> tuple[Needle, int]:
         value, line = found[name].value, found[name].line
         if not isinstance(value, str):
             raise InputError(f"{source}, line {line}: field {name!r} is {_kind(value)}; expected a string")
+        if not sound(value):
+            raise InputError(f"{source}, line {line}: field {name!r}, {shown(value)}, is no valid Unicode: {BROKEN}")
         if not re.search(r"\w", value):
             raise InputError(f"{source}, line {line}: field {name!r} is {value!r}, without a word; expected text")
     name, sentence, question = (str(found[field].value).strip() for field in FIELDS[:3])

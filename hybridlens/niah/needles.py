@@ -16,6 +16,7 @@ import re
 import warnings
 from dataclasses import dataclass
 
+from hybridlens.boundary import public
 from hybridlens.errors import InputError
 from hybridlens.niah.rubric import (
     MAX_SCORE,
@@ -33,6 +34,7 @@ PAPER_SENTENCE = (
 PAPER_QUESTION = "What is the best thing to do in San Francisco?"
 
 
+@public
 @dataclass(frozen=True)
 class Needle:
     """A sentence to hide, the question that asks for it, and how answers are graded.
@@ -63,7 +65,7 @@ class Needle:
             raise InputError(f"needle {self.sentence!r} has no words; give a sentence to hide")
         if not re.search(r"\w", question):
             raise InputError(f"question {self.question!r} has no words; give the needle's question")
-        if sentence[-1] not in ".!?":
+        if sentence[-1] not in ".!?…。！？｡":
             sentence += "."
         object.__setattr__(self, "sentence", sentence)
         object.__setattr__(self, "question", question)
@@ -73,7 +75,7 @@ class Needle:
             warnings.warn(
                 f"needle {self.name!r}: the question {question!r} holds {echoed[0]!r}, which its rubric "
                 "gives points for, so an answer that repeats the question scores",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
@@ -84,6 +86,7 @@ PUBLISHED_NEEDLE = Needle("paper-published", PAPER_SENTENCE, PAPER_QUESTION, PUB
 """The paper's needle with the rubric of the authors' code."""
 
 
+@public
 def best_thing(name: str, city: str, first: str, second: str, park: str, weather: str) -> Needle:
     """A needle of the paper's form, with a rubric in the paper's steps but for longer phrases.
 
@@ -111,6 +114,7 @@ def best_thing(name: str, city: str, first: str, second: str, park: str, weather
     return Needle(name, sentence, f"What is the best thing to do in {city}?", rubric)
 
 
+@public
 def in_steps(name: str, sentence: str, question: str, first: str, second: str) -> Needle:
     """A needle of any form, graded by two phrases of its answer.
 

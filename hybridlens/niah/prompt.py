@@ -12,8 +12,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
+from hybridlens.boundary_words import Among
 from hybridlens.errors import InputError
 from hybridlens.niah.encoding import Encoding, Tokenizer, encode, token_span
 from hybridlens.niah.needles import Needle
@@ -27,6 +28,12 @@ from hybridlens.niah.templates import (
 )
 
 Semantics = Literal["clean", "published"]
+SEMANTICS: tuple[Semantics, ...] = ("clean", "published")
+"""The builders by name."""
+
+SemanticsLike: TypeAlias = Annotated[str, Among(SEMANTICS)]
+"""A builder's name, as a user writes it."""
+
 Span = tuple[int, int]
 """A half-open range: of characters in a text, or of tokens in a prompt."""
 
@@ -131,9 +138,14 @@ class Frame:
             )
         return Body(chat, tuple(start + chat.index(text) for start in starts))
 
+    def special(self, body: Body) -> bool:
+        """Whether the tokenizer is to add its special tokens: not where a chat template has written a BOS."""
+        bos = self.tokenizer.special_tokens_map.get("bos_token")
+        return not self.chat or (bos is not None and not body.text.startswith(str(bos)))
+
     def encode(self, body: Body) -> Encoding:
-        """The prompt's tokens; a chat template has written its special tokens already."""
-        return encode(self.tokenizer, body.text, special=not self.chat)
+        """The prompt's tokens, with one BOS where the tokenizer has one."""
+        return encode(self.tokenizer, body.text, special=self.special(body))
 
     def count(self, contexts: Sequence[str]) -> int:
         """How many tokens the prompt around `contexts` has."""
@@ -173,16 +185,10 @@ class Frame:
             template=self.template.name,
             jrt=self.jrt,
             semantics=semantics,
-            add_special_tokens=not self.chat,
+            add_special_tokens=self.special(body),
         )
 
 
 def make_frame(tokenizer: Tokenizer, needle: Needle, template: str, jrt: bool) -> Frame:
-    """A `Frame`, with the template given by name.
-
-    Raises:
-        InputError: no such template.
-    """
-    if template not in TEMPLATES:
-        raise InputError(f"template {template!r} is unknown; expected one of {', '.join(TEMPLATES)}")
+    """A `Frame`, with the template given by name."""
     return Frame(tokenizer, needle, TEMPLATES[template], jrt)

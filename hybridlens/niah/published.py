@@ -1,8 +1,9 @@
 """The published builder: what the authors' code did, so that their numbers can be compared.
 
 The haystack's text is tokenised without special tokens and cut to L - 200 - len(needle) tokens; the needle
-goes to int(n · depth), walked back to the last sentence end (a "." token), or to position 0 when there is
-none before it (depth 100 appends it); the tokens are decoded, put into the template and tokenised again.
+goes to int(n · depth), walked back to the last sentence end (a "." token; where a tokenizer has another for a "."
+inside a text, that one too, and 。！？… of texts that end so), or to position 0 when there is none before it
+(depth 100 appends it); the tokens are decoded, put into the template and tokenised again.
 The needle is encoded between line breaks, as in the code that the authors built on. `Prompt.needle_span`
 is one too low, because their sampler prepends BOS after the indices were computed.
 
@@ -13,8 +14,9 @@ With JRT the context is built for L and then stands twice, so the prompt is near
 that this is what the authors did is our reading of "given twice".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from hybridlens.errors import InputError
 from hybridlens.niah.encoding import Tokenizer, encode
@@ -23,6 +25,9 @@ from hybridlens.niah.prompt import Frame, Prompt, Span
 
 BUFFER = 200
 """Tokens that the authors' builder keeps free for template, question and answer."""
+
+MARKS = (".", "。", "！", "？", "…")
+"""What ends a sentence; of Latin marks the "." alone, as in the authors' code."""
 
 
 def haystack_ids(tokenizer: Tokenizer, haystack: Haystack, longest: int) -> tuple[int, ...]:
@@ -63,31 +68,65 @@ def check_fit(frame: Frame, lengths: Sequence[int]) -> None:
         )
 
 
-def _insertion_point(ids: Sequence[int], depth: int, stops: Sequence[int]) -> int:
+class Ends(NamedTuple):
+    """The tokens with which sentences end."""
+
+    alone: frozenset[int]
+    """Those of a "." by itself: what the authors' code looks for."""
+    inside: tuple[tuple[int, ...], ...]
+    """Those of each mark behind a letter, where they hold nothing else."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Ends":
+        """A tokenizer's."""
+        role = tokenizer.special_tokens_map.get("unk_token")
+        unknown = None if role is None else tokenizer.convert_tokens_to_ids(str(role))
+        inside: list[tuple[int, ...]] = []
+        for mark in MARKS:
+            found = encode(tokenizer, f"a{mark}", special=False)
+            ids = tuple(i for i, (start, _) in zip(found.ids, found.offsets, strict=True) if start > 0)
+            if ids and unknown not in ids:
+                inside.append(ids)
+        return cls(frozenset(encode(tokenizer, ".", special=False).ids), tuple(inside))
+
+    def before(self, ids: Sequence[int], point: int) -> bool:
+        """Whether a sentence ends just before `point`."""
+        return ids[point - 1] in self.alone or any(tuple(ids[max(0, point - len(m)) : point]) == m for m in self.inside)
+
+
+def _insertion_point(ids: Sequence[int], depth: int, ends: Ends) -> int:
     """int(n · depth), walked back to just after the last sentence end, else 0."""
     if depth == 100:
         return len(ids)
     point = int(len(ids) * depth / 100)
-    while point > 0 and ids[point - 1] not in stops:
+    while point > 0 and not ends.before(ids, point):
         point -= 1
     return point
 
 
-def published_prompts(frame: Frame, ids: Sequence[int], length: int, depths: Sequence[int]) -> list[Prompt]:
+def _context(frame: Frame, ids: Sequence[int], length: int) -> Sequence[int]:
+    """The haystack's tokens that a prompt of this length has room for."""
+    return ids[: length - BUFFER - len(_needle_ids(frame))]
+
+
+def places(frame: Frame, ids: Sequence[int], length: int, depths: Sequence[int], ends: Ends) -> dict[int, int]:
+    """Depth in percent -> before which of the haystack's tokens the needle goes; several depths may share one."""
+    context = _context(frame, ids, length)
+    return {depth: _insertion_point(context, depth, ends) for depth in depths}
+
+
+def published_prompts(frame: Frame, ids: Sequence[int], length: int, at: Mapping[int, int]) -> list[Prompt]:
     """The prompts of one length, one for each depth, in the order given.
 
     Args:
         frame: what surrounds the context.
         ids: the haystack's tokens.
         length: L; the prompts come out near it, not at it.
-        depths: depths in percent.
+        at: of each depth, where the needle goes (`places`).
     """
-    needle = _needle_ids(frame)
-    stops = encode(frame.tokenizer, ".", special=False).ids
-    context = ids[: length - BUFFER - len(needle)]
+    needle, context = _needle_ids(frame), _context(frame, ids, length)
     prompts: list[Prompt] = []
-    for depth in depths:
-        point = _insertion_point(context, depth, stops)
+    for depth, point in at.items():
         before, after = tuple(context[:point]), tuple(context[point:])
         text = _decode(frame.tokenizer, before + needle + after)
         span = _needle_chars(frame, text, before, needle)

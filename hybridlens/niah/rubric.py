@@ -28,8 +28,10 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
+from hybridlens.boundary import public
+from hybridlens.boundary_words import BROKEN, shown, sound
 from hybridlens.errors import InputError
 
 MAX_SCORE = 5.0
@@ -72,11 +74,17 @@ PUBLISHED_RUBRIC: Rubric = tuple(
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
 
+@public
 def normalise(text: str) -> str:
     """`text` in lower case, without punctuation and symbols, and with every run of white space one space."""
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
     return " ".join(_PUNCTUATION.sub("", text.lower()).split())
 
 
+@public
 def score(text: str, rubric: Sequence[Rule] = PAPER_RUBRIC) -> float:
     """The granular score of an answer.
 
@@ -88,12 +96,13 @@ def score(text: str, rubric: Sequence[Rule] = PAPER_RUBRIC) -> float:
         points between 0 and 5; accuracy is their mean ÷ 5. With 100 prompts and the paper's rubric
         accuracy moves in steps of 0.1 %.
     """
-    said = normalise(text)
-    matching = [rule for rule in rubric if normalise(rule.phrase) in said]
+    said = _plain(text)
+    matching = [rule for rule in rubric if _plain(rule.phrase) in said]
     fixed = [rule.points for rule in matching if rule.mode == "set"]
     return float(max(fixed)) if fixed else float(sum(rule.points for rule in matching))
 
 
+@public
 def full_match_rubric(sentence: str) -> Rubric:
     """The rubric of a needle that has none of its own: 5 points for the whole sentence, else 0."""
     return (Rule(sentence, MAX_SCORE, "set"),)
@@ -121,15 +130,14 @@ def _check_rules(rubric: Sequence[Rule], source: str) -> None:
     if not rubric:
         raise InputError(f"{source} has no rules; give at least one rule worth {MAX_SCORE:g} points")
     seen: dict[str, str] = {}
-    for rule in rubric:
-        if rule.mode not in MODES:
-            raise InputError(f"{source}: mode {rule.mode!r} of phrase {rule.phrase!r} is not 'add' or 'set'")
+    for number, rule in enumerate(rubric, start=1):
+        _check_fields(*rule, f"{source}: rule {number}")
         if not math.isfinite(rule.points) or not 0 < rule.points <= MAX_SCORE:
             raise InputError(
                 f"{source}: phrase {rule.phrase!r} is worth {rule.points!r} points; "
                 f"expected a number above 0 and up to {MAX_SCORE:g}"
             )
-        plain = normalise(rule.phrase)
+        plain = _plain(rule.phrase)
         if not plain:
             raise InputError(f"{source}: phrase {rule.phrase!r} has no words, so every answer would match it")
         if plain in seen:
@@ -145,6 +153,7 @@ def _check_rules(rubric: Sequence[Rule], source: str) -> None:
         )
 
 
+@public
 def check_rubric(rubric: Sequence[Rule], needle: str, source: str = "the rubric") -> None:
     """Refuse a rubric that would not grade answers about `needle` from 0 to 5 (rules: module docstring).
 
@@ -157,10 +166,10 @@ def check_rubric(rubric: Sequence[Rule], needle: str, source: str = "the rubric"
         InputError: one line with the phrase at fault and what to do.
     """
     _check_rules(rubric, source)
-    plain = normalise(needle)
+    plain = _plain(needle)
     for rule in rubric:
         required = rule.mode == "add" or rule.points >= MAX_SCORE
-        if required and normalise(rule.phrase) not in plain:
+        if required and _plain(rule.phrase) not in plain:
             raise InputError(
                 f"{source}: phrase {rule.phrase!r} is missing from the needle {needle!r}; "
                 f"expected every 'add' phrase and every phrase worth {MAX_SCORE:g} to be part of it"
@@ -168,7 +177,7 @@ def check_rubric(rubric: Sequence[Rule], needle: str, source: str = "the rubric"
     additions = [rule for rule in rubric if rule.mode == "add"]
     for index, first in enumerate(additions):
         for second in additions[index + 1 :]:
-            if _paid_twice(normalise(first.phrase), normalise(second.phrase), plain):
+            if _paid_twice(_plain(first.phrase), _plain(second.phrase), plain):
                 raise InputError(
                     f"{source}: phrases overlap: {first.phrase!r} and {second.phrase!r} share words of the "
                     "needle and would pay for them twice; make them disjoint, or one part of the other"
@@ -179,6 +188,18 @@ def check_rubric(rubric: Sequence[Rule], needle: str, source: str = "the rubric"
             f"{source}: the needle {needle!r} itself scores {reached:g}; expected the maximum, "
             f"{MAX_SCORE:g}: add a rule that sets {MAX_SCORE:g} for the whole sentence"
         )
+
+
+def _check_fields(phrase: Any, points: Any, mode: Any, where: str) -> None:
+    """The types of one rule, which is a plain tuple."""
+    if not isinstance(phrase, str):
+        raise InputError(f"{where} has phrase {shown(phrase)}; expected a string")
+    if not sound(phrase):
+        raise InputError(f"{where} has phrase {shown(phrase)}, which is no valid Unicode: {BROKEN}")
+    if isinstance(points, bool) or not isinstance(points, int | float):
+        raise InputError(f"{where} ({phrase!r}) has points {shown(points)}; expected a number")
+    if mode not in MODES:
+        raise InputError(f"{where} ({phrase!r}) has mode {shown(mode)}; expected 'add' or 'set'")
 
 
 def read_rule(row: object, source: str, number: int) -> Rule:
@@ -202,17 +223,13 @@ def read_rule(row: object, source: str, number: int) -> Rule:
                 f"{source}: rule {number} is {json.dumps(row)[:80]}; "
                 'expected {"phrase": "…", "points": 1.0, "mode": "add"} or ["…", 1.0, "add"]'
             )
-    if not isinstance(phrase, str):
-        raise InputError(f"{source}: rule {number} has phrase {phrase!r}; expected a string")
-    if isinstance(points, bool) or not isinstance(points, int | float):
-        raise InputError(f"{source}: rule {number} ({phrase!r}) has points {points!r}; expected a number")
-    if mode not in MODES:
-        raise InputError(f"{source}: rule {number} ({phrase!r}) has mode {mode!r}; expected 'add' or 'set'")
+    _check_fields(phrase, points, mode, f"{source}: rule {number}")
     if isinstance(points, int):
         points = max(-1000, min(points, 1000))  # far outside what is allowed, and no integer too large for a float
     return Rule(phrase, float(points), mode)
 
 
+@public
 def load_rubric(path: str | Path, needle: str | None = None) -> Rubric:
     """Read a rubric from a JSON file and check it.
 
@@ -229,10 +246,10 @@ def load_rubric(path: str | Path, needle: str | None = None) -> Rubric:
     """
     source = f"rubric {str(path)!r}"
     try:
-        rows: object = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows: object = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{source} cannot be read ({error.strerror}); give a JSON file of rules") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # deep nesting
         raise InputError(f"{source} is not JSON in UTF-8 ({error}); give a list of rules") from error
     if not isinstance(rows, list):
         raise InputError(f"{source} holds a {type(rows).__name__}; expected a list of rules")

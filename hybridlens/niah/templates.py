@@ -11,7 +11,9 @@ model may not answer as intended; `Prompt.text` always shows what was really fed
 Source: appendix B.1 of the paper (arXiv 2510.19861).
 """
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeAlias
+
+from hybridlens.boundary_words import Among
 
 TemplateName = Literal["base", "instruct"]
 
@@ -36,3 +38,6 @@ TEMPLATES: dict[str, Template] = {
     "instruct": Template("instruct", INSTRUCT_CLOSING, chat=True),
 }
 """The templates by name."""
+
+TemplateLike: TypeAlias = Annotated[str, Among(tuple(TEMPLATES))]
+"""A template's name, as a user writes it."""

@@ -1,0 +1,147 @@
+"""Bad calls of the public functions, as users make them, run where no type checker stands before the library.
+
+Under pytest every annotation is checked by beartype first; so the tests run this file in a process of its own. It
+prints, as JSON, how many calls were refused, and every call that ended otherwise than working or in one line of ours.
+"""
+
+import json
+import math
+import random
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from random_lens import benchmark_lens
+
+from analyses import entropy, manipulation, needle_heads, sparsification
+from analyses.patching import metrics, pairs
+from analyses.ranking import HeadRanking
+from hybridlens import niah
+from hybridlens.boundary_words import shown
+from hybridlens.errors import HybridLensError
+
+
+def the_examples() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
+    """Public functions with arguments that are right."""
+    lens = benchmark_lens("jamba")
+    tokenizer, layers, n_heads = lens.tokenizer, lens.cfg.attention_layers, lens.cfg.n_heads
+    ranking = HeadRanking(torch.rand(len(layers), n_heads), layers, "chance", True)
+    fox = niah.full_match_rubric("A fox")
+    paper, oslo = niah.PAPER_NEEDLE, niah.NEEDLES["oslo"]
+    windy = niah.best_thing("windy", "San Francisco", "eat a sandwich", "sit", "Dolores Park", "windy")
+    prompt = niah.grid(tokenizer, [120], [50])[0]
+    some: dict[str, Any] = {"lengths": [120], "depths": [0, 100], "jrt": False, "semantics": "clean", "seed": 0}
+    whole = {"haystack": niah.essays(1, 50), "needle": paper, "template": "base"}
+    kept = torch.ones(2, len(layers), n_heads, dtype=torch.bool)
+    return [
+        (niah.grid, {"tokenizer": tokenizer, **some, **whole}),
+        (niah.controls, {"tokenizer": tokenizer, **some, **whole}),
+        (niah.shortest_length, {"tokenizer": tokenizer, **{k: v for k, v in some.items() if k != "lengths"}, **whole}),
+        (niah.default_lengths, {"max_length": 400, "shortest": 100, "count": 3}),
+        (niah.essays, {"seed": 3, "n_sentences": 4}),
+        (niah.read_haystack, {"folder": "nowhere"}),
+        (niah.Haystack, {"name": "a", "text": "A text."}),
+        (niah.Needle, {"name": "n", "sentence": "A fox.", "question": "Who?", "rubric": fox}),
+        (niah.best_thing, dict(zip(("name", "city", "first", "second", "park", "weather"), "abcdef", strict=True))),
+        (niah.in_steps, {"name": "n", "sentence": "A b c d.", "question": "q", "first": "A", "second": "c"}),
+        (niah.score, {"text": "eat a sandwich", "rubric": niah.PAPER_RUBRIC}),
+        (niah.check_rubric, {"rubric": paper.rubric, "needle": paper.sentence, "source": "it"}),
+        (niah.load_rubric, {"path": "nowhere.json", "needle": None}),
+        (niah.load_needles, {"path": "nowhere.json"}),
+        (lens.to_tokens, {"text": "a city"}),
+        (lens.to_single_token, {"text": "city"}),
+        (lens.to_string, {"tokens": [1, 5]}),
+        (lens.to_str_tokens, {"tokens": [1, 5]}),
+        (lens, {"tokens": torch.tensor([[1, 5], [6, 7]]), "lengths": [2, 1]}),
+        (sparsification.top_k, {"lens": lens, "k": 1, "phase": "decode", "scope": "layer", "semantics": "clean"}),
+        (sparsification.keep_heads, {"lens": lens, "ranking": ranking, "n": 2, "phase": "both", "scope": "model"}),
+        (sparsification.keep_each, {"lens": lens, "heads": [((1, 0),), None], "phase": "both"}),
+        (sparsification.keep_rows, {"lens": lens, "kept": kept, "phase": "both"}),
+        (manipulation.manipulate, {"lens": lens, "mode": "omit", "span": (1, 3), "phase": "both"}),
+        (manipulation.is_causal, {"mode": "omit", "semantics": "clean"}),
+        (entropy.head_entropy, {"pattern": torch.ones(1, 2, 3, 3)}),
+        (entropy.rank_heads, {"lens": lens, "tokens": [[1, 5, 6]], "queries": "all", "batch_size": 2}),
+        (HeadRanking, {"scores": torch.rand(2, 4), "layers": (1, 5), "source": "s", "lower_is_better": True}),
+        (ranking.kept, {"n": 2, "scope": "layer"}),
+        (ranking.score, {"layer": 1, "head": 0}),
+        (needle_heads.look, {"lens": lens, "prompt": prompt.tokens, "answer": [5], "needles": prompt.needle_spans}),
+        (needle_heads.crop, {"n_prompt": 50, "n_answer": 3, "needle": (4, 8), "most": 20, "around": 2}),
+        (metrics.LogitDifference, {"right": 3, "wrong": 4}),
+        (metrics.LogProbability, {"answer": (1, 2)}),
+        (metrics.Rank, {"token": 3}),
+        (metrics.KullbackLeibler, {"reference": torch.zeros(5)}),
+        (metrics.NeedleScore, {"rubric": niah.PAPER_RUBRIC, "max_new_tokens": 3}),
+        (pairs.other_needle, {"lens": lens, "needle": paper, "other": windy, "length": 120, "depth": 50, "seed": 1}),
+        (pairs.counterpart, {"needle": paper, "other": oslo}),
+    ]
+
+
+JUNK: tuple[Any, ...] = (
+    None, True, 0, 1, -1, 2.5, 1.0, math.nan, math.inf, 10**30, 10**5000, "", "bogus", "a\nb", "x\ud800", b"bytes", [],
+    (), {}, {1, 2}, [1.5], [math.nan], [True], [None], [-1], [10**30], [[1], [2, 3]], ["a", 1], range(3), (1, 2, 3),
+    int, len, object(), np.int64(3), np.array([1.5]), np.array(["a"]), np.zeros((2, 2, 2)), torch.tensor(2),
+    torch.ones(2), torch.zeros(0), torch.tensor([[1, 2]]), slice(None), {"input_ids": [[1]]}, {"a": 1}, Ellipsis, 1j,
+)  # fmt: skip
+
+
+SILENT: list[tuple[str, Callable[[Any, Any], Any]]] = [
+    ("n = 2.5 given", lambda lens, ranking: sparsification.keep_heads(lens, ranking, 2.5)),
+    ("n = 1.0 given", lambda lens, ranking: sparsification.keep_heads(lens, ranking, 1.0)),
+    ("phase 'bogus' does not exist", lambda lens, _: sparsification.keep_rows(lens, torch.ones(1, 2, 4) > 0, "bogus")),
+    ("depths[0] = nan given", lambda lens, _: niah.grid(lens.tokenizer, [120], [math.nan])),
+    ("depths[0] = True given", lambda lens, _: niah.grid(lens.tokenizer, [120], [True])),
+    ("seed = None given", lambda lens, _: niah.grid(lens.tokenizer, [120], seed=None)),
+    ("seed = 2.7 given", lambda lens, _: niah.grid(lens.tokenizer, [120], seed=2.7)),
+    ("jrt = [] given", lambda lens, _: niah.grid(lens.tokenizer, [120], jrt=[])),
+    ("seed = 'Lima' given", lambda *_: niah.essays(seed="Lima")),
+    ("wrong = True given", lambda *_: metrics.LogitDifference(10, True)),
+    ("length = 1000000000000 given", lambda lens, _: pairs.no_needle(lens, niah.PAPER_NEEDLE, 10**12, 50)),
+    ("1000 tokens given, but the", lambda lens, _: pairs.no_needle(lens, niah.PAPER_NEEDLE, 1000, 50)),
+    ("token 1000000 is outside the vocabulary", lambda lens, _: lens.to_string([10**6])),
+    ("tokens are b'bytes'", lambda lens, _: lens(b"bytes")),
+    ("tokens are {", lambda lens, _: lens({9, 1, 5})),
+    ("lengths = b'x' given", lambda lens, _: lens(torch.tensor([[1, 2]]), b"x")),
+]
+
+
+def silent() -> list[list[str]]:
+    """What each of `SILENT` should begin with, and what it says."""
+    lens = benchmark_lens("jamba")
+    layers = lens.cfg.attention_layers
+    ranking = HeadRanking(torch.rand(len(layers), lens.cfg.n_heads), layers, "chance", True)
+    said: list[list[str]] = []
+    for message, call in SILENT:
+        try:
+            said.append([message, f"accepted: {shown(call(lens, ranking))}"])
+        except HybridLensError as error:
+            said.append([message, str(error)])
+    return said
+
+
+def at_random(calls: int) -> dict[str, Any]:
+    """Calls with one or two arguments exchanged for junk: how many were refused, and which ended in another way."""
+    rng = random.Random(11)
+    examples, refused, wrong = the_examples(), 0, list[str]()
+    for fn, right in examples:
+        fn(**right) if "nowhere" not in str(right) else None  # the examples themselves are right
+    for _ in range(calls):
+        fn, right = rng.choice(examples)
+        changed = {name: rng.choice(JUNK) for name in rng.sample(sorted(right), min(len(right), rng.randint(1, 2)))}
+        try:
+            fn(**{**right, **changed})
+        except HybridLensError as error:
+            refused += 1
+            if "\n" in str(error) or len(str(error)) > 1000:
+                wrong.append(f"{fn} of {shown(changed)}: {str(error)[:1500]}")
+        except Exception as error:  # what is looked for
+            wrong.append(f"{fn} of {shown(changed)}: {type(error).__name__}: {str(error)[:300]}")
+    return {"refused": refused, "wrong": wrong}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_grad_enabled(False)
+    json.dump({"silent": silent(), **at_random(int(sys.argv[1]))}, sys.stdout)
