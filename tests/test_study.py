@@ -48,7 +48,7 @@ def alone(lens: hl.HybridLens, key: CellKey, prompt: niah.Prompt, new: int) -> s
 def test_every_cell_of_every_experiment_is_an_independent_run(family: str, data: st.DataObject) -> None:
     """Random cells of a whole study, whatever runs beside them and in whatever memory, but for near ties."""
     lens = benchmark_lens(family)
-    config = StudyConfig("random", needles=(niah.NEEDLES["lisbon"],), **SHORT)
+    config = StudyConfig(model="random", needles=(niah.NEEDLES["lisbon"],), **SHORT)
     cells = plan(lens, config).cells
     todo = data.draw(st.lists(st.sampled_from(list(cells)), min_size=1, max_size=14, unique=True))
     tight = Settings(2**22, 3) if data.draw(st.booleans()) else Settings()

@@ -127,7 +127,7 @@ class Experiment(ABC, Generic[O, T]):
             )
         lengths: Any = getattr(options, "lengths", None) or getattr(options, "length", None) or ()
         new = int(getattr(options, "max_new_tokens", 0))
-        longest = max(lengths) if isinstance(lengths, tuple) else lengths
+        longest = max(lengths, default=0) if isinstance(lengths, tuple) else lengths
         if cfg.n_ctx is not None and longest and longest + new > cfg.n_ctx:
             name = "--lengths" if isinstance(lengths, tuple) else "--length"
             raise InputError(

@@ -145,7 +145,7 @@ def task_scores(
     Args:
         lens: the model, with its tokenizer.
         kept: for each condition, True for the heads that speak.
-        tasks: of `analyses.benchmarks.local_tasks.LOCAL_TASKS`. The two that retrieve, tiny_retrieval and tiny_recite, read prompts
+        tasks: of `LOCAL_TASKS`. The two that retrieve, tiny_retrieval and tiny_recite, read prompts
             of 160 to 220 tokens and take ten times as long.
         limit: so many items of each at most, drawn at random by the task's name (its first ones would be of one
             kind), the same for every condition; None for all (72 to 100).
@@ -164,7 +164,8 @@ def task_scores(
     unknown = next((task for task in tasks if task not in LOCAL_TASKS), None)
     if unknown is not None:
         raise UnknownNameError(
-            f"task {unknown!r} is no local task{closest(unknown, LOCAL_TASKS)}; expected some of {', '.join(LOCAL_TASKS)}"
+            f"task {unknown!r} is no local task{closest(unknown, LOCAL_TASKS)}; "
+            f"expected some of {', '.join(LOCAL_TASKS)}"
         )
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit} given, expected at least 1, or None for all items")

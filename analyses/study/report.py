@@ -92,7 +92,11 @@ def page_of(
 
 
 def niah_page(
-    cells: Sequence[Cell], record: Mapping[str, Any], base: Base, patterns: Sequence[PatternFigure], notes: Sequence[str]
+    cells: Sequence[Cell],
+    record: Mapping[str, Any],
+    base: Base,
+    patterns: Sequence[PatternFigure],
+    notes: Sequence[str],
 ) -> Article:
     """The page of figure 2 with one needle.
 

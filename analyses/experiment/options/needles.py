@@ -71,7 +71,8 @@ def read_needles(given: str) -> tuple[niah.Needle, ...]:
         return tuple(niah.load_needles(given))
     raise UnknownNameError(
         f"--needles {given!r} given, but {unknown[0]!r} is neither a file nor a built-in needle"
-        f"{closest(unknown[0], niah.NEEDLES)}; expected a JSON file, all, or names of {', '.join(sorted(niah.NEEDLES))}"
+        f"{closest(unknown[0], niah.NEEDLES)}; expected a JSON file, all, or names of "
+        f"{', '.join(sorted(niah.NEEDLES))}"
     )
 
 
