@@ -251,7 +251,7 @@ def test_bad_input_says_what_is_wrong(tmp_path):
         found.score("copyin")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResultsError, match="cannot be used"):
-        run(jamba, CircuitsConfig("m"), tmp_path / "file" / "out")
+        conduct(CircuitsRun(jamba, CircuitsConfig(model="m")), tmp_path / "file" / "out")
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ResultsError, match="not a run of this version"):
-        run(jamba, CircuitsConfig("m"), Path(tmp_path))
+    with pytest.raises(ResultsError, match="no readable run.json of this version"):
+        conduct(CircuitsRun(jamba, CircuitsConfig(model="m")), Path(tmp_path))
