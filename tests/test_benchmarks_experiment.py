@@ -8,13 +8,13 @@ import pytest
 from lm_eval.evaluator import evaluate
 
 import hybridlens as hl
-from analyses.benchmarks import BenchmarkConfig, BenchmarkRun, check_tasks, default_ks, run_benchmarks, running
-from analyses.benchmarks import tasks as benchmark_tasks
-from analyses.benchmarks.harness import HarnessModel
-from analyses.benchmarks.local_tasks import FOLDER
-from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row
 from analyses.experiment.running import conduct
-from analyses.sparsification import top_k
+from analyses.heads.sparsification import top_k
+from analyses.study.benchmarks import BenchmarkConfig, BenchmarkRun, check_tasks, default_ks, run_benchmarks, running
+from analyses.study.benchmarks import tasks as benchmark_tasks
+from analyses.study.benchmarks.harness import HarnessModel
+from analyses.study.benchmarks.local_tasks import FOLDER
+from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
 
 NAME = "tiny-recurrentgemma"

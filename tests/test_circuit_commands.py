@@ -15,10 +15,10 @@ import hybridlens as hl
 from analyses.circuits import HeadCircuits, circuits
 from analyses.cli import main
 from analyses.experiment.options.rankings import RankingsConfig
-from analyses.ranking import HeadRanking
-from analyses.rankings.calibration import calibration_prompts
-from analyses.rankings.making import FROM_WEIGHTS, NAMES, make_rankings
-from analyses.rankings.sweep import RankingsRun, compare
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings.calibration import calibration_prompts
+from analyses.study.rankings.making import FROM_WEIGHTS, NAMES, make_rankings
+from analyses.study.rankings.sweep import RankingsRun, compare
 from hybridlens.errors import UnknownNameError
 from hybridlens.results import Folder
 

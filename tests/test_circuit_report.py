@@ -18,8 +18,8 @@ from analyses.circuits.composition import KINDS, Composition
 from analyses.circuits.labels import MEANING, number
 from analyses.circuits.report import article_of, finding
 from analyses.circuits.results import METRICS, HeadCircuits
-from analyses.needle_heads import Look
-from analyses.ranking import HeadRanking
+from analyses.heads.needle_heads import Look
+from analyses.heads.ranking import HeadRanking
 from hybridlens.viz.article import Article, render_article, write_article
 from hybridlens.viz.blocks import Chart, ChartGrid
 from hybridlens.viz.page import POLICY

@@ -13,19 +13,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from analyses.commands.look import read_prompts
-from analyses.experiment.options.base import parse_list
-from analyses.experiment.options.needles import read_needle
 from command_line import refused
 from niah_tokenizers import word_level
 from random_lens import save_checkpoint
 from transformers import BertConfig, PreTrainedTokenizer
 
 import hybridlens as hl
-from analyses import checkpoints
 from analyses.cli import main
-from analyses.embedded import card_accuracy
-from analyses.ranking import HeadRanking
+from analyses.commands.embedded import card_accuracy
+from analyses.commands.look import read_prompts
+from analyses.experiment import checkpoints
+from analyses.experiment.options.base import parse_list
+from analyses.experiment.options.needles import read_needle
+from analyses.heads.ranking import HeadRanking
 from hybridlens import niah
 from hybridlens.errors import InputError
 from hybridlens.results import read_run
@@ -409,7 +409,7 @@ def test_a_card_without_measurements_leaves_a_dash(tmp_path: Path) -> None:
 
 def test_heads_ranks_on_prompts(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The written ranking is the one that the library gives for the same prompts; the table is in its order."""
-    from analyses.entropy import rank_heads
+    from analyses.heads.entropy import rank_heads
 
     texts = ["What is the best thing to do in Oslo?", "sit in Dolores Park on a sunny day."]
     lines, listed = tmp_path / "prompts.txt", tmp_path / "prompts.json"

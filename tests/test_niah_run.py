@@ -14,14 +14,14 @@ from random_lens import benchmark_lens
 
 import hybridlens as hl
 from analyses.experiment import answering
-from analyses.experiment.answering import work_of
 from analyses.experiment.options.study import NiahConfig
 from analyses.experiment.running import Outcome, conduct
-from analyses.needle_heads import MOST_TOKENS, crop, figure, figure_of, look
-from analyses.sparsification import top_k
+from analyses.heads.answering import work_of
+from analyses.heads.needle_heads import MOST_TOKENS, crop, figure, figure_of, look
+from analyses.heads.sparsification import top_k
+from analyses.heads.treatment import Treatment
 from analyses.study import niah as experiment
 from analyses.study.niah import NiahRun, make_grid
-from analyses.treatment import Treatment
 from hybridlens import niah
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
 from hybridlens.results import Cell, CellKey, read_run

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from analyses.ranking import HeadRanking
-from analyses.rankings.agreement import kendall, spearman
-from analyses.rankings.curves import accuracies, area, area_difference, areas, needed
-from analyses.rankings.report import article_of
-from analyses.rankings.results import Ability, RankingComparison
-from analyses.rankings.sections import by_area, shown
-from analyses.rankings.words import sentences
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings.agreement import kendall, spearman
+from analyses.study.rankings.curves import accuracies, area, area_difference, areas, needed
+from analyses.study.rankings.report import article_of
+from analyses.study.rankings.results import Ability, RankingComparison
+from analyses.study.rankings.sections import by_area, shown
+from analyses.study.rankings.words import sentences
 from hybridlens.errors import InputError
 from hybridlens.viz.article import render_article, write_article
 from hybridlens.viz.bands import band_chart

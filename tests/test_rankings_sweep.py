@@ -13,15 +13,16 @@ from random_lens import benchmark_lens
 
 import hybridlens as hl
 from analyses.experiment.options.rankings import Calibration, RankingsConfig
-from analyses.ranking import HeadRanking
-from analyses.rankings import sweep
-from analyses.rankings.ability import filler_loss, filler_tokens
-from analyses.rankings.agreement import kendall, spearman
-from analyses.rankings.calibration import calibration_prompts, counts_of, judging_prompts, prompt_lengths
-from analyses.rankings.candidates import random_rankings
-from analyses.rankings.curves import Value, area, area_difference, areas, needed
-from analyses.rankings.general import measure
-from analyses.rankings.results import (
+from analyses.heads.ranking import HeadRanking
+from analyses.heads.sparsification import keep_heads, top_k
+from analyses.study.rankings import sweep
+from analyses.study.rankings.ability import filler_loss, filler_tokens
+from analyses.study.rankings.agreement import kendall, spearman
+from analyses.study.rankings.calibration import calibration_prompts, counts_of, judging_prompts, prompt_lengths
+from analyses.study.rankings.candidates import random_rankings
+from analyses.study.rankings.curves import Value, area, area_difference, areas, needed
+from analyses.study.rankings.general import measure
+from analyses.study.rankings.results import (
     RANDOM,
     RUN_TIME,
     Ability,
@@ -30,8 +31,7 @@ from analyses.rankings.results import (
     keys_of,
     scores_of,
 )
-from analyses.rankings.words import best_rows, sentences
-from analyses.sparsification import keep_heads, top_k
+from analyses.study.rankings.words import best_rows, sentences
 from hybridlens import niah
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
 from hybridlens.results import Cell, CellKey, accuracy_points, tipping_interval, tipping_point

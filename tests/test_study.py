@@ -13,9 +13,9 @@ from random_lens import benchmark_lens, save_checkpoint
 import hybridlens as hl
 from analyses import study
 from analyses.cli import main
-from analyses.experiment.answering import Settings, answer_cells
-from analyses.manipulation import manipulate
-from analyses.sparsification import top_k
+from analyses.heads.answering import Settings, answer_cells
+from analyses.heads.manipulation import manipulate
+from analyses.heads.sparsification import top_k
 from analyses.study import StudyConfig
 from analyses.study.experiments import plan, rubrics_of
 from analyses.study.running import cost_words

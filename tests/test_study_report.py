@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study import views
+from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study.experiments import EXPERIMENTS, Study
 from analyses.study.groups import Base
 from analyses.study.report import page_of

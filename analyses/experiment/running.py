@@ -105,7 +105,7 @@ class Experiment(ABC, Generic[O, T]):
         Raises:
             HybridLensError: a checkpoint, device or dtype that cannot be used; or see `check` and the class.
         """
-        from analyses.checkpoints import meta_lens, open_model, weights_hash
+        from analyses.experiment.checkpoints import meta_lens, open_model, weights_hash
 
         cfg = meta_lens(options.model).cfg
         cls.check(options, cfg)

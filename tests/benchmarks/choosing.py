@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 
-from analyses.checkpoints import open_model
 from analyses.circuits import circuits
 from analyses.circuits.strength import CHOSEN, COMBINATIONS, retrieval
+from analyses.experiment.checkpoints import open_model
 from analyses.experiment.options.rankings import RankingsConfig
 from analyses.experiment.text import columns
-from analyses.ranking import HeadRanking
-from analyses.rankings.results import RankingComparison
-from analyses.rankings.sweep import compare
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings.results import RankingComparison
+from analyses.study.rankings.sweep import compare
 
 
 def areas(model: str, seed: int = 0) -> RankingComparison:

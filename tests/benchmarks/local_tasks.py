@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 from tokenizers import Tokenizer
 
-from analyses.benchmarks.local_tasks import FOLDER
+from analyses.study.benchmarks.local_tasks import FOLDER
 from hybridlens.errors import InputError
 from hybridlens.niah.essays import essay_sentences
 from hybridlens.niah.filler import WINDOW, exact_subset

@@ -44,8 +44,8 @@ from collections.abc import Sequence
 
 import torch
 
-from analyses.entropy import SEMANTICS
-from analyses.needle_slots import Needle, NeedleTables, look_up, needle_tables
+from analyses.heads.entropy import SEMANTICS
+from analyses.heads.needle_slots import Needle, NeedleTables, look_up, needle_tables
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
 from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, check_phase, reads_only
 from hybridlens.model import HybridLens

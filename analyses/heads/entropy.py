@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analyses.ranking import HeadRanking
+from analyses.heads.ranking import HeadRanking
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.hooks import HookPoint, by_query, reads_only
 from hybridlens.model import HybridLens
