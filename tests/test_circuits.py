@@ -253,5 +253,5 @@ def test_bad_input_says_what_is_wrong(tmp_path):
     with pytest.raises(ResultsError, match="cannot be used"):
         conduct(CircuitsRun(jamba, CircuitsConfig(model="m")), tmp_path / "file" / "out")
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ResultsError, match="no readable run.json of this version"):
+    with pytest.raises(ResultsError, match=r"no readable run\.json of this version"):
         conduct(CircuitsRun(jamba, CircuitsConfig(model="m")), Path(tmp_path))

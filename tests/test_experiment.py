@@ -1,4 +1,4 @@
-"""One experiment declared by hand: stopped at every write, damaged in every file, on disks that refuse, under a lock."""
+"""One experiment declared by hand: stopped at every write, damaged in every file, on full disks, under a lock."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_a_run_killed_at_any_write_goes_on_to_the_same_end(
     points = 0
     for at in range(1, 100):
         out = tmp_path / f"killed-{at}"
-        count, unlink, dead = 0, Path.unlink, False
+        count, dead = 0, False
 
         def step(act: Any, *given: Any, at: int = at) -> Any:
             nonlocal count, dead
@@ -121,7 +121,7 @@ def test_a_run_killed_at_any_write_goes_on_to_the_same_end(
             patched.setattr(Path, "replace", lambda *given: step(replace, *given))
             patched.setattr(provenance.os, "fsync", lambda handle: None)
             patched.setattr(os, "write", lambda *given: step(write, *given))
-            patched.setattr(Path, "unlink", lambda path, **more: None if dead else unlink(path, **more))
+            patched.setattr(Path, "unlink", lambda path, **more: None)  # a kill leaves no time to tidy up
             try:
                 conduct(Declared(Small(model="m")), out)
             except Killed:
@@ -132,7 +132,7 @@ def test_a_run_killed_at_any_write_goes_on_to_the_same_end(
         result = conduct(again, out)
         assert contents(out) == whole, at
         assert result.result["cells"] == 4
-        assert [path for path in out.rglob("*.part")] == []
+        assert list(out.rglob("*.part")) == []
         assert len(again.made) <= 6
         assert (out / "report.html").is_file()
     assert points > 12, "the run writes at fewer places than it has files"
@@ -218,7 +218,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_rightly(
     place: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Full from the n-th write on, for every n."""
-    module = provenance.tempfile if place == "mkstemp" else os
+    module, lines = provenance.tempfile if place == "mkstemp" else os, list[str]()
     real = getattr(module, place)
     for at in range(40):
         out, count = tmp_path / f"full-{at}", 0
@@ -235,12 +235,13 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_rightly(
             try:
                 conduct(Declared(Small(model="m")), out)
             except ResultsError as error:
-                assert "(No space left on device); make room" in str(error)
+                lines.append(str(error))
             else:
                 break
         conduct(Declared(Small(model="m")), out)
         assert contents(out) == contents(finished)
-    assert at > 5, "the disk was never full"
+    assert len(lines) > 5, "the disk was never full"
+    assert all("(No space left on device); make room" in line and "\n" not in line for line in lines)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")

@@ -12,11 +12,12 @@ from models import FAMILIES
 from random_lens import benchmark_lens
 
 import hybridlens as hl
+from analyses.experiment.filler import filler_tokens
 from analyses.experiment.options.rankings import Calibration, RankingsConfig
 from analyses.heads.ranking import HeadRanking
 from analyses.heads.sparsification import keep_heads, top_k
 from analyses.study.rankings import sweep
-from analyses.study.rankings.ability import filler_loss, filler_tokens
+from analyses.study.rankings.ability import filler_loss
 from analyses.study.rankings.agreement import kendall, spearman
 from analyses.study.rankings.calibration import calibration_prompts, counts_of, judging_prompts, prompt_lengths
 from analyses.study.rankings.candidates import random_rankings

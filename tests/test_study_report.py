@@ -316,7 +316,8 @@ def test_report_shows_any_text_literally(text: str) -> None:
         verdict = Verdict("a", "H1", word, word, f"{word}; {word}", "holds", word, word)
         rows = [bench_row(word, k, 0.5) for k in (4, 2)]
         study = a_study("fig2", "needles", "semantics")
-        return Page(render_article(page_of(cells, record, study, study.experiments, rows, [verdict], [word, f"left out: {word}"]), record))
+        made = page_of(cells, record, study, ALL, rows, [verdict], [word, f"left out: {word}"])
+        return Page(render_article(made, record))
 
     plain, hostile = page("harmless"), page(text)
     assert [t for t, _ in hostile.tags] == [t for t, _ in plain.tags]

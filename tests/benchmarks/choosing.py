@@ -35,7 +35,8 @@ def areas(model: str, seed: int = 0) -> RankingComparison:
         name: HeadRanking(retrieval(found.signals, name), found.layers, name, lower_is_better=False)
         for name in COMBINATIONS
     }
-    return compare(lens, rankings, RankingsConfig(model=model, run_time=False, draws=0, filler_rows=0, tasks=(), seed=seed))
+    config = RankingsConfig(model=model, run_time=False, draws=0, filler_rows=0, tasks=(), seed=seed)
+    return compare(lens, rankings, config)
 
 
 def best(found: RankingComparison) -> str:

@@ -96,7 +96,9 @@ def _filler(value: object) -> object:
 
 
 Phases = Annotated[tuple[str, ...], BeforeValidator(_phases), AfterValidator(once), one_of(VERSIONS, "phase")]
-MaybePhases = Annotated[tuple[str, ...] | None, BeforeValidator(_phases), AfterValidator(once), one_of(VERSIONS, "phase")]
+MaybePhases = Annotated[
+    tuple[str, ...] | None, BeforeValidator(_phases), AfterValidator(once), one_of(VERSIONS, "phase")
+]
 Needles = Annotated[tuple[niah.Needle, ...] | None, BeforeValidator(_needles), AfterValidator(named_once)]
 Depths = Annotated[Numbers, AfterValidator(_percent)]
 Heads = MaybeNumbers

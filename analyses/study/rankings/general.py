@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.experiment.filler import filler_tokens
 from analyses.experiment.options.rankings import RankingsConfig
 from analyses.heads.ranking import HeadRanking
-from analyses.study.rankings.ability import filler_loss, filler_tokens, task_scores
+from analyses.study.rankings.ability import filler_loss, task_scores
 from analyses.study.rankings.results import RANDOM, RUN_TIME, Ability, is_draw, rows_of
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
