@@ -151,6 +151,8 @@ def test_another_run_in_the_folder_is_refused(
         (["--device", "meta"], "--device 'meta' cannot be used"),
         (["--heads", "one"], "--heads 'one' given, expected whole numbers like 0,4,8 or 0..8"),
         (["--heads", "1,1"], "--heads holds 1 more than once"),
+        (["--lengths", "999999"], "--lengths 999999 given, expected at most 262,144"),
+        (["--haystack", "no\udcff"], "is not UTF-8 text"),
         (["--lengths", "-5"], "--lengths '-5' given, expected whole numbers"),
         (["--lengths", "20"], "does not fit length 20"),
         (["--depths", "0,120"], "--depths holds 120, expected percentages from 0 to 100"),
