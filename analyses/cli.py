@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; what was typed when left out.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    odd = next((word for word in typed if not _is_text(word)), None)
+    if odd is not None:
+        return _refused(f"the argument {odd!r} is not UTF-8 text; name it otherwise")
     typed_words.set(tuple(typed))
     # Read when torch is loaded. Threads that spin while they wait lose most of a core to any other busy
     # process: a sweep of the tiny models took twenty times as long beside one. Waiting idle costs nothing.
@@ -77,10 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _is_text(word: str) -> bool:
+    """Whether a word can be written as UTF-8, which one that was not typed as such cannot."""
+    try:
+        word.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _refused(line: str) -> int:
     """Say what is wrong, on one line; returns the exit status."""
-    said = " ".join(line.split()).encode("utf-8", "backslashreplace").decode("utf-8")
-    print(f"hybridlens: {said}", file=sys.stderr)
+    print(f"hybridlens: {' '.join(line.split())}", file=sys.stderr)
     return 2
 
 

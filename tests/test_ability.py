@@ -14,11 +14,12 @@ from models import FAMILIES, make
 from random_lens import benchmark_lens
 
 import hybridlens as hl
-from analyses.benchmarks.local_tasks import FOLDER
-from analyses.ranking import HeadRanking
-from analyses.rankings.ability import TRAINED_SEED, filler_loss, filler_tokens, task_scores, unseen_sentences
-from analyses.rankings.masks import distinct
-from analyses.sparsification import keep_heads
+from analyses.experiment.filler import TRAINED_SEED, filler_tokens, unseen_sentences
+from analyses.heads.ranking import HeadRanking
+from analyses.heads.sparsification import keep_heads
+from analyses.study.benchmarks.local_tasks import FOLDER
+from analyses.study.rankings.ability import filler_loss, task_scores
+from analyses.study.rankings.masks import distinct
 from hybridlens import tiny
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.tiny.documents import N_SENTENCES, filler_sentences

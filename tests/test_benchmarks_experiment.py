@@ -8,12 +8,13 @@ import pytest
 from lm_eval.evaluator import evaluate
 
 import hybridlens as hl
-from analyses.benchmarks import BenchmarkConfig, check_tasks, default_ks, run_benchmarks, running
-from analyses.benchmarks import tasks as benchmark_tasks
-from analyses.benchmarks.harness import HarnessModel
-from analyses.benchmarks.local_tasks import FOLDER
-from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row
-from analyses.sparsification import top_k
+from analyses.experiment.running import conduct
+from analyses.heads.sparsification import top_k
+from analyses.study.benchmarks import BenchmarkConfig, BenchmarkRun, check_tasks, default_ks, run_benchmarks, running
+from analyses.study.benchmarks import tasks as benchmark_tasks
+from analyses.study.benchmarks.harness import HarnessModel
+from analyses.study.benchmarks.local_tasks import FOLDER
+from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
 
 NAME = "tiny-recurrentgemma"
@@ -29,7 +30,8 @@ def lens():
 
 @pytest.fixture(scope="module")
 def contrast(lens):
-    return run_benchmarks(lens, BenchmarkConfig(NAME, ("tiny_retrieval", "tiny_facts", "tiny_grammar"), limit=20))
+    tasks = ("tiny_retrieval", "tiny_facts", "tiny_grammar")
+    return run_benchmarks(lens, BenchmarkConfig(model=NAME, tasks=tasks, limit=20))
 
 
 @pytest.fixture
@@ -81,45 +83,58 @@ def load(names):
 
 
 def test_a_stopped_run_goes_on(lens, tmp_path, monkeypatch):
-    """Stopped after the third of four pairs: only the fourth is run, and the file ends as that of a whole run."""
-    path, ran = tmp_path / "benchmarks.json", []
+    """Stopped after the third of four pairs: only the fourth is run, and the end is that of a whole run."""
+    ran = []
     run_one = running._run
     monkeypatch.setattr(running, "_run", lambda *args: ran.append((args[2].task_name, args[3])) or run_one(*args))
-    config = BenchmarkConfig(NAME, QUICK, ks=(8, 0), limit=4)
+    config = BenchmarkConfig(model=NAME, tasks=QUICK, ks=(8, 0), limit=4)
 
     def stop(done, total):
         if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_benchmarks(lens, config, path, "w", stop)
-    assert {(row.task, row.k) for row in BenchmarkResult.load(path).rows} == set(ran)
+        conduct(BenchmarkRun(lens, config, "w"), tmp_path, stop)
+    assert len(ran) == 3
     ran.clear()
     counts = []
-    result = run_benchmarks(lens, config, path, "w", lambda done, total: counts.append((done, total)))
+    result = conduct(BenchmarkRun(lens, config, "w"), tmp_path, lambda done, total: counts.append((done, total))).result
     assert ran == [("tiny_grammar", 0)]
-    assert counts == [(3, 4), (4, 4)]
-    whole = run_benchmarks(lens, config)
-    assert result.rows == whole.rows
-    more = run_benchmarks(lens, BenchmarkConfig(NAME, ("tiny_facts",), ks=(1,), limit=4), path, "w")
-    assert [(row.task, row.k) for row in more.rows] == [("tiny_facts", 1)]
-    assert len(BenchmarkResult.load(path).rows) == 5  # what was there has stayed
+    assert counts == [(done, 4) for done in range(5)]
+    assert BenchmarkResult.load(tmp_path / "benchmarks.json").rows == result.rows == run_benchmarks(lens, config).rows
+    ran.clear()
+    more = conduct(BenchmarkRun(lens, config.but(tasks=("tiny_facts",), ks=(1, 8)), "w"), tmp_path).result
+    assert [(row.task, row.k) for row in more.rows] == [("tiny_facts", 1), ("tiny_facts", 8)]
+    assert ran == [("tiny_facts", 1)]  # what was there has stayed
 
 
 @pytest.mark.parametrize(
     ("change", "weights", "name"),
-    [({"limit": 5}, "w", "limit 4, and this one has 5"), ({"semantics": "published"}, "w", "semantics 'clean'"),
-     ({}, "x", "weights"), ({"model": "other"}, "w", "model 'tiny-recurrentgemma'")],
+    [({"limit": 5}, "w", "limit 4, and this one has 5"), ({"semantics": "published"}, "w", 'semantics "clean"'),
+     ({}, "x", "weights"), ({"model": "other"}, "w", 'model "tiny-recurrentgemma"')],
 )  # fmt: skip
 def test_another_run_is_refused(lens, tmp_path, change, weights, name):
-    """And the file stays as it was."""
-    path = tmp_path / "benchmarks.json"
-    options = {"model": NAME, "tasks": ("tiny_grammar",), "ks": (8,), "limit": 4}
-    run_benchmarks(lens, BenchmarkConfig(**options), path, "w")
-    before = path.read_bytes()
+    """And the folder stays as it was."""
+    config = BenchmarkConfig(model=NAME, tasks=("tiny_grammar",), ks=(8,), limit=4)
+    conduct(BenchmarkRun(lens, config, "w"), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     with pytest.raises(ResultsError, match=name):
-        run_benchmarks(lens, BenchmarkConfig(**{**options, **change}), path, weights)
-    assert path.read_bytes() == before
+        conduct(BenchmarkRun(lens, config.but(**change), weights), tmp_path)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_scores_of_an_edited_task_are_not_believed(lens, own, tmp_path):
+    """Its documents turned round: the scores are those of a new folder, and the stage is named."""
+    config = BenchmarkConfig(model=NAME, tasks=("own_tiny_facts",), ks=(8,), limit=4, include=own)
+    first = conduct(BenchmarkRun(lens, config, "w"), tmp_path / "run")
+    items = [json.loads(line) for line in (own / "tiny_facts.jsonl").read_text().splitlines()]
+    wrong = [item | {"label": (item["label"] + 1) % len(item["choices"])} for item in items]
+    (own / "tiny_facts.jsonl").write_text("".join(json.dumps(item) + "\n" for item in wrong))
+    benchmark_tasks._index.cache_clear()
+    again = conduct(BenchmarkRun(lens, config, "w"), tmp_path / "run")
+    fresh = conduct(BenchmarkRun(lens, config, "w"), tmp_path / "new")
+    assert again.result.rows == fresh.result.rows != first.result.rows
+    assert [line.split(" ")[0] for line in again.damaged] == ["benchmarks/own_tiny_facts-8.json"]
 
 
 def test_results_are_read_back_or_refused(contrast, tmp_path):
@@ -138,7 +153,7 @@ def test_results_are_read_back_or_refused(contrast, tmp_path):
 def test_groups_and_tags(lens, own):
     """A group's score is lm-eval's (weighted by size), a tag's the plain mean over its tasks."""
     config = {"ks": (8, 0), "limit": 20, "include": own}
-    group = run_benchmarks(lens, BenchmarkConfig(NAME, ("own_group",), **config))
+    group = run_benchmarks(lens, BenchmarkConfig(model=NAME, tasks=("own_group",), **config))
     values = [group.row(f"own_{task}", 0).value for task in QUICK]
     assert group.row("own_group", 0).metric == "acc"
     assert group.row("own_group", 0).value == pytest.approx(sum(values) / 2)  # of equal size here
@@ -147,7 +162,7 @@ def test_groups_and_tags(lens, own):
         HarnessModel(lens, top_k(lens, 0, "both")), own_tasks(own), limit=20, bootstrap_iters=1000, log_samples=False
     )
     assert group.row("own_group", 0).stderr == pytest.approx(found["results"]["own_group"]["acc_stderr,none"])
-    tag = run_benchmarks(lens, BenchmarkConfig(NAME, ("own_tag",), **config))
+    tag = run_benchmarks(lens, BenchmarkConfig(model=NAME, tasks=("own_tag",), **config))
     assert tag.row("own_tag", 0).metric == "mean"
     assert tag.row("own_tag", 0).value == pytest.approx(sum(values) / 2)
     assert tag.difference("own_tag", 0).value == pytest.approx(100 * (sum(values) / 2 - 1))
@@ -176,10 +191,10 @@ def test_examples_are_the_same_at_every_k(lens, monkeypatch):
     monkeypatch.setattr(
         HarnessModel, "loglikelihood", lambda self, r: asked.append([i.args[0] for i in r]) or answer(self, r)
     )
-    run_benchmarks(lens, BenchmarkConfig(NAME, ("tiny_grammar",), ks=(8, 0), limit=3, num_fewshot=2))
+    run_benchmarks(lens, BenchmarkConfig(model=NAME, tasks=("tiny_grammar",), ks=(8, 0), limit=3, num_fewshot=2))
     assert asked[0] == asked[1]
     assert asked[0][0].count("CONTEXT:") == 3
-    run_benchmarks(lens, BenchmarkConfig(NAME, ("tiny_grammar",), ks=(8,), limit=3, num_fewshot=2, seed=5))
+    run_benchmarks(lens, BenchmarkConfig(model=NAME, tasks=("tiny_grammar",), ks=(8,), limit=3, num_fewshot=2, seed=5))
     assert asked[2] != asked[0]
 
 
@@ -195,12 +210,12 @@ def test_lm_eval_is_kept_quiet(lens, capfd):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"ks": ()}, InputError, "no k given"),
-        ({"ks": (8, 5, 8)}, InputError, "k = 8 given more than once"),
-        ({"ks": (-1,)}, InputError, r"k = -1 given, expected 0\.\.n_heads"),
-        ({"limit": 0}, InputError, "limit 0 given, expected at least 1"),
-        ({"num_fewshot": -1}, InputError, "num_fewshot -1 given, expected at least 0"),
-        ({"batch_size": 0}, InputError, "batch size 0 given"),
+        ({"ks": ()}, InputError, "--ks is empty"),
+        ({"ks": (8, 5, 8)}, InputError, "--ks holds 8 more than once"),
+        ({"ks": (-1,)}, InputError, "--ks -1 given"),
+        ({"limit": 0}, InputError, "--limit 0 given, expected greater than or equal to 1"),
+        ({"num_fewshot": -1}, InputError, "--num-fewshot -1 given"),
+        ({"batch_size": 0}, InputError, "--batch-size 0 given"),
         ({"version": "decode"}, UnknownNameError, "version 'decode' does not exist; expected one of prefill"),
         ({"semantics": "clear"}, UnknownNameError, "close names: clean"),
         ({"fewshot_as_multiturn": True}, InputError, "without apply_chat_template"),
@@ -208,15 +223,15 @@ def test_lm_eval_is_kept_quiet(lens, capfd):
 )
 def test_bad_options_are_told_without_a_model(options, error, message):
     with pytest.raises(error, match=message):
-        BenchmarkConfig(NAME, **options)
+        BenchmarkConfig(model=NAME, **options)
 
 
 def test_what_the_model_cannot_do_is_told_before_data_is_loaded(lens, monkeypatch):
     monkeypatch.setattr(running, "load_tasks", None)
     with pytest.raises(InputError, match=r"k = 9 given, expected 0\.\.8: tiny-recurrentgemma has 8 heads"):
-        run_benchmarks(lens, BenchmarkConfig(NAME, ks=(9,)))
+        run_benchmarks(lens, BenchmarkConfig(model=NAME, ks=(9,)))
     with pytest.raises(InputError, match="no chat template"):
-        run_benchmarks(lens, BenchmarkConfig(NAME, apply_chat_template=True))
+        run_benchmarks(lens, BenchmarkConfig(model=NAME, apply_chat_template=True))
 
 
 def test_default_ks():
@@ -250,7 +265,7 @@ def test_tasks_that_cannot_be_loaded(own, lens):
     fixed.write_text(fixed.read_text() + "num_fewshot: 0\n")
     benchmark_tasks._index.cache_clear()
     with pytest.raises(InputError, match="num_fewshot 2 given, but task 'own_tiny_grammar' is made for none"):
-        run_benchmarks(lens, BenchmarkConfig(NAME, ("own_tiny_grammar",), num_fewshot=2, include=own))
+        run_benchmarks(lens, BenchmarkConfig(model=NAME, tasks=("own_tiny_grammar",), num_fewshot=2, include=own))
 
 
 def test_without_lm_eval_one_line_names_the_extra(monkeypatch):

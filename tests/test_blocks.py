@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from models import FAMILIES, make, tokens
 
 import hybridlens as hl
-from analyses.entropy import rank_heads
-from analyses.manipulation import MODES, manipulate
-from analyses.sparsification import top_k
-from analyses.treatment import Treatment, treat
+from analyses.heads.entropy import rank_heads
+from analyses.heads.manipulation import MODES, manipulate
+from analyses.heads.sparsification import top_k
+from analyses.heads.treatment import Treatment, treat
 from hybridlens import attention
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, by_query, reads_only

@@ -7,18 +7,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from analyses.rankings.choosing import best
-from analyses.rankings.config import RankingsConfig
+from benchmarks.choosing import best
 from random_lens import benchmark_lens, save_checkpoint
 from safetensors.torch import load_file, save_file
 
 import hybridlens as hl
 from analyses.circuits import HeadCircuits, circuits
 from analyses.cli import main
-from analyses.ranking import HeadRanking
-from analyses.rankings.making import FROM_WEIGHTS, NAMES, make_rankings
-from analyses.rankings.sweep import compare
+from analyses.experiment.options.rankings import RankingsConfig
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings.calibration import calibration_prompts
+from analyses.study.rankings.making import FROM_WEIGHTS, NAMES, make_rankings
+from analyses.study.rankings.sweep import RankingsRun, compare
 from hybridlens.errors import UnknownNameError
+from hybridlens.results import Folder
 
 SMALL = ["--counts", "0,3,8", "--draws", "1", "--lengths", "140", "--depths", "0,100", "--needles", "paper"]
 
@@ -50,7 +52,7 @@ def test_circuits_are_read_from_files(checkpoint, tmp_path, capsys, monkeypatch)
         assert HeadRanking.load(out / "rankings" / f"{metric}.json").order == found.ranking(metric).order
     record = json.loads((out / "run.json").read_text())
     assert record["status"] == "complete"
-    monkeypatch.setattr("analyses.circuits.folder.circuits", refuse)
+    monkeypatch.setattr("analyses.circuits.experiment.circuits", refuse)
     assert main([*command, "--metric", "copying"]) == 0
     assert capsys.readouterr().out.splitlines()[2].split()[0] == "1"  # every head, best first
 
@@ -71,7 +73,7 @@ def test_circuits_measured_on_text(tmp_path, capsys):
         (["--metric", "previous", "--model", "tiny-jamba"], "needs rotary embedding, and tiny-jamba has none"),
         (["--distances", "1,64"], "expected different ones of 0..63, the window's"),
         (["--distances", "x"], "--distances"),
-        (["--sample", "1"], "a sample of 1 tokens given"),
+        (["--sample", "1"], "--sample 1 given, expected greater than or equal to 2"),
         (["--model", "tiny-gamma"], "neither an embedded checkpoint"),
         (["--device", "auto"], "--device auto spreads a model"),
         (["--device", "abacus"], "abacus"),
@@ -139,13 +141,13 @@ def test_rankings_are_compared_and_gone_on_with(checkpoint, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--rankings", "copyin"], "ranking 'copyin' does not exist; close names: copying"),
-        (["--rankings", "copying,copying"], "each once"),
+        (["--rankings", "copying,copying"], "--rankings holds copying more than once"),
         (["--counts", "9"], "expected 0..8, the heads of the model"),
         (["--scope", "head"], "scope 'head' does not exist"),
         (["--phase", "reading"], "phase 'reading' does not exist"),
         (["--needles", "paper,paper"], "paper"),
         (["--needles", "oslo,treasure,violin,tuesday"], "calibrat"),
-        (["--draws", "-1"], "expected 0 or more"),
+        (["--draws", "-1"], "--draws -1 given, expected greater than or equal to 0"),
         (["--memory", "1KB"], "needs at least"),
     ],
 )
@@ -158,21 +160,35 @@ def test_bad_rankings_say_so_in_one_line(arguments, message, checkpoint, tmp_pat
 
 
 def test_made_rankings_are_those_of_their_modules(tmp_path):
-    """All names, in order; from weights as `circuits` has them; kept in a folder and taken from it, not made again."""
+    """All names, in order; from weights as `circuits` has them; kept in a folder and taken from it, not made again.
+
+    One whose file was changed by a digit, or that was made for another seed, is not believed.
+    """
     lens = benchmark_lens("recurrentgemma")
-    config = RankingsConfig("random", lengths=(140,), depths=(0, 100))
-    made = make_rankings(lens, config, tmp_path)
+    config = RankingsConfig(model="random", lengths=(140,), depths=(0, 100))
+    prompts, manifest = calibration_prompts(lens, config), RankingsRun(lens, config).manifest()
+
+    def take(config: RankingsConfig = config) -> tuple[dict[str, HeadRanking], list[str]]:
+        with Folder.open(tmp_path, manifest) as folder:
+            return make_rankings(lens, config, prompts, folder), folder.damaged
+
+    made, _ = take()
     assert tuple(made) == NAMES
     found = circuits(lens)
     for name, metric in FROM_WEIGHTS.items():
         assert made[name].order == found.ranking(metric).order
     other = HeadRanking(-made["copying"].scores, made["copying"].layers, "turned round", lower_is_better=False)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "rankings").iterdir()}
+    assert take()[1] == []
+    assert {path: path.stat().st_mtime_ns for path in before} == before
     other.save(tmp_path / "rankings" / "copying.json")
-    again = make_rankings(lens, config, tmp_path)
-    assert again["copying"].source == "turned round"
-    assert again["entropy"].order == made["entropy"].order
+    again, damaged = take()
+    assert damaged == ["rankings/copying.json does not match its digest; made again"]
+    assert again["copying"].order == made["copying"].order
+    _, damaged = take(config.but(seed=1))
+    assert len(damaged) == len(NAMES)
     with pytest.raises(UnknownNameError, match="close names: needle mass"):
-        make_rankings(lens, RankingsConfig("random", rankings=("needle mas",)))
+        take(RankingsConfig(model="random", rankings=("needle mas",)))
 
 
 def test_the_best_combination_has_the_largest_area():
@@ -181,7 +197,7 @@ def test_the_best_combination_has_the_largest_area():
     layers, shape = lens.cfg.attention_layers, (2, lens.cfg.n_heads)
     ranking = HeadRanking(torch.arange(8.0).view(shape), layers, "ascending", lower_is_better=True)
     config = RankingsConfig(
-        "random", run_time=False, draws=0, filler_rows=0, tasks=(), lengths=(140,), depths=(0,), counts=(4,)
+        model="random", run_time=False, draws=0, filler_rows=0, tasks=(), lengths=(140,), depths=(0,), counts=(4,)
     )
     found = compare(lens, {"first": ranking, "second": ranking}, config)
     assert best(found) == "first"

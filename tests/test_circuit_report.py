@@ -16,11 +16,11 @@ import torch
 
 from analyses.circuits.composition import KINDS, Composition
 from analyses.circuits.labels import MEANING, number
-from analyses.circuits.report import article_of, finding, write_circuits_report
+from analyses.circuits.report import article_of, finding
 from analyses.circuits.results import METRICS, HeadCircuits
-from analyses.needle_heads import Look
-from analyses.ranking import HeadRanking
-from hybridlens.viz.article import Article, render_article
+from analyses.heads.needle_heads import Look
+from analyses.heads.ranking import HeadRanking
+from hybridlens.viz.article import Article, render_article, write_article
 from hybridlens.viz.blocks import Chart, ChartGrid
 from hybridlens.viz.templating import POLICY, circuitsvis_bundle
 from tests.test_viz import HOSTILE, Page, a_record, data_of
@@ -333,7 +333,7 @@ def test_any_text_is_shown_literally() -> None:
 
 def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
     """The policy forbids every request, links lead inside, and no address stands in our own text."""
-    path = write_circuits_report(tmp_path, standard(), a_record(), a_look())
+    path = write_article(tmp_path, article_of(standard(), a_record(), a_look()), a_record())
     source = path.read_text(encoding="utf-8")
     page = Page(source)
     assert {"http-equiv": "Content-Security-Policy", "content": POLICY} in [a for tag, a in page.tags if tag == "meta"]

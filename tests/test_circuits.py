@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from analyses.circuits.folder import CircuitsConfig, run
 from models import FAMILIES, VOCAB, make, tokens
 
 import hybridlens as hl
 from analyses.circuits import METRICS, HeadCircuits, circuits
 from analyses.circuits.composition import KINDS, Composition
+from analyses.circuits.experiment import CircuitsRun
 from analyses.circuits.paths import paths_at_rest
 from analyses.circuits.strength import induction
+from analyses.experiment.options.circuits import CircuitsConfig
+from analyses.experiment.running import conduct
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
 from hybridlens.weights import Weights, digest
 
@@ -180,7 +182,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     import analyses.circuits.running as running
 
     lens = lens_of("jamba")
-    config = CircuitsConfig("m")
+    config = CircuitsConfig(model="m")
     calls: list[str] = []
     product, compose = running.products, running.compositions
     monkeypatch.setattr(running, "products", lambda weights: calls.append("vocabulary") or product(weights))
@@ -190,38 +192,25 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(running, "compositions", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(lens, config, tmp_path / "out")
+        conduct(CircuitsRun(lens, config), tmp_path / "out")
     assert calls == ["vocabulary"]
     monkeypatch.setattr(running, "compositions", compose)
     done: list[tuple[int, int]] = []
-    result = run(lens, config, tmp_path / "out", progress=lambda n, total: done.append((n, total)))
+    result = conduct(CircuitsRun(lens, config), tmp_path / "out", progress=lambda n, total: done.append((n, total)))
     assert calls == ["vocabulary"]
     assert done[0][0] == 0
     assert done[-1][0] == done[-1][1]
     assert not (tmp_path / "out" / "parts").exists()
-    equal(result.circuits, circuits(lens, model="m"))
-    assert set(result.rankings) == set(result.circuits.metrics)
+    equal(result.result.circuits, circuits(lens, model="m"))
+    assert set(result.result.rankings) == set(result.result.circuits.metrics)
     assert (tmp_path / "out" / "rankings" / "copying.json").is_file()
-    again = run(lens, config, tmp_path / "out")
-    equal(again.circuits, result.circuits)
+    again = conduct(CircuitsRun(lens, config), tmp_path / "out")
+    equal(again.result.circuits, result.result.circuits)
     assert calls == ["vocabulary", "vocabulary"]  # the second by `circuits` above; none by going on
     with pytest.raises(ResultsError, match="--sample"):
-        run(lens, CircuitsConfig("m", sample_size=10), tmp_path / "out")
+        conduct(CircuitsRun(lens, CircuitsConfig(model="m", sample=10)), tmp_path / "out")
     with pytest.raises(ResultsError, match="weights"):
-        run(lens_of("jamba", 1), config, tmp_path / "out")
-
-
-def test_damaged_stages_are_made_again(tmp_path):
-    """A stage whose file was cut is made again, not believed."""
-    from analyses.circuits.parts import Parts
-
-    parts = Parts(tmp_path, "a")
-    made = parts.take("x", lambda: {"t": torch.arange(1000.0)})
-    assert torch.equal(parts.take("x", lambda: {"t": torch.zeros(1)})["t"], made["t"])
-    assert torch.equal(Parts(tmp_path, "b").take("x", lambda: {"t": torch.ones(2)})["t"], torch.ones(2))
-    file = tmp_path / "x.safetensors"
-    file.write_bytes(file.read_bytes()[:-2])
-    assert torch.equal(Parts(tmp_path, "b").take("x", lambda: {"t": torch.ones(3)})["t"], torch.ones(3))
+        conduct(CircuitsRun(lens_of("jamba", 1), config), tmp_path / "out")
 
 
 def test_digest_is_of_what_circuits_read(tmp_path):
@@ -262,7 +251,7 @@ def test_bad_input_says_what_is_wrong(tmp_path):
         found.score("copyin")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ResultsError, match="cannot be used"):
-        run(jamba, CircuitsConfig("m"), tmp_path / "file" / "out")
+        conduct(CircuitsRun(jamba, CircuitsConfig(model="m")), tmp_path / "file" / "out")
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(ResultsError, match="not a run of this version"):
-        run(jamba, CircuitsConfig("m"), Path(tmp_path))
+    with pytest.raises(ResultsError, match=r"no readable run\.json of this version"):
+        conduct(CircuitsRun(jamba, CircuitsConfig(model="m")), Path(tmp_path))

@@ -13,17 +13,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from analyses.options import parse_list, read_needle, read_prompts
 from command_line import refused
 from niah_tokenizers import word_level
 from random_lens import save_checkpoint
 from transformers import BertConfig, PreTrainedTokenizer
 
 import hybridlens as hl
-from analyses import checkpoints
 from analyses.cli import main
-from analyses.embedded import card_accuracy
-from analyses.ranking import HeadRanking
+from analyses.commands.embedded import card_accuracy
+from analyses.commands.look import read_prompts
+from analyses.experiment import checkpoints
+from analyses.experiment.options.base import parse_list
+from analyses.experiment.options.needles import read_needle
+from analyses.heads.ranking import HeadRanking
 from hybridlens import niah
 from hybridlens.errors import InputError
 from hybridlens.results import read_run
@@ -144,8 +146,13 @@ def test_another_run_in_the_folder_is_refused(
     [
         (["--heads", "0..9"], "--heads 9 given, expected 0..4"),
         (["--heads", "4..0"], "--heads '4..0' given, but 4..0 is no range"),
+        (["--heads", "9" * 5000], "expected whole numbers like 0,4,8 or 0..8"),
+        (["--memory", "9" * 5000], "expected a size such as 2GB"),
+        (["--device", "meta"], "--device 'meta' cannot be used"),
         (["--heads", "one"], "--heads 'one' given, expected whole numbers like 0,4,8 or 0..8"),
         (["--heads", "1,1"], "--heads holds 1 more than once"),
+        (["--lengths", "999999"], "--lengths 999999 given, expected at most 262,144"),
+        (["--haystack", "no\udcff"], "is not UTF-8 text"),
         (["--lengths", "-5"], "--lengths '-5' given, expected whole numbers"),
         (["--lengths", "20"], "does not fit length 20"),
         (["--depths", "0,120"], "depths[1] = 120 given"),
@@ -313,7 +320,7 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize("cells", [8])
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_killed_command_goes_on(
     sent: signal.Signals, status: int, cells: int, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -339,7 +346,7 @@ def test_a_killed_command_goes_on(
     )  # fmt: skip
     err = process.stderr
     assert process.returncode == status, err
-    if sent == signal.SIGINT:
+    if sent != signal.SIGKILL:
         assert "the same command goes on from there" in err
         assert "Traceback" not in err
     stored = {cell.key: cell for cell in read_run(out).cells}
@@ -404,7 +411,7 @@ def test_a_card_without_measurements_leaves_a_dash(tmp_path: Path) -> None:
 
 def test_heads_ranks_on_prompts(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The written ranking is the one that the library gives for the same prompts; the table is in its order."""
-    from analyses.entropy import rank_heads
+    from analyses.heads.entropy import rank_heads
 
     texts = ["What is the best thing to do in Oslo?", "sit in Dolores Park on a sunny day."]
     lines, listed = tmp_path / "prompts.txt", tmp_path / "prompts.json"
@@ -467,21 +474,6 @@ def test_threads_wait_idle_unless_the_user_says_otherwise(
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     main(["--help"])
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
-
-
-@pytest.mark.parametrize("module", ["entropy", "niah"])
-def test_modules_run_as_commands(module: str, tmp_path: Path) -> None:
-    """`python -m analyses.entropy` is a command with the same one-line errors."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"analyses.{module}", "--model", "tiny-jambo"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "tiny-jamba" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-# What the options are read into.
 
 
 def test_lists() -> None:

@@ -12,7 +12,7 @@ from test_viz import HOSTILE, Page, a_record, data_of
 
 from analyses import kv_cache
 from analyses.kv_cache import Crossover, DamageMap, following, sections
-from analyses.kv_cache import folder as crossover_folder
+from analyses.kv_cache import experiment as crossover_folder
 from analyses.kv_cache.crossover_results import CrossCell
 from analyses.kv_cache.report import article_of, finding
 from hybridlens.viz.article import render_article

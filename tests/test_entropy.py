@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from models import FAMILIES, make, tokens
 
 import hybridlens as hl
-from analyses.entropy import focus_key, head_entropy, published_entropy, rank_heads
-from analyses.ranking import HeadRanking
+from analyses.heads.entropy import focus_key, head_entropy, published_entropy, rank_heads
+from analyses.heads.ranking import HeadRanking
 from hybridlens.errors import InputError, UnknownNameError
 
 

@@ -12,9 +12,9 @@ from models import make
 from random_lens import benchmark_lens
 
 import hybridlens as hl
-from analyses.benchmarks.harness import NO_LIMIT, HarnessModel, longest
-from analyses.benchmarks.tasks import load_tasks
-from analyses.sparsification import top_k
+from analyses.heads.sparsification import top_k
+from analyses.study.benchmarks.harness import NO_LIMIT, HarnessModel, longest
+from analyses.study.benchmarks.tasks import load_tasks
 from hybridlens import niah
 from hybridlens.errors import InputError
 

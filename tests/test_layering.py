@@ -2,7 +2,7 @@
 
 The source is read by `ast`, so an import inside a function counts as well. One under TYPE_CHECKING loads
 nothing and only names a type: it may point back within hybridlens, and still never to analyses. One under
-`if __name__ == "__main__"` is run by nobody who imports the module.
+`if __name__ == "__main__"` counts like any other.
 """
 
 import ast
@@ -102,7 +102,7 @@ def imports_of(path: Path) -> Iterator[Import]:
         inner
         for node in ast.walk(tree)
         if isinstance(node, ast.If)
-        and (ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING" or ast.unparse(node.test).startswith("__name__"))
+        and ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING"
         for statement in node.body
         for inner in ast.walk(statement)
     }
@@ -129,6 +129,38 @@ def is_module(dotted: str) -> bool:
 def sources(package: str) -> list[Path]:
     """The source files of a package."""
     return sorted((ROOT / package).rglob("*.py"))
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Sets of modules each of which reaches all others of its set along the arrows, itself included."""
+    reach = {module: set(targets) for module, targets in arrows.items()}
+    for middle in reach:
+        for found in reach.values():
+            if middle in found:
+                found |= reach[middle]
+    around = {frozenset(b for b in reach[a] if a in reach[b]) for a in reach if a in reach[a]}
+    return sorted(map(sorted, around))
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    """Over both packages, imports inside functions and under `__main__` included; a package itself is a module too."""
+    arrows: dict[str, set[str]] = {}
+    for path in [*sources("hybridlens"), *sources("analyses")]:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        arrows[name] = {i.target for i in imports_of(path) if i.runs}
+    known = {name: {target for target in targets if target in arrows} for name, targets in arrows.items()}
+    assert sum(map(len, known.values())) > 500, "hardly an import was found, so the parser missed them"
+    assert circles(known) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "d"}}) == [["b", "c"], ["d"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_analyses_has_few_modules_at_its_root() -> None:
+    root = [path for path in (ROOT / "analyses").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    assert len([path for path in root if path.name != "__init__.py"]) <= 8
 
 
 def part_of(path: Path) -> str:

@@ -5,9 +5,11 @@ import re
 from collections import Counter
 
 import pytest
+from benchmarks import local_tasks as make
 
-from analyses.benchmarks.local_tasks import FOLDER, NAMES, make
-from analyses.benchmarks.tasks import load_tasks
+from analyses.experiment.options.benchmarks import LOCAL_TASKS as NAMES
+from analyses.study.benchmarks.local_tasks import FOLDER
+from analyses.study.benchmarks.tasks import load_tasks
 from hybridlens.tiny import facts, words
 from hybridlens.tiny.documents import SHORT_CLOSING
 from hybridlens.tiny.tokenizer import UNK_ID, backend

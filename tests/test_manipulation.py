@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from models import FAMILIES, make, tokens
 
 import hybridlens as hl
-from analyses.manipulation import MODES, is_causal, manipulate, manipulate_rows
-from analyses.needle_slots import positions_of
+from analyses.heads.manipulation import MODES, is_causal, manipulate, manipulate_rows
+from analyses.heads.needle_slots import positions_of
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
 
 SEMANTICS = ("clean", "published")

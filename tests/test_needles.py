@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analyses.options import read_needles
 from hypothesis import given
 from hypothesis import strategies as st
 
 import hybridlens as hl
+from analyses.experiment.options.needles import read_needles
+from analyses.experiment.options.study import StudyConfig
 from hybridlens import niah
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.niah.needle_files import Placed, place
@@ -221,8 +222,8 @@ def test_the_option(tmp_path: Path) -> None:
     assert read_needles("oslo, paper") == [niah.NEEDLES["oslo"], niah.PAPER_NEEDLE]
     path = written(tmp_path / "mine.json", [GOOD])
     assert [n.name for n in read_needles(str(path))] == ["keys"]
-    with pytest.raises(InputError, match="--needles names oslo more than once"):
-        read_needles("oslo,paper,oslo")
+    with pytest.raises(InputError, match="--needles holds 'oslo' more than once"):
+        StudyConfig(model="m", needles="oslo,paper,oslo")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="'osol' is neither a file nor a built-in needle; close names: oslo"):
         read_needles("paper,osol")
     with pytest.raises(InputError, match="cannot be read"):

@@ -1,36 +1,36 @@
 """The needle experiment as a whole: cells equal independent runs, and a stopped or damaged run is mended."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from analyses.niah import NiahConfig, run
-from analyses.niah_config import make_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILIES
 from random_lens import benchmark_lens
 
 import hybridlens as hl
-from analyses import niah as experiment
-from analyses import niah_report
-from analyses.experiment.answering import work_of
-from analyses.needle_heads import MOST_TOKENS, crop, figure, figure_of, look
-from analyses.sparsification import top_k
-from analyses.treatment import Treatment
+from analyses.experiment import answering
+from analyses.experiment.options.study import NiahConfig
+from analyses.experiment.running import Outcome, conduct
+from analyses.heads.answering import work_of
+from analyses.heads.needle_heads import MOST_TOKENS, crop, figure, figure_of, look
+from analyses.heads.sparsification import top_k
+from analyses.heads.treatment import Treatment
+from analyses.study import niah as experiment
+from analyses.study.niah import NiahRun, make_grid
 from hybridlens import niah
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
-from hybridlens.results import Cell, CellKey, hash_weights, read_run
+from hybridlens.results import Cell, CellKey, read_run
 
 SMALL: dict[str, Any] = {"lengths": (110, 131), "depths": (0, 60, 100), "max_new_tokens": 6}
 
 
-def go(lens: hl.HybridLens, config: NiahConfig, folder: Path, **more: Any) -> experiment.NiahResult:
-    return run(lens, config, folder, hash_weights(lens.hf_model.state_dict()), **more)
+def go(lens: hl.HybridLens, config: NiahConfig, folder: Path, **more: Any) -> Outcome[list[Cell]]:
+    return conduct(NiahRun(lens, config), folder, **more)
 
 
 def independent(lens: hl.HybridLens, config: NiahConfig, cell: Cell, prompt: niah.Prompt) -> str:
@@ -66,8 +66,8 @@ def test_every_cell_is_what_it_is_alone(tmp_path_factory: pytest.TempPathFactory
     result = go(lens, config, tmp_path_factory.mktemp("run"))
     grid = make_grid(lens, config)
     prompts = len(config.lengths or ()) * (len(config.depths) + config.control)
-    assert len(result.cells) == len(grid) == prompts * len(config.heads or ()) * len(config.phases)
-    for cell in result.cells:
+    assert len(result.result) == len(grid) == prompts * len(config.heads or ()) * len(config.phases)
+    for cell in result.result:
         assert cell.text == independent(lens, config, cell, grid[cell.key]), cell.key
         assert cell.score == niah.score(cell.text)
         assert (cell.needle_start, cell.needle_end) == (grid[cell.key].needle_span or (None, None))
@@ -78,7 +78,7 @@ def test_every_cell_is_what_it_is_alone(tmp_path_factory: pytest.TempPathFactory
 def test_k_matters(family: str, tmp_path: Path) -> None:
     """The test above compares two users of `top_k`; here the texts are shown to differ between k's and phases."""
     lens = benchmark_lens(family)
-    cells = go(lens, NiahConfig(model="random", heads=(0, 2, 4), **SMALL), tmp_path).cells
+    cells = go(lens, NiahConfig(model="random", heads=(0, 2, 4), **SMALL), tmp_path).result
     texts = {(c.phase, c.k): [d.text for d in cells if (d.phase, d.k) == (c.phase, c.k)] for c in cells}
     assert texts["generation", 4] == texts["prefill", 4]
     assert texts["generation", 0] != texts["generation", 4]
@@ -95,8 +95,8 @@ def test_published_semantics_run_ragged_prompts(family: str, tmp_path: Path) -> 
     grid = make_grid(lens, config)
     assert len({len(prompt.tokens) for prompt in grid.values()}) > 1
     result = go(lens, config, tmp_path)
-    assert {cell.semantics for cell in result.cells} == {"published"}
-    for cell in result.cells:
+    assert {cell.semantics for cell in result.result} == {"published"}
+    for cell in result.result:
         assert cell.text == independent(lens, config, cell, grid[cell.key])
 
 
@@ -145,7 +145,7 @@ def test_a_stopped_run_goes_on(error: type[BaseException], tmp_path: Path, monke
     config = NiahConfig(model="random", heads=(1, 4), batch_size=4, **SMALL)
     whole = go(lens, config, tmp_path / "whole")
     answered: list[list[CellKey]] = []
-    real = experiment.answer_cells
+    real = answering.answer_cells
 
     def breaking(*args: Any) -> Any:
         for cells in real(*args):
@@ -154,7 +154,7 @@ def test_a_stopped_run_goes_on(error: type[BaseException], tmp_path: Path, monke
                 raise error
             yield cells
 
-    monkeypatch.setattr(experiment, "answer_cells", breaking)
+    monkeypatch.setattr(answering, "answer_cells", breaking)
     with pytest.raises(error):
         go(lens, config, tmp_path / "broken")
     kept = [key for batch in answered[:2] for key in batch]
@@ -163,8 +163,8 @@ def test_a_stopped_run_goes_on(error: type[BaseException], tmp_path: Path, monke
     result = go(lens, config, tmp_path / "broken")
     again = [key for batch in answered[3:] for key in batch]
     assert not set(again) & set(kept)
-    assert [same(cell) for cell in result.cells] == [same(cell) for cell in whole.cells]
-    for one, other in zip(result.cells, whole.cells, strict=True):  # batches of other sizes round otherwise
+    assert [same(cell) for cell in result.result] == [same(cell) for cell in whole.result]
+    for one, other in zip(result.result, whole.result, strict=True):  # batches of other sizes round otherwise
         assert one.margin == pytest.approx(other.margin, abs=1e-4)
     assert (tmp_path / "broken" / "report.html").exists()
     assert not result.damaged
@@ -175,7 +175,7 @@ def test_damaged_cells_run_again_and_are_named(tmp_path: Path, monkeypatch: pyte
     lens = benchmark_lens("jamba")
     config = NiahConfig(model="random", heads=(1,), phases=("generation",), **SMALL)
     first = go(lens, config, tmp_path)
-    victim = first.cells[2]
+    victim = first.result[2]
     lines = (tmp_path / "cells.jsonl").read_bytes().split(b"\n")
     values = {"length": victim.length, "depth": victim.depth, "control": victim.control}
     parts = [json.dumps({name: value}, separators=(",", ":"))[1:-1].encode() for name, value in values.items()]
@@ -186,18 +186,18 @@ def test_damaged_cells_run_again_and_are_named(tmp_path: Path, monkeypatch: pyte
     table.loc[2, "score"] = 5.0
     table.to_parquet(tmp_path / "cells.parquet")
     answered: list[CellKey] = []
-    real = experiment.answer_cells
+    real = answering.answer_cells
 
     def counting(*args: Any) -> Any:
         for cells in real(*args):
             answered.extend(cell.key for cell in cells)
             yield cells
 
-    monkeypatch.setattr(experiment, "answer_cells", counting)
+    monkeypatch.setattr(answering, "answer_cells", counting)
     second = go(lens, config, tmp_path)
     assert answered == [victim.key]
     assert any(victim.key.words() in line and "runs again" in line for line in second.damaged)
-    assert [same(cell) for cell in second.cells] == [same(cell) for cell in first.cells]
+    assert [same(cell) for cell in second.result] == [same(cell) for cell in first.result]
 
 
 def test_batch_size_and_device_are_not_arguments(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_batch_size_and_device_are_not_arguments(tmp_path: Path) -> None:
     lens = benchmark_lens("jamba")
     config = NiahConfig(model="random", heads=(4,), **SMALL)
     go(lens, config, tmp_path)
-    assert go(lens, replace(config, batch_size=1), tmp_path).cells
+    assert go(lens, config.but(batch_size=1), tmp_path).result
     for change, named in (
         ({"heads": (3,)}, "--heads"),
         ({"lengths": (110, 132)}, "--lengths"),
@@ -219,9 +219,9 @@ def test_batch_size_and_device_are_not_arguments(tmp_path: Path) -> None:
         ({"phases": ("prefill",)}, "--phase"),
     ):
         with pytest.raises(ResultsError, match=named):
-            go(lens, replace(config, **change), tmp_path)
+            go(lens, config.but(**change), tmp_path)
     with pytest.raises(ResultsError, match="weights"):
-        run(lens, config, tmp_path, "0" * 64)
+        conduct(NiahRun(lens, config, "0" * 64), tmp_path)
 
 
 def test_the_folder_holds_what_is_needed(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_the_folder_holds_what_is_needed(tmp_path: Path) -> None:
     table = pd.read_parquet(tmp_path / "cells.parquet")
     wanted = "model phase k length depth control score text needle_start needle_end seconds prompt_hash"
     assert set(wanted.split()) <= set(table.columns)
-    assert len(table) == len(result.cells) == 2 * 4 * 2 * 2
+    assert len(table) == len(result.result) == 2 * 4 * 2 * 2
     assert int(table["control"].sum()) == 2 * 2 * 2
     assert seen[0] == (0, 32)
     assert seen[-1] == (32, 32)
@@ -271,9 +271,10 @@ def test_defaults_fill_the_context() -> None:
         ({"heads": (1, 2, 1)}, InputError, "--heads holds 1 more than once"),
         ({"heads": (-1,)}, InputError, "--heads -1 given"),
         ({"lengths": ()}, InputError, "--lengths is empty"),
+        ({"depths": (0, 101)}, InputError, "--depths holds 101, expected percentages from 0 to 100"),
         ({"depths": (0, 0)}, InputError, "--depths holds 0 more than once"),
         ({"batch_size": 0}, InputError, "--batch-size 0 given"),
-        ({"max_new_tokens": 0}, InputError, "max_new_tokens 0"),
+        ({"max_new_tokens": 0}, InputError, "--max-new-tokens 0 given"),
     ],
 )
 def test_options_that_no_model_could_run(changes: dict, error: type[Exception], message: str) -> None:
@@ -287,7 +288,6 @@ def test_options_that_no_model_could_run(changes: dict, error: type[Exception], 
         ({"heads": (5,)}, r"--heads 5 given, expected 0\.\.4: random has 4 heads"),
         ({"lengths": (120, 390)}, "--lengths 390 given, expected at most 360"),
         ({"lengths": (30,)}, "does not fit length 30"),
-        ({"depths": (0, 101)}, "depths holds 101"),
         ({"haystack": niah.Haystack("nothing", "")}, "'nothing' is empty"),
     ],
 )
@@ -333,7 +333,7 @@ def test_the_embedded_models_retrieve(name: str, tmp_path: Path) -> None:
     """
     lens = hl.load(name)
     config = NiahConfig(model=name, lengths=(150, 240), depths=(0, 44, 100), heads=(0, 8), phases=("generation",))
-    cells = go(lens, config, tmp_path).cells
+    cells = go(lens, config, tmp_path).result
     scores = {
         (k, control): [cell.score for cell in cells if cell.k == k and cell.control == control]
         for k in (0, 8)
@@ -419,6 +419,6 @@ def test_the_figure_shows_a_well_answered_prompt(monkeypatch: pytest.MonkeyPatch
                 prompt_hash=prompt.hash,
             )
         )  # fmt: skip
-    figures = niah_report.needle_figures(lens, grid, cells)
+    figures = experiment.needle_figures(lens, grid, cells)
     assert [drawn.title for drawn in figures] == ["110 tokens, needle at depth 100 %"]
     assert len(figures[0].tokens) <= MOST_TOKENS

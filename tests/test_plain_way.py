@@ -12,8 +12,8 @@ from transformers.masking_utils import eager_mask
 from transformers.models.jamba.modeling_jamba import eager_attention_forward
 
 import hybridlens as hl
-from analyses.experiment.answering import Treated
-from analyses.treatment import Treatment
+from analyses.heads.answering import Treated
+from analyses.heads.treatment import Treatment
 from hybridlens import niah
 from hybridlens.engine import Job, Sweep
 

@@ -10,15 +10,15 @@ from models import FAMILIES, make
 from random_lens import benchmark_lens
 
 import hybridlens as hl
-from analyses.entropy import head_entropy
-from analyses.needle_heads import look
-from analyses.rankings import candidates
-from analyses.rankings.ablation import ablation_effects, one_silent
-from analyses.rankings.candidates import RUNTIME, entropy_ranking, random_rankings, runtime_rankings
-from analyses.rankings.masks import keep_mask
-from analyses.rankings.prompts import needles_of
-from analyses.rankings.retrieval import looks
-from analyses.sparsification import keep_rows
+from analyses.heads.entropy import head_entropy
+from analyses.heads.needle_heads import look
+from analyses.heads.sparsification import keep_rows
+from analyses.study.rankings import candidates
+from analyses.study.rankings.ablation import ablation_effects, one_silent
+from analyses.study.rankings.candidates import RUNTIME, entropy_ranking, random_rankings, runtime_rankings
+from analyses.study.rankings.masks import keep_mask
+from analyses.study.rankings.prompts import needles_of
+from analyses.study.rankings.retrieval import looks
 from hybridlens import niah
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
 

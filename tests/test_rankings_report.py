@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from analyses.ranking import HeadRanking
-from analyses.rankings.agreement import kendall, spearman
-from analyses.rankings.curves import accuracies, area, area_difference, areas, needed
-from analyses.rankings.report import article_of, write_rankings_report
-from analyses.rankings.results import Ability, RankingComparison
-from analyses.rankings.sections import by_area, shown
-from analyses.rankings.words import sentences
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings.agreement import kendall, spearman
+from analyses.study.rankings.curves import accuracies, area, area_difference, areas, needed
+from analyses.study.rankings.report import article_of
+from analyses.study.rankings.results import Ability, RankingComparison
+from analyses.study.rankings.sections import by_area, shown
+from analyses.study.rankings.words import sentences
 from hybridlens.errors import InputError
-from hybridlens.viz.article import render_article
+from hybridlens.viz.article import render_article, write_article
 from hybridlens.viz.bands import band_chart
 from hybridlens.viz.blocks import Chart, ChartGrid
 from hybridlens.viz.charts import Curve
@@ -257,7 +257,7 @@ def test_any_text_is_shown_literally() -> None:
 
 def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
     """The policy forbids every request, links lead inside, and no address stands in our own text."""
-    path = write_rankings_report(tmp_path, a_comparison(), orders(), a_record())
+    path = write_article(tmp_path, article_of(a_comparison(), orders(), a_record()), a_record())
     source = path.read_text(encoding="utf-8")
     page = Page(source)
     assert {"http-equiv": "Content-Security-Policy", "content": POLICY} in [a for tag, a in page.tags if tag == "meta"]

@@ -2,33 +2,28 @@
 
 import itertools
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from analyses.rankings.config import (
-    Calibration,
-    RankingsConfig,
-    calibration_prompts,
-    counts_of,
-    judging_prompts,
-    prompt_lengths,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILIES
 from random_lens import benchmark_lens
 
 import hybridlens as hl
-from analyses.ranking import HeadRanking
-from analyses.rankings import sweep
-from analyses.rankings.ability import filler_loss, filler_tokens
-from analyses.rankings.agreement import kendall, spearman
-from analyses.rankings.candidates import random_rankings
-from analyses.rankings.curves import Value, area, area_difference, areas, needed
-from analyses.rankings.general import measure
-from analyses.rankings.results import (
+from analyses.experiment.filler import filler_tokens
+from analyses.experiment.options.rankings import Calibration, RankingsConfig
+from analyses.heads.ranking import HeadRanking
+from analyses.heads.sparsification import keep_heads, top_k
+from analyses.study.rankings import sweep
+from analyses.study.rankings.ability import filler_loss
+from analyses.study.rankings.agreement import kendall, spearman
+from analyses.study.rankings.calibration import calibration_prompts, counts_of, judging_prompts, prompt_lengths
+from analyses.study.rankings.candidates import random_rankings
+from analyses.study.rankings.curves import Value, area, area_difference, areas, needed
+from analyses.study.rankings.general import measure
+from analyses.study.rankings.results import (
     RANDOM,
     RUN_TIME,
     Ability,
@@ -37,15 +32,14 @@ from analyses.rankings.results import (
     keys_of,
     scores_of,
 )
-from analyses.rankings.words import best_rows, sentences
-from analyses.sparsification import keep_heads, top_k
+from analyses.study.rankings.words import best_rows, sentences
 from hybridlens import niah
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
 from hybridlens.results import Cell, CellKey, accuracy_points, tipping_interval, tipping_point
 
 NEW = 4
 SMALL = RankingsConfig(
-    "toy", lengths=(110, 131), depths=(0, 100), needles=(niah.PAPER_NEEDLE,), counts=(0, 1, 3, 4, 8), draws=2,
+    model="toy", lengths=(110, 131), depths=(0, 100), needles=(niah.PAPER_NEEDLE,), counts=(0, 1, 3, 4, 8), draws=2,
     filler_rows=0, tasks=(), max_new_tokens=NEW,
 )  # fmt: skip
 
@@ -75,7 +69,7 @@ def test_scores_are_those_of_independent_runs(trained: hl.HybridLens) -> None:
     layers = lens.cfg.attention_layers
     scores = torch.randn(2, 8, generator=torch.Generator().manual_seed(5))
     sets = {"one": ranking(scores, layers), "two": ranking(scores, layers, lower=True)}
-    config = replace(SMALL, lengths=(150,), depths=(50,), counts=counts, max_new_tokens=24)
+    config = SMALL.but(lengths=(150,), depths=(50,), counts=counts, max_new_tokens=24)
     found = sweep.compare(lens, sets, config)
     assert found.names == (RUN_TIME, "one", "two", RANDOM)
     assert found.counts == counts
@@ -228,7 +222,7 @@ def test_a_head_that_alone_matters(family: str) -> None:
     layers = lens.cfg.attention_layers
     scores = torch.arange(8.0).view(2, 4)
     scores[layers.index(layer), head] = 99.0
-    config = replace(SMALL, needles=(needle,), counts=None, draws=0, run_time=False, lengths=(131,), depths=(0,))
+    config = SMALL.but(needles=(needle,), counts=None, draws=0, run_time=False, lengths=(131,), depths=(0,))
     sets = {"first": ranking(scores, layers), "last": ranking(scores, layers, lower=True)}
     found = sweep.compare(lens, sets, config)
     full = found.full
@@ -281,12 +275,12 @@ def mute(lens: hl.HybridLens, loud: tuple[int, int]) -> None:
 def test_counts() -> None:
     """All of a small model's; the coarser ladder of a large one says so."""
     lens = benchmark_lens("jamba")
-    assert counts_of(lens, replace(SMALL, counts=None)) == (tuple(range(9)), None)
-    assert counts_of(lens, replace(SMALL, counts=(2,), scope="layer")) == ((0, 2, 4), None)
+    assert counts_of(lens.cfg, SMALL.but(counts=None)) == (tuple(range(9)), None)
+    assert counts_of(lens.cfg, SMALL.but(counts=(2,), scope="layer")) == ((0, 2, 4), None)
     with pytest.raises(InputError, match=r"--counts 9 given, expected 0\.\.8, the heads of the model"):
-        counts_of(lens, replace(SMALL, counts=(9,)))
+        counts_of(lens.cfg, SMALL.but(counts=(9,)))
     large = benchmark_lens("jamba", num_hidden_layers=34)  # 9 attention layers
-    counts, note = counts_of(large, replace(SMALL, counts=None))
+    counts, note = counts_of(large.cfg, SMALL.but(counts=None))
     assert counts == (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 36)
     assert note is not None
     assert note.startswith("Of 36 heads of the model, 12 numbers kept were run")
@@ -294,7 +288,7 @@ def test_counts() -> None:
 
 def test_calibration_prompts_share_nothing_with_the_test(trained: hl.HybridLens) -> None:
     """No needle, no question and no sentence of the filler in common; lengths that fit both."""
-    config = RankingsConfig("toy")
+    config = RankingsConfig(model="toy")
     judged = [prompt for made in judging_prompts(trained, config).values() for prompt in made]
     made = calibration_prompts(trained, config)
     assert (len(judged), len(made)) == (3 * 2 * 5, 4 * 2 * 3)
@@ -313,7 +307,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     """Stopped after the first batch; then nothing is answered twice, another ranking joins, and a changed one not."""
     lens = benchmark_lens("jamba")
     sets = {"one": drawn(lens, 0), "two": drawn(lens, 1)}
-    config = replace(SMALL, counts=(0, 3, 8), batch_size=2, draws=0, lengths=(110,), filler_rows=1, filler_length=24)
+    config = SMALL.but(counts=(0, 3, 8), batch_size=2, draws=0, lengths=(110,), filler_rows=1, filler_length=24)
     whole = sweep.compare(lens, sets, config)
     seen: list[tuple[int, int]] = []
 
@@ -349,7 +343,7 @@ def test_losses_are_those_of_every_choice() -> None:
     """Each row and count against `filler_loss` of its own mask; random is the mean of its draws."""
     lens = benchmark_lens("recurrentgemma")
     sets = {"one": drawn(lens, 0)} | random_rankings(lens, 2)
-    config = replace(SMALL, filler_rows=2, filler_length=20, scope="layer")
+    config = SMALL.but(filler_rows=2, filler_length=20, scope="layer")
     found = measure(lens, sets, (0, 3, 4), config).loss
     tokens = filler_tokens(lens, 20, 2)
     expected = torch.stack(
@@ -364,26 +358,26 @@ def test_losses_are_those_of_every_choice() -> None:
 def test_refusals() -> None:
     lens = benchmark_lens("jamba")
     with pytest.raises(UnknownNameError, match="ranking 'copyng' was not given; close names: copying"):
-        sweep.compare(lens, {"copying": drawn(lens, 0)}, replace(SMALL, rankings=("copyng",)))
+        sweep.compare(lens, {"copying": drawn(lens, 0)}, SMALL.but(rankings=("copyng",)))
     with pytest.raises(InputError, match="a ranking is named 'random', a name that has another meaning here"):
         sweep.compare(lens, {"random": drawn(lens, 0)}, SMALL)
     with pytest.raises(InputError, match="rank this model's heads"):
         sweep.compare(lens, {"one": drawn(benchmark_lens("recurrentgemma"), 0)}, SMALL)
     with pytest.raises(InputError, match="no ranking was given"):
-        sweep.compare(lens, {}, replace(SMALL, draws=0, run_time=False))
+        sweep.compare(lens, {}, SMALL.but(draws=0, run_time=False))
     for change, message in [
         ({"scope": "head"}, "scope 'head' does not exist"),
         ({"phase": "reading"}, "phase 'reading' does not exist"),
-        ({"counts": (1, 1)}, "each once"),
+        ({"counts": (1, 1)}, "--counts holds 1 more than once"),
         ({"counts": (-1,)}, "--counts -1 given"),
-        ({"draws": -1}, "-1 draws"),
+        ({"draws": -1}, "--draws -1 given"),
         ({"depths": ()}, "--depths is empty"),
-        ({"needles": ()}, "--needles are"),
+        ({"needles": ()}, "--needles is empty"),
         ({"calibration": Calibration(seed=0)}, "give two essay seeds"),
         ({"calibration": Calibration(needles=(niah.PAPER_NEEDLE,))}, "needle 'paper' is both tested and calibrated on"),
     ]:
         with pytest.raises((InputError, UnknownNameError), match=message):
-            replace(SMALL, **change)
+            SMALL.but(**change)
 
 
 def made_up(curves: dict[str, list[float]], prompts: int = 40, jitter: float = 0.0) -> RankingComparison:

@@ -141,7 +141,7 @@ def test_a_killed_run_loses_at_most_its_batch(tmp_path: Path) -> None:
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
         "import test_results as t\n"
-        f"run = t.Run.open(Path({str(tmp_path / 'run')!r}), t.MANIFEST, t.EXPECTED).__enter__()\n"
+        f"held = t.Run.open(Path({str(tmp_path / 'run')!r}), t.MANIFEST, t.EXPECTED)\nrun = held.__enter__()\n"
         "for cell in t.grid()[:10]:\n    run.add([cell])\n"
         "print('ten', flush=True)\n"
         "time.sleep(600)\n"

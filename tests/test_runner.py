@@ -8,11 +8,11 @@ from models import FAMILIES
 from random_lens import benchmark_lens
 
 import hybridlens as hl
-from analyses.experiment.answering import Keeping, Settings, answer_cells, treatments, work_of
-from analyses.manipulation import manipulate
-from analyses.ranking import HeadRanking
-from analyses.sparsification import keep_heads, top_k
-from analyses.treatment import Treatment
+from analyses.heads.answering import Keeping, Settings, answer_cells, treatments, work_of
+from analyses.heads.manipulation import manipulate
+from analyses.heads.ranking import HeadRanking
+from analyses.heads.sparsification import keep_heads, top_k
+from analyses.heads.treatment import Treatment
 from hybridlens import niah
 from hybridlens.engine import Tally
 from hybridlens.errors import InputError, UnknownNameError

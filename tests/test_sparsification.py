@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from models import FAMILIES, make, tokens
 
 import hybridlens as hl
-from analyses.entropy import head_entropy, published_entropy, rank_heads
-from analyses.ranking import HeadRanking
-from analyses.selection import lowest
-from analyses.sparsification import heads_kept, keep_heads, top_k
+from analyses.heads.entropy import head_entropy, published_entropy, rank_heads
+from analyses.heads.ranking import HeadRanking
+from analyses.heads.selection import lowest
+from analyses.heads.sparsification import heads_kept, keep_heads, top_k
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
 from hybridlens.hooks import HookPoint
 from hybridlens.model import Prefill

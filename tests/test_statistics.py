@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from analyses.tables import accuracy_table
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analyses.study.report import accuracy_table
 from hybridlens.errors import ResultsError
 from hybridlens.results import (
     Cell,

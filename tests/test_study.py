@@ -13,9 +13,9 @@ from random_lens import benchmark_lens, save_checkpoint
 import hybridlens as hl
 from analyses import study
 from analyses.cli import main
-from analyses.experiment.answering import Settings, answer_cells
-from analyses.manipulation import manipulate
-from analyses.sparsification import top_k
+from analyses.heads.answering import Settings, answer_cells
+from analyses.heads.manipulation import manipulate
+from analyses.heads.sparsification import top_k
 from analyses.study import StudyConfig
 from analyses.study.experiments import plan, rubrics_of
 from analyses.study.running import cost_words
@@ -48,7 +48,7 @@ def alone(lens: hl.HybridLens, key: CellKey, prompt: niah.Prompt, new: int) -> s
 def test_every_cell_of_every_experiment_is_an_independent_run(family: str, data: st.DataObject) -> None:
     """Random cells of a whole study, whatever runs beside them and in whatever memory, but for near ties."""
     lens = benchmark_lens(family)
-    config = StudyConfig("random", needles=(niah.NEEDLES["lisbon"],), **SHORT)
+    config = StudyConfig(model="random", needles=(niah.NEEDLES["lisbon"],), **SHORT)
     cells = plan(lens, config).cells
     todo = data.draw(st.lists(st.sampled_from(list(cells)), min_size=1, max_size=14, unique=True))
     tight = Settings(2**22, 3) if data.draw(st.booleans()) else Settings()

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study import views
+from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study.experiments import EXPERIMENTS, Study
 from analyses.study.groups import Base
-from analyses.study.report import page_of, write_study_report
+from analyses.study.report import page_of
 from analyses.study.sections import value
 from analyses.study.verdict import Verdict
 from hybridlens.results import Cell
-from hybridlens.viz.article import render_article
+from hybridlens.viz.article import render_article, write_article
 from hybridlens.viz.blocks import Explorer
 from hybridlens.viz.entries import difference, entry, interval, percent
 from hybridlens.viz.templating import POLICY, circuitsvis_bundle
@@ -105,6 +105,7 @@ def rendered(
         study_cells() if cells is None else cells,
         record,
         a_study(*experiments),
+        more.get("ran", experiments),
         more.get("rows", BENCHMARKS),
         more.get("verdicts", VERDICTS),
         notes,
@@ -314,7 +315,8 @@ def test_report_shows_any_text_literally(text: str) -> None:
         verdict = Verdict("a", "H1", word, word, f"{word}; {word}", "holds", word, word)
         rows = [bench_row(word, k, 0.5) for k in (4, 2)]
         study = a_study("fig2", "needles", "semantics")
-        return Page(render_article(page_of(cells, record, study, rows, [verdict], [word, f"left out: {word}"]), record))
+        made = page_of(cells, record, study, ALL, rows, [verdict], [word, f"left out: {word}"])
+        return Page(render_article(made, record))
 
     plain, hostile = page("harmless"), page(text)
     assert [t for t, _ in hostile.tags] == [t for t, _ in plain.tags]
@@ -342,7 +344,8 @@ def test_a_text_is_stored_once(tmp_path: Path) -> None:
     """Many cells with one long text cost little more than the text; were it stored with each, it would be 5 MB."""
     cells, short = study_cells("x" * 10_000), study_cells("x")
     sizes = [
-        write_study_report(tmp_path, found, a_record(), a_study(*ALL), BENCHMARKS, VERDICTS).stat().st_size
+        write_article(tmp_path, page_of(found, a_record(), a_study(*ALL), ALL, BENCHMARKS, VERDICTS), a_record())
+        .stat().st_size
         for found in (short, cells)
     ]
     assert len(cells) > 500
@@ -353,7 +356,7 @@ def test_a_text_is_stored_once(tmp_path: Path) -> None:
 def test_the_explorer_leaves_no_cell_out() -> None:
     """A cell that differs from the study's settings in several ways at once still has its place."""
     odd = cells_of({"needle": "oslo", "jrt": True, "scope": "model", "boundary": "first_new_token", "k": 2})
-    page = page_of([*study_cells(), *odd], a_record(), a_study(*ALL))
+    page = page_of([*study_cells(), *odd], a_record(), a_study(*ALL), ALL)
     blocks = [block for found in page.sections for block in found.blocks if isinstance(block, Explorer)]
     titles = [g.title for groups in blocks[0].sheets.values() for g in groups]
     assert any("'oslo'" in title and "read twice" in title and "scope model" in title for title in titles)

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from models import FAMILIES, make, tokens
 
 import hybridlens as hl
-from analyses.manipulation import MODES, manipulate
-from analyses.needle_slots import positions_of
-from analyses.ranking import HeadRanking
-from analyses.sparsification import Heads, keep_each, keep_heads, top_k
-from analyses.treatment import Treatment, treat
+from analyses.heads.manipulation import MODES, manipulate
+from analyses.heads.needle_slots import positions_of
+from analyses.heads.ranking import HeadRanking
+from analyses.heads.sparsification import Heads, keep_each, keep_heads, top_k
+from analyses.heads.treatment import Treatment, treat
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
 from hybridlens.hooks import Phase
 

@@ -15,15 +15,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 import hybridlens as hl
-from analyses.checkpoints import check_device, meta_lens, open_model, quieten
 from analyses.circuits.report import article_of, circuits_table
 from analyses.circuits.results import HeadCircuits
 from analyses.circuits.running import check_distances, circuits
 from analyses.experiment.artefacts import Tensors
+from analyses.experiment.checkpoints import check_device, meta_lens, open_model, quieten
 from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.running import Experiment, Progress, model_facts
-from analyses.needle_heads import Look, look
-from analyses.ranking import HeadRanking, ranking_table
+from analyses.heads.needle_heads import Look, look
+from analyses.heads.ranking import HeadRanking, ranking_table
 from hybridlens import niah, tiny
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
@@ -141,6 +141,6 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
 
 def filler(lens: HybridLens, seed: int) -> Int[Tensor, "batch pos"]:
     """Filler text to measure on."""
-    from analyses.rankings.ability import filler_tokens
+    from analyses.experiment.filler import filler_tokens
 
     return filler_tokens(lens, min(TEXT_TOKENS, lens.cfg.n_ctx or TEXT_TOKENS), TEXT_ROWS, seed)

@@ -13,7 +13,7 @@ from analyses.circuits.composition_section import composition
 from analyses.circuits.labels import name_of, number, writer_of
 from analyses.circuits.results import METRICS, HeadCircuits
 from analyses.experiment.text import columns
-from analyses.needle_heads import Look
+from analyses.heads.needle_heads import Look
 from hybridlens.viz.article import Article
 
 HALF = 0.5

@@ -21,7 +21,7 @@ from torch import Tensor
 from analyses.circuits.composition import Composition
 from analyses.circuits.strength import CHOSEN, Signals
 from analyses.experiment import artefacts
-from analyses.ranking import HeadRanking
+from analyses.heads.ranking import HeadRanking
 from hybridlens.errors import InputError, UnknownNameError, closest
 
 FORMAT = "hybridlens head circuits 2"

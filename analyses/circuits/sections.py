@@ -13,8 +13,8 @@ from torch import Tensor
 
 from analyses.circuits.labels import MEANING, Head, name_of, number, writer_of
 from analyses.circuits.results import METRICS, HeadCircuits
-from analyses.needle_heads import Look, figure_of
-from analyses.ranking import HeadRanking
+from analyses.heads.needle_heads import Look, figure_of
+from analyses.heads.ranking import HeadRanking
 from hybridlens.viz.blocks import Chart, ChartGrid, Patterns, Section, Table, Words
 from hybridlens.viz.circuits import distance_curves, eigenvalue_plane
 from hybridlens.viz.entries import Entry

@@ -41,7 +41,7 @@ EXPERIMENTS: tuple[Declared, ...] = (
     Declared(
         "rankings",
         RankingsConfig,
-        "analyses.rankings.sweep:RankingsRun",
+        "analyses.study.rankings.sweep:RankingsRun",
         """Which ranking of the heads keeps retrieval with the fewest: the best n of each are kept, n from none to all.
 
         Rankings made by running the model (entropy, retrieval score, needle mass, ablation) and from its weights alone

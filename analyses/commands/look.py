@@ -20,8 +20,8 @@ def hooks(
     layer: Annotated[int | None, typer.Option(help="Only the points of this layer.")] = None,
 ) -> None:
     """Every hook point of a model, with its shape. Needs the configuration only, no weights."""
-    from analyses.checkpoints import meta_lens
     from analyses.commands.hook_points import hook_table
+    from analyses.experiment.checkpoints import meta_lens
 
     lens = meta_lens(model)
     if layer is not None and not 0 <= layer < lens.cfg.n_layers:
@@ -31,7 +31,7 @@ def hooks(
 
 def models() -> None:
     """The embedded models: layers, size, context, measured accuracy."""
-    from analyses.embedded import model_table
+    from analyses.commands.embedded import model_table
 
     typer.echo(model_table())
 
@@ -55,9 +55,9 @@ def heads(
 
     Without --prompt or --prompts: on a prompt of the paper's benchmark, its essays drawn with --seed.
     """
-    from analyses.checkpoints import open_model
-    from analyses.entropy import rank_heads
-    from analyses.ranking import ranking_table
+    from analyses.experiment.checkpoints import open_model
+    from analyses.heads.entropy import rank_heads
+    from analyses.heads.ranking import ranking_table
     from hybridlens import niah as benchmark
 
     if prompt is not None and prompts is not None:

@@ -29,6 +29,9 @@ from hybridlens.viz.article import REPORT, Article, render_article
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all, first before anything is done."""
 
+LONGEST = 1 << 18
+"""Tokens of the longest prompt for a model that states no context."""
+
 O = TypeVar("O", bound=Options)  # noqa: E741 - the options' type
 T = TypeVar("T")
 
@@ -104,7 +107,7 @@ class Experiment(ABC, Generic[O, T]):
         Raises:
             HybridLensError: a checkpoint, device or dtype that cannot be used; or see `check` and the class.
         """
-        from analyses.checkpoints import meta_lens, open_model, weights_hash
+        from analyses.experiment.checkpoints import meta_lens, open_model, weights_hash
 
         cfg = meta_lens(options.model).cfg
         cls.check(options, cfg)
@@ -124,11 +127,16 @@ class Experiment(ABC, Generic[O, T]):
                 f"{options.model} has no attention layer, and {cls.job} is about attention heads; give a model that "
                 "has some"
             )
-        lengths: Any = getattr(options, "lengths", None) or getattr(options, "length", None) or ()
+        lengths: Any = getattr(options, "lengths", None) or getattr(options, "length", None) or 0
         new = int(getattr(options, "max_new_tokens", 0))
-        longest = max(lengths) if isinstance(lengths, tuple) else lengths
+        longest = max(lengths, default=0) if isinstance(lengths, tuple) else lengths
+        name = "--lengths" if isinstance(lengths, tuple) else "--length"
+        if cfg.n_ctx is None and longest > LONGEST:
+            raise InputError(
+                f"{name} {longest} given, expected at most {LONGEST:,}: {options.model} states no context, and nothing "
+                "longer is built"
+            )
         if cfg.n_ctx is not None and longest and longest + new > cfg.n_ctx:
-            name = "--lengths" if isinstance(lengths, tuple) else "--length"
             raise InputError(
                 f"{name} {longest} given, expected at most {cfg.n_ctx - new}: with {new} new tokens the context of "
                 f"{options.model} is full at {cfg.n_ctx}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow
+from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study.evidence import GLUE_TASKS, NORMAL
 from analyses.study.sections import kept
 from hybridlens.viz.blocks import Block, Chart, Section, Table, Words

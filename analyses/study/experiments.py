@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from analyses.entropy import SEMANTICS, check_semantics
 from analyses.experiment.options.needles import PAPER, VERSIONS
 from analyses.experiment.options.study import StudyConfig
+from analyses.heads.entropy import SEMANTICS, check_semantics
 from analyses.study.grids import Cells, Grids, LackingError
 from analyses.study.prompts import check_heads
 from analyses.study.views import ANSWERINGS, READINGS, Base

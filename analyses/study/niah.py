@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from analyses import needle_heads
-from analyses.experiment.answering import Grid, answer_all
 from analyses.experiment.options.needles import PAPER, VERSIONS, arguments_of
 from analyses.experiment.options.study import NiahConfig
 from analyses.experiment.running import Experiment, Progress
+from analyses.heads import needle_heads
+from analyses.heads.answering import Grid, answer_all
 from analyses.study.groups import Base
 from analyses.study.memory import check_budget
 from analyses.study.prompts import check_heads, prompts_of

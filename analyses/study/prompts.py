@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from analyses.entropy import check_semantics
 from analyses.experiment.options.needles import PromptOptions
+from analyses.heads.entropy import check_semantics
 from hybridlens import niah
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens

@@ -14,9 +14,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from analyses.benchmarks.results import BenchmarkRow
 from analyses.experiment.text import columns, percent_interval
 from analyses.study.benchmark_section import benchmarks
+from analyses.study.benchmarks.results import BenchmarkRow
 from analyses.study.experiments import EXPERIMENTS, Study
 from analyses.study.explorer import BOUNDARY_WORDS, explorer, tied
 from analyses.study.groups import Base
@@ -89,7 +89,11 @@ def page_of(
 
 
 def niah_page(
-    cells: Sequence[Cell], record: Mapping[str, Any], base: Base, patterns: Sequence[PatternFigure], notes: Sequence[str]
+    cells: Sequence[Cell],
+    record: Mapping[str, Any],
+    base: Base,
+    patterns: Sequence[PatternFigure],
+    notes: Sequence[str],
 ) -> Article:
     """The page of figure 2 with one needle.
 

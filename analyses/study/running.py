@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analyses.benchmarks.results import BenchmarkResult
-from analyses.benchmarks.running import BenchmarkRun
-from analyses.experiment.answering import answer_all
 from analyses.experiment.options.needles import arguments_of
 from analyses.experiment.options.study import StudyConfig
 from analyses.experiment.running import Experiment, Progress, result_of
+from analyses.heads.answering import answer_all
 from analyses.study import views
+from analyses.study.benchmarks.results import BenchmarkResult
+from analyses.study.benchmarks.running import BenchmarkRun
 from analyses.study.evidence import ModelFacts
 from analyses.study.experiments import Study, check_study, plan, rubrics_of
 from analyses.study.memory import check_budget
@@ -48,7 +48,7 @@ class StudyRun(Experiment[StudyConfig, Judged]):
     """The paper's experiments, and what they say of its claims.
 
     Raises:
-        InputError: see `analyses.study.experiments.plan` and `analyses.benchmarks.running`.
+        InputError: see `analyses.study.experiments.plan` and `analyses.study.benchmarks.running`.
     """
 
     job = "reproduce"

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from analyses.ranking import SCOPES
+from analyses.heads.ranking import SCOPES
 from analyses.study.groups import Base, Estimate, Group, Place, accuracy, chance, common, compare, grouped, measure
 from analyses.study.view_types import (
     ANSWERINGS,

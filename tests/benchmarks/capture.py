@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import hybridlens as hl
-from analyses.sparsification import top_k
+from analyses.heads.sparsification import top_k
 from hybridlens.decoding import Start
 from hybridlens.generation import continue_from
 from tests.benchmarks import models

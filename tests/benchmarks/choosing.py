@@ -1,6 +1,6 @@
 """Which combination of signals retrieval strength is: chosen on one model, tested on the other.
 
-``python -m analyses.rankings.choosing [--chosen-on tiny-jamba] [--tested-on tiny-recurrentgemma]`` ranks the heads of
+``python -m tests.benchmarks.choosing [--chosen-on tiny-jamba] [--tested-on tiny-recurrentgemma]`` ranks the heads of
 either model by every combination of `analyses.circuits.strength.COMBINATIONS`, keeps the best n of each, n from none
 to all, and prints the areas under the curves of needle accuracy with their intervals. The choice is the largest area
 on the first model; what it is worth is its place on the second, which had no say.
@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 
-from analyses.rankings.config import RankingsConfig
-
-from analyses.checkpoints import open_model
 from analyses.circuits import circuits
 from analyses.circuits.strength import CHOSEN, COMBINATIONS, retrieval
+from analyses.experiment.checkpoints import open_model
+from analyses.experiment.options.rankings import RankingsConfig
 from analyses.experiment.text import columns
-from analyses.ranking import HeadRanking
-from analyses.rankings.results import RankingComparison
-from analyses.rankings.sweep import compare
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings.results import RankingComparison
+from analyses.study.rankings.sweep import compare
 
 
 def areas(model: str, seed: int = 0) -> RankingComparison:
@@ -36,7 +35,8 @@ def areas(model: str, seed: int = 0) -> RankingComparison:
         name: HeadRanking(retrieval(found.signals, name), found.layers, name, lower_is_better=False)
         for name in COMBINATIONS
     }
-    return compare(lens, rankings, RankingsConfig(model, run_time=False, draws=0, filler_rows=0, tasks=(), seed=seed))
+    config = RankingsConfig(model=model, run_time=False, draws=0, filler_rows=0, tasks=(), seed=seed)
+    return compare(lens, rankings, config)
 
 
 def best(found: RankingComparison) -> str:

@@ -1,4 +1,4 @@
-"""Makes the items of the local tasks: seeded, the same bytes at every run (``python -m analyses.benchmarks.local_tasks.make``).
+"""Makes the items of the local tasks: seeded, the same bytes at every run (``python tests/benchmarks/local_tasks.py``).
 
 Mechanism. `tiny_retrieval` and `tiny_recite`: filler sentences with four facts of one form about four topics; a
 question about one of them. The choices are the question's own subject with each of the four answers, so that
@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 from tokenizers import Tokenizer
 
-from analyses.benchmarks.local_tasks import FOLDER
+from analyses.study.benchmarks.local_tasks import FOLDER
 from hybridlens.errors import InputError
 from hybridlens.niah.essays import essay_sentences
 from hybridlens.niah.filler import WINDOW, exact_subset

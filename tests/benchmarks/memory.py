@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 import hybridlens as hl
-from analyses.sparsification import top_k
+from analyses.heads.sparsification import top_k
 from hybridlens.passes import Pass
 from tests.benchmarks import models
 from tests.benchmarks.measure import Run, difference, machine, operations, paired, peak_bytes, table

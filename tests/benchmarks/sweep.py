@@ -17,8 +17,8 @@ from typing import Any
 import transformers
 
 import hybridlens as hl
-from analyses.experiment.answering import Treated, treatments, work_of
-from analyses.treatment import Treatment
+from analyses.heads.answering import Treated, treatments, work_of
+from analyses.heads.treatment import Treatment
 from hybridlens import niah
 from hybridlens.engine import Sweep
 from hybridlens.results import CellKey

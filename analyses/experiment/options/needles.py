@@ -71,7 +71,8 @@ def read_needles(given: str) -> tuple[niah.Needle, ...]:
         return tuple(niah.load_needles(given))
     raise UnknownNameError(
         f"--needles {given!r} given, but {unknown[0]!r} is neither a file nor a built-in needle"
-        f"{closest(unknown[0], niah.NEEDLES)}; expected a JSON file, all, or names of {', '.join(sorted(niah.NEEDLES))}"
+        f"{closest(unknown[0], niah.NEEDLES)}; expected a JSON file, all, or names of "
+        f"{', '.join(sorted(niah.NEEDLES))}"
     )
 
 
@@ -95,7 +96,9 @@ def _filler(value: object) -> object:
 
 
 Phases = Annotated[tuple[str, ...], BeforeValidator(_phases), AfterValidator(once), one_of(VERSIONS, "phase")]
-MaybePhases = Annotated[tuple[str, ...] | None, BeforeValidator(_phases), AfterValidator(once), one_of(VERSIONS, "phase")]
+MaybePhases = Annotated[
+    tuple[str, ...] | None, BeforeValidator(_phases), AfterValidator(once), one_of(VERSIONS, "phase")
+]
 Needles = Annotated[tuple[niah.Needle, ...] | None, BeforeValidator(_needles), AfterValidator(named_once)]
 Depths = Annotated[Numbers, AfterValidator(_percent)]
 Heads = MaybeNumbers

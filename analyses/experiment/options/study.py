@@ -152,7 +152,7 @@ class ReproduceConfig(StudyConfig):
         return BenchmarkConfig(
             model=self.model,
             tasks=self.tasks or default_tasks(self.model),
-            batch_size=BenchmarkConfig.model_fields["batch_size"].default if self.batch_size is None else self.batch_size,
+            **({} if self.batch_size is None else {"batch_size": self.batch_size}),
             **{name: getattr(self, name) for name in names},
         )
 

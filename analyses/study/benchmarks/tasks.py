@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analyses.benchmarks.local_tasks import FOLDER
+from analyses.study.benchmarks.local_tasks import FOLDER
 from hybridlens.errors import InputError, UnknownNameError, closest
 
 _LOGGERS = ("lm_eval", "datasets", "evaluate", "fsspec", "huggingface_hub")

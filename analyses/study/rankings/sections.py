@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from analyses.ranking import HeadRanking
-from analyses.rankings.curves import Value as Measured
-from analyses.rankings.results import RANDOM, RankingComparison
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings.curves import Value as Measured
+from analyses.study.rankings.results import RANDOM, RankingComparison
 from hybridlens.viz.bands import band_chart
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Table, Words
 from hybridlens.viz.charts import Curve

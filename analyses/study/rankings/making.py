@@ -3,7 +3,7 @@
 Each is a stage, signed with the calibration prompts and the seed, so that a run that was killed goes on with the same
 orders, and no order of another model, seed or prompt is taken for one of these.
 
-How it fails: see `analyses.rankings.candidates` and `analyses.circuits`.
+How it fails: see `analyses.study.rankings.candidates` and `analyses.circuits`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from functools import cache
 
 from analyses.circuits import circuits
 from analyses.experiment.options.rankings import RankingsConfig
-from analyses.ranking import HeadRanking
-from analyses.rankings.candidates import RUNTIME, runtime_rankings
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings.candidates import RUNTIME, runtime_rankings
 from hybridlens.errors import UnknownNameError, closest
 from hybridlens.model import HybridLens
 from hybridlens.niah import Prompt

@@ -47,7 +47,7 @@ def check_device(device: str) -> str:
         return device
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
+        torch.empty(0, device=found).cpu()  # which the meta device cannot
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"--device {device!r} cannot be used ({reason}); expected {DEVICES}") from error

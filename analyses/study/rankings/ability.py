@@ -2,14 +2,11 @@
 
 * `filler_loss`: the mean cross-entropy of the next token over held-out filler, in nats. Many conditions share a
   batch, each row with its own mask.
-* `task_scores`: accuracy on the tasks of `analyses.benchmarks.local_tasks`, by lm-eval.
+* `task_scores`: accuracy on the tasks of `analyses.study.benchmarks.local_tasks`, by lm-eval.
 
 Heads are silent in prefill and in answering. Conditions with equal masks are computed once.
 
-`filler_tokens` draws its sentences from the built-in essays' grammar by random streams of their own, which neither
-training nor any prompt uses, whatever their seeds. The grammar is small, though: 64 of 100 sentences so drawn stand
-in the embedded models' training filler (`hybridlens.tiny.documents.filler_sentences`, seed 0 for both). These are
-left out, for every model, so that no sentence of the text was trained on; its words and its shapes were.
+The filler is that of `analyses.experiment.filler`.
 
 How it fails: the filler is easy and says nothing; a model that needs no attention to foretell it shows no loss, so
 an unchanged loss does not mean that nothing else was lost. Sentences that training missed are the longer ones, so
@@ -20,76 +17,25 @@ with it; they have to be asked for. Without a tokenizer, or for the tasks withou
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.benchmarks.tasks import load_tasks, quiet, require, seeded
 from analyses.experiment.options.benchmarks import LOCAL_TASKS
 from analyses.experiment.options.rankings import GENERAL_TASKS as TASKS
-from analyses.rankings.masks import check_masks, distinct, keep_mask
-from analyses.rankings.prompts import check_batch_size
-from analyses.sparsification import keep_rows
+from analyses.heads.sparsification import keep_rows
+from analyses.study.benchmarks.tasks import load_tasks, quiet, require, seeded
+from analyses.study.rankings.masks import check_masks, distinct, keep_mask
+from analyses.study.rankings.prompts import check_batch_size
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
-from hybridlens.niah import essay_sentences
-from hybridlens.tiny.documents import filler_sentences
-
-TRAINED_SEED = 0
-"""Of the training runs of both embedded models."""
 
 METRICS: Mapping[str, str] = {"tiny_recite": "exact_match,none"}
 """lm-eval's key of a task's accuracy, where it is not "acc,none"."""
-
-
-def filler_tokens(lens: HybridLens, length: int, rows: int, seed: int = 0) -> Int[Tensor, "row pos"]:
-    """Held-out filler: rows of exactly `length` tokens, each a text of its own with the tokenizer's own beginning.
-
-    Row i is the same however many rows there are, and of other lengths it is the same text, shorter or longer.
-
-    Args:
-        lens: the model, with its tokenizer.
-        length: tokens of each row, at least 2, the one that begins every text (BOS) included.
-        rows: how many texts.
-        seed: of the texts.
-
-    Raises:
-        InputError: no tokenizer; a length under 2 or beyond the model's context; no rows.
-    """
-    if lens.tokenizer is None:
-        raise InputError("filler text needs a tokenizer, and this lens has none; give one to HybridLens")
-    if length < 2 or (lens.cfg.n_ctx is not None and length > lens.cfg.n_ctx):
-        raise InputError(f"filler of {length} tokens asked for, expected 2..{lens.cfg.n_ctx or ''}")
-    if rows < 1:
-        raise InputError(f"{rows} rows of filler asked for, expected at least 1")
-    return torch.tensor([_text(lens.tokenizer, length, f"held-out filler {seed} {row}") for row in range(rows)])
-
-
-def _text(tokenizer: Any, length: int, stream: str) -> list[int]:
-    """The first `length` tokens of the text of a random stream."""
-    sentences = unseen_sentences(stream)
-    text = next(sentences)
-    while True:
-        ids = cast(list[int], tokenizer(text, verbose=False)["input_ids"])
-        if len(ids) > length + 1:  # one more, since a tokenizer may end every text with a token of its own
-            return ids[:length]
-        text += " " + " ".join(next(sentences) for _ in range(1 + length // 16))
-
-
-def unseen_sentences(stream: str) -> Iterator[str]:
-    """Sentences without end, of a random stream, that stood in no embedded model's training filler."""
-    trained = _trained()
-    return (sentence for sentence in essay_sentences(random.Random(stream)) if sentence not in trained)
-
-
-@cache
-def _trained() -> frozenset[str]:
-    return frozenset(filler_sentences(TRAINED_SEED))
 
 
 @torch.no_grad()
@@ -145,7 +91,7 @@ def task_scores(
     Args:
         lens: the model, with its tokenizer.
         kept: for each condition, True for the heads that speak.
-        tasks: of `analyses.benchmarks.local_tasks.LOCAL_TASKS`. The two that retrieve, tiny_retrieval and tiny_recite, read prompts
+        tasks: of `LOCAL_TASKS`. The two that retrieve, tiny_retrieval and tiny_recite, read prompts
             of 160 to 220 tokens and take ten times as long.
         limit: so many items of each at most, drawn at random by the task's name (its first ones would be of one
             kind), the same for every condition; None for all (72 to 100).
@@ -164,7 +110,8 @@ def task_scores(
     unknown = next((task for task in tasks if task not in LOCAL_TASKS), None)
     if unknown is not None:
         raise UnknownNameError(
-            f"task {unknown!r} is no local task{closest(unknown, LOCAL_TASKS)}; expected some of {', '.join(LOCAL_TASKS)}"
+            f"task {unknown!r} is no local task{closest(unknown, LOCAL_TASKS)}; "
+            f"expected some of {', '.join(LOCAL_TASKS)}"
         )
     if limit is not None and limit < 1:
         raise InputError(f"limit {limit} given, expected at least 1, or None for all items")
@@ -192,7 +139,7 @@ def _scores(
     """lm-eval's accuracy on some items of each task under some edits."""
     from lm_eval.evaluator import evaluate
 
-    from analyses.benchmarks.harness import HarnessModel
+    from analyses.study.benchmarks.harness import HarnessModel
 
     for task in tasks.values():
         task.set_fewshot_seed(seed=0)  # these tasks have no examples; lm-eval asks for a seed all the same

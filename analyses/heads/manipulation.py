@@ -45,8 +45,8 @@ from typing import Annotated, TypeAlias
 
 import torch
 
-from analyses.entropy import SEMANTICS
-from analyses.needle_slots import Needle, NeedleTables, look_up, needle_tables
+from analyses.heads.entropy import SEMANTICS
+from analyses.heads.needle_slots import Needle, NeedleTables, look_up, needle_tables
 from hybridlens.boundary import public
 from hybridlens.boundary_words import Among
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError

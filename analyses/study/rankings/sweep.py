@@ -14,17 +14,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analyses.experiment.answering import Grid, answer_all
 from analyses.experiment.options.needles import arguments_of
 from analyses.experiment.options.rankings import RankingsConfig
 from analyses.experiment.running import Experiment, Progress, quiet, result_of
-from analyses.ranking import HeadRanking
-from analyses.rankings.calibration import calibration_prompts, counts_of, judging_prompts
-from analyses.rankings.candidates import random_rankings
-from analyses.rankings.general import counts_of_tasks, measure
-from analyses.rankings.making import check_names, make_rankings
-from analyses.rankings.report import article_of, rankings_table
-from analyses.rankings.results import (
+from analyses.heads.answering import Grid, answer_all
+from analyses.heads.ranking import HeadRanking
+from analyses.heads.sparsification import check_ranking
+from analyses.study.memory import check_budget
+from analyses.study.rankings.calibration import calibration_prompts, counts_of, judging_prompts
+from analyses.study.rankings.candidates import random_rankings
+from analyses.study.rankings.general import counts_of_tasks, measure
+from analyses.study.rankings.making import check_names, make_rankings
+from analyses.study.rankings.report import article_of, rankings_table
+from analyses.study.rankings.results import (
     RANDOM,
     RUN_TIME,
     Ability,
@@ -34,9 +36,7 @@ from analyses.rankings.results import (
     keys_of,
     rows_of,
 )
-from analyses.rankings.words import sentences
-from analyses.sparsification import check_ranking
-from analyses.study.memory import check_budget
+from analyses.study.rankings.words import sentences
 from hybridlens import niah
 from hybridlens.config import LensConfig
 from hybridlens.errors import InputError, UnknownNameError, closest

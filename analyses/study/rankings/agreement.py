@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.ranking import HeadRanking
+from analyses.heads.ranking import HeadRanking
 from hybridlens.errors import InputError
 
 

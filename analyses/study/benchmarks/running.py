@@ -23,12 +23,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from analyses.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row, rows_of
-from analyses.benchmarks.tasks import FOLDER, Loaded, check_tasks, load_tasks, quiet, require, seeded
 from analyses.experiment.artefacts import Values
 from analyses.experiment.options.benchmarks import BenchmarkConfig
 from analyses.experiment.running import Experiment, Progress, result_of
-from analyses.sparsification import top_k
+from analyses.heads.sparsification import top_k
+from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row, rows_of
+from analyses.study.benchmarks.tasks import FOLDER, Loaded, check_tasks, load_tasks, quiet, require, seeded
 from hybridlens.config import LensConfig
 from hybridlens.decoding import Boundary
 from hybridlens.errors import InputError, ResultsError
@@ -80,7 +80,7 @@ class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):
         for k in self.ks:  # a scope or semantics that the model cannot run is told before any data is loaded
             top_k(lens, k, self.phase, options.scope, options.semantics)
         if options.apply_chat_template:
-            from analyses.benchmarks.harness import check_chat_template
+            from analyses.study.benchmarks.harness import check_chat_template
 
             check_chat_template(lens.tokenizer)
         self.loaded = load_tasks(options.tasks, options.include)
@@ -190,7 +190,7 @@ def _run(lens: HybridLens, config: BenchmarkConfig, task: Any, k: int) -> list[B
     """One task under one k."""
     from lm_eval.evaluator import evaluate
 
-    from analyses.benchmarks.harness import HarnessModel
+    from analyses.study.benchmarks.harness import HarnessModel
 
     task.set_fewshot_seed(seed=config.seed)  # anew each time, so that every k gets the same examples
     phase: Phase = "both" if config.version == "prefill" else "decode"

@@ -18,9 +18,9 @@ from types import MappingProxyType
 from typing import NamedTuple, cast
 
 from analyses.experiment.options.needles import PromptOptions
-from analyses.ranking import HeadRanking
-from analyses.sparsification import Heads, check_ranking
-from analyses.treatment import Treatment, treat
+from analyses.heads.ranking import HeadRanking
+from analyses.heads.sparsification import Heads, check_ranking
+from analyses.heads.treatment import Treatment, treat
 from hybridlens import niah
 from hybridlens.decoding import Boundary
 from hybridlens.engine import Answer, Job, Spans, Sweep, Tally

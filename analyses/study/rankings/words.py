@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analyses.rankings.curves import Needed, Value
-from analyses.rankings.results import RANDOM, RUN_TIME, RankingComparison
+from analyses.study.rankings.curves import Needed, Value
+from analyses.study.rankings.results import RANDOM, RUN_TIME, RankingComparison
 
 
 def sentences(found: RankingComparison) -> list[str]:

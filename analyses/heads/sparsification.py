@@ -28,9 +28,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from analyses.entropy import check_semantics, focus_key
-from analyses.ranking import HeadRanking, Scope
-from analyses.selection import Kept, QueryBlocks, across_layers, lowest
+from analyses.heads.entropy import check_semantics, focus_key
+from analyses.heads.ranking import HeadRanking, Scope
+from analyses.heads.selection import Kept, QueryBlocks, across_layers, lowest
 from hybridlens.boundary import Natural, public
 from hybridlens.errors import HookFunctionError, InputError
 from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, reads_only

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from analyses.entropy import Entropies
+from analyses.heads.entropy import Entropies
 from hybridlens.hooks import HookPoint
 
 Kept: TypeAlias = Bool[Tensor, "batch head query"]

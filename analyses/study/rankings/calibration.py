@@ -5,6 +5,8 @@ How it fails: what depends on the model (counts above its heads, prompts beyond 
 
 from __future__ import annotations
 
+from typing import Any
+
 from analyses.experiment.options.rankings import RankingsConfig
 from analyses.study.prompts import check_tokenizer, longest, prompts_of
 from hybridlens import niah
@@ -52,7 +54,7 @@ def prompt_lengths(lens: HybridLens, config: RankingsConfig) -> tuple[int, ...]:
     if config.lengths is not None:
         return config.lengths
     check_tokenizer(lens, config)
-    how = {"template": config.template, "haystack": config.haystack, "seed": config.seed}
+    how: dict[str, Any] = {"template": config.template, "haystack": config.haystack, "seed": config.seed}
     shortest = max(
         niah.shortest_length(lens.tokenizer, needle=needle, **how) for needle in (*config.hidden, *config.learned)
     )

@@ -28,8 +28,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.ranking import HeadRanking
-from analyses.rankings.prompts import Needle, check_batch_size, in_words, needles_of
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings.prompts import Needle, check_batch_size, in_words, needles_of
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit, HookPoint, reads_only
 from hybridlens.model import HybridLens

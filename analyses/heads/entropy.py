@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analyses.ranking import HeadRanking
+from analyses.heads.ranking import HeadRanking
 from hybridlens.boundary import Positive, public
 from hybridlens.boundary_words import Among
 from hybridlens.errors import InputError, UnknownNameError

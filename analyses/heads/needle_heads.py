@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.ranking import HeadRanking
+from analyses.heads.ranking import HeadRanking
 from hybridlens.boundary import Few, Length, Natural, Positive, public
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only

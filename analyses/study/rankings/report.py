@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from analyses.experiment.text import columns
-from analyses.ranking import HeadRanking
-from analyses.rankings import sections
-from analyses.rankings.results import RankingComparison, is_draw
-from analyses.rankings.words import sentences
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings import sections
+from analyses.study.rankings.results import RankingComparison, is_draw
+from analyses.study.rankings.words import sentences
 from hybridlens.viz.article import Article
 
 

@@ -1,8 +1,8 @@
 """General ability under every ranking and count: held-out loss, and the local tasks at a few counts.
 
-The measures are those of `analyses.rankings.ability`; equal choices of heads are measured once.
+The measures are those of `analyses.study.rankings.ability`; equal choices of heads are measured once.
 
-How it fails: see `analyses.rankings.ability`.
+How it fails: see `analyses.study.rankings.ability`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.experiment.filler import filler_tokens
 from analyses.experiment.options.rankings import RankingsConfig
-from analyses.ranking import HeadRanking
-from analyses.rankings.ability import filler_loss, filler_tokens, task_scores
-from analyses.rankings.results import RANDOM, RUN_TIME, Ability, is_draw, rows_of
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings.ability import filler_loss, task_scores
+from analyses.study.rankings.results import RANDOM, RUN_TIME, Ability, is_draw, rows_of
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 

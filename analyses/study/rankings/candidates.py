@@ -20,11 +20,11 @@ from dataclasses import replace
 
 import torch
 
-from analyses.entropy import rank_heads
-from analyses.ranking import HeadRanking
-from analyses.rankings.ablation import ablation_ranking
-from analyses.rankings.prompts import check_batch_size, check_heads, in_words, needles_of
-from analyses.rankings.retrieval import retrieval_rankings
+from analyses.heads.entropy import rank_heads
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings.ablation import ablation_ranking
+from analyses.study.rankings.prompts import check_batch_size, check_heads, in_words, needles_of
+from analyses.study.rankings.retrieval import retrieval_rankings
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import Prompt

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from analyses.ranking import HeadRanking
-from analyses.rankings.prompts import check_heads
-from analyses.sparsification import keep_heads
+from analyses.heads.ranking import HeadRanking
+from analyses.heads.sparsification import keep_heads
+from analyses.study.rankings.prompts import check_heads
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens

@@ -180,9 +180,10 @@ class BenchmarkResult:
 
 def rows_of(held: Iterable[Mapping[str, Any]]) -> tuple[BenchmarkRow, ...]:
     """Rows from the JSON values that hold their attributes."""
-    return tuple(
-        BenchmarkRow(**{**row, "scores": None if row["scores"] is None else tuple(row["scores"])}) for row in held
-    )
+    whole: list[dict[str, Any]] = [
+        {**row, "scores": None if row["scores"] is None else tuple(row["scores"])} for row in held
+    ]
+    return tuple(BenchmarkRow(**row) for row in whole)
 
 
 def mean_row(task: str, k: int, parts: Sequence[Sequence[BenchmarkRow]]) -> BenchmarkRow:

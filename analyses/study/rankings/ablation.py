@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analyses.ranking import HeadRanking
-from analyses.rankings.prompts import Needle, check_batch_size, in_words, needles_of
-from analyses.sparsification import keep_rows
+from analyses.heads.ranking import HeadRanking
+from analyses.heads.sparsification import keep_rows
+from analyses.study.rankings.prompts import Needle, check_batch_size, in_words, needles_of
 from hybridlens.model import HybridLens
 from hybridlens.niah import Prompt
 

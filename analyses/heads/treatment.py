@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analyses.manipulation import check_mode, is_causal, manipulate_rows
-from analyses.needle_slots import Needle
-from analyses.sparsification import Heads, heads_kept, keep_each, top_k
+from analyses.heads.manipulation import check_mode, is_causal, manipulate_rows
+from analyses.heads.needle_slots import Needle
+from analyses.heads.sparsification import Heads, heads_kept, keep_each, top_k
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens

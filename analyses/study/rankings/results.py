@@ -23,9 +23,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Values
-from analyses.ranking import HeadRanking
-from analyses.rankings.agreement import kendall, spearman
-from analyses.rankings.curves import Needed, Value, accuracies, area, area_difference, areas, needed
+from analyses.heads.ranking import HeadRanking
+from analyses.study.rankings.agreement import kendall, spearman
+from analyses.study.rankings.curves import Needed, Value, accuracies, area, area_difference, areas, needed
 from hybridlens import niah
 from hybridlens.errors import ResultsError, UnknownNameError, closest
 from hybridlens.results import Cell, CellKey, write_json
