@@ -11,9 +11,9 @@ from analyses.heads.entropy import rank_heads
 from analyses.heads.manipulation import MODES, manipulate
 from analyses.heads.sparsification import top_k
 from analyses.heads.treatment import Treatment, treat
-from hybridlens import attention
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, by_query, reads_only
+from hybridlens.mixers import attention
 from hybridlens.slots import KeySlots
 
 HEADS = 4

@@ -17,7 +17,7 @@ from models import FAMILIES, MAKERS, make
 from safetensors.torch import save_file
 
 import hybridlens as hl
-from analyses.checkpoints import meta_lens
+from analyses.experiment.checkpoints import meta_lens
 from hybridlens.errors import CheckpointError, HybridLensError, UnknownNameError
 from hybridlens.families.fields import FIELDS, Ids, OneOf, Real, Table, Texts, Whole
 from hybridlens.weights.sources import FileTensors

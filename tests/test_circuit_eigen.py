@@ -34,7 +34,7 @@ def seen(family: str, changes: dict) -> tuple[Weights, AttentionWeights, torch.T
     return weights, weights.attention(weights.cfg.attention_layers[0]), weights.embed(every), weights.unembed(every)
 
 
-def heads(n: int = 4, kv: int = 2, d: int = 24, e: int = 8, rotary: Rotary | None = None, seed: int = 0):
+def heads(n: int = 4, kv: int = 2, d: int = 24, e: int = 8, rotary: Turning | None = None, seed: int = 0):
     """A layer of random heads without biases."""
     g = torch.Generator().manual_seed(seed)
     q, k, v, o = (torch.randn(*s, generator=g) for s in ((n, d, e), (kv, d, e), (kv, d, e), (n, e, d)))
@@ -68,7 +68,7 @@ def spectrum(dense: torch.Tensor) -> np.ndarray:
     return np.linalg.eigvals(dense.double().numpy())
 
 
-def rotation(rotary: Rotary, d_head: int, distance: int) -> torch.Tensor:
+def rotation(rotary: Turning, d_head: int, distance: int) -> torch.Tensor:
     """The matrix that turns a row vector, float64, entry by entry."""
     turn, half = torch.eye(d_head, dtype=torch.float64), rotary.dims // 2
     for i in range(half):

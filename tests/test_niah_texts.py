@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analyses.options import read_prompts
 from hypothesis import given
 from hypothesis import strategies as st
 from niah_tokenizers import KINDS, byte_bpe, unigram, word_level
 
+from analyses.commands.look import read_prompts
 from hybridlens import niah
 from hybridlens.errors import InputError
 from hybridlens.niah import filler, published
