@@ -13,9 +13,9 @@ from models import FAMILIES
 from random_lens import benchmark_lens
 
 import hybridlens as hl
-from analyses.experiment import answering
 from analyses.experiment.options.study import NiahConfig
 from analyses.experiment.running import Outcome, conduct
+from analyses.heads import answering
 from analyses.heads.answering import work_of
 from analyses.heads.needle_heads import MOST_TOKENS, crop, figure, figure_of, look
 from analyses.heads.sparsification import top_k
