@@ -23,8 +23,8 @@
 # %%
 import hybridlens as hl
 from analyses import circuits, entropy, sparsification
+from analyses.experiment.filler import filler_tokens
 from analyses.heads.needle_heads import look
-from analyses.study.rankings.ability import filler_tokens
 from hybridlens import niah
 from hybridlens.viz import attention_heads
 from hybridlens.viz.circuits import Edge, Node, composition_graph, distance_curves, eigenvalue_plane

@@ -1,6 +1,7 @@
 """The needle experiment as a whole: cells equal independent runs, and a stopped or damaged run is mended."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 

@@ -505,7 +505,7 @@ def test_a_lost_record_is_written_anew_when_the_cells_prove_the_run(
         read_cells(finished)
     other = replace(MANIFEST, seed=1)
     before = snapshot(finished)
-    with pytest.raises(ResultsError, match=r"no readable run\.json and no cell of this command"):
+    with pytest.raises(ResultsError, match=r"no readable run\.json of this version and no cell of this command"):
         Run.open(finished, other, EXPECTED).__enter__()
     assert snapshot(finished) == before
     with Run.open(finished, MANIFEST, EXPECTED) as run:

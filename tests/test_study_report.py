@@ -18,6 +18,7 @@ from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study.experiments import EXPERIMENTS, Study
 from analyses.study.groups import Base
 from analyses.study.report import page_of
+from analyses.study.running import asked_for
 from analyses.study.sections import value
 from analyses.study.verdict import Verdict
 from hybridlens.results import Cell
@@ -145,7 +146,8 @@ def test_sections_are_those_that_ran(full: str) -> None:
     links = {a["href"] for tag, a in Page(full).tags if tag == "a"}
     assert links == {f"#{name}" for name in ids(full)}
     earlier = {"sessions": [{"settings": {"experiments": ["scope"]}}, {"settings": {"experiments": ["fig2"]}}]}
-    assert {"scope", "fig2"} <= set(ids(rendered(["fig2"], record=earlier)))
+    asked = asked_for(a_record(**earlier)) | {"fig2"}
+    assert {"scope", "fig2"} <= set(ids(rendered(["fig2"], record=earlier, ran=asked)))
 
 
 def test_fig2_shows_the_numbers_of_the_view(full: str) -> None:

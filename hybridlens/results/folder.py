@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from hybridlens.errors import HybridLensError, ResultsError
 from hybridlens.results.cells import CellKey
+from hybridlens.results.files import read_good
 from hybridlens.results.provenance import clear_parts, hash_json, read_json, usable
 from hybridlens.results.record import (
     FORMAT,
@@ -73,6 +74,7 @@ class Folder:
         elif self.fingerprint in _signs(path):
             self.damaged.append(f"{RECORD} does not match its digest; written anew, and every result made again")
         self._begun = False
+        self._written: dict[str, Any] = {}
         self._closing: list[Callable[[dict[str, Any]], None]] = []
 
     @classmethod
@@ -98,8 +100,9 @@ class Folder:
             path.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             folder = cls(path, manifest, expected)
-            if expected is None:
-                folder.refuse_a_stranger()
+            folder._refuse_a_stranger()
+            if folder.known:
+                clear_parts(path)
             try:
                 yield folder
             finally:
@@ -125,18 +128,17 @@ class Folder:
         """What `run.json` holds, or will once something is written."""
         return plain(self._record or started(None, self.manifest, self._compared))
 
-    def refuse_a_stranger(self) -> None:
-        """Refuse a folder whose `run.json` is not of this version, where nothing proves that it is this run's.
-
-        Raises:
-            ResultsError: saying so.
-        """
-        stray = self.path / RECORD
-        if self._record is None and stray.exists() and (not self.damaged or stray.is_dir()):
+    def _refuse_a_stranger(self) -> None:
+        """Refuse a folder whose `run.json` is not of this version, unless its cells are signed as this run's."""
+        if self._record is not None or self.damaged or not (self.path / RECORD).exists():
+            return
+        good, _ = read_good(self.path, self.fingerprint, self.manifest.max_score)
+        if not good or (self.path / RECORD).is_dir():
             raise ResultsError(
-                f"{self.path} holds no readable {RECORD} of this version and nothing of this run; remove what is "
+                f"{self.path} holds no readable {RECORD} of this version and no cell of this command; remove what is "
                 "there, or give another --out folder"
             )
+        self.damaged.append(f"{RECORD} cannot be read; written anew")
 
     def begin(self) -> None:
         """Write this session into `run.json`, once, before anything else of it is written.
@@ -157,7 +159,9 @@ class Folder:
         self.begin()
         assert self._record is not None
         self._record |= values
-        write_record(self.path, self._record)
+        if self._record != self._written:
+            write_record(self.path, self._record)
+            self._written = plain(self._record)
 
     def doubt(self, line: str) -> None:
         """Name something stored that cannot be trusted."""

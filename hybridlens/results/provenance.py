@@ -13,7 +13,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -138,11 +138,10 @@ def write_atomic(path: Path, data: bytes) -> Path:
 def clear_parts(folder: Path) -> None:
     """Remove what killed runs left of files half written, in a folder that no other process writes.
 
-    Raises:
-        ResultsError: the folder cannot be written.
+    Where the folder cannot be written they stay, and harm nobody: it may be shown from there all the same.
     """
-    with usable(folder):
-        for part in folder.rglob(".*.part"):
+    for part in folder.rglob(".*.part"):
+        with suppress(OSError):
             part.unlink()
 
 

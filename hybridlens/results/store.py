@@ -59,8 +59,8 @@ class Run:
         good, before = self._good, folder.record
         if not folder.known and damage and not good:
             raise ResultsError(
-                f"{folder.path} holds no readable {RECORD} and no cell of this command; remove what is there, "
-                "or give another --out folder"
+                f"{folder.path} holds no readable {RECORD} of this version and no cell of this command; remove what is "
+                "there, or give another --out folder"
             )
         if self._growing:
             _refuse_other_prompts(folder.path, good, expected)
@@ -76,7 +76,6 @@ class Run:
                 damaged.append(f"cells missing from {folder.path}: {n_lost}; each runs again with its experiment")
         for line in damaged:
             folder.doubt(line)
-        folder.refuse_a_stranger()
         if damaged:
             self._begin()
         if damage and (folder.path / TABLE).exists():
