@@ -128,7 +128,8 @@ def by_hand(a: HybridState, b: HybridState, mix: Mix) -> HybridState:
             layers.append({"attn": KeyValues(k, v)})
         else:
             ours, theirs = ours["ssm"], theirs["ssm"]
-            layers.append({"ssm": Recurrent(pick("conv", ours=ours, theirs=theirs), pick("recurrent", ours=ours, theirs=theirs))})
+            conv, recurrent = (pick(name, ours=ours, theirs=theirs) for name in ("conv", "recurrent"))
+            layers.append({"ssm": Recurrent(conv, recurrent)})
     return HybridState(a.model, a.lengths, a.key_positions, tuple(layers), a.window)
 
 

@@ -255,7 +255,8 @@ def test_what_cannot_be_estimated_is_refused_in_one_line():
     refused("steps = 0 given", steps=0)
     refused("'up' does not exist", direction="up", error=UnknownNameError)
     refused("0 writers and 16 readers given", writers=[])
-    refused("writer 'L1 expert 0' given, but edges begin at embed, head, ssm, ssm_head, mlp", writers=[Writer("expert", 1, 0)])
+    beginnings = "edges begin at embed, head, ssm, ssm_head, mlp"
+    refused(f"writer 'L1 expert 0' given, but {beginnings}", writers=[Writer("expert", 1, 0)])
     refused("writer 'L0 head 1': layer 0 has no heads", writers=[Writer("head", 0, 1)])
     refused("reader 'L1 kv head 3 k': the layer has key/value heads 0..1", readers=[Reader("k", 1, 3)])
     refused("'logits' was given twice", readers=[Reader("logits"), Reader("logits")])

@@ -293,7 +293,8 @@ def test_bad_input_is_one_line():
         assert not any(point.has_hooks() for point in lens.hook_dict.values())
 
     fails(InputError, "writer 'L0 head 1': layer 0 has no heads; those are in layers 1", [Writer("head", 0, 1)])
-    fails(InputError, "writer 'L1 expert 0' given, but paths begin at embed, head, ssm, ssm_head, mlp", [Writer("expert", 1, 0)])
+    beginnings = "paths begin at embed, head, ssm, ssm_head, mlp"
+    fails(InputError, f"writer 'L1 expert 0' given, but {beginnings}", [Writer("expert", 1, 0)])
     fails(InputError, "reader 'L2 head 0 q': layer 2 has no heads; those are in layers 1", readers=[Reader("q", 2, 0)])
     fails(InputError, r"the layer has key/value heads 0\.\.1, but 2 was given", readers=[Reader("k", 1, 2)])
     fails(InputError, r"the layer has query heads 0\.\.3, but 4 was given", readers=[Reader("q", 1, 4)])
