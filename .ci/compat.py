@@ -41,7 +41,8 @@ class Row(NamedTuple):
 def project() -> dict[str, list[str]]:
     """The requirements to vary, what pytest's tools need, and the declared Pythons, from pyproject.toml."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    named = {re.split(r"[^\w.-]", line)[0]: line for line in table["dependencies"] + table["optional-dependencies"]["dev"]}
+    every = table["dependencies"] + table["optional-dependencies"]["dev"]
+    named = {re.split(r"[^\w.-]", line)[0]: line for line in every}
     pythons = [c.rsplit(" ", 1)[1] for c in table["classifiers"] if re.search(r"Python :: 3\.\d+$", c)]
     return {"varied": [named[name] for name in VARIED], "tools": [named[name] for name in TOOLS], "pythons": pythons}
 
