@@ -18,14 +18,18 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	if command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then echo $$p; break; fi; done)
 
-# Where numbers are computed and compared: the operators and both families against other implementations, states, the
-# engine, edits, patching and its gradients, and what is read from weights.
-NUMERICS := tests/test_contract.py::test_read_is_true $(foreach name,state runs engine scan scan_kernels blocks weights entropy \
-	sparsification manipulation direct niah_run linear_paths circuit_positions circuit_eigen,tests/test_$(name).py)
-# Instruction sets other than the machine's own, which the plain run uses. The first holds everywhere.
+# Where numbers are computed and compared: the operators and both families against other implementations, states, edits,
+# patching and its gradients, and what is read from weights.
+NUMERICS := tests/test_contract.py::test_read_is_true tests/test_niah_run.py::test_needle_mass_is_read_from_the_pattern \
+	$(foreach name,state runs scan scan_kernels blocks weights entropy sparsification direct attribution patching \
+	linear_paths circuit_eigen,tests/test_$(name).py)
+# Instruction sets other than the machine's own, which the plain run uses: torch's kernels, and with them those of the
+# libraries that multiply its matrices. The first runs everywhere.
+SET_default := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+SET_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 SETS := default $(shell grep -qm1 avx2 /proc/cpuinfo 2>/dev/null && echo avx2)
 
-.PHONY: help demo $(PARTS) test lint types unit numerics notebooks compat
+.PHONY: help demo $(PARTS) test lint types unit numerics $(addprefix numerics-,$(SETS)) notebooks compat
 
 # Tests and notebooks may use no network; nothing may report home.
 export HF_HUB_OFFLINE := 1
@@ -85,9 +89,10 @@ unit: $(VENV)/.installed-dev
 
 # Other vector widths add in another order, and so round otherwise: a bound that holds under one set alone is wrong.
 # tests/conftest.py refuses to run where torch does not use the set that is asked for.
-numerics: $(VENV)/.installed-dev
-	@for set in $(SETS); do echo "numerics with the instruction set $$set"; \
-		ATEN_CPU_CAPABILITY=$$set $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(NUMERICS); done
+numerics: $(addprefix numerics-,$(SETS))
+
+$(addprefix numerics-,$(SETS)): numerics-%: $(VENV)/.installed-dev
+	$(SET_$*) $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(NUMERICS)
 
 # Throw-away environments under build/compat, one after the other, and a table of what passed in which.
 compat: $(VENV)/pyvenv.cfg

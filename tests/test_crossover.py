@@ -367,7 +367,9 @@ def test_results_come_back_from_disk(tmp_path: Path) -> None:
     for ours, theirs in zip((*found.intact, *found.changed), (*again.intact, *again.changed), strict=True):
         close(theirs, ours)
     for group, regions in found.regions().items():
-        close(again.regions()[group], regions)
+        held = again.regions()[group]
+        assert held.keys() == regions.keys()
+        close(list(held.values()), list(regions.values()), dtype=torch.float32)
     assert found.tokens[-1] == "ask"
     value = json.loads((tmp_path / "map.json").read_text())
     for name, column in (("held", value["held"][1:]), ("changed", value["intact"])):

@@ -69,7 +69,7 @@ def stream(lens, reader):
     return f"blocks.{reader.layer}.hook_resid_{'mid' if reader.kind == 'mlp' else 'pre'}"
 
 
-def slope(family, base, reader, change, h=0.02, metric=METRIC, before=()):
+def slope(family, base, reader, change, h=0.005, metric=METRIC, before=()):
     """The derivative of the metric as `change` [p d] is put into what this reader alone reads."""
     lens = smooth(family)
     model, steps = lens.hf_model.model, h * torch.tensor(list(STENCIL)).view(-1, 1, 1)
@@ -97,7 +97,7 @@ def slope(family, base, reader, change, h=0.02, metric=METRIC, before=()):
     return float(value @ torch.tensor(list(STENCIL.values())).double()) / h
 
 
-def open_in(family, prompt, h=0.02):
+def open_in(family, prompt, h=0.005):
     """What `slope` leaves open: the rounding of logits, divided by the step."""
     with torch.no_grad():
         return quotient(float(smooth(family)(prompt).abs().max()), h)

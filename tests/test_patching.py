@@ -121,8 +121,8 @@ def test_random_targets_equal_the_plain_loop(family, direction):
         )  # fmt: skip
         close(result.raw, expected, FORWARD, dtype=torch.float32)
         with torch.no_grad():
-            close(result.clean, METRIC(lens(clean)).item())
-            close(result.corrupt, METRIC(lens(corrupt)).item(), dtype=torch.float32)
+            close(result.clean, METRIC(lens(clean)).item(), FORWARD, dtype=torch.float32)
+            close(result.corrupt, METRIC(lens(corrupt)).item(), FORWARD, dtype=torch.float32)
         scale = (expected - result.corrupt) / (result.clean - result.corrupt)
         close(result.normalised, scale, FORWARD, dtype=torch.float32)
 

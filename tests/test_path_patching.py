@@ -135,8 +135,8 @@ def test_random_paths_equal_the_plain_loop(family, direction, through_mlps):
         )  # fmt: skip
         close(ours, expected, FORWARD, dtype=torch.float32)
         with torch.no_grad():
-            close(found.clean, METRIC(lens(clean)).item(), dtype=torch.float32)
-            close(found.corrupt, METRIC(lens(corrupt)).item(), dtype=torch.float32)
+            close(found.clean, METRIC(lens(clean)).item(), FORWARD, dtype=torch.float32)
+            close(found.corrupt, METRIC(lens(corrupt)).item(), FORWARD, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
