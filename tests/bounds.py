@@ -40,9 +40,9 @@ GRADIENT = 3 * FORWARD
 # The whole of an embedded model: eight layers, eight sums of 128 terms in each.
 EMBEDDED = 8 * 8 * 128
 
-# The whole of a model of tests/random_lens.py: six small layers, but weights of attention made five times as large, and
-# so scores 25 times, whose softmax hands on as many more roundings.
-LOUD = EMBEDDED
+# The whole of a model of tests/random_lens.py: weights of attention made five times as large, and so scores 25 times. A
+# softmax hands on a quarter of an error of its scores, at the most, so errors are six times as large: √steps is.
+LOUD = 6**2 * FORWARD
 
 FACTOR = 4
 

@@ -197,7 +197,7 @@ def test_estimates_agree_with_path_patching(family):
     there = ~result.scores.isnan()
     shares = result.normalised[there], exact.normalised[there] - 1
     close(found.largest_error, float((shares[0] - shares[1]).abs().max()))
-    close(found.pearson, float(torch.corrcoef(torch.stack(shares))[0, 1]))
+    close(found.pearson, float(torch.corrcoef(torch.stack(shares))[0, 1]), LAYER)  # of sums over all edges
     assert found.spearman > 0.4
     with pytest.raises(InputError, match="differ in their direction"):
         edge_agreement(edge_attribution(lens, clean, corrupt, METRIC), exact)

@@ -215,7 +215,7 @@ def test_with_mlps_a_path_is_more_than_without(family):
         for mlps in (False, True)
     )  # fmt: skip
     assert apart(direct.raw[0, 1], through.raw[0, 1], dtype=torch.float32)
-    close(direct.raw[1, 0], through.raw[1, 0].item())
+    close(direct.raw[1, 0], through.raw[1, 0].item(), FORWARD, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -150,7 +150,8 @@ def test_static_heads_are_keep_heads_to_the_bit(family: str, phase: Phase) -> No
             for some in (edits, reference, [])
         )
     assert torch.equal(found, expected)
-    assert torch.equal(found[4:], plain[4:])
+    # An expert multiplies the tokens of all rows that chose it, and of fewer or more of them may round otherwise.
+    close(found[4:], plain[4:], FORWARD)
     assert all(apart(found[row], found[4]) for row in range(4))
 
 
