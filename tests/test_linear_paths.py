@@ -99,14 +99,21 @@ def test_measured(family, changes):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_does_not_count(family):
-    """Other tokens behind the rows' ends change no bit; the same tokens taken for real do."""
+    """Other tokens behind the rows' ends change nothing; the same tokens taken for real do.
+
+    No bit, but for experts, which multiply the padding's tokens too: of other numbers of them they may round otherwise.
+    """
     lens, weights = opened(family)
     ids = tokens(10, 11, seed=2)
     other = torch.where(torch.arange(11) < LENGTHS[:, None], ids, (ids + 17) % weights.cfg.d_vocab)
     paths, errors = measured_paths(lens, weights, ids, LENGTHS)
     again, errors_again = measured_paths(lens, weights, other, LENGTHS)
-    assert torch.equal(errors, errors_again)
-    assert all(torch.equal(one.channels, two.channels) for one, two in zip(paths, again, strict=True))
+    exact = family != "jamba"
+    close(errors_again, errors, FORWARD)
+    assert torch.equal(errors, errors_again) or not exact
+    for one, two in zip(paths, again, strict=True):
+        close(two.channels, one.channels, FORWARD)
+        assert torch.equal(one.channels, two.channels) or not exact
     assert not torch.equal(errors, measured_paths(lens, weights, ids)[1])
 
 

@@ -192,14 +192,20 @@ def test_everything_gives_the_other_run_and_nothing_this_one_exactly(family, dty
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_one_shape_do_not_hear_each_other(family):
-    """In one batch with other patches, a row has the bits that it has among copies of itself."""
+    """In one batch with other patches, a row has the bits that it has among copies of itself.
+
+    But for experts, which multiply the tokens of all rows that chose them: of other ones they may round otherwise.
+    """
     lens, (clean, corrupt) = small(family), prompts()
     name = "blocks.1.hook_resid_mid"
     patches = [Target(name, {"p": place}) for place in range(8, 14)]
     mixed = activation_patch(lens, clean, corrupt, METRIC, targets=patches, skip_positions=False).raw
     for row, patch in enumerate(patches):
         alike = activation_patch(lens, clean, corrupt, METRIC, targets=[patch] * 6, skip_positions=False).raw
-        assert alike[row] == mixed[row]
+        if family == "jamba":
+            close(alike[row], mixed[row], FORWARD, dtype=torch.float32)
+        else:
+            assert alike[row] == mixed[row]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

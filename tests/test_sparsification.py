@@ -82,14 +82,20 @@ def test_decode_equals_the_slow_way(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_heads_change_no_bit(family: str, dtype: torch.dtype) -> None:
-    """k = n_heads as one number, for every row, and for some rows of a batch whose others are cut."""
+    """k = n_heads as one number, for every row, and for some rows of a batch whose others are cut.
+
+    Experts multiply the tokens of all rows that chose them, so those of a row beside cut ones may round otherwise.
+    """
     lens = hl.HybridLens(make(family).to(dtype))
     ids = tokens(3, 12, seed=3)
     with torch.no_grad():
         untouched = lens.prefill(ids).logits
         for k in (HEADS, [HEADS] * 3, torch.tensor([HEADS, 0, 2])):
             logits = lens.prefill(ids, top_k(lens, k, "both")).logits
-            assert torch.equal(logits[0], untouched[0])
+            if family == "jamba" and isinstance(k, torch.Tensor):
+                close(logits[0], untouched[0], FORWARD)
+            else:
+                assert torch.equal(logits[0], untouched[0])
         assert not torch.equal(logits[1], untouched[1])
         assert not torch.equal(logits[2], untouched[2])
     assert top_k(lens, HEADS) == []
