@@ -23,6 +23,23 @@ import pytest
 from hypothesis import HealthCheck, settings
 from markupsafe import Markup
 
+ASKED = os.environ.get("ATEN_CPU_CAPABILITY")
+"""The instruction set that torch is to compute with; `make numerics` sets it."""
+
+
+def pytest_configure() -> None:
+    """Torch falls back on another set without a word where it does not know one, or the processor lacks it."""
+    if ASKED:
+        import torch
+
+        used = torch.backends.cpu.get_cpu_capability()
+        if used.lower() != ASKED.lower():
+            raise pytest.UsageError(
+                f"ATEN_CPU_CAPABILITY={ASKED} given, but torch computes with {used} on this processor; "
+                f"name a set that it has, or leave the variable out"
+            )
+
+
 settings.register_profile(
     "hybridlens",
     derandomize=True,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bounds import FORWARD, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILIES, make, tokens
@@ -74,7 +75,7 @@ def test_blocks_are_the_pass_cut_up(family: str, point: str, blocks) -> None:
         assert slots.query_positions.expand(2, -1).tolist() == [list(range(slots.first, stop))] * 2
         assert slots.key_positions.tolist() == [list(range(stop))] * 2
         whole = cache[name][:, :, slots.first : stop]
-        torch.testing.assert_close(part, whole[..., :stop], rtol=1e-6, atol=1e-6)
+        close(part, whole[..., :stop])
         assert bool((whole[..., stop:] == nothing).all())
         assert torch.equal(slots.dense(part.device).expand(2, HEADS, -1, -1), whole[..., :stop] != nothing)
 
@@ -157,7 +158,7 @@ def test_results_are_those_of_the_whole(family: str, seed: int, data: st.DataObj
             attention.QUERY_BLOCK = whole
         results.append([logits[row, :length] for row, length in enumerate(lengths)] + [after])
     for once, cut in zip(*results, strict=True):
-        torch.testing.assert_close(cut, once, rtol=1e-5, atol=1e-5)
+        close(cut, once, FORWARD)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -175,9 +176,9 @@ def test_top_k_works_in_blocks(family: str, blocks) -> None:
         again = rank_heads(lens, ids, lengths=[13, 6, 9], queries="last")
         assert torch.equal(lens.prefill(ids, top_k(lens, HEADS, "both")).logits, untouched)
     assert [slots.first for _, slots in reader.given] == [0, 2, 4, 6, 8, 10, 12]
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found[2], untouched[2], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(again.scores, ranking.scores, rtol=1e-6, atol=1e-6)
+    close(found, expected)
+    close(found[2], untouched[2])
+    close(again.scores, ranking.scores)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -195,7 +196,7 @@ def test_every_mode_in_blocks(family: str, semantics: str, blocks) -> None:
         cut = lens.prefill(ids, edits, lengths=lengths).logits
     assert len(reader.given) == 1 + (7 if semantics == "clean" else 1)
     for row, length in enumerate(lengths):
-        torch.testing.assert_close(cut[row, :length], once[row, :length], rtol=1e-5, atol=1e-5)
+        close(cut[row, :length], once[row, :length], FORWARD)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bounds import FORWARD, LAYER, bound, close, near
 from models import FAMILIES, make
 from transformer_lens import FactoredMatrix
 
@@ -48,13 +49,16 @@ def symmetric(d: int, seed: int = 1) -> torch.Tensor:
 
 
 def assert_same(found: torch.Tensor, expected: np.ndarray | torch.Tensor) -> None:
-    """The values of `found`, with zeros for the rest, are those of `expected`, one for one, to 1e-4 of the largest."""
+    """The values of `found`, with zeros for the rest, are those of `expected`, one for one.
+
+    An eigenvalue may move by more than the matrix does: by the condition of its vectors, which here is below 32.
+    """
     expected = np.asarray(expected)
     left = [*found.tolist(), *[0j] * (len(expected) - len(found))]
     assert len(left) == len(expected)
     for value in expected:
         nearest = min(left, key=lambda z: abs(z - value))
-        assert abs(nearest - value) < 1e-4 * np.abs(expected).max()
+        assert abs(nearest - value) < 32 * bound(np.abs(expected).max(), LAYER)
         left.remove(nearest)
 
 
@@ -90,11 +94,11 @@ def test_products(family, changes, monkeypatch):
     monkeypatch.setattr(vocabulary, "TILE", 12)
     for block in (53, 20):
         found = products(weights, block)
-        torch.testing.assert_close(found.UE, centred(U).T @ E, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(found.EE, centred(E).T @ E, atol=1e-4, rtol=1e-4)
+        close(found.UE, centred(U).T @ E, FORWARD)
+        close(found.EE, centred(E).T @ E, FORWARD)
         assert torch.equal(found.EE, found.EE.T)
         directions = E[1:] / E[1:].pow(2).mean(1, keepdim=True).sqrt()
-        torch.testing.assert_close(found.mean, directions.sum(0) / 53, atol=1e-5, rtol=1e-4)
+        close(found.mean, directions.sum(0) / 53, FORWARD)
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES)
@@ -108,7 +112,7 @@ def test_ov_eigenvalues(family, changes):
         dense = E.double() @ one.W_V.double() @ one.W_O.double() @ centred(U).double().T
         assert_same(found[h], spectrum(dense))
         score = float(dense.trace()) / np.abs(spectrum(dense)).sum()
-        assert float(positivity(found)[h]) == pytest.approx(score, abs=1e-4)
+        close(float(positivity(found)[h]), score, FORWARD, scale=1.0, dtype=torch.float32)
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES)
@@ -157,7 +161,7 @@ def test_agrees_with_transformer_lens(family):
         ):
             assert_same(ours, theirs)
             score = theirs.sum().real / theirs.abs().sum()
-            torch.testing.assert_close(positivity(ours), score, atol=1e-4, rtol=0)
+            close(positivity(ours), score, FORWARD, scale=1.0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -185,15 +189,15 @@ def test_identities():
     one = torch.eye(d)[None]
     attention = AttentionWeights(0, maps.mT, one, one, maps, None, None, None, None, None, None)
     expected = torch.tensor([1.0, -1.0, 0.0, 0.0])
-    torch.testing.assert_close(positivity(ov_eigenvalues(attention, torch.eye(d))), expected)
-    torch.testing.assert_close(positivity(qk_eigenvalues(attention, torch.eye(d))), expected)
+    close(positivity(ov_eigenvalues(attention, torch.eye(d))), expected)
+    close(positivity(qk_eigenvalues(attention, torch.eye(d))), expected)
     EE = symmetric(d)  # I and -I stay so whatever the vocabulary, as long as the unembedding is the embedding
-    torch.testing.assert_close(positivity(ov_eigenvalues(attention, EE))[:2], expected[:2])
-    torch.testing.assert_close(positivity(qk_eigenvalues(attention, EE))[:2], expected[:2])
+    close(positivity(ov_eigenvalues(attention, EE))[:2], expected[:2])
+    close(positivity(qk_eigenvalues(attention, EE))[:2], expected[:2])
     E = torch.randn(50, d)  # rows of one length: a token's own logit is the highest
     E = E / E.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(copying_share(attention, E, E), torch.tensor([1.0, 0.0, 0.0, 0.0]))
-    torch.testing.assert_close(matching_share(attention, E), torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    close(copying_share(attention, E, E), torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    close(matching_share(attention, E), torch.tensor([1.0, 0.0, 0.0, 0.0]))
 
 
 def test_turning_queries_away_ends_matching():
@@ -204,7 +208,7 @@ def test_turning_queries_away_ends_matching():
     attention = AttentionWeights(0, one, one, one, one, None, None, None, None, rotary, None)
     for distance in (0, 1, 3, 22):  # 22 is 3.5 turns, nearly
         score = positivity(qk_eigenvalues(attention, torch.eye(d), distance))
-        torch.testing.assert_close(score, torch.tensor([np.cos(distance)], dtype=torch.float32))
+        close(score, torch.tensor([np.cos(distance)], dtype=torch.float32))
     E = torch.randn(40, d)
     E = E / E.norm(dim=1, keepdim=True)
     assert float(matching_share(attention, E)) == 1
@@ -226,24 +230,23 @@ def test_invariances(kv):
         W_K=5 * attention.W_K @ turn,
     )
     E, U = torch.randn(50, 24), torch.randn(50, 24)
-    close = {"atol": 1e-5, "rtol": 1e-4}
     for h in range(4):
         assert_same(ov_eigenvalues(changed, UE)[h], ov_eigenvalues(attention, UE)[h])
     for ours, theirs in (
         (ov_eigenvalues(changed, UE), ov_eigenvalues(attention, UE)),
         (qk_eigenvalues(changed, EE), qk_eigenvalues(attention, EE)),
     ):
-        torch.testing.assert_close(positivity(ours), positivity(theirs), **close)
-    torch.testing.assert_close(copying_share(changed, E, U), copying_share(attention, E, U))
-    torch.testing.assert_close(matching_share(changed, E), matching_share(attention, E))
+        close(positivity(ours), positivity(theirs), FORWARD)
+    close(copying_share(changed, E, U), copying_share(attention, E, U))
+    close(matching_share(changed, E), matching_share(attention, E))
     groups = torch.randperm(kv)
     order = torch.cat([torch.arange(4).view(kv, -1)[g].flip(0) for g in groups])
     mixed = replace(
         attention,
         W_Q=attention.W_Q[order], W_O=attention.W_O[order], W_K=attention.W_K[groups], W_V=attention.W_V[groups],
     )  # fmt: skip
-    torch.testing.assert_close(positivity(ov_eigenvalues(mixed, UE)), positivity(ov_eigenvalues(attention, UE))[order])
-    torch.testing.assert_close(positivity(qk_eigenvalues(mixed, EE)), positivity(qk_eigenvalues(attention, EE))[order])
+    close(positivity(ov_eigenvalues(mixed, UE)), positivity(ov_eigenvalues(attention, UE))[order])
+    close(positivity(qk_eigenvalues(mixed, EE)), positivity(qk_eigenvalues(attention, EE))[order])
     assert torch.equal(copying_share(mixed, E, U), copying_share(attention, E, U)[order])
 
 
@@ -256,7 +259,7 @@ def test_rotations_of_queries_and_keys_with_rotary():
         changed = replace(attention, W_Q=attention.W_Q @ turn, W_K=attention.W_K @ turn)
         for part in ("all", "free", "rotary"):
             ours, theirs = (positivity(qk_eigenvalues(x, EE, 3, part)) for x in (changed, attention))
-            assert torch.allclose(ours, theirs, atol=1e-5) == (same or part == "free")
+            assert near(ours, theirs, FORWARD) == (same or part == "free")
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES)
@@ -275,8 +278,8 @@ def test_shares(family, changes, rows, monkeypatch):
                 turn = rotation(attention.rotary, weights.cfg.d_head, 3).float()
             logits = [e @ one.W_V @ one.W_O @ U[some].T for e in E[some]]
             scores = [e @ one.W_Q @ turn @ (E[some] @ one.W_K).T for e in E[some]]
-            assert float(copying[h]) == pytest.approx(own_highest(logits))
-            assert float(matching[h]) == pytest.approx(own_highest(scores))
+            close(float(copying[h]), own_highest(logits), dtype=torch.float32)
+            close(float(matching[h]), own_highest(scores), dtype=torch.float32)
 
 
 def own_highest(rows: list[torch.Tensor]) -> float:
@@ -291,8 +294,8 @@ def test_ties_do_not_count():
     E = torch.randn(10, 8)
     E = E / E.norm(dim=1, keepdim=True)
     E[3] = E[8]
-    torch.testing.assert_close(copying_share(attention, E, E), torch.tensor([0.8]))
-    torch.testing.assert_close(matching_share(attention, E), torch.tensor([0.8]))
+    close(copying_share(attention, E, E), torch.tensor([0.8]))
+    close(matching_share(attention, E), torch.tensor([0.8]))
 
 
 def test_a_vocabulary_whose_square_fits_nowhere():
@@ -301,7 +304,7 @@ def test_a_vocabulary_whose_square_fits_nowhere():
     found = products(weights)
     E, U = (torch.cat(x).double() for x in zip(*((b.E, b.U) for b in weights.vocabulary()), strict=True))
     for ours, theirs in ((found.UE, centred(U).T @ E), (found.EE, centred(E).T @ E)):
-        assert float((ours - theirs).norm() / theirs.norm()) < 1e-6
+        assert float((ours - theirs).norm()) < bound(float(theirs.norm()))
     attention = weights.attention(1)
     for h, values in enumerate(ov_eigenvalues(attention, found.UE)):
         one = attention.head(h)

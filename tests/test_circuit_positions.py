@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bounds import FORWARD, LAYER, close, near
 from models import FAMILIES, make, tokens
 
 import hybridlens as hl
@@ -40,7 +41,7 @@ def test_a_loop_over_distances(kv, dims):
                 q, k = q + view.b_Q[h], k + view.b_K[at]
             turned = [q if view.rotary is None else view.rotary.turned(q, x) for x in range(WINDOW)]
             scores = torch.stack([x @ k / 16**0.5 for x in turned])
-            torch.testing.assert_close(found[h], scores.softmax(0), atol=1e-5, rtol=1e-4)
+            close(found[h], scores.softmax(0), FORWARD)
             if dims:
                 assert found[h].std() > 1e-3
 
@@ -65,7 +66,7 @@ def test_the_pattern_of_the_model(changes):
         held = min(query + 1, WINDOW)
         expected = found[:, :held] / found[:, :held].sum(1, keepdim=True)
         at = pattern[0, :, query, : query + 1].flip(-1)  # by distance
-        torch.testing.assert_close(at[:, :held], expected, atol=1e-5, rtol=1e-4)
+        close(at[:, :held], expected, FORWARD)
         assert not at[:, held:].any()
 
 
@@ -83,7 +84,7 @@ def test_planted_heads():
         away = torch.arange(window).sub(distance).abs() > 0
         assert found[h, distance] > 1.1 * found[h, away].amax()
     few = profile(attention, content, 50)
-    torch.testing.assert_close(few, found[:, :50] / found[:, :50].sum(1, keepdim=True))
+    close(few, found[:, :50] / found[:, :50].sum(1, keepdim=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,8 +94,8 @@ def test_flat_without_rotary(family):
     attention = weights.attention(weights.cfg.attention_layers[0])
     content = torch.randn(weights.cfg.d_model)
     flat = torch.full((4, 7), 1 / 7)
-    torch.testing.assert_close(profile(replace(attention, rotary=None), content, 7), flat)
-    assert torch.allclose(profile(attention, content, 7), flat) == (family == "jamba")
+    close(profile(replace(attention, rotary=None), content, 7), flat)
+    assert near(profile(attention, content, 7), flat, LAYER) == (family == "jamba")
 
 
 def test_bad_input():

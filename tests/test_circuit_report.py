@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import close, written
 
 from analyses.circuits.composition import KINDS, Composition
 from analyses.circuits.labels import MEANING, number
@@ -135,7 +136,7 @@ def test_every_metric_has_a_map_with_its_values() -> None:
     for title, figure in drawn.items():
         trace = figure["data"][0]
         assert (list(trace["y"]), list(trace["x"])) == (["L2", "L5"], ["H0", "H1", "H2"])
-        torch.testing.assert_close(torch.tensor(trace["z"]), expected[title], rtol=1e-3, atol=1e-6)
+        written(trace["z"], expected[title])
     text = section(rendered(circuits), "scores")
     assert all(MEANING[metric] in text for metric in METRICS)
 
@@ -217,7 +218,7 @@ def test_composition_maps_and_graph() -> None:
         for writer, values in zip(trace["y"], trace["z"], strict=True):
             for reader, value in zip(trace["x"], values, strict=True):
                 wanted = expected[kind, writer, reader]
-                assert value is None if math.isnan(wanted) else value == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+                assert value is None if math.isnan(wanted) else value == pytest.approx(wanted, rel=5.01e-4)
     graph = drawn[""]
     lines = [t for t in graph["data"] if t["mode"] == "lines" and t.get("customdata")]
     found = {(t["legendgroup"], *t["customdata"][0][:2]) for t in lines}
@@ -250,7 +251,7 @@ def test_eigenvalues_are_of_the_heads_named() -> None:
         for place, name in enumerate(NAMES):
             seen = [complex(re, im) for re, im, _ in names[name]["customdata"]]
             own = values.flatten(0, 1)[place].tolist()
-            assert seen == [pytest.approx(value, rel=2e-3, abs=1e-3) for value in own]
+            assert seen == [pytest.approx(value, rel=5.01e-4) for value in own]  # four digits
 
 
 def test_distances_and_profiles() -> None:
@@ -263,17 +264,17 @@ def test_distances_and_profiles() -> None:
     ):
         for trace in drawn[title]["data"]:
             wanted = values.flatten(0, 1)[NAMES.index(trace["name"])]
-            torch.testing.assert_close(torch.tensor(trace["y"]), wanted, rtol=1e-3, atol=1e-6)
+            written(trace["y"], wanted)
             assert trace["customdata"] == list(DISTANCES)
     *heads, even = drawn[""]["data"]
-    assert even["y"][0] == pytest.approx(1 / BACK)
+    close(even["y"][0], 1 / BACK)
     own = dict(zip(NAMES, circuits.profile.flatten(0, 1).tolist(), strict=True))
     near = sorted(NAMES, key=lambda name: -own[name][1])[:4]
     far = sorted(NAMES, key=lambda name: -sum(own[name][-BACK // 10 :]))[:2]
     assert {t["name"] for t in heads} == {*near, *far}
     for trace in heads:
         wanted = circuits.profile.flatten(0, 1)[NAMES.index(trace["name"])]
-        torch.testing.assert_close(torch.tensor(trace["y"]), wanted, rtol=1e-3, atol=1e-6)
+        written(trace["y"], wanted)
     whole = replace(circuits, matching_free=None)
     assert set(charts(whole, "distance")) == {"all dimensions of the head", ""}
     assert "Right:" not in section(rendered(whole), "distance")
@@ -299,9 +300,9 @@ def test_patterns_stand_beside_their_scores() -> None:
     assert [name.split(":")[0] for name in drawn["attentionHeadNames"]] == sorted(scores, key=lambda n: -scores[n])
     for label, pattern in zip(drawn["attentionHeadNames"], drawn["attention"], strict=True):
         name, score = label.split(": ")
-        assert float(score) == pytest.approx(scores[name], abs=0.006)
+        assert float(score) == pytest.approx(scores[name], abs=0.00501)
         wanted = seen.patterns.flatten(0, 1)[NAMES.index(name)]
-        torch.testing.assert_close(torch.tensor(pattern), wanted, rtol=0, atol=6e-5)
+        close(torch.tensor(pattern), wanted, extra=5e-5)  # four decimals
     text = section(source, "patterns")
     for name in NAMES:
         mass = float(seen.ranking.scores.flatten()[NAMES.index(name)])

@@ -64,7 +64,7 @@ def test_niah_writes_a_run_and_prints_its_table(
             [("generation", False), ("generation", True), ("prefill", False), ("prefill", True)], start=1
         ):
             cells = table[(table.k == int(row[0])) & (table.phase == phase) & (table.control == control)]
-            assert float(row[column]) == pytest.approx(100 * cells.score.mean() / 5, abs=0.051)
+            assert float(row[column]) == pytest.approx(100 * cells.score.mean() / 5, abs=0.051)  # one decimal
     assert printed.splitlines()[-1] == f"report: {out / 'report.html'}"
     record = json.loads((out / "run.json").read_text())
     assert record["command"].startswith("hybridlens niah --model ")

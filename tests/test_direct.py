@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from bounds import FORWARD, LAYER, close, near
 from models import FAMILIES, make, tokens
 
 import hybridlens as hl
@@ -56,23 +57,22 @@ def untouched(model, prompt):
 
 @pytest.mark.parametrize(("family", "changes"), CASES)
 def test_shares_and_biases_add_up_to_the_logit(family, changes):
-    """To 1e-4 of the untouched model's logit before the cap, at every position and question asked."""
+    """To the untouched model's logit before the cap, at every position and question asked."""
     lens, prompt, found = run(family, changes)
     before, after = untouched(lens.hf_model, prompt)
-    torch.testing.assert_close(found.total, asked(before), atol=1e-4, rtol=0)
-    torch.testing.assert_close(found.before_cap, asked(before), atol=1e-4, rtol=0)
-    torch.testing.assert_close(found.logits, asked(after), atol=1e-4, rtol=0)
-    assert found.remainder.abs().max() < 1e-4
+    close(found.total, asked(before), FORWARD, dtype=torch.float32)
+    close(found.before_cap, asked(before), FORWARD, dtype=torch.float32)
+    close(found.logits, asked(after), FORWARD, dtype=torch.float32)
+    nothing, size = torch.zeros_like(found.remainder), float(asked(before).abs().max())
+    close(found.remainder, nothing, FORWARD, scale=size, dtype=torch.float32)
     assert found.positions == (18, 0, 12, 5)
     assert found.shares.abs().mean() > 1e-2
     if family == "recurrentgemma":
         cap = lens.hf_model.config.logits_soft_cap
         single = [0, 2]
-        torch.testing.assert_close(
-            found.logits[:, single], cap * (found.total[:, single] / cap).tanh(), atol=1e-4, rtol=0
-        )
+        close(found.logits[:, single], cap * (found.total[:, single] / cap).tanh(), FORWARD, dtype=torch.float32)
     else:
-        torch.testing.assert_close(found.logits, found.before_cap, atol=1e-5, rtol=0)
+        close(found.logits, found.before_cap, LAYER, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", ["tiny-recurrentgemma", "tiny-jamba"])
@@ -84,7 +84,7 @@ def test_trained_models_too(name):
     before, _ = untouched(lens.hf_model, prompt)
     before = before[::7]
     truth = torch.stack([before[:, 5], before[:, 17], before[:, 20] - before[:, 40]], dim=1).double()
-    torch.testing.assert_close(found.total, truth, atol=1e-4, rtol=0)
+    close(found.total, truth, FORWARD, dtype=torch.float32)
     assert truth.std() > 0.5
 
 
@@ -101,9 +101,8 @@ def test_each_share_is_its_writers_output_projected(family, changes):
     wanted = [Writer("embed")]
 
     def check(writer, written):
-        torch.testing.assert_close(
-            found.of(writer), asked((written.detach().double() / scale) @ unembedding.T), atol=2e-5, rtol=1e-5
-        )
+        expected = asked((written.detach().double() / scale) @ unembedding.T)
+        close(found.of(writer), expected, FORWARD, dtype=torch.float32)
         wanted.append(writer)
 
     check(wanted.pop(), cache["hook_embed"][0])
@@ -134,9 +133,7 @@ def test_each_share_is_its_writers_output_projected(family, changes):
                 idle = ~(indices == expert).any(dim=1)[places]
                 assert (found.of(Writer("expert", layer, expert))[idle] == 0).all()
             whole = found.of(Writer("mlp", layer))
-            torch.testing.assert_close(
-                whole, asked((written.double() / scale) @ unembedding.T), atol=2e-5, rtol=1e-5
-            )
+            close(whole, asked((written.double() / scale) @ unembedding.T), FORWARD, dtype=torch.float32)
         else:
             check(Writer("mlp", layer), written if mlp_bias is None else written - mlp_bias)
             if mlp_bias is not None:
@@ -151,7 +148,7 @@ def test_bfloat16_leaves_rounding_as_remainder(family):
     before, _ = untouched(lens.hf_model, prompt)
     spread = asked(before).std()
     assert (found.total - asked(before)).abs().max() < 0.1 * spread
-    torch.testing.assert_close(found.total + found.remainder, found.before_cap)
+    close(found.total + found.remainder, found.before_cap)
     assert found.remainder.abs().max() > 1e-4  # it is not zero by construction
 
 
@@ -174,7 +171,8 @@ def test_a_part_that_writes_nothing_has_no_share(family):
     silent = [Writer("head", attention, 1), Writer("ssm", recurrent)]
     for writer in found.writers:
         if writer.kind != "expert":
-            assert (found.of(writer).abs().max() < 1e-6) == (writer in silent), writer.words
+            nothing = near(found.of(writer), torch.zeros_like(found.of(writer)), scale=float(found.total.abs().max()))
+            assert nothing == (writer in silent), writer.words
 
 
 def test_the_logits_are_taken_in_blocks_of_positions(monkeypatch):
@@ -182,7 +180,7 @@ def test_the_logits_are_taken_in_blocks_of_positions(monkeypatch):
     lens, prompt, found = run("jamba", {})
     monkeypatch.setattr("analyses.patching.direct.LOGITS", 1)
     again = direct_logit_attribution(lens, prompt, QUESTIONS, POSITIONS)
-    torch.testing.assert_close(again.logits, found.logits, atol=1e-6, rtol=0)
+    close(again.logits, found.logits, dtype=torch.float32)
 
 
 def test_biases_of_the_weight_views():
@@ -199,7 +197,7 @@ def test_biases_of_the_weight_views():
 def test_a_tie_of_two_tokens_and_the_largest_shares():
     lens, prompt, found = run("jamba", {})
     single = direct_logit_attribution(lens, prompt, [7, 11], POSITIONS)
-    torch.testing.assert_close(found.shares[..., 1], single.shares[..., 0] - single.shares[..., 1], atol=1e-6, rtol=0)
+    close(found.shares[..., 1], single.shares[..., 0] - single.shares[..., 1], dtype=torch.float32)
     top = found.top(5, position=2, question=1)
     sizes = [abs(share) for _, share in top]
     assert len(top) == 5

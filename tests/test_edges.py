@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 import torch
+from bounds import FORWARD, GRADIENT, LAYER, close, quotient
 from models import FAMILIES, make, tokens
 
 import hybridlens as hl
@@ -96,6 +97,12 @@ def slope(family, base, reader, change, h=0.005, metric=METRIC, before=()):
     return float(value @ torch.tensor(list(STENCIL.values())).double()) / h
 
 
+def open_in(family, prompt, h=0.005):
+    """What `slope` leaves open: the rounding of logits, divided by the step."""
+    with torch.no_grad():
+        return quotient(float(smooth(family)(prompt).abs().max()), h)
+
+
 def untouched(lens):
     hooks = sum(point.asked() for point in lens.hook_dict.values())
     return hooks == 0 and all(weight.grad is None for weight in lens.hf_model.parameters())
@@ -116,7 +123,10 @@ def test_scores_are_the_slopes_of_true_path_patches(family, direction):
         earlier = [w for w in result.writers if w.order < reader.order(lens.cfg.n_layers)]
         for writer in rng.sample(earlier, min(2, len(earlier))):
             expected = slope(family, base, reader, there[writer] - here[writer])
-            assert result.score(writer, reader) == pytest.approx(expected, rel=2e-3, abs=1e-3), (writer, reader)
+            close(
+                result.score(writer, reader), expected, GRADIENT, extra=open_in(family, base), dtype=torch.float32,
+                what=(writer, reader),
+            )  # fmt: skip
             sizes.append(abs(expected))
     assert len(sizes) > 25
     assert sum(size > 0.01 for size in sizes) > len(sizes) / 3
@@ -134,13 +144,11 @@ def test_writers_account_for_all_of_a_readers_input(family):
     for reader, total in zip(readers, result.scores.nansum(dim=0).tolist(), strict=True):
         name = stream(lens, reader)
         expected = slope(family, corrupt, reader, there[name][0] - here[name][0], h=0.002)
-        assert total == pytest.approx(expected, rel=3e-3, abs=1e-3), reader
+        close(total, expected, GRADIENT, extra=open_in(family, corrupt, 0.002), dtype=torch.float32, what=reader)
     for layer in lens.cfg.attention_layers:
         parts = [i for i, r in enumerate(readers) if r.layer == layer and r.kind in "qkv"]
         whole = readers.index(Reader("mixer", layer))
-        torch.testing.assert_close(
-            result.scores[:, parts].sum(1), result.scores[:, whole], atol=1e-4, rtol=1e-4, equal_nan=True
-        )
+        close(result.scores[:, parts].sum(1), result.scores[:, whole], FORWARD, equal_nan=True, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -162,6 +170,7 @@ def test_integrated_gradients_are_the_mean_over_the_way(family):
     lens, (clean, corrupt), rng = smooth(family), prompts(), random.Random(2)
     result = edge_attribution(lens, clean, corrupt, METRIC, steps=2)
     (here, kept), (there, other) = written(family, 1), written(family, 0)
+    ours, theirs = [], []
     for reader in result.readers[2::3]:
         writer = rng.choice([w for w in result.writers if w.order < reader.order(lens.cfg.n_layers)])
         expected = 0.0
@@ -169,7 +178,9 @@ def test_integrated_gradients_are_the_mean_over_the_way(family):
             embedded = kept["hook_embed"].lerp(other["hook_embed"], way)
             before = [("hook_embed", lambda x, hook, embedded=embedded: embedded.expand_as(x).clone())]
             expected += slope(family, corrupt, reader, there[writer] - here[writer], before=before) / 2
-        assert result.score(writer, reader) == pytest.approx(expected, rel=2e-3, abs=1e-3), (writer, reader)
+        ours.append(result.score(writer, reader))
+        theirs.append(expected)
+    close(ours, theirs, GRADIENT, extra=open_in(family, corrupt), dtype=torch.float32)
     assert result.forwards == 4
     assert result.metric.endswith("estimated by integrated gradients in 2 steps")
 
@@ -185,8 +196,8 @@ def test_estimates_agree_with_path_patching(family):
     assert found.patches == int((~result.scores.isnan()).sum()) < result.scores.numel()
     there = ~result.scores.isnan()
     shares = result.normalised[there], exact.normalised[there] - 1
-    assert found.largest_error == pytest.approx(float((shares[0] - shares[1]).abs().max()))
-    assert found.pearson == pytest.approx(float(torch.corrcoef(torch.stack(shares))[0, 1]))
+    close(found.largest_error, float((shares[0] - shares[1]).abs().max()))
+    close(found.pearson, float(torch.corrcoef(torch.stack(shares))[0, 1]), LAYER)  # of sums over all edges
     assert found.spearman > 0.4
     with pytest.raises(InputError, match="differ in their direction"):
         edge_agreement(edge_attribution(lens, clean, corrupt, METRIC), exact)
@@ -199,7 +210,7 @@ def test_positions_in_portions_give_the_same(monkeypatch):
     whole = edge_attribution(lens, clean, corrupt, METRIC)
     monkeypatch.setattr(edges, "ELEMENTS", 4 * 32 * (len(whole.writers) + len(whole.readers)))
     portions = edge_attribution(lens, clean, corrupt, METRIC)
-    torch.testing.assert_close(portions.scores, whole.scores, atol=1e-5, rtol=1e-5, equal_nan=True)
+    close(portions.scores, whole.scores, LAYER, equal_nan=True, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -212,7 +223,7 @@ def test_some_writers_and_readers_and_other_metrics(family):
     some = edge_attribution(lens, clean, corrupt, metric, writers=chosen[0], readers=chosen[1])
     for writer in chosen[0]:
         for reader in chosen[1]:
-            assert some.score(writer, reader) == pytest.approx(all_of_it.score(writer, reader), rel=1e-4, abs=1e-6)
+            close(some.score(writer, reader), all_of_it.score(writer, reader), FORWARD, dtype=torch.float32)
             assert all_of_it.score(writer, reader) != 0
 
 
@@ -228,7 +239,7 @@ def test_results_are_saved_and_asked(tmp_path):
     assert [abs(score) for _, _, score in top] == sizes[:5]
     assert all(result.score(writer, reader) == score for writer, reader, score in top)
     assert len(result.top(10_000)) == len(sizes)
-    torch.testing.assert_close(result.normalised * (result.clean - result.corrupt), result.scores, equal_nan=True)
+    close(result.normalised * (result.clean - result.corrupt), result.scores, equal_nan=True)
     with pytest.raises(InputError, match="there is no edge from 'L3 MLP' to 'L0 mixer in'"):
         result.score(Writer("mlp", 3), Reader("mixer", 0))
     (tmp_path / "other").write_bytes(b"nothing")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bounds import FEW, FORWARD, LAYER, close
 from hypothesis import given
 from hypothesis import strategies as st
 from models import FAMILIES, make, tokens
@@ -35,7 +36,7 @@ def test_entropy_is_its_definition(seed: int, heads: int, queries: int, keys: in
         for q in range(queries):
             row = [float(a) for a in pattern[0, h, q]]
             expected = -math.fsum(a * math.log2(a) for a in row if a > 0)
-            assert found[0, h, q].item() == pytest.approx(expected, abs=2e-6 * max(1.0, expected) * 3)
+            close(found[0, h, q].item(), expected, keys + FEW, scale=1.0, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -44,7 +45,7 @@ def test_uniform_gives_log2_n_and_one_hot_gives_zero(keys: int, dtype: torch.dty
     """1 / n is exact for powers of two in every dtype, so the values are known to the last bit but one."""
     uniform = torch.full((2, 3, 4, keys), 1 / keys, dtype=dtype)
     assert head_entropy(uniform).dtype == torch.float32
-    torch.testing.assert_close(head_entropy(uniform), torch.full((2, 3, 4), math.log2(keys)), rtol=1e-6, atol=0)
+    close(head_entropy(uniform), torch.full((2, 3, 4), math.log2(keys)))
     one_hot = torch.zeros(2, 3, 4, keys, dtype=dtype)
     one_hot[..., keys // 2] = 1
     assert bool((head_entropy(one_hot) == 0).all())
@@ -62,10 +63,10 @@ def test_published_formula() -> None:
     pattern = weights(3, 4, 6, 30)
     shifted = pattern.double() + 1e-12
     expected = (shifted * shifted.log2()).sum(-1)
-    torch.testing.assert_close(published_entropy(pattern).double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(published_entropy(pattern), -head_entropy(pattern), rtol=1e-5, atol=1e-5)
+    close(published_entropy(pattern).double(), expected, LAYER, dtype=torch.float32)
+    close(published_entropy(pattern), -head_entropy(pattern), LAYER)
     masked = torch.zeros(1, 1, 1, 100)
-    assert published_entropy(masked).item() == pytest.approx(100 * 1e-12 * math.log2(1e-12), rel=1e-3)
+    close(published_entropy(masked).item(), 100 * 1e-12 * math.log2(1e-12), FORWARD, dtype=torch.float32)
     assert published_entropy(pattern.bfloat16()).dtype == torch.bfloat16
 
 
@@ -91,7 +92,7 @@ def test_focus_key_is_the_entropy_of_the_softmax(semantics: str) -> None:
     scores = torch.randn(5, 4, 7, 7).masked_fill(~torch.ones(7, 7).tril().bool(), float("-inf"))
     pattern = scores.softmax(-1)
     expected = head_entropy(pattern) if semantics == "clean" else -published_entropy(pattern)
-    torch.testing.assert_close(focus_key(scores, semantics), expected, rtol=1e-6, atol=1e-6)
+    close(focus_key(scores, semantics), expected)
     assert bool((focus_key(scores, "clean")[:, :, 0] == 0).all())
 
 
@@ -107,7 +108,7 @@ def test_rank_heads_averages_the_cached_patterns(family: str, queries: str) -> N
     for row, layer in enumerate(ranking.layers):
         entropy = head_entropy(cache["pattern", layer])
         expected = entropy.mean(dim=(0, 2)) if queries == "all" else entropy[:, :, -1].mean(0)
-        torch.testing.assert_close(ranking.scores[row], expected, rtol=1e-5, atol=1e-6)
+        close(ranking.scores[row], expected, LAYER)
     scored = [(ranking.score(layer, head), layer, head) for layer, head in ranking.order]
     assert scored == sorted(scored)
     assert ranking.lower_is_better
@@ -126,10 +127,10 @@ def test_rank_heads_counts_no_padding(family: str, queries: str) -> None:
     alone = [rank_heads(lens, [row], queries=queries).scores for row in rows]
     counts = [len(row) if queries == "all" else 1 for row in rows]
     expected = sum(n * scores for n, scores in zip(counts, alone, strict=True)) / sum(counts)
-    torch.testing.assert_close(together.scores, expected, rtol=1e-4, atol=1e-5)
+    close(together.scores, expected, FORWARD)
     for batch_size in (1, 2):
         again = rank_heads(lens, rows, queries=queries, batch_size=batch_size)
-        torch.testing.assert_close(again.scores, together.scores, rtol=1e-4, atol=1e-5)
+        close(again.scores, together.scores, FORWARD)
 
 
 def test_rank_heads_refuses() -> None:

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from bounds import EMBEDDED, FORWARD, apart, close
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from models import make
@@ -70,11 +71,9 @@ def ask(*pairs):
     return [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
 
 
-def assert_close(ours, theirs, tolerance=1e-4):
+def agree(ours, theirs):
     assert [is_greedy for _, is_greedy in ours] == [is_greedy for _, is_greedy in theirs]
-    torch.testing.assert_close(
-        torch.tensor([value for value, _ in ours]), torch.tensor([v for v, _ in theirs]), rtol=0, atol=tolerance
-    )
+    close([value for value, _ in ours], [value for value, _ in theirs], EMBEDDED, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("k", [8, 0])
@@ -82,7 +81,7 @@ def test_answers_are_those_of_the_untouched_model(lens, k):
     """Likelihoods and texts beside HFLM's; at k = 0 its model has attention zeroed by plain hooks.
 
     A context cut at the wrong token, an answer for the wrong request, or a head that was left on moves a
-    log-likelihood by far more than 1e-4.
+    log-likelihood by far more than rounding.
     """
     ours = HarnessModel(lens, top_k(lens, k, "both"), batch_size=8, max_length=256)
     likelihood = [r for name in CHOICES for r in requests_of(name, 2)]
@@ -94,7 +93,7 @@ def test_answers_are_those_of_the_untouched_model(lens, k):
     finally:
         for handle in handles:
             handle.remove()
-    assert_close(ours.loglikelihood(likelihood), scores)
+    agree(ours.loglikelihood(likelihood), scores)
     assert ours.generate_until(texts) == said
     assert ours.truncated == 0
     assert len({round(value, 3) for value, _ in scores}) > len(scores) // 2
@@ -112,7 +111,7 @@ def test_batches_change_nothing(name, phase, k):
     texts = texts_of(9, 4)[::2]
     assert len({len(lens.to_tokens(request.args[0])[0]) for request in texts}) == 3
     alone, together = HarnessModel(lens, edits, 1), HarnessModel(lens, edits, 5)
-    assert_close(together.loglikelihood(likelihood), alone.loglikelihood(likelihood))
+    agree(together.loglikelihood(likelihood), alone.loglikelihood(likelihood))
     assert together.generate_until(texts) == alone.generate_until(texts)
 
 
@@ -159,9 +158,9 @@ def test_edits_act_where_their_phase_says(phase, boundary):
         state, logits = lens.extend(state, [[token]], edits)
     model = HarnessModel(lens, edits, boundary=boundary)
     [(value, _)] = model.loglikelihood(ask((context, continuation)))
-    assert value == pytest.approx(total, abs=1e-4)
+    close(value, total, FORWARD, dtype=torch.float32)
     [(untouched, _)] = HarnessModel(lens).loglikelihood(ask((context, continuation)))
-    assert abs(untouched - total) > 1e-3
+    assert apart(untouched, total, dtype=torch.float32)
 
 
 def test_long_requests_lose_their_beginning_and_are_counted(lens):
@@ -169,13 +168,13 @@ def test_long_requests_lose_their_beginning_and_are_counted(lens):
     likelihood = requests_of("tiny_retrieval", 2)
     whole = [("", "The best thing to do in Lima is sail a boat and nap in Hyde Park on a cold day.")]
     model = HarnessModel(lens, max_length=40)
-    assert_close(model.loglikelihood(likelihood), plain(lens, max_length=40).loglikelihood(likelihood, True))
+    agree(model.loglikelihood(likelihood), plain(lens, max_length=40).loglikelihood(likelihood, True))
     assert model.truncated == len(likelihood)
     rolling = [Instance("loglikelihood_rolling", {}, (text,), 0) for _, text in whole]
     short = HarnessModel(lens, max_length=7)
     theirs = plain(lens, max_length=7, batch_size=2).loglikelihood_rolling(rolling, True)
-    assert short.loglikelihood_rolling(rolling) == pytest.approx(theirs, abs=1e-4)
-    assert_close(model.loglikelihood(ask(*whole)), plain(lens).loglikelihood(ask(*whole), True))
+    close(short.loglikelihood_rolling(rolling), theirs, EMBEDDED, dtype=torch.float32)
+    agree(model.loglikelihood(ask(*whole)), plain(lens).loglikelihood(ask(*whole), True))
 
 
 def test_a_row_ends_at_its_stop_sequence(lens):

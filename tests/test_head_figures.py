@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from bounds import close, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,7 +58,7 @@ def test_head_heatmap_has_each_value_at_its_head(scores):
     assert (trace["y"], trace["x"]) == (["L2", "L5"], ["H0", "H1", "H2"])
     for row, values in zip(trace["z"], scores, strict=True):
         for drawn, value in zip(row, values, strict=True):
-            assert drawn is None if not math.isfinite(value) else drawn == pytest.approx(value, rel=1e-3)
+            assert drawn is None if not math.isfinite(value) else drawn == pytest.approx(value, rel=5.01e-4)
     known = [value for row in trace["z"] for value in row if value is not None]
     assert trace["zmin"] < trace["zmax"]
     assert all(trace["zmin"] <= value <= trace["zmax"] for value in known)
@@ -131,8 +132,9 @@ def test_magnitudes_by_logarithm(angle, exponent, decades):
     figure = as_page(eigenvalue_plane({"h": [cmath.rect(size, angle) for size in sizes]}, decades=decades))
     trace, layout = figure["data"][0], figure["layout"]
     radii = [max(0, decades - step) for step in range(decades + 2)]
-    np.testing.assert_allclose(trace["x"], [r * math.cos(angle) for r in radii], atol=2e-3)
-    np.testing.assert_allclose(trace["y"], [r * math.sin(angle) for r in radii], atol=2e-3)
+    drawn = 5.01e-4 * max(radii)  # four digits
+    close(trace["x"], [r * math.cos(angle) for r in radii], extra=drawn)
+    close(trace["y"], [r * math.sin(angle) for r in radii], extra=drawn)
     circles = {shape["x1"]: note["text"] for shape, note in zip(layout["shapes"], layout["annotations"], strict=True)}
     for step in range(decades):
         assert circles[decades - step] == f"10<sup>{exponent - step}</sup>".replace("-", "−")
@@ -207,7 +209,7 @@ def test_the_graph_draws_the_strongest():
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > widths[-1]
     for edge in expected:
-        assert said[edge.writer, edge.reader, edge.kind]["customdata"][0][2] == pytest.approx(edge.excess, rel=1e-3)
+        written(said[edge.writer, edge.reader, edge.kind]["customdata"][0][2], edge.excess)
     assert len(lines_of(as_page(composition_graph(NODES, edges, most=100)))) == sum(e.excess > 0 for e in edges)
 
 
@@ -225,8 +227,8 @@ def test_lines_end_at_their_nodes():
     assert len(set(places.values())) == len(NODES), "no two nodes in one place"
     for line in lines_of(figure):
         writer, reader, _ = line["customdata"][0]
-        assert (line["x"][0], line["y"][0]) == pytest.approx(places[writer])
-        assert (line["x"][-1], line["y"][-1]) == pytest.approx(places[reader])
+        close((line["x"][0], line["y"][0]), places[writer])
+        close((line["x"][-1], line["y"][-1]), places[reader])
     axis = figure["layout"]["xaxis"]
     columns = dict(zip(axis["tickvals"], axis["ticktext"], strict=True))
     assert list(columns.values()) == ["L0", "L2", "L3", "L5"]

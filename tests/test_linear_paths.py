@@ -5,6 +5,7 @@ Weights and inputs are random, so a lag, a bias, a padding token or a mean in th
 
 import pytest
 import torch
+from bounds import FORWARD, LAYER, bound, close
 from models import FAMILIES, make, tokens
 
 import hybridlens as hl
@@ -36,10 +37,10 @@ def test_at_rest(family, monkeypatch):
     monkeypatch.setattr("analyses.circuits.paths.BAND", 7)
     for path, again in zip(paths, paths_at_rest(weights), strict=True):
         parts = weights.recurrent(path.layer).parts
-        torch.testing.assert_close(path.channels, parts.taps * parts.slope * parts.gain_at_rest[:, None])
+        close(path.channels, parts.taps * parts.slope * parts.gain_at_rest[:, None])
         squared = norms(parts, path.channels)
-        torch.testing.assert_close(path.share, (squared / squared.sum()).float(), atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(again.share, path.share, atol=1e-6, rtol=1e-5)
+        close(path.share, (squared / squared.sum()).float(), LAYER)
+        close(again.share, path.share, LAYER)
 
 
 def by_hand(lens: hl.HybridLens, weights: Weights, ids: torch.Tensor, layer: int) -> tuple[torch.Tensor, float]:
@@ -89,23 +90,30 @@ def test_measured(family, changes):
     paths, errors = measured_paths(lens, weights, ids, LENGTHS)
     for i, layer in enumerate(weights.cfg.ssm_layers):
         channels, error = by_hand(lens, weights, ids, layer)
-        torch.testing.assert_close(paths[i].channels, channels.float(), atol=1e-6, rtol=1e-4)
+        close(paths[i].channels, channels.float(), FORWARD)
         squared = norms(weights.recurrent(layer).parts, channels)
-        torch.testing.assert_close(paths[i].share, (squared / squared.sum()).float(), atol=1e-5, rtol=1e-4)
-        assert float(errors[i]) == pytest.approx(error, rel=1e-4)
+        close(paths[i].share, (squared / squared.sum()).float(), FORWARD)
+        close(float(errors[i]), error, FORWARD, dtype=torch.float32)
         assert error > 0.1, "the models are to be far from linear, or nothing is compared"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_does_not_count(family):
-    """Other tokens behind the rows' ends change no bit; the same tokens taken for real do."""
+    """Other tokens behind the rows' ends change nothing; the same tokens taken for real do.
+
+    No bit, but for experts, which multiply the padding's tokens too: of other numbers of them they may round otherwise.
+    """
     lens, weights = opened(family)
     ids = tokens(10, 11, seed=2)
     other = torch.where(torch.arange(11) < LENGTHS[:, None], ids, (ids + 17) % weights.cfg.d_vocab)
     paths, errors = measured_paths(lens, weights, ids, LENGTHS)
     again, errors_again = measured_paths(lens, weights, other, LENGTHS)
-    assert torch.equal(errors, errors_again)
-    assert all(torch.equal(one.channels, two.channels) for one, two in zip(paths, again, strict=True))
+    exact = family != "jamba"
+    close(errors_again, errors, FORWARD)
+    assert torch.equal(errors, errors_again) or not exact
+    for one, two in zip(paths, again, strict=True):
+        close(two.channels, one.channels, FORWARD)
+        assert torch.equal(one.channels, two.channels) or not exact
     assert not torch.equal(errors, measured_paths(lens, weights, ids)[1])
 
 
@@ -119,7 +127,7 @@ def test_a_linear_recurrentgemma():
             block.rg_lru.input_gate_weight.zero_()
             block.rg_lru.recurrent_gate_weight.zero_()
             block.rg_lru.recurrent_param.fill_(30.0)
-    check_linear(model, at_rest_over_gate=True)
+    check_linear(model, at_rest_over_gate=True, size=1)
 
 
 def test_a_linear_jamba():
@@ -131,28 +139,29 @@ def test_a_linear_jamba():
             mixer.in_proj.weight[mixer.intermediate_size :].zero_()
             mixer.b_layernorm.weight.zero_()
             mixer.conv1d.bias.add_(30.0)
-    check_linear(model, at_rest_over_gate=False)
+    check_linear(model, at_rest_over_gate=False, size=30)
 
 
-def check_linear(model, at_rest_over_gate: bool) -> None:
+def check_linear(model, at_rest_over_gate: bool, size: float) -> None:
+    """`size` is that of the largest sums, relative to what of them is not constant."""
     lens = hl.HybridLens(model)
     weights = Weights.of_model(lens)
     ids = tokens(10, 11, seed=2)
     paths, errors = measured_paths(lens, weights, ids, LENGTHS)
-    assert float(errors.max()) < 1e-4
+    assert float(errors.max()) < bound(size, LAYER)
     _, cache = lens.run_with_cache(ids)
     for path, rest in zip(paths, paths_at_rest(weights), strict=True):
         gate = cache[f"blocks.{path.layer}.ssm.hook_gate"][0, 0]
         slope = 1.0 if at_rest_over_gate else 2.0  # at rest SiLU's is a half
-        torch.testing.assert_close(path.channels, rest.channels * gate[:, None] * slope, atol=1e-5, rtol=1e-4)
+        close(path.channels, rest.channels * gate[:, None] * slope, FORWARD)
 
 
 def test_convolution_of_few_tokens():
     """Taps that reach before the first token find nothing."""
     u, taps = torch.randn(1, 2, 3), torch.randn(3, 5)
     out = convolved(u, taps)
-    torch.testing.assert_close(out[0, 0], u[0, 0] * taps[:, 0])
-    torch.testing.assert_close(out[0, 1], u[0, 1] * taps[:, 0] + u[0, 0] * taps[:, 1])
+    close(out[0, 0], u[0, 0] * taps[:, 0])
+    close(out[0, 1], u[0, 1] * taps[:, 0] + u[0, 0] * taps[:, 1])
 
 
 def test_a_layer_that_writes_nothing():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import FORWARD, close
 from command_line import refused
 from models import FAMILIES
 from random_lens import benchmark_lens
@@ -48,7 +49,7 @@ def test_the_folder_holds_what_the_functions_give(
     for name in ("v_by_position", "state"):
         expected = sweeps.sweep(lens, name, pair.clean_tokens, pair.corrupt_tokens, pair.logit_difference)
         found = PatchResult.load(out / "sweeps" / f"{name}.safetensors")
-        torch.testing.assert_close(found.raw, expected.raw, rtol=0, atol=1e-4)
+        close(found.raw, expected.raw, FORWARD)
         best = effects.strongest(found)[0]
         row = next(line for line in printed.splitlines() if line.split()[:1] == [name])
         assert best.words in row
@@ -145,10 +146,10 @@ def test_metrics_by_name_tell_the_prompts_apart(family: str) -> None:
         measure = choosing.measure(lens, pair, "paper", name)
         for side in (measure.clean, measure.corrupt):
             ours = float(measure.metric(ends[side])[0])  # type: ignore[operator]
-            assert ours == pytest.approx(float(value(ends[side][0, -1])), abs=1e-4)
+            close(ours, float(value(ends[side][0, -1])), FORWARD)
     kl = choosing.measure(lens, pair, "paper", "kl").metric
     p, q = (ends[side][0, -1].log_softmax(0) for side in (pair.clean_tokens, pair.corrupt_tokens))
-    assert float(kl(ends[pair.corrupt_tokens])[0]) == pytest.approx(float((p.exp() * (p - q)).sum()), abs=1e-4)
+    close(float(kl(ends[pair.corrupt_tokens])[0]), float((p.exp() * (p - q)).sum()), FORWARD)
     score = choosing.measure(lens, pair, "paper", "score")
     assert (score.clean, score.corrupt) == (pair.clean.tokens, pair.corrupt.tokens)
     with pytest.raises(InputError, match=r"answers both prompts alike .* give --metric kl or score"):

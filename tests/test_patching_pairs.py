@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from bounds import FORWARD, close
 from random_lens import benchmark_lens
 
 import hybridlens as hl
@@ -102,7 +103,7 @@ def test_a_pair_can_be_patched(trained):
         trained, [pair.clean_tokens], [pair.corrupt_tokens], pair.logit_difference, "hook_embed",
         {"p": [needle, others]},
     )  # fmt: skip
-    torch.testing.assert_close(result.normalised, torch.tensor([[1.0, 0.0]]).double(), atol=1e-4, rtol=0)
+    close(result.normalised, torch.tensor([[1.0, 0.0]]).double(), FORWARD, dtype=torch.float32)
     assert result.clean > 1 > -1 > result.corrupt
 
 

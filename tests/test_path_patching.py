@@ -11,6 +11,7 @@ from functools import cache
 
 import pytest
 import torch
+from bounds import FORWARD, LAYER, apart, bound, close
 from models import FAMILIES, make, tokens
 
 import hybridlens as hl
@@ -132,10 +133,10 @@ def test_random_paths_equal_the_plain_loop(family, direction, through_mlps):
             lens, clean, corrupt, paths, direction=direction, through_mlps=through_mlps, batch_size=batch_size,
             skip_positions=skip,
         )  # fmt: skip
-        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+        close(ours, expected, FORWARD, dtype=torch.float32)
         with torch.no_grad():
-            assert found.clean == pytest.approx(METRIC(lens(clean)).item(), abs=1e-6)
-            assert found.corrupt == pytest.approx(METRIC(lens(corrupt)).item(), abs=1e-6)
+            close(found.clean, METRIC(lens(clean)).item(), FORWARD, dtype=torch.float32)
+            close(found.corrupt, METRIC(lens(corrupt)).item(), FORWARD, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,8 +150,8 @@ def test_each_kind_of_writer_and_reader_is_heard(family):
     paths += [((writer,), Reader("logits")) for writer in writers_of(lens) if writer != first]
     expected = loop(lens, corrupt, clean, paths)
     found, ours = patched(lens, clean, corrupt, paths)
-    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
-    assert (ours - found.corrupt).abs().min() > 1e-4
+    close(ours, expected, FORWARD, dtype=torch.float32)
+    assert (ours - found.corrupt).abs().min() > 2 * bound(float(ours.abs().max()), FORWARD)
     assert ours.unique().numel() == len(ours)
 
 
@@ -163,7 +164,7 @@ def test_chosen_positions_only(family, through_mlps):
     for positions in ([-1], [7, 16, 2]):
         expected = loop(lens, corrupt, clean, paths, METRIC, positions, through_mlps)
         _, ours = patched(lens, clean, corrupt, paths, positions=positions, through_mlps=through_mlps)
-        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+        close(ours, expected, FORWARD, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -181,10 +182,10 @@ def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family
         (tuple(writer for writer in writers_of(lens) if reaches(lens, writer, reader)), reader) for reader in readers
     ]
     found, ours = patched(lens, clean, corrupt, paths, through_mlps=through_mlps)
-    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=0)
+    close(ours, expected, FORWARD, dtype=torch.float32)
     logits = readers.index(Reader("logits"))
-    assert ours[logits].item() == pytest.approx(found.clean, abs=2e-5)
-    assert (ours - found.corrupt).abs().min() > 1e-4
+    close(ours[logits].item(), found.clean, FORWARD, dtype=torch.float32)
+    assert (ours - found.corrupt).abs().min() > 2 * bound(float(ours.abs().max()), FORWARD)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -213,8 +214,8 @@ def test_with_mlps_a_path_is_more_than_without(family):
         )
         for mlps in (False, True)
     )  # fmt: skip
-    assert abs(direct.raw[0, 1] - through.raw[0, 1]) > 1e-3
-    assert direct.raw[1, 0] == pytest.approx(through.raw[1, 0].item(), abs=1e-6)
+    assert apart(direct.raw[0, 1], through.raw[0, 1], dtype=torch.float32)
+    close(direct.raw[1, 0], through.raw[1, 0].item(), FORWARD, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -260,7 +261,7 @@ def test_little_memory_takes_rows_one_by_one():
     paths, done = random_paths(lens, 8, seed=3), []
     _, ours = patched(lens, clean, corrupt, paths)
     _, again = patched(lens, clean, corrupt, paths, memory=1, progress=done.append)
-    torch.testing.assert_close(again, ours, atol=1e-5, rtol=0)
+    close(again, ours, LAYER, dtype=torch.float32)
     assert set(done) == {1}
 
 
@@ -270,7 +271,7 @@ def test_metrics_of_all_positions():
         metric = KullbackLeibler(lens(clean)[0, -6:])
     paths = random_paths(lens, 6, seed=2)
     _, ours = patched(lens, clean, corrupt, paths, metric)
-    torch.testing.assert_close(ours, loop(lens, corrupt, clean, paths, metric), atol=2e-5, rtol=1e-5)
+    close(ours, loop(lens, corrupt, clean, paths, metric), FORWARD, dtype=torch.float32)
 
 
 def test_where_both_prompts_are_alike_nothing_changes_and_nothing_runs():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import close, written
 
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.agreement import kendall, spearman
@@ -123,7 +124,7 @@ def test_bands_hold_values_and_intervals() -> None:
     figure = band_chart([first, second], 4, "accuracy", "heads").to_plotly_json()
     band, *lines = figure["data"]
     assert band["x"] == [0, 4, 4, 0]
-    assert band["y"] == pytest.approx([20, 100, 80, 5])
+    close(band["y"], [20, 100, 80, 5])
     assert band["fill"] == "toself"
     assert [(line["name"], line["x"], line["y"]) for line in lines] == [
         ("a", [0, 4], [10, 90]),
@@ -160,9 +161,9 @@ def test_every_curve_is_drawn_with_its_own_numbers() -> None:
             (line,) = (t for t in figure["data"] if t["name"] == name and t["mode"] == "lines+markers")
             (band,) = (t for t in figure["data"] if t["name"] == name and t["mode"] == "lines")
             assert line["x"] == [COUNTS[i] for i in places]
-            torch.testing.assert_close(torch.tensor(line["y"]), 100 * found.accuracy[row][places], rtol=1e-3, atol=1e-6)
+            written(line["y"], 100 * found.accuracy[row][places])
             ends = torch.cat([found.high[row][places], found.low[row][places].flip(0)])
-            torch.testing.assert_close(torch.tensor(band["y"]), 100 * ends, rtol=1e-3, atol=1e-6)
+            written(band["y"], 100 * ends)
         for i in places:
             low, high = (100 * float(x[row, i]) for x in (found.low, found.high))
             value = f"{100 * float(found.accuracy[row, i]):.1f}\u00a0%|{low:.1f} to {high:.1f}, n\u00a0=\u00a0{PROMPTS}"
@@ -201,7 +202,7 @@ def test_agreement_and_orders() -> None:
     for title, values in (("Spearman's ρ", found.spearman), ("Kendall's τ-b", found.kendall)):
         trace = drawn[title]["data"][0]
         assert list(trace["x"]) == list(trace["y"]) == list(STATIC)
-        torch.testing.assert_close(torch.tensor(trace["z"]), values, rtol=1e-3, atol=1e-6)
+        written(trace["z"], values)
     maps = charts(found, "orders")
     assert set(maps) == set(STATIC), "no random draw"
     for name, figure in maps.items():
@@ -220,7 +221,7 @@ def test_ability() -> None:
     assert RUN not in {trace["name"] for trace in figure["data"]}
     for trace in figure["data"]:
         wanted = found.ability.loss[found.row(trace["name"])]
-        torch.testing.assert_close(torch.tensor(trace["y"]), wanted, rtol=1e-3, atol=1e-6)
+        written(trace["y"], wanted)
     columns = [name for name in by_area(found) if name != RUN]
     for i, n in enumerate(COUNTS):
         line = "|".join(f"{float(found.ability.loss[found.row(name), i]):.3f}" for name in columns)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bounds import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILIES
@@ -84,18 +85,18 @@ def test_scores_are_those_of_independent_runs(trained: hl.HybridLens) -> None:
     draws = torch.tensor([curve(one) for one in parts.values()])
     rows = [[ends[0], *run_time, float("nan"), ends[16]], *map(curve, sets.values()), draws.mean(0).tolist()]
     expected = torch.tensor(rows)
-    torch.testing.assert_close(found.scores[:, 0], expected, equal_nan=True)
+    close(found.scores[:, 0], expected, equal_nan=True)
     assert (ends[0], ends[16]) == (0, 1)
     assert len({tuple(row[:3]) for row in [*rows, *draws.tolist()]}) > 2
-    torch.testing.assert_close(found.accuracy, expected, equal_nan=True)
-    torch.testing.assert_close(found.draw_accuracy, draws)
+    close(found.accuracy, expected, equal_nan=True)
+    close(found.draw_accuracy, draws)
     widths = torch.tensor([1.0, 2.0, 2.5, 6.0, 4.5]) / 16  # of the trapezoid rule at 0, 2, 4, 7, 16
-    torch.testing.assert_close(torch.tensor([v.value for v in found.area[1:]]), (expected[1:] * widths).sum(1))
-    torch.testing.assert_close(found.draw_area, (draws * widths).sum(1))
+    close(torch.tensor([v.value for v in found.area[1:]]), (expected[1:] * widths).sum(1))
+    close(found.draw_area, (draws * widths).sum(1))
     fewer = torch.tensor([1.0, 2.0, 7.0, 6.0]) / 16  # at 0, 2, 4, 16
-    assert found.area[0].value == pytest.approx(float((expected[0, [0, 1, 2, 4]] * fewer).sum()), abs=1e-6)
+    close(found.area[0].value, float((expected[0, [0, 1, 2, 4]] * fewer).sum()), dtype=torch.float32)
     against = (expected[1] - expected[0])[[0, 1, 2, 4]]
-    assert found.above_reference[1].value == pytest.approx(float((against * fewer).sum()), abs=1e-6)
+    close(found.above_reference[1].value, float((against * fewer).sum()), dtype=torch.float32)
     assert found.above_reference[0].value == 0
 
 
@@ -116,9 +117,9 @@ def test_areas_and_heads_needed_by_plain_loops(data: st.DataObject) -> None:
         sum((b - a) * (row[i] + row[i + 1]) / 2 for i, (a, b) in enumerate(itertools.pairwise(counts))) / 16
         for row in rows
     ]
-    assert areas(scores, counts).tolist() == pytest.approx(plain, abs=1e-6)
+    close(areas(scores, counts).tolist(), plain, dtype=torch.float32)
     found = area(scores, counts)
-    assert found.value == pytest.approx(sum(plain) / len(plain), abs=1e-6)
+    close(found.value, sum(plain) / len(plain), dtype=torch.float32)
     assert 0 <= found.low <= found.value + 1e-9
     assert found.value - 1e-9 <= found.high <= 1
     means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
@@ -137,7 +138,7 @@ def test_areas_and_heads_needed_by_plain_loops(data: st.DataObject) -> None:
     above = {None: counts[0], **dict(itertools.pairwise(counts))}
     if all(abs(mean - means[-1] / 2) > 1e-6 for mean in means):
         assert heads.heads == above[tipping]
-    assert sum(interval.shares.values()) == pytest.approx(1)
+    close(sum(interval.shares.values()), 1)
 
 
 def test_heads_needed_have_the_tipping_points_interval() -> None:
@@ -163,13 +164,13 @@ def test_differences_of_areas_are_paired() -> None:
     worse, better = level.clone(), level + 0.3
     better[:, [0, -1]] = worse[:, [0, -1]]
     found = area_difference(better, worse, counts)
-    assert found.value == pytest.approx(0.3 * 7 / 8, abs=1e-6)
+    close(found.value, 0.3 * 7 / 8, dtype=torch.float32)
     assert found.sign == 1
     assert area_difference(worse, better, counts).sign == -1
     assert area_difference(worse, worse, counts).sign == 0
     holed = better.clone()
     holed[:, 1::2] = float("nan")
-    assert area_difference(holed, worse, counts).value == pytest.approx(0.3 * 3 / 4, abs=1e-6)  # at 0, 2, 4, 6, 8
+    close(area_difference(holed, worse, counts).value, 0.3 * 3 / 4, dtype=torch.float32)  # at 0, 2, 4, 6, 8
     assert Value(0.1, -0.1, 0.3).sign == 0
     with pytest.raises(ResultsError, match="expected one for each, at least two, ascending"):
         areas(worse, counts[:-1])
@@ -198,15 +199,15 @@ def test_correlations_by_plain_loops(data: st.DataObject) -> None:
 
     rho = cosine(*([r - 3.5 for r in ranks(values)] for values in (first, second)))
     tau = cosine(signs(first), signs(second))
-    assert float(spearman(pair)[0, 1]) == pytest.approx(rho, abs=1e-6, nan_ok=True)
-    assert float(kendall(pair)[0, 1]) == pytest.approx(tau, abs=1e-6, nan_ok=True)
+    close(float(spearman(pair)[0, 1]), rho, equal_nan=True, dtype=torch.float32)
+    close(float(kendall(pair)[0, 1]), tau, equal_nan=True, dtype=torch.float32)
 
 
 def test_correlations_of_one_order_and_its_reverse() -> None:
     scores = torch.randn(2, 4, generator=torch.Generator().manual_seed(3))
     rows = [ranking(scores), ranking(scores.exp()), ranking(scores, lower=True)]
     for found in (spearman(rows), kendall(rows)):
-        torch.testing.assert_close(found, torch.tensor([[1.0, 1, -1], [1, 1, -1], [-1, -1, 1]]))
+        close(found, torch.tensor([[1.0, 1, -1], [1, 1, -1], [-1, -1, 1]]))
     with pytest.raises(InputError, match=r"rankings of layers \[1, 5\] and \[2, 5\]"):
         spearman([rows[0], ranking(scores, (2, 5))])
 
@@ -227,12 +228,12 @@ def test_a_head_that_alone_matters(family: str) -> None:
     found = sweep.compare(lens, sets, config)
     full = found.full
     assert full > 0
-    assert found.accuracy[0].tolist() == pytest.approx([0.0] + [full] * 8)
-    assert found.accuracy[1].tolist() == pytest.approx([0.0] * 8 + [full])
-    assert found.area[0].value == pytest.approx(full * 15 / 16)
-    assert found.area[1].value == pytest.approx(full / 16)
+    close(found.accuracy[0].tolist(), [0.0] + [full] * 8)
+    close(found.accuracy[1].tolist(), [0.0] * 8 + [full])
+    close(found.area[0].value, full * 15 / 16)
+    close(found.area[1].value, full / 16)
     assert (found.heads_needed[0].heads, found.heads_needed[1].heads) == (1, 8)
-    assert float(found.spearman[0, 1]) == pytest.approx(-1)
+    close(float(found.spearman[0, 1]), -1)
 
 
 def one_loud_head(family: str) -> tuple[hl.HybridLens, tuple[int, int], niah.Needle]:
@@ -324,12 +325,12 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     again: list[tuple[int, int]] = []
     found = sweep.compare(lens, sets, config, folder, "w", lambda *at: again.append(at))
     assert again[0] == (done, seen[-1][1])
-    torch.testing.assert_close(found.scores, whole.scores, equal_nan=True)
-    torch.testing.assert_close(found.ability.loss, whole.ability.loss, equal_nan=True)
+    close(found.scores, whole.scores, equal_nan=True)
+    close(found.ability.loss, whole.ability.loss, equal_nan=True)
     stamp = (folder / "ability.json").stat().st_mtime_ns
     repeated = sweep.compare(lens, sets, config, folder, "w")
     assert (folder / "ability.json").stat().st_mtime_ns == stamp
-    torch.testing.assert_close(repeated.ability.loss, found.ability.loss, equal_nan=True)
+    close(repeated.ability.loss, found.ability.loss, equal_nan=True)
     more = sweep.compare(lens, {**sets, "three": drawn(lens, 2)}, config, folder, "w")
     assert more.names == (RUN_TIME, "one", "two", "three")
     changed = {"one": drawn(lens, 4)}
@@ -350,8 +351,8 @@ def test_losses_are_those_of_every_choice() -> None:
         [torch.cat([filler_loss(lens, [one.kept(n, "layer")], tokens) for n in (0, 3, 4)]) for one in sets.values()]
     )
     assert found[0].isnan().all()
-    torch.testing.assert_close(found[1], expected[0])
-    torch.testing.assert_close(found[2], expected[1:].mean(0))
+    close(found[1], expected[0])
+    close(found[2], expected[1:].mean(0))
     assert expected.unique().numel() > 3
 
 

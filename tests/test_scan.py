@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from bounds import FORWARD, LAYER, close
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.testing import assert_close
 
 from hybridlens.recurrences import mamba_scan as selective
 from hybridlens.recurrences import scan
@@ -38,12 +38,12 @@ def test_linear_scan_is_the_loop(batch, length, extra, seed):
     (decay,) = draw(seed, shape, low=0)
     write, initial = draw(seed + 1, shape, (batch, 3, *extra))
     ours, theirs = scan.linear_scan(decay, write, initial), plain_loop(decay, write, initial)
-    assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    close(ours, theirs)
     weight = torch.randn(shape, dtype=torch.float64)
     inputs = (decay, write, initial)
     got_all, want_all = gradients((ours * weight).sum(), inputs), gradients((theirs * weight).sum(), inputs)
     for got, want in zip(got_all, want_all, strict=True):
-        assert_close(got, want, rtol=1e-9, atol=1e-9)
+        close(got, want)
 
 
 def test_both_speeds_give_the_loop_where_a_decay_is_zero_or_one():
@@ -52,7 +52,7 @@ def test_both_speeds_give_the_loop_where_a_decay_is_zero_or_one():
     decay[:, [0, 37, 64]] = 0
     decay[:, [5, 6, 7, 99]] = 1
     write = torch.randn(1, 100, 4)
-    assert_close(scan.linear_scan(decay, write), plain_loop(decay, write, torch.zeros(1, 4)), rtol=1e-5, atol=1e-6)
+    close(scan.linear_scan(decay, write), plain_loop(decay, write, torch.zeros(1, 4)), LAYER)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 31])
@@ -66,13 +66,13 @@ def test_selective_scan_is_the_loop_across_chunks(length, monkeypatch):
     dt, A, B, C, x, initial = inputs
     states = plain_loop(torch.exp(dt[..., None] * A), dt[..., None] * B[:, :, None] * x[..., None], initial)
     expected = (states * C[:, :, None]).sum(-1)
-    assert_close(y, expected, rtol=1e-5, atol=1e-5)
-    assert_close(final, states[:, -1], rtol=1e-5, atol=1e-5)
+    close(y, expected, LAYER)
+    close(final, states[:, -1], LAYER)
     weight, end = torch.randn_like(y), torch.randn_like(final)
     got = gradients((y * weight).sum() + (final * end).sum(), inputs)
     want = gradients((expected * weight).sum() + (states[:, -1] * end).sum(), inputs)
     for ours, theirs in zip(got, want, strict=True):
-        assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        close(ours, theirs, FORWARD)
 
 
 def test_the_hooked_form_gives_the_same_bits_as_the_chunked_one():
@@ -99,7 +99,7 @@ def test_an_edited_state_persists(length, seed):
         state = torch.where(edited[:, t] != states[:, t], edited[:, t], decay[:, t] * state + write[:, t])
         expected.append(state)
     got = scan.persistent_states(edited, edited != states, decay, write, initial)
-    assert_close(got, torch.stack(expected, 1), rtol=1e-5, atol=1e-5)
+    close(got, torch.stack(expected, 1), LAYER)
 
 
 @pytest.mark.parametrize("first", [0, 5, 11, 23, None])
@@ -126,8 +126,8 @@ def test_an_edited_selective_state_persists_across_chunks(first, monkeypatch):
         state = torch.where(edited[:, t] != was.states[:, t], edited[:, t], decay[:, t] * state + write[:, t])
         expected.append(state)
     states = torch.stack(expected, 1)
-    assert_close(got.states, states, rtol=1e-5, atol=1e-6)
-    assert_close(got.y, (states * C[:, :, None]).sum(-1), rtol=1e-5, atol=1e-5)
+    close(got.states, states, LAYER)
+    close(got.y, (states * C[:, :, None]).sum(-1), LAYER)
     assert torch.equal(got.states[2], was.states[2])
     assert torch.equal(got.y[2], was.y[2])
     if first is None:

@@ -15,9 +15,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from bounds import FORWARD, LAYER, close
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.testing import assert_close
 
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.recurrences import diagonal, scan
@@ -256,7 +256,7 @@ def test_linear_adapters_are_the_loop(adapter, batch, length, extra, seed):
     theirs = loop(*truth)
     want = torch.autograd.grad((theirs * weight).sum(), truth)
     for a, b in zip((ours, back, *got), (theirs, want[1], *want), strict=True):
-        assert_close(a, b.float(), rtol=1e-4, atol=1e-5)
+        close(a, b.float(), FORWARD)
 
 
 def test_a_backward_pass_runs_under_what_its_forward_pass_ran_under(monkeypatch):
@@ -298,7 +298,7 @@ def test_the_mamba_adapter_is_the_loop(length, seed):
         for out, given in ((got, inputs), (want, truth))
     )
     for a, b in zip((*got, *to_got), (*want, *to_want), strict=True):
-        assert_close(a, b.float(), rtol=1e-4, atol=1e-4)
+        close(a, b.float(), FORWARD)
 
 
 def test_the_mamba_adapter_without_gradients_or_an_initial_state(monkeypatch):
@@ -307,7 +307,7 @@ def test_the_mamba_adapter_without_gradients_or_an_initial_state(monkeypatch):
     got = selective.selective_scan(*inputs[:-1])
     assert not got.y.requires_grad
     for a, b in zip(got, plain_selective(*inputs[:-1], torch.zeros(2, 3, 4)), strict=True):
-        assert_close(a, b, rtol=1e-5, atol=1e-5)
+        close(a, b, LAYER)
 
 
 def test_second_derivatives_are_refused_through_a_library(monkeypatch):

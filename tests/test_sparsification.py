@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from bounds import FORWARD, apart, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILIES, make, tokens
@@ -50,16 +51,16 @@ def slow_top_k(lens: hl.HybridLens, ks: Sequence[int], published: bool = False) 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("semantics", ["clean", "published"])
 def test_prefill_equals_the_slow_way(family: str, semantics: str) -> None:
-    """Logits of rows with every k at once; one wrong head at one query would move them by far more than 1e-5."""
+    """Logits of rows with every k at once; one wrong head at one query would move them by far more than rounding."""
     lens, ids = lens_of(family), tokens(HEADS + 1, 15, seed=1)
     ks = list(range(HEADS + 1))
     with torch.no_grad():
         found = lens.prefill(ids, top_k(lens, ks, "both", semantics=semantics)).logits
         expected = lens.run_with_hooks(ids, slow_top_k(lens, ks, semantics == "published"))
         untouched = lens(ids)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    close(found, expected, FORWARD)
     for row in range(HEADS):
-        assert (found[row] - untouched[row]).abs().max() > 1e-3
+        assert apart(found[row], untouched[row])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -75,20 +76,26 @@ def test_decode_equals_the_slow_way(family: str) -> None:
             state, found = lens.extend(state, token, edits)
             with lens.hooks(slow_top_k(lens, ks)):
                 other, expected = lens.extend(other, token)
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+            close(found, expected, FORWARD)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_heads_change_no_bit(family: str, dtype: torch.dtype) -> None:
-    """k = n_heads as one number, for every row, and for some rows of a batch whose others are cut."""
+    """k = n_heads as one number, for every row, and for some rows of a batch whose others are cut.
+
+    Experts multiply the tokens of all rows that chose them, so those of a row beside cut ones may round otherwise.
+    """
     lens = hl.HybridLens(make(family).to(dtype))
     ids = tokens(3, 12, seed=3)
     with torch.no_grad():
         untouched = lens.prefill(ids).logits
         for k in (HEADS, [HEADS] * 3, torch.tensor([HEADS, 0, 2])):
             logits = lens.prefill(ids, top_k(lens, k, "both")).logits
-            assert torch.equal(logits[0], untouched[0])
+            if family == "jamba" and isinstance(k, torch.Tensor):
+                close(logits[0], untouched[0], FORWARD)
+            else:
+                assert torch.equal(logits[0], untouched[0])
         assert not torch.equal(logits[1], untouched[1])
         assert not torch.equal(logits[2], untouched[2])
     assert top_k(lens, HEADS) == []
@@ -173,8 +180,8 @@ def slow_across_layers(lens: hl.HybridLens, state: hl.HybridState, ids: torch.Te
 def test_scope_model_equals_the_slow_way(family: str) -> None:
     """Rows with every k, a prefill past the window and four decode steps, each from the cut state before it.
 
-    Heads ranked inside their layer, by a cut pass or from an uncut state, differ by far more than 1e-5; that the two
-    scopes differ is asserted.
+    Heads ranked inside their layer, by a cut pass or from an uncut state, differ by far more than rounding; that
+    the two scopes differ is asserted.
     """
     lens, ids = two_attention_layers(family), tokens(HEADS + 1, 11, seed=21)
     ks = list(range(HEADS + 1))
@@ -182,16 +189,16 @@ def test_scope_model_equals_the_slow_way(family: str) -> None:
     with torch.no_grad():
         state, found = lens.prefill(ids, edits)
         other, expected = slow_across_layers(lens, lens.network.empty_state(HEADS + 1), ids, ks)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        close(found, expected, FORWARD)
         inside = lens.prefill(ids, top_k(lens, ks, "both")).logits
-        assert ((found - inside).abs().amax((1, 2))[1:HEADS] > 1e-3).all()
-        torch.testing.assert_close(found[0], inside[0], rtol=0, atol=1e-5)  # k = 0
-        torch.testing.assert_close(found[HEADS], lens.prefill(ids).logits[HEADS], rtol=0, atol=1e-5)
+        assert all(apart(found[row], inside[row]) for row in range(1, HEADS))
+        close(found[0], inside[0], FORWARD)  # k = 0
+        close(found[HEADS], lens.prefill(ids).logits[HEADS], FORWARD)
         for step in range(4):
             token = tokens(HEADS + 1, 1, seed=200 + step)
             state, found = lens.extend(state, token, edits)
             other, expected = slow_across_layers(lens, other, token, ks)
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+            close(found, expected, FORWARD)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -272,7 +279,7 @@ def test_top_k_ranks_the_unmanipulated_pattern(family: str) -> None:
     assert torch.equal(alive.transpose(1, 2), lowest(plain, torch.tensor([1])))
     with torch.no_grad():
         alone = lens.prefill(ids, top_k(lens, 1, "both")).logits
-    torch.testing.assert_close(first, alone, rtol=0, atol=1e-5)  # the one kept head was left as it was
+    close(first, alone, FORWARD)  # the one kept head was left as it was
     assert not torch.equal(lens.prefill(ids, [manipulation]).logits, lens(ids))
 
 

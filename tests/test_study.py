@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from bounds import close, tied
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILIES
@@ -59,7 +60,8 @@ def test_every_cell_of_every_experiment_is_an_independent_run(family: str, data:
     for cell in found:
         assert cell.margin is not None
         text = alone(lens, cell.key, cells[cell.key], 5)
-        assert cell.text == text or cell.margin < 1e-4
+        largest = float(lens([list(cells[cell.key].tokens)]).detach().abs().max())
+        assert cell.text == text or tied(cell.margin, largest)
         needle = config.needle_of(cell.needle, cell.semantics)
         assert cell.score == niah.score(cell.text, needle.rubric)
 
@@ -74,7 +76,7 @@ def test_functions_return_what_the_cells_say() -> None:
     for place, k in enumerate(result.ks):
         texts = [alone(lens, CellKey("x", "generation", k, 0, 0, False), prompt, 5) for prompt in prompts]
         mean = sum(niah.score(text) for text in texts) / len(texts) / 5
-        assert float(result.accuracy.mean[0, place]) == pytest.approx(mean)
+        close(float(result.accuracy.mean[0, place]), mean)
         assert int(result.accuracy.n[0, place]) == 4
 
 

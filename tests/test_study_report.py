@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from bounds import close
 
 from analyses.study import views
 from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
@@ -157,12 +158,12 @@ def test_fig2_shows_the_numbers_of_the_view(full: str) -> None:
     for i in range(2):
         line, dotted = figure["data"][2 * i : 2 * i + 2]
         assert [round(x) for x in line["x"]] == list(view.ks)
-        torch.testing.assert_close(torch.tensor(line["y"]), 100 * view.accuracy.mean[i])
+        close(torch.tensor(line["y"]), 100 * view.accuracy.mean[i])
         tops = torch.tensor(line["y"]) + torch.tensor(line["error_y"]["array"])
         bottoms = torch.tensor(line["y"]) - torch.tensor(line["error_y"]["arrayminus"])
-        torch.testing.assert_close(tops, 100 * view.accuracy.high[i])
-        torch.testing.assert_close(bottoms, 100 * view.accuracy.low[i])
-        torch.testing.assert_close(torch.tensor(dotted["y"]), 100 * view.accuracy.chance[i])
+        close(tops, 100 * view.accuracy.high[i])
+        close(bottoms, 100 * view.accuracy.low[i])
+        close(torch.tensor(dotted["y"]), 100 * view.accuracy.chance[i])
     assert len({round(y, 3) for y in figure["data"][0]["y"]}) > 3, "the values differ, so a swap would show"
     shown = section(full, "fig2")
     for j, k in enumerate(view.ks):
@@ -228,8 +229,8 @@ def test_the_maps_hold_every_answer(full: str) -> None:
     assert len(drawn) == len(view.conditions)
     i = view.conditions.index(views.Condition("generation", N_HEADS, "omit", "only"))
     points = torch.tensor(drawn["Omit while reading, only while answering"], dtype=torch.float32) / 5
-    torch.testing.assert_close(points[:-1], view.score[i].T)
-    torch.testing.assert_close(points[-1], view.chance[i])
+    close(points[:-1], view.score[i].T)
+    close(points[-1], view.chance[i])
 
 
 def test_benchmarks_and_their_differences(full: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bounds import close
 
 from hybridlens import tiny
 from hybridlens.errors import ResultsError
@@ -52,14 +53,14 @@ def test_the_curve_keeps_phases_and_controls_apart(tmp_path: Path) -> None:
     for line in lines[2:]:
         generation, chance, prefill, chance_too = map(float, line.strip("| ").split(" | ")[1:])
         assert generation - prefill == pytest.approx(2.0, abs=0.11)
-        assert chance - chance_too == pytest.approx(2.0, abs=0.11)
+        assert chance - chance_too == pytest.approx(2.0, abs=0.11)  # each written with one decimal
 
 
 def test_scores_are_read_against_the_rubrics_own_maximum(tmp_path: Path) -> None:
     """Half the maximum doubles every accuracy."""
     five = read_rows(results(tmp_path / "five"), NAME)
     ten = read_rows(results(tmp_path / "ten", highest=10.0), NAME)
-    assert [row.accuracy for row in five] == pytest.approx([2 * row.accuracy for row in ten])
+    close([row.accuracy for row in five], [2 * row.accuracy for row in ten])
     assert max(row.accuracy for row in five) > 0.5
 
 

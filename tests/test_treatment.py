@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bounds import FORWARD, apart, close
 from hf_attention import Rules, edited_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,7 +50,7 @@ def test_equals_the_reference(family: str, semantics: str) -> None:
     for row, needle in enumerate(needles):
         rules = [Rules(t.mode, t.k, semantics) for t in (reading[row], answering[row])]
         expected = edited_logits(lens.hf_model, ids[row], boundary, *rules, set(positions_of(needle)))
-        torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
+        close(found[row], expected, FORWARD)
 
 
 @settings(max_examples=6)
@@ -88,8 +89,8 @@ def test_what_is_the_same_in_fewer_steps(family: str) -> None:
             assert torch.equal(lens.prefill(ids, edits).logits, expected)
         mixed = treat(lens, [Treatment(4), Treatment(2, "null")], [(1, 3), ()], "prefill")
         found = lens.prefill(ids, mixed).logits
-        torch.testing.assert_close(found[0], lens.prefill(ids).logits[0], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
+        close(found[0], lens.prefill(ids).logits[0], FORWARD)
+        close(found[1], expected[1], FORWARD)
     assert treat(lens, [Treatment(4)] * 3, [(1, 3), (), {2}], "decode") == []
     published = treat(lens, [Treatment(4, "null", semantics="published")], [(1, 3)], "decode")
     assert {str(edit.hook).split(".")[-1] for edit in published} == {"hook_pattern"}  # it may have to be left alone
@@ -106,8 +107,8 @@ def test_prompts_without_a_needle(family: str) -> None:
         silent = lens.prefill(ids, top_k(lens, 0, "prefill")).logits
     for row, mode in enumerate(MODES):
         expected = ranked if mode in ("keep", "omit") else silent
-        torch.testing.assert_close(found[row], expected[row], rtol=1e-5, atol=1e-5)
-    assert (ranked - silent).abs().max() > 1e-3
+        close(found[row], expected[row], FORWARD)
+    assert apart(ranked, silent)
 
 
 def random_ranking(lens: hl.HybridLens, seed: int) -> HeadRanking:
@@ -149,8 +150,9 @@ def test_static_heads_are_keep_heads_to_the_bit(family: str, phase: Phase) -> No
             for some in (edits, reference, [])
         )
     assert torch.equal(found, expected)
-    assert torch.equal(found[4:], plain[4:])
-    assert all((found[row] - found[4]).abs().max() > 1e-3 for row in range(4))
+    # An expert multiplies the tokens of all rows that chose it, and of fewer or more of them may round otherwise.
+    close(found[4:], plain[4:], FORWARD)
+    assert all(apart(found[row], found[4]) for row in range(4))
 
 
 @settings(max_examples=4)

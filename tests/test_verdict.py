@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from bounds import close
 from hypothesis import given
 from hypothesis import strategies as st
 from study_cells import grid
@@ -329,12 +330,13 @@ def test_changes_of_a_score() -> None:
     many = (1.0, 0.0) * 50
     paired = [row("mmlu", 8, 0.5, scores=many), row("mmlu", 0, 0.4, scores=(*many[:80], *(0.0,) * 20))]
     change = Evidence([], paired, RG).change("mmlu", 0)
-    assert change == Estimate(pytest.approx(-0.1), *paired_difference(paired[1].scores, many), 100)
+    close(change.mean, -0.1)
+    assert change == Estimate(change.mean, *paired_difference(paired[1].scores, many), 100)
     glue = [row("glue", k, 0.8, None) for k in (8, 0)]
     assert math.isnan(Evidence([], glue, RG).change("glue", 0).low)
     parts = [row(task, k, 0.8, error) for k in (8, 0) for task, error in (("cola", 0.03), ("sst2", 0.04))]
     change = Evidence([], glue + parts, RG).change("glue", 0)
-    assert change.high == pytest.approx(1.959964 * math.sqrt(2) * 0.05 / 2)
+    close(change.high, 1.959964 * math.sqrt(2) * 0.05 / 2)
     assert Evidence([], glue, RG).change("glue", 5) is None
     first = [row("mmlu", 8, 0.6), row("mmlu", 8, 0.1), row("mmlu", 0, 0.6)]
     assert Evidence([], first, RG).change("mmlu", 0).mean == 0, "the first metric is the main one"

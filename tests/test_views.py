@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from bounds import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from study_cells import DEPTHS, LENGTHS, N, cell, grid, sweep
@@ -58,8 +59,8 @@ def test_figure_2_by_hand() -> None:
         found = views.fig2(given_cells, BASE)
         assert found.phases == ("generation", "prefill")
         assert found.ks == (0, 1, 2, 3, 4)
-        torch.testing.assert_close(found.accuracy.mean[0], torch.tensor([0, 0.4, 0.8, 1, 1]))
-        torch.testing.assert_close(found.accuracy.chance, torch.tensor([[0.0] * 5, [0.2] * 5]))
+        close(found.accuracy.mean[0], torch.tensor([0, 0.4, 0.8, 1, 1]))
+        close(found.accuracy.chance, torch.tensor([[0.0] * 5, [0.2] * 5]))
         assert found.accuracy.n.tolist() == [[20] * 5] * 2
         assert found.accuracy.n_control.tolist() == [[4] * 5] * 2
         assert found.tipping == (1, 2)
@@ -87,8 +88,8 @@ def test_figure_2_is_what_plain_loops_say(seed: int) -> None:
                 assert found.accuracy.n[i, j] == 0
                 continue
             mean, floor, n, controls = plain_accuracy(cells, phase=phase, k=k)
-            assert found.accuracy.mean[i, j] == pytest.approx(mean, abs=1e-6)
-            assert found.accuracy.chance[i, j] == pytest.approx(floor, abs=1e-6)
+            close(found.accuracy.mean[i, j], mean)
+            close(found.accuracy.chance[i, j], floor)
             assert (found.accuracy.n[i, j], found.accuracy.n_control[i, j]) == (n, controls)
             scores = [
                 one.score
@@ -96,7 +97,7 @@ def test_figure_2_is_what_plain_loops_say(seed: int) -> None:
                 if (one.phase, one.k, one.control) == (phase, k, False)
             ]
             low, high = bootstrap_interval(scores, highest=5)
-            assert (found.accuracy.low[i, j], found.accuracy.high[i, j]) == pytest.approx((low / 5, high / 5), abs=1e-6)
+            close((found.accuracy.low[i, j], found.accuracy.high[i, j]), (low / 5, high / 5))
         full = plain_accuracy(cells, phase=phase, k=N)[0]
         under = [
             k for k in range(1 if phase == "prefill" else 0, N) if plain_accuracy(cells, phase=phase, k=k)[0] < full / 2
@@ -140,13 +141,13 @@ def test_reading_twice_by_hand() -> None:
     ]
     found = views.jrt(once + twice, BASE._replace(jrt_lengths=JRT))
     assert found.ks == (0, 1, N)
-    torch.testing.assert_close(found.accuracy.mean, torch.tensor([[0, 0.4, 0.8], [0, 0.4, 1.0]]))
-    torch.testing.assert_close(found.gain.mean, torch.tensor([0, 0.0, 0.2]))
-    torch.testing.assert_close(found.above_half.mean, torch.tensor([-0.5, -0.1, 0.5]))
+    close(found.accuracy.mean, torch.tensor([[0, 0.4, 0.8], [0, 0.4, 1.0]]))
+    close(found.gain.mean, torch.tensor([0, 0.0, 0.2]))
+    close(found.above_half.mean, torch.tensor([-0.5, -0.1, 0.5]))
     assert found.gain.n.tolist() == [20, 20, 20]
     low, high = paired_difference([1.0] * 15 + [5.0] * 5, [2.0] * 20, highest=5)
-    assert (found.gain.low[1], found.gain.high[1]) == pytest.approx((low / 5, high / 5), abs=1e-6)
-    assert found.accuracy.chance[:, 1].tolist() == pytest.approx([0.0, 0.1])
+    close((found.gain.low[1], found.gain.high[1]), (low / 5, high / 5))
+    close(found.accuracy.chance[:, 1].tolist(), [0.0, 0.1], dtype=torch.float32)
     with pytest.raises(ResultsError, match="no lengths to compare given"):
         views.jrt(once + twice, BASE)
 
@@ -170,11 +171,11 @@ def test_table_1_is_what_plain_loops_say(seed: int) -> None:
                 assert found.against_keep.n[i, j] == 0
                 continue
             mean, floor, n, _ = plain_accuracy(cells, reading=reading, answering=answering)
-            assert found.accuracy.mean[i, j] == pytest.approx(mean, abs=1e-6)
-            assert found.accuracy.chance[i, j] == pytest.approx(floor, abs=1e-6)
+            close(found.accuracy.mean[i, j], mean)
+            close(found.accuracy.chance[i, j], floor)
             mine = [c for c in cells if (c.reading, c.answering) == (reading, answering) and not c.control]
             gap = sum(c.score - keep[c.length, c.depth] for c in mine) / n / 5
-            assert found.against_keep.mean[i, j] == pytest.approx(gap, abs=1e-6)
+            close(found.against_keep.mean[i, j], gap)
             assert found.against_keep.low[i, j] <= gap + 1e-6
             assert found.against_keep.high[i, j] >= gap - 1e-6
 
@@ -193,9 +194,9 @@ def test_maps_put_each_score_in_its_place() -> None:
     assert (found.lengths, found.depths) == (LENGTHS, DEPTHS)
     for i, length in enumerate(LENGTHS):
         for j, depth in enumerate(DEPTHS):
-            assert found.score[1, i, j] == pytest.approx(ladder[length, depth] / 5)
+            close(found.score[1, i, j], ladder[length, depth] / 5)
             assert math.isnan(found.score[2, i, j]) == (length not in (160, 200))
-    torch.testing.assert_close(found.chance[:2], torch.full((2, 4), 0.2))
+    close(found.chance[:2], torch.full((2, 4), 0.2))
     assert bool(found.chance[2].isnan().all())
     twice = views.maps(cells + grid(5.0, lengths=(300,), k=0, jrt=True), BASE, read_twice=True)
     assert (twice.conditions, twice.lengths) == ((Condition("generation", 0),), (300,))
@@ -209,13 +210,13 @@ def test_needles_are_compared_at_common_places() -> None:
     cells += grid(5.0, k=2)
     found = views.needles(cells[48:] + cells[:48], BASE)
     assert (found.needles, found.ks) == (("paper", "oslo", "code"), (0, N))
-    torch.testing.assert_close(found.accuracy.mean, torch.tensor([[0, 1.0], [0.2, 0.8], [0.2, 0.6]]))
+    close(found.accuracy.mean, torch.tensor([[0, 1.0], [0.2, 0.8], [0.2, 0.6]]))
     assert found.accuracy.n.unique().tolist() == [10]
-    torch.testing.assert_close(found.across.mean, torch.tensor([0.4 / 3, 0.8]))
+    close(found.across.mean, torch.tensor([0.4 / 3, 0.8]))
     assert found.across.n.tolist() == [3, 3]
-    assert found.across.chance.tolist() == pytest.approx([0.4 / 3] * 2)
+    close(found.across.chance.tolist(), [0.4 / 3] * 2, dtype=torch.float32)
     low, high = bootstrap_interval([1.0, 0.8, 0.6])
-    assert (found.across.low[1], found.across.high[1]) == pytest.approx((low, high), abs=1e-6)
+    close((found.across.low[1], found.across.high[1]), (low, high))
 
 
 def test_contrasts_by_hand() -> None:
@@ -223,16 +224,16 @@ def test_contrasts_by_hand() -> None:
     cells = sweep(CURVE) + sweep({0: 0.0, 1: 3.0, N: 5.0}, lengths=(160, 200), scope="model")
     found = views.scopes(cells, BASE)
     assert (found.values, found.ks) == (("layer", "model"), (0, 1, N))
-    torch.testing.assert_close(found.accuracy.mean, torch.tensor([[0, 0.4, 1.0], [0, 0.6, 1.0]]))
-    torch.testing.assert_close(found.difference.mean, torch.tensor([0, 0.2, 0.0]))
+    close(found.accuracy.mean, torch.tensor([[0, 0.4, 1.0], [0, 0.6, 1.0]]))
+    close(found.difference.mean, torch.tensor([0, 0.2, 0.0]))
     assert found.accuracy.n.unique().tolist() == [10]
     assert found.tipping == (1, 0)
     low, high = paired_difference([3.0] * 10, [2.0] * 10, highest=5)
-    assert (found.difference.low[1], found.difference.high[1]) == pytest.approx((low / 5, high / 5), abs=1e-6)
+    close((found.difference.low[1], found.difference.high[1]), (low / 5, high / 5))
     other = [*sweep({0: 1.0}, boundary="first_new_token"), *sweep({0: 3.0})]
     turned = views.boundaries(other, BASE._replace(boundary="first_new_token"))
     assert turned.values == ("first_new_token", "last_prompt_token")
-    assert turned.difference.mean.tolist() == pytest.approx([0.4])
+    close(turned.difference.mean.tolist(), [0.4], dtype=torch.float32)
 
 
 def test_semantics_cell_by_cell() -> None:
@@ -251,9 +252,9 @@ def test_semantics_cell_by_cell() -> None:
         (clean[-1].key, "said 1.0"),
     ]
     assert found.conditions == (Condition("generation", 0), Condition("generation", N))
-    torch.testing.assert_close(found.accuracy.mean, torch.tensor([[0, 1.0], [0.02, 1.0]]))
-    assert found.difference.mean.tolist() == pytest.approx([0.02, 0.0])
-    assert found.accuracy.chance[1].tolist() == pytest.approx([0.0, 0.05])
+    close(found.accuracy.mean, torch.tensor([[0, 1.0], [0.02, 1.0]]))
+    close(found.difference.mean.tolist(), [0.02, 0.0], dtype=torch.float32)
+    close(found.accuracy.chance[1].tolist(), [0.0, 0.05], dtype=torch.float32)
 
 
 def test_near_ties_are_those_below() -> None:

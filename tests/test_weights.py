@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from bounds import FORWARD, LAYER, close
 from models import FAMILIES, make, tokens
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +16,6 @@ import hybridlens as hl
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.weights import FileTensors, Weights
 
-CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 CHANGES = {
     "recurrentgemma": [{}, {"num_key_value_heads": 2}, {"attention_bias": True}, {"tie_word_embeddings": False}],
     "jamba": [{}, {"num_key_value_heads": 1}, {"mamba_proj_bias": True}, {"tie_word_embeddings": True}],
@@ -43,13 +43,13 @@ def test_heads(family, changes):
         q = x @ one.W_Q + (zero if view.b_Q is None else view.b_Q[head])
         k = x @ one.W_K + (zero if view.b_K is None else view.b_K[kv])
         v = x @ one.W_V + (zero if view.b_V is None else view.b_V[kv])
-        torch.testing.assert_close(q, cache[f"{name}.attn.hook_q"][:, :, head], **CLOSE)
-        torch.testing.assert_close(k, cache[f"{name}.attn.hook_k"][:, :, kv], **CLOSE)
-        torch.testing.assert_close(v, cache[f"{name}.attn.hook_v"][:, :, kv], **CLOSE)
+        close(q, cache[f"{name}.attn.hook_q"][:, :, head], LAYER)
+        close(k, cache[f"{name}.attn.hook_k"][:, :, kv], LAYER)
+        close(v, cache[f"{name}.attn.hook_v"][:, :, kv], LAYER)
         assert one.W_K.data_ptr() == view.W_K[kv].data_ptr()
     out = torch.einsum("bphe,hed->bpd", cache[f"{name}.attn.hook_z"], view.W_O)
     out = out if view.b_O is None else out + view.b_O
-    torch.testing.assert_close(out, cache[f"{name}.hook_attn_out"], **CLOSE)
+    close(out, cache[f"{name}.hook_attn_out"], LAYER)
     wide = view.expanded(view.W_K)
     assert wide.shape[:2] == (lens.cfg.n_kv_heads, view.n_shared)
     assert wide.data_ptr() == view.W_K.data_ptr()
@@ -68,7 +68,7 @@ def test_rotary_scores():
     for query, key in ((8, 8), (8, 7), (8, 0), (5, 2)):
         turned = rotary.turned(q[:, query], query - key)
         expected = (turned * k[:, key]).sum(-1) / lens.cfg.d_head**0.5
-        torch.testing.assert_close(expected, scores[:, :, query, key], **CLOSE)
+        close(expected, scores[:, :, query, key], LAYER)
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES)
@@ -80,17 +80,17 @@ def test_recurrent_maps(family, changes):
     parts, x = view.parts, cache[f"{name}.ln1.hook_normalized"]
     zero = torch.zeros(())
     u = x @ parts.W_in + (zero if parts.b_in is None else parts.b_in)
-    torch.testing.assert_close(u, cache[f"{name}.ssm.hook_in"], **CLOSE)
+    close(u, cache[f"{name}.ssm.hook_in"], LAYER)
     convolved = torch.zeros_like(u) + (zero if parts.b_conv is None else parts.b_conv)
     for lag in range(view.n_lags):
         convolved[:, lag:] += u[:, : u.shape[1] - lag] * parts.taps[:, lag]
-    torch.testing.assert_close(parts.activation(convolved), cache[f"{name}.ssm.hook_conv"], **CLOSE)
+    close(parts.activation(convolved), cache[f"{name}.ssm.hook_conv"], LAYER)
     y = cache[f"{name}.ssm.hook_y"] * cache[f"{name}.ssm.hook_gate"]
     out = y @ parts.W_out + (zero if parts.b_out is None else parts.b_out)
-    torch.testing.assert_close(out, cache[f"{name}.hook_mixer_out"], **CLOSE)
+    close(out, cache[f"{name}.hook_mixer_out"], LAYER)
     step = 1e-3 * torch.ones(1)
     slope = (parts.activation(step) - parts.activation(-step)) / (2 * step)
-    torch.testing.assert_close(slope, torch.tensor([parts.slope]), atol=1e-4, rtol=0)
+    close(slope, torch.tensor([parts.slope]), FORWARD)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,8 +104,8 @@ def test_gain(family):
     carried = cache[f"{name}.hook_decay"][:, 1:] * state[:, :-1]
     if family == "jamba":
         carried = (carried * cache[f"{name}.hook_C"][:, 1:, None]).sum(-1)
-    torch.testing.assert_close((gain * u)[:, 1:], (y[:, 1:] - carried), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close((gain * u)[:, 0], y[:, 0], atol=1e-5, rtol=1e-4)
+    close((gain * u)[:, 1:], y[:, 1:] - carried, FORWARD)
+    close((gain * u)[:, 0], y[:, 0], FORWARD)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,7 +121,7 @@ def test_gain_at_rest(family):
     keep = [(points, lambda x, hook: kept.update({hook.name.split(".")[-1]: x.detach()}))]
     with torch.no_grad():
         lens.run_with_hooks(tokens(1, 4), quiet + keep)
-    torch.testing.assert_close(parts.gain(kept)[0, 1], parts.gain_at_rest, atol=1e-5, rtol=1e-4)
+    close(parts.gain(kept)[0, 1], parts.gain_at_rest, FORWARD)
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES)
@@ -129,17 +129,17 @@ def test_vocabulary(family, changes):
     """Embedding and unembedding, scaled and folded, give what enters block 0 and the logits that leave."""
     _, weights, cache = seen(family, changes)
     ids = tokens(2, 9, seed=1)
-    torch.testing.assert_close(weights.embed(ids[0]), cache["hook_embed"][0], **CLOSE)
+    close(weights.embed(ids[0]), cache["hook_embed"][0], LAYER)
     blocks = list(weights.vocabulary(block=20))
     assert [block.start for block in blocks] == [0, 20, 40]
     U = torch.cat([block.U for block in blocks])
-    torch.testing.assert_close(torch.cat([block.E for block in blocks])[ids], cache["hook_embed"], **CLOSE)
+    close(torch.cat([block.E for block in blocks])[ids], cache["hook_embed"], LAYER)
     logits = cache["ln_final.hook_normalized"] @ U.T
     cap = 30.0 if family == "recurrentgemma" else None
     capped = logits if cap is None else torch.tanh(logits / cap) * cap
-    torch.testing.assert_close(capped, cache["logits"], **CLOSE)
+    close(capped, cache["logits"], LAYER)
     for few in ([7, 2, 7], [52, 0]):  # fewer than one token in SPARSE are read one by one
-        torch.testing.assert_close(weights.unembed(torch.tensor(few)), U[few])
+        close(weights.unembed(torch.tensor(few)), U[few])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
