@@ -418,7 +418,7 @@ def test_ablations_that_mean_nothing_are_refused():
 
 BAD = [
     (Target("blocks.0.attn.hook_z", {"h": 1}), UnknownNameError, "layers with attn.hook_z are 2"),
-    (Target("blocks.0.ssm.hook_write", {"h": 1}), InputError, "layer 0 is recurrent, and heads are in attention"),
+    (Target("blocks.0.ssm.hook_write", {"h": 1}), InputError, r"it has p \(pos\), c \(channel\); layers with heads are 2$"),
     (Target("blocks.0.hook_mixer_out", {"g": 1}), InputError, r"no axis g \(kv_head\): it has p \(pos\), d \("),
     (Target("blocks.2.attn.hook_z", {"h": 4}), InputError, r"head 4 given, but there are 0\.\.3"),
     (Target("blocks.2.hook_mlp_out", {"p": 19}), InputError, r"position 19 given, but the prompt has 0\.\.18"),

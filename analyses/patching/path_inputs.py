@@ -100,9 +100,9 @@ def read_runs(
             del kept[name]
 
     with torch.no_grad():
-        with lens.hooks([(list(dict.fromkeys([*written, *held])), keep)]):
+        with lens.hooks([(name, keep) for name in dict.fromkeys([*written, *held])]):
             lens.network(base, None, None, True)
-        with lens.hooks([(written, subtract)]):
+        with lens.hooks([(name, subtract) for name in written]):
             output = lens.network(source, None, None, last_only)
     return Runs(kept, change, output, 2)
 

@@ -102,7 +102,7 @@ def captured(
     def keep(tensor: Tensor, hook: HookPoint) -> None:
         kept[cast(str, hook.name)] = tensor
 
-    with torch.no_grad(), lens.hooks([(list(names), keep)]):
+    with torch.no_grad(), lens.hooks([(name, keep) for name in names]):
         output = lens.network(tokens, None, None, last_only)
     return kept, output
 

@@ -149,7 +149,7 @@ def slopes(
 
     holder = _Held(metric)
     with torch.enable_grad():
-        with lens.hooks([(INPUT, enter), (list(names), keep)]):
+        with lens.hooks([(INPUT, enter), *((name, keep) for name in names)]):
             output = lens.network(tokens, None, None, last_only)
         for name in names:
             if not kept[name].is_floating_point():

@@ -50,7 +50,7 @@ class Snapshot:
         def keep(tensor: Tensor, hook: HookPoint) -> None:
             self.resid[names[cast(str, hook.name)]] = tensor
 
-        with lens.hooks([(list(names), keep)]):
+        with lens.hooks([(name, keep) for name in names]):
             self.output = lens.network(tokens, None, None, last_only)
         self.before: dict[int, HybridState] = {}
         state, read = None, 0
@@ -63,7 +63,8 @@ class Snapshot:
         """By axis, how many leading entries of activations a run from position `cut` lacks."""
         if cut == 0:
             return {}
-        return {"p": cut, "k": int(self.before[cut].key_positions[0, 0])}
+        held = self.before[cut].key_positions[0]
+        return {"p": cut, "k": int(held[0]) if held.numel() else cut}
 
     def go_on(self, rows: int, layer: int, cut: int) -> Output:
         """`rows` copies of the run, computed from `layer` and position `cut` on, under the hooks that are attached.
