@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 import transformers as T
-from models import VOCAB
+from models import FAMILIES, VOCAB, make
 
 BASE = {"vocab_size": VOCAB, "hidden_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
 STATES = ("mamba2", "falcon_h1", "qwen3_next")
+ALL = (*FAMILIES, *STATES)
 
 
 def mamba2(**changes: Any) -> T.Mamba2Config:
@@ -48,8 +49,10 @@ def qwen3_next(**changes: Any) -> T.Qwen3NextConfig:
 CONFIGS = {"mamba2": mamba2, "falcon_h1": falcon_h1, "qwen3_next": qwen3_next}
 
 
-def make_matrix(family: str, seed: int = 0, **changes: Any) -> Any:
-    """A small random model of a family."""
+def make_any(family: str, seed: int = 0, **changes: Any) -> Any:
+    """A small random model of any family."""
+    if family in FAMILIES:
+        return make(family, seed, **changes)
     torch.manual_seed(seed)
     model: Any = T.AutoModelForCausalLM.from_config(CONFIGS[family](**changes)).eval()
     rng = torch.Generator().manual_seed(seed + 1)
