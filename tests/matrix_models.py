@@ -39,7 +39,7 @@ def qwen3_next(**changes: Any) -> T.Qwen3NextConfig:
     sizes = {
         "intermediate_size": 40, "num_hidden_layers": 4, "head_dim": 8, "linear_key_head_dim": 6,
         "linear_value_head_dim": 10, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-        "moe_intermediate_size": 12, "shared_expert_intermediate_size": 10, "num_experts_per_tok": 2, "num_experts": 4,
+        "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24, "num_experts_per_tok": 2, "num_experts": 4,
         "mlp_only_layers": [2], "rms_norm_eps": 1e-6,
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
     }  # fmt: skip
@@ -68,5 +68,5 @@ def make_any(family: str, seed: int = 0, **changes: Any) -> Any:
             elif weight.ndim == 3 and "conv" in name:
                 weight.copy_(0.5 * drawn)
             else:
-                weight.copy_(drawn * 1.3 / weight.shape[-1] ** 0.5)
+                weight.copy_(drawn * 0.9 / weight.shape[-1] ** 0.5)
     return model
