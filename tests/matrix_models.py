@@ -65,6 +65,8 @@ def make_any(family: str, seed: int = 0, **changes: Any) -> Any:
                 weight.copy_(-2.0 + 0.8 * drawn)
             elif weight.ndim == 1:
                 weight.add_(0.2 * drawn)
+            elif "embed" in name:
+                weight.copy_(0.7 * drawn)
             elif weight.ndim == 3 and "conv" in name:
                 weight.copy_(0.5 * drawn)
             else:
