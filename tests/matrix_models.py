@@ -66,7 +66,7 @@ def make_any(family: str, seed: int = 0, **changes: Any) -> Any:
             elif weight.ndim == 1:
                 weight.add_(0.2 * drawn)
             elif "embed" in name:
-                weight.copy_(0.7 * drawn)
+                weight.copy_(0.4 * drawn)
             elif weight.ndim == 3 and "conv" in name:
                 weight.copy_(0.5 * drawn)
             else:

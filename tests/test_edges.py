@@ -138,7 +138,7 @@ def test_scores_are_the_slopes_of_true_path_patches(family, direction):
             expected = slope(family, base, reader, there[writer] - here[writer])
             assert result.score(writer, reader) == pytest.approx(expected, rel=2e-3, abs=1e-3), (writer, reader)
             sizes.append(abs(expected))
-    assert len(sizes) >= 2 * len(result.readers) - 2
+    assert len(sizes) >= 1.5 * len(result.readers)
     assert sum(size > 0.01 for size in sizes) > len(sizes) / 3
     assert result.forwards == 2
     assert untouched(lens)
