@@ -10,21 +10,21 @@ import torch
 import transformers as T
 from models import FAMILIES, VOCAB, make
 
-BASE = {"vocab_size": VOCAB, "hidden_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2}
+BASE: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+ATTENTION: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
 STATES = ("mamba2", "falcon_h1", "qwen3_next")
 ALL = (*FAMILIES, *STATES)
 
 
 def mamba2(**changes: Any) -> T.Mamba2Config:
     """Three layers of recurrent heads alone: four of them, in two groups; no attention, no MLP."""
-    sizes = {"num_heads": 4, "head_dim": 16, "state_size": 6, "num_hidden_layers": 3, "n_groups": 2, "chunk_size": 8}
+    sizes: dict[str, Any] = {"num_heads": 4, "head_dim": 16, "state_size": 6, "num_hidden_layers": 3, "n_groups": 2, "chunk_size": 8}
     return T.Mamba2Config(**{**BASE, **sizes, **changes})
 
 
 def falcon_h1(**changes: Any) -> T.FalconH1Config:
     """Three layers with attention and recurrent heads side by side, and a multiplier at every step."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "intermediate_size": 40, "num_hidden_layers": 3, "mamba_d_ssm": 48, "mamba_n_heads": 4, "mamba_d_head": 12,
         "mamba_n_groups": 2, "mamba_d_state": 6, "mamba_chunk_size": 8, "lm_head_multiplier": 0.7,
         "embedding_multiplier": 1.3, "mlp_multipliers": [0.8, 1.2], "key_multiplier": 0.6,
@@ -36,7 +36,7 @@ def falcon_h1(**changes: Any) -> T.FalconH1Config:
 
 def qwen3_next(**changes: Any) -> T.Qwen3NextConfig:
     """Four layers (D A D D): delta rules, attention with a gate and norms, mixtures with a shared expert, one MLP."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "intermediate_size": 40, "num_hidden_layers": 4, "head_dim": 8, "linear_key_head_dim": 6,
         "linear_value_head_dim": 10, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
         "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24, "num_experts_per_tok": 2, "num_experts": 4,

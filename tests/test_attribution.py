@@ -67,6 +67,11 @@ def dense(spec, targets, shape):
 STENCIL = {-2.0: 1 / 12, -1.0: -8 / 12, 1.0: 8 / 12, 2.0: -1 / 12}
 
 
+def near(family):
+    """How far slopes go: a delta rule's unit vectors bend sooner."""
+    return 0.001 if family == "qwen3_next" else 0.005
+
+
 def slope(lens, base, values, patch, metric=METRIC, h=0.005):
     """The derivative of the metric as the patch's entries set out for the other run's values; a row for each step."""
     by_hook = {}
@@ -132,8 +137,7 @@ def test_estimates_are_the_slopes_of_real_patches(family, direction):
     with torch.no_grad():
         values = lens.run_with_cache(source, [spec.name for spec in differentiable(lens)])[1]
         assert result.untouched == pytest.approx(METRIC(lens(base)).item(), abs=1e-4)
-    usual = 0.001 if family == "qwen3_next" else 0.005  # its unit vectors bend fast
-    steps = [0.001 if "recurrence_gate" in patch[0].hook else usual for patch in patches]  # a decay above 1 gives NaN
+    steps = [0.001 if "recurrence_gate" in patch[0].hook else near(family) for patch in patches]  # or decays pass 1
     expected = [slope(lens, base, values, patch, h=h) for patch, h in zip(patches, steps, strict=True)]
     expected = torch.tensor(expected, dtype=torch.float64)
     assert expected.abs().max() > 0.3
@@ -277,8 +281,9 @@ def test_other_metrics(family, kind):
     result = attribution_patch(lens, clean, corrupt, metric, targets=patches)
     with torch.no_grad():
         values = lens.run_with_cache(clean, list({t.hook for patch in patches for t in patch}))[1]
-    expected = [slope(lens, corrupt, values, patch, Own() if kind == "own" else metric) for patch in patches]
-    assert max(map(abs, expected)) > 0.03
+    by = Own() if kind == "own" else metric
+    expected = [slope(lens, corrupt, values, patch, by, near(family)) for patch in patches]
+    assert max(map(abs, expected)) > 0.008
     torch.testing.assert_close(result.change, torch.tensor(expected).double(), atol=2e-3, rtol=2e-3)
 
 

@@ -135,7 +135,8 @@ def test_scores_are_the_slopes_of_true_path_patches(family, direction):
     for reader in result.readers:
         earlier = [w for w in result.writers if w.order < reader.order(lens.cfg.n_layers)]
         for writer in rng.sample(earlier, min(2, len(earlier))):
-            expected = slope(family, base, reader, there[writer] - here[writer])
+            h = 0.001 if family == "qwen3_next" else 0.005  # a delta rule's unit vectors bend sooner
+            expected = slope(family, base, reader, there[writer] - here[writer], h)
             assert result.score(writer, reader) == pytest.approx(expected, rel=2e-3, abs=1e-3), (writer, reader)
             sizes.append(abs(expected))
     assert len(sizes) >= 1.5 * len(result.readers)
