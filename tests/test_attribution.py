@@ -178,6 +178,22 @@ def test_states_at_several_positions_are_cut_off_from_each_other(family):
     assert abs(float(single.change.sum()) - expected) > max(0.01, 0.1 * abs(expected))
 
 
+@pytest.mark.parametrize("point", ["hook_recall", "hook_write"])
+def test_recalls_and_writes_of_a_delta_rule_hear_what_was_replaced_before(point):
+    """Both are made of the state before their token; the plain sum of gradient · change is far off."""
+    lens, (clean, corrupt) = smooth("qwen3_next"), prompts()
+    name = f"blocks.{lens.cfg.ssm_layers[1]}.ssm.{point}"
+    with torch.no_grad():
+        values = lens.run_with_cache(clean, [name])[1]
+    targets = [Target(name), Target(name, {"u": slice(2, 7), "p": (5, 6, 9)})]
+    whole = attribution_patch(lens, clean, corrupt, METRIC, targets=targets)
+    single = attribution_patch(lens, clean, corrupt, METRIC, name, "p")
+    for change, target in zip(whole.change.tolist(), targets, strict=True):
+        expected = slope(lens, corrupt, values, [target], h=near("qwen3_next"))
+        assert change == pytest.approx(expected, abs=1e-3, rel=2e-3)
+    assert abs(float(single.change.sum()) - float(whole.change[0])) > max(0.01, 0.05 * abs(float(whole.change[0])))
+
+
 @pytest.mark.parametrize("family", ALL)
 def test_a_linear_metric_is_estimated_exactly(family):
     """With the soft cap undone, logits are linear in the last normalised residual, and so are differences of them."""

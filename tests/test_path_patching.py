@@ -287,6 +287,19 @@ def test_parts_side_by_side_do_not_hear_each_other(family):
     assert apart > 1e-3 if lens.cfg.mlp_layers else apart < 1e-5
 
 
+def test_what_a_model_without_attention_and_mlps_lacks_is_said_before_anything_runs():
+    lens, (clean, corrupt) = small("mamba2"), prompts()
+    for writer, reader, line in [
+        (Writer("embed"), Reader("q", 1, 0), "reader 'L1 head 0 q': layer 1 has no heads; the model has none"),
+        (Writer("embed"), Reader("mlp", 1), "reader 'L1 MLP in': layer 1 has no MLPs; the model has none"),
+        (Writer("head", 0, 1), Reader("logits"), "writer 'L0 head 1': layer 0 has no heads; the model has none"),
+        (Writer("mlp", 0), Reader("logits"), "writer 'L0 MLP': layer 0 has no MLPs; the model has none"),
+        (Writer("ssm_head", 1, 4), Reader("logits"), r"the layer has recurrent heads 0\.\.3, but 4 was given"),
+    ]:
+        with pytest.raises(InputError, match=line):
+            path_patch(lens, clean, corrupt, METRIC, [writer], [reader])
+
+
 def test_little_memory_takes_rows_one_by_one():
     lens, (clean, corrupt) = small("jamba"), prompts()
     paths, done = random_paths(lens, 8, seed=3), []
