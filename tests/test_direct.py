@@ -211,6 +211,13 @@ def test_shares_of_recurrent_heads_experts_and_biases(family, changes):
         shared = torch.sigmoid(hf.mlp.shared_expert_gate(x)) * hf.mlp.shared_expert(x)
         check(Writer("shared_expert", layer), shared)
     assert found.writers == tuple(wanted)
+    for layer, has in enumerate(lens.cfg.layers):  # wholes are the sums of their parts
+        if has.ssm is not None:
+            out = cache[f"blocks.{layer}.hook_ssm_out"][0]
+            constant = lens.blocks[layer].ssm.out_bias()
+            check(Writer("ssm", layer), out if constant is None else out - constant)
+        if has.mlp is not None and has.mlp.n_experts is not None:
+            check(Writer("mlp", layer), cache[f"blocks.{layer}.hook_mlp_out"][0])
     sizes = found.shares.abs().amax(dim=(1, 2))
     assert (sizes > 100 * room(found)).double().mean() > 0.8  # far above what the comparison allows
 

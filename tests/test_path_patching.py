@@ -343,6 +343,8 @@ def test_bad_input_is_one_line():
     fails(InputError, "reader 'L2 head 0 q': layer 2 has no heads; those are in layers 1", readers=[Reader("q", 2, 0)])
     fails(InputError, r"the layer has key/value heads 0\.\.1, but 2 was given", readers=[Reader("k", 1, 2)])
     fails(InputError, r"the layer has query heads 0\.\.3, but 4 was given", readers=[Reader("q", 1, 4)])
+    line = "reader 'L1 head 0 gate': the heads of layer 1 have no gate; they have q, k, v"
+    fails(InputError, line, readers=[Reader("gate", 1, 0)])
     fails(InputError, "layer 4 has no MLPs; those are in layers 0, 1, 2, 3", readers=[Reader("mlp", 4)])
     fails(InputError, "0 writers and 1 readers given", [])
     fails(InputError, "no empty group", [[]])
@@ -352,7 +354,7 @@ def test_bad_input_is_one_line():
     fails(InputError, "they part at position 6", prompt=clean[:, :-1])
     fails(UnknownNameError, "direction 'zero' does not exist", direction="zero")
     fails(UnknownNameError, "absent='skip' does not exist; expected one of refuse, untouched", absent="skip")
-    with pytest.raises(UnknownNameError, match="reader kind 'z' does not exist; expected one of q, k, v, mixer"):
+    with pytest.raises(UnknownNameError, match="reader kind 'z' does not exist; expected one of q, k, v, gate, mixer"):
         Reader("z", 1, 0)
     with pytest.raises(InputError, match="reader 'q' was given head None, expected a number"):
         Reader("q", 1)
