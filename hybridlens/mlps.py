@@ -37,6 +37,13 @@ class ExpertWrite(NamedTuple):
 class Mixture(Protocol):
     """What a mixture of experts offers besides running."""
 
+    cfg: MlpConfig
+    """Its sizes, and whether it has a shared expert."""
+
+    def shared_write(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """What the shared expert adds, its gate included, given the normalised residual stream."""
+        ...
+
     def expert_writes(
         self,
         x: Float[Tensor, "token d_model"],

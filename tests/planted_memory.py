@@ -6,6 +6,8 @@ writes nothing to the residual stream: its output maps are 0.
 
 * a head: its queries read "ask", its keys whether a token is a value, its values which one, and its output says so.
 * a state: channels that take in which value came by, hardly decay, and are read out at every later token.
+* one recurrent head's matrix state: likewise, at one address; a delta rule writes there at values alone, since whatever
+  is written anew erases what stood there.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from models import make
+from matrix_models import STATES, make_any
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -39,17 +41,22 @@ class Planted(NamedTuple):
     lens: hl.HybridLens
     layer: int
     head: int | None
-    """The key/value head; None where it is a state."""
+    """The key/value head, or the recurrent head of a matrix state; None where it is the state of a whole layer."""
 
 
 def planted(family: str, where: str, seed: int = 0) -> Planted:
-    """A model of six layers with the answer in "head" or "state"."""
+    """A model of six layers with the answer in "head" or "state"; of families with matrix states, "state" only."""
     sizes = {
         "num_hidden_layers": LAYERS, "vocab_size": len(WORDS), "hidden_size": D_MODEL, "num_key_value_heads": 2,
         "num_attention_heads": 4,
     }  # fmt: skip
-    own = {"recurrentgemma": {"attention_window_size": 64}, "jamba": {}}[family]
-    model = make(family, seed, **sizes, **own)
+    own: dict[str, dict[str, Any]] = {
+        "recurrentgemma": {"attention_window_size": 64}, "jamba": {},
+        "mamba2": {"num_key_value_heads": None, "num_attention_heads": None},
+        "qwen3_next": {"layer_types": ["linear_attention", "full_attention", *["linear_attention"] * 4]},
+    }  # fmt: skip
+    given = {name: value for name, value in {**sizes, **own[family]}.items() if value is not None}
+    model = make_any(family, seed, **given)
     lens = hl.HybridLens(model, _tokenizer())
     with torch.no_grad():
         _silence(family, model)
@@ -58,6 +65,12 @@ def planted(family: str, where: str, seed: int = 0) -> Planted:
         layers = lens.cfg.attention_layers if where == "head" else lens.cfg.ssm_layers[1:]
         layer = layers[int(torch.randint(len(layers), (), generator=rng))]
         head = int(torch.randint(4, (), generator=rng))
+        if family in STATES:
+            if family == "mamba2":
+                _plant_mamba2(model.backbone.layers[layer].mixer, head)
+            else:
+                _plant_delta(model.model.layers[layer].linear_attn, head)
+            return Planted(lens, layer, head)
         part = model.model.layers[layer]
         if where == "head":
             _plant_head(part.temporal_block if family == "recurrentgemma" else part.self_attn, head)
@@ -94,13 +107,15 @@ def _silence(family: str, model: Any) -> None:
     """Every write to the residual stream 0, every norm of the stream without weights."""
     outputs = ("o_proj", "linear_out", "out_proj", "down_proj")
     stream = ("temporal_pre_norm", "channel_pre_norm", "final_norm", "input_layernorm", "pre_ff_layernorm",
-              "final_layernorm", "b_layernorm", "c_layernorm", "dt_layernorm")  # fmt: skip
+              "final_layernorm", "b_layernorm", "c_layernorm", "dt_layernorm", "post_attention_layernorm", "norm",
+              "norm_f")  # fmt: skip
     for name, weight in model.named_parameters():
         parts = name.split(".")
         if any(part in outputs for part in parts):
             weight.zero_()
         if any(part in stream for part in parts):
-            weight.fill_(0.0 if family == "recurrentgemma" else 1.0)
+            plus_one = family == "recurrentgemma" or (family == "qwen3_next" and "linear_attn" not in parts)
+            weight.fill_(0.0 if plus_one else 1.0)
 
 
 def _vocabulary(family: str, model: Any) -> None:
@@ -109,7 +124,7 @@ def _vocabulary(family: str, model: Any) -> None:
     rows[:, : len(WORDS)] = torch.eye(len(WORDS))
     rows[:, CONSTANT] = 1.0
     gemma = family == "recurrentgemma"  # its embedding is scaled by √d, and is its unembedding
-    model.model.embed_tokens.weight.copy_(rows if gemma else rows * D_MODEL**0.5)
+    model.get_input_embeddings().weight.copy_(rows if gemma else rows * D_MODEL**0.5)
     if not gemma:
         model.lm_head.weight.copy_(rows)
 
@@ -165,9 +180,50 @@ def _plant_mamba(mixer: Any) -> None:
         mixer.out_proj.weight[axis, i] = 5.0
 
 
+def _plant_mamba2(mixer: Any, head: int) -> None:
+    """The head's channels 0 … 3 take in values, the first entry of B and of C the constant; all else of the layer is 0.
+
+    The norm over the head's group leaves of the readout which value it is.
+    """
+    width, heads, size = mixer.intermediate_size, mixer.num_heads, mixer.ssm_state_size
+    first, group = head * mixer.head_dim, head * mixer.n_groups // heads * size
+    mixer.in_proj.weight.zero_()
+    mixer.D.zero_()
+    _newest_tap(mixer.conv1d, slice(None))
+    mixer.dt_bias.fill_(math.log(math.expm1(1.0)))
+    mixer.A_log.fill_(math.log(SLOW))
+    inner = width  # rows of the projection: gate, x, B, C, step
+    for address in (inner + width, inner + width + mixer.n_groups * size):
+        mixer.in_proj.weight[address + group, CONSTANT] = 0.5
+    for i, axis in enumerate(VALUE_AXES):
+        mixer.in_proj.weight[inner + first + i, axis] = 1.0
+        mixer.in_proj.weight[first + i, CONSTANT] = 0.5
+        mixer.out_proj.weight[axis, first + i] = 1.0
+
+
+def _plant_delta(mixer: Any, head: int) -> None:
+    """The head's values 0 … 3 take in values, keys and queries are the constant; it writes at values alone."""
+    shared, u, m = mixer.num_v_heads // mixer.num_k_heads, mixer.head_v_dim, mixer.head_k_dim
+    key, place = divmod(head, shared)
+    rows = mixer.in_proj_qkvz.weight.unflatten(0, (mixer.num_k_heads, -1))[key]  # of a key head: q, k, values, gates
+    b = mixer.in_proj_ba.weight.unflatten(0, (mixer.num_k_heads, 2, shared))[key, 0, place]
+    mixer.in_proj_qkvz.weight.zero_()
+    mixer.in_proj_ba.weight.zero_()
+    _newest_tap(mixer.conv1d, slice(None))
+    mixer.dt_bias.fill_(math.log(math.expm1(1.0)))
+    mixer.A_log.fill_(math.log(SLOW))
+    rows[0, CONSTANT], rows[m, CONSTANT], b[CONSTANT] = 1.0, 1.0, -3.0
+    for i, axis in enumerate(VALUE_AXES):
+        rows[2 * m + place * u + i, axis] = 1.0
+        rows[2 * m + shared * u + place * u + i, CONSTANT] = 0.5
+        b[axis] = 6.0
+        mixer.out_proj.weight[axis, head * u + i] = 3.0
+
+
 def _newest_tap(convolution: Any, channels: slice) -> None:
     """A convolution that gives what it gets."""
     convolution.weight[channels] = 0.0
-    convolution.bias[channels] = 0.0
+    if convolution.bias is not None:
+        convolution.bias[channels] = 0.0
     taps: Tensor = convolution.weight
     taps[channels, 0, -1] = 1.0

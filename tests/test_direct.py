@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from bounds import FORWARD, LAYER, close, near
+from matrix_models import STATES, make_any
 from models import FAMILIES, make, tokens
 
 import hybridlens as hl
@@ -27,12 +28,19 @@ CASES = [
     ("jamba", {}), ("jamba", {"mamba_proj_bias": True, "tie_word_embeddings": True}),
     ("jamba", {"num_experts": 5, "num_experts_per_tok": 3}),
 ]  # fmt: skip
+MATRIX_CASES = [
+    ("mamba2", {}), ("mamba2", {"use_bias": True, "tie_word_embeddings": True}),
+    ("mamba2", {"residual_in_fp32": False}), ("falcon_h1", {}),
+    ("falcon_h1", {"attention_bias": True, "mlp_bias": True, "projectors_bias": True, "mamba_proj_bias": True}),
+    ("falcon_h1", {"mamba_rms_norm": True, "mamba_norm_before_gate": False}),
+    ("qwen3_next", {}), ("qwen3_next", {"attention_bias": True, "norm_topk_prob": False, "num_experts_per_tok": 3}),
+]  # fmt: skip
 QUESTIONS = [3, LogitDifference(7, 11), 52, LogitDifference(3, 7)]
 POSITIONS = (-1, 0, 12, 5)
 
 
 def run(family, changes, seed=3, dtype=torch.float32):
-    lens = hl.HybridLens(make(family, seed, **changes).to(dtype))
+    lens = hl.HybridLens(make_any(family, seed, **changes).to(dtype))
     prompt = tokens(1, LENGTH, seed)
     return lens, prompt, direct_logit_attribution(lens, prompt, QUESTIONS, POSITIONS)
 
@@ -52,19 +60,24 @@ def untouched(model, prompt):
     with torch.no_grad():
         logits = model(prompt, use_cache=False).logits
     handle.remove()
-    return kept[0][0], logits[0]
+    return kept[0][0] * getattr(model.config, "lm_head_multiplier", 1.0), logits[0]
 
 
-@pytest.mark.parametrize(("family", "changes"), CASES)
+def room(found):
+    """How far sums of float32 numbers may be apart: each rounds to 6e-8 of its size, and some hundred add up."""
+    return 1e-5 * float(found.shares.abs().sum(dim=0).max())
+
+
+@pytest.mark.parametrize(("family", "changes"), CASES + MATRIX_CASES)
 def test_shares_and_biases_add_up_to_the_logit(family, changes):
-    """To the untouched model's logit before the cap, at every position and question asked."""
+    """The untouched model's logit before the cap, at every position and question asked."""
     lens, prompt, found = run(family, changes)
     before, after = untouched(lens.hf_model, prompt)
-    close(found.total, asked(before), FORWARD, dtype=torch.float32)
-    close(found.before_cap, asked(before), FORWARD, dtype=torch.float32)
-    close(found.logits, asked(after), FORWARD, dtype=torch.float32)
-    nothing, size = torch.zeros_like(found.remainder), float(asked(before).abs().max())
-    close(found.remainder, nothing, FORWARD, scale=size, dtype=torch.float32)
+    size = float(found.shares.abs().sum(dim=0).max())  # what was added up
+    close(found.total, asked(before), FORWARD, scale=size, dtype=torch.float32)
+    close(found.before_cap, asked(before), FORWARD, scale=size, dtype=torch.float32)
+    close(found.logits, asked(after), FORWARD, scale=size, dtype=torch.float32)
+    close(found.remainder, torch.zeros_like(found.remainder), FORWARD, scale=size, dtype=torch.float32)
     assert found.positions == (18, 0, 12, 5)
     assert found.shares.abs().mean() > 1e-2
     if family == "recurrentgemma":
@@ -141,7 +154,89 @@ def test_each_share_is_its_writers_output_projected(family, changes):
     assert found.writers == tuple(wanted)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "changes"), MATRIX_CASES)
+def test_shares_of_recurrent_heads_experts_and_biases(family, changes):
+    """Every writer by itself, projected in float64: what its own columns write, what the untouched expert gives."""
+    lens, prompt, found = run(family, changes)
+    model = lens.hf_model
+    stem = model.backbone if family == "mamba2" else model.model
+    norm = {"mamba2": "norm_f", "falcon_h1": "final_layernorm", "qwen3_next": "norm"}[family]
+    weight = getattr(stem, norm).weight + (family == "qwen3_next")
+    head = (model.lm_head.weight * weight).detach().double() * getattr(model.config, "lm_head_multiplier", 1.0)
+    with torch.no_grad():
+        cache = lens.run_with_cache(prompt)[1]
+    scale, wanted = cache["ln_final.hook_scale"][0].double(), []
+
+    def check(writer, written):
+        alone = asked((written.detach().double().expand(LENGTH, -1) / scale) @ head.T)
+        torch.testing.assert_close(found.of(writer), alone, atol=room(found), rtol=1e-5)
+        wanted.append(writer)
+
+    def bias(kind, layer, module, by=1.0):
+        if module.bias is not None:
+            check(Writer(f"{kind}_bias", layer), module.bias * by)
+        return 0.0 if module.bias is None else module.bias * by
+
+    check(Writer("embed"), cache["hook_embed"][0])
+    config = model.config
+    for layer, hf in enumerate(stem.layers):
+        name, has = f"blocks.{layer}", lens.cfg.layers[layer]
+        if has.ssm is not None:
+            for i in range(has.ssm.n_heads):
+                check(Writer("ssm_head", layer, i), cache[f"{name}.ssm.hook_result"][0, :, i])
+            mixer = {"mamba2": "mixer", "falcon_h1": "mamba", "qwen3_next": "linear_attn"}[family]
+            bias("ssm", layer, getattr(hf, mixer).out_proj, getattr(config, "ssm_out_multiplier", 1.0))
+        if has.attn is not None:
+            for i in range(has.attn.n_heads):
+                check(Writer("head", layer, i), cache[f"{name}.attn.hook_result"][0, :, i])
+            bias("attn", layer, hf.self_attn.o_proj, getattr(config, "attention_out_multiplier", 1.0))
+        if has.mlp is None:
+            continue
+        written = cache[f"{name}.hook_mlp_out"][0]
+        if has.mlp.n_experts is None:
+            dense = hf.feed_forward if family == "falcon_h1" else hf.mlp
+            by = config.mlp_multipliers[1] if family == "falcon_h1" else 1.0
+            constant = 0.0 if dense.down_proj.bias is None else dense.down_proj.bias * by
+            check(Writer("mlp", layer), written - constant)
+            bias("mlp", layer, dense.down_proj, by)
+            continue
+        x = hf.post_attention_layernorm(cache[f"{name}.hook_resid_mid"][0])
+        indices, weights = (cache[f"{name}.mlp.hook_expert_{what}"][0] for what in ("indices", "weights"))
+        for expert in range(has.mlp.n_experts):
+            check(Writer("expert", layer, expert), hf.mlp.experts(x, indices, weights * (indices == expert)))
+        shared = torch.sigmoid(hf.mlp.shared_expert_gate(x)) * hf.mlp.shared_expert(x)
+        check(Writer("shared_expert", layer), shared)
+    assert found.writers == tuple(wanted)
+    for layer, has in enumerate(lens.cfg.layers):  # wholes are the sums of their parts
+        if has.ssm is not None:
+            out = cache[f"blocks.{layer}.hook_ssm_out"][0]
+            constant = lens.blocks[layer].ssm.out_bias()
+            check(Writer("ssm", layer), out if constant is None else out - constant)
+        if has.mlp is not None and has.mlp.n_experts is not None:
+            check(Writer("mlp", layer), cache[f"blocks.{layer}.hook_mlp_out"][0])
+    sizes = found.shares.abs().amax(dim=(1, 2))
+    assert (sizes > 100 * room(found)).double().mean() > 0.8  # far above what the comparison allows
+
+
+@pytest.mark.parametrize("family", STATES)
+def test_a_recurrent_head_that_writes_nothing_has_no_share(family):
+    """With the columns of one head set to zero in the output projection, its share alone is zero."""
+    model = make_any(family, 5)
+    lens = hl.HybridLens(model)
+    layer = lens.cfg.ssm_layers[-1]
+    width = lens.cfg.recurrence(layer).state_shape[1]
+    stem = model.backbone if family == "mamba2" else model.model
+    mixer = {"mamba2": "mixer", "falcon_h1": "mamba", "qwen3_next": "linear_attn"}[family]
+    with torch.no_grad():
+        getattr(stem.layers[layer], mixer).out_proj.weight[:, 2 * width : 3 * width] = 0
+    found = direct_logit_attribution(lens, tokens(1, LENGTH), QUESTIONS, POSITIONS)
+    for writer in found.writers:
+        if writer.kind != "expert":
+            silent = float(found.of(writer).abs().max()) < 1e-6
+            assert silent == (writer == Writer("ssm_head", layer, 2)), writer.words
+
+
+@pytest.mark.parametrize("family", FAMILIES + STATES)
 def test_bfloat16_leaves_rounding_as_remainder(family):
     """The shares add up to the logit within bfloat16's rounding, and `remainder` says by how much they do not."""
     lens, prompt, found = run(family, {}, dtype=torch.bfloat16)

@@ -11,7 +11,8 @@ from itertools import product
 import pytest
 import torch
 from bounds import FORWARD, bound, close
-from models import FAMILIES, make, tokens
+from matrix_models import ALL, make_any
+from models import tokens
 
 import hybridlens as hl
 from analyses.patching import ablation, running, schedule
@@ -31,7 +32,7 @@ METRIC = LogitDifference(3, 7)
 
 @cache
 def small(family, dtype=torch.float32):
-    return hl.HybridLens(make(family, 3).to(dtype))
+    return hl.HybridLens(make_any(family, 3).to(dtype))
 
 
 def prompts(shared=5, length=LENGTH):
@@ -105,7 +106,7 @@ def random_patches(lens, n, seed=0, length=LENGTH):
     return patches
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_random_targets_equal_the_plain_loop(family, direction):
     """Any point, axes and indices; any batch size; beginning at 0 or behind the first positions; beyond the window."""
@@ -127,7 +128,7 @@ def test_random_targets_equal_the_plain_loop(family, direction):
         close(result.normalised, scale, FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_bfloat16_one_by_one_is_the_plain_loop_bit_for_bit(family):
     """In bfloat16 a single patch in a batch, read from the first position on, gives the very bits of a plain run."""
     lens, (clean, corrupt) = small(family, torch.bfloat16), prompts()
@@ -136,11 +137,11 @@ def test_bfloat16_one_by_one_is_the_plain_loop_bit_for_bit(family):
     close(result.raw, loop(lens, corrupt, clean, patches), FORWARD)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_bfloat16_in_batches_is_as_near_to_the_truth_as_the_plain_loop(family):
     """Batches round otherwise, and no worse: both are compared with the same weights computed in float32."""
     lens, (clean, corrupt) = small(family, torch.bfloat16), prompts()
-    exact = hl.HybridLens(make(family, 3).to(torch.bfloat16).to(torch.float32))
+    exact = hl.HybridLens(make_any(family, 3).to(torch.bfloat16).to(torch.float32))
     patches = random_patches(lens, 40, seed=6)
     truth = loop(exact, corrupt, clean, patches)
     plainly = (loop(lens, corrupt, clean, patches) - truth).square().mean().sqrt()
@@ -151,7 +152,7 @@ def test_bfloat16_in_batches_is_as_near_to_the_truth_as_the_plain_loop(family):
         assert ours < 0.1 * truth.std()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in ALL if family != "mamba2"])
 def test_keys_are_found_where_a_window_has_passed_some(family):
     """Runs that begin behind the first positions hold other key slots; an index of keys means absolute positions."""
     lens, (clean, corrupt) = small(family), prompts(shared=11)
@@ -169,12 +170,13 @@ def test_keys_are_found_where_a_window_has_passed_some(family):
     assert (result.raw != result.corrupt).sum() > 8
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_everything_gives_the_other_run_and_nothing_this_one_exactly(family, dtype):
     """Bit for bit: the embedding, or a layer's residual stream, takes the whole run along; no target changes no bit."""
     lens, (clean, corrupt) = small(family, dtype), prompts()
-    everything = [Target("hook_embed"), Target("blocks.0.hook_resid_pre"), Target("blocks.3.hook_resid_post")]
+    last = f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post"
+    everything = [Target("hook_embed"), Target("blocks.0.hook_resid_pre"), Target(last)]
     everything.append([Target(name) for name, spec in lens.hook_points.items() if not spec.read_only and not spec.lazy])
     nothing = [[], Target("blocks.1.hook_resid_pre", {"p": ()}), [Target("hook_logits", {"v": slice(0)})]]
     for direction in ("denoise", "noise"):
@@ -190,14 +192,14 @@ def test_everything_gives_the_other_run_and_nothing_this_one_exactly(family, dty
         close(many.raw, one.raw, FORWARD, dtype=dtype)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_rows_of_one_shape_do_not_hear_each_other(family):
     """In one batch with other patches, a row has the bits that it has among copies of itself.
 
     But for experts, which multiply the tokens of all rows that chose them: of other ones they may round otherwise.
     """
     lens, (clean, corrupt) = small(family), prompts()
-    name = "blocks.1.hook_resid_mid"
+    name = "blocks.1.hook_mixer_out"
     patches = [Target(name, {"p": place}) for place in range(8, 14)]
     mixed = activation_patch(lens, clean, corrupt, METRIC, targets=patches, skip_positions=False).raw
     for row, patch in enumerate(patches):
@@ -208,11 +210,11 @@ def test_rows_of_one_shape_do_not_hear_each_other(family):
             assert alike[row] == mixed[row]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_before_the_first_difference_a_patch_changes_nothing(family):
     """Positions that both prompts share hold the same values, so that patches there need no pass at all."""
     lens, (clean, corrupt) = small(family), prompts(shared=9)
-    hooks = [f"blocks.{layer}.hook_mixer_out" for layer in range(4)]
+    hooks = [f"blocks.{layer}.hook_mixer_out" for layer in range(lens.cfg.n_layers)]
     whole = activation_patch(lens, clean, corrupt, METRIC, hooks, "p")
     assert (whole.raw[:, :9] == whole.corrupt).all()
     assert (whole.raw[:, 9:] != whole.corrupt).any()
@@ -220,24 +222,24 @@ def test_before_the_first_difference_a_patch_changes_nothing(family):
     assert early.forwards == 2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_many_patches_take_few_passes(family, monkeypatch):
     """Passes about n ÷ batch, and rows × layers × positions computed well under half of what one pass a patch takes."""
     lens, (clean, corrupt) = small(family), prompts(shared=0, length=40)
-    work = 0
+    work, n_layers = 0, lens.cfg.n_layers
     go_on = Snapshot.go_on
 
     def counted(self, rows, layer, cut):
         nonlocal work
-        work += rows * (4 - layer) * (40 - cut)
+        work += rows * (n_layers - layer) * (40 - cut)
         return go_on(self, rows, layer, cut)
 
     monkeypatch.setattr(Snapshot, "go_on", counted)
-    hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(4)]
+    hooks = [f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)]
     result = activation_patch(lens, clean, corrupt, METRIC, hooks, "p", batch_size=10)
-    assert result.raw.shape == (4, 40)
-    assert result.forwards <= 160 / 10 + 3
-    assert work < 0.45 * 160 * 4 * 40
+    assert result.raw.shape == (n_layers, 40)
+    assert result.forwards <= n_layers * 40 / 10 + 3
+    assert work < 0.45 * n_layers * 40 * n_layers * 40
 
 
 def test_large_activations_take_smaller_batches():
@@ -251,7 +253,7 @@ def test_large_activations_take_smaller_batches():
         assert (max(sizes), sum(sizes)) == (rows, 12)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_captures_are_bounded_by_memory(family, monkeypatch):
     """With little memory, values are captured a few points at a time, and the result is the same."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -272,13 +274,14 @@ def test_captures_are_bounded_by_memory(family, monkeypatch):
     close(little.raw, whole.raw, FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_noise_where_it_matters_shows_there_and_nowhere_else(family):
     """The crafted case: with all mixers but one silenced, only that layer's writes can tell the two prompts apart.
 
     The prompts differ in one token that is not the last, so what the last position hears of it comes through a mixer.
     """
     lens, layer = small(family), 2 if family == "recurrentgemma" else 1
+    n_layers = lens.cfg.n_layers
     clean = tokens(1, LENGTH, 1)
     corrupt = clean.clone()
     corrupt[0, 14] = (clean[0, 14] + 1) % 50
@@ -286,19 +289,20 @@ def test_noise_where_it_matters_shows_there_and_nowhere_else(family):
     def silence(x, hook):
         return torch.zeros_like(x)
 
-    others = [f"blocks.{other}.hook_{kind}_out" for other in range(4) if other != layer for kind in ("attn", "ssm")]
-    with lens.hooks([([name for name in others if name in lens.hook_dict], silence)]):
-        hooks = [f"blocks.{other}.hook_mixer_out" for other in range(4)]
+    quiet = [other for other in range(n_layers) if other != layer]
+    names = [f"blocks.{other}.hook_{kind}_out" for other in quiet for kind in ("attn", "ssm")]
+    with lens.hooks([([name for name in names if name in lens.hook_dict], silence)]):
+        hooks = [f"blocks.{other}.hook_mixer_out" for other in range(n_layers)]
         for direction, at_work, elsewhere in (("noise", 0.0, 1.0), ("denoise", 1.0, 0.0)):
             result = activation_patch(lens, clean, corrupt, METRIC, hooks, "p", direction=direction)
-            expected = torch.full((4, LENGTH), elsewhere, dtype=torch.float64)
+            expected = torch.full((n_layers, LENGTH), elsewhere, dtype=torch.float64)
             expected[layer, -1] = at_work
             # Shares of the difference of two metrics, each a difference of logits.
             size = float(lens(clean).detach().abs().max()) / abs(result.clean - result.corrupt)
             close(result.normalised, expected, FORWARD, scale=size, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_every_ready_sweep_equals_the_plain_loop(family):
     """Every sweep that the model has, at random places of it; those it lacks name the ones it has."""
     length = 11
@@ -306,7 +310,8 @@ def test_every_ready_sweep_equals_the_plain_loop(family):
     rng = random.Random(3)
     for name, kind in SWEEPS.items():
         if not kind.hooks(lens):
-            with pytest.raises(UnknownNameError, match=f"sweep '{name}' goes over .* it has resid_pre, resid_mid"):
+            line = f"sweep '{name}' goes over {kind.point} by .*, which this model lacks; it has resid_pre, "
+            with pytest.raises(UnknownNameError, match=line):
                 sweep(lens, name, clean, corrupt, METRIC)
             continue
         result = sweep(lens, name, clean, corrupt, METRIC, batch_size=64)
@@ -316,7 +321,8 @@ def test_every_ready_sweep_equals_the_plain_loop(family):
         picked = rng.sample(range(len(targets)), min(4, len(targets)))
         expected = loop(lens, corrupt, clean, [[targets[i]] for i in picked])
         close(result.raw.flatten()[picked], expected, FORWARD, dtype=torch.float32)
-    assert bool(SWEEPS["router"].hooks(lens)) == (family == "jamba")
+    assert bool(SWEEPS["router"].hooks(lens)) == bool(lens.cfg.moe_layers)
+    assert bool(SWEEPS["state_by_head"].hooks(lens)) == (lens.cfg.recurrences[0].n_heads is not None)
     with pytest.raises(UnknownNameError, match="sweep 'heads' does not exist; this model has resid_pre"):
         sweep(lens, "heads", clean, corrupt, METRIC)
 
@@ -362,12 +368,12 @@ def test_results_are_saved_exactly(tmp_path):
         result.axis("head")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_ablation_equals_a_plain_loop_with_the_same_values(family):
     """Zeros, means of each kind and draws, against runs whose values are put together by hand."""
     lens, (clean, corrupt) = small(family), prompts()
     others = [tokens(1, LENGTH, seed) for seed in (11, 12, 13)]
-    names = ["blocks.1.hook_mixer_out", "blocks.3.ssm.hook_write", "blocks.2.hook_resid_mid"]
+    names = ["blocks.1.hook_mixer_out", f"blocks.{lens.cfg.ssm_layers[-1]}.ssm.hook_write", "blocks.2.hook_resid_pre"]
     patches = [[Target(name, {"p": place})] for name, place in product(names, (2, slice(5, 9), -1))]
     with torch.no_grad():
         runs = [lens.run_with_cache(prompt, names)[1] for prompt in [clean, *others]]
@@ -426,7 +432,7 @@ def test_ablations_that_mean_nothing_are_refused():
 
 BAD = [
     (Target("blocks.0.attn.hook_z", {"h": 1}), UnknownNameError, "layers with attn.hook_z are 2"),
-    (Target("blocks.0.ssm.hook_write", {"h": 1}), InputError, "layer 0 is recurrent, and heads are in attention"),
+    (Target("blocks.0.ssm.hook_write", {"h": 1}), InputError, r"p \(pos\), c \(channel\); layers with heads are 2$"),
     (Target("blocks.0.hook_mixer_out", {"g": 1}), InputError, r"no axis g \(kv_head\): it has p \(pos\), d \("),
     (Target("blocks.2.attn.hook_z", {"h": 4}), InputError, r"head 4 given, but there are 0\.\.3"),
     (Target("blocks.2.hook_mlp_out", {"p": 19}), InputError, r"position 19 given, but the prompt has 0\.\.18"),
@@ -490,7 +496,7 @@ def hooks_on(lens):
     return sum(point.asked() for point in lens.hook_dict.values())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("broken", ["shape", "nan", "raises", "text"])
 def test_a_broken_metric_leaves_the_model_as_it_was(family, broken):
     """The error names the metric; no hook is left, and the next run has the same bits."""
@@ -513,7 +519,7 @@ def test_a_broken_metric_leaves_the_model_as_it_was(family, broken):
         "raises": "mine",
         "text": "metric 'own' returned str, expected a tensor",
     }[broken]
-    hooks = [f"blocks.{layer}.hook_mixer_out" for layer in range(4)]
+    hooks = [f"blocks.{layer}.hook_mixer_out" for layer in range(lens.cfg.n_layers)]
     with pytest.raises((InputError, RuntimeError), match=message):
         activation_patch(lens, clean, corrupt, own, hooks, {"p": [10, 11, 12, 13]}, batch_size=4)
     assert len(calls) == 4
@@ -540,7 +546,7 @@ def test_a_hook_that_raises_leaves_the_model_as_it_was():
     assert hooks_on(lens) == 0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_metrics_that_read_on_do_so_from_the_patched_state(family):
     """A longer answer's log-probability: against a plain run over prompt and answer with the patch on the prompt only.
 

@@ -12,7 +12,8 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, LAYER, apart, bound, close
-from models import FAMILIES, make, tokens
+from matrix_models import ALL, STATES, make_any
+from models import FAMILIES, tokens
 
 import hybridlens as hl
 from analyses.patching.metrics import KullbackLeibler, LogitDifference
@@ -30,7 +31,7 @@ METRIC = LogitDifference(3, 7)
 @cache
 def small(family, dtype=torch.float32):
     changes = {"num_key_value_heads": 2, "attention_bias": True} if family == "recurrentgemma" else {}
-    return hl.HybridLens(make(family, 3, **changes).to(dtype))
+    return hl.HybridLens(make_any(family, 3, **changes).to(dtype))
 
 
 def prompts(shared=5, length=LENGTH):
@@ -47,23 +48,34 @@ def point_of(reader):
     return f"blocks.{reader.layer}." + norms.get(reader.kind, f"attn.hook_{reader.kind}")
 
 
-def put(name, values, head=None, places=slice(None)):
-    """A hook that puts in some positions of values [p …], of one head or whole."""
+def put(name, values, head=None, places=slice(None), heads=None):
+    """A hook that puts in some positions of values [p …], whole or of one head, of `heads` side by side its share."""
 
     def fn(x, hook):
         x = x.clone()
         if head is None:
             x[0, places] = values[places]
-        else:
+        elif heads is None:
             x[0, places, head] = values[places, head]
+        else:
+            share = slice(head * x.shape[-1] // heads, (head + 1) * x.shape[-1] // heads)
+            x[0, places, share] = values[places, share]
         return x
 
     return name, fn
 
 
+def heads_point(lens, writer):
+    """Where a head's values stand before its layer's output projection, and how many stand side by side there."""
+    if writer.kind == "ssm_head":
+        return f"blocks.{writer.layer}.ssm.hook_normed", lens.cfg.recurrence(writer.layer).n_heads
+    gated = f"blocks.{writer.layer}.attn.hook_z_gated"
+    return (gated if gated in lens.hook_dict else f"blocks.{writer.layer}.attn.hook_z"), None
+
+
 def loop(lens, base, source, paths, metric=METRIC, positions=None, through_mlps=False):
     """The metric when each path by itself is exchanged."""
-    wanted = ("hook_embed", "hook_mixer_out", "hook_mlp_out", "hook_z")
+    wanted = ("hook_embed", "hook_attn_out", "hook_ssm_out", "hook_mlp_out", "hook_z", "hook_z_gated", "hook_normed")
     with torch.no_grad():
         held, other = (lens.run_with_cache(run, lambda name: name.endswith(wanted))[1] for run in (base, source))
     values = [plain(lens, base, held, other, *path, metric, positions, through_mlps) for path in paths]
@@ -76,19 +88,21 @@ def plain(lens, base, held, other, group, reader, metric, positions, through_mlp
     with torch.no_grad():
         hooks = []
         for layer in range(lens.cfg.n_layers):  # everything held as in the base run …
-            frozen = [f"blocks.{layer}.hook_mixer_out"]
-            if any((writer.kind, writer.layer) == ("head", layer) for writer in group):
-                frozen = [f"blocks.{layer}.attn.hook_z"]
+            frozen = [f"blocks.{layer}.hook_{part}_out" for part in ("attn", "ssm")]
+            for writer in group:
+                if writer.layer == layer and writer.kind in ("head", "ssm_head"):
+                    part = "attn" if writer.kind == "head" else "ssm"
+                    frozen[("attn", "ssm").index(part)] = heads_point(lens, writer)[0]
             frozen += [] if through_mlps else [f"blocks.{layer}.hook_mlp_out"]
-            hooks += [put(name, held[name][0]) for name in frozen]
+            hooks += [put(name, held[name][0]) for name in frozen if name in lens.hook_dict]
         for writer in group:  # … but the writers
             if writer.kind == "embed":
                 hooks.append(put("hook_embed", other["hook_embed"][0], None, places))
-            elif writer.kind == "head":
-                name = f"blocks.{writer.layer}.attn.hook_z"
-                hooks.append(put(name, other[name][0], writer.index, places))
+            elif writer.index is not None:
+                name, heads = heads_point(lens, writer)
+                hooks.append(put(name, other[name][0], writer.index, places, heads))
             else:
-                name = f"blocks.{writer.layer}.hook_{'mixer' if writer.kind == 'ssm' else 'mlp'}_out"
+                name = f"blocks.{writer.layer}.hook_{writer.kind}_out"
                 hooks.append(put(name, other[name][0], None, places))
         kept, name = {}, point_of(reader)
         hooks.append((name, lambda x, hook: kept.__setitem__("x", x[0].clone())))
@@ -100,7 +114,7 @@ def random_paths(lens, n, seed):
     """Writers, some of them several together, and readers behind all of these."""
     rng = random.Random(seed)
     writers, readers = writers_of(lens), readers_of(lens)
-    readers += [Reader("mixer", layer) for layer in lens.cfg.attention_layers]
+    readers = list(dict.fromkeys([*readers, *(Reader("mixer", layer) for layer in lens.cfg.attention_layers)]))
     paths = []
     while len(paths) < n:
         group = tuple(rng.sample(writers, rng.choice([1, 1, 1, 2, 3])))
@@ -119,7 +133,7 @@ def patched(lens, clean, corrupt, paths, metric=METRIC, **options):
     return found, torch.stack([found.raw[groups.index(group), readers.index(reader)] for group, reader in paths])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize(("direction", "through_mlps"), [("denoise", False), ("noise", True)])
 def test_random_paths_equal_the_plain_loop(family, direction, through_mlps):
     """Any writers and readers, any batch size, from position 0 or behind the shared beginning; beyond the window."""
@@ -139,13 +153,13 @@ def test_random_paths_equal_the_plain_loop(family, direction, through_mlps):
             close(found.corrupt, METRIC(lens(corrupt)).item(), FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_each_kind_of_writer_and_reader_is_heard(family):
     """One path of each kind, against the plain loop; every one of them changes the metric by far more than rounding."""
     lens, (clean, corrupt) = small(family), prompts()
-    attention, first = lens.cfg.attention_layers[0], Writer("embed")
-    readers = [Reader("q", attention, 3), Reader("k", attention, 1), Reader("v", attention, 0)]
-    readers += [Reader("mixer", 0), Reader("mixer", attention), Reader("mixer", 3), Reader("mlp", 3), Reader("logits")]
+    first, last = Writer("embed"), {reader.kind: reader for reader in readers_of(lens)}
+    layers = {0, *lens.cfg.attention_layers, lens.cfg.n_layers - 1}
+    readers = list(dict.fromkeys([*last.values(), *(Reader("mixer", layer) for layer in sorted(layers))]))
     paths = [((first,), reader) for reader in readers]
     paths += [((writer,), Reader("logits")) for writer in writers_of(lens) if writer != first]
     expected = loop(lens, corrupt, clean, paths)
@@ -155,7 +169,7 @@ def test_each_kind_of_writer_and_reader_is_heard(family):
     assert ours.unique().numel() == len(ours)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("through_mlps", [False, True])
 def test_chosen_positions_only(family, through_mlps):
     """Outputs exchanged at some positions reach the reader there and nowhere else."""
@@ -167,15 +181,16 @@ def test_chosen_positions_only(family, through_mlps):
         close(ours, expected, FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("through_mlps", [False, True])
 def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family, through_mlps):
     """For every reader of the model: the same as activation patching of that input; for the logits, the other run."""
     lens, (clean, corrupt) = small(family), prompts()
-    readers = [*readers_of(lens), *(Reader("mixer", layer) for layer in lens.cfg.attention_layers)]
+    mixers = (Reader("mixer", layer) for layer in lens.cfg.attention_layers)
+    readers = list(dict.fromkeys([*readers_of(lens), *mixers]))
     targets = []
     for reader in readers:
-        where = {} if reader.head is None else {"h" if reader.kind == "q" else "g": reader.head}
+        where = {} if reader.head is None else {"h" if reader.kind in ("q", "gate") else "g": reader.head}
         targets.append(Target(point_of(reader), where))
     expected = activation_patch(lens, clean, corrupt, METRIC, targets=targets).raw
     paths = [
@@ -188,12 +203,12 @@ def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family
     assert (ours - found.corrupt).abs().min() > 2 * bound(float(ours.abs().max()), FORWARD)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_bfloat16_is_as_near_to_the_truth_as_the_plain_loop(family):
     """Both are compared with the same weights computed in float32."""
     lens, (clean, corrupt) = small(family, torch.bfloat16), prompts()
     changes = {"num_key_value_heads": 2, "attention_bias": True} if family == "recurrentgemma" else {}
-    exact = hl.HybridLens(make(family, 3, **changes).to(torch.bfloat16).to(torch.float32))
+    exact = hl.HybridLens(make_any(family, 3, **changes).to(torch.bfloat16).to(torch.float32))
     paths = random_paths(lens, 10, seed=6)
     truth, plainly = (loop(which, corrupt, clean, paths) for which in (exact, lens))
     _, ours = patched(lens, clean, corrupt, paths, batch_size=8)
@@ -202,14 +217,15 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_plain_loop(family):
     assert error < 0.5 * truth.std()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in ALL if family != "mamba2"])
 def test_with_mlps_a_path_is_more_than_without(family):
     """Between the embedding and the logits lie MLPs; between a layer's mixer and its own MLP none."""
     lens, (clean, corrupt) = small(family), prompts()
-    kind = Writer("ssm", 3)
+    last = lens.cfg.mlp_layers[-1]
+    kind = [writer for writer in writers_of(lens) if writer.layer == last and writer.kind != "mlp"]
     direct, through = (
         path_patch(
-            lens, clean, corrupt, METRIC, [Writer("embed"), kind], [Reader("mlp", 3), Reader("logits")],
+            lens, clean, corrupt, METRIC, [Writer("embed"), kind], [Reader("mlp", last), Reader("logits")],
             through_mlps=mlps,
         )
         for mlps in (False, True)
@@ -237,7 +253,7 @@ def test_pairs_without_a_path_are_refused_or_left_untouched(family):
         path_patch(lens, clean, corrupt, METRIC, [[Writer("embed"), Writer("mlp", 1)]], [Reader("mlp", 1)])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_the_whole_model_at_once_in_few_passes(family, tmp_path):
     """Every writer by every reader: as many passes as rows need, and a saved result that names both ends."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -248,12 +264,41 @@ def test_the_whole_model_at_once_in_few_passes(family, tmp_path):
     assert found.forwards == len(done) + 4  # both runs, and the untouched one whole and up to the first difference
     assert len(done) < paths / 8 + lens.cfg.n_layers
     assert [axis.name for axis in found.axes] == ["writer", "reader"]
-    assert found.axes[0].labels[:2] == ("embedding", "L0 recurrent")
+    assert found.axes[0].labels == tuple(writer.words for writer in writers)
     assert found.axes[1].labels[-1] == "logits"
     again = PatchResult.load(found.save(tmp_path / "paths.safetensors"))
     assert torch.equal(again.raw, found.raw)
     assert again.axes == found.axes
     assert not any(point.has_hooks() for point in lens.hook_dict.values())
+
+
+@pytest.mark.parametrize("family", STATES)
+def test_parts_side_by_side_do_not_hear_each_other(family):
+    """Both mixers of a layer read what stands before it; its MLP, if there is one, and later layers hear them."""
+    lens, (clean, corrupt) = small(family), prompts()
+    heads = [writer for writer in writers_of(lens) if writer.kind == "ssm_head" and writer.layer == 0]
+    own = [reader for reader in readers_of(lens) if reader.layer == 0 and reader.kind != "mlp"]
+    found = path_patch(lens, clean, corrupt, METRIC, heads, [*own, Reader("logits")], absent="untouched")
+    assert (found.raw[:, :-1] == found.corrupt).all()
+    assert (found.raw[:, -1] != found.corrupt).all()
+    with pytest.raises(InputError, match="there is no path from 'L0 recurrent head 0' to 'L0"):
+        path_patch(lens, clean, corrupt, METRIC, heads, own)
+    without = path_patch(lens, clean, corrupt, METRIC, heads, [Reader("logits")], through_mlps=True)
+    apart = (without.raw[:, 0] - found.raw[:, -1]).abs().max()
+    assert apart > 1e-3 if lens.cfg.mlp_layers else apart < 1e-5
+
+
+def test_what_a_model_without_attention_and_mlps_lacks_is_said_before_anything_runs():
+    lens, (clean, corrupt) = small("mamba2"), prompts()
+    for writer, reader, line in [
+        (Writer("embed"), Reader("q", 1, 0), "reader 'L1 head 0 q': layer 1 has no heads; the model has none"),
+        (Writer("embed"), Reader("mlp", 1), "reader 'L1 MLP in': layer 1 has no MLPs; the model has none"),
+        (Writer("head", 0, 1), Reader("logits"), "writer 'L0 head 1': layer 0 has no heads; the model has none"),
+        (Writer("mlp", 0), Reader("logits"), "writer 'L0 MLP': layer 0 has no MLPs; the model has none"),
+        (Writer("ssm_head", 1, 4), Reader("logits"), r"the layer has recurrent heads 0\.\.3, but 4 was given"),
+    ]:
+        with pytest.raises(InputError, match=line):
+            path_patch(lens, clean, corrupt, METRIC, [writer], [reader])
 
 
 def test_little_memory_takes_rows_one_by_one():
@@ -299,6 +344,8 @@ def test_bad_input_is_one_line():
     fails(InputError, "reader 'L2 head 0 q': layer 2 has no heads; those are in layers 1", readers=[Reader("q", 2, 0)])
     fails(InputError, r"the layer has key/value heads 0\.\.1, but 2 was given", readers=[Reader("k", 1, 2)])
     fails(InputError, r"the layer has query heads 0\.\.3, but 4 was given", readers=[Reader("q", 1, 4)])
+    line = "reader 'L1 head 0 gate': the heads of layer 1 have no gate; they have q, k, v"
+    fails(InputError, line, readers=[Reader("gate", 1, 0)])
     fails(InputError, "layer 4 has no MLPs; those are in layers 0, 1, 2, 3", readers=[Reader("mlp", 4)])
     fails(InputError, "0 writers and 1 readers given", [])
     fails(InputError, "no empty group", [[]])
@@ -308,7 +355,7 @@ def test_bad_input_is_one_line():
     fails(InputError, "they part at position 6", prompt=clean[:, :-1])
     fails(UnknownNameError, "direction 'zero' does not exist", direction="zero")
     fails(UnknownNameError, "absent='skip' does not exist; expected one of refuse, untouched", absent="skip")
-    with pytest.raises(UnknownNameError, match="reader kind 'z' does not exist; expected one of q, k, v, mixer"):
+    with pytest.raises(UnknownNameError, match="reader kind 'z' does not exist; expected one of q, k, v, gate, mixer"):
         Reader("z", 1, 0)
     with pytest.raises(InputError, match="reader 'q' was given head None, expected a number"):
         Reader("q", 1)

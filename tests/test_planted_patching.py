@@ -198,3 +198,31 @@ def test_a_memory_that_alone_answers_is_found_whole(family, where, seed, directi
         found = shares(sweeps.sweep(lens, name, given.a, given.b, metric, direction=direction))
         for at, share in found.items():
             assert share == pytest.approx(float(at in places), abs=2e-2), (name, at)
+
+
+@pytest.mark.parametrize("family", ["mamba2", "qwen3_next"])
+@pytest.mark.parametrize(("seed", "direction"), [(0, "denoise"), (1, "noise")])
+def test_a_recurrent_head_that_alone_answers_is_found_whole(family, seed, direction):
+    """One head's matrix state from the value's position on, what it writes there, and what is read out at the end.
+
+    Addresses, decays, steps and strengths are the same in both prompts, and no other head writes anything.
+    """
+    lens, layer, head = planted_memory.planted(family, "state", seed)
+    (given,) = planted_memory.pairs(1, seed=seed)
+    place, last = given.spans[0][0], given.length - 1
+    metric = LogitDifference(*(side[place] for side in (given.a, given.b)))
+    expected: dict[str, set[tuple[int, ...]]] = {
+        "state_by_head": {(layer, head, position) for position in range(place, given.length)},
+        "write_by_head": {(layer, head, place)},
+        "ssm_v_by_head": {(layer, head, place)},
+        "y_by_head": {(layer, head, last)},
+        "ssm_out": {(layer, last)},
+        "resid_post": {(other, last if other >= layer else place) for other in range(lens.cfg.n_layers)},
+    }
+    quiet = ("ssm_k_by_head", "ssm_q_by_head", "decay_by_head", "dt_by_head", "beta_by_head", "gate")
+    expected |= {name: set() for name in quiet if sweeps.SWEEPS[name].hooks(lens)}
+    assert len(expected) > 9
+    for name, places in expected.items():
+        found = shares(sweeps.sweep(lens, name, given.a, given.b, metric, direction=direction))
+        for at, share in found.items():
+            assert share == pytest.approx(float(at in places), abs=2e-2), (name, at)

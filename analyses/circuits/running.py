@@ -11,7 +11,7 @@ before anything is computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -243,7 +243,7 @@ def measure(lens: HybridLens, weights: Weights, tokens: Tokens, lengths: Lengths
     def add(x: Tensor, hook: HookPoint) -> None:
         sums[layers.index(int(str(hook.name).split(".")[1]))] += x.double().cpu()[inside].sum(0)
 
-    names: Any = [f"blocks.{layer}.ln1.hook_normalized" for layer in layers]
-    lens.run_with_hooks(tokens, [(names, add)], lengths=lengths)
+    names = [f"blocks.{layer}.ln1.hook_normalized" for layer in layers]
+    lens.run_with_hooks(tokens, [(name, add) for name in names], lengths=lengths)
     means = (sums / int(inside.sum())).float().to(weights.cfg.device)
     return Measured(paths, error, means, int(inside.sum()))

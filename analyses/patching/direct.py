@@ -33,7 +33,7 @@ from hybridlens.blocks import Block
 from hybridlens.devices import execution_device
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
-from hybridlens.mlps import HookedMoe, Mixture
+from hybridlens.mlps import Mixture
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Tokens
 from hybridlens.stream import WritesBias
@@ -167,7 +167,7 @@ def _shares(
             if heads is not None:
                 written = heads.written(seen[f"blocks.{layer}.{heads.point}"][None])[0]
                 yield from ((Writer(heads.kind, layer, i), share(written[:, i])) for i in range(heads.n))
-            elif isinstance(module, HookedMoe):
+            elif isinstance(module, Mixture):
                 yield from _experts(lens, layer, module, seen, directions)
             else:
                 out = seen[f"blocks.{layer}.hook_{part}_out"]
@@ -177,7 +177,7 @@ def _shares(
 
 
 def _experts(
-    lens: HybridLens, layer: int, moe: HookedMoe, seen: Mapping[str, Tensor], directions: Directions
+    lens: HybridLens, layer: int, moe: Mixture, seen: Mapping[str, Tensor], directions: Directions
 ) -> Iterator[tuple[Writer, Tensor]]:
     """The shares of a mixture's experts, computed one expert after the other, and of the one that all tokens go to."""
     name, block = f"blocks.{layer}", cast(Block, lens.blocks[layer])

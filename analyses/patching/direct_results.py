@@ -22,6 +22,9 @@ FORMAT = "hybridlens direct attribution 1"
 
 Share: TypeAlias = Float[Tensor, "pos question"]
 
+_PARTS = {"mlp": ("expert", "shared_expert"), "ssm": ("ssm_head",)}
+"""Kinds of writers that a whole is told apart into."""
+
 _TENSORS = ("shares", "before_cap", "logits", "scale")
 
 
@@ -62,15 +65,18 @@ class DirectAttribution:
         return self.before_cap - self.total
 
     def of(self, writer: Writer) -> Share:
-        """The share of a writer; of a kind with parts, that of all of them: `Writer("mlp", 3)` of all its experts.
+        """The share of a writer; of one with parts, that of all of them.
+
+        `Writer("mlp", 3)` is then all its experts, `Writer("ssm", 3)` all its recurrent heads; biases stand apart.
 
         Raises:
             InputError: there is no such writer.
         """
         if writer in self.writers:
             return self.shares[self.writers.index(writer)]
-        parts = [i for i, other in enumerate(self.writers) if (other.layer, other.kind) == (writer.layer, "expert")]
-        if writer.kind != "mlp" or not parts:
+        kinds = _PARTS.get(writer.kind, ())
+        parts = [i for i, other in enumerate(self.writers) if other.layer == writer.layer and other.kind in kinds]
+        if not parts:
             has = ", ".join(other.words for other in self.writers)
             raise InputError(f"there is no writer '{writer.words}'; there are {has}")
         return self.shares[parts].sum(dim=0)

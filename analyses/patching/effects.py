@@ -17,7 +17,8 @@ from analyses.patching.results import PatchResult
 from hybridlens.viz.positions import visible
 from hybridlens.viz.words import DASH
 
-KINDS = {"layer": "L{}", "head": "H{}", "kv_head": "KV head {}", "expert": "expert {}", "channel": "channels {}"}
+KINDS = {"layer": "L{}", "head": "H{}", "kv_head": "KV head {}", "expert": "expert {}", "channel": "channels {}",
+         "rec_head": "recurrent head {}"}  # fmt: skip
 """Axis of a result -> how an entry is called; positions are called by their labels."""
 
 

@@ -11,8 +11,9 @@ parts. What is then estimated for the whole of `hook_embed` tends to the whole d
 
 Recurrent states: the gradient at `ssm.hook_state` is the total one, through the entry and all later states that
 continue from it, which is what a patch of one position changes. A patch of several positions cuts each off from the
-one before it, so that an entry t counts with what the patch changes there beyond what its predecessor would have
-handed on: gradient_t · (δ_t - decay_t · D_{t-1}), where D is the changed trajectory.
+one before it, so that an entry counts with what the patch changes there beyond what its predecessor would have
+handed on. So do recalls and writes of a delta rule, which are made of the state before them. How it is handed on, the
+mixer says (`hybridlens.mixers.recurring.Trajectory`).
 
 How it fails:
 * It is a straight line through a curved function: large activations (residual streams, the embedding), saturated
@@ -29,7 +30,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from analyses.patching.alignment import aligned, token_strings
@@ -41,8 +41,8 @@ from analyses.patching.slopes import Runs, Slopes, compare, estimated, wide
 from analyses.patching.sweeps import sweep_of
 from analyses.patching.targets import Located, Patch, as_patch, locate
 from hybridlens.hooks import NameFilter
+from hybridlens.mixers.recurring import HasTrajectories, Trajectory
 from hybridlens.model import HybridLens
-from hybridlens.recurrences import scan
 from hybridlens.tokens import TokensLike
 
 
@@ -84,13 +84,16 @@ def attribution_patch(
     patches, axes, names = laid_out(lens, hooks, over, targets, token_labels(*strings))
     length = pair[0].shape[1]
     parts = [_by_point([locate(lens, target, length) for target in as_patch(patch)]) for patch in patches]
-    decays = {_decay_of(name) for part in parts for name, found in part.items() if _hands_on(name, found, length)}
-    runs = compare(lens, pair, direction, as_metric(metric), (*names, *sorted(decays)), steps)
+    going_on = {name: found for name in names if (found := _trajectory(lens, name)) is not None}
+    several = {name for part in parts for name, found in part.items() if _at_several(found, length)}
+    needed = [point for name in going_on if name in several for point in going_on[name].points]
+    runs = compare(lens, pair, direction, as_metric(metric), list(dict.fromkeys((*names, *needed))), steps)
     total = torch.zeros(len(patches), dtype=torch.float64)
     for here in runs.passes:
         products = {name: _product(runs.change(name), here.gradients[name]) for name in names}
         effects = [
-            sum(_effect(name, found, products[name], runs, here) for name, found in part.items()) for part in parts
+            sum(_effect(name, found, products[name], runs, here, going_on.get(name)) for name, found in part.items())
+            for part in parts
         ]
         total += torch.tensor(effects, dtype=torch.float64)
     base = runs.corrupt if direction == "denoise" else runs.clean
@@ -137,18 +140,18 @@ def _by_point(parts: Sequence[Located]) -> dict[str, list[Located]]:
     return found
 
 
-def _is_state(name: str) -> bool:
-    return name.endswith(".ssm.hook_state")
+def _trajectory(lens: HybridLens, name: str) -> Trajectory | None:
+    """How a hook point's values go on from token to token, its points named in full; None where they do not."""
+    owner, _, point = name.rpartition(".")
+    mixer = lens.network.get_submodule(owner)
+    found = mixer.trajectories.get(point) if isinstance(mixer, HasTrajectories) else None
+    return None if found is None else found._replace(points=tuple(f"{owner}.{point}" for point in found.points))
 
 
-def _decay_of(name: str) -> str:
-    return name.removesuffix("hook_state") + "hook_decay"
-
-
-def _hands_on(name: str, parts: Sequence[Located], length: int) -> bool:
-    """Whether a patch replaces states at several positions, so that what the first hands on reaches the next."""
+def _at_several(parts: Sequence[Located], length: int) -> bool:
+    """Whether a patch replaces values at several positions, so that what the first hands on reaches the next."""
     touched = [part for part in parts if part.first < length]
-    return _is_state(name) and bool(touched) and min(p.first for p in touched) < max(p.last for p in touched)
+    return bool(touched) and min(p.first for p in touched) < max(p.last for p in touched)
 
 
 def _product(change: Tensor, gradient: Tensor) -> Tensor:
@@ -156,28 +159,19 @@ def _product(change: Tensor, gradient: Tensor) -> Tensor:
     return torch.where(change == 0, 0.0, change * wide(gradient[0]))
 
 
-def _effect(name: str, parts: Sequence[Located], product: Tensor, runs: Runs, here: Slopes) -> float:
+def _effect(
+    name: str, parts: Sequence[Located], product: Tensor, runs: Runs, here: Slopes, going_on: Trajectory | None
+) -> float:
     """What patching these parts of one hook point changes; entries named twice count once."""
-    handing_on = _hands_on(name, parts, product.shape[0]) if _is_state(name) else False
+    handing_on = going_on is not None and _at_several(parts, product.shape[0])
     if len(parts) == 1 and not handing_on:
         return float(product[parts[0].selectors({})[1]].sum(dtype=torch.float64))
     mask = torch.zeros_like(product, dtype=torch.bool)
     for part in parts:
         mask[part.selectors({})[1]] = True
-    if not handing_on:
+    if going_on is None or not handing_on:
         return float(product[mask].sum(dtype=torch.float64))
-    decay = wide(here.values[_decay_of(name)][0])
-    return _trajectory_effect(mask, runs.change(name), wide(here.gradients[name][0]), decay)
-
-
-def _trajectory_effect(
-    mask: Tensor, change: Float[Tensor, "pos channel *state"], gradient: Tensor, decay: Tensor
-) -> float:
-    """First-order effect of replacing states at several positions; see the module's docstring."""
-    acting = mask & (change != 0)  # an entry that is given its own value goes on from the one before it
-    kept = decay.masked_fill(acting, 0.0)[None]
-    given = torch.where(acting, change, 0.0)[None]
-    changed = scan.linear_scan(kept, given, torch.zeros_like(given[:, 0]))[0]
-    before = torch.cat([torch.zeros_like(changed[:1]), changed[:-1]])
-    beyond = torch.where(acting, gradient * (change - decay * before), 0.0)
-    return float(beyond.sum(dtype=torch.float64))
+    seen = {point.rpartition(".")[2]: here.values[point] for point in going_on.points}
+    change, gradient = runs.change(name)[None], wide(here.gradients[name])
+    with torch.no_grad():
+        return float(going_on.first_order(seen, mask[None], change, gradient)[0])

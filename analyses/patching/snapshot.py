@@ -63,7 +63,8 @@ class Snapshot:
         """By axis, how many leading entries of activations a run from position `cut` lacks."""
         if cut == 0:
             return {}
-        return {"p": cut, "k": int(self.before[cut].key_positions[0, 0])}
+        held = self.before[cut].key_positions[0]
+        return {"p": cut, "k": int(held[0]) if held.numel() else cut}
 
     def go_on(self, rows: int, layer: int, cut: int) -> Output:
         """`rows` copies of the run, computed from `layer` and position `cut` on, under the hooks that are attached.

@@ -5,14 +5,17 @@ names                                                      hook points          
 =========================================================  =====================================  ====================
 resid_pre, resid_mid, resid_post                           hook_resid_pre, …                      position
 mixer_out, attn_out, ssm_out, mlp_out                      hook_mixer_out, …                      position
-q, z, pattern                                              attn.hook_q, …                         head
-k, v                                                       attn.hook_k, attn.hook_v               shared head
-write, state, decay, conv, gate                            ssm.hook_write, …                      position
+q, z, pattern, q_normed, attn_gate, z_gated                attn.hook_q, …                         head
+k, v, k_normed                                             attn.hook_k, …                         shared head
+write, state, decay, conv, gate, y, dt                     ssm.hook_write, …                      position
+ssm_v, ssm_k, ssm_q, beta, recall                          ssm.hook_v, …                          position
 router                                                     mlp.hook_router_logits                 expert
+shared_out                                                 mlp.hook_shared_out                    position
 =========================================================  =====================================  ====================
 
-``z_by_position`` and the like go over heads and positions, ``write_by_channel`` and the like over positions and blocks
-of channels. `SWEEPS` lists all of them.
+``z_by_position`` and the like go over heads and positions; where a recurrence has heads, ``write_by_head`` and the like
+go over those and positions, and where it has channels, ``write_by_channel`` and the like over positions and blocks of
+channels. `SWEEPS` lists all of them. A sweep goes over the layers that have both its hook point and its axes.
 
 An expert's weight is patched as its router logit, at all positions. `hook_expert_weights` is ordered by rank, so that
 an entry of it belongs to no one expert. The model sees only differences of router logits: where the two runs' logits
@@ -31,6 +34,7 @@ from analyses.patching.results import PatchResult
 from analyses.patching.running import activation_patch
 from hybridlens.errors import UnknownNameError
 from hybridlens.model import HybridLens
+from hybridlens.shapes import AXES
 from hybridlens.tokens import TokensLike
 
 
@@ -51,9 +55,39 @@ class Sweep:
     words: str
 
     def hooks(self, lens: HybridLens) -> list[str]:
-        """The hook points of a model; none where it lacks them."""
-        names = (f"blocks.{layer}.{self.point}" for layer in range(lens.cfg.n_layers))
-        return [name for name in names if name in lens.hook_dict]
+        """The hook points of a model that have its axes; none where it lacks them."""
+        specs = (lens.hook_points.get(f"blocks.{layer}.{self.point}") for layer in range(lens.cfg.n_layers))
+        return [spec.name for spec in specs if spec is not None and set(self.over) <= set(spec.axes)]
+
+
+_OF_HEADS = {
+    "q": ("hook_q", "h", "queries"),
+    "k": ("hook_k", "g", "keys"),
+    "v": ("hook_v", "g", "values"),
+    "z": ("hook_z", "h", "outputs of heads"),
+    "pattern": ("hook_pattern", "h", "attention patterns"),
+    "q_normed": ("hook_q_normed", "h", "queries after their norm"),
+    "k_normed": ("hook_k_normed", "g", "keys after their norm"),
+    "attn_gate": ("hook_gate", "h", "output gates of heads"),
+    "z_gated": ("hook_z_gated", "h", "gated outputs of heads"),
+}
+"""Sweep -> point of attention, the axis of its heads, words."""
+
+_RECURRENT = {
+    "write": ("hook_write", "cs", "what is written into recurrent states"),
+    "state": ("hook_state", "cs", "recurrent states"),
+    "decay": ("hook_decay", "cs", "what recurrent states are multiplied by"),
+    "conv": ("hook_conv", "c", "what leaves the recurrent layers' convolution"),
+    "gate": ("hook_gate", "c", "the recurrent layers' output gate"),
+    "y": ("hook_y", "cs", "what is read out of recurrent states"),
+    "dt": ("hook_dt", "cs", "the recurrent layers' step sizes"),
+    "ssm_v": ("hook_v", "s", "the values that are written into recurrent states"),
+    "ssm_k": ("hook_k", "s", "where recurrent states are written"),
+    "ssm_q": ("hook_q", "s", "where recurrent states are read"),
+    "beta": ("hook_beta", "s", "how strongly recurrent states are written"),
+    "recall": ("hook_recall", "s", "what recurrent states held where they are written"),
+}
+"""Sweep -> point of a recurrence, the axes of its parts (channels or heads, by the kind of state), words."""
 
 
 def _listed() -> list[Sweep]:
@@ -66,22 +100,17 @@ def _listed() -> list[Sweep]:
         Sweep("ssm_out", "hook_ssm_out", ("p",), "what recurrent layers write"),
         Sweep("mlp_out", "hook_mlp_out", ("p",), "what MLPs write"),
     ]
-    heads = {"q": ("h", "queries"), "k": ("g", "keys"), "v": ("g", "values")}
-    heads |= {"z": ("h", "outputs of heads"), "pattern": ("h", "attention patterns")}
-    for name, (axis, words) in heads.items():
-        out.append(Sweep(name, f"attn.hook_{name}", (axis,), words))
-        out.append(Sweep(f"{name}_by_position", f"attn.hook_{name}", (axis, "p"), f"{words}, by position"))
-    recurrent = {
-        "write": "what is written into recurrent states",
-        "state": "recurrent states",
-        "decay": "what recurrent states are multiplied by",
-        "conv": "what leaves the recurrent layers' convolution",
-        "gate": "the recurrent layers' output gate",
-    }
-    for name, words in recurrent.items():
-        out.append(Sweep(name, f"ssm.hook_{name}", ("p",), words))
-        out.append(Sweep(f"{name}_by_channel", f"ssm.hook_{name}", ("p", "c"), f"{words}, by block of channels"))
+    for name, (point, axis, words) in _OF_HEADS.items():
+        out.append(Sweep(name, f"attn.{point}", (axis,), words))
+        out.append(Sweep(f"{name}_by_position", f"attn.{point}", (axis, "p"), f"{words}, by position"))
+    for name, (point, axes, words) in _RECURRENT.items():
+        out.append(Sweep(name, f"ssm.{point}", ("p",), words))
+        if "c" in axes:
+            out.append(Sweep(f"{name}_by_channel", f"ssm.{point}", ("p", "c"), f"{words}, by block of channels"))
+        if "s" in axes:
+            out.append(Sweep(f"{name}_by_head", f"ssm.{point}", ("s", "p"), f"{words}, by recurrent head"))
     out.append(Sweep("router", "mlp.hook_router_logits", ("x",), "router logits of experts"))
+    out.append(Sweep("shared_out", "mlp.hook_shared_out", ("p",), "what the expert that all tokens go to writes"))
     return out
 
 
@@ -99,7 +128,10 @@ def sweep_of(lens: HybridLens, name: str) -> Sweep:
         return SWEEPS[name]
     has = ", ".join(known for known, sweep in SWEEPS.items() if sweep.hooks(lens))
     if name in SWEEPS:
-        raise UnknownNameError(f"sweep {name!r} goes over {SWEEPS[name].point}, which this model lacks; it has {has}")
+        by = " and ".join(AXES[letter] for letter in SWEEPS[name].over)
+        raise UnknownNameError(
+            f"sweep {name!r} goes over {SWEEPS[name].point} by {by}, which this model lacks; it has {has}"
+        )
     raise UnknownNameError(f"sweep {name!r} does not exist; this model has {has}")
 
 

@@ -183,10 +183,12 @@ def locate(lens: HybridLens, target: Target, length: int) -> Located:
 
 def _no_axis(lens: HybridLens, spec: HookSpec, axis: str) -> InputError:
     has = ", ".join(f"{letter} ({AXES[letter]})" for letter in spec.axes if letter not in "b1")
-    where = ""
-    if axis in ("h", "g") and spec.layer in lens.cfg.ssm_layers:
-        layers = ", ".join(map(str, lens.cfg.attention_layers)) or "none"
-        where = f"; layer {spec.layer} is recurrent, and heads are in attention layers {layers}"
+    others = [other for other in lens.hook_points.values() if axis in other.axes and not other.read_only]
+    near = [other.name for other in others if other.layer == spec.layer][:3]
+    layers = sorted({other.layer for other in others if other.layer is not None})
+    where = f"; {', '.join(near)} have" if near else ""
+    if not near and layers:
+        where = f"; layers with {AXES[axis]}s are {', '.join(map(str, layers))}"
     return InputError(f"target '{spec.name}' has no axis {axis} ({AXES[axis]}): it has {has}{where}")
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from hybridlens.blocks import Block
+from hybridlens.config import LayerConfig
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.model import HybridLens
 from hybridlens.stream import HeadReads, HeadWrites, ReadsByHead, WritesByHead
@@ -90,13 +91,7 @@ class Writer:
         """
         if self.layer is None:
             return
-        cfg = lens.cfg
-        layers = {
-            "head": cfg.attention_layers, "attn_bias": cfg.attention_layers, "expert": cfg.moe_layers,
-            "shared_expert": tuple(i for i in cfg.moe_layers if (mlp := cfg.layers[i].mlp) and mlp.shared_expert),
-            "ssm": cfg.ssm_layers, "ssm_bias": cfg.ssm_layers,
-            "ssm_head": tuple(i for i in cfg.ssm_layers if (ssm := cfg.layers[i].ssm) and ssm.n_heads),
-        }.get(self.kind, cfg.mlp_layers)  # fmt: skip
+        layers = tuple(layer for layer, has in enumerate(lens.cfg.layers) if _size(has, self.kind))
         what = {
             "head": "heads", "attn_bias": "attention biases", "expert": "experts", "shared_expert": "shared experts",
             "ssm_head": "recurrent heads",
@@ -104,18 +99,20 @@ class Writer:
         words = what.get(self.kind, "MLPs" if self.kind.startswith("mlp") else "recurrent layers")
         _check_layer(f"writer '{self.words}'", words, self.layer, layers)
         if self.index is not None:
-            _check_index(f"writer '{self.words}'", what[self.kind], self.index, _size(lens, self.kind, self.layer))
+            size = _size(lens.cfg.layers[self.layer], self.kind)
+            _check_index(f"writer '{self.words}'", what[self.kind], self.index, size)
 
 
-def _size(lens: HybridLens, kind: str, layer: int) -> int:
+def _size(has: LayerConfig, kind: str) -> int:
     """How many writers of a kind a layer has."""
-    has = lens.cfg.layers[layer]
     sizes = {
         "head": has.attn and has.attn.n_heads,
         "ssm_head": has.ssm and has.ssm.n_heads,
         "expert": has.mlp and has.mlp.n_experts,
+        "shared_expert": has.mlp and has.mlp.shared_expert,
     }
-    return sizes[kind] or 0
+    parts = {"attn": has.attn, "ssm": has.ssm, "mlp": has.mlp}
+    return int(sizes[kind] or 0) if kind in sizes else int(parts[PART_OF[kind]] is not None)
 
 
 @dataclass(frozen=True)
@@ -163,17 +160,17 @@ class Reader:
         """
         if self.layer is None:
             return
-        cfg, name = lens.cfg, f"reader '{self.words}'"
+        name, layers = f"reader '{self.words}'", lens.cfg.layers
         if self.head is None:
-            mixing = tuple(sorted({*cfg.attention_layers, *cfg.ssm_layers}))
-            what, layers = ("MLPs", cfg.mlp_layers) if self.kind == "mlp" else ("mixers", mixing)
-            _check_layer(name, what, self.layer, layers)
+            what = "MLPs" if self.kind == "mlp" else "mixers"
+            has = (layer.mlp is not None if self.kind == "mlp" else layer.type != "mlp" for layer in layers)
+            _check_layer(name, what, self.layer, tuple(i for i, there in enumerate(has) if there))
             return
-        _check_layer(name, "heads", self.layer, cfg.attention_layers)
+        _check_layer(name, "heads", self.layer, tuple(i for i, layer in enumerate(layers) if layer.attn is not None))
         reads = head_reads(lens, self.layer)
         if self.kind not in reads:
-            has = ", ".join(reads)
-            raise InputError(f"{name}: the heads of layer {self.layer} have no {self.kind}; they have {has}")
+            roles = ", ".join(reads)
+            raise InputError(f"{name}: the heads of layer {self.layer} have no {self.kind}; they have {roles}")
         words = "key/value heads" if self.kind in ("k", "v") else "query heads"
         _check_index(name, words, self.head, reads[self.kind].n)
 

@@ -21,11 +21,19 @@ from hybridlens.hooks import HookPoint, wanted
 from hybridlens.memory import Memory
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.linear import RecurrentParts, taps_of
-from hybridlens.mixers.recurring import convolved, empty, held_state, remember, through
+from hybridlens.mixers.recurring import (
+    Trajectory,
+    convolved,
+    empty,
+    held_state,
+    remember,
+    state_trajectory,
+    through,
+)
 from hybridlens.mixers.writing import written
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read
-from hybridlens.recurrences.delta import Delta, DeltaTerms
+from hybridlens.recurrences.delta import Delta, DeltaTerms, Inner
 from hybridlens.shapes import Resid
 from hybridlens.stream import HeadWrites
 
@@ -147,6 +155,24 @@ class GatedDelta(nn.Module):
     def head_writes(self) -> HeadWrites:
         """What its heads write, the norm's scale as it was in the run."""
         return HeadWrites("ssm_head", self.cfg.state_shape[0], "ssm.hook_normed", self.parts.out)
+
+    @property
+    def trajectories(self) -> dict[str, Trajectory]:
+        """Its states go on from token to token; so do recalls and writes, which hear the states before them."""
+        op, points = self.recurrence, ("hook_decay", "hook_k", "hook_beta")
+
+        def terms(seen: Mapping[str, Tensor]) -> DeltaTerms:
+            decay, k, beta = (seen[point] for point in points)
+            nothing = beta.new_zeros(*beta.shape, self.cfg.state_shape[1])
+            return DeltaTerms(decay, nothing, k, k, beta)
+
+        def inner(at: Inner) -> Trajectory:
+            def first_order(seen: Mapping[str, Tensor], mask: Tensor, change: Tensor, gradient: Tensor) -> Tensor:
+                return op.first_order_inside(terms(seen), at, mask, change, gradient)
+
+            return Trajectory(points, first_order)
+
+        return {**state_trajectory(op, points, terms), "hook_recall": inner("recall"), "hook_write": inner("write")}
 
     def out_bias(self) -> Tensor | None:
         """What it writes whatever it reads; None for nothing."""

@@ -18,10 +18,19 @@ from hybridlens.devices import resident
 from hybridlens.hooks import HookPoint, wanted
 from hybridlens.memory import Memory
 from hybridlens.mixers.linear import RecurrentParts, taps_of
-from hybridlens.mixers.recurring import convolved, empty, held_state, remember, through
+from hybridlens.mixers.recurring import (
+    Trajectory,
+    convolved,
+    empty,
+    held_state,
+    remember,
+    state_trajectory,
+    through,
+)
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.base import Run
+from hybridlens.recurrences.diagonal import DiagonalTerms
 from hybridlens.recurrences.selective import Selective, SelectiveTerms
 from hybridlens.shapes import Resid
 
@@ -93,6 +102,14 @@ class Mamba(nn.Module):
         explicit = diagonal.hold(given._replace(decay=decay, write=write, source=source), run.valid)
         out = through(diagonal, explicit, initial, self.hook_state, run.valid)
         return out, lambda: diagonal.hidden_attention(explicit)
+
+    @property
+    def trajectories(self) -> dict[str, Trajectory]:
+        """Its states go on from token to token."""
+        op = self.recurrence.explicit_operator
+        return state_trajectory(
+            op, ("hook_decay",), lambda seen: DiagonalTerms(seen["hook_decay"], seen["hook_decay"])
+        )
 
     def out_bias(self) -> Tensor | None:
         """What it writes whatever it reads; None for nothing."""

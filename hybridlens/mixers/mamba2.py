@@ -21,7 +21,15 @@ from hybridlens.hooks import HookPoint, wanted
 from hybridlens.memory import Memory
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.linear import RecurrentParts, taps_of
-from hybridlens.mixers.recurring import convolved, empty, held_state, remember, through
+from hybridlens.mixers.recurring import (
+    Trajectory,
+    convolved,
+    empty,
+    held_state,
+    remember,
+    state_trajectory,
+    through,
+)
 from hybridlens.mixers.writing import written
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read
@@ -128,6 +136,16 @@ class Mamba2(nn.Module):
     def head_writes(self) -> HeadWrites:
         """What its heads write, the norm's scale as it was in the run."""
         return HeadWrites("ssm_head", self.cfg.state_shape[0], "ssm.hook_normed", self.parts.out)
+
+    @property
+    def trajectories(self) -> dict[str, Trajectory]:
+        """Its states go on from token to token."""
+
+        def terms(seen: Mapping[str, Tensor]) -> ScalarTerms:
+            decay = seen["hook_decay"]
+            return ScalarTerms(decay, decay[..., None], decay[..., None], decay[..., None])
+
+        return state_trajectory(self.recurrence, ("hook_decay",), terms)
 
     def out_bias(self) -> Tensor | None:
         """What it writes whatever it reads; None for nothing."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,43 @@ from hybridlens.recurrences.convolution import causal_convolution
 from hybridlens.shapes import Channels, ConvState, Valid
 
 T = TypeVar("T", bound=tuple[Any, ...])
+
+
+class Trajectory(NamedTuple):
+    """A hook point of a mixer at which a token's value goes on from those of the tokens before it."""
+
+    points: tuple[str, ...]
+    """Hook points of the mixer that say how."""
+    first_order: Callable[[Mapping[str, Tensor], Tensor, Tensor, Tensor], Tensor]
+    """(their activations, mask, change, gradient) → what replacing several values changes; see
+    `hybridlens.recurrences.base.Recurrence.first_order`."""
+
+
+@runtime_checkable
+class HasTrajectories(Protocol):
+    """A mixer some of whose values go on from token to token."""
+
+    @property
+    def trajectories(self) -> dict[str, Trajectory]:
+        """Those, by hook point of the mixer."""
+        ...
+
+
+def state_trajectory(
+    op: Recurrence[T], points: tuple[str, ...], terms: Callable[[Mapping[str, Tensor]], T]
+) -> dict[str, Trajectory]:
+    """The trajectory of a mixer's states.
+
+    Args:
+        op: the recurrence.
+        points: hook points of the mixer.
+        terms: from their activations to terms that hand states on as the run's do; what is written is left out.
+    """
+
+    def first_order(seen: Mapping[str, Tensor], mask: Tensor, change: Tensor, gradient: Tensor) -> Tensor:
+        return op.first_order(terms(seen), mask, change, gradient)
+
+    return {"hook_state": Trajectory(points, first_order)}
 
 
 def convolved(x: Channels, conv: nn.Module, run: Pass, held: Memory | None) -> tuple[Channels, ConvState]:

@@ -20,7 +20,15 @@ from hybridlens.devices import resident
 from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory
 from hybridlens.mixers.linear import RecurrentParts, identity, taps_of
-from hybridlens.mixers.recurring import convolved, empty, held_state, remember, through
+from hybridlens.mixers.recurring import (
+    Trajectory,
+    convolved,
+    empty,
+    held_state,
+    remember,
+    state_trajectory,
+    through,
+)
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.diagonal import Diagonal, DiagonalTerms
@@ -71,6 +79,13 @@ class RgLru(nn.Module):
         y = self.hook_y(read.to(x.dtype))
         self.hook_pattern.lazily(lambda: op.hidden_attention(terms))
         return block.linear_out(y * gate), remember(conv, final)
+
+    @property
+    def trajectories(self) -> dict[str, Trajectory]:
+        """Its states go on from token to token."""
+        return state_trajectory(
+            self.recurrence, ("hook_decay",), lambda seen: DiagonalTerms(seen["hook_decay"], seen["hook_decay"])
+        )
 
     def out_bias(self) -> Tensor | None:
         """What it writes whatever it reads; None for nothing."""

@@ -15,7 +15,7 @@ rule itself grows without bound.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,6 +25,9 @@ from hybridlens.recurrences.base import Recurrence, Run
 from hybridlens.recurrences.chunks import Addressed, addressed, chunk_of, in_chunks, joined, segments, side_by_side
 from hybridlens.recurrences.edits import Edited, Hook, edit_of, put
 from hybridlens.recurrences.terms import before, wide
+
+Inner: TypeAlias = Literal["recall", "write"]
+"""What a token makes of the state before it, on the way to its own."""
 
 
 class DeltaTerms(NamedTuple):
@@ -145,6 +148,24 @@ class Delta(Recurrence[DeltaTerms]):
     def reached(self, edits: Tensor) -> Tensor:
         """By rows of the state [b p s u 1]: an entry changes the recall, and so its whole row."""
         return edits.any(dim=-1, keepdim=True).cummax(dim=1).values
+
+    def first_order_inside(
+        self, terms: DeltaTerms, at: Inner, mask: Tensor, change: Tensor, gradient: Tensor
+    ) -> Tensor:
+        """`first_order` of replaced recalls [b p s u] or writes [b p s u m].
+
+        Both are made of the state before their token, and so hear of what was replaced earlier: an entry counts with
+        what the patch changes there beyond what it would have changed to by itself.
+        """
+        acting = mask & (change != 0)
+        still = _bare(terms)._replace(v=torch.zeros_like(terms.v))
+        edit = Edited(change, acting)
+        given = still._replace(recall_edit=edit) if at == "recall" else still._replace(write_edit=edit)
+        nothing = self.empty(change.shape[0], change.device)
+        moved = before(self.loop(given, nothing), nothing)
+        heard = self.recalls(moved, still) if at == "recall" else self.writes(moved, still)
+        beyond = torch.where(acting, gradient * (change - heard), 0.0)
+        return beyond.flatten(1).sum(dim=1, dtype=torch.float64)
 
     def hidden_attention(self, terms: DeltaTerms) -> Float[Tensor, "batch rec_head pos pos"]:
         """β_j q_tᵀ (∏_{j<r≤t} a_r (I - β_r k_r k_rᵀ)) k_j, erasures included: y is this times v."""
