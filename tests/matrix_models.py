@@ -18,7 +18,9 @@ ALL = (*FAMILIES, *STATES)
 
 def mamba2(**changes: Any) -> T.Mamba2Config:
     """Three layers of recurrent heads alone: four of them, in two groups; no attention, no MLP."""
-    sizes: dict[str, Any] = {"num_heads": 4, "head_dim": 16, "state_size": 6, "num_hidden_layers": 3, "n_groups": 2, "chunk_size": 8}
+    sizes: dict[str, Any] = {
+        "num_heads": 4, "head_dim": 16, "state_size": 6, "num_hidden_layers": 3, "n_groups": 2, "chunk_size": 8,
+    }  # fmt: skip
     return T.Mamba2Config(**{**BASE, **sizes, **changes})
 
 
