@@ -166,9 +166,8 @@ def rank_heads(
         raise UnknownNameError(f"queries {queries!r} do not exist; expected one of {', '.join(QUERIES)}")
     if batch_size < 1:
         raise InputError(f"batch size {batch_size} given, expected at least 1")
+    lens.cfg.need_attention("ranking heads")
     layers = lens.cfg.attention_layers
-    if not layers:
-        raise InputError("the model has no attention layer, so it has no heads to rank")
     batch = lens.batch(tokens, lengths)
     totals = torch.zeros(len(layers), lens.cfg.n_heads, dtype=torch.float64)
     counted = 0

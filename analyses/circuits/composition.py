@@ -192,8 +192,7 @@ class _Compositions:
 
 def _check(cfg: LensConfig, paths: Sequence[LinearPath], kinds: Sequence[str]) -> None:
     """Refuse what cannot be computed; see `compositions`."""
-    if not cfg.attention_layers:
-        raise InputError("the model has no attention layer, so no head reads what is written")
+    cfg.need_attention("composition with heads")
     for kind in kinds:
         if kind not in KINDS:
             raise UnknownNameError(f"kind {kind!r} of composition does not exist; expected some of {', '.join(KINDS)}")

@@ -99,8 +99,7 @@ def circuits(
     """
     weights = source if isinstance(source, Weights) else Weights.of_model(source)
     cfg = weights.cfg
-    if not cfg.attention_layers:
-        raise InputError("the model has no attention layer, so it has no head circuits")
+    cfg.need_attention("circuits of heads")
     if sample_size < 2:
         raise InputError(f"a sample of {sample_size} tokens given, expected at least 2: a token has to beat another")
     if tokens is not None and not isinstance(source, HybridLens):
