@@ -80,6 +80,7 @@ def induction_matching(
         EE: W_Eᵀ W_E.
         distances: from query to key.
     """
+    layer = layer.compared
     found = torch.zeros(layer.n_heads, device=EE.device)
     read: dict[tuple[int, int], Tensor] = {}
     for head, writer in enumerate(writers.tolist()):

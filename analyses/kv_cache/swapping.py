@@ -3,8 +3,8 @@
 Slots of the two states need not agree: what is at a position is looked up, row for row. Keys are held after rotary
 embedding: one that is put at another position keeps the rotation of where it came from.
 
-How it fails: see `places`; and states of other models, weights, batches or lengths, and positions that the giving state does
-not hold, raise `InputError` with one line.
+How it fails: see `places`; and states of other models, weights, batches or lengths, and positions that the giving state
+does not hold, raise `InputError` with one line.
 """
 
 from __future__ import annotations

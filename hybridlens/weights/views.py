@@ -2,12 +2,13 @@
 
 Row vectors times matrices, as in TransformerLens: ``x @ W_Q[h]`` is head h's query. The weight of the norm before a
 layer is folded into every map that reads its output (RecurrentGemma's is 1 + w), so that what remains of the norm
-is one positive number a token, its scale. Biases stand apart.
+is one positive number a token, its scale. Biases stand apart. Norms of queries and keys stand apart too, since they
+come after the maps: `compared` folds their weights in.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -47,6 +48,7 @@ class AttentionWeights:
         q_norm: what a head's query is multiplied by after its root-mean-square norm; None where there is none.
         k_norm: likewise of keys.
         W_gate: the gate's logits; None where what heads read is not gated. At rest a gate is ½.
+        qk_eps: ε of the norms of queries and keys.
     """
 
     layer: int
@@ -64,6 +66,7 @@ class AttentionWeights:
     q_norm: Float[Tensor, "d_head"] | None = None
     k_norm: Float[Tensor, "d_head"] | None = None
     W_gate: Float[Tensor, "head d_model d_head"] | None = None
+    qk_eps: float = 0.0
 
     @property
     def n_heads(self) -> int:
@@ -74,6 +77,32 @@ class AttentionWeights:
     def gate_at_rest(self) -> float:
         """What a head's values are multiplied by before `W_O`, with the gate at its value for input 0."""
         return 1.0 if self.W_gate is None else 0.5
+
+    @property
+    def compared(self) -> AttentionWeights:
+        """The same with `W_Q` and `W_K` as scores compare them: the weights of their norms folded in.
+
+        What remains of either norm is its scale, one positive number a token and head.
+        """
+        if self.q_norm is None or self.k_norm is None:
+            return self
+        return replace(
+            self,
+            W_Q=self.W_Q * self.q_norm,
+            W_K=self.W_K * self.k_norm,
+            b_Q=None if self.b_Q is None else self.b_Q * self.q_norm,
+            b_K=None if self.b_K is None else self.b_K * self.k_norm,
+            q_norm=None,
+            k_norm=None,
+        )
+
+    def normed(
+        self, x: Float[Tensor, "*batch d_head"], weight: Float[Tensor, "d_head"] | None
+    ) -> Float[Tensor, "*batch d_head"]:
+        """Queries or keys after their norm, given its weight (`q_norm` or `k_norm`); as they are where it is None."""
+        if weight is None:
+            return x
+        return x * (x.square().mean(-1, keepdim=True) + self.qk_eps).rsqrt() * weight
 
     @property
     def n_shared(self) -> int:
@@ -134,7 +163,8 @@ class RecurrentWeights:
 
         Args:
             lag: 0 … n_lags - 1.
-            gain: of the recurrence, from a token's input to the same token's readout; None for that at rest.
+            gain: of the recurrence, from a token's input to the same token's readout, times the scale of the norm
+                after it where there is one; None for the gain at rest and a scale of 1.
             gate: None for 1.
             slope: of the activation after the convolution; None for that at 0.
 
