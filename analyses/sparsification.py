@@ -2,10 +2,10 @@
 
 `top_k` (section 2.2 of the paper) keeps the heads of lowest entropy at each row and query and multiplies the
 others' `z` by 0, before the output projection and, where there is one, before the gate, which leaves it 0. In a layer
-with a recurrence beside its attention, that one goes on as it was. The entropy is read from the attention scores, before softmax,
-so it is that of the unmanipulated pattern: edits of `hook_pattern` may be added in any order. k may differ from
-row to row, which lets one batch decode under many k at once. Scores are taken in blocks of queries, so that a long
-prompt is never held whole; what is kept of them is one truth value a head and query.
+with a recurrence beside its attention, that one goes on as it was. The entropy is read from the attention scores,
+before softmax, so it is that of the unmanipulated pattern: edits of `hook_pattern` may be added in any order. k may
+differ from row to row, which lets one batch decode under many k at once. Scores are taken in blocks of queries, so that
+a long prompt is never held whole; what is kept of them is one truth value a head and query.
 
 Heads compete inside their layer, or (scope "model") across all attention layers, where k per layer is kept on
 average. For that, a pass ahead of each forward pass over the same tokens and state reads every layer's scores

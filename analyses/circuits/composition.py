@@ -2,9 +2,11 @@
 
 Score of Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits"): ‖W_w W_r‖ / (‖W_w‖ ‖W_r‖) with
 Frobenius norms, 0 … 1. Writers are a head's W_V W_O and a recurrent layer's linear path at each lag of its convolution
-(see `paths`). Readers are a head's W_Q W_Kᵀ ("q": the writer feeds the queries), W_K W_Qᵀ ("k": the keys) and W_V W_O
-("v": the values). Norm weights are folded in, those of queries and keys too, biases left out, and a norm's scale, one
-positive number a token, is left out too. Beside each score stands what random matrices of the same shapes and spectra would have (`chance`).
+(see `paths`); where both stand side by side in a layer, neither reads the other. Readers are a head's W_Q W_Kᵀ ("q":
+the writer feeds the queries), W_K W_Qᵀ ("k": the keys) and W_V W_O ("v": the values). Norm weights are folded in, those
+of queries and keys too, biases left out, and a norm's scale, one positive number a token, is left out too; an output
+gate is at rest. Beside each score stands what random matrices of the same shapes and spectra
+would have (`chance`).
 
 Rotary embedding R is left out of "q" and "k", whose reader at a distance is W_Q R W_Kᵀ. The scores are exact without
 rotary and at distance 0; elsewhere as far as R leaves the Gram of the other side alone, R W_KᵀW_K Rᵀ for "q" and

@@ -11,7 +11,7 @@ Rotary embeddings turn the query dimensions by an angle for each token of distan
 small product, so distances cost next to nothing beyond it.
 
 Queries and keys are taken as scores compare them: where they are normalised, with the weights of these norms. An output
-gate is at rest, a number that all channels share. What is left of a norm is its scale, positive and of a token's own,
+gate is at rest. What is left of a norm is its scale, positive and of a token's own,
 and takes no part.
 
 How it fails: a spectrum says what a matrix does on the whole, and no more than a sum over tokens; the shares, on a
@@ -47,7 +47,7 @@ def ov_eigenvalues(attention: AttentionWeights, UE: Float[Tensor, "d_model d_mod
     Raises:
         CheckpointError: some weights are infinite or not a number.
     """
-    return eigenvalues(_product(attention, attention.W_O, UE, attention.W_V) * attention.gate_at_rest)
+    return eigenvalues(_product(attention, attention.W_O_at_rest, UE, attention.W_V))
 
 
 def qk_eigenvalues(
@@ -106,7 +106,7 @@ def copying_share(
         InputError: the sample has less than two tokens.
     """
     values = E @ attention.W_V
-    shares = [_own_highest(values[attention.kv_head(head)], U @ W_O.T) for head, W_O in enumerate(attention.W_O)]
+    shares = [_own_highest(values[attention.kv_head(head)], U @ W_O.T) for head, W_O in enumerate(attention.W_O_at_rest)]
     return torch.stack(shares)
 
 

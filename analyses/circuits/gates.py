@@ -1,8 +1,8 @@
 """How far a head's OV circuit is off where an output gate multiplies what the head reads.
 
-Weights alone know a gate at rest only, at the sigmoid of 0; on real tokens it is another number for each token and
-channel. The error is ‖out − lin‖ ÷ ‖out‖ over real tokens, both about their means: out is what a head writes, z ⊙ g W_O,
-lin what it would write with the gate at rest, ½ z W_O. 0 is exact, 1 no better than a constant.
+Weights alone know a gate at rest only, at its value for input 0, which is ½ without a bias; on real tokens it is another number for each token and
+channel. The error is ‖out − lin‖ ÷ ‖out‖ over real tokens, both about their means: out is what a head writes,
+(z ⊙ g) W_O, lin what it would write with the gate at rest, (z ⊙ g₀) W_O. 0 is exact, 1 no better than a constant.
 
 How it fails: it says how far off the written values are, not whether the gate opens for what the circuit is about.
 """
@@ -73,7 +73,7 @@ def gate_errors(
     rows = batch.tokens
     real = torch.full(rows.shape[:1], rows.shape[1], device=rows.device) if batch.lengths is None else batch.lengths
     written, missed = ({layer: _Moments() for layer in gated} for _ in range(2))
-    rest = {layer: weights.attention(layer).gate_at_rest for layer in gated}
+    rest = {layer: weights.attention(layer).gate_at_rest for layer in gated}  # [head d_head]
     for start in range(0, rows.shape[0], ROWS):
         part, reals = rows[start : start + ROWS], real[start : start + ROWS]
         inside = torch.arange(part.shape[1], device=reals.device) < reals[:, None]

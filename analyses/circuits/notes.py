@@ -25,7 +25,7 @@ def notes_of(
     """
     found: list[str] = []
     if any(attention.gated for attention in cfg.attentions):
-        found.append(f"OV circuits have output gates at rest, at ½; {_off(cfg, gate_error)}.")
+        found.append(f"OV circuits have output gates at rest, at their value for input 0; {_off(cfg, gate_error)}.")
     if any(attention.qk_norm for attention in cfg.attentions):
         found.append(
             "QK circuits have the weights of the norms of queries and keys folded in; the scales of these norms, one "
@@ -35,7 +35,7 @@ def notes_of(
     if left_out:
         which = f"layer {left_out[0]}" if len(left_out) == 1 else f"layers {', '.join(map(str, left_out))}"
         found.append(
-            f"Recurrent {which} let nothing pass at rest and are left out as writers; measure on real text to have them."
+            f"Recurrent {which} pass nothing on at rest and are no writers here; on real text they are measured."
         )
     return tuple(found)
 

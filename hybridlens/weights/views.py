@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -47,7 +48,8 @@ class AttentionWeights:
         scale: scores are q · k times this.
         q_norm: what a head's query is multiplied by after its root-mean-square norm; None where there is none.
         k_norm: likewise of keys.
-        W_gate: the gate's logits; None where what heads read is not gated. At rest a gate is ½.
+        W_gate: the gate's logits; None where what heads read is not gated.
+        b_gate: their bias; None where there is none.
         qk_eps: ε of the norms of queries and keys.
     """
 
@@ -66,6 +68,7 @@ class AttentionWeights:
     q_norm: Float[Tensor, "d_head"] | None = None
     k_norm: Float[Tensor, "d_head"] | None = None
     W_gate: Float[Tensor, "head d_model d_head"] | None = None
+    b_gate: Float[Tensor, "head d_head"] | None = None
     qk_eps: float = 0.0
 
     @property
@@ -74,9 +77,17 @@ class AttentionWeights:
         return self.W_Q.shape[0]
 
     @property
-    def gate_at_rest(self) -> float:
-        """What a head's values are multiplied by before `W_O`, with the gate at its value for input 0."""
-        return 1.0 if self.W_gate is None else 0.5
+    def gate_at_rest(self) -> Float[Tensor, "head d_head"] | None:
+        """What a head reads is multiplied by, with the gate at its value for input 0: ½ without a bias; None: no gate."""
+        if self.W_gate is None:
+            return None
+        return torch.full_like(self.W_O[..., 0], 0.5) if self.b_gate is None else torch.sigmoid(self.b_gate)
+
+    @property
+    def W_O_at_rest(self) -> Float[Tensor, "head d_head d_model"]:
+        """`W_O` after the gate at rest."""
+        rest = self.gate_at_rest
+        return self.W_O if rest is None else rest[..., None] * self.W_O
 
     @property
     def compared(self) -> AttentionWeights:
