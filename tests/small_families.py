@@ -74,7 +74,7 @@ def ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:
 
 
 def shaken(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Weights large enough that states matter, decays of all speeds, and norms and biases that are not their default."""
+    """Weights large enough that states matter, decays of all speeds, norms and biases away from their default."""
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():

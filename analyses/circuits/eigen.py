@@ -106,8 +106,8 @@ def copying_share(
         InputError: the sample has less than two tokens.
     """
     values = E @ attention.W_V
-    shares = [_own_highest(values[attention.kv_head(head)], U @ W_O.T) for head, W_O in enumerate(attention.W_O_at_rest)]
-    return torch.stack(shares)
+    written = enumerate(attention.W_O_at_rest)
+    return torch.stack([_own_highest(values[attention.kv_head(head)], U @ W_O.T) for head, W_O in written])
 
 
 def matching_share(

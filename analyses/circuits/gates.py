@@ -1,8 +1,9 @@
 """How far a head's OV circuit is off where an output gate multiplies what the head reads.
 
-Weights alone know a gate at rest only, at its value for input 0, which is ½ without a bias; on real tokens it is another number for each token and
-channel. The error is ‖out − lin‖ ÷ ‖out‖ over real tokens, both about their means: out is what a head writes,
-(z ⊙ g) W_O, lin what it would write with the gate at rest, (z ⊙ g₀) W_O. 0 is exact, 1 no better than a constant.
+Weights alone know a gate at rest only, at its value for input 0, which is ½ without a bias; on real tokens it is
+another number for each token and channel. The error is ‖out − lin‖ ÷ ‖out‖ over real tokens, both about their means:
+out is what a head writes, (z ⊙ g) W_O, lin what it would write with the gate at rest, (z ⊙ g₀) W_O. 0 is exact, 1 no
+better than a constant.
 
 How it fails: it says how far off the written values are, not whether the gate opens for what the circuit is about.
 """
