@@ -78,7 +78,7 @@ class AttentionWeights:
 
     @property
     def gate_at_rest(self) -> Float[Tensor, "head d_head"] | None:
-        """What multiplies what a head reads, with the gate at its value for input 0; ½ without a bias. None: no gate."""
+        """What multiplies what a head reads, the gate at its value for input 0: ½ without a bias. None: no gate."""
         if self.W_gate is None:
             return None
         return torch.full_like(self.W_O[..., 0], 0.5) if self.b_gate is None else torch.sigmoid(self.b_gate)
