@@ -80,8 +80,9 @@ def test_every_answer_is_that_of_a_run_alone(family, boundary):
             assert answers[index].tokens == expected[index]
         if memory > least:
             end = -1 if boundary == "last_prompt_token" else None
-            apart = {job.reading: {other.tokens[:end] for other in jobs if other.reading == job.reading} for job in jobs}
-            once = sum(distinct_prefixes(sorted(tokens)) for tokens in apart.values())
+            apart = {(job.reading, job.tokens[:end]) for job in jobs}
+            under = {reading for reading, _ in apart}
+            once = sum(distinct_prefixes([tokens for other, tokens in apart if other == one]) for one in under)
             assert (sweep.tally.prefilled, sweep.tally.distinct, sweep.tally.dropped) == (once, once, 0)
 
 
