@@ -6,6 +6,7 @@ model makes of the changed state is compared with editing the same entries by a 
 
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from niah_tokenizers import KINDS
@@ -147,7 +148,7 @@ def test_project_out(family):
 
 
 @pytest.mark.parametrize("family", MATRIX_FAMILIES)
-def test_what_a_state_does_not_have_is_refused(family):
+def test_what_a_state_does_not_have_is_refused(family, monkeypatch):
     """One line: what was given, what there is."""
     state, layer = state_of(family), layer_of(family)
     _, s, u, m = recurrent(state, layer).shape
@@ -166,9 +167,9 @@ def test_what_a_state_does_not_have_is_refused(family):
     ):
         with pytest.raises(InputError, match=error):
             fn()
-    unchecked = jaxtyping.jaxtyped(typechecker=None)  # as for a user, whose arguments nothing checks before
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user, whom nothing else stops
     with pytest.raises(UnknownNameError, match="side 'rows' does not exist; expected one of values, addresses"):
-        unchecked(project)(state, torch.ones(u), side="rows")
+        project(state, torch.ones(u), side="rows")
 
 
 def state_layers(state: HybridState) -> list[int]:
