@@ -1,4 +1,4 @@
-"""The needle experiment on families with matrix states: every cell is what one row alone gives, and a report is made."""
+"""The needle experiment on families with matrix states: every cell is what one row gives alone, with a report."""
 
 from pathlib import Path
 
@@ -33,7 +33,8 @@ def reading_lens(family: str) -> HybridLens:
 def test_every_cell_is_what_it_is_alone(family: str, tmp_path: Path):
     """Both phases and several k, answered together from shared beginnings, against `generate` on one row each."""
     lens = reading_lens(family)
-    options = NiahConfig(model="random", lengths=(110,), depths=(0, 60), heads=(0, 2, 4), max_new_tokens=4)
+    grid = {"lengths": (110,), "depths": (0, 60), "heads": (0, 2, 4), "control": False}
+    options = NiahConfig(model="random", **grid, max_new_tokens=4)
     experiment = NiahRun(lens, options)
     done = conduct(experiment, tmp_path / "run")
     assert len(done.result) == len(experiment.grid) == 12

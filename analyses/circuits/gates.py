@@ -74,7 +74,11 @@ def gate_errors(
     rows = batch.tokens
     real = torch.full(rows.shape[:1], rows.shape[1], device=rows.device) if batch.lengths is None else batch.lengths
     written, missed = ({layer: _Moments() for layer in gated} for _ in range(2))
-    rest = {layer: weights.attention(layer).gate_at_rest for layer in gated}  # [head d_head]
+    rest: dict[int, Float[Tensor, "head d_head"]] = {}
+    for layer in gated:
+        gate = weights.attention(layer).gate_at_rest
+        assert gate is not None
+        rest[layer] = gate
     for start in range(0, rows.shape[0], ROWS):
         part, reals = rows[start : start + ROWS], real[start : start + ROWS]
         inside = torch.arange(part.shape[1], device=reals.device) < reals[:, None]
