@@ -299,3 +299,21 @@ def test_states_of_other_weights_do_not_mix(family):
             kv_cache.swap(state, other)
     with pytest.raises(InputError, match="cat: states made by different weights"):
         HybridState.cat([state, other])
+
+
+@pytest.mark.parametrize("family", WITH_HEADS)
+def test_drop_maps_are_runs_one_by_one(family):
+    """Keys dropped block by block, of all layers and of one head, against a drop and a look each."""
+    lens, pair = small_lens(family), pair_of(family)
+    layer = lens.cfg.attention_layers[0]
+    groups = [Group("all layers", lens.cfg.attention_layers), Group(f"layer {layer}, head 1", (layer,), (1,))]
+    found = drop_map(lens, pair, block=5, groups=groups, max_new_tokens=0)
+    with torch.no_grad():
+        state = lens.prefill([list(pair.a[:-1])]).state
+    made = [
+        float(kv_cache.logprobs(lens, kv_cache.drop(state, place, layers=group.layers, heads=group.heads), [pair]).b[0])
+        for group in groups
+        for place in (range(5), range(5, 10), range(10, 13))
+    ]
+    torch.testing.assert_close(found.changed.logprob_b, torch.tensor(made), atol=1e-4, rtol=1e-4)
+    assert len({round(value, 3) for value in made}) > 3
