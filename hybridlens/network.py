@@ -184,7 +184,8 @@ class HookedNetwork(nn.Module):
         return self._state(run, tuple(layers), self.following.check())
 
     def _state(self, run: Pass, layers: tuple[Memories, ...], weights: str) -> HybridState:
-        return HybridState(self.signature, run.lengths, run.key_positions, layers, self.cfg.window, weights)
+        positions = run.key_positions if self.cfg.attention_layers else run.key_positions[:, :0]  # no keys, no slots
+        return HybridState(self.signature, run.lengths, positions, layers, self.cfg.window, weights)
 
     def _check(self, state: HybridState, batch: int, weights: str) -> None:
         if state.model != self.signature:

@@ -17,8 +17,8 @@ import torch
 from random_lens import benchmark_lens
 
 from analyses import entropy, manipulation, needle_heads, sparsification
+from analyses.heads.ranking import HeadRanking
 from analyses.patching import metrics, pairs
-from analyses.ranking import HeadRanking
 from hybridlens import niah
 from hybridlens.boundary_words import shown
 from hybridlens.errors import HybridLensError

@@ -210,7 +210,7 @@ def test_refusals(monkeypatch):
         filler_loss(lens, [mask], tokens[:, :1])
     with pytest.raises(InputError, match="batch size 0"):
         filler_loss(lens, [mask], tokens, batch_size=0)
-    with pytest.raises(InputError, match="no attention layer"):
+    with pytest.raises(InputError, match="ranking heads needs attention heads"):
         filler_loss(hl.HybridLens(make("jamba", attn_layer_period=8, attn_layer_offset=7)), [mask], tokens)
     with pytest.raises(InputError, match=r"filler of 401 tokens asked for, expected 2\.\.400"):
         filler_tokens(lens, 401, 1)

@@ -39,7 +39,7 @@ def heads(n: int = 4, kv: int = 2, d: int = 24, e: int = 8, rotary: Turning | No
     """A layer of random heads without biases."""
     g = torch.Generator().manual_seed(seed)
     q, k, v, o = (torch.randn(*s, generator=g) for s in ((n, d, e), (kv, d, e), (kv, d, e), (n, e, d)))
-    return AttentionWeights(5, q, k, v, o, None, None, None, None, rotary, None)
+    return AttentionWeights(5, q, k, v, o, None, None, None, None, rotary, None, e**-0.5)
 
 
 def symmetric(d: int, seed: int = 1) -> torch.Tensor:
@@ -187,7 +187,7 @@ def test_identities():
     quarter[: d // 2, d // 2 :], quarter[d // 2 :, : d // 2] = torch.eye(d // 2), -torch.eye(d // 2)
     maps = torch.stack([torch.eye(d), -torch.eye(d), quarter, torch.zeros(d, d)])
     one = torch.eye(d)[None]
-    attention = AttentionWeights(0, maps.mT, one, one, maps, None, None, None, None, None, None)
+    attention = AttentionWeights(0, maps.mT, one, one, maps, None, None, None, None, None, None, 1.0)
     expected = torch.tensor([1.0, -1.0, 0.0, 0.0])
     close(positivity(ov_eigenvalues(attention, torch.eye(d))), expected)
     close(positivity(qk_eigenvalues(attention, torch.eye(d))), expected)
@@ -205,7 +205,7 @@ def test_turning_queries_away_ends_matching():
     d = 2
     one = torch.eye(d)[None]
     rotary = Turning(2, 1.0)  # base 1: every pair turns one radian a token
-    attention = AttentionWeights(0, one, one, one, one, None, None, None, None, rotary, None)
+    attention = AttentionWeights(0, one, one, one, one, None, None, None, None, rotary, None, 1.0)
     for distance in (0, 1, 3, 22):  # 22 is 3.5 turns, nearly
         score = positivity(qk_eigenvalues(attention, torch.eye(d), distance))
         close(score, torch.tensor([np.cos(distance)], dtype=torch.float32))
@@ -290,7 +290,7 @@ def own_highest(rows: list[torch.Tensor]) -> float:
 def test_ties_do_not_count():
     """Two tokens with one embedding are never each the highest; every other token of a copying head is."""
     one = torch.eye(8)[None]
-    attention = AttentionWeights(0, one, one, one, one, None, None, None, None, None, None)
+    attention = AttentionWeights(0, one, one, one, one, None, None, None, None, None, None, 1.0)
     E = torch.randn(10, 8)
     E = E / E.norm(dim=1, keepdim=True)
     E[3] = E[8]

@@ -23,7 +23,8 @@ WINDOW = 16
 def heads(rotary: Turning | None, n: int = 4, kv: int = 2, d: int = 24, e: int = 16, window: int | None = WINDOW):
     """A layer of random heads with biases."""
     q, k, v, o = (torch.randn(*s) for s in ((n, d, e), (kv, d, e), (kv, d, e), (n, e, d)))
-    return AttentionWeights(5, q, k, v, o, torch.randn(n, e), torch.randn(kv, e), None, None, rotary, window)
+    biases = torch.randn(n, e), torch.randn(kv, e)
+    return AttentionWeights(5, q, k, v, o, *biases, None, None, rotary, window, e**-0.5)
 
 
 @pytest.mark.parametrize("kv", [1, 2, 4])

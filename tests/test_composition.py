@@ -321,5 +321,5 @@ def test_bad_input():
     with pytest.raises(InputError, match=r"layer 0's linear path has shape \[9, 4\], expected \[64, 4\]"):
         compositions(weights, [paths[0]._replace(channels=torch.zeros(9, 4))])
     none = weights_of(make("jamba", 0, attn_layer_period=9, attn_layer_offset=8))
-    with pytest.raises(InputError, match="the model has no attention layer"):
+    with pytest.raises(InputError, match="composition with heads needs attention heads, but no layer of this jamba"):
         compositions(none, [])

@@ -361,7 +361,7 @@ def test_refusals():
     without = hl.HybridLens(make("jamba", attn_layer_period=8, attn_layer_offset=7))
     assert not without.cfg.attention_layers
     for run in (lambda: runtime_rankings(without, prompts), lambda: random_rankings(without, 1)):
-        with pytest.raises(InputError, match="no attention layer, so it has no heads to rank"):
+        with pytest.raises(InputError, match="ranking heads needs attention heads, but no layer"):
             run()
     narrow = benchmark_lens("jamba", max_position_embeddings=90)
     for run in (looks, ablation_effects):

@@ -112,7 +112,7 @@ def test_no_heads_leave_exactly_the_bias(family: str, ks: int | list[int]) -> No
     keep = hl.Edit(f"blocks.{layer}.hook_attn_out", lambda x, hook: written.update(out=x.clone()))
     with torch.no_grad():
         lens.prefill(ids, [*edits, keep])
-    bias = getattr(lens.blocks[layer].attn.parts.o, "bias", None)
+    bias = lens.blocks[layer].attn.out_bias()
     expected = torch.zeros(lens.cfg.d_model) if bias is None else bias
     assert (bias is not None and bool(bias.any())) == (family == "recurrentgemma")
     assert torch.equal(written["out"][0], expected.expand_as(written["out"][0]).contiguous())

@@ -2,9 +2,11 @@
 
 Score of Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits"): ‖W_w W_r‖ / (‖W_w‖ ‖W_r‖) with
 Frobenius norms, 0 … 1. Writers are a head's W_V W_O and a recurrent layer's linear path at each lag of its convolution
-(see `paths`). Readers are a head's W_Q W_Kᵀ ("q": the writer feeds the queries), W_K W_Qᵀ ("k": the keys) and W_V W_O
-("v": the values). Norm weights are folded in, biases left out, and a norm's scale, one positive number a token, is
-left out too. Beside each score stands what random matrices of the same shapes and spectra would have (`chance`).
+(see `paths`); where both stand side by side in a layer, neither reads the other. Readers are a head's W_Q W_Kᵀ ("q":
+the writer feeds the queries), W_K W_Qᵀ ("k": the keys) and W_V W_O ("v": the values). Norm weights are folded in, those
+of queries and keys too, biases left out, and a norm's scale, one positive number a token, is left out too; an output
+gate is at rest. Beside each score stands what random matrices of the same shapes and spectra
+would have (`chance`).
 
 Rotary embedding R is left out of "q" and "k", whose reader at a distance is W_Q R W_Kᵀ. The scores are exact without
 rotary and at distance 0; elsewhere as far as R leaves the Gram of the other side alone, R W_KᵀW_K Rᵀ for "q" and
@@ -142,7 +144,7 @@ class _Compositions:
         for layer in range(max(attention)):
             if layer in attention:
                 yield layer, attention[layer] * cfg.n_heads, head_writers(self.weights.attention(layer), self.dtype)
-            elif layer in recurrent:
+            if layer in recurrent:
                 i, maps = recurrent[layer], self.weights.recurrent(layer)
                 first = len(attention) * cfg.n_heads + i * cfg.d_conv
                 for lag in range(cfg.d_conv):
@@ -192,8 +194,7 @@ class _Compositions:
 
 def _check(cfg: LensConfig, paths: Sequence[LinearPath], kinds: Sequence[str]) -> None:
     """Refuse what cannot be computed; see `compositions`."""
-    if not cfg.attention_layers:
-        raise InputError("the model has no attention layer, so no head reads what is written")
+    cfg.need_attention("composition with heads")
     for kind in kinds:
         if kind not in KINDS:
             raise UnknownNameError(f"kind {kind!r} of composition does not exist; expected some of {', '.join(KINDS)}")
@@ -204,8 +205,9 @@ def _check(cfg: LensConfig, paths: Sequence[LinearPath], kinds: Sequence[str]) -
         known = ", ".join(map(str, cfg.ssm_layers)) or "none"
         raise InputError(f"linear paths of layers {given} given, expected recurrent layers ({known}), each once")
     for path in paths:
-        if tuple(path.channels.shape) != (cfg.d_channels, cfg.d_conv):
+        sizes = cfg.recurrence(path.layer)
+        if tuple(path.channels.shape) != (sizes.d_channels, sizes.d_conv):
             raise InputError(
                 f"layer {path.layer}'s linear path has shape {list(path.channels.shape)}, expected "
-                f"{[cfg.d_channels, cfg.d_conv]}; take the paths of this model"
+                f"{[sizes.d_channels, sizes.d_conv]}; take the paths of this model"
             )

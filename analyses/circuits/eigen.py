@@ -10,6 +10,10 @@ mathematical framework for transformer circuits").
 Rotary embeddings turn the query dimensions by an angle for each token of distance, which is a rotation inside the
 small product, so distances cost next to nothing beyond it.
 
+Queries and keys are taken as scores compare them: where they are normalised, with the weights of these norms. An output
+gate is at rest. What is left of a norm is its scale, positive and of a token's own,
+and takes no part.
+
 How it fails: a spectrum says what a matrix does on the whole, and no more than a sum over tokens; the shares, on a
 sample, say for how many tokens. Biases take no part, and every token counts with its embedding's own length, as it
 does not behind a norm. The eigenvalues of a product that is nilpotent but for rounding are rounding.
@@ -43,7 +47,7 @@ def ov_eigenvalues(attention: AttentionWeights, UE: Float[Tensor, "d_model d_mod
     Raises:
         CheckpointError: some weights are infinite or not a number.
     """
-    return eigenvalues(_product(attention, attention.W_O, UE, attention.W_V))
+    return eigenvalues(_product(attention, attention.W_O_at_rest, UE, attention.W_V))
 
 
 def qk_eigenvalues(
@@ -66,7 +70,7 @@ def qk_eigenvalues(
         UnknownNameError: there is no such part.
         CheckpointError: some weights are infinite or not a number.
     """
-    turn = _checked(attention, distance)
+    turn, attention = _checked(attention, distance), attention.compared
     chosen = _dimensions(attention, part)
     found = _product(attention, attention.W_Q.transpose(1, 2), EE, attention.W_K).transpose(1, 2)
     if attention.rotary is not None and turn:
@@ -102,8 +106,8 @@ def copying_share(
         InputError: the sample has less than two tokens.
     """
     values = E @ attention.W_V
-    shares = [_own_highest(values[attention.kv_head(head)], U @ W_O.T) for head, W_O in enumerate(attention.W_O)]
-    return torch.stack(shares)
+    written = enumerate(attention.W_O_at_rest)
+    return torch.stack([_own_highest(values[attention.kv_head(head)], U @ W_O.T) for head, W_O in written])
 
 
 def matching_share(
@@ -122,7 +126,7 @@ def matching_share(
     Raises:
         InputError: the sample has less than two tokens, or the distance is not in the window.
     """
-    turn = _checked(attention, distance)
+    turn, attention = _checked(attention, distance), attention.compared
     keys = E @ attention.W_K
     shares: list[Tensor] = []
     for head, W_Q in enumerate(attention.W_Q):

@@ -48,7 +48,7 @@ def dtype_for(d_model: int) -> torch.dtype:
 
 def head_writers(attention: AttentionWeights, dtype: torch.dtype) -> Grams:
     """Of each head's W_V W_O: G = W_Oᵀ (W_Vᵀ W_V) W_O."""
-    W_V, W_O = _unit(attention.W_V.to(dtype)), _unit(attention.W_O.to(dtype))
+    W_V, W_O = _unit(attention.W_V.to(dtype)), _unit(attention.W_O_at_rest.to(dtype))
     return _traced(_times(W_O.mT, attention.expanded(W_V.mT @ W_V)), W_O.mT)
 
 
@@ -61,10 +61,11 @@ def path_writer(recurrent: RecurrentWeights, path: LinearPath, lag: int, dtype: 
 
 
 def readers(attention: AttentionWeights, kind: str, dtype: torch.dtype) -> Grams:
-    """Of what each head reads by "q", W_Q W_Kᵀ; "k", W_K W_Qᵀ; "v", W_V W_O."""
+    """Of what each head reads by "q", W_Q W_Kᵀ; "k", W_K W_Qᵀ, with the weights of their norms; "v", W_V W_O."""
     if kind == "v":
-        W_V, W_O = _unit(attention.W_V.to(dtype)), _unit(attention.W_O.to(dtype))
+        W_V, W_O = _unit(attention.W_V.to(dtype)), _unit(attention.W_O_at_rest.to(dtype))
         return _traced(_times(attention.expanded(W_V), W_O @ W_O.mT), W_V)
+    attention = attention.compared
     W_Q, W_K = _unit(attention.W_Q.to(dtype)), _unit(attention.W_K.to(dtype))
     if kind == "q":
         return _traced(_times(W_Q, attention.expanded(W_K.mT @ W_K)), W_Q)

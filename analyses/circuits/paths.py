@@ -8,10 +8,14 @@ What is linearised, and how:
 * the recurrence: what a token's own input puts into the same token's readout, the gain. At rest every gate has its
   value for input 0; measured, the gain is its mean over real tokens. What the state carries over from earlier tokens
   is left out altogether, and so is what the input does to the gates;
+* the norm between readout and output projection, where there is one: its weight is in W_out. Its scale is left out at
+  rest, as those of all norms are in weights; measured, gain and scale are averaged as one product;
 * the gate: 1, or its mean over real tokens.
 
 So a path at rest is a matter of weights alone. In both, a token reaches the output through its convolution only, in
 the few tokens that its taps span.
+
+A delta rule passes nothing on at rest: its keys and queries are 0 there. Such a layer has no path from weights alone.
 
 How it fails: the carry is often most of what a recurrent layer does, so the relative error of the measured paths
 is often near 1 and can, where the mean gate or gain misleads, be above it. Then the paths say what the convolution can
@@ -40,8 +44,8 @@ ROWS = 8
 BAND = 512
 """Channels whose products with all others are held at once."""
 
-OUT = "hook_mixer_out"
-"""The point that a recurrent layer passes last."""
+OUT = "hook_ssm_out"
+"""The point that a recurrence passes last: what it writes, not what attention beside it does."""
 
 Take: TypeAlias = Callable[[int, Mapping[str, Tensor], Valid], None]
 """Given a layer, its activations by the last part of their points' names, float32, and which tokens are real."""
@@ -57,9 +61,34 @@ class LinearPath(NamedTuple):
 
 
 def paths_at_rest(weights: Weights) -> list[LinearPath]:
-    """Linear paths of all recurrent layers from weights alone: gates, gain and slope at input 0, output gate 1."""
+    """Linear paths of all recurrent layers from weights alone: gates, gain and slope at input 0, output gate 1.
+
+    Raises:
+        InputError: a layer's recurrence passes nothing on at rest.
+    """
+    found = _at_rest(weights)
+    silent = [layer for layer, path in found.items() if path is None]
+    if silent:
+        raise InputError(
+            f"the recurrence of layer {', '.join(map(str, silent))} passes nothing on at rest, so it has no linear "
+            "path from weights alone; give real text, on which its gain is measured"
+        )
+    return [path for path in found.values() if path is not None]
+
+
+def passing_at_rest(weights: Weights) -> list[LinearPath]:
+    """`paths_at_rest` of those layers whose recurrence passes something on at rest; the others are left out."""
+    return [path for path in _at_rest(weights).values() if path is not None]
+
+
+def _at_rest(weights: Weights) -> dict[int, LinearPath | None]:
+    """By layer; None where nothing is passed on."""
+    found: dict[int, LinearPath | None] = {}
     with torch.no_grad():
-        return [_path(weights.recurrent(layer)) for layer in weights.cfg.ssm_layers]
+        for layer in weights.cfg.ssm_layers:
+            recurrent = weights.recurrent(layer)
+            found[layer] = _path(recurrent) if bool(recurrent.parts.gain_at_rest.any()) else None
+    return found
 
 
 def measured_paths(
@@ -87,7 +116,7 @@ def measured_paths(
         InputError: prompts that cannot be run, fewer than 2 real tokens, or weights of another model.
     """
     ours, theirs = weights.cfg, lens.cfg
-    if (ours.layer_types, ours.d_model, ours.d_channels) != (theirs.layer_types, theirs.d_model, theirs.d_channels):
+    if (ours.layers, ours.d_model) != (theirs.layers, theirs.d_model):
         raise InputError("the weights are of another model than the lens; take Weights.of_model(lens)")
     batch = lens.batch(tokens, lengths)
     rows = batch.tokens
@@ -99,7 +128,7 @@ def measured_paths(
     layers = ours.ssm_layers
     means = {layer: _Means() for layer in layers}
     errors = {layer: _Errors() for layer in layers}
-    wanted = {layer: {"hook_in", "hook_conv", "hook_gate", *_gain_points(weights, layer)} for layer in layers}
+    wanted = {layer: {"hook_in", "hook_conv", "hook_gate", *_points(weights, layer)} for layer in layers}
 
     def count(layer: int, seen: Mapping[str, Tensor], mask: Valid) -> None:
         means[layer].add(weights.recurrent(layer), seen, mask)
@@ -114,8 +143,9 @@ def measured_paths(
     return list(paths.values()), torch.tensor([error.relative for error in errors.values()])
 
 
-def _gain_points(weights: Weights, layer: int) -> tuple[str, ...]:
-    return weights.recurrent(layer).parts.gain_points
+def _points(weights: Weights, layer: int) -> tuple[str, ...]:
+    parts = weights.recurrent(layer).parts
+    return (*parts.gain_points, *parts.norm_points)
 
 
 class _Means:
@@ -131,12 +161,13 @@ class _Means:
     def add(self, recurrent: RecurrentWeights, seen: Mapping[str, Tensor], mask: Valid) -> None:
         """Count the real tokens of a batch."""
         parts = recurrent.parts
-        before = convolved(seen["hook_in"], parts.taps)
+        before = convolved(seen["hook_in"][..., parts.written], parts.taps)
         before = (before if parts.b_conv is None else before + parts.b_conv)[mask].double()
         self.tokens += int(mask.sum())
         self.gate = self.gate + seen["hook_gate"][mask].double().sum(0)
-        self.gain = self.gain + parts.gain(seen)[mask].double().sum(0)
-        self.product = self.product + (seen["hook_conv"][mask].double() * before).sum(0)
+        gain = parts.gain(seen) if parts.norm is None else parts.gain(seen) * parts.norm(seen)
+        self.gain = self.gain + gain[mask].double().sum(0)
+        self.product = self.product + (seen["hook_conv"][..., parts.written][mask].double() * before).sum(0)
         self.square = self.square + before.square().sum(0)
 
     def path(self, recurrent: RecurrentWeights) -> LinearPath:
@@ -157,7 +188,8 @@ class _Errors:
 
     def add(self, path: LinearPath, recurrent: RecurrentWeights, seen: Mapping[str, Tensor], mask: Valid) -> None:
         """Count the real tokens of a batch."""
-        linear = convolved(seen["hook_in"], path.channels)[mask] @ recurrent.parts.W_out
+        inner = seen["hook_in"][..., recurrent.parts.written]
+        linear = convolved(inner, path.channels)[mask] @ recurrent.parts.W_out
         out = seen[OUT][mask]
         self.tokens += len(out)
         for i, x in enumerate(((out - linear).double(), out.double())):

@@ -25,8 +25,8 @@ def profile(
 ) -> Float[Tensor, "head distance"]:
     """Each head's attention to keys 0 … distances - 1 tokens back, all of the same content as the query; rows sum to 1.
 
-    Biases of queries and keys are included, and scores are divided by √d_head, so this is the pattern itself: of a
-    query that sees fewer keys it is the part that it sees, made to sum to 1.
+    Biases and norms of queries and keys are included, and scores are scaled as the layer scales them, so this is the
+    pattern itself: of a query that sees fewer keys it is the part that it sees, made to sum to 1.
 
     Args:
         attention: the heads.
@@ -42,8 +42,9 @@ def profile(
         expected = "1 or more" if window is None else f"1..{window}, the window"
         raise InputError(f"{distances} distances given for layer {attention.layer}; expected {expected}")
     content = mean_resid.double()
-    q = _read(content, attention.W_Q, attention.b_Q)
-    k = _read(content, attention.W_K, attention.b_K).repeat_interleave(attention.n_shared, 0)
+    q = attention.normed(_read(content, attention.W_Q, attention.b_Q), attention.q_norm)
+    k = attention.normed(_read(content, attention.W_K, attention.b_K), attention.k_norm)
+    k = k.repeat_interleave(attention.n_shared, 0)
     turning = 0 if attention.rotary is None else attention.rotary.dims
     scores = (q[:, turning:] * k[:, turning:]).sum(-1, keepdim=True).expand(-1, distances)
     if attention.rotary is not None:
@@ -51,7 +52,7 @@ def profile(
         q1, q2 = q[:, :turning].chunk(2, dim=1)
         k1, k2 = k[:, :turning].chunk(2, dim=1)
         scores = scores + (q1 * k1 + q2 * k2) @ angles.cos() + (q1 * k2 - q2 * k1) @ angles.sin()
-    return torch.softmax(scores / q.shape[1] ** 0.5, dim=-1).float()
+    return torch.softmax(scores * attention.scale, dim=-1).float()
 
 
 def _read(

@@ -66,7 +66,7 @@ def finding(circuits: HeadCircuits) -> tuple[str, ...]:
     said.append(_induction(circuits))
     if circuits.ssm_layers:
         said.append(_linearised(circuits))
-    return tuple(said)
+    return (*said, *circuits.notes)
 
 
 def _best(circuits: HeadCircuits, metric: str) -> str:
@@ -106,7 +106,7 @@ def _origin(circuits: HeadCircuits, record: Mapping[str, Any]) -> tuple[str, ...
     layers, ssm = len(circuits.layers), len(circuits.ssm_layers)
     return (
         f"{circuits.copying.numel()} heads in {layers} attention {'layer' if layers == 1 else 'layers'}",
-        f"{ssm} recurrent {'layer' if ssm == 1 else 'layers'}, linearised {circuits.linearised}",
+        f"{ssm} recurrent {'layer' if ssm == 1 else 'layers'} taken for writers, linearised {circuits.linearised}",
         f"{circuits.sample:,} tokens sampled, seed {record.get('seed')}",
     )
 
@@ -120,4 +120,4 @@ def circuits_table(found: HeadCircuits, best: int = 3) -> str:
         rows.append([metric, *top, METRICS[metric].words])
     off = "" if found.path_error is None else f"; error {', '.join(f'{e:.2f}' for e in found.path_error.tolist())}"
     title = f"{found.model}: heads by their weights; recurrent layers linearised {found.linearised}{off}"
-    return f"{title}\n{columns(rows, left=best + 2)}"
+    return "\n".join([title, columns(rows, left=best + 2), *found.notes])

@@ -54,7 +54,7 @@ class HeadCircuits:
     Attributes:
         model: its name.
         layers: the index in the model of each attention layer.
-        ssm_layers: of each recurrent layer.
+        ssm_layers: of each recurrent layer that is taken for a writer.
         sample: tokens among which the shares are taken; a smaller sample makes them higher.
         distances: at which matching is taken, ascending; only 0 without rotary embedding.
         copying: Σλ ÷ Σ|λ| of W_E W_V W_O W_U, -1 … 1; here and below keys and unembedding are centred over the
@@ -75,6 +75,9 @@ class HeadCircuits:
         induction_writer: that writer's place in `writers`; -1 where no earlier one attends or reaches back by one.
         induction_match: Σλ ÷ Σ|λ| of matching through that writer.
         retrieval: see `analyses.circuits.strength`.
+        gate_error: of every head, how far the output gate at rest is off, relative to the spread of what the head
+            writes (`gates`); 0 in layers without a gate, None where there is none or where not measured.
+        notes: what is to be known of these numbers beside `linearised`, in sentences: gates, norms, layers left out.
     """
 
     model: str
@@ -99,6 +102,8 @@ class HeadCircuits:
     induction_writer: Int[Tensor, "attn_layer head"]
     induction_match: Float[Tensor, "attn_layer head"]
     retrieval: Float[Tensor, "attn_layer head"]
+    gate_error: Float[Tensor, "attn_layer head"] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def n_heads(self) -> int:

@@ -19,11 +19,14 @@ from torch import Tensor
 
 from analyses.circuits.composition import KINDS, Composition, compositions
 from analyses.circuits.eigen import copying_share, matching_share, ov_eigenvalues, positivity, qk_eigenvalues
-from analyses.circuits.paths import LinearPath, measured_paths, paths_at_rest
+from analyses.circuits.gates import gate_errors
+from analyses.circuits.notes import notes_of
+from analyses.circuits.paths import LinearPath, measured_paths, passing_at_rest
 from analyses.circuits.positions import profile
 from analyses.circuits.results import HeadCircuits
 from analyses.circuits.strength import Signals, induction, induction_matching, retrieval
 from analyses.circuits.vocabulary import products, sample
+from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
@@ -60,6 +63,8 @@ class Measured(NamedTuple):
     means: Float[Tensor, "attn_layer d_model"]
     """Mean normalised input of each attention layer."""
     tokens: int
+    gate_error: Float[Tensor, "attn_layer head"] | None
+    """Of output gates at rest; None where no layer has one."""
 
 
 def circuits(
@@ -99,8 +104,7 @@ def circuits(
     """
     weights = source if isinstance(source, Weights) else Weights.of_model(source)
     cfg = weights.cfg
-    if not cfg.attention_layers:
-        raise InputError("the model has no attention layer, so it has no head circuits")
+    cfg.need_attention("circuits of heads")
     if sample_size < 2:
         raise InputError(f"a sample of {sample_size} tokens given, expected at least 2: a token has to beat another")
     if tokens is not None and not isinstance(source, HybridLens):
@@ -123,7 +127,7 @@ def circuits(
         if tokens is not None:
             assert isinstance(source, HybridLens)
             measured = measure(source, weights, tokens, lengths)
-        paths = paths_at_rest(weights) if measured is None else measured.paths
+        paths = passing_at_rest(weights) if measured is None else measured.paths
         chosen = sample(weights, sample_size, seed)
         E, U = weights.embed(chosen), weights.unembed(chosen)
         progress(done := done + 1, total)
@@ -138,13 +142,15 @@ def circuits(
     return HeadCircuits(
         model=model or cfg.family,
         layers=cfg.attention_layers,
-        ssm_layers=cfg.ssm_layers,
+        ssm_layers=tuple(path.layer for path in paths),
         sample=len(chosen),
         distances=at,
         **{"matching_rotary": None, "matching_free": None, **scores},
         composition=composed,
         linearised="at rest" if measured is None else f"at the mean of {measured.tokens} tokens",
         path_error=None if measured is None else measured.error.cpu(),
+        gate_error=None if measured is None else measured.gate_error,
+        notes=notes_of(cfg, [path.layer for path in paths], None if measured is None else measured.gate_error),
         **strengths,
     )
 
@@ -160,7 +166,7 @@ def check_distances(weights: Weights, distances: Sequence[int] | None) -> tuple[
         if distances is not None and tuple(distances) != (0,):
             raise InputError(f"distances {list(distances)} given, but the model has no rotary embedding: expected [0]")
         return (0,)
-    most = (cfg.window or cfg.n_ctx or BACK) - 1
+    most = (_window(cfg) or cfg.n_ctx or BACK) - 1
     if distances is None:
         return tuple(dict.fromkeys([*(1 << i for i in range(most.bit_length())), most]))
     if not distances or len(set(distances)) < len(distances) or not 0 <= min(distances) <= max(distances) <= most:
@@ -182,9 +188,14 @@ def _layer(
         "copying_share": copying_share(attention, E, U),
         "matching_share": matching_share(attention, unit, at[0]),
         "qk_eigenvalues": qk_eigenvalues(attention, shared["EE"], at[0]),
-        "profile": profile(attention, mean, min(weights.cfg.window or BACK, weights.cfg.n_ctx or BACK)),
+        "profile": profile(attention, mean, min(_window(weights.cfg) or BACK, weights.cfg.n_ctx or BACK)),
     }
     return {name: value.cpu() for name, value in found.items()}
+
+
+def _window(cfg: LensConfig) -> int | None:
+    """What every attention layer's queries see, the layer of the smallest window too; None for no window at all."""
+    return min((attention.window for attention in cfg.attentions if attention.window is not None), default=None)
 
 
 def _matching(attention: AttentionWeights, EE: Tensor, at: Sequence[int]) -> dict[str, Tensor]:
@@ -212,7 +223,7 @@ def _strengths(
     """Induction and retrieval."""
     k = KINDS.index("k")
     lag_share = torch.stack([path.share for path in paths]).cpu() if paths else torch.zeros(0, weights.cfg.d_conv)
-    one_back = composed.excess_recurrent[k, ..., min(1, lag_share.shape[1] - 1)]
+    one_back = composed.excess_recurrent[k, ..., min(1, lag_share.shape[1] - 1) if paths else slice(0)].flatten(2)
     found = induction(composed.excess_heads[k], one_back, scores["profile"], lag_share, scores["copying"])
     match = torch.stack(
         [
@@ -232,7 +243,7 @@ def _strengths(
 
 
 def measure(lens: HybridLens, weights: Weights, tokens: Tokens, lengths: Lengths | None = None) -> Measured:
-    """Means over real tokens, and how far the linear paths are off there."""
+    """Means over real tokens, and how far the linear paths, and output gates at rest, are off there."""
     paths, error = measured_paths(lens, weights, tokens, lengths)
     layers = lens.cfg.attention_layers
     sums = torch.zeros(len(layers), lens.cfg.d_model, dtype=torch.float64)
@@ -246,4 +257,6 @@ def measure(lens: HybridLens, weights: Weights, tokens: Tokens, lengths: Lengths
     names = [f"blocks.{layer}.ln1.hook_normalized" for layer in layers]
     lens.run_with_hooks(tokens, [(name, add) for name in names], lengths=lengths)
     means = (sums / int(inside.sum())).float().to(weights.cfg.device)
-    return Measured(paths, error, means, int(inside.sum()))
+    gated = any(attention.gated for attention in lens.cfg.attentions)
+    off = gate_errors(lens, weights, tokens, lengths) if gated else None
+    return Measured(paths, error, means, int(inside.sum()), off)

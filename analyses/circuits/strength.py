@@ -80,6 +80,7 @@ def induction_matching(
         EE: W_Eᵀ W_E.
         distances: from query to key.
     """
+    layer = layer.compared
     found = torch.zeros(layer.n_heads, device=EE.device)
     read: dict[tuple[int, int], Tensor] = {}
     for head, writer in enumerate(writers.tolist()):
@@ -99,8 +100,8 @@ def _written(weights: Weights, writer: int, paths: Sequence[LinearPath], W_K: Te
         recurrent: RecurrentWeights = weights.recurrent(path.layer)
         return recurrent.parts.W_in @ (path.channels[:, 1:2] * (recurrent.parts.W_out @ W_K))
     at, head = divmod(writer - len(paths), weights.cfg.n_heads)
-    one = weights.attention(weights.cfg.attention_layers[at]).head(head)
-    return one.W_V @ (one.W_O @ W_K)
+    attention = weights.attention(weights.cfg.attention_layers[at])
+    return attention.head(head).W_V @ (attention.W_O_at_rest[head] @ W_K)
 
 
 def _products(

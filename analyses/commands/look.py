@@ -55,7 +55,7 @@ def heads(
 
     Without --prompt or --prompts: on a prompt of the paper's benchmark, its essays drawn with --seed.
     """
-    from analyses.experiment.checkpoints import open_model
+    from analyses.experiment.checkpoints import meta_lens, open_model
     from analyses.heads.entropy import rank_heads
     from analyses.heads.ranking import ranking_table
     from hybridlens import niah as benchmark
@@ -65,6 +65,7 @@ def heads(
     texts = [prompt] if prompt is not None else read_prompts(prompts) if prompts is not None else None
     if out is not None and not out.parent.is_dir():
         raise InputError(f"--out {out} cannot be written: {out.parent} is no folder; make it or name another file")
+    meta_lens(model).cfg.need_attention("ranking heads")
     lens = open_model(model, device, dtype)
     if texts is None:
         length = benchmark.shortest_length(lens.tokenizer, seed=seed)

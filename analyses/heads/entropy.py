@@ -167,9 +167,8 @@ def rank_heads(
         UnknownNameError: for queries or semantics that do not exist.
     """
     check_semantics(semantics, lens.dtype)
+    lens.cfg.need_attention("ranking heads")
     layers = lens.cfg.attention_layers
-    if not layers:
-        raise InputError("the model has no attention layer, so it has no heads to rank")
     batch = lens.batch(tokens, lengths)
     totals = torch.zeros(len(layers), lens.cfg.n_heads, dtype=torch.float64)
     counted = 0

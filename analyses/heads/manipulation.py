@@ -119,8 +119,9 @@ def manipulate_rows(
 
     Raises:
         UnknownNameError: a mode, phase or semantics that does not exist.
-        InputError: no mode, not one needle for each, or positions that are none.
+        InputError: no mode, not one needle for each, positions that are none, or a model without attention.
     """
+    lens.cfg.need_attention("manipulating attention weights")
     if not modes or len(modes) != len(needles):
         raise InputError(
             f"{len(modes)} modes and {len(needles)} needles given; expected one mode and one needle for each row"

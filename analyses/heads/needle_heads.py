@@ -64,9 +64,8 @@ def look(lens: HybridLens, prompt: Sequence[Natural], answer: Sequence[Natural],
     Raises:
         InputError: there is no needle, it lies outside the prompt, or the model has no attention.
     """
+    lens.cfg.need_attention("looking at a needle")
     layers = lens.cfg.attention_layers
-    if not layers:
-        raise InputError("the model has no attention layer, so no head can look at a needle")
     for start, end in needles:
         if not 0 <= start < end <= len(prompt):
             raise InputError(f"needle tokens {start}..{end} do not lie in a prompt of {len(prompt)} tokens")

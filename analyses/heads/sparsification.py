@@ -1,10 +1,11 @@
 """Keep some attention heads and silence the others: top-k by entropy at run time, or a fixed choice.
 
 `top_k` (section 2.2 of the paper) keeps the heads of lowest entropy at each row and query and multiplies the
-others' `z` by 0, before the output projection. The entropy is read from the attention scores, before softmax,
-so it is that of the unmanipulated pattern: edits of `hook_pattern` may be added in any order. k may differ from
-row to row, which lets one batch decode under many k at once. Scores are taken in blocks of queries, so that a long
-prompt is never held whole; what is kept of them is one truth value a head and query.
+others' `z` by 0, before the output projection and, where there is one, before the gate, which leaves it 0. In a layer
+with a recurrence beside its attention, that one goes on as it was. The entropy is read from the attention scores,
+before softmax, so it is that of the unmanipulated pattern: edits of `hook_pattern` may be added in any order. k may
+differ from row to row, which lets one batch decode under many k at once. Scores are taken in blocks of queries, so that
+a long prompt is never held whole; what is kept of them is one truth value a head and query.
 
 Heads compete inside their layer, or (scope "model") across all attention layers, where k per layer is kept on
 average. For that, a pass ahead of each forward pass over the same tokens and state reads every layer's scores
@@ -70,10 +71,11 @@ def top_k(
         device. Runs of other batch sizes raise `HookFunctionError` where `k` has one entry a row.
 
     Raises:
-        InputError: k outside 0 … n_heads; published semantics in float16.
+        InputError: k outside 0 … n_heads; published semantics in float16; a model without attention.
         UnknownNameError: a phase, scope or semantics that does not exist.
     """
     check_semantics(semantics, lens.dtype)
+    lens.cfg.need_attention("keeping the top k heads")
     n_heads, layers = lens.cfg.n_heads, lens.cfg.attention_layers
     rows = heads_kept(k, n_heads)
     if bool((rows == n_heads).all()):
@@ -217,9 +219,10 @@ def keep_each(lens: HybridLens, heads: Sequence[Heads | None], phase: Phase = "b
         z is what `keep_heads` gives it, to the bit.
 
     Raises:
-        InputError: no row, or a head that the model does not have.
+        InputError: no row, a head that the model does not have, or a model without attention.
         UnknownNameError: a phase that does not exist.
     """
+    lens.cfg.need_attention("keeping heads")
     layers, n_heads = lens.cfg.attention_layers, lens.cfg.n_heads
     if not heads:
         raise InputError("the heads of no row were given, expected those of every row of the batch")
@@ -268,8 +271,9 @@ def check_ranking(lens: HybridLens, ranking: HeadRanking) -> None:
     """Refuse a ranking of other heads than the model's.
 
     Raises:
-        InputError: it has other layers, or another number of heads.
+        InputError: it has other layers, or another number of heads; or the model has no attention.
     """
+    lens.cfg.need_attention("keeping the heads of a ranking")
     layers, n_heads = lens.cfg.attention_layers, lens.cfg.n_heads
     if ranking.layers != layers or ranking.scores.shape[1] != n_heads:
         raise InputError(

@@ -71,7 +71,7 @@ def treat(
 
     Raises:
         InputError: no row, not one needle for each, rows of other scopes or semantics, k out of range, heads that the
-            model does not have, positions that are none, or published semantics in float16.
+            model does not have, positions that are none, published semantics in float16, or a model without attention.
         UnknownNameError: a mode, phase, scope or semantics that does not exist.
     """
     if not treatments or len(treatments) != len(needles):
@@ -85,6 +85,7 @@ def treat(
                 f"expected one {field} for all rows: run the others in a batch of their own"
             )
     scope, semantics = treatments[0].scope, treatments[0].semantics
+    lens.cfg.need_attention("treating attention heads")
     heads_kept([treatment.k for treatment in treatments], lens.cfg.n_heads)
     kept: list[int] = []
     modes: list[str] = []

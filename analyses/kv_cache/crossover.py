@@ -108,5 +108,5 @@ def _batches(wanted: Sequence[Mix], each: int, rows: int) -> Iterator[Sequence[M
 
 def _cell(lens: HybridLens, mix: Mix, pair: PromptPair, text: str, logprob: tuple[float, float]) -> CrossCell:
     told, a, b = pair.tells(text)
-    seen = pair.seen(lens.cfg.window)
+    seen = pair.seen(lens.cfg.window) if lens.cfg.attention_layers else 0.0
     return CrossCell(mix.name, pair.name, pair.length, pair.depth, seen, told, a, b, *logprob, text)

@@ -85,7 +85,11 @@ def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
     Args:
         cfg: the model's configuration.
         by_layer: whether to mix single layers too.
+
+    Raises:
+        InputError: no layer has attention, so that there is nothing to set recurrent memories against.
     """
+    cfg.need_attention("mixing keys and values with recurrent memories")
     every = memories_of(cfg)
     kv, conv, recurrent = every["keys"] | every["values"], every["conv"], every["recurrent"]
     nothing: frozenset[tuple[int, str]] = frozenset()

@@ -59,19 +59,32 @@ class KeyPlace(NamedTuple):
     """Some of the keys and values of a state."""
 
     layers: tuple[int, ...]
-    heads: Bool[Tensor, "kv_head"]
+    heads: Indices
+    """Of each layer."""
     slots: Bool[Tensor, "batch key"]
-    channels: Bool[Tensor, "d_head"]
+    channels: Indices
+    """Of each layer's heads."""
+
+    def asked(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key"]:
+        """True at the keys of one layer that are meant, whether they are there or were dropped.
+
+        Raises:
+            InputError: the layer has no such head.
+        """
+        device = held.k.device
+        return self.slots.to(device)[:, None] & _mask(self.heads, held.k.shape[1], "key/value head").to(device)[:, None]
 
     def keys(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key"]:
-        """True at the keys of one layer that are meant, and there."""
-        device = held.k.device
-        chosen = self.slots.to(device)[:, None] & self.heads.to(device)[:, None]
-        return chosen if held.kept is None else chosen & held.kept
+        """The same, of those that are there."""
+        return self.asked(held) if held.kept is None else self.asked(held) & held.kept
 
     def entries(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key d_head"]:
-        """The same by channel."""
-        return self.keys(held)[..., None] & self.channels.to(held.k.device)
+        """The same by channel.
+
+        Raises:
+            InputError: the layer's heads have no such channel.
+        """
+        return self.keys(held)[..., None] & _mask(self.channels, held.k.shape[3], "channel").to(held.k.device)
 
 
 def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
@@ -84,13 +97,12 @@ def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
     check_where(where, Where)
     heads, positions = where.get("heads"), where.get("positions")
     chosen = layers_of(state, where.get("layers"), "attention", heads)
-    example = keys_of(state, chosen[0])
-    place = KeyPlace(
-        chosen,
-        _mask(heads, example.k.shape[1], "key/value head"),
-        slots_of(state, positions, where.get("rows")),
-        _mask(where.get("channels"), example.k.shape[3], "channel"),
-    )
+    channels = where.get("channels")
+    for layer in chosen:  # layers need not be alike
+        held = keys_of(state, layer)
+        indices(heads, held.k.shape[1], "key/value head")
+        indices(channels, held.k.shape[3], "channel")
+    place = KeyPlace(chosen, heads, slots_of(state, positions, where.get("rows")), channels)
     if positions is not None:
         for layer in chosen:
             _check_kept(state, place, layer)
@@ -115,11 +127,13 @@ def layers_of(
     if not chosen:
         raise InputError(f"no layer given; the {kind} layers are {_listed(there)}")
     wrong = [layer for layer in chosen if layer not in there]
-    if wrong and kind == "attention" and heads is not None:
+    if wrong and kind == "attention" and heads is not None and "ssm" in state.layers[wrong[0]]:
         raise InputError(
             f"head {_listed(indices(heads, None, 'head'))} of layer {wrong[0]} given, but that layer is recurrent and "
             f"has no heads; the attention layers are {_listed(there)}"
         )
+    if wrong and not state.layers[wrong[0]]:
+        raise InputError(f"layer {wrong[0]} has no mixer and remembers nothing; the {kind} layers are {_listed(there)}")
     if wrong:
         lacks = "recurrent and holds no keys" if kind == "attention" else "attention and holds no recurrent state"
         raise InputError(f"layer {wrong[0]} is {lacks}; the {kind} layers are {_listed(there)}")
@@ -290,9 +304,7 @@ def _check_kept(state: HybridState, place: KeyPlace, layer: int) -> None:
     held = keys_of(state, layer)
     if held.kept is None:
         return
-    device = held.k.device
-    wanted = place.slots.to(device)[:, None] & place.heads.to(device)[:, None]
-    gone = (wanted & ~held.kept).nonzero()
+    gone = (place.asked(held) & ~held.kept).nonzero()
     if len(gone):
         row, head, slot = gone[0].tolist()
         there = held.kept[row, head].to(state.visible.device) & state.visible[row]

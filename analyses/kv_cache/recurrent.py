@@ -2,23 +2,34 @@
 
 A recurrent layer remembers two things: the inputs of its convolution's last (width - 1) tokens, each at an absolute
 position, and one state, which has no positions. "conv" is the first, "recurrent" the second, "both" both. As in
-`surgery`, the given state is never written to and every row is changed by itself.
+`surgery`, the given state is never written to and every row is changed by itself. A matrix state is changed by head,
+value row and address column; what else is where, `recurrent_places` says.
 
-How it fails: an attention layer, a channel or row that is not there, positions asked of the recurrent state, or
-outside what the convolution holds, heads, which recurrent layers have none of, and states that do not fit each other
-raise `InputError` with one line; a name that says no place, such as `layer`, raises `UnknownNameError`.
+How it fails: a layer without a recurrence, a channel, head or row that is not there, positions asked of the recurrent
+state, or outside what the convolution holds, heads of layers that have none, channels of a matrix state, and states
+that do not fit each other raise `InputError` with one line; a name that says no place, such as `layer`, raises
+`UnknownNameError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, TypeAlias, TypedDict, Unpack, cast
+from typing import Literal, TypeAlias, Unpack, cast
 
 import torch
 from torch import Tensor
 
-from analyses.kv_cache.places import Indices, check_name, check_where, indices, layers_of, rows_of_batch, shown
+from analyses.kv_cache.places import check_name, layers_of
+from analyses.kv_cache.recurrent_places import (
+    MATRIX,
+    RecurrentWhere,
+    WhereLayers,
+    check_recurrent,
+    conv_entries,
+    held_part,
+    state_entries,
+)
 from analyses.kv_cache.swapping import check_same
 from hybridlens.errors import InputError
 from hybridlens.memory import Recurrent
@@ -27,23 +38,8 @@ from hybridlens.state import HybridState
 RecurrentParts: TypeAlias = Literal["conv", "recurrent", "both"]
 PARTS = ("conv", "recurrent", "both")
 
-
-class WhereLayers(TypedDict, total=False):
-    """Which recurrent layers and rows are meant; every entry may be left out."""
-
-    layers: Indices
-    """Recurrent layers, by their index in the model."""
-    rows: Indices
-    """Rows of the batch."""
-
-
-class RecurrentWhere(WhereLayers, total=False):
-    """Which recurrent memories are meant; every entry may be left out."""
-
-    channels: Indices
-    """Recurrent channels."""
-    positions: Indices
-    """Absolute positions of convolution inputs, the same for all rows; of part "conv" only."""
+Side: TypeAlias = Literal["values", "addresses"]
+SIDES = ("values", "addresses")
 
 
 def zero_recurrent(
@@ -60,13 +56,13 @@ def zero_recurrent(
 def reset(state: HybridState, **where: Unpack[WhereLayers]) -> HybridState:
     """Whole recurrent layers put back to what a row holds that has read nothing.
 
-    In both families that is 0 everywhere. The row goes on at its own position all the same, where RecurrentGemma's
+    In every family that is 0 everywhere. The row goes on at its own position all the same, where RecurrentGemma's
     first token after it is scaled as any other, not as the first of a document is.
 
     Raises:
         InputError: see the module.
     """
-    _check_where(where, WhereLayers)
+    check_recurrent(state, layers_of(state, where.get("layers"), "recurrent"), "both", where, WhereLayers)
     return zero_recurrent(state, **where)
 
 
@@ -100,7 +96,7 @@ def swap_recurrent(
     check_same(state, other)
 
     def taken(x: Tensor, layer: int, part: str) -> Tensor:
-        return _held(other, layer, part).to(x)
+        return held_part(other, layer, part).to(x)
 
     return _rewritten(state, parts, where, taken)
 
@@ -109,6 +105,8 @@ def project_out(
     state: HybridState,
     direction: Tensor,
     parts: RecurrentParts = "recurrent",
+    *,
+    side: Side | None = None,
     **where: Unpack[RecurrentWhere],
 ) -> HybridState:
     """The component along a direction removed: x - (x · d) d for the unit vector d.
@@ -116,29 +114,44 @@ def project_out(
     Args:
         state: not changed.
         direction: [channel], of any length but 0, taken out of every convolution input and, in Mamba, of every one
-            of the n columns of the state; or [channel, state], taken out of Mamba's state as one long vector.
+            of the n columns of the state; or of the state's whole shape, taken out of it as one long vector. Of matrix
+            states, with a side: [value] or [address], the same for all heads, or [head, value] or [head, address].
         parts: which memory.
-        where: what is changed; with `channels`, the result is put back on these only.
+        side: of a matrix state: "values", what is held at every address (S - d dᵀ S), or "addresses", what is held at
+            one address by every value row (S - S d dᵀ).
+        where: what is changed; with `channels`, `heads`, …, the result is put back on these only.
 
     Raises:
-        InputError: a direction of another shape, of length 0, or with entries that are not finite; see the module.
+        InputError: a direction of another shape, of length 0 (in any head), or with entries that are not finite; a
+            side of a state that has none; see the module.
+        UnknownNameError: there is no such side.
     """
+    if side is not None:
+        check_name(side, SIDES, "side")
     wide = direction.float()
-    if not bool(wide.isfinite().all()) or not bool(wide.any()):
+    by_head = side is not None and wide.ndim == 2
+    norm = wide.norm(dim=-1, keepdim=True) if by_head else wide.norm()
+    if not bool(wide.isfinite().all()) or not bool((norm > 0).all()):
         raise InputError("a direction of length 0, or with entries that are not finite, given; expected a vector")
-    unit = wide / wide.norm()
+    unit = wide / norm
 
     def removed(x: Tensor, layer: int, part: str) -> Tensor:
         flat = x.float()
-        shape = [tuple(flat.shape[1:]), (flat.shape[1],)] if part == "recurrent" else [(flat.shape[2],)]
-        if tuple(unit.shape) not in shape:
+        shapes = _shapes(flat, part, side, layer)
+        if tuple(unit.shape) not in shapes:
             raise InputError(
                 f"a direction of shape {list(unit.shape)} given for the {part} state of layer {layer}, expected "
-                + " or ".join(str(list(s)) for s in dict.fromkeys(shape))
+                + " or ".join(str(list(s)) for s in dict.fromkeys(shapes))
+                + (", or a side of it" if flat.ndim == MATRIX and side is None else "")
             )
         d = unit.to(flat.device)
         if part == "conv":
             return flat - (flat @ d)[..., None] * d
+        if side is not None:
+            d = d.expand(flat.shape[1], -1)
+            if side == "values":
+                return flat - d[:, :, None] * torch.einsum("bsum,su->bsm", flat, d)[:, :, None]
+            return flat - torch.einsum("bsum,sm->bsu", flat, d)[..., None] * d[:, None]
         if d.ndim == flat.ndim - 1:
             along = (flat * d).flatten(1).sum(dim=1).reshape(-1, *[1] * d.ndim)
             return flat - along * d
@@ -147,75 +160,42 @@ def project_out(
     return _rewritten(state, parts, where, removed)
 
 
+def _shapes(x: Tensor, part: str, side: Side | None, layer: int) -> list[tuple[int, ...]]:
+    """The shapes that a direction may have for one memory.
+
+    Raises:
+        InputError: a side of what is no matrix.
+    """
+    matrix = part == "recurrent" and x.ndim == MATRIX
+    if side is not None and not matrix:
+        raise InputError(f"side {side!r} given, but the {part} state of layer {layer} is no matrix; leave it out")
+    if part == "conv":
+        return [(x.shape[2],)]
+    if not matrix:
+        return [tuple(x.shape[1:]), (x.shape[1],)]
+    if side is None:
+        return [tuple(x.shape[1:])]
+    width = x.shape[2] if side == "values" else x.shape[3]
+    return [(width,), (x.shape[1], width)]
+
+
 def _rewritten(
     state: HybridState, parts: str, where: RecurrentWhere, fn: Callable[[Tensor, int, str], Tensor]
 ) -> HybridState:
     """The state with what `fn` makes of some memories; all else is shared with the given one."""
     check_name(parts, PARTS)
-    _check_where(where, RecurrentWhere)
     chosen = layers_of(state, where.get("layers"), "recurrent")
-    rows = torch.zeros(state.batch, dtype=torch.bool)
-    rows[rows_of_batch(state, where.get("rows"))] = True
-    if where.get("positions") is not None and parts != "conv":
-        raise InputError(
-            "positions given, but a recurrent state has none; give part 'conv' for the convolution's inputs"
-        )
+    check_recurrent(state, chosen, parts, where, RecurrentWhere)
     for layer in chosen:
         held = cast(Recurrent, state.layers[layer]["ssm"])
         if parts != "recurrent":
-            conv = _held(state, layer, "conv")
-            meant = _taps(state, where.get("positions"), rows, conv.shape[1])[..., None] & _among(where, conv.shape[2])
-            new = torch.where(meant.to(conv.device), fn(conv, layer, "conv").to(conv.dtype), conv)
-            held = replace(held, conv=new)
+            conv = held_part(state, layer, "conv")
+            meant = conv_entries(state, where, conv).to(conv.device)
+            held = replace(held, conv=torch.where(meant, fn(conv, layer, "conv").to(conv.dtype), conv))
         if parts != "conv":
-            recurrent = _held(state, layer, "recurrent")
-            meant = (rows[:, None] & _among(where, recurrent.shape[1])).reshape(
-                *recurrent.shape[:2], *[1] * (recurrent.ndim - 2)
-            )
+            recurrent = held_part(state, layer, "recurrent")
+            meant = state_entries(state, where, recurrent).to(recurrent.device)
             new = fn(recurrent, layer, "recurrent").to(recurrent.dtype)
-            held = replace(held, recurrent=torch.where(meant.to(recurrent.device), new, recurrent))
+            held = replace(held, recurrent=torch.where(meant, new, recurrent))
         state = state.put(layer, "ssm", held)
     return state
-
-
-def _held(state: HybridState, layer: int, part: str) -> Tensor:
-    """What a recurrent layer's convolution, or its state, holds."""
-    found = state.layers[layer]["ssm"].tensors().get(part)
-    if found is None:
-        raise InputError(f"layer {layer} holds no {part}, only {', '.join(state.layers[layer]['ssm'].tensors())}")
-    return found
-
-
-def _among(where: RecurrentWhere, size: int) -> Tensor:
-    """True at the channels that are meant."""
-    channels = torch.zeros(size, dtype=torch.bool)
-    channels[indices(where.get("channels"), size, "channel")] = True
-    return channels
-
-
-def _check_where(where: Mapping[str, object], kind: type) -> None:
-    """Refuse heads, and names that say no place."""
-    for name in ("heads", "head"):
-        if name in where:
-            raise InputError(f"{name} {where[name]!r} given, but recurrent layers have no heads; leave {name} out")
-    check_where(where, kind)
-
-
-def _taps(state: HybridState, positions: Indices, rows: Tensor, taps: int) -> Tensor:
-    """[batch taps], True at the convolution inputs that are meant."""
-    if positions is None:
-        return rows[:, None].expand(-1, taps)
-    at = state.lengths.cpu()[:, None] - taps + torch.arange(taps)
-    wanted = indices(positions, None, "position")
-    meant = torch.zeros_like(at, dtype=torch.bool)
-    for position in wanted:
-        here = at == position
-        if not bool((here.any(dim=1) | ~rows).all()):
-            row = int((~here.any(dim=1) & rows).nonzero()[0])
-            held = [p for p in at[row].tolist() if p >= 0]
-            raise InputError(
-                f"position {position} given, but the convolution of row {row} holds positions {shown(held)}; "
-                "give positions among these"
-            )
-        meant |= here
-    return meant & rows[:, None]

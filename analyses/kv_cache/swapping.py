@@ -3,8 +3,8 @@
 Slots of the two states need not agree: what is at a position is looked up, row for row. Keys are held after rotary
 embedding: one that is put at another position keeps the rotation of where it came from.
 
-How it fails: see `places`; and states of other models, batches or lengths, and positions that the giving state does
-not hold, raise `InputError` with one line.
+How it fails: see `places`; and states of other models, weights, batches or lengths, and positions that the giving state
+does not hold, raise `InputError` with one line.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def swap(
         where: where `state` receives; without positions, wherever it holds keys, or those of the mapping.
 
     Raises:
-        InputError: states of other models, batches or lengths; a position that either lacks; a mapping beside
+        InputError: states of other models, weights, batches or lengths; a position that either lacks; a mapping beside
             positions; see `places`.
     """
     check_name(parts, PARTS)
@@ -92,6 +92,8 @@ def check_same(state: HybridState, other: HybridState, lengths: bool = True) -> 
     """
     if state.model != other.model:
         raise InputError(f"states of different models given, {state.model} and {other.model}; expected one model")
+    if state.weights and other.weights and state.weights != other.weights:
+        raise InputError("states made by different weights of one architecture given; expected those of one model")
     if state.batch != other.batch:
         raise InputError(
             f"states of {state.batch} and {other.batch} rows given, expected as many; use select or repeat"

@@ -28,6 +28,7 @@ from analyses.kv_cache.dropping import drop
 from analyses.kv_cache.pairs import PromptPair
 from analyses.kv_cache.places import check_name, check_whole
 from analyses.kv_cache.recurrent import PARTS, RecurrentParts, swap_recurrent, zero_recurrent
+from analyses.kv_cache.recurrent_places import RecurrentWhere
 from analyses.kv_cache.telling import logprobs
 from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
@@ -42,7 +43,7 @@ HOWS = ("reset", "replace")
 
 
 class Group(NamedTuple):
-    """Layers, and of attention layers perhaps heads, that are changed together."""
+    """Layers, and of these perhaps heads (key/value heads, or those of matrix states), that are changed together."""
 
     name: str
     layers: tuple[int, ...]
@@ -50,20 +51,28 @@ class Group(NamedTuple):
 
 
 def attention_groups(cfg: LensConfig) -> list[Group]:
-    """All attention layers; each; and, where there are several key/value heads, each of these."""
+    """All attention layers; each; and, where there are several key/value heads, each of these.
+
+    Raises:
+        InputError: no layer has attention.
+    """
+    cfg.need_attention("dropping keys and values")
     groups = [Group("all layers", cfg.attention_layers)]
     groups += [Group(f"layer {layer}", (layer,)) for layer in cfg.attention_layers]
-    if cfg.n_kv_heads > 1:
-        groups += [
-            Group(f"layer {layer}, head {head}", (layer,), (head,))
-            for layer in cfg.attention_layers
-            for head in range(cfg.n_kv_heads)
-        ]
+    for layer in cfg.attention_layers:
+        heads = cfg.attention(layer).n_kv_heads
+        groups += [Group(f"layer {layer}, head {head}", (layer,), (head,)) for head in range(heads) if heads > 1]
     return groups
 
 
 def recurrent_groups(cfg: LensConfig) -> list[Group]:
-    """All recurrent layers, and each."""
+    """All recurrent layers, and each.
+
+    Raises:
+        InputError: no layer has a recurrence.
+    """
+    if not cfg.ssm_layers:
+        raise InputError(f"resetting recurrent layers needs some, but no layer of this {cfg.family} model is recurrent")
     return [Group("all layers", cfg.ssm_layers), *(Group(f"layer {layer}", (layer,)) for layer in cfg.ssm_layers)]
 
 
@@ -129,7 +138,7 @@ def recurrent_map(
         how: "reset" to what an unread row holds, or "replace" by what prompt B left there.
         parts: recurrent state, convolution inputs or both.
         every: tokens from one place to the next; the last is the end of what is read before the last token.
-        groups: layers; see `recurrent_groups`.
+        groups: layers, and of matrix states perhaps heads, for parts "recurrent"; see `recurrent_groups`.
         max_new_tokens: of the answers that are scored.
         edits: of hook points, in their phases.
         rows: of a batch.
@@ -141,8 +150,11 @@ def recurrent_map(
     check_name(how, HOWS, "how")
     check_name(parts, PARTS)
     chosen = _chosen(recurrent_groups(lens.cfg) if groups is None else groups, rows)
-    if any(group.heads is not None for group in chosen):
-        raise InputError("heads given, but recurrent layers have none; leave them out")
+    for group in chosen:
+        if group.heads is not None and any(lens.cfg.recurrence(layer).n_heads is None for layer in group.layers):
+            raise InputError("heads given, but recurrent layers have none; leave them out")
+        if group.heads is not None and parts != "recurrent":
+            raise InputError("heads given, but a convolution has none; give parts 'recurrent' for the matrix states")
     places = _places(pair.length - 1, every, "every")
     intact, _ = read_pairs(lens, [pair], edits)
     snapshots = list(_snapshots(lens, pair, places, edits))
@@ -154,10 +166,13 @@ def recurrent_map(
                 states: list[HybridState] = []
                 for i in part:
                     a, b = snapshots[i]
+                    place = RecurrentWhere(layers=group.layers)
+                    if group.heads is not None:
+                        place["heads"] = group.heads
                     if how == "reset":
-                        states.append(zero_recurrent(a, parts, layers=group.layers))
+                        states.append(zero_recurrent(a, parts, **place))
                     else:
-                        states.append(swap_recurrent(a, b, parts, layers=group.layers))
+                        states.append(swap_recurrent(a, b, parts, **place))
                 rest = [list(pair.a[places[i][1] : -1]) for i in part]
                 yield _read_on(lens, HybridState.cat(states), rest, edits)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
 
 from hybridlens.blocks import Block, Branch
 from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
@@ -55,8 +58,16 @@ def _norm(owner: Any, name: str, cfg: LensConfig) -> HookedNorm:
     return HookedNorm(Norm(owner, name, getattr(owner, name).variance_epsilon, NormStyle()), cfg.d_model)
 
 
-def _by_channel(mixer: Any) -> Tensor:
-    return mixer.mup_vector
+def _by_channel(config: Any) -> Callable[[Any], Tensor]:
+    """A mixer's channel multipliers; no file holds them, so that of a model without weights they are made anew."""
+
+    def multipliers(mixer: Any) -> Tensor:
+        if mixer.mup_vector.device.type != "meta":
+            return mixer.mup_vector
+        with torch.device("cpu"):
+            return compute_mup_vector(config).to(config.dtype or torch.float32)
+
+    return multipliers
 
 
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
@@ -84,7 +95,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         limit=(float(config.time_step_limit[0]), float(config.time_step_limit[1])),
         norm=GatedNorm(mixer, "norm", eps, order, config.mamba_n_groups),
         out=Projection(mixer, "out_proj", scale=config.ssm_out_multiplier),
-        by_channel=_by_channel,
+        by_channel=_by_channel(config),
     )
     dense = MlpParts(
         gate=Projection(mlp, "gate_proj", scale=config.mlp_multipliers[0]),

@@ -5,6 +5,7 @@ Families put them together in three ways: gate, then norm over groups of heads; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hybridlens.devices import resident
+from hybridlens.projections import Read
 from hybridlens.shapes import Channels
 
 Order: TypeAlias = Literal["gate_first", "norm_first", "gate_only"]
@@ -58,6 +60,22 @@ class GatedNorm:
         """Each group divided by √(mean x² + ε)."""
         grouped = x.unflatten(-1, (self.groups, -1))
         return (grouped / (grouped.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()).flatten(-2)
+
+    def folded(self, W_out: Float[Tensor, "channel d_model"], read: Read) -> Float[Tensor, "channel d_model"]:
+        """The output projection with the norm's weight, if there is one, multiplied in."""
+        if self.order == "gate_only":
+            return W_out
+        weight = read(self.owner, f"{self.name}.weight")
+        return W_out * weight.repeat(W_out.shape[0] // weight.shape[0])[:, None]
+
+    def factor(self, seen: Mapping[str, Tensor]) -> Float[Tensor, "batch pos channel"]:
+        """What it multiplies each channel by on real activations (`hook_y`, `hook_gate`), gate and weight aside."""
+        y, gate = seen["hook_y"].float().flatten(2), seen["hook_gate"].float()
+        if self.order == "gate_only":
+            return torch.ones_like(y)
+        grouped = (y * gate if self.order == "gate_first" else y).unflatten(-1, (self.groups, -1))
+        scale = (grouped.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt()
+        return scale.expand_as(grouped).flatten(-2)
 
     def scaled(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """A normalised value, rounded to `dtype`, times the weight."""

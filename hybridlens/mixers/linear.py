@@ -1,7 +1,9 @@
 """A recurrent mixer's linear maps, as circuits see them.
 
 The layer computes ``(readout(recurrence(activation(convolution(x W_in + b_in)))) * gate(x W_gate + b_gate)) W_out +
-b_out``; what its recurrence passes on from a token's input to the same token's readout is its gain.
+b_out``; what its recurrence passes on from a token's input to the same token's readout is its gain. Where a norm stands
+between readout and output projection its weight is in `W_out`, and what remains of it is one positive number a token
+and group of channels, its scale.
 """
 
 from __future__ import annotations
@@ -38,6 +40,12 @@ class RecurrentParts(NamedTuple):
     """Hook points of the layer that `gain` reads."""
     gain: Callable[[Mapping[str, Tensor]], Float[Tensor, "batch pos channel"]]
     """The same on real activations, token by token."""
+    written: slice = slice(None)
+    """Of the channels of `hook_in` and `hook_conv`, those that are written into the state; the others are addresses."""
+    norm_points: tuple[str, ...] = ()
+    """Hook points of the layer that `norm` reads."""
+    norm: Callable[[Mapping[str, Tensor]], Float[Tensor, "batch pos channel"]] | None = None
+    """What the norm before the output projection multiplies channels by, its weight aside; None for no norm."""
 
 
 def taps_of(weight: Float[Tensor, "channel 1 lag"]) -> Float[Tensor, "channel lag"]:

@@ -2,14 +2,16 @@
 
 Row vectors times matrices, as in TransformerLens: ``x @ W_Q[h]`` is head h's query. The weight of the norm before a
 layer is folded into every map that reads its output (RecurrentGemma's is 1 + w), so that what remains of the norm
-is one positive number a token, its scale. Biases stand apart.
+is one positive number a token, its scale. Biases stand apart. Norms of queries and keys stand apart too, since they
+come after the maps: `compared` folds their weights in.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -46,7 +48,9 @@ class AttentionWeights:
         scale: scores are q · k times this.
         q_norm: what a head's query is multiplied by after its root-mean-square norm; None where there is none.
         k_norm: likewise of keys.
-        W_gate: the gate's logits; None where what heads read is not gated. At rest a gate is ½.
+        W_gate: the gate's logits; None where what heads read is not gated.
+        b_gate: their bias; None where there is none.
+        qk_eps: ε of the norms of queries and keys.
     """
 
     layer: int
@@ -64,6 +68,8 @@ class AttentionWeights:
     q_norm: Float[Tensor, "d_head"] | None = None
     k_norm: Float[Tensor, "d_head"] | None = None
     W_gate: Float[Tensor, "head d_model d_head"] | None = None
+    b_gate: Float[Tensor, "head d_head"] | None = None
+    qk_eps: float = 0.0
 
     @property
     def n_heads(self) -> int:
@@ -71,9 +77,43 @@ class AttentionWeights:
         return self.W_Q.shape[0]
 
     @property
-    def gate_at_rest(self) -> float:
-        """What a head's values are multiplied by before `W_O`, with the gate at its value for input 0."""
-        return 1.0 if self.W_gate is None else 0.5
+    def gate_at_rest(self) -> Float[Tensor, "head d_head"] | None:
+        """What multiplies what a head reads, the gate at its value for input 0: ½ without a bias. None: no gate."""
+        if self.W_gate is None:
+            return None
+        return torch.full_like(self.W_O[..., 0], 0.5) if self.b_gate is None else torch.sigmoid(self.b_gate)
+
+    @property
+    def W_O_at_rest(self) -> Float[Tensor, "head d_head d_model"]:
+        """`W_O` after the gate at rest."""
+        rest = self.gate_at_rest
+        return self.W_O if rest is None else rest[..., None] * self.W_O
+
+    @property
+    def compared(self) -> AttentionWeights:
+        """The same with `W_Q` and `W_K` as scores compare them: the weights of their norms folded in.
+
+        What remains of either norm is its scale, one positive number a token and head.
+        """
+        if self.q_norm is None or self.k_norm is None:
+            return self
+        return replace(
+            self,
+            W_Q=self.W_Q * self.q_norm,
+            W_K=self.W_K * self.k_norm,
+            b_Q=None if self.b_Q is None else self.b_Q * self.q_norm,
+            b_K=None if self.b_K is None else self.b_K * self.k_norm,
+            q_norm=None,
+            k_norm=None,
+        )
+
+    def normed(
+        self, x: Float[Tensor, "*batch d_head"], weight: Float[Tensor, "d_head"] | None
+    ) -> Float[Tensor, "*batch d_head"]:
+        """Queries or keys after their norm, given its weight (`q_norm` or `k_norm`); as they are where it is None."""
+        if weight is None:
+            return x
+        return x * (x.square().mean(-1, keepdim=True) + self.qk_eps).rsqrt() * weight
 
     @property
     def n_shared(self) -> int:
@@ -134,7 +174,8 @@ class RecurrentWeights:
 
         Args:
             lag: 0 … n_lags - 1.
-            gain: of the recurrence, from a token's input to the same token's readout; None for that at rest.
+            gain: of the recurrence, from a token's input to the same token's readout, times the scale of the norm
+                after it where there is one; None for the gain at rest and a scale of 1.
             gate: None for 1.
             slope: of the activation after the convolution; None for that at 0.
 

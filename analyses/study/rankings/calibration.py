@@ -30,8 +30,7 @@ def counts_of(cfg: LensConfig, config: RankingsConfig) -> tuple[tuple[int, ...],
     Raises:
         InputError: no attention layer, or a count above the heads there are.
     """
-    if not cfg.attention_layers:
-        raise InputError("the model has no attention layer, so it has no heads to rank")
+    cfg.need_attention("ranking heads")
     most = cfg.n_heads * (1 if config.scope == "layer" else len(cfg.attention_layers))
     where = "each layer" if config.scope == "layer" else "the model"
     if config.counts is not None:

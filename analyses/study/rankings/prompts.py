@@ -65,8 +65,7 @@ def check_heads(lens: HybridLens) -> None:
     Raises:
         InputError: it has no attention layer.
     """
-    if not lens.cfg.attention_layers:
-        raise InputError("the model has no attention layer, so it has no heads to rank")
+    lens.cfg.need_attention("ranking heads")
 
 
 def check_batch_size(batch_size: int) -> None:
