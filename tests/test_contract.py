@@ -184,7 +184,8 @@ def test_gradients_reach_every_name(phases, family, phase):
     """Each backward hook sees the derivative of the loss: compared with a finite difference along a random line.
 
     Only one position is moved, since an edited state persists and so moving all positions at once would hide
-    the effect of each on the later ones. Expert indices are integers and have no derivative.
+    the effect of each on the later ones. Expert indices are integers and have no derivative; the loss jumps where a
+    step changes them, so that such a step is made smaller, and the bound larger by the rounding that it divides.
     """
     case = phases(family, phase)
     weights = torch.randn(BATCH, case.new.shape[1], 53)
@@ -196,24 +197,36 @@ def test_gradients_reach_every_name(phases, family, phase):
     position = case.new.shape[1] // 2
     for name in names:
         axis = case.lens.hook_points[name].axes.index("p")
-
-        def moved(step, name=name, axis=axis):
-            def move(x, hook):
-                direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-                only = torch.zeros_like(x)
-                only.select(axis, position).copy_(direction.select(axis, position))
-                return x + step * only
-
-            with torch.no_grad():
-                return float((case.run([(name, move)]).logits.double() * weights).sum())
-
         grad = grads[name]
         direction = torch.randn(grad.shape, generator=torch.Generator().manual_seed(1)).select(axis, position)
         slope = float((grad.select(axis, position) * direction).nan_to_num(0.0).double().sum())
-        step = 2e-3
-        measured = (moved(step) - moved(-step)) / (2 * step)
+        measured, step = _measured(case, name, axis, position, direction, weights)
         assert grad.abs().sum() > 0, name
-        assert measured == pytest.approx(slope, rel=0.03, abs=0.03), name
+        assert measured == pytest.approx(slope, rel=0.03, abs=0.03 * 2e-3 / step), name
+
+
+def _measured(case, name, axis, position, direction, weights):
+    """The loss's slope along a direction at one position, and the step it was measured with."""
+
+    def moved(step):
+        chosen = []
+
+        def move(x, hook):
+            only = torch.zeros_like(x)
+            only.select(axis, position).copy_(direction)
+            return x + step * only
+
+        watch = [(n, lambda x, hook: chosen.append(x.tolist())) for n in case.lens.hook_points if "indices" in n]
+        with torch.no_grad():
+            return float((case.run([(name, move), *watch]).logits.double() * weights).sum()), chosen
+
+    step, chosen = 2e-3, moved(0.0)[1]
+    while True:
+        (up, above), (down, below) = moved(step), moved(-step)
+        if above == below == chosen:
+            return (up - down) / (2 * step), step
+        step /= 4
+        assert step > 1e-5, f"{name}: experts change at every step"
 
 
 @FAMILY

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import FAMILIES, make, tokens
+from models import EVERY_FAMILY, make, tokens
 from torch.testing import assert_close
 
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.hooks import unchanged
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EVERY_FAMILY)
 def lens(request):
     return HybridLens(make(request.param))
 

@@ -26,6 +26,7 @@ ORDER = (
     "errors",
     "shapes",
     "slots",
+    "aliases",
     "hooks",
     "recurrences",
     "layer_state",
