@@ -1,5 +1,7 @@
 """Small random hybrids for the tests, of the real Hugging Face classes, with every weight away from its default."""
 
+import copy
+
 import torch
 from transformers import (
     FalconH1Config,
@@ -99,6 +101,19 @@ def make(family: str, seed: int = 0, **changes):
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     """Random token ids [batch, length]."""
     return torch.randint(0, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def rounding(model, ids: torch.Tensor) -> float:
+    """How far a model's logits go when every weight changes by half a unit in its last place of float32.
+
+    No two ways of computing the same model can be asked to agree better, and some models (norms of short vectors)
+    amplify rounding tenfold.
+    """
+    other, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(1 + 2.0**-24 * (2 * torch.randint(0, 2, weight.shape, generator=generator) - 1).double())
+        return float((other(ids, use_cache=False).logits - model(ids, use_cache=False).logits).abs().max())
 
 
 def _shaken(model):

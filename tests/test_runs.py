@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import EVERY_FAMILY, WITH_ATTENTION, make, tokens
+from models import EVERY_FAMILY, WITH_ATTENTION, make, rounding, tokens
 from torch.testing import assert_close
 from transformer_lens import patching
 from transformer_lens.ActivationCache import ActivationCache
@@ -42,7 +42,7 @@ def reference(model, ids):
 def test_logits_are_the_untouched_models(model, lens):
     ids = tokens(3, 19)
     with torch.no_grad():
-        assert_close(lens(ids), reference(model, ids), **CLOSE)
+        assert_close(lens(ids), reference(model, ids), rtol=1e-4, atol=max(1e-5, 8 * rounding(model, ids)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -56,14 +56,15 @@ def test_half_precision_is_as_near_to_float32_as_the_untouched_model_is(model, d
         ours, theirs = (lens(ids).float() - exact).norm(), (reference(model, ids).float() - exact).norm()
         logits, cache = lens.run_with_cache(ids)
     assert ours <= 1.2 * theirs
-    assert logits.dtype == dtype
+    assert logits.dtype == reference(model, ids).dtype
     assert all(value.isfinite().all() for name, value in cache.items() if not name.endswith("attn_scores"))
 
 
 @pytest.mark.parametrize("pieces", [(1,) * 20, (20,), (3, 1, 9, 7), (13, 7), (1, 19)])
-def test_reading_in_pieces_is_reading_at_once(lens, pieces):
+def test_reading_in_pieces_is_reading_at_once(model, lens, pieces):
     """Every logit and every tensor of the final state, beyond the window as well."""
     ids = tokens(2, 20)
+    bound = max(1e-5, 8 * rounding(model, ids))
     with torch.no_grad():
         whole_state, whole = lens.prefill(ids)
         state, logits, at = None, [], 0
@@ -72,10 +73,10 @@ def test_reading_in_pieces_is_reading_at_once(lens, pieces):
             state, out = lens.prefill(part) if state is None else lens.extend(state, part)
             logits.append(out)
             at += piece
-    assert (torch.cat(logits, 1) - whole).abs().max() <= 1e-5 * whole.abs().max().clamp(min=1)
+    assert (torch.cat(logits, 1) - whole).abs().max() <= bound * whole.abs().max().clamp(min=1)
     got, want = state.tensors(), whole_state.tensors()
     for name in want:
-        assert_close(got[name], want[name], **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
+        assert_close(got[name], want[name], rtol=1e-4, atol=bound, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_interleaved_runs_do_not_touch_each_other(model, lens):
@@ -101,7 +102,7 @@ def test_the_same_call_twice_gives_the_same_bits_whatever_ran_between(model, len
     with torch.no_grad():
         before, plain = lens.run_with_cache(ids)[1], reference(model, ids)
         attributes = {name: set(vars(module)) for name, module in model.named_modules()}
-        lens.run_with_hooks(other, [(lambda name: "hook_z" in name, lambda x, hook: x * 0)])
+        lens.run_with_hooks(other, [(lambda name: "mixer_out" in name, lambda x, hook: x * 0)])
         lens.generate(other, 3, [Edit("blocks.1.hook_mixer_out", lambda x, hook: x + 1)])
         with pytest.raises(ZeroDivisionError):
             lens.run_with_hooks(ids, [("hook_embed", lambda x, hook: 1 / 0)])
