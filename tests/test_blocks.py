@@ -211,7 +211,7 @@ def test_a_pass_ahead_comes_first_and_leaves_no_trace(family: str) -> None:
     def spoil(x: torch.Tensor, hook: HookPoint) -> torch.Tensor:
         return torch.full_like(x, 7.0)
 
-    early, late = "blocks.0.hook_resid_pre", "blocks.3.hook_resid_post"
+    early, late = "blocks.0.hook_resid_pre", f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post"
     double = hl.Edit("blocks.1.hook_resid_pre", lambda x, hook: x * 2)
     edits = [
         hl.Edit(early, spoil, ahead=True),

@@ -9,7 +9,8 @@ from models import make, rounding, tokens
 from torch.testing import assert_close
 
 from hybridlens import HybridLens
-from hybridlens.errors import CheckpointError
+from hybridlens.errors import CheckpointError, InputError
+from hybridlens.fingerprint import Fingerprint
 
 CASES = {
     "mamba2 with biases": ("mamba2", {"use_bias": True}),
@@ -99,8 +100,9 @@ def test_what_a_family_was_not_built_for_is_refused_in_one_line(family, changes,
 
 
 @pytest.mark.parametrize("family", ["mamba2", "falcon_h1", "qwen3_next"])
-def test_states_of_other_sizes_and_other_weights_are_refused(family):
+def test_states_of_other_sizes_and_other_weights_are_refused(family, monkeypatch):
     """Same family, another state size; same sizes, other weights: one line each, before anything runs."""
+    monkeypatch.setattr(Fingerprint, "now", lambda self: str(float(self.model.get_input_embeddings().weight.sum())))
     other = {"mamba2": {"state_size": 6}, "falcon_h1": {"mamba_d_state": 6}, "qwen3_next": {"linear_key_head_dim": 7}}
     lens = HybridLens(make(family))
     with torch.no_grad():
@@ -109,6 +111,6 @@ def test_states_of_other_sizes_and_other_weights_are_refused(family):
             (make(family, **other[family]), "the state is of a model"),
             (make(family, 1), "the state was made by other weights"),
         ):
-            with pytest.raises(ValueError, match=message) as caught:
+            with pytest.raises(InputError, match=message) as caught:
                 HybridLens(changed).extend(state, tokens(1, 1))
             assert "\n" not in str(caught.value)
