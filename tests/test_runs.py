@@ -317,25 +317,6 @@ def test_names_that_do_not_exist_are_refused_with_the_ones_that_do(attending):
         attending.run_with_hooks(tokens(1, 4), [("blocks.0.hook_resid_pst", lambda x, hook: x)])
 
 
-LACKING = {
-    "mamba2": ("attn.hook_pattern", "attn.hook_z", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "ln2.hook_scale"),
-    "falcon_h1": ("attn.hook_gate", "attn.hook_q_normed", "mlp.hook_router_logits", "ssm.hook_beta"),
-    "qwen3_next": ("attn.hook_q", "ssm.hook_dt", "mlp.hook_shared_out", "ln1_post.hook_scale"),
-}
-
-
-@pytest.mark.parametrize("family", LACKING)
-def test_what_a_layer_lacks_has_no_name(family):
-    lens = HybridLens(make(family))
-    for suffix in LACKING[family]:
-        with pytest.raises(HybridLensError, match=f"'blocks.0.{suffix}' does not exist") as caught:
-            lens.run_with_cache(tokens(1, 4), f"blocks.0.{suffix}")
-        assert "\n" not in str(caught.value)
-    if family == "mamba2":
-        with pytest.raises(HybridLensError, match="no layer of this mamba2 model has attention"):
-            lens.cfg.need_attention("ranking heads")
-
-
 BAD_TOKENS = {
     "empty prompt": ([[1, 2], []], "prompt 1 is empty"),
     "no rows": ([], "a batch of no rows"),
