@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from hybridlens.aliases import table_name
 from hybridlens.errors import HookFunctionError, UnknownNameError, closest
 from hybridlens.hook_functions import HookFunction, by_query, mismatch, reads_only, unchanged
 from hybridlens.hook_points import EditedActivation, HookPoint, HookSpec, wanted
@@ -157,11 +158,14 @@ def resolve(names: NameFilter, points: Mapping[str, HookPoint]) -> list[str]:
 
 
 def check_name(name: str, points: Mapping[str, HookPoint]) -> str:
-    """`name`, if the model has such a hook point.
+    """`name`, or what it is an alias of, if the model has such a hook point.
 
     Raises:
         UnknownNameError: otherwise, saying which layers have such a point and which names are close.
     """
+    if name in points:
+        return name
+    name = table_name(name, points)
     if name in points:
         return name
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)

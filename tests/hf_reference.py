@@ -8,126 +8,29 @@ loops over tokens.
 import torch
 import torch.nn.functional as F
 from bounds import LAYER, close
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
-from transformers.models.jamba.modeling_jamba import eager_attention_forward
-
-
-class Capture:
-    """First input and output of every module of a model in one forward pass, and attention's arguments."""
-
-    def __init__(self, model, tokens):
-        self.inputs, self.outputs, self.attention = {}, {}, {}
-        names = {module: name for name, module in model.named_modules()}
-
-        def attend(module, q, k, v, mask, scaling, **kwargs):
-            out, pattern = eager_attention_forward(module, q, k, v, mask, scaling)
-            self.attention[names[module]] = (q, k, v, mask, scaling, pattern)
-            return out, pattern
-
-        AttentionInterface.register("hybridlens_test_capture", attend)
-        AttentionMaskInterface.register("hybridlens_test_capture", eager_mask)
-        before = model.config._attn_implementation
-        model.set_attn_implementation("hybridlens_test_capture")
-        handles = [
-            module.register_forward_hook(self._keeper(name), with_kwargs=True) for module, name in names.items()
-        ]
-        try:
-            with torch.no_grad():
-                self.logits = model(tokens, use_cache=False).logits
-        finally:
-            for handle in handles:
-                handle.remove()
-            model.set_attn_implementation(before)
-
-    def _keeper(self, name):
-        def keep(module, args, kwargs, output):
-            given = args or tuple(kwargs.values())
-            self.inputs[name] = given[0] if given else None
-            whole = not isinstance(output, tuple) or name.endswith(".router")
-            self.outputs[name] = output if whole else output[0]
-
-        return keep
+from hf_capture import Capture, attention, dense_mlp, norm, residual
+from hf_matrix_states import falcon_h1_layer, mamba2_layer, qwen3_next_layer
 
 
 def activations(model, tokens) -> dict[str, torch.Tensor]:
     """Every hook point's value in one forward pass of the untouched model."""
     got = Capture(model, tokens)
-    kind = model.config.model_type
+    layers, final, of_layer = FAMILIES[model.config.model_type]
     with torch.no_grad():
-        out = {"hook_embed": got.inputs["model.layers.0"], "hook_logits": got.logits}
-        gemma = kind == "recurrent_gemma"
-        out |= _norm(got, model, "model.final_norm" if gemma else "model.final_layernorm", "ln_final")
+        out = {"hook_embed": got.inputs[f"{layers}.0"], "hook_logits": got.logits}
+        out |= norm(got, model, final, "ln_final")
         for layer in range(model.config.num_hidden_layers):
-            out |= (_recurrentgemma_layer if gemma else _jamba_layer)(got, model, layer)
+            out |= of_layer(got, model, layer)
     return out
-
-
-def _norm(got, model, module, name):
-    x = got.inputs[module].float()
-    norm = model.get_submodule(module)
-    eps = getattr(norm, "eps", None) or norm.variance_epsilon
-    weight = norm.weight if hasattr(norm, "variance_epsilon") else 1 + norm.weight
-    return {
-        f"{name}.hook_scale": torch.sqrt((x * x).mean(-1, keepdim=True) + eps),
-        f"{name}.hook_normalized": got.outputs[module] / weight,
-    }
-
-
-def _attention(got, model, module, block, rotary):
-    q, k, _, mask, scaling, pattern = got.attention[module]
-    heads, groups, width = q.shape[1], k.shape[1], q.shape[3]
-    o_proj = model.get_submodule(f"{module}.o_proj")
-    z = got.inputs[f"{module}.o_proj"].unflatten(-1, (heads, width))
-    shared = k.repeat_interleave(heads // groups, dim=1)
-    scores = torch.stack([q[:, h] @ shared[:, h].transpose(1, 2) for h in range(heads)], 1) * scaling
-    forbidden = pattern.eq(0) & (mask < -1e30).expand_as(pattern)
-    result = torch.stack(
-        [z[:, :, h] @ o_proj.weight[:, h * width : (h + 1) * width].T for h in range(heads)], dim=2
-    )
-    out = {
-        "attn.hook_q": got.outputs[f"{module}.q_proj"].unflatten(-1, (heads, width)),
-        "attn.hook_k": got.outputs[f"{module}.k_proj"].unflatten(-1, (groups, width)),
-        "attn.hook_v": got.outputs[f"{module}.v_proj"].unflatten(-1, (groups, width)),
-        "attn.hook_attn_scores": scores.masked_fill(forbidden, float("-inf")),
-        "attn.hook_pattern": pattern,
-        "attn.hook_z": z,
-        "attn.hook_result": result,
-        "hook_attn_out": got.outputs[f"{module}.o_proj"],
-        "hook_mixer_out": got.outputs[f"{module}.o_proj"],
-    }
-    if rotary:
-        out |= {"attn.hook_rot_q": q.transpose(1, 2), "attn.hook_rot_k": k.transpose(1, 2)}
-    return {f"{block}.{name}": value for name, value in out.items()}
-
-
-def _dense_mlp(got, module, block):
-    return {
-        f"{block}.mlp.hook_pre": got.outputs[f"{module}.gate_proj"],
-        f"{block}.mlp.hook_pre_linear": got.outputs[f"{module}.up_proj"],
-        f"{block}.mlp.hook_post": got.inputs[f"{module}.down_proj"],
-    }
-
-
-def _residual(got, model, layer, norm1, norm2, mlp):
-    home, block = f"model.layers.{layer}", f"blocks.{layer}"
-    out = {
-        f"{block}.hook_resid_pre": got.inputs[home],
-        f"{block}.hook_resid_mid": got.inputs[f"{home}.{norm2}"],
-        f"{block}.hook_mlp_out": got.outputs[f"{home}.{mlp}"],
-        f"{block}.hook_resid_post": got.outputs[home],
-    }
-    out |= _norm(got, model, f"{home}.{norm1}", f"{block}.ln1")
-    return out | _norm(got, model, f"{home}.{norm2}", f"{block}.ln2")
 
 
 def _recurrentgemma_layer(got, model, layer):
     home, block = f"model.layers.{layer}", f"blocks.{layer}"
-    out = _residual(got, model, layer, "temporal_pre_norm", "channel_pre_norm", "mlp_block")
-    out |= _dense_mlp(got, f"{home}.mlp_block", block)
+    out = residual(got, model, layer, "temporal_pre_norm", "channel_pre_norm", "mlp_block")
+    out |= dense_mlp(got, f"{home}.mlp_block", block)
     module = f"{home}.temporal_block"
     if module in got.attention:
-        return out | _attention(got, model, module, block, rotary=True)
+        return out | attention(got, model, module, block, rotary=True)
     mixer = model.get_submodule(module)
     lru, x = mixer.rg_lru, got.inputs[f"{module}.rg_lru"]
     width = lru.block_width
@@ -162,7 +65,7 @@ def _recurrentgemma_layer(got, model, layer):
 
 def _jamba_layer(got, model, layer):
     home, block = f"model.layers.{layer}", f"blocks.{layer}"
-    out = _residual(got, model, layer, "input_layernorm", "pre_ff_layernorm", "feed_forward")
+    out = residual(got, model, layer, "input_layernorm", "pre_ff_layernorm", "feed_forward")
     router = f"{home}.feed_forward.router"
     if router in got.outputs:
         batch, length = got.inputs[home].shape[:2]
@@ -173,9 +76,9 @@ def _jamba_layer(got, model, layer):
             f"{block}.mlp.hook_expert_indices": indices,
         }
     else:
-        out |= _dense_mlp(got, f"{home}.feed_forward", block)
+        out |= dense_mlp(got, f"{home}.feed_forward", block)
     if f"{home}.self_attn" in got.attention:
-        return out | _attention(got, model, f"{home}.self_attn", block, rotary=False)
+        return out | attention(got, model, f"{home}.self_attn", block, rotary=False)
     module = f"{home}.mamba"
     mixer = model.get_submodule(module)
     u = got.inputs[f"{module}.x_proj"]
@@ -221,3 +124,13 @@ def _hidden_attention(decay, source, readout):
             product = decay[:, j + 1 : t + 1].prod(dim=1)
             out[:, :, t, j] = (product * source[:, j] * readout[:, t, None, :]).sum(-1)
     return out
+
+
+FAMILIES = {
+    "recurrent_gemma": ("model.layers", "model.final_norm", _recurrentgemma_layer),
+    "jamba": ("model.layers", "model.final_layernorm", _jamba_layer),
+    "mamba2": ("backbone.layers", "backbone.norm_f", mamba2_layer),
+    "falcon_h1": ("model.layers", "model.final_layernorm", falcon_h1_layer),
+    "qwen3_next": ("model.layers", "model.norm", qwen3_next_layer),
+}
+"""Where layers and the last norm are, and what gives a layer's values."""

@@ -5,7 +5,7 @@ import torch
 from bounds import FORWARD, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import FAMILIES, make, tokens
+from models import WITH_ATTENTION, make, tokens
 
 import hybridlens as hl
 from analyses.heads.entropy import rank_heads
@@ -52,7 +52,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch):
     return set_block
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_ATTENTION)
 @pytest.mark.parametrize("point", ["hook_attn_scores", "hook_pattern"])
 def test_blocks_are_the_pass_cut_up(family: str, point: str, blocks) -> None:
     """Seventeen queries by threes, past the window: the blocks' rows, with the keys they are cut to, are the whole's.
@@ -80,7 +80,7 @@ def test_blocks_are_the_pass_cut_up(family: str, point: str, blocks) -> None:
         assert torch.equal(slots.dense(part.device).expand(2, HEADS, -1, -1), whole[..., :stop] != nothing)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_ATTENTION)
 def test_who_gets_the_whole(family: str, blocks) -> None:
     """A function that is not marked, anything beside one, and any pass with gradients get all queries at once."""
     lens, ids = lens_of(family), tokens(2, 11, seed=2)
@@ -99,7 +99,7 @@ def test_who_gets_the_whole(family: str, blocks) -> None:
     assert len(alone.given) == 6
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_ATTENTION)
 def test_slots_of_a_continued_state(family: str, blocks) -> None:
     """Rows of 9, 4 and 6 held tokens read on by 5, 5 and 2: positions are each row's own.
 
@@ -131,7 +131,7 @@ def test_slots_of_a_continued_state(family: str, blocks) -> None:
 
 
 @settings(max_examples=8)
-@given(st.sampled_from(FAMILIES), st.integers(0, 50), st.data())
+@given(st.sampled_from(WITH_ATTENTION), st.integers(0, 50), st.data())
 def test_results_are_those_of_the_whole(family: str, seed: int, data: st.DataObject) -> None:
     """Random k, modes, needles, lengths, scopes and block sizes, read at once and read on from a state."""
     lens = lens_of(family, seed % 3, num_hidden_layers=6)
@@ -161,7 +161,7 @@ def test_results_are_those_of_the_whole(family: str, seed: int, data: st.DataObj
         close(cut, once, FORWARD)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_ATTENTION)
 def test_top_k_works_in_blocks(family: str, blocks) -> None:
     """Scores arrive by twos, for top-k and for a ranking of some queries; k = n_heads changes no bit."""
     lens, ids = lens_of(family), tokens(3, 13, seed=3)
@@ -181,7 +181,7 @@ def test_top_k_works_in_blocks(family: str, blocks) -> None:
     close(again.scores, ranking.scores)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_ATTENTION)
 @pytest.mark.parametrize("semantics", ["clean", "published"])
 def test_every_mode_in_blocks(family: str, semantics: str, blocks) -> None:
     """All modes over 13 tokens and padding, by twos; published binary, which sums over all queries, gets them all."""
@@ -199,7 +199,7 @@ def test_every_mode_in_blocks(family: str, semantics: str, blocks) -> None:
         close(cut[row, :length], once[row, :length], FORWARD)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_ATTENTION)
 def test_a_pass_ahead_comes_first_and_leaves_no_trace(family: str) -> None:
     """It sees the same tokens and state, its own edits and no others, before each pass; what it did is dropped."""
     lens, ids = lens_of(family), tokens(2, 8, seed=4)
@@ -212,7 +212,7 @@ def test_a_pass_ahead_comes_first_and_leaves_no_trace(family: str) -> None:
     def spoil(x: torch.Tensor, hook: HookPoint) -> torch.Tensor:
         return torch.full_like(x, 7.0)
 
-    early, late = "blocks.0.hook_resid_pre", "blocks.3.hook_resid_post"
+    early, late = "blocks.0.hook_resid_pre", f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post"
     double = hl.Edit("blocks.1.hook_resid_pre", lambda x, hook: x * 2)
     edits = [
         hl.Edit(early, spoil, ahead=True),
@@ -244,7 +244,7 @@ def test_a_pass_ahead_comes_first_and_leaves_no_trace(family: str) -> None:
     assert not any(point.asked() for point in lens.hook_dict.values())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_ATTENTION)
 @pytest.mark.parametrize("boundary", ["last_prompt_token", "first_new_token"])
 def test_passes_ahead_in_generation(family: str, boundary: str) -> None:
     """One ahead of each pass of its phase; the tokens are those of the same steps taken by hand."""

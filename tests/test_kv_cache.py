@@ -522,7 +522,8 @@ def test_names_that_say_no_place_are_refused(exact: HybridLens) -> None:
     state = read(exact, rows())
     direction = torch.ones(exact.cfg.d_channels)
     places = "a place is named by layers, heads, rows, positions, channels here; close names: layers"
-    some, kinds = "layers, heads, rows here; close names: layers", "layers, rows, channels, positions, heads, values, addresses here; close names"
+    some = "layers, heads, rows here; close names: layers"
+    kinds = "layers, rows, channels, positions, heads, values, addresses here; close names"
     for call, known in (
         (lambda **where: kv_cache.zero(state, **where), places),
         (lambda **where: kv_cache.mean(state, **where), places),

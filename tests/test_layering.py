@@ -30,6 +30,7 @@ ORDER = (
     "shapes",
     "slots",
     "indices",
+    "aliases",
     "hook_functions",
     "visits",
     "hook_points",

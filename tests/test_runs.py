@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from bounds import FORWARD, close
-from models import FAMILIES, make, tokens
+from models import EVERY_FAMILY, WITH_ATTENTION, make, rounding, tokens
 from transformer_lens import patching
 from transformer_lens.ActivationCache import ActivationCache
 
 from hybridlens import Edit, HybridLens, HybridLensError, HybridState, Sampling
 
-LAYERS = {"recurrentgemma": 6, "jamba": 8}
+LAYERS = {"recurrentgemma": 6, "jamba": 8, "mamba2": 3, "falcon_h1": 3, "qwen3_next": 4}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EVERY_FAMILY)
 def model(request):
     return make(request.param, num_hidden_layers=LAYERS[request.param])
 
@@ -25,6 +25,12 @@ def model(request):
 @pytest.fixture
 def lens(model):
     return HybridLens(model)
+
+
+@pytest.fixture(params=WITH_ATTENTION)
+def attending(request):
+    """A lens of a family that has attention."""
+    return HybridLens(make(request.param, num_hidden_layers=LAYERS[request.param]))
 
 
 def reference(model, ids):
@@ -35,7 +41,7 @@ def reference(model, ids):
 def test_logits_are_the_untouched_models(model, lens):
     ids = tokens(3, 19)
     with torch.no_grad():
-        close(lens(ids), reference(model, ids), FORWARD)
+        close(lens(ids), reference(model, ids), FORWARD, extra=8 * rounding(model, ids))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -49,14 +55,15 @@ def test_half_precision_is_as_near_to_float32_as_the_untouched_model_is(model, d
         ours, theirs = (lens(ids).float() - exact).norm(), (reference(model, ids).float() - exact).norm()
         logits, cache = lens.run_with_cache(ids)
     assert ours <= 1.2 * theirs
-    assert logits.dtype == dtype
+    assert logits.dtype == reference(model, ids).dtype
     assert all(value.isfinite().all() for name, value in cache.items() if not name.endswith("attn_scores"))
 
 
 @pytest.mark.parametrize("pieces", [(1,) * 20, (20,), (3, 1, 9, 7), (13, 7), (1, 19)])
-def test_reading_in_pieces_is_reading_at_once(lens, pieces):
+def test_reading_in_pieces_is_reading_at_once(model, lens, pieces):
     """Every logit and every tensor of the final state, beyond the window as well."""
     ids = tokens(2, 20)
+    bound = 8 * rounding(model, ids)
     with torch.no_grad():
         whole_state, whole = lens.prefill(ids)
         state, logits, at = None, [], 0
@@ -65,10 +72,10 @@ def test_reading_in_pieces_is_reading_at_once(lens, pieces):
             state, out = lens.prefill(part) if state is None else lens.extend(state, part)
             logits.append(out)
             at += piece
-    close(torch.cat(logits, 1), whole, FORWARD)
+    close(torch.cat(logits, 1), whole, FORWARD, extra=bound)
     got, want = state.tensors(), whole_state.tensors()
     for name in want:
-        close(got[name], want[name], FORWARD, what=name)
+        close(got[name], want[name], FORWARD, extra=bound, what=name)
 
 
 def test_interleaved_runs_do_not_touch_each_other(model, lens):
@@ -94,7 +101,7 @@ def test_the_same_call_twice_gives_the_same_bits_whatever_ran_between(model, len
     with torch.no_grad():
         before, plain = lens.run_with_cache(ids)[1], reference(model, ids)
         attributes = {name: set(vars(module)) for name, module in model.named_modules()}
-        lens.run_with_hooks(other, [(lambda name: "hook_z" in name, lambda x, hook: x * 0)])
+        lens.run_with_hooks(other, [(lambda name: "mixer_out" in name, lambda x, hook: x * 0)])
         lens.generate(other, 3, [Edit("blocks.1.hook_mixer_out", lambda x, hook: x + 1)])
         with pytest.raises(ZeroDivisionError):
             lens.run_with_hooks(ids, [("hook_embed", lambda x, hook: 1 / 0)])
@@ -170,8 +177,7 @@ def test_sampling_is_seeded_and_follows_the_distribution(lens):
 def test_edits_act_in_their_phase_and_rows(lens):
     """Row 1 of a batch under a decode edit is what it is alone under that edit; the others are untouched."""
     ids = tokens(3, 9)
-    layer = lens.cfg.attention_layers[0]
-    z = f"blocks.{layer}.attn.hook_z"
+    z = next(name for name in lens.hook_points if name.endswith(("attn.hook_z", "ssm.hook_normed")))
 
     def scale(x, hook):
         return x * -3
@@ -215,16 +221,16 @@ def test_states_are_values(lens, tmp_path):
     assert state.nbytes == sum(t.numel() * t.element_size() for t in before.values())
 
 
-def test_key_positions_name_every_slot(lens):
+def test_key_positions_name_every_slot(attending):
     """The pattern of a decode step, put back at its absolute positions, is a row of the full pattern."""
     ids = tokens(2, 12)
-    name = f"blocks.{lens.cfg.attention_layers[0]}.attn.hook_pattern"
+    name = f"blocks.{attending.cfg.attention_layers[0]}.attn.hook_pattern"
     with torch.no_grad():
-        full = lens.run_with_cache(ids, name)[1][name][:, :, -1]
-        state = lens.prefill(ids[:, :-1]).state
+        full = attending.run_with_cache(ids, name)[1][name][:, :, -1]
+        state = attending.prefill(ids[:, :-1]).state
         seen = {}
-        lens.extend(state, ids[:, -1:], [Edit(name, lambda x, hook: seen.__setitem__("pattern", x))])
-    positions = lens.key_positions(state)
+        attending.extend(state, ids[:, -1:], [Edit(name, lambda x, hook: seen.__setitem__("pattern", x))])
+    positions = attending.key_positions(state)
     assert positions.shape[1] == seen["pattern"].shape[-1]
     scattered = torch.zeros(2, full.shape[1], 12)
     scattered.scatter_(2, positions[:, None].expand(-1, full.shape[1], -1), seen["pattern"][:, :, 0])
@@ -234,6 +240,7 @@ def test_key_positions_name_every_slot(lens):
 def test_the_cache_is_transformerlens_own_and_its_patching_runs(lens):
     """`generic_activation_patch` over layers and positions, against patching by hand."""
     clean, corrupt = tokens(1, 8, seed=1), tokens(1, 8, seed=2)
+    stream = "resid_mid" if "blocks.0.hook_resid_mid" in lens.hook_points else "resid_pre"  # without an MLP
 
     def metric(logits):
         return logits[0, -1, 3] - logits[0, -1, 4]
@@ -243,28 +250,28 @@ def test_the_cache_is_transformerlens_own_and_its_patching_runs(lens):
         assert isinstance(cache, ActivationCache)
         assert cache["resid_post", 0] is cache["blocks.0.hook_resid_post"]
         got = patching.generic_activation_patch(
-            lens, corrupt, cache, metric, patching.layer_pos_patch_setter, "resid_mid", ("layer", "pos")
+            lens, corrupt, cache, metric, patching.layer_pos_patch_setter, stream, ("layer", "pos")
         )
 
         def patch(x, hook):
             x = x.clone()
-            x[:, 5] = cache["resid_mid", 2][:, 5]
+            x[:, 5] = cache[stream, 2][:, 5]
             return x
 
-        by_hand = metric(lens.run_with_hooks(corrupt, [("blocks.2.hook_resid_mid", patch)]))
+        by_hand = metric(lens.run_with_hooks(corrupt, [(f"blocks.2.hook_{stream}", patch)]))
     assert got.shape == (lens.cfg.n_layers, 8)
     close(got[2, 5], by_hand)
     assert got.unique().numel() > lens.cfg.n_layers
 
 
-def test_names_filter_position_slice_and_batch_axis_of_the_cache(lens):
+def test_names_filter_position_slice_and_batch_axis_of_the_cache(attending):
     ids = tokens(1, 8)
     with torch.no_grad():
-        wanted = [name for name in lens.hook_points if name.endswith(("resid_pre", "hook_q"))]
-        _, cache = lens.run_with_cache(ids, wanted, remove_batch_dim=True, pos_slice=(-2, None))
-        whole = lens.run_with_cache(ids)[1]
-    layer = lens.cfg.attention_layers[0]
-    assert len(cache) == lens.cfg.n_layers + len(lens.cfg.attention_layers)
+        wanted = [name for name in attending.hook_points if name.endswith(("resid_pre", "attn.hook_q"))]
+        _, cache = attending.run_with_cache(ids, wanted, remove_batch_dim=True, pos_slice=(-2, None))
+        whole = attending.run_with_cache(ids)[1]
+    layer = attending.cfg.attention_layers[0]
+    assert len(cache) == attending.cfg.n_layers + len(attending.cfg.attention_layers)
     assert torch.equal(cache["q", layer], whole["q", layer][0, -2:])
     assert not any(name.endswith("ssm.hook_pattern") for name in whole)
 
@@ -284,9 +291,9 @@ def test_reading_does_not_alias_what_a_later_hook_writes_in_place(lens):
 
 
 def test_hooks_that_cannot_stand_are_refused_and_gone(lens):
-    ids, name = tokens(2, 6), "blocks.1.hook_mlp_out"
+    ids, name = tokens(2, 6), "blocks.1.hook_mixer_out"
     wrong = {
-        "shape": (lambda x, hook: x[:, :3], r"blocks.1.hook_mlp_out.*shape \[2, 3, 32\], expected \[2, 6, 32\]"),
+        "shape": (lambda x, hook: x[:, :3], r"blocks.1.hook_mixer_out.*shape \[2, 3, 32\], expected \[2, 6, 32\]"),
         "dtype": (lambda x, hook: x.double(), r"dtype torch.float64, expected torch.float32"),
         "type": (lambda x, hook: 3.0, r"returned float, expected a tensor or None"),
         "device": (lambda x, hook: x.to("meta"), r"device meta, expected cpu"),
@@ -297,13 +304,16 @@ def test_hooks_that_cannot_stand_are_refused_and_gone(lens):
         assert not any(point.has_hooks() for point in lens.hook_dict.values())
 
 
-def test_names_that_do_not_exist_are_refused_with_the_ones_that_do(lens):
-    attention = ", ".join(map(str, lens.cfg.attention_layers))
-    message = f"'blocks.0.attn.hook_pattern' does not exist: layers with attn.hook_pattern are {attention}"
+def test_names_that_do_not_exist_are_refused_with_the_ones_that_do(attending):
+    layers = attending.cfg.attention_layers
+    wrong = 0 if 0 not in layers else attending.cfg.n_layers
+    message = f"'blocks.{wrong}.attn.hook_pattern' does not exist: layers with attn.hook_pattern are " + ", ".join(
+        map(str, layers)
+    )
     with pytest.raises(HybridLensError, match=message):
-        lens.run_with_cache(tokens(1, 4), "blocks.0.attn.hook_pattern")
+        attending.run_with_cache(tokens(1, 4), f"blocks.{wrong}.attn.hook_pattern")
     with pytest.raises(HybridLensError, match=r"close names: blocks.0.hook_resid_post"):
-        lens.run_with_hooks(tokens(1, 4), [("blocks.0.hook_resid_pst", lambda x, hook: x)])
+        attending.run_with_hooks(tokens(1, 4), [("blocks.0.hook_resid_pst", lambda x, hook: x)])
 
 
 BAD_TOKENS = {

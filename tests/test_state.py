@@ -9,7 +9,7 @@ import torch
 from bounds import FORWARD, apart, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import FAMILIES, make, tokens
+from models import EVERY_FAMILY, WITH_ATTENTION, make, tokens
 from safetensors.torch import save_file
 
 from hybridlens import HybridLens
@@ -18,8 +18,14 @@ from hybridlens.memory import SLACK, KeyValues
 from hybridlens.state import HybridState
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=EVERY_FAMILY)
+def any_lens(request: pytest.FixtureRequest) -> HybridLens:
+    return HybridLens(make(request.param, 5))
+
+
+@pytest.fixture(scope="module", params=WITH_ATTENTION)
 def lens(request: pytest.FixtureRequest) -> HybridLens:
+    """One that holds keys."""
     return HybridLens(make(request.param, 5))
 
 
@@ -34,48 +40,48 @@ def next_logits(lens: HybridLens, state: HybridState, token: int) -> torch.Tenso
 
 @settings(deadline=None, max_examples=25)
 @given(lengths=st.lists(st.integers(1, 11), min_size=1, max_size=4), order=st.randoms(use_true_random=False))
-def test_rows_taken_apart_and_put_together_go_on_as_before(lens: HybridLens, lengths: list[int], order) -> None:
+def test_rows_taken_apart_and_put_together_go_on_as_before(any_lens: HybridLens, lengths: list[int], order) -> None:
     """Ragged rows, in another order, with other gaps between their slots: the next logits are the same."""
     rows = [tokens(1, length, seed=index)[0].tolist() for index, length in enumerate(lengths)]
     with torch.no_grad():
-        state, _ = lens.prefill(rows)
-        parts = state.split(lens.cfg.window)
+        state, _ = any_lens.prefill(rows)
+        parts = state.split(any_lens.cfg.window)
         assert [int(part.lengths) for part in parts] == lengths
         assert all(bool((part.key_positions >= 0).all()) for part in parts)
         shuffled = list(range(len(rows)))
         order.shuffle(shuffled)
         together = HybridState.cat([parts[i] for i in shuffled])
-        expected = next_logits(lens, state, 9)[shuffled]
-        close(next_logits(lens, together, 9), expected, FORWARD)
-        alone = torch.cat([next_logits(lens, parts[i], 9) for i in shuffled])
+        expected = next_logits(any_lens, state, 9)[shuffled]
+        close(next_logits(any_lens, together, 9), expected, FORWARD)
+        alone = torch.cat([next_logits(any_lens, parts[i], 9) for i in shuffled])
         close(alone, expected, FORWARD)
 
 
-def test_cat_refuses_nothing_and_strangers(lens: HybridLens) -> None:
-    other = HybridLens(make("jamba" if lens.cfg.family == "recurrentgemma" else "recurrentgemma", 5))
+def test_cat_refuses_nothing_and_strangers(any_lens: HybridLens) -> None:
+    other = HybridLens(make("jamba" if any_lens.cfg.family == "recurrentgemma" else "recurrentgemma", 5))
     with pytest.raises(InputError, match="states of none were given"):
         HybridState.cat([])
     with pytest.raises(InputError, match="all of one model"):
-        HybridState.cat([lens.network.empty_state(1), other.network.empty_state(1)])
+        HybridState.cat([any_lens.network.empty_state(1), other.network.empty_state(1)])
 
 
-def test_two_texts_go_on_from_one_state(lens: HybridLens) -> None:
+def test_two_texts_go_on_from_one_state(any_lens: HybridLens) -> None:
     """Single tokens are written into free slots; the second text finds them taken and must not overwrite the first."""
     with torch.no_grad():
-        start, _ = lens.prefill(tokens(2, 9))
-        start = lens.extend(start, [[3], [4]]).state  # from here on there are free slots
+        start, _ = any_lens.prefill(tokens(2, 9))
+        start = any_lens.extend(start, [[3], [4]]).state  # from here on there are free slots
         before = start.clone()
-        first = lens.extend(start, [[5], [6]]).state
+        first = any_lens.extend(start, [[5], [6]]).state
         kept = first.clone()
-        second = lens.extend(start, [[7], [8]]).state
+        second = any_lens.extend(start, [[7], [8]]).state
         assert same(start, before)
         assert same(first, kept)
         whole = torch.cat([tokens(2, 9), torch.tensor([[3, 7], [4, 8]])], dim=1)
-        expected = next_logits(lens, lens.prefill(whole).state, 11)
-        close(next_logits(lens, second, 11), expected, FORWARD)
+        expected = next_logits(any_lens, any_lens.prefill(whole).state, 11)
+        close(next_logits(any_lens, second, 11), expected, FORWARD)
         whole[:, -1] = torch.tensor([5, 6])
-        expected = next_logits(lens, lens.prefill(whole).state, 11)
-        close(next_logits(lens, first, 11), expected, FORWARD)
+        expected = next_logits(any_lens, any_lens.prefill(whole).state, 11)
+        close(next_logits(any_lens, first, 11), expected, FORWARD)
 
 
 def test_most_steps_copy_no_key(lens: HybridLens) -> None:

@@ -6,13 +6,18 @@ import pickle
 import pytest
 import torch
 from bounds import apart, close
-from models import FAMILIES, make, tokens
+from models import EVERY_FAMILY, WITH_ATTENTION, make, tokens
 
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.hooks import HookPoint
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EVERY_FAMILY)
+def any_lens(request):
+    return HybridLens(make(request.param))
+
+
+@pytest.fixture(params=WITH_ATTENTION)
 def lens(request):
     return HybridLens(make(request.param))
 
@@ -21,15 +26,15 @@ def attention_block(lens):
     return lens.blocks[lens.cfg.attention_layers[0]]
 
 
-def test_every_point_can_be_read(lens):
+def test_every_point_can_be_read(any_lens):
     """All of them in one trace, in forward order, equal to the cache bit for bit."""
-    ids, names = tokens(2, 9), list(lens.hook_points)
+    ids, names = tokens(2, 9), list(any_lens.hook_points)
     with torch.no_grad():
-        cache = lens.run_with_cache(ids, names)[1]
-        with lens.trace(ids):
+        cache = any_lens.run_with_cache(ids, names)[1]
+        with any_lens.trace(ids):
             values = {}.save()
             for name in names:
-                values[name] = lens.hook_dict[name].output
+                values[name] = any_lens.hook_dict[name].output
     assert list(values) == names
     for name in names:
         assert torch.equal(values[name], cache[name]), name
@@ -56,6 +61,23 @@ def test_writing_is_causal(lens):
     assert torch.equal(logits, expected)
     assert apart(logits, plain)
     assert torch.equal(before, lens.run_with_cache(ids, "hook_embed")[1]["hook_embed"])
+
+
+def test_a_state_written_in_a_trace_persists(any_lens):
+    """What a trace writes to a state is what the same hook gives, later positions included."""
+    ids = tokens(2, 9)
+    name = f"blocks.{any_lens.cfg.ssm_layers[0]}.ssm.hook_state"
+
+    def half(x, hook):
+        x[:, 3] *= 0.5
+
+    with torch.no_grad():
+        expected, plain = any_lens.run_with_hooks(ids, [(name, half)]), any_lens(ids)
+        with any_lens.trace(ids):
+            any_lens.hook_dict[name].output[:, 3] *= 0.5
+            logits = any_lens.hook_logits.output.save()
+    assert torch.equal(logits, expected)
+    assert not torch.allclose(logits[:, 4:], plain[:, 4:])
 
 
 def test_gradients_flow_in_a_trace(lens):
@@ -114,19 +136,19 @@ def test_a_trace_computes_costly_points_only_when_it_reads_them(lens, monkeypatc
     assert set(computed) == {block.attn.hook_attn_scores.name, block.attn.hook_pattern.name}
 
 
-def test_edits_and_rows_of_different_lengths_work_in_a_trace(lens):
+def test_edits_and_rows_of_different_lengths_work_in_a_trace(any_lens):
     rows = [tokens(1, n, seed=n)[0].tolist() for n in (9, 4)]
     edit = Edit("blocks.0.hook_mixer_out", lambda x, hook: x * 0)
     with torch.no_grad():
-        expected = lens.prefill(rows, [edit]).logits
-        with lens.trace(rows, edits=[edit]):
-            logits = lens.hook_logits.output.save()
+        expected = any_lens.prefill(rows, [edit]).logits
+        with any_lens.trace(rows, edits=[edit]):
+            logits = any_lens.hook_logits.output.save()
     assert torch.equal(logits, expected)
 
 
-def test_outside_a_trace_there_is_no_live_value(lens):
+def test_outside_a_trace_there_is_no_live_value(any_lens):
     with pytest.raises(HybridLensError, match=r"'hook_embed.output' has a value only inside `with lens.trace"):
-        _ = lens.hook_embed.output
+        _ = any_lens.hook_embed.output
 
 
 def test_what_was_saved_is_not_changed_by_a_later_edit_in_place(lens):

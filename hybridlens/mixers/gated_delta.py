@@ -135,8 +135,8 @@ class GatedDelta(nn.Module):
         terms = op.hold(DeltaTerms(decay, v, k, q, beta), run.valid)
         if wanted(self.hook_recall):
             terms = op.with_edits(terms, initial, recall=self.hook_recall.edited)
-        if wanted(self.hook_write):
-            terms = op.with_edits(terms, initial, write=self.hook_write.edited)
+        if wanted(self.hook_write):  # an edit at padding is none
+            terms = op.hold(op.with_edits(terms, initial, write=self.hook_write.edited), run.valid)
         read, final = through(op, terms, initial, self.hook_state, run.valid)
         y = self.hook_y(read.to(x.dtype))
         normed = parts.norm(y.flatten(-2), self.hook_gate(parts.norm.gate(z)), x.dtype)

@@ -108,8 +108,8 @@ class Mamba2(nn.Module):
             decay = self.hook_decay(torch.exp(-torch.exp(mixer.A_log.float()) * dt.float()))
             skip = mixer.D[:, None] * v.float()
         terms = op.hold(ScalarTerms(decay, v, k, q, dt), run.valid)
-        if wanted(self.hook_write):
-            terms = op.with_edits(terms, self.hook_write.edited)
+        if wanted(self.hook_write):  # an edit at padding is none
+            terms = op.hold(op.with_edits(terms, self.hook_write.edited), run.valid)
         read, final = through(op, terms, held_state(op, held, x), self.hook_state, run.valid)
         y = self.hook_y(read + skip)
         normed = parts.norm(y.flatten(-2), self.hook_gate(parts.norm.gate(z)), x.dtype)

@@ -1,0 +1,116 @@
+"""Configurations of the matrix-state families that their defaults hide: each is the untouched model.
+
+Biases, groups, head counts, norms and their order, clamps, tied embeddings, dense and sparse layers.
+"""
+
+import pytest
+import torch
+from models import make, rounding, tokens
+from torch.testing import assert_close
+
+from hybridlens import HybridLens
+from hybridlens.errors import CheckpointError, InputError
+from hybridlens.fingerprint import Fingerprint
+
+CASES = {
+    "mamba2 with biases": ("mamba2", {"use_bias": True}),
+    "mamba2 without a convolution's bias": ("mamba2", {"use_conv_bias": False}),
+    "mamba2 in one group": ("mamba2", {"n_groups": 1}),
+    "mamba2 with a group a head": ("mamba2", {"n_groups": 4}),
+    "mamba2 with small heads": ("mamba2", {"num_heads": 16, "head_dim": 4, "n_groups": 8}),
+    "mamba2 clamped": ("mamba2", {"time_step_limit": (0.08, 0.2)}),
+    "mamba2 tied": ("mamba2", {"tie_word_embeddings": True}),
+    "mamba2 with a plain stream": ("mamba2", {"residual_in_fp32": False}),
+    "mamba2 with short taps": ("mamba2", {"conv_kernel": 2}),
+    "falcon_h1 normed before the gate": ("falcon_h1", {"mamba_rms_norm": True, "mamba_norm_before_gate": True}),
+    "falcon_h1 gated before the norm": ("falcon_h1", {"mamba_rms_norm": True, "mamba_norm_before_gate": False}),
+    "falcon_h1 with biases": (
+        "falcon_h1", {"attention_bias": True, "mlp_bias": True, "mamba_proj_bias": True, "projectors_bias": True},
+    ),
+    "falcon_h1 without a convolution's bias": ("falcon_h1", {"mamba_conv_bias": False}),
+    "falcon_h1 clamped": ("falcon_h1", {"time_step_limit": (0.08, 0.2)}),
+    "falcon_h1 in one group": ("falcon_h1", {"mamba_n_groups": 1, "num_key_value_heads": 4}),
+    "falcon_h1 with wide heads": ("falcon_h1", {"head_dim": 16, "num_key_value_heads": 1}),
+    "falcon_h1 tied": ("falcon_h1", {"tie_word_embeddings": True}),
+    "qwen3_next dense": ("qwen3_next", {"num_experts": 0}),
+    "qwen3_next sparse in every second layer": (
+        "qwen3_next", {"mlp_only_layers": [], "decoder_sparse_step": 2, "num_hidden_layers": 4},
+    ),
+    "qwen3_next with weights as the router gives them": ("qwen3_next", {"norm_topk_prob": False}),
+    "qwen3_next with a key head a value head": ("qwen3_next", {"linear_num_key_heads": 4}),
+    "qwen3_next with one key head": ("qwen3_next", {"linear_num_key_heads": 1}),
+    "qwen3_next with biases": ("qwen3_next", {"attention_bias": True}),
+    "qwen3_next turned whole": (
+        "qwen3_next", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}},
+    ),
+    "qwen3_next with one head of keys": ("qwen3_next", {"num_key_value_heads": 1, "head_dim": 8}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_option_is_the_untouched_model(case):
+    """Logits at once, read in pieces of 5, 1, 4 and 2, and of a shorter row in a ragged batch; heads add up."""
+    family, changes = CASES[case]
+    model, ids = make(family, 1, **changes), tokens(2, 12)
+    lens = HybridLens(model)
+    close = {"rtol": 1e-4, "atol": max(1e-5, 8 * rounding(model, ids))}
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+        assert_close(lens(ids), expected, **close)
+        state, parts = None, []
+        for part in ids.split([5, 1, 4, 2], dim=1):
+            state, logits = lens.prefill(part) if state is None else lens.extend(state, part)
+            parts.append(logits)
+        assert_close(torch.cat(parts, dim=1), expected, **close)
+        ragged = lens([ids[0].tolist(), ids[1, :7].tolist()])
+        assert_close(ragged[1, :7], expected[1, :7], **close)
+        cache = lens.run_with_cache(ids)[1]
+        for layer, has in enumerate(lens.cfg.layers):
+            for mixer in [name for name, there in (("ssm", has.ssm), ("attn", has.attn)) if there is not None]:
+                bias = lens.blocks[layer].parts[mixer].out_bias()
+                total = cache[f"blocks.{layer}.{mixer}.hook_result"].sum(2) + (0 if bias is None else bias)
+                assert_close(total, cache[f"blocks.{layer}.hook_{mixer}_out"], **close)
+
+
+@pytest.mark.parametrize("family", ["mamba2", "falcon_h1"])
+def test_steps_stay_within_finite_limits(family):
+    """Read by hooks in prefill and in decode, where the library itself clamps only the former; both limits are met."""
+    lens, seen = HybridLens(make(family, 1, time_step_limit=(0.08, 0.2))), []
+    with torch.no_grad(), lens.hooks([("blocks.0.ssm.hook_dt", lambda x, hook: seen.append(x.clone()))]):
+        state = lens.prefill(tokens(2, 12)).state
+        lens.extend(state, tokens(2, 1, seed=3))
+    assert [x.shape[1] for x in seen] == [12, 1]
+    low, high = torch.tensor(0.08), torch.tensor(0.2)
+    assert all(bool(((x >= low) & (x <= high)).all()) for x in seen)
+    assert bool((seen[0] == low).any())
+    assert bool((seen[0] == high).any())
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("mamba2", {"hidden_act": "relu"}, "Mamba-2: hidden_act is 'relu', expected 'silu'"),
+        ("qwen3_next", {"hidden_act": "gelu"}, "Qwen3-Next: hidden_act is 'gelu', expected 'silu'"),
+    ],
+)
+def test_what_a_family_was_not_built_for_is_refused_in_one_line(family, changes, message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        HybridLens(make(family, **changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["mamba2", "falcon_h1", "qwen3_next"])
+def test_states_of_other_sizes_and_other_weights_are_refused(family, monkeypatch):
+    """Same family, another state size; same sizes, other weights: one line each, before anything runs."""
+    monkeypatch.setattr(Fingerprint, "now", lambda self: str(float(self.model.get_input_embeddings().weight.sum())))
+    other = {"mamba2": {"state_size": 6}, "falcon_h1": {"mamba_d_state": 6}, "qwen3_next": {"linear_key_head_dim": 7}}
+    lens = HybridLens(make(family))
+    with torch.no_grad():
+        state = lens.prefill(tokens(1, 4)).state
+        for changed, message in (
+            (make(family, **other[family]), "the state is of a model"),
+            (make(family, 1), "the state was made by other weights"),
+        ):
+            with pytest.raises(InputError, match=message) as caught:
+                HybridLens(changed).extend(state, tokens(1, 1))
+            assert "\n" not in str(caught.value)
