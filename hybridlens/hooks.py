@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from hybridlens.boundary import public
 from hybridlens.errors import HookFunctionError, UnknownNameError, closest
 from hybridlens.hook_functions import HookFunction, by_query, mismatch, reads_only, unchanged
 from hybridlens.hook_points import EditedActivation, HookPoint, HookSpec, wanted
@@ -49,6 +50,7 @@ Phase: TypeAlias = Literal["prefill", "decode", "both"]
 PHASES = ("prefill", "decode", "both")
 
 
+@public
 @dataclass(frozen=True)
 class Edit:
     """One edit of a run: a hook point, a function, and when and where it acts.
@@ -64,8 +66,7 @@ class Edit:
 
     Raises:
         UnknownNameError: for a phase that does not exist.
-        HookFunctionError: for a function that cannot be called.
-        InputError: for rows that are no row numbers.
+        InputError: for a function that cannot be called, or rows that are no row numbers.
     """
 
     hook: str | Callable[[str], bool]
@@ -75,9 +76,6 @@ class Edit:
     ahead: bool = False
 
     def __post_init__(self) -> None:
-        check_phase(self.phase)
-        if not callable(self.fn):
-            raise HookFunctionError(f"an edit of {self.hook!r} was given {self.fn!r}, expected a function")
         if self.rows is not None:
             object.__setattr__(self, "rows", rows_of(self.rows, f"an edit of {self.hook!r}"))
 
@@ -191,14 +189,13 @@ def attached(
 
     Raises:
         UnknownNameError: for a name that the model lacks.
-        HookFunctionError: for anything but pairs of names and a function.
     """
     inside = [True]
     hooks = HERE.hooks  # of this thread, whichever leaves the block
-    acting = [(points[name], fn) for names, fn in map(_pair, forward) for name in resolve(names, points)]
+    acting = [(points[name], fn) for names, fn in forward for name in resolve(names, points)]
     heard = [
         (points[name], _checked_gradient(fn, inside))
-        for names, fn in map(_pair, backward)
+        for names, fn in backward
         for name in resolve(names, points)
     ]
     for point, fn in acting:
@@ -222,12 +219,6 @@ def _remove(fn: HookFunction, functions: list[HookFunction]) -> None:
     """Take out the newest entry that is `fn` itself; other functions may be equal to it."""
     place = max(i for i, other in enumerate(functions) if other is fn)
     del functions[place]
-
-
-def _pair(given: object) -> tuple[NameFilter, HookFunction]:
-    if not isinstance(given, tuple) or len(given) != 2 or not callable(given[1]):
-        raise HookFunctionError(f"a hook is a pair (name, function), {given!r} was given; hooks are a list of pairs")
-    return given
 
 
 def _checked_gradient(fn: HookFunction, inside: Sequence[bool]) -> HookFunction:

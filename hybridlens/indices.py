@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any, Protocol, SupportsIndex, TypeAlias, cast, runtime_checkable
+from typing import Annotated, Any, Protocol, SupportsIndex, TypeAlias, cast, runtime_checkable
 
+from hybridlens.boundary_words import Unchecked
 from hybridlens.errors import InputError
 
 
@@ -18,7 +19,7 @@ class Listed(Protocol):
         ...
 
 
-Rows: TypeAlias = Sequence[SupportsIndex] | Listed
+Rows: TypeAlias = Annotated[Sequence[SupportsIndex] | Listed, Unchecked("row numbers")]
 """Row numbers as users have them."""
 
 

@@ -1,4 +1,4 @@
-"""What queries may see is a rule: masks of a few queries and keys, and long passes in blocks, against loops and float64."""
+"""What queries may see is a rule: masks of any queries and keys, and long passes in blocks, against float64."""
 
 import math
 
