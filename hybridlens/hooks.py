@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hybridlens.boundary import public
+from hybridlens.boundary_words import shown
 from hybridlens.errors import HookFunctionError, UnknownNameError, closest
 from hybridlens.hook_functions import HookFunction, by_query, mismatch, reads_only, unchanged
 from hybridlens.hook_points import EditedActivation, HookPoint, HookSpec, wanted
@@ -133,16 +134,23 @@ def resolve(names: NameFilter, points: Mapping[str, HookPoint]) -> list[str]:
     that it has to be asked for by name.
 
     Raises:
-        UnknownNameError: for a name that the model lacks, a predicate that holds for none, or an empty list.
+        UnknownNameError: for a name that the model lacks, a predicate that fails or holds for none, or an empty list.
     """
     if names is None:
         return [name for name, point in points.items() if not point.read_only]
     if isinstance(names, str):
         return [check_name(names, points)]
     if callable(names):
-        found = [name for name in points if names(name)]
+        called = getattr(names, "__qualname__", type(names).__name__)
+        try:
+            found = [name for name in points if names(name)]
+        except (TypeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise UnknownNameError(
+                f"the predicate {called} failed ({type(error).__name__}: {said}); expected a function of a hook "
+                "point's name that says True or False"
+            ) from error
         if not found:
-            called = getattr(names, "__qualname__", repr(names))
             raise UnknownNameError(
                 f"the predicate {called} holds for no hook point; names look like '{next(iter(points))}' or "
                 f"'{list(points)[len(points) // 2]}', see lens.hook_points"
@@ -168,11 +176,11 @@ def check_name(name: str, points: Mapping[str, HookPoint]) -> str:
         layers = [p.split(".")[1] for p in points if re.fullmatch(rf"blocks\.\d+\.{re.escape(suffix)}", p)]
         if layers:
             raise UnknownNameError(
-                f"hook point '{name}' does not exist: layers with {suffix} are {', '.join(layers)}"
+                f"hook point {shown(name)} does not exist: layers with {suffix} are {', '.join(layers)}"
             )
     ends = [p for p in points if p.split(".")[-1] in (name, f"hook_{name}")]
     near = f"; close names: {', '.join(ends[:3])}" if ends else closest(name, points)
-    raise UnknownNameError(f"hook point '{name}' does not exist{near}; see lens.hook_points")
+    raise UnknownNameError(f"hook point {shown(name)} does not exist{near}; see lens.hook_points")
 
 
 @contextmanager

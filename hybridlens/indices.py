@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from typing import Annotated, Any, Protocol, SupportsIndex, TypeAlias, cast, runtime_checkable
 
-from hybridlens.boundary_words import Unchecked
+from hybridlens.boundary_words import Unchecked, shown
 from hybridlens.errors import InputError
 
 
@@ -56,6 +56,12 @@ def _row(value: object, given: object, whose: str) -> int:
 
 
 def _refused(given: object, whose: str) -> InputError:
-    shown = " ".join(repr(given).split())
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-    return InputError(f"{whose} was given rows {shown}, expected row numbers: integers in a list, an array or a tensor")
+    rows = _one_line(given)
+    return InputError(f"{whose} was given rows {rows}, expected row numbers: integers in a list, an array or a tensor")
+
+
+def _one_line(given: object) -> str:
+    if not isinstance(given, Listed):
+        return shown(given)
+    text = " ".join(repr(given).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from hybridlens import tiny
 from hybridlens.boundary import public
+from hybridlens.boundary_words import shown
 from hybridlens.checkpoint_files import CONFIG, TOKENIZER, CheckpointFiles, opening
 from hybridlens.devices import usable
 from hybridlens.errors import CheckpointError, UnknownNameError, closest
@@ -59,7 +60,7 @@ def load(
     """
     kind = resolve_dtype(dtype)
     if device is not None and device_map is not None:
-        raise CheckpointError(f"device {device} and device_map {device_map!r} given; give one of them")
+        raise CheckpointError(f"device {device} and device_map {shown(device_map)} given; give one of them")
     place = None if device is None else usable(device)
     source = locate(name)
     config = read_config(source)
@@ -122,10 +123,9 @@ def locate(name: str | Path) -> str:
     if text.strip() and _is_folder(text):
         return text
     if not _HUB_ID.fullmatch(text) or len(text) > 96 or "--" in text or ".." in text:
-        shown = text if len(text) <= 100 else f"{text[:100]}…"
         raise UnknownNameError(
-            f"model {shown!r} is neither an embedded checkpoint ({', '.join(tiny.names())}), a folder, nor a hub id "
-            f"(owner/name){closest(text, tiny.names())}; of other checkpoints {_opened()} can be opened"
+            f"model {shown(text)} is neither an embedded checkpoint ({', '.join(tiny.names())}), a folder, nor a hub "
+            f"id (owner/name){closest(text, tiny.names())}; of other checkpoints {_opened()} can be opened"
         )
     return text
 

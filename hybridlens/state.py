@@ -148,7 +148,7 @@ class HybridState:
         numbers = numbers_of(rows, "select")
         wrong = [row for row in numbers if not -self.batch <= row < self.batch]
         if wrong:
-            raise InputError(f"select: row {wrong[0]} does not exist, the state holds rows 0..{self.batch - 1}")
+            raise InputError(f"select: row {shown(wrong[0])} does not exist, the state holds rows 0..{self.batch - 1}")
         index = torch.as_tensor(numbers, dtype=torch.long)
         return self.map(lambda t: t[index.to(t.device)])
 
