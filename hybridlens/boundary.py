@@ -178,7 +178,7 @@ def _schema(hint: Any) -> Any:
     if hint is None or hint is type(None) or origin is Literal:
         return hint
     kind = origin or hint
-    return Annotated[Any, _Instance(kind)] if isinstance(kind, type) and kind is not object else Any
+    return Annotated[Any, _Instance(kind)] if isinstance(kind, type) and kind not in (object, Any) else Any
 
 
 def _rank(member: Any) -> int:

@@ -122,6 +122,8 @@ def shown(value: Any) -> str:
         return _shown_many(value, kind)
     if isinstance(value, type):
         return f"the class {value.__name__}"
+    if type(value).__module__ == "torch":  # a dtype, a device
+        return str(value)
     if callable(value):
         return f"the function {getattr(value, '__name__', kind)}"
     text = repr(value) if isinstance(value, (bool, int, float, complex, type(None))) else ""

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import torch
+from annotated_types import Gt, Le
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hybridlens.errors import HybridLensError, InputError
+from hybridlens.boundary import Positive, Seed, public
+from hybridlens.errors import HybridLensError
 
 Chooser: TypeAlias = Callable[[Tensor], Tensor]
 """Picks the next token of each row from its logits [b v]."""
 
 
+@public
 @dataclass(frozen=True)
 class Sampling:
     """How to draw tokens; the same seed gives the same draws for the same batch.
@@ -34,20 +37,10 @@ class Sampling:
         top_p: draw among the likeliest that together hold this probability; None for all.
     """
 
-    seed: int
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf"):
-            raise InputError(
-                f"temperature {self.temperature} given, expected a number above 0; leave sampling out to be greedy"
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k {self.top_k} given, expected at least 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InputError(f"top_p {self.top_p} given, expected above 0 and at most 1")
+    seed: Seed
+    temperature: Annotated[float, Gt(0)] = 1.0
+    top_k: Positive | None = None
+    top_p: Annotated[float, Gt(0), Le(1)] | None = None
 
 
 def greedy(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch"]:

@@ -2,6 +2,8 @@
 
 accelerate's hooks bring the weights of an offloaded module in when the module is called. Where a weight is used
 without calling its module, `resident` does the same; without offloading it does nothing.
+
+How it fails: a device that this machine lacks raises `InputError`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,24 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
+
+from hybridlens.boundary_words import shown
+from hybridlens.errors import InputError
+
+
+def usable(device: torch.device | str) -> torch.device:
+    """A device, if tensors can be made there.
+
+    Raises:
+        InputError: it does not exist, or not on this machine.
+    """
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"device {shown(str(device))} cannot be used here: {said[:300]}") from error
+    return place
 
 
 def resident(*modules: nn.Module) -> AbstractContextManager[None]:

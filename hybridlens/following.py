@@ -35,8 +35,11 @@ class Following:
             (name, module) for name, module in model.named_modules() if module not in called and not _simple(module)
         )
 
-    def check(self) -> str:
+    def check(self, *, fresh: bool = False) -> str:
         """The fingerprint of the weights as they are now.
+
+        Args:
+            fresh: read the weights whether or not anything says that they changed, as at the start of a prompt.
 
         Raises:
             InputError: the model has changed in a way that the lens cannot follow.
@@ -53,7 +56,7 @@ class Following:
                 f"the embedding has {rows} rows now, and had {self.d_vocab} when the lens was made; open the model "
                 "anew with HybridLens(model, tokenizer)"
             )
-        return self.fingerprint.now()
+        return self.fingerprint.now(fresh=fresh)
 
 
 def _simple(module: nn.Module) -> bool:

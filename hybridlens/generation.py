@@ -3,21 +3,20 @@
 The prompts are read and continued by `decoding`; here the request is checked, and what came is laid out as rows of
 tokens and texts.
 
-How it fails: a number of new tokens that cannot be, or more than the model's context has room for, raises `InputError`
-before anything runs; what fails while it runs, see `decoding`.
+How it fails: more new tokens than the model's context has room for raise `InputError` before anything runs; what fails
+while it runs, see `decoding`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 
+from hybridlens.boundary import Length, public
 from hybridlens.choosing import Chooser, Sampling, greedy, sampler
-from hybridlens.decoding import Between, Boundary, Decoding, Start, begin, check_boundary, decode
-from hybridlens.errors import InputError
+from hybridlens.decoding import Between, Boundary, Decoding, Start, begin, decode
 from hybridlens.hooks import Edit
 from hybridlens.network import HookedNetwork
 from hybridlens.padding import TokenBatch
@@ -39,16 +38,14 @@ class Generation(NamedTuple):
     """After the last token that was read: the last one generated has not been."""
 
 
-def decode_steps(max_new_tokens: int, boundary: Boundary) -> int:
+@public
+def decode_steps(max_new_tokens: Length, boundary: Boundary) -> int:
     """How many decode steps make so many new tokens, if no row ends before; the last one made is not read.
 
     Raises:
         UnknownNameError: for a boundary that does not exist.
         InputError: `max_new_tokens` is no whole number of at least 1.
     """
-    check_boundary(boundary)
-    if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
-        raise InputError(f"max_new_tokens {max_new_tokens!r} given, expected a whole number of at least 1")
     return max_new_tokens - (boundary == "first_new_token")
 
 
@@ -83,10 +80,9 @@ def generate(
 
     Raises:
         UnknownNameError: for a boundary that does not exist.
-        InputError: when prompt and new tokens exceed the model's context, or none are wanted.
+        InputError: when prompt and new tokens exceed the model's context.
         HybridLensError: the model's logits are not finite.
     """
-    decode_steps(max_new_tokens, boundary)
     lengths = torch.tensor(batch.tokens.shape[1]) if batch.lengths is None else batch.lengths.cpu()
     if state is not None:
         lengths = lengths + state.lengths.cpu()

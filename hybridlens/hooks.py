@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from hybridlens.aliases import table_name
+from hybridlens.boundary import public
+from hybridlens.boundary_words import shown
 from hybridlens.errors import HookFunctionError, UnknownNameError, closest
 from hybridlens.hook_functions import HookFunction, by_query, mismatch, reads_only, unchanged
 from hybridlens.hook_points import EditedActivation, HookPoint, HookSpec, wanted
@@ -50,6 +52,7 @@ Phase: TypeAlias = Literal["prefill", "decode", "both"]
 PHASES = ("prefill", "decode", "both")
 
 
+@public
 @dataclass(frozen=True)
 class Edit:
     """One edit of a run: a hook point, a function, and when and where it acts.
@@ -65,8 +68,7 @@ class Edit:
 
     Raises:
         UnknownNameError: for a phase that does not exist.
-        HookFunctionError: for a function that cannot be called.
-        InputError: for rows that are no row numbers.
+        InputError: for a function that cannot be called, or rows that are no row numbers.
     """
 
     hook: str | Callable[[str], bool]
@@ -76,9 +78,6 @@ class Edit:
     ahead: bool = False
 
     def __post_init__(self) -> None:
-        check_phase(self.phase)
-        if not callable(self.fn):
-            raise HookFunctionError(f"an edit of {self.hook!r} was given {self.fn!r}, expected a function")
         if self.rows is not None:
             object.__setattr__(self, "rows", rows_of(self.rows, f"an edit of {self.hook!r}"))
 
@@ -136,16 +135,23 @@ def resolve(names: NameFilter, points: Mapping[str, HookPoint]) -> list[str]:
     that it has to be asked for by name.
 
     Raises:
-        UnknownNameError: for a name that the model lacks, a predicate that holds for none, or an empty list.
+        UnknownNameError: for a name that the model lacks, a predicate that fails or holds for none, or an empty list.
     """
     if names is None:
         return [name for name, point in points.items() if not point.read_only]
     if isinstance(names, str):
         return [check_name(names, points)]
     if callable(names):
-        found = [name for name in points if names(name)]
+        called = getattr(names, "__qualname__", type(names).__name__)
+        try:
+            found = [name for name in points if names(name)]
+        except (TypeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise UnknownNameError(
+                f"the predicate {called} failed ({type(error).__name__}: {said}); expected a function of a hook "
+                "point's name that says True or False"
+            ) from error
         if not found:
-            called = getattr(names, "__qualname__", repr(names))
             raise UnknownNameError(
                 f"the predicate {called} holds for no hook point; names look like '{next(iter(points))}' or "
                 f"'{list(points)[len(points) // 2]}', see lens.hook_points"
@@ -174,11 +180,11 @@ def check_name(name: str, points: Mapping[str, HookPoint]) -> str:
         layers = [p.split(".")[1] for p in points if re.fullmatch(rf"blocks\.\d+\.{re.escape(suffix)}", p)]
         if layers:
             raise UnknownNameError(
-                f"hook point '{name}' does not exist: layers with {suffix} are {', '.join(layers)}"
+                f"hook point {shown(name)} does not exist: layers with {suffix} are {', '.join(layers)}"
             )
     ends = [p for p in points if p.split(".")[-1] in (name, f"hook_{name}")]
     near = f"; close names: {', '.join(ends[:3])}" if ends else closest(name, points)
-    raise UnknownNameError(f"hook point '{name}' does not exist{near}; see lens.hook_points")
+    raise UnknownNameError(f"hook point {shown(name)} does not exist{near}; see lens.hook_points")
 
 
 @contextmanager
@@ -195,14 +201,13 @@ def attached(
 
     Raises:
         UnknownNameError: for a name that the model lacks.
-        HookFunctionError: for anything but pairs of names and a function.
     """
     inside = [True]
     hooks = HERE.hooks  # of this thread, whichever leaves the block
-    acting = [(points[name], fn) for names, fn in map(_pair, forward) for name in resolve(names, points)]
+    acting = [(points[name], fn) for names, fn in forward for name in resolve(names, points)]
     heard = [
         (points[name], _checked_gradient(fn, inside))
-        for names, fn in map(_pair, backward)
+        for names, fn in backward
         for name in resolve(names, points)
     ]
     for point, fn in acting:
@@ -226,12 +231,6 @@ def _remove(fn: HookFunction, functions: list[HookFunction]) -> None:
     """Take out the newest entry that is `fn` itself; other functions may be equal to it."""
     place = max(i for i, other in enumerate(functions) if other is fn)
     del functions[place]
-
-
-def _pair(given: object) -> tuple[NameFilter, HookFunction]:
-    if not isinstance(given, tuple) or len(given) != 2 or not callable(given[1]):
-        raise HookFunctionError(f"a hook is a pair (name, function), {given!r} was given; hooks are a list of pairs")
-    return given
 
 
 def _checked_gradient(fn: HookFunction, inside: Sequence[bool]) -> HookFunction:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any, Protocol, SupportsIndex, TypeAlias, cast, runtime_checkable
+from typing import Annotated, Any, Protocol, SupportsIndex, TypeAlias, cast, runtime_checkable
 
+from hybridlens.boundary_words import Unchecked, shown
 from hybridlens.errors import InputError
 
 
@@ -18,7 +19,7 @@ class Listed(Protocol):
         ...
 
 
-Rows: TypeAlias = Sequence[SupportsIndex] | Listed
+Rows: TypeAlias = Annotated[Sequence[SupportsIndex] | Listed, Unchecked("row numbers")]
 """Row numbers as users have them."""
 
 
@@ -55,6 +56,12 @@ def _row(value: object, given: object, whose: str) -> int:
 
 
 def _refused(given: object, whose: str) -> InputError:
-    shown = " ".join(repr(given).split())
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-    return InputError(f"{whose} was given rows {shown}, expected row numbers: integers in a list, an array or a tensor")
+    rows = _one_line(given)
+    return InputError(f"{whose} was given rows {rows}, expected row numbers: integers in a list, an array or a tensor")
+
+
+def _one_line(given: object) -> str:
+    if not isinstance(given, Listed):
+        return shown(given)
+    text = " ".join(repr(given).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

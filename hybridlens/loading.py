@@ -20,9 +20,12 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer
 
 from hybridlens import tiny
-from hybridlens.checkpoint_files import CONFIG, TOKENIZER, CheckpointFiles, one_line, opening
+from hybridlens.boundary import public
+from hybridlens.boundary_words import shown
+from hybridlens.checkpoint_files import CONFIG, TOKENIZER, CheckpointFiles, opening
+from hybridlens.devices import usable
 from hybridlens.errors import CheckpointError, UnknownNameError, closest
-from hybridlens.families import FAMILIES, Family
+from hybridlens.families import FAMILIES, family_for
 from hybridlens.families.fields import check_values
 from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
@@ -35,6 +38,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
+@public
 def load(
     name: str | Path,
     *,
@@ -56,11 +60,11 @@ def load(
     """
     kind = resolve_dtype(dtype)
     if device is not None and device_map is not None:
-        raise CheckpointError(f"device {device} and device_map {device_map!r} given; give one of them")
-    place = _resolve_device(device)
+        raise CheckpointError(f"device {device} and device_map {shown(device_map)} given; give one of them")
+    place = None if device is None else usable(device)
     source = locate(name)
     config = read_config(source)
-    family = family_for(config, source)
+    family = family_for(config, f"'{source}'")
     family.configure(config)
     quantised = getattr(config, "quantization_config", None) is not None
     CheckpointFiles(source).check_beside()
@@ -79,6 +83,7 @@ def load(
     return HybridLens(model, read_tokenizer(source))
 
 
+@public
 def load_weights(name: str | Path, *, device: str | torch.device = "cpu") -> Weights:
     """The linear maps of a checkpoint, read straight from its safetensors files; no model is made.
 
@@ -90,12 +95,12 @@ def load_weights(name: str | Path, *, device: str | torch.device = "cpu") -> Wei
         UnknownNameError: for a name that is neither embedded, a folder, nor of the form of a hub id.
         CheckpointError: for a checkpoint that cannot be opened, a missing shard or tensor, or quantised weights.
     """
-    place = _resolve_device(device) or torch.device("cpu")
+    place = usable(device)
     source = locate(name)
     config = read_config(source)
     if getattr(config, "quantization_config", None) is not None:
         raise CheckpointError(f"'{name}' is quantised, so its stored numbers are not its weights; give the original")
-    family = family_for(config, source)
+    family = family_for(config, f"'{source}'")
     cfg = family.configure(config)
     CheckpointFiles(source).check_beside()
     files = FileTensors(source)
@@ -118,10 +123,9 @@ def locate(name: str | Path) -> str:
     if text.strip() and _is_folder(text):
         return text
     if not _HUB_ID.fullmatch(text) or len(text) > 96 or "--" in text or ".." in text:
-        shown = text if len(text) <= 100 else f"{text[:100]}…"
         raise UnknownNameError(
-            f"model {shown!r} is neither an embedded checkpoint ({', '.join(tiny.names())}), a folder, nor a hub id "
-            f"(owner/name){closest(text, tiny.names())}; of other checkpoints {_opened()} can be opened"
+            f"model {shown(text)} is neither an embedded checkpoint ({', '.join(tiny.names())}), a folder, nor a hub "
+            f"id (owner/name){closest(text, tiny.names())}; of other checkpoints {_opened()} can be opened"
         )
     return text
 
@@ -137,26 +141,6 @@ def read_config(source: str) -> Any:
         check_values(raw, f"'{source}': {CONFIG}")
     with opening(f"'{source}' has no configuration that can be read"):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
-
-
-def family_for(config: Any, source: str) -> Family:
-    """The family that a configuration is of: the one place where that is decided.
-
-    Raises:
-        CheckpointError: when it is of none, or when its ``architectures`` name another model than its class does.
-    """
-    named: list[str] = list(getattr(config, "architectures", None) or [])
-    for family in FAMILIES:
-        if type(config) is getattr(transformers, family.architecture).config_class:
-            if named and family.architecture not in named:
-                raise CheckpointError(
-                    f"'{source}': {CONFIG} says model_type {config.model_type!r}, but architectures "
-                    f"{', '.join(named)}, expected {family.architecture}"
-                )
-            return family
-    given = named[0] if named else type(config).__name__
-    near = closest(given, [family.architecture for family in FAMILIES])
-    raise CheckpointError(f"'{source}' is a {given}, of no family that hybridlens knows; it opens {_opened()}{near}")
 
 
 def read_tokenizer(source: str) -> Any:
@@ -183,17 +167,6 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if name not in DTYPES:
         raise UnknownNameError(f"dtype {name!r} given, expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def _resolve_device(device: str | torch.device | None) -> torch.device | None:
-    if device is None:
-        return None
-    try:
-        place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise CheckpointError(f"device {str(device)!r} cannot be used here: {one_line(error)}") from error
-    return place
 
 
 def _is_folder(text: str) -> bool:

@@ -67,14 +67,16 @@ class Layout(NamedTuple):
         tokens, lengths = self.batch
         sizes = [tokens.shape[1]] if lengths is None else lengths.tolist()
         rows: list[list[int]] = []
+        ends = (wanted.start, wanted.stop, wanted.step) if isinstance(wanted, slice) else wanted
+        named = shown(ends.tolist() if isinstance(ends, np.ndarray) else ends)
         for size in sizes:
             try:
                 rows.append(np.arange(size)[wanted].reshape(-1).tolist())
-            except (IndexError, TypeError) as error:
-                raise InputError(f"pos_slice {wanted} given, but a row has the positions 0..{size - 1}") from error
+            except (IndexError, TypeError, ValueError, OverflowError) as error:
+                raise InputError(f"pos_slice {named} given, but a row has the positions 0..{size - 1}") from error
         if len({len(row) for row in rows}) > 1:
             raise InputError(
-                f"pos_slice {wanted} holds {len(rows[0])} positions of row 0 and other numbers of others, since rows "
+                f"pos_slice {named} holds {len(rows[0])} positions of row 0 and other numbers of others, since rows "
                 f"have {', '.join(map(str, sizes[:8]))} tokens; name positions that all have, such as -1 or 0"
             )
         return torch.tensor(rows * (len(tokens) // len(rows)), dtype=torch.long, device=tokens.device)

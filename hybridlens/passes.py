@@ -1,7 +1,6 @@
 """One forward pass before any layer runs: positions, padding, and which keys each query may look at.
 
-Masks are made once for each window that the model's attention layers have, and only where a plain causal or an open
-kernel does not serve.
+What queries may see is said once for each window that the model's attention layers have (`KeySlots`).
 """
 
 from __future__ import annotations
@@ -78,24 +77,15 @@ class Pass:
 
     def _slots(self, window: int | None) -> KeySlots:
         positions, held, valid = self.positions, self.key_positions, self.valid
-        steps, new = self._steps, self._steps.shape[0]
         if not self.continued:
-            mask = None
-            if window is not None and new > window:
-                mask = ((steps[:, None] >= steps) & (steps[:, None] < steps + window))[None, None]  # truth values only
-            return KeySlots(positions, held, mask, causal=True)
+            return KeySlots(positions, held, causal=True, window=window)
         # Where every query sees every key, no mask is needed; off the CPU, asking would cost more than it saves.
-        if new == 1 and self.device.type == "cpu":
+        if self._steps.shape[0] == 1 and self.device.type == "cpu":
             oldest: Tensor | int = 0 if window is None else (positions - window + 1).clamp_(min=0)
             seen = held >= oldest
             if bool((seen if valid is None else seen | ~valid).all()):
-                return KeySlots(positions, held, None, causal=False)
-        mask = (positions[:, :, None] >= held[:, None, :]) & (held >= 0)[:, None, :]
-        if window is not None:
-            mask = mask & (positions[:, :, None] < (held + window)[:, None, :])
-        if valid is not None:  # a padding query looks at everything, so that no softmax is empty
-            mask = mask | ~valid[:, :, None]
-        return KeySlots(positions, held, mask[:, None], causal=False)
+                return KeySlots(positions, held, causal=False, open=True)
+        return KeySlots(positions, held, causal=False, window=window, valid=valid)
 
     def to(self, device: torch.device) -> Pass:
         """The same, with its tensors on `device`; made once for each."""

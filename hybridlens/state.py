@@ -19,15 +19,19 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from annotated_types import MinLen
 from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hybridlens.boundary import Positive, public
+from hybridlens.boundary_words import shown
+from hybridlens.devices import usable
 from hybridlens.errors import InputError
 from hybridlens.indices import Rows, numbers_of
 from hybridlens.memory import KINDS, KeyValues, Memory
@@ -104,15 +108,15 @@ class HybridState:
         """The state cut from the graph that made it."""
         return self.map(Tensor.detach)
 
+    @public
     def to(self, device: torch.device | str) -> HybridState:
         """The state on another device.
 
         Raises:
-            InputError: for a dtype: positions are whole numbers, and states are float32 whatever the model's.
+            InputError: it cannot be used, or is a dtype: positions are whole numbers, and recurrent states float32.
         """
-        if isinstance(device, torch.dtype):
-            raise InputError(f"state.to({device}) given, expected a device; a state keeps its dtypes")
-        return self.map(lambda t: t.to(device))
+        place = usable(device)
+        return self.map(lambda t: t.to(place))
 
     @contextmanager
     def lent(self) -> Generator[None]:
@@ -129,12 +133,12 @@ class HybridState:
             for room, before in zip(rooms, used, strict=True):
                 room.buffer.used = before
 
-    def repeat(self, n: int) -> HybridState:
+    @public
+    def repeat(self, n: Positive) -> HybridState:
         """Each row `n` times in a row: rows a, b become a, a, b, b."""
-        if type(n) is not int or n < 1:
-            raise InputError(f"repeat: {n!r} copies given, expected a whole number, at least 1")
         return self.map(lambda t: t.repeat_interleave(n, dim=0))
 
+    @public
     def select(self, rows: Rows) -> HybridState:
         """The given rows, in that order; a row may be given more than once.
 
@@ -144,7 +148,7 @@ class HybridState:
         numbers = numbers_of(rows, "select")
         wrong = [row for row in numbers if not -self.batch <= row < self.batch]
         if wrong:
-            raise InputError(f"select: row {wrong[0]} does not exist, the state holds rows 0..{self.batch - 1}")
+            raise InputError(f"select: row {shown(wrong[0])} does not exist, the state holds rows 0..{self.batch - 1}")
         index = torch.as_tensor(numbers, dtype=torch.long)
         return self.map(lambda t: t[index.to(t.device)])
 
@@ -152,17 +156,13 @@ class HybridState:
         """With these key slots alone, in every layer."""
         return replace(self.each(lambda memory: memory.keep(slots)), key_positions=self.key_positions[:, slots])
 
-    def split(self, window: int | None = None) -> list[HybridState]:
+    @public
+    def split(self, window: Positive | None = None) -> list[HybridState]:
         """Each row as a state of its own, without the key slots that it does not use.
 
         Args:
             window: leave out keys, too, that a sliding window of this size has passed.
-
-        Raises:
-            InputError: for a window that is no whole number, or below 1.
         """
-        if window is not None and (type(window) is not int or window < 1):
-            raise InputError(f"split: window {window!r} given, expected a whole number, at least 1, or None")
         oldest = 0 if window is None else (self.lengths[:, None] - window + 1).clamp(min=0)
         used = self.key_positions >= oldest
         whole = bool(used.all())
@@ -176,15 +176,16 @@ class HybridState:
         return [row(i) for i in range(self.batch)]
 
     @staticmethod
-    def cat(states: Sequence[HybridState]) -> HybridState:
+    @public
+    def cat(states: Annotated[Sequence[HybridState], MinLen(1)]) -> HybridState:
         """The rows of several states in one; rows with fewer key slots than others get unused ones.
 
         Raises:
             InputError: there are none, or they are of different models or weights.
         """
-        if not states or any(state.model != states[0].model for state in states):
-            models = ", ".join(sorted({state.model for state in states})) or "none"
-            raise InputError(f"cat: states of {models} were given, expected at least one, all of one model")
+        if any(state.model != states[0].model for state in states):
+            models = ", ".join(sorted({state.model for state in states}))
+            raise InputError(f"cat: states of {models} were given, expected all of one model")
         if any(state.weights != states[0].weights for state in states):
             raise InputError("cat: states made by different weights of one architecture were given; expected one model")
         slots = max(state.key_positions.shape[1] for state in states)
@@ -198,6 +199,7 @@ class HybridState:
         lengths = torch.cat([state.lengths for state in states])
         return replace(states[0], lengths=lengths, key_positions=torch.cat(positions), layers=layers)
 
+    @public
     def save(self, path: str | Path) -> None:
         """Write the state to a safetensors file.
 
@@ -210,10 +212,11 @@ class HybridState:
         metadata = {"format": str(FORMAT), "kinds": json.dumps(kinds), "digest": _digest(tensors), **about}
         try:
             save_file(tensors, str(Path(path)), metadata=metadata)
-        except (OSError, SafetensorError, TypeError) as error:
-            raise InputError(f"the state cannot be written to '{path}' ({error})") from error
+        except (OSError, SafetensorError, TypeError, ValueError) as error:
+            raise InputError(f"the state cannot be written to {shown(str(path))} ({_line(error)})") from error
 
     @classmethod
+    @public
     def load(cls, path: str | Path) -> HybridState:
         """Read a state that `save` wrote, of this version or 0.1.0.
 
@@ -226,7 +229,9 @@ class HybridState:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             kinds = _kinds(metadata, tensors)
             if "digest" in metadata and metadata["digest"] != _digest(tensors):
-                raise InputError(f"'{path}' was damaged after it was written: its tensors are not those it names")
+                raise InputError(
+                    f"{shown(str(path))} was damaged after it was written: its tensors are not those it names"
+                )
             layers = tuple(
                 {mixer: KINDS[kind].of(_under(f"layers.{layer}.{mixer}.", tensors)) for mixer, kind in mixers.items()}
                 for layer, mixers in enumerate(kinds)
@@ -239,7 +244,11 @@ class HybridState:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"'{path}' is not a saved HybridState ({error})") from error
+            raise InputError(f"{shown(str(path))} is not a saved HybridState ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _kinds(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> list[dict[str, str]]:

@@ -102,6 +102,10 @@ class TokenFront:
     @public
     def laid_out(self, tokens: TokensLike, lengths: Sequence[int] | Lengths | None = None) -> Layout:
         """`batch`, with where the tokens stood when they were given."""
+        return self._laid(tokens, lengths)
+
+    def _laid(self, tokens: TokensLike, lengths: Sequence[int] | Lengths | None = None) -> Layout:
+        """`laid_out` behind a door that was passed already."""
         cfg = self.network.cfg
         laid = tokens_module.as_batch(
             tokens, self.tokenizer, lengths=lengths, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx, pad=self.pad_token

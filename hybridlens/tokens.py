@@ -186,7 +186,10 @@ def _padded(tokens: Tensor, tokenizer: Any, lengths: Sequence[int] | Lengths | N
         return moved(tokens, mask_of(mask, tokens), "the attention mask")
     if lengths is None:
         return found(tokens, tokenizer)
-    counts = torch.as_tensor(lengths, device=tokens.device)
+    try:
+        counts = torch.as_tensor(lengths, device=tokens.device)
+    except (OverflowError, ValueError, RuntimeError) as error:
+        raise InputError(f"lengths = {shown(lengths)} given, but rows have {tokens.shape[1]} tokens") from error
     if counts.shape != tokens.shape[:1]:
         raise InputError(f"{counts.numel()} lengths given for {tokens.shape[0]} rows of tokens")
     for row, length in enumerate(counts.tolist()):

@@ -15,11 +15,11 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from nnsight import NNsight
 
-from hybridlens.decoding import Boundary, check_boundary
+from hybridlens.decoding import Boundary
 from hybridlens.errors import InputError
 from hybridlens.generation import generate
 from hybridlens.hooks import Edit
@@ -29,11 +29,7 @@ from hybridlens.padding import TokenBatch
 from hybridlens.shapes import Tokens
 
 if TYPE_CHECKING:
-    from hybridlens.model import HybridLens
-
-Tracer: TypeAlias = Any
-"""nnsight's InterleavingTracer, which is untyped."""
-
+    from hybridlens.model import HybridLens, Tracer
 
 WRAPPING = threading.Lock()
 """Held while a lens is wrapped, so that threads which trace it first at the same moment wrap it once."""
@@ -52,7 +48,6 @@ def open_trace(
 ) -> Tracer:
     """A trace of one forward pass, or of a greedy generation of `max_new_tokens`."""
     root = lens.nnsight
-    check_boundary(boundary)
     if root.interleaver.interleaving:
         raise InputError(
             "a trace was opened inside a trace of the same lens, whose forward pass is under way; end the first "

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from random_lens import benchmark_lens
 
-from analyses import entropy, manipulation, needle_heads, sparsification
+import hybridlens as hl
+from analyses.heads import entropy, manipulation, needle_heads, sparsification
 from analyses.heads.ranking import HeadRanking
 from analyses.patching import metrics, pairs
 from hybridlens import niah
@@ -56,6 +57,7 @@ def the_examples() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         (lens.to_string, {"tokens": [1, 5]}),
         (lens.to_str_tokens, {"tokens": [1, 5]}),
         (lens, {"tokens": torch.tensor([[1, 5], [6, 7]]), "lengths": [2, 1]}),
+        *the_front(lens),
         (sparsification.top_k, {"lens": lens, "k": 1, "phase": "decode", "scope": "layer", "semantics": "clean"}),
         (sparsification.keep_heads, {"lens": lens, "ranking": ranking, "n": 2, "phase": "both", "scope": "model"}),
         (sparsification.keep_each, {"lens": lens, "heads": [((1, 0),), None], "phase": "both"}),
@@ -77,6 +79,46 @@ def the_examples() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         (pairs.other_needle, {"lens": lens, "needle": paper, "other": windy, "length": 120, "depth": 50, "seed": 1}),
         (pairs.counterpart, {"needle": paper, "other": oslo}),
     ]
+
+
+def the_front(lens: hl.HybridLens) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
+    """The lens's own calls, of a small model; files go into the folder where this runs."""
+    state = lens.prefill([[1, 5, 6], [7, 8, 9]]).state
+    rows, pairs, fn = torch.tensor([[1, 5], [6, 7]]), [("hook_embed", lambda x, hook: None)], lambda x, hook: None
+    how = hl.Sampling(seed=1)
+    state.save("held")
+    return [
+        (lens.prefill, {"tokens": rows, "edits": [hl.Edit("hook_embed", fn)], "lengths": [2, 1], "last_only": True}),
+        (lens.extend, {"state": state, "tokens": rows, "edits": (), "phase": "decode", "last_only": False}),
+        (lens.generate, {"tokens": rows, "max_new_tokens": 2, "boundary": "first_new_token", "edits": ()}),
+        (lens.generate, {"tokens": rows, "max_new_tokens": 2, "stop_at_eos": True, "sampling": how, "lengths": [2, 1]}),
+        (lens.key_positions, {"state": state, "new_tokens": 2}),
+        (lens.run_with_hooks, {"tokens": rows, "fwd_hooks": pairs, "lengths": [2, 1]}),
+        (lens.run_with_cache, {"tokens": rows, "names_filter": ["hook_embed"], "device": "cpu", "pos_slice": (0, 1)}),
+        (lens.run_with_cache, {"tokens": [[1, 5]], "names_filter": "hook_embed", "remove_batch_dim": True}),
+        (entered(lens.hooks), {"fwd_hooks": pairs, "bwd_hooks": pairs}),
+        (hl.Edit, {"hook": "hook_embed", "fn": fn, "phase": "decode", "rows": [0, 1], "ahead": False}),
+        (hl.Sampling, {"seed": 1, "temperature": 0.5, "top_k": 3, "top_p": 0.9}),
+        (hl.load, {"name": "nowhere", "dtype": "float32", "device": "cpu", "device_map": None}),
+        (hl.load_weights, {"name": "nowhere", "device": "cpu"}),
+        (state.split, {"window": 2}),
+        (state.select, {"rows": [1, 0]}),
+        (state.repeat, {"n": 2}),
+        (state.to, {"device": "cpu"}),
+        (state.save, {"path": "saved"}),
+        (hl.HybridState.load, {"path": "held"}),
+        (hl.HybridState.cat, {"states": [state, state]}),
+    ]
+
+
+def entered(hooks: Callable[..., Any]) -> Callable[..., None]:
+    """A call that enters and leaves what `hooks` gives."""
+
+    def call(**options: Any) -> None:
+        with hooks(**options):
+            pass
+
+    return call
 
 
 JUNK: tuple[Any, ...] = (
@@ -103,6 +145,18 @@ SILENT: list[tuple[str, Callable[[Any, Any], Any]]] = [
     ("token 1000000 is outside the vocabulary", lambda lens, _: lens.to_string([10**6])),
     ("tokens are b'bytes'", lambda lens, _: lens(b"bytes")),
     ("tokens are {", lambda lens, _: lens({9, 1, 5})),
+    ("window = 0 given", lambda lens, _: lens.prefill([[1, 5]]).state.split(0)),
+    ("window = -1 given", lambda lens, _: lens.prefill([[1, 5]]).state.split(-1)),
+    ("window = [1.5] given", lambda lens, _: lens.prefill([[1, 5]]).state.split([1.5])),
+    ("device = torch.float16 given", lambda lens, _: lens.prefill([[1, 5]]).state.to(torch.float16)),
+    ("device 'nowhere' cannot be used here", lambda lens, _: lens.prefill([[1, 5]]).state.to("nowhere")),
+    ("path = a value of class slice given", lambda lens, _: lens.prefill([[1, 5]]).state.save(slice(None))),
+    ("last_only = 'decode' given", lambda lens, _: lens.prefill([[1, 5]], last_only="decode")),
+    ("remove_batch_dim = a value of class", lambda lens, _: lens.run_with_cache([[1, 5]], remove_batch_dim=...)),
+    ("stop_at_eos = the class int given", lambda lens, _: lens.generate([[1, 5]], stop_at_eos=int)),
+    ("new_tokens = 0.5 given", lambda lens, _: lens.key_positions(lens.prefill([[1, 5]]).state, new_tokens=0.5)),
+    ("ahead = () given", lambda *_: hl.Edit("hook_embed", lambda x, hook: x, ahead=())),
+    ("boundary 'middle' does not exist", lambda lens, _: lens.trace([[1, 5]], boundary="middle")),
     ("lengths = b'x' given", lambda lens, _: lens(torch.tensor([[1, 2]]), b"x")),
 ]
 
@@ -121,6 +175,11 @@ def silent() -> list[list[str]]:
     return said
 
 
+def called(fn: Any) -> str:
+    """What a call is of; the lens itself has no name."""
+    return str(getattr(fn, "__qualname__", type(fn).__name__))
+
+
 def at_random(calls: int) -> dict[str, Any]:
     """Calls with one or two arguments exchanged for junk: how many were refused, and which ended in another way."""
     rng = random.Random(11)
@@ -135,9 +194,9 @@ def at_random(calls: int) -> dict[str, Any]:
         except HybridLensError as error:
             refused += 1
             if "\n" in str(error) or len(str(error)) > 1000:
-                wrong.append(f"{fn} of {shown(changed)}: {str(error)[:1500]}")
+                wrong.append(f"{called(fn)} of {shown(changed)}: {str(error)[:1500]}")
         except Exception as error:  # what is looked for
-            wrong.append(f"{fn} of {shown(changed)}: {type(error).__name__}: {str(error)[:300]}")
+            wrong.append(f"{called(fn)} of {shown(changed)}: {type(error).__name__}: {str(error)[:300]}")
     return {"refused": refused, "wrong": wrong}
 
 

@@ -284,15 +284,15 @@ def test_what_annotations_forbid_is_one_clear_line_too():
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{folder.parent}"}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)
     starts = [
-        "a hook is a pair (name, function), 'hook_embed' was given",
-        "a hook is a pair (name, function), 'hook_embed' was given",
-        "a hook is a pair (name, function), ('hook_embed', 3) was given",
+        "fwd_hooks[0] = 'hook_embed' given, expected fwd_hooks to be a list of tuples",
+        "fwd_hooks[0] = 'hook_embed' given, expected fwd_hooks to be a list of tuples",
+        "fwd_hooks[0][1] = 3 given, expected fwd_hooks to be a list of tuples",
         "a mapping of input_ids, position_ids was given as tokens",
         "1.7 stands among the ids",
         "[1] stands among the ids",
         "phase 'generation' does not exist",
         "an edit of 'hook_embed' was given rows [True]",
-        "an edit of 'hook_embed' was given 'zero'",
+        "fn = 'zero' given, expected a function",
     ]
     lines = done.stdout.splitlines()
     assert len(lines) == len(starts)

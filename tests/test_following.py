@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from models import make, tokens
+from models import FAMILIES, make, tokens
 
 import hybridlens as hl
 from hybridlens.errors import InputError
@@ -155,3 +155,22 @@ def test_states_belong_to_their_weights() -> None:
     b.extend(own, [[5]])
     with pytest.raises(InputError, match="states made by different weights"):
         hl.HybridState.cat([state, own])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_is_read_by_the_weights_as_they_are_however_they_were_changed(family: str) -> None:
+    """torch does not count what is written through ``data``, as PEFT does when it merges: a prompt reads them anew."""
+    lens = hl.HybridLens(make(family))
+    weight = lens.hf_model.get_input_embeddings().weight
+    with torch.no_grad():
+        before = lens.prefill(tokens(1, 4)).state
+        spoken = lens.generate(tokens(1, 4), 2).state
+        weight.data += 1
+        after = lens.prefill(tokens(1, 4)).state
+        assert len({before.weights, after.weights}) == 2
+        assert spoken.weights == before.weights
+        with pytest.raises(InputError, match="made by other weights"):
+            lens.extend(before, tokens(1, 1))
+        lens.extend(after, tokens(1, 1))
+        weight.data -= 2
+        assert lens.generate(tokens(1, 4), 2).state.weights not in (before.weights, after.weights)

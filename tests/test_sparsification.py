@@ -15,9 +15,9 @@ from analyses.heads.entropy import head_entropy, published_entropy, rank_heads
 from analyses.heads.ranking import HeadRanking
 from analyses.heads.selection import lowest
 from analyses.heads.sparsification import heads_kept, keep_heads, top_k
+from hybridlens.continuing import Prefill
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
 from hybridlens.hooks import HookPoint
-from hybridlens.model import Prefill
 
 HEADS = 4
 

@@ -14,7 +14,8 @@ import transformers
 
 import hybridlens as hl
 from hybridlens.errors import CheckpointError, InputError
-from hybridlens.loading import family_for, locate, read_config, resolve_dtype
+from hybridlens.families import family_for
+from hybridlens.loading import locate, read_config, resolve_dtype
 from hybridlens.model import HybridLens
 from hybridlens.results import hash_weights
 from hybridlens.weights.fit import meta_model
@@ -32,7 +33,7 @@ def meta_lens(name: str) -> HybridLens:
     quieten()
     source = locate(name)
     config = read_config(source)
-    family = family_for(config, source)
+    family = family_for(config, f"'{source}'")
     family.configure(config)
     return HybridLens(meta_model(family, config, source))
 

@@ -95,7 +95,7 @@ def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:
 
 def _embed_scale(config: RecurrentGemmaConfig) -> float:
     """√d, which the model holds in bfloat16."""
-    return float(torch.tensor(config.hidden_size**0.5, dtype=torch.bfloat16))
+    return float(torch.tensor(config.hidden_size**0.5, dtype=torch.bfloat16, device="cpu"))
 
 
 def _soft_cap(config: RecurrentGemmaConfig) -> float:

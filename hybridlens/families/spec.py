@@ -1,4 +1,4 @@
-"""What a family tells hybridlens about itself, and how a checkpoint finds its family.
+"""What a family tells hybridlens about itself.
 
 How it fails: a model of no known family, a configuration field that the family does not know, or a
 value that it was not built for raises `CheckpointError` when the model is loaded, never later.
@@ -6,7 +6,7 @@ value that it was not built for raises `CheckpointError` when the model is loade
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,19 +54,6 @@ class Family:
     """Rules for fields that stand beside or before those that hold for all families (`fields.FIELDS`)."""
     spare_tensors: tuple[str, ...] = ()
     """Patterns (`re.search`) of tensors that published files hold beside the weights, and that mean nothing here."""
-
-
-def family_of(architecture: str, families: Sequence[Family]) -> Family:
-    """The family of a transformers class name.
-
-    Raises:
-        CheckpointError: when no family has it.
-    """
-    for family in families:
-        if family.architecture == architecture:
-            return family
-    known = ", ".join(family.architecture for family in families)
-    raise CheckpointError(f"{architecture} is of no family that hybridlens knows; it opens {known}")
 
 
 def check_fields(family: Family, config: PreTrainedConfig) -> None:

@@ -38,6 +38,9 @@ from hybridlens.stream import HeadReads, HeadWrites
 QUERY_BLOCK = 1 << 22
 """Scores (batch × heads × queries × keys) held at once where all hook functions take blocks of queries."""
 
+FUSED_BLOCK = 512
+"""Queries that the fused kernel takes at once where a window, or held keys, need a mask; a larger window takes more."""
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionParts:
@@ -201,22 +204,40 @@ class HookedAttention(nn.Module):
 
 
 def fused_attention(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots, scale: float) -> Queries:
-    """z by PyTorch's fused kernel; query heads share keys and values in consecutive groups."""
+    """z by PyTorch's fused kernel; query heads share keys and values in consecutive groups.
+
+    Long passes whose queries do not all see all earlier keys go through it in blocks of queries, each with the keys
+    that it reaches: time and memory grow with the number of queries times the window, not with their square.
+    """
     queries, groups = q.shape[1], q.shape[2] // keys.shape[1]
     if queries == 1:  # heads of a group become queries of their shared key head: no key is copied
         folded = q[:, 0].unflatten(1, (-1, groups))
-        mask = None if slots.mask is None else slots.mask.to(q.device)
+        mask = slots.mask(q.device)
         if mask is not None and mask.shape[1] > 1:
             mask = mask[:, :, 0].unflatten(1, (-1, groups))
         z = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
         return z.flatten(1, 2)[:, None]
+    step = max(FUSED_BLOCK, slots.window or 0)
+    if queries <= step or slots.plain or slots.open:
+        return _fused(q, keys, values, slots, scale)
+    blocks: list[Queries] = []
+    for start in range(0, queries, step):
+        stop = min(start + step, queries)
+        near = slots.reached(start, stop)
+        part = slots.part(start, stop, near)
+        blocks.append(_fused(q[:, start:stop], keys[:, :, near], values[:, :, near], part, scale))
+    return torch.cat(blocks, dim=1)
+
+
+def _fused(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots, scale: float) -> Queries:
+    """The kernel itself, over the queries and keys of `slots`."""
     z = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         keys,
         values,
-        attn_mask=None if slots.mask is None else slots.mask.to(q.device),
-        is_causal=slots.causal and slots.mask is None,
-        enable_gqa=groups > 1,
+        attn_mask=slots.mask(q.device),
+        is_causal=slots.plain,
+        enable_gqa=q.shape[2] > keys.shape[1],
         scale=scale,
     )
     return z.transpose(1, 2)
@@ -240,7 +261,7 @@ def attention_scores(q: Queries, keys: HeldKeys, slots: KeySlots, scale: float) 
     folded = rearrange(q, "b p (g r) e -> b g (r p) e", g=groups)  # a group's heads are queries of its one key head
     scores = torch.matmul(folded, keys.transpose(2, 3)).mul_(scale)
     scores = scores.view(q.shape[0], q.shape[2], queries, keys.shape[2])
-    if slots.mask is None and not slots.causal:
+    if slots.open:
         return scores
     return scores.masked_fill_(~slots.dense(q.device), float("-inf"))
 
