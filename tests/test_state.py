@@ -230,8 +230,10 @@ def test_what_the_next_token_sees(lens: HybridLens) -> None:
 # Files.
 
 
-def test_files_of_the_first_version_load(lens: HybridLens, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_of_the_first_version_load(family: str, tmp_path: Path) -> None:
     """0.1.0 wrote one memory a layer, without the mixer's name; such a file goes on as the state that it holds."""
+    lens = HybridLens(make(family, 5))
     with torch.no_grad():
         state, _ = lens.prefill(tokens(2, 9))
         kinds = ["attention" if "attn" in memories else "ssm" for memories in state.layers]
