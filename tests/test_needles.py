@@ -219,7 +219,7 @@ def test_places_are_those_of_the_text(value: Any, indent: int | None) -> None:
 def test_the_option(tmp_path: Path) -> None:
     """All of a study, names, or a file; each mistake named."""
     assert [n.name for n in read_needles("all")] == list(niah.needle_set())
-    assert read_needles("oslo, paper") == [niah.NEEDLES["oslo"], niah.PAPER_NEEDLE]
+    assert read_needles("oslo, paper") == (niah.NEEDLES["oslo"], niah.PAPER_NEEDLE)
     path = written(tmp_path / "mine.json", [GOOD])
     assert [n.name for n in read_needles(str(path))] == ["keys"]
     with pytest.raises(InputError, match="--needles holds 'oslo' more than once"):

@@ -139,7 +139,7 @@ COMBINATIONS: Mapping[str, Callable[[Signals], Float[Tensor, "attn_layer head"]]
 
 CHOSEN = "induction matching × copying"
 """Of `COMBINATIONS`, what kept tiny-jamba's retrieval with the fewest heads; tested on tiny-recurrentgemma.
-``python -m analyses.study.rankings.choosing`` makes the choice and the test again."""
+``python -m tests.benchmarks.choosing`` makes the choice and the test again."""
 
 
 def retrieval(signals: Signals, combination: str = CHOSEN) -> Float[Tensor, "attn_layer head"]:
