@@ -374,9 +374,9 @@ def test_results_come_back_from_disk(tmp_path: Path) -> None:
     value = json.loads((tmp_path / "map.json").read_text())
     for name, column in (("held", value["held"][1:]), ("changed", value["intact"])):
         (tmp_path / "short.json").write_text(json.dumps({**value, name: column}))
-        with pytest.raises(ResultsError, match="is a damaged map"):
+        with pytest.raises(InputError, match="is a damaged DamageMap"):
             DamageMap.load(tmp_path / "short.json")
-    with pytest.raises(ResultsError, match="is not a crossover"):
+    with pytest.raises(InputError, match="is not a saved Crossover"):
         Crossover.load(tmp_path / "map.json")
-    with pytest.raises(ResultsError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         DamageMap.load(tmp_path / "none.json")

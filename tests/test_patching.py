@@ -22,7 +22,7 @@ from analyses.patching.running import activation_patch
 from analyses.patching.snapshot import Snapshot
 from analyses.patching.sweeps import SWEEPS, sweep
 from analyses.patching.targets import Target, locate, patch_words
-from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
+from hybridlens.errors import HookFunctionError, InputError, ResultsError, UnknownNameError
 
 LENGTH = 19  # more than twice the window of the small RecurrentGemma
 METRIC = LogitDifference(3, 7)
@@ -348,7 +348,7 @@ def test_results_are_saved_exactly(tmp_path):
             PatchResult.load(tmp_path / "bad")
     with pytest.raises(InputError, match="cannot be read"):
         PatchResult.load(tmp_path / "none")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(ResultsError, match="cannot be used"):
         result.save(tmp_path / "no" / "folder")
     with pytest.raises(UnknownNameError, match="no axis 'head'; it has layer, kv_head, pos"):
         result.axis("head")
