@@ -1,8 +1,9 @@
 """Results as files: a dataclass whose fields are tensors and plain values, saved whole and read back checked.
 
 What a class declares is what its file must hold: every field is checked on reading, tensors for dtype and axes as
-jaxtyping says, axes of one name being equally long, and then whatever its `__post_init__` refuses. A class is written as one safetensors file, its
-plain values as JSON in the header; or, where people may want to read it, as JSON with the tensors in it.
+jaxtyping says, axes of one name being equally long, and then whatever its `__post_init__` refuses. A
+class is written as one safetensors file, its plain values as JSON in the header; or, where people may want to read it,
+as JSON with the tensors in it.
 
 How it fails: a file that cannot be read, holds something else, or lacks a part, raises `InputError` with one line that
 names it; one that cannot be written `ResultsError`.
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from hybridlens.boundary import public
 from hybridlens.errors import HybridLensError, InputError
 from hybridlens.results import hash_json, write_atomic, write_json
 
@@ -41,6 +43,7 @@ class Stored:
         """Choose the kind of file."""
         cls._text = text
 
+    @public
     def save(self, path: str | Path) -> Path:
         """Write it, atomically; returns `path`.
 
@@ -55,6 +58,7 @@ class Stored:
         return write_atomic(Path(path), save(tensors, metadata={"result": json.dumps(whole, allow_nan=False)}))
 
     @classmethod
+    @public
     def load(cls: type[Kind], path: str | Path) -> Kind:
         """Read what `save` wrote.
 
