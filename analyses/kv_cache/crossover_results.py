@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from analyses.experiment.artefacts import Stored
 from analyses.kv_cache.mixes import Mix
-from analyses.kv_cache.places import check_whole
+from hybridlens.boundary import Seed, public
 from hybridlens.errors import ResultsError
 from hybridlens.results import Interval, bootstrap_interval
 
@@ -91,7 +91,8 @@ class Crossover(Stored, text=True):
     cells: tuple[CrossCell, ...]
     max_new_tokens: int
 
-    def shares(self, mix: str, inside: bool | None = None, *, seed: int = 0) -> Shares:
+    @public
+    def shares(self, mix: str, inside: bool | None = None, *, seed: Seed = 0) -> Shares:
         """The shares of answers that tell A, B and neither under one mix.
 
         Args:
@@ -104,7 +105,6 @@ class Crossover(Stored, text=True):
             InputError: a seed below 0.
             ResultsError: there are no such answers.
         """
-        check_whole(seed, "seed", 0)
         cells = [cell for cell in self.cells if cell.mix == mix and is_inside(cell, inside)]
         if not cells:
             where = {None: "", True: " with the needle inside the window", False: " with the needle outside the window"}
