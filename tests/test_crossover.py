@@ -336,7 +336,7 @@ def test_other_ways_of_taking_away_are_refused(lens: hl.HybridLens, monkeypatch:
     """Without the tests' type checker, as users run it: the checker would refuse them first."""
     (pair,) = random_pairs(lens, 1)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(UnknownNameError, match="how 'resett' does not exist; close names: reset; expected one of reset, replace"):
+    with pytest.raises(UnknownNameError, match="how .resett. does not exist; close names: reset; expected"):
         kv_cache.recurrent_map(lens, pair, how="resett")
     with pytest.raises(UnknownNameError, match="parts 'state' does not exist; expected one of conv, recurrent, both"):
         kv_cache.recurrent_map(lens, pair, parts="state")

@@ -12,17 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
+from hybridlens.boundary_words import Among
 from hybridlens.errors import InputError, UnknownNameError
 
 DIRECTIONS = ("denoise", "noise")
 """Clean values put into the corrupt run, or corrupt values into the clean one."""
+
+Direction: TypeAlias = Annotated[str, Among(DIRECTIONS)]
 
 ABLATIONS = ("zero", "mean", "resample")
 """What is put into the clean run in place of its values."""
