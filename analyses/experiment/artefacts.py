@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import jaxtyped
@@ -96,11 +96,26 @@ class Stored:
             raise InputError(f"'{path}' is a damaged {what} ({error}); make it again") from error
 
 
-@dataclass(frozen=True)
-class Values(Stored, text=True):
-    """Plain values, as JSON has them, as a result of their own."""
+class Values(NamedTuple):
+    """Plain values, as JSON has them and with nothing around them, as a result of their own."""
 
     value: Any
+
+    def save(self, path: Path) -> Path:
+        """Write them, atomically; returns `path`."""
+        return write_json(path, self.value)
+
+    @classmethod
+    def load(cls, path: Path) -> Values:
+        """Read them.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        try:
+            return cls(json.loads(path.read_bytes()))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"'{path}' cannot be read ({type(error).__name__}: {error}); make it again") from error
 
 
 @dataclass(frozen=True)
