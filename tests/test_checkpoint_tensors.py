@@ -60,7 +60,7 @@ def test_spare_tensors_are_listed_by_the_family(folder, monkeypatch):
     """What a family's row calls spare may be there, and nothing else."""
     change(folder, lambda tensors: tensors.update({"model.extra": torch.zeros(3), "model.more": torch.zeros(3)}))
     spared = tuple(replace(row, spare_tensors=(r"^model\.extra$",)) for row in ROWS)
-    monkeypatch.setattr("hybridlens.loading.FAMILIES", spared)
+    monkeypatch.setattr("hybridlens.families.FAMILIES", spared)
     refused(folder, "holds model.more, for which")
     change(folder, lambda tensors: tensors.pop("model.more"))
     hl.load(folder)

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from models import FAMILIES, make, tokens
 import hybridlens as hl
 from analyses.heads.entropy import focus_key, head_entropy, published_entropy, rank_heads
 from analyses.heads.ranking import HeadRanking
-from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.errors import InputError, ResultsError, UnknownNameError
+from hybridlens.results import hash_json
 
 
 def weights(draw_seed: int, heads: int, queries: int, keys: int) -> torch.Tensor:
@@ -189,6 +191,12 @@ def test_ranking_survives_its_file(tmp_path: Path, values: list[float], lower: b
     assert back.lower_is_better is lower
 
 
+def signed(held: dict[str, Any], **changes: Any) -> str:
+    """A saved result with other values, under a digest that fits them."""
+    form, values = held["format"], {name: value for name, value in held.items() if name not in ("format", "digest")}
+    return json.dumps({"format": form, "digest": hash_json(values | changes), **values, **changes})
+
+
 def test_rankings_refuse(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not numbers"):
         ranking_of([[float("nan"), 1.0]])
@@ -206,16 +214,19 @@ def test_rankings_refuse(tmp_path: Path) -> None:
     path = tmp_path / "ranking.json"
     with pytest.raises(InputError, match="cannot be read"):
         HeadRanking.load(path)
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(ResultsError, match="cannot be used"):
         ranking.save(tmp_path / "absent" / "ranking.json")
     ranking.save(path)
     good = json.loads(path.read_text())
     for text, words in (
-        ("not json", "is not JSON"),
-        ("[1, 2]", "is not a head ranking"),
-        (json.dumps({**good, "scores": [[1.0], [2.0, 3.0]]}), "damaged head ranking"),
-        (json.dumps({**good, "order": good["order"][::-1]}), "order and scores disagree"),
-        (json.dumps({key: good[key] for key in good if key != "layers"}), "damaged head ranking"),
+        ("not json", "is not a saved HeadRanking"),
+        ("[1, 2]", "is not a saved HeadRanking"),
+        (signed(good, scores=[[1.0], [2.0, 3.0]]), "damaged HeadRanking.*scores: Input should be"),
+        (signed(good, scores={**good["scores"], "shape": [3, 2]}), "damaged HeadRanking.*invalid for input of size 4"),
+        (signed(good, layers=[2]), "damaged HeadRanking.*2 rows of scores names layers"),
+        (json.dumps({**good, "layers": [5, 2]}), "damaged HeadRanking.*do not match their digest"),
+        (signed({key: good[key] for key in good if key != "layers"}), "damaged HeadRanking.*layers: Field required"),
+        (signed(good, more=1), "damaged HeadRanking.*more"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=words):

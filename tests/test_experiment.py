@@ -69,7 +69,7 @@ class Declared(Experiment[Small, dict[str, Any]]):
         return folder.take(name, value, Values.load, make).value
 
     def page(self, result: dict[str, Any], record: Mapping[str, Any]) -> Article:
-        return Article("small", "small", "small", "", (json.dumps(result),), (), ())
+        return Article("small", "small", (), (json.dumps(result),), (), ())
 
     def table(self, result: dict[str, Any]) -> Iterable[str]:
         return [json.dumps(result)]

@@ -492,12 +492,12 @@ def test_bad_places_are_one_clear_line(exact: HybridLens) -> None:
         (lambda: kv_cache.decay(state, 1, channels=[99]), r"channel 99 given, expected one of 0\.\."),
         (lambda: kv_cache.zero(state, rows=3), r"row 3 given, expected one of 0\.\.2"),
         (lambda: kv_cache.drop(state, [[1], [2]]), "positions of 2 rows given for 3 rows"),
-        (lambda: kv_cache.quantise(state, 0), "bits 0 given, expected a whole number from 1 to 16"),
-        (lambda: kv_cache.noise(state, 1, -1), "seed -1 given, expected a whole number from 0 on"),
-        (lambda: kv_cache.noise(state, -1, 0), "scale -1 given"),
+        (lambda: kv_cache.quantise(state, 0), "bits = 0 given, expected a whole number from 1 to 16"),
+        (lambda: kv_cache.noise(state, 1, -1), "seed = -1 given, expected a whole number"),
+        (lambda: kv_cache.noise(state, -1, 0), "scale = -1 given"),
         (lambda: kv_cache.decay(state, float("nan")), "factor nan given"),
-        (lambda: kv_cache.keep_last(state, -2), "n -2 given, expected a whole number from 0 on"),
-        (lambda: kv_cache.keep_ends(state, 1, -2), "last -2 given, expected a whole number from 0 on"),
+        (lambda: kv_cache.keep_last(state, -2), "n = -2 given, expected a whole number"),
+        (lambda: kv_cache.keep_ends(state, 1, -2), "last = -2 given, expected a whole number"),
         (lambda: Surgery(lambda s: s, at=-1), "decode step -1 given"),
         (lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s, at=4)], 4), r"take steps 0\.\.3"),
         (lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s, at=[0, 500])], 4), "decode step 500 given"),
@@ -560,11 +560,11 @@ def test_numbers_that_are_not_whole_are_refused(exact: HybridLens, monkeypatch: 
     state = read(exact, rows())
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     for call, said in (
-        (lambda: kv_cache.quantise(state, 2.5), "bits 2.5"),
-        (lambda: kv_cache.keep_last(state, 2.5), "n 2.5"),
-        (lambda: kv_cache.keep_ends(state, 0.5, 2), "first 0.5"),
-        (lambda: kv_cache.keep_ends(state, 1, 2.5), "last 2.5"),
-        (lambda: kv_cache.noise(state, 1, 1.5), "seed 1.5"),
+        (lambda: kv_cache.quantise(state, 2.5), "bits = 2.5"),
+        (lambda: kv_cache.keep_last(state, 2.5), "n = 2.5"),
+        (lambda: kv_cache.keep_ends(state, 0.5, 2), "first = 0.5"),
+        (lambda: kv_cache.keep_ends(state, 1, 2.5), "last = 2.5"),
+        (lambda: kv_cache.noise(state, 1, 1.5), "seed = 1.5"),
     ):
         with pytest.raises(InputError, match=f"{said} given, expected a whole number"):
             call()

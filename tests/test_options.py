@@ -102,7 +102,9 @@ def test_what_a_family_was_not_built_for_is_refused_in_one_line(family, changes,
 @pytest.mark.parametrize("family", ["mamba2", "falcon_h1", "qwen3_next"])
 def test_states_of_other_sizes_and_other_weights_are_refused(family, monkeypatch):
     """Same family, another state size; same sizes, other weights: one line each, before anything runs."""
-    monkeypatch.setattr(Fingerprint, "now", lambda self: str(float(self.model.get_input_embeddings().weight.sum())))
+    monkeypatch.setattr(
+        Fingerprint, "now", lambda self, fresh=False: str(float(self.model.get_input_embeddings().weight.sum()))
+    )
     other = {"mamba2": {"state_size": 6}, "falcon_h1": {"mamba_d_state": 6}, "qwen3_next": {"linear_key_head_dim": 7}}
     lens = HybridLens(make(family))
     with torch.no_grad():

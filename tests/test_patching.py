@@ -24,7 +24,7 @@ from analyses.patching.running import activation_patch
 from analyses.patching.snapshot import Snapshot
 from analyses.patching.sweeps import SWEEPS, sweep
 from analyses.patching.targets import Target, locate, patch_words
-from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
+from hybridlens.errors import HookFunctionError, InputError, ResultsError, UnknownNameError
 
 LENGTH = 19  # more than twice the window of the small RecurrentGemma
 METRIC = LogitDifference(3, 7)
@@ -362,7 +362,7 @@ def test_results_are_saved_exactly(tmp_path):
             PatchResult.load(tmp_path / "bad")
     with pytest.raises(InputError, match="cannot be read"):
         PatchResult.load(tmp_path / "none")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(ResultsError, match="cannot be used"):
         result.save(tmp_path / "no" / "folder")
     with pytest.raises(UnknownNameError, match="no axis 'head'; it has layer, kv_head, pos"):
         result.axis("head")
@@ -426,7 +426,7 @@ def test_ablations_that_mean_nothing_are_refused():
         ablate(lens, clean, METRIC, pattern, kind="resample", prompts=[tokens(1, 4)])
     with pytest.raises(UnknownNameError, match="mean_over 'heads' does not exist; expected one of positions, prompts"):
         ablate(lens, clean, METRIC, pattern, mean_over="heads")
-    with pytest.raises(UnknownNameError, match="ablation 'noise' does not exist; expected one of zero, mean"):
+    with pytest.raises(UnknownNameError, match="kind 'noise' does not exist; expected one of zero, mean"):
         ablate(lens, clean, METRIC, pattern, kind="noise")
 
 
@@ -485,7 +485,7 @@ def test_arguments_that_do_not_fit_are_refused():
     refused("has no axis h", clean, corrupt, METRIC, hook, "h")
     refused("in blocks of 0", clean, corrupt, METRIC, hook, {"p": 0})
     refused("no entries were given", clean, corrupt, METRIC, hook, {"p": []})
-    refused("batch_size 0 and memory", clean, corrupt, METRIC, hook, "p", batch_size=0)
+    refused("batch_size = 0 given", clean, corrupt, METRIC, hook, "p", batch_size=0)
     refused("'up' does not exist; expected", clean, corrupt, METRIC, hook, direction="up", error=UnknownNameError)
     refused("so there is no scale from 0 to 1 between them", clean, clean, METRIC, hook, "p")
     mixed = ["blocks.1.attn.hook_pattern", "blocks.1.attn.hook_attn_scores", "blocks.0.ssm.hook_in"]

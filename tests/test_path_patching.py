@@ -351,10 +351,10 @@ def test_bad_input_is_one_line():
     fails(InputError, "no empty group", [[]])
     fails(InputError, "'embedding' was given twice", [*embed, embed])
     fails(InputError, r"position 19 given, but the prompt has 0\.\.18", positions=[19])
-    fails(InputError, "batch_size 0 and memory", batch_size=0)
+    fails(InputError, "batch_size = 0 given", batch_size=0)
     fails(InputError, "they part at position 6", prompt=clean[:, :-1])
     fails(UnknownNameError, "direction 'zero' does not exist", direction="zero")
-    fails(UnknownNameError, "absent='skip' does not exist; expected one of refuse, untouched", absent="skip")
+    fails(UnknownNameError, "absent 'skip' does not exist; expected one of refuse, untouched", absent="skip")
     with pytest.raises(UnknownNameError, match="reader kind 'z' does not exist; expected one of q, k, v, gate, mixer"):
         Reader("z", 1, 0)
     with pytest.raises(InputError, match="reader 'q' was given head None, expected a number"):

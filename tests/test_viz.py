@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hybridlens.viz
+from analyses.study.groups import Base
+from analyses.study.report import niah_page
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.results import Cell, accuracy_points, environment, finding
 from hybridlens.viz import (
@@ -23,10 +26,9 @@ from hybridlens.viz import (
     accuracy_curve,
     attention_heads,
     headline,
-    render_report,
     retrieval_map,
-    write_report,
 )
+from hybridlens.viz.article import render_article, write_article
 from hybridlens.viz.patterns import props
 from hybridlens.viz.templating import POLICY, circuitsvis_bundle, inline, templates
 
@@ -94,6 +96,16 @@ def a_pattern(tokens: list[str], /, **changes: Any) -> PatternFigure:
     weights = np.tril(np.random.default_rng(0).random((2, len(tokens), len(tokens)))) + np.eye(len(tokens))
     values = {"title": "Pattern", "tokens": tokens, "heads": ["L2 H1", "L5 H0"], "note": "cropped"}
     return PatternFigure(**{**values, "pattern": weights / weights.sum(-1, keepdims=True), **changes})
+
+
+def rendered(
+    cells: Sequence[Cell],
+    record: Mapping[str, Any],
+    patterns: Sequence[PatternFigure] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """The page of one needle."""
+    return render_article(niah_page(cells, record, Base(8), patterns, notes), record)
 
 
 class Page(HTMLParser):
@@ -223,7 +235,7 @@ def test_headline_states_the_measured_numbers() -> None:
 def test_report_holds_every_cell_and_pattern(tmp_path: Path) -> None:
     """The page's data is parsed back and compared with what went in, 48 cells and the pattern's weights."""
     figure = a_pattern(["a", "b", "c"])
-    path = write_report(tmp_path, sweep("written"), a_record(), [figure], ["a note"])
+    path = write_article(tmp_path, niah_page(sweep("written"), a_record(), Base(8), [figure], ["a note"]), a_record())
     assert path == tmp_path / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
     data = data_of(page)
@@ -238,8 +250,9 @@ def test_report_holds_every_cell_and_pattern(tmp_path: Path) -> None:
         for y, depth in enumerate(sheet["depths"]) for x, n in enumerate(sheet["lengths"])
     }  # fmt: skip
     titles = {"generation": "Generation only", "prefill": "Prefill and generation"}
+    kept = {0: "no attention", 2: "2 heads kept", 8: "all heads kept"}
     assert shown == {
-        (titles[c.phase], f"{titles[c.phase]}, {c.k} of 8 heads kept", c.length, c.depth): (
+        (titles[c.phase], f"{titles[c.phase]}, {kept[c.k]}", c.length, c.depth): (
             c.score, c.text, ["not in the prompt" if c.control else "tokens 3 to 8", "0.1 s", "abc"]
         )
         for c in sweep("written")
@@ -250,16 +263,16 @@ def test_report_holds_every_cell_and_pattern(tmp_path: Path) -> None:
     for words in ("With all 8 heads", "k = 2", "start of the context", "end, next to the question", "a note"):
         assert words in text
     assert "hybridlens niah --model m" in text
-    assert re.search(r"tipping point.*k = 0.*0\s%.*k = 2.*20\s%", text.split("Accuracy against")[0], re.DOTALL)
+    assert re.search(r"k = 0, the tipping point.*k = 2, the tipping point", text, re.DOTALL)
     assert f"transformers {environment()['packages']['transformers']}" in text
     assert "not complete" not in text
-    waiting = Page(render_report(sweep(), a_record(status="interrupted", cells_done=48, cells=96)))
+    waiting = Page(rendered(sweep(), a_record(status="interrupted", cells_done=48, cells=96)))
     assert "not complete: 48 of 96 cells" in " ".join(waiting.text)
 
 
 def test_report_asks_the_network_for_nothing() -> None:
     """The policy forbids every request, and no element names a source, so nothing is loaded on opening it."""
-    source = render_report(sweep(), a_record(), [a_pattern(["a", "b"])])
+    source = rendered(sweep(), a_record(), [a_pattern(["a", "b"])])
     page = Page(source)
     metas = [a for tag, a in page.tags if tag == "meta"]
     assert (
@@ -292,7 +305,7 @@ def test_report_shows_any_text_literally(text: str) -> None:
             model=word, command=word, arguments={word: [word]}, facts={"n_heads": 8, word: word}
         )
         figure = a_pattern([word, "b"], title=word, note=word, heads=[word, "h"])
-        return Page(render_report(sweep(word), record, [figure], [word]))
+        return Page(rendered(sweep(word), record, [figure], [word]))
 
     plain, hostile = page("harmless"), page(text)
     assert [t for t, _ in hostile.tags] == [t for t, _ in plain.tags]
@@ -390,9 +403,9 @@ def test_a_pattern_that_cannot_be_drawn_is_refused(changes: dict[str, Any], mess
 
 def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path: Path) -> None:
     """With no cell to show the error comes before anything is written."""
-    path = write_report(tmp_path, sweep(), a_record())
+    path = write_article(tmp_path, niah_page(sweep(), a_record(), Base(8), [], []), a_record())
     before = path.read_bytes()
     with pytest.raises(ResultsError, match="nothing to state"):
-        write_report(tmp_path, [], a_record())
+        write_article(tmp_path, niah_page([], a_record(), Base(8), [], []), a_record())
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

@@ -14,13 +14,13 @@ import test_rankings_report
 import test_study_report
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs_version
-from test_viz import Page, a_pattern, a_record, sweep
+from test_viz import Page, a_pattern, a_record, rendered, sweep
 
 import hybridlens.viz
 from analyses.kv_cache import report as crossover_report
 from analyses.patching import report as patch_report
 from hybridlens.errors import InputError
-from hybridlens.viz import bundles, render_report
+from hybridlens.viz import bundles
 from hybridlens.viz.article import Article, render_article
 from hybridlens.viz.blocks import Block, Chart, Section, Words
 from hybridlens.viz.charts import Curve, line_chart
@@ -95,7 +95,7 @@ def article(*blocks: Block) -> str:
 
 CURVE = Curve("a", {0: Value(0.1, 0.0, 0.2, 9), 4: Value(0.9, 0.8, 1.0, 9)})
 PAGES: dict[str, tuple[Callable[[], str], str | None]] = {
-    "niah": (lambda: render_report(sweep(), a_record(), [a_pattern(["a", "b"])]), CARTESIAN.file),
+    "niah": (lambda: rendered(sweep(), a_record(), [a_pattern(["a", "b"])]), CARTESIAN.file),
     "study": (test_study_report.rendered, CARTESIAN.file),
     "benchmarks": (lambda: test_study_report.rendered(["benchmarks"], []), BASIC.file),
     "rankings": (lambda: test_rankings_report.rendered(test_rankings_report.a_comparison()), CARTESIAN.file),

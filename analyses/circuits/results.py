@@ -1,7 +1,7 @@
 """`HeadCircuits`: what a model's weights say of each attention head, and the rankings that follow.
 
 Every score is a tensor [attention layer, head]. A `Metric` says in words what it is, so that a ranking made from it
-says so too. Written as safetensors, whose header holds the rest as JSON.
+says so too.
 
 How it fails: a metric that does not exist raises `UnknownNameError`; one that the family's weights cannot give (a
 preferred distance without rotary embedding) `InputError`; so does a file that holds something else.
@@ -10,21 +10,17 @@ preferred distance without rotary embedding) `InputError`; so does a file that h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from analyses.circuits.composition import Composition
 from analyses.circuits.strength import CHOSEN, Signals
-from analyses.experiment import artefacts
+from analyses.experiment.artefacts import Stored
 from analyses.heads.ranking import HeadRanking
 from hybridlens.errors import InputError, UnknownNameError, closest
-
-FORMAT = "hybridlens head circuits 2"
 
 
 class Metric(NamedTuple):
@@ -48,7 +44,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 @dataclass(frozen=True, eq=False)
-class HeadCircuits:
+class HeadCircuits(Stored):
     """The circuits of a model's attention heads, from its weights.
 
     Attributes:
@@ -159,40 +155,6 @@ class HeadCircuits:
         """
         scores = self.score(metric)
         return HeadRanking(scores, self.layers, f"{METRICS[metric].words} (from weights)", lower_is_better=False)
-
-    def save(self, path: Path) -> Path:
-        """Write all of it, atomically; returns `path`.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        tensors: dict[str, Tensor] = {}
-        plain: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Composition):
-                tensors |= {f"composition.{name}": part for name, part in value._asdict().items()}
-            elif isinstance(value, Tensor):
-                tensors[field.name] = torch.view_as_real(value) if value.is_complex() else value
-            else:
-                plain[field.name] = value
-        return artefacts.write(path, FORMAT, plain, tensors)
-
-    @classmethod
-    def load(cls, path: Path) -> HeadCircuits:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: the file cannot be read, or holds no head circuits.
-        """
-        with artefacts.reading(path, FORMAT, "HeadCircuits") as (header, tensors):
-            for name in ("ov_eigenvalues", "qk_eigenvalues"):
-                tensors[name] = torch.view_as_complex(tensors[name])
-            parts = {name: tensors.pop(f"composition.{name}") for name in Composition._fields}
-            plain = {name: tuple(value) if isinstance(value, list) else value for name, value in header.items()}
-            whole: dict[str, Any] = {**plain, **tensors, "composition": Composition(**parts)}
-            del whole["format"]
-            return cls(**whole)
 
     def _has(self, metric: Metric) -> bool:
         return self.matching_rotary is not None or not metric.needs_rotary

@@ -91,7 +91,7 @@ def read_prompts(path: Path) -> list[str]:
             f"--prompts {path} cannot be read as UTF-8 text ({error}); give a text or JSON file"
         ) from error
     if path.suffix != ".json":
-        prompts: Any = [line for line in text.splitlines() if line.strip()]
+        prompts: Any = [line for line in text.split("\n") if line.strip()]
     else:
         try:
             prompts = json.loads(text)

@@ -10,32 +10,28 @@ file that does not hold a ranking.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from analyses.experiment.artefacts import Stored
 from analyses.experiment.text import columns
 from hybridlens.boundary import Natural, public
 from hybridlens.boundary_words import Among
 from hybridlens.errors import InputError
-from hybridlens.results import write_json
 
 SCOPES = ("layer", "model")
 """Where heads compete: inside each layer, or across all attention layers."""
 
 Scope: TypeAlias = Annotated[str, Among(SCOPES)]
 
-FORMAT = "hybridlens head ranking 1"
-
 
 @public
 @dataclass(frozen=True, eq=False)
-class HeadRanking:
+class HeadRanking(Stored, text=True):
     """The heads of a model, scored.
 
     Attributes:
@@ -113,52 +109,6 @@ class HeadRanking:
                 left[layer] -= 1
                 budget -= 1
         return mask
-
-    @public
-    def save(self, path: str | Path) -> Path:
-        """Write the ranking as JSON, atomically; returns `path`.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        value = {
-            "format": FORMAT,
-            "source": self.source,
-            "lower_is_better": self.lower_is_better,
-            "layers": list(self.layers),
-            "scores": self.scores.tolist(),
-            "order": [list(pair) for pair in self.order],
-        }
-        try:
-            return write_json(Path(path), value)
-        except OSError as error:
-            raise InputError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
-
-    @classmethod
-    @public
-    def load(cls, path: str | Path) -> HeadRanking:
-        """Read a ranking that `save` wrote.
-
-        Raises:
-            InputError: the file cannot be read, or holds no ranking.
-        """
-        try:
-            value: Any = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise InputError(f"'{path}' cannot be read ({error.strerror}); give a saved head ranking") from error
-        except (ValueError, RecursionError) as error:  # deep nesting
-            raise InputError(f"'{path}' is not JSON ({error}); give a saved head ranking") from error
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise InputError(f"'{path}' is not a head ranking; give a file that HeadRanking.save wrote")
-        try:
-            scores = torch.tensor(value["scores"], dtype=torch.float32)
-            layers = tuple(int(layer) for layer in value["layers"])
-            ranking = cls(scores, layers, str(value["source"]), bool(value["lower_is_better"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"'{path}' is a damaged head ranking ({error}); make it again") from error
-        if [list(pair) for pair in ranking.order] != value.get("order"):
-            raise InputError(f"'{path}' is a damaged head ranking (order and scores disagree); make it again")
-        return ranking
 
 
 def ranking_table(ranking: HeadRanking) -> str:

@@ -21,8 +21,8 @@ from analyses.kv_cache.crossover_results import CrossCell, Crossover
 from analyses.kv_cache.decoding import generate_with
 from analyses.kv_cache.mixes import Mix, check_mixes, mixes
 from analyses.kv_cache.pairs import PromptPair
-from analyses.kv_cache.places import check_whole
 from analyses.kv_cache.telling import logprobs
+from hybridlens.boundary import Positive, public
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
@@ -32,14 +32,15 @@ ROWS = 96
 """Rows of a batch."""
 
 
+@public
 def crossover(
     lens: HybridLens,
     pairs: Sequence[PromptPair],
     chosen: Sequence[Mix] | None = None,
     *,
-    max_new_tokens: int = 40,
+    max_new_tokens: Positive = 40,
     edits: Sequence[Edit] = (),
-    rows: int = ROWS,
+    rows: Positive = ROWS,
     done: Callable[[int], None] | None = None,
 ) -> Crossover:
     """What the model answers from every mix of every pair of prompts.
@@ -58,7 +59,6 @@ def crossover(
     """
     wanted = mixes(lens.cfg) if chosen is None else list(chosen)
     check_mixes(wanted, lens.cfg)
-    check_whole(rows, "rows", 1)
     if not pairs:
         raise InputError("no pair of prompts given, expected at least one")
     cells: dict[tuple[str, int], CrossCell] = {}

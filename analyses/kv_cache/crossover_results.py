@@ -4,24 +4,22 @@ Every answer is a cell. Shares are means over cells with the 95 % intervals of `
 (bootstrap, widened where so few prompts may all be of one kind by chance); cells are prompts, each with its own filler,
 depth and pair of needles.
 
-How it fails: a share of no cells, and a file that holds no crossover, raise `ResultsError`. Cells of one pair of
-needles are more alike than others, so that intervals over few pairs are too narrow for a claim about all needles.
+How it fails: a share of no cells raises `ResultsError`, a file that holds no crossover `InputError`. Cells of one
+pair of needles are more alike than others, so that intervals over few pairs are too narrow for a claim about all
+needles.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
+from analyses.experiment.artefacts import Stored
 from analyses.kv_cache.mixes import Mix
-from analyses.kv_cache.places import check_whole
+from hybridlens.boundary import Seed, public
 from hybridlens.errors import ResultsError
-from hybridlens.results import Interval, bootstrap_interval, write_json
-
-FORMAT = "hybridlens crossover 1"
+from hybridlens.results import Interval, bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Shares(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Crossover:
+class Crossover(Stored, text=True):
     """Answers from mixed states.
 
     Attributes:
@@ -93,7 +91,8 @@ class Crossover:
     cells: tuple[CrossCell, ...]
     max_new_tokens: int
 
-    def shares(self, mix: str, inside: bool | None = None, *, seed: int = 0) -> Shares:
+    @public
+    def shares(self, mix: str, inside: bool | None = None, *, seed: Seed = 0) -> Shares:
         """The shares of answers that tell A, B and neither under one mix.
 
         Args:
@@ -106,7 +105,6 @@ class Crossover:
             InputError: a seed below 0.
             ResultsError: there are no such answers.
         """
-        check_whole(seed, "seed", 0)
         cells = [cell for cell in self.cells if cell.mix == mix and is_inside(cell, inside)]
         if not cells:
             where = {None: "", True: " with the needle inside the window", False: " with the needle outside the window"}
@@ -125,70 +123,6 @@ class Crossover:
         """`shares` of every mix that has answers, in order."""
         there = {cell.mix for cell in self.cells if is_inside(cell, inside)}
         return {mix.name: self.shares(mix.name, inside) for mix in self.mixes if mix.name in there}
-
-    def save(self, path: Path) -> Path:
-        """Write the result as JSON, atomically; returns `path`.
-
-        Raises:
-            ResultsError: the file cannot be written.
-        """
-        mixes = [
-            {
-                "name": mix.name,
-                "group": mix.group,
-                "from_b": sorted(map(list, mix.from_b)),
-                "heads_from_b": sorted(map(list, mix.heads_from_b)),
-            }
-            for mix in self.mixes
-        ]
-        value = {
-            "format": FORMAT, "model": self.model, "max_new_tokens": self.max_new_tokens, "mixes": mixes,
-            "cells": [asdict(cell) for cell in self.cells],
-        }  # fmt: skip
-        try:
-            return write_json(path, value)
-        except OSError as error:
-            raise ResultsError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
-
-    @classmethod
-    def load(cls, path: Path) -> Crossover:
-        """Read a result that `save` wrote.
-
-        Raises:
-            ResultsError: the file cannot be read, or holds no crossover.
-        """
-        value = read_json(path, FORMAT, "crossover")
-        try:
-            mixes = tuple(
-                Mix(
-                    str(m["name"]),
-                    str(m["group"]),
-                    frozenset((int(i), str(what)) for i, what in m["from_b"]),
-                    frozenset((int(i), int(head)) for i, head in m["heads_from_b"]),
-                )
-                for m in value["mixes"]
-            )
-            cells = tuple(CrossCell(**cell) for cell in value["cells"])
-            return cls(str(value["model"]), mixes, cells, int(value["max_new_tokens"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ResultsError(f"'{path}' is a damaged crossover ({error}); make it again") from error
-
-
-def read_json(path: Path, form: str, what: str) -> Any:
-    """The value of a JSON file that says it is of one format.
-
-    Raises:
-        ResultsError: it cannot be read, or is of another.
-    """
-    try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ResultsError(f"'{path}' cannot be read ({error.strerror}); give a saved {what}") from error
-    except ValueError as error:
-        raise ResultsError(f"'{path}' is not JSON ({error}); give a saved {what}") from error
-    if not isinstance(value, dict) or value.get("format") != form:
-        raise ResultsError(f"'{path}' is not a {what}; give a file that its save method wrote")
-    return value
 
 
 def is_inside(cell: CrossCell, inside: bool | None) -> bool:

@@ -1,42 +1,38 @@
 """`DamageMap`: what is lost of a needle when memory is taken away at one place of its prompt after another.
 
-How it fails: a file that holds no map raises `ResultsError`; a place whose keys had left the window before anything was
+How it fails: a file that holds no map raises `InputError`; a place whose keys had left the window before anything was
 dropped is marked as not held, and its numbers are those of the intact state.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.kv_cache.crossover_results import read_json
-from hybridlens.errors import ResultsError
+from analyses.experiment.artefacts import Stored
+from hybridlens.errors import InputError
 from hybridlens.niah import Span
-from hybridlens.results import write_json
 
-FORMAT = "hybridlens damage map 1"
 REGIONS = ("before", "needle", "after")
 
 
 class Retrieval(NamedTuple):
-    """How far each row still tells the needle."""
+    """How far each row still tells the needle; of one map, one is of a single row and another of many (``_row``)."""
 
-    logprob_a: Float[Tensor, "row"]
+    logprob_a: Float[Tensor, "_row"]
     """Of needle A's first words that B's lacks, after the words that both have; natural logarithm, summed."""
-    logprob_b: Float[Tensor, "row"]
+    logprob_b: Float[Tensor, "_row"]
     """Of B's words in their place."""
-    score_a: Float[Tensor, "row"]
+    score_a: Float[Tensor, "_row"]
     """Points of the answer by A's rubric, 0 to 5."""
-    score_b: Float[Tensor, "row"]
+    score_b: Float[Tensor, "_row"]
 
 
 @dataclass(frozen=True, eq=False)
-class DamageMap:
+class DamageMap(Stored, text=True):
     """Retrieval after a change at each place, by group of layers and heads.
 
     Attributes:
@@ -50,6 +46,9 @@ class DamageMap:
         held: whether the cache held anything there.
         intact: what nothing done gives; one row.
         changed: what each change gives; row ``group * len(places) + place``.
+
+    Raises:
+        InputError: parts of other lengths.
     """
 
     what: str
@@ -62,6 +61,13 @@ class DamageMap:
     held: tuple[bool, ...]
     intact: Retrieval
     changed: Retrieval
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together."""
+        rows = len(self.groups) * len(self.places)
+        sizes = [len(column) for column in (*self.intact, *self.changed)]
+        if len(self.held) != len(self.places) or sizes != [1] * 4 + [rows] * 4:
+            raise InputError(f"columns of {sizes} rows given with {len(self.held)} marks, expected 1 and {rows} rows")
 
     @property
     def damage(self) -> Float[Tensor, "group place"]:
@@ -96,53 +102,3 @@ class DamageMap:
         if any(place[0] < stop and start < place[1] for start, stop in self.spans):
             return "needle"
         return "before" if place[1] <= self.spans[0][0] else "after"
-
-    def save(self, path: Path) -> Path:
-        """Write the map as JSON, atomically; returns `path`.
-
-        Raises:
-            ResultsError: the file cannot be written.
-        """
-        value = {
-            "format": FORMAT, "what": self.what, "model": self.model, "pair": self.pair,
-            "spans": [list(span) for span in self.spans], "tokens": list(self.tokens), "groups": list(self.groups),
-            "places": [list(place) for place in self.places], "held": list(self.held),
-            "intact": _listed(self.intact), "changed": _listed(self.changed),
-        }  # fmt: skip
-        try:
-            return write_json(path, value)
-        except OSError as error:
-            raise ResultsError(f"'{path}' cannot be written ({error.strerror}); name another file") from error
-
-    @classmethod
-    def load(cls, path: Path) -> DamageMap:
-        """Read a map that `save` wrote.
-
-        Raises:
-            ResultsError: the file cannot be read, or holds no map.
-        """
-        value = read_json(path, FORMAT, "damage map")
-        try:
-            found = cls(
-                str(value["what"]),
-                str(value["model"]),
-                str(value["pair"]),
-                tuple((int(a), int(b)) for a, b in value["spans"]),
-                tuple(map(str, value["tokens"])),
-                tuple(map(str, value["groups"])),
-                tuple((int(a), int(b)) for a, b in value["places"]),
-                tuple(map(bool, value["held"])),
-                Retrieval(*(torch.tensor(value["intact"][name]) for name in Retrieval._fields)),
-                Retrieval(*(torch.tensor(value["changed"][name]) for name in Retrieval._fields)),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ResultsError(f"'{path}' is a damaged map ({error}); make it again") from error
-        rows = len(found.groups) * len(found.places)
-        sizes = [tuple(column.shape) for column in (*found.intact, *found.changed)]
-        if len(found.held) != len(found.places) or sizes != [(1,)] * 4 + [(rows,)] * 4:
-            raise ResultsError(f"'{path}' is a damaged map (parts of other lengths); make it again")
-        return found
-
-
-def _listed(values: Retrieval) -> dict[str, list[float]]:
-    return {name: getattr(values, name).tolist() for name in Retrieval._fields}

@@ -26,12 +26,12 @@ from analyses.kv_cache.places import (
     Positions,
     WhereKeys,
     check_where,
-    check_whole,
     key_place,
     keys_of,
     layers_of,
     slots_of,
 )
+from hybridlens.boundary import Natural, public
 from hybridlens.errors import InputError
 from hybridlens.state import HybridState
 
@@ -63,18 +63,19 @@ def keep(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -
     return _without(state, place._replace(slots=in_rows & ~place.slots), where.get("heads") is None)
 
 
-def keep_last(state: HybridState, n: int, **where: Unpack[WhereKeys]) -> HybridState:
+@public
+def keep_last(state: HybridState, n: Natural, **where: Unpack[WhereKeys]) -> HybridState:
     """The state with the newest `n` positions of each row only: a sliding window of n + 1.
 
     Raises:
         InputError: `n` is no whole number from 0 on; see `places`.
         UnknownNameError: see `keep_ends`.
     """
-    check_whole(n, "n", 0)
     return keep_ends(state, 0, n, **where)
 
 
-def keep_ends(state: HybridState, first: int, last: int, **where: Unpack[WhereKeys]) -> HybridState:
+@public
+def keep_ends(state: HybridState, first: Natural, last: Natural, **where: Unpack[WhereKeys]) -> HybridState:
     """The state with the positions 0 … first - 1 and the newest `last` of each row only.
 
     That is the cache of Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks", whose
@@ -91,8 +92,6 @@ def keep_ends(state: HybridState, first: int, last: int, **where: Unpack[WhereKe
         InputError: a number of positions that is no whole number from 0 on; see `places`.
         UnknownNameError: positions or channels given, since what is kept follows from first and last; see `places`.
     """
-    check_whole(first, "first", 0)
-    check_whole(last, "last", 0)
     check_where(where, WhereKeys)
     place = key_place(state, **where)
     at = state.key_positions

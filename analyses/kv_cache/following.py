@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from analyses.kv_cache.crossover_results import CrossCell, Crossover, Share, is_inside
 from analyses.kv_cache.mixes import Mix
-from analyses.kv_cache.places import check_whole
+from hybridlens.boundary import Seed, public
 from hybridlens.errors import ResultsError
 from hybridlens.results import bootstrap_interval
 
@@ -88,7 +88,8 @@ def layer_memories(mixes: Sequence[Mix]) -> list[LayerMemory]:
     return found
 
 
-def following(found: Crossover, memory: Memory, inside: bool | None = None, *, seed: int = 0) -> Following:
+@public
+def following(found: Crossover, memory: Memory, inside: bool | None = None, *, seed: Seed = 0) -> Following:
     """Which needle is told where one memory stands against all others.
 
     Args:
@@ -101,7 +102,6 @@ def following(found: Crossover, memory: Memory, inside: bool | None = None, *, s
         InputError: a seed below 0.
         ResultsError: there are no such answers.
     """
-    check_whole(seed, "seed", 0)
     only, all_but, intact = (_cells(found, name, inside) for name in (memory.only, memory.all_but, INTACT))
 
     def share(one: str, other: str) -> Share:

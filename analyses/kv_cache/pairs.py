@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from analyses.kv_cache.places import check_whole
 from analyses.kv_cache.twins import NeedlePair, needle_pairs
 from hybridlens import niah
+from hybridlens.boundary import Length, Percent, Seed, public
 from hybridlens.errors import InputError
 from hybridlens.niah import Haystack, Prompt, Rubric, Span, Tokenizer, score
 from hybridlens.niah.encoding import encode
@@ -91,14 +91,15 @@ class PromptPair:
         return (stop - min(max(start, oldest), stop)) / (stop - start)
 
 
+@public
 def prompt_pairs(
     tokenizer: Tokenizer,
-    lengths: Sequence[int],
-    depths: Sequence[int],
+    lengths: Sequence[Length],
+    depths: Sequence[Percent],
     needles: Sequence[NeedlePair] | None = None,
     haystack: Haystack | None = None,
     template: str = "base",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> list[PromptPair]:
     """Prompts of the needle benchmark, each with both needles of each pair: needle-major, then as `niah.grid`.
 
@@ -116,7 +117,6 @@ def prompt_pairs(
         InputError: needles of other questions, or of unequal numbers of tokens, or that no rubric tells apart; a seed
             below 0, whose essays are those of another; and see `niah.grid`.
     """
-    check_whole(seed, "seed", 0)
     chosen = _fitting(tokenizer) if needles is None else list(needles)
     made: list[PromptPair] = []
     for pair in chosen:

@@ -245,17 +245,6 @@ def check_where(where: Mapping[str, object], kind: type) -> None:
             raise UnknownNameError(f"{name!r} given, but a place is named by {', '.join(known)} here{near}")
 
 
-def check_whole(given: object, what: str, least: int, most: int | None = None) -> None:
-    """Refuse what is no whole number, or one out of range.
-
-    Raises:
-        InputError: with the range.
-    """
-    if type(given) is not int or given < least or (most is not None and given > most):
-        span = f"from {least} on" if most is None else f"from {least} to {most}"
-        raise InputError(f"{what} {given!r} given, expected a whole number {span}")
-
-
 def shown(positions: Sequence[int]) -> str:
     """Positions as people write them: "0..3, 7"; "none" for none."""
     runs: list[list[int]] = []

@@ -13,10 +13,11 @@ How it fails: see `places`; numbers out of range, or not whole where they count,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, TypeAlias, Unpack
+from typing import Annotated, Literal, NamedTuple, TypeAlias, Unpack
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,19 +25,17 @@ from analyses.kv_cache.places import (
     PARTS,
     KeyParts,
     Where,
-    check_name,
-    check_whole,
     key_place,
     keys_of,
     layers_of,
     rewritten,
 )
+from hybridlens.boundary import Seed, public
 from hybridlens.errors import InputError
 from hybridlens.memory import KeyValues
 from hybridlens.shapes import HeldKeys
 from hybridlens.state import HybridState
 
-GROUPS = ("position", "channel")
 Group: TypeAlias = Literal["position", "channel"]
 
 
@@ -47,6 +46,7 @@ class Means(NamedTuple):
     values: Float[Tensor, "kv_head d_head"]
 
 
+@public
 def zero(state: HybridState, parts: KeyParts = "both", **where: Unpack[Where]) -> HybridState:
     """Keys, values or both set to 0.
 
@@ -55,10 +55,10 @@ def zero(state: HybridState, parts: KeyParts = "both", **where: Unpack[Where]) -
     Raises:
         InputError: see `places`.
     """
-    check_name(parts, PARTS)
     return rewritten(state, key_place(state, **where), parts, lambda x, *_: torch.zeros_like(x))
 
 
+@public
 def mean(
     state: HybridState, parts: KeyParts = "both", *, values: Mapping[int, Means] | None = None, **where: Unpack[Where]
 ) -> HybridState:
@@ -74,7 +74,6 @@ def mean(
     Raises:
         InputError: no mean, or one of another shape, for a layer; see `places`.
     """
-    check_name(parts, PARTS)
     place = key_place(state, **where)
     if values is not None:
         for layer in place.layers:
@@ -101,8 +100,13 @@ def means(state: HybridState) -> dict[int, Means]:
     return found
 
 
+@public
 def noise(
-    state: HybridState, scale: float | int, seed: int, parts: KeyParts = "both", **where: Unpack[Where]
+    state: HybridState,
+    scale: Annotated[float | int, Ge(0)],
+    seed: Seed,
+    parts: KeyParts = "both",
+    **where: Unpack[Where],
 ) -> HybridState:
     """Normal noise added to keys, values or both.
 
@@ -120,10 +124,6 @@ def noise(
     Raises:
         InputError: a scale below 0, or a seed that is no whole number from 0 on; see `places`.
     """
-    check_name(parts, PARTS)
-    if not 0 <= scale < float("inf"):
-        raise InputError(f"scale {scale} given, expected a number of root mean squares from 0 on")
-    check_whole(seed, "seed", 0)
     longest = int(state.lengths.max())
 
     def noisy(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:
@@ -137,8 +137,14 @@ def noise(
     return rewritten(state, key_place(state, **where), parts, noisy)
 
 
+@public
 def quantise(
-    state: HybridState, bits: int, parts: KeyParts = "both", *, per: Group = "position", **where: Unpack[Where]
+    state: HybridState,
+    bits: Annotated[int, Ge(1), Le(16)],
+    parts: KeyParts = "both",
+    *,
+    per: Group = "position",
+    **where: Unpack[Where],
 ) -> HybridState:
     """Keys, values or both rounded to 2^bits levels, and back: what a quantised cache would give.
 
@@ -158,9 +164,6 @@ def quantise(
         InputError: bits that are no whole number, or out of range; see `places`.
         UnknownNameError: a grouping that does not exist.
     """
-    check_name(parts, PARTS)
-    check_whole(bits, "bits", 1, 16)
-    check_name(per, GROUPS, "grouping")
     place, axis = key_place(state, **where), 3 if per == "position" else 2
 
     def rounded(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:

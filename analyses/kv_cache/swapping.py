@@ -17,11 +17,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from analyses.kv_cache.places import (
-    PARTS,
     KeyParts,
     KeyPlace,
     Where,
-    check_name,
     indices,
     key_place,
     keys_of,
@@ -29,12 +27,14 @@ from analyses.kv_cache.places import (
     rows_of_batch,
     shown,
 )
+from hybridlens.boundary import public
 from hybridlens.errors import InputError
 from hybridlens.memory import KeyValues
 from hybridlens.shapes import HeldKeys
 from hybridlens.state import HybridState
 
 
+@public
 def swap(
     state: HybridState,
     other: HybridState,
@@ -57,7 +57,6 @@ def swap(
         InputError: states of other models, weights, batches or lengths; a position that either lacks; a mapping beside
             positions; see `places`.
     """
-    check_name(parts, PARTS)
     check_same(state, other, lengths=mapping is None)
     if mapping is not None:
         if "positions" in where:

@@ -26,10 +26,10 @@ from analyses.kv_cache.damage import DamageMap, Retrieval
 from analyses.kv_cache.decoding import generate_with
 from analyses.kv_cache.dropping import drop
 from analyses.kv_cache.pairs import PromptPair
-from analyses.kv_cache.places import check_name, check_whole
-from analyses.kv_cache.recurrent import PARTS, RecurrentParts, swap_recurrent, zero_recurrent
+from analyses.kv_cache.recurrent import RecurrentParts, swap_recurrent, zero_recurrent
 from analyses.kv_cache.recurrent_places import RecurrentWhere
 from analyses.kv_cache.telling import logprobs
+from hybridlens.boundary import Natural, Positive, public
 from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
@@ -39,7 +39,6 @@ from hybridlens.state import HybridState
 from hybridlens.tokens import to_strings
 
 How: TypeAlias = Literal["reset", "replace"]
-HOWS = ("reset", "replace")
 
 
 class Group(NamedTuple):
@@ -76,15 +75,16 @@ def recurrent_groups(cfg: LensConfig) -> list[Group]:
     return [Group("all layers", cfg.ssm_layers), *(Group(f"layer {layer}", (layer,)) for layer in cfg.ssm_layers)]
 
 
+@public
 def drop_map(
     lens: HybridLens,
     pair: PromptPair,
     *,
-    block: int = 8,
+    block: Positive = 8,
     groups: Sequence[Group] | None = None,
-    max_new_tokens: int = 40,
+    max_new_tokens: Natural = 40,
     edits: Sequence[Edit] = (),
-    rows: int = ROWS,
+    rows: Positive = ROWS,
 ) -> DamageMap:
     """What is lost when keys and values go, block of positions by block.
 
@@ -102,8 +102,8 @@ def drop_map(
     Raises:
         InputError: a block or rows below 1, no group, or groups of recurrent layers.
     """
-    chosen = _chosen(attention_groups(lens.cfg) if groups is None else groups, rows)
-    places = _places(pair.length - 1, block, "block")
+    chosen = _chosen(attention_groups(lens.cfg) if groups is None else groups)
+    places = _places(pair.length - 1, block)
     state, _ = read_pairs(lens, [pair], edits)
     visible = set(state.key_positions[0][state.visible[0]].tolist())
     held = [sorted(visible & set(range(*place))) for place in places]
@@ -118,17 +118,18 @@ def drop_map(
     return _mapped(lens, pair, what, chosen, places, [bool(h) for h in held], state, changed(), edits, max_new_tokens)
 
 
+@public
 def recurrent_map(
     lens: HybridLens,
     pair: PromptPair,
     *,
     how: How = "reset",
     parts: RecurrentParts = "both",
-    every: int = 8,
+    every: Positive = 8,
     groups: Sequence[Group] | None = None,
-    max_new_tokens: int = 40,
+    max_new_tokens: Natural = 40,
     edits: Sequence[Edit] = (),
-    rows: int = ROWS,
+    rows: Positive = ROWS,
 ) -> DamageMap:
     """What is lost when recurrent layers lose, at some position, what they had read up to it.
 
@@ -147,15 +148,13 @@ def recurrent_map(
         InputError: a step or rows below 1, no group, or groups of attention layers or heads.
         UnknownNameError: another way, or other parts.
     """
-    check_name(how, HOWS, "how")
-    check_name(parts, PARTS)
-    chosen = _chosen(recurrent_groups(lens.cfg) if groups is None else groups, rows)
+    chosen = _chosen(recurrent_groups(lens.cfg) if groups is None else groups)
     for group in chosen:
         if group.heads is not None and any(lens.cfg.recurrence(layer).n_heads is None for layer in group.layers):
             raise InputError("heads given, but recurrent layers have none; leave them out")
         if group.heads is not None and parts != "recurrent":
             raise InputError("heads given, but a convolution has none; give parts 'recurrent' for the matrix states")
-    places = _places(pair.length - 1, every, "every")
+    places = _places(pair.length - 1, every)
     intact, _ = read_pairs(lens, [pair], edits)
     snapshots = list(_snapshots(lens, pair, places, edits))
 
@@ -202,15 +201,13 @@ def retrieval(
     return Retrieval(likely.a, likely.b, *scores)
 
 
-def _chosen(groups: Sequence[Group], rows: int) -> list[Group]:
-    check_whole(rows, "rows", 1)
+def _chosen(groups: Sequence[Group]) -> list[Group]:
     if not groups:
         raise InputError("no group of layers given, expected at least one; leave groups out for all")
     return list(groups)
 
 
-def _places(length: int, step: int, what: str) -> list[Span]:
-    check_whole(step, what, 1)
+def _places(length: int, step: int) -> list[Span]:
     return [(start, min(start + step, length)) for start in range(0, length, step)]
 
 

@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from analyses.patching.alignment import aligned, check_lengths, one_prompt, token_strings
 from analyses.patching.metrics import MetricLike, as_metric, measured
 from analyses.patching.over import Over
-from analyses.patching.results import ABLATIONS, PatchResult, check_direction
+from analyses.patching.results import ABLATIONS, PatchResult
 from analyses.patching.running import (
     BATCH,
     MEMORY,
@@ -38,7 +40,9 @@ from analyses.patching.running import (
 )
 from analyses.patching.schedule import groups_of
 from analyses.patching.targets import Patch
-from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.boundary import Positive, Seed, public
+from hybridlens.boundary_words import Among
+from hybridlens.errors import InputError
 from hybridlens.hooks import NameFilter
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Tokens
@@ -48,6 +52,7 @@ MEANS = ("positions", "prompts", "both")
 """What a mean is taken over."""
 
 
+@public
 def ablate(
     lens: HybridLens,
     clean: TokensLike,
@@ -56,13 +61,13 @@ def ablate(
     over: Over = (),
     *,
     targets: Sequence[Patch] | None = None,
-    kind: str = "mean",
+    kind: Annotated[str, Among(ABLATIONS)] = "mean",
     prompts: Sequence[TokensLike] = (),
-    mean_over: str = "positions",
-    seed: int = 0,
+    mean_over: Annotated[str, Among(MEANS)] = "positions",
+    seed: Seed = 0,
     corrupt: TokensLike | None = None,
-    batch_size: int = BATCH,
-    memory: int = MEMORY,
+    batch_size: Positive = BATCH,
+    memory: Annotated[int, Ge(1)] = MEMORY,
     skip_positions: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> PatchResult:
@@ -90,7 +95,6 @@ def ablate(
         InputError: no prompts where some are needed, prompts of unequal length, or what `activation_patch` refuses.
         UnknownNameError: a kind, a hook point or something to take means over that does not exist.
     """
-    check_direction(kind, ABLATIONS, "ablation")
     tokens = one_prompt(lens, clean, "clean")
     others = [one_prompt(lens, prompt, "ablation") for prompt in prompts]
     strings = token_strings(tokens[0].tolist(), lens.tokenizer)
@@ -135,8 +139,6 @@ def _source(
 ) -> Source:
     if kind == "zero":
         return Zeros(lens, tokens.shape[1])
-    if kind == "mean" and mean_over not in MEANS:
-        raise UnknownNameError(f"mean_over {mean_over!r} does not exist; expected one of {', '.join(MEANS)}")
     if kind == "mean" and mean_over == "positions":
         others = others or [tokens]
     if not others:

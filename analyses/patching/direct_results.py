@@ -1,35 +1,28 @@
 """`DirectAttribution`: the shares that the parts of a model have in its logits, with the parts named.
 
-It is saved as one safetensors file: the numbers exactly, and the rest as JSON in its header.
-
 How it fails: a file that does not hold a result, and a writer that the model lacks, raise one line.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.experiment import artefacts
+from analyses.experiment.artefacts import Stored
 from analyses.patching.writers import Writer
 from hybridlens.errors import InputError
-
-FORMAT = "hybridlens direct attribution 1"
 
 Share: TypeAlias = Float[Tensor, "pos question"]
 
 _PARTS = {"mlp": ("expert", "shared_expert"), "ssm": ("ssm_head",)}
 """Kinds of writers that a whole is told apart into."""
 
-_TENSORS = ("shares", "before_cap", "logits", "scale")
-
 
 @dataclass(frozen=True, eq=False)
-class DirectAttribution:
+class DirectAttribution(Stored):
     """What each writer adds to some logits.
 
     Attributes:
@@ -92,35 +85,3 @@ class DirectAttribution:
         shares = self.shares[:, position, question]
         order = shares.abs().argsort(descending=True, stable=True)[:n].tolist()
         return [(self.writers[i], float(shares[i])) for i in order]
-
-    def save(self, path: Path) -> Path:
-        """Write the result as one safetensors file, atomically; returns `path`.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        header = {
-            "writers": [[writer.kind, writer.layer, writer.index] for writer in self.writers],
-            "positions": list(self.positions),
-            "questions": list(self.questions),
-            "model": self.model,
-            "tokens": list(self.tokens),
-        }
-        return artefacts.write(path, FORMAT, header, {name: getattr(self, name) for name in _TENSORS})
-
-    @classmethod
-    def load(cls, path: Path) -> DirectAttribution:
-        """Read a result that `save` wrote.
-
-        Raises:
-            InputError: the file cannot be read, or holds no result.
-        """
-        with artefacts.reading(path, FORMAT, "DirectAttribution") as (header, tensors):
-            return cls(
-                **{name: tensors[name] for name in _TENSORS},
-                writers=tuple(Writer(*parts) for parts in header["writers"]),
-                positions=tuple(map(int, header["positions"])),
-                questions=tuple(map(str, header["questions"])),
-                model=str(header["model"]),
-                tokens=tuple(map(int, header["tokens"])),
-            )

@@ -1,7 +1,5 @@
 """`EdgeResult`: an estimate for every edge from a writer to a reader.
 
-It is saved as one safetensors file: the scores exactly, NaN among them, and the rest as JSON in its header.
-
 How it fails: a file that does not hold a result, scores that do not fit the writers and readers, and an edge that is
 not there, raise one line.
 """
@@ -10,22 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.experiment import artefacts
+from analyses.experiment.artefacts import Stored
 from analyses.patching.results import DIRECTIONS, check_direction, check_ends
 from analyses.patching.writers import Reader, Writer
 from hybridlens.errors import InputError
 
-FORMAT = "hybridlens edges 1"
-
 
 @dataclass(frozen=True, eq=False)
-class EdgeResult:
+class EdgeResult(Stored):
     """What each edge would change, to first order.
 
     Attributes:
@@ -101,48 +96,6 @@ class EdgeResult:
         order = size.argsort(descending=True, stable=True)[:n].tolist()
         places = [divmod(i, len(self.readers)) for i in order if float(size[i]) >= 0]
         return [(self.writers[w], self.readers[r], float(self.scores[w, r])) for w, r in places]
-
-    def save(self, path: Path) -> Path:
-        """Write the result as one safetensors file, atomically; returns `path`.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        header = {
-            "writers": [[writer.kind, writer.layer, writer.index] for writer in self.writers],
-            "readers": [[reader.kind, reader.layer, reader.head] for reader in self.readers],
-            "clean": self.clean,
-            "corrupt": self.corrupt,
-            "metric": self.metric,
-            "direction": self.direction,
-            "model": self.model,
-            "clean_tokens": list(self.clean_tokens),
-            "corrupt_tokens": list(self.corrupt_tokens),
-            "forwards": self.forwards,
-        }
-        return artefacts.write(path, FORMAT, header, {"scores": self.scores})
-
-    @classmethod
-    def load(cls, path: Path) -> EdgeResult:
-        """Read a result that `save` wrote.
-
-        Raises:
-            InputError: the file cannot be read, or holds no result.
-        """
-        with artefacts.reading(path, FORMAT, "EdgeResult") as (header, tensors):
-            return cls(
-                scores=tensors["scores"],
-                writers=tuple(Writer(*parts) for parts in header["writers"]),
-                readers=tuple(Reader(*parts) for parts in header["readers"]),
-                clean=float(header["clean"]),
-                corrupt=float(header["corrupt"]),
-                metric=str(header["metric"]),
-                direction=str(header["direction"]),
-                model=str(header["model"]),
-                clean_tokens=tuple(map(int, header["clean_tokens"])),
-                corrupt_tokens=tuple(map(int, header["corrupt_tokens"])),
-                forwards=int(header["forwards"]),
-            )
 
 
 def _ends(words: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ from torch import Tensor
 from analyses.patching.alignment import aligned
 from analyses.patching.edge_results import EdgeResult
 from analyses.patching.metrics import MetricLike, as_metric
-from analyses.patching.results import DIRECTIONS, check_direction
+from analyses.patching.results import Direction
 from analyses.patching.slopes import Runs, Slopes, compare, estimated, wide
 from analyses.patching.writers import (
     PART_OF,
@@ -48,6 +48,7 @@ from analyses.patching.writers import (
     writers_of,
     written_point,
 )
+from hybridlens.boundary import Positive, public
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
@@ -63,6 +64,7 @@ Heads: TypeAlias = Mapping[int, AttentionWeights]
 """The maps of attention layers, by layer."""
 
 
+@public
 def edge_attribution(
     lens: HybridLens,
     clean: TokensLike,
@@ -71,8 +73,8 @@ def edge_attribution(
     *,
     writers: Sequence[Writer] | None = None,
     readers: Sequence[Reader] | None = None,
-    direction: str = "denoise",
-    steps: int | None = None,
+    direction: Direction = "denoise",
+    steps: Positive | None = None,
 ) -> EdgeResult:
     """Estimate for every writer and reader what the direct path between them would change.
 
@@ -92,7 +94,6 @@ def edge_attribution(
         UnknownNameError: a direction that does not exist.
         CheckpointError: the model is quantised.
     """
-    check_direction(direction, DIRECTIONS)
     sources = tuple(writers_of(lens) if writers is None else writers)
     sinks = tuple(readers_of(lens) if readers is None else readers)
     _check(lens, sources, sinks)

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 from analyses.patching.results import Axis
 from analyses.patching.targets import Index, Target, index_words, locate
+from hybridlens.boundary_words import Unchecked
 from hybridlens.errors import InputError
 from hybridlens.hooks import NameFilter, resolve
 from hybridlens.model import HybridLens
 from hybridlens.shapes import AXES
 
-Over: TypeAlias = str | Sequence[str] | Mapping[str, int | Sequence[Index] | None]
+Over: TypeAlias = Annotated[str | Sequence[str] | Mapping[str, int | Sequence[Index] | None], Unchecked("axes")]
 """Axis letters; or, by letter, how many entries at a time, or which ones; None for the usual."""
 
 CHANNEL_BLOCKS = 8

@@ -23,21 +23,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from analyses.patching.alignment import aligned, shared_beginning
 from analyses.patching.metrics import MetricLike, as_metric, measured
 from analyses.patching.path_inputs import Group, Runs, altered_streams, read_runs, reading
-from analyses.patching.results import DIRECTIONS, Axis, PatchResult, check_direction, check_ends
+from analyses.patching.results import Axis, Direction, PatchResult, check_ends
 from analyses.patching.running import BATCH, ENDS, MEMORY
 from analyses.patching.schedule import BYTES, SHARE
 from analyses.patching.snapshot import Snapshot
 from analyses.patching.targets import Selector
 from analyses.patching.writers import Reader, Writer, reaches, read_point
-from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.boundary import Positive, public
+from hybridlens.boundary_words import Among
+from hybridlens.errors import InputError
 from hybridlens.hooks import HookFunction, HookPoint, NameFilter, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
@@ -52,6 +55,7 @@ Writers: TypeAlias = Writer | Sequence[Writer]
 """A writer, or several that are exchanged together."""
 
 
+@public
 def path_patch(
     lens: HybridLens,
     clean: TokensLike,
@@ -60,12 +64,12 @@ def path_patch(
     writers: Sequence[Writers],
     readers: Sequence[Reader],
     *,
-    direction: str = "denoise",
+    direction: Direction = "denoise",
     positions: Sequence[int] | None = None,
     through_mlps: bool = False,
-    absent: str = "refuse",
-    batch_size: int = BATCH,
-    memory: int = MEMORY,
+    absent: Annotated[str, Among(ABSENT)] = "refuse",
+    batch_size: Positive = BATCH,
+    memory: Annotated[int, Ge(1)] = MEMORY,
     skip_positions: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> PatchResult:
@@ -97,11 +101,6 @@ def path_patch(
         UnknownNameError: a direction or `absent` that does not exist.
         CheckpointError: paths from heads, and the model is quantised.
     """
-    check_direction(direction, DIRECTIONS)
-    if absent not in ABSENT:
-        raise UnknownNameError(f"absent={absent!r} does not exist; expected one of {', '.join(ABSENT)}")
-    if batch_size < 1 or memory < 1:
-        raise InputError(f"batch_size {batch_size} and memory {memory} given, expected at least 1 of both")
     groups = [(given,) if isinstance(given, Writer) else tuple(dict.fromkeys(given)) for given in writers]
     pairs, axes = _pairs(lens, groups, readers, absent), _axes(groups, readers)
     prompts, measure = aligned(lens, clean, corrupt), as_metric(metric)

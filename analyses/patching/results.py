@@ -4,8 +4,6 @@ The metric's value of every patch, and of the two untouched runs between which i
 1 (clean) and 0 (corrupt), whichever way was patched: in denoising, how much of the clean run a patch brings back; in
 noising, how much of it a patch leaves.
 
-A result is saved as one safetensors file: the values exactly, and the rest as JSON in its header.
-
 How it fails: runs that the metric cannot tell apart have no scale between them, and are refused; so is a file that does
 not hold a result.
 """
@@ -14,20 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.experiment import artefacts
+from analyses.experiment.artefacts import Stored
+from hybridlens.boundary_words import Among
 from hybridlens.errors import InputError, UnknownNameError
-
-FORMAT = "hybridlens patching 1"
 
 DIRECTIONS = ("denoise", "noise")
 """Clean values put into the corrupt run, or corrupt values into the clean one."""
+
+Direction: TypeAlias = Annotated[str, Among(DIRECTIONS)]
 
 ABLATIONS = ("zero", "mean", "resample")
 """What is put into the clean run in place of its values."""
@@ -46,7 +44,7 @@ class Axis(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class PatchResult:
+class PatchResult(Stored):
     """The values of a metric under patches.
 
     Attributes:
@@ -138,48 +136,6 @@ class PatchResult:
             (tuple(axis.labels[int(at)] for axis, at in zip(self.axes, place, strict=True)), float(flat[i]))
             for i, place in zip(order, places, strict=True)
         ]
-
-    def save(self, path: Path) -> Path:
-        """Write the result as one safetensors file, atomically; returns `path`.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        header = {
-            "axes": [[axis.name, list(axis.labels)] for axis in self.axes],
-            "clean": self.clean,
-            "corrupt": self.corrupt,
-            "metric": self.metric,
-            "direction": self.direction,
-            "hooks": list(self.hooks),
-            "model": self.model,
-            "clean_tokens": list(self.clean_tokens),
-            "corrupt_tokens": list(self.corrupt_tokens),
-            "forwards": self.forwards,
-        }
-        return artefacts.write(path, FORMAT, header, {"raw": self.raw})
-
-    @classmethod
-    def load(cls, path: Path) -> PatchResult:
-        """Read a result that `save` wrote.
-
-        Raises:
-            InputError: the file cannot be read, or holds no result.
-        """
-        with artefacts.reading(path, FORMAT, "PatchResult") as (header, tensors):
-            return cls(
-                raw=tensors["raw"],
-                axes=tuple(Axis(str(name), tuple(map(str, labels))) for name, labels in header["axes"]),
-                clean=float(header["clean"]),
-                corrupt=None if header["corrupt"] is None else float(header["corrupt"]),
-                metric=str(header["metric"]),
-                direction=str(header["direction"]),
-                hooks=tuple(map(str, header["hooks"])),
-                model=str(header["model"]),
-                clean_tokens=tuple(map(int, header["clean_tokens"])),
-                corrupt_tokens=tuple(map(int, header["corrupt_tokens"])),
-                forwards=int(header["forwards"]),
-            )
 
 
 def check_ends(clean: float, corrupt: float, metric: str) -> None:

@@ -19,19 +19,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Annotated, NamedTuple, cast
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
 from analyses.patching.alignment import aligned, shared_beginning, token_strings
 from analyses.patching.metrics import Metric, MetricLike, as_metric, measured
 from analyses.patching.over import Over, expand, token_labels
-from analyses.patching.results import DIRECTIONS, Axis, PatchResult, check_direction, check_ends
+from analyses.patching.results import Axis, Direction, PatchResult, check_ends
 from analyses.patching.schedule import Batch, Group, groups_of
 from analyses.patching.snapshot import Snapshot
 from analyses.patching.targets import Patch, Selector, as_patch, patch_words
+from hybridlens.boundary import Positive, public
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookFunction, HookPoint, NameFilter, reads_only
 from hybridlens.model import HybridLens
@@ -107,6 +109,7 @@ def captured(
     return kept, output
 
 
+@public
 def activation_patch(
     lens: HybridLens,
     clean: TokensLike,
@@ -116,9 +119,9 @@ def activation_patch(
     over: Over = (),
     *,
     targets: Sequence[Patch] | None = None,
-    direction: str = "denoise",
-    batch_size: int = BATCH,
-    memory: int = MEMORY,
+    direction: Direction = "denoise",
+    batch_size: Positive = BATCH,
+    memory: Annotated[int, Ge(1)] = MEMORY,
     skip_positions: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> PatchResult:
@@ -147,7 +150,6 @@ def activation_patch(
             another shape or no finite number, or that does not tell the two prompts apart.
         UnknownNameError: a hook point or direction that does not exist.
     """
-    check_direction(direction, DIRECTIONS)
     pair = aligned(lens, clean, corrupt)
     strings = [token_strings(row[0].tolist(), lens.tokenizer) for row in pair]
     patches, axes, names = laid_out(lens, hooks, over, targets, token_labels(*strings))

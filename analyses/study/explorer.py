@@ -29,12 +29,14 @@ _Condition = tuple[int, str, str]
 _OWN = "the paper's needle"
 
 
-def explorer(cells: Sequence[Cell], base: Base) -> Explorer:
+def explorer(cells: Sequence[Cell], base: Base, full: bool = False) -> Explorer:
     """All answers of a study.
 
     Args:
         cells: of one model.
         base: what the study holds fixed.
+        full: whether each answer says where the needle was, what it took and of which prompt it is, and maps are
+            chosen by name too.
     """
     strips: dict[_Strip, dict[_Condition, list[Cell]]] = {}
     for cell in cells:
@@ -45,8 +47,9 @@ def explorer(cells: Sequence[Cell], base: Base) -> Explorer:
             found.setdefault((base.n_heads, "keep", "keep"), untouched)
     sheets: dict[str, list[MapGroup]] = {}
     for strip in sorted(strips, key=_order):
-        sheets.setdefault(strip[0], []).append(_group(strip, strips[strip], base))
-    return Explorer({title: tuple(groups) for title, groups in sheets.items()}, float(niah.MAX_SCORE))
+        sheets.setdefault(strip[0], []).append(_group(strip, strips[strip], base, full))
+    named = (("phase", "heads kept"), ("needle", "time", "prompt hash")) if full else ((), ())
+    return Explorer({title: tuple(groups) for title, groups in sheets.items()}, float(niah.MAX_SCORE), *named)
 
 
 def condition_words(phase: str, k: int, reading: str, answering: str, n_heads: int) -> str:
@@ -102,7 +105,7 @@ def _order(strip: _Strip) -> tuple[bool, bool, str, str, int]:
     return sheet != _OWN, not sheet.startswith(_OWN), sheet, needle, (*PHASES, "manipulated").index(what)
 
 
-def _group(strip: _Strip, found: dict[_Condition, list[Cell]], base: Base) -> MapGroup:
+def _group(strip: _Strip, found: dict[_Condition, list[Cell]], base: Base, full: bool) -> MapGroup:
     sheet, needle, twice, scope, _, boundary, what = strip
     title, note = "Manipulated attention weights", "all heads kept; weights changed while reading and while answering"
     if what != "manipulated":
@@ -114,7 +117,7 @@ def _group(strip: _Strip, found: dict[_Condition, list[Cell]], base: Base) -> Ma
         f"from {BOUNDARY_WORDS[boundary]}" if boundary != base.boundary and not sheet.startswith("answering") else "",
     ]
     title = ", ".join([title, *(word for word in others if word)])
-    return MapGroup(title, note, tuple(_map(what, key, found[key], base) for key in sorted(found, key=_rank)))
+    return MapGroup(title, note, tuple(_map(what, key, found[key], base, full) for key in sorted(found, key=_rank)))
 
 
 def _rank(condition: _Condition) -> tuple[int, int, int]:
@@ -122,14 +125,23 @@ def _rank(condition: _Condition) -> tuple[int, int, int]:
     return k, MODES.index(reading), MODES.index(answering)
 
 
-def _map(what: str, condition: _Condition, cells: Sequence[Cell], base: Base) -> Map:
+def _map(what: str, condition: _Condition, cells: Sequence[Cell], base: Base, full: bool) -> Map:
     k, reading, answering = condition
     label = f"k {k}"
     if what == "manipulated":
         label = f"read {reading}\nanswer {answering}" + ("" if k == base.n_heads else f"\nk {k}")
     words = condition_words(cells[0].phase, k, reading, answering, base.n_heads)
     squares = {
-        (cell.length, None if cell.depth is None else float(cell.depth)): Square(float(cell.score), cell.text)
-        for cell in cells
+        (c.length, None if c.depth is None else float(c.depth)): Square(
+            float(c.score), c.text, _facts(c) if full else ()
+        )
+        for c in cells
     }
     return Map(label, words, squares)
+
+
+def _facts(cell: Cell) -> tuple[str, ...]:
+    span = "not in the prompt"
+    if cell.needle_end is not None:
+        span = f"tokens {cell.needle_start} to {cell.needle_end - 1}"
+    return span, f"{round(cell.seconds, 3):g} s", cell.prompt_hash[:12]

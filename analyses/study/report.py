@@ -124,7 +124,7 @@ def niah_page(
         notes=tuple(notes),
         sections=(
             fig2(once, base),
-            _answers(cells, base, ()),
+            _answers(cells, base, (), full=True),
             Section("patterns", "Heads that look at the needle", (Words(words), Patterns(tuple(patterns)))),
             _ties(cells),
             _costs(cells, ()),
@@ -171,14 +171,14 @@ def _section(name: str, make: Any, cells: Sequence[Cell], study: Study, notes: S
     return Section(section.name, section.title, (*section.blocks, *shown))
 
 
-def _answers(cells: Sequence[Cell], base: Base, notes: Sequence[str]) -> Section:
+def _answers(cells: Sequence[Cell], base: Base, notes: Sequence[str], full: bool = False) -> Section:
     blocks: list[Block] = [
         Words(
             f"Every answer of the study. A square is a prompt. Top: needle at the {START}. Bottom: at the {END}. Left "
             "to right: short to long prompts. Choose what to look through, then a map, then a square in it."
         ),
         *(Words(note.removeprefix("maps: "), note=True) for note in notes),
-        explorer(cells, base),
+        explorer(cells, base, full),
     ]
     return Section("maps", "Retrieval maps and answers", tuple(blocks))
 

@@ -1,8 +1,8 @@
 """Typed results to pictures: Plotly figures, circuitsvis patterns, and the report page. Loads no model.
 
 `figures` draws cells, `charts` and `bands` plain values, `heads` and `circuits` what is known of heads, `patterns`
-attention; `words` puts the finding into sentences; `article` makes a page of the `blocks` that it is given, and
-`report` that of one needle. The public names are loaded when they are first used, and Plotly with them.
+attention; `words` puts the finding into sentences; `article` makes a page of the `blocks` that it is given. The public
+names are loaded when they are first used, and Plotly with them.
 How it fails: `hybridlens.errors.InputError` for a pattern or figure that cannot be drawn, `ResultsError` for cells that
 hold nothing to show.
 """
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hybridlens.viz.figures import accuracy_curve, retrieval_map
     from hybridlens.viz.patterns import MAX_TOKENS, Html, PatternFigure, attention_heads
-    from hybridlens.viz.report import render_report, write_report
     from hybridlens.viz.words import headline
 
 _HOMES = {
@@ -23,8 +22,6 @@ _HOMES = {
     "Html": "patterns",
     "PatternFigure": "patterns",
     "attention_heads": "patterns",
-    "render_report": "report",
-    "write_report": "report",
     "headline": "words",
 }
 
@@ -35,8 +32,6 @@ __all__ = [
     "Html",
     "PatternFigure",
     "attention_heads",
-    "render_report",
-    "write_report",
     "headline",
 ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridlens.results import write_atomic
-from hybridlens.viz.blocks import Block, Section
+from hybridlens.viz.blocks import Section
 from hybridlens.viz.gathered import Gathered
 from hybridlens.viz.templating import render
 
@@ -29,7 +29,6 @@ class Article:
         finding: the first sentences.
         notes: what a reader has to know before the rest.
         sections: the rest, in order.
-        summary: the finding's numbers, below the notes.
     """
 
     subject: str
@@ -38,7 +37,6 @@ class Article:
     finding: tuple[str, ...]
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
-    summary: tuple[Block, ...] = ()
 
 
 def write_article(folder: Path, article: Article, record: Mapping[str, Any]) -> Path:

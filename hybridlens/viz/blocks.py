@@ -116,20 +116,6 @@ class Words:
     note: bool = False
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The numbers of the finding: a row for each curve, told by the curve's colour.
-
-    Attributes:
-        header: a heading for each column of numbers.
-        rows: a name, with what it means below, then the numbers.
-    """
-
-    kind: ClassVar[str] = "summary"
-    header: tuple[str, ...]
-    rows: tuple[tuple[Entry, ...], ...]
-
-
 class VerdictRow(NamedTuple):
     """What became of one claim.
 
@@ -238,9 +224,7 @@ class Explorer:
     facts: tuple[str, ...] = ()
 
 
-Block: TypeAlias = (
-    "Chart | ChartGrid | Patterns | Table | HeatTable | Summary | Verdicts | Answers | Words | Explorer"
-)
+Block: TypeAlias = "Chart | ChartGrid | Patterns | Table | HeatTable | Verdicts | Answers | Words | Explorer"
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,19 @@ A `BenchmarkResult` is a value: it can be saved, loaded and shown without lm-eva
 kept where they lie between 0 and 1, and differences between two k are then taken document by document, with a
 bootstrap interval over documents (`hybridlens.results.paired_difference`).
 
-How it fails: `ResultsError` for a file that is no such result, and for a score that was not measured.
+How it fails: `ResultsError` for a score that was not measured, `InputError` for a file that is no such result.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from analyses.experiment.artefacts import Stored
 from analyses.experiment.text import columns
 from hybridlens.errors import ResultsError, closest
-from hybridlens.results import Interval, hash_json, paired_difference, write_json
-
-FORMAT = 1
+from hybridlens.results import Interval, paired_difference
 
 SHARES = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "mcc", "mean"})
 """Metrics that are shares of 1, and are told in percent and points; others keep their unit."""
@@ -67,7 +64,7 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BenchmarkResult:
+class BenchmarkResult(Stored, text=True):
     """Every score of a run.
 
     Attributes:
@@ -155,35 +152,12 @@ class BenchmarkResult:
         notes = [f"{task}: the beginning of {n} requests was cut off to fit max_length" for task, n in cut.items()]
         return "\n".join([f"{self.model}: scores in %, with standard errors", columns(self.table(), left=2), *notes])
 
-    def save(self, path: Path) -> Path:
-        """Write the result as JSON, whole or not at all; returns `path`."""
-        return write_json(path, {"format": FORMAT, "fingerprint": hash_json(_plain(self)), **_plain(self)})
 
-    @staticmethod
-    def load(path: Path) -> BenchmarkResult:
-        """Read what `save` wrote.
+@dataclass(frozen=True)
+class Rows(Stored, text=True):
+    """The scores of one task under one k, as a file."""
 
-        Raises:
-            ResultsError: the file is missing, damaged or something else.
-        """
-        try:
-            held = json.loads(path.read_bytes())
-            fingerprint, version = held.pop("fingerprint"), held.pop("format")
-            if version != FORMAT or fingerprint != hash_json(held):
-                raise ValueError("its fingerprint does not fit")
-            rows = rows_of(held["rows"])
-            return BenchmarkResult(held["model"], held["n_heads"], rows, held["arguments"], held["environment"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            reason = str(error).split("\n")[0]
-            raise ResultsError(f"{path} is no benchmark result ({reason}); run the benchmarks again") from error
-
-
-def rows_of(held: Iterable[Mapping[str, Any]]) -> tuple[BenchmarkRow, ...]:
-    """Rows from the JSON values that hold their attributes."""
-    whole: list[dict[str, Any]] = [
-        {**row, "scores": None if row["scores"] is None else tuple(row["scores"])} for row in held
-    ]
-    return tuple(BenchmarkRow(**row) for row in whole)
+    rows: tuple[BenchmarkRow, ...]
 
 
 def mean_row(task: str, k: int, parts: Sequence[Sequence[BenchmarkRow]]) -> BenchmarkRow:
@@ -200,11 +174,6 @@ def mean_row(task: str, k: int, parts: Sequence[Sequence[BenchmarkRow]]) -> Benc
         stderr = sum((rows[0].stderr or 0.0) ** 2 for rows in parts) ** 0.5 / len(parts)
     n, cut = sum(rows[0].n for rows in parts), sum(rows[0].truncated for rows in parts)
     return BenchmarkRow(task, k, "mean", sum(values) / len(values), stderr, n, True, None, cut)
-
-
-def _plain(result: BenchmarkResult) -> dict[str, Any]:
-    """A result as JSON has it."""
-    return json.loads(json.dumps(asdict(result)))
 
 
 def _score(row: BenchmarkRow) -> str:

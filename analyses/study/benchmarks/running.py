@@ -19,22 +19,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 
-from analyses.experiment.artefacts import Values
 from analyses.experiment.options.benchmarks import BenchmarkConfig
 from analyses.experiment.running import Experiment, Progress, result_of
 from analyses.heads.sparsification import top_k
-from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow, mean_row, rows_of
+from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow, Rows, mean_row
 from analyses.study.benchmarks.tasks import FOLDER, Loaded, check_tasks, load_tasks, quiet, require, seeded
 from hybridlens.config import LensConfig
 from hybridlens.decoding import Boundary
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.hooks import Phase
 from hybridlens.model import HybridLens
-from hybridlens.results import Folder, Manifest, environment, write_json
+from hybridlens.results import Folder, Manifest, environment
 from hybridlens.viz.article import Article
 from hybridlens.viz.blocks import Section, Table
 
@@ -44,21 +43,6 @@ BOOTSTRAP = 1000
 COMPARED = ("limit", "num_fewshot", "version", "scope", "semantics", "boundary", "apply_chat_template",
             "fewshot_as_multiturn", "system_instruction", "max_length", "seed")  # fmt: skip
 """Options that can change a score; tasks and k can be added to a folder."""
-
-
-class Rows(NamedTuple):
-    """The scores of one task under one k, as a file."""
-
-    rows: tuple[BenchmarkRow, ...]
-
-    def save(self, path: Path) -> Path:
-        """Write them, atomically; returns `path`."""
-        return write_json(path, [asdict(row) for row in self.rows])
-
-    @classmethod
-    def load(cls, path: Path) -> Rows:
-        """Read them; errors as `Values.load`."""
-        return cls(rows_of(Values.load(path).value))
 
 
 class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):

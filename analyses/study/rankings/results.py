@@ -16,19 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.experiment.artefacts import Values
+from analyses.experiment.artefacts import Stored
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.agreement import kendall, spearman
 from analyses.study.rankings.curves import Needed, Value, accuracies, area, area_difference, areas, needed
 from hybridlens import niah
 from hybridlens.errors import ResultsError, UnknownNameError, closest
-from hybridlens.results import Cell, CellKey, write_json
+from hybridlens.results import Cell, CellKey
 
 RUN_TIME = "entropy at run time"
 """The row of the paper's method."""
@@ -38,7 +37,7 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class Ability:
+class Ability(Stored, text=True):
     """What is left of the rest, by ranking and count.
 
     Attributes:
@@ -51,31 +50,6 @@ class Ability:
     loss: Float[Tensor, "ranking count"]
     task_counts: tuple[int, ...]
     tasks: Mapping[str, Float[Tensor, "ranking task_count"]]
-
-    def save(self, path: Path) -> Path:
-        """Write it as JSON, None for NaN, atomically; returns `path`."""
-        tasks = {name: _plain(values) for name, values in self.tasks.items()}
-        return write_json(path, {"loss": _plain(self.loss), "task_counts": list(self.task_counts), "tasks": tasks})
-
-    @classmethod
-    def load(cls, path: Path) -> Ability:
-        """Read it.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
-        held = Values.load(path).value
-        tasks = {name: _tensor(rows) for name, rows in held["tasks"].items()}
-        return cls(_tensor(held["loss"]), tuple(held["task_counts"]), tasks)
-
-
-def _plain(values: Tensor) -> list[list[float | None]]:
-    rows: list[list[float]] = values.tolist()
-    return [[None if value != value else value for value in row] for row in rows]
-
-
-def _tensor(rows: list[list[float | None]]) -> Tensor:
-    return torch.tensor([[float("nan") if value is None else value for value in row] for row in rows])
 
 
 @dataclass(frozen=True, eq=False)
