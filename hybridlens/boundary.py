@@ -84,9 +84,7 @@ def _guarded(fn: Callable[..., Any], hints: Callable[[], dict[str, Any]]) -> Cal
     return guarded
 
 
-def _compiled(
-    fn: Callable[..., Any], hints: dict[str, Any]
-) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+def _compiled(fn: Callable[..., Any], hints: dict[str, Any]) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
     """A function that gives its arguments back checked, as (positional, by keyword)."""
     from pydantic import ConfigDict, ValidationError, validate_call
 

@@ -284,4 +284,3 @@ class LensConfig:
             each = ", ".join(map(str, found))
             raise InputError(f"{name} differs from layer to layer ({each}); ask cfg.layers[l] of this {self.family}")
         return found[0] if found else nothing
-

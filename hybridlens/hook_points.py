@@ -263,9 +263,7 @@ class HookPoint(TransformerLensHookPoint):
         return self._on_module() or (self.envoy is not None and bool(self.envoy.interleaver.busy))
 
     def _on_module(self) -> bool:
-        return bool(
-            self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
-        )
+        return bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
 
     def _awaited(self) -> bool:
         """Whether a trace is running in this thread and waits here."""

@@ -205,11 +205,7 @@ def attached(
     inside = [True]
     hooks = HERE.hooks  # of this thread, whichever leaves the block
     acting = [(points[name], fn) for names, fn in forward for name in resolve(names, points)]
-    heard = [
-        (points[name], _checked_gradient(fn, inside))
-        for names, fn in backward
-        for name in resolve(names, points)
-    ]
+    heard = [(points[name], _checked_gradient(fn, inside)) for names, fn in backward for name in resolve(names, points)]
     for point, fn in acting:
         hooks.setdefault(point, Own([], [])).forward.append(fn)
     for point, fn in heard:

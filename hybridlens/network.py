@@ -125,9 +125,7 @@ class HookedNetwork(nn.Module):
         kept = tuple({name: memory.newest(slots) for name, memory in held.items()} for held in layers)
         return Output(self._unembedded(resid, lengths, last_only), replace(after, layers=after.layers[:layer] + kept))
 
-    def _through(
-        self, first: int, resid: Resid, run: Pass, state: HybridState | None
-    ) -> tuple[Resid, list[Memories]]:
+    def _through(self, first: int, resid: Resid, run: Pass, state: HybridState | None) -> tuple[Resid, list[Memories]]:
         """The layers from `first` on: the residual stream behind them, and what each remembers."""
         layers: list[Memories] = []
         for layer in range(first, self.cfg.n_layers):

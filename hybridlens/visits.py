@@ -25,6 +25,7 @@ from hybridlens.slots import KeySlots
 if TYPE_CHECKING:
     from hybridlens.hook_points import HookPoint
 
+
 class Own(NamedTuple):
     """The hook functions that a thread has attached to one point, in their order."""
 

@@ -33,9 +33,7 @@ class Capture:
         AttentionMaskInterface.register("hybridlens_test_capture", eager_mask)
         before = model.config._attn_implementation
         model.set_attn_implementation("hybridlens_test_capture")
-        handles = [
-            module.register_forward_hook(self._keeper(name), with_kwargs=True) for module, name in names.items()
-        ]
+        handles = [module.register_forward_hook(self._keeper(name), with_kwargs=True) for module, name in names.items()]
         try:
             with torch.no_grad():
                 self.logits = model(tokens, use_cache=False).logits
@@ -85,9 +83,10 @@ def attention(got, model, module, block, rotary, multiplier=1.0, keys=1.0):
     read = got.inputs[f"{module}.o_proj"].unflatten(-1, (heads, width))
     scores = torch.stack([q[:, h] @ shared[:, h].transpose(1, 2) for h in range(heads)], 1) * scaling
     forbidden = pattern.eq(0) & (mask < -1e30).expand_as(pattern)
-    result = torch.stack(
-        [read[:, :, h] @ o_proj.weight[:, h * width : (h + 1) * width].T for h in range(heads)], dim=2
-    ) * multiplier
+    result = (
+        torch.stack([read[:, :, h] @ o_proj.weight[:, h * width : (h + 1) * width].T for h in range(heads)], dim=2)
+        * multiplier
+    )
     out = {
         "attn.hook_q": got.outputs[f"{module}.q_proj"].unflatten(-1, (heads, -1))[..., :width],
         "attn.hook_k": got.outputs[f"{module}.k_proj"].unflatten(-1, (groups, width)) * keys,

@@ -107,8 +107,10 @@ def compiles():
             ):
                 numbers = ("steps", "stretch", "channels", "width")
                 kinds = {
-                    name: "constexpr" if name in constants
-                    else "i32" if name in numbers
+                    name: "constexpr"
+                    if name in constants
+                    else "i32"
+                    if name in numbers
                     else f"*{dtype if name in given else 'fp32'}"
                     for name in kernel.arg_names
                 }

@@ -290,9 +290,7 @@ class Builder:
         self.match(layer, head, self.space.token, written, self.still_dims(), 8.0)
         self.move(layer, head, self.space.token, self.space.token, strength=4.0)
 
-    def attend(
-        self, layer: int, head: int, query: Tensor, key: Tensor, dims: list[int], strength: float
-    ) -> None:
+    def attend(self, layer: int, head: int, query: Tensor, key: Tensor, dims: list[int], strength: float) -> None:
         """Queries [d_model d_head] and keys in `dims` of the head; the strength is the query's, which it alone has."""
         norm, group = self.norm(layer), self.cfg.n_heads // self.cfg.n_kv_heads
         self.rows(layer, "k", self.kv(head))[dims] = (key / norm).T[dims]

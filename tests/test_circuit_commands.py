@@ -34,6 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_circuits_are_read_from_files(checkpoint, tmp_path, capsys, monkeypatch):
     """No model is made; what is written is what the function gives, and a second call computes nothing."""
+
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a model was loaded")
 

@@ -121,8 +121,9 @@ def test_gradient_of_an_edit_that_copies_a_state_from_another_position(lens):
 
 def test_the_gradient_of_a_state_cannot_be_replaced(lens):
     name = f"blocks.{lens.cfg.ssm_layers[0]}.ssm.hook_state"
-    with pytest.raises(HybridLensError, match="can be read but not replaced"), lens.hooks(
-        bwd_hooks=[(name, lambda g, hook: g * 0)]
+    with (
+        pytest.raises(HybridLensError, match="can be read but not replaced"),
+        lens.hooks(bwd_hooks=[(name, lambda g, hook: g * 0)]),
     ):
         lens(tokens(1, 5)).sum().backward()
 

@@ -219,9 +219,7 @@ def test_lines_end_at_their_nodes():
     figure = as_page(composition_graph(NODES, edges))
     dots = [trace for trace in figure["data"] if trace["mode"] == "markers+text"]
     places = {
-        name: (x, y)
-        for trace in dots
-        for name, x, y in zip(trace["customdata"], trace["x"], trace["y"], strict=True)
+        name: (x, y) for trace in dots for name, x, y in zip(trace["customdata"], trace["x"], trace["y"], strict=True)
     }
     assert set(places) == {node.name for node in NODES}
     assert len(set(places.values())) == len(NODES), "no two nodes in one place"

@@ -501,10 +501,14 @@ def test_bad_places_are_one_clear_line(exact: HybridLens) -> None:
         (lambda: Surgery(lambda s: s, at=-1), "decode step -1 given"),
         (lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s, at=4)], 4), r"take steps 0\.\.3"),
         (lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s, at=[0, 500])], 4), "decode step 500 given"),
-        (lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s, at="every")], 1, (), "first_new_token"),
-         r"decode step 'every' given, but 1 new tokens .* take no decode step; ask for more"),
-        (lambda: kv_cache.generate_with(exact, [[1, 2, 3]], [Surgery(lambda s: exact.prefill([[1]]).state)], 4),
-         "a state that has read 1 tokens in row 0, expected 2, as many as"),
+        (
+            lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s, at="every")], 1, (), "first_new_token"),
+            r"decode step 'every' given, but 1 new tokens .* take no decode step; ask for more",
+        ),
+        (
+            lambda: kv_cache.generate_with(exact, [[1, 2, 3]], [Surgery(lambda s: exact.prefill([[1]]).state)], 4),
+            "a state that has read 1 tokens in row 0, expected 2, as many as",
+        ),
         (lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s.select([0, 0]))], 4), "a state of 2 rows"),
     ):
         with pytest.raises(InputError, match=message):

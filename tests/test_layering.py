@@ -104,8 +104,7 @@ def imports_of(path: Path) -> Iterator[Import]:
     unread = {
         inner
         for node in ast.walk(tree)
-        if isinstance(node, ast.If)
-        and ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING"
+        if isinstance(node, ast.If) and ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING"
         for statement in node.body
         for inner in ast.walk(statement)
     }
@@ -234,9 +233,7 @@ def test_import_reader_sees_every_form(
 def loaded_by(code: str) -> set[str]:
     """The top-level packages in sys.modules after running `code` in a fresh interpreter."""
     ending = "\nimport sys, json\nprint('\\n' + json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
-    done = subprocess.run(
-        [sys.executable, "-c", code + ending], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code + ending], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout.splitlines()[-1]))
 

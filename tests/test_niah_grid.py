@@ -169,9 +169,7 @@ def test_templates_to_the_letter() -> None:
     ask = niah.PAPER_QUESTION
     base = niah.grid(tokenizer, [150], [50])[0].text
     assert base.startswith("CONTEXT: ")
-    assert base.endswith(
-        f"\n\nQUESTION: {ask}\n\nANSWER: Here is the most relevant sentence in the context: "
-    )
+    assert base.endswith(f"\n\nQUESTION: {ask}\n\nANSWER: Here is the most relevant sentence in the context: ")
     instruct = niah.grid(tokenizer, [150], [50], template="instruct")[0]
     order = f"\n\nQUESTION: {ask} Output the most relevant sentence in the context, word by word!"
     assert instruct.text.endswith(order)
@@ -180,9 +178,7 @@ def test_templates_to_the_letter() -> None:
     first, second, last = twice.split("CONTEXT: ")
     assert first == ""
     assert second.endswith(f"\n\nQUESTION: {ask}\n\n")
-    assert last.endswith(
-        f"\n\nQUESTION: {ask}\n\nANSWER: Here is the most relevant sentence in the context: "
-    )
+    assert last.endswith(f"\n\nQUESTION: {ask}\n\nANSWER: Here is the most relevant sentence in the context: ")
 
 
 def test_chat_template_wraps_the_prompt() -> None:
@@ -265,9 +261,7 @@ def test_hash_tells_prompts_apart_and_is_stable() -> None:
     prompts = niah.grid(word_level(), [200, 300])
     again = niah.grid(word_level(), [200, 300])
     assert [p.hash for p in prompts] == [p.hash for p in again]
-    others = niah.grid(word_level(), [200, 300], template="instruct") + niah.controls(
-        word_level(), [200, 300]
-    )
+    others = niah.grid(word_level(), [200, 300], template="instruct") + niah.controls(word_level(), [200, 300])
     hashes = {p.hash for p in prompts + others}
     assert len(hashes) == len(prompts) + len(others)
     assert all(re.fullmatch(r"[0-9a-f]{64}", value) for value in hashes)

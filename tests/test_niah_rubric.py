@@ -15,9 +15,7 @@ from hybridlens.errors import InputError
 from hybridlens.niah.essays import ACTIVITIES, PARKS, WEATHER, essay_sentences
 
 FULL = niah.PAPER_SENTENCE
-CORRECTED = (
-    "The best thing to do in San Francisco is to eat a sandwich and sit in Dolores Park on a sunny day."
-)
+CORRECTED = "The best thing to do in San Francisco is to eat a sandwich and sit in Dolores Park on a sunny day."
 
 # Worked by hand from table 2.
 TABLE_2 = [
@@ -132,9 +130,7 @@ def test_chance_is_under_ten_percent(needle: niah.Needle) -> None:
 def test_best_thing_rubric_by_hand() -> None:
     """The steps of a built-in rubric, worked by hand."""
     needle = niah.best_thing("x", "Oslo", "sail a boat", "take a nap", "Hyde Park", "cold")
-    assert needle.sentence == (
-        "The best thing to do in Oslo is sail a boat and take a nap in Hyde Park on a cold day."
-    )
+    assert needle.sentence == ("The best thing to do in Oslo is sail a boat and take a nap in Hyde Park on a cold day.")
     assert needle.question == "What is the best thing to do in Oslo?"
     cases = {
         "sail a boat and take a nap": 1.5,
@@ -224,9 +220,7 @@ def test_good_rubrics_load(tmp_path: Path) -> None:
 
 def test_needles_are_tidied_and_checked() -> None:
     """White space, the final stop, and empty parts."""
-    needle = niah.Needle(
-        "n", "  The fox\n hid  keys ", " What did the fox do? ", niah.full_match_rubric("fox hid")
-    )
+    needle = niah.Needle("n", "  The fox\n hid  keys ", " What did the fox do? ", niah.full_match_rubric("fox hid"))
     assert (needle.sentence, needle.question) == ("The fox hid keys.", "What did the fox do?")
     for sentence, question in ((" . ", "What?"), ("The fox.", " ?? ")):
         with pytest.raises(InputError, match="has no words"):

@@ -19,9 +19,7 @@ STATES = ("conv1d_state", "recurrent_states")
 
 def holders(model, layer):
     """The modules of a layer that hold memory, and the names they hold it under; none where the cache has it."""
-    return [
-        (part, name) for part in model.model.layers[layer].modules() for name in STATES if hasattr(part, name)
-    ]
+    return [(part, name) for part in model.model.layers[layer].modules() for name in STATES if hasattr(part, name)]
 
 
 def read(model, tokens):

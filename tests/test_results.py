@@ -111,9 +111,7 @@ def test_a_run_writes_the_table_the_record_and_the_same_cells_back(finished: Pat
     record = json.loads((finished / "run.json").read_text())
     assert record["status"] == "complete"
     assert record["arguments"]["depths"] == [0, 50, 100]
-    assert record["sessions"][0]["environment"]["packages"]["torch"].startswith(
-        torch.__version__.split("+")[0]
-    )
+    assert record["sessions"][0]["environment"]["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     assert record["cells_done"] == record["cells"] == 32
     assert record["created"] <= record["finished"]
 
@@ -152,9 +150,7 @@ def test_a_killed_run_loses_at_most_its_batch(tmp_path: Path) -> None:
     assert child.stdout is not None
     with child:
         assert child.stdout.readline() == "ten\n"
-        with pytest.raises(
-            ResultsError, match=r"run is being written by another process; wait for it, or give"
-        ):
+        with pytest.raises(ResultsError, match=r"run is being written by another process; wait for it, or give"):
             Run.open(tmp_path / "run", MANIFEST, EXPECTED).__enter__()
         child.send_signal(signal.SIGKILL)
     assert read_cells(tmp_path / "run") == grid()[:10]
@@ -495,9 +491,7 @@ def test_the_table_alone_is_enough(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b'{"format": 1}'])
-def test_a_lost_record_is_written_anew_when_the_cells_prove_the_run(
-    finished: Path, content: bytes | None
-) -> None:
+def test_a_lost_record_is_written_anew_when_the_cells_prove_the_run(finished: Path, content: bytes | None) -> None:
     """The cells are signed with the run's fingerprint, so the same command is known without `run.json`."""
     (finished / "run.json").unlink()
     if content is not None:
@@ -541,9 +535,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ),
     ],
 )
-def test_another_runs_folder_is_refused_untouched(
-    finished: Path, change: dict[str, Any], message: str
-) -> None:
+def test_another_runs_folder_is_refused_untouched(finished: Path, change: dict[str, Any], message: str) -> None:
     """One clear line with the argument and both values; every byte of the folder stays as it was."""
     before = snapshot(finished)
     with pytest.raises(ResultsError, match=message) as caught:
@@ -581,9 +573,7 @@ def test_settings_may_change(tmp_path: Path) -> None:
         ({"seconds": -1.0}, "seconds -1"),
     ],
 )
-def test_an_impossible_cell_is_refused_with_its_batch(
-    tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
+def test_an_impossible_cell_is_refused_with_its_batch(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     """The good cell of the same batch must not be stored either, or a batch could be half-written."""
     good, bad = grid()[1], replace(grid()[0], **change)
     with Run.open(tmp_path, MANIFEST, EXPECTED) as run:
@@ -628,9 +618,7 @@ def test_a_foreign_record_is_not_overwritten(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
-def test_atomic_writes_leave_the_old_file_when_they_fail(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_atomic_writes_leave_the_old_file_when_they_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk fails after the data was written and before the rename: the old bytes stay, no part file."""
     path = tmp_path / "file.json"
     write_json(path, {"a": "é"})

@@ -222,8 +222,10 @@ def test_what_the_next_token_sees(lens: HybridLens) -> None:
     with torch.no_grad():
         state, _ = lens.prefill([tokens(1, 12)[0].tolist(), [1, 2, 3]])
     window = lens.cfg.window or 99
-    seen = [[p for p, there in zip(*row, strict=True) if there] for row in zip(
-        state.key_positions.tolist(), state.visible.tolist(), strict=True)]
+    seen = [
+        [p for p, there in zip(*row, strict=True) if there]
+        for row in zip(state.key_positions.tolist(), state.visible.tolist(), strict=True)
+    ]
     assert seen == [list(range(max(0, 12 - window + 1), 12)), [0, 1, 2]]
 
 

@@ -348,7 +348,8 @@ def test_a_text_is_stored_once(tmp_path: Path) -> None:
     cells, short = study_cells("x" * 10_000), study_cells("x")
     sizes = [
         write_article(tmp_path, page_of(found, a_record(), a_study(*ALL), ALL, BENCHMARKS, VERDICTS), a_record())
-        .stat().st_size
+        .stat()
+        .st_size
         for found in (short, cells)
     ]
     assert len(cells) > 500

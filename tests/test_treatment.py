@@ -203,9 +203,7 @@ def test_refusals() -> None:
         treat(lens, [Treatment(1)] * 2, [()], "decode")
     with pytest.raises(InputError, match="0 treatments"):
         treat(lens, [], [], "decode")
-    with pytest.raises(
-        InputError, match=r"layer 0, head 1 is to be kept in row 1, but .* \[1\] with heads 0\.\.3"
-    ):
+    with pytest.raises(InputError, match=r"layer 0, head 1 is to be kept in row 1, but .* \[1\] with heads 0\.\.3"):
         treat(lens, [Treatment(4), Treatment(4, heads=((0, 1),))], [(), ()], "decode")
     with pytest.raises(InputError, match="heads of no row were given"):
         keep_each(lens, [])

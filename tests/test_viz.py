@@ -192,9 +192,7 @@ def test_many_heads_keep_the_axis_readable() -> None:
 
 def test_retrieval_map_puts_every_score_in_its_place() -> None:
     """Each of the six prompts and two controls gets a score of its own, so a swapped axis cannot pass."""
-    cells = [
-        replace(c, score=i / 2) for i, c in enumerate(c for c in sweep() if c.phase == "prefill" and c.k == 2)
-    ]
+    cells = [replace(c, score=i / 2) for i, c in enumerate(c for c in sweep() if c.phase == "prefill" and c.k == 2)]
     trace = retrieval_map([*cells, *(c for c in sweep() if c.k == 8)], "prefill", 2).data[0]
     assert list(trace.x) == ["64", "128"]
     assert list(trace.y) == [
@@ -218,8 +216,7 @@ def test_headline_states_the_measured_numbers() -> None:
     assert lines == [
         "With all 8 heads, m finds the needle with 100 % accuracy; without a needle in the prompt, chance "
         "alone scores 5 %.",
-        "When heads are dropped only while answering, accuracy falls under half of the full model's at k = 0 "
-        "(0 %).",
+        "When heads are dropped only while answering, accuracy falls under half of the full model's at k = 0 (0 %).",
         "When they are dropped while reading the prompt too, accuracy falls under half of the full model's "
         "at k = 2 (20 %); with no attention it is 10 %, the chance level being 5 %.",
     ]
@@ -275,9 +272,7 @@ def test_report_asks_the_network_for_nothing() -> None:
     source = rendered(sweep(), a_record(), [a_pattern(["a", "b"])])
     page = Page(source)
     metas = [a for tag, a in page.tags if tag == "meta"]
-    assert (
-        POLICY == "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-    )
+    assert POLICY == "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
     assert {"http-equiv": "Content-Security-Policy", "content": POLICY} in metas
     loading = {"src", "srcset", "action", "data", "poster"}
     assert [(tag, name) for tag, a in page.tags for name in a if name in loading] == []
@@ -301,9 +296,7 @@ def test_report_shows_any_text_literally(text: str) -> None:
     """
 
     def page(word: str) -> Page:
-        record = a_record(
-            model=word, command=word, arguments={word: [word]}, facts={"n_heads": 8, word: word}
-        )
+        record = a_record(model=word, command=word, arguments={word: [word]}, facts={"n_heads": 8, word: word})
         figure = a_pattern([word, "b"], title=word, note=word, heads=[word, "h"])
         return Page(rendered(sweep(word), record, [figure], [word]))
 

@@ -130,9 +130,9 @@ class _Compositions:
                 self._hold(layer, column + done, grams.part(done, done + taken))
                 done += taken
         self._read()
-        expected = expected_score(
-            self.writer_squared, self.reader_squared[..., None], self.weights.cfg.d_model
-        ).where(~self.scores.isnan(), torch.nan)
+        expected = expected_score(self.writer_squared, self.reader_squared[..., None], self.weights.cfg.d_model).where(
+            ~self.scores.isnan(), torch.nan
+        )
         heads, recurrent = self._split(self.scores)
         return Composition(heads, recurrent, *self._split(expected))
 

@@ -28,6 +28,7 @@ DECADES = 4
 
 _SIGNED = ("copying", "matching", "induction_match")
 
+
 def top_heads(circuits: HeadCircuits) -> Section:
     """The best heads of each metric, and every head."""
     rows: list[tuple[Entry, ...]] = []

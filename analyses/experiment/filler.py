@@ -27,6 +27,7 @@ from hybridlens.tiny.documents import filler_sentences
 TRAINED_SEED = 0
 """Of the training runs of both embedded models."""
 
+
 def filler_tokens(lens: HybridLens, length: int, rows: int, seed: int = 0) -> Int[Tensor, "row pos"]:
     """Held-out filler: rows of exactly `length` tokens, each a text of its own with the tokenizer's own beginning.
 

@@ -94,9 +94,7 @@ def look(lens: HybridLens, prompt: Sequence[Natural], answer: Sequence[Natural],
 
 
 @public
-def crop(
-    n_prompt: Length, n_answer: Few, needle: Span, most: Length = MOST_TOKENS, around: Few = AROUND
-) -> list[int]:
+def crop(n_prompt: Length, n_answer: Few, needle: Span, most: Length = MOST_TOKENS, around: Few = AROUND) -> list[int]:
     """The positions worth drawing, ascending: at most `most`.
 
     The first token, where idle heads rest; the needle with `around` tokens on either side; the answer, a

@@ -27,6 +27,7 @@ LEAST = 1.5
 
 Told: TypeAlias = Literal["A", "B", "neither"]
 
+
 @dataclass(frozen=True)
 class PromptPair:
     """Two prompts of equal length that differ in their needles alone, and how answers are told apart.

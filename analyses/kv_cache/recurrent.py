@@ -42,9 +42,7 @@ Side: TypeAlias = Literal["values", "addresses"]
 SIDES = ("values", "addresses")
 
 
-def zero_recurrent(
-    state: HybridState, parts: RecurrentParts = "both", **where: Unpack[RecurrentWhere]
-) -> HybridState:
+def zero_recurrent(state: HybridState, parts: RecurrentParts = "both", **where: Unpack[RecurrentWhere]) -> HybridState:
     """Convolution inputs, recurrent state or both set to 0.
 
     Raises:

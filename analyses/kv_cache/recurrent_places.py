@@ -101,9 +101,7 @@ def held_part(state: HybridState, layer: int, part: str) -> Tensor:
     return found
 
 
-def conv_entries(
-    state: HybridState, where: RecurrentWhere, conv: Tensor
-) -> Bool[Tensor, "batch taps channel"]:
+def conv_entries(state: HybridState, where: RecurrentWhere, conv: Tensor) -> Bool[Tensor, "batch taps channel"]:
     """True at the convolution inputs that are meant.
 
     Raises:
@@ -146,9 +144,7 @@ def _among(given: Indices, size: int, what: str) -> Bool[Tensor, "size"]:
     return chosen
 
 
-def _taps(
-    state: HybridState, positions: Indices, rows: Bool[Tensor, "batch"], taps: int
-) -> Bool[Tensor, "batch taps"]:
+def _taps(state: HybridState, positions: Indices, rows: Bool[Tensor, "batch"], taps: int) -> Bool[Tensor, "batch taps"]:
     """True at the taps whose inputs are meant."""
     if positions is None:
         return rows[:, None].expand(-1, taps)

@@ -80,9 +80,7 @@ def layers(found: Crossover, windowed: bool) -> Section:
                 figure.update_traces(zmin=0, zmax=1)
             title = f"{name}: {what}"
             charts.append(Chart(figure, f"{title}, by memory and layer", title, heatmap_height(len(kinds)) + 30))
-        rows = tuple(
-            (one.memory.words, *_row(shares[one.kind, one.layer])) for one in memories
-        )
+        rows = tuple((one.memory.words, *_row(shares[one.kind, one.layer])) for one in memories)
         header = ("memory", "tells its needle", "that of all the others", "neither", "shift")
         blocks.append(Table(header, rows, f"{name}: every memory of every layer with intervals"))
     text = (
@@ -172,8 +170,6 @@ def touches(found: DamageMap, place: int) -> bool:
 def shift_words(shift: float) -> str:
     """A shift in nats with its sign; "0.0" for what is next to nothing."""
     return f"{shift:+.1f} nats".replace("-", "−") if abs(shift) >= 0.05 else "0.0 nats"
-
-
 
 
 def keys_alone(found: Crossover, inside: bool) -> tuple[float, float]:

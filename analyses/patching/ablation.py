@@ -175,9 +175,7 @@ class Zeros(Source):
 class Means(Source):
     """The mean over prompts, and over their positions if `pooled`."""
 
-    def __init__(
-        self, lens: HybridLens, prompts: Sequence[Tensor], length: int, pooled: bool, last_only: bool
-    ) -> None:
+    def __init__(self, lens: HybridLens, prompts: Sequence[Tensor], length: int, pooled: bool, last_only: bool) -> None:
         self.lens = lens
         self.prompts = prompts
         self.length = length

@@ -50,9 +50,7 @@ def check_lengths(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any, 
         return
     shorter = min(len(clean), len(corrupt))
     place = next((i for i in range(shorter) if clean[i] != corrupt[i]), shorter)
-    sides = [
-        " ".join(token_strings(ids[place : place + 3], tokenizer)) or "its end" for ids in (clean, corrupt)
-    ]
+    sides = [" ".join(token_strings(ids[place : place + 3], tokenizer)) or "its end" for ids in (clean, corrupt)]
     raise InputError(
         f"the clean prompt has {len(clean)} tokens and {other} one {len(corrupt)}; they part at position {place} "
         f"({sides[0]!r} and {sides[1]!r}): give prompts of equal length, whose tokens stand at the same positions"

@@ -35,6 +35,7 @@ _WEAK = 0.25
 
 _FINEST = 0.1
 
+
 def maps(found: Patched) -> list[Section]:
     """A map of each sweep, in groups."""
     columns = shown_positions(found)
@@ -95,9 +96,7 @@ def left_out(found: Patched, columns: Sequence[int]) -> str:
     )
 
 
-def _position_map(
-    name: str, result: PatchResult, columns: Sequence[int], needle: tuple[int, int] | None
-) -> Chart:
+def _position_map(name: str, result: PatchResult, columns: Sequence[int], needle: tuple[int, int] | None) -> Chart:
     at = result.axis("pos")
     values = effect(result).movedim(at, -1)[..., list(columns)]
     others = [axis for axis in result.axes if axis.name != "pos"]

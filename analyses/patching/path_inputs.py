@@ -152,9 +152,7 @@ def altered_streams(
             _add_mixer(lens, runs, layer, rows, delta)
 
 
-def _add_mixer(
-    lens: HybridLens, runs: Runs, layer: int, rows: Mapping[Writer, Sequence[int]], delta: Altered
-) -> None:
+def _add_mixer(lens: HybridLens, runs: Runs, layer: int, rows: Mapping[Writer, Sequence[int]], delta: Altered) -> None:
     """Put in what the writers of a layer's mixers write otherwise."""
     for writer, own in rows.items():
         if writer.layer != layer or PART_OF[writer.kind] == "mlp":

@@ -113,9 +113,7 @@ def path_patch(
     layers, last = map(partial(_layer, lens), to_readers), measure.last_only
     with torch.no_grad():
         untouched = Snapshot(lens, prompts[base], layers, [where.cut], last)
-        runs = read_runs(
-            lens, prompts[base], prompts[other], from_groups, to_readers, where.places, through_mlps, last
-        )
+        runs = read_runs(lens, prompts[base], prompts[other], from_groups, to_readers, where.places, through_mlps, last)
         ends = [0.0, 0.0]
         for which, output in ((base, untouched.output), (other, runs.source)):
             ends[which] = float(measured(measure, lens, output, [ENDS[which]])[0])

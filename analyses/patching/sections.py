@@ -35,9 +35,15 @@ def prompts(found: Patched, direction: str) -> Section:
     rows.append(("answer", pair.said[0], pair.said[1]))
     behind = bool(pair.begun) and found.measure.clean == pair.clean_tokens
     begun = f" {_quoted(pair.begun)}, with which both answers begin, stands behind both prompts." if behind else ""
-    parts = "" if found.answers is None or found.measure.name not in OF_TOKENS else " (tokens " + " and ".join(
-        f"{number} “{visible(text)}”" for number, text in zip(pair.answers or (), found.answers, strict=True)
-    ) + ")"
+    parts = (
+        ""
+        if found.answers is None or found.measure.name not in OF_TOKENS
+        else " (tokens "
+        + " and ".join(
+            f"{number} “{visible(text)}”" for number, text in zip(pair.answers or (), found.answers, strict=True)
+        )
+        + ")"
+    )
     ends = [number(value) for value in (one.clean, one.corrupt or 0.0)]
     text = (
         f"Both prompts have {len(found.measure.clean)} tokens, at {len(differ)} of which they differ.{begun} Measured: "

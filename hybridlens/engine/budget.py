@@ -155,4 +155,3 @@ class Budget:
         left = self.working - rows * self._row(tokens)
         each = self.costs.token + (tokens * self.costs.score if ranked else 0)
         return max(1, min(PASS_TOKENS // rows, left // (rows * each)))
-

@@ -47,6 +47,5 @@ def family_for(config: Any, whose: str, named: Sequence[str] | None = None) -> F
     given = named[0] if named else type(config).__name__
     known = [family.architecture for family in FAMILIES]
     raise CheckpointError(
-        f"{whose} is a {given}, of no family that hybridlens knows; it opens {', '.join(known)}"
-        f"{closest(given, known)}"
+        f"{whose} is a {given}, of no family that hybridlens knows; it opens {', '.join(known)}{closest(given, known)}"
     )

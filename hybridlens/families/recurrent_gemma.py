@@ -76,9 +76,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     else:
         assert has.ssm is not None
         mixers = {"ssm": RgLru(has.ssm, mixer)}
-    wide = MlpParts(
-        Projection(mlp, "gate_proj"), Projection(mlp, "up_proj"), Projection(mlp, "down_proj"), mlp.act_fn
-    )
+    wide = MlpParts(Projection(mlp, "gate_proj"), Projection(mlp, "up_proj"), Projection(mlp, "down_proj"), mlp.act_fn)
     return Block(
         [
             Branch(mixers, _norm(hf, "temporal_pre_norm", cfg)),

@@ -107,9 +107,7 @@ class Mamba(nn.Module):
     def trajectories(self) -> dict[str, Trajectory]:
         """Its states go on from token to token."""
         op = self.recurrence.explicit_operator
-        return state_trajectory(
-            op, ("hook_decay",), lambda seen: DiagonalTerms(seen["hook_decay"], seen["hook_decay"])
-        )
+        return state_trajectory(op, ("hook_decay",), lambda seen: DiagonalTerms(seen["hook_decay"], seen["hook_decay"]))
 
     def out_bias(self) -> Tensor | None:
         """What it writes whatever it reads; None for nothing."""

@@ -105,9 +105,7 @@ def remember(conv: ConvState, final: Tensor) -> Recurrent:
     return Recurrent(conv, final.float().clone())
 
 
-def empty(
-    cfg: RecurrentConfig, op: Recurrence[Any], batch: int, dtype: torch.dtype, device: torch.device
-) -> Recurrent:
+def empty(cfg: RecurrentConfig, op: Recurrence[Any], batch: int, dtype: torch.dtype, device: torch.device) -> Recurrent:
     """What `batch` rows hold that have read nothing."""
     conv = torch.zeros(batch, cfg.d_conv - 1, cfg.d_conv_channels, dtype=dtype, device=device)
     return Recurrent(conv, op.empty(batch, device))

@@ -133,9 +133,7 @@ def block_sigmoid(
     return torch.sigmoid(out.transpose(0, 1).reshape(x.shape))
 
 
-def decay_and_multiplier(
-    r: Channels, param: Float[Tensor, "channel"], starts: Tensor
-) -> tuple[Channels, Channels]:
+def decay_and_multiplier(r: Channels, param: Float[Tensor, "channel"], starts: Tensor) -> tuple[Channels, Channels]:
     """a_t and √(1 - a_t²); 0 and 1 where a document starts.
 
     The square root's gradient is bounded as in the reference, since a_t near 1 would blow it up.

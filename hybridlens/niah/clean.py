@@ -103,9 +103,7 @@ def _contexts(frame: Frame, fill: Fill, needle: str | None, place: int) -> tuple
     return contexts, spans
 
 
-def _choose(
-    usable: Sequence[Piece], extra: Sequence[Piece], total: int, readings: int, skip: int
-) -> Fill | None:
+def _choose(usable: Sequence[Piece], extra: Sequence[Piece], total: int, readings: int, skip: int) -> Fill | None:
     """Sentences that make `total` tokens in all readings together, or None when these can not."""
     room, odd = divmod(total, readings)
     tail = int(4 * fmean(piece.cost for piece in usable)) if usable else 0

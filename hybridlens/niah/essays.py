@@ -48,9 +48,7 @@ ACTIVITIES: tuple[str, ...] = _listed(
 WEATHER: tuple[str, ...] = _listed("rainy, cold, warm, windy, cloudy, hot, foggy, snowy, grey, clear")
 """Kinds of day. "sunny" is only in forms that speak of mornings, afternoons and evenings."""
 
-FOODS: tuple[str, ...] = _listed(
-    "bread, soup, cheese, fish, rice, fruit, tea, coffee, cake, salad, honey, pasta"
-)
+FOODS: tuple[str, ...] = _listed("bread, soup, cheese, fish, rice, fruit, tea, coffee, cake, salad, honey, pasta")
 """Foods that need no article."""
 
 GRAMMAR: Mapping[str, tuple[str, ...]] = {

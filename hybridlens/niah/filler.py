@@ -80,9 +80,7 @@ def fragments(tokenizer: Tokenizer, sentence: str) -> list[Piece]:
     return [piece for text in texts for piece in pieces(tokenizer, ["So.", text])[1:]]
 
 
-def plan(
-    usable: Sequence[Piece], extra: Sequence[Piece], room: int, tail: int, skip: int = 0
-) -> list[Piece] | None:
+def plan(usable: Sequence[Piece], extra: Sequence[Piece], room: int, tail: int, skip: int = 0) -> list[Piece] | None:
     """Pieces whose costs sum to exactly `room`.
 
     Args:

@@ -110,8 +110,7 @@ def read_haystack(folder: str | Path) -> Haystack:
         raise InputError(f"haystack {str(folder)!r} cannot be listed ({error.strerror})") from error
     if not files:
         raise InputError(
-            f"haystack {str(folder)!r} is empty: no file ends in {', '.join(TEXT_SUFFIXES)}; "
-            "put text files there"
+            f"haystack {str(folder)!r} is empty: no file ends in {', '.join(TEXT_SUFFIXES)}; put text files there"
         )
     haystack = Haystack(str(folder), "\n\n".join(_read_file(path) for path in files))
     if not haystack.sentences:

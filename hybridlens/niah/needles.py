@@ -28,9 +28,7 @@ from hybridlens.niah.rubric import (
     normalise,
 )
 
-PAPER_SENTENCE = (
-    "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
-)
+PAPER_SENTENCE = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
 PAPER_QUESTION = "What is the best thing to do in San Francisco?"
 
 

@@ -130,9 +130,7 @@ def published_prompts(frame: Frame, ids: Sequence[int], length: int, at: Mapping
         before, after = tuple(context[:point]), tuple(context[point:])
         text = _decode(frame.tokenizer, before + needle + after)
         span = _needle_chars(frame, text, before, needle)
-        prompts.append(
-            frame.prompt([text] * frame.readings, [span] * frame.readings, length, depth, "published")
-        )
+        prompts.append(frame.prompt([text] * frame.readings, [span] * frame.readings, length, depth, "published"))
     return prompts
 
 

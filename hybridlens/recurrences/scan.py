@@ -40,6 +40,7 @@ __all__ = [
 SMALL_STEP = 2048
 """Elements in a time step (batch × channels × states) up to which the blocked form is faster."""
 
+
 def linear_scan(
     decay: Float[Tensor, "batch pos *state"],
     write: Float[Tensor, "batch pos *state"],
@@ -91,9 +92,7 @@ def kernel_for(
     return choice.choose(choice.Case(operation, device, dtypes, steps, elements, states), kernels)
 
 
-def _run(
-    decay: Tensor, write: Tensor, initial: Tensor, reverse: bool = False, kernels: str | None = None
-) -> Tensor:
+def _run(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool = False, kernels: str | None = None) -> Tensor:
     """The recurrence on [pos, batch, *state], from either end; allocates its result."""
     kernel = kernel_for("linear", decay, write, initial, steps=decay.shape[0], kernels=kernels)
     if kernel is not None and kernel.linear is not None:
@@ -124,8 +123,11 @@ def _blocked(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool, segme
     """
     n = decay.shape[0] // segment
     whole = n * segment
-    head, tail = (slice(decay.shape[0] - whole, None), slice(0, decay.shape[0] - whole)) if reverse else (
-        slice(0, whole), slice(whole, None))
+    head, tail = (
+        (slice(decay.shape[0] - whole, None), slice(0, decay.shape[0] - whole))
+        if reverse
+        else (slice(0, whole), slice(whole, None))
+    )
     a = decay[head].unflatten(0, (n, segment))
     local = write[head].unflatten(0, (n, segment)).clone()
     product = a.clone()

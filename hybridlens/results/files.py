@@ -42,9 +42,7 @@ def write_journal(folder: Path, cells: Sequence[Cell], fingerprint: str) -> Path
     return write_atomic(folder / JOURNAL, b"".join(encode_line(cell, fingerprint) for cell in cells))
 
 
-def read_good(
-    folder: Path, fingerprint: str, max_score: float | int
-) -> tuple[dict[CellKey, Cell], list[Damage]]:
+def read_good(folder: Path, fingerprint: str, max_score: float | int) -> tuple[dict[CellKey, Cell], list[Damage]]:
     """Every cell with a good copy in the journal or the table, and every damaged copy."""
     good: dict[CellKey, Cell] = {}
     damage: list[Damage] = []
@@ -64,9 +62,7 @@ def _read_journal(path: Path, fingerprint: str, max_score: float | int) -> list[
     with usable(path):
         lines = path.read_bytes().split(b"\n")
     found = [
-        decode_line(line, f"{path.name} line {i}", fingerprint, max_score)
-        for i, line in enumerate(lines, 1)
-        if line
+        decode_line(line, f"{path.name} line {i}", fingerprint, max_score) for i, line in enumerate(lines, 1) if line
     ]
     if lines[-1] and isinstance(found[-1], Cell):
         # Whole but for its newline, which the next append would need.

@@ -79,9 +79,7 @@ class Folder:
 
     @classmethod
     @contextmanager
-    def open(
-        cls, path: Path, manifest: Manifest, expected: Mapping[CellKey, str] | None = None
-    ) -> Generator[Folder]:
+    def open(cls, path: Path, manifest: Manifest, expected: Mapping[CellKey, str] | None = None) -> Generator[Folder]:
         """A run in `path`: a new one, or the one that is there. One process at a time can hold a folder.
 
         Args:

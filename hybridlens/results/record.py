@@ -112,18 +112,14 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     write_json(folder / RECORD, {**record, "digest": hash_json(plain(dict(record)))})
 
 
-def refuse_another_run(
-    folder: Path, record: dict[str, Any], manifest: Manifest, compared: dict[str, Any]
-) -> None:
+def refuse_another_run(folder: Path, record: dict[str, Any], manifest: Manifest, compared: dict[str, Any]) -> None:
     """Raise when the folder's run differs, naming the first difference and how many there are."""
     before: dict[str, Any] = dict(record["compared"])
     if manifest.growing is not None:
         shared = {n: v for n, v in (record.get("growing") or {}).items() if n in manifest.growing}
         before, compared = before | shared, compared | {n: plain(manifest.growing[n]) for n in shared}
     absent = "not given"
-    names = [
-        n for n in dict.fromkeys([*compared, *before]) if before.get(n, absent) != compared.get(n, absent)
-    ]
+    names = [n for n in dict.fromkeys([*compared, *before]) if before.get(n, absent) != compared.get(n, absent)]
     if not names:
         return
     name = names[0]

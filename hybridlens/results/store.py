@@ -220,9 +220,7 @@ def read_cells(folder: Path) -> list[Cell]:
     return run.cells
 
 
-def _refuse_other_prompts(
-    folder: Path, good: Mapping[CellKey, Cell], expected: Mapping[CellKey, str]
-) -> None:
+def _refuse_other_prompts(folder: Path, good: Mapping[CellKey, Cell], expected: Mapping[CellKey, str]) -> None:
     """Raise when a study holds a cell of this grid that was made from another prompt."""
     for key, prompt in expected.items():
         if key in good and good[key].prompt_hash != prompt:

@@ -14,9 +14,7 @@ from hybridlens.viz.entries import Value
 from hybridlens.viz.layout import COLORS, DASHES, LEGEND, SYMBOLS, axis, k_axis, lay_out, plain
 
 
-def band_chart(
-    curves: Sequence[Curve], n_heads: int, y_title: str, k_title: str, percent: bool = True
-) -> go.Figure:
+def band_chart(curves: Sequence[Curve], n_heads: int, y_title: str, k_title: str, percent: bool = True) -> go.Figure:
     """Values against heads kept, a band over the 95 % interval of each.
 
     Args:
@@ -75,4 +73,3 @@ def _band(name: str, points: Mapping[int, Value], factor: int, color: str, opaci
         showlegend=False,
         hoverinfo="skip",
     )
-

@@ -31,9 +31,7 @@ class MapGrid(NamedTuple):
     accuracy: list[list[float | None]]
 
 
-def accuracy_curve(
-    cells: Sequence[Cell], max_score: float | int = 5.0, n_heads: int | None = None
-) -> go.Figure:
+def accuracy_curve(cells: Sequence[Cell], max_score: float | int = 5.0, n_heads: int | None = None) -> go.Figure:
     """Accuracy against the number of heads kept, a curve a phase, its chance level dotted beside it.
 
     Bars are the 95 % intervals over prompts.

@@ -64,9 +64,7 @@ def headline(findings: Sequence[Finding], model: str, n_heads: int | None) -> li
         opening += f"; without a needle in the prompt, chance alone scores {percent(first.chance)}."
     sentences = [opening]
     if first.chance is not None and first.full - first.chance < _CLOSE:
-        sentences.append(
-            "That is close to chance: there is little retrieval here to lose, whatever the heads."
-        )
+        sentences.append("That is close to chance: there is little retrieval here to lose, whatever the heads.")
     return sentences + [_of_phase(found) for found in findings]
 
 

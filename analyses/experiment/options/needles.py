@@ -107,19 +107,13 @@ Heads = MaybeNumbers
 class PromptOptions(Options):
     """Options of experiments on needle prompts; a field with a description is one of the command's."""
 
-    lengths: MaybeNumbers = Field(
-        None, description="Prompt lengths in tokens; ten up to the context, at most 4096."
-    )
-    depths: Depths = Field(
-        niah.DEFAULT_DEPTHS, description="Needle depths in percent, 0 the start; ten from 0 to 100."
-    )
+    lengths: MaybeNumbers = Field(None, description="Prompt lengths in tokens; ten up to the context, at most 4096.")
+    depths: Depths = Field(niah.DEFAULT_DEPTHS, description="Needle depths in percent, 0 the start; ten from 0 to 100.")
     haystack: Annotated[niah.Haystack | None, BeforeValidator(_filler)] = Field(
         None, description="Folder of text files; built-in essays when left out."
     )
     template: Annotated[str, one_of(tuple(niah.TEMPLATES))] = Field("base", description="base or instruct.")
-    batch_size: int | None = Field(
-        None, ge=1, description="Most rows that answer together; changes no result."
-    )
+    batch_size: int | None = Field(None, ge=1, description="Most rows that answer together; changes no result.")
     memory: Memory = Field(
         2 * 2**30,
         ge=1,

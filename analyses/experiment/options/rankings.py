@@ -65,9 +65,7 @@ class RankingsConfig(PromptOptions):
     """
 
     rankings: MaybeWords = Field(None, description="Some of them, like entropy,copying; all when left out.")
-    counts: MaybeNumbers = Field(
-        None, description="Heads kept, like 0,4,8 or 0..16; from none to all when left out."
-    )
+    counts: MaybeNumbers = Field(None, description="Heads kept, like 0,4,8 or 0..16; from none to all when left out.")
     scope: Annotated[str, one_of(SCOPES)] = Field(
         "model", description="model: so many heads of the model are kept; layer: so many of each layer."
     )

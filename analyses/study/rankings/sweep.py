@@ -142,9 +142,7 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
         names = ("scope", "seed", "filler_rows", "filler_length", "tasks", "task_counts", "task_limit")
         depends = [{name: getattr(options, name) for name in names}, list(work.counts)]
         depends += [list(rows_of(given, options.run_time)), {name: one.order for name, one in given.items()}]
-        ability = folder.take(
-            "ability.json", depends, Ability.load, lambda: measure(lens, given, work.counts, options)
-        )
+        ability = folder.take("ability.json", depends, Ability.load, lambda: measure(lens, given, work.counts, options))
         found = comparison(
             {cell.key: cell for cell in cells}, work.bases, given, work.counts, work.layers, options.run_time,
             options.phase, ability, work.notes,
@@ -172,9 +170,7 @@ def compare(
     return result_of(RankingsRun(lens, config, weights_hash, rankings), folder, progress).comparison
 
 
-def plan(
-    lens: HybridLens, chosen: Rankings, config: RankingsConfig, prompts: Mapping[str, list[niah.Prompt]]
-) -> Plan:
+def plan(lens: HybridLens, chosen: Rankings, config: RankingsConfig, prompts: Mapping[str, list[niah.Prompt]]) -> Plan:
     """The cells of a comparison and their prompts.
 
     Args:

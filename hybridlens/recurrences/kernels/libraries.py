@@ -89,9 +89,7 @@ def triton_linear(decay: Tensor, write: Tensor, initial: Tensor, reverse: bool) 
     return import_module("hybridlens.recurrences.kernels.triton_scans").linear_scan(decay, write, initial, reverse)
 
 
-def triton_selective(
-    dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor, initial: Tensor
-) -> tuple[Tensor, Tensor]:
+def triton_selective(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
     """`triton_scans.selective_scan`."""
     return import_module("hybridlens.recurrences.kernels.triton_scans").selective_scan(dt, A, B, C, x, initial)
 

@@ -37,9 +37,7 @@ def _join(decay, state, next_decay, next_state):
 
 
 @triton.jit
-def _linear(
-    decay, write, initial, states, steps, channels, REVERSE: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr
-):
+def _linear(decay, write, initial, states, steps, channels, REVERSE: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr):
     b = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0).to(tl.int64) * BC + tl.arange(0, BC)
     known = c < channels
@@ -196,9 +194,7 @@ class _SelectiveScan(torch.autograd.Function):
         return *(g.to(t.dtype) for g, t in zip(grads, (dt, A, B, C, x), strict=True)), to_initial
 
 
-def selective_scan(
-    dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor, initial: Tensor
-) -> tuple[Tensor, Tensor]:
+def selective_scan(dt: Tensor, A: Tensor, B: Tensor, C: Tensor, x: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
     """Mamba's recurrence: y [batch, pos, channel] in the dtype of `C`, and the last state in float32.
 
     The arguments are those of `mamba_scan.selective_scan`, with the initial state given. Memory beyond inputs
