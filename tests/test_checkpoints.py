@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from bounds import FORWARD
 from checkpoint_folders import make_folders, refused, rewrite
-from models import FAMILIES, MAKERS, make
+from models import FAMILIES, MAKERS, make, tokens
 from safetensors.torch import save_file
 
 import hybridlens as hl
@@ -148,12 +149,22 @@ def test_fields_of_one_family(family, changes, expected, made, tmp_path):
         assert expected in str(caught.value)
 
 
-def test_a_rotary_part_that_the_family_was_not_built_for():
-    """It stands inside another field, where it was not looked at."""
-    parameters = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
-    model = make("recurrentgemma", rope_parameters=parameters)
-    with pytest.raises(CheckpointError, match=r"rope_parameters\.partial_rotary_factor is 0\.25, expected 0\.5"):
-        hl.HybridLens(model)
+@pytest.mark.parametrize("part", [0.0, 0.25, 0.5, 1.0])
+def test_any_rotary_part_is_followed(part):
+    """It stands inside another field, where it was not looked at; the untouched model says what is right."""
+    parameters = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": part}
+    model, ids = make("recurrentgemma", rope_parameters=parameters), tokens(2, 12)
+    with torch.no_grad():
+        expected = model(ids).logits
+        difference = (hl.HybridLens(model)(ids) - expected).abs().max()
+    assert float(difference) <= FORWARD * float(expected.abs().max())
+
+
+def test_a_rotary_part_of_odd_width_is_refused():
+    """Half of it would turn with the other half."""
+    parameters = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 3 / 8}
+    with pytest.raises(CheckpointError, match=r"partial_rotary_factor is 0\.375, expected one .* an even part of 8"):
+        hl.HybridLens(make("recurrentgemma", rope_parameters=parameters))
 
 
 @pytest.mark.parametrize(

@@ -155,8 +155,8 @@ def test_another_run_in_the_folder_is_refused(
         (["--haystack", "no\udcff"], "is not UTF-8 text"),
         (["--lengths", "-5"], "--lengths '-5' given, expected whole numbers"),
         (["--lengths", "20"], "does not fit length 20"),
-        (["--depths", "0,120"], "depths[1] = 120 given"),
-        (["--phase", "decode"], "--phase 'decode' given; expected one of generation, prefill, both"),
+        (["--depths", "0,120"], "--depths holds 120, expected percentages from 0 to 100"),
+        (["--phase", "decode"], "phase 'decode' does not exist; expected one of generation, prefill, both"),
         (["--phase", "generate"], "close names: generation"),
         (["--boundary", "first"], "boundary 'first' does not exist"),
         (["--semantics", "dirty"], "semantics 'dirty' does not exist"),
@@ -219,7 +219,7 @@ def test_broken_checkpoints_are_refused(checkpoint: Path, tmp_path: Path, capsys
         (folder / name).unlink()
     assert "has no tokenizer" in refused(run, capsys)
     (folder / "config.json").write_text("{ no json")
-    assert "no configuration that can be read" in refused(run, capsys)
+    assert "config.json is damaged (Expecting property name" in refused(run, capsys)
     assert not out.exists()
 
 

@@ -1,8 +1,8 @@
 """What the fields of configurations may hold, by their names: one table for all families, as data.
 
-Names mean the same in every configuration of transformers, so a rule stands here once; a family's row may add some of
-its own or narrow these (`Family.limits`). A field without a rule is not looked at. The bounds are far above
-every published model and far below what makes building one hang, even without memory for its weights.
+Names mean the same in every configuration of transformers, so a rule stands here once; what is a family's own, its row
+checks. A field without a rule is not looked at. The bounds are far above every published model and far below what
+makes building one hang, even without memory for its weights.
 
 How it fails: `CheckpointError` names the field, its value and what was expected.
 """
@@ -178,13 +178,13 @@ FIELDS: Mapping[str, Rule] = {
     "conv1d_width": WIDTH, "mamba_d_conv": WIDTH,
     "mamba_d_state": COUNT, "mamba_expand": Whole(1, 64),
     "mamba_dt_rank": Either((SIZE, OneOf(("auto",)))),
-    "num_experts": COUNT, "num_experts_per_tok": COUNT,
+    "num_experts": Whole(0, 2**14), "num_experts_per_tok": COUNT,
     "attn_layer_period": LAYERS, "attn_layer_offset": Whole(0, 2**10),
     "expert_layer_period": LAYERS, "expert_layer_offset": Whole(0, 2**10),
     "block_types": Texts(("recurrent", "attention")), "_block_types": Texts(("recurrent", "attention")),
     "hidden_act": ACTIVATION, "hidden_activation": ACTIVATION,
     "rms_norm_eps": Real(0.0, 1.0, above=True), "logits_soft_cap": Real(0.0, 1e9, above=True),
-    "rope_theta": Real(0.0, 1e15, above=True), "partial_rotary_factor": Real(0.0, 1.0, above=True),
+    "rope_theta": Real(0.0, 1e15, above=True), "partial_rotary_factor": Real(0.0, 1.0),
     "attention_dropout": Real(0.0, 1.0), "initializer_range": SCALE, "w_init_variance_scale": SCALE,
     "final_w_init_variance_scale": SCALE, "router_aux_loss_coef": SCALE,
     "pad_token_id": Ids(), "bos_token_id": Ids(), "eos_token_id": Ids(),
@@ -197,28 +197,24 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _DIVIDED = (("num_attention_heads", "num_key_value_heads"), ("lru_width", "num_attention_heads"))
 
 
-def check_values(
-    values: Mapping[str, Any], where: str, limits: Mapping[str, Rule] | None = None, path: str = "", depth: int = 0
-) -> None:
+def check_values(values: Mapping[str, Any], where: str, path: str = "", depth: int = 0) -> None:
     """Hold every field of a configuration, and of those inside it, against its rule.
 
     Args:
         values: the configuration, as its file has it.
         where: whose it is, for the message.
-        limits: rules that come before those of `FIELDS`.
         path: what stands before the names, for the message.
         depth: how deep inside the configuration `values` stands.
 
     Raises:
         CheckpointError: naming the first field that does not hold what it should.
     """
-    rules = {**FIELDS, **(limits or {})}
     for name, value in values.items():
-        rule = rules.get(name)
+        rule = FIELDS.get(name)
         if rule is not None and not rule.allows(value):
             raise CheckpointError(f"{where}: {path}{name} is {_shown(value)}, expected {rule}")
         if isinstance(value, Mapping) and depth < _DEEP and name not in ("id2label", "label2id"):
-            check_values(cast(Mapping[str, Any], value), where, limits, f"{path}{name}.", depth + 1)
+            check_values(cast(Mapping[str, Any], value), where, f"{path}{name}.", depth + 1)
     _check_together(values, where, path)
 
 

@@ -13,7 +13,6 @@ from transformers import RecurrentGemmaConfig
 
 from hybridlens.blocks import Block, Branch
 from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
-from hybridlens.families.fields import OneOf
 from hybridlens.families.spec import Family, check_fields, eos_ids, turning
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.rg_lru import RgLru
@@ -116,5 +115,4 @@ RECURRENT_GEMMA = Family(
     final_norm=_final_norm,
     embed_scale=_embed_scale,
     soft_cap=_soft_cap,
-    limits={"partial_rotary_factor": OneOf((0.5,))},
 )

@@ -7,7 +7,7 @@ value that it was not built for raises `CheckpointError` when the model is loade
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from hybridlens.blocks import Block
 from hybridlens.config import LensConfig
 from hybridlens.errors import CheckpointError
-from hybridlens.families.fields import Rule, check_values
+from hybridlens.families.fields import check_values
 from hybridlens.mixers.rotary import Turning
 from hybridlens.norms import HookedNorm
 
@@ -50,8 +50,6 @@ class Family:
     """(configuration) → c where logits are c · tanh(logits / c); None for no cap."""
     logits_in_float32: bool = False
     """Whether logits are float32 whatever the model's dtype."""
-    limits: Mapping[str, Rule] = field(default_factory=dict[str, Rule])
-    """Rules for fields that stand beside or before those that hold for all families (`fields.FIELDS`)."""
     spare_tensors: tuple[str, ...] = ()
     """Patterns (`re.search`) of tensors that published files hold beside the weights, and that mean nothing here."""
 
@@ -64,7 +62,7 @@ def check_fields(family: Family, config: PreTrainedConfig) -> None:
     """
     declared = set(type(config)().to_dict()) | set(config.attribute_map)
     values: Mapping[str, Any] = config.to_dict()
-    check_values(values, family.architecture, family.limits)
+    check_values(values, family.architecture)
     for name, value in values.items():
         if name in declared or name in _BOOKKEEPING:
             continue
@@ -101,6 +99,8 @@ def turning(config: PreTrainedConfig, d_head: int) -> Turning | None:
     kind = rope.get("rope_type")
     require(kind in (None, "default"), type(config).__name__, "rope_type", kind, "'default'")
     dims = int(d_head * rope.get("partial_rotary_factor", 1.0))
+    part = f"one that turns an even part of {d_head}"
+    require(dims % 2 == 0, type(config).__name__, "partial_rotary_factor", rope.get("partial_rotary_factor"), part)
     return Turning(dims, float(rope.get("rope_theta", 10000.0))) if dims else None
 
 

@@ -26,7 +26,15 @@ def _percent(values: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _phases(value: object) -> object:
-    return {"both": VERSIONS}.get(value, (value,)) if isinstance(value, str) else value
+    """ "both" in words; any other name is said to be unknown together with it."""
+    if not isinstance(value, str) or value in VERSIONS:
+        return (value,) if isinstance(value, str) else value
+    known = (*VERSIONS, "both")
+    if value != "both":
+        raise UnknownNameError(
+            f"phase {value!r} does not exist{closest(value, known)}; expected one of {', '.join(known)}"
+        )
+    return VERSIONS
 
 
 def read_needle(needle: str | None, question: str | None, rubric: Path | None) -> niah.Needle | None:

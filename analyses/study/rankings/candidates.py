@@ -96,7 +96,7 @@ def entropy_ranking(
 
 
 def random_rankings(lens: HybridLens, draws: int, seed: int = 0) -> dict[str, HeadRanking]:
-    """ "random 0", "random 1", …: independent random orders of the model's heads.
+    """Independent random orders, "random 0", "random 1", …, of the model's heads.
 
     Draw i is the same however many are drawn.
 

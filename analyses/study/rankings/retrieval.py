@@ -153,7 +153,7 @@ def _positions(prompts: Sequence[Prompt], needles: Sequence[Needle], new: int) -
 def retrieval_rankings(
     lens: HybridLens, prompts: Sequence[Prompt], batch_size: int = 16, max_new_tokens: int | None = None
 ) -> dict[str, HeadRanking]:
-    """ "retrieval score" and "needle mass", both averaged over prompts, from one pass over them.
+    """The "retrieval score" and "needle mass", both averaged over prompts, from one pass over them.
 
     Raises:
         InputError: as `looks`.
