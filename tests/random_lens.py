@@ -26,6 +26,9 @@ def benchmark_lens(family: str, seed: int = 0, words: str = "word", gain: float 
     room = {
         "jamba": {"max_position_embeddings": 400, "num_hidden_layers": 6},  # attention in layers 1 and 5
         "recurrentgemma": {"attention_window_size": 64, "num_hidden_layers": 6},  # in 2 and 5
+        "mamba2": {},
+        "falcon_h1": {"max_position_embeddings": 400},
+        "qwen3_next": {"max_position_embeddings": 400},
     }[family]
     model = make(family, seed, **{**ids, **room, **changes})
     with torch.no_grad():

@@ -93,6 +93,8 @@ class Experiment(ABC, Generic[O, T]):
     """The command's name."""
     unit: ClassVar[str] = "stage"
     """What its progress counts."""
+    of_heads: ClassVar[bool] = True
+    """Whether it is about attention heads, and so nothing for a model without any."""
 
     def __init__(self, lens: HybridLens, options: O, weights_hash: str | None = None) -> None:
         self.lens = lens
@@ -117,14 +119,14 @@ class Experiment(ABC, Generic[O, T]):
 
     @classmethod
     def check(cls, options: O, cfg: LensConfig) -> None:
-        """Refuse what a model's sizes rule out. Every experiment here looks at attention.
+        """Refuse what a model's sizes rule out.
 
         Raises:
-            InputError: the model has no attention layer, or prompts that are longer than its context.
+            InputError: an experiment on heads and no attention layer, or prompts that are longer than its context.
         """
-        if not cfg.attention_layers:
+        if cls.of_heads and not cfg.attention_layers:
             raise InputError(
-                f"{options.model} has no attention layer, and {cls.job} is about attention heads; give a model that "
+                f"{options.model} has no attention layer, and {cls.job} is about attention; give a model that "
                 "has some"
             )
         lengths: Any = getattr(options, "lengths", None) or getattr(options, "length", None) or 0

@@ -58,6 +58,7 @@ class PatchRun(Experiment[PatchConfig, Patched]):
 
     job = "patch"
     unit = "sweep"
+    of_heads = False
 
     def __init__(self, lens: HybridLens, options: PatchConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)

@@ -26,7 +26,7 @@ def _percent(values: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _phases(value: object) -> object:
-    """ "both" in words; any other name is said to be unknown together with it."""
+    """What "both" stands for; any other name is said to be unknown together with it."""
     if not isinstance(value, str) or value in VERSIONS:
         return (value,) if isinstance(value, str) else value
     known = (*VERSIONS, "both")
