@@ -495,7 +495,7 @@ def test_bad_places_are_one_clear_line(exact: HybridLens) -> None:
         (lambda: kv_cache.quantise(state, 0), "bits = 0 given, expected a whole number from 1 to 16"),
         (lambda: kv_cache.noise(state, 1, -1), "seed = -1 given, expected a whole number"),
         (lambda: kv_cache.noise(state, -1, 0), "scale = -1 given"),
-        (lambda: kv_cache.decay(state, float("nan")), "factor nan given"),
+        (lambda: kv_cache.decay(state, float("nan")), "factor = nan given"),
         (lambda: kv_cache.keep_last(state, -2), "n = -2 given, expected a whole number"),
         (lambda: kv_cache.keep_ends(state, 1, -2), "last = -2 given, expected a whole number"),
         (lambda: Surgery(lambda s: s, at=-1), "decode step -1 given"),

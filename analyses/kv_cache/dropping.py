@@ -36,6 +36,7 @@ from hybridlens.errors import InputError
 from hybridlens.state import HybridState
 
 
+@public
 def drop(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -> HybridState:
     """The state without the keys and values at some positions.
 
@@ -52,6 +53,7 @@ def drop(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -
     return _without(state, key_place(state, positions=positions, **where), where.get("heads") is None)
 
 
+@public
 def keep(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -> HybridState:
     """The state with the keys and values at some positions only, such as a needle's; all else is dropped there.
 

@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias, Unpack, cast
 import torch
 from torch import Tensor
 
-from analyses.kv_cache.places import check_name, layers_of
+from analyses.kv_cache.places import layers_of
 from analyses.kv_cache.recurrent_places import (
     MATRIX,
     RecurrentWhere,
@@ -31,17 +31,17 @@ from analyses.kv_cache.recurrent_places import (
     state_entries,
 )
 from analyses.kv_cache.swapping import check_same
+from hybridlens.boundary import public
 from hybridlens.errors import InputError
 from hybridlens.memory import Recurrent
 from hybridlens.state import HybridState
 
 RecurrentParts: TypeAlias = Literal["conv", "recurrent", "both"]
-PARTS = ("conv", "recurrent", "both")
 
 Side: TypeAlias = Literal["values", "addresses"]
-SIDES = ("values", "addresses")
 
 
+@public
 def zero_recurrent(state: HybridState, parts: RecurrentParts = "both", **where: Unpack[RecurrentWhere]) -> HybridState:
     """Convolution inputs, recurrent state or both set to 0.
 
@@ -51,6 +51,7 @@ def zero_recurrent(state: HybridState, parts: RecurrentParts = "both", **where: 
     return _rewritten(state, parts, where, lambda x, *_: torch.zeros_like(x))
 
 
+@public
 def reset(state: HybridState, **where: Unpack[WhereLayers]) -> HybridState:
     """Whole recurrent layers put back to what a row holds that has read nothing.
 
@@ -64,6 +65,7 @@ def reset(state: HybridState, **where: Unpack[WhereLayers]) -> HybridState:
     return zero_recurrent(state, **where)
 
 
+@public
 def decay(
     state: HybridState, factor: float | int, parts: RecurrentParts = "recurrent", **where: Unpack[RecurrentWhere]
 ) -> HybridState:
@@ -72,11 +74,10 @@ def decay(
     Raises:
         InputError: a factor that is not finite; see the module.
     """
-    if not abs(factor) < float("inf"):
-        raise InputError(f"factor {factor} given, expected a finite number")
     return _rewritten(state, parts, where, lambda x, *_: x * factor)
 
 
+@public
 def swap_recurrent(
     state: HybridState, other: HybridState, parts: RecurrentParts = "both", **where: Unpack[RecurrentWhere]
 ) -> HybridState:
@@ -99,6 +100,7 @@ def swap_recurrent(
     return _rewritten(state, parts, where, taken)
 
 
+@public
 def project_out(
     state: HybridState,
     direction: Tensor,
@@ -124,8 +126,6 @@ def project_out(
             side of a state that has none; see the module.
         UnknownNameError: there is no such side.
     """
-    if side is not None:
-        check_name(side, SIDES, "side")
     wide = direction.float()
     by_head = side is not None and wide.ndim == 2
     norm = wide.norm(dim=-1, keepdim=True) if by_head else wide.norm()
@@ -181,7 +181,6 @@ def _rewritten(
     state: HybridState, parts: str, where: RecurrentWhere, fn: Callable[[Tensor, int, str], Tensor]
 ) -> HybridState:
     """The state with what `fn` makes of some memories; all else is shared with the given one."""
-    check_name(parts, PARTS)
     chosen = layers_of(state, where.get("layers"), "recurrent")
     check_recurrent(state, chosen, parts, where, RecurrentWhere)
     for layer in chosen:
