@@ -74,7 +74,7 @@ class HeadRanking(Stored, text=True):
         return [(layer, head) for _, layer, head in sorted(scored)]
 
     @public
-    def score(self, layer: int, head: int) -> float:
+    def score(self, layer: Natural, head: Natural) -> float:
         """The score of one head.
 
         Raises:
