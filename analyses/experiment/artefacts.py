@@ -2,8 +2,9 @@
 
 What a class declares is what its file must hold: every field is checked on reading, tensors for dtype and axes as
 jaxtyping says, axes of one name being equally long, and then whatever its `__post_init__` refuses. A
-class is written as one safetensors file, its plain values as JSON in the header; or, where people may want to read it,
-as JSON with the tensors in it.
+class is written as one safetensors file, tensors under the names of their fields ("copying", "composition.heads") and
+plain values as JSON in the header; or, where people may want to read it, as JSON with the tensors in it. A digest over
+both stands beside them.
 
 How it fails: a file that cannot be read, holds something else, or lacks a part, raises `InputError` with one line that
 names it; one that cannot be written `ResultsError`.
@@ -26,12 +27,14 @@ from torch import Tensor
 
 from hybridlens.boundary import public
 from hybridlens.errors import HybridLensError, InputError
-from hybridlens.results import hash_json, write_atomic, write_json
+from hybridlens.results import hash_json, hash_weights, write_atomic, write_json
 
 Kind = TypeVar("Kind", bound="Stored")
 
 VERSION = 1
 """Of the way in which fields are written; what another one wrote is refused."""
+
+_INFINITE = (float("inf"), float("-inf"))
 
 
 class Stored:
@@ -52,7 +55,7 @@ class Stored:
         """
         tensors: dict[str, Tensor] = {}
         held = cast(dict[str, Any], _plain(self, None if self._text else tensors))
-        whole = {"format": _form(type(self)), "digest": hash_json(held), **held}
+        whole = {"format": _form(type(self)), "digest": _digest(held, tensors), **held}
         if self._text:
             return write_json(Path(path), whole)
         return write_atomic(Path(path), save(tensors, metadata={"result": json.dumps(whole, allow_nan=False)}))
@@ -84,7 +87,7 @@ class Stored:
         if not isinstance(held, dict) or held.pop("format", None) != _form(cls):
             raise InputError(f"'{path}' is not a saved {what}; give a file that {what}.save wrote")
         try:
-            if held.pop("digest", None) != hash_json(held):
+            if held.pop("digest", None) != _digest(held, tensors):
                 raise ValueError("its values do not match their digest")
             with jaxtyped("context"):
                 return _reader(cls).validate_python(_whole(held, tensors))
@@ -129,6 +132,10 @@ def _form(cls: type) -> str:
     return f"hybridlens {cls.__name__} {VERSION}"
 
 
+def _digest(held: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    return hash_json([held, hash_weights(tensors)])
+
+
 @cache
 def _reader(cls: type) -> Any:
     """What makes a class of its plain values."""
@@ -137,21 +144,32 @@ def _reader(cls: type) -> Any:
     return TypeAdapter(with_config(ConfigDict(arbitrary_types_allowed=True, extra="forbid"))(cls))
 
 
-def _plain(value: Any, tensors: dict[str, Tensor] | None) -> Any:
-    """A value as JSON has it; its tensors go into `tensors`, or stand as numbers where that is None."""
+def _plain(value: Any, tensors: dict[str, Tensor] | None, name: str = "") -> Any:
+    """A value as JSON has it; its tensors go into `tensors`, or stand as numbers where that is None.
+
+    Args:
+        value: a part of a result.
+        tensors: filled.
+        name: of the part: the fields, keys and places that lead to it.
+    """
+
+    def inside(part: Any, step: object) -> Any:
+        return _plain(part, tensors, f"{name}.{step}" if name else str(step))
+
     if isinstance(value, Tensor):
         if tensors is not None:
-            name = f"{len(tensors)}"
+            if name in tensors:
+                raise ValueError(f"two tensors of a result are named {name!r}")
             tensors[name] = (torch.view_as_real(value) if value.is_complex() else value).contiguous()
             return {"complex" if value.is_complex() else "tensor": name}
-        numbers = [None if x != x else x for x in value.flatten().tolist()]
+        numbers = [None if x != x else str(x) if x in _INFINITE else x for x in value.flatten().tolist()]
         return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape), "numbers": numbers}
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name), tensors) for field in fields(value)}
+        return {field.name: inside(getattr(value, field.name), field.name) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(part, tensors) for key, part in cast(Mapping[Any, Any], value).items()}
+        return {str(key): inside(part, key) for key, part in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, (list, tuple, frozenset)):
-        parts = [_plain(part, tensors) for part in cast(list[Any], value)]
+        parts = [inside(part, i) for i, part in enumerate(cast(list[Any], value))]
         return sorted(parts) if isinstance(value, frozenset) else parts
     return value
 
@@ -168,7 +186,7 @@ def _whole(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         case {"complex": str(name), **rest} if not rest:
             return torch.view_as_complex(tensors[name])
         case {"dtype": str(dtype), "shape": list(shape), "numbers": list(numbers), **rest} if not rest:
-            known = [float("nan") if x is None else x for x in cast(list[Any], numbers)]
+            known = [float(x or "nan") if x is None or isinstance(x, str) else x for x in cast(list[Any], numbers)]
             return torch.tensor(known, dtype=getattr(torch, dtype)).reshape(shape)
         case _:
             return {key: _whole(part, tensors) for key, part in cast(dict[str, Any], value).items()}

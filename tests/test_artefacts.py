@@ -1,0 +1,91 @@
+"""Results as files: what is read back is what was written, tensors under their names, and damage is one line."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from jaxtyping import Float
+from safetensors.torch import load, load_file, save_file
+from torch import Tensor
+
+from analyses.experiment.artefacts import Stored
+from hybridlens.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Inside another."""
+
+    heads: Float[Tensor, "layer head"]
+
+
+@dataclass(frozen=True, eq=False)
+class Whole(Stored):
+    """Tensors at several depths beside plain values."""
+
+    scores: Float[Tensor, "layer head"]
+    part: Part
+    by_layer: dict[str, Tensor]
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Readable(Stored, text=True):
+    """Numbers that people may want to read."""
+
+    scores: Float[Tensor, "layer head"]
+
+
+def whole() -> Whole:
+    """With a number that JSON has no word for, and one that is no round one."""
+    scores = torch.tensor([[0.1, float("nan")], [float("-inf"), 1e-30]])
+    return Whole(scores, Part(torch.rand(2, 2)), {"3": torch.randn(4, dtype=torch.complex64)}, ("a", "ü"))
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    """Bit for bit."""
+    held = whole()
+    read = Whole.load(held.save(tmp_path / "whole.safetensors"))
+    torch.testing.assert_close(read.scores, held.scores, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(read.part.heads, held.part.heads)
+    assert torch.equal(read.by_layer["3"], held.by_layer["3"])
+    assert read.words == held.words
+
+
+def test_tensors_have_the_names_of_their_fields(tmp_path):
+    """For whoever opens the file without this package."""
+    path = whole().save(tmp_path / "whole.safetensors")
+    assert sorted(load_file(path)) == ["by_layer.3", "part.heads", "scores"]
+
+
+def test_another_number_in_the_file_is_noticed(tmp_path):
+    """A tensor that somebody changed, or a disk: it keeps its shape, so nothing but the digest can tell."""
+    path = whole().save(tmp_path / "whole.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    load(bytes(data))
+    with pytest.raises(InputError, match=r"is a damaged Whole \(its values do not match their digest\)"):
+        Whole.load(path)
+    tensors = load_file(whole().save(path))
+    save_file(tensors, path)
+    with pytest.raises(InputError, match="is not a saved Whole"):
+        Whole.load(path)
+
+
+def test_numbers_as_text(tmp_path):
+    """NaN is null there, every other number stands as it is."""
+    held = Readable(torch.tensor([[0.1, float("nan")], [1e-30, -3.0]]))
+    read = Readable.load(held.save(tmp_path / "scores.json"))
+    torch.testing.assert_close(read.scores, held.scores, rtol=0, atol=0, equal_nan=True)
+    text = (tmp_path / "scores.json").read_text()
+    (tmp_path / "scores.json").write_text(text.replace("-3.0", "-2.0"))
+    with pytest.raises(InputError, match="do not match their digest"):
+        Readable.load(tmp_path / "scores.json")
+
+
+def test_infinities_as_text(tmp_path):
+    """JSON has no number for them: they stand as words."""
+    held = Readable(torch.tensor([[float("inf"), float("-inf")]]))
+    read = Readable.load(held.save(tmp_path / "scores.json"))
+    assert torch.equal(read.scores, held.scores)
