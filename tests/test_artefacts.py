@@ -1,6 +1,7 @@
 """Results as files: what is read back is what was written, tensors under their names, and damage is one line."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,6 +20,13 @@ class Part:
     heads: Float[Tensor, "layer head"]
 
 
+class Pair(NamedTuple):
+    """Its fields have names, which a plain tuple's places have not."""
+
+    first: Float[Tensor, "any"]
+    second: Float[Tensor, "other"]
+
+
 @dataclass(frozen=True, eq=False)
 class Whole(Stored):
     """Tensors at several depths beside plain values."""
@@ -26,6 +34,7 @@ class Whole(Stored):
     scores: Float[Tensor, "layer head"]
     part: Part
     by_layer: dict[str, Tensor]
+    pair: Pair
     words: tuple[str, ...]
 
 
@@ -39,7 +48,8 @@ class Readable(Stored, text=True):
 def whole() -> Whole:
     """With a number that JSON has no word for, and one that is no round one."""
     scores = torch.tensor([[0.1, float("nan")], [float("-inf"), 1e-30]])
-    return Whole(scores, Part(torch.rand(2, 2)), {"3": torch.randn(4, dtype=torch.complex64)}, ("a", "ü"))
+    pair = Pair(torch.rand(3), torch.rand(0))
+    return Whole(scores, Part(torch.rand(2, 2)), {"3": torch.randn(4, dtype=torch.complex64)}, pair, ("a", "ü"))
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
@@ -49,13 +59,15 @@ def test_what_is_read_is_what_was_written(tmp_path):
     torch.testing.assert_close(read.scores, held.scores, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(read.part.heads, held.part.heads)
     assert torch.equal(read.by_layer["3"], held.by_layer["3"])
+    assert torch.equal(read.pair.first, held.pair.first)
+    assert torch.equal(read.pair.second, held.pair.second)
     assert read.words == held.words
 
 
 def test_tensors_have_the_names_of_their_fields(tmp_path):
     """For whoever opens the file without this package."""
     path = whole().save(tmp_path / "whole.safetensors")
-    assert sorted(load_file(path)) == ["by_layer.3", "part.heads", "scores"]
+    assert sorted(load_file(path)) == ["by_layer.3", "pair.first", "pair.second", "part.heads", "scores"]
 
 
 def test_another_number_in_the_file_is_noticed(tmp_path):

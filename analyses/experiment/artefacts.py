@@ -169,7 +169,9 @@ def _plain(value: Any, tensors: dict[str, Tensor] | None, name: str = "") -> Any
     if isinstance(value, Mapping):
         return {str(key): inside(part, key) for key, part in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, (list, tuple, frozenset)):
-        parts = [inside(part, i) for i, part in enumerate(cast(list[Any], value))]
+        held = cast(list[Any], value)
+        steps = getattr(held, "_fields", range(len(held)))  # those of a NamedTuple
+        parts = [inside(part, step) for part, step in zip(held, steps, strict=True)]
         return sorted(parts) if isinstance(value, frozenset) else parts
     return value
 
