@@ -168,10 +168,10 @@ def _plain(value: Any, tensors: dict[str, Tensor] | None, name: str = "") -> Any
         return {field.name: inside(getattr(value, field.name), field.name) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): inside(part, key) for key, part in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, tuple) and hasattr(cast(Any, value), "_fields"):  # a NamedTuple
+        return {step: inside(getattr(cast(Any, value), step), step) for step in cast(Any, value)._fields}
     if isinstance(value, (list, tuple, frozenset)):
-        held = cast(list[Any], value)
-        steps = getattr(held, "_fields", range(len(held)))  # those of a NamedTuple
-        parts = [inside(part, step) for part, step in zip(held, steps, strict=True)]
+        parts = [inside(part, i) for i, part in enumerate(cast(list[Any], value))]
         return sorted(parts) if isinstance(value, frozenset) else parts
     return value
 
