@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,16 +58,12 @@ def _norm(owner: Any, name: str, cfg: LensConfig) -> HookedNorm:
     return HookedNorm(Norm(owner, name, getattr(owner, name).variance_epsilon, NormStyle()), cfg.d_model)
 
 
-def _by_channel(config: Any) -> Callable[[Any], Tensor]:
+def _by_channel(config: Any, mixer: Any) -> Tensor:
     """A mixer's channel multipliers; no file holds them, so that of a model without weights they are made anew."""
-
-    def multipliers(mixer: Any) -> Tensor:
-        if mixer.mup_vector.device.type != "meta":
-            return mixer.mup_vector
-        with torch.device("cpu"):
-            return compute_mup_vector(config).to(config.dtype or torch.float32)
-
-    return multipliers
+    if mixer.mup_vector.device.type != "meta":
+        return mixer.mup_vector
+    with torch.device("cpu"):
+        return compute_mup_vector(config).to(config.dtype or torch.float32)
 
 
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
@@ -95,7 +91,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         limit=(float(config.time_step_limit[0]), float(config.time_step_limit[1])),
         norm=GatedNorm(mixer, "norm", eps, order, config.mamba_n_groups),
         out=Projection(mixer, "out_proj", scale=config.ssm_out_multiplier),
-        by_channel=_by_channel(config),
+        by_channel=partial(_by_channel, config),
     )
     dense = MlpParts(
         gate=Projection(mlp, "gate_proj", scale=config.mlp_multipliers[0]),
