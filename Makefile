@@ -23,7 +23,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 NUMERICS := tests/test_contract.py::test_read_is_true tests/test_niah_run.py::test_needle_mass_is_read_from_the_pattern \
 	$(foreach family,recurrentgemma jamba qwen3_next,\
 	tests/test_patching.py::test_random_targets_equal_the_plain_loop[noise-$(family)]) \
-	$(foreach name,state runs scan scan_kernels weights entropy direct linear_paths circuit_eigen,tests/test_$(name).py)
+	$(foreach name,state scan scan_kernels weights entropy direct linear_paths circuit_eigen,tests/test_$(name).py)
 # Instruction sets other than the machine's own, which the plain run uses: torch's kernels, and with them those of the
 # libraries that multiply its matrices. The first runs everywhere.
 SET_default := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE

@@ -265,7 +265,7 @@ def test_integrated_gradients_are_the_mean_over_the_way(family):
     assert result.metric.endswith("estimated by integrated gradients in 2 steps")
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", ["recurrentgemma", "mamba2", "qwen3_next"])
 def test_every_sweep_can_be_estimated(family):
     """The same axes, prompts and ends as the exact sweep, so that the two compare; small places agree."""
     lens, (clean, corrupt) = small(family), prompts(length=9)

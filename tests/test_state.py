@@ -9,7 +9,7 @@ import torch
 from bounds import FORWARD, apart, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import EVERY_FAMILY, WITH_ATTENTION, make, tokens
+from models import EVERY_FAMILY, FAMILIES, WITH_ATTENTION, make, tokens
 from safetensors.torch import save_file
 
 from hybridlens import HybridLens
