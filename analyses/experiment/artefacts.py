@@ -133,7 +133,7 @@ def _form(cls: type) -> str:
 
 
 def _digest(held: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    return hash_json([held, hash_weights(tensors)])
+    return hash_json([held, hash_weights(tensors)] if tensors else held)
 
 
 @cache
