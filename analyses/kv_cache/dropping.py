@@ -49,8 +49,7 @@ def drop(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -
         InputError: see `places`.
         UnknownNameError: see `places`.
     """
-    check_where(where, WhereKeys)
-    return _without(state, key_place(state, positions=positions, **where), where.get("heads") is None)
+    return _without(state, _place(state, where, positions))
 
 
 @public
@@ -59,10 +58,9 @@ def keep(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -
 
     Takes what `drop` takes and raises the same.
     """
-    check_where(where, WhereKeys)
-    place = key_place(state, positions=positions, **where)
+    place = _place(state, where, positions)
     in_rows = slots_of(state, None, where.get("rows"))
-    return _without(state, place._replace(slots=in_rows & ~place.slots), where.get("heads") is None)
+    return _without(state, place._replace(slots=in_rows & ~place.slots))
 
 
 @public
@@ -94,16 +92,19 @@ def keep_ends(state: HybridState, first: Natural, last: Natural, **where: Unpack
         InputError: a number of positions that is no whole number from 0 on; see `places`.
         UnknownNameError: positions or channels given, since what is kept follows from first and last; see `places`.
     """
-    check_where(where, WhereKeys)
-    place = key_place(state, **where)
-    at = state.key_positions
+    place, at = _place(state, where), state.key_positions
     ends = (at < first) | (at >= state.lengths[:, None] - last)
-    return _without(state, place._replace(slots=place.slots & ~ends), where.get("heads") is None)
+    return _without(state, place._replace(slots=place.slots & ~ends))
 
 
-def _without(state: HybridState, gone: KeyPlace, all_heads: bool) -> HybridState:
+def _place(state: HybridState, where: WhereKeys, positions: Positions = None) -> KeyPlace:
+    check_where(where, WhereKeys)
+    return key_place(state, positions=positions, **where)
+
+
+def _without(state: HybridState, gone: KeyPlace) -> HybridState:
     """The state without the keys in a place."""
-    if all_heads and set(gone.layers) == set(layers_of(state, None, "attention")):
+    if gone.heads is None and set(gone.layers) == set(layers_of(state, None, "attention")):
         return compact(replace(state, key_positions=state.key_positions.masked_fill(gone.slots, -1)))
     for layer in gone.layers:
         held = keys_of(state, layer)
