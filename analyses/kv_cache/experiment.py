@@ -22,6 +22,7 @@ from analyses.kv_cache.following import EVERYTHING, INTACT
 from analyses.kv_cache.mixes import mixes
 from analyses.kv_cache.pairs import PromptPair, prompt_pairs
 from analyses.kv_cache.report import article_of, crossover_table
+from analyses.kv_cache.sections import KINDS
 from analyses.kv_cache.twins import needle_pairs
 from analyses.kv_cache.where import drop_map, recurrent_map
 from hybridlens import niah
@@ -35,9 +36,6 @@ PLACES = 32
 """A map has about so many places, each of at least `LEAST_BLOCK` positions."""
 
 LEAST_BLOCK = 8
-
-KINDS = ("dropped", "reset", "replaced")
-"""The maps of one prompt: keys and values dropped; recurrent layers reset; recurrent layers given prompt B's."""
 
 
 class Crossed(NamedTuple):
@@ -156,21 +154,18 @@ def examples(found: Crossover, pairs: Sequence[PromptPair]) -> dict[str, PromptP
         found: the crossover of the pairs.
         pairs: in the order of its cells.
     """
-    cells = [[cell for cell in found.cells if cell.mix == mix] for mix in (INTACT, EVERYTHING.only)]
     shown: dict[str, PromptPair] = {}
     for where, seen in (("inside", 1.0), ("outside", 0.0)):
-        there = [(_told(a, b), pair) for a, b, pair in zip(*cells, pairs, strict=True) if a.seen == seen]
-        there.sort(key=lambda both: both[0])
-        told = [pair for (both, _), pair in there if both]
+        there = [
+            (a.told == "A" and b.told == "B", b.leaning - a.leaning, pair)
+            for a, b, pair in zip(found.answers(INTACT), found.answers(EVERYTHING.only), pairs, strict=True)
+            if a.seen == seen
+        ]
+        there.sort(key=lambda one: one[:2])
+        told = [one for one in there if one[0]]
         if there:
-            shown[where] = told[len(told) // 2] if told and where == "inside" else there[-1][1]
+            shown[where] = (told[len(told) // 2] if told and where == "inside" else there[-1])[2]
     return shown
-
-
-def _told(a: CrossCell, b: CrossCell) -> tuple[bool, float]:
-    """Whether both needles are told, and by how much the preference between their words moves."""
-    moved = (b.logprob_b - b.logprob_a) - (a.logprob_b - a.logprob_a)
-    return a.told == "A" and b.told == "B", moved
 
 
 def _map(lens: HybridLens, pair: PromptPair, kind: str, step: int) -> DamageMap:

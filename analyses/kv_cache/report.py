@@ -78,7 +78,7 @@ def _holds(found: Crossover, inside: bool, where: str) -> str:
             f"Nothing can be said of where the needle is held{where}: the model tells it in {_share(intact)} of "
             f"{_pairs(intact.n)}, with nothing exchanged."
         )
-    keys, values = sections.keys_alone(found, inside)
+    keys, values = (found.shares(f"only {part} B", inside).b.mean for part in ("keys", "values"))
     verdict = _verdict(kv, recurrent) or f"{_too_few(intact.n)} which kind of memory holds the needle"
     return (
         f"{verdict}{where}: set against all else, keys and values decide {_share(kv)} of the answers "
@@ -164,7 +164,7 @@ def _compared(found: Crossover) -> str:
 
 def _places(maps: Mapping[str, DamageMap], where: str) -> list[str]:
     """Where damage is greatest in the maps of one prompt, in a sentence."""
-    dropped, reset, replaced = (maps.get(f"{where}-{kind}") for kind in sections.MAP_WORDS)
+    dropped, reset, replaced = (maps.get(f"{where}-{kind}") for kind in sections.KINDS)
     if dropped is None or reset is None or replaced is None:
         return []
     said = "Written down" if where == "inside" else "Outside the window"
