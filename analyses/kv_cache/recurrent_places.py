@@ -70,17 +70,17 @@ def check_recurrent(
         raise InputError(
             "positions given, but a recurrent state has none; give part 'conv' for the convolution's inputs"
         )
-    named = [name for name in OF_MATRICES if where.get(name) is not None]
+    named = next((name for name in OF_MATRICES if where.get(name) is not None), None)
     for layer in layers:
         if named and not is_matrix(state, layer):
-            raise InputError(f"{named[0]} given, but the state of layer {layer} is no matrix; give its channels")
+            raise InputError(f"{named} given, but the state of layer {layer} is no matrix; give its channels")
         if where.get("channels") is not None and parts != "conv" and is_matrix(state, layer):
             raise InputError(
                 f"channels given, but those of layer {layer}'s convolution are none of its state's; give part 'conv', "
                 "or heads, values and addresses of part 'recurrent'"
             )
     if named and parts != "recurrent":
-        raise InputError(f"{named[0]} given, but a convolution has none; give part 'recurrent' for the matrix state")
+        raise InputError(f"{named} given, but a convolution has none; give part 'recurrent' for the matrix state")
 
 
 def is_matrix(state: HybridState, layer: int) -> bool:
