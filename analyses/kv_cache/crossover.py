@@ -37,7 +37,7 @@ ROWS = 96
 def crossover(
     lens: HybridLens,
     pairs: Annotated[Sequence[PromptPair], MinLen(1)],
-    chosen: Sequence[Mix] | None = None,
+    chosen: Annotated[Sequence[Mix], MinLen(1)] | None = None,
     *,
     max_new_tokens: Positive = 40,
     edits: Sequence[Edit] = (),

@@ -122,19 +122,24 @@ class Crossover(Stored, text=True):
 
     def answers(self, mix: str, inside: bool | None = None) -> list[CrossCell]:
         """The cells of one mix, which are at least one; arguments and errors as in `shares`."""
-        cells = [cell for cell in self.cells if cell.mix == mix and is_inside(cell, inside)]
+        cells = [cell for cell in self.cells if cell.mix == mix and _is_inside(cell, inside)]
         if not cells:
             where = {None: "", True: " with the needle inside the window", False: " with the needle outside the window"}
             there = ", ".join(repr(mix.name) for mix in self.mixes)
             raise ResultsError(f"no answer under mix {mix!r}{where[inside]}; there are {there}")
         return cells
 
+    @property
+    def regions(self) -> list[bool]:
+        """True where some needle is seen whole by the last token, False where some is not seen at all."""
+        return [inside for inside in (True, False) if any(_is_inside(cell, inside) for cell in self.cells)]
+
     def by_mix(self, inside: bool | None = None) -> dict[str, Shares]:
         """`shares` of every mix that has answers, in order."""
-        there = {cell.mix for cell in self.cells if is_inside(cell, inside)}
+        there = {cell.mix for cell in self.cells if _is_inside(cell, inside)}
         return {mix.name: self.shares(mix.name, inside) for mix in self.mixes if mix.name in there}
 
 
-def is_inside(cell: CrossCell, inside: bool | None) -> bool:
+def _is_inside(cell: CrossCell, inside: bool | None) -> bool:
     """Whether a cell's needle is seen whole (True), or not at all (False), by the last token; None: either, or part."""
     return inside is None or cell.seen == (1.0 if inside else 0.0)

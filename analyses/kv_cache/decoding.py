@@ -116,12 +116,11 @@ def _check_steps(surgeries: Sequence[Surgery], steps: int, max_new_tokens: int, 
     """Refuse surgeries at decode steps that cannot come."""
     there = f"take steps 0..{steps - 1}" if steps else "take no decode step; ask for more new tokens"
     for surgery in surgeries:
-        beyond = [step for step in surgery.steps if step >= steps]
+        beyond = ", ".join(str(step) for step in surgery.steps if step >= steps)
         if beyond or (surgery.at == "every" and steps == 0):
-            given = ", ".join(map(str, beyond)) or "'every'"
             raise InputError(
-                f"a surgery at decode step {given} given, but {max_new_tokens} new tokens with boundary {boundary!r} "
-                f"{there}"
+                f"a surgery at decode step {beyond or repr(surgery.at)} given, but {max_new_tokens} new tokens with "
+                f"boundary {boundary!r} {there}"
             )
 
 

@@ -11,12 +11,13 @@ touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from analyses.experiment.options.crossover import CrossoverConfig
 from analyses.experiment.running import Experiment, Progress
 from analyses.kv_cache.crossover import crossover
-from analyses.kv_cache.crossover_results import CrossCell, Crossover
+from analyses.kv_cache.crossover_results import Crossover
 from analyses.kv_cache.damage import DamageMap
 from analyses.kv_cache.following import EVERYTHING, INTACT
 from analyses.kv_cache.mixes import mixes
@@ -88,21 +89,16 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
         """See `Experiment`."""
         total = len(self.mixes) * len(self.pairs) + len(KINDS) * (1 if self.lens.cfg.window is None else 2)
         depends = [[mix.name, mix.group] for mix in self.mixes]
-
-        def crossed() -> Crossover:
-            return self._crossed(folder, lambda done: progress(done, total))
-
         progress(0, total)
+        crossed = partial(self._crossed, folder, lambda done: progress(done, total))
         found = folder.take("crossover.json", depends, Crossover.load, crossed)
         maps: dict[str, DamageMap] = {}
         for where, pair in examples(found, self.pairs).items():
             step = self.options.block or max(LEAST_BLOCK, -(-pair.length // PLACES))
             for kind in KINDS:
                 name = f"{where}-{kind}"
-                maps[name] = folder.take(
-                    f"maps/{name}.json", [pair.a, pair.b, kind, step], DamageMap.load,
-                    lambda pair=pair, kind=kind, step=step: _map(self.lens, pair, kind, step),
-                )  # fmt: skip
+                made = partial(_map, self.lens, pair, kind, step)
+                maps[name] = folder.take(f"maps/{name}.json", [pair.a, pair.b, kind, step], DamageMap.load, made)
                 progress(len(found.cells) + len(maps), total)
         progress(total, total)
         folder.drop("parts")
@@ -110,22 +106,19 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
 
     def _crossed(self, folder: Folder, progress: Callable[[int], None]) -> Crossover:
         """The answers of all pairs, those of one needle after those of another; cells as `crossover` orders them."""
-        cells: dict[tuple[str, int], CrossCell] = {}
-        for name in dict.fromkeys(pair.name for pair in self.pairs):
-            at = [i for i, pair in enumerate(self.pairs) if pair.name == name]
-            done = len(cells)
-            part = folder.take(
-                f"parts/{name}.json", [mix.name for mix in self.mixes], Crossover.load,
-                lambda at=at, done=done: crossover(
-                    self.lens, [self.pairs[i] for i in at], self.mixes, max_new_tokens=self.options.max_new_tokens,
-                    rows=self.options.rows, done=lambda more: progress(done + more),
-                ),
+        parts: list[Crossover] = []
+        done = 0
+        for name in dict.fromkeys(pair.name for pair in self.pairs):  # whose pairs stand together
+            made = partial(
+                crossover, self.lens, [pair for pair in self.pairs if pair.name == name], self.mixes,
+                max_new_tokens=self.options.max_new_tokens, rows=self.options.rows,
+                done=lambda more, done=done: progress(done + more),
             )  # fmt: skip
-            for place, cell in enumerate(part.cells):
-                cells[cell.mix, at[place % len(at)]] = cell
-            progress(len(cells))
-        ordered = tuple(cells[mix.name, i] for mix in self.mixes for i in range(len(self.pairs)))
-        return Crossover(self.lens.network.signature, self.mixes, ordered, self.options.max_new_tokens)
+            parts.append(folder.take(f"parts/{name}.json", [mix.name for mix in self.mixes], Crossover.load, made))
+            done += len(parts[-1].cells)
+            progress(done)
+        cells = tuple(cell for mix in self.mixes for part in parts for cell in part.answers(mix.name))
+        return Crossover(self.lens.network.signature, self.mixes, cells, self.options.max_new_tokens)
 
     def page(self, result: Crossed, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""

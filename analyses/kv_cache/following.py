@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analyses.kv_cache.crossover_results import Crossover, Share, is_inside
+from analyses.kv_cache.crossover_results import Crossover, Share
 from analyses.kv_cache.mixes import Mix
 from hybridlens.boundary import Seed, public
 
@@ -109,8 +109,3 @@ def following(found: Crossover, memory: Memory, inside: bool | None = None, *, s
 
     shift = sum(cell.leaning - base.leaning for cell, base in zip(only, intact, strict=True)) / len(only)
     return Following(share("B", "A"), share("A", "B"), share("neither", "neither"), shift, len(only))
-
-
-def regions(found: Crossover) -> list[bool]:
-    """True where some needle is seen whole by the last token, False where some is not seen at all."""
-    return [inside for inside in (True, False) if any(is_inside(cell, inside) for cell in found.cells)]

@@ -121,15 +121,11 @@ def _alone_and_not(
 
 
 def check_mixes(given: Sequence[Mix], cfg: LensConfig) -> None:
-    """Refuse no mixes, two of one name, and layers that a model lacks.
-
-    Raises:
-        InputError: what is wrong.
-    """
+    """Refuse two mixes of one name, and layers that a model lacks."""
     names = [mix.name for mix in given]
-    if not names or len(set(names)) < len(names):
-        twice = next((name for name in names if names.count(name) > 1), None)
-        raise InputError("no mix given" if twice is None else f"two mixes are called {twice!r}; give each its own name")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"two mixes are called {twice[0]!r}; give each its own name")
     for mix in given:
         layers = sorted({layer for layer, _ in (*mix.from_b, *mix.heads_from_b)})
         lacking = [layer for layer in layers if not 0 <= layer < cfg.n_layers]

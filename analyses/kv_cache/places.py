@@ -66,34 +66,21 @@ class KeyPlace(NamedTuple):
     """Of each layer's heads."""
 
     def asked(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key"]:
-        """True at the keys of one layer that are meant, whether they are there or were dropped.
-
-        Raises:
-            InputError: the layer has no such head.
-        """
-        device = held.k.device
-        return self.slots.to(device)[:, None] & mask(self.heads, held.k.shape[1], "key/value head").to(device)[:, None]
+        """True at the keys of one layer that are meant, whether they are there or were dropped."""
+        heads = mask(self.heads, held.k.shape[1], "key/value head")
+        return self.slots.to(held.k.device)[:, None] & heads.to(held.k.device)[:, None]
 
     def keys(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key"]:
         """The same, of those that are there."""
-        return self.asked(held) if held.kept is None else self.asked(held) & held.kept
+        return self.asked(held) & ~held.lost()
 
     def entries(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key d_head"]:
-        """The same by channel.
-
-        Raises:
-            InputError: the layer's heads have no such channel.
-        """
+        """The same by channel."""
         return self.keys(held)[..., None] & mask(self.channels, held.k.shape[3], "channel").to(held.k.device)
 
 
 def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
-    """What `Where` names in one state.
-
-    Raises:
-        InputError: see the module.
-        UnknownNameError: see the module.
-    """
+    """What `Where` names in one state."""
     check_where(where, Where)
     heads, positions = where.get("heads"), where.get("positions")
     chosen = layers_of(state, where.get("layers"), "attention", heads)
@@ -107,11 +94,7 @@ def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
 def layers_of(
     state: HybridState, layers: Indices, kind: Literal["attention", "recurrent"], heads: Indices = None
 ) -> tuple[int, ...]:
-    """The layers of one kind that are meant.
-
-    Raises:
-        InputError: a layer that is not there, is of the other kind, or none of that kind.
-    """
+    """The layers of one kind that are meant."""
     mixer = MIXERS[kind]
     there = tuple(i for i, memories in enumerate(state.layers) if mixer in memories)
     if not there:
@@ -137,11 +120,7 @@ def layers_of(
 
 
 def slots_of(state: HybridState, positions: Positions, rows: Indices) -> Bool[Tensor, "batch key"]:
-    """True at the key slots that hold the positions in the rows that are meant.
-
-    Raises:
-        InputError: a position that a row does not hold, or not one list of positions for each row.
-    """
+    """True at the key slots that hold the positions in the rows that are meant."""
     at, visible, chosen = state.key_positions, state.visible, indices(rows, state.batch, "row")
     if positions is None:
         return visible & mask(rows, state.batch, "row").to(visible.device)[:, None]
@@ -185,11 +164,7 @@ def keys_of(state: HybridState, layer: int) -> KeyValues:
 
 
 def indices(given: Indices, size: int | None, what: str) -> list[int]:
-    """The numbers given, in order; all of `size` for None.
-
-    Raises:
-        InputError: one that is none of 0 … size - 1.
-    """
+    """The numbers given, in order, each one of 0 … size - 1; all of these for None."""
     if given is None:
         return list(range(size or 0))
     found = [given] if isinstance(given, int) else list(given)
@@ -201,26 +176,14 @@ def indices(given: Indices, size: int | None, what: str) -> list[int]:
 
 
 def mask(given: Indices, size: int, what: str) -> Bool[Tensor, "size"]:
-    """True at the numbers given.
-
-    Raises:
-        InputError: see `indices`.
-    """
+    """True at the numbers given, of `size`."""
     chosen = torch.zeros(size, dtype=torch.bool)
     chosen[indices(given, size, what)] = True
     return chosen
 
 
 def check_where(where: Mapping[str, object], kind: type) -> None:
-    """Refuse a name that says no place, which would otherwise change everything.
-
-    Args:
-        where: what was given by name.
-        kind: the `TypedDict` whose names there are.
-
-    Raises:
-        UnknownNameError: naming those that there are.
-    """
+    """Refuse what is no name of a `TypedDict` of places, which would otherwise change everything."""
     known = tuple(kind.__annotations__)
     for name in where:
         if name not in known:
@@ -242,14 +205,7 @@ def shown(positions: Sequence[int]) -> str:
 def not_held(
     wanted: Sequence[int], held: Sequence[int], holder: str, advice: str = "; give positions among these"
 ) -> InputError:
-    """The error for positions that are not there.
-
-    Args:
-        wanted: what was given.
-        held: what there is.
-        holder: whose they are, in words.
-        advice: how the line ends.
-    """
+    """The error for positions wanted of what holds others; `holder` says in words whose these are."""
     missing = shown([position for position in set(wanted) if position not in set(held)])
     return InputError(f"position {missing} given, but {holder} holds positions {shown(held)}{advice}")
 

@@ -21,14 +21,7 @@ import torch
 from torch import Tensor
 
 from analyses.kv_cache.places import layers_of
-from analyses.kv_cache.recurrent_places import (
-    MATRIX,
-    RecurrentWhere,
-    WhereLayers,
-    check_recurrent,
-    entries,
-    held_part,
-)
+from analyses.kv_cache.recurrent_places import MATRIX, RecurrentWhere, WhereLayers, check_recurrent, entries, held_part
 from analyses.kv_cache.swapping import check_same
 from hybridlens.boundary import public
 from hybridlens.errors import InputError
@@ -143,11 +136,7 @@ def project_out(
 
 
 def _axes(x: Tensor, part: str, side: Side | None, layer: int) -> list[tuple[int, ...]]:
-    """The axes of one memory that a direction may have; with a side, it is a vector along the last of them.
-
-    Raises:
-        InputError: a side of what is no matrix.
-    """
+    """The axes of one memory that a direction may have; with a side, it is a vector along the last of them."""
     matrix = part == "recurrent" and x.ndim == MATRIX
     whole = tuple(range(1, x.ndim))
     if side is not None and not matrix:

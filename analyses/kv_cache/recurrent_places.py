@@ -56,12 +56,7 @@ OF_MATRICES = ("heads", "values", "addresses")
 def check_recurrent(
     state: HybridState, layers: Sequence[int], parts: str, where: Mapping[str, object], kind: type
 ) -> None:
-    """Refuse names that say no place, and places that the layers or the parts of their memory do not have.
-
-    Raises:
-        InputError: naming what there is.
-        UnknownNameError: a name that says no place.
-    """
+    """Refuse names that say no place, and places that the layers or the parts of their memory do not have."""
     for name in ("heads", "head"):
         if where.get(name) is not None and not any(is_matrix(state, layer) for layer in layers):
             raise InputError(f"{name} {where[name]!r} given, but recurrent layers have no heads; leave {name} out")
@@ -90,11 +85,7 @@ def is_matrix(state: HybridState, layer: int) -> bool:
 
 
 def held_part(state: HybridState, layer: int, part: str) -> Tensor:
-    """What a recurrent layer's convolution, or its state, holds.
-
-    Raises:
-        InputError: it holds no such part.
-    """
+    """What a recurrent layer's convolution, or its state, holds."""
     found = state.layers[layer]["ssm"].tensors()
     if part not in found:
         raise InputError(f"layer {layer} holds no {part}, only {', '.join(found)}")
@@ -109,9 +100,6 @@ def entries(state: HybridState, where: RecurrentWhere, part: str, held: Tensor) 
         where: what is meant.
         part: "conv" or "recurrent".
         held: that memory.
-
-    Raises:
-        InputError: a row, channel, position, head, value row or address column that is not there.
     """
     rows = mask(where.get("rows"), state.batch, "row")
     if part == "conv":

@@ -14,16 +14,7 @@ from analyses.experiment.text import columns, percent_interval
 from analyses.kv_cache import sections
 from analyses.kv_cache.crossover_results import Crossover, Share
 from analyses.kv_cache.damage import DamageMap, touches
-from analyses.kv_cache.following import (
-    EVERYTHING,
-    KEYS_AND_VALUES,
-    RECURRENT,
-    WHOLE,
-    Following,
-    following,
-    layer_memories,
-    regions,
-)
+from analyses.kv_cache.following import EVERYTHING, WHOLE, Following, following, layer_memories
 from hybridlens.viz.article import Article
 from hybridlens.viz.words import percent
 
@@ -45,7 +36,7 @@ def article_of(found: Crossover, maps: Mapping[str, DamageMap], record: Mapping[
     """The page's contents; the arguments are the answers, the maps by name, and the run's `run.json`."""
     window = record.get("facts", {}).get("window")
     windowed = window is not None
-    parts = [
+    shown = [
         sections.followed(found, windowed),
         sections.layers(found, windowed) if layer_memories(found.mixes) else None,
         sections.written(maps, windowed) if maps else None,
@@ -59,17 +50,17 @@ def article_of(found: Crossover, maps: Mapping[str, DamageMap], record: Mapping[
         origin=_origin(found, record),
         finding=finding(found, maps, window),
         notes=(MIXED, part) if partly else (MIXED,),
-        sections=tuple(part for part in parts if part is not None),
+        sections=tuple(section for section in shown if section is not None),
     )
 
 
 def finding(found: Crossover, maps: Mapping[str, DamageMap], window: int | None) -> tuple[str, ...]:
     """Which memory holds the needle, in which layer and head, where it is written, what keeps it beyond a window."""
     said: list[str] = []
-    if True in regions(found):
+    if True in found.regions:
         where = "" if window is None else " while the needle is inside the window"
         said += [_holds(found, where), *_which_layer(found, True), *_places(maps, "inside")]
-    if False in regions(found):
+    if False in found.regions:
         said.append(_outside(found, window))
         if following(found, EVERYTHING, False).memory.mean >= NOTHING:
             said += _places(maps, "outside")
@@ -78,7 +69,7 @@ def finding(found: Crossover, maps: Mapping[str, DamageMap], window: int | None)
 
 def _holds(found: Crossover, where: str) -> str:
     """The verdict over the two kinds of memory, with both shares, while the needle is seen."""
-    intact, kv, recurrent = (following(found, memory, True) for memory in (EVERYTHING, KEYS_AND_VALUES, RECURRENT))
+    intact, kv, recurrent, _ = (following(found, memory, True) for memory in WHOLE)
     if intact.memory.mean < NOTHING:
         return (
             f"Nothing can be said of where the needle is held{where}: the model tells it in {_share(intact)} of "
@@ -139,13 +130,13 @@ def _which_layer(found: Crossover, inside: bool) -> list[str]:
 
 def _outside(found: Crossover, window: int | None) -> str:
     """What keeps a needle that has left the window."""
-    intact, kv, recurrent = (following(found, memory, False) for memory in (EVERYTHING, KEYS_AND_VALUES, RECURRENT))
+    intact, kv, recurrent, _ = (following(found, memory, False) for memory in WHOLE)
     begin = f"Once the needle has left the window of {window} tokens"
     if intact.memory.mean < NOTHING:
         sure = intact.memory.interval.high < ENOUGH
         verdict = "nothing keeps it" if sure else f"{_too_few(intact.n)} whether anything keeps it"
         compared = ""
-        if True in regions(found):
+        if True in found.regions:
             moved = following(found, EVERYTHING, True).shift
             compared = f"; inside the window it moves by {sections.shift_words(moved)}"
         return (
@@ -221,7 +212,7 @@ def _origin(found: Crossover, record: Mapping[str, Any]) -> tuple[str, ...]:
 def crossover_table(found: Crossover, model: str, window: int | None) -> str:
     """Which memory the answers follow, with the needle inside and outside the window."""
     rows = [["needle", "from one prompt, all else from the other", "told its needle", "the other", "neither", "shift"]]
-    for inside in regions(found):
+    for inside in found.regions:
         for memory in WHOLE:
             one = following(found, memory, inside)
             told = percent_interval(one.memory.mean, *one.memory.interval)

@@ -13,7 +13,7 @@ import torch
 
 from analyses.kv_cache.crossover_results import Crossover, Share
 from analyses.kv_cache.damage import DamageMap, touches
-from analyses.kv_cache.following import KEYS_AND_VALUES, WHOLE, Following, following, layer_memories, regions
+from analyses.kv_cache.following import KEYS_AND_VALUES, WHOLE, Following, following, layer_memories
 from hybridlens.viz.blocks import Answers, Block, Chart, ChartGrid, HeatTable, Section, Table, Words
 from hybridlens.viz.entries import Entry, Value, interval, percent, signed
 from hybridlens.viz.heads import heatmap_height, pair_heatmap
@@ -132,7 +132,7 @@ def written(maps: Mapping[str, DamageMap], windowed: bool) -> Section:
 
 def _regions(found: Crossover, windowed: bool) -> dict[bool, str]:
     """What the prompts of each region are called."""
-    return {inside: WHERE[inside] if windowed else "All prompts" for inside in regions(found)}
+    return {inside: WHERE[inside] if windowed else "All prompts" for inside in found.regions}
 
 
 def _shares_table(

@@ -21,15 +21,7 @@ from annotated_types import Ge, Le
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analyses.kv_cache.places import (
-    PARTS,
-    KeyParts,
-    Where,
-    key_place,
-    keys_of,
-    layers_of,
-    rewritten,
-)
+from analyses.kv_cache.places import PARTS, KeyParts, Where, key_place, keys_of, layers_of, rewritten
 from hybridlens.boundary import Seed, public
 from hybridlens.errors import InputError
 from hybridlens.memory import KeyValues

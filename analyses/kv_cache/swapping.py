@@ -69,16 +69,7 @@ def swap(
 
 
 def check_same(state: HybridState, other: HybridState, lengths: bool = True) -> None:
-    """Refuse states that do not fit each other.
-
-    Args:
-        state: one.
-        other: another.
-        lengths: whether rows must have read equally many tokens.
-
-    Raises:
-        InputError: naming what differs.
-    """
+    """Refuse states that do not fit each other; with `lengths`, rows that have not read equally many tokens too."""
     if state.model != other.model:
         raise InputError(f"states of different models given, {state.model} and {other.model}; expected one model")
     if state.weights and other.weights and state.weights != other.weights:
@@ -87,8 +78,9 @@ def check_same(state: HybridState, other: HybridState, lengths: bool = True) -> 
         raise InputError(
             f"states of {state.batch} and {other.batch} rows given, expected as many; use select or repeat"
         )
-    if lengths and not torch.equal(state.lengths, other.lengths.to(state.lengths.device)):
-        row = int((state.lengths != other.lengths.to(state.lengths.device)).nonzero()[0])
+    unequal = (state.lengths != other.lengths.to(state.lengths.device)).nonzero()
+    if lengths and len(unequal):
+        row = int(unequal[0])
         raise InputError(
             f"states of different lengths given: row {row} has read {int(state.lengths[row])} tokens in one and "
             f"{int(other.lengths[row])} in the other; expected prompts of equal length"
