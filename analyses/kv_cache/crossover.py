@@ -74,10 +74,10 @@ def crossover(
             state = HybridState.cat([mix.of(*states) for mix in batch])
             said = generate_with(lens, [[pair.a[-1]] for pair in asked], (), max_new_tokens, edits, state=state).text
             likely = logprobs(lens, state, asked, edits)
-            for (mix, i), text, *logprob in zip(places, said, likely.a.tolist(), likely.b.tolist(), strict=True):
+            for (mix, i), text, a, b in zip(places, said, likely.a.tolist(), likely.b.tolist(), strict=True):
                 pair, told = pairs[i], pairs[i].tells(text)
                 seen = pair.seen(window)
-                cells[mix, i] = CrossCell(mix, pair.name, pair.length, pair.depth, seen, *told, *logprob, text)
+                cells[mix, i] = CrossCell(mix, pair.name, pair.length, pair.depth, seen, *told, a, b, text)
             if done is not None:
                 done(len(cells))
     ordered = tuple(cells[mix.name, i] for mix in wanted for i in range(len(pairs)))

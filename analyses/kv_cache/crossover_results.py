@@ -11,7 +11,7 @@ needles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -116,9 +116,13 @@ class Crossover(Stored, text=True):
             ResultsError: there are no such answers.
         """
         cells = self.answers(mix, inside)
-        told = (Share.of([float(cell.told == which) for cell in cells], seed) for which in ("A", "B", "neither"))
-        likelier = Share.of([float(cell.leaning > 0) for cell in cells], seed)
-        return Shares(*told, likelier, sum(cell.leaning for cell in cells) / len(cells), len(cells))
+
+        def share(hits: Iterable[bool]) -> Share:
+            return Share.of([float(hit) for hit in hits], seed)
+
+        a, b, neither = (share(cell.told == which for cell in cells) for which in ("A", "B", "neither"))
+        likelier = share(cell.leaning > 0 for cell in cells)
+        return Shares(a, b, neither, likelier, sum(cell.leaning for cell in cells) / len(cells), len(cells))
 
     def answers(self, mix: str, inside: bool | None = None) -> list[CrossCell]:
         """The cells of one mix, which are at least one; arguments and errors as in `shares`."""

@@ -66,9 +66,11 @@ class Mix:
         """
         for memory in MEMORIES:
             layers = sorted(layer for layer, which in self.from_b if which == memory)
-            if layers and (memory == "keys" or memory == "values"):
+            if not layers:
+                continue
+            if memory == "keys" or memory == "values":
                 a = swap(a, b, memory, layers=layers)
-            elif layers:
+            else:
                 a = swap_recurrent(a, b, memory, layers=layers)
         for layer in sorted({layer for layer, _ in self.heads_from_b}):
             a = swap(a, b, layers=[layer], heads=sorted(head for other, head in self.heads_from_b if other == layer))
