@@ -60,7 +60,7 @@ def crossover(
     """
     wanted = mixes(lens.cfg) if chosen is None else list(chosen)
     check_mixes(wanted, lens.cfg)
-    window = lens.cfg.window if lens.cfg.attention_layers else 0
+    window = lens.cfg.window if lens.cfg.attention_layers else 0  # without attention no token is seen again
     order = sorted(range(len(pairs)), key=lambda i: pairs[i].length)  # a batch has about one length
     cells: dict[tuple[str, int], CrossCell] = {}
     for start in range(0, len(order), rows):

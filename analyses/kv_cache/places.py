@@ -121,17 +121,17 @@ def layers_of(
 
 def slots_of(state: HybridState, positions: Positions, rows: Indices) -> Bool[Tensor, "batch key"]:
     """True at the key slots that hold the positions in the rows that are meant."""
-    at, visible, chosen = state.key_positions, state.visible, indices(rows, state.batch, "row")
     if positions is None:
-        return visible & mask(rows, state.batch, "row").to(visible.device)[:, None]
+        return state.visible & mask(rows, state.batch, "row").to(state.visible.device)[:, None]
+    chosen, at, visible = indices(rows, state.batch, "row"), state.key_positions.cpu(), state.visible.cpu()
     found = torch.zeros_like(visible)
     for row, wanted in zip(chosen, _by_row(positions, len(chosen)), strict=True):
         held = at[row][visible[row]].tolist()
         if not set(wanted) <= set(held):
             sliding = "" if state.window is None else f" of its window of {state.window}"
             raise not_held(wanted, held, f"the cache of row {row}", f"{sliding}; give positions among these")
-        found[row] = visible[row] & torch.isin(at[row], torch.tensor(wanted, dtype=at.dtype, device=at.device))
-    return found
+        found[row] = visible[row] & torch.isin(at[row], at.new_tensor(wanted))
+    return found.to(state.visible.device)
 
 
 def rewritten(
@@ -228,10 +228,13 @@ def _listed(numbers: Sequence[int]) -> str:
 def _check_kept(state: HybridState, place: KeyPlace, layer: int) -> None:
     """Refuse positions that were dropped from a layer or head before."""
     held = keys_of(state, layer)
-    gone = (place.asked(held) & held.lost()).nonzero()
+    if held.kept is None:
+        return
+    gone = (place.asked(held) & ~held.kept).nonzero()
     if len(gone):
         row, head, slot = gone[0].tolist()
-        left = state.key_positions[row][state.visible[row] & ~held.lost()[row, head].to(state.visible.device)]
+        there = held.kept[row, head].to(state.visible.device) & state.visible[row]
+        left = state.key_positions[row][there]
         raise not_held(
             [int(state.key_positions[row, slot])], left.tolist(), f"head {head} of layer {layer} in row {row}",
             "; what was dropped is not there any more",

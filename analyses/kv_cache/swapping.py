@@ -93,12 +93,14 @@ def _source_slots(
     """The slot of `other` that each slot of `state` takes from; 0 where it takes nothing."""
     if not mapping and torch.equal(state.key_positions, other.key_positions):
         return torch.arange(state.key_positions.shape[1], device=state.key_positions.device).expand(state.batch, -1)
-    source = torch.zeros_like(state.key_positions)
+    ours, theirs, visible, meant = (
+        part.cpu() for part in (state.key_positions, other.key_positions, other.visible, place.slots)
+    )
+    source = torch.zeros_like(ours)
     for row in range(state.batch):
-        slots = place.slots[row].nonzero()[:, 0]
-        given = other.visible[row].nonzero()[:, 0].tolist()
-        slot_of = dict(zip(other.key_positions[row, given].tolist(), given, strict=True))
-        wanted = [mapping.get(position, position) for position in state.key_positions[row, slots].tolist()]
+        slots, given = meant[row].nonzero()[:, 0], visible[row].nonzero()[:, 0].tolist()
+        slot_of = dict(zip(theirs[row, given].tolist(), given, strict=True))
+        wanted = [mapping.get(position, position) for position in ours[row, slots].tolist()]
         if not slot_of.keys() >= set(wanted):
             advice = "; swap positions that both hold"
             raise not_held(wanted, list(slot_of), f"row {row} of the giving state", advice)

@@ -107,6 +107,7 @@ def drop_map(
     Raises:
         InputError: a block or rows below 1, no group, or groups of recurrent layers.
     """
+    chosen = attention_groups(lens.cfg) if groups is None else groups
     state, _ = read_pairs(lens, [pair], edits)
     visible = set(state.key_positions[0][state.visible[0]].tolist())
     held = {place: sorted(visible & set(range(*place))) for place in _places(pair, block)}
@@ -116,7 +117,6 @@ def drop_map(
         return drop(state.repeat(len(places)), positions, layers=group.layers, heads=group.heads)
 
     what = f"keys and values of {block} positions dropped"
-    chosen = attention_groups(lens.cfg) if groups is None else groups
     there = {place: bool(positions) for place, positions in held.items()}
     return _mapped(lens, pair, what, chosen, there, state, changed, rows, edits, max_new_tokens)
 
