@@ -498,7 +498,7 @@ def test_bad_places_are_one_clear_line(exact: HybridLens) -> None:
         (lambda: kv_cache.decay(state, float("nan")), "factor = nan given"),
         (lambda: kv_cache.keep_last(state, -2), "n = -2 given, expected a whole number"),
         (lambda: kv_cache.keep_ends(state, 1, -2), "last = -2 given, expected a whole number"),
-        (lambda: Surgery(lambda s: s, at=-1), "decode step -1 given"),
+        (lambda: Surgery(lambda s: s, at=-1), "at = -1 given, expected a whole number from 0"),
         (lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s, at=4)], 4), r"take steps 0\.\.3"),
         (lambda: kv_cache.generate_with(exact, [[1]], [Surgery(lambda s: s, at=[0, 500])], 4), "decode step 500 given"),
         (

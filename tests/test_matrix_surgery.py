@@ -282,7 +282,7 @@ def test_recurrent_maps_are_runs_one_by_one(family):
                         state = lens.extend(state, [list(pair.a[stop:13])]).state
                     made.append(float(kv_cache.logprobs(lens, state, [pair]).a[0]))
         torch.testing.assert_close(found.changed.logprob_a, torch.tensor(made), atol=1e-4, rtol=1e-4)
-    with pytest.raises(InputError, match="heads given, but a convolution has none; give parts 'recurrent'"):
+    with pytest.raises(InputError, match="heads given, but a convolution has none; give part 'recurrent'"):
         recurrent_map(lens, pair, groups=groups)
 
 

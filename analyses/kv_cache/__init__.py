@@ -11,7 +11,7 @@ from analyses.kv_cache.crossover import crossover, read_pairs
 from analyses.kv_cache.crossover_results import CrossCell, Crossover, Share, Shares
 from analyses.kv_cache.damage import DamageMap, Retrieval
 from analyses.kv_cache.decoding import Surgery, generate_with
-from analyses.kv_cache.dropping import compact, drop, keep, keep_ends, keep_last, spans
+from analyses.kv_cache.dropping import drop, keep, keep_ends, keep_last
 from analyses.kv_cache.mixes import Mix, mixes
 from analyses.kv_cache.pairs import PromptPair, prompt_pairs
 from analyses.kv_cache.recurrent import decay, project_out, reset, swap_recurrent, zero_recurrent
@@ -24,12 +24,10 @@ from analyses.kv_cache.where import Group, attention_groups, drop_map, recurrent
 __all__ = [
     "Surgery",
     "generate_with",
-    "compact",
     "drop",
     "keep",
     "keep_ends",
     "keep_last",
-    "spans",
     "decay",
     "project_out",
     "reset",

@@ -13,9 +13,11 @@ needed of both kinds, or that the model is lost; look at the text of the cells. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 
 from analyses.kv_cache.crossover_results import CrossCell, Crossover
 from analyses.kv_cache.decoding import generate_with
@@ -23,7 +25,6 @@ from analyses.kv_cache.mixes import Mix, check_mixes, mixes
 from analyses.kv_cache.pairs import PromptPair
 from analyses.kv_cache.telling import logprobs
 from hybridlens.boundary import Positive, public
-from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
 from hybridlens.state import HybridState
@@ -35,8 +36,8 @@ ROWS = 96
 @public
 def crossover(
     lens: HybridLens,
-    pairs: Sequence[PromptPair],
-    chosen: Sequence[Mix] | None = None,
+    pairs: Annotated[Sequence[PromptPair], MinLen(1)],
+    chosen: Annotated[Sequence[Mix], MinLen(1)] | None = None,
     *,
     max_new_tokens: Positive = 40,
     edits: Sequence[Edit] = (),
@@ -59,18 +60,24 @@ def crossover(
     """
     wanted = mixes(lens.cfg) if chosen is None else list(chosen)
     check_mixes(wanted, lens.cfg)
-    if not pairs:
-        raise InputError("no pair of prompts given, expected at least one")
+    window = lens.cfg.window if lens.cfg.attention_layers else 0  # without attention no token is seen again
+    order = sorted(range(len(pairs)), key=lambda i: pairs[i].length)  # a batch has about one length
     cells: dict[tuple[str, int], CrossCell] = {}
-    for numbers, states in _read(lens, pairs, edits, rows):
-        for batch in _batches(wanted, len(numbers), rows):
+    for start in range(0, len(order), rows):
+        numbers = order[start : start + rows]
+        states = read_pairs(lens, [pairs[i] for i in numbers], edits)
+        at_once = max(1, rows // len(numbers))
+        for first in range(0, len(wanted), at_once):
+            batch = wanted[first : first + at_once]
+            places = [(mix.name, i) for mix in batch for i in numbers]
+            asked = [pairs[i] for _, i in places]
             state = HybridState.cat([mix.of(*states) for mix in batch])
-            last = [[pairs[i].a[-1]] for _ in batch for i in numbers]
-            said = generate_with(lens, last, (), max_new_tokens, edits, state=state).text
-            likely = logprobs(lens, state, [pairs[i] for _ in batch for i in numbers], edits)
-            for place, (mix, i) in enumerate((mix, i) for mix in batch for i in numbers):
-                logprob = float(likely.a[place]), float(likely.b[place])
-                cells[mix.name, i] = _cell(lens, mix, pairs[i], said[place], logprob)
+            said = generate_with(lens, [[pair.a[-1]] for pair in asked], (), max_new_tokens, edits, state=state).text
+            likely = logprobs(lens, state, asked, edits)
+            for (mix, i), text, a, b in zip(places, said, likely.a.tolist(), likely.b.tolist(), strict=True):
+                pair, told = pairs[i], pairs[i].tells(text)
+                seen = pair.seen(window)
+                cells[mix, i] = CrossCell(mix, pair.name, pair.length, pair.depth, seen, *told, a, b, text)
             if done is not None:
                 done(len(cells))
     ordered = tuple(cells[mix.name, i] for mix in wanted for i in range(len(pairs)))
@@ -87,26 +94,3 @@ def read_pairs(
             for side in ([pair.a for pair in pairs], [pair.b for pair in pairs])
         ]
     return states[0], states[1]
-
-
-def _read(
-    lens: HybridLens, pairs: Sequence[PromptPair], edits: Sequence[Edit], rows: int
-) -> Iterator[tuple[list[int], tuple[HybridState, HybridState]]]:
-    """Pairs of about the same length, by number, and what was read of them."""
-    order = sorted(range(len(pairs)), key=lambda i: pairs[i].length)
-    for start in range(0, len(order), rows):
-        numbers = order[start : start + rows]
-        yield numbers, read_pairs(lens, [pairs[i] for i in numbers], edits)
-
-
-def _batches(wanted: Sequence[Mix], each: int, rows: int) -> Iterator[Sequence[Mix]]:
-    """As many mixes at once as fill a batch."""
-    step = max(1, rows // each)
-    for start in range(0, len(wanted), step):
-        yield wanted[start : start + step]
-
-
-def _cell(lens: HybridLens, mix: Mix, pair: PromptPair, text: str, logprob: tuple[float, float]) -> CrossCell:
-    told, a, b = pair.tells(text)
-    seen = pair.seen(lens.cfg.window) if lens.cfg.attention_layers else 0.0
-    return CrossCell(mix.name, pair.name, pair.length, pair.depth, seen, told, a, b, *logprob, text)

@@ -11,7 +11,7 @@ needles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,12 +52,22 @@ class CrossCell:
     logprob_b: float
     text: str
 
+    @property
+    def leaning(self) -> float:
+        """By how much B's first words are likelier than A's: log-probability of B's less A's, in nats."""
+        return self.logprob_b - self.logprob_a
+
 
 class Share(NamedTuple):
     """A share of answers, 0 to 1, with its interval."""
 
     mean: float
     interval: Interval
+
+    @classmethod
+    def of(cls, scores: Sequence[float], seed: int) -> Share:
+        """The mean of scores from 0 to 1; the seed is that of the interval's draws."""
+        return cls(sum(scores) / len(scores), bootstrap_interval(scores, seed=seed))
 
 
 class Shares(NamedTuple):
@@ -69,8 +79,8 @@ class Shares(NamedTuple):
     likelier_b: Share
     """From which B's first words are likelier than A's, whatever was answered."""
     leaning: float
-    """By how much they are, on average: log-probability of B's less A's, in nats. Words differ in how likely they are
-    by themselves, so read it beside the leaning of the unmixed states."""
+    """Of the answers, on average. Words differ in how likely they are by themselves, so read it beside the leaning of
+    the unmixed states."""
     n: int
     """Answers."""
 
@@ -105,30 +115,35 @@ class Crossover(Stored, text=True):
             InputError: a seed below 0.
             ResultsError: there are no such answers.
         """
-        cells = [cell for cell in self.cells if cell.mix == mix and is_inside(cell, inside)]
+        cells = self.answers(mix, inside)
+
+        def share(hits: Iterable[bool]) -> Share:
+            return Share.of([float(hit) for hit in hits], seed)
+
+        a, b, neither = (share(cell.told == which for cell in cells) for which in ("A", "B", "neither"))
+        likelier = share(cell.leaning > 0 for cell in cells)
+        return Shares(a, b, neither, likelier, sum(cell.leaning for cell in cells) / len(cells), len(cells))
+
+    def answers(self, mix: str, inside: bool | None = None) -> list[CrossCell]:
+        """The cells of one mix, which are at least one; arguments and errors as in `shares`."""
+        cells = [cell for cell in self.cells if cell.mix == mix and _is_inside(cell, inside)]
         if not cells:
             where = {None: "", True: " with the needle inside the window", False: " with the needle outside the window"}
-            raise ResultsError(f"no answer under mix {mix!r}{where[inside]}; there are {_named(self.mixes)}")
+            there = ", ".join(repr(mix.name) for mix in self.mixes)
+            raise ResultsError(f"no answer under mix {mix!r}{where[inside]}; there are {there}")
+        return cells
 
-        def share(hits: list[bool]) -> Share:
-            scores = [float(hit) for hit in hits]
-            return Share(sum(scores) / len(scores), bootstrap_interval(scores, seed=seed))
-
-        a, b, neither = (share([cell.told == which for cell in cells]) for which in ("A", "B", "neither"))
-        leaning = sum(cell.logprob_b - cell.logprob_a for cell in cells) / len(cells)
-        likelier = share([cell.logprob_b > cell.logprob_a for cell in cells])
-        return Shares(a, b, neither, likelier, leaning, len(cells))
+    @property
+    def regions(self) -> list[bool]:
+        """True where some needle is seen whole by the last token, False where some is not seen at all."""
+        return [inside for inside in (True, False) if any(_is_inside(cell, inside) for cell in self.cells)]
 
     def by_mix(self, inside: bool | None = None) -> dict[str, Shares]:
         """`shares` of every mix that has answers, in order."""
-        there = {cell.mix for cell in self.cells if is_inside(cell, inside)}
+        there = {cell.mix for cell in self.cells if _is_inside(cell, inside)}
         return {mix.name: self.shares(mix.name, inside) for mix in self.mixes if mix.name in there}
 
 
-def is_inside(cell: CrossCell, inside: bool | None) -> bool:
+def _is_inside(cell: CrossCell, inside: bool | None) -> bool:
     """Whether a cell's needle is seen whole (True), or not at all (False), by the last token; None: either, or part."""
     return inside is None or cell.seen == (1.0 if inside else 0.0)
-
-
-def _named(mixes: Sequence[Mix]) -> str:
-    return ", ".join(repr(mix.name) for mix in mixes)

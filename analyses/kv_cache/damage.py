@@ -88,17 +88,18 @@ class DamageMap(Stored, text=True):
 
         A range that touches a needle counts as the needle's; a region without places is left out.
         """
-        where = [self._region(place) if held else None for place, held in zip(self.places, self.held, strict=True)]
-        found: dict[str, dict[str, float]] = {}
-        for name, row in zip(self.groups, self.damage, strict=True):
-            found[name] = {
-                region: float(row[[i for i, at in enumerate(where) if at == region]].mean())
-                for region in REGIONS
-                if region in where
-            }
-        return found
+        columns: dict[str, list[int]] = {}
+        for i, (_, stop) in enumerate(self.places):
+            region = "needle" if touches(self, i) else "before" if stop <= self.spans[0][0] else "after"
+            if self.held[i]:
+                columns.setdefault(region, []).append(i)
+        return {
+            name: {region: float(row[columns[region]].mean()) for region in REGIONS if region in columns}
+            for name, row in zip(self.groups, self.damage, strict=True)
+        }
 
-    def _region(self, place: Span) -> str:
-        if any(place[0] < stop and start < place[1] for start, stop in self.spans):
-            return "needle"
-        return "before" if place[1] <= self.spans[0][0] else "after"
+
+def touches(found: DamageMap, place: int) -> bool:
+    """Whether a place of a map holds a part of the needle."""
+    start, stop = found.places[place]
+    return any(start < end and begin < stop for begin, end in found.spans)

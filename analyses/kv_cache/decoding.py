@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
+from annotated_types import MinLen
 from torch import Tensor
 
+from hybridlens.boundary import Natural, public
 from hybridlens.choosing import Sampling
-from hybridlens.decoding import Between, Boundary
+from hybridlens.decoding import Boundary
 from hybridlens.errors import InputError
 from hybridlens.generation import Generation, decode_steps, generate
 from hybridlens.hooks import Edit
@@ -31,6 +33,7 @@ from hybridlens.tokens import TokensLike
 StateFunction: TypeAlias = Callable[[HybridState], HybridState]
 
 
+@public
 @dataclass(frozen=True)
 class Surgery:
     """A function of the state, and the decode steps before which it is done.
@@ -41,16 +44,11 @@ class Surgery:
 
     Raises:
         InputError: no step, or one below 0.
+        UnknownNameError: another name than "every".
     """
 
     fn: StateFunction
-    at: int | Sequence[int] | Literal["every"] = 0
-
-    def __post_init__(self) -> None:
-        """Refuse steps that there are not."""
-        steps = self.steps
-        if self.at != "every" and (not steps or any(type(step) is not int or step < 0 for step in steps)):
-            raise InputError(f"decode step {self.at!r} given, expected steps counted from 0, or 'every'")
+    at: Natural | Annotated[Sequence[Natural], MinLen(1)] | Literal["every"] = 0
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -58,10 +56,6 @@ class Surgery:
         if isinstance(self.at, str):
             return ()
         return (self.at,) if isinstance(self.at, int) else tuple(self.at)
-
-    def acts(self, step: int) -> bool:
-        """Whether it is done before a step."""
-        return self.at == "every" or step in self.steps
 
 
 def generate_with(
@@ -96,6 +90,13 @@ def generate_with(
             a surgery at a step that cannot come.
     """
     _check_steps(surgeries, decode_steps(max_new_tokens, boundary), max_new_tokens, boundary)
+
+    def between(held: HybridState, step: int) -> HybridState:
+        for surgery in surgeries:
+            if surgery.at == "every" or step in surgery.steps:
+                held = _checked(surgery.fn(held), held)
+        return held
+
     return generate(
         lens.network,
         lens.batch(tokens, lengths),
@@ -103,7 +104,7 @@ def generate_with(
         edits,
         boundary,
         state=state,
-        between=_between(surgeries) if surgeries else None,
+        between=between if surgeries else None,
         stop_at_eos=stop_at_eos,
         sampling=sampling,
         tokenizer=lens.tokenizer,
@@ -115,25 +116,12 @@ def _check_steps(surgeries: Sequence[Surgery], steps: int, max_new_tokens: int, 
     """Refuse surgeries at decode steps that cannot come."""
     there = f"take steps 0..{steps - 1}" if steps else "take no decode step; ask for more new tokens"
     for surgery in surgeries:
-        beyond = [step for step in surgery.steps if step >= steps]
+        beyond = ", ".join(str(step) for step in surgery.steps if step >= steps)
         if beyond or (surgery.at == "every" and steps == 0):
-            given = ", ".join(map(str, beyond)) or "'every'"
             raise InputError(
-                f"a surgery at decode step {given} given, but {max_new_tokens} new tokens with boundary {boundary!r} "
-                f"{there}"
+                f"a surgery at decode step {beyond or repr(surgery.at)} given, but {max_new_tokens} new tokens with "
+                f"boundary {boundary!r} {there}"
             )
-
-
-def _between(surgeries: Sequence[Surgery]) -> Between:
-    """The surgeries as what is done between two steps."""
-
-    def between(held: HybridState, step: int) -> HybridState:
-        for surgery in surgeries:
-            if surgery.acts(step):
-                held = _checked(surgery.fn(held), held)
-        return held
-
-    return between
 
 
 def _checked(new: object, old: HybridState) -> HybridState:
@@ -144,11 +132,10 @@ def _checked(new: object, old: HybridState) -> HybridState:
         raise InputError(
             f"a surgery returned a state of {new.batch} rows of {new.model}, expected {old.batch} rows of {old.model}"
         )
-    ours, theirs = new.lengths.tolist(), old.lengths.tolist()
-    if ours != theirs:
-        row = next(i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other)
-        raise InputError(
-            f"a surgery returned a state that has read {ours[row]} tokens in row {row}, expected {theirs[row]}, as "
-            "many as the state that it was given"
-        )
+    for row, (ours, theirs) in enumerate(zip(new.lengths.tolist(), old.lengths.tolist(), strict=True)):
+        if ours != theirs:
+            raise InputError(
+                f"a surgery returned a state that has read {ours} tokens in row {row}, expected {theirs}, as many as "
+                "the state that it was given"
+            )
     return new

@@ -14,25 +14,11 @@ How it fails: see `places`. Dropping does not bring back what had left a sliding
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Unpack
 
-from jaxtyping import Bool
-from torch import Tensor
-
-from analyses.kv_cache.places import (
-    KeyPlace,
-    Positions,
-    WhereKeys,
-    check_where,
-    key_place,
-    keys_of,
-    layers_of,
-    slots_of,
-)
+from analyses.kv_cache.places import KeyPlace, Positions, WhereKeys, check_where, key_place, keys_of, layers_of
 from hybridlens.boundary import Natural, public
-from hybridlens.errors import InputError
 from hybridlens.state import HybridState
 
 
@@ -49,8 +35,7 @@ def drop(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -
         InputError: see `places`.
         UnknownNameError: see `places`.
     """
-    check_where(where, WhereKeys)
-    return _without(state, key_place(state, positions=positions, **where), where.get("heads") is None)
+    return _without(state, _place(state, where, positions))
 
 
 @public
@@ -59,10 +44,8 @@ def keep(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -
 
     Takes what `drop` takes and raises the same.
     """
-    check_where(where, WhereKeys)
-    place = key_place(state, positions=positions, **where)
-    in_rows = slots_of(state, None, where.get("rows"))
-    return _without(state, place._replace(slots=in_rows & ~place.slots), where.get("heads") is None)
+    place, kept = _place(state, where), _place(state, where, positions)
+    return _without(state, place._replace(slots=place.slots & ~kept.slots))
 
 
 @public
@@ -94,40 +77,23 @@ def keep_ends(state: HybridState, first: Natural, last: Natural, **where: Unpack
         InputError: a number of positions that is no whole number from 0 on; see `places`.
         UnknownNameError: positions or channels given, since what is kept follows from first and last; see `places`.
     """
-    check_where(where, WhereKeys)
-    place = key_place(state, **where)
-    at = state.key_positions
+    place, at = _place(state, where), state.key_positions
     ends = (at < first) | (at >= state.lengths[:, None] - last)
-    return _without(state, place._replace(slots=place.slots & ~ends), where.get("heads") is None)
+    return _without(state, place._replace(slots=place.slots & ~ends))
 
 
-def _without(state: HybridState, gone: KeyPlace, all_heads: bool) -> HybridState:
+def _place(state: HybridState, where: WhereKeys, positions: Positions = None) -> KeyPlace:
+    check_where(where, WhereKeys)
+    return key_place(state, positions=positions, **where)
+
+
+def _without(state: HybridState, gone: KeyPlace) -> HybridState:
     """The state without the keys in a place."""
-    if all_heads and set(gone.layers) == set(layers_of(state, None, "attention")):
-        return compact(replace(state, key_positions=state.key_positions.masked_fill(gone.slots, -1)))
+    if gone.heads is None and set(gone.layers) == set(layers_of(state, None, "attention")):
+        state = replace(state, key_positions=state.key_positions.masked_fill(gone.slots, -1))
+        used = state.visible.any(dim=0)  # by any row
+        return state if bool(used.all()) else state.keep_slots(used.nonzero()[:, 0])
     for layer in gone.layers:
         held = keys_of(state, layer)
         state = state.put(layer, "attn", replace(held, kept=~(held.lost() | gone.keys(held))))
     return state
-
-
-def compact(state: HybridState) -> HybridState:
-    """The same state without the key slots that no row's next token can see."""
-    used: Bool[Tensor, "key"] = state.visible.any(dim=0)
-    if bool(used.all()):
-        return state
-    return state.keep_slots(used.nonzero()[:, 0])
-
-
-def spans(*parts: Sequence[int] | tuple[int, int]) -> list[int]:
-    """The positions of half-open ranges (start, stop), such as `Prompt.needle_spans`, ascending.
-
-    Raises:
-        InputError: a range that is none.
-    """
-    found: set[int] = set()
-    for part in parts:
-        if len(part) != 2 or not 0 <= part[0] < part[1]:
-            raise InputError(f"span {tuple(part)} given, expected (start, stop) with 0 <= start < stop")
-        found.update(range(part[0], part[1]))
-    return sorted(found)

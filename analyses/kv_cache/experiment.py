@@ -11,17 +11,19 @@ touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from analyses.experiment.options.crossover import CrossoverConfig
 from analyses.experiment.running import Experiment, Progress
 from analyses.kv_cache.crossover import crossover
-from analyses.kv_cache.crossover_results import CrossCell, Crossover
+from analyses.kv_cache.crossover_results import Crossover
 from analyses.kv_cache.damage import DamageMap
 from analyses.kv_cache.following import EVERYTHING, INTACT
 from analyses.kv_cache.mixes import mixes
 from analyses.kv_cache.pairs import PromptPair, prompt_pairs
 from analyses.kv_cache.report import article_of, crossover_table
+from analyses.kv_cache.sections import KINDS
 from analyses.kv_cache.twins import needle_pairs
 from analyses.kv_cache.where import drop_map, recurrent_map
 from hybridlens import niah
@@ -35,9 +37,6 @@ PLACES = 32
 """A map has about so many places, each of at least `LEAST_BLOCK` positions."""
 
 LEAST_BLOCK = 8
-
-KINDS = ("dropped", "reset", "replaced")
-"""The maps of one prompt: keys and values dropped; recurrent layers reset; recurrent layers given prompt B's."""
 
 
 class Crossed(NamedTuple):
@@ -90,21 +89,16 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
         """See `Experiment`."""
         total = len(self.mixes) * len(self.pairs) + len(KINDS) * (1 if self.lens.cfg.window is None else 2)
         depends = [[mix.name, mix.group] for mix in self.mixes]
-
-        def crossed() -> Crossover:
-            return self._crossed(folder, lambda done: progress(done, total))
-
         progress(0, total)
+        crossed = partial(self._crossed, folder, lambda done: progress(done, total))
         found = folder.take("crossover.json", depends, Crossover.load, crossed)
         maps: dict[str, DamageMap] = {}
         for where, pair in examples(found, self.pairs).items():
             step = self.options.block or max(LEAST_BLOCK, -(-pair.length // PLACES))
             for kind in KINDS:
                 name = f"{where}-{kind}"
-                maps[name] = folder.take(
-                    f"maps/{name}.json", [pair.a, pair.b, kind, step], DamageMap.load,
-                    lambda pair=pair, kind=kind, step=step: _map(self.lens, pair, kind, step),
-                )  # fmt: skip
+                made = partial(_map, self.lens, pair, kind, step)
+                maps[name] = folder.take(f"maps/{name}.json", [pair.a, pair.b, kind, step], DamageMap.load, made)
                 progress(len(found.cells) + len(maps), total)
         progress(total, total)
         folder.drop("parts")
@@ -112,22 +106,19 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
 
     def _crossed(self, folder: Folder, progress: Callable[[int], None]) -> Crossover:
         """The answers of all pairs, those of one needle after those of another; cells as `crossover` orders them."""
-        cells: dict[tuple[str, int], CrossCell] = {}
-        for name in dict.fromkeys(pair.name for pair in self.pairs):
-            at = [i for i, pair in enumerate(self.pairs) if pair.name == name]
-            done = len(cells)
-            part = folder.take(
-                f"parts/{name}.json", [mix.name for mix in self.mixes], Crossover.load,
-                lambda at=at, done=done: crossover(
-                    self.lens, [self.pairs[i] for i in at], self.mixes, max_new_tokens=self.options.max_new_tokens,
-                    rows=self.options.rows, done=lambda more: progress(done + more),
-                ),
+        parts: list[Crossover] = []
+        done = 0
+        for name in dict.fromkeys(pair.name for pair in self.pairs):  # whose pairs stand together
+            made = partial(
+                crossover, self.lens, [pair for pair in self.pairs if pair.name == name], self.mixes,
+                max_new_tokens=self.options.max_new_tokens, rows=self.options.rows,
+                done=lambda more, done=done: progress(done + more),
             )  # fmt: skip
-            for place, cell in enumerate(part.cells):
-                cells[cell.mix, at[place % len(at)]] = cell
-            progress(len(cells))
-        ordered = tuple(cells[mix.name, i] for mix in self.mixes for i in range(len(self.pairs)))
-        return Crossover(self.lens.network.signature, self.mixes, ordered, self.options.max_new_tokens)
+            parts.append(folder.take(f"parts/{name}.json", [mix.name for mix in self.mixes], Crossover.load, made))
+            done += len(parts[-1].cells)
+            progress(done)
+        cells = tuple(cell for mix in self.mixes for part in parts for cell in part.answers(mix.name))
+        return Crossover(self.lens.network.signature, self.mixes, cells, self.options.max_new_tokens)
 
     def page(self, result: Crossed, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""
@@ -156,21 +147,18 @@ def examples(found: Crossover, pairs: Sequence[PromptPair]) -> dict[str, PromptP
         found: the crossover of the pairs.
         pairs: in the order of its cells.
     """
-    cells = [[cell for cell in found.cells if cell.mix == mix] for mix in (INTACT, EVERYTHING.only)]
     shown: dict[str, PromptPair] = {}
     for where, seen in (("inside", 1.0), ("outside", 0.0)):
-        there = [(_told(a, b), pair) for a, b, pair in zip(*cells, pairs, strict=True) if a.seen == seen]
-        there.sort(key=lambda both: both[0])
-        told = [pair for (both, _), pair in there if both]
+        there = [
+            (a.told == "A" and b.told == "B", b.leaning - a.leaning, pair)
+            for a, b, pair in zip(found.answers(INTACT), found.answers(EVERYTHING.only), pairs, strict=True)
+            if a.seen == seen
+        ]
+        there.sort(key=lambda one: one[:2])
+        told = [one for one in there if one[0]]
         if there:
-            shown[where] = told[len(told) // 2] if told and where == "inside" else there[-1][1]
+            shown[where] = (told[len(told) // 2] if told and where == "inside" else there[-1])[2]
     return shown
-
-
-def _told(a: CrossCell, b: CrossCell) -> tuple[bool, float]:
-    """Whether both needles are told, and by how much the preference between their words moves."""
-    moved = (b.logprob_b - b.logprob_a) - (a.logprob_b - a.logprob_a)
-    return a.told == "A" and b.told == "B", moved
 
 
 def _map(lens: HybridLens, pair: PromptPair, kind: str, step: int) -> DamageMap:

@@ -14,11 +14,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from analyses.kv_cache.crossover_results import CrossCell, Crossover, Share, is_inside
+from analyses.kv_cache.crossover_results import Crossover, Share
 from analyses.kv_cache.mixes import Mix
 from hybridlens.boundary import Seed, public
-from hybridlens.errors import ResultsError
-from hybridlens.results import bootstrap_interval
 
 INTACT = "kv A, conv A, recurrent A"
 """The mix in which nothing comes from prompt B."""
@@ -67,24 +65,26 @@ class Following(NamedTuple):
     """Prompt pairs."""
 
 
-_KINDS = {"kv": "keys and values", "conv": "convolution", "recurrent": "recurrent state"}
-_KINDS["conv and recurrent"] = "convolution and recurrent state"
-_ONE = re.compile(r"only (?P<kind>[a-z ]+) of layer (?P<layer>\d+)(?:, head (?P<head>\d+))? B")
+_KINDS = {
+    "kv": "keys and values",
+    "conv and recurrent": "convolution and recurrent state",
+    "conv": "convolution",
+    "recurrent": "recurrent state",
+}
+_ONE = re.compile(r"only (?P<what>[a-z ]+) of layer (?P<layer>\d+)(?P<head>, head \d+)? B")
 
 
 def layer_memories(mixes: Sequence[Mix]) -> list[LayerMemory]:
     """The memories of single layers that a crossover's mixes set against all others, in order."""
-    names = {mix.name for mix in mixes}
+    names = [mix.name for mix in mixes]
     found: list[LayerMemory] = []
-    for mix in mixes:
-        match, other = _ONE.fullmatch(mix.name), mix.name.replace("only", "all but", 1)
+    for name in names:
+        match, other = _ONE.fullmatch(name), name.replace("only", "all but", 1)
         if match is None or other not in names:
             continue
-        kind = _KINDS[match["kind"]] + ("" if match["head"] is None else f" of head {match['head']}")
-        layer = int(match["layer"])
-        words = f"{_KINDS[match['kind']]} of layer {layer}"
-        words += "" if match["head"] is None else f", head {match['head']}"
-        found.append(LayerMemory(layer, kind, Memory(words, mix.name, other)))
+        what, layer, head = _KINDS[match["what"]], match["layer"], match["head"] or ""
+        memory = Memory(f"{what} of layer {layer}{head}", name, other)
+        found.append(LayerMemory(int(layer), what + head.replace(",", " of"), memory))
     return found
 
 
@@ -102,27 +102,10 @@ def following(found: Crossover, memory: Memory, inside: bool | None = None, *, s
         InputError: a seed below 0.
         ResultsError: there are no such answers.
     """
-    only, all_but, intact = (_cells(found, name, inside) for name in (memory.only, memory.all_but, INTACT))
+    only, all_but, intact = (found.answers(name, inside) for name in (memory.only, memory.all_but, INTACT))
 
     def share(one: str, other: str) -> Share:
-        scores = [((a.told == one) + (b.told == other)) / 2 for a, b in zip(only, all_but, strict=True)]
-        return Share(sum(scores) / len(scores), bootstrap_interval(scores, seed=seed))
+        return Share.of([((a.told == one) + (b.told == other)) / 2 for a, b in zip(only, all_but, strict=True)], seed)
 
-    shift = sum(_lean(cell) - _lean(base) for cell, base in zip(only, intact, strict=True)) / len(only)
+    shift = sum(cell.leaning - base.leaning for cell, base in zip(only, intact, strict=True)) / len(only)
     return Following(share("B", "A"), share("A", "B"), share("neither", "neither"), shift, len(only))
-
-
-def regions(found: Crossover) -> list[bool]:
-    """True where some needle is seen whole by the last token, False where some is not seen at all."""
-    return [inside for inside in (True, False) if any(is_inside(cell, inside) for cell in found.cells)]
-
-
-def _lean(cell: CrossCell) -> float:
-    return cell.logprob_b - cell.logprob_a
-
-
-def _cells(found: Crossover, mix: str, inside: bool | None) -> list[CrossCell]:
-    cells = [cell for cell in found.cells if cell.mix == mix and is_inside(cell, inside)]
-    if not cells:
-        raise ResultsError(f"no answer under mix {mix!r} to tell what it follows; make the crossover with all mixes")
-    return cells

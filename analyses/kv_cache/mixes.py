@@ -18,15 +18,17 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal, TypeAlias
 
-from analyses.kv_cache.places import check_name
 from analyses.kv_cache.recurrent import swap_recurrent
 from analyses.kv_cache.swapping import swap
 from hybridlens.config import LensConfig
-from hybridlens.errors import InputError
+from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.state import HybridState
 
 Memory: TypeAlias = Literal["keys", "values", "conv", "recurrent"]
 MEMORIES: tuple[Memory, ...] = ("keys", "values", "conv", "recurrent")
+
+FromB: TypeAlias = frozenset[tuple[int, str]]
+Heads: TypeAlias = frozenset[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,15 @@ class Mix:
 
     name: str
     group: str
-    from_b: frozenset[tuple[int, str]]
-    heads_from_b: frozenset[tuple[int, int]] = frozenset()
+    from_b: FromB
+    heads_from_b: Heads = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse a memory that would not be mixed."""
-        for _, memory in sorted(self.from_b, key=str):
-            check_name(memory, MEMORIES, f"mix {self.name!r}: memory")
+        unknown = sorted({memory for _, memory in self.from_b} - set(MEMORIES), key=str)
+        if unknown:
+            known = ", ".join(MEMORIES)
+            raise UnknownNameError(f"mix {self.name!r}: memory {unknown[0]!r} does not exist; expected one of {known}")
 
     def of(self, a: HybridState, b: HybridState) -> HybridState:
         """The mixed state, row for row; tensors that come whole from A are A's own.
@@ -73,12 +77,6 @@ class Mix:
         return a
 
 
-def memories_of(cfg: LensConfig) -> dict[Memory, frozenset[tuple[int, str]]]:
-    """(layer, memory) of everything a model remembers in, by kind of memory."""
-    layers = {"keys": cfg.attention_layers, "values": cfg.attention_layers, "conv": cfg.ssm_layers}
-    return {memory: frozenset((i, memory) for i in layers.get(memory, cfg.ssm_layers)) for memory in MEMORIES}
-
-
 def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
     """The ready mixes of a model.
 
@@ -90,59 +88,46 @@ def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
         InputError: no layer has attention, so that there is nothing to set recurrent memories against.
     """
     cfg.need_attention("mixing keys and values with recurrent memories")
-    every = memories_of(cfg)
-    kv, conv, recurrent = every["keys"] | every["values"], every["conv"], every["recurrent"]
-    nothing: frozenset[tuple[int, str]] = frozenset()
+    layers = {"keys": cfg.attention_layers, "values": cfg.attention_layers, "conv": cfg.ssm_layers}
+    every = {memory: frozenset((i, memory) for i in layers.get(memory, cfg.ssm_layers)) for memory in MEMORIES}
+    parts = {"kv": every["keys"] | every["values"], "conv": every["conv"], "recurrent": every["recurrent"]}
     found: list[Mix] = []
-    for chosen in product((False, True), repeat=3):
-        named = zip(("kv", "conv", "recurrent"), chosen, strict=True)
-        name = ", ".join(f"{what} {'B' if taken else 'A'}" for what, taken in named)
-        parts = (part if taken else nothing for part, taken in zip((kv, conv, recurrent), chosen, strict=True))
-        found.append(Mix(name, "whole model", nothing.union(*parts)))
+    for sides in product("AB", repeat=len(parts)):
+        taken = dict(zip(parts, sides, strict=True))
+        from_b = frozenset(one for what, side in taken.items() if side == "B" for one in parts[what])
+        found.append(Mix(", ".join(f"{what} {side}" for what, side in taken.items()), "whole model", from_b))
     found += [Mix(f"only {memory} B", "whole model", every[memory]) for memory in ("keys", "values")]
-    if not by_layer:
-        return found
-    everything = kv | conv | recurrent
-    for layer in range(cfg.n_layers):
-        kinds: list[tuple[Memory, ...]] = []
-        if layer in cfg.attention_layers:
-            kinds.append(("keys", "values"))
+    everything = frozenset(one for part in parts.values() for one in part)
+    for layer in range(cfg.n_layers) if by_layer else ():
+        kinds: dict[str, tuple[str, ...]] = {"kv": ("keys", "values")} if layer in cfg.attention_layers else {}
         if layer in cfg.ssm_layers:
-            recurrent_kinds: list[tuple[Memory, ...]] = [("conv", "recurrent"), ("conv",), ("recurrent",)]
-            kinds += recurrent_kinds
-        for kind in kinds:
-            this = frozenset((layer, memory) for memory in kind)
-            what = "kv" if "keys" in kind else " and ".join(kind)
-            found.append(Mix(f"only {what} of layer {layer} B", f"layer {layer}", this))
-            found.append(Mix(f"all but {what} of layer {layer} B", f"layer {layer}", everything - this))
-        attention = cfg.layers[layer].attn
-        if attention is not None and attention.n_kv_heads > 1:
-            found += _by_head(layer, attention.n_kv_heads, everything)
-    return found
-
-
-def _by_head(layer: int, n_heads: int, everything: frozenset[tuple[int, str]]) -> list[Mix]:
-    """Keys and values of each head of a layer, alone and alone not."""
-    found: list[Mix] = []
-    for head in range(n_heads):
-        others = frozenset((layer, other) for other in range(n_heads) if other != head)
+            kinds |= {"conv and recurrent": ("conv", "recurrent"), "conv": ("conv",), "recurrent": ("recurrent",)}
+        for what, memories in kinds.items():
+            this = frozenset((layer, memory) for memory in memories)
+            found += _alone_and_not(what, f"layer {layer}", this, everything - this)
+        heads = cfg.attention(layer).n_kv_heads if layer in cfg.attention_layers else 1
         rest = everything - {(layer, "keys"), (layer, "values")}
-        what, group = f"kv of layer {layer}, head {head} B", f"layer {layer}, head {head}"
-        found.append(Mix(f"only {what}", group, frozenset(), frozenset({(layer, head)})))
-        found.append(Mix(f"all but {what}", group, rest, others))
+        for head in range(heads) if heads > 1 else ():
+            others = frozenset((layer, other) for other in range(heads) if other != head)
+            group = f"layer {layer}, head {head}"
+            found += _alone_and_not("kv", group, frozenset(), rest, frozenset({(layer, head)}), others)
     return found
+
+
+def _alone_and_not(
+    what: str, group: str, this: FromB, rest: FromB, head: Heads = frozenset(), others: Heads = frozenset()
+) -> list[Mix]:
+    """The mix of one memory from B, and that of all but it."""
+    taken = {"only": (this, head), "all but": (rest, others)}
+    return [Mix(f"{how} {what} of {group} B", group, *from_b) for how, from_b in taken.items()]
 
 
 def check_mixes(given: Sequence[Mix], cfg: LensConfig) -> None:
-    """Refuse no mixes, two of one name, and layers that a model lacks.
-
-    Raises:
-        InputError: what is wrong.
-    """
+    """Refuse two mixes of one name, and layers that a model lacks."""
     names = [mix.name for mix in given]
-    if not names or len(set(names)) < len(names):
-        twice = next((name for name in names if names.count(name) > 1), None)
-        raise InputError("no mix given" if twice is None else f"two mixes are called {twice!r}; give each its own name")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"two mixes are called {twice[0]!r}; give each its own name")
     for mix in given:
         layers = sorted({layer for layer, _ in (*mix.from_b, *mix.heads_from_b)})
         lacking = [layer for layer in layers if not 0 <= layer < cfg.n_layers]

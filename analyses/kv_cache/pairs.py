@@ -144,14 +144,10 @@ def _paired(pair: NeedlePair, one: Prompt, other: Prompt) -> PromptPair:
 
 def _fitting(tokenizer: Tokenizer) -> list[NeedlePair]:
     """The built-in pairs of equal numbers of tokens."""
-    fitting: list[NeedlePair] = []
-    unequal: list[str] = []
-    for pair in needle_pairs():
-        ours, theirs = (len(encode(tokenizer, " " + needle.sentence, False).ids) for needle in pair)
-        if ours == theirs:
-            fitting.append(pair)
-        else:
-            unequal.append(pair.a.name)
+    every = needle_pairs()
+    sizes = [[len(encode(tokenizer, " " + needle.sentence, False).ids) for needle in pair] for pair in every]
+    fitting = [pair for pair, (ours, theirs) in zip(every, sizes, strict=True) if ours == theirs]
+    unequal = [pair.a.name for pair in every if pair not in fitting]
     if not fitting:
         raise InputError("this tokenizer cuts every built-in needle and its twin into unequal numbers of tokens")
     if unequal:

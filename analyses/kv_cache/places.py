@@ -66,43 +66,25 @@ class KeyPlace(NamedTuple):
     """Of each layer's heads."""
 
     def asked(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key"]:
-        """True at the keys of one layer that are meant, whether they are there or were dropped.
-
-        Raises:
-            InputError: the layer has no such head.
-        """
-        device = held.k.device
-        return self.slots.to(device)[:, None] & _mask(self.heads, held.k.shape[1], "key/value head").to(device)[:, None]
+        """True at the keys of one layer that are meant, whether they are there or were dropped."""
+        heads = mask(self.heads, held.k.shape[1], "key/value head")
+        return self.slots.to(held.k.device)[:, None] & heads.to(held.k.device)[:, None]
 
     def keys(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key"]:
         """The same, of those that are there."""
-        return self.asked(held) if held.kept is None else self.asked(held) & held.kept
+        return self.asked(held) & ~held.lost()
 
     def entries(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key d_head"]:
-        """The same by channel.
-
-        Raises:
-            InputError: the layer's heads have no such channel.
-        """
-        return self.keys(held)[..., None] & _mask(self.channels, held.k.shape[3], "channel").to(held.k.device)
+        """The same by channel."""
+        return self.keys(held)[..., None] & mask(self.channels, held.k.shape[3], "channel").to(held.k.device)
 
 
 def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
-    """What `Where` names in one state.
-
-    Raises:
-        InputError: see the module.
-        UnknownNameError: see the module.
-    """
+    """What `Where` names in one state."""
     check_where(where, Where)
     heads, positions = where.get("heads"), where.get("positions")
     chosen = layers_of(state, where.get("layers"), "attention", heads)
-    channels = where.get("channels")
-    for layer in chosen:  # layers need not be alike
-        held = keys_of(state, layer)
-        indices(heads, held.k.shape[1], "key/value head")
-        indices(channels, held.k.shape[3], "channel")
-    place = KeyPlace(chosen, heads, slots_of(state, positions, where.get("rows")), channels)
+    place = KeyPlace(chosen, heads, slots_of(state, positions, where.get("rows")), where.get("channels"))
     if positions is not None:
         for layer in chosen:
             _check_kept(state, place, layer)
@@ -112,11 +94,7 @@ def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
 def layers_of(
     state: HybridState, layers: Indices, kind: Literal["attention", "recurrent"], heads: Indices = None
 ) -> tuple[int, ...]:
-    """The layers of one kind that are meant.
-
-    Raises:
-        InputError: a layer that is not there, is of the other kind, or none of that kind.
-    """
+    """The layers of one kind that are meant."""
     mixer = MIXERS[kind]
     there = tuple(i for i, memories in enumerate(state.layers) if mixer in memories)
     if not there:
@@ -126,51 +104,34 @@ def layers_of(
     chosen = tuple(indices(layers, len(state.layers), "layer"))
     if not chosen:
         raise InputError(f"no layer given; the {kind} layers are {_listed(there)}")
-    wrong = [layer for layer in chosen if layer not in there]
-    if wrong and kind == "attention" and heads is not None and "ssm" in state.layers[wrong[0]]:
-        raise InputError(
-            f"head {_listed(indices(heads, None, 'head'))} of layer {wrong[0]} given, but that layer is recurrent and "
-            f"has no heads; the attention layers are {_listed(there)}"
-        )
-    if wrong and not state.layers[wrong[0]]:
-        raise InputError(f"layer {wrong[0]} has no mixer and remembers nothing; the {kind} layers are {_listed(there)}")
-    if wrong:
-        lacks = "recurrent and holds no keys" if kind == "attention" else "attention and holds no recurrent state"
-        raise InputError(f"layer {wrong[0]} is {lacks}; the {kind} layers are {_listed(there)}")
+    for layer in chosen:
+        if layer in there:
+            continue
+        lacks = f"layer {layer} is recurrent and holds no keys"
+        if not state.layers[layer]:
+            lacks = f"layer {layer} has no mixer and remembers nothing"
+        elif kind == "recurrent":
+            lacks = f"layer {layer} is attention and holds no recurrent state"
+        elif heads is not None:
+            numbers = _listed(indices(heads, None, "head"))
+            lacks = f"head {numbers} of layer {layer} given, but that layer is recurrent and has no heads"
+        raise InputError(f"{lacks}; the {kind} layers are {_listed(there)}")
     return chosen
 
 
-def rows_of_batch(state: HybridState, rows: Indices) -> list[int]:
-    """The rows that are meant.
-
-    Raises:
-        InputError: a row that is not there.
-    """
-    return indices(rows, state.batch, "row")
-
-
 def slots_of(state: HybridState, positions: Positions, rows: Indices) -> Bool[Tensor, "batch key"]:
-    """True at the key slots that hold the positions in the rows that are meant.
-
-    Raises:
-        InputError: a position that a row does not hold, or not one list of positions for each row.
-    """
-    visible, chosen = state.visible, rows_of_batch(state, rows)
+    """True at the key slots that hold the positions in the rows that are meant."""
     if positions is None:
-        in_rows = torch.zeros_like(state.lengths, dtype=torch.bool)
-        in_rows[chosen] = True
-        return visible & in_rows[:, None]
-    wanted = _by_row(positions, len(chosen))
-    table = torch.zeros(state.batch, 2 + int(state.lengths.max()), dtype=torch.bool)
-    for row, row_positions in zip(chosen, wanted, strict=True):
-        inside = [position for position in row_positions if 0 <= position <= table.shape[1] - 2]
-        table[row, torch.tensor(inside, dtype=torch.long) + 1] = True
-    found = table.to(visible.device).gather(1, state.key_positions + 1) & visible
-    counts = found.sum(dim=1).tolist()
-    for row, row_positions in zip(chosen, wanted, strict=True):
-        if counts[row] != len(set(row_positions)):
-            _refuse(row_positions, state.key_positions[row][visible[row]].tolist(), row, state.window)
-    return found
+        return state.visible & mask(rows, state.batch, "row").to(state.visible.device)[:, None]
+    chosen, at, visible = indices(rows, state.batch, "row"), state.key_positions.cpu(), state.visible.cpu()
+    found = torch.zeros_like(visible)
+    for row, wanted in zip(chosen, _by_row(positions, len(chosen)), strict=True):
+        held = at[row][visible[row]].tolist()
+        if not set(wanted) <= set(held):
+            sliding = "" if state.window is None else f" of its window of {state.window}"
+            raise not_held(wanted, held, f"the cache of row {row}", f"{sliding}; give positions among these")
+        found[row] = visible[row] & torch.isin(at[row], at.new_tensor(wanted))
+    return found.to(state.visible.device)
 
 
 def rewritten(
@@ -203,11 +164,7 @@ def keys_of(state: HybridState, layer: int) -> KeyValues:
 
 
 def indices(given: Indices, size: int | None, what: str) -> list[int]:
-    """The numbers given, in order; all of `size` for None.
-
-    Raises:
-        InputError: one that is none of 0 … size - 1.
-    """
+    """The numbers given, in order, each one of 0 … size - 1; all of these for None."""
     if given is None:
         return list(range(size or 0))
     found = [given] if isinstance(given, int) else list(given)
@@ -218,26 +175,15 @@ def indices(given: Indices, size: int | None, what: str) -> list[int]:
     return found
 
 
-def check_name(given: str, known: tuple[str, ...], what: str = "part") -> None:
-    """Refuse a name that does not exist.
-
-    Raises:
-        UnknownNameError: naming those that do.
-    """
-    if given not in known:
-        raise UnknownNameError(f"{what} {given!r} does not exist; expected one of {', '.join(known)}")
+def mask(given: Indices, size: int, what: str) -> Bool[Tensor, "size"]:
+    """True at the numbers given, of `size`."""
+    chosen = torch.zeros(size, dtype=torch.bool)
+    chosen[indices(given, size, what)] = True
+    return chosen
 
 
 def check_where(where: Mapping[str, object], kind: type) -> None:
-    """Refuse a name that says no place, which would otherwise change everything.
-
-    Args:
-        where: what was given by name.
-        kind: the `TypedDict` whose names there are.
-
-    Raises:
-        UnknownNameError: naming those that there are.
-    """
+    """Refuse what is no name of a `TypedDict` of places, which would otherwise change everything."""
     known = tuple(kind.__annotations__)
     for name in where:
         if name not in known:
@@ -256,12 +202,18 @@ def shown(positions: Sequence[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs) or "none"
 
 
+def not_held(
+    wanted: Sequence[int], held: Sequence[int], holder: str, advice: str = "; give positions among these"
+) -> InputError:
+    """The error for positions wanted of what holds others; `holder` says in words whose these are."""
+    missing = shown([position for position in set(wanted) if position not in set(held)])
+    return InputError(f"position {missing} given, but {holder} holds positions {shown(held)}{advice}")
+
+
 def _by_row(positions: int | Sequence[int] | Sequence[Sequence[int]], rows: int) -> list[list[int]]:
     """One list of positions for each of `rows` rows."""
-    if isinstance(positions, int):
-        return [indices(positions, None, "position")] * rows
-    if not any(isinstance(item, Sequence) for item in positions):
-        return [indices(cast(Sequence[int], positions), None, "position")] * rows
+    if isinstance(positions, int) or not any(isinstance(item, Sequence) for item in positions):
+        return [indices(cast(Indices, positions), None, "position")] * rows
     if len(positions) != rows:
         raise InputError(
             f"positions of {len(positions)} rows given for {rows} rows; give one list for each row, or one for all"
@@ -269,23 +221,8 @@ def _by_row(positions: int | Sequence[int] | Sequence[Sequence[int]], rows: int)
     return [indices(cast(Sequence[int], item), None, "position") for item in positions]
 
 
-def _mask(given: Indices, size: int, what: str) -> Bool[Tensor, "size"]:
-    mask = torch.zeros(size, dtype=torch.bool)
-    mask[indices(given, size, what)] = True
-    return mask
-
-
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _refuse(wanted: Sequence[int], held: Sequence[int], row: int, window: int | None) -> None:
-    missing = sorted(set(wanted) - set(held))
-    sliding = "" if window is None else f" of its window of {window}"
-    raise InputError(
-        f"position {shown(missing)} given, but the cache of row {row} holds positions {shown(held)}{sliding}; "
-        "give positions among these"
-    )
 
 
 def _check_kept(state: HybridState, place: KeyPlace, layer: int) -> None:
@@ -297,8 +234,8 @@ def _check_kept(state: HybridState, place: KeyPlace, layer: int) -> None:
     if len(gone):
         row, head, slot = gone[0].tolist()
         there = held.kept[row, head].to(state.visible.device) & state.visible[row]
-        position, left = int(state.key_positions[row, slot]), state.key_positions[row][there].tolist()
-        raise InputError(
-            f"position {position} given, but head {head} of layer {layer} in row {row} holds positions {shown(left)}; "
-            "what was dropped is not there any more"
-        )
+        left = state.key_positions[row][there]
+        raise not_held(
+            [int(state.key_positions[row, slot])], left.tolist(), f"head {head} of layer {layer} in row {row}",
+            "; what was dropped is not there any more",
+        )  # fmt: skip

@@ -15,25 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, TypeAlias, Unpack, cast
+from typing import Literal, TypeAlias, Unpack
 
 import torch
 from torch import Tensor
 
 from analyses.kv_cache.places import layers_of
-from analyses.kv_cache.recurrent_places import (
-    MATRIX,
-    RecurrentWhere,
-    WhereLayers,
-    check_recurrent,
-    conv_entries,
-    held_part,
-    state_entries,
-)
+from analyses.kv_cache.recurrent_places import MATRIX, RecurrentWhere, WhereLayers, check_recurrent, entries, held_part
 from analyses.kv_cache.swapping import check_same
 from hybridlens.boundary import public
 from hybridlens.errors import InputError
-from hybridlens.memory import Recurrent
 from hybridlens.state import HybridState
 
 RecurrentParts: TypeAlias = Literal["conv", "recurrent", "both"]
@@ -93,11 +84,7 @@ def swap_recurrent(
         InputError: states of other models, batches or lengths; see the module.
     """
     check_same(state, other)
-
-    def taken(x: Tensor, layer: int, part: str) -> Tensor:
-        return held_part(other, layer, part).to(x)
-
-    return _rewritten(state, parts, where, taken)
+    return _rewritten(state, parts, where, lambda x, layer, part: held_part(other, layer, part).to(x))
 
 
 @public
@@ -126,55 +113,40 @@ def project_out(
             side of a state that has none; see the module.
         UnknownNameError: there is no such side.
     """
-    wide = direction.float()
-    by_head = side is not None and wide.ndim == 2
-    norm = wide.norm(dim=-1, keepdim=True) if by_head else wide.norm()
-    if not bool(wide.isfinite().all()) or not bool((norm > 0).all()):
+    unit = direction.float()
+    norm = unit.norm(dim=-1, keepdim=True) if side is not None and unit.ndim == 2 else unit.norm()
+    if not bool(unit.isfinite().all()) or not bool((norm > 0).all()):
         raise InputError("a direction of length 0, or with entries that are not finite, given; expected a vector")
-    unit = wide / norm
+    unit = unit / norm
 
     def removed(x: Tensor, layer: int, part: str) -> Tensor:
-        flat = x.float()
-        shapes = _shapes(flat, part, side, layer)
-        if tuple(unit.shape) not in shapes:
+        shapes = {tuple(x.shape[i] for i in axes): axes for axes in _axes(x, part, side, layer)}
+        axes = shapes.get(tuple(unit.shape))
+        if axes is None:
             raise InputError(
                 f"a direction of shape {list(unit.shape)} given for the {part} state of layer {layer}, expected "
-                + " or ".join(str(list(s)) for s in dict.fromkeys(shapes))
-                + (", or a side of it" if flat.ndim == MATRIX and side is None else "")
+                + " or ".join(str(list(shape)) for shape in shapes)
+                + (", or a side of it" if x.ndim == MATRIX and side is None else "")
             )
-        d = unit.to(flat.device)
-        if part == "conv":
-            return flat - (flat @ d)[..., None] * d
-        if side is not None:
-            d = d.expand(flat.shape[1], -1)
-            if side == "values":
-                return flat - d[:, :, None] * torch.einsum("bsum,su->bsm", flat, d)[:, :, None]
-            return flat - torch.einsum("bsum,sm->bsu", flat, d)[..., None] * d[:, None]
-        if d.ndim == flat.ndim - 1:
-            along = (flat * d).flatten(1).sum(dim=1).reshape(-1, *[1] * d.ndim)
-            return flat - along * d
-        return flat - torch.einsum("bcn,c->bn", flat, d)[:, None] * d[:, None]
+        wide = x.float()
+        d = unit.to(x.device).reshape([n if i in axes else 1 for i, n in enumerate(x.shape)])
+        return wide - (wide * d).sum(dim=axes if side is None else axes[-1:], keepdim=True) * d
 
     return _rewritten(state, parts, where, removed)
 
 
-def _shapes(x: Tensor, part: str, side: Side | None, layer: int) -> list[tuple[int, ...]]:
-    """The shapes that a direction may have for one memory.
-
-    Raises:
-        InputError: a side of what is no matrix.
-    """
+def _axes(x: Tensor, part: str, side: Side | None, layer: int) -> list[tuple[int, ...]]:
+    """The axes of one memory that a direction may have; with a side, it is a vector along the last of them."""
     matrix = part == "recurrent" and x.ndim == MATRIX
+    whole = tuple(range(1, x.ndim))
     if side is not None and not matrix:
         raise InputError(f"side {side!r} given, but the {part} state of layer {layer} is no matrix; leave it out")
+    if side is not None:
+        axis = 2 if side == "values" else 3
+        return [(axis,), (1, axis)]
     if part == "conv":
-        return [(x.shape[2],)]
-    if not matrix:
-        return [tuple(x.shape[1:]), (x.shape[1],)]
-    if side is None:
-        return [tuple(x.shape[1:])]
-    width = x.shape[2] if side == "values" else x.shape[3]
-    return [(width,), (x.shape[1], width)]
+        return [(2,)]
+    return [whole] if matrix else [whole, (1,)]
 
 
 def _rewritten(
@@ -184,15 +156,9 @@ def _rewritten(
     chosen = layers_of(state, where.get("layers"), "recurrent")
     check_recurrent(state, chosen, parts, where, RecurrentWhere)
     for layer in chosen:
-        held = cast(Recurrent, state.layers[layer]["ssm"])
-        if parts != "recurrent":
-            conv = held_part(state, layer, "conv")
-            meant = conv_entries(state, where, conv).to(conv.device)
-            held = replace(held, conv=torch.where(meant, fn(conv, layer, "conv").to(conv.dtype), conv))
-        if parts != "conv":
-            recurrent = held_part(state, layer, "recurrent")
-            meant = state_entries(state, where, recurrent).to(recurrent.device)
-            new = fn(recurrent, layer, "recurrent").to(recurrent.dtype)
-            held = replace(held, recurrent=torch.where(meant, new, recurrent))
-        state = state.put(layer, "ssm", held)
+        for part in ("conv", "recurrent") if parts == "both" else (parts,):
+            held = held_part(state, layer, part)
+            meant = entries(state, where, part, held).to(held.device)
+            changed = torch.where(meant, fn(held, layer, part).to(held.dtype), held)
+            state = state.put(layer, "ssm", replace(state.layers[layer]["ssm"], **{part: changed}))
     return state

@@ -12,19 +12,9 @@ from typing import Any
 
 from analyses.experiment.text import columns, percent_interval
 from analyses.kv_cache import sections
-from analyses.kv_cache.crossover_results import Crossover
-from analyses.kv_cache.damage import DamageMap
-from analyses.kv_cache.following import (
-    EVERYTHING,
-    KEYS_AND_VALUES,
-    RECURRENT,
-    WHOLE,
-    Following,
-    LayerMemory,
-    following,
-    layer_memories,
-    regions,
-)
+from analyses.kv_cache.crossover_results import Crossover, Share
+from analyses.kv_cache.damage import DamageMap, touches
+from analyses.kv_cache.following import EVERYTHING, WHOLE, Following, following, layer_memories
 from hybridlens.viz.article import Article
 from hybridlens.viz.words import percent
 
@@ -34,6 +24,11 @@ ENOUGH = 0.5
 NOTHING = 0.05
 """A model that tells fewer of its needles than this holds nothing that the answers could show."""
 
+MIXED = (
+    "A mixed state is one that no text leads to. An answer that tells neither needle may mean that two memories "
+    "are needed, or that the model is lost: read the answers."
+)
+
 _NAMED = 3
 
 
@@ -41,114 +36,116 @@ def article_of(found: Crossover, maps: Mapping[str, DamageMap], record: Mapping[
     """The page's contents; the arguments are the answers, the maps by name, and the run's `run.json`."""
     window = record.get("facts", {}).get("window")
     windowed = window is not None
-    made = [sections.followed(found, windowed)]
-    if layer_memories(found.mixes):
-        made.append(sections.layers(found, windowed))
-    if maps:
-        made.append(sections.written(maps, windowed))
-    made.append(sections.combinations(found, windowed))
+    shown = [
+        sections.followed(found, windowed),
+        sections.layers(found, windowed) if layer_memories(found.mixes) else None,
+        sections.written(maps, windowed) if maps else None,
+        sections.combinations(found, windowed),
+    ]
+    partly = sections.partly(found)
+    part = f"Of {partly} prompt pairs the last token sees only a part of the needle; they are in neither group."
     return Article(
         subject="crossover",
         over="Memories of two prompts exchanged",
         origin=_origin(found, record),
         finding=finding(found, maps, window),
-        notes=_notes(found),
-        sections=tuple(made),
+        notes=(MIXED, part) if partly else (MIXED,),
+        sections=tuple(section for section in shown if section is not None),
     )
 
 
 def finding(found: Crossover, maps: Mapping[str, DamageMap], window: int | None) -> tuple[str, ...]:
     """Which memory holds the needle, in which layer and head, where it is written, what keeps it beyond a window."""
     said: list[str] = []
-    if True in regions(found):
+    if True in found.regions:
         where = "" if window is None else " while the needle is inside the window"
-        said += [_holds(found, True, where), *_which_layer(found, True), *_places(maps, "inside")]
-    if False in regions(found):
+        said += [_holds(found, where), *_which_layer(found, True), *_places(maps, "inside")]
+    if False in found.regions:
         said.append(_outside(found, window))
         if following(found, EVERYTHING, False).memory.mean >= NOTHING:
             said += _places(maps, "outside")
     return tuple(said)
 
 
-def _holds(found: Crossover, inside: bool, where: str) -> str:
-    """The verdict over the two kinds of memory, with both shares."""
-    intact, kv, recurrent = (following(found, memory, inside) for memory in (EVERYTHING, KEYS_AND_VALUES, RECURRENT))
+def _holds(found: Crossover, where: str) -> str:
+    """The verdict over the two kinds of memory, with both shares, while the needle is seen."""
+    intact, kv, recurrent, _ = (following(found, memory, True) for memory in WHOLE)
     if intact.memory.mean < NOTHING:
         return (
             f"Nothing can be said of where the needle is held{where}: the model tells it in {_share(intact)} of "
             f"{_pairs(intact.n)}, with nothing exchanged."
         )
-    keys, values = sections.keys_alone(found, inside)
-    verdict = _verdict(kv, recurrent) or f"{_too_few(intact.n)} which kind of memory holds the needle"
+    keys, values = (found.shares(f"only {part} B", True).b.mean for part in ("keys", "values"))
+    verdict = _verdict(kv.memory, recurrent.memory)
     return (
-        f"{verdict}{where}: set against all else, keys and values decide {_share(kv)} of the answers "
-        f"and recurrent states {_share(recurrent)} ({_pairs(intact.n)}, either way round; untouched, the model "
-        f"tells {percent(intact.memory.mean)}). With the values alone from the other prompt {percent(values)} tell "
-        f"the other needle, with the keys alone {percent(keys)}."
+        f"{verdict or f'{_too_few(intact.n)} which kind of memory holds the needle'}{where}: set against all else, "
+        f"keys and values decide {_share(kv)} of the answers and recurrent states {_share(recurrent)} "
+        f"({_pairs(intact.n)}, either way round; untouched, the model tells {percent(intact.memory.mean)}). With the "
+        f"values alone from the other prompt {percent(values)} tell the other needle, with the keys alone "
+        f"{percent(keys)}."
     )
 
 
-def _verdict(kv: Following, recurrent: Following) -> str | None:
+def _verdict(kv: Share, recurrent: Share) -> str | None:
     """What the shares of both kinds of memory support; None where there are too few prompt pairs to tell.
 
     One holds the needle where more than `ENOUGH` of the answers follow it and its interval lies above the other's.
     Neither decides where both intervals end below `ENOUGH`, and either does where both begin above it.
     """
-    if kv.memory.mean > ENOUGH and kv.memory.interval.low > recurrent.memory.interval.high:
+    if kv.mean > ENOUGH and kv.interval.low > recurrent.interval.high:
         return "Keys and values hold the needle, and not the recurrent state"
-    if recurrent.memory.mean > ENOUGH and recurrent.memory.interval.low > kv.memory.interval.high:
+    if recurrent.mean > ENOUGH and recurrent.interval.low > kv.interval.high:
         return "The recurrent states hold the needle, and not keys and values"
-    if max(kv.memory.interval.high, recurrent.memory.interval.high) < ENOUGH:
-        if max(kv.memory.mean, recurrent.memory.mean) <= NOTHING:
+    if max(kv.interval.high, recurrent.interval.high) < ENOUGH:
+        if max(kv.mean, recurrent.mean) <= NOTHING:
             return "No kind of memory holds the needle by itself"
         return "Neither kind of memory alone decides which needle is told"
-    if min(kv.memory.interval.low, recurrent.memory.interval.low) > ENOUGH:
+    if min(kv.interval.low, recurrent.interval.low) > ENOUGH:
         return "Either kind of memory decides which needle is told, when it alone is exchanged"
     return None
 
 
 def _which_layer(found: Crossover, inside: bool) -> list[str]:
     """The layers, and heads, whose memory alone decides most answers; nothing where no layers were mixed."""
-    shares = [(one, following(found, one.memory, inside)) for one in layer_memories(found.mixes)]
-    order = sorted(shares, key=lambda both: (-both[1].memory.mean, -both[1].shift, _in_parts(both[0])))
-    best = [both for both in order if both[1].memory.mean >= NOTHING][:_NAMED]
+    shares = [(one.memory.words, following(found, one.memory, inside)) for one in layer_memories(found.mixes)]
+    if not shares:
+        return []
+    # of memories that are followed alike, the smaller come after those they are part of, whose names are shorter
+    order = sorted(shares, key=lambda both: (-both[1].memory.mean, -both[1].shift, len(both[0])))
+    best = [(words, share) for words, share in order if share.memory.mean >= NOTHING][:_NAMED]
     if not best:
-        most = [max(shares, key=lambda both: both[1].shift)] if shares else []
+        words, share = max(shares, key=lambda both: both[1].shift)
         return [
             f"No memory of a single layer decided as many as {percent(NOTHING)} of the answers of {_pairs(share.n)} by "
-            f"itself; the words' log-probability is moved most by {one.memory.words} "
-            f"({sections.shift_words(share.shift)})."
-            for one, share in most
+            f"itself; the words' log-probability is moved most by {words} ({sections.shift_words(share.shift)})."
         ]
-    named = "; ".join(f"{one.memory.words}: {_share(share)}" for one, share in best)
     if best[0][1].memory.interval.low > ENOUGH:
         alone = "Of single memories, the answer follows"
     elif max(share.memory.interval.high for _, share in shares) < ENOUGH:
         alone = "No memory of a single layer or head decides most answers by itself; the answer follows"
     else:
         alone = f"{_too_few(best[0][1].n)} whether a single memory decides most answers; these follow"
-    return [f"{alone} {named}."]
-
-
-def _in_parts(one: LayerMemory) -> int:
-    """Smaller memories after those they are part of."""
-    return len(one.memory.words)
+    return [f"{alone} {'; '.join(f'{words}: {_share(share)}' for words, share in best)}."]
 
 
 def _outside(found: Crossover, window: int | None) -> str:
     """What keeps a needle that has left the window."""
-    intact, kv, recurrent = (following(found, memory, False) for memory in (EVERYTHING, KEYS_AND_VALUES, RECURRENT))
+    intact, kv, recurrent, _ = (following(found, memory, False) for memory in WHOLE)
     begin = f"Once the needle has left the window of {window} tokens"
     if intact.memory.mean < NOTHING:
         sure = intact.memory.interval.high < ENOUGH
         verdict = "nothing keeps it" if sure else f"{_too_few(intact.n)} whether anything keeps it"
+        compared = ""
+        if True in found.regions:
+            moved = following(found, EVERYTHING, True).shift
+            compared = f"; inside the window it moves by {sections.shift_words(moved)}"
         return (
             f"{begin}, {verdict}: the model tells it in {_share(intact)} of {_pairs(intact.n)}, and exchanging all "
             f"that it remembers moves the preference for the other needle's words by "
             f"{sections.shift_words(intact.shift)} (keys and values {sections.shift_words(kv.shift)}, recurrent states "
-            f"{sections.shift_words(recurrent.shift)}){_compared(found)}."
+            f"{sections.shift_words(recurrent.shift)}){compared}."
         )
-    unsure = f" ({_too_few(kv.n)} which)" if _verdict(kv, recurrent) is None else ""
+    unsure = f" ({_too_few(kv.n)} which)" if _verdict(kv.memory, recurrent.memory) is None else ""
     return (
         f"{begin}, the model still tells it in {_share(intact)} of {_pairs(intact.n)}; what keeps it{unsure}: keys and "
         f"values of later tokens decide {_share(kv)} of the answers, recurrent states {_share(recurrent)}. "
@@ -156,21 +153,17 @@ def _outside(found: Crossover, window: int | None) -> str:
     ).strip()
 
 
-def _compared(found: Crossover) -> str:
-    if True not in regions(found):
-        return ""
-    return f"; inside the window it moves by {sections.shift_words(following(found, EVERYTHING, True).shift)}"
-
-
 def _places(maps: Mapping[str, DamageMap], where: str) -> list[str]:
     """Where damage is greatest in the maps of one prompt, in a sentence."""
-    dropped, reset, replaced = (maps.get(f"{where}-{kind}") for kind in sections.MAP_WORDS)
+    dropped, reset, replaced = (maps.get(f"{where}-{kind}") for kind in sections.KINDS)
     if dropped is None or reset is None or replaced is None:
         return []
     said = "Written down" if where == "inside" else "Outside the window"
-    parts = [f"dropping keys and values costs most at {_worst(dropped)}"]
-    parts += [f"resetting recurrent layers at {_worst(reset)}", f"replacing their states at {_worst(replaced)}"]
-    return [f"{said}, in one prompt ({len(dropped.tokens)} tokens, needle “{dropped.pair}”): {', '.join(parts)}."]
+    return [
+        f"{said}, in one prompt ({len(dropped.tokens)} tokens, needle “{dropped.pair}”): dropping keys and values "
+        f"costs most at {_worst(dropped)}, resetting recurrent layers at {_worst(reset)}, replacing their states at "
+        f"{_worst(replaced)}."
+    ]
 
 
 def _worst(found: DamageMap) -> str:
@@ -180,7 +173,7 @@ def _worst(found: DamageMap) -> str:
     lost = float(damage[group, place])
     if lost < 0.1:
         return f"no place (at most {max(lost, 0.0):.2f} nats)"
-    of = "in the needle" if sections.touches(found, place) else "outside the needle"
+    of = "in the needle" if touches(found, place) else "outside the needle"
     single = [i for i, name in enumerate(found.groups) if name != "all layers"]
     most = max(single, key=lambda i: (float(damage[i].max()), len(found.groups[i])))
     alone = f"; {found.groups[most]} alone {float(damage[most].max()):.1f}"
@@ -202,19 +195,6 @@ def _share(one: Following) -> str:
     return f"{percent(one.memory.mean)} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def _notes(found: Crossover) -> tuple[str, ...]:
-    notes = [
-        "A mixed state is one that no text leads to. An answer that tells neither needle may mean that two memories "
-        "are needed, or that the model is lost: read the answers."
-    ]
-    part = sections.partly(found)
-    if part:
-        notes.append(
-            f"Of {part} prompt pairs the last token sees only a part of the needle; they are in neither group."
-        )
-    return tuple(notes)
-
-
 def _origin(found: Crossover, record: Mapping[str, Any]) -> tuple[str, ...]:
     """How much was answered, of what."""
     pairs = _pairs(len({(cell.pair, cell.length, cell.depth) for cell in found.cells}))
@@ -231,14 +211,13 @@ def _origin(found: Crossover, record: Mapping[str, Any]) -> tuple[str, ...]:
 
 def crossover_table(found: Crossover, model: str, window: int | None) -> str:
     """Which memory the answers follow, with the needle inside and outside the window."""
-    where = {True: "inside", False: "outside"}
     rows = [["needle", "from one prompt, all else from the other", "told its needle", "the other", "neither", "shift"]]
-    for inside in regions(found):
+    for inside in found.regions:
         for memory in WHOLE:
             one = following(found, memory, inside)
             told = percent_interval(one.memory.mean, *one.memory.interval)
             others = [f"{100 * share.mean:.1f}" for share in (one.rest, one.neither)]
-            name = "" if window is None else where[inside]
-            rows.append([name, memory.words, told, *others, f"{one.shift:+.1f}".replace("-0.0", "+0.0")])
+            where = "" if window is None else "inside" if inside else "outside"
+            rows.append([where, memory.words, told, *others, f"{one.shift:+.1f}".replace("-0.0", "+0.0")])
     title = f"{model}: answers in % [95 % interval over prompt pairs]; shift towards the memory's needle in nats"
     return f"{title}\n{columns(rows, left=2)}"

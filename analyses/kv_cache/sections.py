@@ -7,34 +7,32 @@ no picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from analyses.kv_cache.crossover_results import Crossover, Share, is_inside
-from analyses.kv_cache.damage import DamageMap
-from analyses.kv_cache.following import (
-    EVERYTHING,
-    KEYS_AND_VALUES,
-    WHOLE,
-    Following,
-    following,
-    layer_memories,
-    regions,
-)
+import torch
+
+from analyses.kv_cache.crossover_results import Crossover, Share
+from analyses.kv_cache.damage import DamageMap, touches
+from analyses.kv_cache.following import KEYS_AND_VALUES, WHOLE, Following, following, layer_memories
 from hybridlens.viz.blocks import Answers, Block, Chart, ChartGrid, HeatTable, Section, Table, Words
-from hybridlens.viz.entries import Value, interval, percent
+from hybridlens.viz.entries import Entry, Value, interval, percent, signed
 from hybridlens.viz.heads import heatmap_height, pair_heatmap
 from hybridlens.viz.positions import position_heatmap, position_height, position_width, visible
 
 WHERE = {True: "The needle inside the window", False: "The needle outside the window"}
-ALL_IN = "All prompts"
-"""What the first is called for a model without a window."""
-
-MAP_WORDS = {
+KINDS = {
     "dropped": "keys and values dropped, then the last token read without them",
     "reset": "recurrent layers reset after a position, then read on",
     "replaced": "recurrent layers given what prompt B left there, then read on",
 }
-"""Kind of map -> what was done."""
+"""The maps of one prompt, by kind: what was done, in words."""
+
+
+_MEASURES: tuple[tuple[str, Callable[[Following], float], dict[str, int]], ...] = (
+    ("share of answers that follow it", lambda one: one.memory.mean, {"zmin": 0, "zmax": 1}),
+    ("shift towards its needle, nats", lambda one: round(one.shift, 1), {}),
+)
+"""What maps of layers show: in words, the number, and the ends of its scale where they are fixed."""
 
 
 def followed(found: Crossover, windowed: bool) -> Section:
@@ -48,12 +46,10 @@ def followed(found: Crossover, windowed: bool) -> Section:
     )
     blocks: list[Block] = [Words(text)]
     columns = ("tells this memory's needle", "tells that of all the others", "tells neither")
-    for inside in regions(found):
-        shown = {memory: following(found, memory, inside) for memory in WHOLE}
-        rows = tuple((memory.words, f"{shift_words(one.shift)}") for memory, one in shown.items())
-        values = tuple(tuple(_value(share, one.n) for share in one[:3]) for one in shown.values())
-        corner = f"{region_name(inside, windowed)}: {shown[EVERYTHING].n} prompt pairs"
-        blocks.append(HeatTable(corner, rows, columns, values))
+    for inside, name in _regions(found, windowed).items():
+        shown = [(memory.words, following(found, memory, inside)) for memory in WHOLE]
+        rows = [((words, shift_words(one.shift)), one[:3], one.n) for words, one in shown]
+        blocks.append(_shares_table(f"{name}: {rows[0][2]} prompt pairs", columns, rows))
     return Section("memories", "Which memory the answer follows", tuple(blocks))
 
 
@@ -64,22 +60,17 @@ def layers(found: Crossover, windowed: bool) -> Section:
     kinds = sorted({one.kind for one in memories}, key=_kind_order)
     charts: list[Chart] = []
     blocks: list[Block] = []
-    for inside in regions(found):
+    for inside, name in _regions(found, windowed).items():
         shares = {(one.kind, one.layer): following(found, one.memory, inside) for one in memories}
-        name = region_name(inside, windowed)
-        told: list[list[float]] = []
-        shifts: list[list[float]] = []
-        for kind in kinds:
-            row = [shares.get((kind, layer)) for layer in every]
-            told.append([math.nan if one is None else one.memory.mean for one in row])
-            shifts.append([math.nan if one is None else round(one.shift, 1) for one in row])
-        columns = [f"L{layer}" for layer in every]
-        for values, what in ((told, "share of answers that follow it"), (shifts, "shift towards its needle, nats")):
-            figure = pair_heatmap(values, kinds, columns, ("", "layer"), what)
-            if values is told:
-                figure.update_traces(zmin=0, zmax=1)
+        for what, measure, scale in _MEASURES:
+            values = [
+                [measure(shares[kind, layer]) if (kind, layer) in shares else math.nan for layer in every]
+                for kind in kinds
+            ]
+            figure = pair_heatmap(values, kinds, [f"L{layer}" for layer in every], ("", "layer"), what)
             title = f"{name}: {what}"
-            charts.append(Chart(figure, f"{title}, by memory and layer", title, heatmap_height(len(kinds)) + 30))
+            height = heatmap_height(len(kinds)) + 30
+            charts.append(Chart(figure.update_traces(scale), f"{title}, by memory and layer", title, height))
         rows = tuple((one.memory.words, *_row(shares[one.kind, one.layer])) for one in memories)
         header = ("memory", "tells its needle", "that of all the others", "neither", "shift")
         blocks.append(Table(header, rows, f"{name}: every memory of every layer with intervals"))
@@ -99,22 +90,17 @@ def combinations(found: Crossover, windowed: bool) -> Section:
         "and “only values” take all else from A. “B likelier”: of needle B's words against A's, whatever was answered."
     )
     blocks: list[Block] = [Words(text)]
-    for inside in regions(found):
-        shares = {name: found.shares(name, inside) for name in names}
-        values = tuple(
-            tuple(_value(share, one.n) for share in (one.a, one.b, one.neither, one.likelier_b))
-            for one in shares.values()
-        )
-        corner = region_name(inside, windowed)
-        columns = ("tells A", "tells B", "tells neither", "B likelier")
-        blocks.append(HeatTable(corner, tuple(names), columns, values))
-    rows = tuple(
+    for inside, region in _regions(found, windowed).items():
+        shown = [(name, found.shares(name, inside)) for name in names]
+        rows = [(name, one[:4], one.n) for name, one in shown]
+        blocks.append(_shares_table(region, ("tells A", "tells B", "tells neither", "B likelier"), rows))
+    answers = tuple(
         (cell.mix, cell.pair, str(cell.length), f"{cell.depth} %", f"{100 * cell.seen:.0f} %", cell.told, cell.text)
         for cell in found.cells
         if cell.mix in names
     )
     header = ("memories", "needles", "length", "depth", "needle seen", "told", "answer")
-    blocks.append(Answers(f"All {len(rows):,} answers", header, rows, (6,)))
+    blocks.append(Answers(f"All {len(answers):,} answers", header, answers, (6,)))
     return Section("combinations", "Every combination", tuple(blocks))
 
 
@@ -128,30 +114,33 @@ def written(maps: Mapping[str, DamageMap], windowed: bool) -> Section:
     )
     if windowed:
         text += " Maps of one kind have one scale, inside the window and outside."
-    blocks: list[Block] = [Words(text)]
-    limits = {
-        kind: max(1.0, *(float(found.damage.abs().max()) for name, found in maps.items() if name.endswith(kind)))
-        for kind in MAP_WORDS
-        if any(name.endswith(kind) for name in maps)
-    }
-    for inside in (True, False):
-        for kind, words in MAP_WORDS.items():
-            found = maps.get(f"{'inside' if inside else 'outside'}-{kind}")
-            if found is not None:
-                title = f"{WHERE[inside]}: {words}" if windowed else words[0].upper() + words[1:]
-                blocks.append(_map(found, title, limits[kind]))
-    intact = [
-        f"{f'{WHERE[inside]}: ' if windowed else ''}{_intact(maps[name])}"
-        for inside, name in ((True, "inside-dropped"), (False, "outside-dropped"))
-        if name in maps
-    ]
-    blocks.insert(1, Words("With nothing taken away: " + " ".join(intact), note=True))
-    return Section("written", "Where it is written", tuple(blocks))
+    charts: list[Chart] = []
+    intact: list[str] = []
+    for where, region in (("inside", f"{WHERE[True]}: "), ("outside", f"{WHERE[False]}: ")):
+        for kind, words in KINDS.items():
+            found = maps.get(f"{where}-{kind}")
+            if found is None:
+                continue
+            alike = [float(one.damage.abs().max()) for name, one in maps.items() if name.endswith(kind)]
+            title = f"{region}{words}" if windowed else words[0].upper() + words[1:]
+            charts.append(_map(found, title, max(1.0, *alike)))
+            if kind == "dropped":
+                intact.append(f"{region if windowed else ''}{_intact(found)}")
+    note = Words("With nothing taken away: " + " ".join(intact), note=True)
+    return Section("written", "Where it is written", (Words(text), note, *charts))
 
 
-def region_name(inside: bool, windowed: bool) -> str:
-    """What the prompts of a region are called."""
-    return WHERE[inside] if windowed else ALL_IN
+def _regions(found: Crossover, windowed: bool) -> dict[bool, str]:
+    """What the prompts of each region are called."""
+    return {inside: WHERE[inside] if windowed else "All prompts" for inside in found.regions}
+
+
+def _shares_table(
+    corner: str, columns: tuple[str, ...], rows: Sequence[tuple[Entry, Sequence[Share], int]]
+) -> HeatTable:
+    """Rows of shares, each with its name and its number of prompts."""
+    values = tuple(tuple(_value(share, n) for share in shares) for _, shares, n in rows)
+    return HeatTable(corner, tuple(name for name, *_ in rows), columns, values)
 
 
 def place_words(found: DamageMap, place: int) -> str:
@@ -161,35 +150,20 @@ def place_words(found: DamageMap, place: int) -> str:
     return f"{start} {first}" if stop - start == 1 else f"{start}–{stop - 1} {first}…{last}"
 
 
-def touches(found: DamageMap, place: int) -> bool:
-    """Whether a place holds a part of the needle."""
-    start, stop = found.places[place]
-    return any(start < end and begin < stop for begin, end in found.spans)
-
-
 def shift_words(shift: float) -> str:
     """A shift in nats with its sign; "0.0" for what is next to nothing."""
-    return f"{shift:+.1f} nats".replace("-", "−") if abs(shift) >= 0.05 else "0.0 nats"
-
-
-def keys_alone(found: Crossover, inside: bool) -> tuple[float, float]:
-    """Shares that tell B when only the keys, and only the values, come from B."""
-    return found.shares("only keys B", inside).b.mean, found.shares("only values B", inside).b.mean
+    return f"{signed(shift) if abs(shift) >= 0.05 else '0.0'} nats"
 
 
 def partly(found: Crossover) -> int:
     """Prompt pairs of whose needle the last token sees a part."""
-    cells = [cell for cell in found.cells if cell.mix == KEYS_AND_VALUES.only]
-    return sum(not is_inside(cell, True) and not is_inside(cell, False) for cell in cells)
+    return sum(0 < cell.seen < 1 for cell in found.answers(KEYS_AND_VALUES.only))
 
 
 def _map(found: DamageMap, title: str, limit: float) -> Chart:
     columns = [place_words(found, i) for i in range(len(found.places))]
     marked = [i for i in range(len(columns)) if touches(found, i)]
-    values = [
-        [value if held else math.nan for value, held in zip(row, found.held, strict=True)]
-        for row in found.damage.tolist()
-    ]
+    values = found.damage.masked_fill(~torch.tensor(found.held), math.nan).tolist()
     figure = position_heatmap(values, found.groups, columns, "", "nats lost", limit, marked)
     words = f"{title}: log-probability lost, by layers and positions"
     return Chart(figure, words, title, position_height(len(found.groups)), position_width(len(columns)))
@@ -215,5 +189,5 @@ def _value(share: Share, n: int) -> Value:
 
 
 def _kind_order(kind: str) -> tuple[int, str]:
-    order: Sequence[str] = ("keys and values", "convolution and recurrent state", "convolution", "recurrent state")
-    return (order.index(kind) if kind in order[1:] else 0, kind)
+    later = ("convolution and recurrent state", "convolution", "recurrent state")
+    return (1 + later.index(kind) if kind in later else 0, kind)

@@ -18,18 +18,10 @@ from typing import Annotated, Literal, NamedTuple, TypeAlias, Unpack
 import numpy as np
 import torch
 from annotated_types import Ge, Le
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analyses.kv_cache.places import (
-    PARTS,
-    KeyParts,
-    Where,
-    key_place,
-    keys_of,
-    layers_of,
-    rewritten,
-)
+from analyses.kv_cache.places import PARTS, KeyParts, Where, key_place, keys_of, layers_of, rewritten
 from hybridlens.boundary import Seed, public
 from hybridlens.errors import InputError
 from hybridlens.memory import KeyValues
@@ -74,18 +66,20 @@ def mean(
     Raises:
         InputError: no mean, or one of another shape, for a layer; see `places`.
     """
-    place = key_place(state, **where)
-    if values is not None:
-        for layer in place.layers:
-            _check_means(values, layer, keys_of(state, layer))
 
     def averaged(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:
         if values is None:
-            return _own_mean(x, _all_keys(state, held)).to(x.dtype).expand_as(x)
+            return _mean(x, _all_keys(state, held), (2,)).to(x.dtype).expand_as(x)
+        if layer not in values:
+            raise InputError(f"no mean for layer {layer} given, only for {', '.join(map(str, values)) or 'none'}")
+        size = (x.shape[1], x.shape[3])
+        for shape in (list(given.shape) for given in values[layer]):
+            if tuple(shape) != size:
+                raise InputError(f"a mean of shape {shape} given for layer {layer}, expected [kv_head, d_head] {size}")
         given = values[layer].keys if part == "keys" else values[layer].values
         return given.to(x)[:, None].expand_as(x)
 
-    return rewritten(state, place, parts, averaged)
+    return rewritten(state, key_place(state, **where), parts, averaged)
 
 
 def means(state: HybridState) -> dict[int, Means]:
@@ -93,9 +87,7 @@ def means(state: HybridState) -> dict[int, Means]:
     found: dict[int, Means] = {}
     for layer in layers_of(state, None, "attention"):
         held = keys_of(state, layer)
-        there = _all_keys(state, held)[..., None]
-        n = there.sum(dim=(0, 2)).clamp(min=1)
-        keys, values = ((x.float() * there).sum(dim=(0, 2)) / n for x in (held.k, held.v))
+        keys, values = (_mean(x, _all_keys(state, held), (0, 2))[0, :, 0] for x in (held.k, held.v))
         found[layer] = Means(keys, values)
     return found
 
@@ -130,8 +122,7 @@ def noise(
         rng = np.random.default_rng([seed, layer, PARTS.index(part)])
         draws = torch.from_numpy(rng.standard_normal((longest, x.shape[1], x.shape[3]), dtype=np.float32)).to(x.device)
         drawn = draws[state.key_positions.clamp(min=0).to(x.device)].transpose(1, 2)
-        there = _all_keys(state, held)
-        size = _own_mean(x.float().square(), there).mean(dim=3, keepdim=True).sqrt()
+        size = _mean(x.float().square(), _all_keys(state, held), (2,)).mean(dim=3, keepdim=True).sqrt()
         return x.float() + scale * size * drawn
 
     return rewritten(state, key_place(state, **where), parts, noisy)
@@ -176,22 +167,12 @@ def quantise(
     return rewritten(state, place, parts, rounded)
 
 
-def _all_keys(state: HybridState, held: KeyValues) -> Tensor:
-    """[b g k], True at every key that a layer holds."""
-    there = state.visible.to(held.k.device)[:, None].expand(held.k.shape[:3])
-    return there if held.kept is None else there & held.kept
+def _all_keys(state: HybridState, held: KeyValues) -> Bool[Tensor, "batch kv_head key"]:
+    """True at every key that a layer holds."""
+    return state.visible.to(held.k.device)[:, None] & ~held.lost()
 
 
-def _own_mean(x: Float[Tensor, "batch kv_head key d_head"], there: Tensor) -> Float[Tensor, "batch kv_head 1 d_head"]:
-    """Over the keys held, by row and head."""
-    n = there.sum(dim=2, keepdim=True)[..., None].clamp(min=1)
-    return (x.float() * there[..., None]).sum(dim=2, keepdim=True) / n
-
-
-def _check_means(values: Mapping[int, Means], layer: int, held: KeyValues) -> None:
-    size = (held.k.shape[1], held.k.shape[3])
-    if layer not in values:
-        raise InputError(f"no mean for layer {layer} given, only for {', '.join(map(str, values)) or 'none'}")
-    wrong = [tuple(x.shape) for x in values[layer] if tuple(x.shape) != size]
-    if wrong:
-        raise InputError(f"a mean of shape {list(wrong[0])} given for layer {layer}, expected [kv_head, d_head] {size}")
+def _mean(x: HeldKeys, there: Bool[Tensor, "batch kv_head key"], axes: tuple[int, ...]) -> Tensor:
+    """Over the keys held, along some of their axes, which are kept."""
+    n = there.sum(dim=axes, keepdim=True)[..., None].clamp(min=1)
+    return (x.float() * there[..., None]).sum(dim=axes, keepdim=True) / n

@@ -16,17 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from analyses.kv_cache.places import (
-    KeyParts,
-    KeyPlace,
-    Where,
-    indices,
-    key_place,
-    keys_of,
-    rewritten,
-    rows_of_batch,
-    shown,
-)
+from analyses.kv_cache.places import KeyParts, KeyPlace, Where, key_place, keys_of, not_held, rewritten
 from hybridlens.boundary import public
 from hybridlens.errors import InputError
 from hybridlens.memory import KeyValues
@@ -63,7 +53,7 @@ def swap(
             raise InputError("positions and a mapping given; the mapping says which positions receive, leave them out")
         where["positions"] = list(mapping)
     place = key_place(state, **where)
-    source = _source_slots(state, other, place, mapping or {}, rows_of_batch(state, where.get("rows")))
+    source = _source_slots(state, other, place, mapping or {})
 
     def taken(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:
         given = keys_of(other, layer)
@@ -79,16 +69,7 @@ def swap(
 
 
 def check_same(state: HybridState, other: HybridState, lengths: bool = True) -> None:
-    """Refuse states that do not fit each other.
-
-    Args:
-        state: one.
-        other: another.
-        lengths: whether rows must have read equally many tokens.
-
-    Raises:
-        InputError: naming what differs.
-    """
+    """Refuse states that do not fit each other; with `lengths`, rows that have not read equally many tokens too."""
     if state.model != other.model:
         raise InputError(f"states of different models given, {state.model} and {other.model}; expected one model")
     if state.weights and other.weights and state.weights != other.weights:
@@ -97,8 +78,9 @@ def check_same(state: HybridState, other: HybridState, lengths: bool = True) -> 
         raise InputError(
             f"states of {state.batch} and {other.batch} rows given, expected as many; use select or repeat"
         )
-    if lengths and not torch.equal(state.lengths, other.lengths.to(state.lengths.device)):
-        row = int((state.lengths != other.lengths.to(state.lengths.device)).nonzero()[0])
+    unequal = (state.lengths != other.lengths.to(state.lengths.device)).nonzero()
+    if lengths and len(unequal):
+        row = int(unequal[0])
         raise InputError(
             f"states of different lengths given: row {row} has read {int(state.lengths[row])} tokens in one and "
             f"{int(other.lengths[row])} in the other; expected prompts of equal length"
@@ -106,30 +88,21 @@ def check_same(state: HybridState, other: HybridState, lengths: bool = True) -> 
 
 
 def _source_slots(
-    state: HybridState, other: HybridState, place: KeyPlace, mapping: Mapping[int, int], rows: list[int]
+    state: HybridState, other: HybridState, place: KeyPlace, mapping: Mapping[int, int]
 ) -> Int[Tensor, "batch key"]:
     """The slot of `other` that each slot of `state` takes from; 0 where it takes nothing."""
     if not mapping and torch.equal(state.key_positions, other.key_positions):
         return torch.arange(state.key_positions.shape[1], device=state.key_positions.device).expand(state.batch, -1)
-    longest = 1 + int(torch.maximum(state.lengths, other.lengths).max())
-    indices(list(mapping.values()), None, "position")
-    at = torch.arange(longest)
-    if mapping:
-        beyond = [p for p in mapping.values() if p >= longest]
-        if beyond:
-            raise InputError(f"position {shown(beyond)} given, but the giving rows have read {longest - 1} tokens")
-        at[torch.tensor(list(mapping))] = torch.tensor(list(mapping.values()))
-    wanted = at.to(state.key_positions.device)[state.key_positions.clamp(min=0)]
-    slots = torch.full((state.batch, longest + 1), -1, dtype=torch.long)
-    visible, positions = other.visible.cpu(), other.key_positions.cpu()
-    row, slot = visible.nonzero().unbind(dim=1)
-    slots[row, positions[row, slot]] = slot
-    found = slots.to(wanted.device).gather(1, wanted)
-    missing = place.slots & (found < 0)
-    for i in rows:
-        if bool(missing[i].any()):
-            raise InputError(
-                f"position {shown(wanted[i][missing[i]].tolist())} given, but row {i} of the giving state holds "
-                f"positions {shown(positions[i][visible[i]].tolist())}; swap positions that both hold"
-            )
-    return found.clamp(min=0)
+    ours, theirs, visible, meant = (
+        part.cpu() for part in (state.key_positions, other.key_positions, other.visible, place.slots)
+    )
+    source = torch.zeros_like(ours)
+    for row in range(state.batch):
+        slots, given = meant[row].nonzero()[:, 0], visible[row].nonzero()[:, 0].tolist()
+        slot_of = dict(zip(theirs[row, given].tolist(), given, strict=True))
+        wanted = [mapping.get(position, position) for position in ours[row, slots].tolist()]
+        if not slot_of.keys() >= set(wanted):
+            advice = "; swap positions that both hold"
+            raise not_held(wanted, list(slot_of), f"row {row} of the giving state", advice)
+        source[row, slots] = source.new_tensor([slot_of[position] for position in wanted])
+    return source

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -44,10 +45,9 @@ def contrast(pair: PromptPair) -> Contrast:
     """What tells the needles of a pair apart."""
     start, stop = pair.spans[-1]
     a, b = list(pair.a[start:stop]), list(pair.b[start:stop])
-    first = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
-    last = first + 1
-    while last < len(a) and a[last] != b[last]:
-        last += 1
+    same = [x == y for x, y in zip(a, b, strict=True)]
+    first = same.index(False)
+    last = same.index(True, first) if True in same[first:] else len(same)
     return Contrast(a[:first], a[first:last], b[first:last])
 
 
@@ -69,10 +69,9 @@ def logprobs(
         fed = [[p.a[-1], *c.begin, *run[:-1]] for p, c, run in zip(pairs, contrasts, runs, strict=True)]
         with torch.no_grad():
             logits = lens.extend(state, fed, edits).logits
-        rows = torch.tensor([row for row, run in enumerate(runs) for _ in run])
-        at = torch.tensor([len(c.begin) + i for c, run in zip(contrasts, runs, strict=True) for i in range(len(run))])
-        tokens = torch.tensor([token for run in runs for token in run])
-        chosen = logits[rows.to(logits.device), at.to(logits.device)].float().log_softmax(-1).cpu()
-        chosen = chosen.gather(1, tokens[:, None])[:, 0]
-        sides.append(torch.zeros(len(runs)).index_add(0, rows, chosen))
+        words: list[Tensor] = []
+        for row, c, run in zip(logits, contrasts, runs, strict=True):
+            said = row[len(c.begin) : len(c.begin) + len(run)].float()
+            words.append(-F.cross_entropy(said, torch.tensor(run, device=said.device), reduction="sum"))
+        sides.append(torch.stack(words).cpu())
     return LogProbabilities(*sides)

@@ -16,10 +16,12 @@ nothing. Dropping keys also moves attention to all others. A model that does not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import torch
+from annotated_types import MinLen
+from torch.nn.utils.rnn import pad_sequence
 
 from analyses.kv_cache.crossover import ROWS, read_pairs
 from analyses.kv_cache.damage import DamageMap, Retrieval
@@ -47,6 +49,9 @@ class Group(NamedTuple):
     name: str
     layers: tuple[int, ...]
     heads: tuple[int, ...] | None = None
+
+
+Groups: TypeAlias = Annotated[Sequence[Group], MinLen(1)]
 
 
 def attention_groups(cfg: LensConfig) -> list[Group]:
@@ -81,7 +86,7 @@ def drop_map(
     pair: PromptPair,
     *,
     block: Positive = 8,
-    groups: Sequence[Group] | None = None,
+    groups: Groups | None = None,
     max_new_tokens: Natural = 40,
     edits: Sequence[Edit] = (),
     rows: Positive = ROWS,
@@ -102,20 +107,18 @@ def drop_map(
     Raises:
         InputError: a block or rows below 1, no group, or groups of recurrent layers.
     """
-    chosen = _chosen(attention_groups(lens.cfg) if groups is None else groups)
-    places = _places(pair.length - 1, block)
+    chosen = attention_groups(lens.cfg) if groups is None else groups
     state, _ = read_pairs(lens, [pair], edits)
     visible = set(state.key_positions[0][state.visible[0]].tolist())
-    held = [sorted(visible & set(range(*place))) for place in places]
+    held = {place: sorted(visible & set(range(*place))) for place in _places(pair, block)}
 
-    def changed() -> Iterator[HybridState]:
-        for group in chosen:
-            for start in range(0, len(places), rows):
-                part = held[start : start + rows]
-                yield drop(state.repeat(len(part)), part, layers=group.layers, heads=group.heads)
+    def changed(group: Group, places: Sequence[Span]) -> HybridState:
+        positions = [held[place] for place in places]
+        return drop(state.repeat(len(places)), positions, layers=group.layers, heads=group.heads)
 
     what = f"keys and values of {block} positions dropped"
-    return _mapped(lens, pair, what, chosen, places, [bool(h) for h in held], state, changed(), edits, max_new_tokens)
+    there = {place: bool(positions) for place, positions in held.items()}
+    return _mapped(lens, pair, what, chosen, there, state, changed, rows, edits, max_new_tokens)
 
 
 @public
@@ -126,59 +129,47 @@ def recurrent_map(
     how: How = "reset",
     parts: RecurrentParts = "both",
     every: Positive = 8,
-    groups: Sequence[Group] | None = None,
+    groups: Groups | None = None,
     max_new_tokens: Natural = 40,
     edits: Sequence[Edit] = (),
     rows: Positive = ROWS,
 ) -> DamageMap:
     """What is lost when recurrent layers lose, at some position, what they had read up to it.
 
+    Arguments that are not named here are those of `drop_map`.
+
     Args:
-        lens: the model.
-        pair: whose prompt A is read.
         how: "reset" to what an unread row holds, or "replace" by what prompt B left there.
         parts: recurrent state, convolution inputs or both.
         every: tokens from one place to the next; the last is the end of what is read before the last token.
         groups: layers, and of matrix states perhaps heads, for parts "recurrent"; see `recurrent_groups`.
-        max_new_tokens: of the answers that are scored.
-        edits: of hook points, in their phases.
-        rows: of a batch.
 
     Raises:
         InputError: a step or rows below 1, no group, or groups of attention layers or heads.
         UnknownNameError: another way, or other parts.
     """
-    chosen = _chosen(recurrent_groups(lens.cfg) if groups is None else groups)
-    for group in chosen:
-        if group.heads is not None and any(lens.cfg.recurrence(layer).n_heads is None for layer in group.layers):
-            raise InputError("heads given, but recurrent layers have none; leave them out")
-        if group.heads is not None and parts != "recurrent":
-            raise InputError("heads given, but a convolution has none; give parts 'recurrent' for the matrix states")
-    places = _places(pair.length - 1, every)
-    intact, _ = read_pairs(lens, [pair], edits)
-    snapshots = list(_snapshots(lens, pair, places, edits))
+    chosen = recurrent_groups(lens.cfg) if groups is None else groups
 
-    def changed() -> Iterator[HybridState]:
-        for group in chosen:
-            for start in range(0, len(places), rows):
-                part = range(start, min(start + rows, len(places)))
-                states: list[HybridState] = []
-                for i in part:
-                    a, b = snapshots[i]
-                    place = RecurrentWhere(layers=group.layers)
-                    if group.heads is not None:
-                        place["heads"] = group.heads
-                    if how == "reset":
-                        states.append(zero_recurrent(a, parts, **place))
-                    else:
-                        states.append(swap_recurrent(a, b, parts, **place))
-                rest = [list(pair.a[places[i][1] : -1]) for i in part]
-                yield _read_on(lens, HybridState.cat(states), rest, edits)
+    def where(group: Group) -> RecurrentWhere:
+        return RecurrentWhere(layers=group.layers, heads=group.heads)
+
+    for group in chosen:  # what cannot be changed is refused before anything is read
+        zero_recurrent(lens.network.empty_state(1), parts, **where(group))
+    intact, _ = read_pairs(lens, [pair], edits)
+    left = dict(_left(lens, pair, every, edits))
+
+    def changed(group: Group, places: Sequence[Span]) -> HybridState:
+        ours = HybridState.cat([left[place][0] for place in places])
+        if how == "reset":
+            state = zero_recurrent(ours, parts, **where(group))
+        else:
+            state = swap_recurrent(ours, HybridState.cat([left[place][1] for place in places]), parts, **where(group))
+        return _read_on(lens, state, [pair.a[stop:-1] for _, stop in places], edits)
 
     done = "reset" if how == "reset" else "replaced by prompt B's"
     what = f"{'convolution and recurrent state' if parts == 'both' else parts + ' state'} {done} after a position"
-    held = [True] * len(places)
-    return _mapped(lens, pair, what, chosen, places, held, intact, changed(), edits, max_new_tokens)
+    there = dict.fromkeys(left, True)
+    return _mapped(lens, pair, what, chosen, there, intact, changed, rows, edits, max_new_tokens)
 
 
 def retrieval(
@@ -201,36 +192,30 @@ def retrieval(
     return Retrieval(likely.a, likely.b, *scores)
 
 
-def _chosen(groups: Sequence[Group]) -> list[Group]:
-    if not groups:
-        raise InputError("no group of layers given, expected at least one; leave groups out for all")
-    return list(groups)
+def _places(pair: PromptPair, step: int) -> list[Span]:
+    """What is read before the last token, in pieces."""
+    end = pair.length - 1
+    return [(start, min(start + step, end)) for start in range(0, end, step)]
 
 
-def _places(length: int, step: int) -> list[Span]:
-    return [(start, min(start + step, length)) for start in range(0, length, step)]
-
-
-def _snapshots(
-    lens: HybridLens, pair: PromptPair, places: Sequence[Span], edits: Sequence[Edit]
-) -> Iterator[tuple[HybridState, HybridState]]:
+def _left(
+    lens: HybridLens, pair: PromptPair, step: int, edits: Sequence[Edit]
+) -> Iterator[tuple[Span, list[HybridState]]]:
     """What prompts A and B have left at the end of each place; both are read once, as two rows."""
     state = lens.network.empty_state(2)
-    for start, stop in places:
+    for start, stop in _places(pair, step):
+        pieces = [list(side[start:stop]) for side in (pair.a, pair.b)]
         with torch.no_grad():
-            state = lens.extend(
-                state, [list(pair.a[start:stop]), list(pair.b[start:stop])], edits, phase="prefill", last_only=True
-            ).state
-        a, b = state.split(lens.cfg.window)
-        yield a, b
+            state = lens.extend(state, pieces, edits, phase="prefill", last_only=True).state
+        yield (start, stop), state.split(lens.cfg.window)
 
 
 def _read_on(lens: HybridLens, state: HybridState, rest: Sequence[Sequence[int]], edits: Sequence[Edit]) -> HybridState:
     """The state after the rest of the prompt, of another length in each row; nothing for some."""
-    longest = max(map(len, rest))
-    if longest == 0:
+    if not any(rest):
         return state
-    tokens = torch.tensor([[*row, *[lens.pad_token] * (longest - len(row))] for row in rest], device=lens.device)
+    rows = [torch.tensor(row, dtype=torch.long) for row in rest]
+    tokens = pad_sequence(rows, batch_first=True, padding_value=lens.pad_token).to(lens.device)
     lengths = torch.tensor([len(row) for row in rest], device=lens.device)
     with torch.no_grad(), lens.editing(edits, "prefill") as forward:
         return forward(tokens, lengths, state, True).state
@@ -241,24 +226,29 @@ def _mapped(
     pair: PromptPair,
     what: str,
     groups: Sequence[Group],
-    places: Sequence[Span],
-    held: Sequence[bool],
+    held: Mapping[Span, bool],
     intact: HybridState,
-    changed: Iterator[HybridState],
+    changed: Callable[[Group, Sequence[Span]], HybridState],
+    rows: int,
     edits: Sequence[Edit],
     max_new_tokens: int,
 ) -> DamageMap:
-    parts = [retrieval(lens, state, pair, max_new_tokens, edits) for state in changed]
-    names = [str(i) for i in pair.a] if lens.tokenizer is None else to_strings(pair.a, lens.tokenizer)
+    """The map of what `changed` gives for each group at some places; `held` has all of them, in order."""
+    places = tuple(held)
+    parts = [
+        retrieval(lens, changed(group, places[start : start + rows]), pair, max_new_tokens, edits)
+        for group in groups
+        for start in range(0, len(places), rows)
+    ]
     return DamageMap(
         what,
         lens.network.signature,
         pair.name,
         pair.spans,
-        tuple(names),
+        tuple(map(str, pair.a) if lens.tokenizer is None else to_strings(pair.a, lens.tokenizer)),
         tuple(group.name for group in groups),
-        tuple(places),
-        tuple(held),
+        places,
+        tuple(held.values()),
         retrieval(lens, intact, pair, max_new_tokens, edits),
         Retrieval(*(torch.cat(column) for column in zip(*parts, strict=True))),
     )
