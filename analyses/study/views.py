@@ -10,13 +10,15 @@ intervals say how other prompts might come out, not other models (`hybridlens.re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from analyses.heads.ranking import SCOPES
-from analyses.study.groups import Base, Estimate, Group, Place, accuracy, chance, common, compare, grouped, measure
+from analyses.study.groups import Base, Estimate, Group, Groups, accuracy, chance, common, compare, grouped, selected
 from analyses.study.view_types import (
     ANSWERINGS,
     NEAR,
@@ -39,65 +41,40 @@ from hybridlens.errors import ResultsError
 from hybridlens.results import Cell, TippingInterval, tipping_interval
 from hybridlens.results.cells import MODES, PHASES
 
-__all__ = [
-    "ANSWERINGS",
-    "NEAR",
-    "READINGS",
-    "Accuracies",
-    "Base",
-    "Condition",
-    "Contrast",
-    "Differences",
-    "Differing",
-    "Fig2",
-    "JrtResult",
-    "Maps",
-    "NeedlesResult",
-    "SemanticsDifference",
-    "Table1",
-    "boundaries",
-    "fig2",
-    "jrt",
-    "maps",
-    "near_ties",
-    "needles",
-    "scopes",
-    "semantics_difference",
-    "table1",
-]
-
 
 def fig2(cells: Sequence[Cell], base: Base) -> Fig2:
-    """Accuracy against heads kept, for the versions that were run.
-
-    Of each version those k are taken that were run at every place that any k was run at, since other experiments
-    add some k on a coarser grid; all k where none is so.
+    """Accuracy against heads kept, for the versions that were run: `curves`.
 
     Raises:
         ResultsError: no cell of this experiment.
     """
-    found = grouped(cells, base, lambda cell: (cell.phase, cell.k))
+    found = {phase: curve for phase, curve in curves(cells, base).items() if curve}
     _require(found, "fig2")
-    phases = tuple(phase for phase in PHASES if any(p == phase and g.scores for (p, _), g in found.items()))
-    kept: dict[tuple[str, int], Group] = {}
-    for phase in phases:
-        kept |= {(phase, k): group for k, group in complete(_by_second(found, phase)).items()}
-    ks = tuple(sorted({k for _, k in kept}))
-    curves = [_by_second(kept, phase) for phase in phases]
+    ks = tuple(sorted({k for curve in found.values() for k in curve}))
     return Fig2(
-        phases=phases,
+        phases=tuple(found),
         ks=ks,
-        accuracy=_accuracies([kept.get((phase, k)) for phase in phases for k in ks], len(phases), len(ks)),
-        tipping=tuple(tipping(curve) for curve in curves),
-        intervals=tuple(tipping_spread(cells, base, phase) for phase in phases),
+        accuracy=_accuracies([curve[k] for curve in found.values() for k in ks], len(found), len(ks)),
+        tipping=tuple(tipping(curve) for curve in found.values()),
+        intervals=tuple(tipping_spread(cells, base, phase) for phase in found),
     )
 
 
-def complete(curve: Mapping[int, Group]) -> dict[int, Group]:
+def curves(cells: Iterable[Cell], base: Base) -> dict[str, Groups[int]]:
+    """Version -> k -> scores of figure 2, k ascending; empty for a version that was not run.
+
+    Of each version those k are taken that were run at every place that any k was run at, since other experiments
+    add some k on a coarser grid; all k where none is so.
+    """
+    found = grouped(cells, base, lambda cell: (cell.phase, cell.k))
+    return {phase: _complete(_by_second(found, phase)) for phase in PHASES}
+
+
+def _complete(curve: Mapping[int, Group]) -> Groups[int]:
     """Of groups by k those that have a score wherever any has one, k ascending; all where none has."""
     scored = {k: group for k, group in sorted(curve.items()) if group.scores}
     places = {place for group in scored.values() for place in group.scores}
-    return {k: group for k, group in scored.items() if len(group.scores) == len(places)} or scored
+    return Groups({k: group for k, group in scored.items() if len(group.scores) == len(places)} or scored)
 
 
 def tipping(curve: Mapping[int, Group]) -> int | None:
@@ -114,14 +91,12 @@ def tipping(curve: Mapping[int, Group]) -> int | None:
     return max(fallen, default=None)
 
 
-def tipping_spread(cells: Iterable[Cell], base: Base, phase: str) -> TippingInterval | None:
+def tipping_spread(cells: Sequence[Cell], base: Base, phase: str) -> TippingInterval | None:
     """Where the tipping point of figure 2 lies when prompts are drawn again; None where prompts lack some k."""
-    fields = {"needle": base.needle, "jrt": False, "reading": "keep", "answering": "keep", "scope": "layer"}
-    fields |= {"ranking": "", "semantics": base.semantics, "boundary": base.boundary, "phase": phase, "control": False}
-    mine = [cell for cell in cells if all(getattr(cell, name) == value for name, value in fields.items())]
-    curve = complete(_by_second(grouped(mine, base, lambda cell: (cell.phase, cell.k)), phase))
+    curve = curves(cells, base)[phase]
     if len({frozenset(group.scores) for group in curve.values()}) != 1:
         return None
+    mine = selected(cells, base, phase=phase, control=False)
     return tipping_interval([cell for cell in mine if cell.k in curve], phase)
 
 
@@ -137,21 +112,17 @@ def jrt(cells: Sequence[Cell], base: Base) -> JrtResult:
     _require(twice, "fig3-jrt")
     if not pairs:
         raise ResultsError("no lengths to compare given; expected pairs of lengths as base.jrt_lengths")
-    back = {second: first for first, second in pairs}
     ks = tuple(sorted(k for k, group in twice.items() if group.scores))
-    short = {k: _at_lengths(once.get(k, Group()), set(back.values())) for k in ks}
-    long = {k: _at_lengths(twice[k], set(back)) for k in ks}
-    full = long.get(base.n_heads, Group())
-
-    def shift(place: Place) -> Place:
-        return back[place[0]], place[1]
-
+    own, back = {first: first for first, _ in pairs}, {second: first for first, second in pairs}
+    short = [once[k].at_lengths(own) for k in ks]
+    long = [twice[k].at_lengths(back) for k in ks]
+    full = twice[base.n_heads].at_lengths(back)
     return JrtResult(
         ks=ks,
         lengths=pairs,
-        accuracy=_accuracies([*short.values(), *long.values()], 2, len(ks)),
-        gain=_differences([compare(long[k], short[k], shift=shift) for k in ks], len(ks)),
-        above_half=_differences([compare(long[k], full, 0.5) for k in ks], len(ks)),
+        accuracy=_accuracies([*short, *long], 2, len(ks)),
+        gain=_differences(list(map(compare, long, short)), len(ks)),
+        above_half=_differences([compare(group, full, 0.5) for group in long], len(ks)),
     )
 
 
@@ -163,14 +134,13 @@ def table1(cells: Sequence[Cell], base: Base) -> Table1:
     """
     found = modes(cells, base)
     _require({names: group for names, group in found.items() if names != ("keep", "keep")}, "table1")
-    keep = found.get(("keep", "keep"), Group())
-    groups = [found.get((reading, answering)) for reading in READINGS for answering in ANSWERINGS]
-    against = [None if group is None else compare(group, keep) for group in groups]
+    groups = [found[reading, answering] for reading in READINGS for answering in ANSWERINGS]
+    against = [compare(group, found["keep", "keep"]) for group in groups]
     shape = len(READINGS), len(ANSWERINGS)
     return Table1(READINGS, ANSWERINGS, _accuracies(groups, *shape), _differences(against, *shape))
 
 
-def modes(cells: Iterable[Cell], base: Base) -> dict[tuple[str, str], Group]:
+def modes(cells: Iterable[Cell], base: Base) -> Groups[tuple[str, str]]:
     """(reading, answering) -> scores with all heads kept."""
     return grouped(
         cells, base, lambda c: (c.reading, c.answering), "reading", "answering", phase="generation", k=base.n_heads
@@ -209,20 +179,17 @@ def needles(cells: Sequence[Cell], base: Base) -> NeedlesResult:
     found = grouped(cells, base, lambda cell: (cell.needle, cell.k), "needle", phase="generation")
     names = tuple(sorted(dict.fromkeys(name for name, _ in found), key=lambda name: name != base.needle))
     _require(set(names) - {base.needle}, "needles")
-    curves = {name: _by_second(found, name) for name in names}
-    ks = tuple(sorted(set.intersection(*(set(curve) for curve in curves.values()))))
-    places = common(curves[name][k] for name in names for k in ks)
+    by_k = {name: _by_second(found, name) for name in names}
+    ks = tuple(sorted(set.intersection(*map(set, by_k.values()))))
+    places = common(by_k[name][k] for name in names for k in ks)
     if not places:
         raise ResultsError(f"no place and k at which all of {', '.join(names)} were run; run the study to its end")
-    groups = [curves[name][k].within(places) for name in names for k in ks]
-    across = [[groups[i * len(ks) + j] for i in range(len(names))] for j in range(len(ks))]
-    means = [measure(_mean_score(group.scores.values()) for group in one) for one in across]
-    chances = [[x for group in one if (x := chance(group)) is not None] for one in across]
+    groups = {(name, k): by_k[name][k].within(places) for name in names for k in ks}
     return NeedlesResult(
         needles=names,
         ks=ks,
-        accuracy=_accuracies(groups, len(names), len(ks)),
-        across=_stacked(means, [sum(c) / len(c) if c else None for c in chances], [len(c) for c in chances], len(ks)),
+        accuracy=_accuracies(list(groups.values()), len(names), len(ks)),
+        across=_accuracies([_means([groups[name, k] for name in names]) for k in ks], len(ks)),
     )
 
 
@@ -252,14 +219,14 @@ def _contrast(cells: Sequence[Cell], base: Base, setting: str, values: tuple[str
     ks = tuple(sorted(k for k in second if k in first and common([first[k], second[k]])))
     _require(ks, setting)
     places = {k: common([first[k], second[k]]) for k in ks}
-    curves = [{k: curve[k].within(places[k]) for k in ks} for curve in (first, second)]
+    first, second = ({k: curve[k].within(places[k]) for k in ks} for curve in (first, second))
     return Contrast(
         setting=setting,
         values=values,
         ks=ks,
-        accuracy=_accuracies([curve[k] for curve in curves for k in ks], 2, len(ks)),
-        difference=_differences([compare(curves[1][k], curves[0][k]) for k in ks], len(ks)),
-        tipping=(tipping(curves[0]), tipping(curves[1])),
+        accuracy=_accuracies([*first.values(), *second.values()], 2, len(ks)),
+        difference=_differences([compare(second[k], first[k]) for k in ks], len(ks)),
+        tipping=(tipping(first), tipping(second)),
     )
 
 
@@ -280,8 +247,8 @@ def semantics_difference(cells: Sequence[Cell], base: Base) -> SemanticsDifferen
     conditions = tuple(sorted(found[0], key=_order))
     return SemanticsDifference(
         conditions=conditions,
-        accuracy=_accuracies([side.get(c) for side in found for c in conditions], 2, len(conditions)),
-        difference=_differences([compare(found[1].get(c, Group()), found[0][c]) for c in conditions], len(conditions)),
+        accuracy=_accuracies([side[c] for side in found for c in conditions], 2, len(conditions)),
+        difference=_differences([compare(found[1][c], found[0][c]) for c in conditions], len(conditions)),
         n_cells=len(pairs),
         n_text=sum(p.clean.text != p.published.text for p in pairs),
         n_score=sum(p.clean.score != p.published.score for p in pairs),
@@ -305,21 +272,17 @@ def _order(condition: Condition) -> tuple[int, int, int, int]:
     return PHASES.index(condition.phase), condition.k, reading, answering
 
 
-def _by_second(found: Mapping[tuple[Any, int], Group], first: str) -> dict[int, Group]:
+def _by_second(found: Mapping[tuple[Any, int], Group], first: str) -> Groups[int]:
     """Of groups by two names those of one, by the other."""
-    return {second: group for (name, second), group in found.items() if name == first}
+    return Groups({second: group for (name, second), group in found.items() if name == first})
 
 
-def _at_lengths(group: Group, lengths: set[int]) -> Group:
+def _means(groups: Sequence[Group]) -> Group:
+    """The mean scores of several groups as one group, in which each stands for a prompt and its control."""
     return Group(
-        {place: score for place, score in group.scores.items() if place[0] in lengths},
-        {length: score for length, score in group.controls.items() if length in lengths},
+        {(i, 0.0): fmean(one.scores.values()) for i, one in enumerate(groups)},
+        {i: fmean(one.controls.values()) for i, one in enumerate(groups) if one.controls},
     )
-
-
-def _mean_score(scores: Iterable[float]) -> float:
-    values = list(scores)
-    return sum(values) / len(values)
 
 
 def _require(found: object, experiment: str) -> None:
@@ -327,39 +290,23 @@ def _require(found: object, experiment: str) -> None:
         raise ResultsError(f"no cell of {experiment} to show; run it: hybridlens reproduce {experiment}")
 
 
-def _accuracies(groups: Sequence[Group | None], *shape: int) -> Accuracies:
+def _accuracies(groups: Sequence[Group], *shape: int) -> Accuracies:
     """Groups in row-major order as tensors of a shape."""
-    return _stacked(
-        [accuracy(group) for group in groups],
-        [chance(group) for group in groups],
-        [0 if group is None else len(group.controls) for group in groups],
-        *shape,
-    )
-
-
-def _stacked(
-    estimates: Sequence[Estimate | None], chances: Sequence[float | None], controls: Sequence[int], *shape: int
-) -> Accuracies:
-    differences = _differences(estimates, *shape)
+    chances = [math.nan if (found := chance(group)) is None else found for group in groups]
     return Accuracies(
-        mean=differences.mean,
-        low=differences.low,
-        high=differences.high,
-        chance=_floats(chances, *shape),
-        n=differences.n,
-        n_control=torch.tensor(list(controls), dtype=torch.int64).reshape(shape),
+        **_tensors([accuracy(group) for group in groups], shape),
+        chance=torch.tensor(chances, dtype=torch.float32).reshape(shape),
+        n_control=torch.tensor([len(group.controls) for group in groups], dtype=torch.int64).reshape(shape),
     )
 
 
 def _differences(estimates: Sequence[Estimate | None], *shape: int) -> Differences:
     """Estimates in row-major order as tensors of a shape."""
-    return Differences(
-        mean=_floats([None if e is None else e.mean for e in estimates], *shape),
-        low=_floats([None if e is None else e.low for e in estimates], *shape),
-        high=_floats([None if e is None else e.high for e in estimates], *shape),
-        n=torch.tensor([0 if e is None else e.n for e in estimates], dtype=torch.int64).reshape(shape),
-    )
+    return Differences(**_tensors(estimates, shape))
 
 
-def _floats(values: Sequence[float | None], *shape: int) -> torch.Tensor:
-    return torch.tensor([torch.nan if x is None else x for x in values], dtype=torch.float32).reshape(shape)
+def _tensors(estimates: Sequence[Estimate | None], shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    unknown = Estimate(math.nan, math.nan, math.nan, 0)
+    table = torch.tensor([found or unknown for found in estimates], dtype=torch.float64).reshape(*shape, 4)
+    mean, low, high = table[..., :3].float().unbind(-1)
+    return {"mean": mean, "low": low, "high": high, "n": table[..., 3].long()}
