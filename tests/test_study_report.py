@@ -77,7 +77,7 @@ def study_cells(text: str | None = None) -> list[Cell]:
 
 def a_study(*experiments: str) -> Study:
     """A study of some experiments, as far as the report reads it."""
-    return Study({}, experiments, dict.fromkeys(experiments, ("generation",)), BASE, ())
+    return Study({}, experiments, BASE, ())
 
 
 def bench_row(task: str, k: int, score: float, metric: str = "acc") -> BenchmarkRow:

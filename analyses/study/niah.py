@@ -17,8 +17,7 @@ from analyses.experiment.running import Experiment, Progress
 from analyses.heads import needle_heads
 from analyses.heads.answering import Grid, answer_all
 from analyses.study.groups import Base
-from analyses.study.memory import check_budget
-from analyses.study.prompts import check_heads, prompts_of
+from analyses.study.prompts import check_budget, check_heads, prompts_of
 from analyses.study.report import accuracy_table, niah_page
 from hybridlens.config import LensConfig
 from hybridlens.errors import ResultsError

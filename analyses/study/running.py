@@ -10,9 +10,9 @@ hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, TypeVar
 
 from analyses.experiment.options.needles import arguments_of
 from analyses.experiment.options.study import StudyConfig
@@ -23,7 +23,7 @@ from analyses.study.benchmarks.results import BenchmarkResult
 from analyses.study.benchmarks.running import BenchmarkRun
 from analyses.study.evidence import ModelFacts
 from analyses.study.experiments import Study, check_study, plan, rubrics_of
-from analyses.study.memory import check_budget
+from analyses.study.prompts import check_budget
 from analyses.study.report import page_of, verdict_table
 from analyses.study.verdict import Verdict, verdicts
 from hybridlens.config import LensConfig
@@ -31,6 +31,8 @@ from hybridlens.engine import Tally
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, CellKey, Folder, Manifest, Run
 from hybridlens.viz.article import Article
+
+T = TypeVar("T")
 
 
 class Judged(NamedTuple):
@@ -57,7 +59,7 @@ class StudyRun(Experiment[StudyConfig, Judged]):
     def __init__(self, lens: HybridLens, options: StudyConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)
         base = views.Base(lens.cfg.n_heads, options.semantics, options.boundary)
-        self.study = plan(lens, options) if options.wanted != () else Study({}, (), {}, base, ())
+        self.study = plan(lens, options) if options.wanted != () else Study({}, (), base, ())
         benchmarks = options.benchmarks
         self.benchmarks = None if benchmarks is None else BenchmarkRun(lens, benchmarks, self.weights_hash)
 
@@ -168,41 +170,22 @@ def answers(
     return found.cells, found.study.base
 
 
-def fig2(lens: HybridLens, **options: Any) -> views.Fig2:
-    """Accuracy against heads kept, generation and prefill versions; options as in `answers`."""
-    return views.fig2(*answers(lens, "fig2", **options))
+def _asked(experiment: str, view: Callable[[list[Cell], views.Base], T]) -> Callable[Concatenate[HybridLens, ...], T]:
+    """A function that takes what `answers` takes but the experiment, and gives this one's view."""
+
+    def ask(lens: HybridLens, **options: Any) -> T:
+        return view(*answers(lens, experiment, **options))
+
+    ask.__doc__ = view.__doc__
+    return ask
 
 
-def jrt(lens: HybridLens, **options: Any) -> views.JrtResult:
-    """Accuracy at k = 0, 1, 2 and all, prompts read once and twice; options as in `answers`."""
-    return views.jrt(*answers(lens, "fig3-jrt", **options))
-
-
-def table1(lens: HybridLens, **options: Any) -> views.Table1:
-    """Accuracy under manipulated attention weights, while reading by while answering; options as in `answers`."""
-    return views.table1(*answers(lens, "table1", **options))
-
-
-def maps(lens: HybridLens, **options: Any) -> views.Maps:
-    """Accuracy by length and depth under every condition; options as in `answers`."""
-    return views.maps(*answers(lens, "maps", **options))
-
-
-def needles(lens: HybridLens, **options: Any) -> views.NeedlesResult:
-    """Accuracy for needles of several forms; options as in `answers`."""
-    return views.needles(*answers(lens, "needles", **options))
-
-
-def scopes(lens: HybridLens, **options: Any) -> views.Contrast:
-    """Heads that compete in their layer beside heads that compete in the model; options as in `answers`."""
-    return views.scopes(*answers(lens, "scope", **options))
-
-
-def boundaries(lens: HybridLens, **options: Any) -> views.Contrast:
-    """Both boundaries between reading and answering; options as in `answers`."""
-    return views.boundaries(*answers(lens, "boundary", **options))
-
-
-def semantics(lens: HybridLens, **options: Any) -> views.SemanticsDifference:
-    """What changes between clean and published semantics, cell by cell; options as in `answers`."""
-    return views.semantics_difference(*answers(lens, "semantics", **options))
+# Each experiment as a function: its typed result.
+fig2 = _asked("fig2", views.fig2)
+jrt = _asked("fig3-jrt", views.jrt)
+table1 = _asked("table1", views.table1)
+maps = _asked("maps", views.maps)
+needles = _asked("needles", views.needles)
+scopes = _asked("scope", views.scopes)
+boundaries = _asked("boundary", views.boundaries)
+semantics = _asked("semantics", views.semantics_difference)

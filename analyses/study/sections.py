@@ -9,7 +9,7 @@ How it fails: a view whose cells are missing raises `ResultsError`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -41,10 +41,7 @@ def value(found: views.Accuracies | views.Differences, *place: int) -> Value:
 def fig2(cells: Sequence[Cell], base: Base) -> Section:
     """Accuracy against heads kept, with the tipping points."""
     view = views.fig2(cells, base)
-    curves = [
-        Curve(PHASE_TITLES[phase], _points(view.accuracy, i, view.ks), view.tipping[i])
-        for i, phase in enumerate(view.phases)
-    ]
+    curves = _curves([PHASE_TITLES[phase] for phase in view.phases], view)
     blocks: list[Block] = [
         Words(
             "The mean score over all lengths and depths when the heads of highest entropy are silenced in every "
@@ -54,7 +51,9 @@ def fig2(cells: Sequence[Cell], base: Base) -> Section:
     ]
     for phase, tip, spread in zip(view.phases, view.tipping, view.intervals, strict=True):
         blocks.append(Words(f"{PHASE_TITLES[phase]} ({PHASE_NOTES[phase]}): {tipping_words(tip, spread)}"))
-    return Section("fig2", "Accuracy against heads kept", (*blocks, _by_k("heads kept", curves, view.ks)))
+    header = ("heads kept", *(curve.name for curve in curves))
+    table = Table(header, _rows(map(kept, view.ks), view.accuracy)[::-1])
+    return Section("fig2", "Accuracy against heads kept", (*blocks, table))
 
 
 def kept(k: int) -> str:
@@ -80,17 +79,7 @@ def tipping_words(tip: int | None, spread: TippingInterval | None) -> str:
 def jrt(cells: Sequence[Cell], base: Base) -> Section:
     """Read once beside read twice."""
     view = views.jrt(cells, base)
-    names = ("read once", "read twice")
-    bars = {name: [value(view.accuracy, i, j) for j in range(len(view.ks))] for i, name in enumerate(names)}
-    rows = [
-        (
-            kept(k),
-            *(entry(bars[name][j]) for name in names),
-            difference(value(view.gain, j)),
-            difference(value(view.above_half, j)),
-        )
-        for j, k in enumerate(view.ks)
-    ]
+    names, ks, title = ("read once", "read twice"), [kept(k) for k in view.ks], "attention heads kept in every layer"
     header = ("heads kept", *names, "twice minus once, points", "twice minus half of all heads, points")
     return Section(
         "fig3-jrt",
@@ -101,10 +90,10 @@ def jrt(cells: Sequence[Cell], base: Base) -> Section:
                 "the last column lies below 0: accuracy is under half of that with all heads."
             ),
             Chart(
-                bar_chart([kept(k) for k in view.ks], bars, "attention heads kept in every layer", ACCURACY),
+                bar_chart(ks, dict(zip(names, _grid(view.accuracy), strict=True)), title, ACCURACY),
                 "accuracy read once and twice; numbers in the table below",
             ),
-            Table(header, tuple(rows)),
+            Table(header, _rows(ks, view.accuracy, view.gain, view.above_half)),
         ),
     )
 
@@ -112,11 +101,11 @@ def jrt(cells: Sequence[Cell], base: Base) -> Section:
 def table1(cells: Sequence[Cell], base: Base) -> Section:
     """Manipulations while reading by manipulations while answering."""
     view = views.table1(cells, base)
-    places = [(i, j) for i in range(len(view.readings)) for j in range(len(view.answerings))]
     against = [
-        (f"read {view.readings[i]}, answer {view.answerings[j]}", difference(value(view.against_keep, i, j)))
-        for i, j in places
-        if (view.readings[i], view.answerings[j]) != ("keep", "keep")
+        (f"read {reading}, answer {answering}", difference(value(view.against_keep, i, j)))
+        for i, reading in enumerate(view.readings)
+        for j, answering in enumerate(view.answerings)
+        if (reading, answering) != ("keep", "keep")
     ]
     return Section(
         "table1",
@@ -190,14 +179,8 @@ def boundary(cells: Sequence[Cell], base: Base) -> Section:
 def semantics(cells: Sequence[Cell], base: Base) -> Section:
     """What changes between clean and published semantics."""
     view = views.semantics_difference(cells, base)
-    rows = [
-        (
-            condition_words(*condition, base.n_heads),
-            *(entry(value(view.accuracy, i, j)) for i in range(2)),
-            difference(value(view.difference, j)),
-        )
-        for j, condition in enumerate(view.conditions)
-    ]
+    header = ("condition", "clean", "published", "published minus clean, points")
+    names = [condition_words(*condition, base.n_heads) for condition in view.conditions]
     return Section(
         "semantics",
         "Clean and published semantics",
@@ -207,7 +190,7 @@ def semantics(cells: Sequence[Cell], base: Base) -> Section:
                 f"included. Of {view.n_cells:,} cells that were run under both, {view.n_text:,} have another text and "
                 f"{view.n_score:,} another score."
             ),
-            Table(("condition", "clean", "published", "published minus clean, points"), tuple(rows)),
+            Table(header, _rows(names, view.accuracy, view.difference)),
             differing(view.differing) if view.differing else Words("No cell differs."),
         ),
     )
@@ -229,11 +212,9 @@ def _contrast(
     name: str, title: str, words: str, view: views.Contrast, names: Mapping[str, str], base: Base, k_title: str | None
 ) -> Section:
     """Two values of one setting."""
-    curves = [
-        Curve(names[setting], _points(view.accuracy, i, view.ks), view.tipping[i])
-        for i, setting in enumerate(view.values)
-    ]
+    curves = _curves([names[setting] for setting in view.values], view)
     tips = [f"{curve.name} {'none' if curve.tips is None else f'k = {curve.tips}'}" for curve in curves]
+    header = ("heads kept", *(curve.name for curve in curves), "second minus first, points")
     return Section(
         name,
         title,
@@ -241,24 +222,24 @@ def _contrast(
             Words(words),
             Chart(line_chart(curves, base.n_heads, ACCURACY, k_title=k_title), f"{title}; numbers in the table below"),
             Words(f"Tipping point, the largest k with less than half of all heads' accuracy: {'; '.join(tips)}."),
-            _by_k("heads kept", curves, view.ks, view.difference),
+            Table(header, _rows(map(kept, view.ks), view.accuracy, view.difference)[::-1]),
         ),
     )
 
 
-def _by_k(corner: str, curves: Sequence[Curve], ks: Sequence[int], change: views.Differences | None = None) -> Table:
-    """The numbers of some curves, a row a k, most heads first; with the second minus the first where given."""
-    rows: list[tuple[Entry, ...]] = []
-    for j, k in reversed(list(enumerate(ks))):
-        line: list[Entry] = [kept(k), *(entry(curve.points[k]) for curve in curves)]
-        rows.append((*line, difference(value(change, j))) if change is not None else tuple(line))
-    names = [curve.name for curve in curves]
-    last = () if change is None else ("second minus first, points",)
-    return Table((corner, *names, *last), tuple(rows))
+def _curves(names: Sequence[str], view: views.Fig2 | views.Contrast) -> list[Curve]:
+    """A line for each place along the first axis of a view's accuracy."""
+    values = zip(names, _grid(view.accuracy), view.tipping, strict=True)
+    return [Curve(name, dict(zip(view.ks, row, strict=True)), tips) for name, row, tips in values]
 
 
-def _points(found: views.Accuracies, row: int, ks: Sequence[int]) -> dict[int, Value]:
-    return {k: value(found, row, j) for j, k in enumerate(ks)}
+def _rows(names: Iterable[str], found: views.Accuracies, *changes: views.Differences) -> tuple[tuple[Entry, ...], ...]:
+    """A row of a table for each place along the last axis: its name, its accuracies, and its changes."""
+    columns = zip(*_grid(found), strict=True)
+    return tuple(
+        (name, *map(entry, line), *(difference(value(change, j)) for change in changes))
+        for j, (name, line) in enumerate(zip(names, columns, strict=True))
+    )
 
 
 def _grid(found: views.Accuracies) -> tuple[tuple[Value, ...], ...]:
