@@ -25,8 +25,8 @@ _PER_CHART = 5
 def benchmarks(rows: Sequence[BenchmarkRow], model: str, n_heads: int) -> Section:
     """Scores of lm-eval's tasks against heads kept; parts of a group are folded away."""
     result = BenchmarkResult(model, n_heads, tuple(rows), {})
-    parts = {task for task in result.tasks if _group_of(task, result.tasks) is not None}
-    main = [task for task in result.tasks if task not in parts]
+    groups = {task: _group_of(task, result.tasks) for task in result.tasks}
+    main, parts = ([task for task in groups if (groups[task] is None) == whole] for whole in (True, False))
     drawn = [Curve(task, points) for task in main if (points := _scores(result, task))]
     y_title = "score, %<br>bars: 1.96 standard errors"
     charts: list[Block] = [
@@ -45,9 +45,8 @@ def benchmarks(rows: Sequence[BenchmarkRow], model: str, n_heads: int) -> Sectio
         _benchmark_table(result, main),
     ]
     if parts:
-        named = dict.fromkeys(group for task in result.tasks if (group := _group_of(task, result.tasks)))
-        summary = f"The {len(parts)} tasks of {', '.join(named)}"
-        blocks.append(_benchmark_table(result, [task for task in result.tasks if task in parts], summary))
+        named = dict.fromkeys(group for group in groups.values() if group is not None)
+        blocks.append(_benchmark_table(result, parts, f"The {len(parts)} tasks of {', '.join(named)}"))
     return Section("benchmarks", "Benchmarks", tuple(blocks))
 
 

@@ -2,7 +2,7 @@
 
 The thresholds are ours, since the paper states none: "lost" is under half of the untouched model's accuracy, as in
 its tipping points; "near-perfect" at least 90 % of it; "zero" under 10 %; "little" under 10 points. Shares of the
-untouched model are taken place by place, on the same prompts.
+untouched model are taken place by place, on the same prompts. A claim binds the parameters of its rule.
 
 How it fails: a rule about what is lost needs a model that retrieves: where the untouched one does not stand out from
 its controls, or a cell that the rule needs was not run, the claim is not tested.
@@ -124,17 +124,13 @@ def abrupt(evidence: Evidence) -> Finding:
     return judge([_zero(f"k = {at}", curve[at])])
 
 
-def few_kept(phase: str, dropped: bool = False) -> Rule:
+def few_kept(evidence: Evidence, phase: str, dropped: bool = False) -> Finding:
     """15 % of heads, or all but 15 %, keep at least 90 % of the untouched model's accuracy."""
-
-    def decide(evidence: Evidence) -> Finding:
-        some, full = few(evidence.n_heads), evidence.full(phase)
-        k = evidence.n_heads - some if dropped else some
-        words, group = f"k = {k} of {evidence.n_heads}, {phase}", evidence.curves[phase][k]
-        test = _kept(words, group, full, NEAR_PERFECT, above=True)
-        return _no_baseline(full) or _after(percent("all heads", full), judge([test]))
-
-    return decide
+    some, full = few(evidence.n_heads), evidence.full(phase)
+    k = evidence.n_heads - some if dropped else some
+    words, group = f"k = {k} of {evidence.n_heads}, {phase}", evidence.curves[phase][k]
+    test = _kept(words, group, full, NEAR_PERFECT, above=True)
+    return _no_baseline(full) or _after(percent("all heads", full), judge([test]))
 
 
 def prefill_drop(evidence: Evidence) -> Finding:
@@ -161,20 +157,16 @@ def _over_k(groups: Sequence[Group]) -> Group:
     return Group({place: sum(group.scores[place] for group in groups) / len(groups) for place in common(groups)})
 
 
-def loses(tasks: Sequence[str], much: bool = False, sparse: bool = False) -> Rule:
+def loses(evidence: Evidence, tasks: Sequence[str], much: bool = False, sparse: bool = False) -> Finding:
     """Each task loses more than 10 points, or none does, without attention or with the sparse k."""
-
-    def decide(evidence: Evidence) -> Finding:
-        present, k = evidence.present(tasks), evidence.sparse_k(tasks) if sparse else 0
-        if not present or k is None:
-            return untested(f"not run: {' or '.join(tasks)} with {'no head' if much else 'fewer heads'} and with all")
-        changes = {task: evidence.change(task, k) for task in present}
-        heads = f"k = {k}" if much else f"k = {k} of {evidence.n_heads}"
-        return judge(
-            [Check(points(f"{task}, {heads}", c), less(c, -LITTLE), above=not much) for task, c in changes.items()]
-        )
-
-    return decide
+    present, k = evidence.present(tasks), evidence.sparse_k(tasks) if sparse else 0
+    if not present or k is None:
+        return untested(f"not run: {' or '.join(tasks)} with {'no head' if much else 'fewer heads'} and with all")
+    changes = {task: evidence.change(task, k) for task in present}
+    heads = f"k = {k}" if much else f"k = {k} of {evidence.n_heads}"
+    return judge(
+        [Check(points(f"{task}, {heads}", c), less(c, -LITTLE), above=not much) for task, c in changes.items()]
+    )
 
 
 def glue_order(evidence: Evidence) -> Finding:
@@ -212,22 +204,19 @@ def _gap(a: Estimate | None, b: Estimate | None) -> Estimate | None:
     return Estimate(mean, low, high, min(a.n, b.n))
 
 
-def combinations(pairs: Iterable[tuple[str, str]], share: float = 0.5, above: bool = False) -> Rule:
+def combinations(
+    evidence: Evidence, pairs: Iterable[tuple[str, str]], share: float = 0.5, above: bool = False
+) -> Finding:
     """All of these combinations (reading, answering) keep under, or at least, a share of Keep-Keep.
 
     One that is to be above all of Keep-Keep needs room there.
     """
-    wanted = {f"{answering.capitalize()}-{reading.capitalize()}": (reading, answering) for reading, answering in pairs}
-
-    def decide(evidence: Evidence) -> Finding:
-        keep = evidence.modes["keep", "keep"]
-        groups = {name: evidence.modes[pair] for name, pair in wanted.items()}
-        full = accuracy(keep)
-        if share == 1 and full is not None and full.high > CEILING and _no_baseline(keep) is None:
-            return untested("Keep-Keep leaves no room above it", percent("Keep-Keep", keep))
-        return _against("Keep-Keep", keep, groups, share, above)
-
-    return decide
+    groups = {f"{a.capitalize()}-{r.capitalize()}": evidence.modes[r, a] for r, a in pairs}  # generation first
+    keep = evidence.modes["keep", "keep"]
+    full = accuracy(keep)
+    if share == 1 and full is not None and full.high > CEILING and _no_baseline(keep) is None:
+        return untested("Keep-Keep leaves no room above it", percent("Keep-Keep", keep))
+    return _against("Keep-Keep", keep, groups, share, above)
 
 
 def across_models(evidence: Evidence) -> Finding:

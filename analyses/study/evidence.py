@@ -57,10 +57,8 @@ class ModelFacts(NamedTuple):
 
         The paper does not say which of RecurrentGemma's checkpoints it took, plain or instruction-tuned.
         """
-        for name, (ending, n_heads) in PAPER_MODELS.items():
-            if ending.search(self.name.lower().rstrip("/")) and self.base.n_heads == n_heads:
-                return name
-        return None
+        mine, n_heads = self.name.lower().rstrip("/"), self.base.n_heads
+        return next((name for name, (end, n) in PAPER_MODELS.items() if end.search(mine) and n == n_heads), None)
 
 
 class Check(NamedTuple):

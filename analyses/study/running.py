@@ -19,7 +19,7 @@ from analyses.experiment.options.study import StudyConfig
 from analyses.experiment.running import Experiment, Progress, result_of
 from analyses.heads.answering import answer_all
 from analyses.study import views
-from analyses.study.benchmarks.results import BenchmarkResult
+from analyses.study.benchmarks.results import BenchmarkRow
 from analyses.study.benchmarks.running import BenchmarkRun
 from analyses.study.evidence import ModelFacts
 from analyses.study.experiments import Study, check_study, plan, rubrics_of
@@ -40,7 +40,7 @@ class Judged(NamedTuple):
 
     study: Study
     cells: list[Cell]
-    benchmarks: BenchmarkResult | None
+    benchmarks: tuple[BenchmarkRow, ...]
     verdicts: list[Verdict]
     notes: tuple[str, ...]
     """What was chosen, left out and spent, a sentence each."""
@@ -110,18 +110,16 @@ class StudyRun(Experiment[StudyConfig, Judged]):
             lens, store, study.cells, rubrics_of(options, study.cells), options,
             lambda done, _: progress(done, total), lambda cost: notes.append(cost_words(cost)),
         )  # fmt: skip
-        result = None
+        rows = ()
         if self.benchmarks is not None:
-            result = self.benchmarks.run(folder, lambda done, _: progress(len(cells) + done, total))
+            rows = self.benchmarks.run(folder, lambda done, _: progress(len(cells) + done, total)).rows
         facts = ModelFacts(options.model, lens.cfg.family, lens.cfg.window, study.base)
-        judged = verdicts(cells, [] if result is None else result.rows, facts)
-        return Judged(study, cells, result, judged, tuple(notes))
+        return Judged(study, cells, rows, verdicts(cells, rows, facts), tuple(notes))
 
     def page(self, result: Judged, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""
-        rows = () if result.benchmarks is None else result.benchmarks.rows
-        shown = asked_for(record) | set(result.study.experiments)
-        return page_of(result.cells, record, result.study, shown, rows, result.verdicts, result.notes)
+        study, cells, rows, judged, notes = result
+        return page_of(cells, record, study, asked_for(record) | set(study.experiments), rows, judged, notes)
 
     def table(self, result: Judged) -> Iterable[str]:
         """See `Experiment`."""

@@ -180,7 +180,7 @@ def semantics(cells: Sequence[Cell], base: Base) -> Section:
     """What changes between clean and published semantics."""
     view = views.semantics_difference(cells, base)
     header = ("condition", "clean", "published", "published minus clean, points")
-    names = [condition_words(*condition, base.n_heads) for condition in view.conditions]
+    names = [condition_words(condition, base.n_heads) for condition in view.conditions]
     return Section(
         "semantics",
         "Clean and published semantics",

@@ -17,6 +17,7 @@ How it fails: a missing experiment leaves its claims untested; nothing raises.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from analyses.study import claim_rules as rules
@@ -25,20 +26,15 @@ from analyses.study.evidence import Evidence, ModelFacts, Outcome, Rule, unteste
 from analyses.study.views import ANSWERINGS, READINGS
 from hybridlens.results import Cell
 
-__all__ = ["CLAIMS", "Claim", "ModelFacts", "Verdict", "verdicts"]
-
 
 class Verdict(NamedTuple):
     """One claim and what became of it.
 
     Attributes:
-        id: short name of the claim.
-        hypothesis: "H1", "H2" or "H3".
-        claim: in one sentence.
+        id, hypothesis, claim, rule: as in `Claim`, whose `sentence` `claim` is.
         paper: the paper's number for this model; "–" where it gives none.
         measured: values with their 95 % intervals, in words.
         outcome: "holds", "fails" or "not tested here".
-        rule: what decides, in words.
         reason: what speaks against it, or why it was not decided; empty where it holds.
     """
 
@@ -141,11 +137,12 @@ CLAIMS: tuple[Claim, ...] = (
         "h1-stable", "H1", "Accuracy stays high while the first heads are dropped.",
         {"RG-2B": "stable until k = 1", "RG-9B": "declining from k = 16", "Jamba": "100 % down to k = 27"},
         "Generation version, 15 % of heads dropped: at least 90 % of the accuracy with all heads.",
-        rules.few_kept("generation", dropped=True),
+        partial(rules.few_kept, phase="generation", dropped=True),
     ),
     Claim(
         "h1-few", "H1", "15 % of the heads are enough for near-perfect retrieval, dropped while answering.", {},
-        "At k = 15 % of heads, rounded up, at least 90 % of the accuracy with all heads.", rules.few_kept("generation"),
+        "At k = 15 % of heads, rounded up, at least 90 % of the accuracy with all heads.",
+        partial(rules.few_kept, phase="generation"),
     ),
     Claim(
         "h1-prefill-drop", "H1", "Dropping heads while reading too costs RecurrentGemma most of its accuracy at once.",
@@ -167,19 +164,19 @@ CLAIMS: tuple[Claim, ...] = (
         "h2-few-prefill", "H2", "15 % of the heads are enough for near-perfect retrieval, in the version benchmarked.",
         {"Jamba": "near-perfect at k = 5 of 32"},
         "Prefill version at k = 15 % of heads, rounded up: at least 90 % of the accuracy with all heads.",
-        rules.few_kept("prefill"),
+        partial(rules.few_kept, phase="prefill"),
     ),
     Claim(
         "h2-general-sparse", "H2", "With few heads kept, general language tasks lose little.",
         {"Jamba": "GLUE −9.1 points at k = 5"},
         "Each general task that was run (GLUE, or the local grammar and facts) loses under 10 points.",
-        rules.loses(rules.GENERAL, sparse=True),
+        partial(rules.loses, tasks=rules.GENERAL, sparse=True),
     ),
     Claim(
         "h2-general-ablated", "H2", "With all heads dropped, general language tasks lose little.",
         {"Jamba": "GLUE −6.6 points"},
         "Each general task that was run (GLUE, or the local grammar and facts) loses under 10 points at k = 0.",
-        rules.loses(rules.GENERAL),
+        partial(rules.loses, tasks=rules.GENERAL),
     ),
     Claim(
         "h2-contrast", "H2", "Dropping all heads costs retrieval far more than general language tasks.",
@@ -189,11 +186,11 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "h2-mmlu-sparse", "H2", "With few heads kept, MMLU loses little.", {"Jamba": "−6 points at k = 5"},
-        "MMLU loses under 10 points.", rules.loses(("mmlu",), sparse=True),
+        "MMLU loses under 10 points.", partial(rules.loses, tasks=("mmlu",), sparse=True),
     ),
     Claim(
         "h2-mmlu-ablated", "H2", "With all heads dropped, MMLU loses much.", {"Jamba": "about −42 points"},
-        "MMLU loses over 10 points at k = 0.", rules.loses(("mmlu",), much=True),
+        "MMLU loses over 10 points at k = 0.", partial(rules.loses, tasks=("mmlu",), much=True),
     ),
     Claim(
         "h2-glue-order", "H2", "On GLUE the ablated model is slightly better than the sparse one.",
@@ -204,34 +201,35 @@ CLAIMS: tuple[Claim, ...] = (
         "h3-omit", "H3", "The needle has to be visible while answering: omitted there, no retrieval.",
         {"RG-2B": "3.7 / 0.0 / 0.1 / 0.0 / 0.0 % (reading Keep / Omit / Only / Binary / Null)"},
         "Omit while answering, with every manipulation while reading: accuracy under half of Keep-Keep.",
-        rules.combinations(_OMITTED),
+        partial(rules.combinations, pairs=_OMITTED),
     ),
     Claim(
         "h3-context-read", "H3", "The needle alone is enough while answering, if its surroundings were read.",
         {"RG-2B": "Only-Keep 85.7 %, Only-Omit 53.0 %; Keep-Keep 50.3 %"},
-        "Only-Keep and Only-Omit: at least half of Keep-Keep.", rules.combinations(_CONTEXT_READ, above=True),
+        "Only-Keep and Only-Omit: at least half of Keep-Keep.",
+        partial(rules.combinations, pairs=_CONTEXT_READ, above=True),
     ),
     Claim(
         "h3-no-context", "H3", "The needle alone is not enough while answering, if its surroundings were not read.",
         {"RG-2B": "Only-Only 18.2 %, Only-Null 17.0 %"},
-        "Only-Only and Only-Null: under half of Keep-Keep.", rules.combinations(_NO_CONTEXT),
+        "Only-Only and Only-Null: under half of Keep-Keep.", partial(rules.combinations, pairs=_NO_CONTEXT),
     ),
     Claim(
         "h3-context-answering", "H3", "With everything visible while answering, it does not matter what was read.",
         {"RG-2B": "Keep-Omit 63.0 %, Keep-Only 70.6 %, Keep-Null 68.8 %"},
         "Keep-Omit, Keep-Only and Keep-Null: at least half of Keep-Keep.",
-        rules.combinations(_CONTEXT_ANSWERING, above=True),
+        partial(rules.combinations, pairs=_CONTEXT_ANSWERING, above=True),
     ),
     Claim(
         "h3-improves", "H3", "Manipulations that do not destroy retrieval improve it.",
         {"RG-2B": "53.0 to 85.7 %, against 50.3 %"},
         "Keep-Omit, Keep-Only, Keep-Null, Only-Keep and Only-Omit above Keep-Keep, where that is under 90 %.",
-        rules.combinations((*_CONTEXT_ANSWERING, *_CONTEXT_READ), share=1.0, above=True),
+        partial(rules.combinations, pairs=(*_CONTEXT_ANSWERING, *_CONTEXT_READ), share=1.0, above=True),
     ),
     Claim(
         "h3-weights", "H3", "The exact weights matter: with their mean in their place, no retrieval.",
         {"RG-2B": "0.0 % with Binary while reading; Binary while answering as Omit there"},
-        "Every combination with Binary: accuracy under half of Keep-Keep.", rules.combinations(_BINARY),
+        "Every combination with Binary: accuracy under half of Keep-Keep.", partial(rules.combinations, pairs=_BINARY),
     ),
     Claim(
         "h3-beyond-window", "H3", "A needle that has left the window comes back only if it was visible while reading.",

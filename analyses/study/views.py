@@ -3,7 +3,7 @@
 Every function here takes the cells of a study, of any experiments, and picks those it needs by their keys
 (`analyses.study.groups`); results are of the types of `analyses.study.view_types`. Pure: no model, no file.
 
-How it fails: a view whose cells are all missing raises `ResultsError`, which names the experiment that makes
+How it fails: every view raises `ResultsError` where its cells are all missing, which names the experiment that makes
 them; single conditions without cells are NaN, with n = 0, so that an unfinished study can be looked at. The
 intervals say how other prompts might come out, not other models (`hybridlens.results.statistics`).
 """
@@ -39,15 +39,11 @@ from hybridlens import niah
 from hybridlens.decoding import BOUNDARIES
 from hybridlens.errors import ResultsError
 from hybridlens.results import Cell, TippingInterval, tipping_interval
-from hybridlens.results.cells import MODES, PHASES
+from hybridlens.results.cells import PHASES
 
 
 def fig2(cells: Sequence[Cell], base: Base) -> Fig2:
-    """Accuracy against heads kept, for the versions that were run: `curves`.
-
-    Raises:
-        ResultsError: no cell of this experiment.
-    """
+    """Accuracy against heads kept, for the versions that were run: `curves`."""
     found = {phase: curve for phase, curve in curves(cells, base).items() if curve}
     _require(found, "fig2")
     ks = tuple(sorted({k for curve in found.values() for k in curve}))
@@ -104,7 +100,7 @@ def jrt(cells: Sequence[Cell], base: Base) -> JrtResult:
     """Just read twice against once, generation version, at equal contexts.
 
     Raises:
-        ResultsError: no cell of this experiment, or `base` does not say which lengths to compare.
+        ResultsError: `base` does not say which lengths to compare.
     """
     pairs = base.jrt_lengths
     once = grouped(cells, base, lambda cell: cell.k, phase="generation")
@@ -127,11 +123,7 @@ def jrt(cells: Sequence[Cell], base: Base) -> JrtResult:
 
 
 def table1(cells: Sequence[Cell], base: Base) -> Table1:
-    """Accuracy under every combination of manipulations, all heads kept.
-
-    Raises:
-        ResultsError: no cell of this experiment.
-    """
+    """Accuracy under every combination of manipulations, all heads kept."""
     found = modes(cells, base)
     _require({names: group for names, group in found.items() if names != ("keep", "keep")}, "table1")
     groups = [found[reading, answering] for reading in READINGS for answering in ANSWERINGS]
@@ -148,33 +140,30 @@ def modes(cells: Iterable[Cell], base: Base) -> Groups[tuple[str, str]]:
 
 
 def maps(cells: Sequence[Cell], base: Base, read_twice: bool = False) -> Maps:
-    """Retrieval maps of every condition of figure 2 and table 1, or of figure 3 read twice.
-
-    Raises:
-        ResultsError: no such cell.
-    """
-    found = grouped(cells, base, condition_of, "reading", "answering", jrt=read_twice)
+    """Retrieval maps of every condition of figure 2 and table 1, or of figure 3 read twice."""
+    found = grouped(cells, base, Condition.of, "reading", "answering", jrt=read_twice)
     _require(found, "fig3-jrt" if read_twice else "maps")
-    conditions = tuple(sorted(found, key=_order))
+    conditions = tuple(sorted(found, key=lambda condition: condition.place))
     places = [place for group in found.values() for place in group.scores]
     lengths = tuple(sorted({length for length, _ in places}))
     depths = tuple(sorted({depth for _, depth in places}))
-    score = torch.full((len(conditions), len(lengths), len(depths)), torch.nan)
-    control = torch.full((len(conditions), len(lengths)), torch.nan)
-    for i, condition in enumerate(conditions):
-        for (length, depth), value in found[condition].scores.items():
-            score[i, lengths.index(length), depths.index(depth)] = value / niah.MAX_SCORE
-        for length, value in found[condition].controls.items():
-            if length in lengths:
-                control[i, lengths.index(length)] = value / niah.MAX_SCORE
-    return Maps(conditions, lengths, depths, score, control)
+    score = [[[found[c].scores.get((n, d), math.nan) for d in depths] for n in lengths] for c in conditions]
+    control = [[found[c].controls.get(n, math.nan) for n in lengths] for c in conditions]
+    shape = len(conditions), len(lengths), len(depths)
+    return Maps(
+        conditions,
+        lengths,
+        depths,
+        torch.tensor(score).reshape(shape) / niah.MAX_SCORE,
+        torch.tensor(control) / niah.MAX_SCORE,
+    )
 
 
 def needles(cells: Sequence[Cell], base: Base) -> NeedlesResult:
     """Accuracy for several needles, at the places that all of them were run at.
 
     Raises:
-        ResultsError: no cell with another needle than the study's own, or no place common to all needles.
+        ResultsError: no place common to all needles.
     """
     found = grouped(cells, base, lambda cell: (cell.needle, cell.k), "needle", phase="generation")
     names = tuple(sorted(dict.fromkeys(name for name, _ in found), key=lambda name: name != base.needle))
@@ -194,20 +183,12 @@ def needles(cells: Sequence[Cell], base: Base) -> NeedlesResult:
 
 
 def scopes(cells: Sequence[Cell], base: Base) -> Contrast:
-    """Heads that compete inside their layer against heads that compete in the whole model.
-
-    Raises:
-        ResultsError: no cell of scope "model".
-    """
+    """Heads that compete inside their layer against heads that compete in the whole model."""
     return _contrast(cells, base, "scope", (SCOPES[0], SCOPES[1]))
 
 
 def boundaries(cells: Sequence[Cell], base: Base) -> Contrast:
-    """The study's own phase boundary against the other.
-
-    Raises:
-        ResultsError: no cell of the other boundary.
-    """
+    """The study's own phase boundary against the other."""
     other = next(name for name in BOUNDARIES if name != base.boundary)
     return _contrast(cells, base, "boundary", (base.boundary, other))
 
@@ -231,20 +212,16 @@ def _contrast(cells: Sequence[Cell], base: Base, setting: str, values: tuple[str
 
 
 def semantics_difference(cells: Sequence[Cell], base: Base) -> SemanticsDifference:
-    """What changes between clean and published semantics: every cell that was run under both.
-
-    Raises:
-        ResultsError: no cell was.
-    """
+    """What changes between clean and published semantics: every cell that was run under both."""
     clean = {cell.key: cell for cell in cells if cell.semantics == "clean"}
     published = {cell.key._replace(semantics="clean"): cell for cell in cells if cell.semantics == "published"}
     pairs = [Differing(cell, published[key]) for key, cell in clean.items() if key in published]
     _require(pairs, "semantics")
     found = [
-        grouped(side, base, condition_of, "reading", "answering", semantics=name)
+        grouped(side, base, Condition.of, "reading", "answering", semantics=name)
         for name, side in (("clean", [p.clean for p in pairs]), ("published", [p.published for p in pairs]))
     ]
-    conditions = tuple(sorted(found[0], key=_order))
+    conditions = tuple(sorted(found[0], key=lambda condition: condition.place))
     return SemanticsDifference(
         conditions=conditions,
         accuracy=_accuracies([side[c] for side in found for c in conditions], 2, len(conditions)),
@@ -259,17 +236,6 @@ def semantics_difference(cells: Sequence[Cell], base: Base) -> SemanticsDifferen
 def near_ties(cells: Iterable[Cell], below: float = NEAR) -> list[Cell]:
     """The cells in which two logits came closer than `below`: rounding may decide such a token."""
     return [cell for cell in cells if cell.margin is not None and cell.margin < below]
-
-
-def condition_of(cell: Cell) -> Condition:
-    """What a cell does to attention."""
-    return Condition(cell.phase, cell.k, cell.reading, cell.answering)
-
-
-def _order(condition: Condition) -> tuple[int, int, int, int]:
-    """Sweeps before manipulations; by version, k ascending, then in the order of table 1."""
-    reading, answering = MODES.index(condition.reading), MODES.index(condition.answering)
-    return PHASES.index(condition.phase), condition.k, reading, answering
 
 
 def _by_second(found: Mapping[tuple[Any, int], Group], first: str) -> Groups[int]:
