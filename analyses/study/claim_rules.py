@@ -233,7 +233,7 @@ def windowed(decide: Callable[[Evidence, set[Place], set[Place]], Finding]) -> R
             return untested("attention sees every token: no window")
         if evidence.base.semantics != "clean":
             return untested("cells do not say how many tokens published prompts have")
-        gone, held = evidence.beyond_window()
+        gone, held = evidence.beyond_window(window)
         if not gone:
             return untested(f"not run: prompts so long that the needle leaves the window of {window} tokens")
         return decide(evidence, gone, held)

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias
 
 from analyses.study.benchmarks.results import BenchmarkRow
-from analyses.study.groups import Base, Estimate, Group, Groups, Place, accuracy, chance, grouped
+from analyses.study.groups import Base, Estimate, Group, Groups, Place, accuracy, chance, grouped, selected
 from analyses.study.views import curves, modes
 from hybridlens.results import Cell, paired_difference
 
@@ -177,23 +177,19 @@ class Evidence:
         """k -> scores, read twice, generation version."""
         return grouped(self.cells, self.base, lambda cell: cell.k, phase="generation", jrt=True)
 
-    def beyond_window(self) -> tuple[set[Place], set[Place]]:
+    def beyond_window(self, window: int) -> tuple[set[Place], set[Place]]:
         """Places of needles that have left attention's window when answering begins, and of those still in it.
 
         A needle that is partly in it is in neither. Clean prompts have exactly as many tokens as their length.
         """
-        window = self.facts.window
-        gone: set[Place] = set()
-        held: set[Place] = set()
-        for cell in self.cells:
-            if window is None or cell.depth is None or cell.jrt or cell.needle != self.base.needle:
-                continue
-            if cell.semantics != "clean" or cell.needle_start is None or cell.needle_end is None:
-                continue
-            if cell.needle_end <= cell.length - window:
-                gone.add((cell.length, float(cell.depth)))
-            elif cell.needle_start >= cell.length - window:
-                held.add((cell.length, float(cell.depth)))
+        mine = selected(self.cells, self.base, "reading", "answering", "scope", "boundary", semantics="clean")
+        spans = {
+            (cell.length, float(cell.depth)): (cell.needle_start, cell.needle_end)
+            for cell in mine
+            if cell.depth is not None and cell.needle_start is not None and cell.needle_end is not None
+        }
+        gone = {place for place, (_, end) in spans.items() if end <= place[0] - window}
+        held = {place for place, (start, _) in spans.items() if start >= place[0] - window}
         return gone, held
 
     def sparse_k(self, tasks: Sequence[str]) -> int | None:

@@ -10,9 +10,10 @@ its section.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from analyses.experiment.text import columns, percent_interval
 from analyses.study.benchmark_section import benchmarks
@@ -20,7 +21,7 @@ from analyses.study.benchmarks.results import BenchmarkRow
 from analyses.study.experiments import EXPERIMENTS, Study
 from analyses.study.explorer import BOUNDARY_WORDS, explorer, tied
 from analyses.study.groups import Base
-from analyses.study.sections import SECTIONS, fig2
+from analyses.study.sections import SECTIONS
 from analyses.study.verdict import Verdict
 from analyses.study.views import NEAR, near_ties
 from hybridlens.errors import ResultsError
@@ -41,27 +42,34 @@ HYPOTHESES = {
 _LEFT_OUT = "left out"
 
 
-def page_of(
-    cells: Sequence[Cell],
-    record: Mapping[str, Any],
-    study: Study,
-    ran: Collection[str],
-    benchmark_rows: Sequence[BenchmarkRow] = (),
-    verdicts: Sequence[Verdict] = (),
-    notes: Sequence[str] = (),
-) -> Article:
-    """The page's contents.
+class Judged(NamedTuple):
+    """What a study found.
 
-    Args:
-        cells: all cells of the study, of one model.
-        record: its `run.json`.
+    Attributes:
         study: what ran.
-        ran: experiments that this and earlier sessions asked for.
-        benchmark_rows: scores of benchmarks; none leaves their section out.
-        verdicts: on the paper's claims; none leaves their section out.
+        cells: all of the study, of one model.
+        benchmarks: their scores; empty where none were run.
+        verdicts: on the paper's claims.
         notes: what was chosen, left out, or spent, one sentence each. One that begins with the name of an
             experiment and a colon stands in its section.
     """
+
+    study: Study
+    cells: list[Cell]
+    benchmarks: Sequence[BenchmarkRow] = ()
+    verdicts: Sequence[Verdict] = ()
+    notes: Sequence[str] = ()
+
+
+def page_of(found: Judged, record: Mapping[str, Any], ran: Collection[str]) -> Article:
+    """The page's contents; verdicts and benchmarks have a section where there are some.
+
+    Args:
+        found: what it shows.
+        record: the study's `run.json`.
+        ran: experiments that this and earlier sessions asked for.
+    """
+    study, cells, benchmark_rows, verdicts, notes = found
     model = str(record["model"])
     notes = list(dict.fromkeys(notes))
     kinds = {note: note.partition(": ")[0] for note in notes}
@@ -71,9 +79,9 @@ def page_of(
     }
     rest = [note for note in notes if kinds[note] not in (*EXPERIMENTS, _LEFT_OUT)]
     sections = [_verdicts(verdicts)] if verdicts else []
-    for name, make in SECTIONS.items():
+    for name in SECTIONS:
         if name in ran:
-            sections.append(_section(name, make, cells, study.base, told[name]))
+            sections.append(_section(name, cells, study.base, told[name]))
         if name == "table1":
             if cells:
                 sections.append(_answers(cells, study.base, told["maps"]))
@@ -124,7 +132,7 @@ def niah_page(
         finding=tuple(headline(found, model, base.n_heads)),
         notes=tuple(notes),
         sections=(
-            fig2([replace(cell, jrt=False) for cell in cells], base),
+            _section("fig2", [replace(cell, jrt=False) for cell in cells], base),
             _answers(cells, base, (), full=True),
             Section("patterns", "Heads that look at the needle", (Words(words), Patterns(tuple(patterns)))),
             _ties(cells),
@@ -161,13 +169,13 @@ def verdict_table(judged: Sequence[Verdict], model: str) -> str:
     return f"{model}: the paper's claims\n{columns(rows, left=3)}"
 
 
-def _section(name: str, make: Any, cells: Sequence[Cell], base: Base, told: Sequence[Words]) -> Section:
+def _section(name: str, cells: Sequence[Cell], base: Base, told: Sequence[Words] = ()) -> Section:
     """An experiment's section with its notes; where its cells are missing, with the line that says so."""
+    title, make = SECTIONS[name]
     try:
-        section: Section = make(cells, base)
+        return Section(name, title, (*make(cells, base), *told))
     except ResultsError as error:
         return Section(name, EXPERIMENTS[name].title, (Words(str(error), note=True),))
-    return replace(section, blocks=(*section.blocks, *told))
 
 
 def _answers(cells: Sequence[Cell], base: Base, told: Sequence[Words], full: bool = False) -> Section:
@@ -214,9 +222,8 @@ def _finding(verdicts: Sequence[Verdict], model: str) -> tuple[str, ...]:
     """How many claims hold, in a sentence."""
     if not verdicts:
         return ("No claim of the paper was judged.",)
-    hold, fail, open_ = (
-        sum(found.outcome == name for found in verdicts) for name in ("holds", "fails", "not tested here")
-    )
+    counts = Counter(found.outcome for found in verdicts)
+    hold, fail, open_ = (counts[name] for name in ("holds", "fails", "not tested here"))
     return (
         f"Of {len(verdicts)} claims of the paper, {hold} {'holds' if hold == 1 else 'hold'} for {model}, "
         f"{fail} {'fails' if fail == 1 else 'fail'}, and {open_} {'is' if open_ == 1 else 'are'} not tested here.",

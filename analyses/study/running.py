@@ -12,20 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, TypeVar
+from typing import Any, Concatenate, TypeVar
 
 from analyses.experiment.options.needles import arguments_of
 from analyses.experiment.options.study import StudyConfig
 from analyses.experiment.running import Experiment, Progress, result_of
 from analyses.heads.answering import answer_all
 from analyses.study import views
-from analyses.study.benchmarks.results import BenchmarkRow
 from analyses.study.benchmarks.running import BenchmarkRun
 from analyses.study.evidence import ModelFacts
 from analyses.study.experiments import Study, check_study, plan, rubrics_of
 from analyses.study.prompts import check_budget
-from analyses.study.report import page_of, verdict_table
-from analyses.study.verdict import Verdict, verdicts
+from analyses.study.report import Judged, page_of, verdict_table
+from analyses.study.verdict import verdicts
 from hybridlens.config import LensConfig
 from hybridlens.engine import Tally
 from hybridlens.model import HybridLens
@@ -33,17 +32,6 @@ from hybridlens.results import Cell, CellKey, Folder, Manifest, Run
 from hybridlens.viz.article import Article
 
 T = TypeVar("T")
-
-
-class Judged(NamedTuple):
-    """What a study found."""
-
-    study: Study
-    cells: list[Cell]
-    benchmarks: tuple[BenchmarkRow, ...]
-    verdicts: list[Verdict]
-    notes: tuple[str, ...]
-    """What was chosen, left out and spent, a sentence each."""
 
 
 class StudyRun(Experiment[StudyConfig, Judged]):
@@ -114,12 +102,11 @@ class StudyRun(Experiment[StudyConfig, Judged]):
         if self.benchmarks is not None:
             rows = self.benchmarks.run(folder, lambda done, _: progress(len(cells) + done, total)).rows
         facts = ModelFacts(options.model, lens.cfg.family, lens.cfg.window, study.base)
-        return Judged(study, cells, rows, verdicts(cells, rows, facts), tuple(notes))
+        return Judged(study, cells, rows, verdicts(cells, rows, facts), notes)
 
     def page(self, result: Judged, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""
-        study, cells, rows, judged, notes = result
-        return page_of(cells, record, study, asked_for(record) | set(study.experiments), rows, judged, notes)
+        return page_of(result, record, asked_for(record) | set(result.study.experiments))
 
     def table(self, result: Judged) -> Iterable[str]:
         """See `Experiment`."""
