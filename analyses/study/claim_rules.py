@@ -11,7 +11,7 @@ its controls, or a cell that the rule needs was not run, the claim is not tested
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
 from analyses.study.evidence import Check, Evidence, Finding, Rule, judge, less, percent, points, untested
@@ -205,7 +205,7 @@ def _gap(a: Estimate | None, b: Estimate | None) -> Estimate | None:
 
 
 def combinations(
-    evidence: Evidence, pairs: Iterable[tuple[str, str]], share: float = 0.5, above: bool = False
+    evidence: Evidence, pairs: Sequence[tuple[str, str]], share: float = 0.5, above: bool = False
 ) -> Finding:
     """All of these combinations (reading, answering) keep under, or at least, a share of Keep-Keep.
 

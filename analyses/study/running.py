@@ -161,7 +161,7 @@ def _asked(experiment: str, view: Callable[[list[Cell], views.Base], T]) -> Call
     def ask(lens: HybridLens, **options: Any) -> T:
         return view(*answers(lens, experiment, **options))
 
-    ask.__doc__ = view.__doc__
+    ask.__doc__ = f"{view.__doc__}\n\nOptions are those of `answers`."
     return ask
 
 

@@ -80,7 +80,8 @@ def tipping_words(tip: int | None, spread: TippingInterval | None) -> str:
 def jrt(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Read once beside read twice."""
     view = views.jrt(cells, base)
-    names, ks, title = ("read once", "read twice"), [kept(k) for k in view.ks], "attention heads kept in every layer"
+    names, ks = ("read once", "read twice"), [kept(k) for k in view.ks]
+    bars = dict(zip(names, _grid(view.accuracy), strict=True))
     header = ("heads kept", *names, "twice minus once, points", "twice minus half of all heads, points")
     return [
         Words(
@@ -88,7 +89,7 @@ def jrt(cells: Sequence[Cell], base: Base) -> list[Block]:
             "the last column lies below 0: accuracy is under half of that with all heads."
         ),
         Chart(
-            bar_chart(ks, dict(zip(names, _grid(view.accuracy), strict=True)), title, ACCURACY),
+            bar_chart(ks, bars, "attention heads kept in every layer", ACCURACY),
             "accuracy read once and twice; numbers in the table below",
         ),
         Table(header, _rows(ks, view.accuracy, view.gain, view.above_half)),
