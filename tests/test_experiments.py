@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import hybridlens as hl
 from analyses.experiment.options.study import NiahConfig, StudyConfig
-from analyses.study.experiments import EXPERIMENTS, cells_of, check_study, plan, rubrics_of
+from analyses.study.experiments import EXPERIMENTS, check_study, plan, rubrics_of
 from analyses.study.grids import Grids, half, spread
 from analyses.study.niah import make_grid
 from hybridlens import niah
@@ -37,7 +37,7 @@ def small(model: str = RG, *names: str, **changes) -> StudyConfig:
 
 @cache
 def cells(model: str, *names: str):
-    return cells_of(lens(model), small(model, *names))
+    return plan(lens(model), small(model, *names)).cells
 
 
 def test_every_experiment_has_the_cells_that_arithmetic_says() -> None:
@@ -244,9 +244,9 @@ def test_phases_can_be_chosen() -> None:
 
 def test_chosen_heads_keep_the_untouched_model() -> None:
     """A tipping point is measured against it, so 8 is run beside 0 and 3; other experiments choose their own k."""
-    found = cells_of(lens(RG), small(RG, "fig2", heads=(3, 0)))
+    found = plan(lens(RG), small(RG, "fig2", heads=(3, 0))).cells
     assert [key.k for key in found][:3] == [0, 3, 8]
-    assert {key.k for key in cells_of(lens(RG), small(RG, "needles", heads=(3,)))} == {0, 1, 2, 4, 8}
+    assert {key.k for key in plan(lens(RG), small(RG, "needles", heads=(3,))).cells} == {0, 1, 2, 4, 8}
 
 
 def test_float16_has_no_published_entropies() -> None:
@@ -265,7 +265,7 @@ def test_the_order_of_lengths_and_depths_changes_no_coarse_grid() -> None:
 
 
 def test_no_controls_when_none_are_wanted() -> None:
-    assert not any(key.control for key in cells_of(lens(RG), small(control=False)))
+    assert not any(key.control for key in plan(lens(RG), small(control=False)).cells)
     assert any(key.control for key in cells(RG))
 
 

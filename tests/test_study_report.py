@@ -18,7 +18,7 @@ from analyses.study import views
 from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study.experiments import EXPERIMENTS, Study
 from analyses.study.groups import Base
-from analyses.study.report import page_of
+from analyses.study.report import Judged, page_of
 from analyses.study.running import asked_for
 from analyses.study.sections import value
 from analyses.study.verdict import Verdict
@@ -77,7 +77,7 @@ def study_cells(text: str | None = None) -> list[Cell]:
 
 def a_study(*experiments: str) -> Study:
     """A study of some experiments, as far as the report reads it."""
-    return Study({}, experiments, dict.fromkeys(experiments, ("generation",)), BASE, ())
+    return Study({}, experiments, BASE, ())
 
 
 def bench_row(task: str, k: int, score: float, metric: str = "acc") -> BenchmarkRow:
@@ -103,16 +103,9 @@ def rendered(
 ) -> str:
     """A page of the study above; it may leave parts out."""
     record = a_record(**more.get("record", {}))
-    page = page_of(
-        study_cells() if cells is None else cells,
-        record,
-        a_study(*experiments),
-        more.get("ran", experiments),
-        more.get("rows", BENCHMARKS),
-        more.get("verdicts", VERDICTS),
-        notes,
-    )
-    return render_article(page, record)
+    shown = study_cells() if cells is None else list(cells)
+    found = Judged(a_study(*experiments), shown, more.get("rows", BENCHMARKS), more.get("verdicts", VERDICTS), notes)
+    return render_article(page_of(found, record, more.get("ran", experiments)), record)
 
 
 def section(source: str, name: str) -> str:
@@ -318,7 +311,7 @@ def test_report_shows_any_text_literally(text: str) -> None:
         verdict = Verdict("a", "H1", word, word, f"{word}; {word}", "holds", word, word)
         rows = [bench_row(word, k, 0.5) for k in (4, 2)]
         study = a_study("fig2", "needles", "semantics")
-        made = page_of(cells, record, study, ALL, rows, [verdict], [word, f"left out: {word}"])
+        made = page_of(Judged(study, cells, rows, [verdict], [word, f"left out: {word}"]), record, ALL)
         return Page(render_article(made, record))
 
     plain, hostile = page("harmless"), page(text)
@@ -347,7 +340,9 @@ def test_a_text_is_stored_once(tmp_path: Path) -> None:
     """Many cells with one long text cost little more than the text; were it stored with each, it would be 5 MB."""
     cells, short = study_cells("x" * 10_000), study_cells("x")
     sizes = [
-        write_article(tmp_path, page_of(found, a_record(), a_study(*ALL), ALL, BENCHMARKS, VERDICTS), a_record())
+        write_article(
+            tmp_path, page_of(Judged(a_study(*ALL), found, BENCHMARKS, VERDICTS), a_record(), ALL), a_record()
+        )
         .stat()
         .st_size
         for found in (short, cells)
@@ -360,7 +355,7 @@ def test_a_text_is_stored_once(tmp_path: Path) -> None:
 def test_the_explorer_leaves_no_cell_out() -> None:
     """A cell that differs from the study's settings in several ways at once still has its place."""
     odd = cells_of({"needle": "oslo", "jrt": True, "scope": "model", "boundary": "first_new_token", "k": 2})
-    page = page_of([*study_cells(), *odd], a_record(), a_study(*ALL), ALL)
+    page = page_of(Judged(a_study(*ALL), [*study_cells(), *odd]), a_record(), ALL)
     blocks = [block for found in page.sections for block in found.blocks if isinstance(block, Explorer)]
     titles = [g.title for groups in blocks[0].sheets.values() for g in groups]
     assert any("'oslo'" in title and "read twice" in title and "scope model" in title for title in titles)

@@ -1,7 +1,6 @@
 """The verdicts on studies whose answers are known: as the paper says, its opposite, and what lies between."""
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from study_cells import grid
 
+from analyses.study.benchmarks.results import BenchmarkRow
 from analyses.study.claim_rules import few
 from analyses.study.evidence import Check, Evidence, ModelFacts, judge
 from analyses.study.groups import Base, Estimate
@@ -35,8 +35,8 @@ def curve(scores: dict[int, Any], **fields: Any) -> list[Cell]:
     return [one for k, score in scores.items() for one in hundred(score, k=k, **fields)]
 
 
-def row(task: str, k: int, value: float, stderr: float | None = 0.005, **more: Any) -> SimpleNamespace:
-    return SimpleNamespace(task=task, k=k, metric="acc", value=value, stderr=stderr, n=1000, **more)
+def row(task: str, k: int, value: float, stderr: float | None = 0.005, **more: Any) -> BenchmarkRow:
+    return BenchmarkRow(task, k, "acc", value, stderr, 1000, **more)
 
 
 def by_id(cells: list[Cell], rows: Any = (), facts: ModelFacts = RG) -> dict[str, Verdict]:
@@ -63,7 +63,7 @@ def table(changes: dict[tuple[str, str], Any]) -> list[Cell]:
     return [one for (r, a), score in scores.items() for one in hundred(score, reading=r, answering=a)]
 
 
-def benchmarks(glue: tuple[float, ...], mmlu: tuple[float, ...], retrieval: tuple[float, ...]) -> list[SimpleNamespace]:
+def benchmarks(glue: tuple[float, ...], mmlu: tuple[float, ...], retrieval: tuple[float, ...]) -> list[BenchmarkRow]:
     """Rows at k = 8, 2 and 0."""
     tasks = {"glue": glue, "mmlu": mmlu, "tiny_retrieval": retrieval}
     return [row(task, k, value) for task, values in tasks.items() for k, value in zip((8, 2, 0), values, strict=True)]
@@ -312,7 +312,7 @@ def test_every_general_task_counts() -> None:
 def test_the_contrast_is_between_losses() -> None:
     """Retrieval loses 75 points and grammar 1: far more. Equal losses refute it, and so do cells."""
 
-    def rows(retrieval: float, grammar: float) -> list[SimpleNamespace]:
+    def rows(retrieval: float, grammar: float) -> list[BenchmarkRow]:
         return [row("tiny_retrieval", 8, 1.0), row("tiny_retrieval", 0, retrieval), row("tiny_grammar", 8, 0.9),
                 row("tiny_grammar", 0, grammar)]  # fmt: skip
 

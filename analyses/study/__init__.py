@@ -6,18 +6,7 @@ claims, and `explorer`, `sections`, `benchmark_section` and `report` say what th
 """
 
 from analyses.experiment.options.study import StudyConfig
-from analyses.study.running import (
-    StudyRun,
-    answers,
-    boundaries,
-    fig2,
-    jrt,
-    maps,
-    needles,
-    scopes,
-    semantics,
-    table1,
-)
+from analyses.study.running import StudyRun, answers, boundaries, fig2, jrt, maps, needles, scopes, semantics, table1
 
 __all__ = [
     "StudyConfig",

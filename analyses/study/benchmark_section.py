@@ -25,29 +25,25 @@ _PER_CHART = 5
 def benchmarks(rows: Sequence[BenchmarkRow], model: str, n_heads: int) -> Section:
     """Scores of lm-eval's tasks against heads kept; parts of a group are folded away."""
     result = BenchmarkResult(model, n_heads, tuple(rows), {})
-    parts = {task for task in result.tasks if _group_of(task, result.tasks) is not None}
-    main = [task for task in result.tasks if task not in parts]
+    groups = {task: _group_of(task, result.tasks) for task in result.tasks}
+    main, parts = ([task for task in groups if (groups[task] is None) == whole] for whole in (True, False))
     drawn = [Curve(task, points) for task in main if (points := _scores(result, task))]
     y_title = "score, %<br>bars: 1.96 standard errors"
-    charts: list[Block] = [
-        Chart(
-            line_chart(drawn[i : i + _PER_CHART], n_heads, y_title, whole=_shares(drawn[i : i + _PER_CHART])),
-            "benchmark scores against heads kept; numbers in the table below",
-        )
-        for i in range(0, len(drawn), _PER_CHART)
-    ]
     blocks: list[Block] = [
         Words(
             "Scores of lm-eval's tasks when heads are silenced in every forward pass (the prefill version). "
             "± is the standard error; differences to all heads are taken document by document where that is possible."
-        ),
-        *charts,
-        _benchmark_table(result, main),
+        )
     ]
+    for start in range(0, len(drawn), _PER_CHART):
+        curves = drawn[start : start + _PER_CHART]
+        shares = all(point.mean >= 0 for curve in curves for point in curve.points.values())  # not so of correlations
+        figure = line_chart(curves, n_heads, y_title, whole=shares)
+        blocks.append(Chart(figure, "benchmark scores against heads kept; numbers in the table below"))
+    blocks.append(_benchmark_table(result, main))
     if parts:
-        named = dict.fromkeys(group for task in result.tasks if (group := _group_of(task, result.tasks)))
-        summary = f"The {len(parts)} tasks of {', '.join(named)}"
-        blocks.append(_benchmark_table(result, [task for task in result.tasks if task in parts], summary))
+        named = dict.fromkeys(group for group in groups.values() if group is not None)
+        blocks.append(_benchmark_table(result, parts, f"The {len(parts)} tasks of {', '.join(named)}"))
     return Section("benchmarks", "Benchmarks", tuple(blocks))
 
 
@@ -89,11 +85,6 @@ def _scores(result: BenchmarkResult, task: str) -> dict[int, Value]:
         wide = math.nan if row.stderr is None else NORMAL * row.stderr
         points[row.k] = Value(row.value, row.value - wide, row.value + wide, row.n)
     return points
-
-
-def _shares(curves: Sequence[Curve]) -> bool:
-    """Whether all values lie between 0 and 1, which correlations need not."""
-    return all(point.mean >= 0 for curve in curves for point in curve.points.values())
 
 
 def _group_of(task: str, tasks: Sequence[str]) -> str | None:

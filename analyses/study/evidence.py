@@ -14,10 +14,11 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, NamedTuple, TypeAlias
 
-from analyses.study.groups import Base, Estimate, Group, Place, accuracy, chance, grouped
-from analyses.study.views import complete, modes
+from analyses.study.benchmarks.results import BenchmarkRow
+from analyses.study.groups import Base, Estimate, Group, Groups, Place, accuracy, chance, grouped, selected
+from analyses.study.views import curves, modes
 from hybridlens.results import Cell, paired_difference
 
 Outcome: TypeAlias = Literal["holds", "fails", "not tested here"]
@@ -33,41 +34,6 @@ PAPER_MODELS = {
     "Jamba": (re.compile(r"jamba-mini-1\.6$"), 32),
 }
 """The paper's names of its models -> how the name of a checkpoint ends, and its heads in a layer."""
-
-
-@runtime_checkable
-class Score(Protocol):
-    """A benchmark score: one metric of a task with k heads kept, a share of 1."""
-
-    @property
-    def task(self) -> str:
-        """Task or group, as lm-eval calls it."""
-        ...
-
-    @property
-    def k(self) -> int:
-        """Heads kept in each layer."""
-        ...
-
-    @property
-    def metric(self) -> str:
-        """lm-eval's name."""
-        ...
-
-    @property
-    def value(self) -> float:
-        """The score."""
-        ...
-
-    @property
-    def stderr(self) -> float | None:
-        """Its standard error, where known."""
-        ...
-
-    @property
-    def n(self) -> int:
-        """Documents."""
-        ...
 
 
 class ModelFacts(NamedTuple):
@@ -91,10 +57,8 @@ class ModelFacts(NamedTuple):
 
         The paper does not say which of RecurrentGemma's checkpoints it took, plain or instruction-tuned.
         """
-        for name, (ending, n_heads) in PAPER_MODELS.items():
-            if ending.search(self.name.lower().rstrip("/")) and self.base.n_heads == n_heads:
-                return name
-        return None
+        mine, n_heads = self.name.lower().rstrip("/"), self.base.n_heads
+        return next((name for name, (end, n) in PAPER_MODELS.items() if end.search(mine) and n == n_heads), None)
 
 
 class Check(NamedTuple):
@@ -110,6 +74,14 @@ class Check(NamedTuple):
     estimate: Estimate | None
     above: bool
 
+    @property
+    def holds(self) -> bool | None:
+        """Whether the interval lies on the claim's side; None where it does not lie on one."""
+        if self.estimate is None or math.isnan(self.estimate.low):
+            return None
+        low, high = self.estimate.low > 0, self.estimate.high < 0
+        return self.above if low else not self.above if high else None
+
 
 class Finding(NamedTuple):
     """What came of a claim: what was measured in words, the outcome, and what speaks against it or leaves it open."""
@@ -122,34 +94,23 @@ class Finding(NamedTuple):
 def judge(tests: Sequence[Check]) -> Finding:
     """The outcome of a claim that needs all of the tests."""
     words = "; ".join(test.words for test in tests if test.estimate is not None) or "–"
-    verdicts = [_side(test) for test in tests]
-    against = [test.words.split(":")[0] for test, side in zip(tests, verdicts, strict=True) if side is False]
+    missing = "; ".join(test.words for test in tests if test.estimate is None)
+    against, straddling = (
+        ", ".join(dict.fromkeys(test.words.split(":")[0] for test in tests if test.holds is side))
+        for side in (False, None)
+    )
     if against:
-        return Finding(words, "fails", f"against it: {', '.join(dict.fromkeys(against))}")
-    missing = [test.words for test in tests if test.estimate is None]
+        return Finding(words, "fails", f"against it: {against}")
     if missing or not tests:
-        return Finding(words, "not tested here", f"not run: {'; '.join(missing) or 'any cell of it'}")
-    straddling = [test.words.split(":")[0] for test, side in zip(tests, verdicts, strict=True) if side is None]
+        return untested(f"not run: {missing or 'any cell of it'}", words)
     if straddling:
-        return Finding(
-            words,
-            "not tested here",
-            f"undecided: the interval holds the threshold in {', '.join(dict.fromkeys(straddling))}",
-        )
+        return untested(f"undecided: the interval holds the threshold in {straddling}", words)
     return Finding(words, "holds", "")
 
 
 def untested(reason: str, measured: str = "–") -> Finding:
     """A claim that the evidence cannot decide."""
     return Finding(measured, "not tested here", reason)
-
-
-def _side(test: Check) -> bool | None:
-    """Whether the interval lies on the claim's side; None where it does not lie on one."""
-    if test.estimate is None or math.isnan(test.estimate.low):
-        return None
-    low, high = (test.estimate.low, test.estimate.high) if test.above else (-test.estimate.high, -test.estimate.low)
-    return True if low > 0 else False if high < 0 else None
 
 
 def less(estimate: Estimate | None, threshold: float) -> Estimate | None:
@@ -160,7 +121,7 @@ def less(estimate: Estimate | None, threshold: float) -> Estimate | None:
     return Estimate(mean - threshold, low - threshold, high - threshold, n)
 
 
-def percent(name: str, group: Group | None) -> str:
+def percent(name: str, group: Group) -> str:
     """An accuracy in words: "k = 0: 1.5 % [0.0, 4.2], n = 100, control 0.0 %"; its name alone where it was not run."""
     found, floor = accuracy(group), chance(group)
     if found is None:
@@ -187,60 +148,48 @@ class Evidence:
         facts: of the model.
     """
 
-    def __init__(self, cells: Sequence[Cell], rows: Sequence[Score], facts: ModelFacts) -> None:
+    def __init__(self, cells: Sequence[Cell], rows: Sequence[BenchmarkRow], facts: ModelFacts) -> None:
         self.cells = cells
         self.facts = facts
         self.base = facts.base
         self.n_heads = facts.base.n_heads
-        self._rows: dict[tuple[str, int], Score] = {}
+        self._rows: dict[tuple[str, int], BenchmarkRow] = {}
         for row in rows:
             self._rows.setdefault((row.task, row.k), row)
 
     @cached_property
-    def curves(self) -> dict[str, dict[int, Group]]:
+    def curves(self) -> dict[str, Groups[int]]:
         """Version -> k -> scores, of figure 2."""
-        found = grouped(self.cells, self.base, lambda cell: (cell.phase, cell.k))
-        return {
-            phase: complete({k: group for (name, k), group in found.items() if name == phase})
-            for phase in ("generation", "prefill")
-        }
+        return curves(self.cells, self.base)
 
-    def curve(self, phase: str, k: int) -> Group | None:
-        """Scores of figure 2 at k."""
-        return self.curves[phase].get(k)
-
-    def full(self, phase: str = "generation") -> Group | None:
+    def full(self, phase: str = "generation") -> Group:
         """Scores of the untouched model, which are the same in either version."""
-        other = "prefill" if phase == "generation" else "generation"
-        return self.curve(phase, self.n_heads) or self.curve(other, self.n_heads)
+        both = (self.curves[phase], *self.curves.values())
+        return next((curve[self.n_heads] for curve in both if self.n_heads in curve), Group())
 
     @cached_property
-    def modes(self) -> dict[tuple[str, str], Group]:
+    def modes(self) -> Groups[tuple[str, str]]:
         """(reading, answering) -> scores, of table 1."""
         return modes(self.cells, self.base)
 
     @cached_property
-    def twice(self) -> dict[int, Group]:
+    def twice(self) -> Groups[int]:
         """k -> scores, read twice, generation version."""
         return grouped(self.cells, self.base, lambda cell: cell.k, phase="generation", jrt=True)
 
-    def beyond_window(self) -> tuple[set[Place], set[Place]]:
+    def beyond_window(self, window: int) -> tuple[set[Place], set[Place]]:
         """Places of needles that have left attention's window when answering begins, and of those still in it.
 
         A needle that is partly in it is in neither. Clean prompts have exactly as many tokens as their length.
         """
-        window = self.facts.window
-        gone: set[Place] = set()
-        held: set[Place] = set()
-        for cell in self.cells:
-            if window is None or cell.depth is None or cell.jrt or cell.needle != self.base.needle:
-                continue
-            if cell.semantics != "clean" or cell.needle_start is None or cell.needle_end is None:
-                continue
-            if cell.needle_end <= cell.length - window:
-                gone.add((cell.length, float(cell.depth)))
-            elif cell.needle_start >= cell.length - window:
-                held.add((cell.length, float(cell.depth)))
+        mine = selected(self.cells, self.base, "reading", "answering", "scope", "boundary", semantics="clean")
+        spans = {
+            (cell.length, float(cell.depth)): (cell.needle_start, cell.needle_end)
+            for cell in mine
+            if cell.depth is not None and cell.needle_start is not None and cell.needle_end is not None
+        }
+        gone = {place for place, (_, end) in spans.items() if end <= place[0] - window}
+        held = {place for place, (start, _) in spans.items() if start >= place[0] - window}
         return gone, held
 
     def sparse_k(self, tasks: Sequence[str]) -> int | None:
@@ -263,14 +212,13 @@ class Evidence:
         if here is None or there is None:
             return None
         mean = here.value - there.value
-        mine, theirs = getattr(here, "scores", None), getattr(there, "scores", None)
-        if mine is not None and theirs is not None and len(mine) == len(theirs):
-            return Estimate(mean, *paired_difference(mine, theirs), len(mine))
+        if here.scores is not None and there.scores is not None and len(here.scores) == len(there.scores):
+            return Estimate(mean, *paired_difference(here.scores, there.scores), len(here.scores))
         errors = [self._stderr(row) for row in (here, there)]
         wide = math.nan if None in errors else NORMAL * math.hypot(*(e for e in errors if e is not None))
         return Estimate(mean, mean - wide, mean + wide, here.n)
 
-    def _stderr(self, row: Score) -> float | None:
+    def _stderr(self, row: BenchmarkRow) -> float | None:
         """A row's standard error; of a group without one, that of the mean over its tasks' main metrics."""
         if row.stderr is not None or row.task != "glue":
             return row.stderr
@@ -279,4 +227,4 @@ class Evidence:
         return math.hypot(*errors) / len(errors) if errors and len(errors) == len(parts) else None
 
 
-Decision: TypeAlias = Callable[[Evidence], Finding]
+Rule: TypeAlias = Callable[[Evidence], Finding]

@@ -59,14 +59,12 @@ class Study:
     Attributes:
         cells: every cell and its prompt, in the order they are run.
         experiments: names of those that run.
-        phases: name -> versions of top-k that run.
         base: what the study holds fixed, for the views.
         notes: what was chosen or left out, one sentence each.
     """
 
     cells: dict[CellKey, niah.Prompt]
     experiments: tuple[str, ...]
-    phases: Mapping[str, tuple[str, ...]]
     base: Base
     notes: tuple[str, ...]
 
@@ -96,13 +94,12 @@ def _fig2(grids: Grids, phases: Sequence[str]) -> Cells:
 
 def _jrt(grids: Grids, phases: Sequence[str]) -> Cells:
     pairs, ks = grids.jrt_lengths(), _few(grids.n_heads, *JRT_KS)
-    yield from grids.cells(grids.prompts(), _sweep(ks, phases), lengths=[once for once, _ in pairs])
-    twice = [twice for _, twice in pairs]
+    once, twice = [first for first, _ in pairs], [second for _, second in pairs]
+    yield from grids.cells(grids.prompts(), _sweep(ks, phases), lengths=once)
     chosen = ", ".join(f"{a} → {b}" for a, b in pairs)
     grids.notes.append(f"fig3-jrt: lengths read once → read twice, with equal contexts: {chosen} tokens.")
     if len(pairs) < len(grids.lengths):
-        read = [once for once, _ in pairs]
-        left = ", ".join(str(length) for length in grids.lengths if length not in read)
+        left = ", ".join(str(length) for length in grids.lengths if length not in once)
         grids.notes.append(f"fig3-jrt: {left} tokens read twice are more than the model's context; left out.")
     yield from grids.cells(grids.prompts(jrt=True, lengths=twice), _sweep(ks, phases, jrt=True))
 
@@ -157,18 +154,19 @@ def _semantics(grids: Grids, phases: Sequence[str]) -> Cells:
     yield from grids.cells(prompts, theirs, lengths, grids.some_depths)
 
 
-_ROWS = (
-    Experiment("fig2", "Accuracy against heads kept (figure 2)", VERSIONS, None, _fig2),
-    Experiment("fig3-jrt", "Just read twice (figure 3)", ("generation",), None, _jrt),
-    Experiment("table1", "Manipulated attention weights (table 1)", ("generation",), MANIPULATED, _table1),
-    Experiment("maps", "Retrieval maps (figures 4 to 7 and 10)", VERSIONS, None, _maps),
-    Experiment("needles", "Several needles", ("generation",), None, _needles),
-    Experiment("scope", "Heads that compete in their layer, or in the model", ("generation",), (), _scope),
-    Experiment("boundary", "Where generation begins", ("generation",), None, _boundary),
-    Experiment("semantics", "Clean and published semantics", ("generation",), None, _semantics),
-)
-
-EXPERIMENTS: Mapping[str, Experiment] = {experiment.name: experiment for experiment in _ROWS}
+EXPERIMENTS: Mapping[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment("fig2", "Accuracy against heads kept (figure 2)", VERSIONS, None, _fig2),
+        Experiment("fig3-jrt", "Just read twice (figure 3)", ("generation",), None, _jrt),
+        Experiment("table1", "Manipulated attention weights (table 1)", ("generation",), MANIPULATED, _table1),
+        Experiment("maps", "Retrieval maps (figures 4 to 7 and 10)", VERSIONS, None, _maps),
+        Experiment("needles", "Several needles", ("generation",), None, _needles),
+        Experiment("scope", "Heads that compete in their layer, or in the model", ("generation",), (), _scope),
+        Experiment("boundary", "Where generation begins", ("generation",), None, _boundary),
+        Experiment("semantics", "Clean and published semantics", ("generation",), None, _semantics),
+    )
+}
 """The experiments by name, in the order in which their cells are run."""
 
 
@@ -247,23 +245,15 @@ def plan(lens: HybridLens, config: StudyConfig) -> Study:
     cells: dict[CellKey, niah.Prompt] = {}
     for name in tuple(phases):
         try:
-            found = dict(EXPERIMENTS[name].cells(grids, phases[name]))
+            cells |= dict(EXPERIMENTS[name].cells(grids, phases[name]))
         except LackingError as error:
             if config.wanted is not None:
                 raise
             notes.append(f"left out: {error}")
             del phases[name]
-            continue
-        for key, prompt in found.items():
-            cells.setdefault(key, prompt)
     pairs = grids.jrt_lengths() if "fig3-jrt" in phases else ()
     base = Base(lens.cfg.n_heads, config.semantics, config.boundary, jrt_lengths=pairs)
-    return Study(cells, tuple(phases), phases, base, (*notes, *grids.notes))
-
-
-def cells_of(lens: HybridLens, config: StudyConfig) -> dict[CellKey, niah.Prompt]:
-    """Every cell of a study and its prompt: `plan`, without what else it says."""
-    return plan(lens, config).cells
+    return Study(cells, tuple(phases), base, (*notes, *grids.notes))
 
 
 def rubrics_of(config: StudyConfig, keys: Iterable[CellKey]) -> dict[tuple[str, str], niah.Rubric]:

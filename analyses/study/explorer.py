@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analyses.study.groups import Base
-from analyses.study.view_types import Differing
+from analyses.study.view_types import Condition, Differing
 from hybridlens import niah
 from hybridlens.results import Cell
-from hybridlens.results.cells import MODES, PHASES
+from hybridlens.results.cells import PHASES
 from hybridlens.viz.blocks import Answers, Explorer, Map, MapGroup, Square
 from hybridlens.viz.words import PHASE_NOTES, PHASE_TITLES, heads
 
@@ -25,7 +25,6 @@ BOUNDARY_WORDS = {
 """Boundary -> the first token that is read under the rules of answering."""
 
 _Strip = tuple[str, str, bool, str, str, str, str]
-_Condition = tuple[int, str, str]
 _OWN = "the paper's needle"
 
 
@@ -38,13 +37,14 @@ def explorer(cells: Sequence[Cell], base: Base, full: bool = False) -> Explorer:
         full: whether each answer says where the needle was, what it took and of which prompt it is, and maps are
             chosen by name too.
     """
-    strips: dict[_Strip, dict[_Condition, list[Cell]]] = {}
+    strips: dict[_Strip, dict[Condition, list[Cell]]] = {}
     for cell in cells:
-        strips.setdefault(_strip(cell, base), {}).setdefault((cell.k, cell.reading, cell.answering), []).append(cell)
+        strips.setdefault(_strip(cell, base), {}).setdefault(Condition.of(cell), []).append(cell)
+    full_model = Condition(PHASES[0], base.n_heads)
     for strip, found in strips.items():
-        untouched = strips.get((*strip[:-1], PHASES[0]), {}).get((base.n_heads, "keep", "keep"))
+        untouched = strips.get((*strip[:-1], PHASES[0]), {}).get(full_model)
         if strip[-1] == "manipulated" and untouched:
-            found.setdefault((base.n_heads, "keep", "keep"), untouched)
+            found.setdefault(full_model, untouched)
     sheets: dict[str, list[MapGroup]] = {}
     for strip in sorted(strips, key=_order):
         sheets.setdefault(strip[0], []).append(_group(strip, strips[strip], base, full))
@@ -52,8 +52,9 @@ def explorer(cells: Sequence[Cell], base: Base, full: bool = False) -> Explorer:
     return Explorer({title: tuple(groups) for title, groups in sheets.items()}, float(niah.MAX_SCORE), *named)
 
 
-def condition_words(phase: str, k: int, reading: str, answering: str, n_heads: int) -> str:
+def condition_words(condition: Condition, n_heads: int) -> str:
     """What a cell does to attention, in words: "Generation only, 2 heads kept"."""
+    phase, k, reading, answering = condition
     if (reading, answering) == ("keep", "keep"):
         kept = "all heads" if k == n_heads else heads(k)
         return f"{PHASE_TITLES[phase]}, {kept}{'' if k == 0 else ' kept'}"
@@ -105,7 +106,7 @@ def _order(strip: _Strip) -> tuple[bool, bool, str, str, int]:
     return sheet != _OWN, not sheet.startswith(_OWN), sheet, needle, (*PHASES, "manipulated").index(what)
 
 
-def _group(strip: _Strip, found: dict[_Condition, list[Cell]], base: Base, full: bool) -> MapGroup:
+def _group(strip: _Strip, found: dict[Condition, list[Cell]], base: Base, full: bool) -> MapGroup:
     sheet, needle, twice, scope, _, boundary, what = strip
     title, note = "Manipulated attention weights", "all heads kept; weights changed while reading and while answering"
     if what != "manipulated":
@@ -117,27 +118,18 @@ def _group(strip: _Strip, found: dict[_Condition, list[Cell]], base: Base, full:
         f"from {BOUNDARY_WORDS[boundary]}" if boundary != base.boundary and not sheet.startswith("answering") else "",
     ]
     title = ", ".join([title, *(word for word in others if word)])
-    return MapGroup(title, note, tuple(_map(what, key, found[key], base, full) for key in sorted(found, key=_rank)))
+    order = sorted(found, key=lambda condition: condition.place)
+    return MapGroup(title, note, tuple(_map(what, key, found[key], base, full) for key in order))
 
 
-def _rank(condition: _Condition) -> tuple[int, int, int]:
-    k, reading, answering = condition
-    return k, MODES.index(reading), MODES.index(answering)
-
-
-def _map(what: str, condition: _Condition, cells: Sequence[Cell], base: Base, full: bool) -> Map:
-    k, reading, answering = condition
+def _map(what: str, condition: Condition, cells: Sequence[Cell], base: Base, full: bool) -> Map:
+    _, k, reading, answering = condition
     label = f"k {k}"
     if what == "manipulated":
         label = f"read {reading}\nanswer {answering}" + ("" if k == base.n_heads else f"\nk {k}")
-    words = condition_words(cells[0].phase, k, reading, answering, base.n_heads)
-    squares = {
-        (c.length, None if c.depth is None else float(c.depth)): Square(
-            float(c.score), c.text, _facts(c) if full else ()
-        )
-        for c in cells
-    }
-    return Map(label, words, squares)
+    places = [(cell.length, None if cell.depth is None else float(cell.depth)) for cell in cells]
+    squares = [Square(float(cell.score), cell.text, _facts(cell) if full else ()) for cell in cells]
+    return Map(label, condition_words(condition, base.n_heads), dict(zip(places, squares, strict=True)))
 
 
 def _facts(cell: Cell) -> tuple[str, ...]:

@@ -97,19 +97,12 @@ class Grids:
         depths: Sequence[int] | None = None,
     ) -> Cells:
         """Every condition (fields of `CellKey`) on the prompts of some lengths and depths, and on their controls."""
-        wanted = list(conditions)
+        own = {"model": self.config.model, "semantics": self.config.semantics, "boundary": self.config.boundary}
+        wanted: list[dict[str, Any]] = [{**own, **condition} for condition in conditions]
         for (length, depth), prompt in prompts.items():
-            if lengths is not None and length not in lengths:
-                continue
-            if depths is not None and depth is not None and depth not in depths:
-                continue
-            for condition in wanted:
-                fields: dict[str, Any] = {
-                    "semantics": self.config.semantics,
-                    "boundary": self.config.boundary,
-                    **condition,
-                }
-                yield CellKey(self.config.model, length=length, depth=depth, control=depth is None, **fields), prompt
+            if (lengths is None or length in lengths) and (depths is None or depth is None or depth in depths):
+                for fields in wanted:
+                    yield CellKey(length=length, depth=depth, control=depth is None, **fields), prompt
 
     def coarse(self, prompts: Prompts, conditions: Iterable[Mapping[str, Any]]) -> Cells:
         """`cells` on the coarser grid."""
@@ -136,9 +129,7 @@ class Grids:
                 f"fig3-jrt reads the context twice, which makes {min(doubled.values())} tokens of {min(self.lengths)}, "
                 f"and {config.model} has room for {n_ctx}; give shorter --lengths"
             )
-        if config.semantics == "published":
-            return tuple((length, length) for length in fitting)
-        return tuple((length, doubled[length]) for length in fitting)
+        return tuple((n, n if config.semantics == "published" else doubled[n]) for n in fitting)
 
     def other_lengths(self, semantics: str) -> tuple[int, ...]:
         """Lengths of the main grid, at most half of them, that prompts of other semantics can have.

@@ -3,22 +3,24 @@
 A `Group` holds the scores of one condition by their place in the grid. Means and differences are shares of the
 highest score, with the intervals of `hybridlens.results.statistics`; a difference is taken place by place.
 
-How it fails: cells of several models raise `ResultsError`. Nothing here refuses an empty group: `measure` and
+How it fails: cells of several models raise `ResultsError`. Nothing here refuses an empty group: `accuracy` and
 `compare` give None for one, which the caller states.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from hybridlens import niah
 from hybridlens.errors import ResultsError
-from hybridlens.results import Cell, CellKey, bootstrap_interval, paired_difference
+from hybridlens.results import Cell, CellKey, Interval, bootstrap_interval, paired_difference
 
 Place: TypeAlias = tuple[int, float]
 """Length in tokens and depth in percent."""
+
+K = TypeVar("K")
 
 
 class Base(NamedTuple):
@@ -59,6 +61,20 @@ class Group:
             {length: score for length, score in self.controls.items() if length in lengths},
         )
 
+    def at_lengths(self, lengths: Mapping[int, int]) -> Group:
+        """The part at these lengths, each under another length."""
+        return Group(
+            {(lengths[length], depth): score for (length, depth), score in self.scores.items() if length in lengths},
+            {lengths[length]: score for length, score in self.controls.items() if length in lengths},
+        )
+
+
+class Groups(dict[K, Group]):
+    """Scores by condition; a condition without cells has an empty group."""
+
+    def __missing__(self, condition: K) -> Group:
+        return Group()
+
 
 class Estimate(NamedTuple):
     """A mean, its 95 % interval, and over how many prompts."""
@@ -69,35 +85,34 @@ class Estimate(NamedTuple):
     n: int
 
 
-def grouped(
-    cells: Iterable[Cell], base: Base, by: Callable[[Cell], Hashable], *free: str, **fixed: object
-) -> dict[Any, Group]:
-    """Cells of a study's own settings, put together by condition.
+def selected(cells: Iterable[Cell], base: Base, *free: str, **fixed: object) -> list[Cell]:
+    """Cells of a study's own settings, of any phase and k unless fixed.
 
     Args:
         cells: of any experiments.
         base: the study's own settings.
-        by: cell -> its condition.
         free: names of the fields of `CellKey` that may have any value.
         fixed: fields of other than the study's own values, by name.
-
-    Returns:
-        condition -> its scores, in the order of the cells; phase and k are always free unless fixed.
 
     Raises:
         ResultsError: cells of two models were given.
     """
+    cells = list(cells)
+    models = list(dict.fromkeys(cell.model for cell in cells))
+    if len(models) > 1:
+        raise ResultsError(f"cells of {models[0]} and of {models[1]} given together; give those of one model")
     own: dict[str, object] = {name: CellKey._field_defaults[name] for name in ("jrt", "reading", "answering", "scope")}
     own |= {"ranking": "", "needle": base.needle, "semantics": base.semantics, "boundary": base.boundary, **fixed}
     wanted = [(name, value) for name, value in own.items() if name not in free]
-    found: dict[Any, Group] = {}
-    model: str | None = None
-    for cell in cells:
-        if model is not None and cell.model != model:
-            raise ResultsError(f"cells of {model} and of {cell.model} given together; give those of one model")
-        model = cell.model
-        if any(getattr(cell, name) != value for name, value in wanted):
-            continue
+    return [cell for cell in cells if all(getattr(cell, name) == value for name, value in wanted)]
+
+
+def grouped(
+    cells: Iterable[Cell], base: Base, by: Callable[[Cell], Hashable], *free: str, **fixed: object
+) -> Groups[Any]:
+    """`selected` cells put together by condition, `by` of the cell, in the order of the cells."""
+    found: Groups[Any] = Groups()
+    for cell in selected(cells, base, *free, **fixed):
         group = found.setdefault(by(cell), Group())
         if cell.depth is None:
             group.controls[cell.length] = float(cell.score)
@@ -112,44 +127,35 @@ def common(groups: Iterable[Group]) -> set[Place]:
     return set.intersection(*sets) if sets else set()
 
 
-def measure(scores: Iterable[float]) -> Estimate | None:
-    """Mean of scores as a share of the highest, with its interval over prompts; None without a score."""
-    values = list(scores)
-    if not values:
-        return None
-    low, high = bootstrap_interval(values, highest=niah.MAX_SCORE)
-    return Estimate(_share(values), low / niah.MAX_SCORE, high / niah.MAX_SCORE, len(values))
-
-
-def compare(a: Group, b: Group, factor: float = 1.0, shift: Callable[[Place], Place] | None = None) -> Estimate | None:
+def compare(a: Group, b: Group, factor: float = 1.0) -> Estimate | None:
     """Mean of `a` minus `factor` times `b` at the same places, with its interval over places; None without one.
 
     Args:
         a: scores.
         b: scores.
         factor: 0 … 1; with a half, at least 0 means at least half as good.
-        shift: from a place of `a` to that of `b` which it is compared with; itself when left out.
     """
-    pairs: list[tuple[float, float]] = []
-    for place, score in sorted(a.scores.items()):
-        other = b.scores.get(place if shift is None else shift(place))
-        if other is not None:
-            pairs.append((score, factor * other))
+    pairs = [(score, factor * b.scores[place]) for place, score in sorted(a.scores.items()) if place in b.scores]
     if not pairs:
         return None
-    low, high = paired_difference([x for x, _ in pairs], [y for _, y in pairs], highest=niah.MAX_SCORE)
-    mean = _share([x - y for x, y in pairs])
-    return Estimate(mean, low / niah.MAX_SCORE, high / niah.MAX_SCORE, len(pairs))
+    interval = paired_difference([x for x, _ in pairs], [y for _, y in pairs], highest=niah.MAX_SCORE)
+    return _estimate([x - y for x, y in pairs], interval)
 
 
-def accuracy(group: Group | None) -> Estimate | None:
-    """`measure` of the prompts with a needle, in the order of their places."""
-    return None if group is None else measure(score for _, score in sorted(group.scores.items()))
+def accuracy(group: Group) -> Estimate | None:
+    """Mean score of the prompts with a needle, with its interval over prompts; None without one."""
+    scores = [score for _, score in sorted(group.scores.items())]
+    return _estimate(scores, bootstrap_interval(scores, highest=niah.MAX_SCORE)) if scores else None
 
 
-def chance(group: Group | None) -> float | None:
+def chance(group: Group) -> float | None:
     """Mean of the controls as a share of the highest score; None without one."""
-    return _share(list(group.controls.values())) if group is not None and group.controls else None
+    return _share(list(group.controls.values())) if group.controls else None
+
+
+def _estimate(scores: Sequence[float], interval: Interval) -> Estimate:
+    """Of scores and the interval of their mean, as shares of the highest score."""
+    return Estimate(_share(scores), interval.low / niah.MAX_SCORE, interval.high / niah.MAX_SCORE, len(scores))
 
 
 def _share(scores: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ How it fails: see `analyses.experiment`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median_high
 from typing import Any
 
 from analyses.experiment.options.needles import PAPER, VERSIONS, arguments_of
@@ -17,8 +18,7 @@ from analyses.experiment.running import Experiment, Progress
 from analyses.heads import needle_heads
 from analyses.heads.answering import Grid, answer_all
 from analyses.study.groups import Base
-from analyses.study.memory import check_budget
-from analyses.study.prompts import check_heads, prompts_of
+from analyses.study.prompts import check_budget, check_heads, prompts_of
 from analyses.study.report import accuracy_table, niah_page
 from hybridlens.config import LensConfig
 from hybridlens.errors import ResultsError
@@ -116,10 +116,9 @@ def make_grid(lens: HybridLens, options: NiahConfig) -> Grid:
         lens, options, options.hidden, control=options.control, jrt=options.jrt, semantics=options.semantics
     )
     fixed: dict[str, Any] = {name: getattr(options, name) for name in ("jrt", "semantics", "boundary")}
+    fixed["needle"] = _name(options)
     return {
-        CellKey(
-            options.model, phase, k, prompt.length, prompt.depth, prompt.control, needle=_name(options), **fixed
-        ): prompt
+        CellKey(options.model, phase, k, prompt.length, prompt.depth, prompt.control, **fixed): prompt
         for phase in options.phases
         for prompt in prompts
         for k in heads
@@ -135,11 +134,8 @@ def needle_figures(lens: HybridLens, grid: Grid, cells: Sequence[Cell]) -> list[
     hidden = [cell for cell in cells if not cell.control]
     if not hidden:
         raise ResultsError("no cell holds a needle, so there is no pattern to draw; give depths")
-    most = max(cell.k for cell in hidden)
-    lengths = sorted({cell.length for cell in hidden})
-    middle = lengths[len(lengths) // 2]
-    candidates = [cell for cell in hidden if cell.k == most]
-    best = min(candidates, key=lambda c: (-c.score, abs(c.length - middle), abs((c.depth or 0) - 50)))
+    middle = median_high({cell.length for cell in hidden})
+    best = min(hidden, key=lambda c: (-c.k, -c.score, abs(c.length - middle), abs((c.depth or 0) - 50)))
     prompt = grid[best.key]
     answer = lens.generate([list(prompt.tokens)], ANSWER_TOKENS)
     ids = answer.tokens[0, : int(answer.lengths[0])].tolist()

@@ -1,7 +1,7 @@
 """The prompts of an experiment, made of its options for one needle.
 
 How it fails: what depends on the model raises `InputError`: no tokenizer or one without offsets, too small a context,
-k above its heads, semantics that its dtype cannot have.
+k above its heads, semantics that its dtype cannot have, a budget of memory below one prompt.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Any
 from analyses.experiment.options.needles import PromptOptions
 from analyses.heads.entropy import check_semantics
 from hybridlens import niah
+from hybridlens.config import LensConfig
+from hybridlens.engine import Budget, costs_of
 from hybridlens.errors import InputError
+from hybridlens.loading import resolve_dtype
 from hybridlens.model import HybridLens
 from hybridlens.niah.lengths import PAPER_MAX_LENGTH
 from hybridlens.tokens import check_context
@@ -101,3 +104,18 @@ def check_heads(heads: tuple[int, ...] | None, n_heads: int, model: str) -> tupl
             f"--heads {max(heads)} given, expected 0..{n_heads}: {model} has {n_heads} heads in each layer"
         )
     return heads
+
+
+def check_budget(options: PromptOptions, cfg: LensConfig, dtype: str) -> None:
+    """Refuse a budget too small for a row; of default lengths at least one token is known.
+
+    Args:
+        options: budget and lengths.
+        cfg: the model's sizes.
+        dtype: as typed.
+
+    Raises:
+        InputError: saying how much is needed.
+    """
+    costs = costs_of(cfg, resolve_dtype(dtype))
+    Budget(costs, options.memory).check(max(options.lengths or (1,)) + options.max_new_tokens)

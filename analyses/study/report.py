@@ -10,9 +10,10 @@ its section.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from analyses.experiment.text import columns, percent_interval
 from analyses.study.benchmark_section import benchmarks
@@ -20,7 +21,7 @@ from analyses.study.benchmarks.results import BenchmarkRow
 from analyses.study.experiments import EXPERIMENTS, Study
 from analyses.study.explorer import BOUNDARY_WORDS, explorer, tied
 from analyses.study.groups import Base
-from analyses.study.sections import SECTIONS, fig2
+from analyses.study.sections import SECTIONS
 from analyses.study.verdict import Verdict
 from analyses.study.views import NEAR, near_ties
 from hybridlens.errors import ResultsError
@@ -28,7 +29,7 @@ from hybridlens.niah import MAX_SCORE
 from hybridlens.results import Cell, accuracy_points, finding, ks_of, phases_of
 from hybridlens.viz import PatternFigure
 from hybridlens.viz.article import Article
-from hybridlens.viz.blocks import Block, Hypothesis, Patterns, Section, Table, VerdictRow, Verdicts, Words
+from hybridlens.viz.blocks import Hypothesis, Patterns, Section, Table, VerdictRow, Verdicts, Words
 from hybridlens.viz.words import END, START, headline
 
 HYPOTHESES = {
@@ -38,42 +39,52 @@ HYPOTHESES = {
 }
 """The paper's hypotheses in short."""
 
-_LEFT_OUT = "left out: "
+_LEFT_OUT = "left out"
 
 
-def page_of(
-    cells: Sequence[Cell],
-    record: Mapping[str, Any],
-    study: Study,
-    ran: Collection[str],
-    benchmark_rows: Sequence[BenchmarkRow] = (),
-    verdicts: Sequence[Verdict] = (),
-    notes: Sequence[str] = (),
-) -> Article:
-    """The page's contents.
+class Judged(NamedTuple):
+    """What a study found.
 
-    Args:
-        cells: all cells of the study, of one model.
-        record: its `run.json`.
+    Attributes:
         study: what ran.
-        ran: experiments that this and earlier sessions asked for.
-        benchmark_rows: scores of benchmarks; none leaves their section out.
-        verdicts: on the paper's claims; none leaves their section out.
+        cells: all of the study, of one model.
+        benchmarks: their scores; empty where none were run.
+        verdicts: on the paper's claims.
         notes: what was chosen, left out, or spent, one sentence each. One that begins with the name of an
             experiment and a colon stands in its section.
     """
+
+    study: Study
+    cells: list[Cell]
+    benchmarks: Sequence[BenchmarkRow] = ()
+    verdicts: Sequence[Verdict] = ()
+    notes: Sequence[str] = ()
+
+
+def page_of(found: Judged, record: Mapping[str, Any], ran: Collection[str]) -> Article:
+    """The page's contents; verdicts and benchmarks have a section where there are some.
+
+    Args:
+        found: what it shows.
+        record: the study's `run.json`.
+        ran: experiments that this and earlier sessions asked for.
+    """
+    study, cells, benchmark_rows, verdicts, notes = found
     model = str(record["model"])
     notes = list(dict.fromkeys(notes))
-    own = {name: [note for note in notes if note.startswith(f"{name}: ")] for name in EXPERIMENTS}
-    left = [note for note in notes if note.startswith(_LEFT_OUT)]
-    rest = [note for note in notes if note not in left and not any(note in found for found in own.values())]
+    kinds = {note: note.partition(": ")[0] for note in notes}
+    told = {
+        name: [Words(note.removeprefix(f"{name}: "), note=True) for note in notes if kinds[note] == name]
+        for name in EXPERIMENTS
+    }
+    rest = [note for note in notes if kinds[note] not in (*EXPERIMENTS, _LEFT_OUT)]
     sections = [_verdicts(verdicts)] if verdicts else []
-    for name, make in SECTIONS.items():
+    for name in SECTIONS:
         if name in ran:
-            sections.append(_section(name, make, cells, study, own[name]))
+            sections.append(_section(name, cells, study.base, told[name]))
         if name == "table1":
             if cells:
-                sections.append(_answers(cells, study.base, own["maps"]))
+                sections.append(_answers(cells, study.base, told["maps"]))
             if benchmark_rows:
                 sections.append(benchmarks(benchmark_rows, model, study.base.n_heads))
     if cells:
@@ -83,7 +94,7 @@ def page_of(
         over="Retrieval and attention in a hybrid model: the paper's experiments",
         origin=_origin(cells, record, study.base),
         finding=_finding(verdicts, model),
-        notes=tuple(left),
+        notes=tuple(note for note in notes if kinds[note] == _LEFT_OUT),
         sections=tuple(sections),
     )
 
@@ -114,8 +125,6 @@ def niah_page(
         "Each row is the token that looks, each column the token looked at; the darker, the more attention. Point at a "
         "head to see it large, click to keep it."
     )
-    twice = any(cell.jrt for cell in cells)
-    once = [cell if not twice else replace(cell, jrt=False) for cell in cells]
     return Article(
         subject="needle in a haystack",
         over="Needle in a haystack, heads kept by lowest entropy",
@@ -123,7 +132,7 @@ def niah_page(
         finding=tuple(headline(found, model, base.n_heads)),
         notes=tuple(notes),
         sections=(
-            fig2(once, base),
+            _section("fig2", [replace(cell, jrt=False) for cell in cells], base),
             _answers(cells, base, (), full=True),
             Section("patterns", "Heads that look at the needle", (Words(words), Patterns(tuple(patterns)))),
             _ties(cells),
@@ -139,17 +148,16 @@ def accuracy_table(cells: Sequence[Cell], model: str) -> str:
         ResultsError: there is no cell to average.
     """
     phases = phases_of(cells)
-    points = {phase: {p.k: p for p in accuracy_points(cells, phase, MAX_SCORE)} for phase in phases}
-    rows = [["heads kept", *(name for phase in phases for name in (phase, "control"))]]
-    for k in sorted({k for found in points.values() for k in found}, reverse=True):
-        row = [str(k)]
-        for phase in phases:
-            point = points[phase].get(k)
+    rows = {k: [str(k)] for k in sorted({k for phase in phases for k in ks_of(cells, phase)}, reverse=True)}
+    for phase in phases:
+        points = {point.k: point for point in accuracy_points(cells, phase, MAX_SCORE)}
+        for k, row in rows.items():
+            point = points.get(k)
             row.append("" if point is None else percent_interval(point.accuracy, point.low, point.high))
             row.append("" if point is None or point.chance is None else f"{100 * point.chance:.1f}")
-        rows.append(row)
+    header = ["heads kept", *(name for phase in phases for name in (phase, "control"))]
     title = f"{model}: accuracy in % of the highest score [95 % interval over prompts] (control: the needle left out)"
-    return f"{title}\n{columns(rows, left=0)}"
+    return f"{title}\n{columns([header, *rows.values()], left=0)}"
 
 
 def verdict_table(judged: Sequence[Verdict], model: str) -> str:
@@ -161,26 +169,21 @@ def verdict_table(judged: Sequence[Verdict], model: str) -> str:
     return f"{model}: the paper's claims\n{columns(rows, left=3)}"
 
 
-def _section(name: str, make: Any, cells: Sequence[Cell], study: Study, notes: Sequence[str]) -> Section:
+def _section(name: str, cells: Sequence[Cell], base: Base, told: Sequence[Words] = ()) -> Section:
     """An experiment's section with its notes; where its cells are missing, with the line that says so."""
+    title, make = SECTIONS[name]
     try:
-        section = make(cells, study.base)
+        return Section(name, title, (*make(cells, base), *told))
     except ResultsError as error:
         return Section(name, EXPERIMENTS[name].title, (Words(str(error), note=True),))
-    shown = (Words(note.removeprefix(f"{name}: "), note=True) for note in notes)
-    return Section(section.name, section.title, (*section.blocks, *shown))
 
 
-def _answers(cells: Sequence[Cell], base: Base, notes: Sequence[str], full: bool = False) -> Section:
-    blocks: list[Block] = [
-        Words(
-            f"Every answer of the study. A square is a prompt. Top: needle at the {START}. Bottom: at the {END}. Left "
-            "to right: short to long prompts. Choose what to look through, then a map, then a square in it."
-        ),
-        *(Words(note.removeprefix("maps: "), note=True) for note in notes),
-        explorer(cells, base, full),
-    ]
-    return Section("maps", "Retrieval maps and answers", tuple(blocks))
+def _answers(cells: Sequence[Cell], base: Base, told: Sequence[Words], full: bool = False) -> Section:
+    words = (
+        f"Every answer of the study. A square is a prompt. Top: needle at the {START}. Bottom: at the {END}. Left "
+        "to right: short to long prompts. Choose what to look through, then a map, then a square in it."
+    )
+    return Section("maps", "Retrieval maps and answers", (Words(words), *told, explorer(cells, base, full)))
 
 
 def _ties(cells: Sequence[Cell]) -> Section:
@@ -219,9 +222,8 @@ def _finding(verdicts: Sequence[Verdict], model: str) -> tuple[str, ...]:
     """How many claims hold, in a sentence."""
     if not verdicts:
         return ("No claim of the paper was judged.",)
-    hold, fail, open_ = (
-        sum(found.outcome == name for found in verdicts) for name in ("holds", "fails", "not tested here")
-    )
+    counts = Counter(found.outcome for found in verdicts)
+    hold, fail, open_ = (counts[name] for name in ("holds", "fails", "not tested here"))
     return (
         f"Of {len(verdicts)} claims of the paper, {hold} {'holds' if hold == 1 else 'hold'} for {model}, "
         f"{fail} {'fails' if fail == 1 else 'fail'}, and {open_} {'is' if open_ == 1 else 'are'} not tested here.",
@@ -229,18 +231,14 @@ def _finding(verdicts: Sequence[Verdict], model: str) -> tuple[str, ...]:
 
 
 def _verdicts(verdicts: Sequence[Verdict]) -> Section:
-    names = dict.fromkeys(found.hypothesis for found in verdicts)
-    hypotheses = tuple(
-        Hypothesis(name, HYPOTHESES[name], tuple(_row(found) for found in verdicts if found.hypothesis == name))
-        for name in names
-    )
+    rows: dict[str, list[VerdictRow]] = {}
+    for found in verdicts:
+        measured = tuple(found.measured.split("; "))
+        row = VerdictRow(found.claim, found.paper, measured, found.outcome, found.rule, found.reason)
+        rows.setdefault(found.hypothesis, []).append(row)
     words = (
         "Each claim is judged by the rule below it, from 95\u00a0% intervals: it holds, or fails, only where the whole "
         "interval lies on one side of the rule's threshold."
     )
+    hypotheses = tuple(Hypothesis(name, HYPOTHESES[name], tuple(claims)) for name, claims in rows.items())
     return Section("verdicts", "Verdicts", (Words(words), Verdicts(hypotheses)))
-
-
-def _row(found: Verdict) -> VerdictRow:
-    measured = tuple(found.measured.split("; "))
-    return VerdictRow(found.claim, found.paper, measured, found.outcome, found.rule, found.reason)

@@ -10,38 +10,28 @@ hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, TypeVar
 
 from analyses.experiment.options.needles import arguments_of
 from analyses.experiment.options.study import StudyConfig
 from analyses.experiment.running import Experiment, Progress, result_of
 from analyses.heads.answering import answer_all
 from analyses.study import views
-from analyses.study.benchmarks.results import BenchmarkResult
 from analyses.study.benchmarks.running import BenchmarkRun
 from analyses.study.evidence import ModelFacts
 from analyses.study.experiments import Study, check_study, plan, rubrics_of
-from analyses.study.memory import check_budget
-from analyses.study.report import page_of, verdict_table
-from analyses.study.verdict import Verdict, verdicts
+from analyses.study.prompts import check_budget
+from analyses.study.report import Judged, page_of, verdict_table
+from analyses.study.verdict import verdicts
 from hybridlens.config import LensConfig
 from hybridlens.engine import Tally
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, CellKey, Folder, Manifest, Run
 from hybridlens.viz.article import Article
 
-
-class Judged(NamedTuple):
-    """What a study found."""
-
-    study: Study
-    cells: list[Cell]
-    benchmarks: BenchmarkResult | None
-    verdicts: list[Verdict]
-    notes: tuple[str, ...]
-    """What was chosen, left out and spent, a sentence each."""
+T = TypeVar("T")
 
 
 class StudyRun(Experiment[StudyConfig, Judged]):
@@ -57,7 +47,7 @@ class StudyRun(Experiment[StudyConfig, Judged]):
     def __init__(self, lens: HybridLens, options: StudyConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)
         base = views.Base(lens.cfg.n_heads, options.semantics, options.boundary)
-        self.study = plan(lens, options) if options.wanted != () else Study({}, (), {}, base, ())
+        self.study = plan(lens, options) if options.wanted != () else Study({}, (), base, ())
         benchmarks = options.benchmarks
         self.benchmarks = None if benchmarks is None else BenchmarkRun(lens, benchmarks, self.weights_hash)
 
@@ -108,18 +98,15 @@ class StudyRun(Experiment[StudyConfig, Judged]):
             lens, store, study.cells, rubrics_of(options, study.cells), options,
             lambda done, _: progress(done, total), lambda cost: notes.append(cost_words(cost)),
         )  # fmt: skip
-        result = None
+        rows = ()
         if self.benchmarks is not None:
-            result = self.benchmarks.run(folder, lambda done, _: progress(len(cells) + done, total))
+            rows = self.benchmarks.run(folder, lambda done, _: progress(len(cells) + done, total)).rows
         facts = ModelFacts(options.model, lens.cfg.family, lens.cfg.window, study.base)
-        judged = verdicts(cells, [] if result is None else result.rows, facts)
-        return Judged(study, cells, result, judged, tuple(notes))
+        return Judged(study, cells, rows, verdicts(cells, rows, facts), notes)
 
     def page(self, result: Judged, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""
-        rows = () if result.benchmarks is None else result.benchmarks.rows
-        shown = asked_for(record) | set(result.study.experiments)
-        return page_of(result.cells, record, result.study, shown, rows, result.verdicts, result.notes)
+        return page_of(result, record, asked_for(record) | set(result.study.experiments))
 
     def table(self, result: Judged) -> Iterable[str]:
         """See `Experiment`."""
@@ -168,41 +155,22 @@ def answers(
     return found.cells, found.study.base
 
 
-def fig2(lens: HybridLens, **options: Any) -> views.Fig2:
-    """Accuracy against heads kept, generation and prefill versions; options as in `answers`."""
-    return views.fig2(*answers(lens, "fig2", **options))
+def _asked(experiment: str, view: Callable[[list[Cell], views.Base], T]) -> Callable[Concatenate[HybridLens, ...], T]:
+    """A function that takes what `answers` takes but the experiment, and gives this one's view."""
+
+    def ask(lens: HybridLens, **options: Any) -> T:
+        return view(*answers(lens, experiment, **options))
+
+    ask.__doc__ = f"{view.__doc__}\n\nOptions are those of `answers`."
+    return ask
 
 
-def jrt(lens: HybridLens, **options: Any) -> views.JrtResult:
-    """Accuracy at k = 0, 1, 2 and all, prompts read once and twice; options as in `answers`."""
-    return views.jrt(*answers(lens, "fig3-jrt", **options))
-
-
-def table1(lens: HybridLens, **options: Any) -> views.Table1:
-    """Accuracy under manipulated attention weights, while reading by while answering; options as in `answers`."""
-    return views.table1(*answers(lens, "table1", **options))
-
-
-def maps(lens: HybridLens, **options: Any) -> views.Maps:
-    """Accuracy by length and depth under every condition; options as in `answers`."""
-    return views.maps(*answers(lens, "maps", **options))
-
-
-def needles(lens: HybridLens, **options: Any) -> views.NeedlesResult:
-    """Accuracy for needles of several forms; options as in `answers`."""
-    return views.needles(*answers(lens, "needles", **options))
-
-
-def scopes(lens: HybridLens, **options: Any) -> views.Contrast:
-    """Heads that compete in their layer beside heads that compete in the model; options as in `answers`."""
-    return views.scopes(*answers(lens, "scope", **options))
-
-
-def boundaries(lens: HybridLens, **options: Any) -> views.Contrast:
-    """Both boundaries between reading and answering; options as in `answers`."""
-    return views.boundaries(*answers(lens, "boundary", **options))
-
-
-def semantics(lens: HybridLens, **options: Any) -> views.SemanticsDifference:
-    """What changes between clean and published semantics, cell by cell; options as in `answers`."""
-    return views.semantics_difference(*answers(lens, "semantics", **options))
+# Each experiment as a function: its typed result.
+fig2 = _asked("fig2", views.fig2)
+jrt = _asked("fig3-jrt", views.jrt)
+table1 = _asked("table1", views.table1)
+maps = _asked("maps", views.maps)
+needles = _asked("needles", views.needles)
+scopes = _asked("scope", views.scopes)
+boundaries = _asked("boundary", views.boundaries)
+semantics = _asked("semantics", views.semantics_difference)

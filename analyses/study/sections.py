@@ -1,7 +1,7 @@
 """The sections of a study's report, one for each experiment: views as figures and tables.
 
-`SECTIONS` gives for the name of an experiment what makes its section from the cells. Every number of a figure
-stands in a table as well.
+`SECTIONS` gives for the name of an experiment its section's title and what makes the blocks in it from the cells. Every
+number of a figure stands in a table as well.
 
 How it fails: a view whose cells are missing raises `ResultsError`.
 """
@@ -9,7 +9,7 @@ How it fails: a view whose cells are missing raises `ResultsError`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -17,7 +17,7 @@ from analyses.study import views
 from analyses.study.explorer import BOUNDARY_WORDS, condition_words, differing
 from analyses.study.groups import Base
 from hybridlens.results import Cell, TippingInterval
-from hybridlens.viz.blocks import Block, Chart, HeatTable, Section, Table, Words
+from hybridlens.viz.blocks import Block, Chart, HeatTable, Table, Words
 from hybridlens.viz.charts import ACCURACY, Curve, bar_chart, line_chart
 from hybridlens.viz.entries import Entry, Value, difference, entry, percent
 from hybridlens.viz.words import PHASE_NOTES, PHASE_TITLES
@@ -38,23 +38,23 @@ def value(found: views.Accuracies | views.Differences, *place: int) -> Value:
     return Value(means, lows, highs, int(found.n[place]), math.nan if chance is None else float(chance[place]))
 
 
-def fig2(cells: Sequence[Cell], base: Base) -> Section:
+def fig2(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Accuracy against heads kept, with the tipping points."""
     view = views.fig2(cells, base)
-    curves = [
-        Curve(PHASE_TITLES[phase], _points(view.accuracy, i, view.ks), view.tipping[i])
-        for i, phase in enumerate(view.phases)
-    ]
-    blocks: list[Block] = [
+    curves = _curves([PHASE_TITLES[phase] for phase in view.phases], view)
+    header = ("heads kept", *(curve.name for curve in curves))
+    return [
         Words(
             "The mean score over all lengths and depths when the heads of highest entropy are silenced in every "
             "attention layer. Dotted: prompts with the needle left out, which show what guessing earns."
         ),
         Chart(line_chart(curves, base.n_heads, ACCURACY), "accuracy against heads kept; numbers in the table below"),
+        *(
+            Words(f"{PHASE_TITLES[phase]} ({PHASE_NOTES[phase]}): {tipping_words(tip, spread)}")
+            for phase, tip, spread in zip(view.phases, view.tipping, view.intervals, strict=True)
+        ),
+        Table(header, _rows(map(kept, view.ks), view.accuracy)[::-1]),
     ]
-    for phase, tip, spread in zip(view.phases, view.tipping, view.intervals, strict=True):
-        blocks.append(Words(f"{PHASE_TITLES[phase]} ({PHASE_NOTES[phase]}): {tipping_words(tip, spread)}"))
-    return Section("fig2", "Accuracy against heads kept", (*blocks, _by_k("heads kept", curves, view.ks)))
 
 
 def kept(k: int) -> str:
@@ -77,94 +77,73 @@ def tipping_words(tip: int | None, spread: TippingInterval | None) -> str:
     return f"{found}. When the prompts are drawn again at random, it is {', '.join(shares)} of the draws."
 
 
-def jrt(cells: Sequence[Cell], base: Base) -> Section:
+def jrt(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Read once beside read twice."""
     view = views.jrt(cells, base)
-    names = ("read once", "read twice")
-    bars = {name: [value(view.accuracy, i, j) for j in range(len(view.ks))] for i, name in enumerate(names)}
-    rows = [
-        (
-            kept(k),
-            *(entry(bars[name][j]) for name in names),
-            difference(value(view.gain, j)),
-            difference(value(view.above_half, j)),
-        )
-        for j, k in enumerate(view.ks)
-    ]
+    names, ks = ("read once", "read twice"), [kept(k) for k in view.ks]
+    bars = dict(zip(names, _grid(view.accuracy), strict=True))
     header = ("heads kept", *names, "twice minus once, points", "twice minus half of all heads, points")
-    return Section(
-        "fig3-jrt",
-        "Just read twice",
-        (
-            Words(
-                "Context and question given once and twice, heads silenced while answering. Retrieval is lost where "
-                "the last column lies below 0: accuracy is under half of that with all heads."
-            ),
-            Chart(
-                bar_chart([kept(k) for k in view.ks], bars, "attention heads kept in every layer", ACCURACY),
-                "accuracy read once and twice; numbers in the table below",
-            ),
-            Table(header, tuple(rows)),
+    return [
+        Words(
+            "Context and question given once and twice, heads silenced while answering. Retrieval is lost where "
+            "the last column lies below 0: accuracy is under half of that with all heads."
         ),
-    )
+        Chart(
+            bar_chart(ks, bars, "attention heads kept in every layer", ACCURACY),
+            "accuracy read once and twice; numbers in the table below",
+        ),
+        Table(header, _rows(ks, view.accuracy, view.gain, view.above_half)),
+    ]
 
 
-def table1(cells: Sequence[Cell], base: Base) -> Section:
+def table1(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Manipulations while reading by manipulations while answering."""
     view = views.table1(cells, base)
-    places = [(i, j) for i in range(len(view.readings)) for j in range(len(view.answerings))]
     against = [
-        (f"read {view.readings[i]}, answer {view.answerings[j]}", difference(value(view.against_keep, i, j)))
-        for i, j in places
-        if (view.readings[i], view.answerings[j]) != ("keep", "keep")
+        (f"read {reading}, answer {answering}", difference(value(view.against_keep, i, j)))
+        for i, reading in enumerate(view.readings)
+        for j, answering in enumerate(view.answerings)
+        if (reading, answering) != ("keep", "keep")
     ]
-    return Section(
-        "table1",
-        "Manipulated attention weights",
-        (
-            Words(
-                "Accuracy with all heads, while the attention weights around the needle are changed: down, what is "
-                f"done while the prompt is read; across, while the model answers. {_prompts(view.accuracy)}"
-            ),
-            HeatTable(
-                "reading ↓   answering →",
-                tuple((name, MODE_WORDS[name]) for name in view.readings),
-                tuple((name, MODE_WORDS[name]) for name in view.answerings),
-                _grid(view.accuracy),
-            ),
-            Table(
-                ("combination", "difference, points"),
-                tuple(against),
-                "Each combination minus both kept, on the same prompts, with 95 % intervals",
-            ),
+    return [
+        Words(
+            "Accuracy with all heads, while the attention weights around the needle are changed: down, what is "
+            f"done while the prompt is read; across, while the model answers. {_prompts(view.accuracy)}"
         ),
-    )
+        HeatTable(
+            "reading ↓   answering →",
+            tuple((name, MODE_WORDS[name]) for name in view.readings),
+            tuple((name, MODE_WORDS[name]) for name in view.answerings),
+            _grid(view.accuracy),
+        ),
+        Table(
+            ("combination", "difference, points"),
+            tuple(against),
+            "Each combination minus both kept, on the same prompts, with 95 % intervals",
+        ),
+    ]
 
 
-def needles(cells: Sequence[Cell], base: Base) -> Section:
+def needles(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Needles by heads kept, and their mean."""
     view = views.needles(cells, base)
     values = (*_grid(view.accuracy), tuple(value(view.across, j) for j in range(len(view.ks))))
-    return Section(
-        "needles",
-        "Several needles",
-        (
-            Words(
-                "Accuracy for needles of several forms, heads silenced while answering, at the places that all were "
-                f"run at. The interval of the mean says how another set of needles might come out. "
-                f"{_prompts(view.accuracy)}"
-            ),
-            HeatTable(
-                "needle ↓   heads kept →",
-                (*view.needles, ("mean", f"over {len(view.needles)} needles")),
-                tuple(kept(k) for k in view.ks),
-                values,
-            ),
+    return [
+        Words(
+            "Accuracy for needles of several forms, heads silenced while answering, at the places that all were "
+            f"run at. The interval of the mean says how another set of needles might come out. "
+            f"{_prompts(view.accuracy)}"
         ),
-    )
+        HeatTable(
+            "needle ↓   heads kept →",
+            (*view.needles, ("mean", f"over {len(view.needles)} needles")),
+            tuple(kept(k) for k in view.ks),
+            values,
+        ),
+    ]
 
 
-def scope(cells: Sequence[Cell], base: Base) -> Section:
+def scope(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Heads that compete in their layer beside heads that compete in the model."""
     words = (
         "Heads compete for the k places of their layer, or all heads of the model for k times the number of attention "
@@ -172,93 +151,78 @@ def scope(cells: Sequence[Cell], base: Base) -> Section:
     )
     names = {"layer": "within each layer", "model": "in the whole model"}
     k_title = "attention heads kept, k for each attention layer"
-    title = "Where heads compete: in their layer or in the model"
-    return _contrast("scope", title, words, views.scopes(cells, base), names, base, k_title)
+    return _contrast(words, views.scopes(cells, base), names, base, k_title)
 
 
-def boundary(cells: Sequence[Cell], base: Base) -> Section:
+def boundary(cells: Sequence[Cell], base: Base) -> list[Block]:
     """One boundary between reading and answering beside the other."""
     words = (
         "Heads are silenced from the last token of the prompt, whose reading gives the first new token, or only "
         "from the first new token, which is then chosen by all heads."
     )
     names = {name: f"from {words}" for name, words in BOUNDARY_WORDS.items()}
-    view = views.boundaries(cells, base)
-    return _contrast("boundary", "Where answering begins", words, view, names, base, None)
+    return _contrast(words, views.boundaries(cells, base), names, base)
 
 
-def semantics(cells: Sequence[Cell], base: Base) -> Section:
+def semantics(cells: Sequence[Cell], base: Base) -> list[Block]:
     """What changes between clean and published semantics."""
     view = views.semantics_difference(cells, base)
-    rows = [
-        (
-            condition_words(*condition, base.n_heads),
-            *(entry(value(view.accuracy, i, j)) for i in range(2)),
-            difference(value(view.difference, j)),
-        )
-        for j, condition in enumerate(view.conditions)
-    ]
-    return Section(
-        "semantics",
-        "Clean and published semantics",
-        (
-            Words(
-                "The same conditions under clean semantics and as the authors' code ran them, prompts of its builder "
-                f"included. Of {view.n_cells:,} cells that were run under both, {view.n_text:,} have another text and "
-                f"{view.n_score:,} another score."
-            ),
-            Table(("condition", "clean", "published", "published minus clean, points"), tuple(rows)),
-            differing(view.differing) if view.differing else Words("No cell differs."),
+    header = ("condition", "clean", "published", "published minus clean, points")
+    names = [condition_words(condition, base.n_heads) for condition in view.conditions]
+    return [
+        Words(
+            "The same conditions under clean semantics and as the authors' code ran them, prompts of its builder "
+            f"included. Of {view.n_cells:,} cells that were run under both, {view.n_text:,} have another text and "
+            f"{view.n_score:,} another score."
         ),
-    )
+        Table(header, _rows(names, view.accuracy, view.difference)),
+        differing(view.differing) if view.differing else Words("No cell differs."),
+    ]
 
 
-SECTIONS: Mapping[str, Callable[[Sequence[Cell], Base], Section]] = {
-    "fig2": fig2,
-    "fig3-jrt": jrt,
-    "table1": table1,
-    "needles": needles,
-    "scope": scope,
-    "boundary": boundary,
-    "semantics": semantics,
+SECTIONS: Mapping[str, tuple[str, Callable[[Sequence[Cell], Base], list[Block]]]] = {
+    "fig2": ("Accuracy against heads kept", fig2),
+    "fig3-jrt": ("Just read twice", jrt),
+    "table1": ("Manipulated attention weights", table1),
+    "needles": ("Several needles", needles),
+    "scope": ("Where heads compete: in their layer or in the model", scope),
+    "boundary": ("Where answering begins", boundary),
+    "semantics": ("Clean and published semantics", semantics),
 }
-"""Name of an experiment -> its section, in the order of the page. The maps are `analyses.study.explorer`."""
+"""Name of an experiment -> title and blocks of its section, in the order of the page; maps are in `explorer`."""
 
 
 def _contrast(
-    name: str, title: str, words: str, view: views.Contrast, names: Mapping[str, str], base: Base, k_title: str | None
-) -> Section:
+    words: str, view: views.Contrast, names: Mapping[str, str], base: Base, k_title: str | None = None
+) -> list[Block]:
     """Two values of one setting."""
-    curves = [
-        Curve(names[setting], _points(view.accuracy, i, view.ks), view.tipping[i])
-        for i, setting in enumerate(view.values)
-    ]
+    curves = _curves([names[setting] for setting in view.values], view)
     tips = [f"{curve.name} {'none' if curve.tips is None else f'k = {curve.tips}'}" for curve in curves]
-    return Section(
-        name,
-        title,
-        (
-            Words(words),
-            Chart(line_chart(curves, base.n_heads, ACCURACY, k_title=k_title), f"{title}; numbers in the table below"),
-            Words(f"Tipping point, the largest k with less than half of all heads' accuracy: {'; '.join(tips)}."),
-            _by_k("heads kept", curves, view.ks, view.difference),
+    header = ("heads kept", *(curve.name for curve in curves), "second minus first, points")
+    return [
+        Words(words),
+        Chart(
+            line_chart(curves, base.n_heads, ACCURACY, k_title=k_title),
+            f"{SECTIONS[view.setting][0]}; numbers in the table below",
         ),
+        Words(f"Tipping point, the largest k with less than half of all heads' accuracy: {'; '.join(tips)}."),
+        Table(header, _rows(map(kept, view.ks), view.accuracy, view.difference)[::-1]),
+    ]
+
+
+def _curves(names: Sequence[str], view: views.Fig2 | views.Contrast) -> list[Curve]:
+    """A line for each place along the first axis of a view's accuracy."""
+    values = zip(names, _grid(view.accuracy), view.tipping, strict=True)
+    return [Curve(name, dict(zip(view.ks, row, strict=True)), tips) for name, row, tips in values]
+
+
+def _rows(names: Iterable[str], found: views.Accuracies, *changes: views.Differences) -> tuple[tuple[Entry, ...], ...]:
+    """A row of a table for each place along the last axis: its name, its accuracies, and its changes."""
+    columns = zip(*_grid(found), strict=True)
+    return tuple(
+        (name, *map(entry, line), *(difference(value(change, j)) for change in changes))
+        for j, (name, line) in enumerate(zip(names, columns, strict=True))
     )
-
-
-def _by_k(corner: str, curves: Sequence[Curve], ks: Sequence[int], change: views.Differences | None = None) -> Table:
-    """The numbers of some curves, a row a k, most heads first; with the second minus the first where given."""
-    rows: list[tuple[Entry, ...]] = []
-    for j, k in reversed(list(enumerate(ks))):
-        line: list[Entry] = [kept(k), *(entry(curve.points[k]) for curve in curves)]
-        rows.append((*line, difference(value(change, j))) if change is not None else tuple(line))
-    names = [curve.name for curve in curves]
-    last = () if change is None else ("second minus first, points",)
-    return Table((corner, *names, *last), tuple(rows))
-
-
-def _points(found: views.Accuracies, row: int, ks: Sequence[int]) -> dict[int, Value]:
-    return {k: value(found, row, j) for j, k in enumerate(ks)}
 
 
 def _grid(found: views.Accuracies) -> tuple[tuple[Value, ...], ...]:

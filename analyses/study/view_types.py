@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from hybridlens.results import Cell, TippingInterval
+from hybridlens.results.cells import MODES, PHASES
 
 READINGS = ("keep", "omit", "only", "binary", "null")
 """Rows of table 1: what is done to attention weights while the prompt is read."""
@@ -129,6 +130,16 @@ class Condition(NamedTuple):
     k: int
     reading: str = "keep"
     answering: str = "keep"
+
+    @classmethod
+    def of(cls, cell: Cell) -> Condition:
+        """What a cell does to attention."""
+        return cls(cell.phase, cell.k, cell.reading, cell.answering)
+
+    @property
+    def place(self) -> tuple[int, int, int, int]:
+        """Sorts conditions: by version, k ascending, then in the order of table 1."""
+        return PHASES.index(self.phase), self.k, MODES.index(self.reading), MODES.index(self.answering)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from analyses.experiment.running import Experiment, Progress, quiet, result_of
 from analyses.heads.answering import Grid, answer_all
 from analyses.heads.ranking import HeadRanking
 from analyses.heads.sparsification import check_ranking
-from analyses.study.memory import check_budget
+from analyses.study.prompts import check_budget
 from analyses.study.rankings.calibration import calibration_prompts, counts_of, judging_prompts
 from analyses.study.rankings.candidates import random_rankings
 from analyses.study.rankings.general import counts_of_tasks, measure
