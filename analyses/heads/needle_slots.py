@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from analyses.heads.selection import check_rows
 from hybridlens.errors import HookFunctionError, InputError
 from hybridlens.hooks import HookPoint
 from hybridlens.niah import Span
@@ -114,11 +115,7 @@ def look_up(tables: NeedleTables, pattern: Pattern, hook: HookPoint) -> NeedleSl
     slots, rows, batch, device = hook.slots, tables.needle.shape[0], pattern.shape[0], pattern.device
     if slots is None:
         raise HookFunctionError(f"'{hook.name}' does not say where its keys stand; use manipulations at hook_pattern")
-    if rows not in (1, batch):
-        raise HookFunctionError(
-            f"manipulation at '{hook.name}': modes were given for {rows} rows, but the batch has {batch}; "
-            "give one, or one for each row"
-        )
+    check_rows("modes", rows, batch, hook)
     at = (slots.key_positions + 1).clamp(max=tables.needle.shape[1] - 1)
     needle, kept = (table.to(device).expand(batch, -1).gather(1, at) for table in (tables.needle, tables.kept))
     binary = torch.arange(batch if tables.binary.numel() else 0) if rows == 1 else tables.binary
