@@ -194,11 +194,9 @@ def test_refusals(monkeypatch):
     for run in (lambda kept: filler_loss(lens, kept, tokens), lambda kept: task_scores(lens, kept)):
         with pytest.raises(InputError, match="no condition given"):
             run([])
-        with pytest.raises(
-            InputError, match=r"condition 1 is a mask \[3, 4\], expected \[2, 4\]: the model's attention layers"
-        ):
+        with pytest.raises(InputError, match=r"condition 1 is a mask \[3, 4\] of torch.bool, expected .* \[2, 4\]"):
             run([mask, torch.ones(3, 4, dtype=torch.bool)])
-        with pytest.raises(InputError, match=r"kept\[1\] = a Tensor \[2, 4\] of torch.float32 given"):
+        with pytest.raises(InputError, match=r"condition 1 is a mask \[2, 4\] of torch.float32, expected truth"):
             run([mask, mask.float()])
     with pytest.raises(InputError, match="rows of 1 token given"):
         filler_loss(lens, [mask], tokens[:, :1])

@@ -35,27 +35,21 @@ def positions_of(needle: Needle) -> list[int]:
     Raises:
         InputError: for anything but a span, spans, or a set of positions, none of them below 0 and no span empty.
     """
-    wrong = InputError(
-        f"needle {needle!r} given, expected a span (start, stop) with 0 <= start < stop, a list of spans, "
-        "or a set of positions from 0 on"
-    )
+    spans: Any = needle  # whatever a caller without a type checker hands over
     if isinstance(needle, AbstractSet):
-        if not all(type(position) is int and position >= 0 for position in needle):
-            raise wrong
-        return sorted(needle)
-    given: Any = needle  # whatever a caller without a type checker hands over
-    if not isinstance(given, Sequence):
-        raise wrong
-    spans: Sequence[Any] = given
-    if isinstance(given, tuple) and len(spans) == 2 and all(isinstance(end, int) for end in spans):
-        spans = [given]
+        spans = [(position, position + 1) if type(position) is int else position for position in needle]
+    elif isinstance(spans, tuple) and all(isinstance(end, int) for end in spans):
+        spans = [spans] if spans else []
     found: set[int] = set()
-    for span in spans:
+    for span in spans if isinstance(spans, Sequence) else [spans]:
         match span:
             case (int(start), int(stop)) if 0 <= start < stop:
                 found.update(range(start, stop))
             case _:
-                raise wrong
+                raise InputError(
+                    f"needle {needle!r} given, expected a span (start, stop) with 0 <= start < stop, a list of spans, "
+                    "or a set of positions from 0 on"
+                )
     return sorted(found)
 
 

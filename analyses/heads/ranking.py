@@ -10,6 +10,7 @@ file that does not hold a ranking.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias, cast
@@ -65,14 +66,10 @@ class HeadRanking(Stored, text=True):
     @property
     def order(self) -> list[tuple[int, int]]:
         """(layer, head) of every head, best first; ties by layer, then head."""
-        sign = 1.0 if self.lower_is_better else -1.0
-        rows = cast(list[list[float]], self.scores.tolist())
-        scored = [
-            (sign * score, layer, head)
-            for layer, row in zip(self.layers, rows, strict=True)
-            for head, score in enumerate(row)
-        ]
-        return [(layer, head) for _, layer, head in sorted(scored)]
+        worst_last = self.scores if self.lower_is_better else -self.scores
+        scores = cast(list[float], worst_last.flatten().tolist())
+        pairs = itertools.product(self.layers, range(self.scores.shape[1]))
+        return [pair for _, pair in sorted(zip(scores, pairs, strict=True))]
 
     @public
     def score(self, layer: Natural, head: Natural) -> float:
@@ -111,8 +108,8 @@ class HeadRanking(Stored, text=True):
     def kept(self, n: Natural, scope: Scope = "model") -> Bool[Tensor, "attn_layer head"]:
         """`best` as a mask, True for the heads that it names; errors as there."""
         best = set(self.best(n, scope))
-        heads = range(self.scores.shape[1])
-        return torch.tensor([[(layer, head) in best for head in heads] for layer in self.layers])
+        pairs = itertools.product(self.layers, range(self.scores.shape[1]))
+        return torch.tensor([pair in best for pair in pairs]).view(self.scores.shape)
 
 
 def check_name(name: str, known: Collection[str], said: str) -> None:

@@ -22,6 +22,7 @@ from typing import Annotated, Any, TypeAlias, cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from analyses.experiment.filler import filler_tokens
 from analyses.experiment.options.benchmarks import LOCAL_TASKS
@@ -36,8 +37,8 @@ from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
 
-Masks: TypeAlias = Sequence[Bool[Tensor, "attn_layer head"]]
-"""Of each condition: True for the heads that speak."""
+Masks: TypeAlias = Sequence[Tensor]
+"""Of each condition, [attn_layer, head]: True for the heads that speak."""
 
 METRICS: Mapping[str, str] = {"tiny_recite": "exact_match,none"}
 """lm-eval's key of a task's accuracy, where it is not "acc,none"."""
@@ -120,9 +121,9 @@ def filler_loss(
         row, mask = cells.unbind(1)
         read = rows[row.to(rows.device)]
         logits = lens.prefill(read, keep_rows(lens, masks[mask])).logits
-        losses = [  # row by row, so that logits of half precision are not held twice
-            torch.nn.functional.cross_entropy(one[:-1].float(), ids[1:].to(one.device))
-            for one, ids in zip(logits, read, strict=True)
+        # Row by row, so that logits of half precision are not held twice.
+        losses = [
+            cross_entropy(one[:-1].float(), ids[1:].to(one.device)) for one, ids in zip(logits, read, strict=True)
         ]
         totals.index_add_(0, mask, torch.stack(losses).double().cpu())
     return (totals / len(rows)).float()[of]
@@ -170,10 +171,10 @@ def _distinct(lens: HybridLens, kept: Masks) -> tuple[Bool[Tensor, "mask attn_la
     if not kept:
         raise InputError("no condition given, expected at least one mask of heads, such as HeadRanking.kept(8)")
     for index, mask in enumerate(kept):
-        if mask.shape != shape:
+        if mask.dtype != torch.bool or mask.shape != shape:
             raise InputError(
-                f"condition {index} is a mask {list(mask.shape)}, expected {list(shape)}: the model's attention layers "
-                "and their heads"
+                f"condition {index} is a mask {list(mask.shape)} of {mask.dtype}, expected truth values "
+                f"{list(shape)}: the model's attention layers and their heads"
             )
     masks, of = torch.stack([mask.cpu() for mask in kept]).unique(dim=0, return_inverse=True)
     return masks, of

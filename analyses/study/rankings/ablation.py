@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from analyses.heads.ranking import HeadRanking
 from analyses.heads.sparsification import keep_rows
@@ -74,11 +75,9 @@ def needle_log_probability(
     state = lens.prefill([list(prompt.tokens[:-1]) for prompt, _ in rows], edits, last_only=True).state
     given = [[prompt.tokens[-1], *needle.tokens[:-1]] for prompt, needle in rows]
     logits = lens.extend(state, given, edits, phase="decode").logits
-    means: list[Tensor] = []
-    for row, (_, needle) in zip(logits, rows, strict=True):
-        wanted = torch.tensor(needle.tokens, device=row.device)
-        means.append(row[: len(wanted)].float().log_softmax(-1).gather(1, wanted[:, None]).mean())
-    return torch.stack(means).cpu()
+    wanted = [torch.tensor(needle.tokens, device=logits.device) for _, needle in rows]
+    losses = [cross_entropy(row[: len(ids)].float(), ids) for row, ids in zip(logits, wanted, strict=True)]
+    return -torch.stack(losses).cpu()
 
 
 def ablation_ranking(lens: HybridLens, prompts: Sequence[Prompt], batch_size: int = 16) -> HeadRanking:

@@ -149,26 +149,17 @@ def keys_of(name: str, counts: Sequence[int], base: CellKey, layers: int) -> dic
 def scores_of(
     cells: Mapping[CellKey, Cell], name: str, counts: Sequence[int], bases: Sequence[CellKey], layers: int
 ) -> Float[Tensor, "prompt count"]:
-    """The scores of one row, 0 … 1, NaN at counts that it does not have.
-
-    Args:
-        cells: the comparison's.
-        name: see `keys_of`.
-        counts: heads kept.
-        bases: a cell at each prompt.
-        layers: see `keys_of`.
+    """The scores of one row (`keys_of`) at the prompts of `bases`, 0 … 1, NaN at counts that it does not have.
 
     Raises:
         ResultsError: a cell is missing.
     """
     found = torch.full((len(bases), len(counts)), float("nan"))
     for row, base in enumerate(bases):
-        keys = keys_of(name, counts, base, layers)
-        for column, n in enumerate(counts):
-            if n in keys:
-                if keys[n] not in cells:
-                    raise ResultsError(f"the cell ({keys[n].words()}) is missing; run the comparison to its end")
-                found[row, column] = float(cells[keys[n]].score) / niah.MAX_SCORE
+        for n, key in keys_of(name, counts, base, layers).items():
+            if key not in cells:
+                raise ResultsError(f"the cell ({key.words()}) is missing; run the comparison to its end")
+            found[row, counts.index(n)] = float(cells[key].score) / niah.MAX_SCORE
     return found
 
 
