@@ -104,21 +104,14 @@ def manipulate_rows(
     phase: Phase = "decode",
     semantics: SemanticsLike = "clean",
 ) -> list[Edit]:
-    """`manipulate` with a mode and a needle for each row of the batch.
+    """`manipulate` with a mode and a needle for each row of the batch; ``()`` where there is none.
 
     Runs of other batch sizes raise `HookFunctionError`, but where there is one mode and one needle, which are then
     every row's.
 
-    Args:
-        lens: the model.
-        modes: one of `MODES` for each row.
-        needles: the needle's positions in each row; ``()`` where there is none.
-        phase: "prefill" while reading, "decode" while answering.
-        semantics: "clean" or "published".
-
     Raises:
-        UnknownNameError: a mode, phase or semantics that does not exist.
-        InputError: no mode, not one needle for each, positions that are none, or a model without attention.
+        UnknownNameError: as `manipulate`.
+        InputError: likewise; or not one needle for each row, or a model without attention.
     """
     lens.cfg.need_attention("manipulating attention weights")
     if not modes or len(modes) != len(needles):

@@ -5,7 +5,7 @@ others' `z` by 0, before the output projection and, where there is one, before t
 with a recurrence beside its attention, that one goes on as it was. The entropy is read from the attention scores,
 before softmax, so it is that of the unmanipulated pattern: edits of `hook_pattern` may be added in any order. k may
 differ from row to row, which lets one batch decode under many k at once. Scores are taken in blocks of queries, so that
-a long prompt is never held whole; what is kept of them is one truth value a head and query.
+a long prompt is never held whole; what is kept of them is one number a head and query.
 
 Heads compete inside their layer, or (scope "model") across all attention layers, where k per layer is kept on
 average. For that, a pass ahead of each forward pass over the same tokens and state reads every layer's scores
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from analyses.heads.entropy import check_semantics, focus_key
 from analyses.heads.ranking import HeadRanking, Scope
-from analyses.heads.selection import Kept, QueryBlocks, across_layers, check_rows, lowest
+from analyses.heads.selection import Kept, QueryBlocks, across_layers, check_rows
 from hybridlens.boundary import Natural, public
 from hybridlens.errors import HookFunctionError, InputError
 from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, reads_only
@@ -82,8 +82,8 @@ def top_k(
         kept = (rows == n_heads)[:, None, None].expand(-1, len(layers), n_heads)
         return keep_rows(lens, kept if len(rows) > 1 else kept[0], phase)
     if scope == "model":
-        return _model_edits(layers, rows, phase, semantics)
-    return [edit for layer in layers for edit in _layer_edits(layer, rows, phase, semantics)]
+        return _contest(layers, rows, phase, semantics, ahead=True)
+    return [edit for layer in layers for edit in _contest([layer], rows, phase, semantics, ahead=False)]
 
 
 def heads_kept(k: HeadsKept, n_heads: int) -> Int[Tensor, "rows"]:
@@ -104,26 +104,8 @@ def heads_kept(k: HeadsKept, n_heads: int) -> Int[Tensor, "rows"]:
     return rows
 
 
-def _layer_edits(layer: int, rows: Tensor, phase: Phase, semantics: str) -> list[Edit]:
-    """The edits of one layer: read the scores, then silence heads."""
-    kept = QueryBlocks()
-
-    @by_query
-    @reads_only
-    def read(scores: Pattern, hook: HookPoint) -> None:
-        check_rows("numbers of heads", rows.numel(), scores.shape[0], hook)
-        kept.add(lowest(focus_key(scores, semantics), rows), hook)
-
-    @reads_only
-    def silence(z: Queries, hook: HookPoint) -> Queries:
-        return _silenced(z, kept.whole())
-
-    name = f"blocks.{layer}.attn"
-    return [Edit(f"{name}.hook_attn_scores", read, phase), Edit(f"{name}.hook_z", silence, phase)]
-
-
-def _model_edits(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str) -> list[Edit]:
-    """The edits of all layers: read every layer's scores in a pass ahead, then silence heads."""
+def _contest(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str, ahead: bool) -> list[Edit]:
+    """The edits of layers whose heads compete: read their scores, in a pass ahead or not, then silence heads."""
     keys = [QueryBlocks() for _ in layers]
     kept: list[Kept] = []
 
@@ -149,7 +131,7 @@ def _model_edits(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: s
     edits: list[Edit] = []
     for at, layer in enumerate(layers):
         name = f"blocks.{layer}.attn"
-        edits.append(Edit(f"{name}.hook_attn_scores", reader(at), phase, ahead=True))
+        edits.append(Edit(f"{name}.hook_attn_scores", reader(at), phase, ahead=ahead))
         edits.append(Edit(f"{name}.hook_z", silencer(at), phase))
     return edits
 

@@ -12,7 +12,7 @@ may differ from a run alone in the last bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analyses.heads.manipulation import Mode, is_causal, manipulate_rows
 from analyses.heads.needle_slots import Needle
@@ -93,14 +93,17 @@ def treat(
     scope, semantics = treatments[0].scope, treatments[0].semantics
     lens.cfg.need_attention("treating attention heads")
     heads_kept([treatment.k for treatment in treatments], lens.cfg.n_heads)
-    kept: list[int] = []
-    modes: list[str] = []
-    fixed: list[Heads | None] = []
-    for one in treatments:
-        null = one.mode == "null" and semantics == "clean"  # z is 0, as with no head kept: no pattern is needed
-        nothing_left = null or one.k == 0 or one.heads == ()
-        kept.append(0 if nothing_left else one.k)
-        modes.append("keep" if nothing_left else one.mode)
-        fixed.append(None if nothing_left else one.heads)
-    ranked = top_k(lens, kept, phase, scope, semantics)
-    return ranked + keep_each(lens, fixed, phase) + manipulate_rows(lens, modes, needles, phase, semantics)
+    rows = [_fewest(one) for one in treatments]
+    modes = [one.mode for one in rows]
+    ranked = top_k(lens, [one.k for one in rows], phase, scope, semantics)
+    return (
+        ranked
+        + keep_each(lens, [one.heads for one in rows], phase)
+        + manipulate_rows(lens, modes, needles, phase, semantics)
+    )
+
+
+def _fewest(one: Treatment) -> Treatment:
+    """What comes to the same in the fewest steps: z is 0 under clean null as with no head kept, without a pattern."""
+    null = one.mode == "null" and one.semantics == "clean"
+    return replace(one, k=0, mode="keep", heads=None) if null or one.k == 0 or one.heads == () else one

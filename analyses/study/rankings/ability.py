@@ -159,7 +159,10 @@ def task_scores(
     require()
     masks, of = _distinct(lens, kept)
     loaded = load_tasks(tasks).tasks
-    chosen = {task: _items(task, len(loaded[task].eval_docs), limit) for task in tasks}
+    chosen: dict[str, list[int]] = {}
+    for task in tasks:
+        n = len(loaded[task].eval_docs)
+        chosen[task] = sorted(random.Random(f"items of {task}").sample(range(n), min(limit or n, n)))
     found = [_scores(lens, keep_rows(lens, mask), loaded, chosen, batch_size) for mask in masks]
     return {task: torch.tensor([scores[task] for scores in found])[of] for task in tasks}
 
@@ -178,13 +181,6 @@ def _distinct(lens: HybridLens, kept: Masks) -> tuple[Bool[Tensor, "mask attn_la
             )
     masks, of = torch.stack([mask.cpu() for mask in kept]).unique(dim=0, return_inverse=True)
     return masks, of
-
-
-def _items(task: str, n: int, limit: int | None) -> list[int]:
-    """Which of a task's `n` items are asked, ascending."""
-    if limit is None or limit >= n:
-        return list(range(n))
-    return sorted(random.Random(f"items of {task}").sample(range(n), limit))
 
 
 def _scores(
