@@ -214,7 +214,7 @@ def test_refusals(monkeypatch):
         filler_tokens(hl.HybridLens(lens.hf_model), 10, 1)
     with pytest.raises(UnknownNameError, match="'tiny_fact' does not exist; close names: tiny_facts"):
         task_scores(lens, [mask], ["tiny_fact"])
-    with pytest.raises(InputError, match="limit 0 given"):
+    with pytest.raises(InputError, match="limit = 0 given"):
         task_scores(lens, [mask], limit=0)
     with pytest.raises(InputError, match="'tiny_facts' given more than once"):
         task_scores(lens, [mask], ["tiny_facts", "tiny_facts"])
