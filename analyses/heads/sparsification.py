@@ -48,11 +48,7 @@ HeadsKept: TypeAlias = Natural | Sequence[Natural] | Int[Tensor, "*rows"]
 
 @public
 def top_k(
-    lens: HybridLens,
-    k: HeadsKept,
-    phase: Phase = "decode",
-    scope: Scope = "layer",
-    semantics: SemanticsLike = "clean",
+    lens: HybridLens, k: HeadsKept, phase: Phase = "decode", scope: Scope = "layer", semantics: SemanticsLike = "clean"
 ) -> list[Edit]:
     """Edits that keep the most focused heads, k of each layer, chosen anew at every query.
 

@@ -55,12 +55,7 @@ class Treatment:
         return is_causal(self.mode, self.semantics)
 
 
-def treat(
-    lens: HybridLens,
-    treatments: Sequence[Treatment],
-    needles: Sequence[Needle],
-    phase: Phase,
-) -> list[Edit]:
+def treat(lens: HybridLens, treatments: Sequence[Treatment], needles: Sequence[Needle], phase: Phase) -> list[Edit]:
     """The edits of a batch whose row i is under ``treatments[i]``, with its needle at ``needles[i]``.
 
     Args:

@@ -184,11 +184,7 @@ def _distinct(lens: HybridLens, kept: Masks) -> tuple[Bool[Tensor, "mask attn_la
 
 
 def _scores(
-    lens: HybridLens,
-    edits: Sequence[Edit],
-    tasks: Mapping[str, Any],
-    items: dict[str, list[int]],
-    batch_size: int,
+    lens: HybridLens, edits: Sequence[Edit], tasks: Mapping[str, Any], items: dict[str, list[int]], batch_size: int
 ) -> dict[str, float]:
     """lm-eval's accuracy on some items of each task under some edits."""
     from lm_eval.evaluator import evaluate

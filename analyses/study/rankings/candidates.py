@@ -128,11 +128,7 @@ def runtime_rankings(
 
 
 def entropy_ranking(
-    lens: HybridLens,
-    prompts: Sequence[Prompt],
-    queries: str = "last",
-    batch_size: int = 16,
-    words: str | None = None,
+    lens: HybridLens, prompts: Sequence[Prompt], queries: str = "last", batch_size: int = 16, words: str | None = None
 ) -> HeadRanking:
     """`rank_heads` over prompts of any lengths, whose last token chooses the answer's first; errors as there.
 
