@@ -20,7 +20,6 @@ from analyses.heads.ranking import HeadRanking
 from analyses.heads.sparsification import keep_heads
 from analyses.study.benchmarks.local_tasks import FOLDER
 from analyses.study.rankings.ability import filler_loss, task_scores
-from analyses.study.rankings.masks import distinct
 from hybridlens import tiny
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.tiny.documents import N_SENTENCES, filler_sentences
@@ -107,15 +106,6 @@ def test_equal_conditions_are_computed_once():
     assert found[1] == found[4]
     assert len(set(found.tolist())) == 3
     close(found[[1, 3, 0]], filler_loss(lens, [all_, none, some], tokens))
-
-
-def test_distinct():
-    masks = torch.rand(30, 1, 3) > 0.5  # 8 kinds
-    kinds, of = distinct(masks)
-    assert torch.equal(kinds[of], masks)
-    assert len(kinds) == len({tuple(mask.flatten().tolist()) for mask in masks}) < 30
-    firsts = [of.tolist().index(kind) for kind in range(len(kinds))]
-    assert firsts == sorted(firsts)
 
 
 def test_filler_is_held_out():
@@ -206,9 +196,11 @@ def test_refusals(monkeypatch):
             run([])
         with pytest.raises(InputError, match=r"condition 1 is a mask \[3, 4\] of torch.bool, expected .* \[2, 4\]"):
             run([mask, torch.ones(3, 4, dtype=torch.bool)])
+        with pytest.raises(InputError, match=r"condition 1 is a mask \[2, 4\] of torch.float32, expected truth"):
+            run([mask, mask.float()])
     with pytest.raises(InputError, match="rows of 1 token given"):
         filler_loss(lens, [mask], tokens[:, :1])
-    with pytest.raises(InputError, match="batch size 0"):
+    with pytest.raises(InputError, match="batch_size = 0 given"):
         filler_loss(lens, [mask], tokens, batch_size=0)
     with pytest.raises(InputError, match="ranking heads needs attention heads"):
         filler_loss(hl.HybridLens(make("jamba", attn_layer_period=8, attn_layer_offset=7)), [mask], tokens)
@@ -220,9 +212,9 @@ def test_refusals(monkeypatch):
         filler_tokens(lens, 10, 0)
     with pytest.raises(InputError, match="filler text needs a tokenizer"):
         filler_tokens(hl.HybridLens(lens.hf_model), 10, 1)
-    with pytest.raises(UnknownNameError, match="'tiny_fact' is no local task; close names: tiny_facts"):
+    with pytest.raises(UnknownNameError, match="'tiny_fact' does not exist; close names: tiny_facts"):
         task_scores(lens, [mask], ["tiny_fact"])
-    with pytest.raises(InputError, match="limit 0 given"):
+    with pytest.raises(InputError, match="limit = 0 given"):
         task_scores(lens, [mask], limit=0)
     with pytest.raises(InputError, match="'tiny_facts' given more than once"):
         task_scores(lens, [mask], ["tiny_facts", "tiny_facts"])

@@ -18,7 +18,7 @@ from analyses.cli import main
 from analyses.experiment.options.rankings import RankingsConfig
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.calibration import calibration_prompts
-from analyses.study.rankings.making import FROM_WEIGHTS, NAMES, make_rankings
+from analyses.study.rankings.candidates import FROM_WEIGHTS, NAMES, make_rankings
 from analyses.study.rankings.sweep import RankingsRun, compare
 from hybridlens.errors import UnknownNameError
 from hybridlens.results import Folder

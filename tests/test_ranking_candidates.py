@@ -13,11 +13,11 @@ from random_lens import benchmark_lens
 import hybridlens as hl
 from analyses.heads.entropy import head_entropy
 from analyses.heads.needle_heads import look
-from analyses.heads.sparsification import keep_rows
+from analyses.heads.ranking import HeadRanking
+from analyses.heads.sparsification import keep_heads, keep_rows
 from analyses.study.rankings import candidates
 from analyses.study.rankings.ablation import ablation_effects, one_silent
 from analyses.study.rankings.candidates import RUNTIME, entropy_ranking, random_rankings, runtime_rankings
-from analyses.study.rankings.masks import keep_mask
 from analyses.study.rankings.prompts import needles_of
 from analyses.study.rankings.retrieval import looks
 from hybridlens import niah
@@ -261,7 +261,8 @@ def test_each_row_has_its_own_heads(family):
     masks[0] = True
     together = lens.extend(lens.prefill(ids, keep_rows(lens, masks)).state, ids[:, :3], keep_rows(lens, masks)).logits
     for row in range(3):
-        edits = keep_mask(lens, masks[row])
+        ranking = HeadRanking(masks[row].float(), lens.cfg.attention_layers, "drawn", lower_is_better=False)
+        edits = keep_heads(lens, ranking, int(masks[row].sum()))
         alone = lens.extend(lens.prefill(ids[row : row + 1], edits).state, ids[row : row + 1, :3], edits).logits
         close(together[row], alone[0], LOUD)
     assert not keep_rows(lens, torch.ones_like(masks))
@@ -330,7 +331,7 @@ def test_random_rankings():
     assert {order[0] for order in orders} == set(heads)  # a head is never first with p = 3e-4
     assert [tuple(ranking.order) for ranking in random_rankings(lens, 3, seed=1).values()] == orders[:3]
     assert tuple(random_rankings(lens, 1, seed=2)["random 0"].order) != orders[0]
-    with pytest.raises(InputError, match="0 random rankings asked for, expected at least 1"):
+    with pytest.raises(InputError, match="draws = 0 given, expected a whole number from 1 "):
         random_rankings(lens, 0)
 
 
@@ -354,9 +355,9 @@ def test_refusals():
         runtime_rankings(lens, [prompts[0], control])
     with pytest.raises(InputError, match="no prompt given"):
         runtime_rankings(lens, [])
-    with pytest.raises(InputError, match="batch size 0 given"):
+    with pytest.raises(InputError, match="batch_size = 0 given"):
         runtime_rankings(lens, prompts, batch_size=0)
-    with pytest.raises(InputError, match="max_new_tokens 0 given"):
+    with pytest.raises(InputError, match="max_new_tokens = 0 given"):
         looks(lens, prompts, max_new_tokens=0)
     without = hl.HybridLens(make("jamba", attn_layer_period=8, attn_layer_offset=7))
     assert not without.cfg.attention_layers

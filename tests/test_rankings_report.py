@@ -16,9 +16,8 @@ from bounds import close, written
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.agreement import kendall, spearman
 from analyses.study.rankings.curves import accuracies, area, area_difference, areas, needed
-from analyses.study.rankings.report import article_of
+from analyses.study.rankings.report import article_of, by_area, shown
 from analyses.study.rankings.results import Ability, RankingComparison
-from analyses.study.rankings.sections import by_area, shown
 from analyses.study.rankings.words import sentences
 from hybridlens.errors import InputError
 from hybridlens.viz.article import render_article, write_article
@@ -53,8 +52,7 @@ def a_comparison(names: tuple[str, ...] = STATIC, note: str = "a note", draws: b
     scores = (level + 0.4 * torch.rand(len(rows), PROMPTS, len(COUNTS), generator=draw) - 0.2).clamp(0, 1)
     scores[..., 0], scores[..., -1] = 0.0, 1.0
     scores[0, :, 1::2] = math.nan
-    means, intervals = zip(*(accuracies(one) for one in scores), strict=True)
-    even = scores[0][:, ::2]
+    accuracy, low, high = torch.stack([accuracies(one) for one in scores], dim=1)
     found = orders(names)
     tasks = torch.rand(len(rows), 2, generator=draw)
     tasks[0] = tasks[-1] = math.nan
@@ -68,10 +66,10 @@ def a_comparison(names: tuple[str, ...] = STATIC, note: str = "a note", draws: b
         sources=tuple(f"source of {name}" for name in rows),
         counts=COUNTS,
         scores=scores,
-        accuracy=torch.stack(means),
-        low=torch.tensor([[interval.low for interval in row] for row in intervals]),
-        high=torch.tensor([[interval.high for interval in row] for row in intervals]),
-        area=(area(even, COUNTS[::2]), *(area(one, COUNTS) for one in scores[1:])),
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        area=(area(scores[0][:, ::2], COUNTS[::2]), *(area(one, COUNTS) for one in scores[1:])),
         heads_needed=tuple(needed(one, COUNTS) for one in scores),
         reference=RUN,
         above_reference=tuple(area_difference(one, scores[0], COUNTS) for one in scores),

@@ -18,12 +18,11 @@ from analyses.experiment.options.rankings import Calibration, RankingsConfig
 from analyses.heads.ranking import HeadRanking
 from analyses.heads.sparsification import keep_heads, top_k
 from analyses.study.rankings import sweep
-from analyses.study.rankings.ability import filler_loss
+from analyses.study.rankings.ability import filler_loss, measure
 from analyses.study.rankings.agreement import kendall, spearman
 from analyses.study.rankings.calibration import calibration_prompts, counts_of, judging_prompts, prompt_lengths
 from analyses.study.rankings.candidates import random_rankings
 from analyses.study.rankings.curves import Value, area, area_difference, areas, needed
-from analyses.study.rankings.general import measure
 from analyses.study.rankings.results import (
     RANDOM,
     RUN_TIME,

@@ -9,7 +9,7 @@ from models import FAMILIES
 from random_lens import benchmark_lens
 
 import hybridlens as hl
-from analyses.heads.answering import Keeping, Settings, answer_cells, treatments, work_of
+from analyses.heads.answering import answer_cells, treatments, work_of
 from analyses.heads.manipulation import manipulate
 from analyses.heads.ranking import HeadRanking
 from analyses.heads.sparsification import keep_heads, top_k
@@ -59,9 +59,11 @@ def test_every_cell_is_an_independent_run(family: str, data: st.DataObject) -> N
     chosen = data.draw(st.lists(st.sampled_from(list(cells)), min_size=1, max_size=10, unique=True))
     modes = st.sampled_from(["keep", "keep", "omit", "only", "binary", "null"])
     grid = {key._replace(reading=data.draw(modes), answering=data.draw(modes)): cells[key] for key in chosen}
-    tight = Settings(2**22, 3) if data.draw(st.booleans()) else Settings()
+    tight = (2**22, 3) if data.draw(st.booleans()) else ()
     found = [
-        cell for batch in answer_cells(lens, grid, list(grid), RUBRICS, NEW, tight, rankings=rankings) for cell in batch
+        cell
+        for batch in answer_cells(lens, grid, list(grid), RUBRICS, NEW, *tight, rankings=rankings)
+        for cell in batch
     ]
     assert sorted(cell.key for cell in found) == sorted(grid)
     for cell in found:
@@ -99,7 +101,7 @@ def test_equal_choices_are_answered_once(family: str) -> None:
     tally: list[Tally] = []
     scores: dict[str, list[str]] = {}
     todo = [key for key in grid if key.ranking and key.phase == "prefill"]
-    for batch in answer_cells(lens, grid, todo, RUBRICS, NEW, Settings(), tally.append, rankings):
+    for batch in answer_cells(lens, grid, todo, RUBRICS, NEW, tally=tally.append, rankings=rankings):
         for cell in batch:
             scores.setdefault(cell.ranking, []).append(f"{cell.k} {cell.length} {cell.depth} {cell.text}")
     assert sorted(scores["one"]) == sorted(scores["doubled"])
@@ -110,16 +112,16 @@ def test_what_a_cell_stands_for() -> None:
     """Written out by hand for a ranking whose best heads are known."""
     scores = torch.tensor([[0.0, 5.0, 1.0, 2.0], [9.0, 3.0, 4.0, 6.0]])
     ranking = HeadRanking(scores, (1, 5), "by hand", lower_is_better=False)
-    keeping = Keeping({"hand": ranking})
+    rankings = {"hand": ranking}
     key = CellKey("m", "prefill", 3, 110, 0, False, scope="model", ranking="hand")
     best = ((1, 1), (5, 0), (5, 3))
     kept = Treatment(4, heads=best)
-    assert treatments(key, N, keeping) == (kept, kept)
-    assert treatments(key._replace(phase="generation"), N, keeping) == (None, kept)
-    assert treatments(key._replace(k=1, scope="layer"), N, keeping)[0] == Treatment(4, heads=((1, 1), (5, 0)))
-    assert treatments(key._replace(k=8), N, keeping) == (None, None)
-    assert treatments(key._replace(k=0), N, keeping) == (Treatment(0, scope="model"),) * 2
-    omitted = treatments(key._replace(answering="omit", phase="generation"), N, keeping)
+    assert treatments(key, N, rankings) == (kept, kept)
+    assert treatments(key._replace(phase="generation"), N, rankings) == (None, kept)
+    assert treatments(key._replace(k=1, scope="layer"), N, rankings)[0] == Treatment(4, heads=((1, 1), (5, 0)))
+    assert treatments(key._replace(k=8), N, rankings) == (None, None)
+    assert treatments(key._replace(k=0), N, rankings) == (Treatment(0, scope="model"),) * 2
+    omitted = treatments(key._replace(answering="omit", phase="generation"), N, rankings)
     assert omitted == (None, Treatment(4, "omit", heads=best))
 
 
@@ -129,7 +131,7 @@ def test_refusals() -> None:
     key = CellKey("m", "generation", 3, 110, 0, False, scope="model", ranking="copyng")
 
     def answer(key: CellKey, **rankings: HeadRanking) -> None:
-        list(answer_cells(lens, {key: prompt}, [key], RUBRICS, NEW, Settings(), rankings=rankings))
+        list(answer_cells(lens, {key: prompt}, [key], RUBRICS, NEW, rankings=rankings))
 
     with pytest.raises(UnknownNameError, match=r"ranking 'copyng' was not given; close names: copying; there is 'cop"):
         answer(key, copying=random_ranking(lens, 0))

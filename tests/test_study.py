@@ -14,7 +14,7 @@ from random_lens import benchmark_lens, save_checkpoint
 import hybridlens as hl
 from analyses import study
 from analyses.cli import main
-from analyses.heads.answering import Settings, answer_cells
+from analyses.heads.answering import answer_cells
 from analyses.heads.manipulation import manipulate
 from analyses.heads.sparsification import top_k
 from analyses.study import StudyConfig
@@ -52,9 +52,9 @@ def test_every_cell_of_every_experiment_is_an_independent_run(family: str, data:
     config = StudyConfig(model="random", needles=(niah.NEEDLES["lisbon"],), **SHORT)
     cells = plan(lens, config).cells
     todo = data.draw(st.lists(st.sampled_from(list(cells)), min_size=1, max_size=14, unique=True))
-    tight = Settings(2**22, 3) if data.draw(st.booleans()) else Settings()
+    tight = (2**22, 3) if data.draw(st.booleans()) else ()
     rubrics = rubrics_of(config, todo)
-    found = [cell for batch in answer_cells(lens, cells, todo, rubrics, 5, tight) for cell in batch]
+    found = [cell for batch in answer_cells(lens, cells, todo, rubrics, 5, *tight) for cell in batch]
     assert {cell.key for cell in found} == set(todo)
     assert len(found) == len(todo)
     for cell in found:

@@ -18,14 +18,13 @@ from types import MappingProxyType
 from typing import NamedTuple, cast
 
 from analyses.experiment.options.needles import PromptOptions
-from analyses.heads.ranking import HeadRanking
-from analyses.heads.sparsification import Heads, check_ranking
+from analyses.heads.ranking import HeadRanking, check_name
+from analyses.heads.sparsification import check_ranking
 from analyses.heads.treatment import Treatment, treat
 from hybridlens import niah
 from hybridlens.decoding import Boundary
 from hybridlens.engine import Answer, Job, Spans, Sweep, Tally
 from hybridlens.engine.budget import DEFAULT
-from hybridlens.errors import UnknownNameError, closest
 from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, CellKey, Run
@@ -42,15 +41,6 @@ MARGIN_STEPS = 10_000
 NO_RANKINGS: Rankings = MappingProxyType({})
 
 
-class Settings(NamedTuple):
-    """What changes how fast a run is, and none of its cells."""
-
-    memory: int = DEFAULT
-    """Bytes that may be held beside the weights."""
-    rows: int | None = None
-    """Most rows that answer together; None for as many as fit."""
-
-
 class Treated:
     """`Treatment`s as the engine takes them."""
 
@@ -60,10 +50,10 @@ class Treated:
     def edits(self, treatments: Sequence[Hashable], spans: Sequence[Spans], phase: Phase) -> Sequence[Edit]:
         """The edits of a batch; rows without a treatment are left as they are."""
         given = cast(Sequence[Treatment | None], treatments)
-        treated = [one for one in given if one is not None]
-        if not treated:
+        first = next((one for one in given if one is not None), None)
+        if first is None:
             return ()
-        rest = treated[0]._replace(k=self.lens.cfg.n_heads, mode="keep", heads=None)
+        rest = Treatment(self.lens.cfg.n_heads, "keep", first.scope, first.semantics)
         return treat(self.lens, [rest if one is None else one for one in given], spans, phase)
 
     def together(self, treatment: Hashable) -> Hashable:
@@ -88,81 +78,48 @@ class Work(NamedTuple):
     keys: tuple[CellKey, ...]
 
 
-class Keeping:
-    """Which heads static rankings keep, each choice worked out once.
-
-    Args:
-        rankings: by the names that cells give them, of the model's heads.
-    """
-
-    def __init__(self, rankings: Rankings) -> None:
-        self.rankings = rankings
-        self._found: dict[tuple[str, int, str], Heads | None] = {}
-
-    def heads(self, name: str, n: int, scope: str) -> Heads | None:
-        """The best `n` heads of a ranking, of the model or of each layer, sorted; None where these are all.
-
-        Raises:
-            UnknownNameError: no ranking of that name was given, or no such scope exists.
-            InputError: `n` is more than there are.
-        """
-        if (name, n, scope) not in self._found:
-            if name not in self.rankings:
-                known = ", ".join(map(repr, self.rankings)) or "none"
-                raise UnknownNameError(
-                    f"ranking {name!r} was not given{closest(name, self.rankings)}; there is {known}"
-                )
-            ranking = self.rankings[name]
-            kept = ranking.kept(n, scope)
-            pairs = cast(list[list[int]], kept.nonzero().tolist())
-            chosen = tuple(sorted((ranking.layers[place], head) for place, head in pairs))
-            self._found[name, n, scope] = None if bool(kept.all()) else chosen
-        return self._found[name, n, scope]
-
-
-def treatments(key: CellKey, n_heads: int, keeping: Keeping | None = None) -> tuple[Treatment | None, Treatment | None]:
+def treatments(
+    key: CellKey, n_heads: int, rankings: Rankings = NO_RANKINGS
+) -> tuple[Treatment | None, Treatment | None]:
     """What a cell does to the model while it reads and while it answers; None where nothing.
+
+    Equal choices of heads have one form, whichever ranking and scope they are of.
 
     Args:
         key: the cell's.
         n_heads: of a layer.
-        keeping: the static rankings; None where no cell names one.
+        rankings: the static rankings that cells name.
 
     Raises:
-        UnknownNameError, InputError: see `Keeping.heads`.
+        UnknownNameError: no ranking of that name was given, or no such scope exists.
+        InputError: the cell keeps more heads than there are.
     """
+    k, scope, heads = key.k, key.scope, None
     if key.ranking:
-        heads = (keeping or Keeping({})).heads(key.ranking, key.k, key.scope)
-        chosen = _static(key, heads, n_heads)
-    else:
-        chosen = Treatment(key.k, "keep", key.scope, key.semantics)
-    unchosen = Treatment(n_heads, "keep", chosen.scope, key.semantics)
-    reading = (chosen if key.phase == "prefill" else unchosen)._replace(mode=key.reading)
-    answering = chosen._replace(mode=key.answering)
+        check_name(key.ranking, rankings, "was not given")
+        ranking = rankings[key.ranking]
+        best = ranking.best(key.k, key.scope)
+        if best:  # of no head, a choice is what k = 0 is
+            k, scope = n_heads, "layer"
+            heads = tuple(sorted(best)) if len(best) < ranking.scores.numel() else None
+    reads = key.phase == "prefill"
+    reading = Treatment(k if reads else n_heads, key.reading, scope, key.semantics, heads if reads else None)
+    answering = Treatment(k, key.answering, scope, key.semantics, heads)
     return (
         None if reading.untouched(n_heads) else reading,
         None if answering.untouched(n_heads) else answering,
     )
 
 
-def _static(key: CellKey, heads: Heads | None, n_heads: int) -> Treatment:
-    """A static choice of heads in the one form that equal choices share, whichever ranking and scope they are of."""
-    if heads == ():  # what k = 0 does as well
-        return Treatment(0, "keep", key.scope, key.semantics)
-    return Treatment(n_heads, "keep", "layer", key.semantics, heads)
-
-
 def work_of(todo: Sequence[CellKey], grid: Grid, n_heads: int, rankings: Rankings = NO_RANKINGS) -> list[Work]:
     """What has to be answered for `todo`: one job for all cells that come to the same.
 
-    Raises:
-        UnknownNameError, InputError: see `Keeping.heads`.
+    Errors as `treatments`.
     """
     keys: dict[tuple[Job, Boundary], list[CellKey]] = {}
-    keeping = Keeping(rankings)
     for key in todo:
         prompt = grid[key]
-        reading, answering = treatments(key, n_heads, keeping)
+        reading, answering = treatments(key, n_heads, rankings)
         marked = any(one is not None and one.mode != "keep" for one in (reading, answering))
         job = Job(prompt.tokens, reading, answering, prompt.needle_spans if marked else ())
         keys.setdefault((job, cast(Boundary, key.boundary)), []).append(key)
@@ -175,7 +132,8 @@ def answer_cells(
     todo: Sequence[CellKey],
     rubrics: Mapping[tuple[str, str], niah.Rubric],
     max_new_tokens: int,
-    settings: Settings,
+    memory: int = DEFAULT,
+    rows: int | None = None,
     tally: Callable[[Tally], None] = lambda tally: None,
     rankings: Rankings = NO_RANKINGS,
 ) -> Iterator[list[Cell]]:
@@ -187,7 +145,8 @@ def answer_cells(
         todo: the cells wanted.
         rubrics: by the needle's name and semantics.
         max_new_tokens: at most so many in an answer.
-        settings: of the engine.
+        memory: bytes that may be held beside the weights.
+        rows: most that answer together; None for as many as fit. Neither changes a cell.
         tally: given what reading cost, at the end of each sweep.
         rankings: what the static rankings that cells name stand for.
 
@@ -201,7 +160,7 @@ def answer_cells(
     boundaries: list[Boundary] = list(dict.fromkeys(piece.boundary for piece in work))
     for boundary in boundaries:
         mine = [piece for piece in work if piece.boundary == boundary]
-        sweep = Sweep(lens, Treated(lens), boundary, max_new_tokens, settings.memory, settings.rows)
+        sweep = Sweep(lens, Treated(lens), boundary, max_new_tokens, memory, rows)
         started = time.perf_counter()
         for batch in sweep.run([piece.job for piece in mine]):
             pairs = [(key, answered.answer) for answered in batch for key in mine[answered.job].keys]
@@ -225,10 +184,9 @@ def answer_all(
 
     Errors as `answer_cells` and `Run`.
     """
-    settings = Settings(options.memory, options.batch_size)
     progress(len(store.done & grid.keys()), len(grid))
-    new = options.max_new_tokens
-    for cells in answer_cells(lens, grid, store.todo, rubrics, new, settings, tally, rankings):
+    limits = (options.max_new_tokens, options.memory, options.batch_size)
+    for cells in answer_cells(lens, grid, store.todo, rubrics, *limits, tally, rankings):
         store.add(cells)
         progress(len(store.done & grid.keys()), len(grid))
     store.write()

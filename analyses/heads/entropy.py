@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from analyses.heads.ranking import HeadRanking
 from hybridlens.boundary import Positive, public
 from hybridlens.boundary_words import Among
-from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, by_query, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.niah.prompt import SemanticsLike
@@ -77,11 +77,7 @@ def published_entropy(pattern: Pattern) -> Entropies:
     Raises:
         InputError: for float16, where 1e-12 is 0 and the formula gives NaN.
     """
-    if pattern.dtype == torch.float16:
-        raise InputError(
-            "published semantics in float16 are not defined: 1e-12 underflows to 0 and the entropy is NaN; "
-            "use bfloat16, as the authors did, or float32"
-        )
+    check_semantics("published", pattern.dtype)
     shifted = pattern + EPSILON
     return (shifted * shifted.log2()).sum(dim=-1)
 
@@ -124,17 +120,14 @@ def _published_key(scores: Rows) -> Float[Tensor, "row"]:
     return -published_entropy(pattern[None, None])[0, 0]
 
 
-def check_semantics(semantics: str, dtype: torch.dtype | None = None) -> None:
-    """Refuse semantics that do not exist, or that a dtype cannot carry.
-
-    Raises:
-        UnknownNameError: for a name that is neither "clean" nor "published".
-        InputError: for published semantics in float16.
-    """
-    if semantics not in SEMANTICS:
-        raise UnknownNameError(f"semantics {semantics!r} do not exist; expected one of {', '.join(SEMANTICS)}")
+@public
+def check_semantics(semantics: SemanticsLike, dtype: torch.dtype) -> None:
+    """Refuse semantics that do not exist, or that a dtype cannot carry: published ones in float16."""
     if semantics == "published" and dtype == torch.float16:
-        published_entropy(torch.zeros(1, 1, 1, 1, dtype=dtype))
+        raise InputError(
+            "published semantics in float16 are not defined: 1e-12 underflows to 0 and the entropy is NaN; "
+            "use bfloat16, as the authors did, or float32"
+        )
 
 
 @public
@@ -169,16 +162,15 @@ def rank_heads(
     check_semantics(semantics, lens.dtype)
     lens.cfg.need_attention("ranking heads")
     layers = lens.cfg.attention_layers
+    names = [f"blocks.{layer}.attn.hook_attn_scores" for layer in layers]
     batch = lens.batch(tokens, lengths)
+    n, width = batch.tokens.shape
+    ends = torch.full((n,), width, device=batch.tokens.device) if batch.lengths is None else batch.lengths
+    at = torch.arange(width, device=ends.device)
+    averaged = at == ends[:, None] - 1 if queries == "last" else at < ends[:, None]
     totals = torch.zeros(len(layers), lens.cfg.n_heads, dtype=torch.float64)
-    counted = 0
-    for start in range(0, batch.tokens.shape[0], batch_size):
-        rows = batch.tokens[start : start + batch_size]
-        real = torch.full((rows.shape[0],), rows.shape[1], device=rows.device)
-        if batch.lengths is not None:
-            real = batch.lengths[start : start + batch_size]
-        chosen = _chosen(real, rows.shape[1], queries)
-        counted += int(chosen.sum())
+    batches = (part.split(batch_size) for part in (batch.tokens, ends, averaged))
+    for rows, real, chosen in zip(*batches, strict=True):
 
         @by_query
         @reads_only
@@ -187,24 +179,11 @@ def rank_heads(
             first = 0 if hook.slots is None else hook.slots.first
             here = chosen[:, first : first + keys.shape[2]]
             masked = keys.masked_fill(~here.to(keys.device)[:, None], 0.0)
-            totals[layers.index(_layer_of(hook))] += masked.sum(dim=(0, 2)).cpu()
+            totals[names.index(str(hook.name))] += masked.sum(dim=(0, 2)).cpu()
 
-        names = [f"blocks.{layer}.attn.hook_attn_scores" for layer in layers]
         with torch.no_grad():
             lens.run_with_hooks(rows, [(names, add)], lengths=real)
     words = "all tokens" if queries == "all" else "the last token"
-    prompts = "1 prompt" if batch.tokens.shape[0] == 1 else f"{batch.tokens.shape[0]} prompts"
+    prompts = "1 prompt" if n == 1 else f"{n} prompts"
     source = f"mean attention entropy in bits ({semantics}) over {words} of {prompts}"
-    return HeadRanking((totals / counted).float(), layers, source, lower_is_better=True)
-
-
-def _chosen(lengths: Tensor, width: int, queries: str) -> Bool[Tensor, "batch query"]:
-    """True at the query positions to average."""
-    at = torch.arange(width, device=lengths.device)
-    if queries == "last":
-        return at == lengths[:, None] - 1
-    return at < lengths[:, None]
-
-
-def _layer_of(hook: HookPoint) -> int:
-    return int(str(hook.name).split(".")[1])
+    return HeadRanking((totals / averaged.sum().item()).float(), layers, source, lower_is_better=True)

@@ -45,11 +45,10 @@ from typing import Annotated, TypeAlias
 
 import torch
 
-from analyses.heads.entropy import SEMANTICS
 from analyses.heads.needle_slots import Needle, NeedleTables, look_up, needle_tables
 from hybridlens.boundary import public
 from hybridlens.boundary_words import Among
-from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
+from hybridlens.errors import HookFunctionError, InputError
 from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.niah.prompt import SemanticsLike
@@ -105,21 +104,14 @@ def manipulate_rows(
     phase: Phase = "decode",
     semantics: SemanticsLike = "clean",
 ) -> list[Edit]:
-    """`manipulate` with a mode and a needle for each row of the batch.
+    """`manipulate` with a mode and a needle for each row of the batch; ``()`` where there is none.
 
     Runs of other batch sizes raise `HookFunctionError`, but where there is one mode and one needle, which are then
     every row's.
 
-    Args:
-        lens: the model.
-        modes: one of `MODES` for each row.
-        needles: the needle's positions in each row; ``()`` where there is none.
-        phase: "prefill" while reading, "decode" while answering.
-        semantics: "clean" or "published".
-
     Raises:
-        UnknownNameError: a mode, phase or semantics that does not exist.
-        InputError: no mode, not one needle for each, positions that are none, or a model without attention.
+        UnknownNameError: as `manipulate`.
+        InputError: likewise; or not one needle for each row, or a model without attention.
     """
     lens.cfg.need_attention("manipulating attention weights")
     if not modes or len(modes) != len(needles):
@@ -134,7 +126,7 @@ def manipulate_rows(
     if semantics == "published":
         functions = []
         if phase != "decode":
-            functions.append(("prefill", _published_reading(tables) if "binary" in modes else _columns(tables)))
+            functions.append(("prefill", _published_reading(tables) if "binary" in modes else _clean(tables)))
         if phase != "prefill":
             functions.append(("decode", _published_answering(tables)))
     return [Edit(name, fn, when) for when, fn in functions for name in names]
@@ -152,42 +144,18 @@ def is_causal(mode: Mode, semantics: SemanticsLike) -> bool:
     return not (mode == "binary" and semantics == "published")
 
 
-def check_mode(mode: str, semantics: str = "clean") -> None:
-    """Refuse a mode or semantics that does not exist.
-
-    Raises:
-        UnknownNameError: naming the ones that do.
-    """
-    if mode not in MODES:
-        raise UnknownNameError(f"mode {mode!r} does not exist; expected one of {', '.join(MODES)}")
-    if semantics not in SEMANTICS:
-        raise UnknownNameError(f"semantics {semantics!r} do not exist; expected one of {', '.join(SEMANTICS)}")
-
-
-def _columns(tables: NeedleTables) -> HookFunction:
-    """Every mode but `binary`, at every query alike: some columns become 0."""
-
-    @by_query
-    @reads_only
-    def rewrite(pattern: Pattern, hook: HookPoint) -> Pattern:
-        return pattern.masked_fill(~look_up(tables, pattern, hook).kept, 0.0)
-
-    return rewrite
-
-
 def _clean(tables: NeedleTables) -> HookFunction:
-    if not tables.binary.numel():
-        return _columns(tables)
-
     @by_query
     @reads_only
     def rewrite(pattern: Pattern, hook: HookPoint) -> Pattern:
         here = look_up(tables, pattern, hook)
-        rows = here.binary
+        rows, out = here.binary, pattern.masked_fill(~here.kept, 0.0)
+        if not tables.binary.numel():
+            return out
         seen = here.needle[rows] & here.slots.select(rows).dense(pattern.device)
         total = pattern[rows].masked_fill(~seen, 0.0).sum(dim=-1, keepdim=True, dtype=torch.float32)
         mean = total / seen.sum(dim=-1, keepdim=True).clamp(min=1)
-        return pattern.masked_fill(~here.kept, 0.0).index_copy_(0, rows, (mean * seen).to(pattern.dtype))
+        return out.index_copy_(0, rows, (mean * seen).to(pattern.dtype))
 
     return rewrite
 

@@ -12,6 +12,7 @@ that spreads its weight evenly has mass on the needle too, in proportion to its 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -165,10 +166,5 @@ def figure_of(seen: Look, labels: Mapping[tuple[int, int], str], title: str, bes
 
 def _ranges(positions: Sequence[int]) -> str:
     """Positions as people write them: "0, 15–40, 80–99"."""
-    runs: list[list[int]] = []
-    for position in positions:
-        if runs and position == runs[-1][1] + 1:
-            runs[-1][1] = position
-        else:
-            runs.append([position, position])
-    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
+    runs = [[at for _, at in run] for _, run in groupby(enumerate(positions), key=lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from analyses.heads.selection import check_rows
 from hybridlens.errors import HookFunctionError, InputError
 from hybridlens.hooks import HookPoint
 from hybridlens.niah import Span
@@ -34,27 +35,21 @@ def positions_of(needle: Needle) -> list[int]:
     Raises:
         InputError: for anything but a span, spans, or a set of positions, none of them below 0 and no span empty.
     """
-    wrong = InputError(
-        f"needle {needle!r} given, expected a span (start, stop) with 0 <= start < stop, a list of spans, "
-        "or a set of positions from 0 on"
-    )
+    spans: Any = needle  # whatever a caller without a type checker hands over
     if isinstance(needle, AbstractSet):
-        if not all(type(position) is int and position >= 0 for position in needle):
-            raise wrong
-        return sorted(needle)
-    given: Any = needle  # whatever a caller without a type checker hands over
-    if not isinstance(given, Sequence):
-        raise wrong
-    spans: Sequence[Any] = given
-    if isinstance(given, tuple) and len(spans) == 2 and all(isinstance(end, int) for end in spans):
-        spans = [given]
+        spans = [(position, position + 1) if type(position) is int else position for position in needle]
+    elif isinstance(spans, tuple) and all(isinstance(end, int) for end in spans):
+        spans = [spans] if spans else []
     found: set[int] = set()
-    for span in spans:
+    for span in spans if isinstance(spans, Sequence) else [spans]:
         match span:
             case (int(start), int(stop)) if 0 <= start < stop:
                 found.update(range(start, stop))
             case _:
-                raise wrong
+                raise InputError(
+                    f"needle {needle!r} given, expected a span (start, stop) with 0 <= start < stop, a list of spans, "
+                    "or a set of positions from 0 on"
+                )
     return sorted(found)
 
 
@@ -114,11 +109,7 @@ def look_up(tables: NeedleTables, pattern: Pattern, hook: HookPoint) -> NeedleSl
     slots, rows, batch, device = hook.slots, tables.needle.shape[0], pattern.shape[0], pattern.device
     if slots is None:
         raise HookFunctionError(f"'{hook.name}' does not say where its keys stand; use manipulations at hook_pattern")
-    if rows not in (1, batch):
-        raise HookFunctionError(
-            f"manipulation at '{hook.name}': modes were given for {rows} rows, but the batch has {batch}; "
-            "give one, or one for each row"
-        )
+    check_rows("modes", rows, batch, hook)
     at = (slots.key_positions + 1).clamp(max=tables.needle.shape[1] - 1)
     needle, kept = (table.to(device).expand(batch, -1).gather(1, at) for table in (tables.needle, tables.kept))
     binary = torch.arange(batch if tables.binary.numel() else 0) if rows == 1 else tables.binary

@@ -10,6 +10,8 @@ file that does not hold a ranking.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias, cast
 
@@ -21,7 +23,7 @@ from analyses.experiment.artefacts import Stored
 from analyses.experiment.text import columns
 from hybridlens.boundary import Natural, public
 from hybridlens.boundary_words import Among
-from hybridlens.errors import InputError
+from hybridlens.errors import InputError, UnknownNameError, closest
 
 SCOPES = ("layer", "model")
 """Where heads compete: inside each layer, or across all attention layers."""
@@ -64,14 +66,10 @@ class HeadRanking(Stored, text=True):
     @property
     def order(self) -> list[tuple[int, int]]:
         """(layer, head) of every head, best first; ties by layer, then head."""
-        sign = 1.0 if self.lower_is_better else -1.0
-        rows = cast(list[list[float]], self.scores.tolist())
-        scored = [
-            (sign * score, layer, head)
-            for layer, row in zip(self.layers, rows, strict=True)
-            for head, score in enumerate(row)
-        ]
-        return [(layer, head) for _, layer, head in sorted(scored)]
+        worst_last = self.scores if self.lower_is_better else -self.scores
+        scores = cast(list[float], worst_last.flatten().tolist())
+        pairs = itertools.product(self.layers, range(self.scores.shape[1]))
+        return [pair for _, pair in sorted(zip(scores, pairs, strict=True))]
 
     @public
     def score(self, layer: Natural, head: Natural) -> float:
@@ -87,28 +85,42 @@ class HeadRanking(Stored, text=True):
             )
         return float(self.scores[self.layers.index(layer), head])
 
+    def contests(self, scope: str) -> list[list[tuple[int, int]]]:
+        """The heads that compete with each other, best first: all of the model, or those of each layer."""
+        order = self.order
+        return [order] if scope == "model" else [[pair for pair in order if pair[0] == layer] for layer in self.layers]
+
     @public
-    def kept(self, n: Natural, scope: Scope = "model") -> Bool[Tensor, "attn_layer head"]:
-        """True for the best `n` heads: of the whole model, or of each layer.
+    def best(self, n: Natural, scope: Scope = "model") -> list[tuple[int, int]]:
+        """(layer, head) of the best `n` heads: of the whole model, or of each layer.
 
         Raises:
             InputError: `n` is no whole number, or above the number of heads there are.
             UnknownNameError: there is no such scope.
         """
-        n_heads = self.scores.shape[1]
-        most = n_heads if scope == "layer" else self.scores.numel()
-        if n > most:
+        contests = self.contests(scope)
+        if n > len(contests[0]):
             where = "each layer" if scope == "layer" else "the model"
-            raise InputError(f"{n} heads to keep were given, expected 0..{most}, the heads of {where}")
-        mask = torch.zeros(self.scores.shape, dtype=torch.bool)
-        left = dict.fromkeys(self.layers, n)
-        budget = n * len(self.layers) if scope == "layer" else n
-        for layer, head in self.order:
-            if budget and (scope == "model" or left[layer]):
-                mask[self.layers.index(layer), head] = True
-                left[layer] -= 1
-                budget -= 1
-        return mask
+            raise InputError(f"{n} heads to keep were given, expected 0..{len(contests[0])}, the heads of {where}")
+        return [pair for heads in contests for pair in heads[:n]]
+
+    @public
+    def kept(self, n: Natural, scope: Scope = "model") -> Bool[Tensor, "attn_layer head"]:
+        """`best` as a mask, True for the heads that it names; errors as there."""
+        best = set(self.best(n, scope))
+        pairs = itertools.product(self.layers, range(self.scores.shape[1]))
+        return torch.tensor([pair in best for pair in pairs]).view(self.scores.shape)
+
+
+def check_name(name: str, known: Collection[str], said: str) -> None:
+    """Refuse the name of a ranking that is none of `known`.
+
+    Raises:
+        UnknownNameError: ranking `name` was, as `said` has it, "not given" or the like; with the names there are.
+    """
+    if name not in known:
+        listed = ", ".join(map(repr, known)) or "none"
+        raise UnknownNameError(f"ranking {name!r} {said}{closest(name, known)}; there is {listed}")
 
 
 def ranking_table(ranking: HeadRanking) -> str:

@@ -16,12 +16,26 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from analyses.heads.entropy import Entropies
+from hybridlens.errors import HookFunctionError
 from hybridlens.hooks import HookPoint
 
 Kept: TypeAlias = Bool[Tensor, "batch head query"]
 
 COUNTED = 16
 """Up to so many heads, ranks at many queries are found faster by comparing every two heads than by sorting."""
+
+
+def check_rows(what: str, given: int, batch: int, hook: HookPoint) -> None:
+    """Refuse a batch of other rows than `what` was given for; what was given for one is for all.
+
+    Raises:
+        HookFunctionError: naming both numbers.
+    """
+    if given not in (1, batch):
+        raise HookFunctionError(
+            f"edit of '{hook.name}': {what} were given for {given} rows, but the batch has {batch}; give one, or one "
+            "for each row"
+        )
 
 
 def lowest(keys: Entropies, k: Int[Tensor, "rows"]) -> Kept:

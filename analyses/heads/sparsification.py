@@ -5,14 +5,13 @@ others' `z` by 0, before the output projection and, where there is one, before t
 with a recurrence beside its attention, that one goes on as it was. The entropy is read from the attention scores,
 before softmax, so it is that of the unmanipulated pattern: edits of `hook_pattern` may be added in any order. k may
 differ from row to row, which lets one batch decode under many k at once. Scores are taken in blocks of queries, so that
-a long prompt is never held whole; what is kept of them is one truth value a head and query.
+a long prompt is never held whole; what is kept of them is one number a head and query.
 
 Heads compete inside their layer, or (scope "model") across all attention layers, where k per layer is kept on
 average. For that, a pass ahead of each forward pass over the same tokens and state reads every layer's scores
 before any head is dropped.
 
-`keep_heads` keeps the same heads throughout, from a `HeadRanking`; `keep_each` does so for rows that each keep heads
-of their own.
+`keep_rows` keeps the same heads throughout, `keep_heads` those of a `HeadRanking`.
 
 How it fails: an edit of `hook_attn_scores` that stands before these edits is seen by the ranking. k = 0
 silences attention, but RecurrentGemma still adds the bias of its output projection. With scope "model" each pass
@@ -22,8 +21,9 @@ but in which nothing is edited.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from analyses.heads.entropy import check_semantics, focus_key
 from analyses.heads.ranking import HeadRanking, Scope
-from analyses.heads.selection import Kept, QueryBlocks, across_layers, lowest
+from analyses.heads.selection import Kept, QueryBlocks, across_layers, check_rows
 from hybridlens.boundary import Natural, public
 from hybridlens.errors import HookFunctionError, InputError
 from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, reads_only
@@ -48,11 +48,7 @@ HeadsKept: TypeAlias = Natural | Sequence[Natural] | Int[Tensor, "*rows"]
 
 @public
 def top_k(
-    lens: HybridLens,
-    k: HeadsKept,
-    phase: Phase = "decode",
-    scope: Scope = "layer",
-    semantics: SemanticsLike = "clean",
+    lens: HybridLens, k: HeadsKept, phase: Phase = "decode", scope: Scope = "layer", semantics: SemanticsLike = "clean"
 ) -> list[Edit]:
     """Edits that keep the most focused heads, k of each layer, chosen anew at every query.
 
@@ -78,13 +74,12 @@ def top_k(
     lens.cfg.need_attention("keeping the top k heads")
     n_heads, layers = lens.cfg.n_heads, lens.cfg.attention_layers
     rows = heads_kept(k, n_heads)
-    if bool((rows == n_heads).all()):
-        return []
-    if bool(((rows == 0) | (rows == n_heads)).all()):  # no row needs an entropy
-        return [Edit(f"blocks.{layer}.attn.hook_z", _all_or_none(rows, n_heads), phase) for layer in layers]
+    if bool((rows % n_heads == 0).all()):  # all heads or none: no row needs an entropy
+        kept = (rows == n_heads)[:, None, None].expand(-1, len(layers), n_heads)
+        return keep_rows(lens, kept if len(rows) > 1 else kept[0], phase)
     if scope == "model":
-        return _model_edits(layers, rows, phase, semantics)
-    return [edit for layer in layers for edit in _layer_edits(layer, rows, phase, semantics)]
+        return _contest(layers, rows, phase, semantics, ahead=True)
+    return [edit for layer in layers for edit in _contest([layer], rows, phase, semantics, ahead=False)]
 
 
 def heads_kept(k: HeadsKept, n_heads: int) -> Int[Tensor, "rows"]:
@@ -105,25 +100,8 @@ def heads_kept(k: HeadsKept, n_heads: int) -> Int[Tensor, "rows"]:
     return rows
 
 
-def _layer_edits(layer: int, rows: Tensor, phase: Phase, semantics: str) -> list[Edit]:
-    """The edits of one layer: read the scores, then silence heads."""
-    kept = QueryBlocks()
-
-    @by_query
-    @reads_only
-    def read(scores: Pattern, hook: HookPoint) -> None:
-        kept.add(lowest(focus_key(scores, semantics), _rows_for(rows, scores.shape[0], hook)), hook)
-
-    @reads_only
-    def silence(z: Queries, hook: HookPoint) -> Queries:
-        return silenced(z, kept.whole())
-
-    name = f"blocks.{layer}.attn"
-    return [Edit(f"{name}.hook_attn_scores", read, phase), Edit(f"{name}.hook_z", silence, phase)]
-
-
-def _model_edits(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str) -> list[Edit]:
-    """The edits of all layers: read every layer's scores in a pass ahead, then silence heads."""
+def _contest(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str, ahead: bool) -> list[Edit]:
+    """The edits of layers whose heads compete: read their scores, in a pass ahead or not, then silence heads."""
     keys = [QueryBlocks() for _ in layers]
     kept: list[Kept] = []
 
@@ -131,7 +109,7 @@ def _model_edits(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: s
         @by_query
         @reads_only
         def read(scores: Pattern, hook: HookPoint) -> None:
-            _rows_for(rows, scores.shape[0], hook)
+            check_rows("numbers of heads", rows.numel(), scores.shape[0], hook)
             kept.clear()
             keys[at].add(focus_key(scores, semantics), hook)
 
@@ -142,41 +120,21 @@ def _model_edits(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: s
         def silence(z: Queries, hook: HookPoint) -> Queries:
             if not kept:
                 kept.extend(across_layers([layer.whole() for layer in keys], rows))
-            return silenced(z, kept[at])
+            return _silenced(z, kept[at])
 
         return silence
 
     edits: list[Edit] = []
     for at, layer in enumerate(layers):
         name = f"blocks.{layer}.attn"
-        edits.append(Edit(f"{name}.hook_attn_scores", reader(at), phase, ahead=True))
+        edits.append(Edit(f"{name}.hook_attn_scores", reader(at), phase, ahead=ahead))
         edits.append(Edit(f"{name}.hook_z", silencer(at), phase))
     return edits
 
 
-def silenced(z: Queries, kept: Kept) -> Queries:
-    """z with 0 where a head is not kept."""
-    return z.masked_fill(~kept.to(z.device).transpose(1, 2)[..., None], 0.0)
-
-
-def _all_or_none(rows: Tensor, n_heads: int) -> HookFunction:
-    """A hook function that silences the rows of k = 0 and leaves those of k = n_heads."""
-
-    @reads_only
-    def silence(z: Queries, hook: HookPoint) -> Queries:
-        kept = _rows_for(rows, z.shape[0], hook) == n_heads
-        return z.masked_fill(~kept.to(z.device)[:, None, None, None], 0.0)
-
-    return silence
-
-
-def _rows_for(rows: Tensor, batch: int, hook: HookPoint) -> Tensor:
-    if rows.numel() not in (1, batch):
-        raise HookFunctionError(
-            f"top-k at '{hook.name}': k was given for {rows.numel()} rows, but the batch has {batch}; "
-            "give one number, or one for each row"
-        )
-    return rows
+def _silenced(z: Queries, kept: Bool[Tensor, "*batch head query"]) -> Queries:
+    """z with 0 where a head is not kept; without the first axis the same in every row, of one query at every one."""
+    return z.masked_fill(~kept.to(z.device).mT[..., None], 0.0)
 
 
 @public
@@ -197,26 +155,17 @@ def keep_heads(
         UnknownNameError: a phase or scope that does not exist.
     """
     check_ranking(lens, ranking)
-    edits: list[Edit] = []
-    for layer, row in zip(ranking.layers, ranking.kept(n, scope), strict=True):
-        dropped = cast(list[int], (~row).nonzero()[:, 0].tolist())
-        if dropped:
-            edits.append(Edit(f"blocks.{layer}.attn.hook_z", _silencer(dropped), phase))
-    return edits
+    return keep_rows(lens, ranking.kept(n, scope), phase)
 
 
 @public
 def keep_each(lens: HybridLens, heads: Sequence[Heads | None], phase: Phase = "both") -> list[Edit]:
-    """Edits that let row i of a batch keep only ``heads[i]``, the same throughout.
+    """`keep_rows` for (layer, head) pairs: row i of a batch keeps only ``heads[i]``.
 
     Args:
         lens: the model.
-        heads: for each row its (layer, head) pairs, () to silence attention; None leaves a row as it is.
+        heads: for each row its pairs, () to silence attention; None leaves a row as it is.
         phase: when the others are silent.
-
-    Returns:
-        an edit for each attention layer in which any row drops a head, for runs of exactly that batch. Each row's
-        z is what `keep_heads` gives it, to the bit.
 
     Raises:
         InputError: no row, a head that the model does not have, or a model without attention.
@@ -226,24 +175,22 @@ def keep_each(lens: HybridLens, heads: Sequence[Heads | None], phase: Phase = "b
     layers, n_heads = lens.cfg.attention_layers, lens.cfg.n_heads
     if not heads:
         raise InputError("the heads of no row were given, expected those of every row of the batch")
-    known = {(layer, head): place for place, layer in enumerate(layers) for head in range(n_heads)}
-    wanted = [(row, pair) for row, own in enumerate(heads) if own is not None for pair in own]
-    for row, pair in wanted:
-        if pair not in known:
+    pairs = list(itertools.product(layers, range(n_heads)))
+    chosen = [set(pairs if own is None else own) for own in heads]
+    for row, own in enumerate(chosen):
+        unknown = min(own.difference(pairs), default=None)
+        if unknown is not None:
             raise InputError(
-                f"layer {pair[0]}, head {pair[1]} is to be kept in row {row}, but the model has attention layers "
+                f"layer {unknown[0]}, head {unknown[1]} is to be kept in row {row}, but the model has attention layers "
                 f"{list(layers)} with heads 0..{n_heads - 1}"
             )
-    kept = torch.tensor([own is None for own in heads])[None, :, None].repeat(len(layers), 1, n_heads)
-    if wanted:
-        places, rows, numbers = zip(*((known[pair], row, pair[1]) for row, pair in wanted), strict=True)
-        kept[list(places), list(rows), list(numbers)] = True
-    return keep_rows(lens, kept.transpose(0, 1), phase)
+    kept = torch.tensor([[pair in own for pair in pairs] for own in chosen])
+    return keep_rows(lens, kept.view(-1, len(layers), n_heads), phase)
 
 
 @public
-def keep_rows(lens: HybridLens, kept: Bool[Tensor, "batch attn_layer head"], phase: Phase = "both") -> list[Edit]:
-    """Edits that let row i of a batch keep only the heads of ``kept[i]``, the same throughout.
+def keep_rows(lens: HybridLens, kept: Bool[Tensor, "*batch attn_layer head"], phase: Phase = "both") -> list[Edit]:
+    """Edits that keep the heads of a mask, or those of ``kept[i]`` in row i of a batch, the same throughout.
 
     Args:
         lens: the model.
@@ -251,20 +198,36 @@ def keep_rows(lens: HybridLens, kept: Bool[Tensor, "batch attn_layer head"], pha
         phase: when the others are silent.
 
     Returns:
-        an edit for each attention layer in which any row drops a head, for runs of exactly that batch.
+        an edit for each attention layer in which any row drops a head; of several masks, for runs of exactly that
+        batch.
 
     Raises:
         InputError: for other layers or heads than the model's.
         UnknownNameError: a phase that does not exist.
     """
     layers, n_heads = len(lens.cfg.attention_layers), lens.cfg.n_heads
-    if kept.shape[1:] != (layers, n_heads):
-        raise InputError(f"kept heads have shape {list(kept.shape)}, expected [batch, {layers}, {n_heads}]")
+    if kept.shape[-2:] != (layers, n_heads) or kept.ndim > 3:
+        raise InputError(f"kept heads have shape {list(kept.shape)}, expected [batch, {layers}, {n_heads}] or one mask")
     return [
-        Edit(f"blocks.{layer}.attn.hook_z", _row_silencer(kept[:, at]), phase)
-        for at, layer in enumerate(lens.cfg.attention_layers)
-        if not bool(kept[:, at].all())
+        Edit(f"blocks.{layer}.attn.hook_z", _silencer(own), phase)
+        for layer, own in zip(lens.cfg.attention_layers, kept.unbind(-2), strict=True)
+        if not bool(own.all())
     ]
+
+
+def _silencer(kept: Bool[Tensor, "*batch head"]) -> HookFunction:
+    """A hook function that sets z to 0 where a head is not kept, in the row that does not keep it or in all."""
+
+    @reads_only
+    def silence(z: Queries, hook: HookPoint) -> Queries:
+        if kept.ndim > 1 and len(kept) != len(z):
+            raise HookFunctionError(
+                f"kept heads at '{hook.name}' were given for {len(kept)} rows, but the batch has {len(z)}; "
+                "give those of every row"
+            )
+        return _silenced(z, kept[..., None])
+
+    return silence
 
 
 def check_ranking(lens: HybridLens, ranking: HeadRanking) -> None:
@@ -280,28 +243,3 @@ def check_ranking(lens: HybridLens, ranking: HeadRanking) -> None:
             f"the ranking has layers {list(ranking.layers)} with {ranking.scores.shape[1]} heads, but the "
             f"model has attention layers {list(layers)} with {n_heads} heads; rank this model's heads"
         )
-
-
-def _row_silencer(kept: Bool[Tensor, "batch head"]) -> HookFunction:
-    """A hook function that sets z to 0 where a row does not keep a head."""
-
-    @reads_only
-    def silence(z: Queries, hook: HookPoint) -> Queries:
-        if z.shape[0] != kept.shape[0]:
-            raise HookFunctionError(
-                f"kept heads at '{hook.name}' were given for {kept.shape[0]} rows, but the batch has {z.shape[0]}; "
-                "give those of every row"
-            )
-        return z.masked_fill(~kept.to(z.device)[:, None, :, None], 0.0)
-
-    return silence
-
-
-def _silencer(heads: Sequence[int]) -> HookFunction:
-    """A hook function that sets some heads' z to 0."""
-
-    @reads_only
-    def silence(z: Queries, hook: HookPoint) -> Queries:
-        return z.index_fill(2, torch.as_tensor(list(heads), device=z.device), 0.0)
-
-    return silence

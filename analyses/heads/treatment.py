@@ -12,26 +12,35 @@ may differ from a run alone in the last bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
-from analyses.heads.manipulation import check_mode, is_causal, manipulate_rows
+from analyses.heads.manipulation import Mode, is_causal, manipulate_rows
 from analyses.heads.needle_slots import Needle
+from analyses.heads.ranking import Scope
 from analyses.heads.sparsification import Heads, heads_kept, keep_each, top_k
+from hybridlens.boundary import Natural, public
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens
+from hybridlens.niah.prompt import SemanticsLike
 
 
-class Treatment(NamedTuple):
-    """What one row is under, in one phase."""
+@public
+@dataclass(frozen=True)
+class Treatment:
+    """What one row is under, in one phase.
 
-    k: int
+    Raises:
+        UnknownNameError: a mode, scope or semantics that does not exist.
+    """
+
+    k: Natural
     """Heads kept per layer by entropy; n_heads keeps all."""
-    mode: str = "keep"
+    mode: Mode = "keep"
     """Of `manipulation.MODES`: what becomes of attention weights."""
-    scope: str = "layer"
+    scope: Scope = "layer"
     """Where heads compete: "layer" or "model"."""
-    semantics: str = "clean"
+    semantics: SemanticsLike = "clean"
     """"clean" or "published": of the entropy and of the mode."""
     heads: Heads | None = None
     """Static: the (layer, head) pairs that may be kept, sorted; None: any. k = n_heads then drops no more."""
@@ -42,20 +51,11 @@ class Treatment(NamedTuple):
 
     @property
     def causal(self) -> bool:
-        """Whether, while reading, what each query gets depends only on itself and what came before it.
-
-        Raises:
-            UnknownNameError: the mode or semantics does not exist.
-        """
+        """Whether, while reading, what each query gets depends only on itself and what came before it."""
         return is_causal(self.mode, self.semantics)
 
 
-def treat(
-    lens: HybridLens,
-    treatments: Sequence[Treatment],
-    needles: Sequence[Needle],
-    phase: Phase,
-) -> list[Edit]:
+def treat(lens: HybridLens, treatments: Sequence[Treatment], needles: Sequence[Needle], phase: Phase) -> list[Edit]:
     """The edits of a batch whose row i is under ``treatments[i]``, with its needle at ``needles[i]``.
 
     Args:
@@ -72,30 +72,33 @@ def treat(
     Raises:
         InputError: no row, not one needle for each, rows of other scopes or semantics, k out of range, heads that the
             model does not have, positions that are none, published semantics in float16, or a model without attention.
-        UnknownNameError: a mode, phase, scope or semantics that does not exist.
+        UnknownNameError: a phase that does not exist.
     """
     if not treatments or len(treatments) != len(needles):
         raise InputError(
             f"{len(treatments)} treatments and {len(needles)} needles given; expected one of each for every row"
         )
-    for field, values in (("scope", [t.scope for t in treatments]), ("semantics", [t.semantics for t in treatments])):
-        if len(set(values)) > 1:
+    for field in ("scope", "semantics"):
+        values = sorted({getattr(one, field) for one in treatments})
+        if len(values) > 1:
             raise InputError(
-                f"rows of {field} {' and '.join(map(repr, sorted(set(values))))} given in one batch; "
+                f"rows of {field} {' and '.join(map(repr, values))} given in one batch; "
                 f"expected one {field} for all rows: run the others in a batch of their own"
             )
     scope, semantics = treatments[0].scope, treatments[0].semantics
     lens.cfg.need_attention("treating attention heads")
     heads_kept([treatment.k for treatment in treatments], lens.cfg.n_heads)
-    kept: list[int] = []
-    modes: list[str] = []
-    fixed: list[Heads | None] = []
-    for k, mode, _, _, heads in treatments:
-        check_mode(mode, semantics)
-        null = mode == "null" and semantics == "clean"  # z is 0, as with no head kept: no pattern is needed
-        nothing_left = null or k == 0 or heads == ()
-        kept.append(0 if nothing_left else k)
-        modes.append("keep" if nothing_left else mode)
-        fixed.append(None if nothing_left else heads)
-    ranked = top_k(lens, kept, phase, scope, semantics)
-    return ranked + keep_each(lens, fixed, phase) + manipulate_rows(lens, modes, needles, phase, semantics)
+    rows = [_fewest(one) for one in treatments]
+    modes = [one.mode for one in rows]
+    ranked = top_k(lens, [one.k for one in rows], phase, scope, semantics)
+    return (
+        ranked
+        + keep_each(lens, [one.heads for one in rows], phase)
+        + manipulate_rows(lens, modes, needles, phase, semantics)
+    )
+
+
+def _fewest(one: Treatment) -> Treatment:
+    """What comes to the same in the fewest steps: z is 0 under clean null as with no head kept, without a pattern."""
+    null = one.mode == "null" and one.semantics == "clean"
+    return replace(one, k=0, mode="keep", heads=None) if null or one.k == 0 or one.heads == () else one

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from lm_eval.api.instance import Instance
@@ -45,11 +45,8 @@ Answer: TypeAlias = tuple[float, bool]
 """Log-likelihood of a continuation in nats, and whether greedy decoding would give it."""
 
 
-class Ask(NamedTuple):
-    """A continuation whose likelihood is asked for, and which request asks."""
-
-    tokens: tuple[int, ...]
-    request: int
+Asked: TypeAlias = tuple[tuple[int, ...], int]
+"""A continuation whose likelihood is asked for, and the place of the request that asks."""
 
 
 class HarnessModel(HFLM):
@@ -124,10 +121,10 @@ class HarnessModel(HFLM):
         self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[Answer]:
         """The answers to `requests`, in their order."""
-        asks: dict[tuple[int, ...], list[Ask]] = {}
+        asks: dict[tuple[int, ...], list[Asked]] = {}
         for index, (_, context, continuation) in enumerate(requests):
             read = self._cut(context, continuation)
-            asks.setdefault(read, []).append(Ask(tuple(continuation), index))
+            asks.setdefault(read, []).append((tuple(continuation), index))
         answers: dict[int, Answer] = {}
         contexts = sorted(asks, key=lambda context: (-len(context), context))
         with torch.no_grad():
@@ -150,19 +147,21 @@ class HarnessModel(HFLM):
         self.truncated += len(context) > room
         return tuple(context[-room:])
 
-    def _answer(self, contexts: Sequence[Sequence[int]], asks: Sequence[Sequence[Ask]]) -> Iterator[tuple[int, Answer]]:
+    def _answer(
+        self, contexts: Sequence[Sequence[int]], asks: Sequence[Sequence[Asked]]
+    ) -> Iterator[tuple[int, Answer]]:
         """The answers for a batch of contexts, each read once."""
         network, batch = self.lens.network, self.lens.batch(list(map(list, contexts)))
         state, logits = first_logits(network, begin(network, batch, self.edits, self.boundary), self.edits)
         check_finite(logits.float().amax(dim=-1), range(len(contexts)), [0] * len(contexts))
         first = logits.float().log_softmax(dim=-1)
-        longer: dict[tuple[int, tuple[int, ...]], list[Ask]] = {}
+        longer: dict[tuple[int, tuple[int, ...]], list[Asked]] = {}
         for row, wanted in enumerate(asks):
-            for ask in wanted:
-                if len(ask.tokens) == 1:
-                    yield ask.request, _score(first[row][None], ask.tokens)
+            for tokens, request in wanted:
+                if len(tokens) == 1:
+                    yield request, _score(first[row][None], tokens)
                 else:
-                    longer.setdefault((row, ask.tokens[:-1]), []).append(ask)
+                    longer.setdefault((row, tokens[:-1]), []).append((tokens, request))
         for group in _chunks(sorted(longer, key=lambda key: -len(key[1])), self.rows):
             rows = [row for row, _ in group]
             read = [list(tokens) for _, tokens in group]
@@ -172,8 +171,8 @@ class HarnessModel(HFLM):
                 new = len(key[1])
                 check_finite(highest[place, :new], [key[0]] * new, range(1, new + 1))
                 found = torch.cat([first[key[0]][None], after[place, :new]])
-                for ask in longer[key]:
-                    yield ask.request, _score(found, ask.tokens)
+                for tokens, request in longer[key]:
+                    yield request, _score(found, tokens)
 
     # Texts.
 
@@ -237,7 +236,8 @@ class HarnessModel(HFLM):
 
     def _stopped(self, stop: Sequence[str]) -> Callable[[Sequence[int]], bool]:
         """Whether a row ends with the tokens it has said: by the model's settings, or as its text holds a stop."""
-        ends = set(_generation_ends(self.lens))
+        named = getattr(getattr(self.lens.hf_model, "generation_config", None), "eos_token_id", None)
+        ends = {named} if isinstance(named, int) else set(named or ())
 
         def stopped(said: Sequence[int]) -> bool:
             text = self.tokenizer.decode(list(said))
@@ -281,16 +281,10 @@ def longest(lens: HybridLens, given: int | None = None) -> int:
         if given < 2 or (context is not None and given > context):
             raise InputError(f"max_length {given} given, expected 2..{'' if context is None else context}")
         return given
-    stated = getattr(lens.tokenizer, "model_max_length", None)
     if context is not None:
         return context
-    return int(stated) if stated is not None and stated < _STATED else NO_LIMIT
-
-
-def _generation_ends(lens: HybridLens) -> tuple[int, ...]:
-    """End-of-text tokens that the model's generation settings name, as its `generate` would obey."""
-    ends = getattr(getattr(lens.hf_model, "generation_config", None), "eos_token_id", None)
-    return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+    stated = getattr(lens.tokenizer, "model_max_length", None) or NO_LIMIT
+    return int(stated) if stated < _STATED else NO_LIMIT
 
 
 def check_chat_template(tokenizer: Any) -> None:

@@ -31,7 +31,7 @@ from analyses.study.benchmarks.tasks import FOLDER, Loaded, check_tasks, load_ta
 from hybridlens.config import LensConfig
 from hybridlens.decoding import Boundary
 from hybridlens.errors import InputError, ResultsError
-from hybridlens.hooks import Phase
+from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens
 from hybridlens.results import Folder, Manifest, environment
 from hybridlens.viz.article import Article
@@ -60,9 +60,9 @@ class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):
     def __init__(self, lens: HybridLens, options: BenchmarkConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)
         self.ks = options.heads(lens.cfg.n_heads)
-        self.phase: Phase = "both" if options.version == "prefill" else "decode"
-        for k in self.ks:  # a scope or semantics that the model cannot run is told before any data is loaded
-            top_k(lens, k, self.phase, options.scope, options.semantics)
+        phase: Phase = "both" if options.version == "prefill" else "decode"
+        # A scope or semantics that the model cannot run is told before any data is loaded.
+        self.edits = {k: top_k(lens, k, phase, options.scope, options.semantics) for k in self.ks}
         if options.apply_chat_template:
             from analyses.study.benchmarks.harness import check_chat_template
 
@@ -78,11 +78,6 @@ class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):
         options.heads(cfg.n_heads)
         check_tasks(options.tasks, options.include)
 
-    @property
-    def pairs(self) -> int:
-        """Of task and k."""
-        return len(self.loaded.tasks) * len(self.ks)
-
     def manifest(self) -> Manifest:
         """See `Experiment`; other tasks and k may join."""
         options = self.options
@@ -96,18 +91,18 @@ class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):
         growing = self.manifest().growing
         files = _files(options.include)
         rows: list[BenchmarkRow] = []
-        done = 0
-        progress(done, self.pairs)
+        done, pairs = 0, len(loaded.tasks) * len(self.ks)
+        progress(done, pairs)
         for name, task in loaded.tasks.items():
             depends = [growing, files, _documents(task)]
             for k in self.ks:
                 found = folder.take(
                     f"benchmarks/{name.replace('/', '-')}-{k}.json", [*depends, name, k], Rows.load,
-                    lambda task=task, k=k: Rows(tuple(_run(self.lens, options, task, k))),
+                    lambda task=task, k=k: Rows(tuple(_run(self.lens, options, self.edits[k], task, k))),
                 )  # fmt: skip
                 rows += found.rows
                 done += 1
-                progress(done, self.pairs)
+                progress(done, pairs)
         rows += _summaries(loaded, rows, self.ks)
         order = [*loaded.tasks, *loaded.groups, *loaded.sets]
         rows.sort(key=lambda row: (order.index(row.task), self.ks.index(row.k)))
@@ -170,15 +165,13 @@ def _check_fewshot(loaded: Loaded, wanted: int | None) -> None:
             task.set_config(key="num_fewshot", value=wanted or 0)
 
 
-def _run(lens: HybridLens, config: BenchmarkConfig, task: Any, k: int) -> list[BenchmarkRow]:
-    """One task under one k."""
+def _run(lens: HybridLens, config: BenchmarkConfig, edits: Sequence[Edit], task: Any, k: int) -> list[BenchmarkRow]:
+    """One task under the edits of one k."""
     from lm_eval.evaluator import evaluate
 
     from analyses.study.benchmarks.harness import HarnessModel
 
     task.set_fewshot_seed(seed=config.seed)  # anew each time, so that every k gets the same examples
-    phase: Phase = "both" if config.version == "prefill" else "decode"
-    edits = top_k(lens, k, phase, config.scope, config.semantics)
     try:
         with quiet(not config.verbose), seeded():
             boundary = cast(Boundary, config.boundary)

@@ -47,12 +47,15 @@ def require() -> None:
         raise InputError("the benchmarks need lm-eval, which is not installed; install hybridlens[benchmarks]")
 
 
-def check_tasks(names: Sequence[str], include: Path | None = None) -> None:
+def check_tasks(names: Sequence[str], include: Path | None = None) -> Any:
     """Refuse tasks that do not exist. Loads no model and no data.
 
     Args:
         names: tasks, groups or tags as lm-eval calls them.
         include: a folder with tasks of one's own.
+
+    Returns:
+        lm-eval's task manager with an index that holds all of them.
 
     Raises:
         UnknownNameError: a name that lm-eval does not have, with the close ones.
@@ -66,26 +69,16 @@ def check_tasks(names: Sequence[str], include: Path | None = None) -> None:
         raise InputError(f"task {twice[0]!r} given more than once; give each task once")
     if include is not None and not any(include.glob("**/*.yaml")):
         raise InputError(f"{include} holds no task (*.yaml), expected a folder with at least one")
-    manager_of(tuple(names), include)
-
-
-def manager_of(names: Sequence[str], include: Path | None = None) -> Any:
-    """lm-eval's task manager with an index that holds all of `names`.
-
-    Raises:
-        UnknownNameError: a name that is in no index.
-    """
     with quiet():
         for part in ("local", "paper"):
             manager = _index(part, include)
             if all(_complete(manager.task_index, name) for name in names):
                 return manager
         manager = _index("all", include)
-    unknown = next((name for name in names if name not in manager.task_index), None)
-    if unknown is not None:
-        raise UnknownNameError(
-            f"lm-eval has no task {unknown!r}{closest(unknown, manager.all_tasks)}; `lm-eval ls tasks` lists all"
-        )
+    for name in names:
+        if name not in manager.task_index:
+            near = closest(name, manager.all_tasks)
+            raise UnknownNameError(f"lm-eval has no task {name!r}{near}; `lm-eval ls tasks` lists all")
     return manager
 
 
@@ -96,8 +89,7 @@ def load_tasks(names: Sequence[str], include: Path | None = None) -> Loaded:
         UnknownNameError: see `check_tasks`.
         InputError: data that cannot be loaded, or a task that is part of two of the names.
     """
-    check_tasks(names, include)
-    manager = manager_of(names, include)
+    manager = check_tasks(names, include)
     tasks: dict[str, Any] = {}
     groups: dict[str, Any] = {}
     sets: dict[str, tuple[str, ...]] = {}

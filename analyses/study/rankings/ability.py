@@ -1,12 +1,11 @@
 """What a model can still do when only some heads speak, retrieval apart: loss on filler text, and the local tasks.
 
-* `filler_loss`: the mean cross-entropy of the next token over held-out filler, in nats. Many conditions share a
-  batch, each row with its own mask.
+* `filler_loss`: the mean cross-entropy of the next token over held-out filler (`analyses.experiment.filler`), in nats.
+  Many conditions share a batch, each row with its own mask.
 * `task_scores`: accuracy on the tasks of `analyses.study.benchmarks.local_tasks`, by lm-eval.
 
-Heads are silent in prefill and in answering. Conditions with equal masks are computed once.
-
-The filler is that of `analyses.experiment.filler`.
+`measure` takes both for every ranking of a comparison. Heads are silent in prefill and in answering. Conditions with
+equal masks are computed once. With no head, RecurrentGemma still adds its output bias.
 
 How it fails: the filler is easy and says nothing; a model that needs no attention to foretell it shows no loss, so
 an unchanged loss does not mean that nothing else was lost. Sentences that training missed are the longer ones, so
@@ -18,38 +17,94 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from analyses.experiment.filler import filler_tokens
 from analyses.experiment.options.benchmarks import LOCAL_TASKS
-from analyses.experiment.options.rankings import GENERAL_TASKS as TASKS
+from analyses.experiment.options.rankings import GENERAL_TASKS, RankingsConfig
+from analyses.heads.ranking import HeadRanking
 from analyses.heads.sparsification import keep_rows
 from analyses.study.benchmarks.tasks import load_tasks, quiet, require, seeded
-from analyses.study.rankings.masks import check_masks, distinct, keep_mask
-from analyses.study.rankings.prompts import check_batch_size
-from hybridlens.errors import InputError, UnknownNameError, closest
+from analyses.study.rankings.results import RANDOM, Ability, is_draw, rows_of
+from hybridlens.boundary import Positive, public
+from hybridlens.boundary_words import Among
+from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
+
+Masks: TypeAlias = Sequence[Tensor]
+"""Of each condition, [attn_layer, head]: True for the heads that speak."""
 
 METRICS: Mapping[str, str] = {"tiny_recite": "exact_match,none"}
 """lm-eval's key of a task's accuracy, where it is not "acc,none"."""
 
 
+def counts_of_tasks(config: RankingsConfig, most: int) -> tuple[int, ...]:
+    """The numbers of heads kept at which tasks are run.
+
+    Raises:
+        InputError: one is above the heads there are.
+    """
+    counts = config.task_counts or tuple(sorted({0, round(most / 4), round(most / 2), most}))
+    if not 0 <= min(counts) <= max(counts) <= most:
+        raise InputError(f"task counts {list(counts)} given, expected 0..{most}")
+    return counts
+
+
+def measure(
+    lens: HybridLens, rankings: Mapping[str, HeadRanking], counts: Sequence[int], config: RankingsConfig
+) -> Ability:
+    """General ability for the rows of a comparison.
+
+    Args:
+        lens: the model, with a tokenizer.
+        rankings: those given and random draws, by name.
+        counts: heads kept, ascending from none to all.
+        config: what is measured.
+
+    Raises:
+        InputError: see `counts_of_tasks`, `filler_loss` and `task_scores`.
+    """
+    names = rows_of(rankings, config.run_time)
+    static = {name: ranking for name, ranking in rankings.items() if not is_draw(name)}
+    task_counts = counts_of_tasks(config, counts[-1])
+
+    def masks(some: Mapping[str, HeadRanking], at: Sequence[int]) -> Masks:
+        return [ranking.kept(n, config.scope) for ranking in some.values() for n in at]
+
+    def table(found: Mapping[str, Tensor], width: int) -> Float[Tensor, "ranking count"]:
+        nothing = torch.full((width,), float("nan"))
+        return torch.stack([found.get(name, nothing) for name in names])
+
+    losses: dict[str, Tensor] = {}
+    if config.filler_rows and rankings:
+        tokens = filler_tokens(lens, config.filler_length, config.filler_rows, config.seed)
+        losses |= zip(rankings, filler_loss(lens, masks(rankings, counts), tokens).split(len(counts)), strict=True)
+        draws = [loss for name, loss in losses.items() if is_draw(name)]
+        losses |= {RANDOM: torch.stack(draws).mean(0)} if draws else {}
+    scores: dict[str, Tensor] = {}
+    if config.tasks and static:
+        scores = task_scores(lens, masks(static, task_counts), config.tasks, config.task_limit)
+    width = len(task_counts)
+    tasks = {task: table(dict(zip(static, one.split(width), strict=True)), width) for task, one in scores.items()}
+    return Ability(table(losses, len(counts)), task_counts, tasks)
+
+
+@public
 @torch.no_grad()
 def filler_loss(
-    lens: HybridLens,
-    kept: Sequence[Bool[Tensor, "attn_layer head"]],
-    tokens: Int[Tensor, "batch pos"],
-    batch_size: int = 16,
+    lens: HybridLens, kept: Masks, tokens: Int[Tensor, "batch pos"], batch_size: Positive = 16
 ) -> Float[Tensor, "condition"]:
     """Mean cross-entropy of the next token when only some heads speak, in nats.
 
     Args:
         lens: the model.
-        kept: for each condition, True for the heads that speak.
+        kept: the conditions.
         tokens: full rows, no padding; every token but each row's first is foretold.
         batch_size: rows of a forward pass; a row is one text under one condition. Their logits at all positions are
             held at once.
@@ -57,42 +112,38 @@ def filler_loss(
     Raises:
         InputError: no condition, a mask that is not of this model's heads, rows of one token, a size below 1.
     """
-    masks, of = distinct(check_masks(lens, kept))
-    check_batch_size(batch_size)
+    masks, of = _distinct(lens, kept)
     rows = lens.batch(tokens).tokens
     if rows.shape[1] < 2:
         raise InputError("rows of 1 token given, expected at least 2: the loss is of foretelling the next one")
-    cells = [(mask, row) for row in range(rows.shape[0]) for mask in range(len(masks))]
     totals = torch.zeros(len(masks), dtype=torch.float64)
-    for start in range(0, len(cells), batch_size):
-        batch = cells[start : start + batch_size]
-        which = torch.tensor([mask for mask, _ in batch])
-        read = rows[[row for _, row in batch]]
-        logits = lens.prefill(read, keep_rows(lens, masks[which])).logits
-        losses = [_cross_entropy(row, ids) for row, ids in zip(logits, read, strict=True)]
-        totals.index_add_(0, which, torch.stack(losses).double().cpu())
-    return (totals / rows.shape[0]).float()[of]
+    for cells in torch.cartesian_prod(torch.arange(len(rows)), torch.arange(len(masks))).split(batch_size):
+        row, mask = cells.unbind(1)
+        read = rows[row.to(rows.device)]
+        logits = lens.prefill(read, keep_rows(lens, masks[mask])).logits
+        # Row by row, so that logits of half precision are not held twice.
+        losses = [
+            cross_entropy(one[:-1].float(), ids[1:].to(one.device)) for one, ids in zip(logits, read, strict=True)
+        ]
+        totals.index_add_(0, mask, torch.stack(losses).double().cpu())
+    return (totals / len(rows)).float()[of]
 
 
-def _cross_entropy(logits: Float[Tensor, "pos vocab"], ids: Int[Tensor, "pos"]) -> Float[Tensor, ""]:
-    """Of one row: the mean over its tokens but the first, in nats, in float32."""
-    return torch.nn.functional.cross_entropy(logits[:-1].float(), ids[1:].to(logits.device))
-
-
+@public
 def task_scores(
     lens: HybridLens,
-    kept: Sequence[Bool[Tensor, "attn_layer head"]],
-    tasks: Sequence[str] = TASKS,
-    limit: int | None = None,
-    batch_size: int = 16,
+    kept: Masks,
+    tasks: Sequence[Annotated[str, Among(LOCAL_TASKS)]] = GENERAL_TASKS,
+    limit: Positive | None = None,
+    batch_size: Positive = 16,
 ) -> dict[str, Float[Tensor, "condition"]]:
     """Accuracy on the local tasks when only some heads speak, 0 … 1.
 
     Args:
         lens: the model, with its tokenizer.
-        kept: for each condition, True for the heads that speak.
-        tasks: of `LOCAL_TASKS`. The two that retrieve, tiny_retrieval and tiny_recite, read prompts
-            of 160 to 220 tokens and take ten times as long.
+        kept: the conditions.
+        tasks: the two that retrieve, tiny_retrieval and tiny_recite, read prompts of 160 to 220 tokens and take ten
+            times as long as the others.
         limit: so many items of each at most, drawn at random by the task's name (its first ones would be of one
             kind), the same for every condition; None for all (72 to 100).
         batch_size: contexts read together.
@@ -106,35 +157,34 @@ def task_scores(
         UnknownNameError: a task that is not local.
     """
     require()
-    masks, of = distinct(check_masks(lens, kept))
-    unknown = next((task for task in tasks if task not in LOCAL_TASKS), None)
-    if unknown is not None:
-        raise UnknownNameError(
-            f"task {unknown!r} is no local task{closest(unknown, LOCAL_TASKS)}; "
-            f"expected some of {', '.join(LOCAL_TASKS)}"
-        )
-    if limit is not None and limit < 1:
-        raise InputError(f"limit {limit} given, expected at least 1, or None for all items")
-    check_batch_size(batch_size)
-    loaded = load_tasks(tuple(tasks)).tasks
-    chosen = {task: _items(task, len(loaded[task].eval_docs), limit) for task in tasks}
-    found = [_scores(lens, keep_mask(lens, mask), loaded, chosen, batch_size) for mask in masks]
+    masks, of = _distinct(lens, kept)
+    loaded = load_tasks(tasks).tasks
+    chosen: dict[str, list[int]] = {}
+    for task in tasks:
+        n = len(loaded[task].eval_docs)
+        chosen[task] = sorted(random.Random(f"items of {task}").sample(range(n), min(limit or n, n)))
+    found = [_scores(lens, keep_rows(lens, mask), loaded, chosen, batch_size) for mask in masks]
     return {task: torch.tensor([scores[task] for scores in found])[of] for task in tasks}
 
 
-def _items(task: str, n: int, limit: int | None) -> list[int]:
-    """Which of a task's `n` items are asked, ascending."""
-    if limit is None or limit >= n:
-        return list(range(n))
-    return sorted(random.Random(f"items of {task}").sample(range(n), limit))
+def _distinct(lens: HybridLens, kept: Masks) -> tuple[Bool[Tensor, "mask attn_layer head"], Int[Tensor, "condition"]]:
+    """The masks without repetitions, checked, and which of them each condition has."""
+    lens.cfg.need_attention("ranking heads")
+    shape = (len(lens.cfg.attention_layers), lens.cfg.n_heads)
+    if not kept:
+        raise InputError("no condition given, expected at least one mask of heads, such as HeadRanking.kept(8)")
+    for index, mask in enumerate(kept):
+        if mask.dtype != torch.bool or mask.shape != shape:
+            raise InputError(
+                f"condition {index} is a mask {list(mask.shape)} of {mask.dtype}, expected truth values "
+                f"{list(shape)}: the model's attention layers and their heads"
+            )
+    masks, of = torch.stack([mask.cpu() for mask in kept]).unique(dim=0, return_inverse=True)
+    return masks, of
 
 
 def _scores(
-    lens: HybridLens,
-    edits: Sequence[Edit],
-    tasks: Mapping[str, Any],
-    items: dict[str, list[int]],
-    batch_size: int,
+    lens: HybridLens, edits: Sequence[Edit], tasks: Mapping[str, Any], items: dict[str, list[int]], batch_size: int
 ) -> dict[str, float]:
     """lm-eval's accuracy on some items of each task under some edits."""
     from lm_eval.evaluator import evaluate

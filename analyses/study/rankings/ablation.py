@@ -19,16 +19,19 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from analyses.heads.ranking import HeadRanking
 from analyses.heads.sparsification import keep_rows
-from analyses.study.rankings.prompts import Needle, check_batch_size, in_words, needles_of
+from analyses.study.rankings.prompts import Needle, in_words, needles_of
+from hybridlens.boundary import Positive, public
 from hybridlens.model import HybridLens
 from hybridlens.niah import Prompt
 
 
+@public
 def ablation_effects(
-    lens: HybridLens, prompts: Sequence[Prompt], batch_size: int = 16
+    lens: HybridLens, prompts: Sequence[Prompt], batch_size: Positive = 16
 ) -> Float[Tensor, "prompt attn_layer head"]:
     """By how much silencing each head alone lowers the needle's mean log-probability, in nats per token.
 
@@ -44,24 +47,19 @@ def ablation_effects(
         InputError: no prompt, one without a needle, no attention, a size below 1, or an answer beyond the context.
     """
     needles = needles_of(lens, prompts)
-    check_batch_size(batch_size)
-    layers, heads = len(lens.cfg.attention_layers), lens.cfg.n_heads
-    masks = one_silent(layers, heads)
-    cells = [(index, mask) for index in range(len(prompts)) for mask in range(len(masks))]
-    cells.sort(key=lambda cell: len(prompts[cell[0]].tokens))  # rows of a batch are then about equally long
+    masks = one_silent(len(lens.cfg.attention_layers), lens.cfg.n_heads)
     means = torch.zeros(len(prompts), len(masks))
-    for start in range(0, len(cells), batch_size):
-        batch = cells[start : start + batch_size]
-        chosen = [(prompts[index], needles[index]) for index, _ in batch]
-        found = needle_log_probability(lens, chosen, masks[[mask for _, mask in batch]])
-        means[[index for index, _ in batch], [mask for _, mask in batch]] = found
-    return (means[:, :1] - means[:, 1:]).view(len(prompts), layers, heads)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].tokens))  # rows are about equally long
+    for cells in torch.cartesian_prod(torch.tensor(order), torch.arange(len(masks))).split(batch_size):
+        index, mask = cells.unbind(1)
+        chosen = [(prompts[at], needles[at]) for at in index.tolist()]
+        means[index, mask] = needle_log_probability(lens, chosen, masks[mask])
+    return (means[:, :1] - means[:, 1:]).view(-1, *masks.shape[1:])
 
 
 def one_silent(layers: int, heads: int) -> Bool[Tensor, "mask attn_layer head"]:
     """The mask that keeps all heads, then for each head the one that keeps all others."""
-    silent = torch.eye(layers * heads, dtype=torch.bool)
-    return ~torch.cat([torch.zeros(1, layers * heads, dtype=torch.bool), silent]).view(-1, layers, heads)
+    return ~torch.eye(layers * heads + 1, dtype=torch.bool)[:, 1:].reshape(-1, layers, heads)
 
 
 @torch.no_grad()
@@ -77,19 +75,13 @@ def needle_log_probability(
     state = lens.prefill([list(prompt.tokens[:-1]) for prompt, _ in rows], edits, last_only=True).state
     given = [[prompt.tokens[-1], *needle.tokens[:-1]] for prompt, needle in rows]
     logits = lens.extend(state, given, edits, phase="decode").logits
-    means: list[Tensor] = []
-    for row, (_, needle) in zip(logits, rows, strict=True):
-        wanted = torch.tensor(needle.tokens, device=row.device)
-        means.append(row[: len(wanted)].float().log_softmax(-1).gather(1, wanted[:, None]).mean())
-    return torch.stack(means).cpu()
+    wanted = [torch.tensor(needle.tokens, device=logits.device) for _, needle in rows]
+    losses = [cross_entropy(row[: len(ids)].float(), ids) for row, ids in zip(logits, wanted, strict=True)]
+    return -torch.stack(losses).cpu()
 
 
 def ablation_ranking(lens: HybridLens, prompts: Sequence[Prompt], batch_size: int = 16) -> HeadRanking:
-    """Heads by the effect of silencing each alone, averaged over prompts; the largest drop first.
-
-    Raises:
-        InputError: as `ablation_effects`.
-    """
+    """Heads by the effect of silencing each alone, averaged over prompts; the largest drop first."""
     effects = ablation_effects(lens, prompts, batch_size).mean(0)
     source = (
         "drop of the mean log-probability of the needle given as the answer, in nats per token, when this head alone "

@@ -21,8 +21,26 @@ from analyses.heads.ranking import HeadRanking
 from hybridlens.errors import InputError
 
 
-def goodness(rankings: Sequence[HeadRanking]) -> Float[Tensor, "ranking heads"]:
-    """The scores of each ranking, all heads in a row, with the sign that makes the best head's the highest.
+def spearman(rankings: Sequence[HeadRanking]) -> Float[Tensor, "ranking ranking"]:
+    """Spearman's rho of every ranking with every other, -1 … 1.
+
+    Raises:
+        InputError: see `signs`.
+    """
+    return _cosines(signs(rankings).sum(-1))  # twice a head's rank, less the mean rank
+
+
+def kendall(rankings: Sequence[HeadRanking]) -> Float[Tensor, "ranking ranking"]:
+    """Kendall's tau-b of every ranking with every other, -1 … 1.
+
+    Raises:
+        InputError: see `signs`.
+    """
+    return _cosines(signs(rankings).flatten(1))
+
+
+def signs(rankings: Sequence[HeadRanking]) -> Float[Tensor, "ranking heads heads"]:
+    """For every two heads of each ranking 1 where the first is better, -1 where it is worse, and 0 for a tie.
 
     Raises:
         InputError: no ranking, or rankings of other heads.
@@ -36,37 +54,13 @@ def goodness(rankings: Sequence[HeadRanking]) -> Float[Tensor, "ranking heads"]:
                 f"{list(rankings[0].scores.shape)} and {list(ranking.scores.shape)}, given together; "
                 "give rankings of one model's heads"
             )
-    return torch.stack([(-r.scores if r.lower_is_better else r.scores).flatten() for r in rankings])
-
-
-def spearman(rankings: Sequence[HeadRanking]) -> Float[Tensor, "ranking ranking"]:
-    """Spearman's rho of every ranking with every other, -1 … 1.
-
-    Raises:
-        InputError: see `goodness`.
-    """
-    scores = goodness(rankings)
-    below = (scores[:, :, None] > scores[:, None, :]).sum(-1)
-    equal = (scores[:, :, None] == scores[:, None, :]).sum(-1)
-    ranks = below.double() + (equal.double() - 1) / 2  # the mean of the places that equal scores share
-    return _cosines(ranks - ranks.mean(-1, keepdim=True))
-
-
-def kendall(rankings: Sequence[HeadRanking]) -> Float[Tensor, "ranking ranking"]:
-    """Kendall's tau-b of every ranking with every other, -1 … 1.
-
-    Raises:
-        InputError: see `goodness`.
-    """
-    scores = goodness(rankings)
-    n = scores.shape[1]
-    first, second = torch.triu_indices(n, n, offset=1)
-    greater, smaller = scores[:, first] > scores[:, second], scores[:, first] < scores[:, second]
-    return _cosines(greater.double() - smaller.double())
+    scores = torch.stack([(-r.scores if r.lower_is_better else r.scores).flatten() for r in rankings])
+    first, second = scores[:, :, None], scores[:, None, :]
+    return (first > second).double() - (first < second).double()
 
 
 def _cosines(rows: Float[Tensor, "ranking part"]) -> Float[Tensor, "ranking ranking"]:
     """The cosine of the angle between every two rows; NaN where a row is 0."""
     products = rows @ rows.T
     norms = products.diagonal().sqrt()
-    return (products / (norms[:, None] * norms[None, :])).clamp(-1.0, 1.0).float()
+    return (products / torch.outer(norms, norms)).clamp(-1.0, 1.0).float()

@@ -1,40 +1,107 @@
-"""Rankings of heads that are made by running the model, each a `HeadRanking` under its name.
+"""The rankings that are compared, each a `HeadRanking` under its name: made by running the model, or from its weights.
 
 * "entropy": the paper's criterion, frozen. At run time the paper ranks heads anew at every query; here the order at
   one query is kept for good: the last token of one prompt, which chooses the answer's first.
 * "entropy calibrated": the same, averaged over the last tokens of all prompts.
 * "retrieval score", "needle mass": what heads look at while they answer (`retrieval`).
 * "ablation": what the answer loses without the head (`ablation`).
+* Those of `FROM_WEIGHTS` need no run (`analyses.circuits`).
 
-`random_rankings` are the level to beat. Which ranking keeps retrieval is not asked here.
+`random_rankings` are the level to beat. Which ranking keeps retrieval is not asked here. Each ranking that
+`make_rankings` makes is a stage, signed with the calibration prompts and the seed, so that a run that was killed goes
+on with the same orders, and no order of another model, seed or prompt is taken for one of these.
 
-How it fails: all of these depend on the prompts; make them on others than those that will judge them. Entropy needs
-no needle, but prompts without one are refused all the same, since the others do.
+How it fails: rankings that take a run depend on the prompts; make them on others than those that will judge them.
+Entropy needs no needle, but prompts without one are refused all the same, since the others do.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 
+from analyses.circuits import circuits
+from analyses.experiment.options.rankings import RankingsConfig
 from analyses.heads.entropy import rank_heads
-from analyses.heads.ranking import HeadRanking
+from analyses.heads.ranking import HeadRanking, check_name
 from analyses.study.rankings.ablation import ablation_ranking
-from analyses.study.rankings.prompts import check_batch_size, check_heads, in_words, needles_of
+from analyses.study.rankings.prompts import in_words, needles_of
 from analyses.study.rankings.retrieval import retrieval_rankings
-from hybridlens.errors import InputError
+from hybridlens.boundary import Positive, public
 from hybridlens.model import HybridLens
 from hybridlens.niah import Prompt
+from hybridlens.results import Folder
 
 RUNTIME = ("entropy", "entropy calibrated", "retrieval score", "needle mass", "ablation")
 """The names of `runtime_rankings`, in its order."""
 
 
+FROM_WEIGHTS: Mapping[str, str] = {
+    "copying": "copying",
+    "matching": "matching",
+    "induction": "induction",
+    "induction matching": "induction_match",
+    "retrieval strength": "retrieval",
+}
+"""Name of a ranking -> metric of `HeadCircuits`."""
+
+NAMES: tuple[str, ...] = (*RUNTIME, *FROM_WEIGHTS)
+"""All rankings that are made here, in the order in which they are shown."""
+
+
+def make_rankings(
+    lens: HybridLens, config: RankingsConfig, prompts: Sequence[Prompt], folder: Folder
+) -> dict[str, HeadRanking]:
+    """The rankings that a comparison wants, by name.
+
+    Args:
+        lens: the model, with a tokenizer.
+        config: the comparison's.
+        prompts: the calibration prompts.
+        folder: of the run.
+
+    Raises:
+        UnknownNameError: one that is wanted does not exist.
+        InputError: see the modules that make them.
+    """
+
+    @cache
+    def running() -> dict[str, HeadRanking]:
+        return runtime_rankings(lens, prompts, config.seed)
+
+    @cache
+    def static() -> dict[str, HeadRanking]:
+        found = circuits(lens, model=config.model, seed=config.seed)
+        return {name: found.ranking(metric) for name, metric in FROM_WEIGHTS.items()}
+
+    depends = [config.seed, [prompt.hash for prompt in prompts]]
+    return {
+        name: folder.take(
+            f"rankings/{name.replace(' ', '-')}.json", [*depends, name], HeadRanking.load,
+            lambda name=name: (running() if name in RUNTIME else static())[name],
+        )
+        for name in check_names(config)
+    }  # fmt: skip
+
+
+def check_names(config: RankingsConfig) -> tuple[str, ...]:
+    """The rankings wanted, in the order in which they are shown.
+
+    Raises:
+        UnknownNameError: one does not exist.
+    """
+    for name in config.rankings or ():
+        check_name(name, NAMES, "does not exist")
+    return NAMES if config.rankings is None else tuple(name for name in NAMES if name in config.rankings)
+
+
+@public
 def runtime_rankings(
-    lens: HybridLens, prompts: Sequence[Prompt], seed: int = 0, batch_size: int = 16
+    lens: HybridLens, prompts: Sequence[Prompt], seed: int = 0, batch_size: Positive = 16
 ) -> dict[str, HeadRanking]:
     """Every ranking that takes a run, by the names and in the order of `RUNTIME`.
 
@@ -49,17 +116,11 @@ def runtime_rankings(
             the model's context.
     """
     needles_of(lens, prompts)
-    check_batch_size(batch_size)
-    index = random.Random(f"entropy prompt {seed}").randrange(len(prompts))
-    one = prompts[index]
-    depth = f"needle at {one.depth} %"
+    one = prompts[random.Random(f"entropy prompt {seed}").randrange(len(prompts))]
+    at = f"1 needle prompt of {len(one.tokens)} tokens (needle at {one.depth} %)"
+    frozen = f"{at}, the paper's criterion frozen at that query"
     return {
-        "entropy": entropy_ranking(
-            lens,
-            [one],
-            batch_size=batch_size,
-            words=f"1 needle prompt of {len(one.tokens)} tokens ({depth}), the paper's criterion frozen at that query",
-        ),
+        "entropy": entropy_ranking(lens, [one], batch_size=batch_size, words=frozen),
         "entropy calibrated": entropy_ranking(lens, prompts, batch_size=batch_size),
         **retrieval_rankings(lens, prompts, batch_size),
         "ablation": ablation_ranking(lens, prompts, batch_size),
@@ -67,35 +128,24 @@ def runtime_rankings(
 
 
 def entropy_ranking(
-    lens: HybridLens,
-    prompts: Sequence[Prompt],
-    queries: str = "last",
-    batch_size: int = 16,
-    words: str | None = None,
+    lens: HybridLens, prompts: Sequence[Prompt], queries: str = "last", batch_size: int = 16, words: str | None = None
 ) -> HeadRanking:
-    """Heads by their mean attention entropy over some prompts, the most focused first.
+    """`rank_heads` over prompts of any lengths, whose last token chooses the answer's first; errors as there.
 
     Args:
         lens: the model.
-        prompts: of any lengths.
-        queries: "last": each prompt's last token, which chooses the answer's first; "all": every token of every
-            prompt, each counted once.
+        prompts: as many as there are.
+        queries: "last" or "all".
         batch_size: prompts of a forward pass.
         words: what the prompts are, for the ranking's source.
-
-    Raises:
-        InputError: no prompt, no attention, or a size below 1.
-        UnknownNameError: other queries.
     """
-    check_heads(lens)
-    if not prompts:
-        raise InputError("no prompt given, expected at least one to measure entropy on")
     found = rank_heads(lens, [list(prompt.tokens) for prompt in prompts], queries=queries, batch_size=batch_size)
     which = "all tokens" if queries == "all" else "the last token"
     return replace(found, source=f"mean attention entropy in bits over {which} of {words or in_words(prompts)}")
 
 
-def random_rankings(lens: HybridLens, draws: int, seed: int = 0) -> dict[str, HeadRanking]:
+@public
+def random_rankings(lens: HybridLens, draws: Positive, seed: int = 0) -> dict[str, HeadRanking]:
     """Independent random orders, "random 0", "random 1", …, of the model's heads.
 
     Draw i is the same however many are drawn.
@@ -103,9 +153,7 @@ def random_rankings(lens: HybridLens, draws: int, seed: int = 0) -> dict[str, He
     Raises:
         InputError: fewer than one draw, or no attention.
     """
-    check_heads(lens)
-    if draws < 1:
-        raise InputError(f"{draws} random rankings asked for, expected at least 1")
+    lens.cfg.need_attention("ranking heads")
     layers, heads = lens.cfg.attention_layers, lens.cfg.n_heads
     rankings: dict[str, HeadRanking] = {}
     for draw in range(draws):

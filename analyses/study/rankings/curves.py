@@ -15,18 +15,17 @@ only. Where the untouched model answers nothing, half of it is nothing, and no h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from hybridlens.errors import ResultsError
 from hybridlens.results.statistics import (
     DRAWS,
     LEVEL,
-    Interval,
     bootstrap_interval,
     paired_difference,
     resampled_means,
@@ -70,14 +69,14 @@ def areas(scores: Float[Tensor, "prompt count"], counts: Sequence[int]) -> Float
 
 
 def area(scores: Float[Tensor, "prompt count"], counts: Sequence[int]) -> Value:
-    """The area over all prompts, with its interval.
+    """The area over all prompts at the counts that were run, with its interval.
 
     Raises:
         ResultsError: see `areas`.
     """
-    each = areas(scores, counts)
-    low, high = bootstrap_interval(each.tolist())
-    return Value(float(each.mean()), low, high)
+    places = _run_at(scores)
+    each = areas(scores[:, places], [counts[place] for place in places])
+    return Value(float(each.mean()), *bootstrap_interval(each.tolist()))
 
 
 def area_difference(
@@ -91,34 +90,27 @@ def area_difference(
     Raises:
         ResultsError: see `areas`; or other prompts.
     """
-    both = run_at(scores) & run_at(reference)
-    places = [place for place, ran in enumerate(both.tolist()) if ran]
+    places = _run_at(scores, reference)
     common = [counts[place] for place in places]
-    first, second = (areas(_inside(rows[:, places]), common) for rows in (scores, reference))
-    room = float(areas(_inside(torch.ones(1, len(places))), common))
-    low, high = paired_difference(first.tolist(), second.tolist(), highest=room)
-    return Value(float((first - second).mean()), low, high)
+    between = torch.ones(1, len(places))
+    between[:, [0, -1]] = 0.0
+    first, second = (areas(rows[:, places] * between, common) for rows in (scores, reference))
+    interval = paired_difference(first.tolist(), second.tolist(), highest=float(areas(between, common)))
+    return Value(float((first - second).mean()), *interval)
 
 
-def _inside(scores: Float[Tensor, "prompt count"]) -> Float[Tensor, "prompt count"]:
-    """The scores with 0 at both ends."""
-    inside = scores.clone()
-    inside[:, [0, -1]] = 0.0
-    return inside
+def _run_at(*rows: Float[Tensor, "prompt count"]) -> list[int]:
+    """The places of the counts at which all of these were run: scores are NaN at others."""
+    return cast(list[int], (~torch.cat(rows).isnan().any(0)).nonzero()[:, 0].tolist())
 
 
-def run_at(scores: Float[Tensor, "prompt count"]) -> Bool[Tensor, "count"]:
-    """True for the counts that were run: scores are NaN at others."""
-    return ~scores.isnan().any(0)
-
-
-def accuracies(scores: Float[Tensor, "prompt count"]) -> tuple[Float[Tensor, "count"], list[Interval]]:
-    """Mean over prompts and its interval at each count; NaN at those not run."""
-    intervals = [
-        bootstrap_interval(column.double().tolist()) if ran else Interval(float("nan"), float("nan"))
-        for column, ran in zip(scores.T, run_at(scores).tolist(), strict=True)
-    ]
-    return scores.mean(0), intervals
+def accuracies(scores: Float[Tensor, "prompt count"]) -> Float[Tensor, "3 count"]:
+    """Mean over prompts, and the two ends of its interval, at each count; NaN at those not run."""
+    found = torch.full((3, scores.shape[1]), float("nan"))
+    found[0] = scores.mean(0)
+    for place in _run_at(scores):
+        found[1:, place] = torch.tensor(bootstrap_interval(scores[:, place].double().tolist()))
+    return found
 
 
 def needed(
@@ -133,15 +125,13 @@ def needed(
     Raises:
         ResultsError: no count was run, or draws under 1.
     """
-    places = [place for place, ran in enumerate(run_at(scores).tolist()) if ran]
+    places = _run_at(scores)
     if not places:
         raise ResultsError("no count was run at every prompt; run the cells first")
     ran = scores[:, places].double().numpy()
-    found = [counts[place] for place in places]
-    middle = _needed(ran.mean(0, keepdims=True))[0]
-    drawn = _needed(resampled_means(ran, draws, seed))
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
-    return Needed(found[int(middle)], found[int(low)], found[int(high)])
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    drawn = np.quantile(_needed(resampled_means(ran, draws, seed)), ends, method="inverted_cdf")
+    return Needed(*(counts[places[int(at)]] for at in (*_needed(ran.mean(0, keepdims=True)), *drawn)))
 
 
 def _needed(means: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ def needles_of(lens: HybridLens, prompts: Sequence[Prompt]) -> list[Needle]:
     Raises:
         InputError: no prompt; one without a needle, or whose needle lies outside of it; a model without attention.
     """
-    check_heads(lens)
+    lens.cfg.need_attention("ranking heads")
     if not prompts:
         raise InputError("no prompt given, expected at least one with a needle, such as those of niah.grid")
     needles: list[Needle] = []
@@ -57,25 +57,6 @@ def needles_of(lens: HybridLens, prompts: Sequence[Prompt]) -> list[Needle]:
         positions = frozenset(at for first, last in spans for at in range(first, last))
         needles.append(Needle(positions, prompt.tokens[start:end]))
     return needles
-
-
-def check_heads(lens: HybridLens) -> None:
-    """Refuse a model in which there is no head to rank.
-
-    Raises:
-        InputError: it has no attention layer.
-    """
-    lens.cfg.need_attention("ranking heads")
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch of no rows.
-
-    Raises:
-        InputError: for a size below 1.
-    """
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size} given, expected at least 1")
 
 
 def in_words(prompts: Sequence[Prompt]) -> str:

@@ -22,11 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
-from analyses.heads.ranking import HeadRanking
+from analyses.heads.ranking import HeadRanking, check_name
 from analyses.study.rankings.agreement import kendall, spearman
 from analyses.study.rankings.curves import Needed, Value, accuracies, area, area_difference, areas, needed
 from hybridlens import niah
-from hybridlens.errors import ResultsError, UnknownNameError, closest
+from hybridlens.errors import ResultsError
 from hybridlens.results import Cell, CellKey
 
 RUN_TIME = "entropy at run time"
@@ -115,10 +115,7 @@ class RankingComparison:
         Raises:
             UnknownNameError: there is none.
         """
-        if name not in self.names:
-            raise UnknownNameError(
-                f"ranking {name!r} was not compared{closest(name, self.names)}; there is {', '.join(self.names)}"
-            )
+        check_name(name, self.names, "was not compared")
         return self.names.index(name)
 
     def difference(self, name: str, other: str) -> Value:
@@ -152,26 +149,17 @@ def keys_of(name: str, counts: Sequence[int], base: CellKey, layers: int) -> dic
 def scores_of(
     cells: Mapping[CellKey, Cell], name: str, counts: Sequence[int], bases: Sequence[CellKey], layers: int
 ) -> Float[Tensor, "prompt count"]:
-    """The scores of one row, 0 … 1, NaN at counts that it does not have.
-
-    Args:
-        cells: the comparison's.
-        name: see `keys_of`.
-        counts: heads kept.
-        bases: a cell at each prompt.
-        layers: see `keys_of`.
+    """The scores of one row (`keys_of`) at the prompts of `bases`, 0 … 1, NaN at counts that it does not have.
 
     Raises:
         ResultsError: a cell is missing.
     """
     found = torch.full((len(bases), len(counts)), float("nan"))
     for row, base in enumerate(bases):
-        keys = keys_of(name, counts, base, layers)
-        for column, n in enumerate(counts):
-            if n in keys:
-                if keys[n] not in cells:
-                    raise ResultsError(f"the cell ({keys[n].words()}) is missing; run the comparison to its end")
-                found[row, column] = float(cells[keys[n]].score) / niah.MAX_SCORE
+        for n, key in keys_of(name, counts, base, layers).items():
+            if key not in cells:
+                raise ResultsError(f"the cell ({key.words()}) is missing; run the comparison to its end")
+            found[row, counts.index(n)] = float(cells[key].score) / niah.MAX_SCORE
     return found
 
 
@@ -212,10 +200,9 @@ def comparison(
     if not rows:
         raise ResultsError("no ranking was given, expected at least one to compare")
     names = rows_of(rankings, run_time)
-    reference = RUN_TIME if run_time else names[0]
-    means, intervals = zip(*(accuracies(scores) for scores in rows.values()), strict=True)
-    own = {name: [n for n in counts if name != RUN_TIME or n % layers == 0] for name in names}
-    ran = {name: scores[:, [counts.index(n) for n in own[name]]] for name, scores in rows.items()}
+    scores = torch.stack([rows[name] for name in names])
+    accuracy, low, high = torch.stack([accuracies(row) for row in scores], dim=1)
+    static = [rankings[name] for name in ranked]
     none = torch.zeros(0, 0)
     return RankingComparison(
         model=bases[0].model,
@@ -224,20 +211,20 @@ def comparison(
         names=names,
         sources=tuple(_source(name, rankings, len(draws)) for name in names),
         counts=tuple(counts),
-        scores=torch.stack([rows[name] for name in names]),
-        accuracy=torch.stack(means),
-        low=torch.tensor([[interval.low for interval in row] for row in intervals]),
-        high=torch.tensor([[interval.high for interval in row] for row in intervals]),
-        area=tuple(area(ran[name], own[name]) for name in names),
-        heads_needed=tuple(needed(rows[name], counts) for name in names),
-        reference=reference,
-        above_reference=tuple(area_difference(rows[name], rows[reference], counts) for name in names),
+        scores=scores,
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        area=tuple(area(row, counts) for row in scores),
+        heads_needed=tuple(needed(row, counts) for row in scores),
+        reference=names[0],
+        above_reference=tuple(area_difference(row, scores[0], counts) for row in scores),
         draws=draws,
         draw_accuracy=torch.stack([found[name].mean(0) for name in draws]) if draws else torch.zeros(0, len(counts)),
         draw_area=torch.tensor([float(areas(found[name], counts).mean()) for name in draws]),
         ranked=ranked,
-        spearman=spearman([rankings[name] for name in ranked]) if ranked else none,
-        kendall=kendall([rankings[name] for name in ranked]) if ranked else none,
+        spearman=spearman(static) if static else none,
+        kendall=kendall(static) if static else none,
         ability=ability,
         notes=tuple(notes),
     )

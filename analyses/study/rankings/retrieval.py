@@ -25,12 +25,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.heads.ranking import HeadRanking
-from analyses.study.rankings.prompts import Needle, check_batch_size, in_words, needles_of
-from hybridlens.errors import InputError
+from analyses.study.rankings.prompts import Needle, in_words, needles_of
+from hybridlens.boundary import Positive, public
 from hybridlens.hooks import Edit, HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.niah import Prompt
@@ -49,17 +49,9 @@ class Looks(NamedTuple):
     from the one that chose end-of-text."""
 
 
-class Step(NamedTuple):
-    """What the heads of one layer looked at in one decode step."""
-
-    top: Int[Tensor, "batch head"]
-    """Position in the text of the most attended key; of equals, the first."""
-    mass: Float[Tensor, "batch head"]
-    """Weight on the needle."""
-
-
+@public
 def looks(
-    lens: HybridLens, prompts: Sequence[Prompt], batch_size: int = 16, max_new_tokens: int | None = None
+    lens: HybridLens, prompts: Sequence[Prompt], batch_size: Positive = 16, max_new_tokens: Positive | None = None
 ) -> Looks:
     """Answer every prompt with all heads on, and note what they looked at.
 
@@ -70,28 +62,18 @@ def looks(
         max_new_tokens: tokens of an answer at most; None for as many as the prompt's needle has.
 
     Raises:
-        InputError: no prompt, one without a needle, no attention, a size below 1, or an answer beyond the context.
+        InputError: no prompt, one without a needle, no attention, a number below 1, or an answer beyond the context.
     """
     needles = needles_of(lens, prompts)
-    check_batch_size(batch_size)
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise InputError(f"max_new_tokens {max_new_tokens} given, expected at least 1")
-    answers: list[tuple[int, ...]] = [()] * len(prompts)
-    shape = len(prompts), len(lens.cfg.attention_layers), lens.cfg.n_heads
-    copied, mass = torch.zeros(shape), torch.zeros(shape)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].tokens))
+    found: dict[int, tuple[tuple[int, ...], Tensor, Tensor]] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         most = [max_new_tokens or len(needles[index].tokens) for index in chosen]
-        rows, steps = _answer(lens, [prompts[index] for index in chosen], [needles[index] for index in chosen], most)
-        for row, index in enumerate(chosen):
-            answers[index] = rows[row]
-            queries = max(1, len(rows[row]))
-            top = torch.stack([torch.stack([step.top[row] for step in layer[:queries]]) for layer in steps], dim=1)
-            copied[index] = copied_share(top, rows[row], prompts[index], needles[index])
-            weights = [torch.stack([step.mass[row] for step in layer[:queries]]).mean(0) for layer in steps]
-            mass[index] = torch.stack(weights)
-    return Looks(answers, copied, mass)
+        asked = [(prompts[index], needles[index]) for index in chosen]
+        found |= zip(chosen, _answered(lens, asked, most), strict=True)
+    answers, copied, mass = zip(*(found[index] for index in range(len(prompts))), strict=True)
+    return Looks(list(answers), torch.stack(copied), torch.stack(mass))
 
 
 def copied_share(
@@ -114,13 +96,17 @@ def copied_share(
     return share / len(wanted)
 
 
-def _answer(
-    lens: HybridLens, prompts: Sequence[Prompt], needles: Sequence[Needle], most: Sequence[int]
-) -> tuple[list[tuple[int, ...]], list[list[Step]]]:
-    """The answers of one batch, at most so many tokens each, and what was looked at: [attention layer][step]."""
-    layers = lens.cfg.attention_layers
-    held = _positions(prompts, needles, max(most)).to(lens.device)
-    steps: dict[str, list[Step]] = {f"blocks.{layer}.attn.hook_pattern": [] for layer in layers}
+def _answered(
+    lens: HybridLens, asked: Sequence[tuple[Prompt, Needle]], most: Sequence[int]
+) -> list[tuple[tuple[int, ...], Float[Tensor, "attn_layer head"], Float[Tensor, "attn_layer head"]]]:
+    """What `Looks` holds of each prompt of one batch, whose answers have at most so many tokens."""
+    prompts = [list(prompt.tokens) for prompt, _ in asked]
+    held = torch.zeros(len(asked), max(map(len, prompts)) + max(most), dtype=torch.bool, device=lens.device)
+    for row, (_, needle) in enumerate(asked):
+        held[row, list(needle.positions)] = True
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in lens.cfg.attention_layers]
+    tops: list[Tensor] = []  # the position of the most attended key, layer by layer of each step
+    masses: list[Tensor] = []  # weight on the needle
 
     @reads_only
     def look(pattern: Pattern, hook: HookPoint) -> None:
@@ -128,37 +114,22 @@ def _answer(
         weights = pattern[:, :, 0].float()
         positions = hook.slots.key_positions.to(weights.device)
         inside = held.to(weights.device).gather(1, positions.clamp(min=0)) & (positions >= 0)
-        top = positions.gather(1, weights.argmax(-1))
-        mass = (weights * inside[:, None]).sum(-1)
-        steps[str(hook.name)].append(Step(top.cpu(), mass.cpu()))
+        tops.append(positions.gather(1, weights.argmax(-1)).cpu())
+        masses.append((weights * inside[:, None]).sum(-1).cpu())
 
-    out = lens.generate(
-        [list(prompt.tokens) for prompt in prompts], max(most), [Edit(name, look, "decode") for name in steps]
-    )
-    ends = set(lens.cfg.eos_token_ids)
-    said: list[tuple[int, ...]] = []
-    for row, length, limit in zip(out.tokens.tolist(), out.lengths.tolist(), most, strict=True):
-        said.append(tuple(token for token in row[: min(length, limit)] if token not in ends))
-    return said, [*steps.values()]
-
-
-def _positions(prompts: Sequence[Prompt], needles: Sequence[Needle], new: int) -> Bool[Tensor, "batch pos"]:
-    """True at the needle's positions, for prompts and what follows them."""
-    held = torch.zeros(len(prompts), max(len(prompt.tokens) for prompt in prompts) + new, dtype=torch.bool)
-    for row, needle in enumerate(needles):
-        held[row, sorted(needle.positions)] = True
-    return held
+    out = lens.generate(prompts, max(most), [Edit(name, look, "decode") for name in names])
+    top, mass = (torch.stack(part).unflatten(0, (-1, len(names))) for part in (tops, masses))  # step layer batch head
+    found: list[tuple[tuple[int, ...], Tensor, Tensor]] = []
+    for row, (said, length, limit) in enumerate(zip(out.tokens.tolist(), out.lengths.tolist(), most, strict=True)):
+        answer = tuple(token for token in said[: min(length, limit)] if token not in lens.cfg.eos_token_ids)
+        queries = max(1, len(answer))
+        found.append((answer, copied_share(top[:queries, :, row], answer, *asked[row]), mass[:queries, :, row].mean(0)))
+    return found
 
 
-def retrieval_rankings(
-    lens: HybridLens, prompts: Sequence[Prompt], batch_size: int = 16, max_new_tokens: int | None = None
-) -> dict[str, HeadRanking]:
-    """The "retrieval score" and "needle mass", both averaged over prompts, from one pass over them.
-
-    Raises:
-        InputError: as `looks`.
-    """
-    seen = looks(lens, prompts, batch_size, max_new_tokens)
+def retrieval_rankings(lens: HybridLens, prompts: Sequence[Prompt], batch_size: int = 16) -> dict[str, HeadRanking]:
+    """The "retrieval score" and "needle mass", both averaged over prompts, from one pass over them."""
+    seen = looks(lens, prompts, batch_size)
     layers, words = lens.cfg.attention_layers, in_words(prompts)
     said = "the untouched model's own greedy answer"
     score = f"retrieval score (share of the needle's distinct tokens copied, 0..1) in {said}, mean over {words}"

@@ -1,6 +1,6 @@
 """Rankings compared: the best n heads of each kept statically, n from none to all, and the needle asked for.
 
-`plan` makes the cells, one for each ranking, count and prompt; the engine answers those that come to the same once,
+A run has a cell for each ranking, count and prompt; the engine answers those that come to the same once,
 so that rankings cost little where they agree. Other rankings, counts, lengths and needles may join a folder later.
 
 How it fails: see `analyses.experiment`. A folder in which a ranking's name, or a needle's, stands for something else
@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 from analyses.experiment.options.needles import arguments_of
 from analyses.experiment.options.rankings import RankingsConfig
 from analyses.experiment.running import Experiment, Progress, quiet, result_of
-from analyses.heads.answering import Grid, answer_all
-from analyses.heads.ranking import HeadRanking
+from analyses.heads.answering import Grid, Rankings, answer_all
+from analyses.heads.ranking import check_name
 from analyses.heads.sparsification import check_ranking
 from analyses.study.prompts import check_budget
+from analyses.study.rankings.ability import counts_of_tasks, measure
 from analyses.study.rankings.calibration import calibration_prompts, counts_of, judging_prompts
-from analyses.study.rankings.candidates import random_rankings
-from analyses.study.rankings.general import counts_of_tasks, measure
-from analyses.study.rankings.making import check_names, make_rankings
+from analyses.study.rankings.candidates import check_names, make_rankings, random_rankings
 from analyses.study.rankings.report import article_of, rankings_table
 from analyses.study.rankings.results import (
     RANDOM,
@@ -37,30 +36,11 @@ from analyses.study.rankings.results import (
     rows_of,
 )
 from analyses.study.rankings.words import sentences
-from hybridlens import niah
 from hybridlens.config import LensConfig
-from hybridlens.errors import InputError, UnknownNameError, closest
+from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.results import CellKey, Folder, Manifest, Run, hash_json
 from hybridlens.viz.article import Article
-
-Rankings = Mapping[str, HeadRanking]
-
-
-class Plan(NamedTuple):
-    """What a comparison runs."""
-
-    rankings: Mapping[str, HeadRanking]
-    """Those wanted, and random draws, by name."""
-    counts: tuple[int, ...]
-    """Heads kept, from none to all."""
-    layers: int
-    """Attention layers that share a count."""
-    bases: tuple[CellKey, ...]
-    """A cell at each prompt."""
-    grid: Grid
-    """Every cell and its prompt."""
-    notes: tuple[str, ...]
 
 
 class Compared(NamedTuple):
@@ -81,7 +61,7 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
             which are made first.
 
     Raises:
-        InputError, UnknownNameError: see `plan`.
+        InputError, UnknownNameError: see `chosen` and the modules that make rankings and prompts.
     """
 
     job = "rankings"
@@ -95,7 +75,15 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
         given: Rankings | None = None,
     ) -> None:
         super().__init__(lens, options, weights_hash)
-        self.counts, self.note = counts_of(lens.cfg, options)
+        self.counts, note = counts_of(lens.cfg, options)
+        self.notes = () if note is None else (note,)
+        self.layers = len(lens.cfg.attention_layers) if options.scope == "model" else 1
+        run_time = [n for n in self.counts if n % self.layers == 0]
+        if options.run_time and len(run_time) < len(self.counts):
+            self.notes += (
+                f"{RUN_TIME} keeps equally many heads of each layer, and so was run at "
+                f"{', '.join(map(str, run_time))} heads; rankings are compared with it at these counts.",
+            )
         counts_of_tasks(options, self.counts[-1])
         if given is None:
             check_names(options)
@@ -118,7 +106,7 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
     def manifest(self) -> Manifest:
         """Rankings, counts, lengths and needles may join later; what a name stands for stays."""
         options = self.options
-        named = {} if self.given is None else _orders(self.given)
+        named: dict[str, Any] = {} if self.given is None else dict(_orders(self.given))
         for needle in options.hidden:
             rubric = [list(rule) for rule in needle.rubric]
             named[f"the needle {needle.name}"] = [needle.sentence, needle.question, rubric]
@@ -134,20 +122,37 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
         lens, options, given = self.lens, self.options, self.given
         if given is None:
             given = chosen(lens, make_rankings(lens, options, self.calibration, folder), options)
-        work = plan(lens, given, options, self.prompts)
-        store = Run(folder, {key: prompt.hash for key, prompt in work.grid.items()})
+        bases, grid = self.grid(given)
+        store = Run(folder, {key: prompt.hash for key, prompt in grid.items()})
         folder.agree(_orders(given))
         rubrics = {(needle.name, "clean"): needle.rubric for needle in options.hidden}
-        cells = answer_all(lens, store, work.grid, rubrics, options, progress, rankings=given)
+        cells = answer_all(lens, store, grid, rubrics, options, progress, rankings=given)
         names = ("scope", "seed", "filler_rows", "filler_length", "tasks", "task_counts", "task_limit")
-        depends = [{name: getattr(options, name) for name in names}, list(work.counts)]
+        depends = [{name: getattr(options, name) for name in names}, list(self.counts)]
         depends += [list(rows_of(given, options.run_time)), {name: one.order for name, one in given.items()}]
-        ability = folder.take("ability.json", depends, Ability.load, lambda: measure(lens, given, work.counts, options))
+        ability = folder.take("ability.json", depends, Ability.load, lambda: measure(lens, given, self.counts, options))
         found = comparison(
-            {cell.key: cell for cell in cells}, work.bases, given, work.counts, work.layers, options.run_time,
-            options.phase, ability, work.notes,
+            {cell.key: cell for cell in cells}, bases, given, self.counts, self.layers, options.run_time,
+            options.phase, ability, self.notes,
         )  # fmt: skip
         return Compared(found, given)
+
+    def grid(self, given: Rankings) -> tuple[list[CellKey], Grid]:
+        """A cell at each prompt, and every cell of every row with its prompt."""
+        options = self.options
+        phase = "prefill" if options.phase == "both" else "generation"
+        bases = {
+            CellKey(options.model, phase, 0, p.length, p.depth, False, needle=needle, scope=options.scope): p
+            for needle, made in self.prompts.items()
+            for p in made
+        }
+        grid = {
+            key: prompt
+            for name in (*((RUN_TIME,) if options.run_time else ()), *given)
+            for base, prompt in bases.items()
+            for key in keys_of(name, self.counts, base, self.layers).values()
+        }
+        return list(bases), grid
 
     def page(self, result: Compared, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""
@@ -170,41 +175,7 @@ def compare(
     return result_of(RankingsRun(lens, config, weights_hash, rankings), folder, progress).comparison
 
 
-def plan(lens: HybridLens, chosen: Rankings, config: RankingsConfig, prompts: Mapping[str, list[niah.Prompt]]) -> Plan:
-    """The cells of a comparison and their prompts.
-
-    Args:
-        lens: the model, with a tokenizer.
-        chosen: rankings and random draws by name, in the order in which they are shown.
-        config: the comparison's.
-        prompts: that judge, by the needle's name.
-    """
-    counts, note = counts_of(lens.cfg, config)
-    layers = len(lens.cfg.attention_layers) if config.scope == "model" else 1
-    phase = "prefill" if config.phase == "both" else "generation"
-    bases = {
-        CellKey(config.model, phase, 0, p.length, p.depth, False, needle=needle, scope=config.scope): p
-        for needle, made in prompts.items()
-        for p in made
-    }
-    names = (*((RUN_TIME,) if config.run_time else ()), *chosen)
-    grid = {
-        key: prompt
-        for name in names
-        for base, prompt in bases.items()
-        for key in keys_of(name, counts, base, layers).values()
-    }
-    notes = [] if note is None else [note]
-    run_time = [n for n in counts if n % layers == 0]
-    if config.run_time and len(run_time) < len(counts):
-        notes.append(
-            f"{RUN_TIME} keeps equally many heads of each layer, and so was run at {', '.join(map(str, run_time))} "
-            "heads; rankings are compared with it at these counts."
-        )
-    return Plan(chosen, counts, layers, tuple(bases), grid, tuple(notes))
-
-
-def chosen(lens: HybridLens, rankings: Rankings, config: RankingsConfig) -> dict[str, HeadRanking]:
+def chosen(lens: HybridLens, rankings: Rankings, config: RankingsConfig) -> Rankings:
     """The rankings that are compared, checked, and random draws after them.
 
     Raises:
@@ -213,10 +184,7 @@ def chosen(lens: HybridLens, rankings: Rankings, config: RankingsConfig) -> dict
     """
     wanted = tuple(rankings) if config.rankings is None else config.rankings
     for name in wanted:
-        if name not in rankings:
-            raise UnknownNameError(
-                f"ranking {name!r} was not given{closest(name, rankings)}; there is {', '.join(rankings) or 'none'}"
-            )
+        check_name(name, rankings, "was not given")
     found = {name: ranking for name, ranking in rankings.items() if name in wanted}
     for name, ranking in found.items():
         if not name or name in (RUN_TIME, RANDOM):
@@ -229,10 +197,6 @@ def chosen(lens: HybridLens, rankings: Rankings, config: RankingsConfig) -> dict
     return found
 
 
-def ranking_hash(ranking: HeadRanking) -> str:
-    """A digest of the order of a ranking's heads, 16 hex digits."""
-    return hash_json(ranking.order)[:16]
-
-
-def _orders(rankings: Rankings) -> dict[str, Any]:
-    return {f"the ranking {name}": ranking_hash(one) for name, one in rankings.items()}
+def _orders(rankings: Rankings) -> dict[str, str]:
+    """A digest of the order of each ranking's heads, 16 hex digits."""
+    return {f"the ranking {name}": hash_json(one.order)[:16] for name, one in rankings.items()}

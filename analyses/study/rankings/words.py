@@ -10,9 +10,9 @@ not correct for that. Random rankings are spoken of by their mean and by how far
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from analyses.study.rankings.curves import Needed, Value
 from analyses.study.rankings.results import RANDOM, RUN_TIME, RankingComparison
 
 
@@ -46,15 +46,19 @@ def _untouched(found: RankingComparison) -> str:
     when = "in reading and answering" if found.phase == "both" else "in answering"
     where = "the model's" if found.scope == "model" else "each layer's"
     return (
-        f"{found.model} scores {_percent(found.full)} on {found.scores.shape[1]} prompts with all of {where} "
-        f"{found.counts[-1]} heads and {_percent(float(found.accuracy[0, 0]))} with none; heads are silent {when}."
+        f"{found.model} scores {100 * found.full:.1f} % on {found.scores.shape[1]} prompts with all of {where} "
+        f"{found.counts[-1]} heads and {100 * float(found.accuracy[0, 0]):.1f} % with none; heads are silent {when}."
     )
 
 
 def _best(found: RankingComparison) -> str:
     best, *others = best_rows(found)
-    place = found.row(best)
-    head = f"{_area(found.area[place])}, {_needed(found.heads_needed[place])}"
+    area, needed = found.area[found.row(best)], found.heads_needed[found.row(best)]
+    sure = " in every draw of prompts" if needed.low == needed.high else f", interval {needed.low} to {needed.high}"
+    head = (
+        f"area {area.value:.3f}, 95 % interval {area.low:.3f} to {area.high:.3f}, {heads_of(needed.heads)} for half of "
+        f"the untouched accuracy{sure}"
+    )
     if others:
         return (
             f"The largest area under the curve is that of {best} ({head}), which is not told apart from "
@@ -70,14 +74,15 @@ def _against_reference(found: RankingComparison) -> list[str]:
     groups: dict[int, list[str]] = {-1: [], 1: [], 0: []}
     for name, difference in zip(found.names, found.above_reference, strict=True):
         if name != found.reference:
-            groups[difference.sign].append(f"{name} ({_signed(difference)})")
-    what = {-1: "does worse", 1: "does better", 0: "is not told apart"}
-    said: list[str] = []
-    for sign, names in groups.items():
-        if names:
-            verb = what[sign] if len(names) == 1 else what[sign].replace("does", "do").replace("is", "are")
-            preposition = "from" if sign == 0 else "than"
-            said.append(f"{_listed(names)} {verb} {preposition} {found.reference}, by area.")
+            by = "{:+.2f}, {:+.2f} to {:+.2f}".format(*difference).replace("-", "−")
+            groups[difference.sign].append(f"{name} ({by})")
+    one = {-1: "does worse than", 1: "does better than", 0: "is not told apart from"}
+    many = {-1: "do worse than", 1: "do better than", 0: "are not told apart from"}
+    said = [
+        f"{_listed(names)} {(one if len(names) == 1 else many)[sign]} {found.reference}, by area."
+        for sign, names in groups.items()
+        if names
+    ]
     if not groups[-1] and found.reference == RUN_TIME and len(found.names) > 1:
         said.append(f"No ranking was found to do worse than {RUN_TIME}.")
     return said
@@ -86,57 +91,35 @@ def _against_reference(found: RankingComparison) -> list[str]:
 def _draws(found: RankingComparison) -> list[str]:
     if not found.draws:
         return []
-    areas = found.draw_area
+    mean, low, high = (float(area) for area in (found.draw_area.mean(), found.draw_area.min(), found.draw_area.max()))
     said = [
-        f"Random orders of the heads have an area of {_number(float(areas.mean()))} on average, from "
-        f"{_number(float(areas.min()))} to {_number(float(areas.max()))} over {len(found.draws)} draws."
+        f"Random orders of the heads have an area of {mean:.3f} on average, from {low:.3f} to {high:.3f} over "
+        f"{len(found.draws)} draws."
     ]
-    low = [name for name in found.ranked if found.difference(name, RANDOM).sign <= 0]
-    if low:
-        said.append(f"Not better than the mean of random orders, as far as can be told: {_listed(low)}.")
+    beaten = [name for name in found.ranked if found.difference(name, RANDOM).sign <= 0]
+    if beaten:
+        said.append(f"Not better than the mean of random orders, as far as can be told: {_listed(beaten)}.")
     return said
 
 
 def _losses(found: RankingComparison) -> list[str]:
-    """What the rest of the model loses, at the heads that retrieval needs."""
-    said: list[str] = []
-    losses = found.ability.loss
-    for name in best_rows(found)[:1]:
-        row, n = found.row(name), found.heads_needed[found.row(name)].heads
-        at, full = float(losses[row, found.counts.index(n)]), float(losses[row, -1])
-        if at == at and full == full:
-            heads = "head" if n == 1 else "heads"
-            said.append(
-                f"With the {n} {heads} that {name} needs, held-out filler costs {at:.3f} nats a token; "
-                f"the untouched model has {full:.3f}."
-            )
-    return said
+    """What the rest of the model loses, at the heads that the best ranking needs."""
+    best = best_rows(found)[0]
+    losses, n = found.ability.loss[found.row(best)], found.heads_needed[found.row(best)].heads
+    at, full = float(losses[found.counts.index(n)]), float(losses[-1])
+    if math.isnan(at) or math.isnan(full):
+        return []
+    return [
+        f"With the {heads_of(n)} that {best} needs, held-out filler costs {at:.3f} nats a token; the untouched model "
+        f"has {full:.3f}."
+    ]
 
 
-def _area(value: Value) -> str:
-    return f"area {_number(value.value)}, 95 % interval {_number(value.low)} to {_number(value.high)}"
-
-
-def _needed(value: Needed) -> str:
-    interval = f", interval {value.low} to {value.high}" if value.low != value.high else " in every draw of prompts"
-    heads = "head" if value.heads == 1 else "heads"
-    return f"{value.heads} {heads} for half of the untouched accuracy{interval}"
-
-
-def _signed(value: Value) -> str:
-    return f"{value.value:+.2f}, {value.low:+.2f} to {value.high:+.2f}".replace("-", "−")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}"
+def heads_of(n: int) -> str:
+    """A number of heads: "1 head", "2 heads"."""
+    return "1 head" if n == 1 else f"{n} heads"
 
 
 def _listed(names: Sequence[str]) -> str:
     """Names as people list them."""
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
