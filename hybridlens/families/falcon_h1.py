@@ -27,6 +27,7 @@ def configure(config: Any) -> LensConfig:
     width = config.mamba_d_ssm if config.mamba_d_ssm is not None else int(config.mamba_expand * config.hidden_size)
     heads = config.mamba_n_heads * config.mamba_d_head
     require(heads == width, "Falcon-H1", "mamba_n_heads * mamba_d_head", heads, f"mamba_d_ssm = {width}")
+    require(config.hidden_act in ("silu", "swish"), "Falcon-H1", "hidden_act", config.hidden_act, "'silu'")
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = AttentionConfig(
         n_heads=config.num_attention_heads,
