@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
 
-from hybridlens.blocks import Block, Branch
+from hybridlens.blocks import Block
 from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.families.layers import pre_normed
 from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.gated_norm import GatedNorm, Order
 from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
 from hybridlens.mixers.rotary import Rotary
-from hybridlens.mlps import HookedMlp, MlpParts
+from hybridlens.mlps import MlpParts
 from hybridlens.norms import HookedNorm, Norm, NormStyle
 from hybridlens.projections import Projection
 
@@ -55,8 +56,8 @@ def configure(config: Any) -> LensConfig:
     )
 
 
-def _norm(owner: Any, name: str, cfg: LensConfig) -> HookedNorm:
-    return HookedNorm(Norm(owner, name, getattr(owner, name).variance_epsilon, NormStyle()), cfg.d_model)
+def _norm(owner: Any, name: str) -> Norm:
+    return Norm(owner, name, getattr(owner, name).variance_epsilon, NormStyle())
 
 
 def _by_channel(config: Any, mixer: Any) -> Tensor:
@@ -68,9 +69,8 @@ def _by_channel(config: Any, mixer: Any) -> Tensor:
 
 
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
-    hf, config, has = model.model.layers[layer], model.config, cfg.layers[layer]
+    hf, config = model.model.layers[layer], model.config
     attn, mixer, mlp = hf.self_attn, hf.mamba, hf.feed_forward
-    assert has.mlp is not None
     enters, leaves = config.attention_in_multiplier, config.attention_out_multiplier
     rotary = turning(config, cfg.attention(layer).d_head)
     attention = AttentionParts(
@@ -104,18 +104,12 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         "ssm": Mamba2(cfg.recurrence(layer), recurrence, cfg.d_model),
         "attn": HookedAttention(cfg.attention(layer), attention, cfg.d_model),
     }
-    return Block(
-        [
-            Branch(mixers, _norm(hf, "input_layernorm", cfg)),
-            Branch({"mlp": HookedMlp(has.mlp, dense)}, _norm(hf, "pre_ff_layernorm", cfg)),
-        ],
-        home=hf,
-        d_model=cfg.d_model,
-    )
+    norms = _norm(hf, "input_layernorm"), _norm(hf, "pre_ff_layernorm")
+    return pre_normed(hf, cfg, layer, mixers, dense, norms)
 
 
 def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:
-    return _norm(model.model, "final_layernorm", cfg)
+    return HookedNorm(_norm(model.model, "final_layernorm"), cfg.d_model)
 
 
 def _embed_scale(config: Any) -> float:

@@ -6,12 +6,13 @@ from typing import Any
 
 from transformers import JambaConfig
 
-from hybridlens.blocks import Block, Branch
+from hybridlens.blocks import Block
 from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.families.layers import gated_mlp, pre_normed
 from hybridlens.families.spec import Family, check_fields, eos_ids, require
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.mamba import Mamba, MambaNorms
-from hybridlens.mlps import HookedMlp, HookedMoe, MlpParts, MoeParts
+from hybridlens.mlps import MoeParts
 from hybridlens.norms import HookedNorm, Norm, NormStyle
 from hybridlens.projections import Projection
 
@@ -66,34 +67,22 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     assert has.mlp is not None
     if has.attn is not None:
         mixer = hf.self_attn
-        parts = AttentionParts(
+        attention = AttentionParts(
             q=Projection(mixer, "q_proj"),
             k=Projection(mixer, "k_proj"),
             v=Projection(mixer, "v_proj"),
             o=Projection(mixer, "o_proj"),
             scale=has.attn.d_head**-0.5,
         )
-        mixers = {"attn": HookedAttention(has.attn, parts, cfg.d_model)}
+        mixers = {"attn": HookedAttention(has.attn, attention, cfg.d_model)}
     else:
         assert has.ssm is not None
         mixer = hf.mamba
-        norms = MambaNorms(*(_norm(mixer, f"{name}_layernorm") for name in ("dt", "b", "c")))
-        mixers = {"ssm": Mamba(has.ssm, mixer, norms)}
-    if has.mlp.n_experts is None:
-        dense = MlpParts(
-            Projection(mlp, "gate_proj"), Projection(mlp, "up_proj"), Projection(mlp, "down_proj"), mlp.act_fn
-        )
-        treated = HookedMlp(has.mlp, dense)
-    else:
-        treated = HookedMoe(has.mlp, MoeParts(mlp.router, mlp.experts), cfg.d_model)
-    return Block(
-        [
-            Branch(mixers, HookedNorm(_norm(hf, "input_layernorm"), cfg.d_model)),
-            Branch({"mlp": treated}, HookedNorm(_norm(hf, "pre_ff_layernorm"), cfg.d_model)),
-        ],
-        home=hf,
-        d_model=cfg.d_model,
-    )
+        inner = MambaNorms(*(_norm(mixer, f"{name}_layernorm") for name in ("dt", "b", "c")))
+        mixers = {"ssm": Mamba(has.ssm, mixer, inner)}
+    parts = gated_mlp(mlp) if has.mlp.n_experts is None else MoeParts(mlp.router, mlp.experts)
+    norms = _norm(hf, "input_layernorm"), _norm(hf, "pre_ff_layernorm")
+    return pre_normed(hf, cfg, layer, mixers, parts, norms)
 
 
 def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridlens.blocks import Block, Branch
+from hybridlens.blocks import Block
 from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.families.layers import gated_mlp, pre_normed
 from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.gated_delta import DeltaInputs, DeltaParts, DeltaWeights, GatedDelta
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.rotary import Rotary
-from hybridlens.mlps import HookedMlp, HookedMoe, MlpParts, MoeParts
+from hybridlens.mlps import MoeParts
 from hybridlens.norms import HookedNorm, Norm, NormStyle
 from hybridlens.projections import Projection, Read
 
@@ -89,10 +90,6 @@ def _normed(owner: Any, name: str) -> Norm:
     return Norm(owner, name, getattr(owner, name).eps, STYLE)
 
 
-def _mlp(mlp: Any) -> MlpParts:
-    return MlpParts(Projection(mlp, "gate_proj"), Projection(mlp, "up_proj"), Projection(mlp, "down_proj"), mlp.act_fn)
-
-
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     hf, has, config = model.model.layers[layer], cfg.layers[layer], model.config
     assert has.mlp is not None
@@ -116,19 +113,12 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         delta = DeltaParts(mixer, _inputs, _weights, mixer.num_k_heads, norm, Projection(mixer, "out_proj"))
         mixers = {"ssm": GatedDelta(cfg.recurrence(layer), delta, cfg.d_model)}
     if has.mlp.n_experts is None:
-        treated = HookedMlp(has.mlp, _mlp(hf.mlp))
+        parts = gated_mlp(hf.mlp)
     else:
-        shared, gate = _mlp(hf.mlp.shared_expert), Projection(hf.mlp, "shared_expert_gate")
-        mixture = MoeParts(hf.mlp.gate, hf.mlp.experts, config.norm_topk_prob, shared, gate)
-        treated = HookedMoe(has.mlp, mixture, cfg.d_model)
-    return Block(
-        [
-            Branch(mixers, HookedNorm(_normed(hf, "input_layernorm"), cfg.d_model)),
-            Branch({"mlp": treated}, HookedNorm(_normed(hf, "post_attention_layernorm"), cfg.d_model)),
-        ],
-        home=hf,
-        d_model=cfg.d_model,
-    )
+        shared, gate = gated_mlp(hf.mlp.shared_expert), Projection(hf.mlp, "shared_expert_gate")
+        parts = MoeParts(hf.mlp.gate, hf.mlp.experts, config.norm_topk_prob, shared, gate)
+    norms = _normed(hf, "input_layernorm"), _normed(hf, "post_attention_layernorm")
+    return pre_normed(hf, cfg, layer, mixers, parts, norms)
 
 
 def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from transformers import RecurrentGemmaConfig
 
-from hybridlens.blocks import Block, Branch
+from hybridlens.blocks import Block
 from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.families.layers import gated_mlp, pre_normed
 from hybridlens.families.spec import Family, check_fields, eos_ids, turning
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.rg_lru import RgLru
 from hybridlens.mixers.rotary import Rotary
-from hybridlens.mlps import HookedMlp, MlpParts
 from hybridlens.norms import HookedNorm, Norm, NormStyle
 from hybridlens.projections import Projection
 
@@ -53,14 +53,13 @@ def configure(config: RecurrentGemmaConfig) -> LensConfig:
     )
 
 
-def _norm(owner: Any, name: str, cfg: LensConfig) -> HookedNorm:
-    return HookedNorm(Norm(owner, name, getattr(owner, name).eps, STYLE), cfg.d_model)
+def _norm(owner: Any, name: str) -> Norm:
+    return Norm(owner, name, getattr(owner, name).eps, STYLE)
 
 
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     hf, has = model.model.layers[layer], cfg.layers[layer]
-    mixer, mlp = hf.temporal_block, hf.mlp_block
-    assert has.mlp is not None
+    mixer = hf.temporal_block
     if has.attn is not None:
         rotary = turning(model.config, has.attn.d_head)
         parts = AttentionParts(
@@ -75,19 +74,12 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     else:
         assert has.ssm is not None
         mixers = {"ssm": RgLru(has.ssm, mixer)}
-    wide = MlpParts(Projection(mlp, "gate_proj"), Projection(mlp, "up_proj"), Projection(mlp, "down_proj"), mlp.act_fn)
-    return Block(
-        [
-            Branch(mixers, _norm(hf, "temporal_pre_norm", cfg)),
-            Branch({"mlp": HookedMlp(has.mlp, wide)}, _norm(hf, "channel_pre_norm", cfg)),
-        ],
-        home=hf,
-        d_model=cfg.d_model,
-    )
+    norms = _norm(hf, "temporal_pre_norm"), _norm(hf, "channel_pre_norm")
+    return pre_normed(hf, cfg, layer, mixers, gated_mlp(hf.mlp_block), norms)
 
 
 def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:
-    return _norm(model.model, "final_norm", cfg)
+    return HookedNorm(_norm(model.model, "final_norm"), cfg.d_model)
 
 
 def _embed_scale(config: RecurrentGemmaConfig) -> float:
