@@ -39,8 +39,13 @@ def routers():
     nemotron = NemotronHTopkRouter(NemotronHConfig(n_routed_experts=EXPERTS, **sizes, **grouped))
     lfm = Lfm2MoeTopKRouter(
         Lfm2MoeConfig(
-            num_experts=EXPERTS, routed_scaling_factor=1.5, norm_topk_prob=True, use_expert_bias=True,
-            num_hidden_layers=1, layer_types=["conv"], **sizes,
+            num_experts=EXPERTS,
+            routed_scaling_factor=1.5,
+            norm_topk_prob=True,
+            use_expert_bias=True,
+            num_hidden_layers=1,
+            layer_types=["conv"],
+            **sizes,
         )  # fmt: skip
     )
     balance = 0.3 * drawn(EXPERTS, seed=1)

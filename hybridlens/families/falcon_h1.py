@@ -17,7 +17,7 @@ from hybridlens.families.parts import Norms, attention, attention_sizes, last_no
 from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
 from hybridlens.mixers.gated_norm import GatedNorm, Order
 from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
-from hybridlens.mlps import HookedMlp, MlpParts
+from hybridlens.mlps import MlpParts
 from hybridlens.projections import Projection
 
 NORMS = Norms()
@@ -60,9 +60,8 @@ def _by_channel(config: Any, mixer: Any) -> Tensor:
 
 
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
-    hf, config, has = model.model.layers[layer], model.config, cfg.layers[layer]
+    hf, config = model.model.layers[layer], model.config
     attn, mixer, mlp = hf.self_attn, hf.mamba, hf.feed_forward
-    assert has.mlp is not None
     enters, leaves = config.attention_in_multiplier, config.attention_out_multiplier
     heads = attention(
         attn,
@@ -95,7 +94,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         act=mlp.act_fn,
     )
     mixers = {"ssm": Mamba2(cfg.recurrence(layer), recurrence, cfg.d_model), "attn": heads}
-    return pre_normed(hf, cfg, mixers, HookedMlp(has.mlp, dense), NORMS, second="pre_ff_layernorm")
+    return pre_normed(hf, cfg, layer, mixers, dense, NORMS, ("input_layernorm", "pre_ff_layernorm"))
 
 
 FALCON_H1 = Family(

@@ -12,7 +12,7 @@ from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfi
 from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed
 from hybridlens.families.spec import Family, check_fields, eos_ids, require
 from hybridlens.mixers.mamba import Mamba, MambaNorms
-from hybridlens.mlps import HookedMlp, HookedMoe, MoeParts
+from hybridlens.mlps import MoeParts
 from hybridlens.routing import softmax_first
 
 NORMS = Norms()
@@ -61,11 +61,9 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     else:
         norms = MambaNorms(*(NORMS.of(hf.mamba, f"{name}_layernorm") for name in ("dt", "b", "c")))
         mixers = {"ssm": Mamba(cfg.recurrence(layer), hf.mamba, norms)}
-    if has.mlp.n_experts is None:
-        treated = HookedMlp(has.mlp, gated_mlp(mlp))
-    else:
-        treated = HookedMoe(has.mlp, MoeParts(mlp.router, mlp.experts, softmax_first), cfg.d_model)
-    return pre_normed(hf, cfg, mixers, treated, NORMS, second="pre_ff_layernorm")
+    sparse = has.mlp.n_experts is not None
+    parts = MoeParts(mlp.router, mlp.experts, softmax_first) if sparse else gated_mlp(mlp)
+    return pre_normed(hf, cfg, layer, mixers, parts, NORMS, ("input_layernorm", "pre_ff_layernorm"))
 
 
 JAMBA = Family(

@@ -15,7 +15,7 @@ from hybridlens.blocks import Block, Branch
 from hybridlens.config import AttentionConfig, LensConfig
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.rotary import Rotary, Turning
-from hybridlens.mlps import MlpParts
+from hybridlens.mlps import HookedMlp, HookedMoe, MlpParts, MoeParts
 from hybridlens.norms import HookedNorm, Norm, NormStyle
 from hybridlens.projections import Projection
 
@@ -86,27 +86,35 @@ def gated_mlp(mlp: Any, gate: str = "gate_proj", up: str = "up_proj", down: str 
     return MlpParts(Projection(mlp, up), Projection(mlp, down), mlp.act_fn, Projection(mlp, gate))
 
 
+def hooked_mlp(cfg: LensConfig, layer: int, parts: MlpParts | MoeParts) -> nn.Module:
+    """A layer's MLP or mixture of experts, with its hook points."""
+    sizes = cfg.layers[layer].mlp
+    assert sizes is not None
+    return HookedMlp(sizes, parts) if isinstance(parts, MlpParts) else HookedMoe(sizes, parts, cfg.d_model)
+
+
 def pre_normed(
     hf: Any,
     cfg: LensConfig,
+    layer: int,
     mixers: Mapping[str, nn.Module],
-    mlp: nn.Module,
+    mlp: MlpParts | MoeParts,
     norms: Norms,
-    first: str = "input_layernorm",
-    second: str = "post_attention_layernorm",
+    names: tuple[str, str] = ("input_layernorm", "post_attention_layernorm"),
 ) -> Block:
     """A layer x += mixers(norm x); x += mlp(norm x).
 
     Args:
         hf: the family's layer.
-        cfg: the model's sizes.
+        cfg: of the whole model.
+        layer: its number.
         mixers: by name.
-        mlp: the second branch.
+        mlp: an MLP or a mixture of experts, taken apart.
         norms: the family's.
-        first: name of the mixers' norm.
-        second: name of the MLP's.
+        names: of the norm before the mixers, and of that before the MLP.
     """
-    branches = [Branch(mixers, norms.hooked(hf, first, cfg)), Branch({"mlp": mlp}, norms.hooked(hf, second, cfg))]
+    first, second = (norms.hooked(hf, name, cfg) for name in names)
+    branches = [Branch(mixers, first), Branch({"mlp": hooked_mlp(cfg, layer, mlp)}, second)]
     return Block(branches, home=hf, d_model=cfg.d_model)
 
 

@@ -17,7 +17,7 @@ from hybridlens.families.parts import Norms, attention, attention_sizes, gated_m
 from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
 from hybridlens.mixers.gated_delta import DeltaInputs, DeltaParts, DeltaWeights, GatedDelta
 from hybridlens.mixers.gated_norm import GatedNorm
-from hybridlens.mlps import HookedMlp, HookedMoe, MoeParts
+from hybridlens.mlps import MoeParts
 from hybridlens.norms import NormStyle
 from hybridlens.projections import Projection, Read
 from hybridlens.routing import softmax_first
@@ -92,13 +92,12 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         delta = DeltaParts(mixer, _inputs, _weights, mixer.num_k_heads, norm, Projection(mixer, "out_proj"))
         mixers = {"ssm": GatedDelta(cfg.recurrence(layer), delta, cfg.d_model)}
     if has.mlp.n_experts is None:
-        treated = HookedMlp(has.mlp, gated_mlp(hf.mlp))
+        parts = gated_mlp(hf.mlp)
     else:
+        shared, gate = gated_mlp(hf.mlp.shared_expert), Projection(hf.mlp, "shared_expert_gate")
         route = partial(softmax_first, renormalise=config.norm_topk_prob)
-        gate = Projection(hf.mlp, "shared_expert_gate")
-        mixture = MoeParts(hf.mlp.gate, hf.mlp.experts, route, shared=gated_mlp(hf.mlp.shared_expert), shared_gate=gate)
-        treated = HookedMoe(has.mlp, mixture, cfg.d_model)
-    return pre_normed(hf, cfg, mixers, treated, NORMS)
+        parts = MoeParts(hf.mlp.gate, hf.mlp.experts, route, shared=shared, shared_gate=gate)
+    return pre_normed(hf, cfg, layer, mixers, parts, NORMS)
 
 
 QWEN3_NEXT = Family(

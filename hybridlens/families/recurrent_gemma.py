@@ -18,7 +18,6 @@ from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfi
 from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed
 from hybridlens.families.spec import Family, check_fields, eos_ids, turning
 from hybridlens.mixers.rg_lru import RgLru
-from hybridlens.mlps import HookedMlp
 from hybridlens.norms import NormStyle
 
 NORMS = Norms(NormStyle(offset=1.0, rounding="after"), eps="eps")
@@ -51,14 +50,13 @@ def configure(config: RecurrentGemmaConfig) -> LensConfig:
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     hf, has = model.model.layers[layer], cfg.layers[layer]
     mixer = hf.temporal_block
-    assert has.mlp is not None
     if has.attn is not None:
         rotary = turning(model.config, has.attn.d_head)
         mixers = {"attn": attention(mixer, has.attn, cfg.d_model, rotary, mixer.rotary_emb)}
     else:
         mixers = {"ssm": RgLru(cfg.recurrence(layer), mixer)}
-    mlp = HookedMlp(has.mlp, gated_mlp(hf.mlp_block))
-    return pre_normed(hf, cfg, mixers, mlp, NORMS, "temporal_pre_norm", "channel_pre_norm")
+    names = "temporal_pre_norm", "channel_pre_norm"
+    return pre_normed(hf, cfg, layer, mixers, gated_mlp(hf.mlp_block), NORMS, names)
 
 
 def _embed_scale(config: RecurrentGemmaConfig) -> float:
