@@ -89,6 +89,8 @@ class MlpConfig:
     n_experts: int | None = None
     n_experts_per_token: int | None = None
     shared_expert: bool = False
+    gated: bool = True
+    """Whether what its activation gives is multiplied by another map of the input."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What treats each position by itself: the gated MLP and the mixture of experts.
+"""What treats each position by itself: the MLP, gated or not, and the mixture of experts.
 
 What families differ in is data: the names of the projections, multipliers, how the router's logits become weights,
-and whether a shared expert stands beside the routed ones.
+whether experts have a gate, and whether a shared expert stands beside the routed ones.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection
+from hybridlens.routing import Route
 from hybridlens.shapes import Resid
 
 
@@ -62,31 +63,38 @@ class Mixture(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class MlpParts:
-    """A family's gated MLP, taken apart: down(act(gate(x)) · up(x))."""
+    """A family's MLP, taken apart: down(act(gate(x)) · up(x)), or down(act(up(x))) where there is no gate."""
 
-    gate: Projection
     up: Projection
     down: Projection
     act: Callable[[Tensor], Tensor]
+    gate: Projection | None = None
+
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """What it writes, no intermediate shown."""
+        up = self.up(x)
+        return self.down(self.act(up) if self.gate is None else self.act(self.gate(x)) * up)
 
 
 class HookedMlp(nn.Module):
-    """Gated MLP: down(act(gate(x)) · up(x))."""
+    """An MLP; without a gate `hook_pre` is what its activation reads, and there is no `hook_pre_linear`."""
 
     def __init__(self, cfg: MlpConfig, parts: MlpParts) -> None:
         super().__init__()
         self.cfg = cfg
         self.parts = parts
         self.hook_pre = HookPoint("b p f", f=cfg.d_mlp)
-        self.hook_pre_linear = HookPoint("b p f", f=cfg.d_mlp)
+        if parts.gate is not None:
+            self.hook_pre_linear = HookPoint("b p f", f=cfg.d_mlp)
         self.hook_post = HookPoint("b p f", f=cfg.d_mlp)
 
     def forward(self, x: Resid, run: Pass, held: Memory | None) -> tuple[Resid, None]:
         """The write to the residual stream; an MLP remembers nothing."""
         parts = self.parts
-        pre = self.hook_pre(parts.gate(x))
-        linear = self.hook_pre_linear(parts.up(x))
-        return parts.down(self.hook_post(parts.act(pre) * linear)), None
+        post = parts.act(self.hook_pre((parts.gate or parts.up)(x)))
+        if parts.gate is not None:
+            post = post * self.hook_pre_linear(parts.up(x))
+        return parts.down(self.hook_post(post)), None
 
     def out_bias(self) -> Float[Tensor, "d_model"] | None:
         """What it writes whatever it reads; None for nothing."""
@@ -100,20 +108,28 @@ class MoeParts:
     Attributes:
         router: the module whose weight scores the experts.
         experts: the module that runs them: (x, indices, weights) → their weighed sum.
-        renormalise: the chosen experts' weights are made to sum to 1.
+        route: how the router's logits become experts and weights.
+        wide: the router's logits, and so the weights, are float32 whatever the model's dtype.
         shared: an expert that every token goes to; None for none.
         shared_gate: its weight is the sigmoid of this; None for 1.
+        narrow: what the experts read is first mapped by this; None for the normalised stream itself.
+        widen: maps what they add together to the stream's width; None where they have it.
+        scale: of what the routed experts add.
     """
 
     router: nn.Module
     experts: Any
-    renormalise: bool = False
+    route: Route
+    wide: bool = False
     shared: MlpParts | None = None
     shared_gate: Projection | None = None
+    narrow: Projection | None = None
+    widen: Projection | None = None
+    scale: float = 1.0
 
 
 class HookedMoe(nn.Module):
-    """Mixture of experts: each token goes to the experts with the highest router probability."""
+    """Mixture of experts: each token goes to the experts that its router chooses."""
 
     def __init__(self, cfg: MlpConfig, parts: MoeParts, d_model: int) -> None:
         super().__init__()
@@ -121,6 +137,7 @@ class HookedMoe(nn.Module):
         self.parts = parts
         assert cfg.n_experts is not None
         assert cfg.n_experts_per_token is not None
+        self.chosen = cfg.n_experts_per_token
         self.hook_router_logits = HookPoint("b p x", x=cfg.n_experts)
         self.hook_expert_weights = HookPoint("b p r", r=cfg.n_experts_per_token)
         self.hook_expert_indices = HookPoint("b p r", r=cfg.n_experts_per_token)
@@ -132,14 +149,13 @@ class HookedMoe(nn.Module):
         parts, router = self.parts, self.parts.router
         with resident(router):
             weight: Any = router.weight
-            logits = self.hook_router_logits(F.linear(x, weight))
-        probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
-        weights, indices = probabilities.topk(self.cfg.n_experts_per_token or 0, dim=-1)
-        if parts.renormalise:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
-        weights = self.hook_expert_weights(weights.to(x.dtype)).flatten(0, 1)
-        indices = self.hook_expert_indices(indices).flatten(0, 1)
-        out = parts.experts(x.flatten(0, 1), indices, weights).view(x.shape)
+            logits = F.linear(x.float(), weight.float()) if parts.wide else F.linear(x, weight)
+        routed = parts.route(self.hook_router_logits(logits), self.chosen)
+        weights = self.hook_expert_weights(routed.weights).flatten(0, 1)
+        indices = self.hook_expert_indices(routed.indices).flatten(0, 1)
+        out = parts.experts(self._read(x).flatten(0, 1), indices, weights).unflatten(0, x.shape[:2])
+        out = out if parts.widen is None else parts.widen(out)
+        out = out if parts.scale == 1.0 else out * parts.scale
         if parts.shared is None:
             return out, None
         return out + self.hook_shared_out(self.shared_write(x)), None
@@ -148,8 +164,7 @@ class HookedMoe(nn.Module):
         """What the shared expert adds, its gate included."""
         shared, gate = self.parts.shared, self.parts.shared_gate
         assert shared is not None
-        out = shared.down(shared.act(shared.gate(x)) * shared.up(x))
-        return out if gate is None else torch.sigmoid(gate(x)) * out
+        return shared(x) if gate is None else torch.sigmoid(gate(x)) * shared(x)
 
     def expert_writes(
         self,
@@ -158,10 +173,29 @@ class HookedMoe(nn.Module):
         weights: Float[Tensor, "token chosen"],
     ) -> Iterator[ExpertWrite]:
         """What each expert that has tokens adds; see `Mixture`."""
-        experts = self.parts.experts
+        parts, experts, x = self.parts, self.parts.experts, self._read(x)
         with resident(experts):
             for expert in indices.unique().tolist():
                 tokens, place = torch.where(indices == expert)
-                gate, up = F.linear(x[tokens], experts.gate_up_proj[expert]).chunk(2, dim=-1)
-                out = F.linear(experts.act_fn(gate) * up, experts.down_proj[expert])
-                yield ExpertWrite(expert, tokens, out * weights[tokens, place, None])
+                out = F.linear(self._inside(x[tokens], expert), experts.down_proj[expert])
+                out = (out * weights[tokens, place, None]).to(x.dtype)
+                if parts.widen is not None:
+                    out = parts.widen.linear(out)
+                yield ExpertWrite(expert, tokens, out if parts.scale == 1.0 else out * parts.scale)
+
+    def out_bias(self) -> Float[Tensor, "d_model"] | None:
+        """What it writes whatever it reads; None for nothing."""
+        widen = self.parts.widen
+        bias = None if widen is None else widen.bias()
+        return bias if bias is None or self.parts.scale == 1.0 else bias * self.parts.scale
+
+    def _read(self, x: Float[Tensor, "*batch d_model"]) -> Tensor:
+        return x if self.parts.narrow is None else self.parts.narrow(x)
+
+    def _inside(self, x: Tensor, expert: int) -> Tensor:
+        """What one expert's last map reads."""
+        experts = self.parts.experts
+        if not self.cfg.gated:
+            return experts.act_fn(F.linear(x, experts.up_proj[expert]))
+        gate, up = F.linear(x, experts.gate_up_proj[expert]).chunk(2, dim=-1)
+        return experts.act_fn(gate) * up

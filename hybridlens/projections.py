@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import torch
+import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,12 +28,14 @@ Read: TypeAlias = Callable[[nn.Module, str], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """x ↦ scale · module(scale_in · x)."""
+    """x ↦ scale · module(scale_in · x), or one of several equal parts of that, where a module packs several maps."""
 
     owner: nn.Module
     name: str
     scale_in: float = 1.0
     scale: float = 1.0
+    part: tuple[int, int] | None = None
+    """(which, of how many) of the module's output; None for all of it."""
 
     @property
     def module(self) -> nn.Module:
@@ -45,15 +48,29 @@ class Projection:
 
     def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """The map of `x`, bias included."""
-        out = self.module(x if self.scale_in == 1.0 else x * self.scale_in)
+        module, x = self.module, x if self.scale_in == 1.0 else x * self.scale_in
+        if self.part is not None and _plain(module):
+            with resident(module):
+                weight, bias = cast(Tensor, module.weight), cast(Tensor | None, module.bias)
+                out = F.linear(x, self._own(weight, 0), None if bias is None else self._own(bias, 0))
+        else:
+            out = self._own(module(x), -1)
         return out if self.scale == 1.0 else out * self.scale
+
+    def linear(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """The map of `x`, the bias left out."""
+        bias = self.bias()
+        return self(x) if bias is None else self(x) - bias
 
     def bias(self) -> Float[Tensor, "d_out"] | None:
         """What it adds whatever its input; None for nothing."""
         module = self.module
         with resident(module):
             bias = cast(Tensor | None, getattr(module, "bias", None))  # an adapter shows its base's
-            return None if bias is None else (bias if self.scale == 1.0 else bias * self.scale)
+            if bias is None:
+                return None
+            bias = self._own(bias, 0)
+            return bias if self.scale == 1.0 else bias * self.scale
 
     def stored(self, read: Read) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, "d_out"] | None]:
         """Its matrix and its bias, multipliers included, from wherever weights are read.
@@ -67,20 +84,23 @@ class Projection:
                 f"{self.name} is a {type(module).__name__}, whose weights are not one matrix; merge the adapter, or "
                 "load the model unquantised"
             )
-        bias = None if self.bias() is None else read(module, "bias") * self.scale
-        return read(module, "weight") * (self.scale * self.scale_in), bias
+        bias = None if self.bias() is None else self._own(read(module, "bias"), 0) * self.scale
+        return self._own(read(module, "weight"), 0) * (self.scale * self.scale_in), bias
 
     def by_head(self, x: Float[Tensor, "batch pos head width"]) -> Float[Tensor, "batch pos head d_out"]:
         """What each head's part of the input adds, the bias left out; they add up to the map less its bias."""
         module = self.module
         if _plain(module):
             with resident(module):
-                weight = rearrange(cast(Tensor, module.weight), "d (h e) -> h e d", e=x.shape[-1])
+                weight = rearrange(self._own(cast(Tensor, module.weight), 0), "d (h e) -> h e d", e=x.shape[-1])
                 out = einsum(x if self.scale_in == 1.0 else x * self.scale_in, weight, "b p h e, h e d -> b p h d")
             return out if self.scale == 1.0 else out * self.scale
         bias = self(torch.zeros_like(x[:1, :1].flatten(-2)))  # an adapter, or weights that only the module can read
         alone = [self(_only(x, head).flatten(-2)) - bias for head in range(x.shape[2])]
         return torch.stack(alone, dim=2)
+
+    def _own(self, packed: Tensor, dim: int) -> Tensor:
+        return packed if self.part is None else packed.chunk(self.part[1], dim)[self.part[0]]
 
 
 def _plain(module: nn.Module) -> bool:

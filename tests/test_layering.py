@@ -46,6 +46,7 @@ ORDER = (
     "norms",
     "stream",
     "mixers",
+    "routing",
     "mlps",
     "blocks",
     "families",

@@ -90,6 +90,7 @@ def test_steps_stay_within_finite_limits(family):
     ("family", "changes", "message"),
     [
         ("mamba2", {"hidden_act": "relu"}, "Mamba-2: hidden_act is 'relu', expected 'silu'"),
+        ("falcon_h1", {"hidden_act": "gelu"}, "Falcon-H1: hidden_act is 'gelu', expected 'silu'"),
         ("qwen3_next", {"hidden_act": "gelu"}, "Qwen3-Next: hidden_act is 'gelu', expected 'silu'"),
     ],
 )

@@ -90,7 +90,7 @@ def test_what_no_edit_reaches_keeps_every_bit(kind, length):
 
 
 def in_terms(op, terms, initial, mask):
-    changed_ = op.with_edits(terms, write=lambda x: (torch.where(mask, x + 1, x), mask))
+    changed_ = op.with_writes(terms, initial, lambda x: (torch.where(mask, x + 1, x), mask))
     return op.hooked(changed_, initial, lambda x: (x, None))
 
 
@@ -108,10 +108,8 @@ def test_edits_of_recalls_writes_and_states_act_in_time_order(kind, length, seed
         mask, value = edits[name]
         return lambda seen: (torch.where(mask, value, seen), mask)
 
-    if delta:
-        new = op.with_edits(terms, initial, recall=setting("recall"), write=setting("write"))
-    else:
-        new = op.with_edits(terms, write=setting("write"))
+    new = op.with_recalls(terms, initial, setting("recall")) if delta else terms
+    new = op.with_writes(new, initial, setting("write"))
     states, _, y = loop(terms, initial, {k: v for k, v in edits.items() if k != "state"})
     run = op.run(new, initial)
     near(run.y, y, 40 * (length + 8))
@@ -129,7 +127,7 @@ def test_an_edited_recall_switches_an_erasure_off():
     op, terms, initial = case("delta", 1, 6, 1)
     mask = torch.zeros(1, 6, *op.shape[:2], dtype=torch.bool)
     mask[:, 3, 0, 1] = True
-    new = op.with_edits(terms, initial, recall=lambda seen: (seen.masked_fill(mask, 0.0), mask))
+    new = op.with_recalls(terms, initial, lambda seen: (seen.masked_fill(mask, 0.0), mask))
     states, old = op.states(new, initial), op.states(terms, initial)
     put = terms.beta[0, 3, 0] * terms.v[0, 3, 0, 1] * terms.k[0, 3, 0]
     near(states[0, 3, 0, 1], terms.decay[0, 3, 0] * old[0, 2, 0, 1] + put, 100)
@@ -224,7 +222,7 @@ def test_gradients_through_edited_writes_and_recalls_are_the_loops(kind, name, a
         kept.append(out)
         return out, where
 
-    new = op.with_edits(terms, write=keeping) if kind == "scalar" else op.with_edits(terms, initial, **{at: keeping})
+    new = (op.with_recalls if at == "recall" else op.with_writes)(terms, initial, keeping)
     run = op.run(new, initial)
     zeros = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
     _, (recalls, writes), _ = loop(truth.terms, truth.initial)

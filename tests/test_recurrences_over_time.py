@@ -279,7 +279,7 @@ def test_a_delta_rule_of_equal_channels_is_one_of_heads():
     spread = terms._replace(decay=terms.decay[..., None].expand(*terms.decay.shape, 4))
     near(op.run(spread, initial).y, op.run(terms, initial).y, 2000)
     recall = torch.zeros(terms.v.shape, dtype=torch.float64)
-    blind = op.with_edits(terms, initial, recall=lambda seen: (recall, torch.ones_like(seen, dtype=torch.bool)))
+    blind = op.with_recalls(terms, initial, lambda seen: (recall, torch.ones_like(seen, dtype=torch.bool)))
     scalar = Scalar(op.shape)
     plain = terms.decay, terms.v, terms.k, terms.q, terms.beta
     near(op.run(blind, initial).y, scalar.run(ScalarTerms(*plain), initial).y, 2000)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
 
-from hybridlens.blocks import Block, Branch
-from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.blocks import Block
+from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.families.parts import Norms, attention, attention_sizes, last_norm, pre_normed
 from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
-from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.gated_norm import GatedNorm, Order
 from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
-from hybridlens.mixers.rotary import Rotary
-from hybridlens.mlps import HookedMlp, MlpParts
-from hybridlens.norms import HookedNorm, Norm, NormStyle
+from hybridlens.mlps import MlpParts
 from hybridlens.projections import Projection
+
+NORMS = Norms()
 
 
 def configure(config: Any) -> LensConfig:
@@ -27,13 +29,8 @@ def configure(config: Any) -> LensConfig:
     width = config.mamba_d_ssm if config.mamba_d_ssm is not None else int(config.mamba_expand * config.hidden_size)
     heads = config.mamba_n_heads * config.mamba_d_head
     require(heads == width, "Falcon-H1", "mamba_n_heads * mamba_d_head", heads, f"mamba_d_ssm = {width}")
-    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = AttentionConfig(
-        n_heads=config.num_attention_heads,
-        n_kv_heads=config.num_key_value_heads,
-        d_head=d_head,
-        rotary=turning(config, d_head) is not None,
-    )
+    sizes = attention_sizes(config)
+    sizes = replace(sizes, rotary=turning(config, sizes.d_head) is not None)
     recurrent = RecurrentConfig(
         kind="mamba2",
         state_shape=(config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state),
@@ -42,7 +39,7 @@ def configure(config: Any) -> LensConfig:
         d_conv=config.mamba_d_conv,
         n_heads=config.mamba_n_heads,
     )
-    layer = LayerConfig(attn=attention, ssm=recurrent, mlp=MlpConfig(config.intermediate_size))
+    layer = LayerConfig(attn=sizes, ssm=recurrent, mlp=MlpConfig(config.intermediate_size))
     return LensConfig(
         family="falcon_h1",
         layers=(layer,) * config.num_hidden_layers,
@@ -54,10 +51,6 @@ def configure(config: Any) -> LensConfig:
     )
 
 
-def _norm(owner: Any, name: str, cfg: LensConfig) -> HookedNorm:
-    return HookedNorm(Norm(owner, name, getattr(owner, name).variance_epsilon, NormStyle()), cfg.d_model)
-
-
 def _by_channel(config: Any, mixer: Any) -> Tensor:
     """A mixer's channel multipliers; no file holds them, so that of a model without weights they are made anew."""
     if mixer.mup_vector.device.type != "meta":
@@ -67,18 +60,19 @@ def _by_channel(config: Any, mixer: Any) -> Tensor:
 
 
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
-    hf, config, has = model.model.layers[layer], model.config, cfg.layers[layer]
+    hf, config = model.model.layers[layer], model.config
     attn, mixer, mlp = hf.self_attn, hf.mamba, hf.feed_forward
-    assert has.mlp is not None
     enters, leaves = config.attention_in_multiplier, config.attention_out_multiplier
-    rotary = turning(config, cfg.attention(layer).d_head)
-    attention = AttentionParts(
+    heads = attention(
+        attn,
+        cfg.attention(layer),
+        cfg.d_model,
+        turning(config, cfg.attention(layer).d_head),
+        model.model.rotary_emb,
         q=Projection(attn, "q_proj", enters),
         k=Projection(attn, "k_proj", enters, config.key_multiplier),
         v=Projection(attn, "v_proj", enters),
         o=Projection(attn, "o_proj", scale=leaves),
-        scale=cfg.attention(layer).d_head ** -0.5,
-        rotary=None if rotary is None else Rotary(model.model.rotary_emb, rotary),
     )
     order: Order = "gate_only"
     if config.mamba_rms_norm:
@@ -99,30 +93,8 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         down=Projection(mlp, "down_proj", scale=config.mlp_multipliers[1]),
         act=mlp.act_fn,
     )
-    mixers = {
-        "ssm": Mamba2(cfg.recurrence(layer), recurrence, cfg.d_model),
-        "attn": HookedAttention(cfg.attention(layer), attention, cfg.d_model),
-    }
-    return Block(
-        [
-            Branch(mixers, _norm(hf, "input_layernorm", cfg)),
-            Branch({"mlp": HookedMlp(has.mlp, dense)}, _norm(hf, "pre_ff_layernorm", cfg)),
-        ],
-        home=hf,
-        d_model=cfg.d_model,
-    )
-
-
-def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:
-    return _norm(model.model, "final_layernorm", cfg)
-
-
-def _embed_scale(config: Any) -> float:
-    return config.embedding_multiplier
-
-
-def _unembed_scale(config: Any) -> float:
-    return config.lm_head_multiplier
+    mixers = {"ssm": Mamba2(cfg.recurrence(layer), recurrence, cfg.d_model), "attn": heads}
+    return pre_normed(hf, cfg, layer, mixers, dense, NORMS, ("input_layernorm", "pre_ff_layernorm"))
 
 
 FALCON_H1 = Family(
@@ -131,7 +103,7 @@ FALCON_H1 = Family(
     other_fields={"rope_theta": (), "rope_scaling": (None,), "num_logits_to_keep": (), "mamba_use_mlp": (True,)},
     configure=configure,
     block=_block,
-    final_norm=_final_norm,
-    embed_scale=_embed_scale,
-    unembed_scale=_unembed_scale,
+    final_norm=partial(last_norm, NORMS, "final_layernorm"),
+    embed_scale=attrgetter("embedding_multiplier"),
+    unembed_scale=attrgetter("lm_head_multiplier"),
 )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from transformers import JambaConfig
 
-from hybridlens.blocks import Block, Branch
-from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.blocks import Block
+from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed
 from hybridlens.families.spec import Family, check_fields, eos_ids, require
-from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.mamba import Mamba, MambaNorms
-from hybridlens.mlps import HookedMlp, HookedMoe, MlpParts, MoeParts
-from hybridlens.norms import HookedNorm, Norm, NormStyle
-from hybridlens.projections import Projection
+from hybridlens.mlps import MoeParts
+from hybridlens.routing import softmax_first
 
-STYLE = NormStyle()
+NORMS = Norms()
 
 
 def configure(config: JambaConfig) -> LensConfig:
@@ -23,11 +23,7 @@ def configure(config: JambaConfig) -> LensConfig:
     check_fields(JAMBA, config)
     experts, used = config.num_experts, config.num_experts_per_tok
     require(used <= experts, "Jamba", "num_experts_per_tok", used, f"at most num_experts = {experts}")
-    attention = AttentionConfig(
-        n_heads=config.num_attention_heads,
-        n_kv_heads=config.num_key_value_heads,
-        d_head=getattr(config, "head_dim", config.hidden_size // config.num_attention_heads),
-    )
+    sizes = attention_sizes(config)
     width = config.mamba_expand * config.hidden_size
     recurrent = RecurrentConfig(
         kind="mamba",
@@ -42,7 +38,7 @@ def configure(config: JambaConfig) -> LensConfig:
         family="jamba",
         layers=tuple(
             LayerConfig(
-                attn=attention if kind == "attention" else None,
+                attn=sizes if kind == "attention" else None,
                 ssm=None if kind == "attention" else recurrent,
                 mlp=mixture if n > 1 else dense,
             )
@@ -56,48 +52,18 @@ def configure(config: JambaConfig) -> LensConfig:
     )
 
 
-def _norm(owner: Any, name: str) -> Norm:
-    return Norm(owner, name, getattr(owner, name).variance_epsilon, STYLE)
-
-
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     hf, has = model.model.layers[layer], cfg.layers[layer]
     mlp = hf.feed_forward
     assert has.mlp is not None
     if has.attn is not None:
-        mixer = hf.self_attn
-        parts = AttentionParts(
-            q=Projection(mixer, "q_proj"),
-            k=Projection(mixer, "k_proj"),
-            v=Projection(mixer, "v_proj"),
-            o=Projection(mixer, "o_proj"),
-            scale=has.attn.d_head**-0.5,
-        )
-        mixers = {"attn": HookedAttention(has.attn, parts, cfg.d_model)}
+        mixers = {"attn": attention(hf.self_attn, has.attn, cfg.d_model)}
     else:
-        assert has.ssm is not None
-        mixer = hf.mamba
-        norms = MambaNorms(*(_norm(mixer, f"{name}_layernorm") for name in ("dt", "b", "c")))
-        mixers = {"ssm": Mamba(has.ssm, mixer, norms)}
-    if has.mlp.n_experts is None:
-        dense = MlpParts(
-            Projection(mlp, "gate_proj"), Projection(mlp, "up_proj"), Projection(mlp, "down_proj"), mlp.act_fn
-        )
-        treated = HookedMlp(has.mlp, dense)
-    else:
-        treated = HookedMoe(has.mlp, MoeParts(mlp.router, mlp.experts), cfg.d_model)
-    return Block(
-        [
-            Branch(mixers, HookedNorm(_norm(hf, "input_layernorm"), cfg.d_model)),
-            Branch({"mlp": treated}, HookedNorm(_norm(hf, "pre_ff_layernorm"), cfg.d_model)),
-        ],
-        home=hf,
-        d_model=cfg.d_model,
-    )
-
-
-def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:
-    return HookedNorm(_norm(model.model, "final_layernorm"), cfg.d_model)
+        norms = MambaNorms(*(NORMS.of(hf.mamba, f"{name}_layernorm") for name in ("dt", "b", "c")))
+        mixers = {"ssm": Mamba(cfg.recurrence(layer), hf.mamba, norms)}
+    sparse = has.mlp.n_experts is not None
+    parts = MoeParts(mlp.router, mlp.experts, softmax_first) if sparse else gated_mlp(mlp)
+    return pre_normed(hf, cfg, layer, mixers, parts, NORMS, ("input_layernorm", "pre_ff_layernorm"))
 
 
 JAMBA = Family(
@@ -113,5 +79,5 @@ JAMBA = Family(
     },
     configure=configure,
     block=_block,
-    final_norm=_final_norm,
+    final_norm=partial(last_norm, NORMS, "final_layernorm"),
 )

@@ -5,17 +5,21 @@ The residual stream is float32 whatever the weights' dtype, where the configurat
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from transformers import Mamba2Config
 
 from hybridlens.blocks import Block, Branch
 from hybridlens.config import LayerConfig, LensConfig, RecurrentConfig
+from hybridlens.families.parts import Norms, last_norm
 from hybridlens.families.spec import Family, check_fields, eos_ids, require
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
-from hybridlens.norms import HookedNorm, Norm, NormStyle
+from hybridlens.norms import HookedNorm
 from hybridlens.projections import Projection
+
+NORMS = Norms()
 
 
 def configure(config: Mamba2Config) -> LensConfig:
@@ -57,14 +61,9 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         norm=GatedNorm(mixer, "norm", mixer.norm.variance_epsilon, "gate_first", mixer.n_groups),
         out=Projection(mixer, "out_proj"),
     )
-    norm = HookedNorm(Norm(hf, "norm", hf.norm.variance_epsilon, NormStyle()), cfg.d_model, as_weight=True)
+    norm = HookedNorm(NORMS.of(hf, "norm"), cfg.d_model, as_weight=True)
     branch = Branch({"ssm": Mamba2(recurrent, parts, cfg.d_model)}, norm)
     return Block([branch], home=hf, d_model=cfg.d_model, wide=model.config.residual_in_fp32)
-
-
-def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:
-    norm = model.backbone.norm_f
-    return HookedNorm(Norm(model.backbone, "norm_f", norm.variance_epsilon, NormStyle()), cfg.d_model)
 
 
 MAMBA2 = Family(
@@ -73,6 +72,6 @@ MAMBA2 = Family(
     other_fields={"norm_before_gate": (True, False), "rms_norm": (True,), "fused_add_norm": (), "ssm_cfg": ()},
     configure=configure,
     block=_block,
-    final_norm=_final_norm,
+    final_norm=partial(last_norm, NORMS, "norm_f"),
     logits_in_float32=True,
 )

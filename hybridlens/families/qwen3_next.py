@@ -5,23 +5,24 @@ Norms multiply by 1 + w; queries and keys are normalised per head; rotary embedd
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hybridlens.blocks import Block, Branch
-from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.blocks import Block
+from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed
 from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
-from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.gated_delta import DeltaInputs, DeltaParts, DeltaWeights, GatedDelta
 from hybridlens.mixers.gated_norm import GatedNorm
-from hybridlens.mixers.rotary import Rotary
-from hybridlens.mlps import HookedMlp, HookedMoe, MlpParts, MoeParts
-from hybridlens.norms import HookedNorm, Norm, NormStyle
+from hybridlens.mlps import MoeParts
+from hybridlens.norms import NormStyle
 from hybridlens.projections import Projection, Read
+from hybridlens.routing import softmax_first
 
-STYLE = NormStyle(offset=1.0, rounding="after")
+NORMS = Norms(NormStyle(offset=1.0, rounding="after"), eps="eps")
 
 
 def configure(config: Any) -> LensConfig:
@@ -30,14 +31,7 @@ def configure(config: Any) -> LensConfig:
     require(config.hidden_act == "silu", "Qwen3-Next", "hidden_act", config.hidden_act, "'silu'")
     heads, keys = config.linear_num_value_heads, config.linear_num_key_heads
     require(heads % keys == 0, "Qwen3-Next", "linear_num_key_heads", keys, f"a divisor of {heads} value heads")
-    attention = AttentionConfig(
-        n_heads=config.num_attention_heads,
-        n_kv_heads=config.num_key_value_heads,
-        d_head=config.head_dim,
-        rotary=turning(config, config.head_dim) is not None,
-        qk_norm=True,
-        gated=True,
-    )
+    sizes = attention_sizes(config, rotary=turning(config, config.head_dim) is not None, qk_norm=True, gated=True)
     values = heads * config.linear_value_head_dim
     recurrent = RecurrentConfig(
         kind="gated_delta",
@@ -58,7 +52,7 @@ def configure(config: Any) -> LensConfig:
         family="qwen3_next",
         layers=tuple(
             LayerConfig(
-                attn=attention if kind == "full_attention" else None,
+                attn=sizes if kind == "full_attention" else None,
                 ssm=None if kind == "full_attention" else recurrent,
                 mlp=mixture if sparse(layer) else dense,
             )
@@ -85,54 +79,25 @@ def _weights(mixer: Any, read: Read) -> DeltaWeights:
     return DeltaWeights(v.flatten(0, 1), z.flatten(0, 1))
 
 
-def _normed(owner: Any, name: str) -> Norm:
-    return Norm(owner, name, getattr(owner, name).eps, STYLE)
-
-
-def _mlp(mlp: Any) -> MlpParts:
-    return MlpParts(Projection(mlp, "gate_proj"), Projection(mlp, "up_proj"), Projection(mlp, "down_proj"), mlp.act_fn)
-
-
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     hf, has, config = model.model.layers[layer], cfg.layers[layer], model.config
     assert has.mlp is not None
     if has.attn is not None:
-        attn, rotary = hf.self_attn, turning(config, config.head_dim)
-        attention = AttentionParts(
-            q=Projection(attn, "q_proj"),
-            k=Projection(attn, "k_proj"),
-            v=Projection(attn, "v_proj"),
-            o=Projection(attn, "o_proj"),
-            scale=has.attn.d_head**-0.5,
-            rotary=None if rotary is None else Rotary(model.model.rotary_emb, rotary),
-            q_norm=_normed(attn, "q_norm"),
-            k_norm=_normed(attn, "k_norm"),
-            packed_gate=True,
-        )
-        mixers = {"attn": HookedAttention(has.attn, attention, cfg.d_model)}
+        normed = {f"{role}_norm": NORMS.of(hf.self_attn, f"{role}_norm") for role in "qk"}
+        rotary, embedding = turning(config, has.attn.d_head), model.model.rotary_emb
+        mixers = {"attn": attention(hf.self_attn, has.attn, cfg.d_model, rotary, embedding, packed_gate=True, **normed)}
     else:
         mixer = hf.linear_attn
         norm = GatedNorm(mixer, "norm", mixer.norm.variance_epsilon, "norm_first", mixer.num_v_heads, rounded=True)
         delta = DeltaParts(mixer, _inputs, _weights, mixer.num_k_heads, norm, Projection(mixer, "out_proj"))
         mixers = {"ssm": GatedDelta(cfg.recurrence(layer), delta, cfg.d_model)}
     if has.mlp.n_experts is None:
-        treated = HookedMlp(has.mlp, _mlp(hf.mlp))
+        parts = gated_mlp(hf.mlp)
     else:
-        shared, gate = _mlp(hf.mlp.shared_expert), Projection(hf.mlp, "shared_expert_gate")
-        mixture = MoeParts(hf.mlp.gate, hf.mlp.experts, config.norm_topk_prob, shared, gate)
-        treated = HookedMoe(has.mlp, mixture, cfg.d_model)
-    return Block(
-        [
-            Branch(mixers, HookedNorm(_normed(hf, "input_layernorm"), cfg.d_model)),
-            Branch({"mlp": treated}, HookedNorm(_normed(hf, "post_attention_layernorm"), cfg.d_model)),
-        ],
-        home=hf,
-        d_model=cfg.d_model,
-    )
-
-
-def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:
-    return HookedNorm(_normed(model.model, "norm"), cfg.d_model)
+        shared, gate = gated_mlp(hf.mlp.shared_expert), Projection(hf.mlp, "shared_expert_gate")
+        route = partial(softmax_first, renormalise=config.norm_topk_prob)
+        parts = MoeParts(hf.mlp.gate, hf.mlp.experts, route, shared=shared, shared_gate=gate)
+    return pre_normed(hf, cfg, layer, mixers, parts, NORMS)
 
 
 QWEN3_NEXT = Family(
@@ -146,5 +111,5 @@ QWEN3_NEXT = Family(
     },
     configure=configure,
     block=_block,
-    final_norm=_final_norm,
+    final_norm=partial(last_norm, NORMS, "norm"),
 )

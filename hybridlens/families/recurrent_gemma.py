@@ -6,34 +6,28 @@ Norms multiply by 1 + w, embeddings by √d held in bfloat16; logits are soft-ca
 
 from __future__ import annotations
 
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
 from transformers import RecurrentGemmaConfig
 
-from hybridlens.blocks import Block, Branch
-from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.blocks import Block
+from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfig
+from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed
 from hybridlens.families.spec import Family, check_fields, eos_ids, turning
-from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.rg_lru import RgLru
-from hybridlens.mixers.rotary import Rotary
-from hybridlens.mlps import HookedMlp, MlpParts
-from hybridlens.norms import HookedNorm, Norm, NormStyle
-from hybridlens.projections import Projection
+from hybridlens.norms import NormStyle
 
-STYLE = NormStyle(offset=1.0, rounding="after")
+NORMS = Norms(NormStyle(offset=1.0, rounding="after"), eps="eps")
 
 
 def configure(config: RecurrentGemmaConfig) -> LensConfig:
     """What a RecurrentGemma is made of; refuses what the family was not built for."""
     check_fields(RECURRENT_GEMMA, config)
-    attention = AttentionConfig(
-        n_heads=config.num_attention_heads,
-        n_kv_heads=config.num_key_value_heads or config.num_attention_heads,
-        d_head=config.head_dim,
-        window=config.attention_window_size,
-        rotary=turning(config, config.head_dim) is not None,
-    )
+    rotary = turning(config, config.head_dim) is not None
+    sizes = attention_sizes(config, window=config.attention_window_size, rotary=rotary)
     width = config.lru_width or config.hidden_size
     recurrent = RecurrentConfig(
         kind="rg_lru", state_shape=(width,), d_channels=width, d_conv_channels=width, d_conv=config.conv1d_width
@@ -42,7 +36,7 @@ def configure(config: RecurrentGemmaConfig) -> LensConfig:
     return LensConfig(
         family="recurrentgemma",
         layers=tuple(
-            LayerConfig(attn=attention, mlp=mlp) if kind == "sliding_attention" else LayerConfig(ssm=recurrent, mlp=mlp)
+            LayerConfig(attn=sizes, mlp=mlp) if kind == "sliding_attention" else LayerConfig(ssm=recurrent, mlp=mlp)
             for kind in config.layers_block_type
         ),
         d_model=config.hidden_size,
@@ -53,50 +47,21 @@ def configure(config: RecurrentGemmaConfig) -> LensConfig:
     )
 
 
-def _norm(owner: Any, name: str, cfg: LensConfig) -> HookedNorm:
-    return HookedNorm(Norm(owner, name, getattr(owner, name).eps, STYLE), cfg.d_model)
-
-
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     hf, has = model.model.layers[layer], cfg.layers[layer]
-    mixer, mlp = hf.temporal_block, hf.mlp_block
-    assert has.mlp is not None
+    mixer = hf.temporal_block
     if has.attn is not None:
         rotary = turning(model.config, has.attn.d_head)
-        parts = AttentionParts(
-            q=Projection(mixer, "q_proj"),
-            k=Projection(mixer, "k_proj"),
-            v=Projection(mixer, "v_proj"),
-            o=Projection(mixer, "o_proj"),
-            scale=has.attn.d_head**-0.5,
-            rotary=None if rotary is None else Rotary(mixer.rotary_emb, rotary),
-        )
-        mixers = {"attn": HookedAttention(has.attn, parts, cfg.d_model)}
+        mixers = {"attn": attention(mixer, has.attn, cfg.d_model, rotary, mixer.rotary_emb)}
     else:
-        assert has.ssm is not None
-        mixers = {"ssm": RgLru(has.ssm, mixer)}
-    wide = MlpParts(Projection(mlp, "gate_proj"), Projection(mlp, "up_proj"), Projection(mlp, "down_proj"), mlp.act_fn)
-    return Block(
-        [
-            Branch(mixers, _norm(hf, "temporal_pre_norm", cfg)),
-            Branch({"mlp": HookedMlp(has.mlp, wide)}, _norm(hf, "channel_pre_norm", cfg)),
-        ],
-        home=hf,
-        d_model=cfg.d_model,
-    )
-
-
-def _final_norm(model: Any, cfg: LensConfig) -> HookedNorm:
-    return _norm(model.model, "final_norm", cfg)
+        mixers = {"ssm": RgLru(cfg.recurrence(layer), mixer)}
+    names = "temporal_pre_norm", "channel_pre_norm"
+    return pre_normed(hf, cfg, layer, mixers, gated_mlp(hf.mlp_block), NORMS, names)
 
 
 def _embed_scale(config: RecurrentGemmaConfig) -> float:
     """√d, which the model holds in bfloat16."""
     return float(torch.tensor(config.hidden_size**0.5, dtype=torch.bfloat16, device="cpu"))
-
-
-def _soft_cap(config: RecurrentGemmaConfig) -> float:
-    return config.logits_soft_cap
 
 
 RECURRENT_GEMMA = Family(
@@ -112,7 +77,7 @@ RECURRENT_GEMMA = Family(
     },
     configure=configure,
     block=_block,
-    final_norm=_final_norm,
+    final_norm=partial(last_norm, NORMS, "final_norm"),
     embed_scale=_embed_scale,
-    soft_cap=_soft_cap,
+    soft_cap=attrgetter("logits_soft_cap"),
 )

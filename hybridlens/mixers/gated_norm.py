@@ -31,7 +31,7 @@ class GatedNorm:
         eps: of the norm.
         order: "gate_first", "norm_first" or "gate_only".
         groups: equal slices over which the norm is taken; the weight covers all of them, or one, shared.
-        rounded: whether the readout is rounded to the model's dtype before it comes here, and between norm and gate.
+        rounded: whether values are rounded to the model's dtype where they enter, and between norm and gate.
     """
 
     owner: nn.Module
@@ -40,6 +40,12 @@ class GatedNorm:
     order: Order
     groups: int
     rounded: bool = False
+
+    def entering(
+        self, y: Float[Tensor, "batch pos rec_head value"], dtype: torch.dtype
+    ) -> Float[Tensor, "batch pos rec_head value"]:
+        """The readout as it comes here: rounded to `dtype`, the model's, or as it is."""
+        return y.to(dtype) if self.rounded else y
 
     def gate(self, z: Channels) -> Channels:
         """SiLU of the gate's logits: in float32 beside a norm, else in the model's dtype."""

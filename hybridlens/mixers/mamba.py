@@ -11,26 +11,17 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridlens.config import RecurrentConfig
 from hybridlens.devices import resident
 from hybridlens.hooks import HookPoint, wanted
 from hybridlens.memory import Memory
 from hybridlens.mixers.linear import RecurrentParts, taps_of
-from hybridlens.mixers.recurring import (
-    Trajectory,
-    convolved,
-    empty,
-    held_state,
-    remember,
-    state_trajectory,
-    through,
-)
+from hybridlens.mixers.recurring import DiagonalMixer, convolved, held_state, remember, through
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.base import Run
-from hybridlens.recurrences.diagonal import DiagonalTerms
 from hybridlens.recurrences.selective import Selective, SelectiveTerms
 from hybridlens.shapes import Resid
 
@@ -43,7 +34,7 @@ class MambaNorms(NamedTuple):
     C: Callable[[Tensor], Tensor]
 
 
-class Mamba(nn.Module):
+class Mamba(DiagonalMixer[Selective]):
     """A Mamba mixer.
 
     Args:
@@ -53,11 +44,10 @@ class Mamba(nn.Module):
     """
 
     def __init__(self, cfg: RecurrentConfig, mixer: Any, norms: MambaNorms) -> None:
-        super().__init__()
-        self.cfg = cfg
+        recurrence = Selective(cfg.state_shape)
+        super().__init__(cfg, recurrence, Projection(mixer, "out_proj"), recurrence.explicit_operator)
         self.wrapped = (mixer,)
         self.norms = norms
-        self.recurrence = Selective(cfg.state_shape)
         c, n = cfg.state_shape
         self.hook_in = HookPoint("b p c", c=c)
         self.hook_conv = HookPoint("b p c", c=c)
@@ -88,7 +78,7 @@ class Mamba(nn.Module):
         (read, final), pattern = self._recur(terms, held_state(self.recurrence, held, x), run)
         y = self.hook_y(read + skip)
         self.hook_pattern.lazily(pattern)
-        return mixer.out_proj((y * gate).to(x.dtype)), remember(conv, final)
+        return self.out((y * gate).to(x.dtype)), remember(conv, final)
 
     def _recur(self, terms: SelectiveTerms, initial: Tensor, run: Pass) -> tuple[Run, Callable[[], Tensor]]:
         """Readout [b p c] and last state, and the maker of hidden attention; states only if they are hooked."""
@@ -98,24 +88,9 @@ class Mamba(nn.Module):
         given = self.recurrence.explicit(terms)
         decay, write = self.hook_decay(given.decay), self.hook_write(given.write)
         source = terms.dt.float()[..., None] * terms.B.float()[..., None, :]
-        diagonal = self.recurrence.explicit_operator
-        explicit = diagonal.hold(given._replace(decay=decay, write=write, source=source), run.valid)
-        out = through(diagonal, explicit, initial, self.hook_state, run.valid)
-        return out, lambda: diagonal.hidden_attention(explicit)
-
-    @property
-    def trajectories(self) -> dict[str, Trajectory]:
-        """Its states go on from token to token."""
-        op = self.recurrence.explicit_operator
-        return state_trajectory(op, ("hook_decay",), lambda seen: DiagonalTerms(seen["hook_decay"], seen["hook_decay"]))
-
-    def out_bias(self) -> Tensor | None:
-        """What it writes whatever it reads; None for nothing."""
-        return Projection(self.wrapped[0], "out_proj").bias()
-
-    def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
-        """What `batch` rows hold that have read nothing."""
-        return empty(self.cfg, self.recurrence, batch, dtype, device)
+        explicit = self.diagonal.hold(given._replace(decay=decay, write=write, source=source), run.valid)
+        out = through(self.diagonal, explicit, initial, self.hook_state, run.valid)
+        return out, lambda: self.diagonal.hidden_attention(explicit)
 
     def linear_parts(self, read: Read) -> RecurrentParts:
         """Its linear maps. At rest nothing is written into the state, and D alone passes the input on."""

@@ -13,29 +13,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridlens.config import RecurrentConfig
-from hybridlens.devices import resident
-from hybridlens.hooks import HookPoint, wanted
-from hybridlens.memory import Memory
+from hybridlens.hooks import HookPoint
 from hybridlens.mixers.gated_norm import GatedNorm
-from hybridlens.mixers.linear import RecurrentParts, taps_of
-from hybridlens.mixers.recurring import (
-    Trajectory,
-    convolved,
-    empty,
-    held_state,
-    remember,
-    state_trajectory,
-    through,
-)
-from hybridlens.mixers.writing import written
-from hybridlens.passes import Pass
+from hybridlens.mixers.matrix_state import MatrixState, Projected, ValueWeights
+from hybridlens.mixers.recurring import Trajectory, state_trajectory
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.scalar import Scalar, ScalarTerms
 from hybridlens.shapes import Resid
-from hybridlens.stream import HeadWrites
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +30,7 @@ class Mamba2Parts:
     """A family's Mamba-2 mixer, taken apart.
 
     Attributes:
-        mixer: the module, with `conv1d`, `A_log`, `D`, `dt_bias` and the activation `act`.
+        mixer: the module, with `conv1d`, `A_log`, `D` and `dt_bias`.
         project: to the gate's logits, x, B, C and the step's, one behind the other.
         groups: of heads that share B and C.
         limit: the step size is kept within it.
@@ -61,7 +48,7 @@ class Mamba2Parts:
     by_channel: Callable[[Any], Tensor] | None = None
 
 
-class Mamba2(nn.Module):
+class Mamba2(MatrixState[Scalar]):
     """A Mamba-2 mixer.
 
     Args:
@@ -70,54 +57,18 @@ class Mamba2(nn.Module):
         d_model: width of the residual stream.
     """
 
+    strength = "hook_dt"
+    hook_dt: HookPoint
+    hook_decay: HookPoint
+
     def __init__(self, cfg: RecurrentConfig, parts: Mamba2Parts, d_model: int) -> None:
-        super().__init__()
-        self.cfg = cfg
+        s = cfg.state_shape[0]
+        own = {"hook_dt": HookPoint("b p s", s=s), "hook_decay": HookPoint("b p s", s=s)}
+        super().__init__(cfg, Scalar(cfg.state_shape), parts.mixer, own, parts.norm, parts.out, d_model)
         self.parts = parts
-        self.recurrence = Scalar(cfg.state_shape)
-        s, u, m = cfg.state_shape
-        c, wide = cfg.d_channels, cfg.d_conv_channels
-        self.hook_in = HookPoint("b p c", c=wide)
-        self.hook_conv = HookPoint("b p c", c=wide)
-        self.hook_v = HookPoint("b p s u", s=s, u=u)
-        self.hook_k = HookPoint("b p s m", s=s, m=m)
-        self.hook_q = HookPoint("b p s m", s=s, m=m)
-        self.hook_dt = HookPoint("b p s", s=s)
-        self.hook_decay = HookPoint("b p s", s=s)
-        self.hook_write = HookPoint("b p s u m", lazy=True, s=s, u=u, m=m)
-        self.hook_state = HookPoint("b p s u m", lazy=True, gradient_read_only=True, s=s, u=u, m=m)
-        self.hook_y = HookPoint("b p s u", s=s, u=u)
-        self.hook_gate = HookPoint("b p c", c=c)
-        self.hook_normed = HookPoint("b p c", c=c)
-        self.hook_result = HookPoint("b p s d", lazy=True, s=s, d=d_model)
-        self.hook_pattern = HookPoint("b s p k", lazy=True, read_only=True, s=s)
+        self.values = slice(cfg.d_channels)
 
-    def forward(self, x: Resid, run: Pass, held: Memory | None) -> tuple[Resid, Memory]:
-        """The write to the residual stream, and the memory afterwards."""
-        parts, op, (s, u, m) = self.parts, self.recurrence, self.cfg.state_shape
-        mixer = parts.mixer
-        with resident(mixer, mixer.conv1d):
-            z, inner, dt = self._projected(x)
-            inner, conv = convolved(self.hook_in(inner), mixer.conv1d, run, held)
-            inner = self.hook_conv(mixer.act(inner))
-            v, B, C = inner.split([s * u, parts.groups * m, parts.groups * m], dim=-1)
-            v = self.hook_v(v.unflatten(-1, (s, u)))
-            k, q = self.hook_k(self._by_head(B)), self.hook_q(self._by_head(C))
-            dt = F.softplus(dt + mixer.dt_bias.to(dt.dtype)).clamp(*parts.limit)
-            dt = self.hook_dt(dt)
-            decay = self.hook_decay(torch.exp(-torch.exp(mixer.A_log.float()) * dt.float()))
-            skip = mixer.D[:, None] * v.float()
-        terms = op.hold(ScalarTerms(decay, v, k, q, dt), run.valid)
-        if wanted(self.hook_write):  # an edit at padding is none
-            terms = op.hold(op.with_edits(terms, self.hook_write.edited), run.valid)
-        read, final = through(op, terms, held_state(op, held, x), self.hook_state, run.valid)
-        y = self.hook_y(read + skip)
-        normed = parts.norm(y.flatten(-2), self.hook_gate(parts.norm.gate(z)), x.dtype)
-        out = written(parts.out, self.hook_normed(normed).unflatten(-1, (s, u)), self.hook_result)
-        self.hook_pattern.lazily(lambda: op.hidden_attention(terms))
-        return out, remember(conv, final)
-
-    def _projected(self, x: Resid) -> tuple[Tensor, Tensor, Tensor]:
+    def projected(self, x: Resid) -> Projected:
         """The gate's logits, the channels of the convolution, and the step's logits."""
         parts = self.parts
         projected = parts.project(x)
@@ -125,17 +76,27 @@ class Mamba2(nn.Module):
             projected = projected * parts.by_channel(parts.mixer)
         sizes = [self.cfg.d_channels, self.cfg.d_conv_channels, self.cfg.state_shape[0]]
         gate, inner, step = projected.split(sizes, dim=-1)
-        return gate, inner, step
+        return Projected(inner, gate, (step,))
+
+    def terms(self, inner: Float[Tensor, "batch pos channel"], rates: tuple[Tensor, ...]) -> ScalarTerms:
+        """Values, addresses of each head, step sizes and decays."""
+        parts, mixer, (s, u, m) = self.parts, self.parts.mixer, self.cfg.state_shape
+        v, B, C = inner.split([s * u, parts.groups * m, parts.groups * m], dim=-1)
+        v = self.hook_v(v.unflatten(-1, (s, u)))
+        k, q = self.hook_k(self._by_head(B)), self.hook_q(self._by_head(C))
+        (step,) = rates
+        dt = self.hook_dt(F.softplus(step + mixer.dt_bias.to(step.dtype)).clamp(*parts.limit))
+        decay = self.hook_decay(torch.exp(-torch.exp(mixer.A_log.float()) * dt.float()))
+        return ScalarTerms(decay, v, k, q, dt)
+
+    def skip(self, terms: ScalarTerms) -> Float[Tensor, "batch pos rec_head value"]:
+        """D x."""
+        return self.parts.mixer.D[:, None] * terms.v.float()
 
     def _by_head(self, shared: Float[Tensor, "batch pos grouped"]) -> Float[Tensor, "batch pos rec_head address"]:
         """B or C of each head."""
         heads, groups = self.cfg.state_shape[0], self.parts.groups
         return shared.unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, dim=2)
-
-    @property
-    def head_writes(self) -> HeadWrites:
-        """What its heads write, the norm's scale as it was in the run."""
-        return HeadWrites("ssm_head", self.cfg.state_shape[0], "ssm.hook_normed", self.parts.out)
 
     @property
     def trajectories(self) -> dict[str, Trajectory]:
@@ -147,17 +108,9 @@ class Mamba2(nn.Module):
 
         return state_trajectory(self.recurrence, ("hook_decay",), terms)
 
-    def out_bias(self) -> Tensor | None:
-        """What it writes whatever it reads; None for nothing."""
-        return self.parts.out.bias()
-
-    def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
-        """What `batch` rows hold that have read nothing."""
-        return empty(self.cfg, self.recurrence, batch, dtype, device)
-
-    def linear_parts(self, read: Read) -> RecurrentParts:
-        """The linear maps of x, the channels that are written. At rest B and C come from the convolution's bias."""
-        parts, mixer, (_, u, m) = self.parts, self.parts.mixer, self.cfg.state_shape
+    def value_weights(self, read: Read) -> ValueWeights:
+        """The rows that make x and gates. At rest B and C come from the convolution's bias."""
+        parts, mixer, m = self.parts, self.parts.mixer, self.cfg.state_shape[-1]
         c = self.cfg.d_channels
         rows, bias = parts.project.stored(read)
         if parts.by_channel is not None:
@@ -167,29 +120,12 @@ class Mamba2(nn.Module):
         b_conv = read(mixer, "conv1d.bias") if has_bias else rows.new_zeros(self.cfg.d_conv_channels)
         D, A = read(mixer, "D"), read(mixer, "dt_bias")
         B, C = (self._by_head(t[None, None])[0, 0] for t in F.silu(b_conv[c:]).split(parts.groups * m))
-        rest = D + F.softplus(A).clamp(*parts.limit) * (B * C).sum(-1)
-
-        def gain(seen: Mapping[str, Tensor]) -> Tensor:
-            """D + Δ_t B_t · C_t: what y_t holds of x_t."""
-            dt, k, q = (seen[point].float() for point in ("hook_dt", "hook_k", "hook_q"))
-            return (D.to(dt.device) + dt * (k * q).sum(dim=-1)).repeat_interleave(u, dim=-1)
-
-        out, b_out = parts.out.stored(read)
-        return RecurrentParts(
+        return ValueWeights(
             W_in=rows[c : 2 * c].T,
             b_in=None if bias is None else bias[c : 2 * c],
             W_gate=rows[:c].T,
             b_gate=None if bias is None else bias[:c],
-            taps=taps_of(read(mixer, "conv1d.weight")[:c]),
             b_conv=b_conv[:c],
-            W_out=parts.norm.folded(out.T, read),
-            b_out=b_out,
-            activation=F.silu,
-            slope=0.5,
-            gain_at_rest=rest.repeat_interleave(u),
-            gain_points=("hook_dt", "hook_k", "hook_q"),
-            gain=gain,
-            written=slice(c),
-            norm_points=("hook_y", "hook_gate"),
-            norm=parts.norm.factor,
+            at_rest=D + F.softplus(A).clamp(*parts.limit) * (B * C).sum(-1),
+            skip=D,
         )

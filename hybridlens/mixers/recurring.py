@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,15 @@ from hybridlens.config import RecurrentConfig
 from hybridlens.hooks import HookPoint, wanted
 from hybridlens.memory import Memory, Recurrent
 from hybridlens.passes import Pass
+from hybridlens.projections import Projection
 from hybridlens.recurrences.base import Recurrence, Run
 from hybridlens.recurrences.convolution import causal_convolution
+from hybridlens.recurrences.diagonal import Diagonal, DiagonalTerms
+from hybridlens.recurrences.terms import T
 from hybridlens.shapes import Channels, ConvState, Valid
 
-T = TypeVar("T", bound=tuple[Any, ...])
+R = TypeVar("R", bound=Recurrence[Any])
+"""A mixer's operator."""
 
 
 class Trajectory(NamedTuple):
@@ -105,7 +109,50 @@ def remember(conv: ConvState, final: Tensor) -> Recurrent:
     return Recurrent(conv, final.float().clone())
 
 
-def empty(cfg: RecurrentConfig, op: Recurrence[Any], batch: int, dtype: torch.dtype, device: torch.device) -> Recurrent:
-    """What `batch` rows hold that have read nothing."""
-    conv = torch.zeros(batch, cfg.d_conv - 1, cfg.d_conv_channels, dtype=dtype, device=device)
-    return Recurrent(conv, op.empty(batch, device))
+class RecurrentMixer(nn.Module, Generic[R]):
+    """A mixer that remembers a state and the last inputs of its convolution.
+
+    Args:
+        cfg: its sizes.
+        recurrence: its operator.
+        out: to the residual stream.
+    """
+
+    def __init__(self, cfg: RecurrentConfig, recurrence: R, out: Projection) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.recurrence = recurrence
+        self.out = out
+
+    def out_bias(self) -> Tensor | None:
+        """What it writes whatever it reads; None for nothing."""
+        return self.out.bias()
+
+    def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
+        """What `batch` rows hold that have read nothing."""
+        conv = torch.zeros(batch, self.cfg.d_conv - 1, self.cfg.d_conv_channels, dtype=dtype, device=device)
+        return Recurrent(conv, self.recurrence.empty(batch, device))
+
+
+class DiagonalMixer(RecurrentMixer[R]):
+    """One whose state decays entry by entry, by what `hook_decay` shows.
+
+    Args:
+        cfg: its sizes.
+        recurrence: its operator.
+        out: to the residual stream.
+        diagonal: the operator of its decays and writes, once they are made.
+    """
+
+    def __init__(self, cfg: RecurrentConfig, recurrence: R, out: Projection, diagonal: Diagonal) -> None:
+        super().__init__(cfg, recurrence, out)
+        self.diagonal = diagonal
+
+    @property
+    def trajectories(self) -> dict[str, Trajectory]:
+        """Its states go on from token to token."""
+
+        def terms(seen: Mapping[str, Tensor]) -> DiagonalTerms:
+            return DiagonalTerms(seen["hook_decay"], seen["hook_decay"])
+
+        return state_trajectory(self.diagonal, ("hook_decay",), terms)

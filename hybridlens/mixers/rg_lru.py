@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.recurrent_gemma.modeling_recurrent_gemma import SqrtBoundDerivative
 
 from hybridlens.config import RecurrentConfig
@@ -20,22 +20,14 @@ from hybridlens.devices import resident
 from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory
 from hybridlens.mixers.linear import RecurrentParts, identity, taps_of
-from hybridlens.mixers.recurring import (
-    Trajectory,
-    convolved,
-    empty,
-    held_state,
-    remember,
-    state_trajectory,
-    through,
-)
+from hybridlens.mixers.recurring import DiagonalMixer, convolved, held_state, remember, through
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.diagonal import Diagonal, DiagonalTerms
 from hybridlens.shapes import Channels, Resid
 
 
-class RgLru(nn.Module):
+class RgLru(DiagonalMixer[Diagonal]):
     """The recurrent mixer of a RecurrentGemma layer.
 
     Args:
@@ -44,11 +36,10 @@ class RgLru(nn.Module):
     """
 
     def __init__(self, cfg: RecurrentConfig, block: Any) -> None:
-        super().__init__()
-        self.cfg = cfg
-        self.wrapped = (block,)
         blocks, c = block.rg_lru.num_attention_heads, cfg.d_channels
-        self.recurrence = Diagonal(cfg.state_shape, groups=blocks)
+        recurrence = Diagonal(cfg.state_shape, groups=blocks)
+        super().__init__(cfg, recurrence, Projection(block, "linear_out"), recurrence)
+        self.wrapped = (block,)
         self.hook_in = HookPoint("b p c", c=c)
         self.hook_conv = HookPoint("b p c", c=c)
         self.hook_gate = HookPoint("b p c", c=c)
@@ -78,22 +69,7 @@ class RgLru(nn.Module):
         read, final = through(op, terms, held_state(op, held, x), self.hook_state, run.valid)
         y = self.hook_y(read.to(x.dtype))
         self.hook_pattern.lazily(lambda: op.hidden_attention(terms))
-        return block.linear_out(y * gate), remember(conv, final)
-
-    @property
-    def trajectories(self) -> dict[str, Trajectory]:
-        """Its states go on from token to token."""
-        return state_trajectory(
-            self.recurrence, ("hook_decay",), lambda seen: DiagonalTerms(seen["hook_decay"], seen["hook_decay"])
-        )
-
-    def out_bias(self) -> Tensor | None:
-        """What it writes whatever it reads; None for nothing."""
-        return Projection(self.wrapped[0], "linear_out").bias()
-
-    def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
-        """What `batch` rows hold that have read nothing."""
-        return empty(self.cfg, self.recurrence, batch, dtype, device)
+        return self.out(y * gate), remember(conv, final)
 
     def linear_parts(self, read: Read) -> RecurrentParts:
         """Its linear maps. At rest both gates are the sigmoids of their biases."""

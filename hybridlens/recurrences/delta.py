@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hybridlens.recurrences.base import Recurrence, Run
+from hybridlens.recurrences.base import Run
 from hybridlens.recurrences.chunks import Addressed, addressed, chunk_of, in_chunks, joined, segments, side_by_side
 from hybridlens.recurrences.edits import Edited, Hook, edit_of, put
+from hybridlens.recurrences.matrix import Held, Matrix, at_address, held
 from hybridlens.recurrences.terms import before, wide
 
 Inner: TypeAlias = Literal["recall", "write"]
@@ -46,7 +47,7 @@ class DeltaTerms(NamedTuple):
     """Of β (v - recall) kᵀ [b p s u m]."""
 
 
-class Delta(Recurrence[DeltaTerms]):
+class Delta(Matrix[DeltaTerms]):
     """A matrix state a head from which each token erases what stood at its address.
 
     Args:
@@ -57,12 +58,8 @@ class Delta(Recurrence[DeltaTerms]):
         """Decay 1 and no write where not valid."""
         if valid is None:
             return terms
-        there = valid[..., None]
-        edit = terms.write_edit
-        if edit is not None:
-            edit = Edited(edit.value, edit.mask & there[..., None, None])
-        kept = torch.where(there if terms.decay.ndim == 3 else there[..., None], terms.decay, 1.0)
-        return terms._replace(decay=kept, beta=torch.where(there, terms.beta, 0.0), write_edit=edit)
+        decay, beta, edit = held(Held(terms.decay, terms.beta, terms.write_edit), valid)
+        return terms._replace(decay=decay, beta=beta, write_edit=edit)
 
     def step(self, previous: Tensor, terms: DeltaTerms) -> Tensor:
         """a S + β (v - recall) kᵀ."""
@@ -80,7 +77,7 @@ class Delta(Recurrence[DeltaTerms]):
     def carry(self, state: Tensor, terms: DeltaTerms) -> Tensor:
         """a S - β (a S k) kᵀ, without the erasures that an edit has replaced."""
         decayed = _rate(terms) * state
-        recall = _times(decayed, terms.k)
+        recall = at_address(decayed, terms.k)
         if terms.recall_edit is not None:
             recall = recall.masked_fill(terms.recall_edit.mask, 0.0)
         erased = (wide(terms.beta)[..., None] * recall)[..., None] * wide(terms.k)[..., None, :]
@@ -91,29 +88,24 @@ class Delta(Recurrence[DeltaTerms]):
     def carry_back(self, grad: Tensor, terms: DeltaTerms) -> Tensor:
         """a (g - β (g k) kᵀ), without the erasures that an edit has replaced."""
         heard = grad if terms.write_edit is None else grad.masked_fill(terms.write_edit.mask, 0.0)
-        erased = wide(terms.beta)[..., None] * _times(heard, terms.k)
+        erased = wide(terms.beta)[..., None] * at_address(heard, terms.k)
         if terms.recall_edit is not None:
             erased = erased.masked_fill(terms.recall_edit.mask, 0.0)
         return _rate(terms) * (grad - erased[..., None] * wide(terms.k)[..., None, :])
 
     def readout(self, states: Tensor, terms: DeltaTerms) -> Tensor:
         """S q, float32."""
-        return _times(states, terms.q)
+        return at_address(states, terms.q)
 
-    def with_edits(
-        self, terms: DeltaTerms, initial: Tensor, recall: Hook | None = None, write: Hook | None = None
-    ) -> DeltaTerms:
-        """The terms with what hooks make of recalls [b p s u] and of writes [b p s u m].
+    def with_recalls(self, terms: DeltaTerms, initial: Tensor, recall: Hook) -> DeltaTerms:
+        """The terms with what a hook makes of the recalls [b p s u], which it sees as they are before any edit."""
+        seen = self.recalls(before(self.states(terms, initial), initial), terms)
+        return terms._replace(recall_edit=edit_of(seen, recall))
 
-        Each hook sees a whole tensor over time: recalls before any edit, writes as they follow from edited recalls.
-        """
-        if recall is not None:
-            seen = self.recalls(before(self.states(terms, initial), initial), terms)
-            terms = terms._replace(recall_edit=edit_of(seen, recall))
-        if write is not None:
-            seen = self.writes(before(self.states(terms, initial), initial), terms)
-            terms = terms._replace(write_edit=edit_of(seen, write))
-        return terms
+    def with_writes(self, terms: DeltaTerms, initial: Tensor, write: Hook) -> DeltaTerms:
+        """The terms with what a hook makes of the writes [b p s u m], as they follow from edited recalls."""
+        seen = self.writes(before(self.states(terms, initial), initial), terms)
+        return terms._replace(write_edit=edit_of(seen, write))
 
     def run(self, terms: DeltaTerms, initial: Tensor) -> Run:
         """Chunk by chunk with matrix products; of states only those at the chunks' borders are made."""
@@ -181,12 +173,8 @@ def _rate(terms: DeltaTerms) -> Tensor:
     return decay[..., None, None] if decay.ndim == terms.beta.ndim else decay[..., None, :]
 
 
-def _times(state: Tensor, address: Tensor) -> Tensor:
-    return (state @ wide(address)[..., None])[..., 0]
-
-
 def _recall(decayed: Tensor, terms: DeltaTerms) -> Tensor:
-    return put(_times(decayed, terms.k), terms.recall_edit)
+    return put(at_address(decayed, terms.k), terms.recall_edit)
 
 
 def _write(recall: Tensor, terms: DeltaTerms) -> Tensor:

@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hybridlens.recurrences import scan
-from hybridlens.recurrences.base import Recurrence, Run
+from hybridlens.recurrences.base import Run
 from hybridlens.recurrences.chunks import Addressed, addressed, chunk_of, in_chunks, joined, segments, side_by_side
 from hybridlens.recurrences.edits import Edited, Hook, edit_of, put
+from hybridlens.recurrences.matrix import Held, Matrix, at_address, held
 from hybridlens.recurrences.terms import before, wide
 
 
@@ -37,7 +38,7 @@ class ScalarTerms(NamedTuple):
     """Of Δ v kᵀ [b p s u m]."""
 
 
-class Scalar(Recurrence[ScalarTerms]):
+class Scalar(Matrix[ScalarTerms]):
     """A matrix state a head that decays as a whole.
 
     Args:
@@ -48,14 +49,9 @@ class Scalar(Recurrence[ScalarTerms]):
         """Decay 1 and no write where not valid."""
         if valid is None:
             return terms
-        there = valid[..., None]
-        edit = terms.write_edit
-        if edit is not None:
-            edit = Edited(edit.value, edit.mask & there[..., None, None])
         dt = torch.ones_like(terms.decay) if terms.dt is None else terms.dt
-        return terms._replace(
-            decay=torch.where(there, terms.decay, 1.0), dt=torch.where(there, dt, 0.0), write_edit=edit
-        )
+        decay, dt, edit = held(Held(terms.decay, dt, terms.write_edit), valid)
+        return terms._replace(decay=decay, dt=dt, write_edit=edit)
 
     def step(self, previous: Tensor, terms: ScalarTerms) -> Tensor:
         """a S + Δ v kᵀ."""
@@ -75,10 +71,10 @@ class Scalar(Recurrence[ScalarTerms]):
 
     def readout(self, states: Tensor, terms: ScalarTerms) -> Tensor:
         """S q, float32."""
-        return (states @ wide(terms.q)[..., None])[..., 0]
+        return at_address(states, terms.q)
 
-    def with_edits(self, terms: ScalarTerms, write: Hook) -> ScalarTerms:
-        """The terms with what a hook makes of the writes [b p s u m]."""
+    def with_writes(self, terms: ScalarTerms, initial: Tensor, write: Hook) -> ScalarTerms:
+        """The terms with what a hook makes of the writes [b p s u m], which hear of no state before them."""
         return terms._replace(write_edit=edit_of(self.writes(terms), write))
 
     def run(self, terms: ScalarTerms, initial: Tensor) -> Run:

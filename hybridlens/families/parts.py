@@ -1,0 +1,123 @@
+"""What most families build alike, from modules under the names that transformers mostly gives them.
+
+A row takes these where its modules follow the custom, and states the names or numbers that differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from hybridlens.blocks import Block, Branch
+from hybridlens.config import AttentionConfig, LensConfig
+from hybridlens.mixers.attention import AttentionParts, HookedAttention
+from hybridlens.mixers.rotary import Rotary, Turning
+from hybridlens.mlps import HookedMlp, HookedMoe, MlpParts, MoeParts
+from hybridlens.norms import HookedNorm, Norm, NormStyle
+from hybridlens.projections import Projection
+
+
+@dataclass(frozen=True)
+class Norms:
+    """A family's norms.
+
+    Attributes:
+        style: how they treat their weight.
+        eps: the attribute under which a module keeps ε.
+    """
+
+    style: NormStyle = field(default_factory=NormStyle)
+    eps: str = "variance_epsilon"
+
+    def of(self, owner: Any, name: str) -> Norm:
+        """The norm that `owner` holds under `name`."""
+        return Norm(owner, name, getattr(getattr(owner, name), self.eps), self.style)
+
+    def hooked(self, owner: Any, name: str, cfg: LensConfig) -> HookedNorm:
+        """The same, of the residual stream, with hook points."""
+        return HookedNorm(self.of(owner, name), cfg.d_model)
+
+
+def attention_sizes(config: Any, **others: Any) -> AttentionConfig:
+    """The sizes of grouped-query attention, from the fields that most configurations have.
+
+    Args:
+        config: the model's configuration.
+        **others: fields of `AttentionConfig` besides.
+    """
+    heads = config.num_attention_heads
+    return AttentionConfig(
+        n_heads=heads,
+        n_kv_heads=config.num_key_value_heads or heads,
+        d_head=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        **others,
+    )
+
+
+def attention(
+    attn: Any,
+    sizes: AttentionConfig,
+    d_model: int,
+    turning: Turning | None = None,
+    embedding: nn.Module | None = None,
+    **others: Any,
+) -> HookedAttention:
+    """Attention of a module with `q_proj`, `k_proj`, `v_proj` and `o_proj`, its scores scaled by 1/√d_head.
+
+    Args:
+        attn: the module.
+        sizes: of it.
+        d_model: width of the residual stream.
+        turning: its rotary embedding as numbers; None for none.
+        embedding: the model's module that makes its cosines and sines.
+        **others: fields of `AttentionParts` that differ.
+    """
+    parts = {role: Projection(attn, f"{role}_proj") for role in "qkvo"}
+    rotary = None if turning is None or embedding is None else Rotary(embedding, turning)
+    given: dict[str, Any] = {**parts, "scale": sizes.d_head**-0.5, "rotary": rotary, **others}
+    return HookedAttention(sizes, AttentionParts(**given), d_model)
+
+
+def gated_mlp(mlp: Any, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> MlpParts:
+    """A gated MLP of a module with three projections and `act_fn`."""
+    return MlpParts(Projection(mlp, up), Projection(mlp, down), mlp.act_fn, Projection(mlp, gate))
+
+
+def hooked_mlp(cfg: LensConfig, layer: int, parts: MlpParts | MoeParts) -> nn.Module:
+    """A layer's MLP or mixture of experts, with its hook points."""
+    sizes = cfg.layers[layer].mlp
+    assert sizes is not None
+    return HookedMlp(sizes, parts) if isinstance(parts, MlpParts) else HookedMoe(sizes, parts, cfg.d_model)
+
+
+def pre_normed(
+    hf: Any,
+    cfg: LensConfig,
+    layer: int,
+    mixers: Mapping[str, nn.Module],
+    mlp: MlpParts | MoeParts,
+    norms: Norms,
+    names: tuple[str, str] = ("input_layernorm", "post_attention_layernorm"),
+) -> Block:
+    """A layer x += mixers(norm x); x += mlp(norm x).
+
+    Args:
+        hf: the family's layer.
+        cfg: of the whole model.
+        layer: its number.
+        mixers: by name.
+        mlp: an MLP or a mixture of experts, taken apart.
+        norms: the family's.
+        names: of the norm before the mixers, and of that before the MLP.
+    """
+    first, second = (norms.hooked(hf, name, cfg) for name in names)
+    branches = [Branch(mixers, first), Branch({"mlp": hooked_mlp(cfg, layer, mlp)}, second)]
+    return Block(branches, home=hf, d_model=cfg.d_model)
+
+
+def last_norm(norms: Norms, name: str, model: Any, cfg: LensConfig) -> HookedNorm:
+    """The norm before the unembedding, which the model without its head holds under `name`."""
+    return norms.hooked(model.base_model, name, cfg)
