@@ -40,6 +40,15 @@ def perturbed(model, seed):
                 weight.copy_(noise * (1.3 / weight.shape[-1] ** 0.5))
 
 
+def calm(model, seed):
+    """As `perturbed`, with smaller maps and embeddings: logits that bend little, for gradients and small steps."""
+    perturbed(model, seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "conv" not in name and not name.endswith("A_log"):
+                weight.mul_((0.4 * weight.shape[-1] ** 0.5 if "embed" in name else 0.9) / 1.3)
+
+
 @dataclass(frozen=True)
 class Row:
     """One family's small model."""
@@ -99,15 +108,22 @@ MATRIX = tuple(family for family, row in ROWS.items() if row.matrix)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)
 
 
-def make(family: str, seed: int = 0, **changes):
-    """A small random model of a family."""
+def make(family: str, seed: int = 0, draw: Callable[[Any, int], None] | None = None, **changes):
+    """A small random model of a family, its weights drawn by its row or by another function."""
     row = ROWS[family]
     torch.manual_seed(seed)
     config = getattr(transformers, f"{row.kind}Config")
     sizes = {"vocab_size": VOCAB, "hidden_size": 32}
     model = getattr(transformers, f"{row.kind}ForCausalLM")(config(**{**sizes, **row.fields, **changes}))
-    row.draw(model, seed + 1)
+    (draw or row.draw)(model, seed + 1)
     return model.eval()
+
+
+def make_calm(family: str, seed: int = 0, **changes):
+    """A small random model of a family with at least three layers, whose logits bend little."""
+    row = ROWS[family]
+    layers = {"num_hidden_layers": max(3, row.fields["num_hidden_layers"])}
+    return make(family, seed, calm if row.matrix else None, **{**layers, **changes})
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:

@@ -11,8 +11,7 @@ from itertools import product
 import pytest
 import torch
 from bounds import FORWARD, bound, close
-from matrix_models import ALL, make_any
-from models import tokens
+from models import EVERY_FAMILY, WITH_ATTENTION, make_calm, tokens
 
 import hybridlens as hl
 from analyses.patching import ablation, running, schedule
@@ -32,7 +31,7 @@ METRIC = LogitDifference(3, 7)
 
 @cache
 def small(family, dtype=torch.float32):
-    return hl.HybridLens(make_any(family, 3).to(dtype))
+    return hl.HybridLens(make_calm(family, 3).to(dtype))
 
 
 def prompts(shared=5, length=LENGTH):
@@ -106,7 +105,7 @@ def random_patches(lens, n, seed=0, length=LENGTH):
     return patches
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_random_targets_equal_the_plain_loop(family, direction):
     """Any point, axes and indices; any batch size; beginning at 0 or behind the first positions; beyond the window."""
@@ -128,7 +127,7 @@ def test_random_targets_equal_the_plain_loop(family, direction):
         close(result.normalised, scale, FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_bfloat16_one_by_one_is_the_plain_loop_bit_for_bit(family):
     """In bfloat16 a single patch in a batch, read from the first position on, gives the very bits of a plain run."""
     lens, (clean, corrupt) = small(family, torch.bfloat16), prompts()
@@ -137,11 +136,11 @@ def test_bfloat16_one_by_one_is_the_plain_loop_bit_for_bit(family):
     close(result.raw, loop(lens, corrupt, clean, patches), FORWARD)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_bfloat16_in_batches_is_as_near_to_the_truth_as_the_plain_loop(family):
     """Batches round otherwise, and no worse: both are compared with the same weights computed in float32."""
     lens, (clean, corrupt) = small(family, torch.bfloat16), prompts()
-    exact = hl.HybridLens(make_any(family, 3).to(torch.bfloat16).to(torch.float32))
+    exact = hl.HybridLens(make_calm(family, 3).to(torch.bfloat16).to(torch.float32))
     patches = random_patches(lens, 40, seed=6)
     truth = loop(exact, corrupt, clean, patches)
     plainly = (loop(lens, corrupt, clean, patches) - truth).square().mean().sqrt()
@@ -152,7 +151,7 @@ def test_bfloat16_in_batches_is_as_near_to_the_truth_as_the_plain_loop(family):
         assert ours < 0.1 * truth.std()
 
 
-@pytest.mark.parametrize("family", [family for family in ALL if family != "mamba2"])
+@pytest.mark.parametrize("family", WITH_ATTENTION)
 def test_keys_are_found_where_a_window_has_passed_some(family):
     """Runs that begin behind the first positions hold other key slots; an index of keys means absolute positions."""
     lens, (clean, corrupt) = small(family), prompts(shared=11)
@@ -170,7 +169,7 @@ def test_keys_are_found_where_a_window_has_passed_some(family):
     assert (result.raw != result.corrupt).sum() > 8
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_everything_gives_the_other_run_and_nothing_this_one_exactly(family, dtype):
     """Bit for bit: the embedding, or a layer's residual stream, takes the whole run along; no target changes no bit."""
@@ -192,7 +191,7 @@ def test_everything_gives_the_other_run_and_nothing_this_one_exactly(family, dty
         close(many.raw, one.raw, FORWARD, dtype=dtype)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_rows_of_one_shape_do_not_hear_each_other(family):
     """In one batch with other patches, a row has the bits that it has among copies of itself.
 
@@ -210,7 +209,7 @@ def test_rows_of_one_shape_do_not_hear_each_other(family):
             assert alike[row] == mixed[row]
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_before_the_first_difference_a_patch_changes_nothing(family):
     """Positions that both prompts share hold the same values, so that patches there need no pass at all."""
     lens, (clean, corrupt) = small(family), prompts(shared=9)
@@ -222,7 +221,7 @@ def test_before_the_first_difference_a_patch_changes_nothing(family):
     assert early.forwards == 2
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_many_patches_take_few_passes(family, monkeypatch):
     """Passes about n ÷ batch, and rows × layers × positions computed well under half of what one pass a patch takes."""
     lens, (clean, corrupt) = small(family), prompts(shared=0, length=40)
@@ -253,7 +252,7 @@ def test_large_activations_take_smaller_batches():
         assert (max(sizes), sum(sizes)) == (rows, 12)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_captures_are_bounded_by_memory(family, monkeypatch):
     """With little memory, values are captured a few points at a time, and the result is the same."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -274,7 +273,7 @@ def test_captures_are_bounded_by_memory(family, monkeypatch):
     close(little.raw, whole.raw, FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_noise_where_it_matters_shows_there_and_nowhere_else(family):
     """The crafted case: with all mixers but one silenced, only that layer's writes can tell the two prompts apart.
 
@@ -302,7 +301,7 @@ def test_noise_where_it_matters_shows_there_and_nowhere_else(family):
             close(result.normalised, expected, FORWARD, scale=size, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_every_ready_sweep_equals_the_plain_loop(family):
     """Every sweep that the model has, at random places of it; those it lacks name the ones it has."""
     length = 8  # one beyond the window
@@ -368,7 +367,7 @@ def test_results_are_saved_exactly(tmp_path):
         result.axis("head")
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_ablation_equals_a_plain_loop_with_the_same_values(family):
     """Zeros, means of each kind and draws, against runs whose values are put together by hand."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -496,7 +495,7 @@ def hooks_on(lens):
     return sum(point.asked() for point in lens.hook_dict.values())
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("broken", ["shape", "nan", "raises", "text"])
 def test_a_broken_metric_leaves_the_model_as_it_was(family, broken):
     """The error names the metric; no hook is left, and the next run has the same bits."""
@@ -546,7 +545,7 @@ def test_a_hook_that_raises_leaves_the_model_as_it_was():
     assert hooks_on(lens) == 0
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_metrics_that_read_on_do_so_from_the_patched_state(family):
     """A longer answer's log-probability: against a plain run over prompt and answer with the patch on the prompt only.
 
