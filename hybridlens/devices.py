@@ -17,9 +17,15 @@ from torch import nn
 from hybridlens.boundary_words import shown
 from hybridlens.errors import InputError
 
+DEVICES = "cpu, cuda, cuda:N or mps"
 
-def usable(device: torch.device | str) -> torch.device:
+
+def usable(device: torch.device | str, named: str = "device") -> torch.device:
     """A device, if tensors can be made there.
+
+    Args:
+        device: as torch has it.
+        named: what its user calls it.
 
     Raises:
         InputError: it does not exist, or not on this machine.
@@ -29,7 +35,8 @@ def usable(device: torch.device | str) -> torch.device:
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         said = " ".join(str(error).split())
-        raise InputError(f"device {shown(str(device))} cannot be used here: {said[:300]}") from error
+        problem = f"{named} {shown(str(device))} cannot be used here ({said[:300]}); expected {DEVICES}"
+        raise InputError(problem) from error
     return place
 
 

@@ -16,7 +16,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from matrix_models import STATES, make_any
+from models import MATRIX, make_calm
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -56,7 +56,7 @@ def planted(family: str, where: str, seed: int = 0) -> Planted:
         "qwen3_next": {"layer_types": ["linear_attention", "full_attention", *["linear_attention"] * 4]},
     }  # fmt: skip
     given = {name: value for name, value in {**sizes, **own[family]}.items() if value is not None}
-    model = make_any(family, seed, **given)
+    model = make_calm(family, seed, **given)
     lens = hl.HybridLens(model, _tokenizer())
     with torch.no_grad():
         _silence(family, model)
@@ -65,7 +65,7 @@ def planted(family: str, where: str, seed: int = 0) -> Planted:
         layers = lens.cfg.attention_layers if where == "head" else lens.cfg.ssm_layers[1:]
         layer = layers[int(torch.randint(len(layers), (), generator=rng))]
         head = int(torch.randint(4, (), generator=rng))
-        if family in STATES:
+        if family in MATRIX:
             if family == "mamba2":
                 _plant_mamba2(model.backbone.layers[layer].mixer, head)
             else:

@@ -5,13 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import make
+from models import ROWS, make
 from niah_tokenizers import KINDS
 
 import hybridlens as hl
 
 LOUD = ("q_proj", "k_proj", "v_proj", "o_proj")
 """The matrices that are made larger, so that attention is sharp and heard."""
+
+
+@cache
+def small_lens(family: str, seed: int = 0) -> hl.HybridLens:
+    """A lens on a small random model of a family, without a tokenizer, made once."""
+    return hl.HybridLens(make(family, seed))
 
 
 @cache
@@ -23,14 +29,7 @@ def benchmark_lens(family: str, seed: int = 0, words: str = "word", gain: float 
     """
     tokenizer = KINDS[words]()
     ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    room = {
-        "jamba": {"max_position_embeddings": 400, "num_hidden_layers": 6},  # attention in layers 1 and 5
-        "recurrentgemma": {"attention_window_size": 64, "num_hidden_layers": 6},  # in 2 and 5
-        "mamba2": {},
-        "falcon_h1": {"max_position_embeddings": 400},
-        "qwen3_next": {"max_position_embeddings": 400},
-    }[family]
-    model = make(family, seed, **{**ids, **room, **changes})
+    model = make(family, seed, **{**ids, **ROWS[family].room, **changes})
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(".weight") and name.split(".")[-2] in LOUD:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from bounds import FORWARD
 from checkpoint_folders import make_folders, refused, rewrite
-from models import FAMILIES, MAKERS, make, tokens
+from models import FAMILIES, make, tokens
 from safetensors.torch import save_file
 
 import hybridlens as hl
@@ -57,7 +57,7 @@ WRONG = {
 
 
 def mutations(family):
-    declared = MAKERS[family]().config.to_dict()
+    declared = make(family).config.to_dict()
     for name in sorted(declared):
         rule = FIELDS.get(name)
         for value in WRONG.get(type(rule), ()):
@@ -87,7 +87,7 @@ def test_most_fields_have_rules(family):
         "chunk_size_feed_forward", "_name_or_path", "transformers_version", "use_mamba_kernels", "use_mambapy",
         "use_associative_scan",
     }  # fmt: skip
-    assert set(MAKERS[family]().config.to_dict()) - set(FIELDS) - free == set()
+    assert set(make(family).config.to_dict()) - set(FIELDS) - free == set()
 
 
 @pytest.mark.parametrize(

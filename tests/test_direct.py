@@ -10,8 +10,7 @@ import math
 import pytest
 import torch
 from bounds import FORWARD, LAYER, close, near
-from matrix_models import STATES, make_any
-from models import FAMILIES, make, tokens
+from models import FAMILIES, MATRIX, make, make_calm, tokens
 
 import hybridlens as hl
 from analyses.patching.direct import direct_logit_attribution
@@ -40,7 +39,7 @@ POSITIONS = (-1, 0, 12, 5)
 
 
 def run(family, changes, seed=3, dtype=torch.float32):
-    lens = hl.HybridLens(make_any(family, seed, **changes).to(dtype))
+    lens = hl.HybridLens(make_calm(family, seed, **changes).to(dtype))
     prompt = tokens(1, LENGTH, seed)
     return lens, prompt, direct_logit_attribution(lens, prompt, QUESTIONS, POSITIONS)
 
@@ -218,10 +217,10 @@ def test_shares_of_recurrent_heads_experts_and_biases(family, changes):
     assert (sizes > 100 * room(found)).double().mean() > 0.8  # far above what the comparison allows
 
 
-@pytest.mark.parametrize("family", STATES)
+@pytest.mark.parametrize("family", MATRIX)
 def test_a_recurrent_head_that_writes_nothing_has_no_share(family):
     """With the columns of one head set to zero in the output projection, its share alone is zero."""
-    model = make_any(family, 5)
+    model = make_calm(family, 5)
     lens = hl.HybridLens(model)
     layer = lens.cfg.ssm_layers[-1]
     width = lens.cfg.recurrence(layer).state_shape[1]
@@ -236,7 +235,7 @@ def test_a_recurrent_head_that_writes_nothing_has_no_share(family):
             assert silent == (writer == Writer("ssm_head", layer, 2)), writer.words
 
 
-@pytest.mark.parametrize("family", FAMILIES + STATES)
+@pytest.mark.parametrize("family", FAMILIES + MATRIX)
 def test_bfloat16_leaves_rounding_as_remainder(family):
     """The shares add up to the logit within bfloat16's rounding, and `remainder` says by how much they do not."""
     lens, prompt, found = run(family, {}, dtype=torch.bfloat16)

@@ -6,8 +6,8 @@ and sums over tokens of what hook points hold.
 
 import pytest
 import torch
-from models import make
-from small_families import WITH_HEADS, ids, small, small_lens
+from models import MATRIX_WITH_ATTENTION, make, tokens
+from random_lens import small_lens
 
 import hybridlens as hl
 from analyses.circuits import HeadCircuits, circuits
@@ -34,7 +34,7 @@ def descending(values: torch.Tensor) -> list[float]:
     return sorted(values.abs().tolist(), reverse=True)
 
 
-@pytest.mark.parametrize("family", WITH_HEADS)
+@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
 def test_eigenvalues_are_those_of_matrices_over_the_vocabulary(family):
     """OV with the gate at rest; QK with the norms' weights on queries and keys and the query turned by a distance."""
     weights = Weights.of_model(small_lens(family))
@@ -45,15 +45,16 @@ def test_eigenvalues_are_those_of_matrices_over_the_vocabulary(family):
     layer = weights.cfg.attention_layers[0]
     view = weights.attention(layer)
     gate = 1.0 if view.W_gate is None else 0.5
-    q_norm, k_norm = (torch.ones(16) if norm is None else norm for norm in (view.q_norm, view.k_norm))
+    d_head = view.W_Q.shape[-1]
+    q_norm, k_norm = (torch.ones(d_head) if norm is None else norm for norm in (view.q_norm, view.k_norm))
     ov, qk = ov_eigenvalues(view, shared.UE), qk_eigenvalues(view, shared.EE, 3)
     for head in range(view.n_heads):
         one = view.head(head)
         written = E @ one.W_V.double() @ (gate * one.W_O.double()) @ U0.T
-        expected = nonzero(written, 16)
+        expected = nonzero(written, d_head)
         assert descending(ov[head]) == pytest.approx(expected, rel=1e-4, abs=1e-4 * expected[0])
         queries = view.rotary.turned(E @ (one.W_Q * q_norm).double(), 3)
-        expected = nonzero(queries @ (E0 @ (one.W_K * k_norm).double()).T, 16)
+        expected = nonzero(queries @ (E0 @ (one.W_K * k_norm).double()).T, d_head)
         assert descending(qk[head]) == pytest.approx(expected, rel=1e-4, abs=1e-4 * expected[0])
         keys = E @ (one.W_K * k_norm).double()
         scores = (E @ (one.W_Q * q_norm).double()) @ keys.T
@@ -61,7 +62,7 @@ def test_eigenvalues_are_those_of_matrices_over_the_vocabulary(family):
         assert float(matching_share(view, block.E)[head]) == pytest.approx(float(share), abs=1e-6)
 
 
-@pytest.mark.parametrize("family", WITH_HEADS)
+@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
 def test_profile_is_the_pattern_among_equal_tokens(family):
     """With one content at every position, the last query's pattern is the profile: its norms, turns and scale."""
     lens = small_lens(family)
@@ -71,7 +72,7 @@ def test_profile_is_the_pattern_among_equal_tokens(family):
     same = (f"blocks.{layer}.ln1.hook_normalized", lambda x, hook: content.expand_as(x))
     keep = (f"blocks.{layer}.attn.hook_pattern", lambda x, hook: seen.append(x[0, :, -1].flip(-1)))
     with torch.no_grad():
-        lens.run_with_hooks(ids(1, n), [same, keep])
+        lens.run_with_hooks(tokens(1, n), [same, keep])
     torch.testing.assert_close(profile(Weights.of_model(lens).attention(layer), content, n), seen[0], **CLOSE)
 
 
@@ -80,12 +81,12 @@ def test_profile_is_the_pattern_among_equal_tokens(family):
 )
 def test_measured_paths_and_their_error(family, changes):
     """Means and error of the linear path by loops over a run's tensors: of the recurrence's own write alone."""
-    lens = hl.HybridLens(small(family, 2, **changes))
-    weights, tokens, lengths = Weights.of_model(lens), ids(3, 11, seed=2), [11, 6, 9]
-    paths, errors = measured_paths(lens, weights, tokens, lengths)
+    lens = hl.HybridLens(make(family, 2, **changes))
+    weights, ids, lengths = Weights.of_model(lens), tokens(3, 11, seed=2), [11, 6, 9]
+    paths, errors = measured_paths(lens, weights, ids, lengths)
     assert [path.layer for path in paths] == list(lens.cfg.ssm_layers)
     with torch.no_grad():
-        _, cache = lens.run_with_cache(tokens)
+        _, cache = lens.run_with_cache(ids)
     real = torch.arange(11) < torch.tensor(lengths)[:, None]
     for path, error in zip(paths, errors.tolist(), strict=True):
         parts, name = weights.recurrent(path.layer).parts, f"blocks.{path.layer}"
@@ -111,10 +112,10 @@ def test_measured_paths_and_their_error(family, changes):
 def test_gate_error_is_what_the_gate_at_rest_misses():
     """By head: what it writes less what it would write with a gate of one half, about the means, over real tokens."""
     lens = small_lens("qwen3_next")
-    weights, tokens, lengths = Weights.of_model(lens), ids(3, 11, seed=2), [11, 6, 9]
-    found = gate_errors(lens, weights, tokens, lengths)
+    weights, ids, lengths = Weights.of_model(lens), tokens(3, 11, seed=2), [11, 6, 9]
+    found = gate_errors(lens, weights, ids, lengths)
     with torch.no_grad():
-        _, cache = lens.run_with_cache(tokens)
+        _, cache = lens.run_with_cache(ids)
     real = torch.arange(11) < torch.tensor(lengths)[:, None]
     W_O = weights.attention(1).W_O
     for head in range(4):
@@ -122,15 +123,15 @@ def test_gate_error_is_what_the_gate_at_rest_misses():
         out, missed = gated @ W_O[head], (gated - 0.5 * z) @ W_O[head]
         off = (missed - missed.mean(0)).norm() / (out - out.mean(0)).norm()
         assert float(found[0, head]) == pytest.approx(float(off), rel=1e-4)
-    assert not gate_errors(small_lens("falcon_h1"), Weights.of_model(small_lens("falcon_h1")), tokens).any()
+    assert not gate_errors(small_lens("falcon_h1"), Weights.of_model(small_lens("falcon_h1")), ids).any()
 
 
-@pytest.mark.parametrize("family", WITH_HEADS)
+@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
 def test_composition_is_of_products_of_maps(family):
     """Every pair by its product; what stands beside a head in its own layer is no writer of it."""
     lens = small_lens(family)
     weights = Weights.of_model(lens)
-    paths, _ = measured_paths(lens, weights, ids(2, 12))
+    paths, _ = measured_paths(lens, weights, tokens(2, 12))
     found = compositions(weights, paths)
     layers = weights.cfg.attention_layers
 
@@ -139,7 +140,8 @@ def test_composition_is_of_products_of_maps(family):
 
     for i, layer in enumerate(layers):
         view = weights.attention(layer)
-        q_norm, k_norm = (torch.ones(16) if norm is None else norm for norm in (view.q_norm, view.k_norm))
+        plain = torch.ones(view.W_Q.shape[-1])
+        q_norm, k_norm = (plain if norm is None else norm for norm in (view.q_norm, view.k_norm))
         for head in (0, 3):
             one = view.head(head)
             qk = (one.W_Q * q_norm) @ (one.W_K * k_norm).T
@@ -163,16 +165,16 @@ def test_a_delta_rule_has_no_path_at_rest():
     """Asked for it, one line; circuits leave it out and say so; on text it is measured, and a writer."""
     lens = small_lens("qwen3_next")
     weights = Weights.of_model(lens)
-    with pytest.raises(InputError, match=r"of layer 0, 2, 3 passes nothing on at rest, .* give real text"):
+    with pytest.raises(InputError, match=r"of layer 0, 2 passes nothing on at rest, .* give real text"):
         paths_at_rest(weights)
     assert passing_at_rest(weights) == []
     rest = circuits(lens, sample_size=40)
     assert rest.ssm_layers == ()
     assert [note.split(" ")[0] for note in rest.notes] == ["OV", "QK", "Recurrent"]
     assert "not measured" in rest.notes[0]
-    assert "layers 0, 2, 3 pass nothing on at rest" in rest.notes[2]
-    measured = circuits(lens, ids(2, 12), sample_size=40)
-    assert measured.ssm_layers == (0, 2, 3)
+    assert "layers 0, 2 pass nothing on at rest" in rest.notes[2]
+    measured = circuits(lens, tokens(2, 12), sample_size=40)
+    assert measured.ssm_layers == (0, 2)
     assert len(measured.notes) == 2
     assert f"misses {float(measured.gate_error.min()):.2f} to" in measured.notes[0]
     torch.testing.assert_close(measured.copying, rest.copying)
@@ -180,7 +182,7 @@ def test_a_delta_rule_has_no_path_at_rest():
 
 def test_what_stands_in_a_file_comes_back(tmp_path):
     """Gate errors, notes and all else."""
-    found = circuits(small_lens("qwen3_next"), ids(2, 12), sample_size=40)
+    found = circuits(small_lens("qwen3_next"), tokens(2, 12), sample_size=40)
     back = HeadCircuits.load(found.save(tmp_path / "circuits.safetensors"))
     assert back.notes == found.notes
     assert torch.equal(back.gate_error, found.gate_error)

@@ -8,7 +8,8 @@ from collections.abc import Hashable, Sequence
 
 import pytest
 import torch
-from small_families import MATRIX_FAMILIES, WITH_HEADS, small_lens
+from models import MATRIX, MATRIX_WITH_ATTENTION
+from random_lens import small_lens
 
 from analyses.heads.treatment import Treatment, treat
 from hybridlens import HybridLens
@@ -47,8 +48,8 @@ def jobs_of(family: str) -> list[Job]:
     """Prompts that share beginnings, of unlike lengths, under unlike treatments in both phases."""
     none = [(None, None)]
     some = [*none, (Treatment(2), None), (None, Treatment(1)), (Treatment(4, "omit"), Treatment(2, "only"))]
-    chosen = some if family in WITH_HEADS else none
-    prompts = [(*stem[:n], 60, 61 + n) for stem in STEMS for n in (6, 16)]
+    chosen = some if family in MATRIX_WITH_ATTENTION else none
+    prompts = [(*stem[:n], 30, 31 + n) for stem in STEMS for n in (6, 16)]
     return [Job(prompt, reading, answering, SPANS) for prompt in prompts for reading, answering in chosen]
 
 
@@ -62,7 +63,7 @@ def alone(lens: HybridLens, job: Job, boundary: str) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("boundary", ["last_prompt_token", "first_new_token"])
-@pytest.mark.parametrize("family", MATRIX_FAMILIES)
+@pytest.mark.parametrize("family", MATRIX)
 def test_every_answer_is_that_of_a_run_alone(family, boundary):
     """With all the memory there is, and with the least that does: in blocks, with snapshots dropped and read again."""
     lens = small_lens(family, 3)
@@ -86,7 +87,7 @@ def test_every_answer_is_that_of_a_run_alone(family, boundary):
             assert (sweep.tally.prefilled, sweep.tally.distinct, sweep.tally.dropped) == (once, once, 0)
 
 
-@pytest.mark.parametrize("family", MATRIX_FAMILIES)
+@pytest.mark.parametrize("family", MATRIX)
 def test_a_state_takes_what_the_budget_says(family):
     """Rows and tokens cost what the tensors of a real state take, positions aside; pure recurrences cost no token."""
     lens = small_lens(family)
@@ -115,7 +116,7 @@ def test_a_pure_recurrence_has_no_key_slots():
         torch.testing.assert_close(found, expected[[2, 0, 1]], atol=1e-5 * float(scale), rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", MATRIX_FAMILIES)
+@pytest.mark.parametrize("family", MATRIX)
 def test_a_budget_without_room_for_one_row_says_what_is_needed(family):
     """One line, before anything runs."""
     lens = small_lens(family)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import refused
-from small_families import WITH_HEADS, ids, small, small_lens
+from models import MATRIX_WITH_ATTENTION, make, tokens
+from random_lens import small_lens
 
 from analyses import entropy, sparsification
 from analyses.heads.manipulation import manipulate
@@ -27,20 +28,20 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=2e-5 * scale, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", WITH_HEADS)
+@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
 def test_a_silenced_head_writes_nothing(family):
     """Whatever its gate: its part of the write is 0, the others' stay, and so does a recurrence in the same layer."""
-    lens, tokens = small_lens(family), ids(2, 9)
+    lens, ids = small_lens(family), tokens(2, 9)
     layer = lens.cfg.attention_layers[0]
     layers = lens.cfg.attention_layers
     ranking = HeadRanking(-torch.eye(4)[2].repeat(len(layers), 1), layers, "all but head 2", lower_is_better=False)
     edits = sparsification.keep_heads(lens, ranking, 3, scope="layer")
     points = [f"blocks.{layer}.attn.hook_result", f"blocks.{layer}.hook_mixer_out", f"blocks.{layer}.hook_attn_out"]
     with torch.no_grad():
-        _, plain = lens.run_with_cache(tokens, points)
+        _, plain = lens.run_with_cache(ids, points)
         seen: dict[str, torch.Tensor] = {}
         with lens.hooks([(points, lambda x, hook: seen.update({hook.name: x}))]):
-            lens.prefill(tokens, edits)
+            lens.prefill(ids, edits)
     result = seen[points[0]]
     assert not bool(result[:, :, 2].any())
     assert bool(plain[points[0]][:, :, 2].any())
@@ -50,26 +51,26 @@ def test_a_silenced_head_writes_nothing(family):
     assert bool(beside.any()) == (family == "falcon_h1")
 
 
-@pytest.mark.parametrize("family", WITH_HEADS)
+@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
 def test_no_heads_kept_is_no_attention(family):
     """k = 0 in a phase is the mixer's write without attention, in reading and in a decode step."""
-    lens, tokens = small_lens(family), ids(2, 9)
+    lens, ids = small_lens(family), tokens(2, 9)
     names = [f"blocks.{layer}.hook_attn_out" for layer in lens.cfg.attention_layers]
     with torch.no_grad():
-        state, logits = lens.prefill(tokens, sparsification.top_k(lens, 0, "prefill"))
+        state, logits = lens.prefill(ids, sparsification.top_k(lens, 0, "prefill"))
         found = lens.extend(state, [[5], [6]], sparsification.top_k(lens, 0, "decode")).logits
         with lens.hooks([(names, lambda x, hook: torch.zeros_like(x))]):
-            before, expected = lens.prefill(tokens)
+            before, expected = lens.prefill(ids)
             close(logits, expected)
             close(found, lens.extend(before, [[5], [6]]).logits)
 
 
-def by_hand(lens, tokens, k: list[int], scope: str) -> torch.Tensor:
+def by_hand(lens, ids, k: list[int], scope: str) -> torch.Tensor:
     """Logits under top-k, one attention layer after the other; scope "model" ranks a plain pass."""
     layers = lens.cfg.attention_layers
     patterns: dict[int, torch.Tensor] = {}
     with torch.no_grad():
-        _, cache = lens.run_with_cache(tokens)
+        _, cache = lens.run_with_cache(ids)
     patterns.update({i: cache[f"blocks.{i}.attn.hook_pattern"] for i in layers})
 
     def bits(pattern: torch.Tensor) -> torch.Tensor:
@@ -99,34 +100,34 @@ def by_hand(lens, tokens, k: list[int], scope: str) -> torch.Tensor:
         ([f"blocks.{i}.attn.hook_z" for i in layers], silence),
     ]
     with torch.no_grad():
-        return lens.run_with_hooks(tokens, hooks)
+        return lens.run_with_hooks(ids, hooks)
 
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
-@pytest.mark.parametrize("family", WITH_HEADS)
+@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
 def test_top_k_by_hand(family, scope):
     """Every row its own k, by sorting entropies of the pattern query by query."""
-    lens, tokens = small_lens(family), ids(3, 8, 2)
+    lens, ids = small_lens(family), tokens(3, 8, 2)
     with torch.no_grad():
-        found = lens.prefill(tokens, sparsification.top_k(lens, [1, 3, 2], "both", scope)).logits
-    close(found, by_hand(lens, tokens, [1, 3, 2], scope))
+        found = lens.prefill(ids, sparsification.top_k(lens, [1, 3, 2], "both", scope)).logits
+    close(found, by_hand(lens, ids, [1, 3, 2], scope))
 
 
-@pytest.mark.parametrize("family", WITH_HEADS)
+@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
 def test_ranks_are_mean_entropies(family):
     """Of all queries of prompts of unlike length, by summing over patterns."""
-    lens, tokens, lengths = small_lens(family), ids(2, 9, 4), [9, 5]
-    ranking = entropy.rank_heads(lens, tokens, lengths=lengths, batch_size=1)
+    lens, ids, lengths = small_lens(family), tokens(2, 9, 4), [9, 5]
+    ranking = entropy.rank_heads(lens, ids, lengths=lengths, batch_size=1)
     with torch.no_grad():
-        _, cache = lens.run_with_cache(tokens)
+        _, cache = lens.run_with_cache(ids)
     for i, layer in enumerate(lens.cfg.attention_layers):
         pattern = cache[f"blocks.{layer}.attn.hook_pattern"]
         bits = -(pattern * pattern.clamp_min(1e-38).log2()).sum(-1)
         close(ranking.scores[i], (bits[0].sum(-1) + bits[1, :, :5].sum(-1)) / 14)
-    seen = look(lens, tokens[0].tolist(), [7, 8], [NEEDLE])
+    seen = look(lens, ids[0].tolist(), [7, 8], [NEEDLE])
     assert seen.ranking.layers == lens.cfg.attention_layers
     with torch.no_grad():
-        _, cache = lens.run_with_cache(torch.tensor([[*tokens[0].tolist(), 7, 8]]))
+        _, cache = lens.run_with_cache(torch.tensor([[*ids[0].tolist(), 7, 8]]))
     for i, layer in enumerate(lens.cfg.attention_layers):
         mass = cache[f"blocks.{layer}.attn.hook_pattern"][0, :, 8:10, slice(*NEEDLE)].sum(-1).mean(-1)
         close(seen.ranking.scores[i], mass)
@@ -134,10 +135,10 @@ def test_ranks_are_mean_entropies(family):
 
 @pytest.mark.parametrize("semantics", ["clean", "published"])
 @pytest.mark.parametrize("mode", ["omit", "only", "binary", "null"])
-@pytest.mark.parametrize("family", WITH_HEADS)
+@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
 def test_manipulations_by_hand(family, mode, semantics):
     """In a decode step, key by key; every query sees the needle there."""
-    lens, tokens = small_lens(family), ids(2, 9, 6)
+    lens, ids = small_lens(family), tokens(2, 9, 6)
     inside = range(*NEEDLE)
 
     def rewrite(pattern, hook):
@@ -153,7 +154,7 @@ def test_manipulations_by_hand(family, mode, semantics):
                         weights[head, key] = 0
 
     with torch.no_grad():
-        state = lens.prefill(tokens).state
+        state = lens.prefill(ids).state
         found = lens.extend(state, [[5], [6]], manipulate(lens, mode, NEEDLE, "decode", semantics)).logits
         with lens.hooks([([f"blocks.{i}.attn.hook_pattern" for i in lens.cfg.attention_layers], rewrite)]):
             close(found, lens.extend(state, [[5], [6]]).logits)
@@ -164,7 +165,7 @@ def test_a_model_without_attention_is_refused_by_every_function():
     lens = small_lens("mamba2")
     ranking = HeadRanking(torch.zeros(1, 4), (1,), "another model's", True)
     for fn in (
-        lambda: entropy.rank_heads(lens, ids(1, 5)),
+        lambda: entropy.rank_heads(lens, tokens(1, 5)),
         lambda: sparsification.top_k(lens, 0),
         lambda: sparsification.keep_heads(lens, ranking, 1),
         lambda: sparsification.keep_each(lens, [None]),
@@ -180,7 +181,7 @@ def test_a_model_without_attention_is_refused_by_every_function():
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model without attention, as a folder; it needs no tokenizer to be refused."""
     path = tmp_path_factory.mktemp("models") / "pure"
-    small("mamba2").save_pretrained(path)
+    make("mamba2").save_pretrained(path)
     return path
 
 

@@ -12,8 +12,7 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, LAYER, apart, bound, close
-from matrix_models import ALL, STATES, make_any
-from models import FAMILIES, tokens
+from models import EVERY_FAMILY, FAMILIES, MATRIX, WITH_ATTENTION, make_calm, tokens
 
 import hybridlens as hl
 from analyses.patching.metrics import KullbackLeibler, LogitDifference
@@ -31,7 +30,7 @@ METRIC = LogitDifference(3, 7)
 @cache
 def small(family, dtype=torch.float32):
     changes = {"num_key_value_heads": 2, "attention_bias": True} if family == "recurrentgemma" else {}
-    return hl.HybridLens(make_any(family, 3, **changes).to(dtype))
+    return hl.HybridLens(make_calm(family, 3, **changes).to(dtype))
 
 
 def prompts(shared=5, length=LENGTH):
@@ -133,7 +132,7 @@ def patched(lens, clean, corrupt, paths, metric=METRIC, **options):
     return found, torch.stack([found.raw[groups.index(group), readers.index(reader)] for group, reader in paths])
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize(("direction", "through_mlps"), [("denoise", False), ("noise", True)])
 def test_random_paths_equal_the_plain_loop(family, direction, through_mlps):
     """Any writers and readers, any batch size, from position 0 or behind the shared beginning; beyond the window."""
@@ -153,7 +152,7 @@ def test_random_paths_equal_the_plain_loop(family, direction, through_mlps):
             close(found.corrupt, METRIC(lens(corrupt)).item(), FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_each_kind_of_writer_and_reader_is_heard(family):
     """One path of each kind, against the plain loop; every one of them changes the metric by far more than rounding."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -169,7 +168,7 @@ def test_each_kind_of_writer_and_reader_is_heard(family):
     assert ours.unique().numel() == len(ours)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("through_mlps", [False, True])
 def test_chosen_positions_only(family, through_mlps):
     """Outputs exchanged at some positions reach the reader there and nowhere else."""
@@ -181,7 +180,7 @@ def test_chosen_positions_only(family, through_mlps):
         close(ours, expected, FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("through_mlps", [False, True])
 def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family, through_mlps):
     """For every reader of the model: the same as activation patching of that input; for the logits, the other run."""
@@ -203,12 +202,12 @@ def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family
     assert (ours - found.corrupt).abs().min() > 2 * bound(float(ours.abs().max()), FORWARD)
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_bfloat16_is_as_near_to_the_truth_as_the_plain_loop(family):
     """Both are compared with the same weights computed in float32."""
     lens, (clean, corrupt) = small(family, torch.bfloat16), prompts()
     changes = {"num_key_value_heads": 2, "attention_bias": True} if family == "recurrentgemma" else {}
-    exact = hl.HybridLens(make_any(family, 3, **changes).to(torch.bfloat16).to(torch.float32))
+    exact = hl.HybridLens(make_calm(family, 3, **changes).to(torch.bfloat16).to(torch.float32))
     paths = random_paths(lens, 10, seed=6)
     truth, plainly = (loop(which, corrupt, clean, paths) for which in (exact, lens))
     _, ours = patched(lens, clean, corrupt, paths, batch_size=8)
@@ -217,7 +216,7 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_plain_loop(family):
     assert error < 0.5 * truth.std()
 
 
-@pytest.mark.parametrize("family", [family for family in ALL if family != "mamba2"])
+@pytest.mark.parametrize("family", WITH_ATTENTION)
 def test_with_mlps_a_path_is_more_than_without(family):
     """Between the embedding and the logits lie MLPs; between a layer's mixer and its own MLP none."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -253,7 +252,7 @@ def test_pairs_without_a_path_are_refused_or_left_untouched(family):
         path_patch(lens, clean, corrupt, METRIC, [[Writer("embed"), Writer("mlp", 1)]], [Reader("mlp", 1)])
 
 
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_the_whole_model_at_once_in_few_passes(family, tmp_path):
     """Every writer by every reader: as many passes as rows need, and a saved result that names both ends."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -272,7 +271,7 @@ def test_the_whole_model_at_once_in_few_passes(family, tmp_path):
     assert not any(point.has_hooks() for point in lens.hook_dict.values())
 
 
-@pytest.mark.parametrize("family", STATES)
+@pytest.mark.parametrize("family", MATRIX)
 def test_parts_side_by_side_do_not_hear_each_other(family):
     """Both mixers of a layer read what stands before it; its MLP, if there is one, and later layers hear them."""
     lens, (clean, corrupt) = small(family), prompts()

@@ -26,16 +26,10 @@ from analyses.study.rankings.curves import Value, area, area_difference, areas, 
 from analyses.study.rankings.results import (
     RANDOM,
     RUN_TIME,
-    Ability,
-    RankingComparison,
-    comparison,
-    keys_of,
-    scores_of,
 )
-from analyses.study.rankings.words import best_rows, sentences
 from hybridlens import niah
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
-from hybridlens.results import Cell, CellKey, accuracy_points, tipping_interval, tipping_point
+from hybridlens.results import Cell, accuracy_points, tipping_interval, tipping_point
 
 NEW = 4
 SMALL = RankingsConfig(
@@ -378,52 +372,3 @@ def test_refusals() -> None:
     ]:
         with pytest.raises((InputError, UnknownNameError), match=message):
             SMALL.but(**change)
-
-
-def made_up(curves: dict[str, list[float]], prompts: int = 40, jitter: float = 0.0) -> RankingComparison:
-    """A comparison whose rows have these scores at every prompt, some more and some less by `jitter`."""
-    counts = tuple(range(len(next(iter(curves.values())))))
-    layers = 1
-    bases = [CellKey("toy", "prefill", 0, 110 + i, 50, False, scope="model") for i in range(prompts)]
-    rankings = {name: ranking(torch.arange(2.0 * 1).view(2, 1)) for name in curves if name != RUN_TIME}
-    cells: dict[CellKey, Cell] = {}
-    for (i, base), (name, curve) in itertools.product(enumerate(bases), curves.items()):
-        shift = jitter if (i + len(name)) % 2 else -jitter
-        for n, key in keys_of(name, counts, base, layers).items():
-            inside = 0 < n < counts[-1]
-            value = 5 * min(1.0, max(0.0, curve[n] + shift * inside))
-            rest = {"text": "", "needle_start": 1, "needle_end": 2, "seconds": 0.0, "prompt_hash": "h"}
-            cells[key] = Cell(**key._asdict(), score=value, **rest)
-    rows = len(curves)
-    ability = Ability(torch.ones(rows, len(counts)), (), {})
-    return comparison(cells, bases, rankings, counts, layers, RUN_TIME in curves, "both", ability)
-
-
-def test_words_name_a_winner_only_where_there_is_one() -> None:
-    early, late = [0, 1, 1, 1, 1, 1, 1, 1, 1.0], [0, 0, 0, 0, 0, 0, 0, 1, 1.0]
-    middle = [0, 0, 0, 1, 1, 1, 1, 1, 1.0]
-    found = made_up({RUN_TIME: middle, "good": early, "bad": late})
-    said = " ".join(sentences(found))
-    assert best_rows(found) == ("good",)
-    assert "good keeps retrieval with the fewest heads (area 0.938" in said
-    assert "1 head for half of the untouched accuracy in every draw" in said
-    assert "bad (−0.50, " in said
-    assert "does worse than entropy at run time" in said
-    assert "does better than entropy at run time" in said
-    assert "No ranking was found to do worse" not in said
-    even = made_up({RUN_TIME: middle, "good": [0, 0, 0.05, 1, 1, 1, 1, 1, 1.0]}, jitter=0.2)
-    said = " ".join(sentences(even))
-    assert set(best_rows(even)) == {"good", RUN_TIME}
-    assert "not told apart" in said
-    assert "keeps retrieval with the fewest heads (" not in said
-    assert "No ranking was found to do worse than entropy at run time." in said
-    silent = made_up({"one": [0.0] * 9, "two": [0.0] * 9})
-    assert sentences(silent) == [
-        "toy answers none of the 40 prompts with all its heads, so no ranking can be judged by what it keeps."
-    ]
-
-
-def test_missing_cells_are_named() -> None:
-    bases = [CellKey("toy", "prefill", 0, 110, 50, False, scope="model")]
-    with pytest.raises(ResultsError, match=r"the cell \(prefill, k 0, length 110, .*ranking one\) is missing"):
-        scores_of({}, "one", (0, 1), bases, 2)

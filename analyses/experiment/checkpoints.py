@@ -9,18 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
 import hybridlens as hl
+from hybridlens.devices import DEVICES, usable
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.families import family_for
 from hybridlens.loading import locate, read_config, resolve_dtype
 from hybridlens.model import HybridLens
 from hybridlens.results import hash_weights
 from hybridlens.weights.fit import meta_model
-
-DEVICES = "cpu, cuda, cuda:N, mps or auto"
 
 
 def meta_lens(name: str) -> HybridLens:
@@ -44,14 +42,8 @@ def check_device(device: str) -> str:
     Raises:
         InputError: otherwise.
     """
-    if device == "auto":
-        return device
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found).cpu()  # which the meta device cannot
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"--device {device!r} cannot be used ({reason}); expected {DEVICES}") from error
+    if device != "auto" and usable(device, "--device").type == "meta":
+        raise InputError(f"--device 'meta' cannot be used (it holds no numbers); expected {DEVICES} or auto")
     return device
 
 
