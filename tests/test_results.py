@@ -295,16 +295,16 @@ def test_a_changed_value_of_any_field_is_damage(tmp_path: Path, name: str, place
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"phase": "decode"}, "phase 'decode' is none of generation, prefill"),
-        ({"reading": "drop"}, "reading 'drop' is none of keep, omit, only, binary, null"),
-        ({"answering": ""}, "answering '' is none of keep"),
-        ({"scope": "head"}, "scope 'head' is none of layer, model"),
-        ({"semantics": "dirty"}, "semantics 'dirty' is none of clean, published"),
-        ({"boundary": "last"}, "boundary 'last' is none of last_prompt_token, first_new_token"),
-        ({"needle": ""}, "needle is empty"),
-        ({"margin": -0.1}, "margin -0.1 is not a gap"),
-        ({"margin": float("inf")}, "margin inf is not a gap"),
-        ({"tokens": -1}, "tokens -1 is negative"),
+        ({"phase": "decode"}, "phase 'decode' does not exist; expected one of generation, prefill"),
+        ({"reading": "drop"}, "reading 'drop' does not exist; expected one of keep, omit, only, binary, null"),
+        ({"answering": ""}, "answering '' does not exist; expected one of keep"),
+        ({"scope": "head"}, "scope 'head' does not exist; expected one of layer, model"),
+        ({"semantics": "dirty"}, "semantics 'dirty' does not exist; expected one of clean, published"),
+        ({"boundary": "last"}, "boundary 'last' does not exist; expected one of last_prompt_token, first_new_token"),
+        ({"needle": ""}, "needle = '' given, expected a string, at least 1"),
+        ({"margin": -0.1}, "margin = -0.1 given, expected a finite number or a whole number from 0 up"),
+        ({"margin": float("inf")}, "margin = inf given, expected a finite number"),
+        ({"tokens": -1}, "tokens = -1 given, expected a whole number from 0"),
     ],
 )
 def test_values_that_no_run_can_have(change: dict[str, Any], message: str) -> None:
@@ -567,10 +567,10 @@ def test_settings_may_change(tmp_path: Path) -> None:
         ({"k": 3}, "is not part of the run's grid"),
         ({"prompt_hash": "z"}, "made from prompt z, and the grid has 64-0"),
         ({"score": 5.5}, r"score 5\.5 is outside 0 to 5"),
-        ({"score": float("nan")}, "score nan is outside"),
+        ({"score": float("nan")}, "score = nan given, expected a finite number"),
         ({"needle_start": None}, "needle span"),
         ({"needle_end": 0}, "needle span"),
-        ({"seconds": -1.0}, "seconds -1"),
+        ({"seconds": -1.0}, "seconds = -1.0 given"),
     ],
 )
 def test_an_impossible_cell_is_refused_with_its_batch(tmp_path: Path, change: dict[str, Any], message: str) -> None:
