@@ -24,6 +24,7 @@ from typer._click.exceptions import ClickException  # pyright: ignore[reportPriv
 from analyses.commands.declared import command, typed_words
 from analyses.commands.experiments import EXPERIMENTS
 from analyses.commands.look import heads, hooks, models
+from hybridlens.boundary_words import sound
 from hybridlens.errors import HybridLensError
 
 app = typer.Typer(
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; what was typed when left out.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
-    odd = next((word for word in typed if not _is_text(word)), None)
+    odd = next((word for word in typed if not sound(word)), None)
     if odd is not None:
         return _refused(f"the argument {odd!r} is not UTF-8 text; name it otherwise")
     typed_words.set(tuple(typed))
@@ -78,15 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _refused("the memory of this machine is not enough; give shorter prompts, or smaller batches")
     return 0
-
-
-def _is_text(word: str) -> bool:
-    """Whether a word can be written as UTF-8, which one that was not typed as such cannot."""
-    try:
-        word.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _refused(line: str) -> int:

@@ -217,7 +217,7 @@ def test_bad_studies_are_refused_from_sizes_alone(changes: dict, message: str) -
     ("changes", "message"),
     [
         ({"heads": (1, 1)}, "--heads holds 1 more than once"),
-        ({"heads": (-1,)}, "--heads -1 given, expected numbers of 0 or more"),
+        ({"heads": (-1,)}, "--heads -1 given, expected greater than or equal to 0"),
         ({"phases": ("decode",)}, "phase 'decode' does not exist"),
         ({"semantics": "own"}, "semantics 'own' does not exist"),
         ({"boundary": "none"}, "boundary 'none' does not exist"),

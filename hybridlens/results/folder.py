@@ -63,6 +63,7 @@ class Folder:
         manifest: what the run is.
         fingerprint: digest of what makes two runs the same.
         damaged: one line for everything stored that could not be trusted.
+        begun: whether this session has written anything.
     """
 
     def __init__(self, path: Path, manifest: Manifest, expected: Mapping[CellKey, str] | None) -> None:
@@ -76,7 +77,7 @@ class Folder:
             self._refuse_others(self._record.compared, manifest.growing or {})
         elif self.fingerprint in _signs(path):
             self.damaged.append(f"{RECORD} does not match its digest; written anew, and every result made again")
-        self._begun = False
+        self.begun = False
         self._written: Record | None = None
         self._closing: list[Callable[[], Mapping[str, Any]]] = []
 
@@ -120,11 +121,6 @@ class Folder:
         return self._record is not None and self._record.status == "complete"
 
     @property
-    def begun(self) -> bool:
-        """Whether this session has written anything."""
-        return self._begun
-
-    @property
     def record(self) -> dict[str, Any]:
         """What `run.json` holds, or will once something is written."""
         return (self._record or started(None, self.manifest, self._compared)).values()
@@ -155,10 +151,10 @@ class Folder:
         Raises:
             ResultsError: it cannot be written.
         """
-        if self._record is None or not self._begun:
+        if self._record is None or not self.begun:
             clear_parts(self.path)
             record = started(self._record, self.manifest, self._compared)
-            self._begun = True
+            self.begun = True
             self._write(replace(record, damaged=[*record.damaged, *self.damaged]))
         assert self._record is not None
         return self._record
@@ -176,7 +172,7 @@ class Folder:
     def doubt(self, line: str) -> None:
         """Name something stored that cannot be trusted."""
         self.damaged.append(line)
-        if self._begun and self._record is not None:
+        if self.begun and self._record is not None:
             self._record = replace(self._record, damaged=[*self._record.damaged, line])
 
     def at_close(self, write: Callable[[], Mapping[str, Any]]) -> None:
@@ -270,7 +266,7 @@ class Folder:
 
     def close(self) -> None:
         """Write what there is, where this session has begun to."""
-        if self._begun:
+        if self.begun:
             status: dict[str, Any] = {} if self.complete else {"status": "interrupted"}
             for write in self._closing:
                 status |= write()

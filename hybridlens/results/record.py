@@ -75,20 +75,10 @@ class Listed(BaseModel):
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class Record(Manifest):
-    """What `run.json` holds: what the run is, how far it has come, what else its folder holds.
+    """What `run.json` holds: what the run is, how far it has come, and what else its folder holds.
 
-    Attributes:
-        format: of the file.
-        fingerprint: what cells and artefacts are signed with.
-        status: what became of it.
-        created: when it was begun, in UTC.
-        finished: when it was complete.
-        compared: what has to be equal to go on, by the names that the user knows.
-        sessions: every run of the command that wrote something.
-        damaged: one line for everything that was found damaged and made again.
-        artefacts: by name, within the folder.
-        cells: how many there are in all; None for a run without.
-        cells_done: how many are stored.
+    `compared` is what has to be equal to go on, by the names that the user knows; `damaged` has a line for everything
+    that was found damaged and made again; `cells` is None for a run without. Times are in UTC.
     """
 
     format: int = FORMAT
@@ -138,17 +128,12 @@ def compared_values(manifest: Manifest, expected: Mapping[CellKey, str] | None =
         "the model's weights (their hash)": manifest.weights_hash,
     }
     if expected is not None and manifest.growing is None:
-        values["the prompts (their hash)"] = hash_prompts(expected)
+        rows = [
+            [*key._replace(depth=None if key.depth is None else float(key.depth)), prompt]
+            for key, prompt in expected.items()
+        ]
+        values["the prompts (their hash)"] = hash_json(sorted(rows, key=json.dumps))
     return plain(values)
-
-
-def hash_prompts(expected: Mapping[CellKey, str]) -> str:
-    """Digest of the grid: which cells, of which prompts, whatever their order."""
-    rows = [
-        [*key._replace(depth=None if key.depth is None else float(key.depth)), prompt]
-        for key, prompt in expected.items()
-    ]
-    return hash_json(sorted(rows, key=json.dumps))
 
 
 def read_record(folder: Path) -> Record | None:
@@ -222,7 +207,7 @@ def started(old: Record | None, manifest: Manifest, compared: dict[str, Any]) ->
         created=time if old is None else old.created,
         compared=compared,
         sessions=[*(old.sessions if old else ()), session],
-        damaged=[*(old.damaged if old else ())],
+        damaged=list(old.damaged) if old else [],
         artefacts=dict(old.artefacts) if old else {},
     )
 

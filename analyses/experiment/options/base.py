@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hybridlens.errors import HybridLensError, InputError, UnknownNameError, closest
 
@@ -124,11 +124,9 @@ def once(values: Sequence[Any] | None, info: Any) -> Sequence[Any] | None:
     return values
 
 
-def _not_negative(values: tuple[int, ...] | None, info: Any) -> tuple[int, ...] | None:
-    least = min(values or (0,))
-    if least < 0:
-        raise InputError(f"{flag(info.field_name)} {least} given, expected numbers of 0 or more")
-    return values
+def unknown(what: str, name: str, known: Sequence[str]) -> UnknownNameError:
+    """The refusal of a name that does not exist."""
+    return UnknownNameError(f"{what} {name!r} does not exist{closest(name, known)}; expected one of {', '.join(known)}")
 
 
 def one_of(names: Sequence[str] | Callable[[], Sequence[str]], what: str | None = None) -> AfterValidator:
@@ -138,10 +136,7 @@ def one_of(names: Sequence[str] | Callable[[], Sequence[str]], what: str | None 
         known = names() if callable(names) else names
         for name in () if value is None else (value,) if isinstance(value, str) else value:
             if name not in known:
-                said = what or (info.field_name or "").replace("_", " ")
-                raise UnknownNameError(
-                    f"{said} {name!r} does not exist{closest(name, known)}; expected one of {', '.join(known)}"
-                )
+                raise unknown(what or (info.field_name or "").replace("_", " "), name, known)
         return value
 
     return AfterValidator(check)
@@ -157,9 +152,20 @@ def _memory(value: object) -> object:
     return parse_memory(value)
 
 
-Numbers = Annotated[tuple[int, ...], BeforeValidator(_numbers), AfterValidator(once), AfterValidator(_not_negative)]
-MaybeNumbers = Annotated[
-    tuple[int, ...] | None, BeforeValidator(_numbers), AfterValidator(once), AfterValidator(_not_negative)
-]
+Item = TypeVar("Item")
+Natural = Annotated[int, Field(ge=0)]
+Listed = Annotated[Item, BeforeValidator(_numbers), AfterValidator(once)]
+Numbers = Listed[tuple[Natural, ...]]
+MaybeNumbers = Listed[tuple[Natural, ...] | None]
 MaybeWords = Annotated[tuple[str, ...] | None, BeforeValidator(_words), AfterValidator(once)]
-Memory = Annotated[int, BeforeValidator(_memory)]
+Memory = Annotated[
+    int,
+    BeforeValidator(_memory),
+    Field(
+        ge=1,
+        description="What may be held beside the weights, like 2GB; changes no result.",
+        json_schema_extra={"typed": "2GB"},
+    ),
+]
+MEMORY = 2 * 2**30
+Seed = Annotated[int, Field(ge=0, description="Of everything that is drawn.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from analyses.experiment.options.base import MaybeNumbers, MaybeWords, Numbers, Options
+from analyses.experiment.options.base import MaybeNumbers, MaybeWords, Numbers, Options, Seed
 
 
 def _all(value: object) -> object:
@@ -26,4 +26,4 @@ class CrossoverConfig(Options):
     max_new_tokens: int = Field(40, ge=1, le=100_000, description="Longest answer, in tokens.")
     block: int | None = Field(None, ge=1, description="Positions at a time of the maps; about 32 places by default.")
     rows: int = Field(96, ge=1, description="Rows that answer together; changes no result.")
-    seed: int = Field(0, ge=0, description="Of everything that is drawn.")
+    seed: Seed = 0

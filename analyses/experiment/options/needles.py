@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from analyses.experiment.options.base import MaybeNumbers, Memory, Numbers, Options, once, one_of
+from analyses.experiment.options.base import (
+    MEMORY,
+    Item,
+    MaybeNumbers,
+    Memory,
+    Numbers,
+    Options,
+    Seed,
+    once,
+    one_of,
+    unknown,
+)
 from hybridlens import niah
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.results.cells import BOUNDARIES, SEMANTICS
@@ -26,15 +37,13 @@ def _percent(values: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _phases(value: object) -> object:
-    """What "both" stands for; any other name is said to be unknown together with it."""
-    if not isinstance(value, str) or value in VERSIONS:
-        return (value,) if isinstance(value, str) else value
+    """A name, or what "both" stands for, as several; any other is said to be unknown together with it."""
+    if not isinstance(value, str):
+        return value
     known = (*VERSIONS, "both")
-    if value != "both":
-        raise UnknownNameError(
-            f"phase {value!r} does not exist{closest(value, known)}; expected one of {', '.join(known)}"
-        )
-    return VERSIONS
+    if value not in known:
+        raise unknown("phase", value, known)
+    return VERSIONS if value == "both" else (value,)
 
 
 def read_needle(needle: str | None, question: str | None, rubric: Path | None) -> niah.Needle | None:
@@ -103,13 +112,11 @@ def _filler(value: object) -> object:
     return niah.read_haystack(value) if isinstance(value, str | Path) else value
 
 
-Phases = Annotated[tuple[str, ...], BeforeValidator(_phases), AfterValidator(once), one_of(VERSIONS, "phase")]
-MaybePhases = Annotated[
-    tuple[str, ...] | None, BeforeValidator(_phases), AfterValidator(once), one_of(VERSIONS, "phase")
-]
+Named = Annotated[Item, BeforeValidator(_phases), AfterValidator(once), one_of(VERSIONS, "phase")]
+Phases = Named[tuple[str, ...]]
+MaybePhases = Named[tuple[str, ...] | None]
 Needles = Annotated[tuple[niah.Needle, ...] | None, BeforeValidator(_needles), AfterValidator(named_once)]
 Depths = Annotated[Numbers, AfterValidator(_percent)]
-Heads = MaybeNumbers
 
 
 class PromptOptions(Options):
@@ -122,13 +129,8 @@ class PromptOptions(Options):
     )
     template: Annotated[str, one_of(tuple(niah.TEMPLATES))] = Field("base", description="base or instruct.")
     batch_size: int | None = Field(None, ge=1, description="Most rows that answer together; changes no result.")
-    memory: Memory = Field(
-        2 * 2**30,
-        ge=1,
-        description="What may be held beside the weights, like 2GB; changes no result.",
-        json_schema_extra={"typed": "2GB"},
-    )
-    seed: int = Field(0, ge=0, description="Of everything that is drawn.")
+    memory: Memory = MEMORY
+    seed: Seed = 0
     max_new_tokens: int = Field(40, ge=1, le=100_000)
     """Length of the answers."""
 
@@ -137,7 +139,7 @@ class SweepOptions(PromptOptions):
     """Options of experiments that sweep over heads kept by entropy."""
 
     control: bool = Field(True, description="Also run the prompts with the needle left out.")
-    heads: Heads = Field(None, description="Heads kept per layer, like 0,4,8 or 0..8; all when left out.")
+    heads: MaybeNumbers = Field(None, description="Heads kept per layer, like 0,4,8 or 0..8; all when left out.")
     boundary: Annotated[str, one_of(BOUNDARIES)] = Field(
         "last_prompt_token", description="last_prompt_token or first_new_token."
     )

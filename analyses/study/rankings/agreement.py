@@ -1,9 +1,8 @@
 """How far rankings agree: rank correlations, ties included.
 
-Spearman's rho is Pearson's correlation of ranks, where equal scores share the mean of their ranks. Kendall's tau-b
-(Kendall, "The treatment of ties in ranking problems", Biometrika 33, 1945) is Σ s_ij t_ij / sqrt(Σ s_ij² Σ t_ij²)
-over pairs of heads, s and t being the signs of the differences of the two scores. Both are 1 for the same order, -1
-for the reverse, and do not depend on the scores' scale.
+Spearman's rho is Pearson's correlation of ranks, where equal scores share the mean of their ranks; Kendall's tau-b
+is scipy's (Kendall, "The treatment of ties in ranking problems", Biometrika 33, 1945). Both are 1 for the same order,
+-1 for the reverse, and do not depend on the scores' scale.
 
 How it fails: a ranking in which all heads are equal agrees with none: its correlations are NaN, with itself too.
 Few heads give coarse values: no interval is given, since heads are no sample of anything.
@@ -12,6 +11,7 @@ Few heads give coarse values: no interval is given, since heads are no sample of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,11 +45,10 @@ def spearman(rankings: Sequence[HeadRanking]) -> Float[Tensor, "ranking ranking"
     Raises:
         InputError: see `goodness`.
     """
-    scores = goodness(rankings)
-    below = (scores[:, :, None] > scores[:, None, :]).sum(-1)
-    equal = (scores[:, :, None] == scores[:, None, :]).sum(-1)
-    ranks = below.double() + (equal.double() - 1) / 2  # the mean of the places that equal scores share
-    return _cosines(ranks - ranks.mean(-1, keepdim=True))
+    from scipy.stats import rankdata
+
+    ranks = torch.from_numpy(rankdata(goodness(rankings).numpy(), axis=-1))
+    return torch.corrcoef(ranks).reshape(len(ranks), len(ranks)).float()
 
 
 def kendall(rankings: Sequence[HeadRanking]) -> Float[Tensor, "ranking ranking"]:
@@ -58,15 +57,8 @@ def kendall(rankings: Sequence[HeadRanking]) -> Float[Tensor, "ranking ranking"]
     Raises:
         InputError: see `goodness`.
     """
-    scores = goodness(rankings)
-    n = scores.shape[1]
-    first, second = torch.triu_indices(n, n, offset=1)
-    greater, smaller = scores[:, first] > scores[:, second], scores[:, first] < scores[:, second]
-    return _cosines(greater.double() - smaller.double())
+    from scipy.stats import kendalltau
 
-
-def _cosines(rows: Float[Tensor, "ranking part"]) -> Float[Tensor, "ranking ranking"]:
-    """The cosine of the angle between every two rows; NaN where a row is 0."""
-    products = rows @ rows.T
-    norms = products.diagonal().sqrt()
-    return (products / (norms[:, None] * norms[None, :])).clamp(-1.0, 1.0).float()
+    tau: Any = kendalltau
+    scores = goodness(rankings).numpy()
+    return torch.tensor([[float(tau(x, y, method="asymptotic").statistic) for y in scores] for x in scores])
