@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TextIO
 
 import typer
 from typer._click.exceptions import ClickException  # pyright: ignore[reportPrivateUsage]
@@ -110,14 +109,7 @@ def _terminable() -> Generator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _one_line(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _one_line(message: Warning | str, *place: object) -> None:
     """A warning as people read it: its text, on one line."""
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 

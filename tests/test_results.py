@@ -26,6 +26,7 @@ from hybridlens.results import (
     accuracy_points,
     environment,
     finding,
+    hash_json,
     hash_weights,
     read_cells,
     read_run,
@@ -310,6 +311,56 @@ def test_a_changed_value_of_any_field_is_damage(tmp_path: Path, name: str, place
 def test_values_that_no_run_can_have(change: dict[str, Any], message: str) -> None:
     """An infinite margin would make the journal's line no JSON; an unknown mode would fall out of every figure."""
     assert message in (cell_problem(replace(grid()[0], **change), 5.0) or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("k", "4", "k = '4' given, expected a whole number from 0"),
+        ("k", True, "k = True given, expected a whole number from 0"),
+        ("length", 0, "length = 0 given"),
+        ("score", "high", "score = 'high' given, expected a finite number"),
+        ("depth", 101, "depth = 101 given"),
+        ("control", 1, "control = 1 given, expected True or False"),
+        ("text", None, "text = None given, expected a string"),
+        ("phase", "decode", "phase 'decode' does not exist; expected one of generation, prefill"),
+        ("depth", None, "depth is None, expected one from 0 to 100 %"),
+        ("ranking", ..., "has no ranking"),
+    ],
+)
+def test_a_damaged_line_names_its_field(name: str, value: Any, message: str) -> None:
+    """One line, whatever stands there; the rest of the line is right."""
+    row = {key: given for key, given in {**asdict(grid()[1]), name: value}.items() if given is not ...}
+    found = decode_line(b"0 " + json.dumps(row).encode(), "cells.jsonl line 2", "f", 5.0)
+    assert isinstance(found, Damage)
+    assert found.where == "cells.jsonl line 2"
+    assert message in found.problem
+    assert "\n" not in found.problem
+
+
+RECORD = {
+    "format": 4, "fingerprint": "f", "status": "complete", "created": "2025-01-01T00:00:00+00:00",
+    "finished": "2025-01-01T00:00:01+00:00", "model": "tiny", "arguments": {"lengths": [64]}, "seed": 0,
+    "max_score": 5.0, "config_hash": "c", "weights_hash": "w", "job": "niah", "command": "hybridlens niah",
+    "facts": {"n_heads": 4}, "growing": None, "compared": {"--seed": 0},
+    "sessions": [{"started": "2025-01-01T00:00:00+00:00", "command": "hybridlens niah", "settings": {"batch_size": 8},
+                  "environment": {"python": "3.11.7", "platform": "x", "machine": "y", "cpus": 2,
+                                  "packages": {"torch": "2.13.0", "einops": None}}}],
+    "damaged": [], "artefacts": {"report.html": {"depends": "d", "digest": "e"}},
+}  # fmt: skip
+"""As format 4 was first written, for a run without cells."""
+
+
+def test_a_record_of_this_format_is_read_and_a_wrong_one_is_none(tmp_path: Path) -> None:
+    """The values come back as they were; one of a wrong type, even if signed, is no record."""
+    path = tmp_path / "run.json"
+    write_json(path, {**RECORD, "digest": hash_json(RECORD)})
+    assert read_run(tmp_path).record == RECORD | {"cells": None, "cells_done": None}
+    for change in ({"seed": "0"}, {"sessions": [{}]}, {"status": "done"}, {"damaged": None}):
+        wrong = RECORD | change
+        write_json(path, {**wrong, "digest": hash_json(wrong)})
+        with pytest.raises(ResultsError, match=r"run\.json cannot be read; give a folder"):
+            read_run(tmp_path)
 
 
 def test_a_key_says_what_differs_from_the_main_experiment() -> None:

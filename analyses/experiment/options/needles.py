@@ -17,6 +17,7 @@ from analyses.experiment.options.base import (
     Seed,
     once,
     one_of,
+    typed,
     unknown,
 )
 from hybridlens import niah
@@ -36,14 +37,12 @@ def _percent(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
-def _phases(value: object) -> object:
-    """A name, or what "both" stands for, as several; any other is said to be unknown together with it."""
-    if not isinstance(value, str):
-        return value
+def _phases(name: str) -> tuple[str, ...]:
+    """A name as one of several, or what "both" stands for."""
     known = (*VERSIONS, "both")
-    if value not in known:
-        raise unknown("phase", value, known)
-    return VERSIONS if value == "both" else (value,)
+    if name not in known:
+        raise unknown("phase", name, known)
+    return VERSIONS if name == "both" else (name,)
 
 
 def read_needle(needle: str | None, question: str | None, rubric: Path | None) -> niah.Needle | None:
@@ -93,29 +92,14 @@ def read_needles(given: str) -> tuple[niah.Needle, ...]:
     )
 
 
-def _needles(value: object) -> object:
-    return read_needles(value) if isinstance(value, str) else value
-
-
-def named_once(needles: tuple[niah.Needle, ...] | None, option: str = "--needles") -> tuple[niah.Needle, ...] | None:
-    """Refuse no needle, and two of one name."""
-    names = None if needles is None else [needle.name for needle in needles]
-    if names == []:
-        raise InputError(f"{option} is empty, expected at least one needle")
-    twice = next((name for name in names or () if (names or []).count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"{option} holds {twice!r} more than once; give each needle once, with a name of its own")
-    return needles
-
-
 def _filler(value: object) -> object:
     return niah.read_haystack(value) if isinstance(value, str | Path) else value
 
 
-Named = Annotated[Item, BeforeValidator(_phases), AfterValidator(once), one_of(VERSIONS, "phase")]
+Named = Annotated[Item, typed(_phases), AfterValidator(once), one_of(VERSIONS, "phase")]
 Phases = Named[tuple[str, ...]]
 MaybePhases = Named[tuple[str, ...] | None]
-Needles = Annotated[tuple[niah.Needle, ...] | None, BeforeValidator(_needles), AfterValidator(named_once)]
+Needles = Annotated[tuple[niah.Needle, ...] | None, typed(read_needles), AfterValidator(once)]
 Depths = Annotated[Numbers, AfterValidator(_percent)]
 
 
