@@ -89,15 +89,14 @@ def read_prompts(path: Path) -> list[str]:
         raise InputError(
             f"--prompts {path} cannot be read as UTF-8 text ({error}); give a text or JSON file"
         ) from error
-    if path.suffix != ".json":
-        prompts: Any = [line for line in text.split("\n") if line.strip()]
-    else:
-        try:
-            prompts = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"--prompts {path} is not JSON ({error}); give a list of strings") from error
-        if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise InputError(f'--prompts {path} is no list of strings; give ["first prompt", "second prompt"]')
+    try:
+        prompts: Any = (
+            json.loads(text) if path.suffix == ".json" else [line for line in text.split("\n") if line.strip()]
+        )
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--prompts {path} is not JSON ({error}); give a list of strings") from error
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError(f'--prompts {path} is no list of strings; give ["first prompt", "second prompt"]')
     if not prompts:
         raise InputError(f"--prompts {path} holds no prompt; write one on each line")
     return prompts
