@@ -82,6 +82,7 @@ HEAVY = {
     "pandas",
     "pyarrow",
     "numpy",
+    "scipy",
 }
 
 

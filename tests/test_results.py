@@ -17,7 +17,7 @@ from bounds import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlens.errors import ResultsError
+from hybridlens.errors import InputError, ResultsError
 from hybridlens.results import (
     Cell,
     CellKey,
@@ -361,6 +361,11 @@ def test_a_record_of_this_format_is_read_and_a_wrong_one_is_none(tmp_path: Path)
         write_json(path, {**wrong, "digest": hash_json(wrong)})
         with pytest.raises(ResultsError, match=r"run\.json cannot be read; give a folder"):
             read_run(tmp_path)
+
+
+def test_a_manifest_is_checked_at_the_door() -> None:
+    with pytest.raises(InputError, match=r"^seed = '0' given, expected a whole number$"):
+        replace(MANIFEST, seed="0")
 
 
 def test_a_key_says_what_differs_from_the_main_experiment() -> None:

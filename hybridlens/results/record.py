@@ -8,14 +8,14 @@ differs; a record that is damaged, or of another version, is none.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, dataclasses
 
+from hybridlens.boundary import public
 from hybridlens.errors import ResultsError
 from hybridlens.results.cells import CellKey
 from hybridlens.results.provenance import Environment, environment, hash_json, read_json, write_json
@@ -24,7 +24,8 @@ RECORD = "run.json"
 FORMAT = 4
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+@public
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a run is. Two runs whose compared values are equal are the same run and share a folder.
 
@@ -73,7 +74,7 @@ class Listed(BaseModel):
     digest: str
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+@dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
 class Record(Manifest):
     """What `run.json` holds: what the run is, how far it has come, and what else its folder holds.
 
