@@ -11,11 +11,11 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from pydantic import BaseModel
@@ -130,13 +130,15 @@ def write_atomic(path: Path, data: bytes) -> Path:
     Raises:
         ResultsError: the folder is missing, full or cannot be written; nothing is left behind.
     """
-    part = path.with_name(f".{path.name}.{token_hex(4)}.part")
     with usable(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        part = Path(name)
         try:
-            with part.open("xb") as stream:
+            with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
+            part.chmod(0o666 & ~_umask())
             part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -176,3 +178,10 @@ def write_json(path: Path, value: object) -> Path:
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     return write_atomic(path, (text + "\n").encode("utf-8"))
+
+
+def _umask() -> int:
+    """The process's file mode mask, which Python can only read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
