@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TextIO
 
 import typer
 from typer._click.exceptions import ClickException  # pyright: ignore[reportPrivateUsage]
@@ -24,6 +23,7 @@ from typer._click.exceptions import ClickException  # pyright: ignore[reportPriv
 from analyses.commands.declared import command, typed_words
 from analyses.commands.experiments import EXPERIMENTS
 from analyses.commands.look import heads, hooks, models
+from hybridlens.boundary_words import sound
 from hybridlens.errors import HybridLensError
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; what was typed when left out.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
-    odd = next((word for word in typed if not _is_text(word)), None)
+    odd = next((word for word in typed if not sound(word)), None)
     if odd is not None:
         return _refused(f"the argument {odd!r} is not UTF-8 text; name it otherwise")
     typed_words.set(tuple(typed))
@@ -80,15 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _is_text(word: str) -> bool:
-    """Whether a word can be written as UTF-8, which one that was not typed as such cannot."""
-    try:
-        word.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _refused(line: str) -> int:
     """Say what is wrong, on one line; returns the exit status."""
     print(f"hybridlens: {' '.join(line.split())}", file=sys.stderr)
@@ -118,14 +109,7 @@ def _terminable() -> Generator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _one_line(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _one_line(message: Warning | str, *place: object) -> None:
     """A warning as people read it: its text, on one line."""
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 

@@ -28,6 +28,12 @@ class Among:
 
     names: tuple[str, ...]
 
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """What pydantic checks where it reads the annotation itself."""
+        from pydantic_core import core_schema
+
+        return core_schema.literal_schema(list(self.names))
+
 
 @dataclass(frozen=True)
 class Unchecked:

@@ -14,7 +14,7 @@ from bounds import FORWARD, GRADIENT, LAYER, bound, close, quotient
 from models import EVERY_FAMILY, make_calm, tokens
 
 import hybridlens as hl
-from analyses.patching.agreement import agreement, correlation, ranks
+from analyses.patching.agreement import agreement, compared
 from analyses.patching.gradients import attribution_patch, attribution_sweep
 from analyses.patching.metrics import KullbackLeibler, LogitDifference, LogProbability, NeedleScore, Rank
 from analyses.patching.results import PatchResult
@@ -336,7 +336,7 @@ def test_bfloat16_agrees_with_float32(family):
     clean, corrupt = prompts()
     hooks = [f"blocks.{layer}.hook_mixer_out" for layer in range(whole.cfg.n_layers)]
     ours, theirs = (attribution_patch(lens, clean, corrupt, METRIC, hooks, "p") for lens in (half, whole))
-    assert correlation(ours.change.flatten(), theirs.change.flatten()) > 0.98
+    assert compared(ours.change.flatten(), theirs.change.flatten()).pearson > 0.98
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
@@ -393,8 +393,10 @@ def test_agreement():
     assert found.patches == LENGTH
     close(agreement(exact, exact)[:3], (1, 1, 0))
     tied = torch.tensor([2.0, 1.0, 2.0, 5.0, 1.0, 2.0])
-    assert ranks(tied).tolist() == rank(tied.tolist())
-    assert math.isnan(correlation(torch.ones(4).double(), torch.arange(4).double()))
+    other = torch.tensor([1.0, 1.0, 3.0, 2.0, 0.0, 2.0])
+    close(compared(tied, other).spearman, pearson(rank(tied.tolist()), rank(other.tolist())))
+    close(compared(tied, other).pearson, pearson(tied.tolist(), other.tolist()))
+    assert all(math.isnan(value) for value in compared(torch.ones(4), torch.arange(4.0))[:2])
     other = attribution_patch(lens, clean, corrupt, METRIC, "blocks.2.hook_mlp_out", "p")
     with pytest.raises(InputError, match="differ in their axes"):
         agreement(other, exact)

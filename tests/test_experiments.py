@@ -217,14 +217,14 @@ def test_bad_studies_are_refused_from_sizes_alone(changes: dict, message: str) -
     ("changes", "message"),
     [
         ({"heads": (1, 1)}, "--heads holds 1 more than once"),
-        ({"heads": (-1,)}, "--heads -1 given, expected numbers of 0 or more"),
+        ({"heads": (-1,)}, "--heads -1 given, expected greater than or equal to 0"),
         ({"phases": ("decode",)}, "phase 'decode' does not exist"),
         ({"semantics": "own"}, "semantics 'own' does not exist"),
         ({"boundary": "none"}, "boundary 'none' does not exist"),
         ({"memory": 0}, "--memory 0 given"),
         ({"batch_size": 0}, "--batch-size 0 given"),
         ({"needles": ()}, "--needles is empty"),
-        ({"needles": (niah.NEEDLES["oslo"],) * 2}, "--needles holds 'oslo' more than once"),
+        ({"needles": (niah.NEEDLES["oslo"],) * 2}, "--needles holds oslo more than once"),
         ({"needles": (replace(niah.NEEDLES["oslo"], name="paper"),)}, "needle named 'paper' that is not the paper's"),
     ],
 )

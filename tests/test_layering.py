@@ -83,6 +83,7 @@ HEAVY = {
     "pandas",
     "pyarrow",
     "numpy",
+    "scipy",
 }
 
 

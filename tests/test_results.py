@@ -17,7 +17,7 @@ from bounds import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlens.errors import ResultsError
+from hybridlens.errors import InputError, ResultsError
 from hybridlens.results import (
     Cell,
     CellKey,
@@ -26,6 +26,7 @@ from hybridlens.results import (
     accuracy_points,
     environment,
     finding,
+    hash_json,
     hash_weights,
     read_cells,
     read_run,
@@ -295,21 +296,76 @@ def test_a_changed_value_of_any_field_is_damage(tmp_path: Path, name: str, place
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"phase": "decode"}, "phase 'decode' is none of generation, prefill"),
-        ({"reading": "drop"}, "reading 'drop' is none of keep, omit, only, binary, null"),
-        ({"answering": ""}, "answering '' is none of keep"),
-        ({"scope": "head"}, "scope 'head' is none of layer, model"),
-        ({"semantics": "dirty"}, "semantics 'dirty' is none of clean, published"),
-        ({"boundary": "last"}, "boundary 'last' is none of last_prompt_token, first_new_token"),
-        ({"needle": ""}, "needle is empty"),
-        ({"margin": -0.1}, "margin -0.1 is not a gap"),
-        ({"margin": float("inf")}, "margin inf is not a gap"),
-        ({"tokens": -1}, "tokens -1 is negative"),
+        ({"phase": "decode"}, "phase 'decode' does not exist; expected one of generation, prefill"),
+        ({"reading": "drop"}, "reading 'drop' does not exist; expected one of keep, omit, only, binary, null"),
+        ({"answering": ""}, "answering '' does not exist; expected one of keep"),
+        ({"scope": "head"}, "scope 'head' does not exist; expected one of layer, model"),
+        ({"semantics": "dirty"}, "semantics 'dirty' does not exist; expected one of clean, published"),
+        ({"boundary": "last"}, "boundary 'last' does not exist; expected one of last_prompt_token, first_new_token"),
+        ({"needle": ""}, "needle = '' given, expected a string, at least 1"),
+        ({"margin": -0.1}, "margin = -0.1 given, expected a finite number or a whole number from 0 up"),
+        ({"margin": float("inf")}, "margin = inf given, expected a finite number"),
+        ({"tokens": -1}, "tokens = -1 given, expected a whole number from 0"),
     ],
 )
 def test_values_that_no_run_can_have(change: dict[str, Any], message: str) -> None:
     """An infinite margin would make the journal's line no JSON; an unknown mode would fall out of every figure."""
     assert message in (cell_problem(replace(grid()[0], **change), 5.0) or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("k", "4", "k = '4' given, expected a whole number from 0"),
+        ("k", True, "k = True given, expected a whole number from 0"),
+        ("length", 0, "length = 0 given"),
+        ("score", "high", "score = 'high' given, expected a finite number"),
+        ("depth", 101, "depth = 101 given"),
+        ("control", 1, "control = 1 given, expected True or False"),
+        ("text", None, "text = None given, expected a string"),
+        ("phase", "decode", "phase 'decode' does not exist; expected one of generation, prefill"),
+        ("depth", None, "depth is None, expected one from 0 to 100 %"),
+        ("ranking", ..., "has no ranking"),
+    ],
+)
+def test_a_damaged_line_names_its_field(name: str, value: Any, message: str) -> None:
+    """One line, whatever stands there; the rest of the line is right."""
+    row = {key: given for key, given in {**asdict(grid()[1]), name: value}.items() if given is not ...}
+    found = decode_line(b"0 " + json.dumps(row).encode(), "cells.jsonl line 2", "f", 5.0)
+    assert isinstance(found, Damage)
+    assert found.where == "cells.jsonl line 2"
+    assert message in found.problem
+    assert "\n" not in found.problem
+
+
+RECORD = {
+    "format": 4, "fingerprint": "f", "status": "complete", "created": "2025-01-01T00:00:00+00:00",
+    "finished": "2025-01-01T00:00:01+00:00", "model": "tiny", "arguments": {"lengths": [64]}, "seed": 0,
+    "max_score": 5.0, "config_hash": "c", "weights_hash": "w", "job": "niah", "command": "hybridlens niah",
+    "facts": {"n_heads": 4}, "growing": None, "compared": {"--seed": 0},
+    "sessions": [{"started": "2025-01-01T00:00:00+00:00", "command": "hybridlens niah", "settings": {"batch_size": 8},
+                  "environment": {"python": "3.11.7", "platform": "x", "machine": "y", "cpus": 2,
+                                  "packages": {"torch": "2.13.0", "einops": None}}}],
+    "damaged": [], "artefacts": {"report.html": {"depends": "d", "digest": "e"}},
+}  # fmt: skip
+"""As format 4 was first written, for a run without cells."""
+
+
+def test_a_record_of_this_format_is_read_and_a_wrong_one_is_none(tmp_path: Path) -> None:
+    """The values come back as they were; one of a wrong type, even if signed, is no record."""
+    path = tmp_path / "run.json"
+    write_json(path, {**RECORD, "digest": hash_json(RECORD)})
+    assert read_run(tmp_path).record == RECORD | {"cells": None, "cells_done": None}
+    for change in ({"seed": "0"}, {"sessions": [{}]}, {"status": "done"}, {"damaged": None}):
+        wrong = RECORD | change
+        write_json(path, {**wrong, "digest": hash_json(wrong)})
+        with pytest.raises(ResultsError, match=r"run\.json cannot be read; give a folder"):
+            read_run(tmp_path)
+
+
+def test_a_manifest_is_checked_at_the_door() -> None:
+    with pytest.raises(InputError, match=r"^seed = '0' given, expected a whole number$"):
+        replace(MANIFEST, seed="0")
 
 
 def test_a_key_says_what_differs_from_the_main_experiment() -> None:
@@ -567,10 +623,10 @@ def test_settings_may_change(tmp_path: Path) -> None:
         ({"k": 3}, "is not part of the run's grid"),
         ({"prompt_hash": "z"}, "made from prompt z, and the grid has 64-0"),
         ({"score": 5.5}, r"score 5\.5 is outside 0 to 5"),
-        ({"score": float("nan")}, "score nan is outside"),
+        ({"score": float("nan")}, "score = nan given, expected a finite number"),
         ({"needle_start": None}, "needle span"),
         ({"needle_end": 0}, "needle span"),
-        ({"seconds": -1.0}, "seconds -1"),
+        ({"seconds": -1.0}, "seconds = -1.0 given"),
     ],
 )
 def test_an_impossible_cell_is_refused_with_its_batch(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -24,6 +24,10 @@ from pydantic.fields import FieldInfo
 
 from analyses.experiment.options.base import Options, flag
 
+MODEL = "An embedded model (see `hybridlens models`), a folder, or a hub id."
+DEVICE = "cpu, cuda, cuda:N, mps, or auto to spread the model."
+DTYPE = "float32, bfloat16 or float16."
+
 typed_words: ContextVar[tuple[str, ...]] = ContextVar("typed_words", default=())
 """What stands after the command's name, for the record of a run."""
 
@@ -36,8 +40,8 @@ class Declared(NamedTuple):
     experiment: str
     """Its class, as "module:Class"."""
     help: str
-    folder: str = ""
-    """Of the results by default: results/MODEL-folder."""
+    folder: str | None = None
+    """Of the results by default: results/MODEL-folder; the command's name where it is None, and none where empty."""
     positional: str = ""
     """The field that is given without a name."""
 
@@ -50,13 +54,16 @@ def command(declared: Declared) -> Callable[..., None]:
         positional = given.get(declared.positional)
         if isinstance(positional, list):
             given[declared.positional] = tuple(positional)
-        options = declared.options(**given, command=command_line())
-        folder = default_folder(options.model, declared.folder) if out is None else out
+        options = declared.options(**given, command=shlex.join(["hybridlens", *typed_words.get()]))
+        name = Path(options.model).name[:100] + _ending(declared)
+        folder = Path("results", name) if out is None else out
         module, _, name = declared.experiment.partition(":")
         carry_out(getattr(import_module(module), name), options, folder, device, dtype)
 
-    fields = {name: field for name, field in declared.options.model_fields.items() if field.description}
-    parameters = [_model(), *(_parameter(name, field, declared) for name, field in fields.items()), *_common(declared)]
+    offered = [
+        _parameter(name, field, declared) for name, field in declared.options.model_fields.items() if field.description
+    ]
+    parameters = [_option("model", str, inspect.Parameter.empty, MODEL), *offered, *_common(declared)]
     call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__doc__ = declared.help
@@ -78,15 +85,10 @@ def carry_out(kind: Any, options: Options, folder: Path, device: str, dtype: str
     typer.echo(f"report: {outcome.report}")
 
 
-def command_line() -> str:
-    """The command as it was typed."""
-    return shlex.join(["hybridlens", *typed_words.get()])
-
-
-def default_folder(model: str, kind: str) -> Path:
-    """Where results go when nothing is said."""
-    name = Path(model).name[:100]
-    return Path("results") / (f"{name}-{kind}" if kind else name)
+def _ending(declared: Declared) -> str:
+    """What the name of a folder of results ends with."""
+    kind = declared.name if declared.folder is None else declared.folder
+    return f"-{kind}" if kind else ""
 
 
 @contextmanager
@@ -131,15 +133,9 @@ def _typed(default: object) -> str | None:
     return ",".join(map(str, default)) if isinstance(default, tuple) else None
 
 
-def _model() -> inspect.Parameter:
-    return _option("model", str, inspect.Parameter.empty,
-                   "An embedded model (see `hybridlens models`), a folder, or a hub id.")  # fmt: skip
-
-
 def _common(declared: Declared) -> list[inspect.Parameter]:
-    folder = f"results/MODEL-{declared.folder}" if declared.folder else "results/MODEL"
     return [
-        _option("out", Path | None, None, f"Folder of the results; {folder} when left out."),
-        _option("device", str, "cpu", "cpu, cuda, cuda:N, mps, or auto to spread the model."),
-        _option("dtype", str, "float32", "float32, bfloat16 or float16."),
+        _option("out", Path | None, None, f"Folder of the results; results/MODEL{_ending(declared)} when left out."),
+        _option("device", str, "cpu", DEVICE),
+        _option("dtype", str, "float32", DTYPE),
     ]

@@ -18,6 +18,7 @@ EXPERIMENTS: tuple[Declared, ...] = (
 
         Lists are written 0,4,8 or 0..8. The same command goes on where a run was stopped.
         """,
+        "",
     ),
     Declared(
         "reproduce",
@@ -36,7 +37,6 @@ EXPERIMENTS: tuple[Declared, ...] = (
         CircuitsConfig,
         "analyses.circuits.experiment:CircuitsRun",
         "What each attention head does, from its weights: copying, matching, previous token, composition, induction.",
-        "circuits",
     ),
     Declared(
         "rankings",
@@ -47,7 +47,6 @@ EXPERIMENTS: tuple[Declared, ...] = (
         Rankings made by running the model (entropy, retrieval score, needle mass, ablation) and from its weights alone
         (copying, matching, induction, retrieval strength), beside random ones and the paper's entropy at run time.
         """,
-        "rankings",
     ),
     Declared(
         "patch",
@@ -57,7 +56,6 @@ EXPERIMENTS: tuple[Declared, ...] = (
 
         The same command goes on where a run was stopped, and other sweeps may be added to its folder.
         """,
-        "patch",
     ),
     Declared(
         "crossover",
@@ -67,6 +65,5 @@ EXPERIMENTS: tuple[Declared, ...] = (
 
         The same command goes on where a run was stopped.
         """,
-        "crossover",
     ),
 )

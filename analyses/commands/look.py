@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from analyses.commands.declared import DEVICE, DTYPE, MODEL
 from hybridlens.errors import InputError
 
-Model = Annotated[
-    str, typer.Option("--model", help="An embedded model (see `hybridlens models`), a folder, or a hub id.")
-]
+Model = Annotated[str, typer.Option("--model", help=MODEL)]
 
 
 def hooks(
@@ -48,8 +47,8 @@ def heads(
     semantics: Annotated[str, typer.Option(help="clean, or published: what the authors' code did.")] = "clean",
     out: Annotated[Path | None, typer.Option(help="JSON file to write the ranking to.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps, or auto to spread the model.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help=DEVICE)] = "cpu",
+    dtype: Annotated[str, typer.Option(help=DTYPE)] = "float32",
 ) -> None:
     """Attention heads by mean entropy, the most focused first.
 
@@ -90,15 +89,14 @@ def read_prompts(path: Path) -> list[str]:
         raise InputError(
             f"--prompts {path} cannot be read as UTF-8 text ({error}); give a text or JSON file"
         ) from error
-    if path.suffix != ".json":
-        prompts: Any = [line for line in text.split("\n") if line.strip()]
-    else:
-        try:
-            prompts = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"--prompts {path} is not JSON ({error}); give a list of strings") from error
-        if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-            raise InputError(f'--prompts {path} is no list of strings; give ["first prompt", "second prompt"]')
+    try:
+        prompts: Any = (
+            json.loads(text) if path.suffix == ".json" else [line for line in text.split("\n") if line.strip()]
+        )
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--prompts {path} is not JSON ({error}); give a list of strings") from error
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError(f'--prompts {path} is no list of strings; give ["first prompt", "second prompt"]')
     if not prompts:
         raise InputError(f"--prompts {path} holds no prompt; write one on each line")
     return prompts

@@ -126,8 +126,7 @@ class Experiment(ABC, Generic[O, T]):
         """
         if cls.of_heads and not cfg.attention_layers:
             raise InputError(
-                f"{options.model} has no attention layer, and {cls.job} is about attention; give a model that "
-                "has some"
+                f"{options.model} has no attention layer, and {cls.job} is about attention; give a model that has some"
             )
         lengths: Any = getattr(options, "lengths", None) or getattr(options, "length", None) or 0
         new = int(getattr(options, "max_new_tokens", 0))

@@ -6,8 +6,9 @@ few that do something; where all values of one side are the same, there is no or
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -65,9 +66,15 @@ def edge_agreement(edges: EdgeResult, exact: PatchResult) -> Agreement:
 
 def compared(ours: Float[Tensor, "place"], theirs: Float[Tensor, "place"]) -> Agreement:
     """Estimates against measured values."""
+    from scipy.stats import pearsonr, spearmanr
+
+    x, y = ours.double().numpy(), theirs.double().numpy()
+    rank: Any = spearmanr
+    linear: Any = pearsonr
+    varied = min(len(ours.unique()), len(theirs.unique())) > 1
     return Agreement(
-        spearman=correlation(ranks(ours), ranks(theirs)),
-        pearson=correlation(ours, theirs),
+        spearman=float(rank(x, y).statistic) if varied else math.nan,
+        pearson=float(linear(x, y).statistic) if varied else math.nan,
         largest_error=float((ours - theirs).abs().max()) if ours.numel() else 0.0,
         patches=ours.numel(),
     )
@@ -85,21 +92,6 @@ def _check_same(ours: PatchResult | EdgeResult, theirs: PatchResult, fields: Seq
         raise InputError(
             f"the two results are of different metrics, '{ours.metric}' and '{theirs.metric}'; give both the same"
         )
-
-
-def ranks(x: Float[Tensor, "place"]) -> Float[Tensor, "place"]:
-    """Ranks from 0, equal values sharing the mean of theirs."""
-    _, where, counts = x.unique(sorted=True, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts + 1) / 2)[where]
-
-
-def correlation(x: Float[Tensor, "place"], y: Float[Tensor, "place"]) -> float:
-    """Pearson's correlation; NaN where one side does not vary."""
-    if not (bool((x != x[:1]).any()) and bool((y != y[:1]).any())):
-        return float("nan")
-    x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
-    return float((x * y).sum() / (x.norm() * y.norm()))
 
 
 def _short(value: object) -> str:

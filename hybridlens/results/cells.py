@@ -3,22 +3,60 @@
 A cell is one generation: a model, a prompt (needle, length, depth or control, read once or twice) and what is
 done to attention (k, phase, ranking, scope, manipulations, semantics, boundary). Every experiment writes such cells, so
 that a figure is a selection of them. Each is stored with a checksum over its values and the fingerprint of its
-run, in one line of text, so damage in one place costs the cells in that place and no others. How it fails:
-`decode_line` and `cell_from_row` return a `Damage` that names the cell as far as it can still be read.
+run, in one line of text, so damage in one place costs the cells in that place and no others.
+
+What a value may be is said once, in the types of `Cell`'s fields, and checked by pydantic where a cell is read or
+stored. How it fails: `decode_line` and `cell_from_row` return a `Damage` that names the field, and the cell as far as
+it can still be read.
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Annotated, Any, NamedTuple, TypeAlias, get_type_hints
+
+from annotated_types import Ge, Le, MinLen
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Strict,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+
+from hybridlens.boundary import Natural
+from hybridlens.boundary_words import Among, refusal
 
 PHASES = ("generation", "prefill")
 MODES = ("keep", "omit", "only", "binary", "null")
 SCOPES = ("layer", "model")
 SEMANTICS = ("clean", "published")
 BOUNDARIES = ("last_prompt_token", "first_new_token")
+
+
+def _whole(value: Any) -> Any:
+    """A whole number that a table library has turned into a float, as it was."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _absent(value: Any) -> Any:
+    """A missing value that a table library has turned into NaN, as it was."""
+    return None if value != value else value
+
+
+Named: TypeAlias = Annotated[str, MinLen(1)]
+Count: TypeAlias = Annotated[Natural, Strict(), BeforeValidator(_whole)]
+Number: TypeAlias = Annotated[StrictFloat | StrictInt, Ge(0)]
+MaybeCount: TypeAlias = Annotated[Count | None, BeforeValidator(_absent)]
+MaybeNumber: TypeAlias = Annotated[Number | None, BeforeValidator(_absent)]
+MaybePercent: TypeAlias = Annotated[Annotated[Number, Le(100)] | None, BeforeValidator(_absent)]
 
 
 class CellKey(NamedTuple):
@@ -50,6 +88,7 @@ class CellKey(NamedTuple):
         return ", ".join(parts)
 
 
+@with_config(ConfigDict(revalidate_instances="always", allow_inf_nan=False))
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One scored generation.
@@ -82,27 +121,27 @@ class Cell:
     """
 
     model: str
-    phase: str
-    k: int
-    length: int
-    depth: float | int | None
-    control: bool
-    score: float | int
+    phase: Annotated[str, Among(PHASES)]
+    k: Count
+    length: Annotated[Count, Ge(1)]
+    depth: MaybePercent
+    control: StrictBool
+    score: Number
     text: str
-    needle_start: int | None
-    needle_end: int | None
-    seconds: float | int
-    prompt_hash: str
-    needle: str = "paper"
-    jrt: bool = False
-    reading: str = "keep"
-    answering: str = "keep"
-    scope: str = "layer"
-    semantics: str = "clean"
-    boundary: str = "last_prompt_token"
+    needle_start: MaybeCount
+    needle_end: MaybeCount
+    seconds: Number
+    prompt_hash: Named
+    needle: Named = "paper"
+    jrt: StrictBool = False
+    reading: Annotated[str, Among(MODES)] = "keep"
+    answering: Annotated[str, Among(MODES)] = "keep"
+    scope: Annotated[str, Among(SCOPES)] = "layer"
+    semantics: Annotated[str, Among(SEMANTICS)] = "clean"
+    boundary: Annotated[str, Among(BOUNDARIES)] = "last_prompt_token"
     ranking: str = ""
-    margin: float | int | None = None
-    tokens: int | None = None
+    margin: MaybeNumber = None
+    tokens: MaybeCount = None
 
     @property
     def key(self) -> CellKey:
@@ -122,77 +161,65 @@ FIELDS = tuple(field.name for field in fields(Cell))
 INTEGERS = ("k", "length", "needle_start", "needle_end", "tokens")
 FLOATS = ("depth", "score", "seconds", "margin")
 BOOLEANS = ("control", "jrt")
-_OPTIONAL = ("depth", "needle_start", "needle_end", "margin", "tokens")
-_CHOICES = {
-    "phase": PHASES,
-    "reading": MODES,
-    "answering": MODES,
-    "scope": SCOPES,
-    "semantics": SEMANTICS,
-    "boundary": BOUNDARIES,
-}
+_values = attrgetter(*FIELDS)
+
+
+def _consistent(cell: Cell, info: Any) -> Cell:
+    """Refuse values that are right one by one and not together, or not under the rubric."""
+    start, end = span = (cell.needle_start, cell.needle_end)
+    if cell.score > info.context:
+        raise ValueError(f"score {cell.score} is outside 0 to {info.context:g}")
+    if cell.control and (cell.depth, *span) != (None, None, None):
+        raise ValueError(f"a control has no depth and no needle, but depth {cell.depth} and span {span} were given")
+    if not cell.control and cell.depth is None:
+        raise ValueError("depth is None, expected one from 0 to 100 %: the cell is no control")
+    if not cell.control and (start is None or end is None or start >= end):
+        raise ValueError(f"needle span {span} is not a span of tokens")
+    return cell
+
+
+_HINTS = get_type_hints(Cell, include_extras=True)
+_CELL: TypeAdapter[Cell] = TypeAdapter(Annotated[Cell, AfterValidator(_consistent)])
+_KEY = TypeAdapter(CellKey, config=ConfigDict(strict=True))
+
+
+def _checked(cell: Cell | Mapping[str, Any], max_score: float | int) -> Cell | str:
+    """A cell, given as such or as its values, when all are allowed; else what is wrong, in words."""
+    try:
+        return _CELL.validate_python(cell, context=max_score)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+    first = faults[0]
+    if not first["loc"]:
+        return str(first.get("ctx", {})["error"])
+    name = str(first["loc"][0])
+    paths = [fault["loc"][1:] for fault in faults if fault["loc"][0] == name]
+    return str(refusal(name, first["input"], _HINTS[name], paths))
 
 
 def cell_problem(cell: Cell, max_score: float | int) -> str | None:
-    """What is wrong with a cell's values, in words, or None.
-
-    Args:
-        cell: the cell.
-        max_score: the most points the rubric gives.
-    """
-    for name, known in _CHOICES.items():
-        if getattr(cell, name) not in known:
-            return f"{name} {getattr(cell, name)!r} is none of {', '.join(known)}"
-    if cell.k < 0:
-        return f"k {cell.k} is negative"
-    if cell.length < 1:
-        return f"length {cell.length} is not positive"
-    if not (math.isfinite(cell.score) and 0 <= cell.score <= max_score):
-        return f"score {cell.score} is outside 0 to {max_score:g}"
-    if not (math.isfinite(cell.seconds) and cell.seconds >= 0):
-        return f"seconds {cell.seconds} is not a duration"
-    if cell.margin is not None and not (math.isfinite(cell.margin) and cell.margin >= 0):
-        return f"margin {cell.margin} is not a gap between logits"
-    if cell.tokens is not None and cell.tokens < 0:
-        return f"tokens {cell.tokens} is negative"
-    for name in ("prompt_hash", "needle"):
-        if not getattr(cell, name):
-            return f"{name} is empty"
-    span = (cell.needle_start, cell.needle_end)
-    if cell.control:
-        if cell.depth is not None or span != (None, None):
-            return f"a control has no depth and no needle, but depth {cell.depth} and span {span} were given"
-        return None
-    if cell.depth is None or not 0 <= cell.depth <= 100:
-        return f"depth {cell.depth} is outside 0 to 100 %"
-    start, end = span
-    if start is None or end is None or not 0 <= start < end:
-        return f"needle span {span} is not a span of tokens"
-    return None
+    """What is wrong with a cell's values, in words, or None; `max_score` is the most points the rubric gives."""
+    found = _checked(cell, max_score)
+    return found if isinstance(found, str) else None
 
 
 def checksum(cell: Cell, fingerprint: str) -> str:
     """16 hex digits over every value of a cell and the fingerprint of its run."""
-    values = [float(v) if n in FLOATS and v is not None else v for n, v in asdict(cell).items()]
+    values = [float(v) if n in FLOATS and v is not None else v for n, v in zip(FIELDS, _values(cell), strict=True)]
     text = json.dumps([fingerprint, *values], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
 
 def encode_line(cell: Cell, fingerprint: str) -> bytes:
     """One line of ASCII text that holds a cell and its checksum."""
-    text = json.dumps(asdict(cell), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        dict(zip(FIELDS, _values(cell), strict=True)), ensure_ascii=True, separators=(",", ":"), allow_nan=False
+    )
     return f"{checksum(cell, fingerprint)} {text}\n".encode("ascii")
 
 
 def decode_line(line: bytes, where: str, fingerprint: str, max_score: float | int) -> Cell | Damage:
-    """The cell of one line, or what is wrong with it.
-
-    Args:
-        line: the line, without its newline.
-        where: how to name the line in a message.
-        fingerprint: the run's.
-        max_score: the most points the rubric gives.
-    """
+    """The cell of one line without its newline, or what is wrong with it; arguments as `cell_from_row`."""
     stated, _, text = line.partition(b" ")
     try:
         row = json.loads(text)
@@ -208,8 +235,7 @@ def cell_from_row(
 ) -> Cell | Damage:
     """The cell of one row of plain values, or what is wrong with it.
 
-    Whole numbers that a table library has turned into floats, and missing values that it has turned into
-    NaN, are taken for what they were.
+    Whole numbers and missing values are also read as a table library may have left them: as floats, and as NaN.
 
     Args:
         row: column -> value.
@@ -218,43 +244,21 @@ def cell_from_row(
         fingerprint: the run's.
         max_score: the most points the rubric gives.
     """
-    values: dict[str, Any] = {}
-    for name in FIELDS:
-        if name not in row:
-            return Damage(where, f"has no {name}", None)
-        value = row[name]
-        if isinstance(value, float) and math.isnan(value) and name in _OPTIONAL:
-            value = None
-        if name in INTEGERS and isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not _has_type(name, value):
-            return Damage(where, f"{name} is {value!r}", _key_of(row))
-        values[name] = value
-    cell = Cell(**values)
-    if (problem := cell_problem(cell, max_score)) is not None:
-        return Damage(where, problem, cell.key)
+    missing = next((name for name in FIELDS if name not in row), None)
+    if missing is not None:
+        return Damage(where, f"has no {missing}", None)
+    cell = _checked(row, max_score)
+    if isinstance(cell, str):
+        return Damage(where, cell, _key_of(row))
     if stated != checksum(cell, fingerprint):
         return Damage(where, "does not match its checksum", cell.key)
     return cell
 
 
-def _has_type(name: str, value: object) -> bool:
-    """Whether a value is of the type of the column `name`."""
-    if value is None:
-        return name in _OPTIONAL
-    if name in BOOLEANS:
-        return isinstance(value, bool)
-    if name in (*INTEGERS, *FLOATS):
-        allowed = int if name in INTEGERS else (int, float)
-        return isinstance(value, allowed) and not isinstance(value, bool)
-    return isinstance(value, str)
-
-
 def _key_of(row: Mapping[str, Any]) -> CellKey | None:
     """The key of a row one of whose other values is wrong; None when the key itself cannot be read."""
-    values: dict[str, Any] = {name: row.get(name) for name in CellKey._fields}
-    if not all(_has_type(name, value) for name, value in values.items()):
+    try:
+        key = _KEY.validate_python({name: row[name] for name in CellKey._fields})
+    except ValidationError:
         return None
-    if values["control"] != (values["depth"] is None):
-        return None
-    return CellKey(**values)
+    return key if key.control == (key.depth is None) else None

@@ -118,8 +118,6 @@ def write_table(folder: Path, cells: Sequence[Cell], fingerprint: str) -> Path:
     schema = pa.schema([(name, types.get(name, pa.string())) for name in (*FIELDS, "checksum")])
     columns: dict[str, list[Any]] = {name: [getattr(cell, name) for cell in cells] for name in FIELDS}
     columns["checksum"] = [checksum(cell, fingerprint) for cell in cells]
-    for name in FLOATS:
-        columns[name] = [None if value is None else float(value) for value in columns[name]]
     sink = BytesIO()
     pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd", write_page_checksum=True)
     return write_atomic(folder / TABLE, sink.getvalue())

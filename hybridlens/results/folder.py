@@ -29,7 +29,10 @@ from hybridlens.results.provenance import clear_parts, hash_json, read_json, usa
 from hybridlens.results.record import (
     FORMAT,
     RECORD,
+    Listed,
     Manifest,
+    Record,
+    compared_values,
     fingerprint_of,
     now,
     plain,
@@ -60,22 +63,23 @@ class Folder:
         manifest: what the run is.
         fingerprint: digest of what makes two runs the same.
         damaged: one line for everything stored that could not be trusted.
+        begun: whether this session has written anything.
     """
 
     def __init__(self, path: Path, manifest: Manifest, expected: Mapping[CellKey, str] | None) -> None:
         self.path = path
         self.manifest = manifest
         self.damaged: list[str] = []
-        self._compared = manifest.compared(expected)
+        self._compared = compared_values(manifest, expected)
         self.fingerprint = fingerprint_of(self._compared)
         self._record = read_record(path)
         if self._record is not None:
-            refuse_another_run(path, self._record, manifest, self._compared)
+            self._refuse_others(self._record.compared, manifest.growing or {})
         elif self.fingerprint in _signs(path):
             self.damaged.append(f"{RECORD} does not match its digest; written anew, and every result made again")
-        self._begun = False
-        self._written: dict[str, Any] = {}
-        self._closing: list[Callable[[dict[str, Any]], None]] = []
+        self.begun = False
+        self._written: Record | None = None
+        self._closing: list[Callable[[], Mapping[str, Any]]] = []
 
     @classmethod
     @contextmanager
@@ -114,17 +118,23 @@ class Folder:
     @property
     def complete(self) -> bool:
         """Whether an earlier session ended, and nothing has been written since."""
-        return self._record is not None and self._record["status"] == "complete"
-
-    @property
-    def begun(self) -> bool:
-        """Whether this session has written anything."""
-        return self._begun
+        return self._record is not None and self._record.status == "complete"
 
     @property
     def record(self) -> dict[str, Any]:
         """What `run.json` holds, or will once something is written."""
-        return plain(self._record or started(None, self.manifest, self._compared))
+        return (self._record or started(None, self.manifest, self._compared)).values()
+
+    @property
+    def _listed(self) -> dict[str, Listed]:
+        return {} if self._record is None else self._record.artefacts
+
+    def _refuse_others(self, compared: Mapping[str, Any], growing: Mapping[str, Any]) -> None:
+        """Refuse a folder whose run is another one, or has another value for a name that both have."""
+        held = (self._record or self.manifest).growing or {}
+        shared = [name for name in growing if name in held]
+        before, after = ({name: plain(values[name]) for name in shared} for values in (held, growing))
+        refuse_another_run(self.path, {**compared, **before}, {**self._compared, **after})
 
     def _refuse_a_stranger(self) -> None:
         """Refuse a folder whose `run.json` is not of this version, unless its cells are signed as this run's."""
@@ -132,43 +142,41 @@ class Folder:
             return
         good, _ = read_good(self.path, self.fingerprint, self.manifest.max_score)
         if not good or (self.path / RECORD).is_dir():
-            raise ResultsError(
-                f"{self.path} holds no readable {RECORD} of this version and no cell of this command; remove what is "
-                "there, or give another --out folder"
-            )
+            raise stranger(self.path)
         self.damaged.append(f"{RECORD} cannot be read; written anew")
 
-    def begin(self) -> None:
-        """Write this session into `run.json`, once, before anything else of it is written.
+    def begin(self) -> Record:
+        """Write this session into `run.json`, once, before anything else of it is written; returns the record.
 
         Raises:
             ResultsError: it cannot be written.
         """
-        if self._begun:
-            return
-        clear_parts(self.path)
-        self._record = started(self._record, self.manifest, self._compared)
-        self._record["damaged"] += self.damaged
-        self._begun = True
-        self.note()
+        if self._record is None or not self.begun:
+            clear_parts(self.path)
+            record = started(self._record, self.manifest, self._compared)
+            self.begun = True
+            self._write(replace(record, damaged=[*record.damaged, *self.damaged]))
+        assert self._record is not None
+        return self._record
 
     def note(self, **values: Any) -> None:
         """Put values into `run.json`."""
-        self.begin()
-        assert self._record is not None
-        self._record |= values
-        if self._record != self._written:
-            write_record(self.path, self._record)
-            self._written = plain(self._record)
+        self._write(replace(self.begin(), **values))
+
+    def _write(self, record: Record) -> None:
+        self._record = record
+        if record != self._written:
+            write_record(self.path, record)
+            self._written = record
 
     def doubt(self, line: str) -> None:
         """Name something stored that cannot be trusted."""
         self.damaged.append(line)
-        if self._begun and self._record is not None:
-            self._record["damaged"].append(line)
+        if self.begun and self._record is not None:
+            self._record = replace(self._record, damaged=[*self._record.damaged, line])
 
-    def at_close(self, write: Callable[[dict[str, Any]], None]) -> None:
-        """Have something written when the folder is left, whatever the reason; it may put values into the record."""
+    def at_close(self, write: Callable[[], Mapping[str, Any]]) -> None:
+        """Have something written when the folder is left, whatever the reason; it returns values for the record."""
         self._closing.append(write)
 
     def take(self, name: str, depends: object, load: Callable[[Path], _T], make: Callable[[], _T]) -> _T:
@@ -191,15 +199,14 @@ class Folder:
 
     def stored(self, name: str, depends: object, load: Callable[[Path], _T]) -> _T | None:
         """The artefact of a stage where it is whole and of the same values, else None; damage is named."""
-        listed: dict[str, Any] = {} if self._record is None else self._record["artefacts"]
-        if name not in listed:
+        stated, path = self._listed.get(name), self.path / name
+        if stated is None:
             return None
-        path = self.path / name
-        if listed[name]["depends"] != self._signature(depends):
+        if stated.depends != self._signature(depends):
             self.doubt(f"{name} is of other values (another task, version or prompt); made again")
         elif not path.is_file():
             self.doubt(f"{name} is missing; made again")
-        elif _digest(path) != listed[name]["digest"]:
+        elif _digest(path) != stated.digest:
             self.doubt(f"{name} does not match its digest; made again")
         else:
             try:
@@ -210,8 +217,7 @@ class Folder:
 
     def holds(self, folder: str) -> list[str]:
         """Names of the artefacts listed that stand in a folder within this one."""
-        listed: dict[str, Any] = {} if self._record is None else self._record["artefacts"]
-        return [name.removeprefix(f"{folder}/") for name in listed if name.startswith(f"{folder}/")]
+        return [name.removeprefix(f"{folder}/") for name in self._listed if name.startswith(f"{folder}/")]
 
     def put(self, name: str, depends: object, made: Saved) -> None:
         """Save an artefact and list it in `run.json`.
@@ -220,21 +226,19 @@ class Folder:
             ResultsError: it cannot be written.
         """
         self.begin()
-        assert self._record is not None
         path = self.path / name
         with usable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         made.save(path)
-        self._record["artefacts"][name] = {"depends": self._signature(depends), "digest": _digest(path)}
-        self.note()
+        listed = Listed(depends=self._signature(depends), digest=_digest(path))
+        self.note(artefacts={**self._listed, name: listed})
 
     def keep(self, name: str, depends: object, made: Saved) -> None:
         """Save an artefact that is at hand, unless it is stored whole and of the same values."""
-        listed: dict[str, Any] = {} if self._record is None else self._record["artefacts"]
-        stated, path = listed.get(name), self.path / name
-        if stated is None or stated["depends"] != self._signature(depends) or not path.is_file():
+        stated, path = self._listed.get(name), self.path / name
+        if stated is None or stated.depends != self._signature(depends) or not path.is_file():
             self.put(name, depends, made)
-        elif _digest(path) != stated["digest"]:
+        elif _digest(path) != stated.digest:
             self.doubt(f"{name} does not match its digest; made again")
             self.put(name, depends, made)
 
@@ -244,21 +248,15 @@ class Folder:
         Raises:
             ResultsError: the folder has another value for a name.
         """
-        held = self.record["growing"] or {}
-        before = {name: held[name] for name in values if name in held}
-        named = replace(self.manifest, growing=values)
-        refuse_another_run(self.path, {"compared": self._compared, "growing": before}, named, self._compared)
+        self._refuse_others(self._compared, values)
+        held = (self._record or self.manifest).growing or {}
         if any(name not in held for name in values):
-            self.note(growing={**held, **plain(values)})
+            self.note(growing={**held, **plain(dict(values))})
 
     def drop(self, name: str) -> None:
         """Throw a folder of artefacts away: what stages kept for a result that is now stored."""
         if (self.path / name).is_dir():
-            self.begin()
-            assert self._record is not None
-            listed = self._record["artefacts"]
-            self._record["artefacts"] = {n: v for n, v in listed.items() if not n.startswith(f"{name}/")}
-            self.note()
+            self.note(artefacts={n: v for n, v in self._listed.items() if not n.startswith(f"{name}/")})
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def finish(self) -> None:
@@ -268,15 +266,22 @@ class Folder:
 
     def close(self) -> None:
         """Write what there is, where this session has begun to."""
-        if self._begun and self._record is not None:
-            if self._record["status"] != "complete":
-                self._record["status"] = "interrupted"
+        if self.begun:
+            status: dict[str, Any] = {} if self.complete else {"status": "interrupted"}
             for write in self._closing:
-                write(self._record)
-            self.note()
+                status |= write()
+            self.note(**status)
 
     def _signature(self, depends: object) -> str:
         return hash_json([self.fingerprint, plain(depends)])[:32]
+
+
+def stranger(folder: Path) -> ResultsError:
+    """The refusal of a folder that holds something else."""
+    return ResultsError(
+        f"{folder} holds no readable {RECORD} of this version and no cell of this command; remove what is there, or "
+        "give another --out folder"
+    )
 
 
 def _signs(folder: Path) -> tuple[str, ...]:

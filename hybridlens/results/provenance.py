@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from hybridlens.errors import ResultsError
 
 # The packages whose version can change a result. hybridlens is among them.
@@ -40,23 +42,32 @@ CORE_PACKAGES = (
 _CHUNK = 1 << 24  # bytes hashed at a time
 
 
-def environment() -> dict[str, Any]:
-    """Versions of Python and of every core package, and the machine, as plain JSON values.
+def _version(package: str) -> str | None:
+    """None for a package that is not installed as a distribution (a plain source checkout, say)."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
-    A package that is not installed as a distribution (a plain source checkout, say) has the version None.
-    """
-    versions: dict[str, str | None] = {}
-    for name in CORE_PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
+
+class Environment(BaseModel):
+    """Versions of Python and of every core package, and the machine."""
+
+    python: str
+    platform: str
+    machine: str
+    cpus: int | None
+    packages: dict[str, str | None]
+
+
+def environment() -> dict[str, Any]:
+    """Those of this process, as the plain JSON values of an `Environment`."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
-        "packages": versions,
+        "packages": {name: _version(name) for name in CORE_PACKAGES},
     }
 
 

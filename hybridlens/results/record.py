@@ -11,19 +11,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, dataclasses
+
+from hybridlens.boundary import public
 from hybridlens.errors import ResultsError
 from hybridlens.results.cells import CellKey
-from hybridlens.results.provenance import environment, hash_json, read_json, write_json
+from hybridlens.results.provenance import Environment, environment, hash_json, read_json, write_json
 
 RECORD = "run.json"
 FORMAT = 4
-HIGHEST = "the rubric's highest score"
-PROMPTS = "the prompts (their hash)"
 
 
-@dataclass(frozen=True)
+@public
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a run is. Two runs whose compared values are equal are the same run and share a folder.
 
@@ -55,25 +57,49 @@ class Manifest:
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     growing: Mapping[str, Any] | None = None
 
-    def compared(self, expected: Mapping[CellKey, str] | None = None) -> dict[str, Any]:
-        """Name, as the user knows it -> JSON value, of everything that has to be equal to go on.
 
-        Args:
-            expected: key -> prompt hash of the run's cells, which are compared unless the run may grow.
-        """
-        named = {f"--{name.replace('_', '-')}": value for name, value in self.arguments.items()}
-        values: dict[str, Any] = {
-            "the job": self.job,
-            "--model": self.model,
-            **named,
-            "--seed": self.seed,
-            HIGHEST: float(self.max_score),
-            "the model's config (its hash)": self.config_hash,
-            "the model's weights (their hash)": self.weights_hash,
-        }
-        if expected is not None and self.growing is None:
-            values[PROMPTS] = hash_prompts(expected)
-        return plain(values)
+class Session(BaseModel):
+    """One run of the command."""
+
+    started: str
+    command: str
+    settings: dict[str, Any]
+    environment: Environment
+
+
+class Listed(BaseModel):
+    """An artefact: the digests of all that it depends on, and of its bytes."""
+
+    depends: str
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True))
+class Record(Manifest):
+    """What `run.json` holds: what the run is, how far it has come, and what else its folder holds.
+
+    `compared` is what has to be equal to go on, by the names that the user knows; `damaged` has a line for everything
+    that was found damaged and made again; `cells` is None for a run without. Times are in UTC.
+    """
+
+    format: int = FORMAT
+    fingerprint: str
+    status: Literal["running", "interrupted", "complete"] = "running"
+    created: str
+    finished: str | None = None
+    compared: dict[str, Any]
+    sessions: list[Session]
+    damaged: list[str]
+    artefacts: dict[str, Listed]
+    cells: int | None = None
+    cells_done: int | None = None
+
+    def values(self) -> dict[str, Any]:
+        """As JSON values, which reports read; settings are the sessions'."""
+        return _RECORD.dump_python(self, mode="json", exclude={"settings"})
+
+
+_RECORD = TypeAdapter(Record)
 
 
 def plain(value: Any) -> Any:
@@ -86,44 +112,66 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def hash_prompts(expected: Mapping[CellKey, str]) -> str:
-    """Digest of the grid: which cells, of which prompts, whatever their order."""
-    rows = [
-        [*key._replace(depth=None if key.depth is None else float(key.depth)), prompt]
-        for key, prompt in expected.items()
-    ]
-    return hash_json(sorted(rows, key=json.dumps))
+def compared_values(manifest: Manifest, expected: Mapping[CellKey, str] | None = None) -> dict[str, Any]:
+    """Name, as the user knows it -> JSON value, of everything that has to be equal to go on.
+
+    Args:
+        manifest: what the run is.
+        expected: key -> prompt hash of the run's cells, which are compared unless the run may grow.
+    """
+    values: dict[str, Any] = {
+        "the job": manifest.job,
+        "--model": manifest.model,
+        **{f"--{name.replace('_', '-')}": value for name, value in manifest.arguments.items()},
+        "--seed": manifest.seed,
+        "the rubric's highest score": float(manifest.max_score),
+        "the model's config (its hash)": manifest.config_hash,
+        "the model's weights (their hash)": manifest.weights_hash,
+    }
+    if expected is not None and manifest.growing is None:
+        rows = [
+            [*key._replace(depth=None if key.depth is None else float(key.depth)), prompt]
+            for key, prompt in expected.items()
+        ]
+        values["the prompts (their hash)"] = hash_json(sorted(rows, key=json.dumps))
+    return plain(values)
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> Record | None:
     """`run.json`, or None when it is missing, damaged, or not one that this module wrote."""
-    record = read_json(folder / RECORD)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    held = read_json(folder / RECORD)
+    if not isinstance(held, dict) or held.get("format") != FORMAT or held.pop("digest", None) != hash_json(held):
         return None
-    return record if record.pop("digest", None) == hash_json(record) else None
+    try:
+        return Record(**held)
+    except ValidationError:
+        return None
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+def write_record(folder: Path, record: Record) -> None:
     """Write `run.json` with its digest.
 
     Raises:
         ResultsError: it cannot be written.
     """
-    write_json(folder / RECORD, {**record, "digest": hash_json(plain(dict(record)))})
+    values = record.values()
+    write_json(folder / RECORD, {**values, "digest": hash_json(values)})
 
 
-def refuse_another_run(folder: Path, record: dict[str, Any], manifest: Manifest, compared: dict[str, Any]) -> None:
-    """Raise when the folder's run differs, naming the first difference and how many there are."""
-    before: dict[str, Any] = dict(record["compared"])
-    if manifest.growing is not None:
-        shared = {n: v for n, v in (record.get("growing") or {}).items() if n in manifest.growing}
-        before, compared = before | shared, compared | {n: plain(manifest.growing[n]) for n in shared}
+def refuse_another_run(folder: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raise when the folder's run differs, naming the first difference and how many there are.
+
+    Args:
+        folder: where it is.
+        before: name -> JSON value of what its run is.
+        after: the same of this one.
+    """
     absent = "not given"
-    names = [n for n in dict.fromkeys([*compared, *before]) if before.get(n, absent) != compared.get(n, absent)]
+    names = [n for n in dict.fromkeys([*after, *before]) if before.get(n, absent) != after.get(n, absent)]
     if not names:
         return
     name = names[0]
-    theirs, ours = before.get(name, absent), compared.get(name, absent)
+    theirs, ours = before.get(name, absent), after.get(name, absent)
     others = f" ({', '.join(names[1:])} differ too)" if len(names) > 1 else ""
     raise ResultsError(
         f"{folder} holds a run with {name} {_brief(theirs, ours)}, and this one has {_brief(ours, theirs)}"
@@ -142,31 +190,27 @@ def _brief(value: object, other: object) -> str:
     return ("…" if start else "") + cut + ("…" if start + 110 < len(text) else "")
 
 
-def started(record: Mapping[str, Any] | None, manifest: Manifest, compared: Mapping[str, Any]) -> dict[str, Any]:
-    """`run.json` at the start of a session: a new one, or the old one with this session added to it."""
+def started(old: Record | None, manifest: Manifest, compared: dict[str, Any]) -> Record:
+    """The record at the start of a session: a new one, or the old one with this session added to it."""
     time = now()
-    old: Mapping[str, Any] = record or {"created": time, "sessions": [], "damaged": [], "growing": {}, "artefacts": {}}
-    session = {
-        "started": time,
-        "command": manifest.command,
-        "settings": dict(manifest.settings),
-        "environment": environment(),
-    }
-    values = {name: value for name, value in asdict(manifest).items() if name != "settings"}
-    if manifest.growing is not None:
-        values["growing"] = {**(old["growing"] or {}), **manifest.growing}
-    return {
-        "format": FORMAT,
-        "fingerprint": fingerprint_of(compared),
-        "status": "running",
-        "created": old["created"],
-        "finished": None,
+    session = Session(
+        started=time,
+        command=manifest.command,
+        settings=plain(dict(manifest.settings)),
+        environment=Environment(**environment()),
+    )
+    values = asdict(manifest) | {"settings": {}}
+    if old is not None and manifest.growing is not None:
+        values["growing"] = {**(old.growing or {}), **manifest.growing}
+    return Record(
         **plain(values),
-        "compared": dict(compared),
-        "sessions": [*old["sessions"], plain(session)],
-        "damaged": list(old["damaged"]),
-        "artefacts": dict(old["artefacts"]),
-    }
+        fingerprint=fingerprint_of(compared),
+        created=time if old is None else old.created,
+        compared=compared,
+        sessions=[*(old.sessions if old else ()), session],
+        damaged=list(old.damaged) if old else [],
+        artefacts=dict(old.artefacts) if old else {},
+    )
 
 
 def fingerprint_of(compared: object) -> str:

@@ -46,40 +46,51 @@ class Interval(NamedTuple):
 
 
 def bootstrap_interval(
-    scores: Scores, draws: int = DRAWS, level: float = LEVEL, seed: int = 0, highest: float | int = 1.0
-) -> Interval:
-    """Interval of the mean score over prompts: percentile bootstrap, widened as the module says.
-
-    Args:
-        scores: one for each prompt, between 0 and `highest`.
-        draws: how often the prompts are drawn again.
-        level: confidence, between 0 and 1.
-        seed: of the draws; equal arguments give equal intervals.
-        highest: the most that a prompt can score.
-
-    Raises:
-        ResultsError: no score, a score outside its bounds, draws under 1, or a level outside 0 to 1.
-    """
-    return _interval(scores, 0.0, float(highest), draws, level, seed)
-
-
-def paired_difference(
-    a: Scores,
-    b: Scores,
+    scores: Scores,
     draws: int = DRAWS,
     level: float = LEVEL,
     seed: int = 0,
     highest: float | int = 1.0,
+    lowest: float | int = 0.0,
+) -> Interval:
+    """Interval of the mean score over prompts: percentile bootstrap, widened as the module says.
+
+    Args:
+        scores: one for each prompt, between `lowest` and `highest`.
+        draws: how often the prompts are drawn again.
+        level: confidence, between 0 and 1.
+        seed: of the draws; equal arguments give equal intervals.
+        highest: the most that a prompt can score.
+        lowest: the least.
+
+    Raises:
+        ResultsError: no score, a score outside its bounds, draws under 1, or a level outside 0 to 1.
+    """
+    import numpy as np
+    from scipy.stats import beta
+
+    if not 0 < level < 1:
+        raise ResultsError(f"confidence level {level} given, expected one between 0 and 1, such as 0.95")
+    _check_bounds(scores, lowest, highest)
+    values = np.asarray(scores, dtype=np.float64)
+    outside = (1.0 - level) / 2
+    means = resampled_means(values[:, None], draws, seed)[:, 0]
+    low, high = np.quantile(means, [outside, 1.0 - outside])
+    mean, unseen = float(values.mean()), float(beta.ppf(1.0 - outside, 1, len(values)))
+    return Interval(
+        max(float(lowest), min(float(low), mean - unseen * (mean - lowest))),
+        min(float(highest), max(float(high), mean + unseen * (highest - mean))),
+    )
+
+
+def paired_difference(
+    a: Scores, b: Scores, draws: int = DRAWS, level: float = LEVEL, seed: int = 0, highest: float | int = 1.0
 ) -> Interval:
     """Interval of the mean of `a` - `b` over the same prompts, each drawn again with both its scores.
 
     Args:
-        a: one score for each prompt.
+        a: one score for each prompt, between 0 and `highest`; other arguments as `bootstrap_interval`.
         b: the scores of the same prompts, in the same order, under another condition.
-        draws: how often the prompts are drawn again.
-        level: confidence.
-        seed: of the draws.
-        highest: the most that a prompt can score; a difference lies between -`highest` and `highest`.
 
     Raises:
         ResultsError: see `bootstrap_interval`; or `a` and `b` differ in length.
@@ -87,9 +98,9 @@ def paired_difference(
     if len(a) != len(b):
         raise ResultsError(f"{len(a)} scores beside {len(b)} given; expected two for each prompt, in the same order")
     for scores in (a, b):
-        _check_bounds(scores, 0.0, float(highest))
+        _check_bounds(scores, 0, highest)
     differences = [float(x) - float(y) for x, y in zip(a, b, strict=True)]
-    return _interval(differences, -float(highest), float(highest), draws, level, seed)
+    return bootstrap_interval(differences, draws, level, seed, highest, lowest=-highest)
 
 
 def resampled_means(scores: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
@@ -124,25 +135,7 @@ def resampled_means(scores: NDArray[np.float64], draws: int, seed: int) -> NDArr
     return np.concatenate(sums) / n
 
 
-def _interval(scores: Scores, lowest: float, highest: float, draws: int, level: float, seed: int) -> Interval:
-    """The interval of `bootstrap_interval`, for scores between `lowest` and `highest`."""
-    import numpy as np
-
-    if not 0 < level < 1:
-        raise ResultsError(f"confidence level {level} given, expected one between 0 and 1, such as 0.95")
-    _check_bounds(scores, lowest, highest)
-    values = np.asarray(scores, dtype=np.float64)
-    outside = (1.0 - level) / 2
-    means = resampled_means(values[:, None], draws, seed)[:, 0]
-    low, high = np.quantile(means, [outside, 1.0 - outside])
-    mean, unseen = float(values.mean()), 1.0 - outside ** (1.0 / len(values))
-    return Interval(
-        max(lowest, min(float(low), mean - unseen * (mean - lowest))),
-        min(highest, max(float(high), mean + unseen * (highest - mean))),
-    )
-
-
-def _check_bounds(scores: Scores, lowest: float, highest: float) -> None:
+def _check_bounds(scores: Scores, lowest: float | int, highest: float | int) -> None:
     """Refuse no scores, and scores that cannot be."""
     if not len(scores):
         raise ResultsError("no score to average; run the cells first")

@@ -29,9 +29,9 @@ from hybridlens.results.files import (
     write_journal,
     write_table,
 )
-from hybridlens.results.folder import Folder
+from hybridlens.results.folder import Folder, stranger
 from hybridlens.results.provenance import usable
-from hybridlens.results.record import HIGHEST, RECORD, Manifest, read_record
+from hybridlens.results.record import RECORD, Manifest, read_record
 
 
 class StoredRun(NamedTuple):
@@ -58,10 +58,7 @@ class Run:
         self._good, damage = read_good(folder.path, folder.fingerprint, folder.manifest.max_score)
         good, before = self._good, folder.record
         if not folder.known and damage and not good:
-            raise ResultsError(
-                f"{folder.path} holds no readable {RECORD} of this version and no cell of this command; remove what is "
-                "there, or give another --out folder"
-            )
+            raise stranger(folder.path)
         if self._growing:
             _refuse_other_prompts(folder.path, good, expected)
         damaged = damage_lines(damage, good)
@@ -72,7 +69,7 @@ class Run:
             lost = [key for key in expected if key not in good and key not in named]
             if not self._growing:
                 damaged += [f"missing from {folder.path}: {key.words()}; runs again" for key in lost]
-            elif (n_lost := before.get("cells_done", 0) - len(good.keys() | (named - {None}))) > 0:
+            elif (n_lost := (before["cells_done"] or 0) - len(good.keys() | (named - {None}))) > 0:
                 damaged.append(f"cells missing from {folder.path}: {n_lost}; each runs again with its experiment")
         for line in damaged:
             folder.doubt(line)
@@ -181,12 +178,12 @@ class Run:
             self.folder.note(cells_done=len(self._good))
         return self.folder.path / TABLE
 
-    def _close(self, record: dict[str, Any]) -> None:
-        """The table of what there is, and how much that is."""
+    def _close(self) -> dict[str, Any]:
+        """Write the table of what there is; returns how much that is."""
         os.close(self._journal)
-        record["cells_done"] = len(self._good)
-        if self._good and record["status"] != "complete":
+        if self._good and not self.folder.complete:
             write_table(self.folder.path, self.all_cells, self.folder.fingerprint)
+        return {"cells_done": len(self._good)}
 
 
 def read_run(folder: Path) -> StoredRun:
@@ -199,8 +196,8 @@ def read_run(folder: Path) -> StoredRun:
     if record is None:
         state = "cannot be read" if (folder / RECORD).exists() else "is missing"
         raise ResultsError(f"{folder / RECORD} {state}; give a folder that a hybridlens command has written")
-    good, damage = read_good(folder, record["fingerprint"], record["compared"][HIGHEST])
-    return StoredRun(record, list(good.values()), damage_lines(damage, good))
+    good, damage = read_good(folder, record.fingerprint, record.max_score)
+    return StoredRun(record.values(), list(good.values()), damage_lines(damage, good))
 
 
 def read_cells(folder: Path) -> list[Cell]:

@@ -92,9 +92,8 @@ def accuracy_points(cells: Sequence[Cell], phase: str, max_score: float | int) -
     Raises:
         ResultsError: no cell of that phase holds a needle, or the cells mix conditions.
     """
-    _one_condition(cells, phase)
     points: list[AccuracyPoint] = []
-    for k in ks_of(cells, phase):
+    for k in _comparable_ks(cells, phase):
         scores = [c.score for c in cells if c.phase == phase and c.k == k and not c.control]
         controls = [c.score for c in cells if c.phase == phase and c.k == k and c.control]
         low, high = bootstrap_interval(scores, highest=max_score)
@@ -109,8 +108,6 @@ def accuracy_points(cells: Sequence[Cell], phase: str, max_score: float | int) -
                 high=high / max_score,
             )
         )
-    if not points:
-        raise ResultsError(f"no cell of phase {phase!r} to average; phases present: {phases_of(cells)}")
     return points
 
 
@@ -142,10 +139,7 @@ def tipping_interval(
     """
     import numpy as np
 
-    _one_condition(cells, phase)
-    ks = ks_of(cells, phase)
-    if not ks:
-        raise ResultsError(f"no cell of phase {phase!r} to average; phases present: {phases_of(cells)}")
+    ks = _comparable_ks(cells, phase)
     found = {c.key: c.score for c in cells if c.phase == phase and not c.control}
     prompts = dict.fromkeys(key._replace(k=0) for key in found)
     missing = [key for prompt in prompts for k in ks if (key := prompt._replace(k=k)) not in found]
@@ -164,8 +158,8 @@ def tipping_interval(
     return TippingInterval({name: int(n) / draws for name, n in zip(names, counts, strict=True)}, low, high)
 
 
-def _one_condition(cells: Iterable[Cell], phase: str) -> None:
-    """Refuse cells of a phase that differ in more than k and prompt."""
+def _comparable_ks(cells: Sequence[Cell], phase: str) -> list[int]:
+    """`ks_of`; refuses cells that differ in more than k and prompt, and none at all."""
     chosen = [cell for cell in cells if cell.phase == phase]
     for name in _CONDITIONS:
         values = list(dict.fromkeys(getattr(cell, name) for cell in chosen))
@@ -173,6 +167,10 @@ def _one_condition(cells: Iterable[Cell], phase: str) -> None:
             raise ResultsError(
                 f"cells of {name} {values[0]!r} and {values[1]!r} given together; select one before averaging"
             )
+    ks = ks_of(chosen, phase)
+    if not ks:
+        raise ResultsError(f"no cell of phase {phase!r} to average; phases present: {phases_of(cells)}")
+    return ks
 
 
 def finding(points: Sequence[AccuracyPoint], phase: str) -> Finding:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hybridlens.errors import HybridLensError, InputError, UnknownNameError, closest
 
@@ -104,62 +104,75 @@ def parse_list(option: str, text: str) -> tuple[int, ...]:
     return tuple(values)
 
 
+def typed(read: Callable[[str], object]) -> BeforeValidator:
+    """What is typed on a command line is read; anything else is taken as it is."""
+    return BeforeValidator(lambda value: read(value) if isinstance(value, str) else value)
+
+
 def _numbers(value: object, info: Any) -> object:
     return parse_list(flag(info.field_name), value) if isinstance(value, str) else value
 
 
-def _words(value: object) -> object:
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
+
+
+def distinct(option: str, values: Sequence[Any]) -> None:
+    """Refuse no value, and one that is given twice; needles are told apart by their names."""
+    names = [getattr(value, "name", value) for value in values]
+    if not names:
+        raise InputError(f"{option} is empty, expected at least one value")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{option} holds {twice} more than once; give each once")
 
 
 def once(values: Sequence[Any] | None, info: Any) -> Sequence[Any] | None:
-    """Refuse no value, and one that is given twice."""
-    if values is None:
-        return None
-    if not values:
-        raise InputError(f"{flag(info.field_name)} is empty, expected at least one value")
-    twice = next((value for value in values if list(values).count(value) > 1), None)
-    if twice is not None:
-        raise InputError(f"{flag(info.field_name)} holds {twice} more than once; give each value once")
+    """`distinct` as a check of a field, which may be left out."""
+    if values is not None:
+        distinct(flag(info.field_name), values)
     return values
 
 
-def _not_negative(values: tuple[int, ...] | None, info: Any) -> tuple[int, ...] | None:
-    least = min(values or (0,))
-    if least < 0:
-        raise InputError(f"{flag(info.field_name)} {least} given, expected numbers of 0 or more")
-    return values
+def unknown(what: str, name: str, known: Sequence[str]) -> UnknownNameError:
+    """The refusal of a name that does not exist."""
+    return UnknownNameError(f"{what} {name!r} does not exist{closest(name, known)}; expected one of {', '.join(known)}")
 
 
-def one_of(names: Sequence[str] | Callable[[], Sequence[str]], what: str | None = None) -> AfterValidator:
+def one_of(known: Sequence[str], what: str | None = None) -> AfterValidator:
     """A check that a name, or each of several, exists."""
 
     def check(value: Any, info: Any) -> Any:
-        known = names() if callable(names) else names
         for name in () if value is None else (value,) if isinstance(value, str) else value:
             if name not in known:
-                said = what or (info.field_name or "").replace("_", " ")
-                raise UnknownNameError(
-                    f"{said} {name!r} does not exist{closest(name, known)}; expected one of {', '.join(known)}"
-                )
+                raise unknown(what or (info.field_name or "").replace("_", " "), name, known)
         return value
 
     return AfterValidator(check)
 
 
-def _memory(value: object) -> object:
-    if not isinstance(value, str):
-        return value
+def _memory(text: str) -> int:
     from hybridlens.engine import parse_memory  # which loads torch
 
-    if len(value) > DIGITS:
-        raise InputError(f"--memory {value[:15]!r}... given, expected a size such as 2GB or 500MB")
-    return parse_memory(value)
+    if len(text) > DIGITS:
+        raise InputError(f"--memory {text[:15]!r}... given, expected a size such as 2GB or 500MB")
+    return parse_memory(text)
 
 
-Numbers = Annotated[tuple[int, ...], BeforeValidator(_numbers), AfterValidator(once), AfterValidator(_not_negative)]
-MaybeNumbers = Annotated[
-    tuple[int, ...] | None, BeforeValidator(_numbers), AfterValidator(once), AfterValidator(_not_negative)
+Item = TypeVar("Item")
+Natural = Annotated[int, Field(ge=0)]
+Listed = Annotated[Item, BeforeValidator(_numbers), AfterValidator(once)]
+Numbers = Listed[tuple[Natural, ...]]
+MaybeNumbers = Listed[tuple[Natural, ...] | None]
+MaybeWords = Annotated[tuple[str, ...] | None, typed(_words), AfterValidator(once)]
+Memory = Annotated[
+    int,
+    typed(_memory),
+    Field(
+        ge=1,
+        description="What may be held beside the weights, like 2GB; changes no result.",
+        json_schema_extra={"typed": "2GB"},
+    ),
 ]
-MaybeWords = Annotated[tuple[str, ...] | None, BeforeValidator(_words), AfterValidator(once)]
-Memory = Annotated[int, BeforeValidator(_memory)]
+MEMORY = 2 * 2**30
+Seed = Annotated[int, Field(ge=0, description="Of everything that is drawn.")]

@@ -19,7 +19,7 @@ VERSIONS = ("prefill", "generation")
 
 
 class BenchmarkConfig(Options):
-    """Options of the benchmarks.
+    """Options of the benchmarks; scope, semantics and boundary as of a cell.
 
     Attributes:
         tasks: tasks, groups or tags by lm-eval's names: "glue", "mmlu", a local one.
@@ -27,9 +27,6 @@ class BenchmarkConfig(Options):
         limit: at most so many documents of each task; None for all.
         num_fewshot: examples before each question; None for what each task says.
         version: one of `VERSIONS`.
-        scope: where heads compete, see `top_k`.
-        semantics: of the entropy that ranks heads.
-        boundary: which rules read the last token of a context in the generation version.
         apply_chat_template: wrap prompts in the tokenizer's chat template.
         fewshot_as_multiturn: give examples as turns of the conversation; needs the chat template.
         system_instruction: put before every prompt.

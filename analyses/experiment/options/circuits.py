@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from analyses.experiment.options.base import MaybeNumbers, Memory, Options, one_of
+from analyses.experiment.options.base import MEMORY, MaybeNumbers, Memory, Options, Seed, one_of
 
 METRICS = (
     "copying", "copying_share", "matching", "matching_share", "previous", "induction", "induction_match", "retrieval"
@@ -28,10 +28,5 @@ class CircuitsConfig(Options):
         description="Run the model on filler text for the linear paths and their error; by default only embedded "
         "models are run. Otherwise weights are read straight from the files, and no model is made.",
     )
-    memory: Memory = Field(
-        2 * 2**30,
-        ge=1,
-        description="What may be held beside the weights, like 2GB; changes no result.",
-        json_schema_extra={"typed": "2GB"},
-    )
-    seed: int = Field(0, ge=0, description="Of everything that is drawn.")
+    memory: Memory = MEMORY
+    seed: Seed = 0

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from analyses.experiment.options.base import MaybeNumbers, MaybeWords, Numbers, Options
-
-
-def _all(value: object) -> object:
-    return None if value == "all" else value
+from analyses.experiment.options.base import MaybeNumbers, MaybeWords, Numbers, Options, Seed, typed
 
 
 class CrossoverConfig(Options):
@@ -20,10 +16,10 @@ class CrossoverConfig(Options):
         None, description="Prompt lengths in tokens; by default a short one and one beyond the window, if there is."
     )
     depths: Numbers = Field((0, 10, 50), description="Needle depths in percent, 0 the start.")
-    pairs: Annotated[MaybeWords, BeforeValidator(_all)] = Field(
+    pairs: Annotated[MaybeWords, typed(lambda text: None if text == "all" else text)] = Field(
         None, description="Built-in needles whose twins are needle B, like paper,oslo; or all that fit, the default."
     )
     max_new_tokens: int = Field(40, ge=1, le=100_000, description="Longest answer, in tokens.")
     block: int | None = Field(None, ge=1, description="Positions at a time of the maps; about 32 places by default.")
     rows: int = Field(96, ge=1, description="Rows that answer together; changes no result.")
-    seed: int = Field(0, ge=0, description="Of everything that is drawn.")
+    seed: Seed = 0

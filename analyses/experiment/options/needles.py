@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from analyses.experiment.options.base import MaybeNumbers, Memory, Numbers, Options, once, one_of
+from analyses.experiment.options.base import (
+    MEMORY,
+    Item,
+    MaybeNumbers,
+    Memory,
+    Numbers,
+    Options,
+    Seed,
+    once,
+    one_of,
+    typed,
+    unknown,
+)
 from hybridlens import niah
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.results.cells import BOUNDARIES, SEMANTICS
@@ -25,16 +37,12 @@ def _percent(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
-def _phases(value: object) -> object:
-    """What "both" stands for; any other name is said to be unknown together with it."""
-    if not isinstance(value, str) or value in VERSIONS:
-        return (value,) if isinstance(value, str) else value
+def _phases(name: str) -> tuple[str, ...]:
+    """A name as one of several, or what "both" stands for."""
     known = (*VERSIONS, "both")
-    if value != "both":
-        raise UnknownNameError(
-            f"phase {value!r} does not exist{closest(value, known)}; expected one of {', '.join(known)}"
-        )
-    return VERSIONS
+    if name not in known:
+        raise unknown("phase", name, known)
+    return VERSIONS if name == "both" else (name,)
 
 
 def read_needle(needle: str | None, question: str | None, rubric: Path | None) -> niah.Needle | None:
@@ -84,32 +92,15 @@ def read_needles(given: str) -> tuple[niah.Needle, ...]:
     )
 
 
-def _needles(value: object) -> object:
-    return read_needles(value) if isinstance(value, str) else value
-
-
-def named_once(needles: tuple[niah.Needle, ...] | None, option: str = "--needles") -> tuple[niah.Needle, ...] | None:
-    """Refuse no needle, and two of one name."""
-    names = None if needles is None else [needle.name for needle in needles]
-    if names == []:
-        raise InputError(f"{option} is empty, expected at least one needle")
-    twice = next((name for name in names or () if (names or []).count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"{option} holds {twice!r} more than once; give each needle once, with a name of its own")
-    return needles
-
-
 def _filler(value: object) -> object:
     return niah.read_haystack(value) if isinstance(value, str | Path) else value
 
 
-Phases = Annotated[tuple[str, ...], BeforeValidator(_phases), AfterValidator(once), one_of(VERSIONS, "phase")]
-MaybePhases = Annotated[
-    tuple[str, ...] | None, BeforeValidator(_phases), AfterValidator(once), one_of(VERSIONS, "phase")
-]
-Needles = Annotated[tuple[niah.Needle, ...] | None, BeforeValidator(_needles), AfterValidator(named_once)]
+Named = Annotated[Item, typed(_phases), AfterValidator(once), one_of(VERSIONS, "phase")]
+Phases = Named[tuple[str, ...]]
+MaybePhases = Named[tuple[str, ...] | None]
+Needles = Annotated[tuple[niah.Needle, ...] | None, typed(read_needles), AfterValidator(once)]
 Depths = Annotated[Numbers, AfterValidator(_percent)]
-Heads = MaybeNumbers
 
 
 class PromptOptions(Options):
@@ -122,13 +113,8 @@ class PromptOptions(Options):
     )
     template: Annotated[str, one_of(tuple(niah.TEMPLATES))] = Field("base", description="base or instruct.")
     batch_size: int | None = Field(None, ge=1, description="Most rows that answer together; changes no result.")
-    memory: Memory = Field(
-        2 * 2**30,
-        ge=1,
-        description="What may be held beside the weights, like 2GB; changes no result.",
-        json_schema_extra={"typed": "2GB"},
-    )
-    seed: int = Field(0, ge=0, description="Of everything that is drawn.")
+    memory: Memory = MEMORY
+    seed: Seed = 0
     max_new_tokens: int = Field(40, ge=1, le=100_000)
     """Length of the answers."""
 
@@ -137,7 +123,7 @@ class SweepOptions(PromptOptions):
     """Options of experiments that sweep over heads kept by entropy."""
 
     control: bool = Field(True, description="Also run the prompts with the needle left out.")
-    heads: Heads = Field(None, description="Heads kept per layer, like 0,4,8 or 0..8; all when left out.")
+    heads: MaybeNumbers = Field(None, description="Heads kept per layer, like 0,4,8 or 0..8; all when left out.")
     boundary: Annotated[str, one_of(BOUNDARIES)] = Field(
         "last_prompt_token", description="last_prompt_token or first_new_token."
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from analyses.experiment.options.base import MaybeWords, Options, one_of
+from analyses.experiment.options.base import MaybeWords, Options, Seed, one_of
 
 PAIRS = ("needle", "none", "moved")
 METRICS = ("logit-difference", "log-probability", "rank", "kl", "score")
@@ -35,4 +35,4 @@ class PatchConfig(Options):
     depth: int = Field(50, ge=0, le=100, description="Needle depth in percent, 0 the start.")
     attribution: bool = Field(True, description="Estimate sweeps and direct paths by gradients too.")
     batch_size: int = Field(32, ge=1, description="Patches in one forward pass, at most.")
-    seed: int = Field(0, ge=0, description="Of everything that is drawn.")
+    seed: Seed = 0

@@ -12,8 +12,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from analyses.experiment.options.base import MaybeNumbers, MaybeWords, one_of
-from analyses.experiment.options.needles import Depths, Needles, PromptOptions, named_once
+from analyses.experiment.options.base import MaybeNumbers, MaybeWords, distinct, one_of
+from analyses.experiment.options.needles import Depths, Needles, PromptOptions
 from hybridlens import niah
 from hybridlens.errors import InputError
 from hybridlens.results.cells import SCOPES
@@ -89,7 +89,8 @@ class RankingsConfig(PromptOptions):
     def _nothing_in_common(self) -> RankingsConfig:
         if self.calibration.seed is not None and self.calibration.seed == self.seed and self.haystack is None:
             raise InputError(f"seed {self.seed} is given to the test and the calibration; give two essay seeds")
-        named_once(self.calibration.needles, "the calibration")
+        if self.calibration.needles is not None:
+            distinct("the calibration", self.calibration.needles)
         _ = self.learned
         return self
 
