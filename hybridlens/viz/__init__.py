@@ -1,6 +1,6 @@
 """Typed results to pictures: Plotly figures, circuitsvis patterns, and the report page. Loads no model.
 
-`figures` draws cells, `charts` and `bands` plain values, `heads` and `circuits` what is known of heads, `patterns`
+`figures` draws cells, `charts` plain values, `heads` and `circuits` what is known of heads, `patterns`
 attention; `words` puts the finding into sentences; `article` makes a page of the `blocks` that it is given. The public
 names are loaded when they are first used, and Plotly with them.
 How it fails: `hybridlens.errors.InputError` for a pattern or figure that cannot be drawn, `ResultsError` for cells that
@@ -25,15 +25,7 @@ _HOMES = {
     "headline": "words",
 }
 
-__all__ = [
-    "accuracy_curve",
-    "retrieval_map",
-    "MAX_TOKENS",
-    "Html",
-    "PatternFigure",
-    "attention_heads",
-    "headline",
-]
+__all__ = ["accuracy_curve", "retrieval_map", "MAX_TOKENS", "Html", "PatternFigure", "attention_heads", "headline"]
 
 
 def __getattr__(name: str) -> Any:

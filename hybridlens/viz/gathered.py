@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from hybridlens.viz import bundles, templating
 from hybridlens.viz.blocks import Answers, Chart, Explorer, Map, MapGroup
-from hybridlens.viz.figures import MapGrid, map_figure
+from hybridlens.viz.figures import map_figure
 from hybridlens.viz.patterns import PatternFigure, props
 from hybridlens.viz.words import END, LEFT_OUT, START
 
@@ -58,7 +58,7 @@ class Gathered:
             "facts": block.facts,
             "leftOut": LEFT_OUT,
             "ends": {"0": START, "100": END},
-            "figure": map_figure(MapGrid([0], [0], [[None]])).to_plotly_json(),
+            "figure": map_figure([0], [0], [[None]]).to_plotly_json(),
         }
         return ""
 
@@ -94,11 +94,7 @@ class Gathered:
             "lengths": lengths,
             "depths": [None if depth is None else _short(depth) for depth in depths],
             "groups": [
-                {
-                    "title": group.title,
-                    "note": group.note,
-                    "maps": [self._map(found, lengths, depths) for found in group.maps],
-                }
+                {"title": group.title, "note": group.note, "maps": [self._map(m, lengths, depths) for m in group.maps]}
                 for group in groups
             ],
         }

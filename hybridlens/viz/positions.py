@@ -6,11 +6,12 @@ fit the values are refused with `InputError`.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import plotly.graph_objects as go
 
 from hybridlens.viz.heads import SIGNED_COLORS, heatmap_height, pair_heatmap
-from hybridlens.viz.layout import COLORS
+from hybridlens.viz.layout import COLORS, ticks
 
 LONGEST = 26
 """Characters of a label."""
@@ -63,13 +64,11 @@ def position_heatmap(
     figure = pair_heatmap(values, [literal(row) for row in rows], shown, (y_title, x_title), name)
     most = limit or max((abs(value) for row in values for value in row if value == value), default=0.0) or 1.0
     figure.update_traces(zmin=-most, zmax=most, colorscale=[list(stop) for stop in SIGNED_COLORS])
-    ticks = {"tickmode": "array", "tickvals": shown, "tickangle": -90, "tickfont": {"size": 11}}
-    figure.update_layout(
-        xaxis=ticks,
-        margin={"l": 10, "r": 10, "t": 30 if marked else 10, "b": 40},
-    )
-    for first, last in _runs(marked):
-        _mark(figure, first, last)
+    upright = {**ticks(shown), "tickangle": -90, "tickfont": {"size": 11}}
+    figure.update_layout(xaxis=upright, margin={"t": 30 if marked else 10})
+    for _, run in groupby(enumerate(sorted(marked)), key=lambda pair: pair[1] - pair[0]):  # neighbours in one
+        inside = [column for _, column in run]
+        _mark(figure, inside[0], inside[-1])
     return figure
 
 
@@ -81,17 +80,6 @@ def position_height(rows: int) -> int:
 def position_width(columns: int) -> int | None:
     """Pixels below which labels of so many columns would touch; None where they fit any page."""
     return 130 + _WIDE * columns if columns > 40 else None
-
-
-def _runs(marked: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of each run of neighbours."""
-    runs: list[tuple[int, int]] = []
-    for column in sorted(marked):
-        if runs and column == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], column)
-        else:
-            runs.append((column, column))
-    return runs
 
 
 def _mark(figure: go.Figure, first: int, last: int) -> None:
