@@ -6,9 +6,8 @@ How it fails: a head that the model has not raises `ValueError`.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
-from analyses.circuits.results import HeadCircuits
+from analyses.circuits.results import Head, HeadCircuits
 from hybridlens.viz.words import DASH
 
 MEANING = {
@@ -24,13 +23,10 @@ MEANING = {
 }
 """Metric -> what its values mean."""
 
-Head: TypeAlias = tuple[int, int]
-"""(layer, head)."""
 
-
-def name_of(head: Head) -> str:
-    """(layer, head) as the report writes it."""
-    return f"L{head[0]} H{head[1]}"
+def titled(metric: str) -> str:
+    """A metric's name in words."""
+    return metric.replace("_", " ")
 
 
 def number(value: float) -> str:
@@ -44,5 +40,5 @@ def number(value: float) -> str:
 
 def writer_of(circuits: HeadCircuits, head: Head) -> str:
     """The writer through which a head inducts; a dash where there is none."""
-    place = int(circuits.induction_writer[circuits.layers.index(head[0]), head[1]])
+    place = int(circuits.at(circuits.induction_writer, head))
     return DASH if place < 0 else circuits.writers[place]

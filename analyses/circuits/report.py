@@ -10,8 +10,8 @@ from typing import Any
 
 from analyses.circuits import sections
 from analyses.circuits.composition_section import composition
-from analyses.circuits.labels import name_of, number, writer_of
-from analyses.circuits.results import METRICS, HeadCircuits
+from analyses.circuits.labels import number, writer_of
+from analyses.circuits.results import METRICS, HeadCircuits, name_of
 from analyses.experiment.text import columns
 from analyses.heads.needle_heads import Look
 from hybridlens.viz.article import Article
@@ -33,25 +33,17 @@ def article_of(circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look
     Raises:
         InputError: `patterns` come without the texts of their tokens.
     """
-    made = [
+    made = (
         sections.top_heads(circuits),
+        *(() if patterns is None else (sections.patterns(circuits, patterns),)),
         sections.scores(circuits),
         sections.eigenvalues(circuits),
         sections.distances(circuits),
         composition(circuits),
-    ]
-    if circuits.ssm_layers:
-        made.append(sections.linearisation(circuits))
-    if patterns is not None:
-        made.insert(1, sections.patterns(circuits, patterns))
-    return Article(
-        subject="head circuits",
-        over="Attention heads by their weights alone",
-        origin=_origin(circuits, record),
-        finding=finding(circuits),
-        notes=(),
-        sections=tuple(made),
+        *((sections.linearisation(circuits),) if circuits.ssm_layers else ()),
     )
+    over = "Attention heads by their weights alone"
+    return Article("head circuits", over, _origin(circuits, record), finding(circuits), (), made)
 
 
 def finding(circuits: HeadCircuits) -> tuple[str, ...]:
@@ -116,7 +108,7 @@ def circuits_table(found: HeadCircuits, best: int = 3) -> str:
     rows = [["metric", *(f"{i}." for i in range(1, best + 1)), "what it is"]]
     for metric in found.metrics:
         ranking = found.ranking(metric)
-        top = [f"L{layer} H{head} {ranking.score(layer, head):.2f}" for layer, head in ranking.order[:best]]
+        top = [f"{name_of(head)} {ranking.score(*head):.2f}" for head in ranking.order[:best]]
         rows.append([metric, *top, METRICS[metric].words])
     off = "" if found.path_error is None else f"; error {', '.join(f'{e:.2f}' for e in found.path_error.tolist())}"
     title = f"{found.model}: heads by their weights; recurrent layers linearised {found.linearised}{off}"

@@ -11,16 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from analyses.circuits.composition import Composition
-from analyses.circuits.strength import CHOSEN, Signals
+from analyses.circuits.strength import RETRIEVAL
 from analyses.experiment.artefacts import Stored
 from analyses.heads.ranking import HeadRanking
 from hybridlens.errors import InputError, UnknownNameError, closest
+
+Head: TypeAlias = tuple[int, int]
+"""(layer, head)."""
+
+
+def name_of(head: Head) -> str:
+    """(layer, head) as results write it."""
+    return f"L{head[0]} H{head[1]}"
 
 
 class Metric(NamedTuple):
@@ -39,7 +47,7 @@ METRICS: Mapping[str, Metric] = {
     "previous": Metric("weight on the previous token by distance alone", needs_rotary=True),
     "induction": Metric("K-composition with a lag-1 writer × copying"),
     "induction_match": Metric("QK matching through the head's lag-1 writer, Σλ ÷ Σ|λ|"),
-    "retrieval": Metric(f"retrieval strength, {CHOSEN}"),
+    "retrieval": Metric(f"retrieval strength, {RETRIEVAL}"),
 }
 
 
@@ -107,10 +115,19 @@ class HeadCircuits(Stored):
         return self.copying.shape[1]
 
     @property
+    def heads(self) -> tuple[Head, ...]:
+        """All of them, in order."""
+        return tuple((layer, head) for layer in self.layers for head in range(self.n_heads))
+
+    def at(self, values: Float[Tensor, "attn_layer head *rest"], head: Head) -> Float[Tensor, "*rest"]:
+        """What one head has of values for all of them."""
+        return values[self.layers.index(head[0]), head[1]]
+
+    @property
     def writers(self) -> tuple[str, ...]:
         """Names of all that could look back by one token: recurrent layers at lag 1, then heads."""
         recurrent = [f"L{layer} lag 1" for layer in self.ssm_layers]
-        return (*recurrent, *(f"L{layer} H{head}" for layer in self.layers for head in range(self.n_heads)))
+        return (*recurrent, *map(name_of, self.heads))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -138,13 +155,6 @@ class HeadCircuits(Stored):
         if metric == "previous":
             return self.profile[..., 1]
         return getattr(self, metric)
-
-    @property
-    def signals(self) -> Signals:
-        """What retrieval strength is made of."""
-        return Signals(
-            self.copying, self.copying_share, self.matching.mean(dim=-1), self.induction, self.induction_match
-        )
 
     def ranking(self, metric: str) -> HeadRanking:
         """The heads in order of a metric, best first.

@@ -18,7 +18,7 @@ several writers make together, or that an MLP makes, is not seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -114,39 +114,16 @@ def _products(
     return torch.stack([layer.rotary.turned(product, distance) for distance in distances])
 
 
-class Signals(NamedTuple):
-    """What retrieval strength can be made of; each counts where above 0."""
-
-    copying: Float[Tensor, "attn_layer head"]
-    copying_share: Float[Tensor, "attn_layer head"]
-    matching: Float[Tensor, "attn_layer head"]
-    """Mean over distances."""
-    induction: Float[Tensor, "attn_layer head"]
-    induction_match: Float[Tensor, "attn_layer head"]
-
-
-COMBINATIONS: Mapping[str, Callable[[Signals], Float[Tensor, "attn_layer head"]]] = {
-    "matching × copying": lambda s: s.matching * s.copying,
-    "matching × copying share": lambda s: s.matching * s.copying_share,
-    "induction matching × copying": lambda s: s.induction_match * s.copying,
-    "induction matching × copying share": lambda s: s.induction_match * s.copying_share,
-    "induction matching + copying": lambda s: s.induction_match + s.copying,
-    "induction matching × induction": lambda s: s.induction_match * s.induction,
-    "the better matching × copying": lambda s: torch.maximum(s.matching, s.induction_match) * s.copying,
-    "induction × copying share": lambda s: s.induction * s.copying_share,
-}
-"""What was tried for retrieval strength."""
-
-CHOSEN = "induction matching × copying"
-"""Of `COMBINATIONS`, what kept tiny-jamba's retrieval with the fewest heads; tested on tiny-recurrentgemma.
+RETRIEVAL = "induction matching × copying"
+"""Of what was tried, what kept tiny-jamba's retrieval with the fewest heads; tested on tiny-recurrentgemma.
 ``python -m tests.benchmarks.choosing`` makes the choice and the test again."""
 
 
-def retrieval(signals: Signals, combination: str = CHOSEN) -> Float[Tensor, "attn_layer head"]:
+def retrieval(
+    induction_match: Float[Tensor, "attn_layer head"], copying: Float[Tensor, "attn_layer head"]
+) -> Float[Tensor, "attn_layer head"]:
     """Retrieval strength: a head that finds what stood before the current token earlier on, and copies it.
 
-    Args:
-        signals: a model's.
-        combination: of `COMBINATIONS`.
+    Either counts where above 0.
     """
-    return COMBINATIONS[combination](Signals(*(signal.clamp(min=0) for signal in signals)))
+    return induction_match.clamp(min=0) * copying.clamp(min=0)
