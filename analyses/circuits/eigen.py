@@ -41,7 +41,6 @@ def ov_eigenvalues(attention: AttentionWeights, UE: Float[Tensor, "d_model d_mod
     """The non-zero eigenvalues of each head's ``E W_V W_O U^T``, and zeros up to d_head; complex64, in no order.
 
     Args:
-        attention: the heads.
         UE: U^T E, of `vocabulary.products`.
 
     Raises:
@@ -59,7 +58,6 @@ def qk_eigenvalues(
     """The non-zero eigenvalues of each head's ``E W_Q (E W_K)^T``, and zeros up to the part's size; complex64.
 
     Args:
-        attention: the heads.
         EE: E^T E, of `vocabulary.products`.
         distance: tokens from the key to the query, which turn the rotary dimensions and no other; None for 0.
         part: "all" dimensions of a head, its "rotary" ones, or the "free" ones, which no distance changes. Without
@@ -98,9 +96,7 @@ def copying_share(
     the highest does not count.
 
     Args:
-        attention: the heads.
-        E: the sample's embeddings.
-        U: its unembedding rows, in the same order.
+        U: unembedding rows of the same tokens as `E`, the sample, in their order.
 
     Raises:
         InputError: the sample has less than two tokens.
@@ -119,8 +115,6 @@ def matching_share(
     rows: a key is as long as its row makes it. Rows divided by their rms are what the first norm lets through.
 
     Args:
-        attention: the heads.
-        E: the sample's embeddings.
         distance: tokens from every key to the query; None for 0.
 
     Raises:
@@ -183,15 +177,15 @@ def _dimensions(attention: AttentionWeights, part: str) -> slice:
         raise UnknownNameError(f"part {part!r} does not exist; expected one of {', '.join(PARTS)}")
     turning = 0 if attention.rotary is None else attention.rotary.dims
     d_head = attention.W_Q.shape[2]
-    if part == "rotary" and not turning:
-        raise InputError(
-            f"part 'rotary' given, but layer {attention.layer} has no rotary embedding; use part 'free' or 'all'"
+    start, stop = {"all": (0, d_head), "rotary": (0, turning), "free": (turning, d_head)}[part]
+    if start == stop:
+        why = (
+            "has no rotary embedding; use part 'free'"
+            if stop == 0
+            else f"turns all {d_head} dimensions; use part 'rotary'"
         )
-    if part == "free" and turning == d_head:
-        raise InputError(
-            f"part 'free' given, but layer {attention.layer} turns all {d_head} dimensions; use part 'rotary' or 'all'"
-        )
-    return {"all": slice(0, d_head), "rotary": slice(0, turning), "free": slice(turning, d_head)}[part]
+        raise InputError(f"part {part!r} given, but layer {attention.layer} {why} or 'all'")
+    return slice(start, stop)
 
 
 def _checked(attention: AttentionWeights, distance: int | None) -> int:

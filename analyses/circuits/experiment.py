@@ -20,6 +20,7 @@ from analyses.circuits.results import HeadCircuits
 from analyses.circuits.running import check_distances, circuits
 from analyses.experiment.artefacts import Tensors
 from analyses.experiment.checkpoints import check_device, meta_lens, open_model, quieten
+from analyses.experiment.filler import filler_tokens
 from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.running import Experiment, Progress, model_facts
 from analyses.heads.needle_heads import Look, look
@@ -49,7 +50,6 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
 
     Args:
         source: a lens, or weights read from files.
-        options: the experiment's.
         tokens: real text for the linearisation, see `analyses.circuits.circuits`; needs a lens.
 
     Raises:
@@ -74,7 +74,8 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         cls.check(options, meta_lens(options.model).cfg)
         if options.model in tiny.names() if options.measure is None else options.measure:
             lens = open_model(options.model, device, dtype)
-            return cls(lens, options, filler(lens, options.seed))
+            length = min(TEXT_TOKENS, lens.cfg.n_ctx or TEXT_TOKENS)
+            return cls(lens, options, filler_tokens(lens, length, TEXT_ROWS, options.seed))
         quieten()
         if check_device(device) == "auto":
             raise InputError("--device auto spreads a model, but weights are read from files here; name one device")
@@ -137,10 +138,3 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         (prompt,) = niah.grid(lens.tokenizer, [length], [50], seed=self.options.seed)
         answer = lens.generate([list(prompt.tokens)], max_new_tokens=20)
         return look(lens, prompt.tokens, answer.tokens[0, : int(answer.lengths[0])].tolist(), prompt.needle_spans)
-
-
-def filler(lens: HybridLens, seed: int) -> Int[Tensor, "batch pos"]:
-    """Filler text to measure on."""
-    from analyses.experiment.filler import filler_tokens
-
-    return filler_tokens(lens, min(TEXT_TOKENS, lens.cfg.n_ctx or TEXT_TOKENS), TEXT_ROWS, seed)

@@ -32,9 +32,6 @@ def gate_errors(
     """The error of the gate at rest for every head; 0 in layers without a gate, float32, on the CPU.
 
     Args:
-        lens: the model.
-        weights: its weights.
-        tokens: prompts, as the lens takes them.
         lengths: real tokens of each row of a tensor padded on the right; padding never counts.
 
     Raises:

@@ -36,10 +36,6 @@ class Grams(NamedTuple):
     left: Float[Tensor, "map d_model inner"]
     right: Float[Tensor, "group d_model inner"]
 
-    def part(self, start: int, stop: int) -> Grams:
-        """Some of the maps, where each is a group of its own."""
-        return Grams(self.left[start:stop], self.right[start:stop])
-
 
 def dtype_for(d_model: int) -> torch.dtype:
     """What Grams of this width are computed in."""
@@ -87,11 +83,6 @@ class Packing(NamedTuple):
     def entries(self, start: int, stop: int) -> int:
         """Of a band."""
         return (stop - start) * (self.d_model - start)
-
-    @property
-    def total(self) -> int:
-        """Entries of a whole matrix."""
-        return sum(self.entries(*band) for band in self.bands)
 
     def fill(self, grams: Grams, band: tuple[int, int], out: Float[Tensor, "map entry"]) -> None:
         """Put a band of the matrices into `out`, which is contiguous."""

@@ -58,7 +58,6 @@ def paths_at_rest(weights: Weights, leave_out: bool = False) -> list[LinearPath]
     """Linear paths of recurrent layers from weights alone: gates, gain and slope at input 0, output gate 1.
 
     Args:
-        weights: of the model.
         leave_out: whether layers whose recurrence passes nothing on at rest are left out, not refused.
 
     Raises:
@@ -91,9 +90,6 @@ def measured_paths(
     Prompts are run twice, a few at a time: for the means, and for the error.
 
     Args:
-        lens: the model.
-        weights: its weights.
-        tokens: prompts, as the lens takes them.
         lengths: real tokens of each row of a tensor padded on the right; padding never counts.
 
     Returns:

@@ -26,7 +26,6 @@ def article_of(circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look
     """The page's contents.
 
     Args:
-        circuits: what to show.
         record: the run's `run.json`.
         patterns: what the heads looked at in one needle prompt, from a lens with a tokenizer; None leaves it out.
 

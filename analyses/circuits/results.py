@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Complex, Float, Int, Shaped
 from torch import Tensor
 
 from analyses.circuits.composition import Composition
@@ -119,7 +119,7 @@ class HeadCircuits(Stored):
         """All of them, in order."""
         return tuple((layer, head) for layer in self.layers for head in range(self.n_heads))
 
-    def at(self, values: Float[Tensor, "attn_layer head *rest"], head: Head) -> Float[Tensor, "*rest"]:
+    def at(self, values: Shaped[Tensor, "attn_layer head *rest"], head: Head) -> Shaped[Tensor, "*rest"]:
         """What one head has of values for all of them."""
         return values[self.layers.index(head[0]), head[1]]
 
@@ -132,7 +132,8 @@ class HeadCircuits(Stored):
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that this model has."""
-        return tuple(name for name, metric in METRICS.items() if self._has(metric))
+        turns = self.matching_rotary is not None
+        return tuple(name for name, metric in METRICS.items() if turns or not metric.needs_rotary)
 
     def score(self, metric: str) -> Float[Tensor, "attn_layer head"]:
         """One number a head.
@@ -145,7 +146,7 @@ class HeadCircuits(Stored):
             raise UnknownNameError(
                 f"metric {metric!r} does not exist{closest(metric, METRICS)}; expected one of {', '.join(METRICS)}"
             )
-        if not self._has(METRICS[metric]):
+        if metric not in self.metrics:
             raise InputError(
                 f"metric {metric!r} needs rotary embedding, and {self.model} has none: its heads prefer no distance; "
                 f"expected one of {', '.join(self.metrics)}"
@@ -165,6 +166,3 @@ class HeadCircuits(Stored):
         """
         scores = self.score(metric)
         return HeadRanking(scores, self.layers, f"{METRICS[metric].words} (from weights)", lower_is_better=False)
-
-    def _has(self, metric: Metric) -> bool:
-        return self.matching_rotary is not None or not metric.needs_rotary

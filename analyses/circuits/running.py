@@ -20,7 +20,7 @@ from torch import Tensor
 from analyses.circuits.composition import KINDS, Composition, compositions
 from analyses.circuits.eigen import copying_share, matching_share, ov_eigenvalues, positivity, qk_eigenvalues
 from analyses.circuits.gates import gate_errors
-from analyses.circuits.notes import notes_of
+from analyses.circuits.labels import notes_of
 from analyses.circuits.paths import LinearPath, measured_paths, paths_at_rest
 from analyses.circuits.positions import profile
 from analyses.circuits.results import HeadCircuits
@@ -31,7 +31,7 @@ from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Lengths, Tokens, Valid
-from hybridlens.weights import AttentionWeights, Weights
+from hybridlens.weights import Weights
 
 SAMPLE = 2048
 """Tokens among which shares are taken."""
@@ -48,11 +48,6 @@ MEMORY = 2 * 10**9
 
 Make: TypeAlias = Callable[[], Mapping[str, Tensor]]
 Stage: TypeAlias = Callable[[str, Make], dict[str, Tensor]]
-
-
-def made_now(name: str, make: Make) -> dict[str, Tensor]:
-    """A stage that nothing is kept of."""
-    return dict(make())
 
 
 class Measured(NamedTuple):
@@ -77,7 +72,7 @@ def circuits(
     distances: Sequence[int] | None = None,
     seed: int = 0,
     memory: int = MEMORY,
-    stage: Stage = made_now,
+    stage: Stage = lambda name, make: dict(make()),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> HeadCircuits:
     """The circuits of every attention head.
@@ -180,9 +175,14 @@ def _layer(
     """All scores of one layer's heads but composition."""
     attention = weights.attention(layer)
     unit = E / E.square().mean(-1, keepdim=True).sqrt().clamp(min=TINY)
-    found = _matching(attention, shared["EE"], at)
     ov = ov_eigenvalues(attention, shared["UE"])
-    found |= {
+
+    def over(part: str) -> Tensor:
+        by_distance = (qk_eigenvalues(attention, shared["EE"], distance, part) for distance in at)
+        return torch.stack([positivity(found) for found in by_distance], dim=-1)
+
+    found = {
+        "matching": over("all"),
         "copying": positivity(ov),
         "ov_eigenvalues": ov,
         "copying_share": copying_share(attention, E, U),
@@ -190,26 +190,16 @@ def _layer(
         "qk_eigenvalues": qk_eigenvalues(attention, shared["EE"], at[0]),
         "profile": profile(attention, mean, min(_window(weights.cfg) or BACK, weights.cfg.n_ctx or BACK)),
     }
+    if attention.rotary is not None:
+        found["matching_rotary"] = over("rotary")
+        if attention.rotary.dims < attention.W_Q.shape[-1]:
+            found["matching_free"] = positivity(qk_eigenvalues(attention, shared["EE"], None, "free"))
     return {name: value.cpu() for name, value in found.items()}
 
 
 def _window(cfg: LensConfig) -> int | None:
     """What every attention layer's queries see, the layer of the smallest window too; None for no window at all."""
     return min((attention.window for attention in cfg.attentions if attention.window is not None), default=None)
-
-
-def _matching(attention: AttentionWeights, EE: Tensor, at: Sequence[int]) -> dict[str, Tensor]:
-    """Matching at each distance; of the dimensions that turn and those that do not apart, where some turn."""
-
-    def over(part: str) -> Tensor:
-        return torch.stack([positivity(qk_eigenvalues(attention, EE, distance, part)) for distance in at], dim=-1)
-
-    if attention.rotary is None:
-        return {"matching": over("all")}
-    found = {"matching": over("all"), "matching_rotary": over("rotary")}
-    if attention.rotary.dims < attention.W_Q.shape[-1]:
-        found["matching_free"] = positivity(qk_eigenvalues(attention, EE, None, "free"))
-    return found
 
 
 def _strengths(

@@ -6,7 +6,7 @@ distance, without rotary embedding) says so in place of its picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from jaxtyping import Float
 from torch import Tensor
@@ -46,8 +46,8 @@ def top_heads(circuits: HeadCircuits) -> Section:
         f"among {circuits.sample:,} sampled tokens; among fewer they would be higher. All scores are of direct paths: "
         "from the embedding through one head, or through one writer and one head."
     )
-    lines = [_line(circuits, head, writer_of(circuits, head)) for head in circuits.heads]
-    every = Table(_header(circuits, "inducts through"), tuple(lines), f"All {len(lines)} heads")
+    through = {head: writer_of(circuits, head) for head in circuits.heads}
+    every = _table(circuits, "inducts through", through, f"All {len(through)} heads")
     return Section("heads", "Heads by metric", (Words(words), Table(("metric", *places, "median"), tuple(rows)), every))
 
 
@@ -76,9 +76,10 @@ def eigenvalues(circuits: HeadCircuits) -> Section:
     charts: list[Chart] = []
     for metric, values, title in found:
         ranking = circuits.ranking(metric)
+        order, top = ranking.order, TOP - 2  # the others are those that score lowest
         groups = {
             f"{name_of(head)} ({short(ranking.score(*head))})": list(map(complex, circuits.at(values, head).tolist()))
-            for head in _ends(ranking)
+            for head in order[:top] + order[top:][-2:]
         }
         words = f"eigenvalues of the heads with the most and the least {metric}, in the complex plane"
         charts.append(Chart(eigenvalue_plane(groups, decades=DECADES), words, title, 470))
@@ -162,8 +163,8 @@ def patterns(circuits: HeadCircuits, seen: Look) -> Section:
     labels = {head: f"{name_of(head)}: {short(float(circuits.at(circuits.retrieval, head)))}" for head in best}
     beside = "its retrieval strength, from weights alone"
     drawn = figure_of(seen, labels, "The heads of most retrieval strength", beside)
-    rows = tuple(_line(circuits, head, f"{100 * seen.ranking.score(*head):.0f}\u00a0%") for head in best)
-    table = Table(_header(circuits, "attention to the needle"), rows)
+    masses = {head: f"{100 * seen.ranking.score(*head):.0f}\u00a0%" for head in best}
+    table = _table(circuits, "attention to the needle", masses)
     words = (
         "One prompt with a needle, read and answered with all heads. Each row is the token that looks, each column the "
         "token looked at. In the table, what weights say stands beside what these heads did: the attention to the "
@@ -172,14 +173,14 @@ def patterns(circuits: HeadCircuits, seen: Look) -> Section:
     return Section("patterns", "What the top heads look at", (Words(words), table, Patterns((drawn,))))
 
 
-def _header(circuits: HeadCircuits, last: str) -> tuple[str, ...]:
-    return ("head", *map(titled, circuits.metrics), last)
-
-
-def _line(circuits: HeadCircuits, head: Head, last: str) -> tuple[str, ...]:
-    """A head's score by each metric, and something else of it."""
-    scores = (number(float(circuits.at(circuits.score(metric), head))) for metric in circuits.metrics)
-    return (name_of(head), *scores, last)
+def _table(circuits: HeadCircuits, last: str, of: Mapping[Head, str], summary: str = "") -> Table:
+    """The scores of some heads by each metric, and something else of them."""
+    scores = {metric: circuits.score(metric) for metric in circuits.metrics}
+    rows = tuple(
+        (name_of(head), *(number(float(circuits.at(score, head))) for score in scores.values()), words)
+        for head, words in of.items()
+    )
+    return Table(("head", *map(titled, scores), last), rows, summary)
 
 
 def _head_map(
@@ -189,12 +190,6 @@ def _head_map(
     width = 110 + 26 * circuits.n_heads if circuits.n_heads > 16 else None
     words = f"{title} of every head, layers down, heads across; numbers in the table above"
     return Chart(figure, words, title, heatmap_height(len(circuits.layers)), width)
-
-
-def _ends(ranking: HeadRanking) -> list[Head]:
-    """Up to four heads that score highest and two that score lowest."""
-    order = ranking.order
-    return order if len(order) <= TOP else [*order[: TOP - 2], *order[-2:]]
 
 
 def _curves(

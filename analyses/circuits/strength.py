@@ -73,12 +73,9 @@ def induction_matching(
     """Σλ ÷ Σ|λ| of the matching of tokens through each head's lag-1 writer, mean over distances; 0 without a writer.
 
     Args:
-        weights: of the model.
-        layer: the heads.
         writers: as `Induction.writer` has them, for this layer.
         paths: of all recurrent layers, in order.
         EE: W_Eᵀ W_E.
-        distances: from query to key.
     """
     layer = layer.compared
     found = torch.zeros(layer.n_heads, device=EE.device)
@@ -89,7 +86,11 @@ def induction_matching(
         pair = (writer, layer.kv_head(head))
         if pair not in read:  # the keys that the writer makes of the vocabulary, and back to it
             read[pair] = EE @ _written(weights, writer, paths, layer.W_K[pair[1]])
-        found[head] = positivity(eigenvalues(_products(layer, head, read[pair], distances))).mean()
+        # With the spectrum of E W_Q R Kᵀ, for queries turned to each distance; one where nothing turns.
+        product = read[pair].T @ layer.W_Q[head]
+        turn = None if layer.rotary is None else layer.rotary.turned
+        products = [product] if turn is None else [turn(product, distance) for distance in distances]
+        found[head] = positivity(eigenvalues(torch.stack(products))).mean()
     return found
 
 
@@ -102,16 +103,6 @@ def _written(weights: Weights, writer: int, paths: Sequence[LinearPath], W_K: Te
     at, head = divmod(writer - len(paths), weights.cfg.n_heads)
     attention = weights.attention(weights.cfg.attention_layers[at])
     return attention.head(head).W_V @ (attention.W_O_at_rest[head] @ W_K)
-
-
-def _products(
-    layer: AttentionWeights, head: int, keys: Tensor, distances: Sequence[int]
-) -> Float[Tensor, "distance d_head d_head"]:
-    """With the spectrum of E W_Q R Kᵀ, for queries turned to each distance; one where nothing turns."""
-    product = keys.T @ layer.W_Q[head]
-    if layer.rotary is None:
-        return product[None]
-    return torch.stack([layer.rotary.turned(product, distance) for distance in distances])
 
 
 RETRIEVAL = "induction matching × copying"

@@ -37,11 +37,9 @@ def sums(
     """The sums of `terms` over all prompts, by layer; under "tokens" the number of real ones.
 
     Args:
-        lens: the model.
         batch: prompts; padding never counts.
         device: where the sums are made.
         points: names of hook points by layer, that which a run passes last at the end.
-        terms: what to sum.
     """
     names = {name for of_layer in points.values() for name in of_layer}
     last = {of_layer[-1]: layer for layer, of_layer in points.items()}

@@ -50,7 +50,6 @@ def products(weights: Weights, block: int = BLOCK) -> Products:
     block × d_model. In `mean` the norm's epsilon is left out, and a token whose embedding is zero adds nothing.
 
     Args:
-        weights: the model's.
         block: tokens at once.
 
     Raises:

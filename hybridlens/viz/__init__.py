@@ -15,24 +15,17 @@ if TYPE_CHECKING:
     from hybridlens.viz.patterns import MAX_TOKENS, Html, PatternFigure, attention_heads
     from hybridlens.viz.words import headline
 
-_HOMES = {
-    "accuracy_curve": "figures",
-    "retrieval_map": "figures",
-    "MAX_TOKENS": "patterns",
-    "Html": "patterns",
-    "PatternFigure": "patterns",
-    "attention_heads": "patterns",
-    "headline": "words",
-}
+_HOMES = {"accuracy_curve": "figures", "retrieval_map": "figures", "headline": "words"}
+"""Of public names; all others are at home in `patterns`."""
 
 __all__ = ["accuracy_curve", "retrieval_map", "MAX_TOKENS", "Html", "PatternFigure", "attention_heads", "headline"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'hybridlens.viz' has no attribute {name!r}")
-    return getattr(import_module(f"hybridlens.viz.{_HOMES[name]}"), name)
+    return getattr(import_module(f"hybridlens.viz.{_HOMES.get(name, 'patterns')}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *__all__])

@@ -77,7 +77,6 @@ def band_chart(curves: Sequence[Curve], n_heads: int, y_title: str, k_title: str
     Args:
         curves: at most six; those without an interval have no band.
         n_heads: the most heads, named on the axis.
-        y_title: what is measured.
         k_title: what is counted along the axis.
         percent: whether values are shares, drawn as percent of 0 to 100.
 
@@ -124,7 +123,6 @@ def bar_chart(names: Sequence[str], bars: Mapping[str, Sequence[Value]], x_title
     Args:
         names: of the groups, along the axis.
         bars: name in the legend -> a value for each group.
-        x_title: what stands along the axis.
         y_title: what is measured; drawn in percent.
     """
     figure = go.Figure()

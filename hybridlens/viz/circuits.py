@@ -79,7 +79,6 @@ def distance_curves(
     Args:
         curves: head -> a value for each distance; at most six heads.
         distances: tokens back, ascending.
-        y_title: what the values are.
         level: a value to draw as a dotted line, and what it is.
         y_range: ends of the other axis; those of the values when left out.
 

@@ -49,9 +49,7 @@ def retrieval_map(cells: Sequence[Cell], phase: str, k: int, max_score: float | 
     The axes are those of the whole sweep, so that maps compare.
 
     Args:
-        cells: cells of one model.
         phase: "generation" or "prefill".
-        k: heads kept.
         max_score: the most points the rubric gives.
 
     Raises:

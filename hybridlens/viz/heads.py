@@ -25,7 +25,6 @@ def short(value: float | int | None, digits: int = 2) -> str:
     """A number as it fits into a square: ".87", "−.05", "12"; nothing for None.
 
     Args:
-        value: the number.
         digits: after the point, below 10.
     """
     if value is None or not math.isfinite(value):
@@ -77,8 +76,6 @@ def pair_heatmap(
 
     Args:
         values: [row][column]; NaN where there is no such pair.
-        rows: their names.
-        columns: their names.
         titles: what stands down and what across.
         name: what the number is, for the pointer.
 
@@ -94,7 +91,6 @@ def correlation_matrix(values: Sequence[Sequence[float | int]], names: Sequence[
 
     Args:
         values: [name][name]; NaN where there is none.
-        names: of the rankings.
 
     Raises:
         InputError: names and values do not fit.
@@ -140,15 +136,10 @@ def _heatmap(
         "hovertemplate": "%{y}, %{x}: <b>%{z:.3~g}</b><extra>%{customdata}</extra>",
     }
     if len(columns) <= _WRITTEN:
-        digits = _digits(known)
+        largest = max((abs(value) for value in known), default=0.0) or 1
+        digits = min(max(2, 1 - math.floor(math.log10(largest))), 5)  # that show two of the largest value's
         written = [[short(value, digits) for value in row] for row in z]
         trace |= {"text": written, "texttemplate": "%{text}", "textfont": {"size": 11}}
     # The colour bar of a low map has its whole height.
     bar = {"len": 1} if len(rows) <= 5 else {"lenmode": "pixels", "len": 170, "y": 1, "yanchor": "top"}
     return heatmap(trace, {"nticks": 5, **bar}, SIGNED_COLORS if signed else MAP_COLORS, titles, 40)
-
-
-def _digits(known: Sequence[float | int]) -> int:
-    """Digits after the point that show two of the largest value."""
-    largest = max((abs(value) for value in known), default=0.0)
-    return min(max(2, 1 - math.floor(math.log10(largest))), 5) if largest else 2

@@ -35,7 +35,6 @@ def lay_out(
     Args:
         figure: changed in place.
         x: the axis across (`axis`).
-        y: the axis up.
         margin: pixels left, right, above and below.
         more: of Plotly's layout.
     """

@@ -73,7 +73,6 @@ def attention_heads(
     """The circuitsvis head selector for a notebook; it needs no network.
 
     Args:
-        tokens: the text of every token.
         pattern: attention weights, or any signed values; the colour range is symmetric for signed ones.
         heads: a label for every head; "Head 0", "Head 1", ... when left out.
         name: id of the HTML element; give each figure of a page its own.

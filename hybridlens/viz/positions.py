@@ -51,11 +51,9 @@ def position_heatmap(
         values: [row][column].
         rows: their names, no two alike: layers, say.
         columns: their names, no two alike: positions with their tokens, any text.
-        y_title: what the rows are.
         name: what the number is, for the pointer.
         limit: both ends of the scale, which is symmetric about 0; None for the largest value.
         marked: columns under a line that says "needle".
-        x_title: what the columns are.
 
     Raises:
         InputError: names and values do not fit.
@@ -68,7 +66,12 @@ def position_heatmap(
     figure.update_layout(xaxis=upright, margin={"t": 30 if marked else 10})
     for _, run in groupby(enumerate(sorted(marked)), key=lambda pair: pair[1] - pair[0]):  # neighbours in one
         inside = [column for _, column in run]
-        _mark(figure, inside[0], inside[-1])
+        place = {"x0": inside[0] - 0.45, "x1": inside[-1] + 0.45, "y0": 1.01, "y1": 1.01, "yref": "paper"}
+        figure.add_shape(type="line", **place, line={"color": COLORS[1], "width": 3}, layer="above")
+        figure.add_annotation(
+            x=(inside[0] + inside[-1]) / 2, y=1.01, yref="paper", yanchor="bottom", yshift=3, showarrow=False,
+            text="needle", font={"size": 11, "color": COLORS[1]},
+        )  # fmt: skip
     return figure
 
 
@@ -80,14 +83,3 @@ def position_height(rows: int) -> int:
 def position_width(columns: int) -> int | None:
     """Pixels below which labels of so many columns would touch; None where they fit any page."""
     return 130 + _WIDE * columns if columns > 40 else None
-
-
-def _mark(figure: go.Figure, first: int, last: int) -> None:
-    line = {"color": COLORS[1], "width": 3}
-    figure.add_shape(
-        type="line", x0=first - 0.45, x1=last + 0.45, y0=1.01, y1=1.01, yref="paper", line=line, layer="above"
-    )
-    figure.add_annotation(
-        x=(first + last) / 2, y=1.01, yref="paper", yanchor="bottom", yshift=3, showarrow=False, text="needle",
-        font={"size": 11, "color": COLORS[1]},
-    )  # fmt: skip

@@ -47,7 +47,6 @@ def headline(findings: Sequence[Finding], model: str, n_heads: int | None) -> li
 
     Args:
         findings: one for each phase, the first taken for the full model's accuracy.
-        model: its name.
         n_heads: heads per layer; None when unknown.
 
     Raises:
