@@ -66,10 +66,7 @@ class Composition(NamedTuple):
 
 
 def compositions(
-    weights: Weights,
-    paths: Sequence[LinearPath],
-    kinds: Sequence[str] = KINDS,
-    memory: int = 2 * 10**9,
+    weights: Weights, paths: Sequence[LinearPath], kinds: Sequence[str] = KINDS, memory: int = 2 * 10**9
 ) -> Composition:
     """Composition of every head with every earlier head and recurrent layer.
 

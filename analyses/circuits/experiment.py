@@ -9,6 +9,7 @@ How it fails: see `analyses.experiment` and `analyses.circuits.running`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from jaxtyping import Int
@@ -107,14 +108,11 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
             return folder.take(file, name, Tensors.load, lambda: Tensors(dict(make()))).named
 
         found = folder.take("circuits.safetensors", "circuits", HeadCircuits.load, lambda: circuits(
-            self.source, self.tokens, model=options.model, sample_size=options.sample,
-            distances=self.distances if self.distances != (0,) else None, seed=options.seed, memory=options.memory,
-            stage=kept, progress=progress,
+            self.source, self.tokens, model=options.model, sample_size=options.sample, distances=self.distances,
+            seed=options.seed, memory=options.memory, stage=kept, progress=progress,
         ))  # fmt: skip
         rankings = {
-            metric: folder.take(
-                f"rankings/{metric}.json", metric, HeadRanking.load, lambda metric=metric: found.ranking(metric)
-            )
+            metric: folder.take(f"rankings/{metric}.json", metric, HeadRanking.load, partial(found.ranking, metric))
             for metric in found.metrics
         }
         folder.drop("parts")

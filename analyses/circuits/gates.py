@@ -24,15 +24,11 @@ from hybridlens.weights import Weights
 
 
 def gate_errors(
-    lens: HybridLens,
-    weights: Weights,
-    tokens: TokensLike,
-    lengths: Sequence[int] | Lengths | None = None,
+    lens: HybridLens, weights: Weights, tokens: TokensLike, lengths: Sequence[int] | Lengths | None = None
 ) -> Float[Tensor, "attn_layer head"]:
     """The error of the gate at rest for every head; 0 in layers without a gate, float32, on the CPU.
 
-    Args:
-        lengths: real tokens of each row of a tensor padded on the right; padding never counts.
+    Arguments are those of `paths.measured_paths`.
 
     Raises:
         InputError: prompts that cannot be run.

@@ -6,8 +6,13 @@ How it fails: a head that the model has not raises `ValueError`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
 
 from analyses.circuits.results import Head, HeadCircuits
+from hybridlens.config import LensConfig
 from hybridlens.viz.words import DASH
 
 MEANING = {
@@ -54,8 +59,13 @@ def notes_of(
         gate_error: see `gates`; None where not measured.
     """
     found: list[str] = []
-    if any(attention.gated for attention in cfg.attentions):
-        found.append(f"OV circuits have output gates at rest, at their value for input 0; {_off(cfg, gate_error)}.")
+    gated = [index for index, attention in enumerate(cfg.attentions) if attention.gated]
+    if gated:
+        off = "how far that is off was not measured"
+        if gate_error is not None:
+            missed = spread(gate_error[gated], "{:.2f}".format)
+            off = f"on real activations that misses {missed} of the spread of what heads write"
+        found.append(f"OV circuits have output gates at rest, at their value for input 0; {off}.")
     if any(attention.qk_norm for attention in cfg.attentions):
         found.append(
             "QK circuits have the weights of the norms of queries and keys folded in; the scales of these norms, one "
@@ -70,10 +80,6 @@ def notes_of(
     return tuple(found)
 
 
-def _off(cfg: LensConfig, gate_error: Float[Tensor, "attn_layer head"] | None) -> str:
-    if gate_error is None:
-        return "how far that is off was not measured"
-    gated = [index for index, attention in enumerate(cfg.attentions) if attention.gated]
-    low, high = float(gate_error[gated].min()), float(gate_error[gated].max())
-    spread = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
-    return f"on real activations that misses {spread} of the spread of what heads write"
+def spread(values: Tensor, form: Callable[[float], str]) -> str:
+    """The least and the largest of some values, "0.12 to 0.34"; one where both read the same."""
+    return " to ".join(dict.fromkeys(form(float(end)) for end in values.aminmax()))

@@ -80,10 +80,7 @@ def paths_at_rest(weights: Weights, leave_out: bool = False) -> list[LinearPath]
 
 
 def measured_paths(
-    lens: HybridLens,
-    weights: Weights,
-    tokens: TokensLike,
-    lengths: Sequence[int] | Lengths | None = None,
+    lens: HybridLens, weights: Weights, tokens: TokensLike, lengths: Sequence[int] | Lengths | None = None
 ) -> tuple[list[LinearPath], Float[Tensor, "ssm_layer"]]:
     """Linear paths at the mean of real tokens, and how far they are from what the layers do there.
 

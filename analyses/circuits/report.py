@@ -10,7 +10,7 @@ from typing import Any
 
 from analyses.circuits import sections
 from analyses.circuits.composition_section import composition
-from analyses.circuits.labels import number, writer_of
+from analyses.circuits.labels import number, spread, writer_of
 from analyses.circuits.results import METRICS, HeadCircuits, name_of
 from analyses.experiment.text import columns
 from analyses.heads.needle_heads import Look
@@ -84,10 +84,9 @@ def _linearised(circuits: HeadCircuits) -> str:
     begin = f"All that is said of recurrent layers takes them for linear, {circuits.linearised}"
     if circuits.path_error is None:
         return f"{begin}; how far that is off was not measured."
-    low, high = float(circuits.path_error.min()), float(circuits.path_error.max())
-    spread = number(low) if number(low) == number(high) else f"{number(low)} to {number(high)}"
+    missed = spread(circuits.path_error, number)
     return (
-        f"{begin}; on real activations that misses {spread} of the spread of what they write (0: exact, 1: no better "
+        f"{begin}; on real activations that misses {missed} of the spread of what they write (0: exact, 1: no better "
         "than a constant), so it says what a layer's convolution can pass on, not all that the layer does."
     )
 
@@ -102,13 +101,13 @@ def _origin(circuits: HeadCircuits, record: Mapping[str, Any]) -> tuple[str, ...
     )
 
 
-def circuits_table(found: HeadCircuits, best: int = 3) -> str:
+def circuits_table(found: HeadCircuits) -> str:
     """The heads that score highest by each metric, with what the metric is."""
-    rows = [["metric", *(f"{i}." for i in range(1, best + 1)), "what it is"]]
+    rows = [["metric", "1.", "2.", "3.", "what it is"]]
     for metric in found.metrics:
         ranking = found.ranking(metric)
-        top = [f"{name_of(head)} {ranking.score(*head):.2f}" for head in ranking.order[:best]]
+        top = [f"{name_of(head)} {ranking.score(*head):.2f}" for head in ranking.order[:_NAMED]]
         rows.append([metric, *top, METRICS[metric].words])
     off = "" if found.path_error is None else f"; error {', '.join(f'{e:.2f}' for e in found.path_error.tolist())}"
     title = f"{found.model}: heads by their weights; recurrent layers linearised {found.linearised}{off}"
-    return "\n".join([title, columns(rows, left=best + 2), *found.notes])
+    return "\n".join([title, columns(rows, left=5), *found.notes])

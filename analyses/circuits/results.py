@@ -158,11 +158,6 @@ class HeadCircuits(Stored):
         return getattr(self, metric)
 
     def ranking(self, metric: str) -> HeadRanking:
-        """The heads in order of a metric, best first.
-
-        Raises:
-            UnknownNameError: there is no such metric.
-            InputError: the model's family lacks it.
-        """
+        """The heads in order of a metric, best first; errors as those of `score`."""
         scores = self.score(metric)
         return HeadRanking(scores, self.layers, f"{METRICS[metric].words} (from weights)", lower_is_better=False)

@@ -135,11 +135,12 @@ def distances(circuits: HeadCircuits) -> Section:
 def linearisation(circuits: HeadCircuits) -> Section:
     """What recurrent layers are taken for, and how far that is off."""
     lags = circuits.lag_share.shape[1]
-    errors = None if circuits.path_error is None else circuits.path_error.tolist()
-    rows: list[tuple[Entry, ...]] = []
-    for i, (layer, shares) in enumerate(zip(circuits.ssm_layers, circuits.lag_share.tolist(), strict=True)):
-        error = "not measured" if errors is None else number(errors[i])
-        rows.append((f"L{layer}", *(f"{100 * share:.1f}\u00a0%" for share in shares), error))
+    measured = circuits.path_error is not None
+    errors = map(number, circuits.path_error.tolist()) if measured else ["not measured"] * len(circuits.ssm_layers)
+    rows = tuple(
+        (f"L{layer}", *(f"{100 * share:.1f}\u00a0%" for share in shares), error)
+        for layer, shares, error in zip(circuits.ssm_layers, circuits.lag_share.tolist(), errors, strict=True)
+    )
     words = (
         "A recurrent layer becomes linear when its gates, and what follows its convolution, are held fixed: here "
         f"{circuits.linearised}. What its state carries over from earlier tokens is left out, so that a token reaches "
@@ -149,12 +150,12 @@ def linearisation(circuits: HeadCircuits) -> Section:
     error = (
         "The error is ‖output − linear path‖ ÷ ‖output‖ over real tokens, both about their means: 0 is exact, and 1 no "
         "better than a constant."
-        if errors is not None
+        if measured
         else "The error on real activations was not measured: that takes a run of the model."
     )
     header = ("layer", *(f"lag {lag}" for lag in range(lags)), "error")
     title = "Recurrent layers taken for linear"
-    return Section("linearisation", title, (Words(words), Words(error), Table(header, tuple(rows))))
+    return Section("linearisation", title, (Words(words), Words(error), Table(header, rows)))
 
 
 def patterns(circuits: HeadCircuits, seen: Look) -> Section:

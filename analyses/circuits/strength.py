@@ -51,9 +51,7 @@ def induction(
     Args:
         heads: K-composition with earlier heads beyond chance; NaN where not earlier.
         recurrent: the same with recurrent layers at lag 1.
-        profile: attention by distance alone.
         lag_share: of each recurrent layer's linear path.
-        copying: Σλ ÷ Σ|λ|.
     """
     beyond = (profile[..., 1] - 1 / profile.shape[-1]).clamp(min=0)
     one_back = lag_share[:, 1] if lag_share.shape[1] > 1 else lag_share.new_zeros(lag_share.shape[0])

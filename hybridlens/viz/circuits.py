@@ -46,7 +46,10 @@ def eigenvalue_plane(
     top = math.ceil(math.log10(largest) - 1e-9) if largest else 0
     figure = go.Figure()
     for i, (name, values) in enumerate(kept.items()):
-        places = values if decades is None else [_inward(value, top, decades) for value in values]
+        places = values
+        if decades is not None:  # angles stay
+            sizes = (max(0.0, math.log10(abs(v)) - top + decades) if v else 0.0 for v in values)
+            places = [cmath.rect(size, cmath.phase(v)) for size, v in zip(sizes, values, strict=True)]
         figure.add_scatter(
             x=[plain(place.real) for place in places],
             y=[plain(place.imag) for place in places],
@@ -216,13 +219,6 @@ def _line(edge: Edge, places: Mapping[str, tuple[float, float]], largest: float)
         + KIND_WORDS[edge.kind]
         + "</extra>",
     )
-
-
-def _inward(value: complex, top: int, decades: int) -> complex:
-    """A value with its angle, at its magnitude's logarithm from the centre."""
-    if not value:
-        return 0j
-    return cmath.rect(max(0.0, math.log10(abs(value)) - top + decades), cmath.phase(value))
 
 
 def _circles(figure: go.Figure, top: int, decades: int) -> None:

@@ -64,13 +64,8 @@ class Gathered:
 
     def data(self) -> dict[str, Any]:
         """What the page's code reads."""
-        return {
-            "texts": list(self._texts),
-            "charts": self.charts,
-            "answers": self.answers,
-            "explorer": self.explorer,
-            "patterns": self.patterns,
-        }
+        drawn = {"charts": self.charts, "explorer": self.explorer, "patterns": self.patterns}
+        return {"texts": list(self._texts), "answers": self.answers, **drawn}
 
     def libraries(self) -> list[Markup]:
         """The code of others that this page draws with: nothing that it has no figure for."""

@@ -7,7 +7,7 @@ finite is an empty square, and rows of unequal length are refused with `InputErr
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import plotly.graph_objects as go
 
@@ -17,16 +17,15 @@ from hybridlens.viz.layout import MAP_COLORS, heatmap, plain, ticks
 SIGNED_COLORS = ((0.0, "#7c3210"), (0.25, "#d9956f"), (0.5, "#f3ece2"), (0.75, "#7db8b1"), (1.0, "#0c5359"))
 """Below 0, nothing, above 0; `common.js` has their counterparts for dark pages."""
 
+Rows: TypeAlias = Sequence[Sequence[float | int]]
+"""Numbers [row][column]; NaN where there is none."""
+
 _WRITTEN = 16
 """A map with more columns than this has no numbers in its squares."""
 
 
 def short(value: float | int | None, digits: int = 2) -> str:
-    """A number as it fits into a square: ".87", "−.05", "12"; nothing for None.
-
-    Args:
-        digits: after the point, below 10.
-    """
+    """A number as it fits into a square, with so many digits after the point: ".87", "−.05", "12"; nothing for None."""
     if value is None or not math.isfinite(value):
         return ""
     text = f"{value:.{digits if abs(value) < 9.995 else 0}f}"
@@ -36,7 +35,7 @@ def short(value: float | int | None, digits: int = 2) -> str:
 
 
 def head_heatmap(
-    scores: Sequence[Sequence[float | int]],
+    scores: Rows,
     layers: Sequence[int],
     name: str,
     low: float | int | None = None,
@@ -66,16 +65,11 @@ def head_heatmap(
 
 
 def pair_heatmap(
-    values: Sequence[Sequence[float | int]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    titles: tuple[str, str],
-    name: str,
+    values: Rows, rows: Sequence[str], columns: Sequence[str], titles: tuple[str, str], name: str
 ) -> go.Figure:
     """A number for each pair: writers down, readers across, say.
 
     Args:
-        values: [row][column]; NaN where there is no such pair.
         titles: what stands down and what across.
         name: what the number is, for the pointer.
 
@@ -86,11 +80,8 @@ def pair_heatmap(
     return _heatmap(values, rows, columns, titles, name).update_yaxes(ticks(rows[::step]) if step > 1 else {})
 
 
-def correlation_matrix(values: Sequence[Sequence[float | int]], names: Sequence[str]) -> go.Figure:
-    """Correlations between rankings, -1 to 1.
-
-    Args:
-        values: [name][name]; NaN where there is none.
+def correlation_matrix(values: Rows, names: Sequence[str]) -> go.Figure:
+    """Correlations between rankings [name][name], -1 to 1; NaN where there is none.
 
     Raises:
         InputError: names and values do not fit.
@@ -104,7 +95,7 @@ def heatmap_height(rows: int, least: int = 150, most: int = 900) -> int:
 
 
 def _heatmap(
-    values: Sequence[Sequence[float | int]],
+    values: Rows,
     rows: Sequence[str],
     columns: Sequence[str],
     titles: tuple[str, str],

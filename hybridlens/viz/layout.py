@@ -33,8 +33,7 @@ def lay_out(
     """The figure with its axes and what every figure shares; returned for convenience.
 
     Args:
-        figure: changed in place.
-        x: the axis across (`axis`).
+        x: the axis across (`axis`); y: that up.
         margin: pixels left, right, above and below.
         more: of Plotly's layout.
     """

@@ -10,7 +10,7 @@ from itertools import groupby
 
 import plotly.graph_objects as go
 
-from hybridlens.viz.heads import SIGNED_COLORS, heatmap_height, pair_heatmap
+from hybridlens.viz.heads import SIGNED_COLORS, Rows, heatmap_height, pair_heatmap
 from hybridlens.viz.layout import COLORS, ticks
 
 LONGEST = 26
@@ -36,7 +36,7 @@ def literal(text: str, most: int = LONGEST) -> str:
 
 
 def position_heatmap(
-    values: Sequence[Sequence[float | int]],
+    values: Rows,
     rows: Sequence[str],
     columns: Sequence[str],
     y_title: str,
@@ -48,7 +48,6 @@ def position_heatmap(
     """A number for each row and position.
 
     Args:
-        values: [row][column].
         rows: their names, no two alike: layers, say.
         columns: their names, no two alike: positions with their tokens, any text.
         name: what the number is, for the pointer.
