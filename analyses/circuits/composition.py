@@ -100,13 +100,11 @@ class _Compositions:
         fits = memory // (8 * size * passing * cfg.d_model)
         self.packing = Packing(cfg.d_model, max(1, min(BAND, fits, cfg.d_model)))
         sizes = [self.packing.entries(*band) for band in self.packing.bands]
-        first = sizes[0]
         written = layers * heads + len(paths) * cfg.d_conv
-        fit = (memory - passing * first * size) // (sum(sizes) * size)
+        fit = (memory - passing * sizes[0] * size) // (sum(sizes) * size)
         self.capacity = max(1, min(written, fit))
-        device = cfg.device
-        self.held = [torch.empty(self.capacity, entries, dtype=self.dtype, device=device) for entries in sizes]
-        self.scratch = torch.empty(passing * first, dtype=self.dtype, device=device)
+        self.held = [torch.empty(self.capacity, entries, dtype=self.dtype, device=cfg.device) for entries in sizes]
+        self.scratch = torch.empty(passing * sizes[0], dtype=self.dtype, device=cfg.device)
         self.layers: list[int] = []
         self.columns: list[int] = []
         self.scores = torch.full((len(kinds), layers, heads, written), torch.nan, dtype=torch.float64)

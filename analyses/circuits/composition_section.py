@@ -92,8 +92,8 @@ def _maps(
     charts: list[Chart] = []
     for kind, values in zip(KINDS, excess, strict=True):
         title = f"{kind.upper()}-composition"
-        names = ("writer", "reader")
-        figure = pair_heatmap(values[:, seen].T.tolist(), down, across, names, f"{title} beyond chance")
+        rows, name = values[:, seen].T.tolist(), f"{title} beyond chance"
+        figure = pair_heatmap(rows, down, across, ("writer", "reader"), name)
         words = f"{title} of every earlier writer with every head, less what chance gives"
         charts.append(Chart(figure, words, title, height, width))
     return tuple(charts)

@@ -52,12 +52,7 @@ def writer_of(circuits: HeadCircuits, head: Head) -> str:
 def notes_of(
     cfg: LensConfig, writers: Sequence[int], gate_error: Float[Tensor, "attn_layer head"] | None
 ) -> tuple[str, ...]:
-    """The notes of a model's circuits, a sentence each.
-
-    Args:
-        writers: its recurrent layers that are taken for writers.
-        gate_error: see `gates`; None where not measured.
-    """
+    """The notes of a model's circuits, a sentence each; `writers` are the recurrent layers that are taken for such."""
     found: list[str] = []
     gated = [index for index, attention in enumerate(cfg.attentions) if attention.gated]
     if gated:

@@ -56,7 +56,6 @@ class HeadCircuits(Stored):
     """The circuits of a model's attention heads, from its weights.
 
     Attributes:
-        model: its name.
         layers: the index in the model of each attention layer.
         ssm_layers: of each recurrent layer that is taken for a writer.
         sample: tokens among which the shares are taken; a smaller sample makes them higher.
@@ -126,8 +125,7 @@ class HeadCircuits(Stored):
     @property
     def writers(self) -> tuple[str, ...]:
         """Names of all that could look back by one token: recurrent layers at lag 1, then heads."""
-        recurrent = [f"L{layer} lag 1" for layer in self.ssm_layers]
-        return (*recurrent, *map(name_of, self.heads))
+        return (*(f"L{layer} lag 1" for layer in self.ssm_layers), *map(name_of, self.heads))
 
     @property
     def metrics(self) -> tuple[str, ...]:

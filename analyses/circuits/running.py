@@ -215,12 +215,9 @@ def _strengths(
     lag_share = torch.stack([path.share for path in paths]).cpu() if paths else torch.zeros(0, weights.cfg.d_conv)
     one_back = composed.excess_recurrent[k, ..., min(1, lag_share.shape[1] - 1) if paths else slice(0)].flatten(2)
     found = induction(composed.excess_heads[k], one_back, scores["profile"], lag_share, scores["copying"])
-    match = torch.stack(
-        [
-            induction_matching(weights, weights.attention(layer), found.writer[i], paths, EE, at).cpu()
-            for i, layer in enumerate(weights.cfg.attention_layers)
-        ]
-    )
+    layers = zip(map(weights.attention, weights.cfg.attention_layers), found.writer, strict=True)
+    matches = [induction_matching(weights, layer, writers, paths, EE, at).cpu() for layer, writers in layers]
+    match = torch.stack(matches)
     return {
         "lag_share": lag_share,
         "induction": found.strength,

@@ -135,8 +135,8 @@ def distances(circuits: HeadCircuits) -> Section:
 def linearisation(circuits: HeadCircuits) -> Section:
     """What recurrent layers are taken for, and how far that is off."""
     lags = circuits.lag_share.shape[1]
-    measured = circuits.path_error is not None
-    errors = map(number, circuits.path_error.tolist()) if measured else ["not measured"] * len(circuits.ssm_layers)
+    off = circuits.path_error
+    errors = ["not measured"] * len(circuits.ssm_layers) if off is None else map(number, off.tolist())
     rows = tuple(
         (f"L{layer}", *(f"{100 * share:.1f}\u00a0%" for share in shares), error)
         for layer, shares, error in zip(circuits.ssm_layers, circuits.lag_share.tolist(), errors, strict=True)
@@ -150,7 +150,7 @@ def linearisation(circuits: HeadCircuits) -> Section:
     error = (
         "The error is ‖output − linear path‖ ÷ ‖output‖ over real tokens, both about their means: 0 is exact, and 1 no "
         "better than a constant."
-        if measured
+        if off is not None
         else "The error on real activations was not measured: that takes a run of the model."
     )
     header = ("layer", *(f"lag {lag}" for lag in range(lags)), "error")

@@ -33,7 +33,6 @@ class Chart(Block):
     """A Plotly figure.
 
     Attributes:
-        figure: the figure.
         words: what it shows, for those who cannot see it.
         title: stands above it; none where empty.
         height: pixels; None for that of every chart without one.
@@ -99,7 +98,6 @@ class Answers(Block):
 
     Attributes:
         summary: the words it is folded behind.
-        header: a heading for each column.
         rows: entries as text; those of the columns `texts` come from the model.
         texts: places of those columns.
     """

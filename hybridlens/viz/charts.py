@@ -111,7 +111,7 @@ def band_chart(curves: Sequence[Curve], n_heads: int, y_title: str, k_title: str
             bands.append(
                 band.update(mode="lines", line={"width": 0, "color": COLORS[i]}, showlegend=False, hoverinfo="skip")
             )
-    ks = sorted({k for line in lines for k in line.x}) or [0]
+    ks = sorted({k for curve in curves for k, value in curve.points.items() if value.known}) or [0]
     y_axis = axis(y_title, **(PERCENT if percent else {}))
     figure = go.Figure([*bands, *lines])
     return lay_out(figure, k_axis(ks, n_heads, k_title), y_axis, (60, 20, 40, 70), legend=LEGEND, showlegend=True)

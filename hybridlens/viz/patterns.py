@@ -23,7 +23,6 @@ class PatternFigure:
     """Attention patterns of some heads over some tokens, ready to be drawn.
 
     Attributes:
-        title: what is shown.
         tokens: the text of every token shown, in order; queries and keys are the same tokens.
         pattern: attention weights, post-softmax. Where tokens were cropped, rows need not sum to 1.
         heads: a short label for every head, "L2 H5" say.

@@ -35,7 +35,8 @@ def depth_label(depth: float | int | None) -> str:
     """A depth as an axis shows it; the two ends and the control are named."""
     if depth is None:
         return LEFT_OUT
-    return {0: f"0 %<br>{START}", 100: f"100 %<br>{END}"}.get(depth, f"{depth:g} %")
+    ends: dict[float, str] = {0: f"0 %<br>{START}", 100: f"100 %<br>{END}"}
+    return ends.get(depth, f"{depth:g} %")
 
 
 def headline(findings: Sequence[Finding], model: str, n_heads: int | None) -> list[str]:
