@@ -1,8 +1,9 @@
 """Which combination of signals retrieval strength is: chosen on one model, tested on the other.
 
 ``python -m tests.benchmarks.choosing [--chosen-on tiny-jamba] [--tested-on tiny-recurrentgemma]`` ranks the heads of
-either model by each of `COMBINATIONS`, keeps the best n of each, n from none to all, and prints the areas under the curves of needle accuracy with their intervals. The choice is the largest area
-on the first model; what it is worth is its place on the second, which had no say.
+either model by each of `COMBINATIONS`, keeps the best n of each, n from none to all, and prints the areas under the
+curves of needle accuracy with their intervals. The choice is the largest area on the first model; what it is worth is
+its place on the second, which had no say.
 
 How it fails: areas whose intervals overlap are not told apart; of equal ones the first in the list is chosen.
 """
