@@ -215,6 +215,14 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
         conduct(CircuitsRun(lens_of("jamba", 1), config), tmp_path / "out")
 
 
+def test_a_distance_of_0_alone_is_taken_as_given(tmp_path):
+    """Of a model with rotary embedding: left out, powers of two are taken; 0 asked for is 0, as the record has it."""
+    lens = lens_of("recurrentgemma")
+    found = conduct(CircuitsRun(lens, CircuitsConfig(model="m", sample=10, distances=(0,))), tmp_path / "out").result
+    assert found.circuits.distances == (0,)
+    assert found.circuits.matching.shape[-1] == 1
+
+
 def test_digest_is_of_what_circuits_read(tmp_path):
     """An expert's weight changes nothing; a head's, a tap's or an embedding's does; files and memory agree."""
     lens = lens_of("jamba")

@@ -14,7 +14,7 @@ from analyses.circuits import HeadCircuits, circuits
 from analyses.circuits.composition import KINDS, compositions
 from analyses.circuits.eigen import matching_share, ov_eigenvalues, qk_eigenvalues
 from analyses.circuits.gates import gate_errors
-from analyses.circuits.paths import measured_paths, passing_at_rest, paths_at_rest
+from analyses.circuits.paths import measured_paths, paths_at_rest
 from analyses.circuits.positions import profile
 from analyses.circuits.vocabulary import products
 from hybridlens.errors import InputError
@@ -167,7 +167,7 @@ def test_a_delta_rule_has_no_path_at_rest():
     weights = Weights.of_model(lens)
     with pytest.raises(InputError, match=r"of layer 0, 2 passes nothing on at rest, .* give real text"):
         paths_at_rest(weights)
-    assert passing_at_rest(weights) == []
+    assert paths_at_rest(weights, leave_out=True) == []
     rest = circuits(lens, sample_size=40)
     assert rest.ssm_layers == ()
     assert [note.split(" ")[0] for note in rest.notes] == ["OV", "QK", "Recurrent"]

@@ -21,9 +21,8 @@ from analyses.study.rankings.results import Ability, RankingComparison
 from analyses.study.rankings.words import sentences
 from hybridlens.errors import InputError
 from hybridlens.viz.article import render_article, write_article
-from hybridlens.viz.bands import band_chart
 from hybridlens.viz.blocks import Chart, ChartGrid
-from hybridlens.viz.charts import Curve
+from hybridlens.viz.charts import Curve, band_chart
 from hybridlens.viz.entries import Value
 from hybridlens.viz.templating import POLICY
 from tests.test_viz import HOSTILE, Page, a_record, data_of

@@ -45,13 +45,7 @@ def relative_variance(
 def expected_score(
     writer: Float[Tensor, "*#pair"], reader: Float[Tensor, "*#pair"], d_model: int
 ) -> Float[Tensor, "*pair"]:
-    """E[s] of pairs, float64; 0 where writer or reader is zero.
-
-    Args:
-        writer: ‖G‖² of Grams of trace 1; 0 for a map that is zero.
-        reader: ‖N‖² likewise.
-        d_model: d, 2 or more.
-    """
+    """E[s] of pairs, float64; 0 where writer or reader is, of a map that is zero; arguments as `relative_variance`."""
     alpha = (1 - 1 / d_model) / relative_variance(writer, reader, d_model) - 1 / d_model  # α / (α + β) = 1/d
     mean = _root(alpha) / _root(alpha * d_model) / d_model**0.5
     return torch.where((writer > 0) & (reader > 0), mean, 0.0)

@@ -66,15 +66,11 @@ class Composition(NamedTuple):
 
 
 def compositions(
-    weights: Weights,
-    paths: Sequence[LinearPath],
-    kinds: Sequence[str] = KINDS,
-    memory: int = 2 * 10**9,
+    weights: Weights, paths: Sequence[LinearPath], kinds: Sequence[str] = KINDS, memory: int = 2 * 10**9
 ) -> Composition:
     """Composition of every head with every earlier head and recurrent layer.
 
     Args:
-        weights: of the model.
         paths: linear paths of recurrent layers, each layer once: `paths_at_rest` or `measured_paths`.
         kinds: of `KINDS`.
         memory: bytes for writers' Grams and a band of readers', beside the weights of the layer at hand. With less,
@@ -103,16 +99,12 @@ class _Compositions:
         passing, size = len(kinds) * heads, self.dtype.itemsize
         fits = memory // (8 * size * passing * cfg.d_model)
         self.packing = Packing(cfg.d_model, max(1, min(BAND, fits, cfg.d_model)))
-        first = self.packing.entries(*self.packing.bands[0])
+        sizes = [self.packing.entries(*band) for band in self.packing.bands]
         written = layers * heads + len(paths) * cfg.d_conv
-        fit = (memory - passing * first * size) // (self.packing.total * size)
+        fit = (memory - passing * sizes[0] * size) // (sum(sizes) * size)
         self.capacity = max(1, min(written, fit))
-        device = cfg.device
-        self.held = [
-            torch.empty(self.capacity, self.packing.entries(*band), dtype=self.dtype, device=device)
-            for band in self.packing.bands
-        ]
-        self.scratch = torch.empty(passing * first, dtype=self.dtype, device=device)
+        self.held = [torch.empty(self.capacity, entries, dtype=self.dtype, device=cfg.device) for entries in sizes]
+        self.scratch = torch.empty(passing * sizes[0], dtype=self.dtype, device=cfg.device)
         self.layers: list[int] = []
         self.columns: list[int] = []
         self.scores = torch.full((len(kinds), layers, heads, written), torch.nan, dtype=torch.float64)
@@ -122,28 +114,24 @@ class _Compositions:
     def run(self) -> Composition:
         """All scores."""
         for layer, column, grams in self._writers():
-            done, count = 0, grams.left.shape[0]
-            while done < count:
-                if len(self.layers) == self.capacity:
-                    self._read()
-                taken = min(count - done, self.capacity - len(self.layers))
-                self._hold(layer, column + done, grams.part(done, done + taken))
-                done += taken
+            if len(self.layers) == self.capacity:
+                self._read()
+            self._hold(layer, column, grams)
         self._read()
-        expected = expected_score(self.writer_squared, self.reader_squared[..., None], self.weights.cfg.d_model).where(
-            ~self.scores.isnan(), torch.nan
-        )
-        heads, recurrent = self._split(self.scores)
-        return Composition(heads, recurrent, *self._split(expected))
+        expected = expected_score(self.writer_squared, self.reader_squared[..., None], self.weights.cfg.d_model)
+        return Composition(*self._split(self.scores), *self._split(expected.where(~self.scores.isnan(), torch.nan)))
 
     def _writers(self) -> Iterator[tuple[int, int, Grams]]:
-        """(layer, first column of the scores, Grams) of all that some reader follows, layer by layer."""
+        """(layer, column of the scores, its Gram) of all that some reader follows, layer by layer."""
         cfg = self.weights.cfg
         attention = {layer: i for i, layer in enumerate(cfg.attention_layers)}
         recurrent = {path.layer: i for i, path in enumerate(self.paths)}
         for layer in range(max(attention)):
             if layer in attention:
-                yield layer, attention[layer] * cfg.n_heads, head_writers(self.weights.attention(layer), self.dtype)
+                heads = head_writers(self.weights.attention(layer), self.dtype)
+                for head in range(cfg.n_heads):
+                    one = slice(head, head + 1)
+                    yield layer, attention[layer] * cfg.n_heads + head, Grams(heads.left[one], heads.right[one])
             if layer in recurrent:
                 i, maps = recurrent[layer], self.weights.recurrent(layer)
                 first = len(attention) * cfg.n_heads + i * cfg.d_conv
@@ -151,15 +139,14 @@ class _Compositions:
                     yield layer, first + lag, path_writer(maps, self.paths[i], lag, self.dtype)
 
     def _hold(self, layer: int, column: int, grams: Grams) -> None:
-        """Put writers into the group."""
-        start, count = len(self.layers), grams.left.shape[0]
-        self.layers += [layer] * count
-        self.columns += range(column, column + count)
+        """Put a writer into the group."""
         for band, held in zip(self.packing.bands, self.held, strict=True):
-            rows = held[start : start + count]
-            self.packing.fill(grams, band, rows)
-            self.writer_squared[column : column + count] += self.packing.squared(band, rows).cpu()
-            self.packing.double(band, rows)
+            row = held[len(self.layers)][None]
+            self.packing.fill(grams, band, row)
+            self.writer_squared[column] += self.packing.squared(band, row).item()
+            self.packing.double(band, row)
+        self.layers.append(layer)
+        self.columns.append(column)
 
     def _read(self) -> None:
         """Let the readers of later layers pass by the group, and empty it."""

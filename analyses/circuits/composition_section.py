@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.circuits.composition import KINDS
-from analyses.circuits.labels import name_of, number
-from analyses.circuits.results import HeadCircuits
+from analyses.circuits.labels import number
+from analyses.circuits.results import HeadCircuits, name_of
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Table, Words
 from hybridlens.viz.circuits import Edge, Node, composition_graph, strongest
 from hybridlens.viz.entries import Entry
@@ -27,8 +27,12 @@ def composition(circuits: HeadCircuits) -> Section:
     """Who composes with whom, beyond chance."""
     composed = circuits.composition
     excess = _flat(composed.excess_recurrent, composed.excess_heads)
-    maps = _maps(circuits, excess)
-    edges = _edges(circuits, excess)
+    writers, readers = _nodes(circuits)
+    edges = {  # every pair above chance, with its place
+        Edge(writers[w].name, readers[r].name, kind, float(excess[k, r, w])): (k, r, w)
+        for k, kind in enumerate(KINDS)
+        for r, w in (excess[k] > 0).nonzero().tolist()
+    }
     shown = [edge for kind in KINDS for edge in strongest([e for e in edges if e.kind == kind], LINES)]
     words = (
         "‖W_writer W_reader‖ ÷ (‖W_writer‖ ‖W_reader‖), less what random matrices of the same shapes and spectra would "
@@ -37,93 +41,59 @@ def composition(circuits: HeadCircuits) -> Section:
         f"taken {circuits.linearised}. Rotary embedding is left out of Q and K. A high value says that the reader "
         "could see the writer's output, not that it uses it."
     )
-    above, pairs = sum(edge.excess > 0 for edge in edges), int(excess.isfinite().sum())
     drawn = (
-        f"Drawn are the strongest {len(shown)}, at most {LINES} of a kind, of the {above:,} that lie above chance; in "
-        f"all there are {pairs:,}. Layers stand in the order of the model; the thicker a line, the higher above chance."
+        f"Drawn are the strongest {len(shown)}, at most {LINES} of a kind, of the {len(edges):,} that lie above "
+        f"chance; in all there are {int(excess.isfinite().sum()):,}. Layers stand in the order of the model; the "
+        "thicker a line, the higher above chance."
     )
     graph = Chart(
-        composition_graph(_nodes(circuits), shown, len(shown)),
+        composition_graph(writers, shown, len(shown)),
         "a graph of the strongest compositions from writers to later heads; numbers in the table below",
         height=560,
         least_width=min(60 * (len(circuits.layers) + len(circuits.ssm_layers)), 1040),
     )
-    side_by_side: tuple[Block, ...] = (ChartGrid(maps),) if circuits.copying.numel() <= 16 else maps
-    blocks = (Words(words), Words(drawn), graph, _edge_table(circuits, shown), *side_by_side)
-    return Section("composition", "Composition", blocks)
+    found = _flat(composed.recurrent, composed.heads)
+    chance = _flat(composed.recurrent_expected, composed.heads_expected)
+    rows: list[tuple[Entry, ...]] = []
+    for edge in shown:
+        values = float(found[edges[edge]]), float(chance[edges[edge]]), edge.excess
+        rows.append((edge.writer, edge.reader, edge.kind.upper(), *map(number, values)))
+    table = Table(
+        ("writer", "reader", "kind", "score", "by chance", "beyond"), tuple(rows), f"These {len(rows)} as numbers"
+    )
+    maps = _maps(writers, readers, excess)
+    side_by_side: tuple[Block, ...] = (ChartGrid(maps),) if len(readers) <= 16 else maps
+    return Section("composition", "Composition", (Words(words), Words(drawn), graph, table, *side_by_side))
 
 
-def _maps(circuits: HeadCircuits, excess: Float[Tensor, "kind reader writer"]) -> tuple[Chart, ...]:
-    """A heatmap of each kind, writers by layer; those that no head reads are left out."""
-    writers, readers = _writers(circuits), _readers(circuits)
-    seen = [i for i in range(len(writers)) if bool(excess[:, :, i].isfinite().any())]
-    seen.sort(key=lambda i: _layer(writers[i]))
-    charts: list[Chart] = []
-    for k, kind in enumerate(KINDS):
-        title = f"{kind.upper()}-composition"
-        values = excess[k][:, seen].T.tolist()
-        names = ("writer", "reader")
-        figure = pair_heatmap(values, [writers[i] for i in seen], readers, names, f"{title} beyond chance")
-        words = f"{title} of every earlier writer with every head, less what chance gives"
-        width = min(140 + 12 * len(readers), 1040) if len(readers) > 16 else None
-        charts.append(Chart(figure, words, title, heatmap_height(len(seen)), width))
-    return tuple(charts)
-
-
-def _layer(name: str) -> int:
-    """The layer of a writer or reader, from its name."""
-    return int(name.split()[0][1:])
+def _nodes(circuits: HeadCircuits) -> tuple[list[Node], list[Node]]:
+    """All writers, recurrent layers first, and all readers."""
+    lags = circuits.composition.recurrent.shape[-1]
+    recurrent = [
+        Node(f"L{layer} lag {n}", layer, f"lag {n}", True) for layer in circuits.ssm_layers for n in range(lags)
+    ]
+    heads = [Node(name_of(head), head[0], f"H{head[1]}", False) for head in circuits.heads]
+    return recurrent + heads, heads
 
 
 def _flat(recurrent: Tensor, heads: Tensor) -> Float[Tensor, "kind reader writer"]:
-    """Both kinds of writers side by side, as `_writers` names them."""
-    kinds = recurrent.shape[0]
-    both = [x.reshape(kinds, x.shape[1] * x.shape[2], -1) for x in (recurrent, heads)]
-    return torch.cat(both, dim=-1)
+    """Both kinds of writers side by side, as `_nodes` has them."""
+    return torch.cat([x.flatten(3).flatten(1, 2) for x in (recurrent, heads)], dim=-1)
 
 
-def _writers(circuits: HeadCircuits) -> list[str]:
-    lags = circuits.composition.recurrent.shape[-1]
-    recurrent = [f"L{layer} lag {lag}" for layer in circuits.ssm_layers for lag in range(lags)]
-    return [*recurrent, *_readers(circuits)]
-
-
-def _readers(circuits: HeadCircuits) -> list[str]:
-    return [name_of((layer, head)) for layer in circuits.layers for head in range(circuits.n_heads)]
-
-
-def _nodes(circuits: HeadCircuits) -> list[Node]:
-    lags = circuits.composition.recurrent.shape[-1]
-    recurrent = [
-        Node(f"L{layer} lag {lag}", layer, f"lag {lag}", True) for layer in circuits.ssm_layers for lag in range(lags)
-    ]
-    heads = [
-        Node(name_of((layer, head)), layer, f"H{head}", False)
-        for layer in circuits.layers
-        for head in range(circuits.n_heads)
-    ]
-    return recurrent + heads
-
-
-def _edges(circuits: HeadCircuits, excess: Float[Tensor, "kind reader writer"]) -> list[Edge]:
-    """Every pair above chance."""
-    writers, readers = _writers(circuits), _readers(circuits)
-    return [
-        Edge(writers[w], readers[r], kind, float(excess[k, r, w]))
-        for k, kind in enumerate(KINDS)
-        for r, w in (excess[k] > 0).nonzero().tolist()
-    ]
-
-
-def _edge_table(circuits: HeadCircuits, edges: Sequence[Edge]) -> Table:
-    composed = circuits.composition
-    found = _flat(composed.recurrent, composed.heads)
-    chance = _flat(composed.recurrent_expected, composed.heads_expected)
-    writers, readers = ({name: i for i, name in enumerate(names)} for names in (_writers(circuits), _readers(circuits)))
-    rows: list[tuple[Entry, ...]] = []
-    for edge in edges:
-        place = KINDS.index(edge.kind), readers[edge.reader], writers[edge.writer]
-        values = [number(v) for v in (float(found[place]), float(chance[place]), edge.excess)]
-        rows.append((edge.writer, edge.reader, edge.kind.upper(), *values))
-    header = ("writer", "reader", "kind", "score", "by chance", "beyond")
-    return Table(header, tuple(rows), f"These {len(rows)} as numbers")
+def _maps(
+    writers: Sequence[Node], readers: Sequence[Node], excess: Float[Tensor, "kind reader writer"]
+) -> tuple[Chart, ...]:
+    """A heatmap of each kind, writers by layer; those that no head reads are left out."""
+    seen = [i for i in range(len(writers)) if bool(excess[:, :, i].isfinite().any())]
+    seen.sort(key=lambda i: writers[i].layer)
+    down, across = [writers[i].name for i in seen], [reader.name for reader in readers]
+    height, width = heatmap_height(len(seen)), min(140 + 12 * len(readers), 1040) if len(readers) > 16 else None
+    charts: list[Chart] = []
+    for kind, values in zip(KINDS, excess, strict=True):
+        title = f"{kind.upper()}-composition"
+        rows, name = values[:, seen].T.tolist(), f"{title} beyond chance"
+        figure = pair_heatmap(rows, down, across, ("writer", "reader"), name)
+        words = f"{title} of every earlier writer with every head, less what chance gives"
+        charts.append(Chart(figure, words, title, height, width))
+    return tuple(charts)

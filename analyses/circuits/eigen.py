@@ -41,7 +41,6 @@ def ov_eigenvalues(attention: AttentionWeights, UE: Float[Tensor, "d_model d_mod
     """The non-zero eigenvalues of each head's ``E W_V W_O U^T``, and zeros up to d_head; complex64, in no order.
 
     Args:
-        attention: the heads.
         UE: U^T E, of `vocabulary.products`.
 
     Raises:
@@ -51,15 +50,11 @@ def ov_eigenvalues(attention: AttentionWeights, UE: Float[Tensor, "d_model d_mod
 
 
 def qk_eigenvalues(
-    attention: AttentionWeights,
-    EE: Float[Tensor, "d_model d_model"],
-    distance: int | None = None,
-    part: str = "all",
+    attention: AttentionWeights, EE: Float[Tensor, "d_model d_model"], distance: int | None = None, part: str = "all"
 ) -> Complex[Tensor, "head value"]:
     """The non-zero eigenvalues of each head's ``E W_Q (E W_K)^T``, and zeros up to the part's size; complex64.
 
     Args:
-        attention: the heads.
         EE: E^T E, of `vocabulary.products`.
         distance: tokens from the key to the query, which turn the rotary dimensions and no other; None for 0.
         part: "all" dimensions of a head, its "rotary" ones, or the "free" ones, which no distance changes. Without
@@ -70,12 +65,9 @@ def qk_eigenvalues(
         UnknownNameError: there is no such part.
         CheckpointError: some weights are infinite or not a number.
     """
-    turn, attention = _checked(attention, distance), attention.compared
-    chosen = _dimensions(attention, part)
+    attention, chosen = attention.compared, _dimensions(attention, part)
     found = _product(attention, attention.W_Q.transpose(1, 2), EE, attention.W_K).transpose(1, 2)
-    if attention.rotary is not None and turn:
-        found = attention.rotary.turned(found, turn)  # [key dimension, query dimension]: queries turn
-    return eigenvalues(found[:, chosen, chosen])
+    return eigenvalues(_turned(attention, found, distance)[:, chosen, chosen])  # [key dimension, query dimension]
 
 
 def positivity(eigenvalues: Complex[Tensor, "*head value"]) -> Float[Tensor, "*head"]:
@@ -98,9 +90,7 @@ def copying_share(
     the highest does not count.
 
     Args:
-        attention: the heads.
-        E: the sample's embeddings.
-        U: its unembedding rows, in the same order.
+        U: unembedding rows of the same tokens as `E`, the sample, in their order.
 
     Raises:
         InputError: the sample has less than two tokens.
@@ -119,22 +109,14 @@ def matching_share(
     rows: a key is as long as its row makes it. Rows divided by their rms are what the first norm lets through.
 
     Args:
-        attention: the heads.
-        E: the sample's embeddings.
         distance: tokens from every key to the query; None for 0.
 
     Raises:
         InputError: the sample has less than two tokens, or the distance is not in the window.
     """
-    turn, attention = _checked(attention, distance), attention.compared
-    keys = E @ attention.W_K
-    shares: list[Tensor] = []
-    for head, W_Q in enumerate(attention.W_Q):
-        queries = E @ W_Q
-        if attention.rotary is not None and turn:
-            queries = attention.rotary.turned(queries, turn)
-        shares.append(_own_highest(queries, keys[attention.kv_head(head)]))
-    return torch.stack(shares)
+    attention = attention.compared
+    keys, queries = E @ attention.W_K, (_turned(attention, E @ W_Q, distance) for W_Q in attention.W_Q)
+    return torch.stack([_own_highest(x, keys[attention.kv_head(head)]) for head, x in enumerate(queries)])
 
 
 def _product(
@@ -183,23 +165,23 @@ def _dimensions(attention: AttentionWeights, part: str) -> slice:
         raise UnknownNameError(f"part {part!r} does not exist; expected one of {', '.join(PARTS)}")
     turning = 0 if attention.rotary is None else attention.rotary.dims
     d_head = attention.W_Q.shape[2]
-    if part == "rotary" and not turning:
-        raise InputError(
-            f"part 'rotary' given, but layer {attention.layer} has no rotary embedding; use part 'free' or 'all'"
+    start, stop = {"all": (0, d_head), "rotary": (0, turning), "free": (turning, d_head)}[part]
+    if start == stop:
+        why = (
+            "has no rotary embedding; use part 'free'"
+            if stop == 0
+            else f"turns all {d_head} dimensions; use part 'rotary'"
         )
-    if part == "free" and turning == d_head:
-        raise InputError(
-            f"part 'free' given, but layer {attention.layer} turns all {d_head} dimensions; use part 'rotary' or 'all'"
-        )
-    return {"all": slice(0, d_head), "rotary": slice(0, turning), "free": slice(turning, d_head)}[part]
+        raise InputError(f"part {part!r} given, but layer {attention.layer} {why} or 'all'")
+    return slice(start, stop)
 
 
-def _checked(attention: AttentionWeights, distance: int | None) -> int:
-    """The distance, 0 for None, if a query can see so far."""
+def _turned(
+    attention: AttentionWeights, queries: Float[Tensor, "*batch d_head"], distance: int | None
+) -> Float[Tensor, "*batch d_head"]:
+    """Queries so far from their keys, if they can see so far; None for 0."""
     window = attention.window
-    if distance is None:
-        return 0
-    if distance < 0 or (window is not None and distance >= window):
+    if distance is not None and (distance < 0 or (window is not None and distance >= window)):
         expected = "0 or more" if window is None else f"0..{window - 1}, the window"
         raise InputError(f"distance {distance} given, but layer {attention.layer} looks back by {expected}")
-    return distance
+    return attention.rotary.turned(queries, distance) if attention.rotary is not None and distance else queries

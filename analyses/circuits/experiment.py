@@ -9,6 +9,7 @@ How it fails: see `analyses.experiment` and `analyses.circuits.running`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from jaxtyping import Int
@@ -20,6 +21,7 @@ from analyses.circuits.results import HeadCircuits
 from analyses.circuits.running import check_distances, circuits
 from analyses.experiment.artefacts import Tensors
 from analyses.experiment.checkpoints import check_device, meta_lens, open_model, quieten
+from analyses.experiment.filler import filler_tokens
 from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.running import Experiment, Progress, model_facts
 from analyses.heads.needle_heads import Look, look
@@ -49,7 +51,6 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
 
     Args:
         source: a lens, or weights read from files.
-        options: the experiment's.
         tokens: real text for the linearisation, see `analyses.circuits.circuits`; needs a lens.
 
     Raises:
@@ -74,7 +75,8 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         cls.check(options, meta_lens(options.model).cfg)
         if options.model in tiny.names() if options.measure is None else options.measure:
             lens = open_model(options.model, device, dtype)
-            return cls(lens, options, filler(lens, options.seed))
+            length = min(TEXT_TOKENS, lens.cfg.n_ctx or TEXT_TOKENS)
+            return cls(lens, options, filler_tokens(lens, length, TEXT_ROWS, options.seed))
         quieten()
         if check_device(device) == "auto":
             raise InputError("--device auto spreads a model, but weights are read from files here; name one device")
@@ -106,14 +108,11 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
             return folder.take(file, name, Tensors.load, lambda: Tensors(dict(make()))).named
 
         found = folder.take("circuits.safetensors", "circuits", HeadCircuits.load, lambda: circuits(
-            self.source, self.tokens, model=options.model, sample_size=options.sample,
-            distances=self.distances if self.distances != (0,) else None, seed=options.seed, memory=options.memory,
-            stage=kept, progress=progress,
+            self.source, self.tokens, model=options.model, sample_size=options.sample, distances=self.distances,
+            seed=options.seed, memory=options.memory, stage=kept, progress=progress,
         ))  # fmt: skip
         rankings = {
-            metric: folder.take(
-                f"rankings/{metric}.json", metric, HeadRanking.load, lambda metric=metric: found.ranking(metric)
-            )
+            metric: folder.take(f"rankings/{metric}.json", metric, HeadRanking.load, partial(found.ranking, metric))
             for metric in found.metrics
         }
         folder.drop("parts")
@@ -137,10 +136,3 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         (prompt,) = niah.grid(lens.tokenizer, [length], [50], seed=self.options.seed)
         answer = lens.generate([list(prompt.tokens)], max_new_tokens=20)
         return look(lens, prompt.tokens, answer.tokens[0, : int(answer.lengths[0])].tolist(), prompt.needle_spans)
-
-
-def filler(lens: HybridLens, seed: int) -> Int[Tensor, "batch pos"]:
-    """Filler text to measure on."""
-    from analyses.experiment.filler import filler_tokens
-
-    return filler_tokens(lens, min(TEXT_TOKENS, lens.cfg.n_ctx or TEXT_TOKENS), TEXT_ROWS, seed)

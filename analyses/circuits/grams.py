@@ -36,10 +36,6 @@ class Grams(NamedTuple):
     left: Float[Tensor, "map d_model inner"]
     right: Float[Tensor, "group d_model inner"]
 
-    def part(self, start: int, stop: int) -> Grams:
-        """Some of the maps, where each is a group of its own."""
-        return Grams(self.left[start:stop], self.right[start:stop])
-
 
 def dtype_for(d_model: int) -> torch.dtype:
     """What Grams of this width are computed in."""
@@ -49,7 +45,7 @@ def dtype_for(d_model: int) -> torch.dtype:
 def head_writers(attention: AttentionWeights, dtype: torch.dtype) -> Grams:
     """Of each head's W_V W_O: G = W_Oᵀ (W_Vᵀ W_V) W_O."""
     W_V, W_O = _unit(attention.W_V.to(dtype)), _unit(attention.W_O_at_rest.to(dtype))
-    return _traced(_times(W_O.mT, attention.expanded(W_V.mT @ W_V)), W_O.mT)
+    return _traced(_times(W_O.mT, W_V.mT @ W_V), W_O.mT)
 
 
 def path_writer(recurrent: RecurrentWeights, path: LinearPath, lag: int, dtype: torch.dtype) -> Grams:
@@ -64,12 +60,12 @@ def readers(attention: AttentionWeights, kind: str, dtype: torch.dtype) -> Grams
     """Of what each head reads by "q", W_Q W_Kᵀ; "k", W_K W_Qᵀ, with the weights of their norms; "v", W_V W_O."""
     if kind == "v":
         W_V, W_O = _unit(attention.W_V.to(dtype)), _unit(attention.W_O_at_rest.to(dtype))
-        return _traced(_times(attention.expanded(W_V), W_O @ W_O.mT), W_V)
+        return _traced(_times(W_V, W_O @ W_O.mT), W_V)
     attention = attention.compared
     W_Q, W_K = _unit(attention.W_Q.to(dtype)), _unit(attention.W_K.to(dtype))
     if kind == "q":
-        return _traced(_times(W_Q, attention.expanded(W_K.mT @ W_K)), W_Q)
-    return _traced(_times(attention.expanded(W_K), W_Q.mT @ W_Q), W_K)
+        return _traced(_times(W_Q, W_K.mT @ W_K), W_Q)
+    return _traced(_times(W_K, W_Q.mT @ W_Q), W_K)
 
 
 class Packing(NamedTuple):
@@ -87,11 +83,6 @@ class Packing(NamedTuple):
     def entries(self, start: int, stop: int) -> int:
         """Of a band."""
         return (stop - start) * (self.d_model - start)
-
-    @property
-    def total(self) -> int:
-        """Entries of a whole matrix."""
-        return sum(self.entries(*band) for band in self.bands)
 
     def fill(self, grams: Grams, band: tuple[int, int], out: Float[Tensor, "map entry"]) -> None:
         """Put a band of the matrices into `out`, which is contiguous."""
@@ -111,10 +102,7 @@ class Packing(NamedTuple):
         packed.unflatten(1, (band[1] - band[0], -1))[..., band[1] - band[0] :].mul_(2)
 
     def products(
-        self,
-        band: tuple[int, int],
-        doubled: Float[Tensor, "writer entry"],
-        packed: Float[Tensor, "reader entry"],
+        self, band: tuple[int, int], doubled: Float[Tensor, "writer entry"], packed: Float[Tensor, "reader entry"]
     ) -> Float[Tensor, "writer reader"]:
         """What a band adds to ⟨G, N⟩ of every pair, row by row in the dtype given and then in float64."""
         rows = (band[1] - band[0], -1)
@@ -129,13 +117,11 @@ def _unit(x: Float[Tensor, "*batch row column"]) -> Float[Tensor, "*batch row co
 
 
 def _times(
-    x: Float[Tensor, "*maps d_model inner"], small: Float[Tensor, "*others inner inner"]
+    x: Float[Tensor, "some_map d_model inner"], small: Float[Tensor, "other_map inner inner"]
 ) -> Float[Tensor, "map d_model inner"]:
-    """x @ small for every head, whichever of the two is given by key/value head as [kv_head shared …]."""
-    grouped = x.shape[:2] if x.ndim == 4 else small.shape[:2]
-    x = x if x.ndim == 4 else x.unflatten(0, grouped)
-    small = small if small.ndim == 4 else small.unflatten(0, grouped)
-    return (x @ small).flatten(0, 1)
+    """x @ small for every head, where either is given once for each key/value head."""
+    groups = min(len(x), len(small))
+    return (x.unflatten(0, (groups, -1)) @ small.unflatten(0, (groups, -1))).flatten(0, 1)
 
 
 def _traced(left: Float[Tensor, "map d_model inner"], right: Float[Tensor, "group d_model inner"]) -> Grams:

@@ -1,4 +1,4 @@
-"""What the circuits' report calls heads, writers and scores, and what the scores mean.
+"""What results call metrics, writers and scores, what these mean, and what is to be known of a model's.
 
 How it fails: a head that the model has not raises `ValueError`.
 """
@@ -6,9 +6,13 @@ How it fails: a head that the model has not raises `ValueError`.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
 
-from analyses.circuits.results import HeadCircuits
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.circuits.results import Head, HeadCircuits
+from hybridlens.config import LensConfig
 from hybridlens.viz.words import DASH
 
 MEANING = {
@@ -24,13 +28,10 @@ MEANING = {
 }
 """Metric -> what its values mean."""
 
-Head: TypeAlias = tuple[int, int]
-"""(layer, head)."""
 
-
-def name_of(head: Head) -> str:
-    """(layer, head) as the report writes it."""
-    return f"L{head[0]} H{head[1]}"
+def titled(metric: str) -> str:
+    """A metric's name in words."""
+    return metric.replace("_", " ")
 
 
 def number(value: float) -> str:
@@ -44,5 +45,36 @@ def number(value: float) -> str:
 
 def writer_of(circuits: HeadCircuits, head: Head) -> str:
     """The writer through which a head inducts; a dash where there is none."""
-    place = int(circuits.induction_writer[circuits.layers.index(head[0]), head[1]])
+    place = int(circuits.at(circuits.induction_writer, head))
     return DASH if place < 0 else circuits.writers[place]
+
+
+def notes_of(
+    cfg: LensConfig, writers: Sequence[int], gate_error: Float[Tensor, "attn_layer head"] | None
+) -> tuple[str, ...]:
+    """The notes of a model's circuits, a sentence each; `writers` are the recurrent layers that are taken for such."""
+    found: list[str] = []
+    gated = [index for index, attention in enumerate(cfg.attentions) if attention.gated]
+    if gated:
+        off = "how far that is off was not measured"
+        if gate_error is not None:
+            missed = spread(gate_error[gated], "{:.2f}".format)
+            off = f"on real activations that misses {missed} of the spread of what heads write"
+        found.append(f"OV circuits have output gates at rest, at their value for input 0; {off}.")
+    if any(attention.qk_norm for attention in cfg.attentions):
+        found.append(
+            "QK circuits have the weights of the norms of queries and keys folded in; the scales of these norms, one "
+            "positive number a token and head, take no part."
+        )
+    left_out = [layer for layer in cfg.ssm_layers if layer not in writers]
+    if left_out:
+        which = f"layer {left_out[0]}" if len(left_out) == 1 else f"layers {', '.join(map(str, left_out))}"
+        found.append(
+            f"Recurrent {which} pass nothing on at rest and are no writers here; on real text they are measured."
+        )
+    return tuple(found)
+
+
+def spread(values: Tensor, form: Callable[[float], str]) -> str:
+    """The least and the largest of some values, "0.12 to 0.34"; one where both read the same."""
+    return " to ".join(dict.fromkeys(form(float(end)) for end in values.aminmax()))

@@ -24,31 +24,25 @@ pass on, not what the layer writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.circuits.sums import real_lengths, relative, sums
 from hybridlens.errors import InputError
-from hybridlens.hooks import Edit, HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Channels, Lengths, Valid
 from hybridlens.tokens import TokensLike
 from hybridlens.weights import RecurrentWeights, Weights
-
-ROWS = 8
-"""Prompts run at a time."""
 
 BAND = 512
 """Channels whose products with all others are held at once."""
 
 OUT = "hook_ssm_out"
 """The point that a recurrence passes last: what it writes, not what attention beside it does."""
-
-Take: TypeAlias = Callable[[int, Mapping[str, Tensor], Valid], None]
-"""Given a layer, its activations by the last part of their points' names, float32, and which tokens are real."""
 
 
 class LinearPath(NamedTuple):
@@ -60,51 +54,39 @@ class LinearPath(NamedTuple):
     """Of the summed squared Frobenius norms of all lags; sums to 1, or 0 where the path is zero."""
 
 
-def paths_at_rest(weights: Weights) -> list[LinearPath]:
-    """Linear paths of all recurrent layers from weights alone: gates, gain and slope at input 0, output gate 1.
+def paths_at_rest(weights: Weights, leave_out: bool = False) -> list[LinearPath]:
+    """Linear paths of recurrent layers from weights alone: gates, gain and slope at input 0, output gate 1.
+
+    Args:
+        leave_out: whether layers whose recurrence passes nothing on at rest are left out, not refused.
 
     Raises:
         InputError: a layer's recurrence passes nothing on at rest.
     """
-    found = _at_rest(weights)
-    silent = [layer for layer, path in found.items() if path is None]
-    if silent:
+    silent: list[int] = []
+    found: list[LinearPath] = []
+    with torch.no_grad():
+        for recurrent in map(weights.recurrent, weights.cfg.ssm_layers):
+            if bool(recurrent.parts.gain_at_rest.any()):
+                found.append(_path(recurrent))
+            else:
+                silent.append(recurrent.layer)
+    if silent and not leave_out:
         raise InputError(
             f"the recurrence of layer {', '.join(map(str, silent))} passes nothing on at rest, so it has no linear "
             "path from weights alone; give real text, on which its gain is measured"
         )
-    return [path for path in found.values() if path is not None]
-
-
-def passing_at_rest(weights: Weights) -> list[LinearPath]:
-    """`paths_at_rest` of those layers whose recurrence passes something on at rest; the others are left out."""
-    return [path for path in _at_rest(weights).values() if path is not None]
-
-
-def _at_rest(weights: Weights) -> dict[int, LinearPath | None]:
-    """By layer; None where nothing is passed on."""
-    found: dict[int, LinearPath | None] = {}
-    with torch.no_grad():
-        for layer in weights.cfg.ssm_layers:
-            recurrent = weights.recurrent(layer)
-            found[layer] = _path(recurrent) if bool(recurrent.parts.gain_at_rest.any()) else None
     return found
 
 
 def measured_paths(
-    lens: HybridLens,
-    weights: Weights,
-    tokens: TokensLike,
-    lengths: Sequence[int] | Lengths | None = None,
+    lens: HybridLens, weights: Weights, tokens: TokensLike, lengths: Sequence[int] | Lengths | None = None
 ) -> tuple[list[LinearPath], Float[Tensor, "ssm_layer"]]:
     """Linear paths at the mean of real tokens, and how far they are from what the layers do there.
 
     Prompts are run twice, a few at a time: for the means, and for the error.
 
     Args:
-        lens: the model.
-        weights: its weights.
-        tokens: prompts, as the lens takes them.
         lengths: real tokens of each row of a tensor padded on the right; padding never counts.
 
     Returns:
@@ -119,93 +101,46 @@ def measured_paths(
     if (ours.layers, ours.d_model) != (theirs.layers, theirs.d_model):
         raise InputError("the weights are of another model than the lens; take Weights.of_model(lens)")
     batch = lens.batch(tokens, lengths)
-    rows = batch.tokens
-    real = torch.full(rows.shape[:1], rows.shape[1], device=rows.device) if batch.lengths is None else batch.lengths
-    if int(real.sum()) < 2:
+    if int(real_lengths(batch).sum()) < 2:
         raise InputError("1 real token given, expected at least 2: the error is relative to the output's spread")
-    if not ours.ssm_layers:
+    layers, device = ours.ssm_layers, ours.device
+    if not layers:
         return [], torch.zeros(0)
-    layers = ours.ssm_layers
-    means = {layer: _Means() for layer in layers}
-    errors = {layer: _Errors() for layer in layers}
-    wanted = {layer: {"hook_in", "hook_conv", "hook_gate", *_points(weights, layer)} for layer in layers}
 
-    def count(layer: int, seen: Mapping[str, Tensor], mask: Valid) -> None:
-        means[layer].add(weights.recurrent(layer), seen, mask)
+    def named(layer: int, points: Iterable[str]) -> list[str]:
+        return [*(f"blocks.{layer}.ssm.{point}" for point in points), f"blocks.{layer}.{OUT}"]
 
-    def compare(layer: int, seen: Mapping[str, Tensor], mask: Valid) -> None:
-        errors[layer].add(paths[layer], weights.recurrent(layer), seen, mask)
-
-    with torch.no_grad():
-        _run(lens, weights, rows, real, wanted, count)
-        paths = {layer: means[layer].path(weights.recurrent(layer)) for layer in layers}
-        _run(lens, weights, rows, real, {layer: {"hook_in"} for layer in layers}, compare)
-    return list(paths.values()), torch.tensor([error.relative for error in errors.values()])
-
-
-def _points(weights: Weights, layer: int) -> tuple[str, ...]:
-    parts = weights.recurrent(layer).parts
-    return (*parts.gain_points, *parts.norm_points)
-
-
-class _Means:
-    """Sums over real tokens of what a layer's linear path is made of, float64."""
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self.gate: Tensor | float = 0.0
-        self.gain: Tensor | float = 0.0
-        self.product: Tensor | float = 0.0
-        self.square: Tensor | float = 0.0
-
-    def add(self, recurrent: RecurrentWeights, seen: Mapping[str, Tensor], mask: Valid) -> None:
-        """Count the real tokens of a batch."""
-        parts = recurrent.parts
+    def means(layer: int, seen: Mapping[str, Tensor], mask: Valid) -> dict[str, Tensor]:
+        parts = weights.recurrent(layer).parts
         before = convolved(seen["hook_in"][..., parts.written], parts.taps)
         before = (before if parts.b_conv is None else before + parts.b_conv)[mask].double()
-        self.tokens += int(mask.sum())
-        self.gate = self.gate + seen["hook_gate"][mask].double().sum(0)
+        after = seen["hook_conv"][..., parts.written][mask].double()
         gain = parts.gain(seen) if parts.norm is None else parts.gain(seen) * parts.norm(seen)
-        self.gain = self.gain + gain[mask].double().sum(0)
-        self.product = self.product + (seen["hook_conv"][..., parts.written][mask].double() * before).sum(0)
-        self.square = self.square + before.square().sum(0)
+        gain, gate = gain[mask].double(), seen["hook_gate"][mask].double()
+        values = {"gain": gain, "gate": gate, "product": after * before, "square": before.square()}
+        return {name: value.sum(0) for name, value in values.items()}
 
-    def path(self, recurrent: RecurrentWeights) -> LinearPath:
-        """The linear path at the means; a channel whose pre-activations are all 0 has the slope at 0."""
-        product, square = torch.as_tensor(self.product), torch.as_tensor(self.square)
-        slope = torch.where(square > 0, product / square, recurrent.parts.slope).float()
-        gain, gate = (torch.as_tensor(total / self.tokens).float() for total in (self.gain, self.gate))
-        return _path(recurrent, gain, gate, slope)
+    def misses(layer: int, seen: Mapping[str, Tensor], mask: Valid) -> dict[str, Tensor]:
+        parts = weights.recurrent(layer).parts
+        linear = convolved(seen["hook_in"][..., parts.written], paths[layer].channels)[mask] @ parts.W_out
+        found: dict[str, Tensor] = {}
+        for name, x in (("out", seen[OUT][mask]), ("off", seen[OUT][mask] - linear)):
+            found |= {name: x.double().sum(0), f"{name} squared": x.double().square().sum()}
+        return found
 
+    def spread(total: Mapping[str, Tensor], name: str) -> Float[Tensor, ""]:
+        return (total[f"{name} squared"] - total[name].square().sum() / total["tokens"]).clamp(min=0)
 
-class _Errors:
-    """Sums over real tokens of what a layer writes and of what its linear path misses, float64."""
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self.sums: list[Tensor | float] = [0.0, 0.0]
-        self.squares = [0.0, 0.0]
-
-    def add(self, path: LinearPath, recurrent: RecurrentWeights, seen: Mapping[str, Tensor], mask: Valid) -> None:
-        """Count the real tokens of a batch."""
-        inner = seen["hook_in"][..., recurrent.parts.written]
-        linear = convolved(inner, path.channels)[mask] @ recurrent.parts.W_out
-        out = seen[OUT][mask]
-        self.tokens += len(out)
-        for i, x in enumerate(((out - linear).double(), out.double())):
-            self.sums[i] = self.sums[i] + x.sum(0)
-            self.squares[i] += float(x.square().sum())
-
-    @property
-    def relative(self) -> float:
-        """‖out − lin‖ / ‖out‖, both centred; infinite where only the output never varies."""
-        missed, written = (
-            max(square - float(torch.as_tensor(total).square().sum()) / self.tokens, 0.0)
-            for square, total in zip(self.squares, self.sums, strict=True)
-        )
-        if missed == 0:
-            return 0.0
-        return (missed / written) ** 0.5 if written > 0 else float("inf")
+    wanted: dict[int, list[str]] = {}
+    for layer in layers:
+        parts = weights.recurrent(layer).parts
+        wanted[layer] = named(layer, {"hook_in", "hook_conv", "hook_gate", *parts.gain_points, *parts.norm_points})
+    with torch.no_grad():
+        totals = sums(lens, batch, device, wanted, means)
+        paths = {layer: _at_means(weights.recurrent(layer), total) for layer, total in totals.items()}
+        totals = sums(lens, batch, device, {layer: named(layer, ["hook_in"]) for layer in layers}, misses)
+    errors = [relative(spread(total, "off"), spread(total, "out")) for total in totals.values()]
+    return list(paths.values()), torch.stack(errors).cpu()
 
 
 def convolved(u: Channels, taps: Float[Tensor, "channel lag"]) -> Channels:
@@ -214,6 +149,13 @@ def convolved(u: Channels, taps: Float[Tensor, "channel lag"]) -> Channels:
     for lag in range(min(taps.shape[1], u.shape[1])):
         out[:, lag:] += u[:, : u.shape[1] - lag] * taps[:, lag]
     return out
+
+
+def _at_means(recurrent: RecurrentWeights, total: Mapping[str, Tensor]) -> LinearPath:
+    """The linear path at the means of real tokens; a channel whose pre-activations are all 0 has the slope at 0."""
+    slope = torch.where(total["square"] > 0, total["product"] / total["square"], recurrent.parts.slope)
+    gain, gate = ((total[name] / total["tokens"]).float() for name in ("gain", "gate"))
+    return _path(recurrent, gain, gate, slope.float())
 
 
 def _path(
@@ -244,27 +186,3 @@ def _squared_norms(
         both[:, BAND:] *= 2
         total += (channels[here] * (both @ channels[start:])).sum(dim=0, dtype=torch.float64)
     return total.clamp(min=0)
-
-
-def _run(
-    lens: HybridLens, weights: Weights, rows: Tensor, real: Tensor, wanted: Mapping[int, set[str]], take: Take
-) -> None:
-    """Run prompts a few at a time and give each recurrent layer's activations to `take` as it is left behind."""
-    names = {f"blocks.{layer}.{OUT}" for layer in wanted}
-    names |= {f"blocks.{layer}.ssm.{point}" for layer, points in wanted.items() for point in points}
-    for start in range(0, rows.shape[0], ROWS):
-        lengths = real[start : start + ROWS]
-        width = int(lengths.max())
-        mask = (torch.arange(width, device=lengths.device) < lengths[:, None]).to(weights.cfg.device)
-        held: dict[str, Tensor] = {}
-
-        @reads_only
-        def keep(x: Tensor, hook: HookPoint, mask: Tensor = mask, held: dict[str, Tensor] = held) -> None:
-            _, layer, *_, point = str(hook.name).split(".")
-            held[point] = x.to(weights.cfg.device, torch.float32)
-            if point == OUT:
-                take(int(layer), held, mask)
-                held.clear()
-
-        edits = [Edit(lambda name: name in names, keep)]
-        lens.prefill(rows[start : start + ROWS, :width], edits, lengths=lengths, last_only=True)

@@ -29,7 +29,6 @@ def profile(
     pattern itself: of a query that sees fewer keys it is the part that it sees, made to sum to 1.
 
     Args:
-        attention: the heads.
         mean_resid: the content, as it leaves the norm before the norm's weight: `vocabulary.Products.mean`, or a mean
             over real activations of ``ln1.hook_normalized``.
         distances: how many; the window has all that a head can see.
@@ -45,13 +44,10 @@ def profile(
     q = attention.normed(_read(content, attention.W_Q, attention.b_Q), attention.q_norm)
     k = attention.normed(_read(content, attention.W_K, attention.b_K), attention.k_norm)
     k = k.repeat_interleave(attention.n_shared, 0)
-    turning = 0 if attention.rotary is None else attention.rotary.dims
-    scores = (q[:, turning:] * k[:, turning:]).sum(-1, keepdim=True).expand(-1, distances)
+    q = q.expand(distances, -1, -1)
     if attention.rotary is not None:
-        angles = attention.rotary.frequencies.to(q.device)[:, None] * torch.arange(distances, device=q.device)
-        q1, q2 = q[:, :turning].chunk(2, dim=1)
-        k1, k2 = k[:, :turning].chunk(2, dim=1)
-        scores = scores + (q1 * k1 + q2 * k2) @ angles.cos() + (q1 * k2 - q2 * k1) @ angles.sin()
+        q = attention.rotary.turned(q, torch.arange(distances, device=q.device)[:, None, None])
+    scores = torch.einsum("bhe,he->hb", q, k)
     return torch.softmax(scores * attention.scale, dim=-1).float()
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from analyses.circuits import sections
 from analyses.circuits.composition_section import composition
-from analyses.circuits.labels import name_of, number, writer_of
-from analyses.circuits.results import METRICS, HeadCircuits
+from analyses.circuits.labels import number, spread, writer_of
+from analyses.circuits.results import METRICS, HeadCircuits, name_of
 from analyses.experiment.text import columns
 from analyses.heads.needle_heads import Look
 from hybridlens.viz.article import Article
@@ -26,32 +26,23 @@ def article_of(circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look
     """The page's contents.
 
     Args:
-        circuits: what to show.
         record: the run's `run.json`.
         patterns: what the heads looked at in one needle prompt, from a lens with a tokenizer; None leaves it out.
 
     Raises:
         InputError: `patterns` come without the texts of their tokens.
     """
-    made = [
+    made = (
         sections.top_heads(circuits),
+        *(() if patterns is None else (sections.patterns(circuits, patterns),)),
         sections.scores(circuits),
         sections.eigenvalues(circuits),
         sections.distances(circuits),
         composition(circuits),
-    ]
-    if circuits.ssm_layers:
-        made.append(sections.linearisation(circuits))
-    if patterns is not None:
-        made.insert(1, sections.patterns(circuits, patterns))
-    return Article(
-        subject="head circuits",
-        over="Attention heads by their weights alone",
-        origin=_origin(circuits, record),
-        finding=finding(circuits),
-        notes=(),
-        sections=tuple(made),
+        *((sections.linearisation(circuits),) if circuits.ssm_layers else ()),
     )
+    over = "Attention heads by their weights alone"
+    return Article("head circuits", over, _origin(circuits, record), finding(circuits), (), made)
 
 
 def finding(circuits: HeadCircuits) -> tuple[str, ...]:
@@ -93,10 +84,9 @@ def _linearised(circuits: HeadCircuits) -> str:
     begin = f"All that is said of recurrent layers takes them for linear, {circuits.linearised}"
     if circuits.path_error is None:
         return f"{begin}; how far that is off was not measured."
-    low, high = float(circuits.path_error.min()), float(circuits.path_error.max())
-    spread = number(low) if number(low) == number(high) else f"{number(low)} to {number(high)}"
+    missed = spread(circuits.path_error, number)
     return (
-        f"{begin}; on real activations that misses {spread} of the spread of what they write (0: exact, 1: no better "
+        f"{begin}; on real activations that misses {missed} of the spread of what they write (0: exact, 1: no better "
         "than a constant), so it says what a layer's convolution can pass on, not all that the layer does."
     )
 
@@ -111,13 +101,13 @@ def _origin(circuits: HeadCircuits, record: Mapping[str, Any]) -> tuple[str, ...
     )
 
 
-def circuits_table(found: HeadCircuits, best: int = 3) -> str:
+def circuits_table(found: HeadCircuits) -> str:
     """The heads that score highest by each metric, with what the metric is."""
-    rows = [["metric", *(f"{i}." for i in range(1, best + 1)), "what it is"]]
+    rows = [["metric", "1.", "2.", "3.", "what it is"]]
     for metric in found.metrics:
         ranking = found.ranking(metric)
-        top = [f"L{layer} H{head} {ranking.score(layer, head):.2f}" for layer, head in ranking.order[:best]]
+        top = [f"{name_of(head)} {ranking.score(*head):.2f}" for head in ranking.order[:_NAMED]]
         rows.append([metric, *top, METRICS[metric].words])
     off = "" if found.path_error is None else f"; error {', '.join(f'{e:.2f}' for e in found.path_error.tolist())}"
     title = f"{found.model}: heads by their weights; recurrent layers linearised {found.linearised}{off}"
-    return "\n".join([title, columns(rows, left=best + 2), *found.notes])
+    return "\n".join([title, columns(rows, left=5), *found.notes])

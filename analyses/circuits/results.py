@@ -11,16 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Complex, Float, Int, Shaped
 from torch import Tensor
 
 from analyses.circuits.composition import Composition
-from analyses.circuits.strength import CHOSEN, Signals
+from analyses.circuits.strength import RETRIEVAL
 from analyses.experiment.artefacts import Stored
 from analyses.heads.ranking import HeadRanking
 from hybridlens.errors import InputError, UnknownNameError, closest
+
+Head: TypeAlias = tuple[int, int]
+"""(layer, head)."""
+
+
+def name_of(head: Head) -> str:
+    """(layer, head) as results write it."""
+    return f"L{head[0]} H{head[1]}"
 
 
 class Metric(NamedTuple):
@@ -39,7 +47,7 @@ METRICS: Mapping[str, Metric] = {
     "previous": Metric("weight on the previous token by distance alone", needs_rotary=True),
     "induction": Metric("K-composition with a lag-1 writer × copying"),
     "induction_match": Metric("QK matching through the head's lag-1 writer, Σλ ÷ Σ|λ|"),
-    "retrieval": Metric(f"retrieval strength, {CHOSEN}"),
+    "retrieval": Metric(f"retrieval strength, {RETRIEVAL}"),
 }
 
 
@@ -48,7 +56,6 @@ class HeadCircuits(Stored):
     """The circuits of a model's attention heads, from its weights.
 
     Attributes:
-        model: its name.
         layers: the index in the model of each attention layer.
         ssm_layers: of each recurrent layer that is taken for a writer.
         sample: tokens among which the shares are taken; a smaller sample makes them higher.
@@ -107,15 +114,24 @@ class HeadCircuits(Stored):
         return self.copying.shape[1]
 
     @property
+    def heads(self) -> tuple[Head, ...]:
+        """All of them, in order."""
+        return tuple((layer, head) for layer in self.layers for head in range(self.n_heads))
+
+    def at(self, values: Shaped[Tensor, "attn_layer head *rest"], head: Head) -> Shaped[Tensor, "*rest"]:
+        """What one head has of values for all of them."""
+        return values[self.layers.index(head[0]), head[1]]
+
+    @property
     def writers(self) -> tuple[str, ...]:
         """Names of all that could look back by one token: recurrent layers at lag 1, then heads."""
-        recurrent = [f"L{layer} lag 1" for layer in self.ssm_layers]
-        return (*recurrent, *(f"L{layer} H{head}" for layer in self.layers for head in range(self.n_heads)))
+        return (*(f"L{layer} lag 1" for layer in self.ssm_layers), *map(name_of, self.heads))
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics that this model has."""
-        return tuple(name for name, metric in METRICS.items() if self._has(metric))
+        turns = self.matching_rotary is not None
+        return tuple(name for name, metric in METRICS.items() if turns or not metric.needs_rotary)
 
     def score(self, metric: str) -> Float[Tensor, "attn_layer head"]:
         """One number a head.
@@ -128,7 +144,7 @@ class HeadCircuits(Stored):
             raise UnknownNameError(
                 f"metric {metric!r} does not exist{closest(metric, METRICS)}; expected one of {', '.join(METRICS)}"
             )
-        if not self._has(METRICS[metric]):
+        if metric not in self.metrics:
             raise InputError(
                 f"metric {metric!r} needs rotary embedding, and {self.model} has none: its heads prefer no distance; "
                 f"expected one of {', '.join(self.metrics)}"
@@ -139,22 +155,7 @@ class HeadCircuits(Stored):
             return self.profile[..., 1]
         return getattr(self, metric)
 
-    @property
-    def signals(self) -> Signals:
-        """What retrieval strength is made of."""
-        return Signals(
-            self.copying, self.copying_share, self.matching.mean(dim=-1), self.induction, self.induction_match
-        )
-
     def ranking(self, metric: str) -> HeadRanking:
-        """The heads in order of a metric, best first.
-
-        Raises:
-            UnknownNameError: there is no such metric.
-            InputError: the model's family lacks it.
-        """
+        """The heads in order of a metric, best first; errors as those of `score`."""
         scores = self.score(metric)
         return HeadRanking(scores, self.layers, f"{METRICS[metric].words} (from weights)", lower_is_better=False)
-
-    def _has(self, metric: Metric) -> bool:
-        return self.matching_rotary is not None or not metric.needs_rotary

@@ -20,18 +20,18 @@ from torch import Tensor
 from analyses.circuits.composition import KINDS, Composition, compositions
 from analyses.circuits.eigen import copying_share, matching_share, ov_eigenvalues, positivity, qk_eigenvalues
 from analyses.circuits.gates import gate_errors
-from analyses.circuits.notes import notes_of
-from analyses.circuits.paths import LinearPath, measured_paths, passing_at_rest
+from analyses.circuits.labels import notes_of
+from analyses.circuits.paths import LinearPath, measured_paths, paths_at_rest
 from analyses.circuits.positions import profile
 from analyses.circuits.results import HeadCircuits
-from analyses.circuits.strength import Signals, induction, induction_matching, retrieval
+from analyses.circuits.strength import induction, induction_matching, retrieval
+from analyses.circuits.sums import real_lengths, sums
 from analyses.circuits.vocabulary import products, sample
 from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
-from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
-from hybridlens.shapes import Lengths, Tokens
-from hybridlens.weights import AttentionWeights, Weights
+from hybridlens.shapes import Lengths, Tokens, Valid
+from hybridlens.weights import Weights
 
 SAMPLE = 2048
 """Tokens among which shares are taken."""
@@ -50,20 +50,15 @@ Make: TypeAlias = Callable[[], Mapping[str, Tensor]]
 Stage: TypeAlias = Callable[[str, Make], dict[str, Tensor]]
 
 
-def made_now(name: str, make: Make) -> dict[str, Tensor]:
-    """A stage that nothing is kept of."""
-    return dict(make())
-
-
 class Measured(NamedTuple):
-    """What a run over real tokens gives to the static analysis."""
+    """The linear paths, and what else a run over real tokens gives to the static analysis."""
 
     paths: list[LinearPath]
-    error: Float[Tensor, "ssm_layer"]
-    means: Float[Tensor, "attn_layer d_model"]
+    error: Float[Tensor, "ssm_layer"] | None = None
+    means: Float[Tensor, "attn_layer d_model"] | None = None
     """Mean normalised input of each attention layer."""
-    tokens: int
-    gate_error: Float[Tensor, "attn_layer head"] | None
+    tokens: int = 0
+    gate_error: Float[Tensor, "attn_layer head"] | None = None
     """Of output gates at rest; None where no layer has one."""
 
 
@@ -77,7 +72,7 @@ def circuits(
     distances: Sequence[int] | None = None,
     seed: int = 0,
     memory: int = MEMORY,
-    stage: Stage = made_now,
+    stage: Stage = lambda name, make: dict(make()),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> HeadCircuits:
     """The circuits of every attention head.
@@ -107,7 +102,7 @@ def circuits(
     cfg.need_attention("circuits of heads")
     if sample_size < 2:
         raise InputError(f"a sample of {sample_size} tokens given, expected at least 2: a token has to beat another")
-    if tokens is not None and not isinstance(source, HybridLens):
+    if tokens is not None and isinstance(source, Weights):
         raise InputError("tokens were given with weights alone; give a lens, which can run them, or leave them out")
     at = check_distances(weights, distances)
     total = 4 + len(cfg.attention_layers)
@@ -123,15 +118,15 @@ def circuits(
     progress(0, total)
     with torch.no_grad():
         shared = take("vocabulary", lambda: products(weights)._asdict())
-        measured = None
-        if tokens is not None:
-            assert isinstance(source, HybridLens)
+        if tokens is None or isinstance(source, Weights):
+            measured = Measured(paths_at_rest(weights, leave_out=True))
+        else:
             measured = measure(source, weights, tokens, lengths)
-        paths = passing_at_rest(weights) if measured is None else measured.paths
+        paths = measured.paths
         chosen = sample(weights, sample_size, seed)
         E, U = weights.embed(chosen), weights.unembed(chosen)
         progress(done := done + 1, total)
-        means = shared["mean"].expand(len(cfg.attention_layers), -1) if measured is None else measured.means
+        means = shared["mean"].expand(len(cfg.attention_layers), -1) if measured.means is None else measured.means
         layers = [
             take(f"layer-{layer}", lambda layer=layer, mean=mean: _layer(weights, layer, shared, E, U, mean, at))
             for layer, mean in zip(cfg.attention_layers, means, strict=True)
@@ -147,10 +142,10 @@ def circuits(
         distances=at,
         **{"matching_rotary": None, "matching_free": None, **scores},
         composition=composed,
-        linearised="at rest" if measured is None else f"at the mean of {measured.tokens} tokens",
-        path_error=None if measured is None else measured.error.cpu(),
-        gate_error=None if measured is None else measured.gate_error,
-        notes=notes_of(cfg, [path.layer for path in paths], None if measured is None else measured.gate_error),
+        linearised=f"at the mean of {measured.tokens} tokens" if measured.tokens else "at rest",
+        path_error=measured.error,
+        gate_error=measured.gate_error,
+        notes=notes_of(cfg, [path.layer for path in paths], measured.gate_error),
         **strengths,
     )
 
@@ -180,9 +175,14 @@ def _layer(
     """All scores of one layer's heads but composition."""
     attention = weights.attention(layer)
     unit = E / E.square().mean(-1, keepdim=True).sqrt().clamp(min=TINY)
-    found = _matching(attention, shared["EE"], at)
     ov = ov_eigenvalues(attention, shared["UE"])
-    found |= {
+
+    def over(part: str) -> Tensor:
+        by_distance = (qk_eigenvalues(attention, shared["EE"], distance, part) for distance in at)
+        return torch.stack([positivity(found) for found in by_distance], dim=-1)
+
+    found = {
+        "matching": over("all"),
         "copying": positivity(ov),
         "ov_eigenvalues": ov,
         "copying_share": copying_share(attention, E, U),
@@ -190,26 +190,16 @@ def _layer(
         "qk_eigenvalues": qk_eigenvalues(attention, shared["EE"], at[0]),
         "profile": profile(attention, mean, min(_window(weights.cfg) or BACK, weights.cfg.n_ctx or BACK)),
     }
+    if attention.rotary is not None:
+        found["matching_rotary"] = over("rotary")
+        if attention.rotary.dims < attention.W_Q.shape[-1]:
+            found["matching_free"] = positivity(qk_eigenvalues(attention, shared["EE"], None, "free"))
     return {name: value.cpu() for name, value in found.items()}
 
 
 def _window(cfg: LensConfig) -> int | None:
     """What every attention layer's queries see, the layer of the smallest window too; None for no window at all."""
     return min((attention.window for attention in cfg.attentions if attention.window is not None), default=None)
-
-
-def _matching(attention: AttentionWeights, EE: Tensor, at: Sequence[int]) -> dict[str, Tensor]:
-    """Matching at each distance; of the dimensions that turn and those that do not apart, where some turn."""
-
-    def over(part: str) -> Tensor:
-        return torch.stack([positivity(qk_eigenvalues(attention, EE, distance, part)) for distance in at], dim=-1)
-
-    if attention.rotary is None:
-        return {"matching": over("all")}
-    found = {"matching": over("all"), "matching_rotary": over("rotary")}
-    if attention.rotary.dims < attention.W_Q.shape[-1]:
-        found["matching_free"] = positivity(qk_eigenvalues(attention, EE, None, "free"))
-    return found
 
 
 def _strengths(
@@ -225,38 +215,29 @@ def _strengths(
     lag_share = torch.stack([path.share for path in paths]).cpu() if paths else torch.zeros(0, weights.cfg.d_conv)
     one_back = composed.excess_recurrent[k, ..., min(1, lag_share.shape[1] - 1) if paths else slice(0)].flatten(2)
     found = induction(composed.excess_heads[k], one_back, scores["profile"], lag_share, scores["copying"])
-    match = torch.stack(
-        [
-            induction_matching(weights, weights.attention(layer), found.writer[i], paths, EE, at).cpu()
-            for i, layer in enumerate(weights.cfg.attention_layers)
-        ]
-    )
+    layers = zip(map(weights.attention, weights.cfg.attention_layers), found.writer, strict=True)
+    matches = [induction_matching(weights, layer, writers, paths, EE, at).cpu() for layer, writers in layers]
+    match = torch.stack(matches)
     return {
         "lag_share": lag_share,
         "induction": found.strength,
         "induction_writer": found.writer,
         "induction_match": match,
-        "retrieval": retrieval(
-            Signals(scores["copying"], scores["copying_share"], scores["matching"].mean(-1), found.strength, match)
-        ),
+        "retrieval": retrieval(match, scores["copying"]),
     }
 
 
 def measure(lens: HybridLens, weights: Weights, tokens: Tokens, lengths: Lengths | None = None) -> Measured:
     """Means over real tokens, and how far the linear paths, and output gates at rest, are off there."""
     paths, error = measured_paths(lens, weights, tokens, lengths)
-    layers = lens.cfg.attention_layers
-    sums = torch.zeros(len(layers), lens.cfg.d_model, dtype=torch.float64)
-    real = torch.full((tokens.shape[0],), tokens.shape[1]) if lengths is None else lengths.cpu()
-    inside = torch.arange(tokens.shape[1]) < real[:, None]
 
-    @reads_only
-    def add(x: Tensor, hook: HookPoint) -> None:
-        sums[layers.index(int(str(hook.name).split(".")[1]))] += x.double().cpu()[inside].sum(0)
+    def inputs(layer: int, seen: Mapping[str, Tensor], mask: Valid) -> dict[str, Tensor]:
+        return {"input": seen["hook_normalized"][mask].double().sum(0)}
 
-    names = [f"blocks.{layer}.ln1.hook_normalized" for layer in layers]
-    lens.run_with_hooks(tokens, [(name, add) for name in names], lengths=lengths)
-    means = (sums / int(inside.sum())).float().to(weights.cfg.device)
+    points = {layer: [f"blocks.{layer}.ln1.hook_normalized"] for layer in lens.cfg.attention_layers}
+    batch = lens.batch(tokens, lengths)
+    totals = sums(lens, batch, weights.cfg.device, points, inputs).values()
+    means = torch.stack([(total["input"] / total["tokens"]).float() for total in totals])
     gated = any(attention.gated for attention in lens.cfg.attentions)
     off = gate_errors(lens, weights, tokens, lengths) if gated else None
-    return Measured(paths, error, means, int(inside.sum()), off)
+    return Measured(paths, error, means, int(real_lengths(batch).sum()), off)

@@ -6,13 +6,13 @@ distance, without rotary embedding) says so in place of its picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.circuits.labels import MEANING, Head, name_of, number, writer_of
-from analyses.circuits.results import METRICS, HeadCircuits
+from analyses.circuits.labels import MEANING, number, titled, writer_of
+from analyses.circuits.results import METRICS, Head, HeadCircuits, name_of
 from analyses.heads.needle_heads import Look, figure_of
 from analyses.heads.ranking import HeadRanking
 from hybridlens.viz.blocks import Chart, ChartGrid, Patterns, Section, Table, Words
@@ -26,7 +26,11 @@ TOP = 6
 DECADES = 4
 """Powers of ten of eigenvalues that are told apart."""
 
-_SIGNED = ("copying", "matching", "induction_match")
+_SCALES = {
+    **dict.fromkeys(("copying", "matching", "induction_match"), (-1, 1)),
+    **dict.fromkeys(("induction", "previous"), (0, None)),
+}
+"""Ends of the scales of metrics, 0 … 1 where none are said; None for the largest value."""
 
 
 def top_heads(circuits: HeadCircuits) -> Section:
@@ -35,15 +39,15 @@ def top_heads(circuits: HeadCircuits) -> Section:
     for metric in circuits.metrics:
         ranking = circuits.ranking(metric)
         best = [(name_of(head), number(ranking.score(*head))) for head in ranking.order[:4]]
-        middle = number(float(ranking.scores.median()))
-        rows.append((metric.replace("_", " "), *best, middle))
+        rows.append((titled(metric), *best, number(float(ranking.scores.median()))))
     places = ("1st", "2nd", "3rd", "4th")[: len(rows[0]) - 2]
     words = (
         f"The heads that score highest, by each metric, and the median of all {circuits.copying.numel()}. Shares are "
         f"among {circuits.sample:,} sampled tokens; among fewer they would be higher. All scores are of direct paths: "
         "from the embedding through one head, or through one writer and one head."
     )
-    every = _every_head(circuits)
+    through = {head: writer_of(circuits, head) for head in circuits.heads}
+    every = _table(circuits, "inducts through", through, f"All {len(through)} heads")
     return Section("heads", "Heads by metric", (Words(words), Table(("metric", *places, "median"), tuple(rows)), every))
 
 
@@ -51,17 +55,14 @@ def scores(circuits: HeadCircuits) -> Section:
     """A heatmap of each metric."""
     charts: list[Chart] = []
     for metric in circuits.metrics:
-        least = -1 if metric in _SIGNED else 0
-        charts.append(_head_map(circuits, circuits.score(metric), metric.replace("_", " "), least, _most(metric)))
+        ends = _SCALES.get(metric, (0, 1))
+        charts.append(_head_map(circuits, circuits.score(metric), titled(metric), *ends))
         if metric == "matching" and circuits.matching_free is not None:
             title = "matching, dimensions that no distance turns"
             charts.append(_head_map(circuits, circuits.matching_free, title, -1, 1))
-    rows = tuple((metric.replace("_", " "), (METRICS[metric].words, MEANING[metric])) for metric in circuits.metrics)
-    return Section(
-        "scores",
-        "Every head, by every metric",
-        (ChartGrid(tuple(charts)), Table(("metric", "what it is, and what a value means"), rows)),
-    )
+    rows = tuple((titled(metric), (METRICS[metric].words, MEANING[metric])) for metric in circuits.metrics)
+    meanings = Table(("metric", "what it is, and what a value means"), rows)
+    return Section("scores", "Every head, by every metric", (ChartGrid(tuple(charts)), meanings))
 
 
 def eigenvalues(circuits: HeadCircuits) -> Section:
@@ -75,11 +76,10 @@ def eigenvalues(circuits: HeadCircuits) -> Section:
     charts: list[Chart] = []
     for metric, values, title in found:
         ranking = circuits.ranking(metric)
+        order, top = ranking.order, TOP - 2  # the others are those that score lowest
         groups = {
-            f"{name_of(head)} ({short(ranking.score(*head))})": [
-                complex(v) for v in values[circuits.layers.index(head[0]), head[1]].tolist()
-            ]
-            for head in _ends(ranking)
+            f"{name_of(head)} ({short(ranking.score(*head))})": list(map(complex, circuits.at(values, head).tolist()))
+            for head in order[:top] + order[top:][-2:]
         }
         words = f"eigenvalues of the heads with the most and the least {metric}, in the complex plane"
         charts.append(Chart(eigenvalue_plane(groups, decades=DECADES), words, title, 470))
@@ -105,18 +105,23 @@ def distances(circuits: HeadCircuits) -> Section:
         )
         return Section("distance", title, (Words(words),))
     best = circuits.ranking("matching").order[:TOP]
-    charts = [_by_distance(circuits, circuits.matching, best, "all dimensions of the head")]
+    shown = {"all dimensions of the head": circuits.matching}
     if circuits.matching_free is not None:
-        charts.append(_by_distance(circuits, circuits.matching_rotary, best, "only those that rotary embedding turns"))
-    profiles = _profiles(circuits)
+        shown["only those that rotary embedding turns"] = circuits.matching_rotary
+    charts: list[Chart] = []
+    for part, found in shown.items():
+        curves = _curves(circuits, found, best)
+        figure = distance_curves(curves, circuits.distances, "matching, Σλ ÷ Σ|λ|", y_range=(-1.05, 1.05))
+        charts.append(Chart(figure, f"matching against distance, {part}", part))
     matching = (
-        "Left: Σλ ÷ Σ|λ| of the QK circuit of the heads that match most, with queries turned as far as each distance "
-        "turns them. Where it falls, the head looks for its equal among near tokens only. Right: the dimensions that "
-        "turn, alone; the others are the same at every distance and have a map of their own above."
-        if circuits.matching_free is not None
-        else "Σλ ÷ Σ|λ| of the QK circuit of the heads that match most, with queries turned as far as each distance "
-        "turns them. Where it falls, the head looks for its equal among near tokens only."
+        "Σλ ÷ Σ|λ| of the QK circuit of the heads that match most, with queries turned as far as each distance turns "
+        "them. Where it falls, the head looks for its equal among near tokens only."
     )
+    if circuits.matching_free is not None:
+        matching = (
+            f"Left: {matching} Right: the dimensions that turn, alone; the others are the same at every distance and "
+            "have a map of their own above."
+        )
     back = circuits.profile.shape[-1]
     prefers = (
         f"What is left when query and keys have the mean content: attention to each of the last {back} tokens by "
@@ -124,17 +129,18 @@ def distances(circuits: HeadCircuits) -> Section:
         "farthest tenth. A head without preference follows the dotted line. A preference that depends on the token "
         "does not show here."
     )
-    return Section("distance", title, (Words(matching), ChartGrid(tuple(charts)), Words(prefers), profiles))
+    return Section("distance", title, (Words(matching), ChartGrid(tuple(charts)), Words(prefers), _profiles(circuits)))
 
 
 def linearisation(circuits: HeadCircuits) -> Section:
     """What recurrent layers are taken for, and how far that is off."""
     lags = circuits.lag_share.shape[1]
-    errors = None if circuits.path_error is None else circuits.path_error.tolist()
-    rows: list[tuple[Entry, ...]] = []
-    for i, (layer, shares) in enumerate(zip(circuits.ssm_layers, circuits.lag_share.tolist(), strict=True)):
-        error = "not measured" if errors is None else number(errors[i])
-        rows.append((f"L{layer}", *(f"{100 * share:.1f}\u00a0%" for share in shares), error))
+    off = circuits.path_error
+    errors = ["not measured"] * len(circuits.ssm_layers) if off is None else map(number, off.tolist())
+    rows = tuple(
+        (f"L{layer}", *(f"{100 * share:.1f}\u00a0%" for share in shares), error)
+        for layer, shares, error in zip(circuits.ssm_layers, circuits.lag_share.tolist(), errors, strict=True)
+    )
     words = (
         "A recurrent layer becomes linear when its gates, and what follows its convolution, are held fixed: here "
         f"{circuits.linearised}. What its state carries over from earlier tokens is left out, so that a token reaches "
@@ -144,54 +150,38 @@ def linearisation(circuits: HeadCircuits) -> Section:
     error = (
         "The error is ‖output − linear path‖ ÷ ‖output‖ over real tokens, both about their means: 0 is exact, and 1 no "
         "better than a constant."
-        if errors is not None
+        if off is not None
         else "The error on real activations was not measured: that takes a run of the model."
     )
     header = ("layer", *(f"lag {lag}" for lag in range(lags)), "error")
     title = "Recurrent layers taken for linear"
-    return Section("linearisation", title, (Words(words), Words(error), Table(header, tuple(rows))))
+    return Section("linearisation", title, (Words(words), Words(error), Table(header, rows)))
 
 
 def patterns(circuits: HeadCircuits, seen: Look) -> Section:
     """What the heads of most retrieval strength look at in one needle prompt, beside their scores."""
     best = circuits.ranking("retrieval").order[:TOP]
-    labels = {head: f"{name_of(head)}: {short(_score(circuits, 'retrieval', head))}" for head in best}
+    labels = {head: f"{name_of(head)}: {short(float(circuits.at(circuits.retrieval, head)))}" for head in best}
     beside = "its retrieval strength, from weights alone"
     drawn = figure_of(seen, labels, "The heads of most retrieval strength", beside)
-    header = ("head", *(metric.replace("_", " ") for metric in circuits.metrics), "attention to the needle")
-    rows = tuple(
-        (
-            name_of(head),
-            *(number(_score(circuits, metric, head)) for metric in circuits.metrics),
-            f"{100 * seen.ranking.score(*head):.0f}\u00a0%",
-        )
-        for head in best
-    )
+    masses = {head: f"{100 * seen.ranking.score(*head):.0f}\u00a0%" for head in best}
+    table = _table(circuits, "attention to the needle", masses)
     words = (
         "One prompt with a needle, read and answered with all heads. Each row is the token that looks, each column the "
         "token looked at. In the table, what weights say stands beside what these heads did: the attention to the "
         "needle from the queries that choose the answer. One prompt is an example, not a measurement."
     )
-    return Section("patterns", "What the top heads look at", (Words(words), Table(header, rows), Patterns((drawn,))))
+    return Section("patterns", "What the top heads look at", (Words(words), table, Patterns((drawn,))))
 
 
-def _score(circuits: HeadCircuits, metric: str, head: Head) -> float:
-    return float(circuits.score(metric)[circuits.layers.index(head[0]), head[1]])
-
-
-def _every_head(circuits: HeadCircuits) -> Table:
-    order = [(layer, head) for layer in circuits.layers for head in range(circuits.n_heads)]
-    rows = [
-        (name_of(head), *(number(_score(circuits, m, head)) for m in circuits.metrics), writer_of(circuits, head))
-        for head in order
-    ]
-    header = ("head", *(metric.replace("_", " ") for metric in circuits.metrics), "inducts through")
-    return Table(header, tuple(rows), f"All {len(rows)} heads")
-
-
-def _most(metric: str) -> int | None:
-    """The upper end of a metric's scale; None for its largest value."""
-    return None if metric in ("induction", "previous") else 1
+def _table(circuits: HeadCircuits, last: str, of: Mapping[Head, str], summary: str = "") -> Table:
+    """The scores of some heads by each metric, and something else of them."""
+    scores = {metric: circuits.score(metric) for metric in circuits.metrics}
+    rows = tuple(
+        (name_of(head), *(number(float(circuits.at(score, head))) for score in scores.values()), words)
+        for head, words in of.items()
+    )
+    return Table(("head", *map(titled, scores), last), rows, summary)
 
 
 def _head_map(
@@ -203,18 +193,10 @@ def _head_map(
     return Chart(figure, words, title, heatmap_height(len(circuits.layers)), width)
 
 
-def _ends(ranking: HeadRanking) -> list[Head]:
-    """Up to four heads that score highest and two that score lowest."""
-    order = ranking.order
-    return order if len(order) <= TOP else [*order[: TOP - 2], *order[-2:]]
-
-
-def _by_distance(
-    circuits: HeadCircuits, found: Float[Tensor, "attn_layer head distance"], heads: Sequence[Head], title: str
-) -> Chart:
-    curves = {name_of(head): found[circuits.layers.index(head[0]), head[1]].tolist() for head in heads}
-    figure = distance_curves(curves, circuits.distances, "matching, Σλ ÷ Σ|λ|", y_range=(-1.05, 1.05))
-    return Chart(figure, f"matching against distance, {title}", title)
+def _curves(
+    circuits: HeadCircuits, found: Float[Tensor, "attn_layer head distance"], heads: Iterable[Head]
+) -> dict[str, list[float]]:
+    return {name_of(head): circuits.at(found, head).tolist() for head in heads}
 
 
 def _profiles(circuits: HeadCircuits) -> Chart:
@@ -222,8 +204,7 @@ def _profiles(circuits: HeadCircuits) -> Chart:
     back = circuits.profile.shape[-1]
     far = circuits.profile[..., -max(1, back // 10) :].sum(-1)
     farthest = HeadRanking(far, circuits.layers, "weight on the farthest tenth", lower_is_better=False).order
-    heads = list(dict.fromkeys([*circuits.ranking("previous").order[: TOP - 2], *farthest[:2]]))
-    curves = {name_of(head): circuits.profile[circuits.layers.index(head[0]), head[1]].tolist() for head in heads}
-    even = (1 / back, "even spread")
+    heads = dict.fromkeys([*circuits.ranking("previous").order[: TOP - 2], *farthest[:2]])
+    curves, even = _curves(circuits, circuits.profile, heads), (1 / back, "even spread")
     figure = distance_curves(curves, range(back), "attention by distance alone", even)
     return Chart(figure, "attention by distance alone, of the heads that prefer near and far tokens most")

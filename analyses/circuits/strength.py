@@ -18,7 +18,7 @@ several writers make together, or that an MLP makes, is not seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,9 +51,7 @@ def induction(
     Args:
         heads: K-composition with earlier heads beyond chance; NaN where not earlier.
         recurrent: the same with recurrent layers at lag 1.
-        profile: attention by distance alone.
         lag_share: of each recurrent layer's linear path.
-        copying: Σλ ÷ Σ|λ|.
     """
     beyond = (profile[..., 1] - 1 / profile.shape[-1]).clamp(min=0)
     one_back = lag_share[:, 1] if lag_share.shape[1] > 1 else lag_share.new_zeros(lag_share.shape[0])
@@ -73,12 +71,9 @@ def induction_matching(
     """Σλ ÷ Σ|λ| of the matching of tokens through each head's lag-1 writer, mean over distances; 0 without a writer.
 
     Args:
-        weights: of the model.
-        layer: the heads.
         writers: as `Induction.writer` has them, for this layer.
         paths: of all recurrent layers, in order.
         EE: W_Eᵀ W_E.
-        distances: from query to key.
     """
     layer = layer.compared
     found = torch.zeros(layer.n_heads, device=EE.device)
@@ -89,7 +84,11 @@ def induction_matching(
         pair = (writer, layer.kv_head(head))
         if pair not in read:  # the keys that the writer makes of the vocabulary, and back to it
             read[pair] = EE @ _written(weights, writer, paths, layer.W_K[pair[1]])
-        found[head] = positivity(eigenvalues(_products(layer, head, read[pair], distances))).mean()
+        # With the spectrum of E W_Q R Kᵀ, for queries turned to each distance; one where nothing turns.
+        product = read[pair].T @ layer.W_Q[head]
+        turn = None if layer.rotary is None else layer.rotary.turned
+        products = [product] if turn is None else [turn(product, distance) for distance in distances]
+        found[head] = positivity(eigenvalues(torch.stack(products))).mean()
     return found
 
 
@@ -104,49 +103,16 @@ def _written(weights: Weights, writer: int, paths: Sequence[LinearPath], W_K: Te
     return attention.head(head).W_V @ (attention.W_O_at_rest[head] @ W_K)
 
 
-def _products(
-    layer: AttentionWeights, head: int, keys: Tensor, distances: Sequence[int]
-) -> Float[Tensor, "distance d_head d_head"]:
-    """With the spectrum of E W_Q R Kᵀ, for queries turned to each distance; one where nothing turns."""
-    product = keys.T @ layer.W_Q[head]
-    if layer.rotary is None:
-        return product[None]
-    return torch.stack([layer.rotary.turned(product, distance) for distance in distances])
-
-
-class Signals(NamedTuple):
-    """What retrieval strength can be made of; each counts where above 0."""
-
-    copying: Float[Tensor, "attn_layer head"]
-    copying_share: Float[Tensor, "attn_layer head"]
-    matching: Float[Tensor, "attn_layer head"]
-    """Mean over distances."""
-    induction: Float[Tensor, "attn_layer head"]
-    induction_match: Float[Tensor, "attn_layer head"]
-
-
-COMBINATIONS: Mapping[str, Callable[[Signals], Float[Tensor, "attn_layer head"]]] = {
-    "matching × copying": lambda s: s.matching * s.copying,
-    "matching × copying share": lambda s: s.matching * s.copying_share,
-    "induction matching × copying": lambda s: s.induction_match * s.copying,
-    "induction matching × copying share": lambda s: s.induction_match * s.copying_share,
-    "induction matching + copying": lambda s: s.induction_match + s.copying,
-    "induction matching × induction": lambda s: s.induction_match * s.induction,
-    "the better matching × copying": lambda s: torch.maximum(s.matching, s.induction_match) * s.copying,
-    "induction × copying share": lambda s: s.induction * s.copying_share,
-}
-"""What was tried for retrieval strength."""
-
-CHOSEN = "induction matching × copying"
-"""Of `COMBINATIONS`, what kept tiny-jamba's retrieval with the fewest heads; tested on tiny-recurrentgemma.
+RETRIEVAL = "induction matching × copying"
+"""Of what was tried, what kept tiny-jamba's retrieval with the fewest heads; tested on tiny-recurrentgemma.
 ``python -m tests.benchmarks.choosing`` makes the choice and the test again."""
 
 
-def retrieval(signals: Signals, combination: str = CHOSEN) -> Float[Tensor, "attn_layer head"]:
+def retrieval(
+    induction_match: Float[Tensor, "attn_layer head"], copying: Float[Tensor, "attn_layer head"]
+) -> Float[Tensor, "attn_layer head"]:
     """Retrieval strength: a head that finds what stood before the current token earlier on, and copies it.
 
-    Args:
-        signals: a model's.
-        combination: of `COMBINATIONS`.
+    Either counts where above 0.
     """
-    return COMBINATIONS[combination](Signals(*(signal.clamp(min=0) for signal in signals)))
+    return induction_match.clamp(min=0) * copying.clamp(min=0)

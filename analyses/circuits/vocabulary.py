@@ -49,12 +49,8 @@ def products(weights: Weights, block: int = BLOCK) -> Products:
     the latter is computed, since U is E / embed_scale · final norm. Memory: two d_model² matrices and a few
     block × d_model. In `mean` the norm's epsilon is left out, and a token whose embedding is zero adds nothing.
 
-    Args:
-        weights: the model's.
-        block: tokens at once.
-
     Raises:
-        InputError: `block` is below 1.
+        InputError: `block`, tokens at once, is below 1.
         CheckpointError: the embedding or unembedding is missing or cannot be read.
     """
     if block < 1:

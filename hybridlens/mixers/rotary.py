@@ -33,9 +33,12 @@ class Turning:
         """Radians a position, of each pair of dimensions; float64."""
         return self.base ** (-torch.arange(0, self.dims, 2, dtype=torch.float64) / self.dims)
 
-    def turned(self, x: Float[Tensor, "*batch d_head"], distance: float | int) -> Float[Tensor, "*batch d_head"]:
+    def turned(
+        self, x: Float[Tensor, "*batch d_head"], distance: float | int | Tensor
+    ) -> Float[Tensor, "*batch d_head"]:
         """`x` as it stands at position `distance`, whatever follows the first `dims` dimensions left alone.
 
+        A tensor of distances is broadcast over `x` but its last axis.
         The score of a query q that stands `distance` positions after a key k is ``turned(q, distance) · k``.
         """
         angle = self.frequencies.to(x.device) * distance

@@ -43,8 +43,6 @@ def write_article(folder: Path, article: Article, record: Mapping[str, Any]) -> 
     """Write `report.html` into a folder, atomically; returns its path.
 
     Args:
-        folder: where a run's results are.
-        article: what to show.
         record: its `run.json`; "model" is all that it has to hold.
     """
     return write_atomic(folder / REPORT, render_article(article, record).encode("utf-8"))

@@ -1,13 +1,13 @@
 """The parts that a page is made of, as plain values.
 
 A `Section` holds blocks: figures, patterns, tables, heat tables, verdicts, tables of what a model wrote, and maps to
-look through. The macro of `templates/blocks.html` that a block's `kind` names makes HTML of it.
+look through.
 
 How it fails: any text may stand anywhere; a row that is longer than its header is shown as it is.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import plotly.graph_objects as go
 
@@ -19,19 +19,26 @@ OUTCOMES = {"holds": ("holds", "✓"), "fails": ("fails", "✗"), "not tested he
 """Outcome of a claim -> the name of its style, and a sign that needs no colour."""
 
 
+class Block:
+    """What may stand in a section; the macro of `templates/blocks.html` that has its class's name makes HTML of it."""
+
+    @property
+    def kind(self) -> str:
+        """The macro."""
+        return type(self).__name__.lower()
+
+
 @dataclass(frozen=True)
-class Chart:
+class Chart(Block):
     """A Plotly figure.
 
     Attributes:
-        figure: the figure.
         words: what it shows, for those who cannot see it.
         title: stands above it; none where empty.
         height: pixels; None for that of every chart without one.
         least_width: pixels; on a narrower screen the figure is moved sideways.
     """
 
-    kind: ClassVar[str] = "chart"
     figure: go.Figure
     words: str
     title: str = ""
@@ -40,23 +47,21 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class ChartGrid:
+class ChartGrid(Block):
     """Figures side by side, two to a line where there is room."""
 
-    kind: ClassVar[str] = "grid"
     charts: tuple[Chart, ...]
 
 
 @dataclass(frozen=True)
-class Patterns:
+class Patterns(Block):
     """Attention patterns, drawn by circuitsvis one below the other."""
 
-    kind: ClassVar[str] = "patterns"
     figures: tuple[PatternFigure, ...]
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Block):
     """Entries under headings.
 
     Attributes:
@@ -65,14 +70,13 @@ class Table:
         summary: where not empty, the table is folded away behind these words.
     """
 
-    kind: ClassVar[str] = "table"
     header: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
     summary: str = ""
 
 
 @dataclass(frozen=True)
-class HeatTable:
+class HeatTable(Block):
     """Shares in a table, coloured by their size.
 
     Attributes:
@@ -82,7 +86,6 @@ class HeatTable:
         values: [row][column].
     """
 
-    kind: ClassVar[str] = "heat"
     corner: str
     rows: tuple[Entry, ...]
     columns: tuple[Entry, ...]
@@ -90,17 +93,15 @@ class HeatTable:
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answers(Block):
     """A folded table of what a model wrote.
 
     Attributes:
         summary: the words it is folded behind.
-        header: a heading for each column.
         rows: entries as text; those of the columns `texts` come from the model.
         texts: places of those columns.
     """
 
-    kind: ClassVar[str] = "answers"
     summary: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -108,10 +109,9 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Words:
+class Words(Block):
     """A paragraph; a note is set apart from what surrounds it."""
 
-    kind: ClassVar[str] = "words"
     text: str
     note: bool = False
 
@@ -136,14 +136,9 @@ class VerdictRow(NamedTuple):
     reason: str
 
     @property
-    def style(self) -> str:
-        """The name of the outcome's style."""
-        return OUTCOMES[self.outcome][0]
-
-    @property
-    def sign(self) -> str:
-        """A sign for the outcome that needs no colour."""
-        return OUTCOMES[self.outcome][1]
+    def mark(self) -> tuple[str, str]:
+        """The name of the outcome's style, and its sign."""
+        return OUTCOMES[self.outcome]
 
 
 @dataclass(frozen=True)
@@ -167,10 +162,9 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class Verdicts(Block):
     """Hypotheses, a table each."""
 
-    kind: ClassVar[str] = "verdicts"
     hypotheses: tuple[Hypothesis, ...]
 
 
@@ -207,7 +201,7 @@ class MapGroup:
 
 
 @dataclass(frozen=True)
-class Explorer:
+class Explorer(Block):
     """Every answer of a study: sheets to choose from, each a title and groups of maps.
 
     Attributes:
@@ -217,14 +211,10 @@ class Explorer:
         facts: names of what is known of every answer beside points and text.
     """
 
-    kind: ClassVar[str] = "explorer"
     sheets: dict[str, tuple[MapGroup, ...]]
     max_score: float
     picks: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
-
-
-Block: TypeAlias = "Chart | ChartGrid | Patterns | Table | HeatTable | Verdicts | Answers | Words | Explorer"
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,14 @@ class Bundle(NamedTuple):
 
 
 _BASIC = frozenset({"bar", "pie", "scatter"})
+_PLANE = {"box", "contour", "heatmap", "histogram", "histogram2d", "histogram2dcontour", "image", "scatterternary"}
 
 BUNDLES = (
     Bundle("plotly-basic.min.js", "99784e3abfb07b142a15e521a439e6d9addceadb3f79553fd24c72774f0649ba", _BASIC),
     Bundle(
         "plotly-cartesian.min.js",
         "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a",
-        _BASIC
-        | {"box", "contour", "heatmap", "histogram", "histogram2d", "histogram2dcontour", "image", "scatterternary"}
-        | {"violin"},
+        _BASIC | _PLANE | {"violin"},
     ),
 )
 """Smallest first."""

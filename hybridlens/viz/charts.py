@@ -1,8 +1,8 @@
-"""Plotly figures of plain values: shares with intervals along the heads kept, and groups of bars.
+"""Plotly figures of plain values: along the heads kept, with intervals as bars or bands, and groups of bars.
 
 Whoever knows what was measured makes `Curve`s; nothing here knows a cell or a model. Colours go with symbols,
 so that no figure rests on colour alone. How it fails: values that are NaN are left out; with none left a figure
-is empty.
+is empty; more curves than there are colours are refused with `InputError`.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from hybridlens.viz.entries import Value
-from hybridlens.viz.layout import COLORS, INK, LEGEND, SYMBOLS, axis, k_axis, lay_out
+from hybridlens.viz.layout import COLORS, DASHES, INK, LEGEND, PERCENT, axis, few, k_axis, lay_out, plain, stroke
 from hybridlens.viz.words import LEFT_OUT
 
 ACCURACY = "accuracy, % of the highest score<br>bars: 95 % interval over prompts"
@@ -44,25 +44,18 @@ def line_chart(
         y_title: what is measured; values are drawn in percent.
         whole: whether the axis shows 0 to 100 %; else what the values take up.
         k_title: the axis of heads, where it is not that of heads kept in every layer.
+
+    Raises:
+        InputError: more than six curves.
     """
+    few(curves, "curves")
     figure = go.Figure()
     ks = sorted({k for curve in curves for k in curve.points})
     spread = 0.012 * (ks[-1] - ks[0] if ks else 0)
     for i, curve in enumerate(curves):
         shift = (i - (len(curves) - 1) / 2) * spread
         known = {k: value for k, value in curve.points.items() if value.known}
-        x = [k + shift for k in known]
-        figure.add_scatter(
-            x=x,
-            y=[100 * value.mean for value in known.values()],
-            customdata=_hover(known),
-            error_y=_bars(known.values()),
-            name=curve.name,
-            mode="lines+markers",
-            line={"color": COLORS[i], "width": 2.5},
-            marker={"symbol": SYMBOLS[i], "size": 8, "color": COLORS[i]},
-            hovertemplate=_HOVER,
-        )
+        figure.add_scatter(x=[k + shift for k in known], name=curve.name, **_bars(known), **stroke(i, 2.5, 8))
         guessed = {k: value.chance for k, value in known.items() if not math.isnan(value.chance)}
         if guessed:
             figure.add_scatter(
@@ -70,14 +63,58 @@ def line_chart(
                 y=[100 * chance for chance in guessed.values()],
                 customdata=list(guessed),
                 name=f"{curve.name}, {CHANCE}",
-                mode="lines+markers",
-                line={"color": COLORS[i], "width": 1.5, "dash": "dot"},
-                marker={"symbol": f"{SYMBOLS[i]}-open", "size": 6, "color": COLORS[i]},
                 hovertemplate="k = %{customdata}: %{y:.1f} %<extra>" + CHANCE + "</extra>",
+                **stroke(i, 1.5, 6, "dot", "-open"),
             )
     _mark_tips(figure, [curve.tips for curve in curves])
-    y_axis = axis(y_title, ticksuffix=" %", **({"range": [-3, 104], "dtick": 25} if whole else {}))
+    y_axis = axis(y_title, **(PERCENT if whole else {"ticksuffix": " %"}))
     return lay_out(figure, k_axis(ks or [0], n_heads, k_title), y_axis, (70, 26, 50, 70), legend=LEGEND)
+
+
+def band_chart(curves: Sequence[Curve], n_heads: int, y_title: str, k_title: str, percent: bool = True) -> go.Figure:
+    """Values against heads kept, a band over the 95 % interval of each.
+
+    Args:
+        curves: at most six; those without an interval have no band.
+        n_heads: the most heads, named on the axis.
+        k_title: what is counted along the axis.
+        percent: whether values are shares, drawn as percent of 0 to 100.
+
+    Raises:
+        InputError: more than six curves.
+    """
+    few(curves, "curves")
+    factor, after = (100, " %") if percent else (1, "")
+    lines: list[go.Scatter] = []
+    bands: list[go.Scatter] = []
+    for i, curve in enumerate(curves):
+        points = {k: value for k, value in curve.points.items() if value.known}
+        sure = {k: value for k, value in points.items() if value.sure}
+        ends = f", 95 %: %{{customdata[0]:.3~g}} to %{{customdata[1]:.3~g}}{after}" if len(sure) == len(points) else ""
+        line = go.Scatter(
+            x=list(points),
+            y=[plain(factor * value.mean) for value in points.values()],
+            customdata=[[plain(factor * value.low), plain(factor * value.high)] for value in points.values()],
+            name=curve.name,
+            legendgroup=curve.name,
+            hovertemplate=f"%{{x}} heads: <b>%{{y:.3~g}}{after}</b>{ends}",
+            **stroke(i, 2.2, 7, DASHES[i]),
+        )
+        lines.append(line)
+        if sure:  # an area: along the upper ends and back along the lower ones
+            upper = [plain(factor * value.high) for value in sure.values()]
+            lower = [plain(factor * value.low) for value in reversed(sure.values())]
+            area = {"fill": "toself", "fillcolor": COLORS[i], "opacity": round(0.4 / (len(curves) + 0.5), 3)}
+            band = go.Scatter(
+                x=[*sure, *reversed(sure)], y=upper + lower, name=curve.name, legendgroup=curve.name, **area
+            )
+            bands.append(
+                band.update(mode="lines", line={"width": 0, "color": COLORS[i]}, showlegend=False, hoverinfo="skip")
+            )
+    ks = sorted({k for curve in curves for k, value in curve.points.items() if value.known}) or [0]
+    y_axis = axis(y_title, **(PERCENT if percent else {}))
+    figure = go.Figure([*bands, *lines])
+    return lay_out(figure, k_axis(ks, n_heads, k_title), y_axis, (60, 20, 40, 70), legend=LEGEND, showlegend=True)
 
 
 def bar_chart(names: Sequence[str], bars: Mapping[str, Sequence[Value]], x_title: str, y_title: str) -> go.Figure:
@@ -86,29 +123,16 @@ def bar_chart(names: Sequence[str], bars: Mapping[str, Sequence[Value]], x_title
     Args:
         names: of the groups, along the axis.
         bars: name in the legend -> a value for each group.
-        x_title: what stands along the axis.
         y_title: what is measured; drawn in percent.
     """
     figure = go.Figure()
+    guessed: list[tuple[str, float]] = []
     for i, (name, values) in enumerate(bars.items()):
         known = {group: value for group, value in zip(names, values, strict=True) if value.known}
+        guessed += [(g, v.chance) for g, v in zip(names, values, strict=True) if not math.isnan(v.chance)]
         hatch = {"shape": ("", "/")[i % 2], "fillmode": "overlay", "size": 9, "solidity": 0.2}
-        figure.add_bar(
-            x=list(known),
-            y=[100 * value.mean for value in known.values()],
-            customdata=_hover(known),
-            error_y={**_bars(known.values()), "color": INK},
-            name=name,
-            offsetgroup=str(i),
-            marker={"color": COLORS[i], "pattern": hatch, "opacity": 0.55},
-            hovertemplate=_HOVER,
-        )
-    guessed = [
-        (group, value.chance)
-        for values in bars.values()
-        for group, value in zip(names, values, strict=True)
-        if not math.isnan(value.chance)
-    ]
+        marker = {"color": COLORS[i], "pattern": hatch, "opacity": 0.55}
+        figure.add_bar(x=list(known), name=name, offsetgroup=str(i), marker=marker, **_bars(known, color=INK))
     if guessed:
         figure.add_scatter(
             x=[group for group, _ in guessed],
@@ -119,41 +143,38 @@ def bar_chart(names: Sequence[str], bars: Mapping[str, Sequence[Value]], x_title
             hovertemplate="%{y:.1f} %<extra>" + CHANCE + "</extra>",
         )
     x_axis = axis(x_title, type="category", showgrid=False)
-    y_axis = axis(y_title, ticksuffix=" %", range=[-3, 104], dtick=25)
-    return lay_out(figure, x_axis, y_axis, (70, 16, 50, 60), legend=LEGEND, barmode="group", bargap=0.35)
+    figure.update_layout(barmode="group", bargap=0.35)
+    return lay_out(figure, x_axis, axis(y_title, **PERCENT), (70, 16, 50, 60), legend=LEGEND)
 
 
-_HOVER = (
-    "%{customdata[0]}: <b>%{y:.1f} %</b>, 95 %: %{customdata[2]:.1f} to %{customdata[3]:.1f} %, n = %{customdata[1]}"
-    "<extra></extra>"
-)
+def _bars(known: Mapping[Any, Value], **style: Any) -> dict[str, Any]:
+    """Of a trace: values in percent, bars over their intervals, and what is said under the pointer.
 
-
-def _hover(known: Mapping[Any, Value]) -> list[list[Any]]:
-    """What a point says when it is pointed at; ends that are not known are its value."""
-    rows: list[list[Any]] = []
-    for name, value in known.items():
-        low, high = _ends(value)
-        rows.append([f"k = {name}" if isinstance(name, int) else name, value.n, 100 * low, 100 * high])
-    return rows
-
-
-def _bars(values: Any) -> dict[str, Any]:
-    """Error bars from a value down to `low` and up to `high`."""
-    ends = [(value.mean, *_ends(value)) for value in values]
+    An end that is not known is the value itself.
+    """
+    rows = [
+        (value.mean, *((value.mean, value.mean) if math.isnan(value.low) else (value.low, value.high)))
+        for value in known.values()
+    ]
+    names = [f"k = {name}" if isinstance(name, int) else name for name in known]
     return {
-        "type": "data",
-        "symmetric": False,
-        "array": [100 * (high - mean) for mean, _, high in ends],
-        "arrayminus": [100 * (mean - low) for mean, low, _ in ends],
-        "thickness": 1.4,
-        "width": 4,
+        "y": [100 * mean for mean, _, _ in rows],
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [100 * (high - mean) for mean, _, high in rows],
+            "arrayminus": [100 * (mean - low) for mean, low, _ in rows],
+            "thickness": 1.4,
+            "width": 4,
+            **style,
+        },
+        "customdata": [
+            [name, value.n, 100 * low, 100 * high]
+            for name, value, (_, low, high) in zip(names, known.values(), rows, strict=True)
+        ],
+        "hovertemplate": "%{customdata[0]}: <b>%{y:.1f} %</b>, 95 %: %{customdata[2]:.1f} to %{customdata[3]:.1f} %, "
+        "n = %{customdata[1]}<extra></extra>",
     }
-
-
-def _ends(value: Value) -> tuple[float, float]:
-    """The interval of a value; itself twice where there is none."""
-    return (value.mean, value.mean) if math.isnan(value.low) else (value.low, value.high)
 
 
 def _mark_tips(figure: go.Figure, tips: Sequence[int | None]) -> None:

@@ -12,10 +12,14 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from hybridlens.errors import InputError
-from hybridlens.viz.layout import COLORS, DASHES, LEGEND, SYMBOLS, axis, lay_out, plain
+from hybridlens.viz.layout import COLORS, DASHES, INK, LEGEND, SYMBOLS, axis, few, lay_out, plain, stroke, ticks
 
 KIND_WORDS = {"q": "feeds queries", "k": "feeds keys", "v": "feeds values"}
-_KIND_DASHES = ("solid", "9px,5px", "2px,4px")
+_KIND_LINES = {
+    "q": {"color": COLORS[0], "dash": "solid"},
+    "k": {"color": COLORS[1], "dash": "9px,5px"},
+    "v": {"color": COLORS[2], "dash": "2px,4px"},
+}
 _FAINT = "rgba(128,128,128,0.35)"
 _TICKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
@@ -34,7 +38,7 @@ def eigenvalue_plane(
     Raises:
         InputError: more than six heads, or fewer than one decade.
     """
-    _few(groups)
+    few(groups, "heads")
     if decades is not None and decades < 1:
         raise InputError(f"{decades} decades given, expected at least 1")
     kept = {n: [v for v in values if cmath.isfinite(v)] for n, values in groups.items()}
@@ -42,7 +46,10 @@ def eigenvalue_plane(
     top = math.ceil(math.log10(largest) - 1e-9) if largest else 0
     figure = go.Figure()
     for i, (name, values) in enumerate(kept.items()):
-        places = values if decades is None else [_inward(value, top, decades) for value in values]
+        places = values
+        if decades is not None:  # angles stay
+            sizes = (max(0.0, math.log10(abs(v)) - top + decades) if v else 0.0 for v in values)
+            places = [cmath.rect(size, cmath.phase(v)) for size, v in zip(sizes, values, strict=True)]
         figure.add_scatter(
             x=[plain(place.real) for place in places],
             y=[plain(place.imag) for place in places],
@@ -75,14 +82,13 @@ def distance_curves(
     Args:
         curves: head -> a value for each distance; at most six heads.
         distances: tokens back, ascending.
-        y_title: what the values are.
         level: a value to draw as a dotted line, and what it is.
         y_range: ends of the other axis; those of the values when left out.
 
     Raises:
         InputError: more than six heads.
     """
-    _few(curves)
+    few(curves, "heads")
     figure = go.Figure()
     for i, (name, values) in enumerate(curves.items()):
         figure.add_scatter(
@@ -91,10 +97,8 @@ def distance_curves(
             y=[plain(value) for value in values],
             customdata=list(distances),
             name=name,
-            mode="lines+markers" if len(distances) <= 40 else "lines",
-            line={"color": COLORS[i], "width": 2, "dash": DASHES[i]},
-            marker={"symbol": SYMBOLS[i], "size": 7, "color": COLORS[i]},
             hovertemplate="%{customdata} back: <b>%{y:.3~g}</b>",
+            **stroke(i, dash=DASHES[i]) | ({} if len(distances) <= 40 else {"mode": "lines"}),
         )
     first, last = (min(distances), max(distances)) if distances else (0, 1)
     if level is not None:
@@ -106,23 +110,12 @@ def distance_curves(
             line={"color": COLORS[4], "width": 1.5, "dash": "dot"},
             hoverinfo="skip",
         )
-    ticks = [*(tick for tick in _TICKS if first <= tick < 0.7 * last), last]
-    return lay_out(
-        figure,
-        axis(
-            "tokens back from query to key",
-            type="log",
-            tickmode="array",
-            tickvals=[tick + 1 for tick in ticks],
-            ticktext=[str(tick) for tick in ticks],
-            tickangle=0,
-            range=[math.log10(first + 1) - 0.04, math.log10(last + 1) + 0.04],
-        ),
-        axis(y_title, **({} if y_range is None else {"range": list(y_range)})),
-        (60, 16, 40, 50),
-        legend=LEGEND,
-        showlegend=True,
-    )
+    named = [*(tick for tick in _TICKS if first <= tick < 0.7 * last), last]
+    ends = [math.log10(first + 1) - 0.04, math.log10(last + 1) + 0.04]
+    places = ticks((tick + 1 for tick in named), map(str, named))
+    x_axis = axis("tokens back from query to key", type="log", **places, tickangle=0, range=ends)
+    y_axis = axis(y_title, **({} if y_range is None else {"range": list(y_range)}))
+    return lay_out(figure, x_axis, y_axis, (60, 16, 40, 50), legend=LEGEND, showlegend=True)
 
 
 class Node(NamedTuple):
@@ -158,45 +151,50 @@ def composition_graph(nodes: Sequence[Node], edges: Sequence[Edge], most: int = 
     Raises:
         InputError: an edge names a node that is not there.
     """
-    unknown = [name for edge in edges for name in (edge.writer, edge.reader) if name not in {n.name for n in nodes}]
-    if unknown:
-        raise InputError(f"an edge names {unknown[0]!r}, which is no node; expected names of the nodes given")
     columns = sorted({node.layer for node in nodes})
-    inside = {layer: [node for node in nodes if node.layer == layer] for layer in columns}
-    places = {
-        node.name: (float(column), 1 - (i + 0.5) / len(inside[layer]))
-        for column, layer in enumerate(columns)
-        for i, node in enumerate(inside[layer])
-    }
+    places: dict[str, tuple[float, float]] = {}
+    for column, layer in enumerate(columns):
+        inside = [node.name for node in nodes if node.layer == layer]
+        places |= {name: (float(column), 1 - (i + 0.5) / len(inside)) for i, name in enumerate(inside)}
+    for name in (name for edge in edges for name in (edge.writer, edge.reader)):
+        if name not in places:
+            raise InputError(f"an edge names {name!r}, which is no node; expected names of the nodes given")
     chosen = strongest(edges, most)
     figure = go.Figure()
     for edge in reversed(chosen):
         figure.add_trace(_line(edge, places, chosen[0].excess))
     for kind in [kind for kind in KIND_WORDS if any(edge.kind == kind for edge in chosen)]:
-        line = {"color": _kind_color(kind), "width": 3, "dash": _kind_dash(kind)}
+        line = {**_KIND_LINES[kind], "width": 3}
         figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=KIND_WORDS[kind], legendgroup=kind)
     named = {name for edge in chosen for name in (edge.writer, edge.reader)}
     for recurrent, symbol, words in ((False, "circle", "attention head"), (True, "square", "recurrent layer, by lag")):
         own = [node for node in nodes if node.recurrent == recurrent]
+        is_named = [node.name in named for node in own]
         if own:
-            figure.add_trace(_dots(own, places, named, symbol, words))
-    return lay_out(
-        figure,
-        axis(
-            "layer, in the order of the model",
-            tickmode="array",
-            tickvals=list(range(len(columns))),
-            ticktext=[f"L{layer}" for layer in columns],
-            tickangle=0,
-            showgrid=False,
-            range=[-0.4, len(columns) - 0.4],
-        ),
-        axis("", showgrid=False, showticklabels=False, range=[-0.02, 1.04]),
-        (10, 10, 40, 50),
-        legend=LEGEND,
-        showlegend=True,
-        hovermode="closest",
-    )
+            figure.add_scatter(
+                x=[places[node.name][0] for node in own],
+                y=[plain(places[node.name][1]) for node in own],
+                customdata=[node.name for node in own],
+                text=[node.label if node.name in named else "" for node in own],
+                textposition="top center",
+                textfont={"size": 11},
+                mode="markers+text",
+                marker={
+                    "symbol": symbol,
+                    "size": [9 if known else 5 for known in is_named],
+                    "color": [INK if known else COLORS[4] for known in is_named],
+                    "opacity": [1.0 if known else 0.4 for known in is_named],
+                },
+                name=words,
+                cliponaxis=False,
+                hovertemplate="%{customdata}<extra>" + words + "</extra>",
+            )
+    layers = ticks(range(len(columns)), (f"L{layer}" for layer in columns))
+    ends = [-0.4, len(columns) - 0.4]
+    x_axis = axis("layer, in the order of the model", **layers, tickangle=0, showgrid=False, range=ends)
+    y_axis = axis("", showgrid=False, showticklabels=False, range=[-0.02, 1.04])
+    figure.update_layout(hovermode="closest")
+    return lay_out(figure, x_axis, y_axis, (10, 10, 40, 50), legend=LEGEND, showlegend=True)
 
 
 def strongest(edges: Sequence[Edge], most: int) -> list[Edge]:
@@ -213,11 +211,7 @@ def _line(edge: Edge, places: Mapping[str, tuple[float, float]], largest: float)
         y=[plain(y0 + (y1 - y0) * t * t * (3 - 2 * t)) for t in steps],
         customdata=[[edge.writer, edge.reader, plain(edge.excess)]] * len(steps),
         mode="lines",
-        line={
-            "color": _kind_color(edge.kind),
-            "width": round(1 + 4 * edge.excess / largest, 2),
-            "dash": _kind_dash(edge.kind),
-        },
+        line={**_KIND_LINES[edge.kind], "width": round(1 + 4 * edge.excess / largest, 2)},
         opacity=0.7,
         legendgroup=edge.kind,
         showlegend=False,
@@ -225,44 +219,6 @@ def _line(edge: Edge, places: Mapping[str, tuple[float, float]], largest: float)
         + KIND_WORDS[edge.kind]
         + "</extra>",
     )
-
-
-def _dots(
-    own: Sequence[Node], places: Mapping[str, tuple[float, float]], named: set[str], symbol: str, words: str
-) -> go.Scatter:
-    return go.Scatter(
-        x=[places[node.name][0] for node in own],
-        y=[plain(places[node.name][1]) for node in own],
-        customdata=[node.name for node in own],
-        text=[node.label if node.name in named else "" for node in own],
-        textposition="top center",
-        textfont={"size": 11},
-        mode="markers+text",
-        marker={
-            "symbol": symbol,
-            "size": [9 if node.name in named else 5 for node in own],
-            "color": ["#2b2b2b" if node.name in named else "#5c6468" for node in own],
-            "opacity": [1.0 if node.name in named else 0.4 for node in own],
-        },
-        name=words,
-        cliponaxis=False,
-        hovertemplate="%{customdata}<extra>" + words + "</extra>",
-    )
-
-
-def _kind_color(kind: str) -> str:
-    return COLORS[list(KIND_WORDS).index(kind)]
-
-
-def _kind_dash(kind: str) -> str:
-    return _KIND_DASHES[list(KIND_WORDS).index(kind)]
-
-
-def _inward(value: complex, top: int, decades: int) -> complex:
-    """A value with its angle, at its magnitude's logarithm from the centre."""
-    if not value:
-        return 0j
-    return cmath.rect(max(0.0, math.log10(abs(value)) - top + decades), cmath.phase(value))
 
 
 def _circles(figure: go.Figure, top: int, decades: int) -> None:
@@ -273,8 +229,3 @@ def _circles(figure: go.Figure, top: int, decades: int) -> None:
         at = cmath.rect(step, math.radians(112))
         text = f"10<sup>{top - decades + step}</sup>".replace("-", "−")
         figure.add_annotation(x=at.real, y=at.imag, text=text, showarrow=False, font={"size": 10})
-
-
-def _few(groups: Mapping[str, Any]) -> None:
-    if len(groups) > len(COLORS):
-        raise InputError(f"{len(groups)} heads to draw given, expected at most {len(COLORS)}; choose among them")

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from hybridlens.viz import bundles, templating
 from hybridlens.viz.blocks import Answers, Chart, Explorer, Map, MapGroup
-from hybridlens.viz.figures import MapGrid, map_figure
+from hybridlens.viz.figures import map_figure
 from hybridlens.viz.patterns import PatternFigure, props
 from hybridlens.viz.words import END, LEFT_OUT, START
 
@@ -58,19 +58,14 @@ class Gathered:
             "facts": block.facts,
             "leftOut": LEFT_OUT,
             "ends": {"0": START, "100": END},
-            "figure": map_figure(MapGrid([0], [0], [[None]])).to_plotly_json(),
+            "figure": map_figure([0], [0], [[None]]).to_plotly_json(),
         }
         return ""
 
     def data(self) -> dict[str, Any]:
         """What the page's code reads."""
-        return {
-            "texts": list(self._texts),
-            "charts": self.charts,
-            "answers": self.answers,
-            "explorer": self.explorer,
-            "patterns": self.patterns,
-        }
+        drawn = {"charts": self.charts, "explorer": self.explorer, "patterns": self.patterns}
+        return {"texts": list(self._texts), "answers": self.answers, **drawn}
 
     def libraries(self) -> list[Markup]:
         """The code of others that this page draws with: nothing that it has no figure for."""
@@ -94,11 +89,7 @@ class Gathered:
             "lengths": lengths,
             "depths": [None if depth is None else _short(depth) for depth in depths],
             "groups": [
-                {
-                    "title": group.title,
-                    "note": group.note,
-                    "maps": [self._map(found, lengths, depths) for found in group.maps],
-                }
+                {"title": group.title, "note": group.note, "maps": [self._map(m, lengths, depths) for m in group.maps]}
                 for group in groups
             ],
         }

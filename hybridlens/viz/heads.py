@@ -7,27 +7,25 @@ finite is an empty square, and rows of unequal length are refused with `InputErr
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import plotly.graph_objects as go
 
 from hybridlens.errors import InputError
-from hybridlens.viz.layout import MAP_COLORS, axis, lay_out, plain
+from hybridlens.viz.layout import MAP_COLORS, heatmap, plain, ticks
 
 SIGNED_COLORS = ((0.0, "#7c3210"), (0.25, "#d9956f"), (0.5, "#f3ece2"), (0.75, "#7db8b1"), (1.0, "#0c5359"))
 """Below 0, nothing, above 0; `common.js` has their counterparts for dark pages."""
+
+Rows: TypeAlias = Sequence[Sequence[float | int]]
+"""Numbers [row][column]; NaN where there is none."""
 
 _WRITTEN = 16
 """A map with more columns than this has no numbers in its squares."""
 
 
 def short(value: float | int | None, digits: int = 2) -> str:
-    """A number as it fits into a square: ".87", "−.05", "12"; nothing for None.
-
-    Args:
-        value: the number.
-        digits: after the point, below 10.
-    """
+    """A number as it fits into a square, with so many digits after the point: ".87", "−.05", "12"; nothing for None."""
     if value is None or not math.isfinite(value):
         return ""
     text = f"{value:.{digits if abs(value) < 9.995 else 0}f}"
@@ -37,7 +35,7 @@ def short(value: float | int | None, digits: int = 2) -> str:
 
 
 def head_heatmap(
-    scores: Sequence[Sequence[float | int]],
+    scores: Rows,
     layers: Sequence[int],
     name: str,
     low: float | int | None = None,
@@ -62,37 +60,28 @@ def head_heatmap(
     figure = _heatmap(scores, rows, columns, ("layer", "head"), name, low, high)
     if best_first:
         figure.update_traces(reversescale=True)
-    return figure.update_xaxes(tickangle=0, **_numbers(columns))
+    numbers = (name.removeprefix("H") for name in columns)  # there is no room for the letter of many heads
+    return figure.update_xaxes(tickangle=0, **(ticks(columns, numbers) if len(columns) > 10 else {}))
 
 
 def pair_heatmap(
-    values: Sequence[Sequence[float | int]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    titles: tuple[str, str],
-    name: str,
+    values: Rows, rows: Sequence[str], columns: Sequence[str], titles: tuple[str, str], name: str
 ) -> go.Figure:
     """A number for each pair: writers down, readers across, say.
 
     Args:
-        values: [row][column]; NaN where there is no such pair.
-        rows: their names.
-        columns: their names.
         titles: what stands down and what across.
         name: what the number is, for the pointer.
 
     Raises:
         InputError: names and values do not fit.
     """
-    return _heatmap(values, rows, columns, titles, name).update_yaxes(**_thinned(rows))
+    step = -(-len(rows) // 50)
+    return _heatmap(values, rows, columns, titles, name).update_yaxes(ticks(rows[::step]) if step > 1 else {})
 
 
-def correlation_matrix(values: Sequence[Sequence[float | int]], names: Sequence[str]) -> go.Figure:
-    """Correlations between rankings, -1 to 1.
-
-    Args:
-        values: [name][name]; NaN where there is none.
-        names: of the rankings.
+def correlation_matrix(values: Rows, names: Sequence[str]) -> go.Figure:
+    """Correlations between rankings [name][name], -1 to 1; NaN where there is none.
 
     Raises:
         InputError: names and values do not fit.
@@ -106,7 +95,7 @@ def heatmap_height(rows: int, least: int = 150, most: int = 900) -> int:
 
 
 def _heatmap(
-    values: Sequence[Sequence[float | int]],
+    values: Rows,
     rows: Sequence[str],
     columns: Sequence[str],
     titles: tuple[str, str],
@@ -114,65 +103,34 @@ def _heatmap(
     low: float | int | None = None,
     high: float | int | None = None,
 ) -> go.Figure:
+    """Signed colours, symmetric about 0, where anything may be below it."""
     if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
         shape = f"{len(values)} rows of {sorted({len(row) for row in values})}"
         raise InputError(f"{shape} values cannot be drawn; the names need {len(rows)} rows of {len(columns)}")
     z = [[plain(value) for value in row] for row in values]
     known = [value for row in z for value in row if value is not None]
-    least, most, colors = _scale(known, low, high)
+    least = min([*known, 0.0]) if low is None else low
+    most = max([*known, 0.0]) if high is None else high
+    signed = least < 0
+    if signed:
+        most = max(-least, most)
+        least = -most
     trace: dict[str, Any] = {
         "x": list(columns),
         "y": list(rows),
         "z": z,
-        "zmin": least,
-        "zmax": most,
+        "zmin": float(least),
+        "zmax": float(most if most > least else least + 1),
         "xgap": 2 if len(columns) <= 40 else 0,
         "ygap": 2 if len(rows) <= 40 else 0,
-        "colorscale": [list(stop) for stop in colors],
-        "hoverongaps": False,
         "customdata": [[name] * len(columns)] * len(rows),
         "hovertemplate": "%{y}, %{x}: <b>%{z:.3~g}</b><extra>%{customdata}</extra>",
-        "colorbar": {"tickfont": {"size": 11}, "thickness": 8, "outlinewidth": 0, "nticks": 5, **_bar(len(rows))},
     }
     if len(columns) <= _WRITTEN:
-        digits = _digits(known)
+        largest = max((abs(value) for value in known), default=0.0) or 1
+        digits = min(max(2, 1 - math.floor(math.log10(largest))), 5)  # that show two of the largest value's
         written = [[short(value, digits) for value in row] for row in z]
         trace |= {"text": written, "texttemplate": "%{text}", "textfont": {"size": 11}}
-    x_axis = axis(titles[1], type="category", showgrid=False)
-    y_axis = axis(titles[0], type="category", showgrid=False, autorange="reversed")
-    return lay_out(go.Figure(go.Heatmap(**trace)), x_axis, y_axis, (10, 10, 10, 40))
-
-
-def _scale(
-    known: Sequence[float | int], low: float | int | None, high: float | int | None
-) -> tuple[float, float, Sequence[tuple[float, str]]]:
-    """Both ends and the colours: symmetric about 0 where anything may be below it."""
-    least = low if low is not None else min([*known, 0.0])
-    most = high if high is not None else max([*known, 0.0])
-    if least < 0:
-        limit = max(-least, most)
-        return float(-limit), float(limit), SIGNED_COLORS
-    return float(least), float(most if most > least else least + 1), MAP_COLORS
-
-
-def _bar(rows: int) -> dict[str, Any]:
-    """How long the scale's bar is: the whole height of a low map."""
-    return {"len": 1} if rows <= 5 else {"lenmode": "pixels", "len": 170, "y": 1, "yanchor": "top"}
-
-
-def _digits(known: Sequence[float | int]) -> int:
-    """Digits after the point that show two of the largest value."""
-    largest = max((abs(value) for value in known), default=0.0)
-    return min(max(2, 1 - math.floor(math.log10(largest))), 5) if largest else 2
-
-
-def _numbers(columns: Sequence[str]) -> dict[str, Any]:
-    """Ticks of many heads, without the letter for which there is no room."""
-    names = [name.removeprefix("H") for name in columns]
-    return {"tickmode": "array", "tickvals": list(columns), "ticktext": names} if len(columns) > 10 else {}
-
-
-def _thinned(names: Sequence[str]) -> dict[str, Any]:
-    """Ticks of an axis, at most about fifty names."""
-    step = -(-len(names) // 50)
-    return {"tickmode": "array", "tickvals": list(names[::step])} if step > 1 else {}
+    # The colour bar of a low map has its whole height.
+    bar = {"len": 1} if len(rows) <= 5 else {"lenmode": "pixels", "len": 170, "y": 1, "yanchor": "top"}
+    return heatmap(trace, {"nticks": 5, **bar}, SIGNED_COLORS if signed else MAP_COLORS, titles, 40)

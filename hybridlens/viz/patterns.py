@@ -23,7 +23,6 @@ class PatternFigure:
     """Attention patterns of some heads over some tokens, ready to be drawn.
 
     Attributes:
-        title: what is shown.
         tokens: the text of every token shown, in order; queries and keys are the same tokens.
         pattern: attention weights, post-softmax. Where tokens were cropped, rows need not sum to 1.
         heads: a short label for every head, "L2 H5" say.
@@ -73,7 +72,6 @@ def attention_heads(
     """The circuitsvis head selector for a notebook; it needs no network.
 
     Args:
-        tokens: the text of every token.
         pattern: attention weights, or any signed values; the colour range is symmetric for signed ones.
         heads: a label for every head; "Head 0", "Head 1", ... when left out.
         name: id of the HTML element; give each figure of a page its own.

@@ -6,11 +6,12 @@ fit the values are refused with `InputError`.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import plotly.graph_objects as go
 
-from hybridlens.viz.heads import SIGNED_COLORS, heatmap_height, pair_heatmap
-from hybridlens.viz.layout import COLORS
+from hybridlens.viz.heads import SIGNED_COLORS, Rows, heatmap_height, pair_heatmap
+from hybridlens.viz.layout import COLORS, ticks
 
 LONGEST = 26
 """Characters of a label."""
@@ -35,7 +36,7 @@ def literal(text: str, most: int = LONGEST) -> str:
 
 
 def position_heatmap(
-    values: Sequence[Sequence[float | int]],
+    values: Rows,
     rows: Sequence[str],
     columns: Sequence[str],
     y_title: str,
@@ -47,14 +48,11 @@ def position_heatmap(
     """A number for each row and position.
 
     Args:
-        values: [row][column].
         rows: their names, no two alike: layers, say.
         columns: their names, no two alike: positions with their tokens, any text.
-        y_title: what the rows are.
         name: what the number is, for the pointer.
         limit: both ends of the scale, which is symmetric about 0; None for the largest value.
         marked: columns under a line that says "needle".
-        x_title: what the columns are.
 
     Raises:
         InputError: names and values do not fit.
@@ -63,13 +61,16 @@ def position_heatmap(
     figure = pair_heatmap(values, [literal(row) for row in rows], shown, (y_title, x_title), name)
     most = limit or max((abs(value) for row in values for value in row if value == value), default=0.0) or 1.0
     figure.update_traces(zmin=-most, zmax=most, colorscale=[list(stop) for stop in SIGNED_COLORS])
-    ticks = {"tickmode": "array", "tickvals": shown, "tickangle": -90, "tickfont": {"size": 11}}
-    figure.update_layout(
-        xaxis=ticks,
-        margin={"l": 10, "r": 10, "t": 30 if marked else 10, "b": 40},
-    )
-    for first, last in _runs(marked):
-        _mark(figure, first, last)
+    upright = {**ticks(shown), "tickangle": -90, "tickfont": {"size": 11}}
+    figure.update_layout(xaxis=upright, margin={"t": 30 if marked else 10})
+    for _, run in groupby(enumerate(sorted(marked)), key=lambda pair: pair[1] - pair[0]):  # neighbours in one
+        inside = [column for _, column in run]
+        place = {"x0": inside[0] - 0.45, "x1": inside[-1] + 0.45, "y0": 1.01, "y1": 1.01, "yref": "paper"}
+        figure.add_shape(type="line", **place, line={"color": COLORS[1], "width": 3}, layer="above")
+        figure.add_annotation(
+            x=(inside[0] + inside[-1]) / 2, y=1.01, yref="paper", yanchor="bottom", yshift=3, showarrow=False,
+            text="needle", font={"size": 11, "color": COLORS[1]},
+        )  # fmt: skip
     return figure
 
 
@@ -81,25 +82,3 @@ def position_height(rows: int) -> int:
 def position_width(columns: int) -> int | None:
     """Pixels below which labels of so many columns would touch; None where they fit any page."""
     return 130 + _WIDE * columns if columns > 40 else None
-
-
-def _runs(marked: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of each run of neighbours."""
-    runs: list[tuple[int, int]] = []
-    for column in sorted(marked):
-        if runs and column == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], column)
-        else:
-            runs.append((column, column))
-    return runs
-
-
-def _mark(figure: go.Figure, first: int, last: int) -> None:
-    line = {"color": COLORS[1], "width": 3}
-    figure.add_shape(
-        type="line", x0=first - 0.45, x1=last + 0.45, y0=1.01, y1=1.01, yref="paper", line=line, layer="above"
-    )
-    figure.add_annotation(
-        x=(first + last) / 2, y=1.01, yref="paper", yanchor="bottom", yshift=3, showarrow=False, text="needle",
-        font={"size": 11, "color": COLORS[1]},
-    )  # fmt: skip

@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from hybridlens.errors import ResultsError
 from hybridlens.results import Finding
 
-PHASE_TITLES = {
-    "generation": "Generation only",
-    "prefill": "Prefill and generation",
-}
+PHASE_TITLES = {"generation": "Generation only", "prefill": "Prefill and generation"}
 PHASE_NOTES = {
     "generation": "the whole prompt is read with every head; heads are dropped while answering",
     "prefill": "heads are dropped while the prompt is read and while answering",
@@ -38,8 +35,8 @@ def depth_label(depth: float | int | None) -> str:
     """A depth as an axis shows it; the two ends and the control are named."""
     if depth is None:
         return LEFT_OUT
-    ends = {0: f"0 %<br>{START}", 100: f"100 %<br>{END}"}
-    return ends.get(int(depth), f"{depth:g} %") if float(depth).is_integer() else f"{depth:g} %"
+    ends: dict[float, str] = {0: f"0 %<br>{START}", 100: f"100 %<br>{END}"}
+    return ends.get(depth, f"{depth:g} %")
 
 
 def headline(findings: Sequence[Finding], model: str, n_heads: int | None) -> list[str]:
@@ -47,7 +44,6 @@ def headline(findings: Sequence[Finding], model: str, n_heads: int | None) -> li
 
     Args:
         findings: one for each phase, the first taken for the full model's accuracy.
-        model: its name.
         n_heads: heads per layer; None when unknown.
 
     Raises:

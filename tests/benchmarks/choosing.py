@@ -1,9 +1,9 @@
 """Which combination of signals retrieval strength is: chosen on one model, tested on the other.
 
 ``python -m tests.benchmarks.choosing [--chosen-on tiny-jamba] [--tested-on tiny-recurrentgemma]`` ranks the heads of
-either model by every combination of `analyses.circuits.strength.COMBINATIONS`, keeps the best n of each, n from none
-to all, and prints the areas under the curves of needle accuracy with their intervals. The choice is the largest area
-on the first model; what it is worth is its place on the second, which had no say.
+either model by each of `COMBINATIONS`, keeps the best n of each, n from none to all, and prints the areas under the
+curves of needle accuracy with their intervals. The choice is the largest area on the first model; what it is worth is
+its place on the second, which had no say.
 
 How it fails: areas whose intervals overlap are not told apart; of equal ones the first in the list is chosen.
 """
@@ -11,15 +11,39 @@ How it fails: areas whose intervals overlap are not told apart; of equal ones th
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 
-from analyses.circuits import circuits
-from analyses.circuits.strength import CHOSEN, COMBINATIONS, retrieval
+import torch
+from torch import Tensor
+
+from analyses.circuits import HeadCircuits, circuits
+from analyses.circuits.strength import RETRIEVAL
 from analyses.experiment.checkpoints import open_model
 from analyses.experiment.options.rankings import RankingsConfig
 from analyses.experiment.text import columns
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.results import RankingComparison
 from analyses.study.rankings.sweep import compare
+
+Signals = Callable[[str], Tensor]
+
+COMBINATIONS: Mapping[str, Callable[[Signals], Tensor]] = {
+    "matching × copying": lambda of: of("matching") * of("copying"),
+    "matching × copying share": lambda of: of("matching") * of("copying_share"),
+    "induction matching × copying": lambda of: of("induction_match") * of("copying"),
+    "induction matching × copying share": lambda of: of("induction_match") * of("copying_share"),
+    "induction matching + copying": lambda of: of("induction_match") + of("copying"),
+    "induction matching × induction": lambda of: of("induction_match") * of("induction"),
+    "the better matching × copying": lambda of: torch.maximum(of("matching"), of("induction_match")) * of("copying"),
+    "induction × copying share": lambda of: of("induction") * of("copying_share"),
+}
+"""What was tried for retrieval strength, of metrics that count where above 0."""
+
+
+def combined(found: HeadCircuits, name: str) -> HeadRanking:
+    """The heads by a combination."""
+    scores = COMBINATIONS[name](lambda metric: found.score(metric).clamp(min=0))
+    return HeadRanking(scores, found.layers, name, lower_is_better=False)
 
 
 def areas(model: str, seed: int = 0) -> RankingComparison:
@@ -31,10 +55,7 @@ def areas(model: str, seed: int = 0) -> RankingComparison:
     """
     lens = open_model(model, "cpu", "float32")
     found = circuits(lens, model=model)
-    rankings = {
-        name: HeadRanking(retrieval(found.signals, name), found.layers, name, lower_is_better=False)
-        for name in COMBINATIONS
-    }
+    rankings = {name: combined(found, name) for name in COMBINATIONS}
     config = RankingsConfig(model=model, run_time=False, draws=0, filler_rows=0, tasks=(), seed=seed)
     return compare(lens, rankings, config)
 
@@ -60,8 +81,8 @@ def main() -> None:
             mark = "chosen" if name == chosen else ""
             rows.append([name, f"{value.value:.3f}", f"{value.low:.3f} to {value.high:.3f}", mark])
         print(f"{model}: area under accuracy against heads kept\n{columns(rows, left=1)}\n")
-    if chosen != CHOSEN:
-        print(f"{chosen} was chosen here; retrieval strength is {CHOSEN}")
+    if chosen != RETRIEVAL:
+        print(f"{chosen} was chosen here; retrieval strength is {RETRIEVAL}")
 
 
 if __name__ == "__main__":
