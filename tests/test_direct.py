@@ -14,8 +14,7 @@ from matrix_models import STATES, make_any
 from models import FAMILIES, make, tokens
 
 import hybridlens as hl
-from analyses.patching.direct import direct_logit_attribution
-from analyses.patching.direct_results import DirectAttribution
+from analyses.patching.direct import DirectAttribution, direct_logit_attribution
 from analyses.patching.metrics import LogitDifference
 from analyses.patching.writers import BIASES, Writer
 from hybridlens.errors import InputError, UnknownNameError

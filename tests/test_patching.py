@@ -316,7 +316,7 @@ def test_every_ready_sweep_equals_the_plain_loop(family):
             continue
         result = sweep(lens, name, clean, corrupt, METRIC, batch_size=64)
         assert result.axes[0].name == "layer"
-        targets = expand(lens, kind.hooks(lens), kind.over, ["x"] * length).targets
+        targets = expand(lens, kind.hooks(lens), kind.over, ["x"] * length).patches
         assert result.raw.numel() == len(targets)
         picked = rng.sample(range(len(targets)), min(4, len(targets)))
         expected = loop(lens, corrupt, clean, [[targets[i]] for i in picked])
@@ -397,7 +397,7 @@ def test_ablation_equals_a_plain_loop_with_the_same_values(family):
     check(lambda number: own, kind="mean")
     check(lambda number: at_each, kind="mean", prompts=others, mean_over="prompts")
     check(lambda number: both, kind="mean", prompts=others, mean_over="both", batch_size=2)
-    draws = ablation.Draws(lens, others, 4, True)
+    draws = ablation.Draws(lens, others, True, seed=4)
     assert len({draws.pick(number) for number in range(len(patches))}) > 1
     result = check(lambda number: runs[1 + draws.pick(number)], kind="resample", prompts=others, seed=4)
     with pytest.raises(InputError, match="without a corrupt prompt has no scale"):

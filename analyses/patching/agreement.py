@@ -6,14 +6,13 @@ few that do something; where all values of one side are the same, there is no or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.patching.edge_results import EdgeResult
-from analyses.patching.results import PatchResult
+from analyses.patching.results import Compared, EdgeResult, PatchResult
 from hybridlens.errors import InputError
 
 
@@ -39,8 +38,8 @@ def agreement(attributed: PatchResult, exact: PatchResult) -> Agreement:
     Raises:
         InputError: the two are not of the same patches, prompts, direction, metric and model.
     """
-    _check_same(attributed, exact, ("axes", "hooks", "direction", "model", "clean_tokens", "corrupt_tokens"))
-    return compared(attributed.normalised.flatten(), exact.normalised.flatten())
+    _check_same(attributed, exact, "axes", "hooks")
+    return _agreement(attributed.normalised.flatten(), exact.normalised.flatten())
 
 
 def edge_agreement(edges: EdgeResult, exact: PatchResult) -> Agreement:
@@ -53,18 +52,17 @@ def edge_agreement(edges: EdgeResult, exact: PatchResult) -> Agreement:
     Raises:
         InputError: the two are not of the same paths, prompts, direction, metric and model.
     """
-    _check_same(edges, exact, ("direction", "model", "clean_tokens", "corrupt_tokens"))
+    _check_same(edges, exact)
     ours = tuple(tuple(end.words for end in ends) for ends in (edges.writers, edges.readers))
     theirs = tuple(axis.labels for axis in exact.axes)
     if ours != theirs:
         raise InputError(f"the two results are of different edges, {_short(ours)} and {_short(theirs)}; give the same")
     there = ~edges.scores.isnan()
     change = exact.change / (edges.clean - edges.corrupt)
-    return compared(edges.normalised[there], change[there])
+    return _agreement(edges.normalised[there], change[there])
 
 
-def compared(ours: Float[Tensor, "place"], theirs: Float[Tensor, "place"]) -> Agreement:
-    """Estimates against measured values."""
+def _agreement(ours: Float[Tensor, "place"], theirs: Float[Tensor, "place"]) -> Agreement:
     return Agreement(
         spearman=correlation(ranks(ours), ranks(theirs)),
         pearson=correlation(ours, theirs),
@@ -73,8 +71,8 @@ def compared(ours: Float[Tensor, "place"], theirs: Float[Tensor, "place"]) -> Ag
     )
 
 
-def _check_same(ours: PatchResult | EdgeResult, theirs: PatchResult, fields: Sequence[str]) -> None:
-    for what in fields:
+def _check_same(ours: Compared, theirs: Compared, *fields: str) -> None:
+    for what in ("direction", "model", "clean_tokens", "corrupt_tokens", *fields):
         mine, its = getattr(ours, what), getattr(theirs, what)
         if mine != its:
             raise InputError(
@@ -96,10 +94,9 @@ def ranks(x: Float[Tensor, "place"]) -> Float[Tensor, "place"]:
 
 def correlation(x: Float[Tensor, "place"], y: Float[Tensor, "place"]) -> float:
     """Pearson's correlation; NaN where one side does not vary."""
-    if not (bool((x != x[:1]).any()) and bool((y != y[:1]).any())):
-        return float("nan")
-    x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
-    return float((x * y).sum() / (x.norm() * y.norm()))
+    both = torch.stack([x, y]).double()
+    constant = bool((both == both[:, :1]).all(dim=1).any())
+    return float("nan") if constant else float(both.corrcoef()[0, 1])
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Two prompts side by side: of equal length, and where they differ.
+"""Two prompts side by side: of equal length, where they differ, and what a metric tells of a run over each.
 
 A value is put in at the position that it was taken from, so that prompts of unequal length cannot be patched; they are
 refused, with the place where they part.
@@ -7,10 +7,18 @@ refused, with the place where they part.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.patching.metrics import Metric, MetricLike, as_metric, measured
+from analyses.patching.results import check_ends
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
+from hybridlens.network import Output
 from hybridlens.shapes import Tokens
 from hybridlens.tokens import TokensLike, to_strings
 
@@ -57,17 +65,6 @@ def check_lengths(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any, 
     )
 
 
-def aligned(lens: HybridLens, clean: TokensLike, corrupt: TokensLike) -> tuple[Tokens, Tokens]:
-    """Two prompts of equal length, [1 p] each.
-
-    Raises:
-        InputError: several prompts given as one, or prompts of unequal length.
-    """
-    rows = one_prompt(lens, clean, "clean"), one_prompt(lens, corrupt, "corrupt")
-    check_lengths(rows[0][0].tolist(), rows[1][0].tolist(), lens.tokenizer)
-    return rows
-
-
 def one_prompt(lens: HybridLens, given: TokensLike, name: str) -> Tokens:
     """One prompt [1 p].
 
@@ -80,7 +77,115 @@ def one_prompt(lens: HybridLens, given: TokensLike, name: str) -> Tokens:
     return tokens
 
 
-def shared_beginning(clean: Tokens, corrupt: Tokens) -> int:
-    """How many tokens two prompts have in common from the start: up to there, all activations are the same."""
-    differ = (clean[0] != corrupt[0]).nonzero()[:, 0]
-    return int(differ[0]) if differ.numel() else clean.shape[1]
+def places_of(positions: Sequence[int], length: int) -> list[int]:
+    """Positions of a prompt counted from its start; negative ones were counted from its end.
+
+    Raises:
+        InputError: one is outside the prompt.
+    """
+    for position in positions:
+        if not -length <= position < length:
+            raise InputError(f"position {position} given, but the prompt has 0..{length - 1}")
+    return [position % length for position in positions]
+
+
+def neighbours(found: Sequence[Difference]) -> list[list[Difference]]:
+    """Differences in runs of positions that follow one another."""
+    runs: list[list[Difference]] = []
+    for difference in found:
+        if not runs or difference.position != runs[-1][-1].position + 1:
+            runs.append([])
+        runs[-1].append(difference)
+    return runs
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Two prompts, and what is measured of runs over them.
+
+    Attributes:
+        lens: the model.
+        metric: what is measured.
+        direction: as in `PatchResult`.
+        clean: the clean prompt [1 p].
+        corrupt: the corrupt one, as long; of no tokens for an ablation without one.
+    """
+
+    lens: HybridLens
+    metric: Metric
+    direction: str
+    clean: Tokens
+    corrupt: Tokens
+
+    @classmethod
+    def of(
+        cls, lens: HybridLens, clean: TokensLike, corrupt: TokensLike | None, metric: MetricLike, direction: str
+    ) -> Sides:
+        """Both prompts read and checked.
+
+        Raises:
+            InputError: several prompts given as one, or prompts of unequal length.
+        """
+        ours = one_prompt(lens, clean, "clean")
+        theirs = ours[:, :0] if corrupt is None else one_prompt(lens, corrupt, "corrupt")
+        if corrupt is not None:
+            check_lengths(ours[0].tolist(), theirs[0].tolist(), lens.tokenizer)
+        return cls(lens, as_metric(metric), direction, ours, theirs)
+
+    @property
+    def base(self) -> Tokens:
+        """The prompt of the run that is patched."""
+        return self.corrupt if self.direction == "denoise" else self.clean
+
+    @property
+    def source(self) -> Tokens:
+        """The other prompt."""
+        return self.clean if self.direction == "denoise" else self.corrupt
+
+    @property
+    def same(self) -> int:
+        """How many tokens both have in common from the start: up to there, all activations are the same."""
+        differ = (self.clean[0] != self.corrupt[0]).nonzero()[:, 0]
+        return int(differ[0]) if differ.numel() else self.clean.shape[1]
+
+    @property
+    def labels(self) -> list[str]:
+        """What stands at each position: one token, or both where the prompts differ."""
+        ours, theirs = (token_strings(side[0].tolist(), self.lens.tokenizer) for side in (self.clean, self.corrupt))
+        return [a if a == b else f"{a}|{b}" for a, b in zip(ours, theirs or ours, strict=True)]
+
+    @torch.no_grad()
+    def measured(self, output: Output, what: Sequence[str]) -> Float[Tensor, "row"]:
+        """The metric of a run's rows: see `metrics.measured`."""
+        return measured(self.metric, self.lens, output, what)
+
+    def value(self, output: Output, tokens: Tokens) -> float:
+        """The metric of an untouched run over one of the two prompts."""
+        return float(self.measured(output, [f"the {'clean' if tokens is self.clean else 'corrupt'} prompt"])[0])
+
+    def ends(self, base: float, source: float) -> tuple[float, float]:
+        """The metric of both runs.
+
+        Args:
+            base: of the one that is patched.
+            source: of the other.
+
+        Raises:
+            InputError: the metric does not tell them apart.
+        """
+        clean, corrupt = (source, base) if self.direction == "denoise" else (base, source)
+        check_ends(clean, corrupt, self.metric.words)
+        return clean, corrupt
+
+    def said(self, ends: tuple[float, float | None], forwards: int) -> dict[str, Any]:
+        """What a result says of the two runs: the fields of `Compared`, and `corrupt`."""
+        return {
+            "clean": ends[0],
+            "corrupt": ends[1],
+            "metric": self.metric.words,
+            "direction": self.direction,
+            "model": self.lens.network.signature,
+            "clean_tokens": tuple(self.clean[0].tolist()),
+            "corrupt_tokens": tuple(self.corrupt[0].tolist()),
+            "forwards": forwards,
+        }

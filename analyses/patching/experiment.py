@@ -23,15 +23,13 @@ from analyses.experiment.options.patch import PatchConfig
 from analyses.experiment.running import Experiment, Progress
 from analyses.patching.alignment import token_strings
 from analyses.patching.choosing import WITH_GRADIENT, make_pair, measure
-from analyses.patching.direct import direct_logit_attribution
-from analyses.patching.direct_results import DirectAttribution
-from analyses.patching.edge_results import EdgeResult
+from analyses.patching.direct import DirectAttribution, direct_logit_attribution
 from analyses.patching.edges import edge_attribution
+from analyses.patching.effects import Patched
 from analyses.patching.gradients import attribution_sweep
 from analyses.patching.pairs import Pair
-from analyses.patching.patched import Patched
 from analyses.patching.report import article_of, patch_table
-from analyses.patching.results import PatchResult
+from analyses.patching.results import EdgeResult, PatchResult
 from analyses.patching.sweeps import SWEEPS, sweep, sweep_of
 from hybridlens import niah
 from hybridlens.errors import CheckpointError

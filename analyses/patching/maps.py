@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from analyses.patching.effects import KINDS, effect, number
-from analyses.patching.patched import Patched
+from analyses.patching.effects import KINDS, Patched, effect, number
 from analyses.patching.results import PatchResult
 from analyses.patching.sweeps import SWEEPS
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Words

@@ -277,20 +277,24 @@ def as_metric(metric: MetricLike) -> Metric:
     return metric if isinstance(metric, Metric) else OwnFunction(metric)
 
 
-def measured(metric: Metric, lens: HybridLens, output: Output, what: Sequence[str]) -> Float[Tensor, "batch"]:
-    """The numbers of a run's rows, checked; float64 on the CPU.
+def measured(metric: Metric, lens: HybridLens, output: Output, what: Sequence[str]) -> PerRow:
+    """The numbers of a run's rows, float64 on the CPU: what `checked` makes of the metric."""
+    return checked(metric, metric.of(lens, output), output, what)
+
+
+def checked(metric: Metric, value: Tensor, output: Output, what: Sequence[str]) -> PerRow:
+    """What a metric gave for a run's rows, float64 on the CPU.
 
     Args:
-        metric: what is measured.
-        lens: the model, with no patch on it.
+        metric: what was measured.
+        value: what it gave.
         output: what the run gave.
         what: what each row is, for the error.
 
     Raises:
-        InputError: the metric gave another shape than [b], or a value that is no finite number.
+        InputError: another shape than [b], or a value that is no finite number.
     """
     rows = output.logits.shape[0]
-    value = metric.of(lens, output)
     if list(value.shape) != [rows]:
         raise InputError(
             f"metric '{metric.words}' returned shape {list(value.shape)}, expected [{rows}]: one number for each row "

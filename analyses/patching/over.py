@@ -14,7 +14,7 @@ from itertools import product
 from typing import Annotated, NamedTuple, TypeAlias
 
 from analyses.patching.results import Axis
-from analyses.patching.targets import Index, Target, index_words, locate
+from analyses.patching.targets import Index, Patch, Target, index_words, locate
 from hybridlens.boundary_words import Unchecked
 from hybridlens.errors import InputError
 from hybridlens.hooks import NameFilter, resolve
@@ -28,11 +28,16 @@ CHANNEL_BLOCKS = 8
 
 
 class Grid(NamedTuple):
-    """Targets in the order of a result's values, the last axis fastest."""
+    """Patches in the order of a result's values, the last axis fastest."""
 
-    targets: list[Target]
+    patches: Sequence[Patch]
     axes: tuple[Axis, ...]
     hooks: tuple[str, ...]
+
+    @property
+    def shape(self) -> list[int]:
+        """Of the result's values."""
+        return [len(axis.labels) for axis in self.axes]
 
 
 def expand(lens: HybridLens, hooks: NameFilter, over: Over, tokens: Sequence[str]) -> Grid:
@@ -102,8 +107,3 @@ def _label(letter: str, index: Index, tokens: Sequence[str]) -> str:
     if letter not in ("p", "k") or not isinstance(index, int):
         return words
     return f"{index % len(tokens)} {tokens[index]}"
-
-
-def token_labels(clean: Sequence[str], corrupt: Sequence[str]) -> list[str]:
-    """What stands at each position: one token, or both where the prompts differ."""
-    return [a if a == b else f"{a}|{b}" for a, b in zip(clean, corrupt, strict=True)]

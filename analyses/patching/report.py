@@ -16,9 +16,8 @@ from analyses.kv_cache.pairs import LEAST
 from analyses.patching import sections
 from analyses.patching.agreement import agreement
 from analyses.patching.choosing import WORDS
-from analyses.patching.effects import Place, effect, number, strongest
+from analyses.patching.effects import Patched, Place, effect, number, strongest
 from analyses.patching.maps import maps
-from analyses.patching.patched import Patched
 from analyses.patching.results import PatchResult
 from hybridlens.niah import MAX_SCORE
 from hybridlens.viz.article import Article

@@ -13,11 +13,10 @@ row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from analyses.patching.targets import Located, Patch, as_patch, locate
-from hybridlens.errors import InputError
 from hybridlens.hooks import HookSpec
 from hybridlens.model import HybridLens
 
@@ -29,6 +28,9 @@ SHARE = 32
 
 BYTES = 4
 """Of one number, at most."""
+
+Acting = TypeVar("Acting")
+"""What a row of a batch holds: it acts from some layer on."""
 
 
 class Job(NamedTuple):
@@ -86,11 +88,9 @@ def groups_of(
         skip_positions: whether passes may begin behind the first positions.
 
     Raises:
-        InputError: a batch size or memory below 1, or a target that cannot be patched.
+        InputError: a target that cannot be patched.
         UnknownNameError: a hook point that does not exist.
     """
-    if batch_size < 1 or memory < 1:
-        raise InputError(f"batch_size {batch_size} and memory {memory} given, expected at least 1 of both")
     jobs = [_job(lens, number, patch, length, same_until) for number, patch in enumerate(patches)]
     acting = [job for job in jobs if job.first < length]
     places = [0]
@@ -101,7 +101,9 @@ def groups_of(
     acting.sort(key=lambda job: (job.layer, cut_of[job.number], job.order, job.number))
     batches = [
         Batch(tuple(jobs), min(job.layer for job in jobs), min(cut_of[job.number] for job in jobs))
-        for jobs in _portions([(job, min(batch_size, _rows(lens, job, length, memory))) for job in acting])
+        for jobs in portions(
+            acting, lambda job: job.layer, lambda job: min(batch_size, _rows(lens, job, length, memory))
+        )
     ]
     return _gathered(batches, lens, length, memory)
 
@@ -122,28 +124,26 @@ def _job(lens: HybridLens, number: int, patch: Patch, length: int, same_until: i
     )
 
 
-def _rows(lens: HybridLens, job: Job, length: int, memory: int) -> int:
-    """Rows of a batch that keep the largest of a patch's points within its share of the memory."""
-    largest = max(size_of(lens.hook_points[name], length) for name in job.names)
-    return max(1, memory // SHARE // largest)
-
-
-def _portions(jobs: Sequence[tuple[Job, int]]) -> list[list[Job]]:
-    """Jobs in batches of as many rows as each allows.
+def portions(
+    acting: Iterable[Acting], layer: Callable[[Acting], int], rows: Callable[[Acting], int]
+) -> Iterator[list[Acting]]:
+    """Patches or paths by the layers that they act from, in batches of as many rows as each allows.
 
     Less than a quarter of that, left over at the end of a layer, joins the next layer's.
     """
-    out: list[list[Job]] = []
+    batch: list[Acting] = []
     room = 0
-    for job, size in jobs:
-        last = out[-1] if out else []
+    for one in acting:
+        size = rows(one)
         room = min(room, size)
-        if len(last) >= room or (last[0].layer != job.layer and 4 * len(last) >= room):
-            out.append([job])
+        if batch and (len(batch) >= room or (layer(batch[0]) != layer(one) and 4 * len(batch) >= room)):
+            yield batch
+            batch = []
+        if not batch:
             room = size
-        else:
-            last.append(job)
-    return out
+        batch.append(one)
+    if batch:
+        yield batch
 
 
 def _gathered(batches: Sequence[Batch], lens: HybridLens, length: int, memory: int) -> list[Group]:

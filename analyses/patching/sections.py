@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 from analyses.patching.agreement import agreement
 from analyses.patching.choosing import OF_TOKENS
-from analyses.patching.direct_results import DirectAttribution
-from analyses.patching.edge_results import EdgeResult
-from analyses.patching.effects import number, strongest
-from analyses.patching.patched import Patched
+from analyses.patching.direct import DirectAttribution
+from analyses.patching.effects import Patched, number, strongest
+from analyses.patching.results import EdgeResult
 from analyses.patching.sweeps import SWEEPS
 from hybridlens.viz.blocks import Section, Table, Words
 from hybridlens.viz.entries import Entry

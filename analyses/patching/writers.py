@@ -11,6 +11,7 @@ raises one line that says what there is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -32,6 +33,9 @@ PART_OF = {
 WRITERS = ("embed", *PART_OF)
 """Kinds of writers: the embedding; a head of attention; a recurrent layer, or one of its heads; an MLP, one expert of a
 mixture, or the expert that all tokens go to; biases."""
+
+SENDERS = ("embed", "head", "ssm", "ssm_head", "mlp")
+"""Kinds of writers that paths and edges begin at."""
 
 BY_INDEX = ("head", "ssm_head", "expert")
 """Writers of which a layer has several."""
@@ -64,9 +68,8 @@ class Writer:
 
     def __post_init__(self) -> None:
         """Refuse what names nothing."""
-        _check_kind("writer", self.kind, WRITERS)
-        _check_given("writer", self.kind, "layer", self.layer, self.kind != "embed")
-        _check_given("writer", self.kind, "index", self.index, self.kind in BY_INDEX)
+        layer, index = (self.layer, self.kind != "embed"), (self.index, self.kind in BY_INDEX)
+        _check_kind("writer", self.kind, WRITERS, layer=layer, index=index)
 
     @property
     def order(self) -> int:
@@ -135,9 +138,8 @@ class Reader:
 
     def __post_init__(self) -> None:
         """Refuse what names nothing."""
-        _check_kind("reader", self.kind, READERS)
-        _check_given("reader", self.kind, "layer", self.layer, self.kind != "logits")
-        _check_given("reader", self.kind, "head", self.head, self.kind in HEAD_READERS)
+        layer, head = (self.layer, self.kind != "logits"), (self.head, self.kind in HEAD_READERS)
+        _check_kind("reader", self.kind, READERS, layer=layer, head=head)
 
     def order(self, n_layers: int) -> int:
         """Its place among the writers and readers of a model with so many layers: see `Writer.order`."""
@@ -242,15 +244,53 @@ def reaches(lens: HybridLens, writer: Writer, reader: Reader) -> bool:
     return writer.order < reader.order(lens.cfg.n_layers)
 
 
-def _check_kind(what: str, kind: str, known: tuple[str, ...]) -> None:
+def check_ends(lens: HybridLens, writers: Iterable[Writer], readers: Iterable[Reader], what: str) -> None:
+    """Refuse writers that no path or edge begins at, and writers and readers that a model lacks.
+
+    Args:
+        lens: the model.
+        writers: where they begin.
+        readers: where they end.
+        what: "paths" or "edges".
+
+    Raises:
+        InputError: naming the first.
+    """
+    for writer in writers:
+        if writer.kind not in SENDERS:
+            raise InputError(f"writer '{writer.words}' given, but {what} begin at {', '.join(SENDERS)}")
+        writer.check(lens)
+    for reader in readers:
+        reader.check(lens)
+
+
+def check_once(*ends: Sequence[str]) -> None:
+    """Refuse a writer or reader, by its words, that was given twice.
+
+    Raises:
+        InputError: naming it.
+    """
+    for words in ends:
+        twice = next((word for word in words if words.count(word) > 1), None)
+        if twice is not None:
+            raise InputError(f"'{twice}' was given twice, expected every writer and reader once")
+
+
+def _check_kind(what: str, kind: str, known: tuple[str, ...], **fields: tuple[int | None, bool]) -> None:
+    """Refuse a kind that does not exist, and a field that is missing or too much.
+
+    Args:
+        what: "writer" or "reader".
+        kind: what it was given as.
+        known: the kinds there are.
+        fields: by name, the number given, and whether there is to be one.
+    """
     if kind not in known:
         raise UnknownNameError(f"{what} kind {kind!r} does not exist; expected one of {', '.join(known)}")
-
-
-def _check_given(what: str, kind: str, field: str, value: int | None, wanted: bool) -> None:
-    if wanted != (value is not None):
-        expected = "a number" if wanted else "none"
-        raise InputError(f"{what} {kind!r} was given {field} {value}, expected {expected}")
+    for name, (value, wanted) in fields.items():
+        if wanted != (value is not None):
+            expected = "a number" if wanted else "none"
+            raise InputError(f"{what} {kind!r} was given {name} {value}, expected {expected}")
 
 
 def _check_layer(name: str, what: str, layer: int, layers: tuple[int, ...]) -> None:
