@@ -118,7 +118,7 @@ def test_the_finding_says_what_it_is_about() -> None:
     ):
         found = patched(exact, metric=metric)
         found = found._replace(measure=found.measure._replace(clean=clean))
-        (words, _) = sections.prompts(found, "denoise").blocks
+        (words, _) = sections.prompts(found).blocks
         assert isinstance(words, Words)
         assert (begun in words.text, tokens in words.text) == expected
 

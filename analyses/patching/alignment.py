@@ -36,6 +36,12 @@ def token_strings(ids: Sequence[int], tokenizer: Any) -> list[str]:
     return [str(i) for i in ids] if tokenizer is None else to_strings(ids, tokenizer)
 
 
+def parting(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many entries two lists have in common from the start."""
+    shorter = min(len(first), len(second))
+    return next((i for i in range(shorter) if first[i] != second[i]), shorter)
+
+
 def differences(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any) -> list[Difference]:
     """Where two prompts of equal length differ.
 
@@ -43,9 +49,8 @@ def differences(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any) ->
         InputError: they are of unequal length.
     """
     check_lengths(clean, corrupt, tokenizer)
-    strings = token_strings(clean, tokenizer), token_strings(corrupt, tokenizer)
-    places = [place for place, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b]
-    return [Difference(place, strings[0][place], strings[1][place]) for place in places]
+    sides = zip(clean, corrupt, token_strings(clean, tokenizer), token_strings(corrupt, tokenizer), strict=True)
+    return [Difference(place, *texts) for place, (a, b, *texts) in enumerate(sides) if a != b]
 
 
 def check_lengths(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any, other: str = "the corrupt") -> None:
@@ -56,8 +61,7 @@ def check_lengths(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any, 
     """
     if len(clean) == len(corrupt):
         return
-    shorter = min(len(clean), len(corrupt))
-    place = next((i for i in range(shorter) if clean[i] != corrupt[i]), shorter)
+    place = parting(clean, corrupt)
     sides = [" ".join(token_strings(ids[place : place + 3], tokenizer)) or "its end" for ids in (clean, corrupt)]
     raise InputError(
         f"the clean prompt has {len(clean)} tokens and {other} one {len(corrupt)}; they part at position {place} "
@@ -145,8 +149,7 @@ class Sides:
     @property
     def same(self) -> int:
         """How many tokens both have in common from the start: up to there, all activations are the same."""
-        differ = (self.clean[0] != self.corrupt[0]).nonzero()[:, 0]
-        return int(differ[0]) if differ.numel() else self.clean.shape[1]
+        return parting(self.clean[0].tolist(), self.corrupt[0].tolist())
 
     @property
     def labels(self) -> list[str]:

@@ -25,7 +25,7 @@ where one of the places is out of the model's reach, as beyond a window.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 
@@ -35,6 +35,8 @@ from analyses.patching import pairs
 from analyses.patching.metrics import KullbackLeibler, LogProbability, Metric, NeedleScore, Rank
 from analyses.patching.pairs import Pair
 from hybridlens import niah
+from hybridlens.boundary import Length, Percent, Seed, public
+from hybridlens.boundary_words import Among
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.model import HybridLens
 
@@ -65,18 +67,10 @@ class Measure(NamedTuple):
     corrupt: tuple[int, ...]
 
 
-def check_name(option: str, name: str, known: tuple[str, ...]) -> str:
-    """`name`, if it is known.
-
-    Raises:
-        UnknownNameError: naming those that are.
-    """
-    if name not in known:
-        raise UnknownNameError(f"{option} {name!r} given{closest(name, known)}; expected one of {', '.join(known)}")
-    return name
-
-
-def make_pair(lens: HybridLens, kind: str, needle: str, length: int, depth: int, seed: int = 0) -> Pair:
+@public
+def make_pair(
+    lens: HybridLens, kind: Annotated[str, Among(PAIRS)], needle: str, length: Length, depth: Percent, seed: Seed = 0
+) -> Pair:
     """A prompt pair of the needle benchmark.
 
     Args:
@@ -91,8 +85,10 @@ def make_pair(lens: HybridLens, kind: str, needle: str, length: int, depth: int,
         InputError: nothing of as many tokens as the needle was found, or what `analyses.patching.pairs` refuses.
         UnknownNameError: there is no such kind or needle.
     """
-    check_name("--pair", kind, PAIRS)
-    check_name("--needle", needle, tuple(sorted(niah.NEEDLES)))
+    if needle not in niah.NEEDLES:
+        known = sorted(niah.NEEDLES)
+        near = closest(needle, known)
+        raise UnknownNameError(f"--needle {needle!r} given{near}; expected one of {', '.join(known)}")
     clean = niah.NEEDLES[needle]
     if kind == "none":
         return pairs.no_needle(lens, clean, length, depth, seed=seed)
@@ -101,7 +97,8 @@ def make_pair(lens: HybridLens, kind: str, needle: str, length: int, depth: int,
     return pairs.other_needle(lens, clean, _other(lens, clean), length, depth, seed=seed)
 
 
-def measure(lens: HybridLens, pair: Pair, needle: str, name: str = METRICS[0]) -> Measure:
+@public
+def measure(lens: HybridLens, pair: Pair, needle: str, name: Annotated[str, Among(METRICS)] = METRICS[0]) -> Measure:
     """A metric by name, for a pair.
 
     Divergences between runs that differ by less than `ALIKE` are rounding, and are refused.
@@ -116,7 +113,6 @@ def measure(lens: HybridLens, pair: Pair, needle: str, name: str = METRICS[0]) -
         InputError: the model answers both prompts alike, and the metric needs a token that tells them apart.
         UnknownNameError: there is no such metric.
     """
-    check_name("--metric", name, METRICS)
     if name == "score":  # of whole answers, from the prompts without their beginning
         return Measure(name, NeedleScore(niah.NEEDLES[needle].rubric), pair.clean.tokens, pair.corrupt.tokens)
     sides = pair.clean_tokens, pair.corrupt_tokens
@@ -147,7 +143,7 @@ def _other(lens: HybridLens, needle: niah.Needle) -> niah.Needle:
         (twins,) = needle_pairs([needle.name])
     except InputError:  # one that is not of a study
         twins = None
-    if twins is not None and _count(lens, twins.a) == _count(lens, twins.b):
+    if twins is not None and pairs.count(lens, twins.a.sentence) == pairs.count(lens, twins.b.sentence):
         return twins.b
     found = pairs.counterparts(lens, needle)
     if not found:
@@ -156,7 +152,3 @@ def _other(lens: HybridLens, needle: niah.Needle) -> niah.Needle:
             "or another --needle"
         )
     return found[0]
-
-
-def _count(lens: HybridLens, needle: niah.Needle) -> int:
-    return len(lens.tokenizer(needle.sentence, add_special_tokens=False)["input_ids"])

@@ -28,7 +28,7 @@ class Patched(NamedTuple):
     """Everything that patching one pair gives, and that a folder holds."""
 
     pair: Pair
-    answers: tuple[str, str] | None
+    answers: Sequence[str] | None
     """The tokens in which the two answers part, as text."""
     measure: Measure
     exact: dict[str, PatchResult]

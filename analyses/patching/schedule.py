@@ -99,11 +99,14 @@ def groups_of(
         places += sorted({low + (length - low) * i // CUTS for i in range(CUTS)} - {0})
     cut_of = {job.number: max(place for place in places if place <= job.first) for job in acting}
     acting.sort(key=lambda job: (job.layer, cut_of[job.number], job.order, job.number))
+
+    def rows(job: Job) -> int:
+        largest = max(size_of(lens.hook_points[name], length) for name in job.names)
+        return min(batch_size, max(1, memory // SHARE // largest))
+
     batches = [
         Batch(tuple(jobs), min(job.layer for job in jobs), min(cut_of[job.number] for job in jobs))
-        for jobs in portions(
-            acting, lambda job: job.layer, lambda job: min(batch_size, _rows(lens, job, length, memory))
-        )
+        for jobs in portions(acting, lambda job: job.layer, rows)
     ]
     return _gathered(batches, lens, length, memory)
 
