@@ -54,11 +54,7 @@ def differences(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any) ->
 
 
 def check_lengths(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any, other: str = "the corrupt") -> None:
-    """Refuse prompts of unequal length; `other` says in errors which prompt the second is.
-
-    Raises:
-        InputError: with where they part.
-    """
+    """Refuse prompts of unequal length, saying where they part; `other` names the second one."""
     if len(clean) == len(corrupt):
         return
     place = parting(clean, corrupt)
@@ -70,11 +66,7 @@ def check_lengths(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any, 
 
 
 def one_prompt(lens: HybridLens, given: TokensLike, name: str) -> Tokens:
-    """One prompt [1 p].
-
-    Raises:
-        InputError: several were given.
-    """
+    """One prompt [1 p]; several are refused."""
     tokens = lens.batch(given).tokens
     if tokens.shape[0] != 1:
         raise InputError(f"{tokens.shape[0]} {name} prompts were given as one, expected one; patch pair by pair")
@@ -82,11 +74,7 @@ def one_prompt(lens: HybridLens, given: TokensLike, name: str) -> Tokens:
 
 
 def places_of(positions: Sequence[int], length: int) -> list[int]:
-    """Positions of a prompt counted from its start; negative ones were counted from its end.
-
-    Raises:
-        InputError: one is outside the prompt.
-    """
+    """Positions of a prompt, those counted from its end from its start; one that is outside is refused."""
     for position in positions:
         if not -length <= position < length:
             raise InputError(f"position {position} given, but the prompt has 0..{length - 1}")
@@ -167,11 +155,7 @@ class Sides:
         return float(self.measured(output, [f"the {'clean' if tokens is self.clean else 'corrupt'} prompt"])[0])
 
     def ends(self, base: float, source: float) -> tuple[float, float]:
-        """The metric of both runs.
-
-        Args:
-            base: of the one that is patched.
-            source: of the other.
+        """The metric of the clean and the corrupt run, from that of the patched one and the other.
 
         Raises:
             InputError: the metric does not tell them apart.

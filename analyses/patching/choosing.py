@@ -71,15 +71,7 @@ class Measure(NamedTuple):
 def make_pair(
     lens: HybridLens, kind: Annotated[str, Among(PAIRS)], needle: str, length: Length, depth: Percent, seed: Seed = 0
 ) -> Pair:
-    """A prompt pair of the needle benchmark.
-
-    Args:
-        lens: the model, with a tokenizer.
-        kind: one of `PAIRS`.
-        needle: name of a built-in needle.
-        length: tokens of both prompts.
-        depth: of the clean prompt's needle, in percent.
-        seed: of the filler.
+    """A prompt pair of the needle benchmark, of the built-in needle of a name; see `analyses.patching.pairs`.
 
     Raises:
         InputError: nothing of as many tokens as the needle was found, or what `analyses.patching.pairs` refuses.
@@ -101,13 +93,8 @@ def make_pair(
 def measure(lens: HybridLens, pair: Pair, needle: str, name: Annotated[str, Among(METRICS)] = METRICS[0]) -> Measure:
     """A metric by name, for a pair.
 
-    Divergences between runs that differ by less than `ALIKE` are rounding, and are refused.
-
-    Args:
-        lens: the model.
-        pair: the prompts and the model's answers to them.
-        needle: the clean prompt's, whose rubric grades answers.
-        name: one of `METRICS`.
+    Divergences between runs that differ by less than `ALIKE` are rounding, and are refused. Answers are graded by the
+    rubric of `needle`, the clean prompt's.
 
     Raises:
         InputError: the model answers both prompts alike, and the metric needs a token that tells them apart.

@@ -18,9 +18,9 @@ logit hold what raises all logits alike, so that differences of logits are the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -142,20 +142,20 @@ def direct_logit_attribution(
     chosen = places_of(positions, tokens.shape[1])
     if not chosen:
         raise InputError("no positions were given, expected at least one")
-    asked, weights = _asked(questions, lens.cfg.d_vocab), Weights.of_model(lens)
+    (asked, mix), weights = _asked(questions, lens.cfg.d_vocab), Weights.of_model(lens)
     seen = _seen(lens, tokens, chosen)
     with torch.no_grad():
-        directions = weights.unembed(asked.tokens).T @ asked.mix.to(weights.cfg.device)
+        directions = weights.unembed(asked).T @ mix.to(weights.cfg.device)
         found = list(_shares(lens, seen, directions))
-        before, after = _own(lens, seen[f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post"], asked.tokens)
+        before, after = _own(lens, seen[f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post"], asked)
     scale = _wide(seen["ln_final.hook_scale"])
     return DirectAttribution(
         shares=torch.stack([_wide(share) for _, share in found]) / scale,
         writers=tuple(writer for writer, _ in found),
         positions=tuple(chosen),
         questions=tuple(q.words if isinstance(q, LogitDifference) else f"logit of token {q}" for q in questions),
-        before_cap=_wide(before) @ _wide(asked.mix),
-        logits=_wide(after) @ _wide(asked.mix),
+        before_cap=_wide(before) @ _wide(mix),
+        logits=_wide(after) @ _wide(mix),
         scale=scale[:, 0],
         model=lens.network.signature,
         tokens=tuple(tokens[0].tolist()),
@@ -166,15 +166,10 @@ def _wide(x: Tensor) -> Tensor:
     return x.to("cpu", torch.float64)
 
 
-class _Asked(NamedTuple):
-    """Questions as sums over tokens."""
-
-    tokens: Int[Tensor, "token"]
-    mix: Float[Tensor, "token question"]
-    """1 for the token asked about, -1 for the one it is compared with."""
-
-
-def _asked(questions: Sequence[Question], vocabulary: int) -> _Asked:
+def _asked(
+    questions: Sequence[Question], vocabulary: int
+) -> tuple[Int[Tensor, "token"], Float[Tensor, "token question"]]:
+    """Questions as sums over tokens: 1 for the token asked about, -1 for the one it is compared with."""
     if not questions:
         raise InputError("no questions were given, expected tokens or LogitDifference(right, wrong), at least one")
     sides = [((q.right, 1.0), (q.wrong, -1.0)) if isinstance(q, LogitDifference) else ((q, 1.0),) for q in questions]
@@ -184,29 +179,22 @@ def _asked(questions: Sequence[Question], vocabulary: int) -> _Asked:
     for number, side in enumerate(sides):
         for token, sign in side:
             mix[tokens.index(token), number] += sign
-    return _Asked(torch.tensor(tokens), mix)
+    return torch.tensor(tokens), mix
 
 
 def _seen(lens: HybridLens, tokens: Tokens, chosen: Sequence[int]) -> dict[str, Tensor]:
     """What the run held at the chosen positions, by hook point, without the batch axis."""
-    cfg = lens.cfg
-    names = ["hook_embed", "ln_final.hook_scale", f"blocks.{cfg.n_layers - 1}.hook_resid_post"]
-    for layer in range(cfg.n_layers):
-        for part, module in cast(Block, lens.blocks[layer]).parts.items():
-            names += [f"blocks.{layer}.{point}" for point in _points(lens, layer, part, module)]
-
+    last = lens.cfg.n_layers - 1
+    names = ["hook_embed", "ln_final.hook_scale", f"blocks.{last}.hook_resid_post"]
+    for layer, block in enumerate(cast(Iterable[Block], lens.blocks)):
+        for part, module in block.parts.items():
+            heads = head_writes(lens, layer, part)
+            points = [f"hook_{part}_out" if heads is None else heads.point]
+            if isinstance(module, Mixture):
+                points += [f"ln{block.number_of('mlp')}.hook_normalized"]
+                points += ["mlp.hook_expert_indices", "mlp.hook_expert_weights"]
+            names += [f"blocks.{layer}.{point}" for point in points]
     return captured(lens, tokens, names, True, lambda tensor: tensor[0, list(chosen)])[0]
-
-
-def _points(lens: HybridLens, layer: int, part: str, module: object) -> list[str]:
-    """The hook points, in a layer, of what a part writes."""
-    heads = head_writes(lens, layer, part)
-    if heads is not None:
-        return [heads.point]
-    if not isinstance(module, Mixture):
-        return [f"hook_{part}_out"]
-    number = cast(Block, lens.blocks[layer]).number_of("mlp")
-    return [f"ln{number}.hook_normalized", "mlp.hook_expert_indices", "mlp.hook_expert_weights", "hook_mlp_out"]
 
 
 def _shares(

@@ -83,7 +83,10 @@ def attribution_patch(
     runs = compare(sides, (*grid.hooks, *needed), steps)
     total = torch.zeros(len(parts), dtype=torch.float64)
     for here in runs.passes:
-        products = {name: _product(runs.change(name), here.gradients[name]) for name in grid.hooks}
+        products: dict[str, Tensor] = {}
+        for name in grid.hooks:  # 0 where nothing changes, whatever the gradient there
+            change = runs.change(name)
+            products[name] = torch.where(change == 0, 0.0, change * wide(here.gradients[name][0]))
         effects = [
             sum(_effect(name, found, products[name], runs, here, going_on.get(name)) for name, found in part.items())
             for part in parts
@@ -125,11 +128,6 @@ def _at_several(parts: Sequence[Located], length: int) -> bool:
     """Whether a patch replaces values at several positions, so that what the first hands on reaches the next."""
     touched = [part for part in parts if part.first < length]
     return bool(touched) and min(p.first for p in touched) < max(p.last for p in touched)
-
-
-def _product(change: Tensor, gradient: Tensor) -> Tensor:
-    """Their product; 0 where nothing changes, whatever the gradient there."""
-    return torch.where(change == 0, 0.0, change * wide(gradient[0]))
 
 
 def _effect(

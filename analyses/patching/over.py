@@ -41,13 +41,7 @@ class Grid(NamedTuple):
 
 
 def expand(lens: HybridLens, hooks: NameFilter, over: Over, tokens: Sequence[str]) -> Grid:
-    """A target for each hook point and each entry of the axes gone over.
-
-    Args:
-        lens: the model.
-        hooks: a name, names or a predicate.
-        over: the axes to go over; the others are taken whole.
-        tokens: what stands at each position, for the labels.
+    """A target for each hook point and each entry of the axes gone over; `tokens` are for the positions' labels.
 
     Raises:
         UnknownNameError: the model lacks a hook point, or none was given.
@@ -72,11 +66,8 @@ def expand(lens: HybridLens, hooks: NameFilter, over: Over, tokens: Sequence[str
     ]
     for target in targets:
         locate(lens, target, len(tokens))
-    axes = [_hook_axis(names)]
-    for letter, indices in steps.items():
-        labels = [_label(letter, index, tokens) for index in indices]
-        axes.append(Axis(AXES[letter], tuple(labels)))
-    return Grid(targets, tuple(axes), tuple(names))
+    axes = [Axis(AXES[letter], tuple(_label(letter, index, tokens) for index in steps[letter])) for letter in steps]
+    return Grid(targets, (_hook_axis(names), *axes), tuple(names))
 
 
 def _steps(letter: str, wanted: int | Sequence[Index] | None, size: int) -> list[Index]:
@@ -103,7 +94,6 @@ def _hook_axis(names: Sequence[str]) -> Axis:
 
 def _label(letter: str, index: Index, tokens: Sequence[str]) -> str:
     """An entry's label; a position's has its token."""
-    words = index_words(index)
-    if letter not in ("p", "k") or not isinstance(index, int):
-        return words
-    return f"{index % len(tokens)} {tokens[index]}"
+    if letter in ("p", "k") and isinstance(index, int):
+        return f"{index % len(tokens)} {tokens[index]}"
+    return index_words(index)

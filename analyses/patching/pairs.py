@@ -114,12 +114,7 @@ class Pair:
 def make_pair(lens: HybridLens, kind: str, clean: Prompt, corrupt: Prompt, max_new_tokens: Length = 40) -> Pair:
     """Two prompts as a pair: their lengths checked, the model's answers compared.
 
-    Args:
-        lens: the model; it answers both prompts greedily.
-        kind: what to call the pair.
-        clean: the prompt whose behaviour is explained.
-        corrupt: another of the same number of tokens.
-        max_new_tokens: answers that are the same for so many tokens count as the same.
+    The model answers both greedily; answers that are the same for `max_new_tokens` count as the same.
 
     Raises:
         InputError: prompts of unequal length, or that do not differ, or no room in the model's context.
@@ -235,9 +230,8 @@ def moved_needle(
         InputError: the two prompts differ elsewhere than from the one place to the other, or what `niah.grid` refuses.
     """
     check_context(length, lens.cfg.n_ctx)
-    clean, corrupt = niah.grid(
-        lens.tokenizer, [length], [depth, other_depth], haystack, needle, template, jrt, seed=seed
-    )
+    depths = [depth, other_depth]
+    clean, corrupt = niah.grid(lens.tokenizer, [length], depths, haystack, needle, template, jrt, seed=seed)
     both = zip(clean.needle_spans, corrupt.needle_spans, strict=True)
     _check_inside(lens, clean, corrupt, [(min(a[0], b[0]), max(a[1], b[1])) for a, b in both])
     return make_pair(lens, "moved", clean, corrupt)
@@ -267,13 +261,7 @@ def counterpart(needle: Needle, other: Needle) -> Needle:
 
 @public
 def counterparts(lens: HybridLens, needle: Needle, among: Sequence[Needle] | None = None) -> list[Needle]:
-    """Needles with this needle's question, another answer, and as many tokens.
-
-    Args:
-        lens: its tokenizer counts.
-        needle: the one whose question is asked.
-        among: needles whose answers are taken; the built-in ones by default.
-    """
+    """Needles with this needle's question, the answers of others (the built-in ones by default), and as many tokens."""
     found: list[Needle] = []
     for other in niah.NEEDLES.values() if among is None else among:
         try:

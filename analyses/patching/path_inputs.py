@@ -53,15 +53,7 @@ class Runs(NamedTuple):
 def read_runs(
     sides: Sides, groups: Sequence[Group], readers: Sequence[Reader], places: Selector, through_mlps: bool
 ) -> Runs:
-    """Run both prompts, and keep what the paths need.
-
-    Args:
-        sides: the prompts.
-        groups: the writers.
-        readers: the readers.
-        places: the positions of interest.
-        through_mlps: whether MLPs on the way hear the writers.
-    """
+    """Run both prompts, and keep what the paths need at some positions; of MLPs too where they hear the writers."""
     lens = sides.lens
     written = list(dict.fromkeys(written_point(lens, writer) for group in groups for writer in group))
     held = [_site(lens, reader.order(lens.cfg.n_layers)) for reader in readers]
@@ -89,12 +81,8 @@ def altered_streams(
 ) -> Iterator[tuple[int, Altered]]:
     """The residual stream at some sites with each group's outputs exchanged, one row a group, in forward order.
 
-    Args:
-        lens: the model, with no hooks on it.
-        runs: what both runs held.
-        groups: the writers, those of one row each.
-        sites: places in the order of writers and readers (`Reader.order`).
-        through_mlps: whether MLPs on the way hear the writers.
+    Sites are places in the order of writers and readers (`Reader.order`); with `through_mlps`, MLPs on the way hear the
+    writers.
     """
     rows: dict[Writer, list[int]] = {}
     for row, group in enumerate(groups):
@@ -148,13 +136,7 @@ def _stream(base: Float[Tensor, "place d_model"], delta: Altered) -> Altered:
 
 
 def reading(lens: HybridLens, reader: Reader, altered: Altered) -> Float[Tensor, "row place *rest"]:
-    """What a reader's hook point holds on altered streams; of queries, keys and values, for all heads of the layer.
-
-    Args:
-        lens: the model, with no hooks on it.
-        reader: who reads.
-        altered: the residual stream before the reader's norm.
-    """
+    """What a reader's hook point holds on altered streams; of queries, keys and values, for all heads of the layer."""
     norm = norm_before(lens, reader)
     module = cast(HookedNorm, lens.network.get_submodule(norm))
     if reader.layer is not None and reader.head is not None:

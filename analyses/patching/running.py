@@ -179,13 +179,8 @@ def laid_out(
 class Prepared:
     """A sweep whose passes are planned, and the untouched run that they start from, made when first asked for.
 
-    Args:
-        sides: the prompts, and what is measured.
-        grid: what is patched.
-        same: positions at the beginning at which values are put in that are there already.
-        batch_size: patches in one forward pass, at most.
-        memory: bytes of captured activations held at once.
-        skip_positions: as in `activation_patch`.
+    The first `same` positions are given values that are there already; the last three arguments are as in
+    `activation_patch`.
     """
 
     def __init__(self, sides: Sides, grid: Grid, same: int, batch_size: int, memory: int, skip_positions: bool) -> None:

@@ -14,6 +14,7 @@ row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import prod
 from typing import NamedTuple, TypeVar
 
 from analyses.patching.targets import Located, Patch, as_patch, locate
@@ -117,14 +118,9 @@ def _job(lens: HybridLens, number: int, patch: Patch, length: int, same_until: i
     if not acting:
         return Job(number, (), lens.cfg.n_layers, length, 0)
     first = max(same_until, min(part.first for part in acting))
-    last = max(part.last for part in acting)
-    return Job(
-        number,
-        acting,
-        min(part.layer for part in acting),
-        first if last >= same_until else length,
-        min(part.order for part in acting),
-    )
+    if max(part.last for part in acting) < same_until:
+        first = length
+    return Job(number, acting, min(part.layer for part in acting), first, min(part.order for part in acting))
 
 
 def portions(
@@ -150,23 +146,19 @@ def portions(
 
 
 def _gathered(batches: Sequence[Batch], lens: HybridLens, length: int, memory: int) -> list[Group]:
-    groups: list[tuple[set[str], list[Batch]]] = []
+    """Batches one after the other in groups whose points fit into memory together, their names in forward order."""
+    groups: list[Group] = []
     for batch in batches:
-        names = set[str]().union(*(job.names for job in batch.jobs))
-        if groups:
-            together = groups[-1][0] | names
-            fits = sum(size_of(lens.hook_points[name], length) for name in together) <= memory
-            if fits or together == groups[-1][0]:
-                groups[-1] = (together, [*groups[-1][1], batch])
-                continue
-        groups.append((names, [batch]))
-    order = list(lens.hook_points)
-    return [Group(tuple(sorted(names, key=order.index)), tuple(parts)) for names, parts in groups]
+        names = {name for job in batch.jobs for name in job.names}
+        held = set(groups[-1].names) if groups else set[str]()
+        fits = sum(size_of(lens.hook_points[name], length) for name in held | names) <= memory
+        together = bool(groups) and (fits or names <= held)
+        before = groups.pop().batches if together else ()
+        wanted = held | names if together else names
+        groups.append(Group(tuple(name for name in lens.hook_points if name in wanted), (*before, batch)))
+    return groups
 
 
 def size_of(spec: HookSpec, length: int) -> int:
     """Bytes of one prompt's activation, at most."""
-    total = BYTES
-    for size in spec.sizes[1:]:
-        total *= length if size is None else size
-    return total
+    return BYTES * prod(length if size is None else size for size in spec.sizes[1:])

@@ -28,9 +28,6 @@ from hybridlens.shapes import Resid, Tokens
 INPUT = "hook_embed"
 """Where runs are moved from one prompt to the other."""
 
-IN_STEPS = (Rank, NeedleScore)
-"""Metrics that move in steps, and so have no gradient."""
-
 
 class Slopes(NamedTuple):
     """One run, differentiated."""
@@ -66,18 +63,13 @@ class Runs:
 
 
 def compare(sides: Sides, names: Sequence[str], steps: int | None) -> Runs:
-    """Two runs side by side, and the gradients of a metric between them.
-
-    Args:
-        sides: the prompts, and what is differentiated.
-        names: hook points whose activations and gradients are wanted.
-        steps: runs between the two inputs; None for the patched run alone.
+    """Two runs side by side, and the gradients of a metric at some hook points, in `steps` runs between them.
 
     Raises:
         InputError: a metric or hook point without a gradient, or a metric that does not tell the two prompts apart.
     """
     lens, metric = sides.lens, sides.metric
-    if isinstance(metric, IN_STEPS):
+    if isinstance(metric, Rank | NeedleScore):
         raise _no_gradient(metric)
     names = list(dict.fromkeys(names))
     last_only = metric.last_only and "hook_logits" not in names
@@ -104,16 +96,8 @@ def slopes(
 ) -> Slopes:  # fmt: skip
     """The gradient of a metric by the activations of one run; no gradient is left on the model.
 
-    Args:
-        lens: the model.
-        tokens: the prompt [1 p].
-        metric: what is differentiated.
-        names: hook points.
-        last_only: unembed only the last position.
-        embedded: what enters block 0 instead of the prompt's embedding.
-
-    Raises:
-        InputError: a metric or hook point without a gradient, or a value that is no finite number.
+    `embedded` enters block 0 instead of the prompt's embedding. A metric or hook point without a gradient is refused,
+    and so is a value that is no finite number.
     """
     kept: dict[str, Tensor] = {}
 

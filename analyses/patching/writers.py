@@ -87,23 +87,17 @@ class Writer:
         return names.get(self.kind, f"L{self.layer} {self.kind} {self.index}")
 
     def check(self, lens: HybridLens) -> None:
-        """Refuse a writer that a model lacks.
-
-        Raises:
-            InputError: saying what the model has.
-        """
+        """Refuse a writer that a model lacks, by an `InputError` that says what it has."""
         if self.layer is None:
             return
-        layers = tuple(layer for layer, has in enumerate(lens.cfg.layers) if _size(has, self.kind))
+        sizes = [_size(has, self.kind) for has in lens.cfg.layers]
         what = {
             "head": "heads", "attn_bias": "attention biases", "expert": "experts", "shared_expert": "shared experts",
-            "ssm_head": "recurrent heads",
-        }  # fmt: skip
-        words = what.get(self.kind, "MLPs" if self.kind.startswith("mlp") else "recurrent layers")
-        _check_layer(f"writer '{self.words}'", words, self.layer, layers)
+            "ssm_head": "recurrent heads", "mlp": "MLPs", "mlp_bias": "MLPs",
+        }.get(self.kind, "recurrent layers")  # fmt: skip
+        _check_layer(f"writer '{self.words}'", what, self.layer, sizes)
         if self.index is not None:
-            size = _size(lens.cfg.layers[self.layer], self.kind)
-            _check_index(f"writer '{self.words}'", what[self.kind], self.index, size)
+            _check_index(f"writer '{self.words}'", what, self.index, sizes[self.layer])
 
 
 def _size(has: LayerConfig, kind: str) -> int:
@@ -155,20 +149,16 @@ class Reader:
         return f"L{self.layer} {'kv head' if self.kind in ('k', 'v') else 'head'} {self.head} {self.kind}"
 
     def check(self, lens: HybridLens) -> None:
-        """Refuse a reader that a model lacks.
-
-        Raises:
-            InputError: saying what the model has.
-        """
+        """Refuse a reader that a model lacks, by an `InputError` that says what it has."""
         if self.layer is None:
             return
         name, layers = f"reader '{self.words}'", lens.cfg.layers
         if self.head is None:
             what = "MLPs" if self.kind == "mlp" else "mixers"
-            has = (layer.mlp is not None if self.kind == "mlp" else layer.type != "mlp" for layer in layers)
-            _check_layer(name, what, self.layer, tuple(i for i, there in enumerate(has) if there))
+            has = [layer.mlp is not None if self.kind == "mlp" else layer.type != "mlp" for layer in layers]
+            _check_layer(name, what, self.layer, has)
             return
-        _check_layer(name, "heads", self.layer, tuple(i for i, layer in enumerate(layers) if layer.attn is not None))
+        _check_layer(name, "heads", self.layer, [layer.attn is not None for layer in layers])
         reads = head_reads(lens, self.layer)
         if self.kind not in reads:
             roles = ", ".join(reads)
@@ -245,17 +235,7 @@ def reaches(lens: HybridLens, writer: Writer, reader: Reader) -> bool:
 
 
 def check_ends(lens: HybridLens, writers: Iterable[Writer], readers: Iterable[Reader], what: str) -> None:
-    """Refuse writers that no path or edge begins at, and writers and readers that a model lacks.
-
-    Args:
-        lens: the model.
-        writers: where they begin.
-        readers: where they end.
-        what: "paths" or "edges".
-
-    Raises:
-        InputError: naming the first.
-    """
+    """Refuse writers that no paths or edges (`what`) begin at, and writers and readers that a model lacks."""
     for writer in writers:
         if writer.kind not in SENDERS:
             raise InputError(f"writer '{writer.words}' given, but {what} begin at {', '.join(SENDERS)}")
@@ -265,11 +245,7 @@ def check_ends(lens: HybridLens, writers: Iterable[Writer], readers: Iterable[Re
 
 
 def check_once(*ends: Sequence[str]) -> None:
-    """Refuse a writer or reader, by its words, that was given twice.
-
-    Raises:
-        InputError: naming it.
-    """
+    """Refuse a writer or reader, by its words, that was given twice."""
     for words in ends:
         twice = next((word for word in words if words.count(word) > 1), None)
         if twice is not None:
@@ -277,14 +253,7 @@ def check_once(*ends: Sequence[str]) -> None:
 
 
 def _check_kind(what: str, kind: str, known: tuple[str, ...], **fields: tuple[int | None, bool]) -> None:
-    """Refuse a kind that does not exist, and a field that is missing or too much.
-
-    Args:
-        what: "writer" or "reader".
-        kind: what it was given as.
-        known: the kinds there are.
-        fields: by name, the number given, and whether there is to be one.
-    """
+    """Refuse a kind that does not exist, and `fields` (a number, whether one is wanted) that do not fit."""
     if kind not in known:
         raise UnknownNameError(f"{what} kind {kind!r} does not exist; expected one of {', '.join(known)}")
     for name, (value, wanted) in fields.items():
@@ -293,7 +262,8 @@ def _check_kind(what: str, kind: str, known: tuple[str, ...], **fields: tuple[in
             raise InputError(f"{what} {kind!r} was given {name} {value}, expected {expected}")
 
 
-def _check_layer(name: str, what: str, layer: int, layers: tuple[int, ...]) -> None:
+def _check_layer(name: str, what: str, layer: int, sizes: Sequence[int]) -> None:
+    layers = [number for number, size in enumerate(sizes) if size]
     if layer not in layers:
         has = f"those are in layers {', '.join(map(str, layers))}" if layers else "the model has none"
         raise InputError(f"{name}: layer {layer} has no {what}; {has}")
