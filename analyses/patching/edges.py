@@ -23,7 +23,6 @@ whose maps cannot be read, is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
 
 import torch
 from einops import einsum
@@ -57,9 +56,6 @@ from hybridlens.weights import AttentionWeights, Weights
 
 ELEMENTS = 1 << 24
 """Numbers of writers' outputs and readers' gradients held at once; more positions than fit are taken in portions."""
-
-Heads: TypeAlias = Mapping[int, AttentionWeights]
-"""The maps of attention layers, by layer."""
 
 
 @public
@@ -95,7 +91,7 @@ def edge_attribution(
     check_once([writer.words for writer in sources], [reader.words for reader in sinks])
     sides = Sides.of(lens, clean, corrupt, metric, direction)
     layers = sorted({sink.layer for sink in sinks if sink.head is not None and sink.layer is not None})
-    heads: Heads = {layer: Weights.of_model(lens).attention(layer) for layer in layers}
+    heads = {layer: Weights.of_model(lens).attention(layer) for layer in layers}
     points = [written_point(lens, writer) for writer in sources]
     points += [name for reader in sinks for name in _read(lens, reader)]
     runs = compare(sides, points, steps)
@@ -119,7 +115,7 @@ def _scores(
     here: Slopes,
     writers: Sequence[Writer],
     readers: Sequence[Reader],
-    heads: Heads,
+    heads: Mapping[int, AttentionWeights],
 ) -> Float[Tensor, "writer reader"]:
     """Every writer's change times every reader's gradient, summed over positions and the residual stream."""
     x = here.values[_read(lens, readers[0])[1]]
@@ -154,7 +150,7 @@ def _changes(
 
 
 def _gradient(
-    lens: HybridLens, here: Slopes, reader: Reader, part: slice, heads: Heads
+    lens: HybridLens, here: Slopes, reader: Reader, part: slice, heads: Mapping[int, AttentionWeights]
 ) -> Float[Tensor, "pos d_model"]:
     """How the metric changes with the residual stream as this reader alone reads it."""
     taken, normalized, scale = _read(lens, reader)

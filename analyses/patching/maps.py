@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import product
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from analyses.patching.effects import KINDS, Patched, effect, number
@@ -68,16 +69,18 @@ def maps(found: Patched) -> list[Section]:
 
 def shown_positions(found: Patched) -> list[int]:
     """The positions that maps show: the needle, where the prompts differ, the end, and where a patch does a little."""
-    length = len(found.measure.clean)
-    most = torch.zeros(length, dtype=torch.float64)
-    for result in found.exact.values():
-        if _by_position(result):
-            strength = effect(result).abs().movedim(result.axis("pos"), 0).flatten(1)
-            most = torch.maximum(most, strength.amax(dim=1))
+    length, most = len(found.measure.clean), _strengths(found)
     always = {*range(max(0, length - _LAST), length), *range(*(found.pair.clean.needle_span or (0, 0)))}
     wanted = always | {d.position for d in found.pair.differences} | set((most > MOVES).nonzero()[:, 0].tolist())
     ranked = sorted(wanted, key=lambda p: (p not in always, -float(most[p])))
     return sorted(ranked[:MOST_POSITIONS])
+
+
+def _strengths(found: Patched) -> Float[Tensor, "pos"]:
+    """The largest effect of either sign at each position."""
+    swept = [(effect(result).abs(), result.axis("pos")) for result in found.exact.values() if _by_position(result)]
+    none = torch.zeros(len(found.measure.clean), dtype=torch.float64)
+    return torch.stack([none, *(sizes.movedim(at, 0).flatten(1).amax(dim=1) for sizes, at in swept)]).amax(dim=0)
 
 
 def left_out(found: Patched, columns: Sequence[int]) -> str:
@@ -87,11 +90,7 @@ def left_out(found: Patched, columns: Sequence[int]) -> str:
     if len(columns) == length:
         return f"Maps by position show every position, {tokens}."
     rest = torch.tensor([i for i in range(length) if i not in set(columns)])
-    most = max(
-        float(effect(result).abs().index_select(result.axis("pos"), rest).max())
-        for result in found.exact.values()
-        if _by_position(result)
-    )
+    most = float(_strengths(found)[rest].max())
     return (
         f"Maps by position show {len(columns)} of {length} positions, each {tokens}: the needle, the end, and wherever "
         f"a patch moves more than {MOVES:g}. At the other {len(rest)} no patch moves more than "

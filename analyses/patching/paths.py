@@ -22,7 +22,6 @@ itself. Rounding is that of batches (`analyses.patching.running`), and in bfloat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import chain
 from typing import Annotated, NamedTuple, TypeAlias
 
@@ -37,7 +36,6 @@ from analyses.patching.results import Axis, Direction, PatchResult
 from analyses.patching.running import BATCH, MEMORY
 from analyses.patching.schedule import BYTES, SHARE, portions
 from analyses.patching.snapshot import Snapshot, Write, writing
-from analyses.patching.targets import Selector
 from analyses.patching.writers import Reader, Writer, check_ends, check_once, reaches, read_point
 from hybridlens.boundary import Positive, public
 from hybridlens.boundary_words import Among
@@ -96,22 +94,25 @@ def path_patch(
     pairs, axes = _pairs(lens, groups, readers, absent), _axes(groups, readers)
     sides = Sides.of(lens, clean, corrupt, metric, direction)
     length, last = sides.clean.shape[1], sides.metric.last_only
-    where = _where(positions, length, sides.same, skip_positions)
-    pairs = pairs if where.acts else set[_Pair]()
+    asked = set(places_of(range(length) if positions is None else positions, length))
+    acting = sorted(asked - set(range(sides.same)))  # elsewhere both runs hold the same
+    cut, places = acting[0] if skip_positions and acting else 0, torch.tensor(acting, dtype=torch.long)
+    pairs = pairs if acting else set[_Pair]()
     from_groups = [groups[at] for at in sorted({at for at, _ in pairs})]
     to_readers = [readers[at] for at in sorted({at for _, at in pairs})]
-    size = min(batch_size, max(1, memory // SHARE // (BYTES * lens.cfg.d_model * (length - where.cut))))
-    untouched = Snapshot(lens, sides.base, map(partial(_layer, lens), to_readers), [where.cut], last)
-    runs = read_runs(sides, from_groups, to_readers, where.places, through_mlps)
+    size = min(batch_size, max(1, memory // SHARE // (BYTES * lens.cfg.d_model * (length - cut))))
+    layers = {reader.order(lens.cfg.n_layers) // 2 for reader in to_readers}
+    untouched = Snapshot(lens, sides.base, layers, [cut], last)
+    runs = read_runs(sides, from_groups, to_readers, places, through_mlps)
     value = sides.value(untouched.output, sides.base)
     ends = sides.ends(value, sides.value(runs.source, sides.source))
     raw = torch.full([len(groups), len(readers)], value, dtype=torch.float64)
     with torch.no_grad():
         rows = _rows(lens, runs, groups, readers, pairs, through_mlps, size)
         for batch in portions(rows, lambda row: row.layer, lambda row: size):
-            writes = [Write(row.name, number, (where.here, *row.head), row.value) for number, row in enumerate(batch)]
+            writes = [Write(row.name, number, (places - cut, *row.head), row.value) for number, row in enumerate(batch)]
             with lens.hooks(writing(writes)):
-                output = untouched.go_on(len(batch), min(row.layer for row in batch), where.cut)
+                output = untouched.go_on(len(batch), min(row.layer for row in batch), cut)
             what = [f"the path from {axes[0].labels[g]} to {axes[1].labels[r]}" for g, r in (row.pair for row in batch)]
             for row, moved in zip(batch, sides.measured(output, what), strict=True):
                 raw[row.pair] = moved
@@ -158,30 +159,6 @@ def _label(group: Group) -> str:
     return f"{group[0].words} … {group[-1].words} ({len(group)} writers)"
 
 
-class _Where(NamedTuple):
-    """Where outputs are exchanged."""
-
-    cut: int
-    """The position from which runs go on."""
-    places: Selector
-    """Positions of the prompt."""
-    here: Selector
-    """The same positions in a run from `cut` on."""
-    acts: bool
-    """Whether anything can change there."""
-
-
-def _where(positions: Sequence[int] | None, length: int, same: int, skip_positions: bool) -> _Where:
-    """The positions asked for, but those at which both runs hold the same."""
-    if positions is None:
-        cut = same if skip_positions and same < length else 0
-        return _Where(cut, slice(cut, length), slice(None), same < length)
-    acting = sorted(set(places_of(positions, length)) - set(range(same)))
-    cut = acting[0] if skip_positions and acting else 0
-    places = torch.tensor(acting, dtype=torch.long)
-    return _Where(cut, places, places - cut, bool(acting))
-
-
 class _Row(NamedTuple):
     """One path: what its reader is given."""
 
@@ -193,10 +170,6 @@ class _Row(NamedTuple):
     head: tuple[int, ...]
     """Of a reader that is one of several heads, which."""
     value: Tensor
-
-
-def _layer(lens: HybridLens, reader: Reader) -> int:
-    return lens.cfg.n_layers if reader.layer is None else reader.layer
 
 
 def _rows(
@@ -226,4 +199,4 @@ def _rows(
                     if (g, r) in pairs:
                         head = () if reader.head is None else (reader.head,)
                         value = read[name][(row, slice(None), *head)].clone()
-                        yield _Row((g, r), _layer(lens, reader), name, head, value)
+                        yield _Row((g, r), site // 2, name, head, value)
