@@ -48,7 +48,6 @@ LOGITS = 1 << 24
 Question: TypeAlias = int | LogitDifference
 """A token's logit, or the difference of two."""
 
-Chosen: TypeAlias = Float[Tensor, "pos d_model"]
 Directions: TypeAlias = Float[Tensor, "d_model question"]
 Share: TypeAlias = Float[Tensor, "pos question"]
 
@@ -242,7 +241,7 @@ def _experts(
 
 
 def _own(
-    lens: HybridLens, resid: Chosen, tokens: Int[Tensor, "token"]
+    lens: HybridLens, resid: Float[Tensor, "pos d_model"], tokens: Int[Tensor, "token"]
 ) -> tuple[Float[Tensor, "pos token"], Float[Tensor, "pos token"]]:
     """The model's own logits of some tokens, before any soft cap and after."""
     network, found = lens.network, list[tuple[Tensor, Tensor]]()

@@ -77,6 +77,6 @@ def _place_words(found: PatchResult, place: Sequence[int]) -> str:
     return " ".join(sorted(parts, key=lambda part: part.startswith("at ")))
 
 
-def number(value: float) -> str:
-    """An effect as text: "0.83", "−0.02", "0.00"."""
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−") if value == value else DASH
+def number(value: float, sign: str = "") -> str:
+    """An effect as text: "0.83", "−0.02", "0.00"; with sign="+" also "+0.83"."""
+    return f"{round(value, 2) + 0.0:{sign}.2f}".replace("-", "−") if value == value else DASH

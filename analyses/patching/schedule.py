@@ -77,20 +77,10 @@ def groups_of(
     memory: int,
     skip_positions: bool,
 ) -> list[Group]:
-    """The forward passes of a sweep; patches that can change nothing are in none.
+    """The forward passes of a sweep over a prompt of some length; patches that can change nothing are in none.
 
-    Args:
-        lens: the model.
-        patches: what is patched.
-        length: of the prompt.
-        same_until: positions at the beginning whose values are the same in the run that is patched and the other.
-        batch_size: patches in one forward pass.
-        memory: bytes of captured activations held at once.
-        skip_positions: whether passes may begin behind the first positions.
-
-    Raises:
-        InputError: a target that cannot be patched.
-        UnknownNameError: a hook point that does not exist.
+    Before `same_until`, the run that is patched and the other hold the same; the last three arguments are as in
+    `running.activation_patch`.
     """
     jobs = [_job(lens, number, patch, length, same_until) for number, patch in enumerate(patches)]
     acting = [job for job in jobs if job.first < length]

@@ -99,16 +99,16 @@ def paths(edges: EdgeResult) -> Section:
 
 def direct(found: DirectAttribution, metric: str) -> Section:
     """What the parts of the model add to the difference of the two answers' logits, in the clean run."""
-    rows = tuple((writer.words, _logits(share)) for writer, share in found.top(_TOP))
+    rows = tuple((writer.words, number(share, "+")) for writer, share in found.top(_TOP))
     total, own, capped = (float(x[-1, 0]) for x in (found.total, found.before_cap, found.logits))
     rest = total - sum(share for _, share in found.top(_TOP))
-    cap = "" if bool(found.before_cap.equal(found.logits)) else f" before its soft cap, {_logits(capped)} after it"
+    cap = "" if bool(found.before_cap.equal(found.logits)) else f" before its soft cap, {number(capped, '+')} after it"
     text = (
         f"In the clean run alone, the {metric} at the last position as a sum over all parts of the model, each through "
-        f"the final norm at its scale in this run. All {len(found.writers)} shares add up to {_logits(total)}; the "
-        f"model's own is {_logits(own)}{cap}. A share is what a part writes, not what happens because of it."
+        f"the final norm at its scale in this run. All {len(found.writers)} shares add up to {number(total, '+')}; the "
+        f"model's own is {number(own, '+')}{cap}. A share is what a part writes, not what happens because of it."
     )
-    more = (("all the others", _logits(rest)),) if len(found.writers) > _TOP else ()
+    more = (("all the others", number(rest, "+")),) if len(found.writers) > _TOP else ()
     return Section("direct", "Direct shares of the answer", (Words(text), Table(("part", "logits"), (*rows, *more))))
 
 
@@ -116,7 +116,3 @@ def _quoted(tokens: Sequence[str]) -> str:
     """Tokens as one text: joined as they are where they bring their spaces, else with spaces."""
     joined = "".join(tokens) if any(token.startswith((" ", "▁")) for token in tokens) else " ".join(tokens)
     return f"“{visible(joined)}”"
-
-
-def _logits(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")

@@ -154,9 +154,9 @@ class Reader:
             return
         name, layers = f"reader '{self.words}'", lens.cfg.layers
         if self.head is None:
-            what = "MLPs" if self.kind == "mlp" else "mixers"
-            has = [layer.mlp is not None if self.kind == "mlp" else layer.type != "mlp" for layer in layers]
-            _check_layer(name, what, self.layer, has)
+            is_mlp = self.kind == "mlp"
+            has = [layer.mlp is not None if is_mlp else layer.type != "mlp" for layer in layers]
+            _check_layer(name, "MLPs" if is_mlp else "mixers", self.layer, has)
             return
         _check_layer(name, "heads", self.layer, [layer.attn is not None for layer in layers])
         reads = head_reads(lens, self.layer)
