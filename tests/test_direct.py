@@ -325,10 +325,16 @@ def test_nothing_is_left_behind():
 
 def test_bad_input_is_one_line():
     lens, prompt, found = run("jamba", {})
-    for positions, line in [((19,), r"position 19 given, but the prompt has 0\.\.18"), ((), "no positions were given")]:
+    for positions, line in [
+        ((19,), r"position 19 given, but the prompt has 0\.\.18"),
+        ((), r"positions = \(\) given, expected a list of whole numbers, at least 1"),
+    ]:
         with pytest.raises(InputError, match=line):
             direct_logit_attribution(lens, prompt, [3], positions)
-    for questions, line in [([53], "token 53 is outside the vocabulary"), ([], "no questions were given")]:
+    for questions, line in [
+        ([53], "token 53 is outside the vocabulary"),
+        ([], r"questions = \[\] given, expected a list of whole numbers or .*, at least 1"),
+    ]:
         with pytest.raises(InputError, match=line):
             direct_logit_attribution(lens, prompt, questions)
     with pytest.raises(InputError, match="2 attributed prompts were given as one"):

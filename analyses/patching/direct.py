@@ -20,9 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import Annotated, TypeAlias, cast
 
 import torch
+from annotated_types import MinLen
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from analyses.patching.results import largest
 from analyses.patching.snapshot import captured
 from analyses.patching.writers import Writer, head_writes
 from hybridlens.blocks import Block
+from hybridlens.boundary import public
 from hybridlens.devices import execution_device
 from hybridlens.errors import InputError
 from hybridlens.mlps import Mixture
@@ -120,8 +122,12 @@ class DirectAttribution(Stored):
         return [(self.writers[i], float(shares[i])) for (i,) in largest(shares.abs(), n)]
 
 
+@public
 def direct_logit_attribution(
-    lens: HybridLens, prompt: TokensLike, questions: Sequence[Question], positions: Sequence[int] = (-1,)
+    lens: HybridLens,
+    prompt: TokensLike,
+    questions: Annotated[Sequence[Question], MinLen(1)],
+    positions: Annotated[Sequence[int], MinLen(1)] = (-1,),
 ) -> DirectAttribution:
     """What every part of the model adds to logits, or differences of logits, at some positions of a prompt.
 
@@ -139,8 +145,6 @@ def direct_logit_attribution(
     """
     tokens = one_prompt(lens, prompt, "attributed")
     chosen = places_of(positions, tokens.shape[1])
-    if not chosen:
-        raise InputError("no positions were given, expected at least one")
     (asked, mix), weights = _asked(questions, lens.cfg.d_vocab), Weights.of_model(lens)
     seen = _seen(lens, tokens, chosen)
     with torch.no_grad():
@@ -169,16 +173,11 @@ def _asked(
     questions: Sequence[Question], vocabulary: int
 ) -> tuple[Int[Tensor, "token"], Float[Tensor, "token question"]]:
     """Questions as sums over tokens: 1 for the token asked about, -1 for the one it is compared with."""
-    if not questions:
-        raise InputError("no questions were given, expected tokens or LogitDifference(right, wrong), at least one")
     sides = [((q.right, 1.0), (q.wrong, -1.0)) if isinstance(q, LogitDifference) else ((q, 1.0),) for q in questions]
     tokens = sorted({token for side in sides for token, _ in side})
     check_tokens(tokens, vocabulary)
-    mix = torch.zeros(len(tokens), len(questions))
-    for number, side in enumerate(sides):
-        for token, sign in side:
-            mix[tokens.index(token), number] += sign
-    return torch.tensor(tokens), mix
+    mix = [[sum(sign for asked, sign in side if asked == token) for side in sides] for token in tokens]
+    return torch.tensor(tokens), torch.tensor(mix, dtype=torch.float32)
 
 
 def _seen(lens: HybridLens, tokens: Tokens, chosen: Sequence[int]) -> dict[str, Tensor]:

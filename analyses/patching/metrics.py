@@ -17,9 +17,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 import torch
+from annotated_types import MinLen
 from jaxtyping import Float
 from torch import Tensor
 
@@ -99,12 +100,7 @@ class LogProbability(Metric):
         answer: the tokens, one or more.
     """
 
-    answer: tuple[Natural, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse an empty answer."""
-        if not self.answer:
-            raise InputError("LogProbability was given no tokens, expected the answer's, one or more")
+    answer: Annotated[tuple[Natural, ...], MinLen(1)]
 
     @property
     def words(self) -> str:
