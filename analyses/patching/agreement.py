@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.patching.results import Compared, EdgeResult, PatchResult
+from hybridlens.boundary_words import shown
 from hybridlens.errors import InputError
 
 
@@ -56,7 +57,7 @@ def edge_agreement(edges: EdgeResult, exact: PatchResult) -> Agreement:
     ours = tuple(tuple(end.words for end in ends) for ends in (edges.writers, edges.readers))
     theirs = tuple(axis.labels for axis in exact.axes)
     if ours != theirs:
-        raise InputError(f"the two results are of different edges, {_short(ours)} and {_short(theirs)}; give the same")
+        raise InputError(f"the two results are of different edges, {shown(ours)} and {shown(theirs)}; give the same")
     there = ~edges.scores.isnan()
     change = exact.change / (edges.clean - edges.corrupt)
     return _agreement(edges.normalised[there], change[there])
@@ -76,7 +77,7 @@ def _check_same(ours: Compared, theirs: Compared, *fields: str) -> None:
         mine, its = getattr(ours, what), getattr(theirs, what)
         if mine != its:
             raise InputError(
-                f"the two results differ in their {what}: {_short(mine)} and {_short(its)}; give estimates and "
+                f"the two results differ in their {what}: {shown(mine)} and {shown(its)}; give estimates and "
                 "measured values of the same patches on the same prompts"
             )
     if not ours.metric.startswith(theirs.metric):
@@ -97,8 +98,3 @@ def correlation(x: Float[Tensor, "place"], y: Float[Tensor, "place"]) -> float:
     both = torch.stack([x, y]).double()
     constant = bool((both == both[:, :1]).all(dim=1).any())
     return float("nan") if constant else float(both.corrcoef()[0, 1])
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

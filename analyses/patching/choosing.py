@@ -118,10 +118,9 @@ def measure(lens: HybridLens, pair: Pair, needle: str, name: Annotated[str, Amon
             f"the model answers both prompts alike ({pair.said[0]!r}), so that no token tells them apart; give "
             "--metric kl or score, or another --pair, --needle, --depth or --length"
         )
-    difference = pair.logit_difference
-    if name == "logit-difference":
-        return Measure(name, difference, *sides)
-    return Measure(name, LogProbability((difference.right,)) if name != "rank" else Rank(difference.right), *sides)
+    right = pair.answers[0]
+    of_right = {"log-probability": LogProbability((right,)), "rank": Rank(right)}
+    return Measure(name, of_right.get(name, pair.logit_difference), *sides)
 
 
 def _other(lens: HybridLens, needle: niah.Needle) -> niah.Needle:

@@ -18,7 +18,7 @@ How it fails: a hook function or metric that raises ends the sweep with its hook
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated
@@ -36,7 +36,7 @@ from analyses.patching.snapshot import Snapshot, Write, captured, writing
 from analyses.patching.targets import Patch, as_patch, patch_words
 from hybridlens.boundary import Positive, public
 from hybridlens.errors import InputError
-from hybridlens.hooks import HookFunction, NameFilter
+from hybridlens.hooks import NameFilter
 from hybridlens.model import HybridLens
 from hybridlens.network import Output
 from hybridlens.shapes import Tokens
@@ -212,7 +212,8 @@ class Prepared:
         for group in self.groups:
             values = source.values(group.names)
             for batch in group.batches:
-                with self.sides.lens.hooks(_hooks(batch, values, source, untouched.offsets(batch.cut))):
+                writes = _writes(batch, values, source, untouched.offsets(batch.cut))
+                with self.sides.lens.hooks(writing(writes)):
                     output = untouched.go_on(len(batch.jobs), batch.layer, batch.cut)
                 numbers = [job.number for job in batch.jobs]
                 what = [f"the patch of {patch_words(patches[number])}" for number in numbers]
@@ -223,14 +224,9 @@ class Prepared:
         return PatchResult(raw=raw.view(self.grid.shape), axes=self.grid.axes, hooks=self.grid.hooks, **said)
 
 
-def _hooks(
-    batch: Batch, values: Mapping[str, Tensor], source: Source, offsets: Mapping[str, int]
-) -> list[tuple[NameFilter, HookFunction]]:
+def _writes(batch: Batch, values: Mapping[str, Tensor], source: Source, offsets: Mapping[str, int]) -> Iterator[Write]:
     """Every row's own patch."""
-    writes: list[Write] = []
     for row, job in enumerate(batch.jobs):
         for part in job.parts:
-            value = values[part.name][source.pick(job.number)]
             here, there = part.selectors(offsets)
-            writes.append(Write(part.name, row, here, value[there]))
-    return writing(writes)
+            yield Write(part.name, row, here, values[part.name][source.pick(job.number)][there])
