@@ -71,7 +71,7 @@ def read_runs(
         if name not in held:
             del base[name]
 
-    with torch.no_grad(), lens.hooks([(written, subtract)]):
+    with torch.no_grad(), lens.hooks([(name, subtract) for name in written]):
         output = lens.network(sides.source, None, None, sides.metric.last_only)
     return Runs(base, change, output, 2)
 
