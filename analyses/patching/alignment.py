@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.patching.metrics import Metric, MetricLike, as_metric, measured
@@ -106,8 +106,8 @@ class Sides:
     lens: HybridLens
     metric: Metric
     direction: str
-    clean: Tokens
-    corrupt: Tokens
+    clean: Int[Tensor, "1 pos"]
+    corrupt: Int[Tensor, "1 corrupt_pos"]
 
     @classmethod
     def of(
