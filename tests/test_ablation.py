@@ -44,7 +44,7 @@ def test_ablation_equals_a_plain_loop_with_the_same_values(family):
     check(lambda number: own, kind="mean")
     check(lambda number: at_each, kind="mean", prompts=others, mean_over="prompts")
     check(lambda number: both, kind="mean", prompts=others, mean_over="both", batch_size=2)
-    draws = ablation.Draws(lens, others, 4, True)
+    draws = ablation.Draws(lens, others, True, seed=4)
     assert len({draws.pick(number) for number in range(len(patches))}) > 1
     result = check(lambda number: runs[1 + draws.pick(number)], kind="resample", prompts=others, seed=4)
     with pytest.raises(InputError, match="without a corrupt prompt has no scale"):

@@ -360,7 +360,7 @@ def test_what_cannot_be_estimated_is_refused_in_one_line(family):
     refused(r"returned shape \[1, 53\], expected \[1\]", lambda logits: logits[:, -1])
     refused("returned nan for", lambda logits: logits[:, -1, 0] * torch.nan)
     refused("mine", broken, error=RuntimeError)
-    refused("steps = 0 given, expected at least 1", steps=0)
+    refused("steps = 0 given, expected a whole number from 1 to", steps=0)
     refused("read-only", hook=f"blocks.{lens.cfg.ssm_layers[0]}.ssm.hook_pattern")
     refused("has no axis h", over="h")
     refused("so there is no scale", lambda logits: logits[:, 0, 0])

@@ -13,8 +13,7 @@ from bounds import FORWARD, LAYER, close, near
 from models import FAMILIES, MATRIX, make, make_calm, tokens
 
 import hybridlens as hl
-from analyses.patching.direct import direct_logit_attribution
-from analyses.patching.direct_results import DirectAttribution
+from analyses.patching.direct import DirectAttribution, direct_logit_attribution
 from analyses.patching.metrics import LogitDifference
 from analyses.patching.writers import BIASES, Writer
 from hybridlens.errors import InputError, UnknownNameError
@@ -325,10 +324,16 @@ def test_nothing_is_left_behind():
 
 def test_bad_input_is_one_line():
     lens, prompt, found = run("jamba", {})
-    for positions, line in [((19,), r"position 19 given, but the prompt has 0\.\.18"), ((), "no positions were given")]:
+    for positions, line in [
+        ((19,), r"position 19 given, but the prompt has 0\.\.18"),
+        ((), r"positions = \(\) given, expected a list of whole numbers, at least 1"),
+    ]:
         with pytest.raises(InputError, match=line):
             direct_logit_attribution(lens, prompt, [3], positions)
-    for questions, line in [([53], "token 53 is outside the vocabulary"), ([], "no questions were given")]:
+    for questions, line in [
+        ([53], "token 53 is outside the vocabulary"),
+        ([], r"questions = \[\] given, expected a list of whole numbers or .*, at least 1"),
+    ]:
         with pytest.raises(InputError, match=line):
             direct_logit_attribution(lens, prompt, questions)
     with pytest.raises(InputError, match="2 attributed prompts were given as one"):

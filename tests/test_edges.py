@@ -15,10 +15,10 @@ from models import EVERY_FAMILY, make_calm, tokens
 import hybridlens as hl
 from analyses.patching import edges
 from analyses.patching.agreement import edge_agreement
-from analyses.patching.edge_results import EdgeResult
 from analyses.patching.edges import edge_attribution
 from analyses.patching.metrics import LogitDifference, LogProbability, Rank
 from analyses.patching.paths import path_patch
+from analyses.patching.results import EdgeResult
 from analyses.patching.writers import Reader, Writer, readers_of, writers_of
 from hybridlens.errors import HybridLensError, InputError, UnknownNameError
 

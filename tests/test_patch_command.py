@@ -18,9 +18,8 @@ import hybridlens as hl
 from analyses.cli import main
 from analyses.patching import choosing, effects, sweeps
 from analyses.patching import experiment as patch_folder
-from analyses.patching.direct_results import DirectAttribution
-from analyses.patching.edge_results import EdgeResult
-from analyses.patching.results import PatchResult
+from analyses.patching.direct import DirectAttribution
+from analyses.patching.results import EdgeResult, PatchResult
 from hybridlens.errors import InputError
 
 SMALL = ["--length", "90", "--depth", "80", "--sweeps", "v_by_position,state"]

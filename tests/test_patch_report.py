@@ -11,9 +11,9 @@ from random_lens import benchmark_lens
 from test_viz import HOSTILE, Page, a_record, data_of
 
 from analyses.patching import choosing, maps, pairs, report, sections, sweeps
-from analyses.patching.direct_results import DirectAttribution
+from analyses.patching.direct import DirectAttribution
+from analyses.patching.effects import Patched
 from analyses.patching.metrics import LogitDifference
-from analyses.patching.patched import Patched
 from analyses.patching.results import Axis, PatchResult
 from analyses.patching.writers import Writer
 from hybridlens.viz.article import render_article
@@ -46,8 +46,10 @@ def a_result(name: str, peaks: dict[tuple[int, ...], float], direction: str = "d
     for place, effect in peaks.items():
         moved[place] = effect
     raw = -2 + 10 * moved if direction == "denoise" else 8 - 10 * moved
-    return PatchResult(raw, tuple(axes), 8.0, -2.0, "m", direction, ("x",), "model", pair.clean_tokens,
-                       pair.corrupt_tokens, 3)  # fmt: skip
+    return PatchResult(
+        raw, tuple(axes), -2.0, ("x",), clean=8.0, metric="m", direction=direction, model="model",
+        clean_tokens=pair.clean_tokens, corrupt_tokens=pair.corrupt_tokens, forwards=3,
+    )  # fmt: skip
 
 
 def patched(
@@ -116,7 +118,7 @@ def test_the_finding_says_what_it_is_about() -> None:
     ):
         found = patched(exact, metric=metric)
         found = found._replace(measure=found.measure._replace(clean=clean))
-        (words, _) = sections.prompts(found, "denoise").blocks
+        (words, _) = sections.prompts(found).blocks
         assert isinstance(words, Words)
         assert (begun in words.text, tokens in words.text) == expected
 

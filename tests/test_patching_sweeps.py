@@ -58,7 +58,7 @@ def test_every_ready_sweep_equals_the_plain_loop(family):
             continue
         result = sweep(lens, name, clean, corrupt, METRIC, batch_size=64)
         assert result.axes[0].name == "layer"
-        targets = expand(lens, kind.hooks(lens), kind.over, ["x"] * length).targets
+        targets = expand(lens, kind.hooks(lens), kind.over, ["x"] * length).patches
         assert result.raw.numel() == len(targets)
         picked = rng.sample(range(len(targets)), min(4, len(targets)))
         expected = loop(lens, corrupt, clean, [[targets[i]] for i in picked])

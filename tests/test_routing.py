@@ -46,7 +46,7 @@ def routers():
             num_hidden_layers=1,
             layer_types=["conv"],
             **sizes,
-        )  # fmt: skip
+        )
     )
     balance = 0.3 * drawn(EXPERTS, seed=1)
     kimi.e_score_correction_bias.copy_(balance)

@@ -7,14 +7,13 @@ few that do something; where all values of one side are the same, there is no or
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.patching.edge_results import EdgeResult
-from analyses.patching.results import PatchResult
+from analyses.patching.results import Compared, EdgeResult, PatchResult
+from hybridlens.boundary_words import shown
 from hybridlens.errors import InputError
 
 
@@ -40,7 +39,7 @@ def agreement(attributed: PatchResult, exact: PatchResult) -> Agreement:
     Raises:
         InputError: the two are not of the same patches, prompts, direction, metric and model.
     """
-    _check_same(attributed, exact, ("axes", "hooks", "direction", "model", "clean_tokens", "corrupt_tokens"))
+    _check_same(attributed, exact, "axes", "hooks")
     return compared(attributed.normalised.flatten(), exact.normalised.flatten())
 
 
@@ -54,11 +53,11 @@ def edge_agreement(edges: EdgeResult, exact: PatchResult) -> Agreement:
     Raises:
         InputError: the two are not of the same paths, prompts, direction, metric and model.
     """
-    _check_same(edges, exact, ("direction", "model", "clean_tokens", "corrupt_tokens"))
+    _check_same(edges, exact)
     ours = tuple(tuple(end.words for end in ends) for ends in (edges.writers, edges.readers))
     theirs = tuple(axis.labels for axis in exact.axes)
     if ours != theirs:
-        raise InputError(f"the two results are of different edges, {_short(ours)} and {_short(theirs)}; give the same")
+        raise InputError(f"the two results are of different edges, {shown(ours)} and {shown(theirs)}; give the same")
     there = ~edges.scores.isnan()
     change = exact.change / (edges.clean - edges.corrupt)
     return compared(edges.normalised[there], change[there])
@@ -80,20 +79,15 @@ def compared(ours: Float[Tensor, "place"], theirs: Float[Tensor, "place"]) -> Ag
     )
 
 
-def _check_same(ours: PatchResult | EdgeResult, theirs: PatchResult, fields: Sequence[str]) -> None:
-    for what in fields:
+def _check_same(ours: Compared, theirs: Compared, *fields: str) -> None:
+    for what in ("direction", "model", "clean_tokens", "corrupt_tokens", *fields):
         mine, its = getattr(ours, what), getattr(theirs, what)
         if mine != its:
             raise InputError(
-                f"the two results differ in their {what}: {_short(mine)} and {_short(its)}; give estimates and "
+                f"the two results differ in their {what}: {shown(mine)} and {shown(its)}; give estimates and "
                 "measured values of the same patches on the same prompts"
             )
     if not ours.metric.startswith(theirs.metric):
         raise InputError(
             f"the two results are of different metrics, '{ours.metric}' and '{theirs.metric}'; give both the same"
         )
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

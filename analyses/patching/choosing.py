@@ -25,7 +25,7 @@ where one of the places is out of the model's reach, as beyond a window.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 
@@ -35,6 +35,8 @@ from analyses.patching import pairs
 from analyses.patching.metrics import KullbackLeibler, LogProbability, Metric, NeedleScore, Rank
 from analyses.patching.pairs import Pair
 from hybridlens import niah
+from hybridlens.boundary import Length, Percent, Seed, public
+from hybridlens.boundary_words import Among
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.model import HybridLens
 
@@ -65,34 +67,20 @@ class Measure(NamedTuple):
     corrupt: tuple[int, ...]
 
 
-def check_name(option: str, name: str, known: tuple[str, ...]) -> str:
-    """`name`, if it is known.
-
-    Raises:
-        UnknownNameError: naming those that are.
-    """
-    if name not in known:
-        raise UnknownNameError(f"{option} {name!r} given{closest(name, known)}; expected one of {', '.join(known)}")
-    return name
-
-
-def make_pair(lens: HybridLens, kind: str, needle: str, length: int, depth: int, seed: int = 0) -> Pair:
-    """A prompt pair of the needle benchmark.
-
-    Args:
-        lens: the model, with a tokenizer.
-        kind: one of `PAIRS`.
-        needle: name of a built-in needle.
-        length: tokens of both prompts.
-        depth: of the clean prompt's needle, in percent.
-        seed: of the filler.
+@public
+def make_pair(
+    lens: HybridLens, kind: Annotated[str, Among(PAIRS)], needle: str, length: Length, depth: Percent, seed: Seed = 0
+) -> Pair:
+    """A prompt pair of the needle benchmark, of the built-in needle of a name; see `analyses.patching.pairs`.
 
     Raises:
         InputError: nothing of as many tokens as the needle was found, or what `analyses.patching.pairs` refuses.
         UnknownNameError: there is no such kind or needle.
     """
-    check_name("--pair", kind, PAIRS)
-    check_name("--needle", needle, tuple(sorted(niah.NEEDLES)))
+    if needle not in niah.NEEDLES:
+        known = sorted(niah.NEEDLES)
+        near = closest(needle, known)
+        raise UnknownNameError(f"--needle {needle!r} given{near}; expected one of {', '.join(known)}")
     clean = niah.NEEDLES[needle]
     if kind == "none":
         return pairs.no_needle(lens, clean, length, depth, seed=seed)
@@ -101,22 +89,17 @@ def make_pair(lens: HybridLens, kind: str, needle: str, length: int, depth: int,
     return pairs.other_needle(lens, clean, _other(lens, clean), length, depth, seed=seed)
 
 
-def measure(lens: HybridLens, pair: Pair, needle: str, name: str = METRICS[0]) -> Measure:
+@public
+def measure(lens: HybridLens, pair: Pair, needle: str, name: Annotated[str, Among(METRICS)] = METRICS[0]) -> Measure:
     """A metric by name, for a pair.
 
-    Divergences between runs that differ by less than `ALIKE` are rounding, and are refused.
-
-    Args:
-        lens: the model.
-        pair: the prompts and the model's answers to them.
-        needle: the clean prompt's, whose rubric grades answers.
-        name: one of `METRICS`.
+    Divergences between runs that differ by less than `ALIKE` are rounding, and are refused. Answers are graded by the
+    rubric of `needle`, the clean prompt's.
 
     Raises:
         InputError: the model answers both prompts alike, and the metric needs a token that tells them apart.
         UnknownNameError: there is no such metric.
     """
-    check_name("--metric", name, METRICS)
     if name == "score":  # of whole answers, from the prompts without their beginning
         return Measure(name, NeedleScore(niah.NEEDLES[needle].rubric), pair.clean.tokens, pair.corrupt.tokens)
     sides = pair.clean_tokens, pair.corrupt_tokens
@@ -135,10 +118,9 @@ def measure(lens: HybridLens, pair: Pair, needle: str, name: str = METRICS[0]) -
             f"the model answers both prompts alike ({pair.said[0]!r}), so that no token tells them apart; give "
             "--metric kl or score, or another --pair, --needle, --depth or --length"
         )
-    difference = pair.logit_difference
-    if name == "logit-difference":
-        return Measure(name, difference, *sides)
-    return Measure(name, LogProbability((difference.right,)) if name != "rank" else Rank(difference.right), *sides)
+    right = pair.answers[0]
+    of_right = {"log-probability": LogProbability((right,)), "rank": Rank(right)}
+    return Measure(name, of_right.get(name, pair.logit_difference), *sides)
 
 
 def _other(lens: HybridLens, needle: niah.Needle) -> niah.Needle:
@@ -147,7 +129,7 @@ def _other(lens: HybridLens, needle: niah.Needle) -> niah.Needle:
         (twins,) = needle_pairs([needle.name])
     except InputError:  # one that is not of a study
         twins = None
-    if twins is not None and _count(lens, twins.a) == _count(lens, twins.b):
+    if twins is not None and pairs.count(lens, twins.a.sentence) == pairs.count(lens, twins.b.sentence):
         return twins.b
     found = pairs.counterparts(lens, needle)
     if not found:
@@ -156,7 +138,3 @@ def _other(lens: HybridLens, needle: niah.Needle) -> niah.Needle:
             "or another --needle"
         )
     return found[0]
-
-
-def _count(lens: HybridLens, needle: niah.Needle) -> int:
-    return len(lens.tokenizer(needle.sentence, add_special_tokens=False)["input_ids"])

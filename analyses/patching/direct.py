@@ -18,21 +18,25 @@ logit hold what raises all logits alike, so that differences of logits are the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias, cast
 
 import torch
+from annotated_types import MinLen
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.patching.alignment import one_prompt
-from analyses.patching.direct_results import DirectAttribution
+from analyses.experiment.artefacts import Stored
+from analyses.patching.alignment import one_prompt, places_of
 from analyses.patching.metrics import LogitDifference, check_tokens
+from analyses.patching.results import largest
+from analyses.patching.snapshot import captured
 from analyses.patching.writers import Writer, head_writes
 from hybridlens.blocks import Block
+from hybridlens.boundary import public
 from hybridlens.devices import execution_device
 from hybridlens.errors import InputError
-from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.mlps import Mixture
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Tokens
@@ -46,12 +50,84 @@ LOGITS = 1 << 24
 Question: TypeAlias = int | LogitDifference
 """A token's logit, or the difference of two."""
 
-Chosen: TypeAlias = Float[Tensor, "pos d_model"]
 Directions: TypeAlias = Float[Tensor, "d_model question"]
+Share: TypeAlias = Float[Tensor, "pos question"]
+
+_PARTS = {"mlp": ("expert", "shared_expert"), "ssm": ("ssm_head",)}
+"""Kinds of writers that a whole is told apart into."""
 
 
+@dataclass(frozen=True, eq=False)
+class DirectAttribution(Stored):
+    """What each writer adds to some logits.
+
+    Attributes:
+        shares: by writer, position and question, in logits before any soft cap; float64, on the CPU.
+        writers: every part of the model, in forward order.
+        positions: of the prompt, from its start.
+        questions: what was asked of each position, in words.
+        before_cap: the model's own answers before any soft cap, in its own precision.
+        logits: its answers after the cap; the same where there is none.
+        scale: the final norm's at each position, by which what was written was divided.
+        model: signature of the architecture.
+        tokens: the prompt.
+    """
+
+    shares: Float[Tensor, "writer pos question"]
+    writers: tuple[Writer, ...]
+    positions: tuple[int, ...]
+    questions: tuple[str, ...]
+    before_cap: Float[Tensor, "pos question"]
+    logits: Float[Tensor, "pos question"]
+    scale: Float[Tensor, "pos"]
+    model: str
+    tokens: tuple[int, ...]
+
+    @property
+    def total(self) -> Share:
+        """The sum of all shares."""
+        return self.shares.sum(dim=0)
+
+    @property
+    def remainder(self) -> Share:
+        """What the shares leave of the model's own answer before the cap: rounding."""
+        return self.before_cap - self.total
+
+    def of(self, writer: Writer) -> Share:
+        """The share of a writer; of one with parts, that of all of them.
+
+        `Writer("mlp", 3)` is then all its experts, `Writer("ssm", 3)` all its recurrent heads; biases stand apart.
+
+        Raises:
+            InputError: there is no such writer.
+        """
+        if writer in self.writers:
+            return self.shares[self.writers.index(writer)]
+        kinds = _PARTS.get(writer.kind, ())
+        parts = [i for i, other in enumerate(self.writers) if other.layer == writer.layer and other.kind in kinds]
+        if not parts:
+            has = ", ".join(other.words for other in self.writers)
+            raise InputError(f"there is no writer '{writer.words}'; there are {has}")
+        return self.shares[parts].sum(dim=0)
+
+    def top(self, n: int = 10, position: int = -1, question: int = 0) -> list[tuple[Writer, float]]:
+        """The `n` writers with the largest shares of either sign, the largest first.
+
+        Args:
+            n: how many.
+            position: which of `positions`, by its place among them.
+            question: likewise.
+        """
+        shares = self.shares[:, position, question]
+        return [(self.writers[i], float(shares[i])) for (i,) in largest(shares.abs(), n)]
+
+
+@public
 def direct_logit_attribution(
-    lens: HybridLens, prompt: TokensLike, questions: Sequence[Question], positions: Sequence[int] = (-1,)
+    lens: HybridLens,
+    prompt: TokensLike,
+    questions: Annotated[Sequence[Question], MinLen(1)],
+    positions: Annotated[Sequence[int], MinLen(1)] = (-1,),
 ) -> DirectAttribution:
     """What every part of the model adds to logits, or differences of logits, at some positions of a prompt.
 
@@ -68,21 +144,21 @@ def direct_logit_attribution(
         CheckpointError: the model is quantised, or its weights are not in memory.
     """
     tokens = one_prompt(lens, prompt, "attributed")
-    chosen = _chosen(positions, tokens.shape[1])
-    asked, weights = _asked(questions, lens.cfg.d_vocab), Weights.of_model(lens)
+    chosen = places_of(positions, tokens.shape[1])
+    (asked, mix), weights = _asked(questions, lens.cfg.d_vocab), Weights.of_model(lens)
+    seen = _seen(lens, tokens, chosen)
     with torch.no_grad():
-        seen = _seen(lens, tokens, chosen)
-        directions = weights.unembed(asked.tokens).T @ asked.mix.to(weights.cfg.device)
+        directions = weights.unembed(asked).T @ mix.to(weights.cfg.device)
         found = list(_shares(lens, seen, directions))
-        before, after = _own(lens, seen[f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post"], asked.tokens)
+        before, after = _own(lens, seen[f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post"], asked)
     scale = _wide(seen["ln_final.hook_scale"])
     return DirectAttribution(
         shares=torch.stack([_wide(share) for _, share in found]) / scale,
         writers=tuple(writer for writer, _ in found),
-        positions=chosen,
+        positions=tuple(chosen),
         questions=tuple(q.words if isinstance(q, LogitDifference) else f"logit of token {q}" for q in questions),
-        before_cap=_wide(before) @ _wide(asked.mix),
-        logits=_wide(after) @ _wide(asked.mix),
+        before_cap=_wide(before) @ _wide(mix),
+        logits=_wide(after) @ _wide(mix),
         scale=scale[:, 0],
         model=lens.network.signature,
         tokens=tuple(tokens[0].tolist()),
@@ -93,62 +169,30 @@ def _wide(x: Tensor) -> Tensor:
     return x.to("cpu", torch.float64)
 
 
-def _chosen(positions: Sequence[int], length: int) -> tuple[int, ...]:
-    if not positions:
-        raise InputError("no positions were given, expected at least one")
-    for position in positions:
-        if not -length <= position < length:
-            raise InputError(f"position {position} given, but the prompt has 0..{length - 1}")
-    return tuple(position % length for position in positions)
-
-
-class _Asked(NamedTuple):
-    """Questions as sums over tokens."""
-
-    tokens: Int[Tensor, "token"]
-    mix: Float[Tensor, "token question"]
-    """1 for the token asked about, -1 for the one it is compared with."""
-
-
-def _asked(questions: Sequence[Question], vocabulary: int) -> _Asked:
-    if not questions:
-        raise InputError("no questions were given, expected tokens or LogitDifference(right, wrong), at least one")
+def _asked(
+    questions: Sequence[Question], vocabulary: int
+) -> tuple[Int[Tensor, "token"], Float[Tensor, "token question"]]:
+    """Questions as sums over tokens: 1 for the token asked about, -1 for the one it is compared with."""
     sides = [((q.right, 1.0), (q.wrong, -1.0)) if isinstance(q, LogitDifference) else ((q, 1.0),) for q in questions]
     tokens = sorted({token for side in sides for token, _ in side})
     check_tokens(tokens, vocabulary)
-    mix = torch.zeros(len(tokens), len(questions))
-    for number, side in enumerate(sides):
-        for token, sign in side:
-            mix[tokens.index(token), number] += sign
-    return _Asked(torch.tensor(tokens), mix)
+    mix = [[sum(sign for asked, sign in side if asked == token) for side in sides] for token in tokens]
+    return torch.tensor(tokens), torch.tensor(mix, dtype=torch.float32)
 
 
 def _seen(lens: HybridLens, tokens: Tokens, chosen: Sequence[int]) -> dict[str, Tensor]:
     """What the run held at the chosen positions, by hook point, without the batch axis."""
-    cfg, kept = lens.cfg, dict[str, Tensor]()
-    names = ["hook_embed", "ln_final.hook_scale", f"blocks.{cfg.n_layers - 1}.hook_resid_post"]
-    for layer in range(cfg.n_layers):
-        for part, module in cast(Block, lens.blocks[layer]).parts.items():
-            names += [f"blocks.{layer}.{point}" for point in _points(lens, layer, part, module)]
-
-    @reads_only
-    def keep(tensor: Tensor, hook: HookPoint) -> None:
-        kept[cast(str, hook.name)] = tensor[0, list(chosen)]
-
-    with lens.hooks([(names, keep)]):
-        lens.network(tokens, None, None, True)
-    return kept
-
-
-def _points(lens: HybridLens, layer: int, part: str, module: object) -> list[str]:
-    """The hook points, in a layer, of what a part writes."""
-    heads = head_writes(lens, layer, part)
-    if heads is not None:
-        return [heads.point]
-    if not isinstance(module, Mixture):
-        return [f"hook_{part}_out"]
-    number = cast(Block, lens.blocks[layer]).number_of("mlp")
-    return [f"ln{number}.hook_normalized", "mlp.hook_expert_indices", "mlp.hook_expert_weights", "hook_mlp_out"]
+    last = lens.cfg.n_layers - 1
+    names = ["hook_embed", "ln_final.hook_scale", f"blocks.{last}.hook_resid_post"]
+    for layer, block in enumerate(cast(Iterable[Block], lens.blocks)):
+        for part, module in block.parts.items():
+            heads = head_writes(lens, layer, part)
+            points = [f"hook_{part}_out" if heads is None else heads.point]
+            if isinstance(module, Mixture):
+                points += [f"ln{block.number_of('mlp')}.hook_normalized"]
+                points += ["mlp.hook_expert_indices", "mlp.hook_expert_weights"]
+            names += [f"blocks.{layer}.{point}" for point in points]
+    return captured(lens, tokens, names, True, lambda tensor: tensor[0, list(chosen)])[0]
 
 
 def _shares(
@@ -196,7 +240,7 @@ def _experts(
 
 
 def _own(
-    lens: HybridLens, resid: Chosen, tokens: Int[Tensor, "token"]
+    lens: HybridLens, resid: Float[Tensor, "pos d_model"], tokens: Int[Tensor, "token"]
 ) -> tuple[Float[Tensor, "pos token"], Float[Tensor, "pos token"]]:
     """The model's own logits of some tokens, before any soft cap and after."""
     network, found = lens.network, list[tuple[Tensor, Tensor]]()

@@ -23,22 +23,22 @@ whose maps cannot be read, is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
 
 import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.patching.alignment import aligned
-from analyses.patching.edge_results import EdgeResult
-from analyses.patching.metrics import MetricLike, as_metric
-from analyses.patching.results import Direction
-from analyses.patching.slopes import Runs, Slopes, compare, estimated, wide
+from analyses.patching.alignment import Sides
+from analyses.patching.metrics import MetricLike
+from analyses.patching.results import Direction, EdgeResult
+from analyses.patching.slopes import Runs, Slopes, compare, wide
 from analyses.patching.writers import (
     PART_OF,
     Reader,
     Writer,
+    check_ends,
+    check_once,
     head_reads,
     head_writes,
     norm_before,
@@ -57,12 +57,6 @@ from hybridlens.weights import AttentionWeights, Weights
 ELEMENTS = 1 << 24
 """Numbers of writers' outputs and readers' gradients held at once; more positions than fit are taken in portions."""
 
-EDGE_WRITERS = ("embed", "head", "ssm", "ssm_head", "mlp")
-"""Kinds of writers that edges begin at."""
-
-Heads: TypeAlias = Mapping[int, AttentionWeights]
-"""The maps of attention layers, by layer."""
-
 
 @public
 def edge_attribution(
@@ -78,63 +72,35 @@ def edge_attribution(
 ) -> EdgeResult:
     """Estimate for every writer and reader what the direct path between them would change.
 
+    Prompts, metric, direction and steps are as in `gradients.attribution_patch`.
+
     Args:
-        lens: the model.
-        clean: the prompt whose behaviour is explained.
-        corrupt: another of the same number of tokens.
-        metric: a `Metric` with a gradient, or a function from logits [b p v] to [b].
         writers: where edges begin; None for all of `writers_of`.
         readers: where they end; None for all of `readers_of`.
-        direction: "denoise" puts clean writers' outputs into the corrupt run, "noise" corrupt ones into the clean run.
-        steps: so many runs between the two inputs for integrated gradients; None for the patched run's gradient.
 
     Raises:
-        InputError: prompts of unequal length, writers or readers that the model lacks or that edges cannot join, steps
-            below 1, a metric without a gradient, of another shape, or that does not tell the prompts apart.
+        InputError: what `attribution_patch` refuses, or writers or readers that the model lacks or edges cannot join.
         UnknownNameError: a direction that does not exist.
         CheckpointError: the model is quantised.
     """
     sources = tuple(writers_of(lens) if writers is None else writers)
     sinks = tuple(readers_of(lens) if readers is None else readers)
-    _check(lens, sources, sinks)
-    pair = aligned(lens, clean, corrupt)
+    if not sources or not sinks:
+        raise InputError(f"{len(sources)} writers and {len(sinks)} readers given, expected at least one of both")
+    check_ends(lens, sources, sinks, "edges")
+    check_once([writer.words for writer in sources], [reader.words for reader in sinks])
+    sides = Sides.of(lens, clean, corrupt, metric, direction)
     layers = sorted({sink.layer for sink in sinks if sink.head is not None and sink.layer is not None})
-    heads: Heads = {layer: Weights.of_model(lens).attention(layer) for layer in layers}
+    heads = {layer: Weights.of_model(lens).attention(layer) for layer in layers}
     points = [written_point(lens, writer) for writer in sources]
     points += [name for reader in sinks for name in _read(lens, reader)]
-    runs = compare(lens, pair, direction, as_metric(metric), list(dict.fromkeys(points)), steps)
+    runs = compare(sides, points, steps)
     scores = torch.zeros(len(sources), len(sinks), dtype=torch.float64)
     for here in runs.passes:
         scores += _scores(lens, runs, here, sources, sinks, heads)
     there = torch.tensor([[reaches(lens, writer, reader) for reader in sinks] for writer in sources])
-    return EdgeResult(
-        scores=torch.where(there, scores / runs.count, torch.nan),
-        writers=sources,
-        readers=sinks,
-        clean=runs.clean,
-        corrupt=runs.corrupt,
-        metric=estimated(as_metric(metric).words, steps),
-        direction=direction,
-        model=lens.network.signature,
-        clean_tokens=tuple(pair[0][0].tolist()),
-        corrupt_tokens=tuple(pair[1][0].tolist()),
-        forwards=runs.forwards,
-    )
-
-
-def _check(lens: HybridLens, writers: Sequence[Writer], readers: Sequence[Reader]) -> None:
-    if not writers or not readers:
-        raise InputError(f"{len(writers)} writers and {len(readers)} readers given, expected at least one of both")
-    for writer in writers:
-        if writer.kind not in EDGE_WRITERS:
-            raise InputError(f"writer '{writer.words}' given, but edges begin at {', '.join(EDGE_WRITERS)}")
-        writer.check(lens)
-    for reader in readers:
-        reader.check(lens)
-    for ends in (writers, readers):
-        twice = next((end.words for end in ends if list(ends).count(end) > 1), None)
-        if twice is not None:
-            raise InputError(f"'{twice}' was given twice, expected every writer and reader once")
+    scores = torch.where(there, scores / runs.count, torch.nan)
+    return EdgeResult(scores=scores, writers=sources, readers=sinks, **runs.said)
 
 
 def _read(lens: HybridLens, reader: Reader) -> tuple[str, str, str]:
@@ -149,7 +115,7 @@ def _scores(
     here: Slopes,
     writers: Sequence[Writer],
     readers: Sequence[Reader],
-    heads: Heads,
+    heads: Mapping[int, AttentionWeights],
 ) -> Float[Tensor, "writer reader"]:
     """Every writer's change times every reader's gradient, summed over positions and the residual stream."""
     x = here.values[_read(lens, readers[0])[1]]
@@ -184,7 +150,7 @@ def _changes(
 
 
 def _gradient(
-    lens: HybridLens, here: Slopes, reader: Reader, part: slice, heads: Heads
+    lens: HybridLens, here: Slopes, reader: Reader, part: slice, heads: Mapping[int, AttentionWeights]
 ) -> Float[Tensor, "pos d_model"]:
     """How the metric changes with the residual stream as this reader alone reads it."""
     taken, normalized, scale = _read(lens, reader)

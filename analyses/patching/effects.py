@@ -1,4 +1,4 @@
-"""Effects: the share of the difference between two runs that a patch moves, and patches in words.
+"""What patching one prompt pair gives, all of it, and effects: the share of the difference that a patch moves.
 
 Denoising, an effect is what one patch brings back of the clean run; noising, what it takes away. 1 is all of it, and
 below 0 is away from the other run. How it fails: runs that the metric does not tell apart raise `InputError`.
@@ -9,17 +9,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.patching.results import PatchResult
+from analyses.patching.choosing import Measure
+from analyses.patching.direct import DirectAttribution
+from analyses.patching.pairs import Pair
+from analyses.patching.results import EdgeResult, PatchResult, largest
 from hybridlens.viz.positions import visible
 from hybridlens.viz.words import DASH
 
 KINDS = {"layer": "L{}", "head": "H{}", "kv_head": "KV head {}", "expert": "expert {}", "channel": "channels {}",
          "rec_head": "recurrent head {}"}  # fmt: skip
 """Axis of a result -> how an entry is called; positions are called by their labels."""
+
+
+class Patched(NamedTuple):
+    """Everything that patching one pair gives, and that a folder holds."""
+
+    pair: Pair
+    answers: Sequence[str] | None
+    """The tokens in which the two answers part, as text."""
+    measure: Measure
+    exact: dict[str, PatchResult]
+    """By sweep, in the order of `SWEEPS`."""
+    estimated: dict[str, PatchResult]
+    edges: EdgeResult | None
+    direct: DirectAttribution | None
+    points: float | None = None
+    """Of the answer to the clean prompt, by its needle's rubric (0 to `niah.MAX_SCORE`)."""
+
+    @property
+    def one(self) -> PatchResult:
+        """Any of the measured sweeps, which are all of the same two runs."""
+        return next(iter(self.exact.values()))
+
+    @property
+    def denoises(self) -> bool:
+        """Whether clean values were put into the corrupt run."""
+        return self.one.direction == "denoise"
 
 
 class Place(NamedTuple):
@@ -37,12 +65,10 @@ def effect(found: PatchResult) -> Float[Tensor, "..."]:
 def strongest(found: PatchResult, n: int = 1) -> list[Place]:
     """The patches that move most towards the other run, the strongest first."""
     effects = effect(found)
-    order = effects.flatten().argsort(descending=True, stable=True)[:n].tolist()
-    places = [torch.unravel_index(torch.tensor(i), effects.shape) for i in order]
-    return [Place(place_words(found, [int(at) for at in p]), float(effects[tuple(p)])) for p in places]
+    return [Place(_place_words(found, place), float(effects[place])) for place in largest(effects, n)]
 
 
-def place_words(found: PatchResult, place: Sequence[int]) -> str:
+def _place_words(found: PatchResult, place: Sequence[int]) -> str:
     """A patch in words: "L5 KV head 0 at 56 eat|fly"."""
     parts = [
         f"at {visible(axis.labels[i])}" if axis.name == "pos" else KINDS.get(axis.name, "{}").format(axis.labels[i])
@@ -51,6 +77,6 @@ def place_words(found: PatchResult, place: Sequence[int]) -> str:
     return " ".join(sorted(parts, key=lambda part: part.startswith("at ")))
 
 
-def number(value: float) -> str:
-    """An effect as text: "0.83", "−0.02", "0.00"."""
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−") if value == value else DASH
+def number(value: float, sign: str = "") -> str:
+    """An effect as text: "0.83", "−0.02", "0.00"; with sign="+" also "+0.83"."""
+    return f"{round(value, 2) + 0.0:{sign}.2f}".replace("-", "−") if value == value else DASH

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from analyses.experiment.artefacts import Values
@@ -23,15 +24,13 @@ from analyses.experiment.options.patch import PatchConfig
 from analyses.experiment.running import Experiment, Progress
 from analyses.patching.alignment import token_strings
 from analyses.patching.choosing import WITH_GRADIENT, make_pair, measure
-from analyses.patching.direct import direct_logit_attribution
-from analyses.patching.direct_results import DirectAttribution
-from analyses.patching.edge_results import EdgeResult
+from analyses.patching.direct import DirectAttribution, direct_logit_attribution
 from analyses.patching.edges import edge_attribution
+from analyses.patching.effects import Patched
 from analyses.patching.gradients import attribution_sweep
 from analyses.patching.pairs import Pair
-from analyses.patching.patched import Patched
 from analyses.patching.report import article_of, patch_table
-from analyses.patching.results import PatchResult
+from analyses.patching.results import EdgeResult, PatchResult
 from analyses.patching.sweeps import SWEEPS, sweep, sweep_of
 from hybridlens import niah
 from hybridlens.errors import CheckpointError
@@ -92,20 +91,13 @@ class PatchRun(Experiment[PatchConfig, Patched]):
         total = len(names) + len(guessed) + self.estimating + 1
         progress(0, total)
         folder.take("pair.json", [pair.said], Values.load, lambda: Values(_pair_values(pair)))
+        swept = partial(sweep, direction=options.direction, batch_size=options.batch_size)
+        guess = partial(attribution_sweep, direction=options.direction)
         for name in names:
-            exact[name] = folder.take(
-                f"sweeps/{name}.safetensors", name, PatchResult.load,
-                lambda name=name: sweep(
-                    self.lens, name, *self.sides[1:], direction=options.direction, batch_size=options.batch_size
-                ),
-            )  # fmt: skip
+            file, given = f"{name}.safetensors", (self.lens, name, *self.sides[1:])
+            exact[name] = folder.take(f"sweeps/{file}", name, PatchResult.load, partial(swept, *given))
             if name in guessed:
-                estimated[name] = folder.take(
-                    f"attribution/{name}.safetensors", name, PatchResult.load,
-                    lambda name=name: attribution_sweep(
-                        self.lens, name, *self.sides[1:], direction=options.direction
-                    ),
-                )  # fmt: skip
+                estimated[name] = folder.take(f"attribution/{file}", name, PatchResult.load, partial(guess, *given))
             progress(len(exact) + len(estimated), total)
         edges = direct = None
         if self.estimating:
@@ -120,9 +112,8 @@ class PatchRun(Experiment[PatchConfig, Patched]):
                 lambda: direct_logit_attribution(self.lens, pair.clean_tokens, [difference, right]),
             ))  # fmt: skip
         progress(total, total)
-        first, second = token_strings(pair.answers, self.lens.tokenizer) if pair.answers else ("", "")
+        answers = token_strings(pair.answers, self.lens.tokenizer) if pair.answers else None
         points = niah.score(pair.said[0], niah.NEEDLES[options.needle].rubric)
-        answers = (first, second) if pair.answers else None
         return Patched(pair, answers, self.measure, exact, estimated, edges, direct, points)
 
     def page(self, result: Patched, record: Mapping[str, Any]) -> Article:

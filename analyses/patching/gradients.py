@@ -32,20 +32,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analyses.patching.alignment import aligned, token_strings
-from analyses.patching.metrics import MetricLike, as_metric
-from analyses.patching.over import Over, token_labels
-from analyses.patching.results import DIRECTIONS, PatchResult, check_direction
+from analyses.patching.alignment import Sides
+from analyses.patching.metrics import MetricLike
+from analyses.patching.over import Over
+from analyses.patching.results import Direction, PatchResult
 from analyses.patching.running import laid_out
-from analyses.patching.slopes import Runs, Slopes, compare, estimated, wide
+from analyses.patching.slopes import Runs, Slopes, compare, wide
 from analyses.patching.sweeps import sweep_of
 from analyses.patching.targets import Located, Patch, as_patch, locate
+from hybridlens.boundary import Positive, public
 from hybridlens.hooks import NameFilter
 from hybridlens.mixers.recurring import HasTrajectories, Trajectory
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
 
 
+@public
 def attribution_patch(
     lens: HybridLens,
     clean: TokensLike,
@@ -55,75 +57,49 @@ def attribution_patch(
     over: Over = (),
     *,
     targets: Sequence[Patch] | None = None,
-    direction: str = "denoise",
-    steps: int | None = None,
+    direction: Direction = "denoise",
+    steps: Positive | None = None,
 ) -> PatchResult:
     """Estimate by gradients what `activation_patch` measures for the same arguments.
 
     Args:
-        lens: the model.
-        clean: the prompt whose behaviour is explained.
-        corrupt: another of the same number of tokens.
-        metric: a `Metric` with a gradient, or a function from logits [b p v] to [b].
-        hooks: the hook points: a name, names or a predicate.
-        over: the axes to go over, by letter (see `analyses.patching.over`); the others are taken whole.
-        targets: patches of any kind instead of `hooks` and `over`.
-        direction: "denoise" puts clean values into the corrupt run, "noise" corrupt ones into the clean run.
+        metric: one with a gradient.
         steps: so many runs between the two inputs for integrated gradients; None for the patched run's gradient.
 
     Returns:
         the estimates, as the metric of the patched run plus the estimated change; `metric` says how they were made.
 
     Raises:
-        InputError: what `activation_patch` refuses, steps below 1, a metric or hook point without a gradient.
+        InputError: what `activation_patch` refuses, or a metric or hook point without a gradient.
         UnknownNameError: a hook point or direction that does not exist.
     """
-    check_direction(direction, DIRECTIONS)
-    pair = aligned(lens, clean, corrupt)
-    strings = [token_strings(row[0].tolist(), lens.tokenizer) for row in pair]
-    patches, axes, names = laid_out(lens, hooks, over, targets, token_labels(*strings))
-    length = pair[0].shape[1]
-    parts = [_by_point([locate(lens, target, length) for target in as_patch(patch)]) for patch in patches]
-    going_on = {name: found for name in names if (found := _trajectory(lens, name)) is not None}
+    sides = Sides.of(lens, clean, corrupt, metric, direction)
+    grid = laid_out(lens, hooks, over, targets, sides.labels)
+    length = sides.clean.shape[1]
+    parts = [_by_point([locate(lens, target, length) for target in as_patch(patch)]) for patch in grid.patches]
+    going_on = {name: found for name in grid.hooks if (found := _trajectory(lens, name)) is not None}
     several = {name for part in parts for name, found in part.items() if _at_several(found, length)}
     needed = [point for name in going_on if name in several for point in going_on[name].points]
-    runs = compare(lens, pair, direction, as_metric(metric), list(dict.fromkeys((*names, *needed))), steps)
-    total = torch.zeros(len(patches), dtype=torch.float64)
+    runs = compare(sides, (*grid.hooks, *needed), steps)
+    total = torch.zeros(len(parts), dtype=torch.float64)
     for here in runs.passes:
-        products = {name: _product(runs.change(name), here.gradients[name]) for name in names}
+        products: dict[str, Tensor] = {}
+        for name in grid.hooks:  # 0 where nothing changes, whatever the gradient there
+            change = runs.change(name)
+            products[name] = torch.where(change == 0, 0.0, change * wide(here.gradients[name][0]))
         effects = [
             sum(_effect(name, found, products[name], runs, here, going_on.get(name)) for name, found in part.items())
             for part in parts
         ]
         total += torch.tensor(effects, dtype=torch.float64)
-    base = runs.corrupt if direction == "denoise" else runs.clean
-    return PatchResult(
-        raw=(base + total / runs.count).view([len(axis.labels) for axis in axes]),
-        axes=axes,
-        clean=runs.clean,
-        corrupt=runs.corrupt,
-        metric=estimated(as_metric(metric).words, steps),
-        direction=direction,
-        hooks=names,
-        model=lens.network.signature,
-        clean_tokens=tuple(pair[0][0].tolist()),
-        corrupt_tokens=tuple(pair[1][0].tolist()),
-        forwards=runs.forwards,
-    )
+    raw = (runs.value + total / runs.count).view(grid.shape)
+    return PatchResult(raw=raw, axes=grid.axes, hooks=grid.hooks, **runs.said)
 
 
 def attribution_sweep(
     lens: HybridLens, name: str, clean: TokensLike, corrupt: TokensLike, metric: MetricLike, **options: Any
 ) -> PatchResult:
-    """Estimate a ready sweep (`analyses.patching.sweeps`).
-
-    Args:
-        lens: the model.
-        name: one of `SWEEPS`.
-        clean: the prompt whose behaviour is explained.
-        corrupt: another of the same number of tokens.
-        metric: what is measured.
-        options: `direction` and `steps` of `attribution_patch`.
+    """Estimate a ready sweep: arguments as in `sweeps.sweep`, options `direction` and `steps` of `attribution_patch`.
 
     Raises:
         UnknownNameError: there is no such sweep, or the model has nothing of the kind.
@@ -152,11 +128,6 @@ def _at_several(parts: Sequence[Located], length: int) -> bool:
     """Whether a patch replaces values at several positions, so that what the first hands on reaches the next."""
     touched = [part for part in parts if part.first < length]
     return bool(touched) and min(p.first for p in touched) < max(p.last for p in touched)
-
-
-def _product(change: Tensor, gradient: Tensor) -> Tensor:
-    """Their product; 0 where nothing changes, whatever the gradient there."""
-    return torch.where(change == 0, 0.0, change * wide(gradient[0]))
 
 
 def _effect(

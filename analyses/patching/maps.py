@@ -7,17 +7,26 @@ how little happens there. How it fails: pure.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from analyses.patching.effects import KINDS, effect, number
-from analyses.patching.patched import Patched
-from analyses.patching.results import PatchResult
+from analyses.patching.effects import KINDS, Patched, effect, number
+from analyses.patching.results import Axis, PatchResult
 from analyses.patching.sweeps import SWEEPS
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Words
 from hybridlens.viz.heads import SIGNED_COLORS, heatmap_height, pair_heatmap, short
 from hybridlens.viz.positions import literal, position_heatmap, position_height, position_width
+
+GROUPS = (
+    ("", "residual", "Residual stream, mixers and MLPs"),
+    ("attn", "attention", "Attention"),
+    ("ssm", "recurrent", "Recurrent layers"),
+    ("mlp", "experts", "Experts"),
+)
+"""Module of a layer whose points are swept, name and title of the section."""
 
 MOVES = 0.02
 """Positions at which some patch moves more than this share are shown."""
@@ -39,24 +48,19 @@ _FINEST = 0.1
 def maps(found: Patched) -> list[Section]:
     """A map of each sweep, in groups."""
     columns = shown_positions(found)
-    groups = {
-        ("residual", "Residual stream, mixers and MLPs"): [n for n in found.exact if not _is_part(n)],
-        ("attention", "Attention"): [n for n in found.exact if SWEEPS[n].point.startswith("attn.")],
-        ("recurrent", "Recurrent layers"): [n for n in found.exact if SWEEPS[n].point.startswith("ssm.")],
-        ("experts", "Experts"): [n for n in found.exact if SWEEPS[n].point.startswith("mlp.")],
-    }
     made: list[Section] = []
     said = False
-    for (name, title), names in groups.items():
-        blocks: list[Block] = []
+    for prefix, name, title in GROUPS:
+        names = [n for n in found.exact if SWEEPS[n].point.rpartition(".")[0] == prefix]
         small = [_flat_map(n, found.exact[n]) for n in names if not _by_position(found.exact[n])]
         wide = [n for n in names if _by_position(found.exact[n])]
-        if small:
-            blocks.append(ChartGrid(tuple(small)))
+        blocks: list[Block] = []
         if wide and not said:
             finer = f" Maps whose strongest square is under {_WEAK:g} have a finer scale: see the bar beside them."
-            blocks.insert(0, Words(left_out(found, columns) + finer))
+            blocks.append(Words(left_out(found, columns) + finer))
             said = True
+        if small:
+            blocks.append(ChartGrid(tuple(small)))
         blocks += [_position_map(n, found.exact[n], columns, found.pair.clean.needle_span) for n in wide]
         if blocks:
             made.append(Section(name, title, tuple(blocks)))
@@ -65,16 +69,18 @@ def maps(found: Patched) -> list[Section]:
 
 def shown_positions(found: Patched) -> list[int]:
     """The positions that maps show: the needle, where the prompts differ, the end, and where a patch does a little."""
-    length = len(found.measure.clean)
-    most = torch.zeros(length, dtype=torch.float64)
-    for result in found.exact.values():
-        if _by_position(result):
-            strength = effect(result).abs().movedim(result.axis("pos"), 0).flatten(1)
-            most = torch.maximum(most, strength.amax(dim=1))
+    length, most = len(found.measure.clean), _strengths(found)
     always = {*range(max(0, length - _LAST), length), *range(*(found.pair.clean.needle_span or (0, 0)))}
     wanted = always | {d.position for d in found.pair.differences} | set((most > MOVES).nonzero()[:, 0].tolist())
     ranked = sorted(wanted, key=lambda p: (p not in always, -float(most[p])))
     return sorted(ranked[:MOST_POSITIONS])
+
+
+def _strengths(found: Patched) -> Float[Tensor, "pos"]:
+    """The largest effect of either sign at each position."""
+    swept = [(effect(result).abs(), result.axis("pos")) for result in found.exact.values() if _by_position(result)]
+    none = torch.zeros(len(found.measure.clean), dtype=torch.float64)
+    return torch.stack([none, *(sizes.movedim(at, 0).flatten(1).amax(dim=1) for sizes, at in swept)]).amax(dim=0)
 
 
 def left_out(found: Patched, columns: Sequence[int]) -> str:
@@ -84,11 +90,7 @@ def left_out(found: Patched, columns: Sequence[int]) -> str:
     if len(columns) == length:
         return f"Maps by position show every position, {tokens}."
     rest = torch.tensor([i for i in range(length) if i not in set(columns)])
-    most = max(
-        float(effect(result).abs().index_select(result.axis("pos"), rest).max())
-        for result in found.exact.values()
-        if _by_position(result)
-    )
+    most = float(_strengths(found)[rest].max())
     return (
         f"Maps by position show {len(columns)} of {length} positions, each {tokens}: the needle, the end, and wherever "
         f"a patch moves more than {MOVES:g}. At the other {len(rest)} no patch moves more than "
@@ -98,42 +100,37 @@ def left_out(found: Patched, columns: Sequence[int]) -> str:
 
 def _position_map(name: str, result: PatchResult, columns: Sequence[int], needle: tuple[int, int] | None) -> Chart:
     at = result.axis("pos")
-    values = effect(result).movedim(at, -1)[..., list(columns)]
     others = [axis for axis in result.axes if axis.name != "pos"]
-    rows = [""]
-    for axis in others:
-        words = [KINDS.get(axis.name, "{}").format(label) for label in axis.labels]
-        rows = [f"{row} {word}".strip() for row in rows for word in words]
-    flat = values.reshape(len(rows), -1)
+    rows = [" ".join(words) for words in product(*map(_names, others))]
+    flat = effect(result).movedim(at, -1)[..., list(columns)].reshape(len(rows), -1)
     best = flat.abs().amax(dim=1).argsort(descending=True, stable=True)[:MOST_ROWS].sort().values
     note = "" if len(rows) <= MOST_ROWS else f", the {MOST_ROWS} strongest of {len(rows)} rows"
     labels = [result.axes[at].labels[i] for i in columns]
     start, stop = needle or (0, 0)
     marked = [i for i, position in enumerate(columns) if start <= position < stop]
-    shown = flat[best]
-    kept = [rows[i] for i in best.tolist()]
-    figure = position_heatmap(
-        shown.tolist(), kept, labels, "layer" if len(others) == 1 else "", "effect", _limit(shown), marked
-    )
-    title = f"{_title(name)}{note}"
-    return Chart(figure, f"{title}: effect by layer and position", title, position_height(len(kept)),
-                 position_width(len(columns)))  # fmt: skip
+    shown, kept = flat[best], [rows[i] for i in best.tolist()]
+    y_title = "layer" if len(others) == 1 else ""
+    figure = position_heatmap(shown.tolist(), kept, labels, y_title, "effect", _limit(shown), marked)
+    title, height = f"{_title(name)}{note}", position_height(len(kept))
+    return Chart(figure, f"{title}: effect by layer and position", title, height, position_width(len(columns)))
 
 
 def _flat_map(name: str, result: PatchResult) -> Chart:
     """Layers down, heads or experts across."""
     values = effect(result)
-    down, across = result.axes
-    rows, columns = (
-        [KINDS.get(axis.name, "{}").format(literal(label)) for label in axis.labels] for axis in (down, across)
-    )
+    rows, columns = ([literal(label) for label in _names(axis)] for axis in result.axes)
     figure = pair_heatmap(values.tolist(), rows, columns, ("layer", ""), "effect")
     most = _limit(values)
     figure.update_traces(zmin=-most, zmax=most, colorscale=[list(stop) for stop in SIGNED_COLORS])
     if len(columns) <= _WRITTEN:
         figure.update_traces(text=[[short(value) for value in row] for row in values.tolist()])
-    title = _title(name)
-    return Chart(figure, f"{title}: effect by layer and {across.name}", title, heatmap_height(len(rows)) + 20)
+    title, across = _title(name), result.axes[1].name
+    return Chart(figure, f"{title}: effect by layer and {across}", title, heatmap_height(len(rows)) + 20)
+
+
+def _names(axis: Axis) -> list[str]:
+    """What the entries of an axis are called."""
+    return [KINDS.get(axis.name, "{}").format(label) for label in axis.labels]
 
 
 def _limit(values: Tensor) -> float:
@@ -145,10 +142,6 @@ def _limit(values: Tensor) -> float:
 def _title(name: str) -> str:
     words = SWEEPS[name].words
     return f"{words[0].upper()}{words[1:]} ({name})"
-
-
-def _is_part(name: str) -> bool:
-    return "." in SWEEPS[name].point
 
 
 def _by_position(result: PatchResult) -> bool:

@@ -17,9 +17,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 import torch
+from annotated_types import MinLen
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,20 +42,17 @@ class Metric(ABC):
 
     last_only: bool = True
     """Only the last position's logits are needed; they are [b 1 v] then."""
+    saying: ClassVar[str] = ""
+    """What is measured, the metric's own fields in braces."""
 
     @property
-    @abstractmethod
     def words(self) -> str:
         """What is measured, for reports."""
+        return self.saying.format(**vars(self))
 
     @abstractmethod
     def of(self, lens: HybridLens, output: Output) -> Tensor:
-        """The number of each row [b].
-
-        Args:
-            lens: the model, with no patch on it.
-            output: what the patched run gave.
-        """
+        """The number of each row [b] of what the patched run gave; the model has no patch on it."""
 
 
 class LogitMetric(Metric):
@@ -79,13 +77,9 @@ class LogitDifference(LogitMetric):
         wrong: the one that the corrupt prompt is continued with.
     """
 
+    saying = "logit of token {right} minus that of token {wrong}"
     right: Natural
     wrong: Natural
-
-    @property
-    def words(self) -> str:
-        """What is measured."""
-        return f"logit of token {self.right} minus that of token {self.wrong}"
 
     def __call__(self, logits: Logits) -> PerRow:
         """The difference, in logits."""
@@ -106,12 +100,7 @@ class LogProbability(Metric):
         answer: the tokens, one or more.
     """
 
-    answer: tuple[Natural, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse an empty answer."""
-        if not self.answer:
-            raise InputError("LogProbability was given no tokens, expected the answer's, one or more")
+    answer: Annotated[tuple[Natural, ...], MinLen(1)]
 
     @property
     def words(self) -> str:
@@ -119,11 +108,7 @@ class LogProbability(Metric):
         return f"log-probability of tokens {', '.join(map(str, self.answer))}"
 
     def __call__(self, logits: Logits) -> PerRow:
-        """The log-probability of the first token, in nats; of a longer answer `of` gives all.
-
-        Raises:
-            InputError: the answer has more than one token.
-        """
+        """The log-probability of the one token, in nats; a longer answer is refused, and `of` gives all of it."""
         if len(self.answer) != 1:
             raise InputError(
                 f"the logits of a prompt tell of its next token, but the answer has {len(self.answer)}; "
@@ -152,12 +137,8 @@ class Rank(LogitMetric):
         token: whose rank.
     """
 
+    saying = "rank of token {token} (1 is the likeliest)"
     token: Natural
-
-    @property
-    def words(self) -> str:
-        """What is measured."""
-        return f"rank of token {self.token} (1 is the likeliest)"
 
     def __call__(self, logits: Logits) -> PerRow:
         """The rank, 1 to the size of the vocabulary."""
@@ -192,11 +173,7 @@ class KullbackLeibler(LogitMetric):
         return f"divergence from the reference at {where}, in nats"
 
     def __call__(self, logits: Logits) -> PerRow:
-        """The divergence.
-
-        Raises:
-            InputError: the reference has another vocabulary, or more positions than the run.
-        """
+        """The divergence; a reference of another vocabulary, or of more positions than the run, is refused."""
         reference = self.reference.reshape(-1, self.reference.shape[-1])
         if reference.shape[1] != logits.shape[2] or reference.shape[0] > logits.shape[1]:
             raise InputError(
@@ -224,18 +201,10 @@ class NeedleScore(Metric):
 
     rubric: Rubric
     max_new_tokens: Length = 40
-
-    @property
-    def words(self) -> str:
-        """What is measured."""
-        return f"needle score of up to {self.max_new_tokens} new tokens (0 to 5)"
+    saying = "needle score of up to {max_new_tokens} new tokens (0 to 5)"
 
     def of(self, lens: HybridLens, output: Output) -> Tensor:
-        """The score.
-
-        Raises:
-            InputError: the model has no tokenizer, or too little context for so many new tokens.
-        """
+        """The score; a model without a tokenizer, or with too little context, is refused."""
         if lens.tokenizer is None:
             raise InputError("NeedleScore reads answers as text; give HybridLens a tokenizer")
         _check_room(lens, output, self.max_new_tokens - 1)
@@ -258,11 +227,7 @@ class OwnFunction(Metric):
         return str(getattr(self.fn, "__name__", self.fn))
 
     def of(self, lens: HybridLens, output: Output) -> Tensor:
-        """What the function gives.
-
-        Raises:
-            InputError: it is no tensor.
-        """
+        """What the function gives; anything but a tensor is refused."""
         value = self.fn(output.logits)
         if not isinstance(value, Tensor):
             raise InputError(f"metric '{self.words}' returned {type(value).__name__}, expected a tensor [batch]")
@@ -277,20 +242,18 @@ def as_metric(metric: MetricLike) -> Metric:
     return metric if isinstance(metric, Metric) else OwnFunction(metric)
 
 
-def measured(metric: Metric, lens: HybridLens, output: Output, what: Sequence[str]) -> Float[Tensor, "batch"]:
-    """The numbers of a run's rows, checked; float64 on the CPU.
+def measured(metric: Metric, lens: HybridLens, output: Output, what: Sequence[str]) -> PerRow:
+    """The metric of a run's rows, float64 on the CPU; `what` says what each is, for the errors of `checked`."""
+    return checked(metric, metric.of(lens, output), output, what)
 
-    Args:
-        metric: what is measured.
-        lens: the model, with no patch on it.
-        output: what the run gave.
-        what: what each row is, for the error.
+
+def checked(metric: Metric, value: Tensor, output: Output, what: Sequence[str]) -> PerRow:
+    """What a metric gave for a run's rows, float64 on the CPU.
 
     Raises:
-        InputError: the metric gave another shape than [b], or a value that is no finite number.
+        InputError: another shape than [b], or a value that is no finite number.
     """
     rows = output.logits.shape[0]
-    value = metric.of(lens, output)
     if list(value.shape) != [rows]:
         raise InputError(
             f"metric '{metric.words}' returned shape {list(value.shape)}, expected [{rows}]: one number for each row "
@@ -306,11 +269,7 @@ def measured(metric: Metric, lens: HybridLens, output: Output, what: Sequence[st
 
 
 def check_tokens(tokens: Sequence[int], size: int) -> None:
-    """Refuse tokens outside the vocabulary.
-
-    Raises:
-        InputError: naming the first.
-    """
+    """Refuse tokens outside the vocabulary."""
     for token in tokens:
         if not 0 <= token < size:
             raise InputError(f"the metric's token {token} is outside the vocabulary, expected 0..{size - 1}")

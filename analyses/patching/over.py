@@ -14,7 +14,7 @@ from itertools import product
 from typing import Annotated, NamedTuple, TypeAlias
 
 from analyses.patching.results import Axis
-from analyses.patching.targets import Index, Target, index_words, locate
+from analyses.patching.targets import Index, Patch, Target, index_words, locate
 from hybridlens.boundary_words import Unchecked
 from hybridlens.errors import InputError
 from hybridlens.hooks import NameFilter, resolve
@@ -28,21 +28,20 @@ CHANNEL_BLOCKS = 8
 
 
 class Grid(NamedTuple):
-    """Targets in the order of a result's values, the last axis fastest."""
+    """Patches in the order of a result's values, the last axis fastest."""
 
-    targets: list[Target]
+    patches: Sequence[Patch]
     axes: tuple[Axis, ...]
     hooks: tuple[str, ...]
 
+    @property
+    def shape(self) -> list[int]:
+        """Of the result's values."""
+        return [len(axis.labels) for axis in self.axes]
+
 
 def expand(lens: HybridLens, hooks: NameFilter, over: Over, tokens: Sequence[str]) -> Grid:
-    """A target for each hook point and each entry of the axes gone over.
-
-    Args:
-        lens: the model.
-        hooks: a name, names or a predicate.
-        over: the axes to go over; the others are taken whole.
-        tokens: what stands at each position, for the labels.
+    """A target for each hook point and each entry of the axes gone over; `tokens` are for the positions' labels.
 
     Raises:
         UnknownNameError: the model lacks a hook point, or none was given.
@@ -67,11 +66,8 @@ def expand(lens: HybridLens, hooks: NameFilter, over: Over, tokens: Sequence[str
     ]
     for target in targets:
         locate(lens, target, len(tokens))
-    axes = [_hook_axis(names)]
-    for letter, indices in steps.items():
-        labels = [_label(letter, index, tokens) for index in indices]
-        axes.append(Axis(AXES[letter], tuple(labels)))
-    return Grid(targets, tuple(axes), tuple(names))
+    axes = [Axis(AXES[letter], tuple(_label(letter, index, tokens) for index in steps[letter])) for letter in steps]
+    return Grid(targets, (_hook_axis(names), *axes), tuple(names))
 
 
 def _steps(letter: str, wanted: int | Sequence[Index] | None, size: int) -> list[Index]:
@@ -98,12 +94,6 @@ def _hook_axis(names: Sequence[str]) -> Axis:
 
 def _label(letter: str, index: Index, tokens: Sequence[str]) -> str:
     """An entry's label; a position's has its token."""
-    words = index_words(index)
-    if letter not in ("p", "k") or not isinstance(index, int):
-        return words
-    return f"{index % len(tokens)} {tokens[index]}"
-
-
-def token_labels(clean: Sequence[str], corrupt: Sequence[str]) -> list[str]:
-    """What stands at each position: one token, or both where the prompts differ."""
-    return [a if a == b else f"{a}|{b}" for a, b in zip(clean, corrupt, strict=True)]
+    if letter in ("p", "k") and isinstance(index, int):
+        return f"{index % len(tokens)} {tokens[index]}"
+    return index_words(index)

@@ -20,17 +20,17 @@ differ outside of where they should. A model that answers both prompts alike has
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 
-from analyses.patching.alignment import Difference, differences, token_strings
+from analyses.patching.alignment import Difference, differences, neighbours, parting, token_strings
 from analyses.patching.metrics import LogitDifference
 from hybridlens import niah
 from hybridlens.boundary import Length, Percent, Seed, public
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
-from hybridlens.niah import Haystack, Needle, Prompt, Rule, full_match_rubric
+from hybridlens.niah import Haystack, Needle, Prompt, Rule, Span, full_match_rubric
 from hybridlens.niah.templates import TemplateLike
 from hybridlens.tokens import check_context
 
@@ -101,35 +101,20 @@ class Pair:
             f"{self.kind} pair: {len(self.clean_tokens)} tokens each, of which {len(found)} differ; "
             f"the last {len(self.begun)} are what both answers begin with"
         ]
-        for run in _runs(found):
+        for run in neighbours(found):
             places = str(run[0].position) + ("" if len(run) == 1 else f"-{run[-1].position}")
-            clean, corrupt = (" ".join(texts) for texts in ([d.clean for d in run], [d.corrupt for d in run]))
+            _, clean, corrupt = (" ".join(map(str, parts)) for parts in zip(*run, strict=True))
             lines.append(f"  {places}: {clean!r} | {corrupt!r}")
         same = "; the same, so that no token tells them apart" if self.answers is None else ""
         lines.append(f"  answers: {self.said[0]!r} | {self.said[1]!r}{same}")
         return "\n".join(lines)
 
 
-def _runs(found: Sequence[Difference]) -> list[list[Difference]]:
-    runs: list[list[Difference]] = []
-    for difference in found:
-        if runs and difference.position == runs[-1][-1].position + 1:
-            runs[-1].append(difference)
-        else:
-            runs.append([difference])
-    return runs
-
-
 @public
 def make_pair(lens: HybridLens, kind: str, clean: Prompt, corrupt: Prompt, max_new_tokens: Length = 40) -> Pair:
     """Two prompts as a pair: their lengths checked, the model's answers compared.
 
-    Args:
-        lens: the model; it answers both prompts greedily.
-        kind: what to call the pair.
-        clean: the prompt whose behaviour is explained.
-        corrupt: another of the same number of tokens.
-        max_new_tokens: answers that are the same for so many tokens count as the same.
+    The model answers both greedily; answers that are the same for `max_new_tokens` count as the same.
 
     Raises:
         InputError: prompts of unequal length, or that do not differ, or no room in the model's context.
@@ -138,23 +123,14 @@ def make_pair(lens: HybridLens, kind: str, clean: Prompt, corrupt: Prompt, max_n
         raise InputError("the clean and the corrupt prompt are the same; expected prompts that differ")
     said = lens.generate([clean.tokens, corrupt.tokens], max_new_tokens, boundary="first_new_token")
     ours, theirs = (row[:n] for row, n in zip(said.tokens.tolist(), said.lengths.tolist(), strict=True))
-    shorter = min(len(ours), len(theirs))
-    common = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
-    alike = common == shorter
+    common = parting(ours, theirs)
+    alike = common == min(len(ours), len(theirs))
     begun = () if alike else tuple(ours[:common])
     check_context(len(clean.tokens) + len(begun), lens.cfg.n_ctx)
     sides = clean.tokens + begun, corrupt.tokens + begun
-    texts = [tuple(token_strings(side, lens.tokenizer)) for side in sides]
-    return Pair(
-        kind=kind,
-        clean=clean,
-        corrupt=corrupt,
-        clean_tokens=sides[0],
-        corrupt_tokens=sides[1],
-        answers=None if alike else (ours[common], theirs[common]),
-        strings=(texts[0], texts[1]),
-        said=(said.text[0], said.text[1]),
-    )
+    first, second = (tuple(token_strings(side, lens.tokenizer)) for side in sides)
+    answers = None if alike else (ours[common], theirs[common])
+    return Pair(kind, clean, corrupt, *sides, answers, (first, second), (said.text[0], said.text[1]))
 
 
 @public
@@ -192,14 +168,13 @@ def other_needle(
         for which in (needle, other)
     )
     if clean.needle_spans != corrupt.needle_spans:
-        first, second = (_size(prompt) for prompt in (clean, corrupt))
         raise InputError(
-            f"needle {needle.name!r} takes {first} tokens in the prompt and {other.name!r} {second}, or they stand in "
-            "other places; expected needles and questions of the same numbers of tokens: see pairs.counterparts"
+            f"needle {needle.name!r} takes {_size(clean)} tokens in the prompt and {other.name!r} {_size(corrupt)}, or "
+            "they stand in other places; expected needles and questions of the same numbers of tokens: see "
+            "pairs.counterparts"
         )
     if needle.question == other.question:
-        inside = {place for start, stop in clean.needle_spans for place in range(start, stop)}
-        _check_inside(lens, clean, corrupt, inside)
+        _check_inside(lens, clean, corrupt, clean.needle_spans)
     return make_pair(lens, "needle", clean, corrupt)
 
 
@@ -224,11 +199,10 @@ def no_needle(
     """
     check_context(length, lens.cfg.n_ctx)
     (clean,) = niah.grid(lens.tokenizer, [length], [depth], haystack, needle, template, jrt, seed=seed)
-    inside = {place for start, stop in clean.needle_spans for place in range(start, stop)}
     for text in islice(_fillers(lens, _size(clean), clean.text), FILLER_TRIES):
         filler = Needle("filler", text, needle.question, full_match_rubric(text))
         (corrupt,) = niah.grid(lens.tokenizer, [length], [depth], haystack, filler, template, jrt, seed=seed)
-        if all(d.position in inside for d in differences(clean.tokens, corrupt.tokens, lens.tokenizer)):
+        if not _outside(lens, clean, corrupt, clean.needle_spans):
             control = replace(corrupt, depth=None, needle_span=None, needle_spans=())
             return make_pair(lens, "control", clean, control)
     raise InputError(
@@ -256,13 +230,10 @@ def moved_needle(
         InputError: the two prompts differ elsewhere than from the one place to the other, or what `niah.grid` refuses.
     """
     check_context(length, lens.cfg.n_ctx)
-    clean, corrupt = niah.grid(
-        lens.tokenizer, [length], [depth, other_depth], haystack, needle, template, jrt, seed=seed
-    )
-    inside: set[int] = set()
-    for first, second in zip(clean.needle_spans, corrupt.needle_spans, strict=True):
-        inside |= set(range(min(first[0], second[0]), max(first[1], second[1])))
-    _check_inside(lens, clean, corrupt, inside)
+    depths = [depth, other_depth]
+    clean, corrupt = niah.grid(lens.tokenizer, [length], depths, haystack, needle, template, jrt, seed=seed)
+    both = zip(clean.needle_spans, corrupt.needle_spans, strict=True)
+    _check_inside(lens, clean, corrupt, [(min(a[0], b[0]), max(a[1], b[1])) for a, b in both])
     return make_pair(lens, "moved", clean, corrupt)
 
 
@@ -276,8 +247,8 @@ def counterpart(needle: Needle, other: Needle) -> Needle:
         InputError: it does not stand in the other's sentence, or the questions are the same.
     """
     ours, theirs = needle.question.rstrip("?").split(), other.question.rstrip("?").split()
-    start = _agree(ours, theirs)
-    stop = _agree(ours[start:][::-1], theirs[start:][::-1])
+    start = parting(ours, theirs)
+    stop = parting(ours[start:][::-1], theirs[start:][::-1])
     mine, its = (" ".join(words[start : len(words) - stop]) for words in (ours, theirs))
     if not mine or not its or its not in other.sentence:
         raise InputError(
@@ -290,37 +261,30 @@ def counterpart(needle: Needle, other: Needle) -> Needle:
 
 @public
 def counterparts(lens: HybridLens, needle: Needle, among: Sequence[Needle] | None = None) -> list[Needle]:
-    """Needles with this needle's question, another answer, and as many tokens.
-
-    Args:
-        lens: its tokenizer counts.
-        needle: the one whose question is asked.
-        among: needles whose answers are taken; the built-in ones by default.
-    """
+    """Needles with this needle's question, the answers of others (the built-in ones by default), and as many tokens."""
     found: list[Needle] = []
     for other in niah.NEEDLES.values() if among is None else among:
         try:
             made = counterpart(needle, other)
         except InputError:  # another kind of question
             continue
-        if made.sentence != needle.sentence and _count(lens, made.sentence) == _count(lens, needle.sentence):
+        if made.sentence != needle.sentence and count(lens, made.sentence) == count(lens, needle.sentence):
             found.append(made)
     return found
 
 
-def _check_inside(lens: HybridLens, clean: Prompt, corrupt: Prompt, inside: Container[int]) -> None:
-    for place, ours, theirs in differences(clean.tokens, corrupt.tokens, lens.tokenizer):
-        if place not in inside:
-            raise InputError(
-                f"the prompts differ at position {place} too ({ours!r} and {theirs!r}), outside of the needle's place; "
-                "try another length or depth"
-            )
+def _outside(lens: HybridLens, clean: Prompt, corrupt: Prompt, spans: Sequence[Span]) -> list[Difference]:
+    """Where two prompts differ outside of half-open ranges."""
+    found = differences(clean.tokens, corrupt.tokens, lens.tokenizer)
+    return [d for d in found if not any(start <= d.position < stop for start, stop in spans)]
 
 
-def _agree(first: Sequence[str], second: Sequence[str]) -> int:
-    """How many words two lists have in common from the start."""
-    shorter = min(len(first), len(second))
-    return next((i for i in range(shorter) if first[i] != second[i]), shorter)
+def _check_inside(lens: HybridLens, clean: Prompt, corrupt: Prompt, spans: Sequence[Span]) -> None:
+    for place, ours, theirs in _outside(lens, clean, corrupt, spans):
+        raise InputError(
+            f"the prompts differ at position {place} too ({ours!r} and {theirs!r}), outside of the needle's place; "
+            "try another length or depth"
+        )
 
 
 def _size(prompt: Prompt) -> int:
@@ -328,13 +292,14 @@ def _size(prompt: Prompt) -> int:
     return prompt.needle_span[1] - prompt.needle_span[0]
 
 
-def _count(lens: HybridLens, text: str) -> int:
+def count(lens: HybridLens, text: str) -> int:
+    """How many tokens a text takes."""
     return len(lens.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _fillers(lens: HybridLens, size: int, text: str) -> Iterable[str]:
     """One or two sentences of other essays that take `size` tokens and do not stand in `text`."""
     sentences = [s for s in niah.essays(FILLER_SEED, FILLER_SENTENCES).sentences if s not in text]
-    counts = {sentence: _count(lens, sentence) for sentence in dict.fromkeys(sentences)}
+    counts = {sentence: count(lens, sentence) for sentence in dict.fromkeys(sentences)}
     yield from (sentence for sentence, count in counts.items() if count == size)
     yield from (f"{a} {b}" for a, b in combinations(counts, 2) if counts[a] + counts[b] == size)

@@ -14,31 +14,23 @@ those of neither run are held whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.patching.snapshot import resid_name
+from analyses.patching.alignment import Sides
+from analyses.patching.snapshot import captured, keeping, resid_name
 from analyses.patching.targets import Selector
-from analyses.patching.writers import (
-    PART_OF,
-    Reader,
-    Writer,
-    head_reads,
-    head_writes,
-    norm_before,
-    written_point,
-)
+from analyses.patching.writers import PART_OF, Reader, Writer, head_reads, head_writes, norm_before, written_point
 from hybridlens.blocks import Block, Part
 from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.network import Output
 from hybridlens.norms import HookedNorm
 from hybridlens.passes import Pass
-from hybridlens.shapes import Tokens
 
 Group: TypeAlias = tuple[Writer, ...]
 """Writers that are exchanged together."""
@@ -59,52 +51,29 @@ class Runs(NamedTuple):
 
 
 def read_runs(
-    lens: HybridLens,
-    base: Tokens,
-    source: Tokens,
-    groups: Sequence[Group],
-    readers: Sequence[Reader],
-    places: Selector,
-    through_mlps: bool,
-    last_only: bool,
+    sides: Sides, groups: Sequence[Group], readers: Sequence[Reader], places: Selector, through_mlps: bool
 ) -> Runs:
-    """Run both prompts, and keep what the paths need.
-
-    Args:
-        lens: the model.
-        base: the prompt of the run that is patched [1 p].
-        source: that of the other.
-        groups: the writers.
-        readers: the readers.
-        places: the positions of interest.
-        through_mlps: whether MLPs on the way hear the writers.
-        last_only: unembed only the last position.
-    """
+    """Run both prompts, and keep what the paths need at some positions; of MLPs too where they hear the writers."""
+    lens = sides.lens
     written = list(dict.fromkeys(written_point(lens, writer) for group in groups for writer in group))
     held = [_site(lens, reader.order(lens.cfg.n_layers)) for reader in readers]
     if through_mlps:
         held += [_site(lens, 2 * layer + 1) for layer in lens.cfg.mlp_layers]
         held += [f"blocks.{layer}.hook_mlp_out" for layer in lens.cfg.mlp_layers]
-    kept: dict[str, Tensor] = {}
+    names = list(dict.fromkeys([*written, *held]))
+    base, _ = captured(lens, sides.base, names, True, lambda tensor: tensor[0, places].clone())
     change: dict[str, Tensor] = {}
-
-    @reads_only
-    def keep(tensor: Tensor, hook: HookPoint) -> None:
-        kept[cast(str, hook.name)] = tensor[0, places].clone()
 
     @reads_only
     def subtract(tensor: Tensor, hook: HookPoint) -> None:
         name = cast(str, hook.name)
-        change[name] = tensor[0, places].float() - kept[name].float()
+        change[name] = tensor[0, places].float() - base[name].float()
         if name not in held:
-            del kept[name]
+            del base[name]
 
-    with torch.no_grad():
-        with lens.hooks([(name, keep) for name in dict.fromkeys([*written, *held])]):
-            lens.network(base, None, None, True)
-        with lens.hooks([(name, subtract) for name in written]):
-            output = lens.network(source, None, None, last_only)
-    return Runs(kept, change, output, 2)
+    with torch.no_grad(), lens.hooks([(name, subtract) for name in written]):
+        output = lens.network(sides.source, None, None, sides.metric.last_only)
+    return Runs(base, change, output, 2)
 
 
 def altered_streams(
@@ -112,12 +81,8 @@ def altered_streams(
 ) -> Iterator[tuple[int, Altered]]:
     """The residual stream at some sites with each group's outputs exchanged, one row a group, in forward order.
 
-    Args:
-        lens: the model, with no hooks on it.
-        runs: what both runs held.
-        groups: the writers, those of one row each.
-        sites: places in the order of writers and readers (`Reader.order`).
-        through_mlps: whether MLPs on the way hear the writers.
+    Sites are places in the order of writers and readers (`Reader.order`); with `through_mlps`, MLPs on the way hear the
+    writers.
     """
     rows: dict[Writer, list[int]] = {}
     for row, group in enumerate(groups):
@@ -126,52 +91,44 @@ def altered_streams(
     starts = [min(writer.order for writer in group) for group in groups]
     some = next(iter(runs.base.values()))
     delta = torch.zeros(len(groups), *some.shape, dtype=torch.float32, device=some.device)
-    _add(delta, rows.get(Writer("embed"), []), lambda: runs.change["hook_embed"])
-    for site in range(max(sites) + 1):
-        layer, is_mlp = divmod(site, 2)
+    for site in range(-1, max(sites) + 1):
         if site in sites:
             yield site, _stream(runs.base[_site(lens, site)], delta)
         if site == max(sites):
             return
-        if is_mlp and layer not in lens.cfg.mlp_layers:
-            continue
-        if is_mlp:
-            name = f"blocks.{layer}.hook_mlp_out"
+        for writer, own in rows.items():
+            if writer.order == site:
+                delta[own] += _change(lens, runs, writer).to(delta.device)
+        layer, is_mlp = divmod(site, 2)
+        if through_mlps and is_mlp and layer in lens.cfg.mlp_layers:
             own = rows.get(Writer("mlp", layer), [])
-            _add(delta, own, lambda name=name: runs.change[name])
             hearing = [row for row, start in enumerate(starts) if start < site and row not in own]
-            if through_mlps and hearing:
-                block = cast(Block, lens.blocks[layer])
-                x = _stream(runs.base[_site(lens, site)], delta[hearing])
-                norm = block.branches[block.number_of("mlp") - 1].norm
-                x = x if norm is None else norm(x)
-                run = Pass(x.new_zeros(x.shape[:2], dtype=torch.long), None, None)
-                out = cast(Part, block.parts["mlp"])(x, run, None)[0].float() - runs.base[name].float()
-                delta[hearing] += out.to(delta.device)
-        else:
-            _add_mixer(lens, runs, layer, rows, delta)
+            if hearing:
+                altered = _mlp(lens, layer, _stream(runs.base[_site(lens, site)], delta[hearing]))
+                delta[hearing] += (altered.float() - runs.base[f"blocks.{layer}.hook_mlp_out"].float()).to(delta.device)
 
 
-def _add_mixer(lens: HybridLens, runs: Runs, layer: int, rows: Mapping[Writer, Sequence[int]], delta: Altered) -> None:
-    """Put in what the writers of a layer's mixers write otherwise."""
-    for writer, own in rows.items():
-        if writer.layer != layer or PART_OF[writer.kind] == "mlp":
-            continue
-        change = runs.change[written_point(lens, writer)]
-        by_head = None if writer.index is None else head_writes(lens, layer, PART_OF[writer.kind])
-        if by_head is None:
-            _add(delta, own, lambda change=change: change)
-            continue
-        alone = torch.zeros_like(by_head.by_head(change[None]))
-        alone[:, :, writer.index] = by_head.by_head(change[None])[:, :, writer.index]
-        apart = by_head.project(alone.flatten(-2).to(lens.dtype))[0].float()
-        bias = by_head.project.bias()
-        _add(delta, own, lambda apart=apart, bias=bias: apart if bias is None else apart - bias.float())
+def _mlp(lens: HybridLens, layer: int, x: Altered) -> Altered:
+    """What an MLP writes that reads an altered stream through its norm."""
+    block = cast(Block, lens.blocks[layer])
+    norm = block.branches[block.number_of("mlp") - 1].norm
+    x = x if norm is None else norm(x)
+    run = Pass(x.new_zeros(x.shape[:2], dtype=torch.long), None, None)
+    return cast(Part, block.parts["mlp"])(x, run, None)[0]
 
 
-def _add(delta: Altered, rows: Sequence[int], change: Callable[[], Tensor]) -> None:
-    if rows:
-        delta[list(rows)] += change().to(delta.device)
+def _change(lens: HybridLens, runs: Runs, writer: Writer) -> Float[Tensor, "place d_model"]:
+    """What a writer writes otherwise in the source run."""
+    change = runs.change[written_point(lens, writer)]
+    if writer.layer is None or writer.index is None:
+        return change
+    heads = head_writes(lens, writer.layer, PART_OF[writer.kind])
+    assert heads is not None
+    by_head = heads.by_head(change[None])
+    alone = torch.zeros_like(by_head)
+    alone[:, :, writer.index] = by_head[:, :, writer.index]
+    written, bias = heads.project(alone.flatten(-2).to(lens.dtype))[0].float(), heads.project.bias()
+    return written if bias is None else written - bias.float()
 
 
 def _stream(base: Float[Tensor, "place d_model"], delta: Altered) -> Altered:
@@ -179,31 +136,15 @@ def _stream(base: Float[Tensor, "place d_model"], delta: Altered) -> Altered:
 
 
 def reading(lens: HybridLens, reader: Reader, altered: Altered) -> Float[Tensor, "row place *rest"]:
-    """What a reader's hook point holds on altered streams; of queries, keys and values, for all heads of the layer.
-
-    Args:
-        lens: the model, with no hooks on it.
-        reader: who reads.
-        altered: the residual stream before the reader's norm.
-    """
+    """What a reader's hook point holds on altered streams; of queries, keys and values, for all heads of the layer."""
     norm = norm_before(lens, reader)
-    if reader.layer is None or reader.head is None:
-        return _normalised(lens, f"{norm}.hook_normalized", altered)
-    x = cast(HookedNorm, lens.network.get_submodule(norm))(altered)
-    return head_reads(lens, reader.layer)[reader.kind].read(x)
-
-
-def _normalised(lens: HybridLens, name: str, x: Altered) -> Tensor:
-    """What a norm's hook point holds, before its weight."""
-    kept: list[Tensor] = []
-
-    @reads_only
-    def keep(tensor: Tensor, hook: HookPoint) -> None:
-        kept.append(tensor)
-
-    with lens.hooks([(name, keep)]):
-        lens.network.get_submodule(name.removesuffix(".hook_normalized"))(x)
-    return kept[0]
+    module = cast(HookedNorm, lens.network.get_submodule(norm))
+    if reader.layer is not None and reader.head is not None:
+        return head_reads(lens, reader.layer)[reader.kind].read(module(altered))
+    kept: dict[str, Tensor] = {}
+    with lens.hooks([(f"{norm}.hook_normalized", keeping(kept))]):
+        module(altered)
+    return kept[f"{norm}.hook_normalized"]
 
 
 def _site(lens: HybridLens, site: int) -> str:

@@ -21,32 +21,27 @@ itself. Rounding is that of batches (`analyses.patching.running`), and in bfloat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from analyses.patching.alignment import aligned, shared_beginning
-from analyses.patching.metrics import MetricLike, as_metric, measured
+from analyses.patching.alignment import Sides, places_of
+from analyses.patching.metrics import MetricLike
 from analyses.patching.path_inputs import Group, Runs, altered_streams, read_runs, reading
-from analyses.patching.results import Axis, Direction, PatchResult, check_ends
-from analyses.patching.running import BATCH, ENDS, MEMORY
-from analyses.patching.schedule import BYTES, SHARE
-from analyses.patching.snapshot import Snapshot
-from analyses.patching.targets import Selector
-from analyses.patching.writers import Reader, Writer, reaches, read_point
+from analyses.patching.results import Axis, Direction, PatchResult
+from analyses.patching.running import BATCH, MEMORY
+from analyses.patching.schedule import BYTES, SHARE, portions
+from analyses.patching.snapshot import Snapshot, Write, writing
+from analyses.patching.writers import Reader, Writer, check_ends, check_once, reaches, read_point
 from hybridlens.boundary import Positive, public
 from hybridlens.boundary_words import Among
 from hybridlens.errors import InputError
-from hybridlens.hooks import HookFunction, HookPoint, NameFilter, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
-
-PATH_WRITERS = ("embed", "head", "ssm", "ssm_head", "mlp")
-"""Kinds of writers that paths can begin at."""
 
 ABSENT = ("refuse", "untouched")
 """What is done about pairs without a path: an error, or the untouched run's value."""
@@ -75,71 +70,56 @@ def path_patch(
 ) -> PatchResult:
     """Patch the direct paths from each writer to each reader, one after the other, and measure what that does.
 
+    Arguments not named here are as in `running.activation_patch`; hooks that are on the model act, and should be none.
+
     Args:
-        lens: the model; hooks that are on it act, and should be none.
-        clean: the prompt whose behaviour is explained.
-        corrupt: another of the same number of tokens.
-        metric: a `Metric`, or a function from logits [b p v] to [b].
         writers: where paths begin: writers, or several together (see `analyses.patching.writers.writers_of`).
         readers: where they end.
-        direction: "denoise" puts clean writers' outputs into the corrupt run, "noise" corrupt ones into the clean run.
         positions: the positions at which outputs are exchanged; None for all.
         through_mlps: paths may also run through the MLPs between writer and reader.
         absent: "refuse" pairs whose reader does not come after all of the writers, or give them the "untouched" run's
             value, so that all writers and readers of a model can be given at once.
-        batch_size: paths in one forward pass, at most.
         memory: bytes; a batch has fewer rows where their altered streams would take more than 1 ÷ `SHARE` of them.
-        skip_positions: take what comes before the first difference from the untouched run's memory.
-        progress: called with the number of paths done after each forward pass.
 
     Returns:
         a result with axes writer and reader.
 
     Raises:
-        InputError: prompts of unequal length, writers or readers that the model lacks, a reader that comes before a
-            writer, a metric that returns another shape or no finite number, or that does not tell the prompts apart.
+        InputError: what `activation_patch` refuses, writers or readers that the model lacks, a reader that comes before
+            a writer.
         UnknownNameError: a direction or `absent` that does not exist.
         CheckpointError: paths from heads, and the model is quantised.
     """
     groups = [(given,) if isinstance(given, Writer) else tuple(dict.fromkeys(given)) for given in writers]
     pairs, axes = _pairs(lens, groups, readers, absent), _axes(groups, readers)
-    prompts, measure = aligned(lens, clean, corrupt), as_metric(metric)
-    base, other = (1, 0) if direction == "denoise" else (0, 1)
-    where = _where(positions, prompts[0].shape[1], shared_beginning(*prompts), skip_positions)
-    pairs = pairs if where.acts else set[_Pair]()
+    sides = Sides.of(lens, clean, corrupt, metric, direction)
+    length, last = sides.clean.shape[1], sides.metric.last_only
+    asked = set(places_of(range(length) if positions is None else positions, length))
+    acting = sorted(asked - set(range(sides.same)))  # elsewhere both runs hold the same
+    cut, places = acting[0] if skip_positions and acting else 0, torch.tensor(acting, dtype=torch.long)
+    pairs = pairs if acting else set[_Pair]()
     from_groups = [groups[at] for at in sorted({at for at, _ in pairs})]
     to_readers = [readers[at] for at in sorted({at for _, at in pairs})]
-    size = min(batch_size, max(1, memory // SHARE // (BYTES * lens.cfg.d_model * (prompts[0].shape[1] - where.cut))))
-    layers, last = map(partial(_layer, lens), to_readers), measure.last_only
+    size = min(batch_size, max(1, memory // SHARE // (BYTES * lens.cfg.d_model * (length - cut))))
+    layers = {reader.order(lens.cfg.n_layers) // 2 for reader in to_readers}
+    untouched = Snapshot(lens, sides.base, layers, [cut], last)
+    runs = read_runs(sides, from_groups, to_readers, places, through_mlps)
+    value = sides.value(untouched.output, sides.base)
+    ends = sides.ends(value, sides.value(runs.source, sides.source))
+    raw = torch.full([len(groups), len(readers)], value, dtype=torch.float64)
     with torch.no_grad():
-        untouched = Snapshot(lens, prompts[base], layers, [where.cut], last)
-        runs = read_runs(lens, prompts[base], prompts[other], from_groups, to_readers, where.places, through_mlps, last)
-        ends = [0.0, 0.0]
-        for which, output in ((base, untouched.output), (other, runs.source)):
-            ends[which] = float(measured(measure, lens, output, [ENDS[which]])[0])
-        check_ends(ends[0], ends[1], measure.words)
-        raw = torch.full([len(groups), len(readers)], ends[base], dtype=torch.float64)
-        for rows in _portions(_rows(lens, runs, groups, readers, pairs, through_mlps, size), size):
-            with lens.hooks(_hooks(rows, where.here)):
-                output = untouched.go_on(len(rows), min(row.layer for row in rows), where.cut)
-            what = [f"the path from {axes[0].labels[g]} to {axes[1].labels[r]}" for g, r in (row.pair for row in rows)]
-            for row, value in zip(rows, measured(measure, lens, output, what), strict=True):
-                raw[row.pair] = value
+        rows = _rows(lens, runs, groups, readers, pairs, through_mlps, size)
+        for batch in portions(rows, lambda row: row.layer, lambda row: size):
+            writes = [Write(row.name, number, (places - cut, *row.head), row.value) for number, row in enumerate(batch)]
+            with lens.hooks(writing(writes)):
+                output = untouched.go_on(len(batch), min(row.layer for row in batch), cut)
+            what = [f"the path from {axes[0].labels[g]} to {axes[1].labels[r]}" for g, r in (row.pair for row in batch)]
+            for row, moved in zip(batch, sides.measured(output, what), strict=True):
+                raw[row.pair] = moved
             if progress is not None:
-                progress(len(rows))
-    return PatchResult(
-        raw=raw,
-        axes=axes,
-        clean=ends[0],
-        corrupt=ends[1],
-        metric=measure.words,
-        direction=direction,
-        hooks=tuple(dict.fromkeys(read_point(lens, reader) for reader in readers)),
-        model=lens.network.signature,
-        clean_tokens=tuple(prompts[0][0].tolist()),
-        corrupt_tokens=tuple(prompts[1][0].tolist()),
-        forwards=untouched.forwards + runs.forwards,
-    )
+                progress(len(batch))
+    points = tuple(dict.fromkeys(read_point(lens, reader) for reader in readers))
+    return PatchResult(raw=raw, axes=axes, hooks=points, **sides.said(ends, untouched.forwards + runs.forwards))
 
 
 _Pair: TypeAlias = tuple[int, int]
@@ -152,12 +132,7 @@ def _pairs(lens: HybridLens, groups: Sequence[Group], readers: Sequence[Reader],
         raise InputError(
             f"{len(groups)} writers and {len(readers)} readers given, expected at least one of both, and no empty group"
         )
-    for writer in (writer for group in groups for writer in group):
-        if writer.kind not in PATH_WRITERS:
-            raise InputError(f"writer '{writer.words}' given, but paths begin at {', '.join(PATH_WRITERS)}")
-        writer.check(lens)
-    for reader in readers:
-        reader.check(lens)
+    check_ends(lens, chain.from_iterable(groups), readers, "paths")
     pairs = set[_Pair]()
     for g, group in enumerate(groups):
         for r, reader in enumerate(readers):
@@ -174,10 +149,7 @@ def _pairs(lens: HybridLens, groups: Sequence[Group], readers: Sequence[Reader],
 
 def _axes(groups: Sequence[Group], readers: Sequence[Reader]) -> tuple[Axis, Axis]:
     labels = ([_label(group) for group in groups], [reader.words for reader in readers])
-    for given in labels:
-        twice = next((label for label in given if given.count(label) > 1), None)
-        if twice is not None:
-            raise InputError(f"'{twice}' was given twice, expected every writer and reader once")
+    check_once(*labels)
     return Axis("writer", tuple(labels[0])), Axis("reader", tuple(labels[1]))
 
 
@@ -185,33 +157,6 @@ def _label(group: Group) -> str:
     if len(group) <= 4:
         return " + ".join(writer.words for writer in group)
     return f"{group[0].words} … {group[-1].words} ({len(group)} writers)"
-
-
-class _Where(NamedTuple):
-    """Where outputs are exchanged."""
-
-    cut: int
-    """The position from which runs go on."""
-    places: Selector
-    """Positions of the prompt."""
-    here: Selector
-    """The same positions in a run from `cut` on."""
-    acts: bool
-    """Whether anything can change there."""
-
-
-def _where(positions: Sequence[int] | None, length: int, same: int, skip_positions: bool) -> _Where:
-    """The positions asked for, but those at which both runs hold the same."""
-    if positions is None:
-        cut = same if skip_positions and same < length else 0
-        return _Where(cut, slice(cut, length), slice(None), same < length)
-    for position in positions:
-        if not -length <= position < length:
-            raise InputError(f"position {position} given, but the prompt has 0..{length - 1}")
-    acting = sorted({position % length for position in positions} - set(range(same)))
-    cut = acting[0] if skip_positions and acting else 0
-    places = torch.tensor(acting, dtype=torch.long)
-    return _Where(cut, places, places - cut, bool(acting))
 
 
 class _Row(NamedTuple):
@@ -222,12 +167,9 @@ class _Row(NamedTuple):
     """From where the run has to be computed again."""
     name: str
     """The reader's hook point."""
-    head: int | None
+    head: tuple[int, ...]
+    """Of a reader that is one of several heads, which."""
     value: Tensor
-
-
-def _layer(lens: HybridLens, reader: Reader) -> int:
-    return lens.cfg.n_layers if reader.layer is None else reader.layer
 
 
 def _rows(
@@ -255,39 +197,6 @@ def _rows(
                     read[name] = reading(lens, reader, altered)
                 for row, g in enumerate(block):
                     if (g, r) in pairs:
-                        value = read[name][row] if reader.head is None else read[name][row, :, reader.head].clone()
-                        yield _Row((g, r), _layer(lens, reader), name, reader.head, value)
-
-
-def _portions(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
-    """Rows by `size`; less than a quarter of that, left over at the end of a layer, joins the next layer's."""
-    held: list[_Row] = []
-    for row in rows:
-        if held and (len(held) == size or (held[0].layer != row.layer and 4 * len(held) >= size)):
-            yield held
-            held = []
-        held.append(row)
-    if held:
-        yield held
-
-
-def _hooks(rows: Sequence[_Row], here: Selector) -> list[tuple[NameFilter, HookFunction]]:
-    """One hook function for each reader's point, which gives every row what its path gives."""
-    points: dict[str, list[tuple[int, _Row]]] = {}
-    for number, row in enumerate(rows):
-        points.setdefault(row.name, []).append((number, row))
-    return [(name, _put(parts, here)) for name, parts in points.items()]
-
-
-def _put(parts: Sequence[tuple[int, _Row]], here: Selector) -> HookFunction:
-    @reads_only
-    def put(tensor: Tensor, hook: HookPoint) -> Tensor:
-        out = tensor.clone()
-        for number, row in parts:
-            if row.head is None:
-                out[number][here] = row.value
-            else:
-                out[number][here, row.head] = row.value
-        return out
-
-    return put
+                        head = () if reader.head is None else (reader.head,)
+                        value = read[name][(row, slice(None), *head)].clone()
+                        yield _Row((g, r), site // 2, name, head, value)

@@ -16,9 +16,8 @@ from analyses.kv_cache.pairs import LEAST
 from analyses.patching import sections
 from analyses.patching.agreement import agreement
 from analyses.patching.choosing import WORDS
-from analyses.patching.effects import Place, effect, number, strongest
+from analyses.patching.effects import Patched, Place, effect, number, strongest
 from analyses.patching.maps import maps
-from analyses.patching.patched import Patched
 from analyses.patching.results import PatchResult
 from hybridlens.niah import MAX_SCORE
 from hybridlens.viz.article import Article
@@ -43,8 +42,7 @@ LAYERS = {"attn_out": "attention", "ssm_out": "recurrent layers", "mlp_out": "ML
 
 def article_of(found: Patched, record: Mapping[str, Any]) -> Article:
     """The page's contents; the arguments are what was found, and the run's `run.json`."""
-    direction = next(iter(found.exact.values())).direction
-    made = [sections.prompts(found, direction), sections.places(found), *maps(found)]
+    made = [sections.prompts(found), sections.places(found), *maps(found)]
     if found.estimated:
         made.append(sections.gradients(found))
     if found.edges is not None:
@@ -67,8 +65,8 @@ def finding(found: Patched) -> tuple[str, ...]:
     Where the model does not tell the clean prompt's needle, it is not the needle that the numbers are about, and that
     is said first.
     """
-    denoise = next(iter(found.exact.values())).direction == "denoise"
-    does = ("removes" if denoise else "brings") if found.measure.name == "kl" else "restores" if denoise else "destroys"
+    verbs = ("removes", "brings") if found.measure.name == "kl" else ("restores", "destroys")
+    does = verbs[0] if found.denoises else verbs[1]
     of = f"of the {WORDS[found.measure.name]}"
     told = found.points is None or found.points >= LEAST
     what = "the needle" if told else "the difference between the two runs"
@@ -80,8 +78,8 @@ def finding(found: Patched) -> tuple[str, ...]:
     if found.estimated:
         said.append(_estimates(found))
     if found.direct is not None:
-        shares = {w: share for w, share in found.direct.top(len(found.direct.writers)) if share > 0}
-        parts = ", ".join(f"{w.words} {share:+.1f}" for w, share in list(shares.items())[:3])
+        raising = [(w, share) for w, share in found.direct.top(len(found.direct.writers)) if share > 0]
+        parts = ", ".join(f"{w.words} {share:+.1f}" for w, share in raising[:3])
         if parts:
             said.append(f"Directly, the clean answer's logit is raised over the other's most by {parts}.")
     return tuple(sentence for sentence in said if sentence)
@@ -115,37 +113,32 @@ def _memory(exact: Mapping[str, PatchResult], does: str, of: str, what: str) -> 
 
 def _outputs(exact: Mapping[str, PatchResult], does: str) -> str:
     """What passes it on: the best output of each kind of layer, and of heads."""
-    parts: list[str] = []
-    for name, words in LAYERS.items():
-        if name in exact:
-            parts.append(f"{words} {_shown(strongest(exact[name])[0])}")
-    heads = strongest(exact["z"], 3) if "z" in exact else []
-    said = f"Of whole outputs at one position, the strongest of each kind {does}: {', '.join(parts)}." if parts else ""
-    if heads:
-        alone = ", ".join(f"{place.words} {number(place.effect)}" for place in heads)
-        said = f"{said} Single heads: {alone}.".strip()
-    return said
+    parts = [f"{words} {_shown(strongest(exact[name])[0])}" for name, words in LAYERS.items() if name in exact]
+    said = (
+        [f"Of whole outputs at one position, the strongest of each kind {does}: {', '.join(parts)}."] if parts else []
+    )
+    if "z" in exact:
+        alone = ", ".join(f"{place.words} {number(place.effect)}" for place in strongest(exact["z"], 3))
+        said.append(f"Single heads: {alone}.")
+    return " ".join(said)
 
 
 def _stream(exact: Mapping[str, PatchResult], does: str) -> str:
     """At which position of the residual stream the difference stands, layer by layer."""
-    name = next((n for n in ("resid_pre", "resid_mid", "resid_post") if n in exact), None)
+    where = {"resid_pre": "entering", "resid_mid": "in the middle of", "resid_post": "leaving"}
+    name = next((name for name in where if name in exact), None)
     if name is None:
         return ""
     result = exact[name]
-    effects = effect(result)
-    positions = result.axes[result.axis("pos")].labels
-    layers = result.axes[result.axis("layer")].labels
-    best = [(label, int(row.argmax()), float(row.max())) for label, row in zip(layers, effects, strict=True)]
+    layers, positions = (result.axes[result.axis(axis)].labels for axis in ("layer", "pos"))
+    best = [(layer, int(row.argmax()), float(row.max())) for layer, row in zip(layers, effect(result), strict=True)]
     parts: list[str] = []
     for at, run in groupby(best, key=lambda one: one[1]):
-        there = list(run)
-        span = f"L{there[0][0]}" if len(there) == 1 else f"L{there[0][0]} to L{there[-1][0]}"
-        strengths = [one[2] for one in there]
-        low, high = number(min(strengths)), number(max(strengths))
-        parts.append(f"{visible(positions[at])} at {span} ({low if low == high else f'{low} to {high}'})")
-    where = {"resid_pre": "entering", "resid_mid": "in the middle of", "resid_post": "leaving"}[name]
-    return f"In the residual stream {where} each layer, the position that {does} most: {'; '.join(parts)}."
+        there, _, strengths = zip(*run, strict=True)
+        span = " to ".join(f"L{layer}" for layer in dict.fromkeys((there[0], there[-1])))
+        ends = " to ".join(dict.fromkeys(number(end) for end in (min(strengths), max(strengths))))
+        parts.append(f"{visible(positions[at])} at {span} ({ends})")
+    return f"In the residual stream {where[name]} each layer, the position that {does} most: {'; '.join(parts)}."
 
 
 def _estimates(found: Patched) -> str:
@@ -182,7 +175,7 @@ def _origin(found: Patched, record: Mapping[str, Any]) -> tuple[str, ...]:
         f"{patches:,} patches in {len(found.exact)} sweeps and {passes:,} forward passes",
         f"pair: {arguments.get('pair', found.pair.kind)}",
         f"{len(found.measure.clean)} tokens, needle at {arguments.get('depth', '?')} %",
-        f"{'denoising' if next(iter(found.exact.values())).direction == 'denoise' else 'noising'}",
+        "denoising" if found.denoises else "noising",
         f"seed {record.get('seed')}",
     )
 
@@ -195,7 +188,6 @@ def patch_table(found: Patched, model: str) -> str:
         estimate = found.estimated.get(name)
         guessed = "" if estimate is None else number(float(effect(estimate).flatten()[effect(result).argmax()]))
         rows.append([name, place.words, number(place.effect), guessed])
-    one = next(iter(found.exact.values()))
-    verb = "restored" if one.direction == "denoise" else "destroyed"
+    verb = "restored" if found.denoises else "destroyed"
     title = f"{model}: share of the {WORDS[found.measure.name]} {verb} by one patch"
     return f"{title}\n{columns(rows, left=2)}"

@@ -1,11 +1,11 @@
-"""`PatchResult`: what patching gave, with its axes named.
+"""`PatchResult`, what patching gave with its axes named, and `EdgeResult`, an estimate for every writer and reader.
 
 The metric's value of every patch, and of the two untouched runs between which it lies. `normalised` maps these to
 1 (clean) and 0 (corrupt), whichever way was patched: in denoising, how much of the clean run a patch brings back; in
 noising, how much of it a patch leaves.
 
-How it fails: runs that the metric cannot tell apart have no scale between them, and are refused; so is a file that does
-not hold a result.
+How it fails: runs that the metric cannot tell apart have no scale between them, and are refused; so are an edge that is
+not there and a file that does not hold a result.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
+from analyses.patching.writers import Reader, Writer
 from hybridlens.boundary_words import Among
 from hybridlens.errors import InputError, UnknownNameError
 
@@ -43,22 +44,38 @@ class Axis(NamedTuple):
     """What each entry is, no two alike: a layer's number, a position with its token, a range of channels."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Compared(Stored):
+    """What a result says of the two untouched runs that it lies between.
+
+    Attributes:
+        clean: the metric of the clean run.
+        metric: what was measured, or estimated and how, in words.
+        direction: one of `DIRECTIONS`, or of `ABLATIONS`.
+        model: signature of the architecture.
+        clean_tokens: the clean prompt.
+        corrupt_tokens: the corrupt prompt; nothing for an ablation without one.
+        forwards: forward passes that were made, those of the untouched runs among them.
+    """
+
+    clean: float
+    metric: str
+    direction: str
+    model: str
+    clean_tokens: tuple[int, ...]
+    corrupt_tokens: tuple[int, ...]
+    forwards: int
+
+
 @dataclass(frozen=True, eq=False)
-class PatchResult(Stored):
+class PatchResult(Compared):
     """The values of a metric under patches.
 
     Attributes:
         raw: the metric under each patch, float64, on the CPU.
         axes: the axes of `raw`.
-        clean: the metric of the untouched clean run.
-        corrupt: that of the untouched corrupt run; None for an ablation without one.
-        metric: what was measured, in words.
-        direction: one of `DIRECTIONS` or `ABLATIONS`.
+        corrupt: the metric of the corrupt run; None for an ablation without one.
         hooks: the hook points patched.
-        model: signature of the architecture.
-        clean_tokens: the clean prompt.
-        corrupt_tokens: the corrupt prompt; nothing for an ablation without one.
-        forwards: forward passes that were made, the untouched runs among them.
 
     Raises:
         InputError: values and axes that do not fit, or that are no finite numbers.
@@ -67,15 +84,8 @@ class PatchResult(Stored):
 
     raw: Float[Tensor, "..."]
     axes: tuple[Axis, ...]
-    clean: float
     corrupt: float | None
-    metric: str
-    direction: str
     hooks: tuple[str, ...]
-    model: str
-    clean_tokens: tuple[int, ...]
-    corrupt_tokens: tuple[int, ...] = ()
-    forwards: int = 0
 
     def __post_init__(self) -> None:
         """Hold the values as float64 on the CPU, checked."""
@@ -86,9 +96,7 @@ class PatchResult(Stored):
             raise InputError(f"values of shape {list(raw.shape)} given with axes {names or 'none'}; expected {sizes}")
         if not bool(raw.isfinite().all()):
             raise InputError("the values hold NaN or infinity, expected finite numbers")
-        if self.direction not in (*DIRECTIONS, *ABLATIONS):
-            known = ", ".join((*DIRECTIONS, *ABLATIONS))
-            raise UnknownNameError(f"direction {self.direction!r} does not exist; expected one of {known}")
+        _check_direction(self.direction, (*DIRECTIONS, *ABLATIONS))
         object.__setattr__(self, "raw", raw)
 
     @property
@@ -129,13 +137,81 @@ class PatchResult(Stored):
 
     def top(self, n: int = 10) -> list[tuple[tuple[str, ...], float]]:
         """The `n` patches that changed the metric most: labels, and the change."""
-        flat = self.change.flatten()
-        order = flat.abs().argsort(descending=True, stable=True)[:n].tolist()
-        places = [torch.unravel_index(torch.tensor(i), self.raw.shape) for i in order]
+        change = self.change
         return [
-            (tuple(axis.labels[int(at)] for axis, at in zip(self.axes, place, strict=True)), float(flat[i]))
-            for i, place in zip(order, places, strict=True)
+            (tuple(axis.labels[at] for axis, at in zip(self.axes, place, strict=True)), float(change[place]))
+            for place in largest(change.abs(), n)
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeResult(Compared):
+    """What each edge from a writer to a reader would change, to first order.
+
+    Attributes:
+        scores: estimated change of the metric of the run that is patched, float64, on the CPU; NaN where the writer
+            does not come before the reader.
+        writers: in the order of the rows.
+        readers: in the order of the columns.
+        corrupt: the metric of the corrupt run.
+
+    Raises:
+        InputError: scores of another shape, or infinite.
+        UnknownNameError: a direction that does not exist.
+    """
+
+    scores: Float[Tensor, "writer reader"]
+    writers: tuple[Writer, ...]
+    readers: tuple[Reader, ...]
+    corrupt: float
+
+    def __post_init__(self) -> None:
+        """Hold the scores as float64 on the CPU, checked."""
+        scores = self.scores.detach().to("cpu", torch.float64)
+        sizes = [len(self.writers), len(self.readers)]
+        if list(scores.shape) != sizes:
+            raise InputError(f"scores of shape {list(scores.shape)} given with writers and readers {sizes}")
+        if bool(scores.isinf().any()):
+            raise InputError("the scores hold infinity, expected finite numbers, or NaN where there is no edge")
+        _check_direction(self.direction, DIRECTIONS)
+        object.__setattr__(self, "scores", scores)
+
+    @property
+    def normalised(self) -> Float[Tensor, "writer reader"]:
+        """Score ÷ (clean - corrupt): 1 would bring the whole clean run back, -1 would take all of it away.
+
+        Raises:
+            InputError: runs that the metric does not tell apart.
+        """
+        check_ends(self.clean, self.corrupt, self.metric)
+        return self.scores / (self.clean - self.corrupt)
+
+    def score(self, writer: Writer, reader: Reader) -> float:
+        """The score of one edge.
+
+        Raises:
+            InputError: the result has no such edge.
+        """
+        if writer in self.writers and reader in self.readers:
+            value = float(self.scores[self.writers.index(writer), self.readers.index(reader)])
+            if value == value:
+                return value
+        raise InputError(
+            f"there is no edge from '{writer.words}' to '{reader.words}' in this result; writers are "
+            f"{_outermost(self.writers)}, readers {_outermost(self.readers)}, later ones"
+        )
+
+    def top(self, n: int = 10) -> list[tuple[Writer, Reader, float]]:
+        """The `n` edges with the largest scores, whichever their sign."""
+        there = min(n, int((~self.scores.isnan()).sum()))
+        places = largest(self.scores.abs().nan_to_num(-1.0), there)
+        return [(self.writers[w], self.readers[r], float(self.scores[w, r])) for w, r in places]
+
+
+def largest(values: Float[Tensor, "..."], n: int) -> list[tuple[int, ...]]:
+    """The places of the `n` largest values, the largest first; of equals, the first."""
+    order = values.flatten().argsort(descending=True, stable=True)[:n]
+    return [tuple(place) for place in torch.stack(torch.unravel_index(order, values.shape), dim=1).tolist()]
 
 
 def check_ends(clean: float, corrupt: float, metric: str) -> None:
@@ -151,11 +227,11 @@ def check_ends(clean: float, corrupt: float, metric: str) -> None:
         )
 
 
-def check_direction(direction: str, known: Sequence[str], what: str = "direction") -> None:
-    """Refuse a direction, or a kind of ablation, that does not exist.
-
-    Raises:
-        UnknownNameError: naming the ones that do.
-    """
+def _check_direction(direction: str, known: Sequence[str]) -> None:
     if direction not in known:
-        raise UnknownNameError(f"{what} {direction!r} does not exist; expected one of {', '.join(known)}")
+        raise UnknownNameError(f"direction {direction!r} does not exist; expected one of {', '.join(known)}")
+
+
+def _outermost(ends: Sequence[Writer | Reader]) -> str:
+    words = [end.words for end in ends]
+    return ", ".join(words) if len(words) <= 2 else f"{words[0]} … {words[-1]}"

@@ -18,24 +18,25 @@ How it fails: a hook function or metric that raises ends the sweep with its hook
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, NamedTuple, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
-from jaxtyping import Float
 from torch import Tensor
 
-from analyses.patching.alignment import aligned, shared_beginning, token_strings
-from analyses.patching.metrics import Metric, MetricLike, as_metric, measured
-from analyses.patching.over import Over, expand, token_labels
-from analyses.patching.results import Axis, Direction, PatchResult, check_ends
-from analyses.patching.schedule import Batch, Group, groups_of
-from analyses.patching.snapshot import Snapshot
-from analyses.patching.targets import Patch, Selector, as_patch, patch_words
+from analyses.patching.alignment import Sides
+from analyses.patching.metrics import MetricLike
+from analyses.patching.over import Grid, Over, expand
+from analyses.patching.results import Axis, Direction, PatchResult
+from analyses.patching.schedule import Batch, groups_of
+from analyses.patching.snapshot import Snapshot, Write, captured, writing
+from analyses.patching.targets import Patch, as_patch, patch_words
 from hybridlens.boundary import Positive, public
 from hybridlens.errors import InputError
-from hybridlens.hooks import HookFunction, HookPoint, NameFilter, reads_only
+from hybridlens.hooks import NameFilter
 from hybridlens.model import HybridLens
 from hybridlens.network import Output
 from hybridlens.shapes import Tokens
@@ -47,14 +48,22 @@ BATCH = 32
 MEMORY = 1 << 30
 """Bytes of captured activations held at once."""
 
-ENDS = ("the clean prompt", "the corrupt prompt")
 
-
+@dataclass
 class Source(ABC):
-    """Where the values come from that are put in."""
+    """Where the values come from that are put in.
 
-    forwards: int = 0
-    """Forward passes made so far."""
+    Attributes:
+        lens: the model.
+        prompts: those [1 p] whose runs they are taken from.
+        last_only: unembed only the last position.
+        forwards: forward passes made so far.
+    """
+
+    lens: HybridLens
+    prompts: Sequence[Tokens]
+    last_only: bool
+    forwards: int = field(default=0, init=False)
 
     @abstractmethod
     def values(self, names: Sequence[str]) -> Mapping[str, Tensor]:
@@ -64,49 +73,34 @@ class Source(ABC):
         """Which of the sources the patch of that number takes its values from."""
         return 0
 
+    def run(self, prompt: Tokens, names: Sequence[str] = ()) -> tuple[dict[str, Tensor], Output]:
+        """The activations of an untouched run at some points, and what it gave."""
+        self.forwards += 1
+        return captured(self.lens, prompt, names, self.last_only)
 
+
+@dataclass
 class RunSource(Source):
-    """The activations of an untouched run over one prompt [1 p]."""
+    """The activations of an untouched run over one prompt."""
 
-    def __init__(self, lens: HybridLens, tokens: Tokens, last_only: bool) -> None:
-        self.lens = lens
-        self.tokens = tokens
-        self.last_only = last_only
-        self.held: dict[str, Tensor] | None = None
-        self.given: Output | None = None
+    held: dict[str, Tensor] | None = field(default=None, init=False)
+    given: Output | None = field(default=None, init=False)
 
     @property
     def output(self) -> Output:
         """What the run gives, to the bit: where points that are computed only for hooks round it, from another one."""
         if self.given is None:
-            self.given = captured(self.lens, self.tokens, (), self.last_only)[1]
-            self.forwards += 1
+            self.given = self.run(self.prompts[0])[1]
         return self.given
 
     def values(self, names: Sequence[str]) -> Mapping[str, Tensor]:
         """What the run holds at these points; another set of them is another run."""
         if self.held is None or set(self.held) != set(names):
             self.held = None  # makes room
-            self.held, output = captured(self.lens, self.tokens, names, self.last_only)
-            self.forwards += 1
+            self.held, output = self.run(self.prompts[0], names)
             if self.given is None and not any(self.lens.hook_points[name].lazy for name in names):
                 self.given = output
         return self.held
-
-
-def captured(
-    lens: HybridLens, tokens: Tokens, names: Sequence[str], last_only: bool
-) -> tuple[dict[str, Tensor], Output]:
-    """The activations of an untouched run at some points, and what it gave."""
-    kept: dict[str, Tensor] = {}
-
-    @reads_only
-    def keep(tensor: Tensor, hook: HookPoint) -> None:
-        kept[cast(str, hook.name)] = tensor
-
-    with torch.no_grad(), lens.hooks([(name, keep) for name in names]):
-        output = lens.network(tokens, None, None, last_only)
-    return kept, output
 
 
 @public
@@ -150,42 +144,20 @@ def activation_patch(
             another shape or no finite number, or that does not tell the two prompts apart.
         UnknownNameError: a hook point or direction that does not exist.
     """
-    pair = aligned(lens, clean, corrupt)
-    strings = [token_strings(row[0].tolist(), lens.tokenizer) for row in pair]
-    patches, axes, names = laid_out(lens, hooks, over, targets, token_labels(*strings))
-    measure = as_metric(metric)
-    base, other = (1, 0) if direction == "denoise" else (0, 1)
-    same = shared_beginning(*pair)
-    groups = groups_of(lens, patches, pair[0].shape[1], same, batch_size, memory, skip_positions)
-    last_only = wants_last_only(measure, groups)
-    untouched = snapshot(lens, pair[base], groups, last_only)
-    source = RunSource(lens, pair[other], last_only)
-    if groups:
-        source.values(groups[0].names)
-    ends = [0.0, 0.0]
-    for which, output in ((base, untouched.output), (other, source.output)):
-        ends[which] = float(measured(measure, lens, output, [ENDS[which]])[0])
-    check_ends(ends[0], ends[1], measure.words)
-    values = run_groups(groups, untouched, source, measure, ends[base], patches, progress)
-    return PatchResult(
-        raw=values.view([len(axis.labels) for axis in axes]),
-        axes=axes,
-        clean=ends[0],
-        corrupt=ends[1],
-        metric=measure.words,
-        direction=direction,
-        hooks=names,
-        model=lens.network.signature,
-        clean_tokens=tuple(pair[0][0].tolist()),
-        corrupt_tokens=tuple(pair[1][0].tolist()),
-        forwards=untouched.forwards + source.forwards,
-    )
+    sides = Sides.of(lens, clean, corrupt, metric, direction)
+    grid = laid_out(lens, hooks, over, targets, sides.labels)
+    sweep = Prepared(sides, grid, sides.same, batch_size, memory, skip_positions)
+    source = RunSource(lens, [sides.source], sweep.last_only)
+    if sweep.groups:
+        source.values(sweep.groups[0].names)
+    ends = sides.ends(sweep.value, sides.value(source.output, sides.source))
+    return sweep.result(source, ends, progress)
 
 
 def laid_out(
     lens: HybridLens, hooks: NameFilter, over: Over, targets: Sequence[Patch] | None, tokens: Sequence[str]
-) -> tuple[list[Patch], tuple[Axis, ...], tuple[str, ...]]:
-    """The patches that hooks and axes, or targets, stand for; the axes of the result, and the hook points.
+) -> Grid:
+    """The patches that hooks and axes, or targets, stand for.
 
     Raises:
         InputError: both were given, or neither.
@@ -194,84 +166,67 @@ def laid_out(
     if (targets is None) == (hooks is None):
         raise InputError("give either hook points to patch (hooks=, over=) or targets=, and one of them")
     if targets is None:
-        grid = expand(lens, hooks, over, tokens)
-        return list(grid.targets), grid.axes, grid.hooks
+        return expand(lens, hooks, over, tokens)
     if over:
         raise InputError(f"over={over!r} goes with hooks=; targets name their places themselves")
-    patches = list(targets)
-    if not patches:
+    if not targets:
         raise InputError("no targets were given, expected at least one")
-    labels = tuple(f"{number}: {patch_words(patch)}" for number, patch in enumerate(patches))
-    names = dict.fromkeys(target.hook for patch in patches for target in as_patch(patch))
-    return patches, (Axis("patch", labels),), tuple(names)
+    labels = tuple(f"{number}: {patch_words(patch)}" for number, patch in enumerate(targets))
+    names = dict.fromkeys(target.hook for patch in targets for target in as_patch(patch))
+    return Grid(targets, (Axis("patch", labels),), tuple(names))
 
 
-def wants_last_only(metric: Metric, groups: Sequence[Group]) -> bool:
-    """Whether no logits but the last position's are needed."""
-    return metric.last_only and not any("hook_logits" in group.names for group in groups)
+class Prepared:
+    """A sweep whose passes are planned, and the untouched run that they start from, made when first asked for.
 
+    The first `same` positions are given values that are there already; the last three arguments are as in
+    `activation_patch`.
+    """
 
-def snapshot(lens: HybridLens, tokens: Tokens, groups: Sequence[Group], last_only: bool) -> Snapshot:
-    """The untouched run, kept where the batches begin."""
-    batches = [batch for group in groups for batch in group.batches]
-    with torch.no_grad():
-        return Snapshot(lens, tokens, [b.layer for b in batches], [b.cut for b in batches], last_only)
+    def __init__(self, sides: Sides, grid: Grid, same: int, batch_size: int, memory: int, skip_positions: bool) -> None:
+        self.sides, self.grid = sides, grid
+        self.groups = groups_of(
+            sides.lens, grid.patches, sides.clean.shape[1], same, batch_size, memory, skip_positions
+        )
+        logits = any("hook_logits" in group.names for group in self.groups)
+        self.last_only = sides.metric.last_only and not logits
 
+    @cached_property
+    def untouched(self) -> Snapshot:
+        """The untouched run, kept where the batches begin."""
+        batches = [batch for group in self.groups for batch in group.batches]
+        layers, cuts = [batch.layer for batch in batches], [batch.cut for batch in batches]
+        return Snapshot(self.sides.lens, self.sides.base, layers, cuts, self.last_only)
 
-def run_groups(
-    groups: Sequence[Group],
-    untouched: Snapshot,
-    source: Source,
-    metric: Metric,
-    value: float,
-    patches: Sequence[Patch],
-    progress: Callable[[int], None] | None = None,
-) -> Float[Tensor, "patch"]:
-    """The metric under each patch; `value`, that of the untouched run, where a patch can change nothing."""
-    lens = untouched.lens
-    out = torch.full((len(patches),), value, dtype=torch.float64)
-    for group in groups:
-        values = source.values(group.names)
-        for batch in group.batches:
-            hooks = _hooks(batch, values, source, untouched.offsets(batch.cut))
-            with torch.no_grad():
-                with lens.hooks(hooks):
+    @cached_property
+    def value(self) -> float:
+        """The metric of the untouched run."""
+        return self.sides.value(self.untouched.output, self.sides.base)
+
+    def result(
+        self, source: Source, ends: tuple[float, float | None], progress: Callable[[int], None] | None
+    ) -> PatchResult:
+        """The metric under each patch; where a patch can change nothing, that of the untouched run."""
+        patches, untouched = self.grid.patches, self.untouched
+        raw = torch.full((len(patches),), self.value, dtype=torch.float64)
+        for group in self.groups:
+            values = source.values(group.names)
+            for batch in group.batches:
+                writes = _writes(batch, values, source, untouched.offsets(batch.cut))
+                with self.sides.lens.hooks(writing(writes)):
                     output = untouched.go_on(len(batch.jobs), batch.layer, batch.cut)
                 numbers = [job.number for job in batch.jobs]
                 what = [f"the patch of {patch_words(patches[number])}" for number in numbers]
-                out[numbers] = measured(metric, lens, output, what)
-            if progress is not None:
-                progress(len(batch.jobs))
-    return out
+                raw[numbers] = self.sides.measured(output, what)
+                if progress is not None:
+                    progress(len(batch.jobs))
+        said = self.sides.said(ends, untouched.forwards + source.forwards)
+        return PatchResult(raw=raw.view(self.grid.shape), axes=self.grid.axes, hooks=self.grid.hooks, **said)
 
 
-def _hooks(
-    batch: Batch, values: Mapping[str, Tensor], source: Source, offsets: Mapping[str, int]
-) -> list[tuple[NameFilter, HookFunction]]:
-    """One hook function for each point of a batch, which writes every row's own patch."""
-    writes: dict[str, list[_Write]] = {}
+def _writes(batch: Batch, values: Mapping[str, Tensor], source: Source, offsets: Mapping[str, int]) -> Iterator[Write]:
+    """Every row's own patch."""
     for row, job in enumerate(batch.jobs):
         for part in job.parts:
-            value = values[part.name][source.pick(job.number)]
             here, there = part.selectors(offsets)
-            writes.setdefault(part.name, []).append(_Write(row, here, value[there]))
-    return [(name, _put(name, parts)) for name, parts in writes.items()]
-
-
-class _Write(NamedTuple):
-    row: int
-    here: tuple[Selector, ...]
-    value: Tensor
-
-
-def _put(name: str, writes: Sequence[_Write]) -> HookFunction:
-    @reads_only
-    def put(tensor: Tensor, hook: HookPoint) -> Tensor:
-        out = tensor.clone()
-        for row, here, value in writes:
-            if value.is_floating_point() != tensor.is_floating_point():
-                raise InputError(f"'{name}' holds {tensor.dtype}, so it cannot be given values of {value.dtype}")
-            out[row][here] = value.to(tensor.dtype)
-        return out
-
-    return put
+            yield Write(part.name, row, here, values[part.name][source.pick(job.number)][there])

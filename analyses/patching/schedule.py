@@ -13,11 +13,11 @@ row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import prod
+from typing import NamedTuple, TypeVar
 
 from analyses.patching.targets import Located, Patch, as_patch, locate
-from hybridlens.errors import InputError
 from hybridlens.hooks import HookSpec
 from hybridlens.model import HybridLens
 
@@ -29,6 +29,9 @@ SHARE = 32
 
 BYTES = 4
 """Of one number, at most."""
+
+Acting = TypeVar("Acting")
+"""What a row of a batch holds: it acts from some layer on."""
 
 
 class Job(NamedTuple):
@@ -74,23 +77,11 @@ def groups_of(
     memory: int,
     skip_positions: bool,
 ) -> list[Group]:
-    """The forward passes of a sweep; patches that can change nothing are in none.
+    """The forward passes of a sweep over a prompt of some length; patches that can change nothing are in none.
 
-    Args:
-        lens: the model.
-        patches: what is patched.
-        length: of the prompt.
-        same_until: positions at the beginning whose values are the same in the run that is patched and the other.
-        batch_size: patches in one forward pass.
-        memory: bytes of captured activations held at once.
-        skip_positions: whether passes may begin behind the first positions.
-
-    Raises:
-        InputError: a batch size or memory below 1, or a target that cannot be patched.
-        UnknownNameError: a hook point that does not exist.
+    Before `same_until`, the run that is patched and the other hold the same; the last three arguments are as in
+    `running.activation_patch`.
     """
-    if batch_size < 1 or memory < 1:
-        raise InputError(f"batch_size {batch_size} and memory {memory} given, expected at least 1 of both")
     jobs = [_job(lens, number, patch, length, same_until) for number, patch in enumerate(patches)]
     acting = [job for job in jobs if job.first < length]
     places = [0]
@@ -99,9 +90,14 @@ def groups_of(
         places += sorted({low + (length - low) * i // CUTS for i in range(CUTS)} - {0})
     cut_of = {job.number: max(place for place in places if place <= job.first) for job in acting}
     acting.sort(key=lambda job: (job.layer, cut_of[job.number], job.order, job.number))
+
+    def rows(job: Job) -> int:
+        largest = max(size_of(lens.hook_points[name], length) for name in job.names)
+        return min(batch_size, max(1, memory // SHARE // largest))
+
     batches = [
         Batch(tuple(jobs), min(job.layer for job in jobs), min(cut_of[job.number] for job in jobs))
-        for jobs in _portions([(job, min(batch_size, _rows(lens, job, length, memory))) for job in acting])
+        for jobs in portions(acting, lambda job: job.layer, rows)
     ]
     return _gathered(batches, lens, length, memory)
 
@@ -112,58 +108,47 @@ def _job(lens: HybridLens, number: int, patch: Patch, length: int, same_until: i
     if not acting:
         return Job(number, (), lens.cfg.n_layers, length, 0)
     first = max(same_until, min(part.first for part in acting))
-    last = max(part.last for part in acting)
-    return Job(
-        number,
-        acting,
-        min(part.layer for part in acting),
-        first if last >= same_until else length,
-        min(part.order for part in acting),
-    )
+    if max(part.last for part in acting) < same_until:
+        first = length
+    return Job(number, acting, min(part.layer for part in acting), first, min(part.order for part in acting))
 
 
-def _rows(lens: HybridLens, job: Job, length: int, memory: int) -> int:
-    """Rows of a batch that keep the largest of a patch's points within its share of the memory."""
-    largest = max(size_of(lens.hook_points[name], length) for name in job.names)
-    return max(1, memory // SHARE // largest)
-
-
-def _portions(jobs: Sequence[tuple[Job, int]]) -> list[list[Job]]:
-    """Jobs in batches of as many rows as each allows.
+def portions(
+    acting: Iterable[Acting], layer: Callable[[Acting], int], rows: Callable[[Acting], int]
+) -> Iterator[list[Acting]]:
+    """Patches or paths by the layers that they act from, in batches of as many rows as each allows.
 
     Less than a quarter of that, left over at the end of a layer, joins the next layer's.
     """
-    out: list[list[Job]] = []
+    batch: list[Acting] = []
     room = 0
-    for job, size in jobs:
-        last = out[-1] if out else []
+    for one in acting:
+        size = rows(one)
         room = min(room, size)
-        if len(last) >= room or (last[0].layer != job.layer and 4 * len(last) >= room):
-            out.append([job])
+        if batch and (len(batch) >= room or (layer(batch[0]) != layer(one) and 4 * len(batch) >= room)):
+            yield batch
+            batch = []
+        if not batch:
             room = size
-        else:
-            last.append(job)
-    return out
+        batch.append(one)
+    if batch:
+        yield batch
 
 
 def _gathered(batches: Sequence[Batch], lens: HybridLens, length: int, memory: int) -> list[Group]:
-    groups: list[tuple[set[str], list[Batch]]] = []
+    """Batches one after the other in groups whose points fit into memory together, their names in forward order."""
+    groups: list[Group] = []
     for batch in batches:
-        names = set[str]().union(*(job.names for job in batch.jobs))
-        if groups:
-            together = groups[-1][0] | names
-            fits = sum(size_of(lens.hook_points[name], length) for name in together) <= memory
-            if fits or together == groups[-1][0]:
-                groups[-1] = (together, [*groups[-1][1], batch])
-                continue
-        groups.append((names, [batch]))
-    order = list(lens.hook_points)
-    return [Group(tuple(sorted(names, key=order.index)), tuple(parts)) for names, parts in groups]
+        names = {name for job in batch.jobs for name in job.names}
+        held = set(groups[-1].names) if groups else set[str]()
+        fits = sum(size_of(lens.hook_points[name], length) for name in held | names) <= memory
+        together = bool(groups) and (fits or names <= held)
+        before = groups.pop().batches if together else ()
+        wanted = held | names if together else names
+        groups.append(Group(tuple(name for name in lens.hook_points if name in wanted), (*before, batch)))
+    return groups
 
 
 def size_of(spec: HookSpec, length: int) -> int:
     """Bytes of one prompt's activation, at most."""
-    total = BYTES
-    for size in spec.sizes[1:]:
-        total *= length if size is None else size
-    return total
+    return BYTES * prod(length if size is None else size for size in spec.sizes[1:])

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analyses.patching.agreement import agreement
+from analyses.patching.alignment import neighbours
 from analyses.patching.choosing import OF_TOKENS
-from analyses.patching.direct_results import DirectAttribution
-from analyses.patching.edge_results import EdgeResult
-from analyses.patching.effects import number, strongest
-from analyses.patching.patched import Patched
+from analyses.patching.direct import DirectAttribution
+from analyses.patching.effects import Patched, number, strongest
+from analyses.patching.results import EdgeResult
 from analyses.patching.sweeps import SWEEPS
 from hybridlens.viz.blocks import Section, Table, Words
 from hybridlens.viz.entries import Entry
@@ -23,35 +23,26 @@ from hybridlens.viz.words import DASH
 _TOP = 12
 
 
-def prompts(found: Patched, direction: str) -> Section:
+def prompts(found: Patched) -> Section:
     """The two prompts side by side, and what the model answers."""
-    pair, one = found.pair, next(iter(found.exact.values()))
-    differ = pair.differences
+    pair, one, differ = found.pair, found.one, found.pair.differences
     rows: list[tuple[Entry, ...]] = []
-    for run in _runs([d.position for d in differ]):
-        inside = [d for d in differ if run[0] <= d.position <= run[-1]]
-        where = str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}"
-        rows.append((where, _quoted([d.clean for d in inside]), _quoted([d.corrupt for d in inside])))
-    rows.append(("answer", pair.said[0], pair.said[1]))
+    for run in neighbours(differ):
+        where = str(run[0].position) if len(run) == 1 else f"{run[0].position}–{run[-1].position}"
+        rows.append((where, _quoted([d.clean for d in run]), _quoted([d.corrupt for d in run])))
+    rows.append(("answer", *pair.said))
     behind = bool(pair.begun) and found.measure.clean == pair.clean_tokens
     begun = f" {_quoted(pair.begun)}, with which both answers begin, stands behind both prompts." if behind else ""
-    parts = (
-        ""
-        if found.answers is None or found.measure.name not in OF_TOKENS
-        else " (tokens "
-        + " and ".join(
-            f"{number} “{visible(text)}”" for number, text in zip(pair.answers or (), found.answers, strict=True)
-        )
-        + ")"
-    )
-    ends = [number(value) for value in (one.clean, one.corrupt or 0.0)]
+    answers = zip(pair.answers or (), found.answers or (), strict=True)
+    tokens = " and ".join(f"{token} “{visible(text)}”" for token, text in answers)
+    parts = f" (tokens {tokens})" if tokens and found.measure.name in OF_TOKENS else ""
+    into, back = ("clean run are put into the corrupt", "comes back"), ("corrupt run are put into the clean", "is lost")
+    put, happens = into if found.denoises else back
     text = (
         f"Both prompts have {len(found.measure.clean)} tokens, at {len(differ)} of which they differ.{begun} Measured: "
-        f"{one.metric}{parts}; {ends[0]} after the clean prompt, {ends[1]} after the corrupt one. "
+        f"{one.metric}{parts}; {number(one.clean)} after the clean prompt, {number(one.corrupt or 0.0)} after the "
+        f"corrupt one. Values of the {put} one; an effect is the share of the difference that {happens}."
     )
-    into, back = ("clean run are put into the corrupt", "comes back"), ("corrupt run are put into the clean", "is lost")
-    put, happens = into if direction == "denoise" else back
-    text += f"Values of the {put} one; an effect is the share of the difference that {happens}."
     return Section("pair", "Two prompts", (Words(text), Table(("position", "clean", "corrupt"), tuple(rows))))
 
 
@@ -77,14 +68,9 @@ def gradients(found: Patched) -> Section:
     for name, estimate in found.estimated.items():
         exact = found.exact[name]
         agrees = agreement(estimate, exact)
-        best, best_exact = strongest(estimate)[0], strongest(exact)[0]
-        rows.append(
-            (
-                SWEEPS[name].words, number(agrees.spearman), number(agrees.pearson), number(agrees.largest_error),
-                f"{agrees.patches:,}", (best.words, number(best.effect)),
-                (best_exact.words, number(best_exact.effect)),
-            )
-        )  # fmt: skip
+        numbers = map(number, agrees[:3])
+        best = [(place.words, number(place.effect)) for place in (*strongest(estimate), *strongest(exact))]
+        rows.append((SWEEPS[name].words, *numbers, f"{agrees.patches:,}", *best))
     text = (
         "The same patches estimated from gradients, all of a sweep in one pass forward and backward: rank correlation "
         "(Spearman), correlation (Pearson) and the largest error, on the scale of the effects. Rank correlations are "
@@ -113,34 +99,20 @@ def paths(edges: EdgeResult) -> Section:
 
 def direct(found: DirectAttribution, metric: str) -> Section:
     """What the parts of the model add to the difference of the two answers' logits, in the clean run."""
-    rows = tuple((writer.words, _logits(share)) for writer, share in found.top(_TOP))
+    rows = tuple((writer.words, number(share, "+")) for writer, share in found.top(_TOP))
     total, own, capped = (float(x[-1, 0]) for x in (found.total, found.before_cap, found.logits))
     rest = total - sum(share for _, share in found.top(_TOP))
-    cap = "" if bool(found.before_cap.equal(found.logits)) else f" before its soft cap, {_logits(capped)} after it"
+    cap = "" if bool(found.before_cap.equal(found.logits)) else f" before its soft cap, {number(capped, '+')} after it"
     text = (
         f"In the clean run alone, the {metric} at the last position as a sum over all parts of the model, each through "
-        f"the final norm at its scale in this run. All {len(found.writers)} shares add up to {_logits(total)}; the "
-        f"model's own is {_logits(own)}{cap}. A share is what a part writes, not what happens because of it."
+        f"the final norm at its scale in this run. All {len(found.writers)} shares add up to {number(total, '+')}; the "
+        f"model's own is {number(own, '+')}{cap}. A share is what a part writes, not what happens because of it."
     )
-    more = (("all the others", _logits(rest)),) if len(found.writers) > _TOP else ()
+    more = (("all the others", number(rest, "+")),) if len(found.writers) > _TOP else ()
     return Section("direct", "Direct shares of the answer", (Words(text), Table(("part", "logits"), (*rows, *more))))
-
-
-def _runs(positions: Sequence[int]) -> list[list[int]]:
-    runs: list[list[int]] = []
-    for position in positions:
-        if runs and position == runs[-1][-1] + 1:
-            runs[-1].append(position)
-        else:
-            runs.append([position])
-    return runs
 
 
 def _quoted(tokens: Sequence[str]) -> str:
     """Tokens as one text: joined as they are where they bring their spaces, else with spaces."""
     joined = "".join(tokens) if any(token.startswith((" ", "▁")) for token in tokens) else " ".join(tokens)
     return f"“{visible(joined)}”"
-
-
-def _logits(value: float) -> str:
-    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")

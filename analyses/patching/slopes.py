@@ -12,30 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from analyses.patching.metrics import Metric, NeedleScore, Rank, measured
-from analyses.patching.results import check_ends
-from analyses.patching.running import ENDS, captured
+from analyses.patching.alignment import Sides
+from analyses.patching.metrics import Metric, NeedleScore, Rank, checked
+from analyses.patching.snapshot import captured, keeping
 from hybridlens.errors import InputError
-from hybridlens.hooks import HookPoint, reads_only
+from hybridlens.hooks import HookPoint
 from hybridlens.model import HybridLens
-from hybridlens.network import Output
 from hybridlens.shapes import Resid, Tokens
 
 INPUT = "hook_embed"
 """Where runs are moved from one prompt to the other."""
-
-IN_STEPS = (Rank, NeedleScore)
-"""Metrics that move in steps, and so have no gradient."""
-
-
-def estimated(words: str, steps: int | None) -> str:
-    """A metric's words where its change is estimated."""
-    return f"{words}, estimated by " + ("gradients" if steps is None else f"integrated gradients in {steps} steps")
 
 
 class Slopes(NamedTuple):
@@ -56,14 +47,14 @@ class Runs:
     """The activations of the run that is patched [1 …]."""
     source: Mapping[str, Tensor]
     """Those of the other run."""
-    clean: float
-    corrupt: float
+    value: float
+    """The metric of the run that is patched."""
     passes: Iterator[Slopes]
     """The differentiated runs, each made when it is asked for."""
     count: int
     """How many these are."""
-    forwards: int
-    """Forward passes in all."""
+    said: Mapping[str, Any]
+    """What a result says of both runs: see `Sides.said`."""
 
     def change(self, name: str) -> Tensor:
         """What a patch adds to an activation, without the batch axis; 0 where both are infinite."""
@@ -71,53 +62,32 @@ class Runs:
         return torch.where(source == base, 0.0, source - base)
 
 
-def compare(
-    lens: HybridLens, pair: tuple[Tokens, Tokens], direction: str, metric: Metric, names: Sequence[str],
-    steps: int | None,
-) -> Runs:  # fmt: skip
-    """Two runs side by side, and the gradients of a metric between them.
-
-    Args:
-        lens: the model.
-        pair: the clean and the corrupt prompt [1 p].
-        direction: one of `DIRECTIONS`.
-        metric: what is differentiated.
-        names: hook points whose activations and gradients are wanted.
-        steps: runs between the two inputs; None for the patched run alone.
+def compare(sides: Sides, names: Sequence[str], steps: int | None) -> Runs:
+    """Two runs side by side, and the gradients of a metric at some hook points, in `steps` runs between them.
 
     Raises:
-        InputError: steps below 1, a metric or hook point without a gradient, or a metric that does not tell the two
-            prompts apart.
+        InputError: a metric or hook point without a gradient, or a metric that does not tell the two prompts apart.
     """
-    if steps is not None and steps < 1:
-        raise InputError(f"steps = {steps} given, expected at least 1, or None for the patched run's gradient alone")
-    if isinstance(metric, IN_STEPS):
+    lens, metric = sides.lens, sides.metric
+    if isinstance(metric, Rank | NeedleScore):
         raise _no_gradient(metric)
-    which = 1 if direction == "denoise" else 0
-    base, source = pair[which], pair[1 - which]
+    names = list(dict.fromkeys(names))
     last_only = metric.last_only and "hook_logits" not in names
-    wanted = list(dict.fromkeys(names if steps is None else (*names, INPUT)))
-    ends = [0.0, 0.0]
-    there, output = captured(lens, source, wanted, last_only)
-    ends[1 - which] = _value(lens, metric, output, ENDS[1 - which])
+    wanted = names if steps is None else list(dict.fromkeys((*names, INPUT)))
+    there, output = captured(lens, sides.source, wanted, last_only)
+    other = sides.value(output, sides.source)
     if steps is None:
-        start = slopes(lens, base, metric, wanted, last_only)
-        here, passes = start.values, iter([start])
-        ends[which] = start.metric
+        start = slopes(lens, sides.base, metric, wanted, last_only)
+        here, value, passes = start.values, start.metric, iter([start])
+        words = f"{metric.words}, estimated by gradients"
     else:
-        here, output = captured(lens, base, wanted, last_only)
-        ends[which] = _value(lens, metric, output, ENDS[which])
-        passes = (
-            slopes(lens, base, metric, names, last_only, here[INPUT].lerp(there[INPUT], (step + 0.5) / steps))
-            for step in range(steps)
-        )
-    check_ends(ends[0], ends[1], metric.words)
-    return Runs(here, there, ends[0], ends[1], passes, steps or 1, 2 if steps is None else 2 + steps)
-
-
-def _value(lens: HybridLens, metric: Metric, output: Output, what: str) -> float:
-    with torch.no_grad():
-        return float(measured(metric, lens, output, [what])[0])
+        here, output = captured(lens, sides.base, wanted, last_only)
+        value = sides.value(output, sides.base)
+        moved = (here[INPUT].lerp(there[INPUT], (step + 0.5) / steps) for step in range(steps))
+        passes = (slopes(lens, sides.base, metric, names, last_only, embedded) for embedded in moved)
+        words = f"{metric.words}, estimated by integrated gradients in {steps} steps"
+    said = sides.said(sides.ends(value, other), 2 + (steps or 0)) | {"metric": words}
+    return Runs(here, there, value, passes, steps or 1, said)
 
 
 def slopes(
@@ -126,16 +96,8 @@ def slopes(
 ) -> Slopes:  # fmt: skip
     """The gradient of a metric by the activations of one run; no gradient is left on the model.
 
-    Args:
-        lens: the model.
-        tokens: the prompt [1 p].
-        metric: what is differentiated.
-        names: hook points.
-        last_only: unembed only the last position.
-        embedded: what enters block 0 instead of the prompt's embedding.
-
-    Raises:
-        InputError: a metric or hook point without a gradient, or a value that is no finite number.
+    `embedded` enters block 0 instead of the prompt's embedding. A metric or hook point without a gradient is refused,
+    and so is a value that is no finite number.
     """
     kept: dict[str, Tensor] = {}
 
@@ -143,42 +105,19 @@ def slopes(
         """The input as a leaf, so that nothing before it, and no weight, is differentiated."""
         return (tensor if embedded is None else embedded).detach().requires_grad_()
 
-    @reads_only
-    def keep(tensor: Tensor, hook: HookPoint) -> None:
-        kept[cast(str, hook.name)] = tensor
-
-    holder = _Held(metric)
     with torch.enable_grad():
-        with lens.hooks([(INPUT, enter), *((name, keep) for name in names)]):
+        with lens.hooks([(INPUT, enter), *((name, keeping(kept)) for name in names)]):
             output = lens.network(tokens, None, None, last_only)
         for name in names:
             if not kept[name].is_floating_point():
                 raise InputError(f"'{name}' holds {kept[name].dtype}, which has no gradient; patch it exactly instead")
-        value = measured(holder, lens, output, ["the prompt"])
-        if not holder.values[-1].requires_grad:
+        value = metric.of(lens, output)
+        number = float(checked(metric, value, output, ["the prompt"])[0])
+        if not value.requires_grad:
             raise _no_gradient(metric)
-        value_of = holder.values[-1].sum()
-        found = torch.autograd.grad(value_of, [kept[name] for name in names], materialize_grads=True)
-    values = {name: kept[name].detach() for name in names}
-    return Slopes(values, dict(zip(names, found, strict=True)), float(value[0]))
-
-
-class _Held(Metric):
-    """A metric whose values are kept, with their graph."""
-
-    def __init__(self, metric: Metric) -> None:
-        self.metric = metric
-        self.values: list[Tensor] = []
-
-    @property
-    def words(self) -> str:
-        """The metric's."""
-        return self.metric.words
-
-    def of(self, lens: HybridLens, output: Output) -> Tensor:
-        """The metric's."""
-        self.values.append(self.metric.of(lens, output))
-        return self.values[-1]
+        found = torch.autograd.grad(value.sum(), [kept[name] for name in names], materialize_grads=True)
+    held = {name: kept[name].detach() for name in names}
+    return Slopes(held, dict(zip(names, found, strict=True)), number)
 
 
 def _no_gradient(metric: Metric) -> InputError:

@@ -1,4 +1,4 @@
-"""The untouched run that patches start from: its residual stream, and what was remembered where.
+"""The untouched run that patches start from: its residual stream, what was remembered where, and what is put in.
 
 What a patch leaves as it is need not be computed again: the layers before its first one, and, attention and recurrence
 being causal, the positions before its first one. `Snapshot` holds the residual stream at the layers asked for, the
@@ -11,18 +11,75 @@ holds the memory of the prompt once for each place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from analyses.patching.targets import EMBEDDING
-from hybridlens.hooks import HookPoint, reads_only
+from analyses.patching.targets import EMBEDDING, Selector
+from hybridlens.errors import InputError
+from hybridlens.hooks import HookFunction, HookPoint, NameFilter, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.network import Output
 from hybridlens.shapes import Resid, Tokens
 from hybridlens.state import HybridState
+
+
+def keeping(kept: dict[str, Tensor], what: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> HookFunction:
+    """A hook function that keeps `what` of the activations at each point, by its name."""
+
+    @reads_only
+    def keep(tensor: Tensor, hook: HookPoint) -> None:
+        kept[cast(str, hook.name)] = what(tensor)
+
+    return keep
+
+
+def captured(
+    lens: HybridLens,
+    tokens: Tokens,
+    names: Sequence[str],
+    last_only: bool,
+    what: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> tuple[dict[str, Tensor], Output]:
+    """`what` of the activations of an untouched run at some points, and what the run gave."""
+    kept: dict[str, Tensor] = {}
+    with torch.no_grad(), lens.hooks([(name, keeping(kept, what)) for name in names]):
+        output = lens.network(tokens, None, None, last_only)
+    return kept, output
+
+
+class Write(NamedTuple):
+    """What one row of a batch is given."""
+
+    name: str
+    """The hook point."""
+    row: int
+    here: tuple[Selector | int, ...]
+    """Which entries of the row's activation, by axis."""
+    value: Tensor
+
+
+def writing(writes: Iterable[Write]) -> list[tuple[NameFilter, HookFunction]]:
+    """One hook function for each point, which gives every row what is its own."""
+    points: dict[str, list[Write]] = {}
+    for write in writes:
+        points.setdefault(write.name, []).append(write)
+    return [(name, _put(parts)) for name, parts in points.items()]
+
+
+def _put(writes: Sequence[Write]) -> HookFunction:
+    @reads_only
+    def put(tensor: Tensor, hook: HookPoint) -> Tensor:
+        out = tensor.clone()
+        for name, row, here, value in writes:
+            if value.is_floating_point() != tensor.is_floating_point():
+                raise InputError(f"'{name}' holds {tensor.dtype}, so it cannot be given values of {value.dtype}")
+            out[row][here] = value.to(tensor.dtype)
+        return out
+
+    return put
 
 
 class Snapshot:
@@ -36,6 +93,7 @@ class Snapshot:
         last_only: unembed only the last position.
     """
 
+    @torch.no_grad()
     def __init__(
         self, lens: HybridLens, tokens: Tokens, layers: Iterable[int], cuts: Iterable[int], last_only: bool
     ) -> None:
@@ -43,15 +101,9 @@ class Snapshot:
         self.tokens = tokens
         self.last_only = last_only
         self.forwards = 1
-        self.resid: dict[int, Resid] = {}
         names = {resid_name(lens, layer): layer for layer in set(layers) - {EMBEDDING}}
-
-        @reads_only
-        def keep(tensor: Tensor, hook: HookPoint) -> None:
-            self.resid[names[cast(str, hook.name)]] = tensor
-
-        with lens.hooks([(name, keep) for name in names]):
-            self.output = lens.network(tokens, None, None, last_only)
+        kept, self.output = captured(lens, tokens, list(names), last_only)
+        self.resid: dict[int, Resid] = {names[name]: resid for name, resid in kept.items()}
         self.before: dict[int, HybridState] = {}
         state, read = None, 0
         for cut in sorted(set(cuts) - {0}):
@@ -66,22 +118,20 @@ class Snapshot:
         held = self.before[cut].key_positions[0]
         return {"p": cut, "k": int(held[0]) if held.numel() else cut}
 
+    @torch.no_grad()
     def go_on(self, rows: int, layer: int, cut: int) -> Output:
         """`rows` copies of the run, computed from `layer` and position `cut` on, under the hooks that are attached.
 
         The logits are of all positions, or of the last one, as the snapshot's are.
         """
-        last_only = self.last_only
         self.forwards += 1
         before = _repeated(self.before[cut], rows) if cut else None
         if layer == EMBEDDING:
-            tokens = self.tokens[:, cut:].expand(rows, -1)
-            output = self.lens.network(tokens, None, before, last_only)
+            output = self.lens.network(self.tokens[:, cut:].expand(rows, -1), None, before, self.last_only)
         else:
-            resid = self.resid[layer][:, cut:]
-            resid, after = resid.expand(rows, *resid.shape[1:]), _repeated(self.output.state, rows)
-            output = self.lens.network.resume(layer, resid, after, before, None, last_only)
-        if last_only or cut == 0:
+            resid, after = self.resid[layer][:, cut:].expand(rows, -1, -1), _repeated(self.output.state, rows)
+            output = self.lens.network.resume(layer, resid, after, before, None, self.last_only)
+        if self.last_only or cut == 0:
             return output
         seen = self.output.logits[:, :cut].expand(rows, -1, -1)
         return Output(torch.cat([seen, output.logits], dim=1), output.state)

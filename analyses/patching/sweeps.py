@@ -1,21 +1,11 @@
 """The ready sweeps: every place of one kind, by layer and what else it has, under one name each.
 
-=========================================================  =====================================  ====================
-names                                                      hook points                            layer ×
-=========================================================  =====================================  ====================
-resid_pre, resid_mid, resid_post                           hook_resid_pre, …                      position
-mixer_out, attn_out, ssm_out, mlp_out                      hook_mixer_out, …                      position
-q, z, pattern, q_normed, attn_gate, z_gated                attn.hook_q, …                         head
-k, v, k_normed                                             attn.hook_k, …                         shared head
-write, state, decay, conv, gate, y, dt                     ssm.hook_write, …                      position
-ssm_v, ssm_k, ssm_q, beta, recall                          ssm.hook_v, …                          position
-router                                                     mlp.hook_router_logits                 expert
-shared_out                                                 mlp.hook_shared_out                    position
-=========================================================  =====================================  ====================
+`SWEEPS` lists them: residual streams, outputs of mixers and MLPs, and what recurrences hold, by position; what
+attention's heads hold, by head; router logits, by expert.
 
 ``z_by_position`` and the like go over heads and positions; where a recurrence has heads, ``write_by_head`` and the like
 go over those and positions, and where it has channels, ``write_by_channel`` and the like over positions and blocks of
-channels. `SWEEPS` lists all of them. A sweep goes over the layers that have both its hook point and its axes.
+channels. A sweep goes over the layers that have both its hook point and its axes.
 
 An expert's weight is patched as its router logit, at all positions. `hook_expert_weights` is ordered by rank, so that
 an entry of it belongs to no one expert. The model sees only differences of router logits: where the two runs' logits

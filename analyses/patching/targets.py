@@ -62,13 +62,11 @@ class Target:
     def _index(self, axis: str, index: object) -> Index:
         if isinstance(index, int | slice) and not isinstance(index, bool):
             return index
-        entries = list(index) if isinstance(index, Sequence) and not isinstance(index, str) else [index]
-        numbers = tuple(entry for entry in entries if type(entry) is int)
-        if not isinstance(index, Sequence) or len(numbers) < len(entries):
-            raise InputError(
-                f"target '{self.hook}': index {index!r} of axis {axis} given, expected whole numbers or a slice"
-            )
-        return numbers
+        if isinstance(index, Sequence) and not isinstance(index, str) and all(type(entry) is int for entry in index):
+            return tuple(index)
+        raise InputError(
+            f"target '{self.hook}': index {index!r} of axis {axis} given, expected whole numbers or a slice"
+        )
 
     @property
     def words(self) -> str:
@@ -136,13 +134,9 @@ class Located:
         there: list[Selector] = []
         for axis, chosen in zip(self.axes, self.chosen, strict=True):
             offset = offsets.get(axis, 0)
-            if chosen is None:
-                here.append(slice(None))
-                there.append(slice(offset, None))
-            else:
-                kept = [entry for entry in chosen if entry >= offset]
-                here.append(_selector([entry - offset for entry in kept]))
-                there.append(_selector(kept))
+            kept = None if chosen is None else [entry for entry in chosen if entry >= offset]
+            here.append(slice(None) if kept is None else _selector([entry - offset for entry in kept]))
+            there.append(slice(offset, None) if kept is None else _selector(kept))
         return _mesh(here), _mesh(there)
 
 
@@ -164,21 +158,18 @@ def locate(lens: HybridLens, target: Target, length: int) -> Located:
     for axis in target.where:
         if axis not in spec.axes:
             raise _no_axis(lens, spec, axis)
-    chosen: list[Chosen] = []
-    for axis, size in zip(spec.axes[1:], spec.sizes[1:], strict=True):
-        entries = length if size is None else size
-        chosen.append(_chosen(name, axis, target.where[axis], entries) if axis in target.where else None)
+    axes, sizes = spec.axes[1:], [length if size is None else size for size in spec.sizes[1:]]
+    chosen = tuple(
+        _chosen(name, axis, target.where[axis], size) if axis in target.where else None
+        for axis, size in zip(axes, sizes, strict=True)
+    )
     names = list(lens.hook_points)
-    order, first_block = names.index(name), names.index("blocks.0.hook_resid_pre")
-    layer = spec.layer
+    order, layer = names.index(name), spec.layer
     if layer is None:
-        layer = EMBEDDING if order < first_block else lens.cfg.n_layers
-    positions = chosen[spec.axes[1:].index("p")]
-    touched = range(length) if positions is None else positions
-    if any(entries == () for entries in chosen):
-        touched = ()
-    first, last = min(touched, default=length), max(touched, default=-1)
-    return Located(name, order, layer, spec.axes[1:], tuple(chosen), first, last)
+        layer = EMBEDDING if order < names.index("blocks.0.hook_resid_pre") else lens.cfg.n_layers
+    positions = chosen[axes.index("p")]
+    touched = () if () in chosen else range(length) if positions is None else positions
+    return Located(name, order, layer, axes, chosen, min(touched, default=length), max(touched, default=-1))
 
 
 def _no_axis(lens: HybridLens, spec: HookSpec, axis: str) -> InputError:
@@ -217,10 +208,6 @@ def _selector(entries: Sequence[int]) -> Selector:
 
 def _mesh(selectors: Sequence[Selector]) -> tuple[Selector, ...]:
     """Several lists of entries so that every combination is taken, as slices would."""
-    listed = [i for i, selector in enumerate(selectors) if isinstance(selector, Tensor)]
-    out = list(selectors)
-    for place, i in enumerate(listed):
-        selector = selectors[i]
-        assert isinstance(selector, Tensor)
-        out[i] = selector.view([-1 if other == place else 1 for other in range(len(listed))])
-    return tuple(out)
+    listed = [selector for selector in selectors if isinstance(selector, Tensor)]
+    grids = iter(torch.meshgrid(*listed, indexing="ij") if listed else ())
+    return tuple(next(grids) if isinstance(selector, Tensor) else selector for selector in selectors)

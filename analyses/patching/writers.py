@@ -11,6 +11,7 @@ raises one line that says what there is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -32,6 +33,9 @@ PART_OF = {
 WRITERS = ("embed", *PART_OF)
 """Kinds of writers: the embedding; a head of attention; a recurrent layer, or one of its heads; an MLP, one expert of a
 mixture, or the expert that all tokens go to; biases."""
+
+SENDERS = ("embed", "head", "ssm", "ssm_head", "mlp")
+"""Kinds of writers that paths and edges begin at."""
 
 BY_INDEX = ("head", "ssm_head", "expert")
 """Writers of which a layer has several."""
@@ -64,9 +68,8 @@ class Writer:
 
     def __post_init__(self) -> None:
         """Refuse what names nothing."""
-        _check_kind("writer", self.kind, WRITERS)
-        _check_given("writer", self.kind, "layer", self.layer, self.kind != "embed")
-        _check_given("writer", self.kind, "index", self.index, self.kind in BY_INDEX)
+        layer, index = (self.layer, self.kind != "embed"), (self.index, self.kind in BY_INDEX)
+        _check_kind("writer", self.kind, WRITERS, layer=layer, index=index)
 
     @property
     def order(self) -> int:
@@ -84,23 +87,17 @@ class Writer:
         return names.get(self.kind, f"L{self.layer} {self.kind} {self.index}")
 
     def check(self, lens: HybridLens) -> None:
-        """Refuse a writer that a model lacks.
-
-        Raises:
-            InputError: saying what the model has.
-        """
+        """Refuse a writer that a model lacks, by an `InputError` that says what it has."""
         if self.layer is None:
             return
-        layers = tuple(layer for layer, has in enumerate(lens.cfg.layers) if _size(has, self.kind))
+        sizes = [_size(has, self.kind) for has in lens.cfg.layers]
         what = {
             "head": "heads", "attn_bias": "attention biases", "expert": "experts", "shared_expert": "shared experts",
-            "ssm_head": "recurrent heads",
-        }  # fmt: skip
-        words = what.get(self.kind, "MLPs" if self.kind.startswith("mlp") else "recurrent layers")
-        _check_layer(f"writer '{self.words}'", words, self.layer, layers)
+            "ssm_head": "recurrent heads", "mlp": "MLPs", "mlp_bias": "MLPs",
+        }.get(self.kind, "recurrent layers")  # fmt: skip
+        _check_layer(f"writer '{self.words}'", what, self.layer, sizes)
         if self.index is not None:
-            size = _size(lens.cfg.layers[self.layer], self.kind)
-            _check_index(f"writer '{self.words}'", what[self.kind], self.index, size)
+            _check_index(f"writer '{self.words}'", what, self.index, sizes[self.layer])
 
 
 def _size(has: LayerConfig, kind: str) -> int:
@@ -135,9 +132,8 @@ class Reader:
 
     def __post_init__(self) -> None:
         """Refuse what names nothing."""
-        _check_kind("reader", self.kind, READERS)
-        _check_given("reader", self.kind, "layer", self.layer, self.kind != "logits")
-        _check_given("reader", self.kind, "head", self.head, self.kind in HEAD_READERS)
+        layer, head = (self.layer, self.kind != "logits"), (self.head, self.kind in HEAD_READERS)
+        _check_kind("reader", self.kind, READERS, layer=layer, head=head)
 
     def order(self, n_layers: int) -> int:
         """Its place among the writers and readers of a model with so many layers: see `Writer.order`."""
@@ -153,20 +149,16 @@ class Reader:
         return f"L{self.layer} {'kv head' if self.kind in ('k', 'v') else 'head'} {self.head} {self.kind}"
 
     def check(self, lens: HybridLens) -> None:
-        """Refuse a reader that a model lacks.
-
-        Raises:
-            InputError: saying what the model has.
-        """
+        """Refuse a reader that a model lacks, by an `InputError` that says what it has."""
         if self.layer is None:
             return
         name, layers = f"reader '{self.words}'", lens.cfg.layers
         if self.head is None:
-            what = "MLPs" if self.kind == "mlp" else "mixers"
-            has = (layer.mlp is not None if self.kind == "mlp" else layer.type != "mlp" for layer in layers)
-            _check_layer(name, what, self.layer, tuple(i for i, there in enumerate(has) if there))
+            is_mlp = self.kind == "mlp"
+            has = [layer.mlp is not None if is_mlp else layer.type != "mlp" for layer in layers]
+            _check_layer(name, "MLPs" if is_mlp else "mixers", self.layer, has)
             return
-        _check_layer(name, "heads", self.layer, tuple(i for i, layer in enumerate(layers) if layer.attn is not None))
+        _check_layer(name, "heads", self.layer, [layer.attn is not None for layer in layers])
         reads = head_reads(lens, self.layer)
         if self.kind not in reads:
             roles = ", ".join(reads)
@@ -242,18 +234,36 @@ def reaches(lens: HybridLens, writer: Writer, reader: Reader) -> bool:
     return writer.order < reader.order(lens.cfg.n_layers)
 
 
-def _check_kind(what: str, kind: str, known: tuple[str, ...]) -> None:
+def check_ends(lens: HybridLens, writers: Iterable[Writer], readers: Iterable[Reader], what: str) -> None:
+    """Refuse writers that no paths or edges (`what`) begin at, and writers and readers that a model lacks."""
+    for writer in writers:
+        if writer.kind not in SENDERS:
+            raise InputError(f"writer '{writer.words}' given, but {what} begin at {', '.join(SENDERS)}")
+        writer.check(lens)
+    for reader in readers:
+        reader.check(lens)
+
+
+def check_once(*ends: Sequence[str]) -> None:
+    """Refuse a writer or reader, by its words, that was given twice."""
+    for words in ends:
+        twice = next((word for word in words if words.count(word) > 1), None)
+        if twice is not None:
+            raise InputError(f"'{twice}' was given twice, expected every writer and reader once")
+
+
+def _check_kind(what: str, kind: str, known: tuple[str, ...], **fields: tuple[int | None, bool]) -> None:
+    """Refuse a kind that does not exist, and `fields` (a number, whether one is wanted) that do not fit."""
     if kind not in known:
         raise UnknownNameError(f"{what} kind {kind!r} does not exist; expected one of {', '.join(known)}")
+    for name, (value, wanted) in fields.items():
+        if wanted != (value is not None):
+            expected = "a number" if wanted else "none"
+            raise InputError(f"{what} {kind!r} was given {name} {value}, expected {expected}")
 
 
-def _check_given(what: str, kind: str, field: str, value: int | None, wanted: bool) -> None:
-    if wanted != (value is not None):
-        expected = "a number" if wanted else "none"
-        raise InputError(f"{what} {kind!r} was given {field} {value}, expected {expected}")
-
-
-def _check_layer(name: str, what: str, layer: int, layers: tuple[int, ...]) -> None:
+def _check_layer(name: str, what: str, layer: int, sizes: Sequence[int]) -> None:
+    layers = [number for number, size in enumerate(sizes) if size]
     if layer not in layers:
         has = f"those are in layers {', '.join(map(str, layers))}" if layers else "the model has none"
         raise InputError(f"{name}: layer {layer} has no {what}; {has}")

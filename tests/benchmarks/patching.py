@@ -56,7 +56,7 @@ def _listed(index: object) -> object:
 def measure(lens: hl.HybridLens, name: str, pair: pairs.Pair, runs: int, patches: int, batch: int) -> list[object]:
     """One row of the table."""
     kind = sweep_of(lens, name)
-    everything = expand(lens, kind.hooks(lens), kind.over, pair.strings[0]).targets
+    everything = expand(lens, kind.hooks(lens), kind.over, pair.strings[0]).patches
     picked = random.Random(0).sample(range(len(everything)), min(patches, len(everything)))
     with torch.no_grad():  # the capture is not timed
         cache = lens.run_with_cache(torch.tensor([pair.clean_tokens]), kind.hooks(lens))[1]

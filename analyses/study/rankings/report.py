@@ -16,9 +16,8 @@ from analyses.study.rankings.curves import Value as Measured
 from analyses.study.rankings.results import RANDOM, RankingComparison, is_draw
 from analyses.study.rankings.words import heads_of, sentences
 from hybridlens.viz.article import Article
-from hybridlens.viz.charts import band_chart
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Table, Words
-from hybridlens.viz.charts import Curve
+from hybridlens.viz.charts import Curve, band_chart
 from hybridlens.viz.entries import Entry, Value, entry, percent
 from hybridlens.viz.heads import correlation_matrix, head_heatmap, heatmap_height
 from hybridlens.viz.layout import COLORS
