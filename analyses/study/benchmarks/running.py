@@ -78,6 +78,11 @@ class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):
         options.heads(cfg.n_heads)
         check_tasks(options.tasks, options.include)
 
+    @property
+    def pairs(self) -> int:
+        """Of task and k."""
+        return len(self.loaded.tasks) * len(self.ks)
+
     def manifest(self) -> Manifest:
         """See `Experiment`; other tasks and k may join."""
         options = self.options
@@ -91,8 +96,8 @@ class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):
         growing = self.manifest().growing
         files = _files(options.include)
         rows: list[BenchmarkRow] = []
-        done, pairs = 0, len(loaded.tasks) * len(self.ks)
-        progress(done, pairs)
+        done = 0
+        progress(done, self.pairs)
         for name, task in loaded.tasks.items():
             depends = [growing, files, _documents(task)]
             for k in self.ks:
@@ -102,7 +107,7 @@ class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):
                 )  # fmt: skip
                 rows += found.rows
                 done += 1
-                progress(done, pairs)
+                progress(done, self.pairs)
         rows += _summaries(loaded, rows, self.ks)
         order = [*loaded.tasks, *loaded.groups, *loaded.sets]
         rows.sort(key=lambda row: (order.index(row.task), self.ks.index(row.k)))
