@@ -70,10 +70,10 @@ def by_hand(rows: Rows, model: str) -> None:
     with torch.no_grad():
         apart = off(here.prefill(texts).logits, cpu.prefill(texts).logits)
     rows.most(f"{model}: logits of {len(texts)} prompts", apart, 1e-4, "‖difference‖ ÷ ‖value‖")
-    expected = cpu.generate(texts, 20)
-    found = here.generate(texts, 20)
+    expected = cpu.generate(texts, 40)
+    found = here.generate(texts, 40)
     rows.judge(f"{model}: texts", found.text == expected.text, found.text[1], expected.text[1])
-    half = hl.load(model, device=rows.device, dtype="bfloat16").generate(texts, 20)
+    half = hl.load(model, device=rows.device, dtype="bfloat16").generate(texts, 40)
     equal = sum(a == b for a, b in zip(half.text, expected.text, strict=True))
     rows.add(f"{model}: texts in bfloat16 that are float32's", f"{equal} of {len(texts)}")
     scores = [float(niah.score(text, rubric=niah.PAPER_RUBRIC)) for text in half.text]

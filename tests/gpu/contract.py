@@ -61,7 +61,9 @@ class Case:
         apart = float((got - want).abs().max())
         return apart / allowed if allowed > 0 else (0.0 if apart == 0 else float("inf"))
 
-    def logits(self, rows: Rows, what: str, got: Tensor, exact: Tensor | None = None, near: Tensor | None = None) -> None:
+    def logits(
+        self, rows: Rows, what: str, got: Tensor, exact: Tensor | None = None, near: Tensor | None = None
+    ) -> None:
         """A row for logits: the share of what is allowed."""
         exact, near = self.exact if exact is None else exact, self.nudged if near is None else near
         if self.dtype == torch.float32:
@@ -107,7 +109,9 @@ def forward(rows: Rows, case: Case) -> None:
     here = case.tokens.to(case.device)
     with torch.no_grad():
         got = case.here(here)
-        rows.judge(f"{case.name} logits are on the device", got.device.type == case.device, got.device.type, case.device)
+        rows.judge(
+            f"{case.name} logits are on the device", got.device.type == case.device, got.device.type, case.device
+        )
         case.logits(rows, "whole prompt", got)
         case.logits(rows, "whole prompt, the untouched model itself", case.library)
         if case.dtype == torch.float32 and rows.cuda:
@@ -138,7 +142,9 @@ def ragged(rows: Rows, case: Case) -> None:
         got = case.here.prefill(ids, lengths=lengths).logits
     whole = (0, 1, 0)
     real = torch.cat([got[row, :length] for row, length in enumerate(lengths)])
-    exact, near = (torch.cat([t[r, :n] for r, n in zip(whole, lengths, strict=True)]) for t in (case.exact, case.nudged))
+    exact, near = (
+        torch.cat([t[r, :n] for r, n in zip(whole, lengths, strict=True)]) for t in (case.exact, case.nudged)
+    )
     case.logits(rows, "ragged batch", real, exact, near)
 
 

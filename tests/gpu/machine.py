@@ -31,7 +31,11 @@ def main(rows: Rows, argument: str) -> None:
         with rows.check("card"):
             about = torch.cuda.get_device_properties(0)
             rows.add("card", f"{about.name}, {about.total_memory / 2**30:.1f} GiB, {about.multi_processor_count} SMs")
-            asked = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit", "--format=csv,noheader"]
+            asked = [
+                "nvidia-smi",
+                "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit",
+                "--format=csv,noheader",
+            ]
             done = subprocess.run(asked, capture_output=True, text=True, check=False)
             rows.add("driver, clocks", done.stdout.strip() or done.stderr.strip())
             rows.add("CUDA", torch.version.cuda)
@@ -40,6 +44,8 @@ def main(rows: Rows, argument: str) -> None:
             there = choice.installed(kernel)
             place = f"importable: {choice._imports(kernel, True)}" if there else "not installed"
             own = kernel.name == "triton" and rows.cuda
-            rows.add(f"scan kernel {kernel.name}", place, "there" if own else "", "FAIL" if own and not there else "note")
+            rows.add(
+                f"scan kernel {kernel.name}", place, "there" if own else "", "FAIL" if own and not there else "note"
+            )
     for name in ("fla", "mamba_ssm", "causal_conv1d", "flash_attn"):
         rows.add(f"{name}, which transformers would use", "found" if find_spec(name) else "not installed")

@@ -1,6 +1,6 @@
 """The rows that a part of the checks writes, as it goes, and what makes a verdict.
 
-Each row is a line of JSON in the part's file as soon as it is known, so that a part that is killed leaves what it found.
+Each row is a line of JSON in the part's file as soon as it is known: a part that is killed leaves what it found.
 
 How it fails: whatever a check raises becomes a row of verdict "error", with the place, and the next check runs.
 """

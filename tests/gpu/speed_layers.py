@@ -15,14 +15,16 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from gpu.rows import Rows, off, timed
-from gpu.speed import decoding, made, peak
+from gpu.rows import Rows, timed
+from gpu.speed import decoding, made, peak, precise
 from hybridlens import HybridLens
 
 
 def main(rows: Rows, argument: str) -> None:
-    """Each family in turn."""
-    for name, (kind, config) in configs(rows.cuda).items():
+    """Each family in turn, or those named."""
+    wanted = argument.split(",") if argument else list(configs(rows.cuda))
+    for name in wanted:
+        kind, config = configs(rows.cuda)[name]
         with rows.check(name), torch.no_grad():
             one(rows, name, kind, config)
         if rows.cuda:
@@ -78,6 +80,8 @@ def one(rows: Rows, name: str, kind: type, config: Any) -> None:
     if rows.late(f"{name}: the untouched model", 8):
         return
     library = timed(theirs, rows.device, runs=1)
-    rows.add(f"{name}: prefill, times faster than the untouched model", f"{library / mine:.2f} ({library * 1e3:.1f} ms)")
+    rows.add(
+        f"{name}: prefill, times faster than the untouched model", f"{library / mine:.2f} ({library * 1e3:.1f} ms)"
+    )
     rows.add(f"{name}: the untouched model's prefill: memory", peak(rows, theirs))
-    rows.most(f"{name}: last logits off the untouched model's", off(ours().float(), theirs().float()), 0.1, "bfloat16")
+    precise(rows, name, lens, ids[:, :256])

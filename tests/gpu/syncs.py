@@ -3,12 +3,11 @@
 On a GPU torch itself says so (`torch.cuda.set_sync_debug_mode`). On a CPU the operations that would have to wait are
 counted: those that read a value, or make a tensor whose size hangs on one.
 
-How it fails: torch speaks of waits that it makes itself, not of those inside libraries, nor of an allocation that waits.
+How it fails: torch speaks of waits that it makes itself, not of those inside libraries, nor of allocations that wait.
 """
 
 from __future__ import annotations
 
-import time
 import traceback
 import warnings
 from collections import Counter
@@ -67,17 +66,12 @@ def one(rows: Rows, family: str, places: dict[str, list[str]]) -> None:
     with waits(rows.device) as found:
         decode(lens.network, start, Decoding(steps))
     counts["token of generate"] = found, steps
-    rows.add(f"{family}, {layers} layers: waits", ", ".join(f"{w} {sum(c.values()) / n:g}" for w, (c, n) in counts.items()))
+    rows.add(
+        f"{family}, {layers} layers: waits", ", ".join(f"{w} {sum(c.values()) / n:g}" for w, (c, n) in counts.items())
+    )
     for what, (places_of, runs) in counts.items():
         for where, times in places_of.items():
             places.setdefault(where, []).append(f"{family} {what} {times / runs:g}")
-    start = begin(lens.network, batch, (), "last_prompt_token")
-    settle(rows.device)
-    began = time.perf_counter()
-    decode(lens.network, start, Decoding(32))
-    settle(rows.device)
-    each = (time.perf_counter() - began) / 32
-    rows.add(f"{family}, {layers} layers: a decode step of the small model", f"{each * 1e3:.2f} ms, {each / layers * 1e3:.2f} a layer")
 
 
 @contextmanager
