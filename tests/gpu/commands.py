@@ -89,7 +89,7 @@ def command(rows: Rows, given: Sequence[str], out: Path, device: str) -> Path:
         env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(given)} on {place}: status {done.returncode}: {done.stderr.strip()[-300:]}")
+        raise RuntimeError(f"on {place}: status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
     return out
 
 
