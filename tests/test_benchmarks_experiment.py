@@ -87,7 +87,7 @@ def test_a_stopped_run_goes_on(lens, tmp_path, monkeypatch):
     """Stopped after the third of four pairs: only the fourth is run, and the end is that of a whole run."""
     ran = []
     run_one = running._run
-    monkeypatch.setattr(running, "_run", lambda *args: ran.append((args[2].task_name, args[3])) or run_one(*args))
+    monkeypatch.setattr(running, "_run", lambda *args: ran.append((args[3].task_name, args[4])) or run_one(*args))
     config = BenchmarkConfig(model=NAME, tasks=QUICK, ks=(8, 0), limit=4)
 
     def stop(done, total):

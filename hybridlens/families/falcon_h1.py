@@ -28,6 +28,7 @@ def configure(config: Any) -> LensConfig:
     check_fields(FALCON_H1, config)
     width = config.mamba_d_ssm if config.mamba_d_ssm is not None else int(config.mamba_expand * config.hidden_size)
     heads = config.mamba_n_heads * config.mamba_d_head
+    require(config.hidden_act in ("silu", "swish"), "Falcon-H1", "hidden_act", config.hidden_act, "'silu'")
     require(heads == width, "Falcon-H1", "mamba_n_heads * mamba_d_head", heads, f"mamba_d_ssm = {width}")
     sizes = attention_sizes(config)
     sizes = replace(sizes, rotary=turning(config, sizes.d_head) is not None)
