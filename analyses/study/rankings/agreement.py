@@ -61,4 +61,4 @@ def kendall(rankings: Sequence[HeadRanking]) -> Float[Tensor, "ranking ranking"]
 
     tau: Any = kendalltau
     scores = goodness(rankings).numpy()
-    return torch.tensor([[float(tau(x, y, method="asymptotic").statistic) for y in scores] for x in scores])
+    return torch.tensor([[float(tau(x, y).statistic) for y in scores] for x in scores])
