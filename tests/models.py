@@ -117,7 +117,7 @@ ROWS = {
             "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 2, 2],
             "mrope_interleaved": True,
         },
-    }, room={"max_position_embeddings": 400}, calm={
+    }, calm, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "linear_value_head_dim": 10,
     }),
@@ -127,7 +127,7 @@ ROWS = {
         "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6,
         "linear_value_head_dim": 5, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
         "shared_expert_intermediate_size": 20, "max_position_embeddings": 128,
-    }, room={"max_position_embeddings": 400}, calm={
+    }, calm, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "linear_value_head_dim": 10, "moe_intermediate_size": 16, "num_experts": 4,
     }),

@@ -24,6 +24,31 @@ class Published(NamedTuple):
     """Fields of the lens' configuration."""
 
 
+QWEN3_5 = {
+    "vocab_size": 248320, "head_dim": 256, "full_attention_interval": 4, "linear_num_key_heads": 16,
+    "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "hidden_act": "silu",
+    "rms_norm_eps": 1e-6, "max_position_embeddings": 262144, "attention_bias": False, "attention_dropout": 0.0,
+    "attn_output_gate": True, "mamba_ssm_dtype": "float32", "mtp_num_hidden_layers": 1, "dtype": "bfloat16",
+    "mtp_use_dedicated_embeddings": False, "eos_token_id": 248044, "use_cache": True, "initializer_range": 0.02,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25, "mrope_interleaved": True,
+        "mrope_section": [11, 11, 10],
+    },
+}  # fmt: skip
+"""Of the text model, alike in all of them."""
+
+
+def qwen3_5(kind: str, model: str, tied: bool, **text: Any) -> dict[str, Any]:
+    """The config.json of a Qwen3.5, which nests its text model's."""
+    text |= QWEN3_5 | {"model_type": f"{kind}_text", "tie_word_embeddings": tied}
+    seen = {"model_type": kind, "depth": 27, "hidden_size": 1152, "num_heads": 16, "deepstack_visual_indexes": []}
+    return {
+        "model_type": kind, "architectures": [model], "text_config": text, "vision_config": seen,
+        "tie_word_embeddings": tied, "image_token_id": 248056, "video_token_id": 248057,
+        "vision_start_token_id": 248053, "vision_end_token_id": 248054,
+    }  # fmt: skip
+
+
 PUBLISHED: dict[str, Published] = {
     "RecurrentGemma-2B": Published(
         "RecurrentGemmaConfig",
@@ -108,5 +133,45 @@ PUBLISHED: dict[str, Published] = {
         80e9, "card", "SSSA" * 12,
         {"d_model": 2048, "n_heads": 16, "n_kv_heads": 2, "d_head": 256, "n_experts": 512, "n_experts_per_token": 10,
          "d_mlp": 512, "d_channels": 4096, "d_state": 128, "d_conv": 4, "n_ctx": 262144},
+    ),
+    # Counts of the text model alone; the card's are with the vision tower and rounded.
+    "Qwen3.5-0.8B": Published(
+        "Qwen3_5Config",
+        qwen3_5(
+            "qwen3_5", "Qwen3_5ForConditionalGeneration", True, num_hidden_layers=24, hidden_size=1024,
+            intermediate_size=3584, num_attention_heads=8, num_key_value_heads=2, linear_num_value_heads=16,
+        ),
+        752e6, "card", "SSSA" * 6,
+        {"d_model": 1024, "d_mlp": 3584, "n_heads": 8, "n_kv_heads": 2, "d_head": 256, "d_channels": 2048,
+         "n_ctx": 262144},
+    ),
+    "Qwen3.5-9B": Published(
+        "Qwen3_5Config",
+        qwen3_5(
+            "qwen3_5", "Qwen3_5ForConditionalGeneration", False, num_hidden_layers=32, hidden_size=4096,
+            intermediate_size=12288, num_attention_heads=16, num_key_value_heads=4, linear_num_value_heads=32,
+        ),
+        8.95e9, "docstring", "SSSA" * 8,
+        {"d_model": 4096, "d_mlp": 12288, "n_heads": 16, "n_kv_heads": 4, "d_channels": 4096, "d_state": 128},
+    ),
+    "Qwen3.5-27B": Published(
+        "Qwen3_5Config",
+        qwen3_5(
+            "qwen3_5", "Qwen3_5ForConditionalGeneration", False, num_hidden_layers=64, hidden_size=5120,
+            intermediate_size=17408, num_attention_heads=24, num_key_value_heads=4, linear_num_value_heads=48,
+        ),
+        26.9e9, "card", "SSSA" * 16,
+        {"d_model": 5120, "d_mlp": 17408, "n_heads": 24, "n_kv_heads": 4, "d_channels": 6144, "d_state": 128},
+    ),
+    "Qwen3.5-35B-A3B": Published(
+        "Qwen3_5MoeConfig",
+        qwen3_5(
+            "qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", False, num_hidden_layers=40, hidden_size=2048,
+            num_attention_heads=16, num_key_value_heads=2, linear_num_value_heads=32, num_experts=256,
+            num_experts_per_tok=8, moe_intermediate_size=512, shared_expert_intermediate_size=512,
+            output_router_logits=False, router_aux_loss_coef=0.001,
+        ),
+        35e9, "card", "SSSA" * 10,
+        {"d_model": 2048, "n_heads": 16, "n_kv_heads": 2, "n_experts": 256, "n_experts_per_token": 8, "d_mlp": 512},
     ),
 }  # fmt: skip
