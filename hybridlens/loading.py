@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
 
 from hybridlens import tiny
 from hybridlens.boundary import public
@@ -25,13 +25,13 @@ from hybridlens.boundary_words import shown
 from hybridlens.checkpoint_files import CONFIG, TOKENIZER, CheckpointFiles, opening
 from hybridlens.devices import usable
 from hybridlens.errors import CheckpointError, UnknownNameError, closest
-from hybridlens.families import FAMILIES, family_for
+from hybridlens.families import FAMILIES, family_for, of_no_family, text_config
 from hybridlens.families.fields import check_values
 from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
 from hybridlens.weights import FileTensors, Weights
 from hybridlens.weights.finite import check_finite
-from hybridlens.weights.fit import check_fit, check_found, meta_model
+from hybridlens.weights.fit import check_fit, check_found, meta_model, warn_of_spares
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -71,9 +71,10 @@ def load(
     files = FileTensors(source)
     if not quantised:
         check_fit(family, config, files)
+    warn_of_spares(family, files)
     with opening(f"'{name}' cannot be loaded"):
         model, found = getattr(transformers, family.architecture).from_pretrained(
-            source, dtype=kind, device_map=device_map, use_safetensors=True, trust_remote_code=False,
+            source, config=config, dtype=kind, device_map=device_map, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True,
         )  # fmt: skip
         model = model.eval()
@@ -106,9 +107,9 @@ def load_weights(name: str | Path, *, device: str | torch.device = "cpu") -> Wei
     files = FileTensors(source)
     if files.complete():
         check_fit(family, config, files)
+    warn_of_spares(family, files)
     model = meta_model(family, config, source)  # what is where, at no cost of memory
-    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    return Weights(HookedNetwork(model.eval(), family, cfg), FileTensors(source, shapes), place)
+    return Weights(HookedNetwork(model.eval(), family, cfg), FileTensors(source, model), place)
 
 
 def locate(name: str | Path) -> str:
@@ -131,16 +132,21 @@ def locate(name: str | Path) -> str:
 
 
 def read_config(source: str) -> Any:
-    """The configuration of a checkpoint, without its weights.
+    """The configuration of a checkpoint's text model, without its weights.
 
     Raises:
-        CheckpointError: when there is none, it cannot be read, or a field holds what no model can have.
+        CheckpointError: when there is none, it cannot be read, it is of a model that transformers does not know, or a
+            field holds what no model can have.
     """
     raw = CheckpointFiles(source).json(CONFIG)
     if raw is not None:
         check_values(raw, f"'{source}': {CONFIG}")
+        kind = raw.get("model_type")
+        if isinstance(kind, str) and kind not in CONFIG_MAPPING:
+            raise of_no_family(f"'{source}'", kind)
     with opening(f"'{source}' has no configuration that can be read"):
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    return text_config(config, f"'{source}'")
 
 
 def read_tokenizer(source: str) -> Any:

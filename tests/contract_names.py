@@ -54,6 +54,8 @@ LAYERS = {
     "mamba2": [MAMBA2, MAMBA2],
     "falcon_h1": [ATTENTION | ROTARY | MAMBA2 | DENSE] * 2,
     "qwen3_next": [DELTA | DENSE, FULL | SHARED, DELTA | SHARED],
+    "qwen3_5": [DELTA | DENSE, FULL | DENSE, DELTA | DENSE],
+    "qwen3_5_moe": [DELTA | SHARED, FULL | SHARED, DELTA | SHARED],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -64,6 +66,8 @@ SIZES = {
     "qwen3_next": {
         "h": 4, "g": 2, "e": 16, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40, "x": 6, "r": 2
     },
+    "qwen3_5": {"h": 4, "g": 2, "e": 24, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 48},
+    "qwen3_5_moe": {"h": 4, "g": 2, "e": 16, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "x": 6, "r": 2},
 }  # fmt: skip
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1}
 """Groups of channels in the hidden attention of a diagonal recurrence."""

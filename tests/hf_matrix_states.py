@@ -36,8 +36,16 @@ def falcon_h1_layer(got, model, layer):
     return out | _named(block, mine)
 
 
-def qwen3_next_layer(got, model, layer):
-    """Gated attention or the delta rule, and an MLP or experts with a shared one."""
+def qwen3_next_layer(got, model, layer, projected=None):
+    """Gated attention or the delta rule, and an MLP or experts with a shared one.
+
+    Args:
+        got: the capture.
+        model: what was captured.
+        layer: its number.
+        projected: (capture, mixer, its name) → what the delta rule takes in: q, k, v, z, b and a; None for
+            Qwen3-Next's way.
+    """
     home, block = f"model.layers.{layer}", f"blocks.{layer}"
     out = residual(got, model, layer, "input_layernorm", "post_attention_layernorm", "mlp")
     if f"{home}.mlp.gate" in got.outputs:
@@ -51,7 +59,7 @@ def qwen3_next_layer(got, model, layer):
     else:
         out |= dense_mlp(got, f"{home}.mlp", block)
     if f"{home}.linear_attn" in got.outputs:
-        return out | _named(block, _delta(got, model, f"{home}.linear_attn"))
+        return out | _named(block, _delta(got, model, f"{home}.linear_attn", projected))
     module = f"{home}.self_attn"
     out |= attention(got, model, module, block, rotary=True)
     heads, width = out[f"{block}.attn.hook_q"].shape[2:]
@@ -130,13 +138,20 @@ def _mamba2(got, model, module, groups, multiplier=1.0):
     }  # fmt: skip
 
 
-def _delta(got, model, module):
+def _by_key_head(got, mixer, module):
+    """Queries, keys, values, gates, strengths and decays of Qwen3-Next's two projections."""
+    keys, size, shared = mixer.num_k_heads, mixer.head_k_dim, mixer.num_v_heads // mixer.num_k_heads
+    width = shared * mixer.head_v_dim
+    packed = got.outputs[f"{module}.in_proj_qkvz"].double().unflatten(-1, (keys, -1))
+    b, a = got.outputs[f"{module}.in_proj_ba"].double().unflatten(-1, (keys, -1)).split(shared, dim=-1)
+    return *packed.split([size, size, width, width], dim=-1), b, a
+
+
+def _delta(got, model, module, projected=None):
     mixer = model.get_submodule(module)
     keys, heads, size, width = mixer.num_k_heads, mixer.num_v_heads, mixer.head_k_dim, mixer.head_v_dim
     shared = heads // keys
-    packed = got.outputs[f"{module}.in_proj_qkvz"].double().unflatten(-1, (keys, -1))
-    q, k, v, z = packed.split([size, size, shared * width, shared * width], dim=-1)
-    b, a = got.outputs[f"{module}.in_proj_ba"].double().unflatten(-1, (keys, -1)).split(shared, dim=-1)
+    q, k, v, z, b, a = (projected or _by_key_head)(got, mixer, module)
     inner = torch.cat([t.flatten(2) for t in (q, k, v)], dim=-1)
     conv = _convolution(inner, mixer.conv1d)
     q, k, v = conv.split([keys * size, keys * size, heads * width], dim=-1)

@@ -54,7 +54,7 @@ class Row:
     """One family's small model."""
 
     kind: str
-    """Of the classes in transformers: "Jamba" for JambaConfig and JambaForCausalLM."""
+    """Of the class in transformers: "Jamba" for JambaForCausalLM."""
     fields: dict[str, Any]
     """Of the configuration, besides `vocab_size` and `hidden_size`."""
     draw: Callable[[Any, int], None] = perturbed
@@ -108,6 +108,29 @@ ROWS = {
         "num_hidden_layers": 4, "head_dim": 8, "linear_value_head_dim": 10, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 24, "num_experts": 4, "mlp_only_layers": [2],
     }),
+    # Layers D A D; four value heads over two key heads, rotary embedding in three parts.
+    "qwen3_5": Row("Qwen3_5", SPECIAL | {
+        "num_hidden_layers": 3, "full_attention_interval": 2, "intermediate_size": 48, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 24, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 6, "linear_value_head_dim": 5, "max_position_embeddings": 128,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 2, 2],
+            "mrope_interleaved": True,
+        },
+    }, calm, room={"max_position_embeddings": 400}, calm={
+        "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+        "num_hidden_layers": 4, "linear_value_head_dim": 10,
+    }),
+    # The same with six experts in every layer.
+    "qwen3_5_moe": Row("Qwen3_5Moe", SPECIAL | {
+        "num_hidden_layers": 3, "full_attention_interval": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6,
+        "linear_value_head_dim": 5, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 20, "max_position_embeddings": 128,
+    }, calm, room={"max_position_embeddings": 400}, calm={
+        "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+        "num_hidden_layers": 4, "linear_value_head_dim": 10, "moe_intermediate_size": 16, "num_experts": 4,
+    }),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)
@@ -120,9 +143,9 @@ def make(family: str, seed: int = 0, draw: Callable[[Any, int], None] | None = N
     """A small random model of a family, its weights drawn by its row or by another function."""
     row = ROWS[family]
     torch.manual_seed(seed)
-    config = getattr(transformers, f"{row.kind}Config")
+    model_class = getattr(transformers, f"{row.kind}ForCausalLM")
     sizes = {"vocab_size": VOCAB, "hidden_size": 32}
-    model = getattr(transformers, f"{row.kind}ForCausalLM")(config(**{**sizes, **row.fields, **changes}))
+    model = model_class(model_class.config_class(**{**sizes, **row.fields, **changes}))
     (draw or row.draw)(model, seed + 1)
     return model.eval()
 

@@ -27,6 +27,8 @@ CHANGES = {
         {"mamba_proj_bias": True, "projectors_bias": True, "attention_bias": True},
     ],
     "qwen3_next": [{}, {"attention_bias": True, "partial_rotary_factor": 0.5}],
+    "qwen3_5": [{"attention_bias": True, "head_dim": 16}],
+    "qwen3_5_moe": [{}],
 }
 CASES = [(family, changes) for family in MATRIX for changes in CHANGES[family]]
 
@@ -165,7 +167,7 @@ def test_vocabulary(family):
 
 
 def test_experts_may_be_missing_and_are_refused_by_name(tmp_path):
-    """No circuit reads an expert: their shards may be gone; asked for by the model's name they are refused by name."""
+    """No circuit reads an expert: their shards may be gone; asked for by the model's name the shard is named."""
     make("qwen3_next", 2).save_pretrained(tmp_path, max_shard_size="5KB")
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     experts = {name for name in index if ".experts." in name}
@@ -175,8 +177,10 @@ def test_experts_may_be_missing_and_are_refused_by_name(tmp_path):
     weights = hl.load_weights(tmp_path)
     assert weights.attention(1).W_gate.shape == (4, 32, 16)
     assert weights.recurrent(0).parts.W_in.shape == (32, 20)
+    with pytest.raises(CheckpointError, match=r"lacks its shard model-\d+-of-\d+\.safetensors"):
+        weights.tensors.read("model.layers.1.mlp.experts.gate_up_proj")
     with pytest.raises(CheckpointError, match=r"holds no tensor model\.layers\.0\.mlp\.experts\.gate_up_proj"):
-        weights.tensors.read("model.layers.0.mlp.experts.gate_up_proj")
+        weights.tensors.read("model.layers.0.mlp.experts.gate_up_proj")  # which is a dense layer
 
 
 def test_packed_rows_are_not_read_as_queries(tmp_path):

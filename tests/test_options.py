@@ -43,6 +43,9 @@ CASES = {
     "qwen3_next turned whole": (
         "qwen3_next", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}},
     ),
+    "qwen3_5 tied": ("qwen3_5", {"tie_word_embeddings": True, "linear_num_key_heads": 4}),
+    "qwen3_5 with biases": ("qwen3_5", {"attention_bias": True, "num_key_value_heads": 1}),
+    "qwen3_5_moe with one expert a token": ("qwen3_5_moe", {"num_experts_per_tok": 1}),
     "qwen3_next with one head of keys": ("qwen3_next", {"num_key_value_heads": 1, "head_dim": 8}),
 }  # fmt: skip
 

@@ -3,25 +3,30 @@
 A family is a row of data (`spec.Family`) and the code where it really differs from the others. To
 add one, write its module and name its row here; nothing else asks which family a model is of.
 
-How it fails: a model of no family raises `CheckpointError`.
+How it fails: a model of no family raises `CheckpointError`, which names what is near and all that can be opened.
 """
 
+import copy
+import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import transformers
 
-from hybridlens.errors import CheckpointError, closest
+from hybridlens.errors import CheckpointError
 from hybridlens.families.falcon_h1 import FALCON_H1
 from hybridlens.families.jamba import JAMBA
 from hybridlens.families.mamba2 import MAMBA2
+from hybridlens.families.qwen3_5 import QWEN3_5
+from hybridlens.families.qwen3_5_moe import QWEN3_5_MOE
 from hybridlens.families.qwen3_next import QWEN3_NEXT
 from hybridlens.families.recurrent_gemma import RECURRENT_GEMMA
 from hybridlens.families.spec import Family
 
-FAMILIES: tuple[Family, ...] = (RECURRENT_GEMMA, JAMBA, MAMBA2, FALCON_H1, QWEN3_NEXT)
+FAMILIES: tuple[Family, ...] = (RECURRENT_GEMMA, JAMBA, MAMBA2, FALCON_H1, QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE)
 
-__all__ = ["FAMILIES", "Family", "family_for"]
+__all__ = ["FAMILIES", "Family", "family_for", "of_no_family", "text_config"]
 
 
 def family_for(config: Any, whose: str, named: Sequence[str] | None = None) -> Family:
@@ -37,15 +42,69 @@ def family_for(config: Any, whose: str, named: Sequence[str] | None = None) -> F
     """
     named = list(getattr(config, "architectures", None) or []) if named is None else named
     for family in FAMILIES:
-        if type(config) is getattr(transformers, family.architecture).config_class:
-            if named and family.architecture not in named:
-                raise CheckpointError(
-                    f"{whose}: its configuration says model_type {config.model_type!r}, but architectures "
-                    f"{', '.join(named)}, expected {family.architecture}"
-                )
+        if _is_of(config, family.architecture):
+            _check_named(config, whose, named, (family.architecture,))
             return family
-    given = named[0] if named else type(config).__name__
-    known = [family.architecture for family in FAMILIES]
-    raise CheckpointError(
-        f"{whose} is a {given}, of no family that hybridlens knows; it opens {', '.join(known)}{closest(given, known)}"
+        if _is_of(config, family.multimodal):
+            raise CheckpointError(
+                f"{whose} is a {family.multimodal}, whose text model alone can be opened: give hybridlens.load its "
+                f"folder, or HybridLens a {family.architecture}"
+            )
+    raise of_no_family(whose, named[0] if named else type(config).__name__)
+
+
+def text_config(config: Any, whose: str) -> Any:
+    """The configuration of the text model: itself, or what that of a multimodal model nests.
+
+    Embedding and unembedding are tied where either of the two says so; the files are held against that.
+
+    Args:
+        config: of a checkpoint.
+        whose: the first words of an error.
+
+    Raises:
+        CheckpointError: the checkpoint is said to be of another model than its configuration is made for.
+    """
+    for family in FAMILIES:
+        if not _is_of(config, family.multimodal):
+            continue
+        named = list(config.architectures or [])
+        _check_named(config, whose, named, (str(family.multimodal), family.architecture))
+        text = copy.deepcopy(config.text_config)
+        text.tie_word_embeddings = text.tie_word_embeddings or config.tie_word_embeddings
+        if getattr(config, "quantization_config", None) is not None:
+            text.quantization_config = config.quantization_config
+        return text
+    return config
+
+
+def of_no_family(whose: str, given: str) -> CheckpointError:
+    """The refusal of a model that cannot be opened.
+
+    Args:
+        whose: the first words.
+        given: the model's class, or its `model_type`.
+    """
+    known = {_stem(family.architecture): family.architecture for family in FAMILIES}
+    near = [known[stem] for stem in difflib.get_close_matches(_stem(given), known, cutoff=0.5)]
+    return CheckpointError(
+        f"{whose} is a {given}, of no family that hybridlens knows; it opens {', '.join(known.values())}"
+        + (f"; close names: {', '.join(near)}" if near else "")
     )
+
+
+def _is_of(config: Any, model: str | None) -> bool:
+    return model is not None and type(config) is getattr(transformers, model).config_class
+
+
+def _check_named(config: Any, whose: str, named: Sequence[str], expected: tuple[str, ...]) -> None:
+    if named and not set(named) & set(expected):
+        raise CheckpointError(
+            f"{whose}: its configuration says model_type {config.model_type!r}, but architectures "
+            f"{', '.join(named)}, expected {' or '.join(expected)}"
+        )
+
+
+def _stem(name: str) -> str:
+    """What a model's class name and its `model_type` have in common, so that no ending makes two look alike."""
+    return re.sub(r"For[A-Z]\w*$|Config$|LMHeadModel$|[_.-]|(?<=.)[Tt]ext$", "", name).lower()

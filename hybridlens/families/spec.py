@@ -51,7 +51,10 @@ class Family:
     logits_in_float32: bool = False
     """Whether logits are float32 whatever the model's dtype."""
     spare_tensors: tuple[str, ...] = ()
-    """Patterns (`re.search`) of tensors that published files hold beside the weights, and that mean nothing here."""
+    """Patterns (`re.search`) of tensors that published files hold and the text model has no place for: they are left
+    out, and said to be."""
+    multimodal: str | None = None
+    """Class name of the model that this one is the text model of; its configuration nests this one's, `text_config`."""
 
 
 def check_fields(family: Family, config: PreTrainedConfig) -> None:
