@@ -47,6 +47,8 @@ class AttentionConfig:
     """Queries and keys are normalised before rotary embedding."""
     gated: bool = False
     """What heads read is multiplied by a gate of the layer's input."""
+    normed_after: bool = False
+    """What is written goes through a norm before it is added to the stream."""
 
     def memory(self, itemsize: int) -> MemorySize:
         """Keys and values, in the model's dtype."""

@@ -54,12 +54,20 @@ class HookedNetwork(nn.Module):
         self.points: dict[str, HookPoint] = {}
         for part in self.modules():  # found as plain attributes, not by nn.Module's search: hundreds a decode step
             part.__dict__.update(part.named_children())
-        for name, module in self.named_modules():
-            if isinstance(module, HookPoint):
-                module.name = name
-                self.points[name] = module
+        named = {name: module for name, module in self.named_modules() if isinstance(module, HookPoint)}
+        for name in self._in_order(list(named)):
+            named[name].name = name
+            self.points[name] = named[name]
         experts = {part.parts.experts for part in self.modules() if isinstance(part, HookedMoe)}
         self.following = Following(model, cfg.d_vocab, experts)
+
+    def _in_order(self, names: list[str]) -> list[str]:
+        """Names of hook points in the order in which they fire."""
+        for layer, block in enumerate(self.blocks):
+            for point, behind in cast(Block, block).late.items():
+                names.remove(f"blocks.{layer}.{point}")
+                names.insert(names.index(f"blocks.{layer}.{behind}") + 1, f"blocks.{layer}.{point}")
+        return names
 
     def forward(
         self,

@@ -9,7 +9,7 @@ import torch
 from bounds import FORWARD, apart, close, quotient
 from contract_names import LAYERS, names_of, shape_of
 from hf_reference import activations
-from models import EVERY_FAMILY, make, nudged, rounding, tokens
+from models import EVERY_FAMILY, WITH_RECURRENCE, make, nudged, rounding, tokens
 
 from hybridlens import HybridLens, HybridLensError
 from hybridlens.families import FAMILIES
@@ -192,7 +192,7 @@ def test_edit_is_causal(phases, family, place, phase):
 
 
 @BOTH
-@FAMILY
+@pytest.mark.parametrize("family", WITH_RECURRENCE)
 def test_hidden_attention_is_read_only(phases, family, phase):
     case = phases(family, phase)
     name = next(name for name in case.lens.hook_points if name.endswith(READ_ONLY))
