@@ -224,6 +224,13 @@ class LensConfig:
         return None if not windows or None in windows else max(window for window in windows if window is not None)
 
     @property
+    def windows(self) -> tuple[int | None, ...]:
+        """`window` of each layer, None where there is no attention; empty where all layers with attention are alike."""
+        if len({attention.window for attention in self.attentions}) < 2:
+            return ()
+        return tuple(None if layer.attn is None else layer.attn.window for layer in self.layers)
+
+    @property
     def attentions(self) -> tuple[AttentionConfig, ...]:
         """Of the layers with attention, in order."""
         return tuple(layer.attn for layer in self.layers if layer.attn is not None)

@@ -110,8 +110,7 @@ class HookedAttention(nn.Module):
             after: the norm that the write goes through; None for none.
         """
         parts, e = self.parts, self.cfg.d_head
-        slots, gate = run.slots(self.cfg.window), None
-        q = parts.q(x)
+        q, gate = parts.q(x), None
         if parts.packed_gate:
             q, gate = q.unflatten(-1, (-1, 2 * e)).chunk(2, dim=-1)
             q, gate = self.hook_q(q), self.hook_gate(torch.sigmoid(gate))
@@ -126,6 +125,7 @@ class HookedAttention(nn.Module):
             q, k = self.hook_rot_q(q), self.hook_rot_k(k)
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         memory = KeyValues(keys, values) if held is None else cast(KeyValues, held).append(keys, values)
+        slots = run.slots(self.cfg.window, memory.slots)
         if memory.kept is not None:
             slots = slots.without(memory.kept, self.cfg.n_heads)
         z = self.hook_z(self._mix(q, memory.k, memory.v, slots))
