@@ -1,7 +1,8 @@
 """A layer: a list of residual branches, each a norm, parts that read what it gives, and what they add to the stream.
 
 The first branch holds the mixers (attention, a recurrence, or both side by side on the same input), the second the
-MLP; either may be missing. Every part wraps modules of the Hugging Face model without owning or changing them, so
+MLP; either may be missing. A branch may read the stream through no norm, and write to it through one: what its parts
+add, heads and all, is then what that norm makes of it. Every part wraps modules of the Hugging Face model without owning or changing them, so
 that the two always have the same weights.
 """
 
@@ -21,6 +22,7 @@ from hybridlens.norms import HookedNorm
 from hybridlens.passes import Pass
 from hybridlens.shapes import Resid
 from hybridlens.state import Memories
+from hybridlens.stream import HeadWrites, WritesByHead
 
 
 class Part(Protocol):
@@ -28,6 +30,16 @@ class Part(Protocol):
 
     def __call__(self, x: Resid, run: Pass, held: Memory | None) -> tuple[Resid, Memory | None]:
         """The write, every multiplier included, and what the part remembers afterwards."""
+        ...
+
+
+class PartByHead(Protocol):
+    """A part that can say what its heads write through a norm."""
+
+    def __call__(
+        self, x: Resid, run: Pass, held: Memory | None, after: HookedNorm | None = None
+    ) -> tuple[Resid, Memory | None]:
+        """As `Part`, the write already behind the norm `after` it."""
         ...
 
 
@@ -52,7 +64,8 @@ class Branch:
     Attributes:
         parts: by name: ``attn``, ``ssm`` or both, or ``mlp``; all read the same.
         norm: before the parts; None for none.
-        norm_after: of what they write together, before it is added; None for none.
+        norm_after: of what its one part writes, before it is added; None for none. A part that writes by heads takes
+            it as another argument, to say what each head adds through it.
     """
 
     parts: Mapping[str, nn.Module]
@@ -76,11 +89,16 @@ class Block(nn.Module):
         self.wide = wide
         self.branches = tuple(branches)
         self.mixers: dict[str, Mixer] = {}
+        self.by_head = frozenset(
+            name for branch in branches for name, part in branch.parts.items() if isinstance(part, WritesByHead)
+        )
         self.parts: dict[str, nn.Module] = {name: part for branch in branches for name, part in branch.parts.items()}
         self.hook_resid_pre = HookPoint("b p d", d=d_model)
         for number, branch in enumerate(branches, start=1):
             if branch.norm is not None:
                 self.add_module(f"ln{number}", branch.norm)
+            else:
+                self.add_module(_entry(branch), HookPoint("b p d", d=d_model))
             for name, part in branch.parts.items():
                 self.add_module(name, part)
                 if name != "mlp":
@@ -102,19 +120,54 @@ class Block(nn.Module):
         inside = (part in branch.parts if part is not None else "mlp" not in branch.parts for branch in self.branches)
         return next(number for number, found in enumerate(inside, start=1) if found)
 
+    def head_writes(self, part: str) -> HeadWrites | None:
+        """What the heads of a part write, through the norm after it if there is one; None where it writes as a whole."""
+        found, number = self.parts[part], self.number_of(part)
+        if not isinstance(found, WritesByHead):
+            return None
+        after = self.branches[number - 1].norm_after
+        return found.head_writes._replace(after=after, scale_point="" if after is None else f"ln{number}_post.hook_scale")
+
+    def written(self, part: str, x: Resid, run: Pass) -> Resid:
+        """What a part that has read nothing before adds to the stream, given the stream, through the norms around it."""
+        branch = self.branches[self.number_of(part) - 1]
+        out, _ = cast(Part, branch.parts[part])(x if branch.norm is None else branch.norm(x), run, None)
+        return out if branch.norm_after is None else branch.norm_after(out)
+
+    def read_point(self, part: str) -> str:
+        """The hook point, in this layer, that holds what a part reads: the stream behind its norm's division, if any."""
+        number = self.number_of(part)
+        branch = self.branches[number - 1]
+        return _entry(branch) if branch.norm is None else f"ln{number}.hook_normalized"
+
+    @property
+    def late(self) -> dict[str, str]:
+        """Points of a part that fire behind another point that is listed after the part: those of heads behind a norm."""
+        numbered = enumerate(self.branches, start=1)
+        return {
+            f"{name}.hook_result": f"ln{number}_post.hook_normalized"
+            for number, branch in numbered
+            for name in branch.parts
+            if branch.norm_after is not None and name in self.by_head
+        }
+
     def forward(self, resid: Resid, run: Pass, held: Memories | None) -> tuple[Resid, Memories]:
         """The residual stream after this layer, and what its mixers remember."""
         device = execution_device(self.home[0], resid.device)
         run, resid = run.to(device), self.hook_resid_pre(resid.to(device))
         remembered: dict[str, Memory] = {}
         for number, branch in enumerate(self.branches, start=1):
-            x = resid if branch.norm is None else branch.norm(resid)
+            x = getattr(self, _entry(branch))(resid) if branch.norm is None else branch.norm(resid)
             total: Resid | None = None
             for name, part in branch.parts.items():
-                out, memory = cast(Part, part)(x, run, None if held is None else held.get(name))
+                before = None if held is None else held.get(name)
+                if branch.norm_after is not None and name in self.by_head:
+                    out, memory = cast(PartByHead, part)(x, run, before, branch.norm_after)
+                else:
+                    out, memory = cast(Part, part)(x, run, before)
+                    out = out if branch.norm_after is None else branch.norm_after(out)
                 if memory is not None:
                     remembered[name] = memory
-                out = out if branch.norm_after is None else branch.norm_after(out)
                 out = getattr(self, f"hook_{name}_out")(out)
                 total = out if total is None else total + out
             assert total is not None
@@ -124,3 +177,8 @@ class Block(nn.Module):
             if number < len(self.branches):
                 resid = self.hook_resid_mid(resid)
         return self.hook_resid_post(resid), remembered
+
+
+def _entry(branch: Branch) -> str:
+    """The hook point of what a branch without a norm before it reads."""
+    return "hook_mlp_in" if "mlp" in branch.parts else "hook_mixer_in"

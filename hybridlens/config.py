@@ -47,6 +47,8 @@ class AttentionConfig:
     """Queries and keys are normalised before rotary embedding."""
     gated: bool = False
     """What heads read is multiplied by a gate of the layer's input."""
+    normed_after: bool = False
+    """What is written goes through a norm before it is added to the stream."""
 
     def memory(self, itemsize: int) -> MemorySize:
         """Keys and values, in the model's dtype."""
@@ -220,6 +222,13 @@ class LensConfig:
         """Keys that a query of any attention layer sees at most, itself included; None: all."""
         windows = [attention.window for attention in self.attentions]
         return None if not windows or None in windows else max(window for window in windows if window is not None)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """`window` of each layer, None where there is no attention; empty where all layers with attention are alike."""
+        if len({attention.window for attention in self.attentions}) < 2:
+            return ()
+        return tuple(None if layer.attn is None else layer.attn.window for layer in self.layers)
 
     @property
     def attentions(self) -> tuple[AttentionConfig, ...]:

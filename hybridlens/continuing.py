@@ -151,7 +151,7 @@ class StateFront(TokenFront):
         )
 
     @public
-    def key_positions(self, state: HybridState, new_tokens: Few = 1) -> KeyPositions:
+    def key_positions(self, state: HybridState, new_tokens: Few = 1, layer: int | None = None) -> KeyPositions:
         """The absolute position of each key slot of scores and pattern in the next forward pass.
 
         In a sliding window only the newest positions have slots. Held slots that a row does not use hold -1.
@@ -159,6 +159,12 @@ class StateFront(TokenFront):
         Args:
             state: what that pass continues from.
             new_tokens: how many tokens it reads.
+            layer: whose scores and pattern; None for the layers that see most.
+
+        Raises:
+            InputError: the layer has no attention.
         """
+        if layer is not None:
+            self.network.cfg.attention(layer)
         new = state.lengths[:, None] + torch.arange(new_tokens, device=state.lengths.device)
-        return torch.cat([state.key_positions, new], dim=1)
+        return torch.cat([state.key_positions if layer is None else state.positions_in(layer), new], dim=1)

@@ -2,7 +2,7 @@
 
 A `Memory` can be mapped, split, joined and saved without anyone knowing what its tensors mean. Only keys and values
 have an axis of key slots, which the layers of a model share (`HybridState.key_positions`); to every other memory,
-slots are nothing.
+slots are nothing. A layer whose window has passed what others still see holds the newest of the slots alone.
 
 Tensors of a memory are never written to, but for one economy: when single tokens are appended, their keys go into
 free slots behind those in use, of which nothing else has a view.
@@ -65,17 +65,22 @@ class Memory:
         """Without the oldest keys where it holds more than `slots`."""
         return self
 
-    def keep(self: M, slots: slice | Tensor) -> M:
-        """With these key slots alone."""
+    def keep(self: M, chosen: Tensor, slots: int) -> M:
+        """With some key slots alone: those numbered `chosen`, rising, of the state's `slots`."""
         return self
 
+    @property
+    def slots(self) -> int:
+        """Key slots that it holds, the newest of its state's."""
+        return 0
+
     @classmethod
-    def cat(cls: type[M], memories: Sequence[M], slots: int) -> M:
-        """The rows of several.
+    def cat(cls: type[M], memories: Sequence[M], slots: Sequence[int]) -> M:
+        """The rows of several, their key slots counted from the first.
 
         Args:
             memories: of one mixer.
-            slots: key slots of the result, as many as any of them has at most.
+            slots: key slots of each one's state.
         """
         held = [memory.tensors() for memory in memories]
         return cls.of({name: torch.cat([tensors[name] for tensors in held]) for name in held[0]})
@@ -151,7 +156,7 @@ class KeyValues(Memory):
         at = slice(index, index + 1)
         if used is None:
             return self.map(lambda value: value[at].clone())
-        slots = used.nonzero()[:, 0].to(self.k.device)
+        slots = used[used.shape[0] - self.slots :].nonzero()[:, 0].to(self.k.device)
         return self.map(lambda value: value[at, :, slots])
 
     def newest(self, slots: int) -> KeyValues:
@@ -163,17 +168,30 @@ class KeyValues(Memory):
         k, v, kept = self.k[:, :, n:], self.v[:, :, n:], None if self.kept is None else self.kept[:, :, n:].clone()
         return KeyValues(k.clone(), v.clone(), kept) if self.room is None else KeyValues(k, v, kept, self.room)
 
-    def keep(self, slots: slice | Tensor) -> KeyValues:
-        """With these key slots alone."""
-        return self.map(lambda value: value[:, :, slots])
+    def keep(self, chosen: Tensor, slots: int) -> KeyValues:
+        """With some key slots alone; see `Memory.keep`."""
+        own = (chosen[chosen >= slots - self.slots] - (slots - self.slots)).to(self.k.device)
+        return self.map(lambda value: value[:, :, own])
+
+    @property
+    def slots(self) -> int:
+        """Key slots that it holds, the newest of its state's."""
+        return self.k.shape[2]
 
     @classmethod
-    def cat(cls, memories: Sequence[KeyValues], slots: int) -> KeyValues:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def cat(cls, memories: Sequence[KeyValues], slots: Sequence[int]) -> KeyValues:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The rows of several; slots that a row lacks hold zeros."""
+        first = [of_state - held.slots for held, of_state in zip(memories, slots, strict=True)]
+        starts = [start - min(first) for start in first]
+        width = max(slots) - min(first)
         masks = None
         if any(held.kept is not None for held in memories):
-            masks = torch.cat([F.pad(~held.lost(), (0, slots - held.k.shape[2])) for held in memories])
-        k, v = _widened([held.k for held in memories], slots), _widened([held.v for held in memories], slots)
+            padded = [
+                F.pad(~held.lost(), (start, width - start - held.slots))
+                for held, start in zip(memories, starts, strict=True)
+            ]
+            masks = torch.cat(padded)
+        k, v = (_widened([getattr(held, name) for held in memories], starts, width) for name in ("k", "v"))
         return KeyValues(k, v, masks)
 
 
@@ -181,16 +199,16 @@ KINDS: dict[str, type[Memory]] = {kind.kind: kind for kind in (KeyValues, Recurr
 """The kinds of memory by the name under which they are saved."""
 
 
-def _widened(held: Sequence[Tensor], slots: int) -> HeldKeys:
-    """Keys or values of several memories in one batch."""
+def _widened(held: Sequence[Tensor], starts: Sequence[int], slots: int) -> HeldKeys:
+    """Keys or values of several memories in one batch of `slots` slots, each from a slot of its own on."""
     if all(part.shape[2] == slots for part in held):
         return torch.cat(list(held))
     rows = sum(part.shape[0] for part in held)
     out = held[0].new_zeros(rows, held[0].shape[1], slots, held[0].shape[3])
-    start = 0
-    for part in held:
-        out[start : start + part.shape[0], :, : part.shape[2]] = part
-        start += part.shape[0]
+    row = 0
+    for part, start in zip(held, starts, strict=True):
+        out[row : row + part.shape[0], :, start : start + part.shape[2]] = part
+        row += part.shape[0]
     return out
 
 

@@ -54,12 +54,20 @@ class HookedNetwork(nn.Module):
         self.points: dict[str, HookPoint] = {}
         for part in self.modules():  # found as plain attributes, not by nn.Module's search: hundreds a decode step
             part.__dict__.update(part.named_children())
-        for name, module in self.named_modules():
-            if isinstance(module, HookPoint):
-                module.name = name
-                self.points[name] = module
+        named = {name: module for name, module in self.named_modules() if isinstance(module, HookPoint)}
+        for name in self._in_order(list(named)):
+            named[name].name = name
+            self.points[name] = named[name]
         experts = {part.parts.experts for part in self.modules() if isinstance(part, HookedMoe)}
         self.following = Following(model, cfg.d_vocab, experts)
+
+    def _in_order(self, names: list[str]) -> list[str]:
+        """Names of hook points in the order in which they fire."""
+        for layer, block in enumerate(self.blocks):
+            for point, behind in cast(Block, block).late.items():
+                names.remove(f"blocks.{layer}.{point}")
+                names.insert(names.index(f"blocks.{layer}.{behind}") + 1, f"blocks.{layer}.{point}")
+        return names
 
     def forward(
         self,
@@ -121,8 +129,10 @@ class HookedNetwork(nn.Module):
                 self._check(state, resid.shape[0], weights)
         tokens = resid.new_zeros(resid.shape[:2], dtype=torch.long)
         resid, layers = self._through(layer, resid, Pass(tokens, lengths, before), before)
-        slots = after.key_positions.shape[1]  # as a sliding window left the layers below
-        kept = tuple({name: memory.newest(slots) for name, memory in held.items()} for held in layers)
+        kept = tuple(  # as a sliding window left them
+            {name: memory.newest(there[name].slots) for name, memory in held.items()}
+            for held, there in zip(layers, after.layers[layer:], strict=True)
+        )
         return Output(self._unembedded(resid, lengths, last_only), replace(after, layers=after.layers[:layer] + kept))
 
     def _through(self, first: int, resid: Resid, run: Pass, state: HybridState | None) -> tuple[Resid, list[Memories]]:
@@ -183,7 +193,9 @@ class HookedNetwork(nn.Module):
 
     def _state(self, run: Pass, layers: tuple[Memories, ...], weights: str) -> HybridState:
         positions = run.key_positions if self.cfg.attention_layers else run.key_positions[:, :0]  # no keys, no slots
-        return HybridState(self.signature, run.lengths, positions, layers, self.cfg.window, weights)
+        return HybridState(
+            self.signature, run.lengths, positions, layers, self.cfg.window, weights, self.cfg.windows
+        )  # fmt: skip
 
     def _check(self, state: HybridState, batch: int, weights: str) -> None:
         if state.model != self.signature:
@@ -213,8 +225,11 @@ def signature(cfg: LensConfig) -> str:
     """
     shapes = {"x".join(map(str, r.state_shape[1:])) or "1" for r in cfg.recurrences} or {"0"}
     channels = {str(r.d_conv_channels if len(r.state_shape) > 2 else r.d_channels) for r in cfg.recurrences} or {"0"}
+    windows = sorted({str(window) for window in cfg.windows}) or [str(cfg.window)]
+    kinds = [kind[0] for kind in cfg.layer_types]
+    for layer, window in enumerate(cfg.windows):
+        kinds[layer] = "w" if window is not None else kinds[layer]
     return (
         f"{cfg.family}:{cfg.n_layers}x{cfg.d_model}:{cfg.n_kv_heads}x{cfg.d_head}"
-        f":{'/'.join(sorted(channels))}x{'/'.join(sorted(shapes))}x{cfg.d_conv}:{cfg.window}:"
-        + "".join(kind[0] for kind in cfg.layer_types)
+        f":{'/'.join(sorted(channels))}x{'/'.join(sorted(shapes))}x{cfg.d_conv}:{'/'.join(windows)}:" + "".join(kinds)
     )

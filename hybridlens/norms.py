@@ -7,7 +7,7 @@ nothing else: `Rounding` says it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
@@ -82,6 +82,18 @@ class Norm:
         return self.module(x)
 
 
+class Normed(NamedTuple):
+    """What a norm with hook points made of its input."""
+
+    out: Resid
+    scale: Float[Tensor, "batch pos one"]
+    """By which its input was divided."""
+    made: Float[Tensor, "batch pos d_model"]
+    """The normalised value, before hooks."""
+    given: Float[Tensor, "batch pos d_model"]
+    """The same after hooks."""
+
+
 ONE: dict[str, Any] = {"1": 1}
 """The size of the axis that has one entry, whose letter is no name."""
 
@@ -104,8 +116,21 @@ class HookedNorm(nn.Module):
 
     def forward(self, x: Resid) -> Resid:
         """The normalised and weighted activation, in the dtype of `x`."""
+        return self.told(x).out
+
+    def told(self, x: Resid) -> Normed:
+        """The same, with what it is made of."""
         if self.as_weight:
             x = x.to(cast(Tensor, self.norm.module.weight).dtype)
         wide = x.float()
         scale = self.hook_scale(self.norm.scale(wide))
-        return self.norm.weighted(self.hook_normalized(wide / scale), x.dtype)
+        made = wide / scale
+        given = self.hook_normalized(made)
+        return Normed(self.norm.weighted(given, x.dtype), scale, made, given)
+
+    def at(self, term: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*scales one"]) -> Tensor:
+        """What the norm makes of one term of its input, its scale held; terms add up to what it gives.
+
+        The batch axes of both are broadcast.
+        """
+        return self.norm.weighted(term.float() / scale, term.dtype)

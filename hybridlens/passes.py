@@ -6,6 +6,7 @@ What queries may see is said once for each window that the model's attention lay
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -68,15 +69,21 @@ class Pass:
             self._made[key] = make()
         return cast(T, self._made[key])
 
-    def slots(self, window: int | None) -> KeySlots:
+    def slots(self, window: int | None, keys: int | None = None) -> KeySlots:
         """Which keys the queries of a layer with this window may look at.
 
         A query sees the keys at positions up to its own and, with a window, fewer than `window` back.
-        """
-        return self.once(("slots", window), lambda: self._slots(window))
 
-    def _slots(self, window: int | None) -> KeySlots:
+        Args:
+            window: of the layer.
+            keys: how many key slots the layer holds, new ones included: the newest of all; None for all.
+        """
+        keys = self.key_positions.shape[1] if keys is None else keys
+        return self.once(("slots", window, keys), lambda: self._slots(window, keys))
+
+    def _slots(self, window: int | None, keys: int) -> KeySlots:
         positions, held, valid = self.positions, self.key_positions, self.valid
+        held = held if held.shape[1] == keys else held[:, held.shape[1] - keys :]
         if not self.continued:
             return KeySlots(positions, held, causal=True, window=window)
         # Where every query sees every key, no mask is needed; off the CPU, asking would cost more than it saves.
@@ -104,16 +111,37 @@ class Pass:
 
 
 def trimmed(state: HybridState) -> HybridState:
-    """The state without the leading key slots that no row's next token can see."""
-    window, slots = state.window, state.key_positions.shape[1]
-    if window is None or slots < window or state.key_positions.device.type == "meta":
+    """The state without the leading key slots that no row's next token can see: in each layer, and then in all."""
+    if state.key_positions.device.type == "meta":
         return state
-    visible = state.key_positions > state.lengths[:, None] - window
-    if bool(visible[:, 0].any()):
+    if state.windows:
+        passed: dict[tuple[int | None, int], int] = {}  # layers of one window mostly hold as many slots
+        layers = list(state.layers)
+        for layer, window in enumerate(state.windows):
+            memories = layers[layer]
+            if "attn" not in memories or window is None:
+                continue
+            key = window, memories["attn"].slots
+            if key not in passed:
+                passed[key] = _passed(state.positions_in(layer), state.lengths, window)
+            if passed[key]:
+                layers[layer] = {**memories, "attn": memories["attn"].newest(key[1] - passed[key])}
+        state = replace(state, layers=tuple(layers))
+    slots = state.key_positions.shape[1]
+    start = 0 if state.window is None else _passed(state.key_positions, state.lengths, state.window)
+    if not start:
         return state
-    needed = visible.any(dim=0)
-    start = int(needed.int().argmax()) if bool(needed.any()) else slots
     newest = state.each(lambda memory: memory.newest(slots - start))
-    return HybridState(
-        state.model, state.lengths, state.key_positions[:, start:].clone(), newest.layers, window, state.weights
-    )
+    return replace(newest, key_positions=state.key_positions[:, start:].clone())
+
+
+def _passed(positions: KeyPositions, lengths: Lengths, window: int) -> int:
+    """How many leading key slots no row's next token can see."""
+    slots = positions.shape[1]
+    if slots < window:
+        return 0
+    visible = positions > lengths[:, None] - window
+    if bool(visible[:, 0].any()):
+        return 0
+    needed = visible.any(dim=0)
+    return int(needed.int().argmax()) if bool(needed.any()) else slots

@@ -27,7 +27,7 @@ KeptOfHeads: TypeAlias = Bool[Tensor, "batch head 1 key"]
 
 @dataclass(frozen=True)
 class KeySlots:
-    """The queries and keys of a forward pass, or of a block of its queries; the same for all attention layers."""
+    """The queries and keys of a forward pass, or of a block of its queries; the same for layers of the same window."""
 
     query_positions: Positions
     """Absolute position of each query."""

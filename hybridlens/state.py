@@ -6,7 +6,7 @@ in any order, interleaved, and leave nothing behind. Tensors of a state are neve
 that may be.
 
 Rows may hold different numbers of tokens. Keys sit in slots shared by the batch; a slot that a row does not use has
-position -1 and is masked. Keys lost in some layers or heads only are masked there (`KeyValues.kept`).
+position -1 and is masked. Layers share the slots too: one with a smaller window than others holds the newest of them. Keys lost in some layers or heads only are masked there (`KeyValues.kept`).
 
 How it fails: a state of another model or of other weights, or a file that is not a saved state, raises `InputError`.
 """
@@ -59,12 +59,26 @@ class HybridState:
     """Keys that a query of the model sees at most, itself included; None: all."""
     weights: str = ""
     """Fingerprint of the weights that made it; empty where it is not known."""
+    windows: tuple[int | None, ...] = ()
+    """`window` by layer, where layers differ; empty where they are alike."""
 
     @property
     def visible(self) -> Bool[Tensor, "batch key"]:
-        """Which key slots hold a key that each row's next token can see."""
-        oldest = 0 if self.window is None else (self.lengths[:, None] - self.window + 1).clamp(min=0)
-        return self.key_positions >= oldest
+        """Which key slots hold a key that each row's next token can see, in the layers that see most."""
+        return _seen(self.key_positions, self.lengths, self.window)
+
+    def window_of(self, layer: int) -> int | None:
+        """Keys that a query of one layer sees, itself included; None: all."""
+        return self.windows[layer] if self.windows else self.window
+
+    def visible_in(self, layer: int) -> Bool[Tensor, "batch key"]:
+        """The same as `visible` in one attention layer, of the slots that this layer holds."""
+        return _seen(self.positions_in(layer), self.lengths, self.window_of(layer))
+
+    def positions_in(self, layer: int) -> KeyPositions:
+        """`key_positions` of the slots that one attention layer holds."""
+        slots = self.key_positions.shape[1]
+        return self.key_positions[:, slots - self.layers[layer]["attn"].slots :]
 
     @property
     def batch(self) -> int:
@@ -153,8 +167,14 @@ class HybridState:
         return self.map(lambda t: t[index.to(t.device)])
 
     def keep_slots(self, slots: slice | Tensor) -> HybridState:
-        """With these key slots alone, in every layer."""
-        return replace(self.each(lambda memory: memory.keep(slots)), key_positions=self.key_positions[:, slots])
+        """With these key slots alone, in every layer that holds them.
+
+        Args:
+            slots: a slice, or numbers that rise.
+        """
+        n = self.key_positions.shape[1]
+        chosen = torch.arange(n, device=self.key_positions.device)[slots]
+        return replace(self.each(lambda memory: memory.keep(chosen, n)), key_positions=self.key_positions[:, chosen])
 
     @public
     def split(self, window: Positive | None = None) -> list[HybridState]:
@@ -189,8 +209,9 @@ class HybridState:
         if any(state.weights != states[0].weights for state in states):
             raise InputError("cat: states made by different weights of one architecture were given; expected one model")
         slots = max(state.key_positions.shape[1] for state in states)
+        each = [state.key_positions.shape[1] for state in states]
         layers = tuple(
-            {mixer: type(first).cat([held[mixer] for held in layer], slots) for mixer, first in layer[0].items()}
+            {mixer: type(first).cat([held[mixer] for held in layer], each) for mixer, first in layer[0].items()}
             for layer in zip(*(state.layers for state in states), strict=True)
         )
         positions = [
@@ -209,6 +230,7 @@ class HybridState:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
         kinds = [{mixer: memory.kind for mixer, memory in memories.items()} for memories in self.layers]
         about = {"model": self.model, "weights": self.weights, "window": json.dumps(self.window)}
+        about |= {"windows": json.dumps(self.windows)} if self.windows else {}
         metadata = {"format": str(FORMAT), "kinds": json.dumps(kinds), "digest": _digest(tensors), **about}
         try:
             save_file(tensors, str(Path(path)), metadata=metadata)
@@ -236,15 +258,21 @@ class HybridState:
                 {mixer: KINDS[kind].of(_under(f"layers.{layer}.{mixer}.", tensors)) for mixer, kind in mixers.items()}
                 for layer, mixers in enumerate(kinds)
             )
-            window = json.loads(metadata.get("window", "null"))
+            window, windows = (json.loads(metadata.get(name, null)) for name, null in (("window", "null"), ("windows", "[]")))
             return cls(
                 metadata["model"], tensors["lengths"], tensors["key_positions"], layers, window,
-                metadata.get("weights", ""),
+                metadata.get("weights", ""), tuple(windows),
             )  # fmt: skip
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{shown(str(path))} is not a saved HybridState ({_line(error)})") from error
+
+
+def _seen(positions: KeyPositions, lengths: Lengths, window: int | None) -> Bool[Tensor, "batch key"]:
+    """Which of some key slots each row's next token can see."""
+    oldest = 0 if window is None else (lengths[:, None] - window + 1).clamp(min=0)
+    return positions >= oldest
 
 
 def _line(error: Exception) -> str:

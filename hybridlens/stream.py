@@ -2,19 +2,21 @@
 
 The stream is a sum: the embedding, and what every part of every layer adds. A part that writes by heads says where its
 heads' values stand (`HeadWrites`): what each adds is the output projection's map of its own, and they add up to the
-part's write less its bias. Attention also says what its heads read through which map (`HeadReads`). Everything that
+part's write less its bias. A norm behind the projection is gone through with its scale as it was in the run. Attention also says what its heads read through which map (`HeadReads`). Everything that
 follows single terms of the stream (direct attribution, paths, edges, circuits) goes over these descriptions, and over
 nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hybridlens.norms import HookedNorm
 from hybridlens.projections import Projection
 
 
@@ -28,14 +30,42 @@ class HeadWrites(NamedTuple):
     point: str
     """The hook point, in its layer, that holds what the output projection reads: [b p n width] or [b p (n width)]."""
     project: Projection
+    after: HookedNorm | None = None
+    """The norm between projection and stream; None for none."""
+    scale_point: str = ""
+    """The hook point, in its layer, that holds that norm's scale."""
 
-    def by_head(self, value: Tensor) -> Float[Tensor, "batch pos head width"]:
-        """A value of the point, head by head."""
-        return value if value.ndim == 4 else value.unflatten(-1, (self.n, -1))
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The hook points, in their layer, that hold what `terms` takes, in the order in which they fire."""
+        return (self.point,) if self.after is None else (self.point, self.scale_point)
 
-    def written(self, value: Tensor) -> Float[Tensor, "batch pos head d_model"]:
-        """What each head adds to the stream, given a value of the point; linear in it, the bias left out."""
-        return self.project.by_head(self.by_head(value))
+    def terms(self, seen: Mapping[str, Tensor]) -> Float[Tensor, "batch pos head width"]:
+        """What heads' writes are linear in, whatever the run: their values, over the scale of a norm after them.
+
+        Args:
+            seen: values of the `points`.
+        """
+        value = seen[self.point]
+        value = value if value.ndim == 4 else value.unflatten(-1, (self.n, -1))
+        return value if self.after is None else value / seen[self.scale_point][:, :, None].to(value.device)
+
+    def written(self, terms: Float[Tensor, "batch pos head width"]) -> Float[Tensor, "batch pos head d_model"]:
+        """What each head adds to the stream, given its terms; linear in them, the bias left out."""
+        return self._behind(self.project.by_head(terms))
+
+    def written_by(
+        self, head: int, terms: Float[Tensor, "batch pos head width"], dtype: torch.dtype
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What one head adds to the stream, float32, computed in `dtype`."""
+        alone = torch.zeros_like(terms)
+        alone[:, :, head] = terms[:, :, head]
+        out, bias = self.project(alone.flatten(-2).to(dtype)).float(), self.project.bias()
+        return self._behind(out if bias is None else out - bias.float())
+
+    def _behind(self, write: Tensor) -> Tensor:
+        """What the norm after them makes of terms that are over its scale already."""
+        return write if self.after is None else self.after.norm.weighted(write.float(), write.dtype)
 
 
 class HeadReads(NamedTuple):

@@ -38,6 +38,10 @@ MATRIX = {
 MAMBA2 = MATRIX | {"ssm.hook_dt": "b p s"}
 DELTA = MATRIX | {"ssm.hook_beta": "b p s", "ssm.hook_recall": "b p s u"}
 DENSE = WITH_MLP | {"mlp.hook_pre": "b p f", "mlp.hook_pre_linear": "b p f", "mlp.hook_post": "b p f"}
+NORMS_AFTER = {
+    "ln1_post.hook_scale": "b p 1", "ln1_post.hook_normalized": "b p d", "ln2_post.hook_scale": "b p 1",
+    "ln2_post.hook_normalized": "b p d",
+}  # fmt: skip
 MOE = WITH_MLP | {
     "mlp.hook_router_logits": "b p x", "mlp.hook_expert_weights": "b p r", "mlp.hook_expert_indices": "b p r",
 }  # fmt: skip
@@ -52,6 +56,10 @@ LAYERS = {
     "recurrentgemma": [GRIFFIN, GRIFFIN, ATTENTION | ROTARY | DENSE, GRIFFIN],
     "jamba": [DIAGONAL | MAMBA | DENSE, ATTENTION | MOE, DIAGONAL | MAMBA | DENSE, DIAGONAL | MAMBA | MOE],
     "mamba2": [MAMBA2, MAMBA2],
+    "llama": [ATTENTION | ROTARY | DENSE] * 2,
+    "qwen3": [ATTENTION | ROTARY | QK_NORM | DENSE] * 3,
+    "gemma2": [ATTENTION | ROTARY | DENSE | NORMS_AFTER] * 3,
+    "gemma3": [ATTENTION | ROTARY | QK_NORM | DENSE | NORMS_AFTER] * 3,
     "falcon_h1": [ATTENTION | ROTARY | MAMBA2 | DENSE] * 2,
     "qwen3_next": [DELTA | DENSE, FULL | SHARED, DELTA | SHARED],
     "qwen3_5": [DELTA | DENSE, FULL | DENSE, DELTA | DENSE],
@@ -61,6 +69,10 @@ LAYERS = {
 SIZES = {
     "recurrentgemma": {"h": 4, "g": 1, "e": 8, "c": 24, "f": 48},
     "jamba": {"h": 4, "g": 2, "e": 8, "c": 64, "n": 5, "f": 40, "x": 4, "r": 2},
+    "llama": {"h": 4, "g": 2, "e": 8, "f": 40},
+    "qwen3": {"h": 4, "g": 2, "e": 12, "f": 40},
+    "gemma2": {"h": 4, "g": 2, "e": 12, "f": 40},
+    "gemma3": {"h": 4, "g": 2, "e": 12, "f": 40},
     "mamba2": {"c": 64, "wide": 84, "s": 4, "u": 16, "m": 5},
     "falcon_h1": {"h": 4, "g": 2, "e": 8, "c": 24, "wide": 44, "s": 4, "u": 6, "m": 5, "f": 40},
     "qwen3_next": {

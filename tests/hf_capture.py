@@ -6,6 +6,7 @@ Nothing of hybridlens is used here.
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as capped_attention_forward
 from transformers.models.jamba.modeling_jamba import eager_attention_forward
 
 
@@ -25,7 +26,11 @@ class Capture:
         names = {module: name for name, module in model.named_modules()}
 
         def attend(module, q, k, v, mask, scaling, **kwargs):
-            out, pattern = eager_attention_forward(module, q, k, v, mask, scaling)
+            cap = kwargs.get("softcap")
+            if cap is None:
+                out, pattern = eager_attention_forward(module, q, k, v, mask, scaling)
+            else:
+                out, pattern = capped_attention_forward(module, q, k, v, mask, scaling=scaling, softcap=cap)
             self.attention[names[module]] = (q, k, v, mask, scaling, pattern)
             return out, pattern
 
@@ -64,7 +69,7 @@ def norm(got, model, module, name):
     }
 
 
-def attention(got, model, module, block, rotary, multiplier=1.0, keys=1.0):
+def attention(got, model, module, block, rotary, multiplier=1.0, keys=1.0, cap=None):
     """Plain attention.
 
     Args:
@@ -75,6 +80,7 @@ def attention(got, model, module, block, rotary, multiplier=1.0, keys=1.0):
         rotary: whether queries and keys are turned.
         multiplier: of what is written.
         keys: of the keys.
+        cap: of the scores; None for none.
     """
     q, k, v, mask, scaling, pattern = got.attention[module]
     heads, groups, width = q.shape[1], k.shape[1], q.shape[3]
@@ -82,6 +88,7 @@ def attention(got, model, module, block, rotary, multiplier=1.0, keys=1.0):
     shared, values = (t.repeat_interleave(heads // groups, dim=1) for t in (k, v))
     read = got.inputs[f"{module}.o_proj"].unflatten(-1, (heads, width))
     scores = torch.stack([q[:, h] @ shared[:, h].transpose(1, 2) for h in range(heads)], 1) * scaling
+    scores = scores if cap is None else cap * torch.tanh(scores / cap)
     forbidden = pattern.eq(0) & (mask < -1e30).expand_as(pattern)
     result = (
         torch.stack([read[:, :, h] @ o_proj.weight[:, h * width : (h + 1) * width].T for h in range(heads)], dim=2)

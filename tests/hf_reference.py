@@ -8,6 +8,7 @@ loops over tokens.
 import torch
 import torch.nn.functional as F
 from bounds import LAYER, close
+from hf_attention_only import gemma_layer, llama_layer
 from hf_capture import Capture, attention, dense_mlp, norm, residual
 from hf_matrix_states import falcon_h1_layer, mamba2_layer, qwen3_next_layer
 from hf_qwen3_5 import qwen3_5_layer
@@ -130,6 +131,10 @@ def _hidden_attention(decay, source, readout):
 FAMILIES = {
     "recurrent_gemma": ("model.layers", "model.final_norm", _recurrentgemma_layer),
     "jamba": ("model.layers", "model.final_layernorm", _jamba_layer),
+    "llama": ("model.layers", "model.norm", llama_layer),
+    "qwen3": ("model.layers", "model.norm", llama_layer),
+    "gemma2": ("model.layers", "model.norm", gemma_layer),
+    "gemma3_text": ("model.layers", "model.norm", gemma_layer),
     "mamba2": ("backbone.layers", "backbone.norm_f", mamba2_layer),
     "falcon_h1": ("model.layers", "model.final_layernorm", falcon_h1_layer),
     "qwen3_next": ("model.layers", "model.norm", qwen3_next_layer),

@@ -60,6 +60,7 @@ class Row:
     draw: Callable[[Any, int], None] = perturbed
     """(model, seed): takes every weight away from its default."""
     attention: bool = True
+    recurrence: bool = True
     matrix: bool = True
     """Whether its states are matrices, one a head."""
     room: dict[str, Any] = field(default_factory=dict)
@@ -96,6 +97,35 @@ ROWS = {
     }, room={"max_position_embeddings": 400}, calm={
         "num_hidden_layers": 3, "mamba_d_ssm": 48, "mamba_d_head": 12, "mamba_d_state": 6, "mamba_chunk_size": 8,
     }),
+    # Two layers, four query heads to two key/value heads, biases everywhere, positions stretched as Llama 3's are.
+    "llama": Row("Llama", SPECIAL | {
+        "num_hidden_layers": 2, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 128, "attention_bias": True, "mlp_bias": True, "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+        },
+    }, matrix=False, recurrence=False, room={"max_position_embeddings": 400}, calm={"num_hidden_layers": 3}),
+    # Three layers, of which the last two see a window of 5; heads wider than d_model allows, positions stretched.
+    "qwen3": Row("Qwen3", SPECIAL | {
+        "num_hidden_layers": 3, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 12, "max_position_embeddings": 128, "use_sliding_window": True, "sliding_window": 5,
+        "max_window_layers": 1, "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+    }, matrix=False, recurrence=False, room={"max_position_embeddings": 400, "sliding_window": 64}),
+    # Three layers (a window of 5, all, a window of 5), norms on both sides, both caps low enough to bend.
+    "gemma2": Row("Gemma2", SPECIAL | {
+        "num_hidden_layers": 3, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 12, "max_position_embeddings": 128, "sliding_window": 5, "query_pre_attn_scalar": 20,
+        "attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0,
+    }, matrix=False, recurrence=False, room={"max_position_embeddings": 400, "sliding_window": 64}),
+    # Three layers (a window of 5, all, a window of 5), each kind with a rotary embedding of its own.
+    "gemma3": Row("Gemma3", SPECIAL | {
+        "num_hidden_layers": 3, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 12, "max_position_embeddings": 128, "sliding_window": 5, "query_pre_attn_scalar": 20,
+        "final_logit_softcapping": 4.0, "sliding_window_pattern": 2, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 4.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    }, matrix=False, recurrence=False, room={"max_position_embeddings": 400, "sliding_window": 64}),
     # Layers D A D; four value heads over two key heads; six experts but in layer 0.
     "qwen3_next": Row("Qwen3Next", SPECIAL | {
         "num_hidden_layers": 3, "full_attention_interval": 2, "intermediate_size": 40, "num_attention_heads": 4,
@@ -134,6 +164,7 @@ ROWS = {
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)
+WITH_RECURRENCE = tuple(family for family, row in ROWS.items() if row.recurrence)
 WITH_ATTENTION = tuple(family for family, row in ROWS.items() if row.attention)
 MATRIX = tuple(family for family, row in ROWS.items() if row.matrix)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)

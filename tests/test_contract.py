@@ -9,7 +9,7 @@ import torch
 from bounds import FORWARD, apart, close, near, quotient
 from contract_names import LAYERS, names_of, shape_of
 from hf_reference import activations
-from models import EVERY_FAMILY, make, nudged, rounding, tokens
+from models import EVERY_FAMILY, WITH_RECURRENCE, make, nudged, rounding, tokens
 
 from hybridlens import HybridLens, HybridLensError
 from hybridlens.families import FAMILIES
@@ -43,9 +43,13 @@ class Phase:
             state = self.lens.prefill(self.tokens[:, :-1]).state
         self.state = state if phase == "decode" else None
         self.new = self.tokens[:, -1:] if phase == "decode" else self.tokens
-        held = state.key_positions if phase == "decode" else torch.zeros(BATCH, 0, dtype=torch.long)
-        start = LENGTH - self.new.shape[1]
-        self.key_positions = torch.cat([held, torch.arange(start, LENGTH).expand(BATCH, -1)], dim=1)
+
+    def key_positions(self, name):
+        """Where the keys of a point stand, in rows that are alike: of each layer those that its window has not passed."""
+        held = torch.zeros(0, dtype=torch.long)
+        if self.state is not None and ".attn." in name:
+            held = self.state.positions_in(int(name.split(".")[1]))[0]
+        return torch.cat([held, torch.arange(LENGTH - self.new.shape[1], LENGTH)])
 
     def run(self, fwd=(), bwd=()):
         with self.lens.hooks(fwd, bwd):
@@ -79,7 +83,7 @@ class Phase:
             return value
         value = value.narrow(axes.split().index("p"), LENGTH - 1, 1)
         if "k" in axes.split():
-            keys = self.key_positions[0] if "attn" in name else torch.tensor([LENGTH - 1])
+            keys = self.key_positions(name)
             value = value.index_select(axes.split().index("k"), keys)
         return value
 
@@ -146,7 +150,7 @@ def test_read_is_true(phases, family, place, phase):
     case = phases(family, phase)
     for name in names_at(family, place):
         value, _ = case.alone(name)
-        assert value.shape == shape_of(family, name, BATCH, case.new.shape[1], case.key_positions.shape[1]), name
+        assert value.shape == shape_of(family, name, BATCH, case.new.shape[1], len(case.key_positions(name))), name
         expected = case.expected(name, names_of(family)[name]).to(value.dtype)
         close(value, expected, FORWARD, extra=case.amplified(name), what=name)
 
@@ -192,7 +196,7 @@ def test_edit_is_causal(phases, family, place, phase):
 
 
 @BOTH
-@FAMILY
+@pytest.mark.parametrize("family", WITH_RECURRENCE)
 def test_hidden_attention_is_read_only(phases, family, phase):
     case = phases(family, phase)
     name = next(name for name in case.lens.hook_points if name.endswith(READ_ONLY))

@@ -29,7 +29,7 @@ NAMES = {
     "recurrentgemma": ("temporal_pre_norm", "temporal_block"),
     "jamba": ("input_layernorm", "self_attn"),
     "falcon_h1": ("input_layernorm", "self_attn"),
-    "qwen3_next": ("input_layernorm", "self_attn"),
+    **dict.fromkeys(("qwen3_next", "llama", "qwen3", "gemma2", "gemma3"), ("input_layernorm", "self_attn")),
 }
 """A layer's norm and attention in the Hugging Face model."""
 EPS = {"mamba2": 1e-5, "falcon_h1": 1e-5}

@@ -65,7 +65,12 @@ def put(name, values, head=None, places=slice(None), heads=None):
 
 
 def heads_point(lens, writer):
-    """Where a head's values stand before its layer's output projection, and how many stand side by side there."""
+    """Where a head's values stand before its layer's output projection, and how many stand side by side there.
+
+    Behind a norm, where the write itself stands: the norm's scale is that of each run.
+    """
+    if f"blocks.{writer.layer}.ln1_post.hook_scale" in lens.hook_dict:
+        return f"blocks.{writer.layer}.attn.hook_result", None
     if writer.kind == "ssm_head":
         return f"blocks.{writer.layer}.ssm.hook_normed", lens.cfg.recurrence(writer.layer).n_heads
     gated = f"blocks.{writer.layer}.attn.hook_z_gated"
@@ -75,6 +80,7 @@ def heads_point(lens, writer):
 def loop(lens, base, source, paths, metric=METRIC, positions=None, through_mlps=False):
     """The metric when each path by itself is exchanged."""
     wanted = ("hook_embed", "hook_attn_out", "hook_ssm_out", "hook_mlp_out", "hook_z", "hook_z_gated", "hook_normed")
+    wanted += ("hook_result",)
     with torch.no_grad():
         held, other = (lens.run_with_cache(run, lambda name: name.endswith(wanted))[1] for run in (base, source))
     values = [plain(lens, base, held, other, *path, metric, positions, through_mlps) for path in paths]

@@ -95,5 +95,5 @@ def _without(state: HybridState, gone: KeyPlace) -> HybridState:
         return state if bool(used.all()) else state.keep_slots(used.nonzero()[:, 0])
     for layer in gone.layers:
         held = keys_of(state, layer)
-        state = state.put(layer, "attn", replace(held, kept=~(held.lost() | gone.keys(held))))
+        state = state.put(layer, "attn", replace(held, kept=~(held.lost() | gone.keys(state, layer))))
     return state

@@ -62,21 +62,25 @@ class KeyPlace(NamedTuple):
     heads: Indices
     """Of each layer."""
     slots: Bool[Tensor, "batch key"]
+    """Of the state; a layer holds the newest of them, and what its own window has passed is none of its."""
     channels: Indices
     """Of each layer's heads."""
 
-    def asked(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key"]:
+    def asked(self, state: HybridState, layer: int) -> Bool[Tensor, "batch kv_head key"]:
         """True at the keys of one layer that are meant, whether they are there or were dropped."""
+        held = keys_of(state, layer)
         heads = mask(self.heads, held.k.shape[1], "key/value head")
-        return self.slots.to(held.k.device)[:, None] & heads.to(held.k.device)[:, None]
+        own = self.slots[:, self.slots.shape[1] - held.slots :] & state.visible_in(layer)
+        return own.to(held.k.device)[:, None] & heads.to(held.k.device)[:, None]
 
-    def keys(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key"]:
+    def keys(self, state: HybridState, layer: int) -> Bool[Tensor, "batch kv_head key"]:
         """The same, of those that are there."""
-        return self.asked(held) & ~held.lost()
+        return self.asked(state, layer) & ~keys_of(state, layer).lost()
 
-    def entries(self, held: KeyValues) -> Bool[Tensor, "batch kv_head key d_head"]:
+    def entries(self, state: HybridState, layer: int) -> Bool[Tensor, "batch kv_head key d_head"]:
         """The same by channel."""
-        return self.keys(held)[..., None] & mask(self.channels, held.k.shape[3], "channel").to(held.k.device)
+        k = keys_of(state, layer).k
+        return self.keys(state, layer)[..., None] & mask(self.channels, k.shape[3], "channel").to(k.device)
 
 
 def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
@@ -84,7 +88,7 @@ def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
     check_where(where, Where)
     heads, positions = where.get("heads"), where.get("positions")
     chosen = layers_of(state, where.get("layers"), "attention", heads)
-    place = KeyPlace(chosen, heads, slots_of(state, positions, where.get("rows")), where.get("channels"))
+    place = KeyPlace(chosen, heads, slots_of(state, positions, where.get("rows"), chosen), where.get("channels"))
     if positions is not None:
         for layer in chosen:
             _check_kept(state, place, layer)
@@ -119,19 +123,31 @@ def layers_of(
     return chosen
 
 
-def slots_of(state: HybridState, positions: Positions, rows: Indices) -> Bool[Tensor, "batch key"]:
-    """True at the key slots that hold the positions in the rows that are meant."""
+def seen_by(state: HybridState, layers: Sequence[int]) -> Bool[Tensor, "batch key"]:
+    """Which key slots of the state hold a key that each row's next token can see in any of some layers."""
+    seen = torch.zeros_like(state.visible)
+    for layer in layers:
+        own = state.visible_in(layer)
+        seen[:, seen.shape[1] - own.shape[1] :] |= own
+    return seen
+
+
+def slots_of(state: HybridState, positions: Positions, rows: Indices, layers: Sequence[int]) -> Bool[Tensor, "batch key"]:
+    """True at the key slots that hold the positions, in any of some layers, in the rows that are meant."""
+    seen = seen_by(state, layers)
     if positions is None:
-        return state.visible & mask(rows, state.batch, "row").to(state.visible.device)[:, None]
-    chosen, at, visible = indices(rows, state.batch, "row"), state.key_positions.cpu(), state.visible.cpu()
+        return seen & mask(rows, state.batch, "row").to(seen.device)[:, None]
+    chosen, at, visible = indices(rows, state.batch, "row"), state.key_positions.cpu(), seen.cpu()
     found = torch.zeros_like(visible)
     for row, wanted in zip(chosen, _by_row(positions, len(chosen)), strict=True):
         held = at[row][visible[row]].tolist()
         if not set(wanted) <= set(held):
-            sliding = "" if state.window is None else f" of its window of {state.window}"
+            windows = [state.window_of(layer) for layer in layers]
+            widest = None if None in windows else max(window for window in windows if window is not None)
+            sliding = "" if widest is None else f" of its window of {widest}"
             raise not_held(wanted, held, f"the cache of row {row}", f"{sliding}; give positions among these")
         found[row] = visible[row] & torch.isin(at[row], at.new_tensor(wanted))
-    return found.to(state.visible.device)
+    return found.to(seen.device)
 
 
 def rewritten(
@@ -148,7 +164,7 @@ def rewritten(
     """
     for layer in place.layers:
         held = keys_of(state, layer)
-        entries = place.entries(held)
+        entries = place.entries(state, layer)
         k, v = held.k, held.v
         if parts != "values":
             k = torch.where(entries, fn(k, held, layer, "keys").to(k.dtype), k)
@@ -230,12 +246,12 @@ def _check_kept(state: HybridState, place: KeyPlace, layer: int) -> None:
     held = keys_of(state, layer)
     if held.kept is None:
         return
-    gone = (place.asked(held) & ~held.kept).nonzero()
+    gone = (place.asked(state, layer) & ~held.kept).nonzero()
     if len(gone):
         row, head, slot = gone[0].tolist()
-        there = held.kept[row, head].to(state.visible.device) & state.visible[row]
-        left = state.key_positions[row][there]
+        at, visible = state.positions_in(layer)[row], state.visible_in(layer)[row]
+        left = at[held.kept[row, head].to(visible.device) & visible]
         raise not_held(
-            [int(state.key_positions[row, slot])], left.tolist(), f"head {head} of layer {layer} in row {row}",
+            [int(at[slot])], left.tolist(), f"head {head} of layer {layer} in row {row}",
             "; what was dropped is not there any more",
         )  # fmt: skip

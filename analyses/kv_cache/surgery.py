@@ -69,7 +69,7 @@ def mean(
 
     def averaged(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:
         if values is None:
-            return _mean(x, _all_keys(state, held), (2,)).to(x.dtype).expand_as(x)
+            return _mean(x, _all_keys(state, layer), (2,)).to(x.dtype).expand_as(x)
         if layer not in values:
             raise InputError(f"no mean for layer {layer} given, only for {', '.join(map(str, values)) or 'none'}")
         size = (x.shape[1], x.shape[3])
@@ -87,7 +87,7 @@ def means(state: HybridState) -> dict[int, Means]:
     found: dict[int, Means] = {}
     for layer in layers_of(state, None, "attention"):
         held = keys_of(state, layer)
-        keys, values = (_mean(x, _all_keys(state, held), (0, 2))[0, :, 0] for x in (held.k, held.v))
+        keys, values = (_mean(x, _all_keys(state, layer), (0, 2))[0, :, 0] for x in (held.k, held.v))
         found[layer] = Means(keys, values)
     return found
 
@@ -121,8 +121,8 @@ def noise(
     def noisy(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:
         rng = np.random.default_rng([seed, layer, PARTS.index(part)])
         draws = torch.from_numpy(rng.standard_normal((longest, x.shape[1], x.shape[3]), dtype=np.float32)).to(x.device)
-        drawn = draws[state.key_positions.clamp(min=0).to(x.device)].transpose(1, 2)
-        size = _mean(x.float().square(), _all_keys(state, held), (2,)).mean(dim=3, keepdim=True).sqrt()
+        drawn = draws[state.positions_in(layer).clamp(min=0).to(x.device)].transpose(1, 2)
+        size = _mean(x.float().square(), _all_keys(state, layer), (2,)).mean(dim=3, keepdim=True).sqrt()
         return x.float() + scale * size * drawn
 
     return rewritten(state, key_place(state, **where), parts, noisy)
@@ -158,7 +158,7 @@ def quantise(
     place, axis = key_place(state, **where), 3 if per == "position" else 2
 
     def rounded(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:
-        wide, meant = x.float(), place.entries(held)
+        wide, meant = x.float(), place.entries(state, layer)
         low = wide.masked_fill(~meant, torch.inf).amin(dim=axis, keepdim=True)
         high = wide.masked_fill(~meant, -torch.inf).amax(dim=axis, keepdim=True)
         step = (high - low) / (2**bits - 1)
@@ -167,9 +167,10 @@ def quantise(
     return rewritten(state, place, parts, rounded)
 
 
-def _all_keys(state: HybridState, held: KeyValues) -> Bool[Tensor, "batch kv_head key"]:
-    """True at every key that a layer holds."""
-    return state.visible.to(held.k.device)[:, None] & ~held.lost()
+def _all_keys(state: HybridState, layer: int) -> Bool[Tensor, "batch kv_head key"]:
+    """True at every key that a layer holds and sees."""
+    lost = keys_of(state, layer).lost()
+    return state.visible_in(layer).to(lost.device)[:, None] & ~lost
 
 
 def _mean(x: HeldKeys, there: Bool[Tensor, "batch kv_head key"], axes: tuple[int, ...]) -> Tensor:

@@ -56,9 +56,16 @@ def swap(
     source = _source_slots(state, other, place, mapping or {})
 
     def taken(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:
-        given = keys_of(other, layer)
-        at = source.to(x.device)[:, None].expand(-1, x.shape[1], -1)
-        if given.kept is not None and bool((place.keys(held) & ~given.kept.gather(2, at)).any()):
+        given, meant = keys_of(other, layer), place.keys(state, layer)
+        own = source[:, source.shape[1] - held.slots :] - (other.key_positions.shape[1] - given.slots)
+        at = own.to(x.device)[:, None].expand(-1, x.shape[1], -1)
+        if bool((meant & (at < 0)).any()):
+            raise InputError(
+                f"layer {layer} of the giving state has let go of keys that the receiving one holds there; swap only "
+                "positions that both hold, or read both texts in batches of the same lengths"
+            )
+        at = at.clamp(min=0)
+        if given.kept is not None and bool((meant & ~given.kept.gather(2, at)).any()):
             raise InputError(
                 f"the giving state has dropped keys of layer {layer} that the receiving one holds; "
                 "swap only positions, heads and layers that both hold"

@@ -28,6 +28,7 @@ from analyses.kv_cache.damage import DamageMap, Retrieval
 from analyses.kv_cache.decoding import generate_with
 from analyses.kv_cache.dropping import drop
 from analyses.kv_cache.pairs import PromptPair
+from analyses.kv_cache.places import seen_by
 from analyses.kv_cache.recurrent import RecurrentParts, swap_recurrent, zero_recurrent
 from analyses.kv_cache.recurrent_places import RecurrentWhere
 from analyses.kv_cache.telling import logprobs
@@ -113,7 +114,8 @@ def drop_map(
     held = {place: sorted(visible & set(range(*place))) for place in _places(pair, block)}
 
     def changed(group: Group, places: Sequence[Span]) -> HybridState:
-        positions = [held[place] for place in places]
+        own = set(state.key_positions[0][seen_by(state, group.layers)[0]].tolist())
+        positions = [[position for position in held[place] if position in own] for place in places]
         return drop(state.repeat(len(places)), positions, layers=group.layers, heads=group.heads)
 
     what = f"keys and values of {block} positions dropped"

@@ -187,10 +187,11 @@ def _seen(lens: HybridLens, tokens: Tokens, chosen: Sequence[int]) -> dict[str, 
     for layer, block in enumerate(cast(Iterable[Block], lens.blocks)):
         for part, module in block.parts.items():
             heads = head_writes(lens, layer, part)
-            points = [f"hook_{part}_out" if heads is None else heads.point]
+            points = [f"hook_{part}_out"] if heads is None else list(heads.points)
+            if block.branches[block.number_of(part) - 1].norm_after is not None:
+                points += [f"ln{block.number_of(part)}_post.hook_scale"]
             if isinstance(module, Mixture):
-                points += [f"ln{block.number_of('mlp')}.hook_normalized"]
-                points += ["mlp.hook_expert_indices", "mlp.hook_expert_weights"]
+                points += [block.read_point("mlp"), "mlp.hook_expert_indices", "mlp.hook_expert_weights"]
             names += [f"blocks.{layer}.{point}" for point in points]
     return captured(lens, tokens, names, True, lambda tensor: tensor[0, list(chosen)])[0]
 
@@ -205,11 +206,15 @@ def _shares(
 
     yield Writer("embed"), share(seen["hook_embed"])
     for layer in range(lens.cfg.n_layers):
-        for part, module in cast(Block, lens.blocks[layer]).parts.items():
-            heads = head_writes(lens, layer, part)
-            bias = module.out_bias() if isinstance(module, WritesBias) else None
+        block = cast(Block, lens.blocks[layer])
+        for part, module in block.parts.items():
+            heads, number = head_writes(lens, layer, part), block.number_of(part)
+            bias, after = module.out_bias() if isinstance(module, WritesBias) else None, block.branches[number - 1].norm_after
+            if bias is not None and after is not None:
+                bias = after.at(bias, seen[f"blocks.{layer}.ln{number}_post.hook_scale"])
             if heads is not None:
-                written = heads.written(seen[f"blocks.{layer}.{heads.point}"][None])[0]
+                terms = heads.terms({point: seen[f"blocks.{layer}.{point}"][None] for point in heads.points})
+                written = heads.written(terms.to(lens.dtype))[0]
                 yield from ((Writer(heads.kind, layer, i), share(written[:, i])) for i in range(heads.n))
             elif isinstance(module, Mixture):
                 yield from _experts(lens, layer, module, seen, directions)
@@ -226,17 +231,23 @@ def _experts(
     """The shares of a mixture's experts, computed one expert after the other, and of the one that all tokens go to."""
     name, block = f"blocks.{layer}", cast(Block, lens.blocks[layer])
     number = block.number_of("mlp")
-    norm, out = block.branches[number - 1].norm, seen[f"{name}.hook_mlp_out"]
-    assert norm is not None
-    x = norm.norm.weighted(seen[f"{name}.ln{number}.hook_normalized"], out.dtype)
+    branch, x = block.branches[number - 1], seen[f"{name}.{block.read_point('mlp')}"]
+    x = x if branch.norm is None else branch.norm.norm.weighted(x, seen[f"{name}.hook_mlp_out"].dtype)
+
+    def added(out: Tensor, tokens: Tensor | slice = slice(None)) -> Tensor:
+        """What reaches the stream of an expert's output at some of the positions."""
+        scale = None if branch.norm_after is None else seen[f"{name}.ln{number}_post.hook_scale"]
+        out = out if branch.norm_after is None or scale is None else branch.norm_after.at(out, scale[tokens])
+        return out.float().to(directions.device)
+
     routed = (seen[f"{name}.mlp.hook_expert_{what}"] for what in ("indices", "weights"))
     shares = directions.new_zeros(moe.cfg.n_experts or 0, x.shape[0], directions.shape[1])
     for written in moe.expert_writes(x, *routed):
-        add = written.out.float().to(directions.device)
+        add = added(written.out, written.tokens)
         shares[written.expert].index_add_(0, written.tokens.to(directions.device), add @ directions)
     yield from ((Writer("expert", layer, expert), share) for expert, share in enumerate(shares))
     if moe.cfg.shared_expert:
-        yield Writer("shared_expert", layer), moe.shared_write(x).float().to(directions.device) @ directions
+        yield Writer("shared_expert", layer), added(moe.shared_write(x)) @ directions
 
 
 def _own(

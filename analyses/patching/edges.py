@@ -5,7 +5,7 @@ output here) · gradient at that reader's input (Syed et al. 2023, "Attribution 
 Discovery"; Hanna et al. 2024, EAP-IG, with `steps`). So it estimates `paths.path_patch` for all pairs at once, from one
 differentiated run (or `steps` of them) and one plain one. Keys and values are read once for each shared head, whose
 gradient is that of all query heads that share it. Heads of matrix states write as attention's do, the scale of the norm
-behind their readout as it was in each run.
+behind their readout, or behind any head's output, as it was in each run.
 
 The gradient at a reader's input is by the residual stream as that reader alone reads it, before its norm. It is taken
 at the query, key or value and brought back through the head's map with the norm folded in (`hybridlens.weights`), or
@@ -45,8 +45,9 @@ from analyses.patching.writers import (
     reaches,
     read_point,
     readers_of,
+    terms_of,
     writers_of,
-    written_point,
+    written_points,
 )
 from hybridlens.boundary import Positive, public
 from hybridlens.errors import InputError
@@ -92,7 +93,7 @@ def edge_attribution(
     sides = Sides.of(lens, clean, corrupt, metric, direction)
     layers = sorted({sink.layer for sink in sinks if sink.head is not None and sink.layer is not None})
     heads = {layer: Weights.of_model(lens).attention(layer) for layer in layers}
-    points = [written_point(lens, writer) for writer in sources]
+    points = [name for writer in sources for name in written_points(lens, writer)]
     points += [name for reader in sinks for name in _read(lens, reader)]
     runs = compare(sides, points, steps)
     scores = torch.zeros(len(sources), len(sinks), dtype=torch.float64)
@@ -103,10 +104,11 @@ def edge_attribution(
     return EdgeResult(scores=scores, writers=sources, readers=sinks, **runs.said)
 
 
-def _read(lens: HybridLens, reader: Reader) -> tuple[str, str, str]:
-    """The hook points that a reader's gradient takes: where it is taken, and the norm before it."""
+def _read(lens: HybridLens, reader: Reader) -> tuple[str, ...]:
+    """The hook points that a reader's gradient takes: where it is taken, and those of the norm before it, if any."""
     norm = norm_before(lens, reader)
-    return read_point(lens, reader), f"{norm}.hook_normalized", f"{norm}.hook_scale"
+    behind = () if norm is None else (f"{norm}.hook_normalized", f"{norm}.hook_scale")
+    return (read_point(lens, reader), *behind)
 
 
 def _scores(
@@ -118,8 +120,8 @@ def _scores(
     heads: Mapping[int, AttentionWeights],
 ) -> Float[Tensor, "writer reader"]:
     """Every writer's change times every reader's gradient, summed over positions and the residual stream."""
-    x = here.values[_read(lens, readers[0])[1]]
-    length, d_model = x.shape[1:]
+    x = here.values[read_point(lens, readers[0])]
+    length, d_model = x.shape[1], lens.cfg.d_model
     step = max(1, ELEMENTS // ((len(writers) + len(readers)) * d_model))
     total = torch.zeros(len(writers), len(readers), dtype=torch.float64)
     for start in range(0, length, step):
@@ -137,15 +139,22 @@ def _changes(
     """What each writer writes otherwise in the other run; of the heads of a layer all is made at once."""
     made: dict[str, Tensor] = {}
     for writer in writers:
-        name = written_point(lens, writer)
-        change = wide(runs.source[name][0, part]) - wide(runs.base[name][0, part])
+        names = written_points(lens, writer)
+        name = names[0]
         by_head = None if writer.layer is None else head_writes(lens, writer.layer, PART_OF[writer.kind])
+        if writer.index is not None and by_head is not None and name in made:
+            yield made[name][:, writer.index]
+            continue
+        there, base = (
+            terms_of(lens, writer, {name: wide(run[name][:, part]) for name in names})[0]
+            for run in (runs.source, runs.base)
+        )
+        change = there - base
         if writer.index is None or by_head is None:
             yield change
             continue
-        if name not in made:
-            with torch.no_grad():
-                made[name] = by_head.written(change[None].to(lens.dtype))[0].to(change.dtype)
+        with torch.no_grad():
+            made[name] = by_head.written(change[None].to(lens.dtype))[0].to(change.dtype)
         yield made[name][:, writer.index]
 
 
@@ -153,7 +162,7 @@ def _gradient(
     lens: HybridLens, here: Slopes, reader: Reader, part: slice, heads: Mapping[int, AttentionWeights]
 ) -> Float[Tensor, "pos d_model"]:
     """How the metric changes with the residual stream as this reader alone reads it."""
-    taken, normalized, scale = _read(lens, reader)
+    taken, *norm = _read(lens, reader)
     grad = wide(here.gradients[taken][0, part])
     if reader.head is not None and reader.layer is not None:
         weights = heads[reader.layer]
@@ -162,6 +171,9 @@ def _gradient(
         assert W is not None
         slope = head_reads(lens, reader.layer)[reader.kind].slope(wide(here.values[taken][0, part]))
         grad = (grad * slope)[:, reader.head] @ W[reader.head].T.to(grad)
+    if not norm:
+        return grad
+    normalized, scale = norm
     x = wide(here.values[normalized][0, part]).to(grad.device)
     inward = grad - x * (x * grad).mean(dim=-1, keepdim=True)
     return inward / wide(here.values[scale][0, part]).to(grad.device)

@@ -24,8 +24,18 @@ from torch import Tensor
 from analyses.patching.alignment import Sides
 from analyses.patching.snapshot import captured, keeping, resid_name
 from analyses.patching.targets import Selector
-from analyses.patching.writers import PART_OF, Reader, Writer, head_reads, head_writes, norm_before, written_point
-from hybridlens.blocks import Block, Part
+from analyses.patching.writers import (
+    PART_OF,
+    Reader,
+    Writer,
+    head_reads,
+    head_writes,
+    norm_before,
+    read_point,
+    terms_of,
+    written_points,
+)
+from hybridlens.blocks import Block
 from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.network import Output
@@ -44,7 +54,7 @@ class Runs(NamedTuple):
     base: Mapping[str, Tensor]
     """The base run's residual stream, and MLP outputs where these are needed: [place d_model] each."""
     change: Mapping[str, Tensor]
-    """What the writers' hook points hold in the source run less what they hold in the base run; float32."""
+    """The writers' terms in the source run less those in the base run, by their first point; float32."""
     source: Output
     """What the source run gave."""
     forwards: int
@@ -55,7 +65,8 @@ def read_runs(
 ) -> Runs:
     """Run both prompts, and keep what the paths need at some positions; of MLPs too where they hear the writers."""
     lens = sides.lens
-    written = list(dict.fromkeys(written_point(lens, writer) for group in groups for writer in group))
+    ends = {written_points(lens, writer)[-1]: writer for group in groups for writer in group}  # one for each point
+    written = list(dict.fromkeys(name for writer in ends.values() for name in written_points(lens, writer)))
     held = [_site(lens, reader.order(lens.cfg.n_layers)) for reader in readers]
     if through_mlps:
         held += [_site(lens, 2 * layer + 1) for layer in lens.cfg.mlp_layers]
@@ -63,13 +74,21 @@ def read_runs(
     names = list(dict.fromkeys([*written, *held]))
     base, _ = captured(lens, sides.base, names, True, lambda tensor: tensor[0, places].clone())
     change: dict[str, Tensor] = {}
+    waiting: dict[str, Tensor] = {}
 
     @reads_only
     def subtract(tensor: Tensor, hook: HookPoint) -> None:
-        name = cast(str, hook.name)
-        change[name] = tensor[0, places].float() - base[name].float()
-        if name not in held:
-            del base[name]
+        waiting[cast(str, hook.name)] = tensor[:, places].float()
+        writer = ends.get(cast(str, hook.name))
+        if writer is None:
+            return
+        points = written_points(lens, writer)
+        there = {point: waiting.pop(point) for point in points}
+        here = {point: base[point][None].float() for point in points}
+        change[points[0]] = (terms_of(lens, writer, there) - terms_of(lens, writer, here))[0]
+        for point in points:
+            if point not in held:
+                del base[point]
 
     with torch.no_grad(), lens.hooks([(name, subtract) for name in written]):
         output = lens.network(sides.source, None, None, sides.metric.last_only)
@@ -104,31 +123,20 @@ def altered_streams(
             own = rows.get(Writer("mlp", layer), [])
             hearing = [row for row, start in enumerate(starts) if start < site and row not in own]
             if hearing:
-                altered = _mlp(lens, layer, _stream(runs.base[_site(lens, site)], delta[hearing]))
+                x = _stream(runs.base[_site(lens, site)], delta[hearing])
+                run = Pass(x.new_zeros(x.shape[:2], dtype=torch.long), None, None)
+                altered = cast(Block, lens.blocks[layer]).written("mlp", x, run)
                 delta[hearing] += (altered.float() - runs.base[f"blocks.{layer}.hook_mlp_out"].float()).to(delta.device)
-
-
-def _mlp(lens: HybridLens, layer: int, x: Altered) -> Altered:
-    """What an MLP writes that reads an altered stream through its norm."""
-    block = cast(Block, lens.blocks[layer])
-    norm = block.branches[block.number_of("mlp") - 1].norm
-    x = x if norm is None else norm(x)
-    run = Pass(x.new_zeros(x.shape[:2], dtype=torch.long), None, None)
-    return cast(Part, block.parts["mlp"])(x, run, None)[0]
 
 
 def _change(lens: HybridLens, runs: Runs, writer: Writer) -> Float[Tensor, "place d_model"]:
     """What a writer writes otherwise in the source run."""
-    change = runs.change[written_point(lens, writer)]
+    change = runs.change[written_points(lens, writer)[0]]
     if writer.layer is None or writer.index is None:
         return change
     heads = head_writes(lens, writer.layer, PART_OF[writer.kind])
     assert heads is not None
-    by_head = heads.by_head(change[None])
-    alone = torch.zeros_like(by_head)
-    alone[:, :, writer.index] = by_head[:, :, writer.index]
-    written, bias = heads.project(alone.flatten(-2).to(lens.dtype))[0].float(), heads.project.bias()
-    return written if bias is None else written - bias.float()
+    return heads.written_by(writer.index, change[None], lens.dtype)[0]
 
 
 def _stream(base: Float[Tensor, "place d_model"], delta: Altered) -> Altered:
@@ -138,13 +146,15 @@ def _stream(base: Float[Tensor, "place d_model"], delta: Altered) -> Altered:
 def reading(lens: HybridLens, reader: Reader, altered: Altered) -> Float[Tensor, "row place *rest"]:
     """What a reader's hook point holds on altered streams; of queries, keys and values, for all heads of the layer."""
     norm = norm_before(lens, reader)
-    module = cast(HookedNorm, lens.network.get_submodule(norm))
+    module = None if norm is None else cast(HookedNorm, lens.network.get_submodule(norm))
     if reader.layer is not None and reader.head is not None:
-        return head_reads(lens, reader.layer)[reader.kind].read(module(altered))
+        return head_reads(lens, reader.layer)[reader.kind].read(altered if module is None else module(altered))
+    if module is None:
+        return altered
     kept: dict[str, Tensor] = {}
-    with lens.hooks([(f"{norm}.hook_normalized", keeping(kept))]):
+    with lens.hooks([(read_point(lens, reader), keeping(kept))]):
         module(altered)
-    return kept[f"{norm}.hook_normalized"]
+    return kept[read_point(lens, reader)]
 
 
 def _site(lens: HybridLens, site: int) -> str:

@@ -212,7 +212,7 @@ class Prepared:
         for group in self.groups:
             values = source.values(group.names)
             for batch in group.batches:
-                writes = _writes(batch, values, source, untouched.offsets(batch.cut))
+                writes = _writes(batch, values, source, untouched)
                 with self.sides.lens.hooks(writing(writes)):
                     output = untouched.go_on(len(batch.jobs), batch.layer, batch.cut)
                 numbers = [job.number for job in batch.jobs]
@@ -224,9 +224,9 @@ class Prepared:
         return PatchResult(raw=raw.view(self.grid.shape), axes=self.grid.axes, hooks=self.grid.hooks, **said)
 
 
-def _writes(batch: Batch, values: Mapping[str, Tensor], source: Source, offsets: Mapping[str, int]) -> Iterator[Write]:
+def _writes(batch: Batch, values: Mapping[str, Tensor], source: Source, untouched: Snapshot) -> Iterator[Write]:
     """Every row's own patch."""
     for row, job in enumerate(batch.jobs):
         for part in job.parts:
-            here, there = part.selectors(offsets)
+            here, there = part.selectors(untouched.offsets(batch.cut, part.layer))
             yield Write(part.name, row, here, values[part.name][source.pick(job.number)][there])

@@ -111,11 +111,13 @@ class Snapshot:
             self.before[cut], read = state, cut
         self.forwards += bool(self.before)  # its pieces together read no more than one pass
 
-    def offsets(self, cut: int) -> dict[str, int]:
-        """By axis, how many leading entries of activations a run from position `cut` lacks."""
+    def offsets(self, cut: int, layer: int) -> dict[str, int]:
+        """By axis, how many leading entries of a layer's activations a run from position `cut` lacks."""
         if cut == 0:
             return {}
-        held = self.before[cut].key_positions[0]
+        before = self.before[cut]
+        attends = 0 <= layer < len(before.layers) and "attn" in before.layers[layer]
+        held = (before.positions_in(layer) if attends else before.key_positions)[0]
         return {"p": cut, "k": int(held[0]) if held.numel() else cut}
 
     @torch.no_grad()

@@ -11,15 +11,17 @@ raises one line that says what there is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
+
+from torch import Tensor
 
 from hybridlens.blocks import Block
 from hybridlens.config import LayerConfig
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.model import HybridLens
-from hybridlens.stream import HeadReads, HeadWrites, ReadsByHead, WritesByHead
+from hybridlens.stream import HeadReads, HeadWrites, ReadsByHead
 
 BIASES = {"attn_bias": "attention", "ssm_bias": "recurrent", "mlp_bias": "MLP"}
 """Writers that add the same to every position, and of what they are the bias."""
@@ -169,8 +171,7 @@ class Reader:
 
 def head_writes(lens: HybridLens, layer: int, part: str) -> HeadWrites | None:
     """What the heads of a part write; None where it writes as a whole."""
-    found = cast(Block, lens.blocks[layer]).parts[part]
-    return found.head_writes if isinstance(found, WritesByHead) else None
+    return cast(Block, lens.blocks[layer]).head_writes(part)
 
 
 def head_reads(lens: HybridLens, layer: int) -> dict[str, HeadReads]:
@@ -205,28 +206,48 @@ def readers_of(lens: HybridLens) -> list[Reader]:
     return [*out, Reader("logits")]
 
 
-def written_point(lens: HybridLens, writer: Writer) -> str:
-    """The hook point that holds what a writer writes; of a head, what its output map is applied to."""
+def written_points(lens: HybridLens, writer: Writer) -> tuple[str, ...]:
+    """The hook points that hold what a writer writes, in the order in which they fire.
+
+    Of a head they hold what its output map is applied to, and the scale of a norm after it.
+    """
     if writer.layer is None:
-        return "hook_embed"
-    heads = head_writes(lens, writer.layer, PART_OF[writer.kind])
-    point = f"hook_{PART_OF[writer.kind]}_out" if writer.index is None or heads is None else heads.point
-    return f"blocks.{writer.layer}.{point}"
+        return ("hook_embed",)
+    part = PART_OF[writer.kind]
+    heads = None if writer.index is None else head_writes(lens, writer.layer, part)
+    points = (f"hook_{part}_out",) if heads is None else heads.points
+    return tuple(f"blocks.{writer.layer}.{point}" for point in points)
 
 
-def norm_before(lens: HybridLens, reader: Reader) -> str:
-    """The norm that a reader reads through."""
+def terms_of(lens: HybridLens, writer: Writer, seen: Mapping[str, Tensor]) -> Tensor:
+    """What a writer's write is linear in, whatever the run, given its points' values; of a head, for all of its layer.
+
+    Runs are compared by it: differences of terms, mapped, are differences of what is written.
+    """
+    points = written_points(lens, writer)
+    heads = None if writer.layer is None or writer.index is None else head_writes(lens, writer.layer, PART_OF[writer.kind])
+    if heads is None:
+        return seen[points[0]]
+    return heads.terms({point: seen[name] for point, name in zip(heads.points, points, strict=True)})
+
+
+def norm_before(lens: HybridLens, reader: Reader) -> str | None:
+    """The norm that a reader reads through; None where it reads the stream as it is."""
     if reader.layer is None:
         return "ln_final"
-    number = cast(Block, lens.blocks[reader.layer]).number_of("mlp" if reader.kind == "mlp" else None)
-    return f"blocks.{reader.layer}.ln{number}"
+    block = cast(Block, lens.blocks[reader.layer])
+    number = block.number_of("mlp" if reader.kind == "mlp" else None)
+    return None if block.branches[number - 1].norm is None else f"blocks.{reader.layer}.ln{number}"
 
 
 def read_point(lens: HybridLens, reader: Reader) -> str:
     """The hook point that holds what a reader reads; of whole parts, the normalised stream."""
-    if reader.layer is None or reader.head is None:
-        return f"{norm_before(lens, reader)}.hook_normalized"
-    return f"blocks.{reader.layer}.{head_reads(lens, reader.layer)[reader.kind].point}"
+    if reader.layer is None:
+        return "ln_final.hook_normalized"
+    block = cast(Block, lens.blocks[reader.layer])
+    if reader.head is not None:
+        return f"blocks.{reader.layer}.{head_reads(lens, reader.layer)[reader.kind].point}"
+    return f"blocks.{reader.layer}.{block.read_point('mlp' if reader.kind == 'mlp' else next(iter(block.mixers)))}"
 
 
 def reaches(lens: HybridLens, writer: Writer, reader: Reader) -> bool:

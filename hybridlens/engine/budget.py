@@ -11,6 +11,7 @@ that is needed.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -64,35 +65,38 @@ class Costs:
 
     row: int
     """A row's convolution and recurrent states, all layers."""
-    key: int
-    """A token's keys and values, all layers."""
+    keys: Mapping[int | None, int]
+    """A token's keys and values, of all layers with one window, by that window."""
     token: int
     """A token's activations in the layer that has most of them, logits aside."""
     score: int
     """A query's scores, per key."""
     logits: int
     """A row's logits."""
-    window: int | None
 
     def state(self, tokens: int) -> int:
         """A row's state after so many tokens."""
-        held = tokens if self.window is None else min(tokens, self.window)
-        return self.row + held * self.key
+        held = ((tokens if window is None else min(tokens, window)) * size for window, size in self.keys.items())
+        return self.row + sum(held)
 
 
 def costs_of(cfg: LensConfig, dtype: torch.dtype) -> Costs:
     """What a model's rows and tokens take."""
+    keys: dict[int | None, int] = {}
+    for layer in cfg.layers:
+        if layer.attn is not None:
+            window = layer.attn.window
+            keys[window] = keys.get(window, 0) + layer.attn.memory(dtype.itemsize).token
     memories = [size for layer in cfg.layers for size in layer.memory(dtype.itemsize)]
     mlps = [layer.mlp for layer in cfg.layers if layer.mlp is not None]
     widest = max((mlp.d_mlp * (mlp.n_experts_per_token or 1) for mlp in mlps), default=0)
     channels = max((max(ssm.d_channels, ssm.d_conv_channels) for ssm in cfg.recurrences), default=0)
     return Costs(
         row=sum(size.row for size in memories),
-        key=sum(size.token for size in memories),
+        keys=keys,
         token=4 * (8 * cfg.d_model + 4 * widest + 12 * channels),
         score=4 * SCORE_COPIES * max((attention.n_heads for attention in cfg.attentions), default=0),
         logits=8 * cfg.d_vocab,
-        window=cfg.window,
     )
 
 

@@ -16,15 +16,31 @@ import transformers
 
 from hybridlens.errors import CheckpointError
 from hybridlens.families.falcon_h1 import FALCON_H1
+from hybridlens.families.gemma2 import GEMMA2
+from hybridlens.families.gemma3 import GEMMA3
 from hybridlens.families.jamba import JAMBA
+from hybridlens.families.llama import LLAMA
 from hybridlens.families.mamba2 import MAMBA2
+from hybridlens.families.qwen3 import QWEN3
 from hybridlens.families.qwen3_5 import QWEN3_5
 from hybridlens.families.qwen3_5_moe import QWEN3_5_MOE
 from hybridlens.families.qwen3_next import QWEN3_NEXT
 from hybridlens.families.recurrent_gemma import RECURRENT_GEMMA
 from hybridlens.families.spec import Family
 
-FAMILIES: tuple[Family, ...] = (RECURRENT_GEMMA, JAMBA, MAMBA2, FALCON_H1, QWEN3_NEXT, QWEN3_5, QWEN3_5_MOE)
+FAMILIES: tuple[Family, ...] = (
+    RECURRENT_GEMMA,
+    JAMBA,
+    MAMBA2,
+    FALCON_H1,
+    QWEN3_NEXT,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    LLAMA,
+    QWEN3,
+    GEMMA2,
+    GEMMA3,
+)
 
 __all__ = ["FAMILIES", "Family", "family_for", "of_no_family", "text_config"]
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from hybridlens.blocks import Block, Branch
 from hybridlens.config import AttentionConfig, LensConfig
+from hybridlens.families.spec import require
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.rotary import Rotary, Turning
 from hybridlens.mlps import HookedMlp, HookedMoe, MlpParts, MoeParts
@@ -63,6 +64,7 @@ def attention(
     d_model: int,
     turning: Turning | None = None,
     embedding: nn.Module | None = None,
+    kind: str | None = None,
     **others: Any,
 ) -> HookedAttention:
     """Attention of a module with `q_proj`, `k_proj`, `v_proj` and `o_proj`, its scores scaled by 1/√d_head.
@@ -73,12 +75,27 @@ def attention(
         d_model: width of the residual stream.
         turning: its rotary embedding as numbers; None for none.
         embedding: the model's module that makes its cosines and sines.
+        kind: of the layer, where that module asks for it.
         **others: fields of `AttentionParts` that differ.
     """
     parts = {role: Projection(attn, f"{role}_proj") for role in "qkvo"}
-    rotary = None if turning is None or embedding is None else Rotary(embedding, turning)
+    rotary = None if turning is None or embedding is None else Rotary(embedding, turning, kind)
     given: dict[str, Any] = {**parts, "scale": sizes.d_head**-0.5, "rotary": rotary, **others}
     return HookedAttention(sizes, AttentionParts(**given), d_model)
+
+
+def windows(config: Any) -> tuple[int | None, ...]:
+    """What each layer's attention sees, from `layer_types` and `sliding_window`; None for all.
+
+    Raises:
+        CheckpointError: a layer type of another name, or a window that is asked for and not said.
+    """
+    whose, sizes = type(config).__name__, {"full_attention": None, "sliding_attention": config.sliding_window}
+    for kind in config.layer_types:
+        require(kind in sizes, whose, "layer_types", kind, " or ".join(map(repr, sizes)))
+        said = kind == "full_attention" or config.sliding_window is not None
+        require(said, whose, "sliding_window", None, "a number, since layer_types has sliding_attention")
+    return tuple(sizes[kind] for kind in config.layer_types)
 
 
 def gated_mlp(mlp: Any, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> MlpParts:
@@ -101,8 +118,9 @@ def pre_normed(
     mlp: MlpParts | MoeParts,
     norms: Norms,
     names: tuple[str, str] = ("input_layernorm", "post_attention_layernorm"),
+    after: tuple[str, str] | None = None,
 ) -> Block:
-    """A layer x += mixers(norm x); x += mlp(norm x).
+    """A layer x += mixers(norm x); x += mlp(norm x), or with norms around either.
 
     Args:
         hf: the family's layer.
@@ -112,9 +130,11 @@ def pre_normed(
         mlp: an MLP or a mixture of experts, taken apart.
         norms: the family's.
         names: of the norm before the mixers, and of that before the MLP.
+        after: of the norms after them; None for none.
     """
     first, second = (norms.hooked(hf, name, cfg) for name in names)
-    branches = [Branch(mixers, first), Branch({"mlp": hooked_mlp(cfg, layer, mlp)}, second)]
+    behind = (None, None) if after is None else tuple(norms.hooked(hf, name, cfg) for name in after)
+    branches = [Branch(mixers, first, behind[0]), Branch({"mlp": hooked_mlp(cfg, layer, mlp)}, second, behind[1])]
     return Block(branches, home=hf, d_model=cfg.d_model)
 
 

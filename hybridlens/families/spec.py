@@ -6,8 +6,9 @@ value that it was not built for raises `CheckpointError` when the model is loade
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -44,6 +45,8 @@ class Family:
     final_norm: Callable[[Any, LensConfig], HookedNorm]
     embed_scale: Callable[[Any], float] = _unscaled
     """(configuration) → what embeddings are multiplied by."""
+    embed_inside: Callable[[Any], float] = _unscaled
+    """(configuration) → what the embedding's module multiplies by itself, in its weights' dtype."""
     unembed_scale: Callable[[Any], float] = _unscaled
     """(configuration) → what logits are multiplied by, before any cap."""
     soft_cap: Callable[[Any], float | None] = _uncapped
@@ -88,23 +91,53 @@ def require(condition: bool, family: str, what: str, given: object, expected: ob
         raise CheckpointError(f"{family}: {what} is {given!r}, expected {expected}")
 
 
-def turning(config: PreTrainedConfig, d_head: int) -> Turning | None:
-    """The rotary embedding of a configuration, in its plain form; None for none.
+def turning(
+    config: PreTrainedConfig, d_head: int, *, kind: str | None = None, whole: bool = False, stretched: bool = False
+) -> Turning | None:
+    """The rotary embedding of a configuration; None for none.
 
     Args:
         config: with transformers' `rope_parameters`.
         d_head: width of a head.
+        kind: of the layer, where `rope_parameters` holds those of each kind under its name.
+        whole: the family turns whole heads, whatever part is asked for.
+        stretched: the family's embedding may stretch positions: "linear" divides all frequencies by a factor (Chen et
+            al. 2023, "Extending Context Window of Large Language Models via Positional Interpolation"); "llama3"
+            divides those of long waves (Grattafiori et al. 2024, "The Llama 3 Herd of Models").
 
     Raises:
-        CheckpointError: for another form (scaled, stretched, by part).
+        CheckpointError: for another form, or a part of a head where whole ones turn.
     """
     rope: Mapping[str, Any] = dict(getattr(config, "rope_parameters", None) or {})
-    kind = rope.get("rope_type")
-    require(kind in (None, "default"), type(config).__name__, "rope_type", kind, "'default'")
-    dims = int(d_head * rope.get("partial_rotary_factor", 1.0))
-    part = f"one that turns an even part of {d_head}"
-    require(dims % 2 == 0, type(config).__name__, "partial_rotary_factor", rope.get("partial_rotary_factor"), part)
-    return Turning(dims, float(rope.get("rope_theta", 10000.0))) if dims else None
+    rope = rope if kind is None else dict(rope.get(kind) or {})
+    name, form, part = type(config).__name__, rope.get("rope_type"), rope.get("partial_rotary_factor")
+    forms = (None, "default", *(("linear", "llama3") if stretched else ()))
+    require(form in forms, name, "rope_type", form, " or ".join(map(repr, forms[1:])))
+    base = rope.get("rope_theta", 10000.0)
+    require(base is not None, name, "rope_theta", base, "a number")
+    dims = int(d_head * (1.0 if part is None else part))
+    require(dims == d_head or not whole, name, "partial_rotary_factor", part, "1.0: whole heads turn")
+    require(dims % 2 == 0, name, "partial_rotary_factor", part, f"one that turns an even part of {d_head}")
+    if not dims:
+        return None
+    plain = Turning(dims, float(base))
+    if form == "linear":
+        return replace(plain, stretched=tuple((plain.frequencies / rope["factor"]).tolist()))
+    return replace(plain, stretched=_llama3(plain, rope, name)) if form == "llama3" else plain
+
+
+def _llama3(plain: Turning, rope: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    """Frequencies divided by `factor` where a turn takes longer than the first length ÷ `low_freq_factor`.
+
+    They stay as they are where one takes less than the length ÷ `high_freq_factor`; in between they are mixed evenly by
+    the number of turns in that length.
+    """
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    require(high > low, name, "high_freq_factor", high, f"above low_freq_factor = {low}")
+    fast = plain.frequencies
+    turns = rope["original_max_position_embeddings"] * fast / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return tuple((fast * kept + fast / factor * (1 - kept)).tolist())
 
 
 def eos_ids(config: PreTrainedConfig) -> tuple[int, ...]:

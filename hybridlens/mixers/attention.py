@@ -5,7 +5,8 @@ pattern. Even then the fused kernel's value is used unless a hook changed someth
 a pattern changes no bit of the output; gradients always flow through what was hooked.
 
 What families differ in is data (`AttentionParts`): norms of queries and keys, rotary embedding, an output gate packed
-with the query or projected by itself, windows, scales.
+with the query or projected by itself, windows, scales, a soft cap on scores. No fused kernel of PyTorch knows a soft
+cap: where there is one, the formula is gone through block by block of queries, and nothing else is written down.
 
 How it fails: a hook that masks every key of a query before the softmax gives NaN there, as it
 would in any model; the same edit after the softmax, at `hook_pattern`, gives zero.
@@ -28,7 +29,7 @@ from hybridlens.hooks import HookPoint, unchanged, wanted
 from hybridlens.memory import KeyValues, Memory
 from hybridlens.mixers.rotary import Rotary
 from hybridlens.mixers.writing import value_of, written
-from hybridlens.norms import Norm
+from hybridlens.norms import HookedNorm, Norm
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection
 from hybridlens.shapes import HeldKeys, Pattern, Queries, Resid
@@ -56,6 +57,7 @@ class AttentionParts:
         q_norm: of each head's query, before rotary embedding; None for none.
         k_norm: likewise of keys.
         packed_gate: what heads read is multiplied by the sigmoid of the second half of `q`'s output.
+        soft_cap: c where scores are c · tanh(scores / c), before masking; None for no cap.
     """
 
     q: Projection
@@ -67,6 +69,7 @@ class AttentionParts:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     packed_gate: bool = False
+    soft_cap: float | None = None
 
 
 class HookedAttention(nn.Module):
@@ -95,17 +98,19 @@ class HookedAttention(nn.Module):
             self.hook_z_gated = HookPoint("b p h e", h=h, e=e)
         self.hook_result = HookPoint("b p h d", lazy=True, h=h, d=d_model)
 
-    def forward(self, x: Resid, run: Pass, held: Memory | None) -> tuple[Resid, Memory]:
+    def forward(
+        self, x: Resid, run: Pass, held: Memory | None, after: HookedNorm | None = None
+    ) -> tuple[Resid, Memory]:
         """The write to the residual stream, and the keys and values held afterwards.
 
         Args:
             x: the normalised residual stream.
             run: the forward pass.
             held: keys and values of earlier tokens.
+            after: the norm that the write goes through; None for none.
         """
         parts, e = self.parts, self.cfg.d_head
-        slots, gate = run.slots(self.cfg.window), None
-        q = parts.q(x)
+        q, gate = parts.q(x), None
         if parts.packed_gate:
             q, gate = q.unflatten(-1, (-1, 2 * e)).chunk(2, dim=-1)
             q, gate = self.hook_q(q), self.hook_gate(torch.sigmoid(gate))
@@ -120,12 +125,13 @@ class HookedAttention(nn.Module):
             q, k = self.hook_rot_q(q), self.hook_rot_k(k)
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         memory = KeyValues(keys, values) if held is None else cast(KeyValues, held).append(keys, values)
+        slots = run.slots(self.cfg.window, memory.slots)
         if memory.kept is not None:
             slots = slots.without(memory.kept, self.cfg.n_heads)
         z = self.hook_z(self._mix(q, memory.k, memory.v, slots))
         if gate is not None:
             z = self.hook_z_gated(z * gate)
-        return self._write(z), memory
+        return written(self.parts.o, z, self.hook_result, after), memory
 
     @property
     def head_writes(self) -> HeadWrites:
@@ -167,26 +173,26 @@ class HookedAttention(nn.Module):
     def _mix(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries:
         points = (self.hook_attn_scores, self.hook_pattern)
         if not wanted(*points):
-            return fused_attention(q, keys, values, slots, self.parts.scale)
+            return self._fused(q, keys, values, slots)
         queries = q.shape[1]
         step = max(1, QUERY_BLOCK // (q.shape[0] * q.shape[2] * keys.shape[2]))
         if queries <= step or torch.is_grad_enabled() or not all(point.takes_blocks() for point in points):
             z = self._hooked(q, keys, values, slots)
-            return fused_attention(q, keys, values, slots, self.parts.scale) if z is None else z
+            return self._fused(q, keys, values, slots) if z is None else z
         blocks: list[Queries | None] = []
         for start in range(0, queries, step):
             part = slots.block(start, min(start + step, queries))
             held = part.key_positions.shape[1]
             blocks.append(self._hooked(q[:, start : start + step], keys[:, :, :held], values[:, :, :held], part))
         if all(z is None for z in blocks):
-            return fused_attention(q, keys, values, slots, self.parts.scale)
-        fused = fused_attention(q, keys, values, slots, self.parts.scale).split(step, dim=1)
+            return self._fused(q, keys, values, slots)
+        fused = self._fused(q, keys, values, slots).split(step, dim=1)
         return torch.cat([part if z is None else z for z, part in zip(blocks, fused, strict=True)], dim=1)
 
     def _hooked(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries | None:
         """z by the explicit formula, or None where the hooks changed nothing and no gradient is asked for."""
         with placed(slots, self.hook_attn_scores, self.hook_pattern):
-            before = attention_scores(q, keys, slots, self.parts.scale)
+            before = attention_scores(q, keys, slots, self.parts.scale, self.parts.soft_cap)
             scores = self.hook_attn_scores(before)
             same = unchanged(before, scores)
             if same and not scores.requires_grad and not wanted(self.hook_pattern):
@@ -197,20 +203,23 @@ class HookedAttention(nn.Module):
             return apply_pattern(pattern, values)
         if not pattern.requires_grad:
             return None
-        return value_of(apply_pattern(pattern, values), fused_attention(q, keys, values, slots, self.parts.scale))
+        return value_of(apply_pattern(pattern, values), self._fused(q, keys, values, slots))
 
-    def _write(self, z: Queries) -> Resid:
-        return written(self.parts.o, z, self.hook_result)
+    def _fused(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries:
+        """z where nobody looks."""
+        return fused_attention(q, keys, values, slots, self.parts.scale, self.parts.soft_cap)
 
 
-def fused_attention(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots, scale: float) -> Queries:
+def fused_attention(
+    q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots, scale: float, soft_cap: float | None = None
+) -> Queries:
     """z by PyTorch's fused kernel; query heads share keys and values in consecutive groups.
 
     Long passes whose queries do not all see all earlier keys go through it in blocks of queries, each with the keys
     that it reaches: time and memory grow with the number of queries times the window, not with their square.
     """
     queries, groups = q.shape[1], q.shape[2] // keys.shape[1]
-    if queries == 1:  # heads of a group become queries of their shared key head: no key is copied
+    if queries == 1 and soft_cap is None:  # heads of a group become queries of their shared key head: no key is copied
         folded = q[:, 0].unflatten(1, (-1, groups))
         mask = slots.mask(q.device)
         if mask is not None and mask.shape[1] > 1:
@@ -218,19 +227,24 @@ def fused_attention(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlot
         z = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
         return z.flatten(1, 2)[:, None]
     step = max(FUSED_BLOCK, slots.window or 0)
-    if queries <= step or slots.plain or slots.open:
-        return _fused(q, keys, values, slots, scale)
+    if queries <= step or ((slots.plain or slots.open) and soft_cap is None):
+        return _fused(q, keys, values, slots, scale, soft_cap)
     blocks: list[Queries] = []
     for start in range(0, queries, step):
         stop = min(start + step, queries)
         near = slots.reached(start, stop)
         part = slots.part(start, stop, near)
-        blocks.append(_fused(q[:, start:stop], keys[:, :, near], values[:, :, near], part, scale))
+        blocks.append(_fused(q[:, start:stop], keys[:, :, near], values[:, :, near], part, scale, soft_cap))
     return torch.cat(blocks, dim=1)
 
 
-def _fused(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots, scale: float) -> Queries:
-    """The kernel itself, over the queries and keys of `slots`."""
+def _fused(
+    q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots, scale: float, soft_cap: float | None
+) -> Queries:
+    """The kernel itself, over the queries and keys of `slots`; the formula where scores have a soft cap."""
+    if soft_cap is not None:
+        scores = attention_scores(q, keys, slots, scale, soft_cap)
+        return apply_pattern(torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), values)
     z = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         keys,
@@ -255,11 +269,15 @@ def placed(slots: KeySlots, *points: HookPoint) -> Generator[None]:
             point.slots = None
 
 
-def attention_scores(q: Queries, keys: HeldKeys, slots: KeySlots, scale: float) -> Pattern:
-    """q·k times `scale`, -inf where the mask forbids."""
+def attention_scores(
+    q: Queries, keys: HeldKeys, slots: KeySlots, scale: float, soft_cap: float | None = None
+) -> Pattern:
+    """q·k times `scale`, softly capped where there is a cap, -inf where the mask forbids."""
     groups, queries = keys.shape[1], q.shape[1]
     folded = rearrange(q, "b p (g r) e -> b g (r p) e", g=groups)  # a group's heads are queries of its one key head
     scores = torch.matmul(folded, keys.transpose(2, 3)).mul_(scale)
+    if soft_cap is not None:
+        scores = torch.tanh(scores / soft_cap) * soft_cap
     scores = scores.view(q.shape[0], q.shape[2], queries, keys.shape[2])
     if slots.open:
         return scores

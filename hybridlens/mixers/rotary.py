@@ -1,7 +1,8 @@
 """Rotary position embedding (Su et al. 2021), in the half-split order: on real activations, and as numbers.
 
-Dimension i turns with dimension i + dims/2, by ``base ** (-2i / dims)`` radians a position; what follows the first
-`dims` dimensions of a head is left alone.
+Dimension i turns with dimension i + dims/2, by ``base ** (-2i / dims)`` radians a position, or, where a family stretches
+its positions (`hybridlens.families.spec.turning`), by frequencies made of these; what follows the first `dims`
+dimensions of a head is left alone.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ class Turning:
     Attributes:
         dims: dimensions of a head that turn.
         base: of the frequencies.
+        stretched: radians a position of each pair of dimensions; None for those of `base` as they are.
     """
 
     dims: int
     base: float
+    stretched: tuple[float, ...] | None = None
 
     @property
     def frequencies(self) -> Float[Tensor, "pair"]:
-        """Radians a position, of each pair of dimensions; float64."""
-        return self.base ** (-torch.arange(0, self.dims, 2, dtype=torch.float64) / self.dims)
+        """Radians a position, of each pair of dimensions; float64, on the CPU whatever the model is on."""
+        if self.stretched is not None:
+            return torch.tensor(self.stretched, dtype=torch.float64, device="cpu")
+        return self.base ** (-torch.arange(0, self.dims, 2, dtype=torch.float64, device="cpu") / self.dims)
 
     def turned(
         self, x: Float[Tensor, "*batch d_head"], distance: float | int | Tensor
@@ -54,18 +59,20 @@ class Rotary:
     Attributes:
         embedding: the model's module, which makes cosines and sines of positions.
         turning: the same as numbers.
+        kind: of the layer, where the module turns those of each kind its own way; None where it turns all alike.
     """
 
     embedding: nn.Module
     turning: Turning
+    kind: str | None = None
 
     def __call__(self, q: Queries, k: Keys, run: Pass) -> tuple[Queries, Keys]:
         """Queries and keys, turned by their positions."""
-        cos, sin = run.once((id(self.embedding), q.dtype), lambda: self._made(q, run))
+        cos, sin = run.once((id(self.embedding), self.kind, q.dtype), lambda: self._made(q, run))
         return _turn(q, cos, sin), _turn(k, cos, sin)
 
     def _made(self, q: Queries, run: Pass) -> tuple[Tensor, Tensor]:
-        cos, sin = self.embedding(q, run.positions)
+        cos, sin = self.embedding(q, run.positions, *(() if self.kind is None else (self.kind,)))
         return cos[:, :, None], sin[:, :, None]
 
 

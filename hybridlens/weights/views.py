@@ -3,7 +3,8 @@
 Row vectors times matrices, as in TransformerLens: ``x @ W_Q[h]`` is head h's query. The weight of the norm before a
 layer is folded into every map that reads its output (RecurrentGemma's is 1 + w), so that what remains of the norm
 is one positive number a token, its scale. Biases stand apart. Norms of queries and keys stand apart too, since they
-come after the maps: `compared` folds their weights in.
+come after the maps: `compared` folds their weights in. The weight of a norm after a layer's output is folded into what
+writes; its scale, one positive number a token that all heads of the layer share, is left out like the others.
 """
 
 from __future__ import annotations

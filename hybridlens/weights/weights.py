@@ -64,8 +64,9 @@ class Weights:
         self.cfg: LensConfig = replace(network.cfg, device=torch.device(device))
         self.config = model.config
         self.tensors = tensors
-        self.embed_scale = network.embed_scale
-        """What the embedding is multiplied by."""
+        inside = torch.tensor(network.family.embed_inside(model.config), dtype=model.dtype, device="cpu")
+        self.embed_scale = network.embed_scale * float(inside)
+        """What the embedding is multiplied by, by its own module or behind it."""
         self.unembed_scale = network.unembed_scale
         """What logits are multiplied by, before any cap."""
         self.tied = bool(model.config.tie_word_embeddings)
@@ -108,6 +109,9 @@ class Weights:
         W_V, b_V = split(parts.v, cfg.n_kv_heads, e)
         out, b_O = parts.o.stored(self._of)
         _check_shape(parts.o, out, (d, cfg.n_heads * e))
+        behind = self._after(block, "attn")
+        if behind is not None:
+            out, b_O = out * behind[:, None], None if b_O is None else b_O * behind
         return AttentionWeights(
             layer=layer,
             W_Q=W_Q[..., :e],
@@ -157,8 +161,11 @@ class Weights:
         if not isinstance(mlp, HookedMlp):
             return None
         down = cast(nn.Linear, mlp.parts.down.module)
-        there = mlp.parts.down.bias() is not None
-        return self._of(down, "bias", (self.cfg.d_model,)) * mlp.parts.down.scale if there else None
+        if mlp.parts.down.bias() is None:
+            return None
+        bias = self._of(down, "bias", (self.cfg.d_model,)) * mlp.parts.down.scale
+        behind = self._after(cast(Block, self.network.blocks[layer]), "mlp")
+        return bias if behind is None else bias * behind
 
     # Vocabulary.
 
@@ -201,6 +208,11 @@ class Weights:
         """What the norm before a part multiplies by; None for no norm."""
         branch = next(branch for branch in block.branches if part in branch.parts)
         return None if branch.norm is None else self.norm(branch.norm.norm)
+
+    def _after(self, block: Block, part: str) -> Float[Tensor, "d_model"] | None:
+        """What the norm after a part multiplies by; None for no norm."""
+        after = block.branches[block.number_of(part) - 1].norm_after
+        return None if after is None else self.norm(after.norm)
 
     # Reading.
 

@@ -1,0 +1,57 @@
+"""Qwen3: attention alone, as a control; there is no recurrence, and so no recurrent state.
+
+Queries and keys are normalised per head, before rotary embedding. Layers from `max_window_layers` on may see a window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from transformers import Qwen3Config
+
+from hybridlens.blocks import Block
+from hybridlens.config import LayerConfig, LensConfig, MlpConfig
+from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed, windows
+from hybridlens.families.spec import Family, check_fields, eos_ids, turning
+from hybridlens.mixers.rotary import Turning
+
+NORMS = Norms()
+
+
+def _turning(config: Qwen3Config) -> Turning | None:
+    return turning(config, config.head_dim, whole=True, stretched=True)
+
+
+def configure(config: Qwen3Config) -> LensConfig:
+    """What a Qwen3 is made of; refuses what the family was not built for."""
+    check_fields(QWEN3, config)
+    sizes, mlp = attention_sizes(config, rotary=_turning(config) is not None, qk_norm=True), MlpConfig(config.intermediate_size)
+    return LensConfig(
+        family="qwen3",
+        layers=tuple(LayerConfig(attn=replace(sizes, window=window), mlp=mlp) for window in windows(config)),
+        d_model=config.hidden_size,
+        d_vocab=config.vocab_size,
+        n_ctx=config.max_position_embeddings,
+        act_fn=config.hidden_act,
+        eos_token_ids=eos_ids(config),
+    )
+
+
+def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
+    hf, base = model.model.layers[layer], model.model
+    normed = {f"{role}_norm": NORMS.of(hf.self_attn, f"{role}_norm") for role in "qk"}
+    turns = _turning(model.config)
+    heads = attention(hf.self_attn, cfg.attention(layer), cfg.d_model, turns, base.rotary_emb, **normed)
+    return pre_normed(hf, cfg, layer, {"attn": heads}, gated_mlp(hf.mlp), NORMS)
+
+
+QWEN3 = Family(
+    name="qwen3",
+    architecture="Qwen3ForCausalLM",
+    other_fields={"rope_theta": (), "rope_scaling": (), "partial_rotary_factor": ()},
+    configure=configure,
+    block=_block,
+    final_norm=partial(last_norm, NORMS, "norm"),
+)
