@@ -54,6 +54,8 @@ LAYERS = {
     "mamba2": [MAMBA2, MAMBA2],
     "falcon_h1": [ATTENTION | ROTARY | MAMBA2 | DENSE] * 2,
     "qwen3_next": [DELTA | DENSE, FULL | SHARED, DELTA | SHARED],
+    "mamba": [DIAGONAL | MAMBA] * 2,
+    "falcon_mamba": [DIAGONAL | MAMBA] * 2,
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -64,8 +66,10 @@ SIZES = {
     "qwen3_next": {
         "h": 4, "g": 2, "e": 16, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40, "x": 6, "r": 2
     },
+    "mamba": {"c": 64, "n": 5},
+    "falcon_mamba": {"c": 48, "n": 5},
 }  # fmt: skip
-HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1}
+HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "mamba": 1, "falcon_mamba": 1}
 """Groups of channels in the hidden attention of a diagonal recurrence."""
 
 
