@@ -177,7 +177,8 @@ def test_sampling_is_seeded_and_follows_the_distribution(lens):
 def test_edits_act_in_their_phase_and_rows(lens):
     """Row 1 of a batch under a decode edit is what it is alone under that edit; the others are untouched."""
     ids = tokens(3, 9)
-    z = next(name for name in lens.hook_points if name.endswith(("attn.hook_z", "ssm.hook_normed")))
+    heads = "attn.hook_z" if lens.cfg.attention_layers else "ssm.hook_y"
+    z = next(name for name in lens.hook_points if name.endswith(heads))
 
     def scale(x, hook):
         return x * -3
