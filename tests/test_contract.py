@@ -230,8 +230,8 @@ def test_gradients_reach_every_name(phases, family, phase):
         measured, step = _measured(case, name, axis, position, direction, weights)
         assert grad.abs().sum() > 0, name
         # Roundings of the terms are independent, so that of their sum is of the size of their norm. What a step of this
-        # size takes a curve away from its tangent is 0.03 of its slope at the most, or 0.003 of the steepest one where the
-        # line happens to run along the slope.
+        # size takes a curve away from its tangent is 0.03 of its slope at the most, or 0.003 of the steepest one where
+        # the line happens to run along the slope.
         rounded = max(noise / (2 * step), quotient(float(terms.detach().norm()), step))
         steepest = float(grad.select(axis, position).nan_to_num(0.0).norm())
         bent = max(0.03 * abs(slope), 0.003 * steepest)
