@@ -64,6 +64,8 @@ LAYERS = {
     "qwen3_next": [DELTA | DENSE, FULL | SHARED, DELTA | SHARED],
     "qwen3_5": [DELTA | DENSE, FULL | DENSE, DELTA | DENSE],
     "qwen3_5_moe": [DELTA | SHARED, FULL | SHARED, DELTA | SHARED],
+    "mamba": [DIAGONAL | MAMBA] * 2,
+    "falcon_mamba": [DIAGONAL | MAMBA] * 2,
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -80,8 +82,10 @@ SIZES = {
     },
     "qwen3_5": {"h": 4, "g": 2, "e": 24, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 48},
     "qwen3_5_moe": {"h": 4, "g": 2, "e": 16, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "x": 6, "r": 2},
+    "mamba": {"c": 64, "n": 5},
+    "falcon_mamba": {"c": 48, "n": 5},
 }  # fmt: skip
-HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1}
+HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "mamba": 1, "falcon_mamba": 1}
 """Groups of channels in the hidden attention of a diagonal recurrence."""
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from bounds import LAYER, close
 from hf_attention_only import gemma_layer, llama_layer
 from hf_capture import Capture, attention, dense_mlp, norm, residual
+from hf_mamba import hidden_attention, mamba_layer, mamba_mixer
 from hf_matrix_states import falcon_h1_layer, mamba2_layer, qwen3_next_layer
 from hf_qwen3_5 import qwen3_5_layer
 
@@ -47,7 +48,7 @@ def _recurrentgemma_layer(got, model, layer):
     decay[:, 0], multiplier[:, 0] = 0, 1
     source = gates["input_gate"] * multiplier
     states = got.outputs[f"{module}.rg_lru"]
-    hidden = _hidden_attention(decay[..., None], source[..., None], torch.ones_like(source[:, :, :1]))
+    hidden = hidden_attention(decay[..., None], source[..., None], torch.ones_like(source[:, :, :1]))
     mine = {
         "ssm.hook_in": got.outputs[f"{module}.linear_x"],
         "ssm.hook_conv": x,
@@ -81,51 +82,8 @@ def _jamba_layer(got, model, layer):
         out |= dense_mlp(got, f"{home}.feed_forward", block)
     if f"{home}.self_attn" in got.attention:
         return out | attention(got, model, f"{home}.self_attn", block, rotary=False)
-    module = f"{home}.mamba"
-    mixer = model.get_submodule(module)
-    u = got.inputs[f"{module}.x_proj"]
-    x, z = got.outputs[f"{module}.in_proj"].chunk(2, dim=-1)
-    normed = got.outputs[f"{module}.dt_layernorm"]
-    dt = F.softplus(normed @ mixer.dt_proj.weight.T + mixer.dt_proj.bias)
-    B, C = got.outputs[f"{module}.b_layernorm"], got.outputs[f"{module}.c_layernorm"]
-    A = -torch.exp(mixer.A_log.float())
-    decay = torch.exp(dt[..., None] * A)
-    source = dt[..., None] * B[:, :, None, :]
-    state, states = torch.zeros_like(decay[:, 0]), []
-    for t in range(u.shape[1]):
-        state = decay[:, t] * state + source[:, t] * u[:, t, :, None]
-        states.append(state)
-    states = torch.stack(states, dim=1)
-    gate = F.silu(z)
-    y = (states * C[:, :, None, :]).sum(-1) + mixer.D * u
-    close(y * gate, got.inputs[f"{module}.out_proj"], LAYER)
-    mine = {
-        "ssm.hook_in": x,
-        "ssm.hook_conv": u,
-        "ssm.hook_gate": gate,
-        "ssm.hook_dt": dt,
-        "ssm.hook_B": B,
-        "ssm.hook_C": C,
-        "ssm.hook_decay": decay,
-        "ssm.hook_write": source * u[..., None],
-        "ssm.hook_state": states,
-        "ssm.hook_y": y,
-        "ssm.hook_pattern": _hidden_attention(decay, source, C).mean(1, keepdim=True),
-        "hook_ssm_out": got.outputs[f"{module}.out_proj"],
-        "hook_mixer_out": got.outputs[f"{module}.out_proj"],
-    }
+    mine = mamba_mixer(got, model, f"{home}.mamba")
     return out | {f"{block}.{name}": value for name, value in mine.items()}
-
-
-def _hidden_attention(decay, source, readout):
-    """M[b, c, t, j] = Σ_n readout[t, n] · ∏_{j<s≤t} decay[s] · source[j], by three loops."""
-    batch, length, channels, _ = decay.shape
-    out = torch.zeros(batch, channels, length, length)
-    for t in range(length):
-        for j in range(t + 1):
-            product = decay[:, j + 1 : t + 1].prod(dim=1)
-            out[:, :, t, j] = (product * source[:, j] * readout[:, t, None, :]).sum(-1)
-    return out
 
 
 FAMILIES = {
@@ -140,5 +98,7 @@ FAMILIES = {
     "qwen3_next": ("model.layers", "model.norm", qwen3_next_layer),
     "qwen3_5_text": ("model.layers", "model.norm", qwen3_5_layer),
     "qwen3_5_moe_text": ("model.layers", "model.norm", qwen3_5_layer),
+    "mamba": ("backbone.layers", "backbone.norm_f", mamba_layer),
+    "falcon_mamba": ("backbone.layers", "backbone.norm_f", mamba_layer),
 }
 """Where layers and the last norm are, and what gives a layer's values."""

@@ -30,7 +30,7 @@ def perturbed(model, seed):
             noise = torch.randn(weight.shape, generator=generator)
             if name.endswith("A_log"):
                 weight.copy_(0.7 * noise - 0.5)
-            elif name.endswith("dt_bias"):
+            elif name.endswith(("dt_bias", "dt_proj.bias")):
                 weight.copy_(0.8 * noise - 2.0)
             elif weight.ndim == 1:
                 weight.add_(0.2 * noise)
@@ -161,6 +161,17 @@ ROWS = {
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "linear_value_head_dim": 10, "moe_intermediate_size": 16, "num_experts": 4,
     }),
+    # Two layers, biases wherever there may be one.
+    "mamba": Row("Mamba", SPECIAL | {
+        "num_hidden_layers": 2, "state_size": 5, "time_step_rank": 3, "conv_kernel": 3, "use_bias": True,
+    }, attention=False, matrix=False, calm={"num_hidden_layers": 3}),
+    # Two layers, the width stated beside an `expand` that gives another, as in the published file; nothing tied.
+    "falcon_mamba": Row("FalconMamba", SPECIAL | {
+        "num_hidden_layers": 2, "state_size": 5, "time_step_rank": 3, "expand": 16, "intermediate_size": 48,
+        "tie_word_embeddings": False, "mixer_rms_eps": 1e-3,
+    }, attention=False, matrix=False, calm={
+        "num_hidden_layers": 3, "state_size": 8, "time_step_rank": 8, "mixer_rms_eps": 0.1,
+    }),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)
@@ -184,7 +195,7 @@ def make(family: str, seed: int = 0, draw: Callable[[Any, int], None] | None = N
 def make_calm(family: str, seed: int = 0, **changes):
     """A small random model of a family with at least three layers, whose logits bend little."""
     row = ROWS[family]
-    return make(family, seed, calm if row.matrix else None, **{**row.calm, **changes})
+    return make(family, seed, calm if row.draw is perturbed else None, **{**row.calm, **changes})
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:

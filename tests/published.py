@@ -49,6 +49,15 @@ def qwen3_5(kind: str, model: str, tied: bool, **text: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+MAMBA = {
+    "model_type": "mamba", "architectures": ["MambaForCausalLM"], "bos_token_id": 0, "conv_kernel": 4,
+    "eos_token_id": 0, "expand": 2, "fused_add_norm": True, "hidden_act": "silu", "initializer_range": 0.1,
+    "layer_norm_epsilon": 1e-05, "pad_token_id": 0, "pad_vocab_size_multiple": 8, "rescale_prenorm_residual": False,
+    "residual_in_fp32": True, "rms_norm": True, "ssm_cfg": {}, "state_size": 16, "time_step_floor": 0.0001,
+    "time_step_init_scheme": "random", "time_step_max": 0.1, "time_step_min": 0.001, "time_step_scale": 1.0,
+    "torch_dtype": "float32", "use_bias": False, "use_cache": True, "use_conv_bias": True, "vocab_size": 50280,
+}  # fmt: skip
+"""What the sizes of Mamba have in common."""
 PUBLISHED: dict[str, Published] = {
     "RecurrentGemma-2B": Published(
         "RecurrentGemmaConfig",
@@ -173,5 +182,38 @@ PUBLISHED: dict[str, Published] = {
         ),
         35e9, "card", "SSSA" * 10,
         {"d_model": 2048, "n_heads": 16, "n_kv_heads": 2, "n_experts": 256, "n_experts_per_token": 8, "d_mlp": 512},
+    ),
+    "Mamba-130M": Published(
+        "MambaConfig",
+        MAMBA | {
+            "d_inner": 1536, "d_model": 768, "hidden_size": 768, "intermediate_size": 1536, "n_layer": 24,
+            "num_hidden_layers": 24, "time_step_rank": 48,
+        },
+        129.1e6, "card", "S" * 24,
+        {"d_model": 768, "n_heads": 0, "d_channels": 1536, "d_state": 16, "d_conv": 4, "n_ctx": None},
+    ),
+    "Mamba-2.8B": Published(
+        "MambaConfig",
+        MAMBA | {
+            "d_inner": 5120, "d_model": 2560, "hidden_size": 2560, "intermediate_size": 5120, "n_layer": 64,
+            "num_hidden_layers": 64, "time_step_rank": 160,
+        },
+        2.768e9, "card", "S" * 64,
+        {"d_model": 2560, "n_heads": 0, "d_channels": 5120, "d_state": 16, "d_conv": 4, "n_ctx": None},
+    ),
+    "Falcon-Mamba-7B": Published(
+        "FalconMambaConfig",
+        {
+            "model_type": "falcon_mamba", "architectures": ["FalconMambaForCausalLM"], "bos_token_id": 0,
+            "conv_kernel": 4, "eos_token_id": 11, "expand": 16, "hidden_act": "silu", "hidden_size": 4096,
+            "initializer_range": 0.1, "intermediate_size": 8192, "layer_norm_epsilon": 1e-05, "num_hidden_layers": 64,
+            "pad_token_id": 11, "rescale_prenorm_residual": False, "residual_in_fp32": True, "state_size": 16,
+            "tie_word_embeddings": False, "time_step_floor": 0.0001, "time_step_init_scheme": "random",
+            "time_step_max": 0.1, "time_step_min": 0.001, "time_step_rank": 256, "time_step_scale": 1.0,
+            "torch_dtype": "bfloat16", "use_bias": False, "use_cache": True, "use_conv_bias": True,
+            "vocab_size": 65024,
+        },
+        7.27e9, "card", "S" * 64,
+        {"d_model": 4096, "n_heads": 0, "d_channels": 8192, "d_state": 16, "d_conv": 4, "n_ctx": None},
     ),
 }  # fmt: skip

@@ -78,6 +78,8 @@ CASES = {
         nested("Qwen3_5MoeForConditionalGeneration"),
         stacked=True,
     ),
+    "mamba": Names(("backbone.embeddings.weight", "backbone.layers.0.mixer.x_proj.weight", "backbone.norm_f.weight")),
+    "falcon_mamba": Names(("backbone.embeddings.weight", "lm_head.weight", "backbone.layers.1.mixer.A_log")),
 }
 """By family, and what is particular where one has several."""
 

@@ -14,7 +14,10 @@ from transformer_lens.ActivationCache import ActivationCache
 
 from hybridlens import Edit, HybridLens, HybridLensError, HybridState, Sampling
 
-LAYERS = {"recurrentgemma": 6, "jamba": 8, "mamba2": 3, "falcon_h1": 3, "qwen3_next": 4, "qwen3_5": 4, "qwen3_5_moe": 4}
+LAYERS = {
+    "recurrentgemma": 6, "jamba": 8, "mamba2": 3, "falcon_h1": 3, "qwen3_next": 4, "qwen3_5": 4, "qwen3_5_moe": 4,
+    "mamba": 3, "falcon_mamba": 3,
+}  # fmt: skip
 
 
 @pytest.fixture(params=EVERY_FAMILY)
@@ -177,7 +180,8 @@ def test_sampling_is_seeded_and_follows_the_distribution(lens):
 def test_edits_act_in_their_phase_and_rows(lens):
     """Row 1 of a batch under a decode edit is what it is alone under that edit; the others are untouched."""
     ids = tokens(3, 9)
-    z = next(name for name in lens.hook_points if name.endswith(("attn.hook_z", "ssm.hook_normed")))
+    heads = "attn.hook_z" if lens.cfg.attention_layers else "ssm.hook_y"
+    z = next(name for name in lens.hook_points if name.endswith(heads))
 
     def scale(x, hook):
         return x * -3

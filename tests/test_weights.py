@@ -18,9 +18,13 @@ from hybridlens.weights import FileTensors, Weights
 
 CHANGES = {
     "recurrentgemma": [{}, {"num_key_value_heads": 2}, {"attention_bias": True}, {"tie_word_embeddings": False}],
-    "jamba": [{}, {"num_key_value_heads": 1}, {"mamba_proj_bias": True}, {"tie_word_embeddings": True}],
-}
+    "jamba": [
+        {}, {"num_key_value_heads": 1}, {"mamba_proj_bias": True}, {"tie_word_embeddings": True},
+        {"hidden_act": "gelu"},
+    ],
+}  # fmt: skip
 CASES = [(family, changes) for family in FAMILIES for changes in CHANGES[family]]
+MAMBA = ("mamba", "falcon_mamba")
 
 
 def seen(family: str, changes: dict) -> tuple[hl.HybridLens, Weights, dict[str, torch.Tensor]]:
@@ -71,7 +75,7 @@ def test_rotary_scores():
         close(expected, scores[:, :, query, key], LAYER)
 
 
-@pytest.mark.parametrize(("family", "changes"), CASES)
+@pytest.mark.parametrize(("family", "changes"), CASES + [(family, {}) for family in MAMBA])
 def test_recurrent_maps(family, changes):
     """Input, convolution, gate and output maps, applied one after the other, give the layer's points and its write."""
     lens, weights, cache = seen(family, changes)
@@ -93,7 +97,7 @@ def test_recurrent_maps(family, changes):
     close(slope, torch.tensor([parts.slope]), FORWARD)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + MAMBA)
 def test_gain(family):
     """The gain is the derivative of a token's readout by its own input to the recurrence, gates held."""
     lens, weights, cache = seen(family, {})
@@ -102,13 +106,13 @@ def test_gain(family):
     gain = parts.gain({point: cache[f"{name}.{point}"] for point in parts.gain_points})
     u, y, state = cache[f"{name}.hook_conv"], cache[f"{name}.hook_y"], cache[f"{name}.hook_state"]
     carried = cache[f"{name}.hook_decay"][:, 1:] * state[:, :-1]
-    if family == "jamba":
+    if family != "recurrentgemma":
         carried = (carried * cache[f"{name}.hook_C"][:, 1:, None]).sum(-1)
     close((gain * u)[:, 1:], y[:, 1:] - carried, FORWARD)
     close((gain * u)[:, 0], y[:, 0], FORWARD)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + MAMBA)
 def test_gain_at_rest(family):
     """On an input of zeros, whose convolution has no bias, gates are what the gain at rest takes them for."""
     model = make(family, 5, num_hidden_layers=2)
@@ -124,7 +128,7 @@ def test_gain_at_rest(family):
     close(parts.gain(kept)[0, 1], parts.gain_at_rest, FORWARD)
 
 
-@pytest.mark.parametrize(("family", "changes"), CASES)
+@pytest.mark.parametrize(("family", "changes"), CASES + [(family, {}) for family in MAMBA])
 def test_vocabulary(family, changes):
     """Embedding and unembedding, scaled and folded, give what enters block 0 and the logits that leave."""
     _, weights, cache = seen(family, changes)

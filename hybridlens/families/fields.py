@@ -178,6 +178,7 @@ FIELDS: Mapping[str, Rule] = {
     "conv1d_width": WIDTH, "mamba_d_conv": WIDTH,
     "mamba_d_state": COUNT, "mamba_expand": Whole(1, 64),
     "mamba_dt_rank": Either((SIZE, OneOf(("auto",)))),
+    "state_size": COUNT, "conv_kernel": WIDTH, "time_step_rank": Either((SIZE, OneOf(("auto",)))),
     "num_experts": Whole(0, 2**14), "num_experts_per_tok": COUNT,
     "attn_layer_period": LAYERS, "attn_layer_offset": Whole(0, 2**10),
     "expert_layer_period": LAYERS, "expert_layer_offset": Whole(0, 2**10),
@@ -190,12 +191,14 @@ FIELDS: Mapping[str, Rule] = {
     "factor": Real(0.0, 1e6, above=True), "low_freq_factor": Real(0.0, 1e6, above=True),
     "high_freq_factor": Real(0.0, 1e6, above=True), "original_max_position_embeddings": Whole(1, 2**31 - 1),
     "rope_local_base_freq": Real(0.0, 1e15, above=True), "mlp_bias": FLAG, "use_sliding_window": FLAG,
+    "layer_norm_epsilon": Real(0.0, 1.0, above=True), "mixer_rms_eps": Real(0.0, 1.0, above=True),
     "rope_theta": Real(0.0, 1e15, above=True), "partial_rotary_factor": Real(0.0, 1.0),
     "attention_dropout": Real(0.0, 1.0), "initializer_range": SCALE, "w_init_variance_scale": SCALE,
     "final_w_init_variance_scale": SCALE, "router_aux_loss_coef": SCALE,
     "pad_token_id": Ids(), "bos_token_id": Ids(), "eos_token_id": Ids(),
     "tie_word_embeddings": FLAG, "attention_bias": FLAG, "use_cache": FLAG, "mamba_conv_bias": FLAG,
-    "mamba_proj_bias": FLAG, "output_router_logits": FLAG,
+    "mamba_proj_bias": FLAG, "output_router_logits": FLAG, "use_bias": FLAG, "use_conv_bias": FLAG,
+    "residual_in_fp32": FLAG,
 }  # fmt: skip
 """What each field may hold, wherever it stands in a configuration."""
 

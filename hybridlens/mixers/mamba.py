@@ -17,7 +17,7 @@ from hybridlens.config import RecurrentConfig
 from hybridlens.devices import resident
 from hybridlens.hooks import HookPoint, wanted
 from hybridlens.memory import Memory
-from hybridlens.mixers.linear import RecurrentParts, taps_of
+from hybridlens.mixers.linear import RecurrentParts, identity, taps_of
 from hybridlens.mixers.recurring import DiagonalMixer, convolved, held_state, remember, through
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read
@@ -32,6 +32,10 @@ class MambaNorms(NamedTuple):
     dt: Callable[[Tensor], Tensor]
     B: Callable[[Tensor], Tensor]
     C: Callable[[Tensor], Tensor]
+
+
+UNNORMED = MambaNorms(identity, identity, identity)
+"""None of them."""
 
 
 class Mamba(DiagonalMixer[Selective]):
@@ -113,12 +117,19 @@ class Mamba(DiagonalMixer[Selective]):
             b_conv=read(mixer, "conv1d.bias") if mixer.conv1d.bias is not None else None,
             W_out=read(mixer, "out_proj.weight").T,
             b_out=read(mixer, "out_proj.bias") if mixer.out_proj.bias is not None else None,
-            activation=F.silu,
-            slope=0.5,
+            activation=mixer.act,
+            slope=_slope(mixer.act),
             gain_at_rest=D,
             gain_points=("hook_dt", "hook_B", "hook_C"),
             gain=gain,
         )
+
+
+def _slope(activation: Callable[[Tensor], Tensor]) -> float:
+    """Of an activation, at 0."""
+    with torch.enable_grad(), torch.device("cpu"):
+        at = torch.zeros((), requires_grad=True)
+        return float(torch.autograd.grad(activation(at), at)[0])
 
 
 def _stepped(project: Any, dt: Tensor) -> Tensor:
