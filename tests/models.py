@@ -38,6 +38,9 @@ def perturbed(model, seed):
                 weight.copy_(0.5 * noise)
             else:
                 weight.copy_(noise * (1.3 / weight.shape[-1] ** 0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
 
 
 def calm(model, seed):
@@ -107,6 +110,17 @@ ROWS = {
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "head_dim": 8, "linear_value_head_dim": 10, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 24, "num_experts": 4, "mlp_only_layers": [2],
+    }),
+    # Layers M * E -: four recurrent heads in two groups, eight experts in four groups of which two are kept, a latent
+    # space, and a floor under step sizes that half of them would fall below.
+    "nemotron_h": Row("NemotronH", SPECIAL | {
+        "layers_block_type": ["linear_attention", "full_attention", "moe", "mlp"], "intermediate_size": 40,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "mamba_num_heads": 4, "mamba_head_dim": 6,
+        "n_groups": 2, "ssm_state_size": 5, "chunk_size": 4, "time_step_min": 0.1, "n_routed_experts": 8,
+        "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "moe_intermediate_size": 24, "moe_latent_size": 16,
+        "moe_shared_expert_intermediate_size": 20, "routed_scaling_factor": 1.7, "max_position_embeddings": 128,
+    }, room={"max_position_embeddings": 400}, calm={
+        "mamba_head_dim": 12, "ssm_state_size": 6, "chunk_size": 8, "time_step_min": 0.01,
     }),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
