@@ -34,6 +34,10 @@ class ResultsError(HybridLensError):
     """A results folder that cannot be read, or that belongs to another run."""
 
 
+class LeftOutWarning(UserWarning):
+    """A checkpoint holds parts that are not opened."""
+
+
 def closest(name: str, known: Iterable[str], n: int = 3) -> str:
     """A clause that offers the names nearest to `name`, or an empty string when none is near.
 

@@ -61,6 +61,7 @@ LAYERS = {
     "mamba2": [MAMBA2, MAMBA2],
     "falcon_h1": [ATTENTION | ROTARY | MAMBA2 | DENSE] * 2,
     "qwen3_next": [DELTA | DENSE, FULL | SHARED, DELTA | SHARED],
+    "bamba": [MAMBA2 | DENSE, ATTENTION | ROTARY | DENSE, MAMBA2 | DENSE],
     "nemotron_h": [MAMBA2, ATTENTION, alone(SHARED), {n: a for n, a in alone(DENSE).items() if "linear" not in n}],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
@@ -72,6 +73,7 @@ SIZES = {
     "qwen3_next": {
         "h": 4, "g": 2, "e": 16, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40, "x": 6, "r": 2
     },
+    "bamba": {"h": 4, "g": 2, "e": 8, "c": 32, "wide": 52, "s": 4, "u": 8, "m": 5, "f": 40},
     "nemotron_h": {
         "h": 4, "g": 2, "e": 12, "c": 24, "wide": 44, "s": 4, "u": 6, "m": 5, "f": 40, "x": 8, "r": 3
     },

@@ -8,6 +8,7 @@ loops over tokens.
 import torch
 import torch.nn.functional as F
 from bounds import LAYER, close
+from hf_bamba import bamba_layer
 from hf_capture import Capture, attention, dense_mlp, norm, residual
 from hf_matrix_states import falcon_h1_layer, mamba2_layer, qwen3_next_layer
 from hf_nemotron_h import nemotron_h_layer
@@ -133,6 +134,7 @@ FAMILIES = {
     "mamba2": ("backbone.layers", "backbone.norm_f", mamba2_layer),
     "falcon_h1": ("model.layers", "model.final_layernorm", falcon_h1_layer),
     "qwen3_next": ("model.layers", "model.norm", qwen3_next_layer),
+    "bamba": ("model.layers", "model.final_layernorm", bamba_layer),
     "nemotron_h": ("model.layers", "model.norm_f", nemotron_h_layer),
 }
 """Where layers and the last norm are, and what gives a layer's values."""

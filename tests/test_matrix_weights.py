@@ -27,6 +27,7 @@ CHANGES = {
         {"mamba_proj_bias": True, "projectors_bias": True, "attention_bias": True},
     ],
     "qwen3_next": [{}, {"attention_bias": True, "partial_rotary_factor": 0.5}],
+    "bamba": [{"mamba_proj_bias": True, "attention_bias": True, "mlp_bias": True}],
     "nemotron_h": [{"use_bias": True, "mlp_bias": True}],
 }
 CASES = [(family, changes) for family in MATRIX for changes in CHANGES[family]]

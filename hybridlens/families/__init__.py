@@ -12,6 +12,7 @@ from typing import Any
 import transformers
 
 from hybridlens.errors import CheckpointError, closest
+from hybridlens.families.bamba import BAMBA
 from hybridlens.families.falcon_h1 import FALCON_H1
 from hybridlens.families.jamba import JAMBA
 from hybridlens.families.mamba2 import MAMBA2
@@ -20,7 +21,7 @@ from hybridlens.families.qwen3_next import QWEN3_NEXT
 from hybridlens.families.recurrent_gemma import RECURRENT_GEMMA
 from hybridlens.families.spec import Family
 
-FAMILIES: tuple[Family, ...] = (RECURRENT_GEMMA, JAMBA, MAMBA2, FALCON_H1, QWEN3_NEXT, NEMOTRON_H)
+FAMILIES: tuple[Family, ...] = (RECURRENT_GEMMA, JAMBA, MAMBA2, FALCON_H1, QWEN3_NEXT, NEMOTRON_H, BAMBA)
 
 __all__ = ["FAMILIES", "Family", "family_for"]
 

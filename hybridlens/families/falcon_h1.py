@@ -31,8 +31,8 @@ def configure(config: Any) -> LensConfig:
     require(heads == width, "Falcon-H1", "mamba_n_heads * mamba_d_head", heads, f"mamba_d_ssm = {width}")
     sizes = attention_sizes(config)
     sizes = replace(sizes, rotary=turning(config, sizes.d_head) is not None)
-    shape = (config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state, config.mamba_n_groups, config.mamba_d_conv)
-    recurrent = mamba2_sizes(*shape, family="Falcon-H1")
+    taps, groups = config.mamba_d_conv, config.mamba_n_groups
+    recurrent = mamba2_sizes(config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state, groups, taps, "Falcon-H1")
     layer = LayerConfig(attn=sizes, ssm=recurrent, mlp=MlpConfig(config.intermediate_size))
     return LensConfig(
         family="falcon_h1",

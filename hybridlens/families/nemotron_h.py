@@ -1,7 +1,7 @@
 """Nemotron-H: every layer is one branch, Mamba-2, attention without positions, an MLP or a mixture of experts.
 
-MLPs and experts have no gate and square what their ReLU gives. Experts are chosen among the best groups by sigmoids with
-a bias that balances their load, may work in a narrower space, and stand beside an expert that all tokens go to.
+MLPs and experts have no gate and square what their ReLU gives. Experts are chosen among the best groups by sigmoids
+with a bias that balances their load, may work in a narrower space, and stand beside an expert that all tokens go to.
 
 Where transformers is inexact: it keeps Δ from falling below `time_step_min` where it reads several tokens at once, and
 not where it reads one. Here one token is kept as several are, so that every way of reading a text gives what the model

@@ -11,6 +11,7 @@ number.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -20,7 +21,7 @@ import transformers
 from transformers import core_model_loading
 
 from hybridlens.checkpoint_files import opening
-from hybridlens.errors import CheckpointError
+from hybridlens.errors import CheckpointError, LeftOutWarning
 from hybridlens.families.spec import Family
 from hybridlens.weights.sources import FileTensors, Stored
 
@@ -53,6 +54,7 @@ def check_fit(family: Family, config: Any, files: FileTensors) -> None:
             _check_shapes(family, config, stored, files.source, error)
             raise
     check_found(family, found, files.source)
+    _say_what_is_left_out(family, stored, files.source)
     ties: Mapping[str, str] = getattr(model_class, "_tied_weights_keys", None) or {}
     for one, other in ties.items() if config.tie_word_embeddings else ():
         if one in stored and other in stored and not _same(files, one, other):
@@ -60,6 +62,14 @@ def check_fit(family: Family, config: Any, files: FileTensors) -> None:
                 f"'{files.source}': config.json ties {one} to {other} (tie_word_embeddings), but the files hold "
                 "different numbers for them; set tie_word_embeddings to false or leave one out"
             )
+
+
+def _say_what_is_left_out(family: Family, stored: Mapping[str, Stored], source: str) -> None:
+    """Warn of tensors that are no part of the model as it is opened: heads for later tokens, other towers."""
+    spare = [name for name in sorted(stored) if any(re.search(part, name) for part in family.spare_tensors)]
+    if spare:
+        warnings.warn(f"'{source}': {_listed(spare)} left out, as no part of the {family.name} model that is opened",
+                      LeftOutWarning, stacklevel=2)  # fmt: skip
 
 
 def check_found(family: Family, found: Mapping[str, Any], source: str) -> None:

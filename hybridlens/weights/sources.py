@@ -112,6 +112,11 @@ class FileTensors:
         shards = self._on_disk.shards()
         self._files = dict.fromkeys(self._names(SINGLE), SINGLE) if shards is None else shards
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all its tensors, as the files have them."""
+        return tuple(self._files)
+
     def has(self, name: str) -> bool:
         """See `Tensors`."""
         return name in self._files
