@@ -35,7 +35,7 @@ class ResultsError(HybridLensError):
 
 
 class LeftOutWarning(UserWarning):
-    """A checkpoint holds parts that are not opened."""
+    """A checkpoint holds something beside the text model that is opened: a vision tower, a head for several tokens."""
 
 
 def closest(name: str, known: Iterable[str], n: int = 3) -> str:

@@ -31,8 +31,7 @@ from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
 from hybridlens.weights import FileTensors, Weights
 from hybridlens.weights.finite import check_finite
-from hybridlens.weights.fit import check_fit, check_found, meta_model
-from hybridlens.weights.naming import NamedTensors
+from hybridlens.weights.fit import check_fit, check_found, meta_model, warn_of_spares
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -72,6 +71,7 @@ def load(
     files = FileTensors(source)
     if not quantised:
         check_fit(family, config, files)
+    warn_of_spares(family, files)
     with opening(f"'{name}' cannot be loaded"):
         model, found = getattr(transformers, family.architecture).from_pretrained(
             source, dtype=kind, device_map=device_map, use_safetensors=True, trust_remote_code=False,
@@ -107,8 +107,9 @@ def load_weights(name: str | Path, *, device: str | torch.device = "cpu") -> Wei
     files = FileTensors(source)
     if files.complete():
         check_fit(family, config, files)
+    warn_of_spares(family, files)
     model = meta_model(family, config, source)  # what is where, at no cost of memory
-    return Weights(HookedNetwork(model.eval(), family, cfg), NamedTensors(files, model), place)
+    return Weights(HookedNetwork(model.eval(), family, cfg), FileTensors(source, model), place)
 
 
 def locate(name: str | Path) -> str:

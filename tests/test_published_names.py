@@ -1,96 +1,122 @@
-"""Folders in the naming that a family's published files have: opened, and their weights read, tensor for tensor."""
+"""Folders whose tensors have the names of published files, which the loader renames, joins and leaves out.
 
-import re
+A case says what a published file has that the small model itself has not. What `save_pretrained` writes is mostly named
+as published already: experts one by one, convolutions in three.
+"""
+
+import json
 import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from models import make, tokens
-from safetensors import safe_open
-from safetensors.torch import save_file
+from models import VOCAB, make
+from safetensors.torch import load_file, save_file
 
 import hybridlens as hl
-from hybridlens.errors import CheckpointError, LeftOutWarning
-from hybridlens.weights import FileTensors
-from hybridlens.weights.naming import NamedTensors
+from hybridlens.errors import LeftOutWarning
+from hybridlens.weights import Weights
 
-PUBLISHED = {
-    "nemotron_h": (
-        r"backbone\.embeddings\.weight", r"backbone\.layers\.2\.mixer\.experts\.7\.up_proj\.weight",
-        r"backbone\.layers\.2\.mixer\.gate\.e_score_correction_bias", r"backbone\.norm_f\.weight", r"lm_head\.weight",
+
+class Names(NamedTuple):
+    """How the files of a family differ from its model in memory."""
+
+    holds: tuple[str, ...]
+    """Names that a published file has, to see that the folder is named as published."""
+    renamed: Callable[[str], str] = str
+    """What `save_pretrained` calls a tensor → what a published file does."""
+    spare: tuple[str, ...] = ()
+    """Tensors that a published file holds besides."""
+    configured: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """The config.json of the model → the published one's."""
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Of the small model's configuration."""
+    stacked: bool = False
+    """Whether a published file has tensors as the model has them in memory: a layer's experts in one, say."""
+
+
+CASES = {
+    "mamba2": Names(("backbone.embeddings.weight",), changes=(("tie_word_embeddings", True),)),
+    "nemotron_h": Names(
+        ("backbone.embeddings.weight", "backbone.layers.2.mixer.experts.7.up_proj.weight", "backbone.norm_f.weight",
+         "backbone.layers.2.mixer.gate.e_score_correction_bias"),
+        spare=("mtp.layers.0.eh_proj.weight", "mtp.layers.0.norm.weight"),
     ),
-}  # fmt: skip
-"""Some names that a family's files have, none of which is the model's own but the last."""
-SPARE = {"nemotron_h": {"mtp.layers.0.eh_proj.weight": (32, 64), "mtp.layers.0.norm.weight": (32,)}}
-"""Tensors of parts that are left out."""
+    "nemotron_h, named as in memory": Names(("model.layers.2.mixer.experts.up_proj",), stacked=True),
+    "bamba": Names(("model.layers.0.mamba.in_proj.weight",), changes=(("tie_word_embeddings", True),)),
+}
+"""By family, and what is particular where one has several."""
 
 
-def held(folder):
-    """All tensors of a folder's file."""
-    with safe_open(str(folder / "model.safetensors"), "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+@pytest.fixture(scope="module", params=CASES)
+def folder(request, tmp_path_factory):
+    """A case, its model, and a folder of its weights under the published names."""
+    names, family = CASES[request.param], request.param.split(",")[0]
+    path = tmp_path_factory.mktemp(family)
+    model = make(family, 3, **dict(names.changes))
+    model.save_pretrained(path)
+    held = model.state_dict() if names.stacked else load_file(path / "model.safetensors")
+    held = {names.renamed(name): tensor for name, tensor in held.items()} | {
+        name: torch.ones(3) for name in names.spare
+    }
+    assert {*names.holds, *names.spare} <= set(held)
+    save_file(held, path / "model.safetensors", metadata={"format": "pt"})
+    config = path / "config.json"
+    config.write_text(json.dumps(names.configured(json.loads(config.read_text()))))
+    return names, model, path
 
 
-def same(folder, model):
-    """Whether a lens on a folder and the weights read from it hold the model's tensors."""
-    lens, weights = hl.load(folder), hl.load_weights(folder)
-    ours = lens.hf_model.state_dict()
+@pytest.mark.parametrize("way", [hl.load, hl.load_weights])
+def test_what_is_left_out_is_said(folder, way):
+    """One line with their number; nothing is said where nothing is."""
+    names, _, path = folder
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        way(path)
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, LeftOutWarning)]
+    assert len(said) == bool(names.spare)
+    for line in said:
+        assert f"'{path}': {len(names.spare)} tensors are no part of the text model and are left out: " in line
+        assert all(name in line for name in names.spare)
+        assert "\n" not in line
+
+
+@pytest.mark.filterwarnings("ignore::hybridlens.errors.LeftOutWarning")
+def test_the_model_is_loaded_tensor_for_tensor(folder):
+    """Every weight is drawn at random, so that one in another's place is noticed."""
+    _, model, path = folder
+    found, expected = hl.load(path).hf_model.state_dict(), model.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.filterwarnings("ignore::hybridlens.errors.LeftOutWarning")
+def test_weights_are_read_tensor_for_tensor(folder):
+    """Straight from the files, by the model's names and in its shapes; every view is that of the model, bit for bit."""
+    _, model, path = folder
+    read, expected = hl.load_weights(path), Weights.of_model(hl.HybridLens(model))
     for name, tensor in model.state_dict().items():
-        assert torch.equal(ours[name], tensor), name
-        assert weights.tensors.has(name)
-        assert weights.tensors.shape(name) == tensor.shape
-        assert torch.equal(weights.tensors.read(name), tensor), name
-        assert torch.equal(weights.tensors.read(name, 1, 3), tensor[1:3]), name
-    with torch.no_grad():
-        assert torch.equal(lens(tokens(1, 7)), hl.HybridLens(model)(tokens(1, 7)))
+        if read.tensors.has(name):  # of two that are tied one is stored
+            assert torch.equal(read.tensors.read(name), tensor), name
+            assert torch.equal(read.tensors.read(name, 1, 3), tensor[1:3]), name
+        else:
+            assert name == "lm_head.weight"
+            assert model.config.tie_word_embeddings
+    for layer in expected.cfg.attention_layers:
+        same(read.attention(layer), expected.attention(layer))
+    for layer in expected.cfg.ssm_layers:
+        same(read.recurrent(layer).parts, expected.recurrent(layer).parts)
+    ids = torch.arange(VOCAB)
+    assert torch.equal(read.embed(ids), expected.embed(ids))
+    assert torch.equal(read.unembed(ids), expected.unembed(ids))
 
 
-@pytest.mark.parametrize("family", PUBLISHED)
-def test_a_folder_in_the_published_naming(family, tmp_path):
-    """What transformers writes has the published names; so have the model's own names a place."""
-    model = make(family, 4)
-    model.save_pretrained(tmp_path)
-    names = held(tmp_path)
-    for pattern in PUBLISHED[family]:
-        assert any(re.fullmatch(pattern, name) for name in names), pattern
-    assert not set(names) >= set(model.state_dict())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", LeftOutWarning)
-        same(tmp_path, model)
-        save_file(
-            {name: value.contiguous() for name, value in model.state_dict().items()},
-            tmp_path / "model.safetensors", metadata={"format": "pt"},
-        )  # fmt: skip
-        same(tmp_path, model)
-
-
-@pytest.mark.parametrize("family", SPARE)
-def test_parts_that_are_left_out_are_said_to_be(family, tmp_path):
-    model = make(family, 4)
-    model.save_pretrained(tmp_path)
-    spare = {name: torch.ones(shape) for name, shape in SPARE[family].items()}
-    save_file({**held(tmp_path), **spare}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    listed = ", ".join(map(re.escape, sorted(spare)))
-    for opened in (hl.load, hl.load_weights):
-        with pytest.warns(LeftOutWarning, match=rf"{listed} left out, as no part of the {family} model") as caught:
-            opened(tmp_path)
-        assert all("\n" not in str(warning.message) for warning in caught)
-    with pytest.warns(LeftOutWarning):
-        same(tmp_path, model)
-
-
-def test_parts_that_do_not_make_up_a_tensor_are_named(tmp_path):
-    """Experts are joined by number: where one is missing, the folder is refused, and the tensor by the model's name."""
-    model = make("nemotron_h", 4)
-    model.save_pretrained(tmp_path)
-    stored = {name: value for name, value in held(tmp_path).items() if not name.endswith("experts.7.up_proj.weight")}
-    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"holds no tensor backbone\.layers\.2\.mixer\.experts\.7\.up_proj"):
-        hl.load_weights(tmp_path)
-    tensors = NamedTensors(FileTensors(tmp_path), model)
-    name = "model.layers.2.mixer.experts.up_proj"
-    line = rf"the parts of {re.escape(name)} make up shape \[7, 24, 16\], but the configuration asks for \[8, 24, 16\]"
-    with pytest.raises(CheckpointError, match=line):
-        tensors.read(name)
-    with pytest.raises(CheckpointError, match=r"holds no tensor model\.layers\.9\.norm\.weight"):
-        tensors.read("model.layers.9.norm.weight")
+def same(one, other):
+    """Every tensor of two views is the same."""
+    read, expected = (view._asdict() if isinstance(view, tuple) else vars(view) for view in (one, other))
+    tensors = [name for name, value in expected.items() if isinstance(value, torch.Tensor)]
+    assert len(tensors) > 3
+    for name in tensors:
+        assert torch.equal(read[name], expected[name]), name

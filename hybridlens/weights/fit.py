@@ -23,11 +23,14 @@ from transformers import core_model_loading
 from hybridlens.checkpoint_files import opening
 from hybridlens.errors import CheckpointError, LeftOutWarning
 from hybridlens.families.spec import Family
+from hybridlens.weights.naming import Naming
 from hybridlens.weights.sources import FileTensors, Stored
 
 SHOWN = 3
 """Tensors that a message names; the others are counted."""
 
+_COMPUTED = r"rotary_emb\.inv_freq$"
+"""In old files; the model makes it of its configuration."""
 _EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(.+)$")
 
 
@@ -46,30 +49,23 @@ def check_fit(family: Family, config: Any, files: FileTensors) -> None:
     held = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
     with _quietly(), opening(f"'{files.source}': the files do not fit config.json"):
         try:
-            _, found = model_class.from_pretrained(
+            model, found = model_class.from_pretrained(
                 None, config=config, state_dict=held, dtype=torch.float32, device_map={"": "meta"},
                 ignore_mismatched_sizes=True, output_loading_info=True,
             )  # fmt: skip
         except RuntimeError as error:  # tensors that it joins do not fit each other; it does not say which
             _check_shapes(family, config, stored, files.source, error)
             raise
-    check_found(family, found, files.source)
-    _say_what_is_left_out(family, stored, files.source)
+    naming = Naming(model, stored)  # the loader leaves some out without a word
+    check_found(family, {**found, "unexpected_keys": naming.unused}, files.source)
     ties: Mapping[str, str] = getattr(model_class, "_tied_weights_keys", None) or {}
     for one, other in ties.items() if config.tie_word_embeddings else ():
-        if one in stored and other in stored and not _same(files, one, other):
+        both = naming.stored(one), naming.stored(other)
+        if both[0] in stored and both[1] in stored and not torch.equal(files.read(both[0]), files.read(both[1])):
             raise CheckpointError(
                 f"'{files.source}': config.json ties {one} to {other} (tie_word_embeddings), but the files hold "
                 "different numbers for them; set tie_word_embeddings to false or leave one out"
             )
-
-
-def _say_what_is_left_out(family: Family, stored: Mapping[str, Stored], source: str) -> None:
-    """Warn of tensors that are no part of the model as it is opened: heads for later tokens, other towers."""
-    spare = [name for name in sorted(stored) if any(re.search(part, name) for part in family.spare_tensors)]
-    if spare:
-        warnings.warn(f"'{source}': {_listed(spare)} left out, as no part of the {family.name} model that is opened",
-                      LeftOutWarning, stacklevel=2)  # fmt: skip
 
 
 def check_found(family: Family, found: Mapping[str, Any], source: str) -> None:
@@ -92,12 +88,24 @@ def check_found(family: Family, found: Mapping[str, Any], source: str) -> None:
     surplus = [
         name
         for name in sorted(found["unexpected_keys"])
-        if not any(re.search(spare, name) for spare in family.spare_tensors)
+        if not any(re.search(spare, name) for spare in (*family.spare_tensors, _COMPUTED))
     ]
     if surplus:
         raise CheckpointError(
             f"'{source}' holds {_listed(surplus)}, for which its configuration has no place; it, or config.json, is of "
             "another model"
+        )
+
+
+def warn_of_spares(family: Family, files: FileTensors) -> None:
+    """Say what a checkpoint holds beside the text model, and is left out."""
+    spare = [name for name in files.names if any(re.search(pattern, name) for pattern in family.spare_tensors)]
+    if spare:
+        warnings.warn(
+            f"'{files.source}': {len(spare)} tensors are no part of the text model and are left out: "
+            f"{_listed(sorted(spare))}",
+            LeftOutWarning,
+            stacklevel=4,
         )
 
 
@@ -144,10 +152,6 @@ def _check_experts(stored: Mapping[str, Stored], source: str) -> None:
                     f"'{source}': {experts}.{expert}.{rest} has shape {list(shape)}, but that of expert 0 has "
                     f"{list(shapes[0])}"
                 )
-
-
-def _same(files: FileTensors, one: str, other: str) -> bool:
-    return torch.equal(files.read(one), files.read(other))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,96 +1,97 @@
-"""A checkpoint's tensors by the names of the model, where its files have other names, or hold a tensor in parts.
+"""How a checkpoint's files hold what a model holds, by the rules of transformers' own loader.
 
-Published files put another prefix before their names, hold experts one by one, or three convolutions where the model
-has one. Which of them make up a tensor of the model, and how, transformers' own rules for loading say; nothing here is
-about one family.
+Published files name tensors after an older or a larger model, and cut some: experts one by one, a convolution in
+three. `Naming` says which of a file's tensors make up one of the model's, joins them, and says what is left over.
 
-How it fails: `CheckpointError` names the model's tensor when the files hold nothing for it, or parts of another shape.
+How it fails: it says nothing of shapes; tensors that do not fit each other make `joined` raise what torch raises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from copy import deepcopy
-from functools import partial
-from typing import Any, NamedTuple, cast
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import conversion_mapping, core_model_loading
 
-from hybridlens.checkpoint_files import opening
-from hybridlens.errors import CheckpointError
-from hybridlens.weights.sources import FileTensors
+_loading: Any = core_model_loading
+_rules: Any = conversion_mapping
 
 
-class _Part(NamedTuple):
-    """A tensor of the files."""
+@dataclass(eq=False)
+class _Group:
+    """Tensors of the files that become one or several of the model's together."""
 
-    name: str
-    pattern: str | None
-    """Of the rule that joins it with others, or changes it; None where it is the model's tensor as it is."""
+    first: str
+    """Of the model's, the one by which the rule calls them."""
+    rule: Any
+    """transformers' converter; None for another name alone."""
+    sources: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    """Which of the rule's patterns each meets, and its name in the files."""
 
 
-class NamedTensors:
-    """What `files` hold, by the names of `model`; see `Tensors`.
+class Naming:
+    """Which of a checkpoint's tensors make up each of a model's.
 
     Args:
-        files: the checkpoint's.
-        model: whose names are meant; its weights may be away (on the meta device).
+        model: the model, its weights away or not.
+        stored: names in the files.
+
+    Attributes:
+        unused: names in the files that the model has no place for.
     """
 
-    def __init__(self, files: FileTensors, model: Any) -> None:
-        self.files = files
+    def __init__(self, model: Any, stored: Iterable[str]) -> None:
         self.model = model
-        held: Mapping[str, Tensor] = model.state_dict()
-        self.shapes = {name: tuple(weight.shape) for name, weight in held.items()}
-        rules: list[Any] = conversion_mapping.get_model_conversion_mapping(model)
-        renaming = [rule for rule in rules if isinstance(rule, core_model_loading.WeightRenaming)]
-        joining = [rule for rule in rules if isinstance(rule, core_model_loading.WeightConverter)]
-        self._rules: dict[str, Any] = {pattern: rule for rule in joining for pattern in rule.source_patterns}
-        self._parts: dict[str, list[_Part]] = {}
-        for name in sorted(files.names, key=core_model_loading.dot_natural_key):  # experts in the order of numbers
-            prefix: str = model.base_model_prefix
-            target, pattern = core_model_loading.rename_source_key(
-                name, renaming, joining, prefix, cast(dict[str, Any], held)
-            )
-            if target not in held and name in held:  # as transformers does: a name that is right already
-                target, pattern = name, None
-            self._parts.setdefault(target, []).append(_Part(name, pattern))
-        plain = {name: parts[0] for name, parts in self._parts.items() if parts[0].pattern is None}
-        files.shapes = {part.name: self.shapes[name] for name, part in plain.items() if name in self.shapes}
+        self.unused: list[str] = []
+        self._groups: dict[str, _Group] = {}
+        rules = _rules.get_model_conversion_mapping(model)
+        renamings = [rule for rule in rules if isinstance(rule, _loading.WeightRenaming)]
+        converters = [rule for rule in rules if isinstance(rule, _loading.WeightConverter)]
+        by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+        has, base = model.state_dict(), model.base_model_prefix
+        for name in sorted(stored, key=_loading.dot_natural_key):  # as the loader goes through them: experts in order
+            target, pattern = _loading.rename_source_key(name, renamings, converters, base, has)
+            if target not in has and name in has:
+                target, pattern = _loading.rename_source_key(name, [], [], base, has)
+            if target not in has:
+                self.unused.append(name)
+                continue
+            rule = None if pattern is None else by_pattern[pattern]
+            group = self._groups.get(target) or _Group(target, rule)
+            group.sources.append((pattern or name, name))
+            for made in (target,) if rule is None else _targets(target, rule):
+                self._groups[made] = group
 
-    def has(self, name: str) -> bool:
-        """See `Tensors`."""
-        return name in self._parts
+    def stored(self, name: str) -> str | None:
+        """What the files call a tensor of the model; None where it is made of several, or of a part of one.
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """See `Tensors`."""
-        (first, *_) = self._found(name)
-        return self.files.shape(first.name) if first.pattern is None else tuple(self._joined(name).shape)
+        A name that the files have nothing for stays as it is.
+        """
+        group = self._groups.get(name)
+        if group is None:
+            return name
+        return group.sources[0][1] if group.rule is None else None
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """See `Tensors`."""
-        (first, *_) = self._found(name)
-        return self.files.read(first.name, start, stop) if first.pattern is None else self._joined(name)[start:stop]
+    def joined(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
+        """A tensor of the model that the files do not hold as it is.
 
-    def _found(self, name: str) -> list[_Part]:
-        if name not in self._parts:
-            raise CheckpointError(f"'{self.files.source}' holds no tensor {name}, which its configuration asks for")
-        return self._parts[name]
+        Args:
+            name: in the model.
+            read: gives a tensor of the files by its name there.
+        """
+        group = self._groups[name]
+        rule = copy.deepcopy(group.rule)
+        for pattern, source in group.sources:
+            rule.add_tensor(group.first, source, pattern, read(source))
+        made: dict[str, Tensor | list[Tensor]] = rule.convert(group.first, model=self.model, config=self.model.config)
+        found = made[name]
+        return found[0] if isinstance(found, list) else found
 
-    def _joined(self, name: str) -> Tensor:
-        """A tensor that the files hold in parts, or otherwise than the model, as transformers puts it together."""
-        parts = self._parts[name]
-        rule = deepcopy(self._rules[cast(str, parts[0].pattern)])
-        for part in parts:
-            rule.add_tensor(name, part.name, part.pattern, partial(self.files.read, part.name))
-        with opening(f"'{self.files.source}': {name} cannot be made from {parts[0].name} and its like"):
-            made: Any = rule.convert(name, model=self.model, config=self.model.config)[name]
-        tensor: Tensor = made[0] if isinstance(made, list) else made
-        asked = self.shapes.get(name, tuple(tensor.shape))
-        if tuple(tensor.shape) != asked:
-            raise CheckpointError(
-                f"'{self.files.source}': the parts of {name} make up shape {list(tensor.shape)}, but the configuration "
-                f"asks for {list(asked)}"
-            )
-        return tensor
+
+def _targets(first: str, rule: Any) -> list[str]:
+    """The model's tensors that a converter makes together with `first`."""
+    patterns = cast(list[str], rule.target_patterns)
+    return [first.replace(patterns[0], pattern) for pattern in patterns]

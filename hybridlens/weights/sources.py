@@ -10,7 +10,7 @@ numbers are not its weights (quantised, not finite, or away on another device).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from hybridlens.checkpoint_files import INDEX, SINGLE, CheckpointFiles, opening
 from hybridlens.errors import CheckpointError
 from hybridlens.weights.finite import is_finite
+from hybridlens.weights.naming import Naming
 
 
 @runtime_checkable
@@ -98,41 +99,66 @@ class FileTensors:
 
     Args:
         source: a folder, or a hub id whose files are fetched, or taken from the cache, as they are needed.
-        shapes: of the model's tensors, where they are known: what is read has to have them.
+        model: whose tensors they are, its weights away or not: names are then the model's, whatever they are in the
+            files, and what is read has to have the model's shape. None for names as they are in the files.
 
     Raises:
         CheckpointError: there are no safetensors files, or their index cannot be read, or names anything else.
     """
 
-    def __init__(self, source: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+    def __init__(self, source: str | Path, model: Any = None) -> None:
         self.source = str(source)
-        self.shapes = shapes or {}
         self._on_disk = CheckpointFiles(source)
         self._open: tuple[str, Any] | None = None
         shards = self._on_disk.shards()
         self._files = dict.fromkeys(self._names(SINGLE), SINGLE) if shards is None else shards
+        self._naming = None if model is None else Naming(model, self._files)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        if model is not None:
+            self._shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all its tensors, as the files have them."""
+        """Of the tensors in the files, as they have them."""
         return tuple(self._files)
 
     def has(self, name: str) -> bool:
         """See `Tensors`."""
-        return name in self._files
+        stored = self._stored(name)
+        return stored is None or stored in self._files
 
     def shape(self, name: str) -> tuple[int, ...]:
         """See `Tensors`."""
-        with opening(self._where(name)):
-            return tuple(self._handle(name).get_slice(name).get_shape())
+        stored = self._stored(name)
+        if stored is not None:
+            return self._shape(stored)
+        return tuple(self._joined(name, lambda part: torch.empty(self._shape(part), device="meta")).shape)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """See `Tensors`."""
-        has, asked = self.shape(name), self.shapes.get(name)
+        has, asked = self.shape(name), self._shapes.get(name)
         if asked is not None and has != asked:
             raise CheckpointError(
                 f"'{self.source}': {name} has shape {list(has)}, but the configuration asks for {list(asked)}"
             )
+        stored = self._stored(name)
+        return self._joined(name, self._read)[start:stop] if stored is None else self._read(stored, start, stop)
+
+    def _stored(self, name: str) -> str | None:
+        """The tensor of the files that is one of the model's; None for one that is made of several."""
+        return name if self._naming is None else self._naming.stored(name)
+
+    def _joined(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
+        assert self._naming is not None
+        with opening(f"'{self.source}': {name} cannot be put together from what the files hold"):
+            return self._naming.joined(name, read)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        handle = self._handle(name)
+        with opening(self._where(name)):
+            return tuple(handle.get_slice(name).get_shape())
+
+    def _read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         handle = self._handle(name)
         with opening(self._where(name)):
             if start == 0 and stop is None:
