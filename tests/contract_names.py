@@ -4,7 +4,7 @@ Nothing of hybridlens is used here: what a layer has, the axes of each name and 
 that goes missing, or moves to another axis, is noticed.
 """
 
-ENDS = {"hook_resid_pre": "b p d", "hook_mixer_out": "b p d", "hook_resid_post": "b p d"}
+ENDS = {"hook_resid_pre": "b p d", "hook_resid_post": "b p d"}
 LN1 = {"ln1.hook_scale": "b p 1", "ln1.hook_normalized": "b p d"}
 WITH_MLP = {
     "hook_resid_mid": "b p d", "ln2.hook_scale": "b p 1", "ln2.hook_normalized": "b p d", "hook_mlp_out": "b p d",
@@ -13,13 +13,14 @@ ATTENTION = {
     "attn.hook_q": "b p h e", "attn.hook_k": "b p g e", "attn.hook_v": "b p g e",
     "attn.hook_attn_scores": "b h p k", "attn.hook_pattern": "b h p k", "attn.hook_z": "b p h e",
     "attn.hook_result": "b p h d", "hook_attn_out": "b p d",
+    "hook_mixer_out": "b p d",
 }  # fmt: skip
 ROTARY = {"attn.hook_rot_q": "b p h e", "attn.hook_rot_k": "b p g e"}
 QK_NORM = {"attn.hook_q_normed": "b p h e", "attn.hook_k_normed": "b p g e"}
 GATED = {"attn.hook_gate": "b p h e", "attn.hook_z_gated": "b p h e"}
 DIAGONAL = {
     "ssm.hook_in": "b p c", "ssm.hook_conv": "b p c", "ssm.hook_gate": "b p c", "ssm.hook_y": "b p c",
-    "ssm.hook_pattern": "b h p k", "hook_ssm_out": "b p d",
+    "ssm.hook_pattern": "b h p k", "hook_ssm_out": "b p d", "hook_mixer_out": "b p d",
 }  # fmt: skip
 RG_LRU = {
     "ssm.hook_input_gate": "b p c", "ssm.hook_recurrence_gate": "b p c", "ssm.hook_decay": "b p c",
@@ -33,7 +34,7 @@ MATRIX = {
     "ssm.hook_in": "b p wide", "ssm.hook_conv": "b p wide", "ssm.hook_v": "b p s u", "ssm.hook_k": "b p s m",
     "ssm.hook_q": "b p s m", "ssm.hook_decay": "b p s", "ssm.hook_write": "b p s u m", "ssm.hook_state": "b p s u m",
     "ssm.hook_y": "b p s u", "ssm.hook_gate": "b p c", "ssm.hook_normed": "b p c", "ssm.hook_result": "b p s d",
-    "ssm.hook_pattern": "b s p k", "hook_ssm_out": "b p d",
+    "ssm.hook_pattern": "b s p k", "hook_ssm_out": "b p d", "hook_mixer_out": "b p d",
 }  # fmt: skip
 MAMBA2 = MATRIX | {"ssm.hook_dt": "b p s"}
 DELTA = MATRIX | {"ssm.hook_beta": "b p s", "ssm.hook_recall": "b p s u"}
@@ -51,6 +52,12 @@ MODEL = {
     "hook_logits": "b p v",
 }  # fmt: skip
 
+
+def alone(mlp: dict[str, str]) -> dict[str, str]:
+    """What is left of an MLP's names where it is a layer's only branch."""
+    return {name: axes for name, axes in mlp.items() if "ln2" not in name and name != "hook_resid_mid"}
+
+
 GRIFFIN, FULL = DIAGONAL | RG_LRU | DENSE, ATTENTION | ROTARY | QK_NORM | GATED
 LAYERS = {
     "recurrentgemma": [GRIFFIN, GRIFFIN, ATTENTION | ROTARY | DENSE, GRIFFIN],
@@ -66,6 +73,8 @@ LAYERS = {
     "qwen3_5_moe": [DELTA | SHARED, FULL | SHARED, DELTA | SHARED],
     "mamba": [DIAGONAL | MAMBA] * 2,
     "falcon_mamba": [DIAGONAL | MAMBA] * 2,
+    "bamba": [MAMBA2 | DENSE, ATTENTION | ROTARY | DENSE, MAMBA2 | DENSE],
+    "nemotron_h": [MAMBA2, ATTENTION, alone(SHARED), {n: a for n, a in alone(DENSE).items() if "linear" not in n}],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -84,6 +93,10 @@ SIZES = {
     "qwen3_5_moe": {"h": 4, "g": 2, "e": 16, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "x": 6, "r": 2},
     "mamba": {"c": 64, "n": 5},
     "falcon_mamba": {"c": 48, "n": 5},
+    "bamba": {"h": 4, "g": 2, "e": 8, "c": 32, "wide": 52, "s": 4, "u": 8, "m": 5, "f": 40},
+    "nemotron_h": {
+        "h": 4, "g": 2, "e": 12, "c": 24, "wide": 44, "s": 4, "u": 6, "m": 5, "f": 40, "x": 8, "r": 3
+    },
 }  # fmt: skip
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "mamba": 1, "falcon_mamba": 1}
 """Groups of channels in the hidden attention of a diagonal recurrence."""

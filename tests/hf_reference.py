@@ -7,11 +7,12 @@ loops over tokens.
 
 import torch
 import torch.nn.functional as F
-from bounds import LAYER, close
 from hf_attention_only import gemma_layer, llama_layer
+from hf_bamba import bamba_layer
 from hf_capture import Capture, attention, dense_mlp, norm, residual
 from hf_mamba import hidden_attention, mamba_layer, mamba_mixer
 from hf_matrix_states import falcon_h1_layer, mamba2_layer, qwen3_next_layer
+from hf_nemotron_h import nemotron_h_layer
 from hf_qwen3_5 import qwen3_5_layer
 
 
@@ -100,5 +101,7 @@ FAMILIES = {
     "qwen3_5_moe_text": ("model.layers", "model.norm", qwen3_5_layer),
     "mamba": ("backbone.layers", "backbone.norm_f", mamba_layer),
     "falcon_mamba": ("backbone.layers", "backbone.norm_f", mamba_layer),
+    "bamba": ("model.layers", "model.final_layernorm", bamba_layer),
+    "nemotron_h": ("model.layers", "model.norm_f", nemotron_h_layer),
 }
 """Where layers and the last norm are, and what gives a layer's values."""

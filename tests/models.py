@@ -38,6 +38,9 @@ def perturbed(model, seed):
                 weight.copy_(0.5 * noise)
             else:
                 weight.copy_(noise * (1.3 / weight.shape[-1] ** 0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
 
 
 def calm(model, seed):
@@ -171,6 +174,27 @@ ROWS = {
         "tie_word_embeddings": False, "mixer_rms_eps": 1e-3,
     }, attention=False, matrix=False, calm={
         "num_hidden_layers": 3, "state_size": 8, "time_step_rank": 8, "mixer_rms_eps": 0.1,
+    }),
+    # Layers M * E -: four recurrent heads in two groups, eight experts in four groups of which two are kept, a latent
+    # space, and a floor under step sizes that half of them would fall below.
+    "nemotron_h": Row("NemotronH", SPECIAL | {
+        "layers_block_type": ["linear_attention", "full_attention", "moe", "mlp"], "intermediate_size": 40,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "mamba_num_heads": 4, "mamba_head_dim": 6,
+        "n_groups": 2, "ssm_state_size": 5, "chunk_size": 4, "time_step_min": 0.1, "n_routed_experts": 8,
+        "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "moe_intermediate_size": 24, "moe_latent_size": 16,
+        "moe_shared_expert_intermediate_size": 20, "routed_scaling_factor": 1.7, "max_position_embeddings": 128,
+    }, room={"max_position_embeddings": 400}, calm={
+        "layers_block_type": ["linear_attention", "full_attention", "linear_attention", "moe", "mlp"],
+        "mamba_head_dim": 12, "ssm_state_size": 6, "chunk_size": 8, "time_step_min": 0.01, "n_routed_experts": 4,
+        "num_experts_per_tok": 4, "n_group": 2,
+    }),
+    # Layers R A R; four recurrent heads in two groups, two key/value heads, step sizes kept within narrow limits.
+    "bamba": Row("Bamba", SPECIAL | {
+        "num_hidden_layers": 3, "attn_layer_indices": [1], "intermediate_size": 40, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "mamba_expand": 1, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 5,
+        "mamba_chunk_size": 4, "time_step_limit": (0.08, 0.3), "max_position_embeddings": 128,
+    }, room={"max_position_embeddings": 400}, calm={
+        "mamba_d_state": 6, "mamba_chunk_size": 8, "time_step_limit": (0.0, 2.0),
     }),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""

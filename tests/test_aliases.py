@@ -7,7 +7,7 @@ from models import make, tokens
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.aliases import DELTA, MAMBA2
 
-CASES = {"mamba2": MAMBA2, "falcon_h1": MAMBA2, "qwen3_next": DELTA}
+CASES = {"mamba2": MAMBA2, "falcon_h1": MAMBA2, "qwen3_next": DELTA, "nemotron_h": MAMBA2, "bamba": MAMBA2}
 
 
 @pytest.mark.parametrize("family", CASES)
@@ -39,6 +39,8 @@ OTHER_TENSORS = {
     "mamba": ["ssm.hook_x", "mixer.hook_ssm_state", "mixer.hook_ssm_write"],
     "mamba2": ["linear_attn.hook_v", "mixer.hook_conv", "ssm.hook_beta"],
     "falcon_h1": ["linear_attn.hook_v"],
+    "nemotron_h": ["linear_attn.hook_v", "ssm.hook_beta"],
+    "bamba": ["linear_attn.hook_v"],
     "qwen3_next": ["ssm.hook_x", "linear_attn.hook_log_decay", "linear_attn.hook_ssm_state", "mixer.hook_ssm_state"],
     "qwen3_5": ["linear_attn.hook_log_decay", "linear_attn.hook_ssm_state"],
     "qwen3_5_moe": ["linear_attn.hook_log_decay", "linear_attn.hook_ssm_state"],

@@ -334,7 +334,7 @@ def test_bfloat16_agrees_with_float32(family):
         for theirs, ours in zip(whole.hf_model.parameters(), half.hf_model.parameters(), strict=True):
             assert theirs.dtype == torch.float32 != ours.dtype
     clean, corrupt = prompts()
-    hooks = [f"blocks.{layer}.hook_mixer_out" for layer in range(whole.cfg.n_layers)]
+    hooks = [name for name in whole.hook_points if name.endswith("hook_mixer_out")]
     ours, theirs = (attribution_patch(lens, clean, corrupt, METRIC, hooks, "p") for lens in (half, whole))
     assert compared(ours.change.flatten(), theirs.change.flatten()).pearson > 0.98
 
@@ -365,8 +365,8 @@ def test_what_cannot_be_estimated_is_refused_in_one_line(family):
     refused("has no axis h", over="h")
     refused("so there is no scale", lambda logits: logits[:, 0, 0])
     if lens.cfg.moe_layers:
-        refused("'blocks.1.mlp.hook_expert_indices' holds torch.int64, which has no gradient",
-                hook="blocks.1.mlp.hook_expert_indices")  # fmt: skip
+        hook = f"blocks.{lens.cfg.moe_layers[0]}.mlp.hook_expert_indices"
+        refused(f"'{hook}' holds torch.int64, which has no gradient", hook=hook)
     assert torch.equal(lens(clean), before)
 
 

@@ -90,7 +90,7 @@ def test_hidden_attention_cannot_be_written_in_place(lens):
 
 def test_gradient_of_an_edit_that_copies_a_state_from_another_position(lens):
     """state[5] <- state[2]: what position 2 gives to 5 must count, against a finite difference on the write at 0."""
-    ids, layer = tokens(1, 8), lens.cfg.ssm_layers[1]
+    ids, layer = tokens(1, 8), lens.cfg.ssm_layers[-1]
     state, write = f"blocks.{layer}.ssm.hook_state", f"blocks.{layer}.ssm.hook_write"
     weights = torch.randn(1, 8, 53)
 

@@ -30,9 +30,11 @@ NAMES = {
     "jamba": ("input_layernorm", "self_attn"),
     "falcon_h1": ("input_layernorm", "self_attn"),
     **dict.fromkeys(("qwen3_next", "llama", "qwen3", "gemma2", "gemma3"), ("input_layernorm", "self_attn")),
+    "nemotron_h": ("norm", "mixer"),
+    "bamba": ("input_layernorm", "self_attn"),
 }
 """A layer's norm and attention in the Hugging Face model."""
-EPS = {"mamba2": 1e-5, "falcon_h1": 1e-5}
+EPS = {"mamba2": 1e-5, "falcon_h1": 1e-5, "nemotron_h": 1e-5, "bamba": 1e-5}
 """Of a family's norms, where it is not 1e-6."""
 
 
@@ -88,7 +90,12 @@ def stream(lens, reader):
     """The hook point of the residual stream before a reader."""
     if reader.kind == "logits":
         return f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post"
-    return f"blocks.{reader.layer}.hook_resid_{'mid' if reader.kind == 'mlp' else 'pre'}"
+    return f"blocks.{reader.layer}.hook_resid_{'mid' if second(lens, reader) else 'pre'}"
+
+
+def second(lens, reader):
+    """Whether a reader is the second branch of its layer: an MLP that follows mixers."""
+    return reader.kind == "mlp" and lens.cfg.layers[reader.layer].type != "mlp"
 
 
 def slope(family, base, reader, change, h=0.005, metric=METRIC, before=()):
@@ -109,7 +116,7 @@ def slope(family, base, reader, change, h=0.005, metric=METRIC, before=()):
 
     name = f"blocks.{reader.layer}.attn.hook_{reader.kind}"
     if reader.head is None:
-        norm = f"blocks.{reader.layer}.{'ln2' if reader.kind == 'mlp' else 'ln1'}"
+        norm = f"blocks.{reader.layer}.{'ln2' if second(lens, reader) else 'ln1'}"
         name = f"{'ln_final' if reader.kind == 'logits' else norm}.hook_normalized"
     with torch.no_grad(), lens.hooks([*before, (stream(lens, reader), keep), (name, give)]):
         value = metric(lens(base.expand(len(STENCIL), -1))).double()

@@ -29,6 +29,8 @@ CHANGES = {
     "qwen3_next": [{}, {"attention_bias": True, "partial_rotary_factor": 0.5}],
     "qwen3_5": [{"attention_bias": True, "head_dim": 16}],
     "qwen3_5_moe": [{}],
+    "bamba": [{"mamba_proj_bias": True, "attention_bias": True, "mlp_bias": True}],
+    "nemotron_h": [{"use_bias": True, "mlp_bias": True}],
 }
 CASES = [(family, changes) for family in MATRIX for changes in CHANGES[family]]
 
@@ -71,9 +73,9 @@ def test_heads(family, changes):
             torch.testing.assert_close(k, cache[f"{name}.attn.hook_k_normed"], **CLOSE)
         out = plus(torch.einsum("bphe,hed->bpd", z, view.W_O), view.b_O)
         torch.testing.assert_close(out, cache[f"{name}.hook_attn_out"], **CLOSE)
-        assert view.rotary is not None
+        assert (view.rotary is None) == (f"{name}.attn.hook_rot_q" not in cache)
         for query, key in ((8, 8), (8, 7), (8, 0), (5, 2)):
-            turned = view.rotary.turned(q[:, query], query - key)
+            turned = q[:, query] if view.rotary is None else view.rotary.turned(q[:, query], query - key)
             scores = (turned.unflatten(1, (-1, view.n_shared)) * k[:, key, :, None]).sum(-1).flatten(1) * view.scale
             torch.testing.assert_close(scores, cache[f"{name}.attn.hook_attn_scores"][:, :, query, key], **CLOSE)
 

@@ -125,7 +125,7 @@ def test_rows_of_one_shape_do_not_hear_each_other(family):
 def test_before_the_first_difference_a_patch_changes_nothing(family):
     """Positions that both prompts share hold the same values, so that patches there need no pass at all."""
     lens, (clean, corrupt) = small(family), prompts(shared=9)
-    hooks = [f"blocks.{layer}.hook_mixer_out" for layer in range(lens.cfg.n_layers)]
+    hooks = [name for name in lens.hook_points if name.endswith("hook_mixer_out")]
     whole = activation_patch(lens, clean, corrupt, METRIC, hooks, "p")
     assert (whole.raw[:, :9] == whole.corrupt).all()
     assert (whole.raw[:, 9:] != whole.corrupt).any()

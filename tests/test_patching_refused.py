@@ -98,7 +98,7 @@ def test_a_broken_metric_leaves_the_model_as_it_was(family, broken):
         "raises": "mine",
         "text": "metric 'own' returned str, expected a tensor",
     }[broken]
-    hooks = [f"blocks.{layer}.hook_mixer_out" for layer in range(lens.cfg.n_layers)]
+    hooks = [name for name in lens.hook_points if name.endswith("hook_mixer_out")]
     with pytest.raises((InputError, RuntimeError), match=message):
         activation_patch(lens, clean, corrupt, own, hooks, {"p": [10, 11, 12, 13]}, batch_size=4)
     assert len(calls) == 4

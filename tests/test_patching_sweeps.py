@@ -23,7 +23,7 @@ def test_noise_where_it_matters_shows_there_and_nowhere_else(family):
     The prompts differ in one token that is not the last, so what the last position hears of it comes through a mixer.
     """
     lens, layer = small(family), 2 if family == "recurrentgemma" else 1
-    n_layers = lens.cfg.n_layers
+    mixing = [other for other, has in enumerate(lens.cfg.layers) if has.type != "mlp"]
     clean = tokens(1, LENGTH, 1)
     corrupt = clean.clone()
     corrupt[0, 14] = (clean[0, 14] + 1) % 50
@@ -31,13 +31,13 @@ def test_noise_where_it_matters_shows_there_and_nowhere_else(family):
     def silence(x, hook):
         return torch.zeros_like(x)
 
-    quiet = [other for other in range(n_layers) if other != layer]
+    quiet = [other for other in mixing if other != layer]
     names = [f"blocks.{other}.hook_{kind}_out" for other in quiet for kind in ("attn", "ssm")]
     with lens.hooks([([name for name in names if name in lens.hook_dict], silence)]):
-        hooks = [f"blocks.{other}.hook_mixer_out" for other in range(n_layers)]
+        hooks = [f"blocks.{other}.hook_mixer_out" for other in mixing]
         for direction, at_work, elsewhere in (("noise", 0.0, 1.0), ("denoise", 1.0, 0.0)):
             result = activation_patch(lens, clean, corrupt, METRIC, hooks, "p", direction=direction)
-            expected = torch.full((n_layers, LENGTH), elsewhere, dtype=torch.float64)
+            expected = torch.full((len(mixing), LENGTH), elsewhere, dtype=torch.float64)
             expected[layer, -1] = at_work
             # Shares of the difference of two metrics, each a difference of logits.
             size = float(lens(clean).detach().abs().max()) / abs(result.clean - result.corrupt)

@@ -8,6 +8,7 @@ skips no layers or positions and has batches of one; it shares no code with what
 
 import random
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -40,10 +41,11 @@ def prompts(shared=5, length=LENGTH):
     return clean, corrupt
 
 
-def point_of(reader):
+def point_of(lens, reader):
     if reader.kind == "logits":
         return "ln_final.hook_normalized"
-    norms = {"mixer": "ln1.hook_normalized", "mlp": "ln2.hook_normalized"}
+    second = lens.cfg.layers[reader.layer].type != "mlp"
+    norms = {"mixer": "ln1.hook_normalized", "mlp": f"ln{2 if second else 1}.hook_normalized"}
     return f"blocks.{reader.layer}." + norms.get(reader.kind, f"attn.hook_{reader.kind}")
 
 
@@ -109,7 +111,7 @@ def plain(lens, base, held, other, group, reader, metric, positions, through_mlp
             else:
                 name = f"blocks.{writer.layer}.hook_{writer.kind}_out"
                 hooks.append(put(name, other[name][0], None, places))
-        kept, name = {}, point_of(reader)
+        kept, name = {}, point_of(lens, reader)
         hooks.append((name, lambda x, hook: kept.__setitem__("x", x[0].clone())))
         lens.run_with_hooks(base, hooks)
         return metric(lens.run_with_hooks(base, [put(name, kept["x"], reader.head, places)]))[0].item()
@@ -196,7 +198,7 @@ def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family
     targets = []
     for reader in readers:
         where = {} if reader.head is None else {"h" if reader.kind in ("q", "gate") else "g": reader.head}
-        targets.append(Target(point_of(reader), where))
+        targets.append(Target(point_of(lens, reader), where))
     expected = activation_patch(lens, clean, corrupt, METRIC, targets=targets).raw
     paths = [
         (tuple(writer for writer in writers_of(lens) if reaches(lens, writer, reader)), reader) for reader in readers
@@ -226,8 +228,10 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_plain_loop(family):
 def test_with_mlps_a_path_is_more_than_without(family):
     """Between the embedding and the logits lie MLPs; between a layer's mixer and its own MLP none."""
     lens, (clean, corrupt) = small(family), prompts()
-    last = lens.cfg.mlp_layers[-1]
-    kind = [writer for writer in writers_of(lens) if writer.layer == last and writer.kind != "mlp"]
+    order = [writer for writer in writers_of(lens) if writer.kind != "embed"]
+    last = max(own.layer for before, own in pairwise(order) if own.kind == "mlp" != before.kind)
+    kind = [writer for writer in order if writer.kind != "mlp" and writer.layer <= last]
+    kind = [writer for writer in kind if writer.layer == kind[-1].layer]
     direct, through = (
         path_patch(
             lens, clean, corrupt, METRIC, [Writer("embed"), kind], [Reader("mlp", last), Reader("logits")],

@@ -15,6 +15,7 @@ from typing import Any
 import transformers
 
 from hybridlens.errors import CheckpointError
+from hybridlens.families.bamba import BAMBA
 from hybridlens.families.falcon_h1 import FALCON_H1
 from hybridlens.families.falcon_mamba import FALCON_MAMBA
 from hybridlens.families.gemma2 import GEMMA2
@@ -23,6 +24,7 @@ from hybridlens.families.jamba import JAMBA
 from hybridlens.families.llama import LLAMA
 from hybridlens.families.mamba import MAMBA
 from hybridlens.families.mamba2 import MAMBA2
+from hybridlens.families.nemotron_h import NEMOTRON_H
 from hybridlens.families.qwen3 import QWEN3
 from hybridlens.families.qwen3_5 import QWEN3_5
 from hybridlens.families.qwen3_5_moe import QWEN3_5_MOE
@@ -38,23 +40,10 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_NEXT,
     QWEN3_5,
     QWEN3_5_MOE,
+    NEMOTRON_H,
     MAMBA,
     FALCON_MAMBA,
-    LLAMA,
-    QWEN3,
-    GEMMA2,
-    GEMMA3,
-)
-FAMILIES: tuple[Family, ...] = (
-    RECURRENT_GEMMA,
-    JAMBA,
-    MAMBA2,
-    FALCON_H1,
-    QWEN3_NEXT,
-    QWEN3_5,
-    QWEN3_5_MOE,
-    MAMBA,
-    FALCON_MAMBA,
+    BAMBA,
     LLAMA,
     QWEN3,
     GEMMA2,

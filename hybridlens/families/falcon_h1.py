@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
 
 from hybridlens.blocks import Block
-from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, last_norm, pre_normed
+from hybridlens.config import LayerConfig, LensConfig, MlpConfig
+from hybridlens.families.parts import Norms, attention, attention_sizes, last_norm, mamba2_sizes, pre_normed
 from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
 from hybridlens.mixers.gated_norm import GatedNorm, Order
 from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
@@ -32,14 +32,8 @@ def configure(config: Any) -> LensConfig:
     require(heads == width, "Falcon-H1", "mamba_n_heads * mamba_d_head", heads, f"mamba_d_ssm = {width}")
     sizes = attention_sizes(config)
     sizes = replace(sizes, rotary=turning(config, sizes.d_head) is not None)
-    recurrent = RecurrentConfig(
-        kind="mamba2",
-        state_shape=(config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state),
-        d_channels=width,
-        d_conv_channels=width + 2 * config.mamba_n_groups * config.mamba_d_state,
-        d_conv=config.mamba_d_conv,
-        n_heads=config.mamba_n_heads,
-    )
+    taps, groups = config.mamba_d_conv, config.mamba_n_groups
+    recurrent = mamba2_sizes(config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state, groups, taps, "Falcon-H1")
     layer = LayerConfig(attn=sizes, ssm=recurrent, mlp=MlpConfig(config.intermediate_size))
     return LensConfig(
         family="falcon_h1",

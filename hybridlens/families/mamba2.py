@@ -11,13 +11,10 @@ from typing import Any
 from transformers import Mamba2Config
 
 from hybridlens.blocks import Block, Branch
-from hybridlens.config import LayerConfig, LensConfig, RecurrentConfig
-from hybridlens.families.parts import Norms, last_norm
+from hybridlens.config import LayerConfig, LensConfig
+from hybridlens.families.parts import Norms, last_norm, mamba2, mamba2_sizes
 from hybridlens.families.spec import Family, check_fields, eos_ids, require
-from hybridlens.mixers.gated_norm import GatedNorm
-from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
 from hybridlens.norms import HookedNorm
-from hybridlens.projections import Projection
 
 NORMS = Norms()
 
@@ -29,16 +26,8 @@ def configure(config: Mamba2Config) -> LensConfig:
     heads = config.num_heads * config.head_dim
     require(heads == width, "Mamba-2", "num_heads * head_dim", heads, f"expand * hidden_size = {width}")
     require(config.hidden_act in ("silu", "swish"), "Mamba-2", "hidden_act", config.hidden_act, "'silu'")
-    groups = config.n_groups
-    require(config.num_heads % groups == 0, "Mamba-2", "n_groups", groups, f"a divisor of {config.num_heads} heads")
-    recurrent = RecurrentConfig(
-        kind="mamba2",
-        state_shape=(config.num_heads, config.head_dim, config.state_size),
-        d_channels=width,
-        d_conv_channels=width + 2 * groups * config.state_size,
-        d_conv=config.conv_kernel,
-        n_heads=config.num_heads,
-    )
+    sizes = (config.num_heads, config.head_dim, config.state_size, config.n_groups, config.conv_kernel)
+    recurrent = mamba2_sizes(*sizes, family="Mamba-2")
     return LensConfig(
         family="mamba2",
         layers=(LayerConfig(ssm=recurrent),) * config.num_hidden_layers,
@@ -51,18 +40,9 @@ def configure(config: Mamba2Config) -> LensConfig:
 
 
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
-    hf, recurrent = model.backbone.layers[layer], cfg.recurrence(layer)
-    mixer = hf.mixer
-    parts = Mamba2Parts(
-        mixer=mixer,
-        project=Projection(mixer, "in_proj"),
-        groups=mixer.n_groups,
-        limit=(float(mixer.time_step_limit[0]), float(mixer.time_step_limit[1])),
-        norm=GatedNorm(mixer, "norm", mixer.norm.variance_epsilon, "gate_first", mixer.n_groups),
-        out=Projection(mixer, "out_proj"),
-    )
+    hf = model.backbone.layers[layer]
     norm = HookedNorm(NORMS.of(hf, "norm"), cfg.d_model, as_weight=True)
-    branch = Branch({"ssm": Mamba2(recurrent, parts, cfg.d_model)}, norm)
+    branch = Branch({"ssm": mamba2(hf.mixer, cfg.recurrence(layer), cfg.d_model)}, norm)
     return Block([branch], home=hf, d_model=cfg.d_model, wide=model.config.residual_in_fp32)
 
 

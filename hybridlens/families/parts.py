@@ -12,9 +12,11 @@ from typing import Any
 from torch import nn
 
 from hybridlens.blocks import Block, Branch
-from hybridlens.config import AttentionConfig, LensConfig
+from hybridlens.config import AttentionConfig, LensConfig, RecurrentConfig
 from hybridlens.families.spec import require
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
+from hybridlens.mixers.gated_norm import GatedNorm
+from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
 from hybridlens.mixers.rotary import Rotary, Turning
 from hybridlens.mlps import HookedMlp, HookedMoe, MlpParts, MoeParts
 from hybridlens.norms import HookedNorm, Norm, NormStyle
@@ -96,6 +98,45 @@ def windows(config: Any) -> tuple[int | None, ...]:
         said = kind == "full_attention" or config.sliding_window is not None
         require(said, whose, "sliding_window", None, "a number, since layer_types has sliding_attention")
     return tuple(sizes[kind] for kind in config.layer_types)
+
+
+def mamba2_sizes(heads: int, width: int, state: int, groups: int, taps: int, family: str) -> RecurrentConfig:
+    """The sizes of a Mamba-2 mixer.
+
+    Args:
+        heads: how many.
+        width: of a head.
+        state: address width of a head's state.
+        groups: of heads that share B and C.
+        taps: of the convolution.
+        family: for the message.
+
+    Raises:
+        CheckpointError: heads do not fall into equal groups.
+    """
+    require(heads % groups == 0, family, "the number of groups", groups, f"a divisor of {heads} recurrent heads")
+    wide = heads * width + 2 * groups * state
+    return RecurrentConfig("mamba2", (heads, width, state), heads * width, wide, taps, heads)
+
+
+def mamba2(mixer: Any, sizes: RecurrentConfig, d_model: int) -> Mamba2:
+    """Mamba-2 of a module with `in_proj`, `norm` (the gate comes before it) and `out_proj`.
+
+    Args:
+        mixer: the module.
+        sizes: of it.
+        d_model: width of the residual stream.
+    """
+    low, high = mixer.time_step_limit
+    parts = Mamba2Parts(
+        mixer=mixer,
+        project=Projection(mixer, "in_proj"),
+        groups=mixer.n_groups,
+        limit=(float(low), float(high)),
+        norm=GatedNorm(mixer, "norm", mixer.norm.variance_epsilon, "gate_first", mixer.n_groups),
+        out=Projection(mixer, "out_proj"),
+    )
+    return Mamba2(sizes, parts, d_model)
 
 
 def gated_mlp(mlp: Any, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> MlpParts:

@@ -23,7 +23,7 @@ from hybridlens.errors import CheckpointError, InputError
 from hybridlens.mixers.attention import HookedAttention
 from hybridlens.mixers.linear import RecurrentParts
 from hybridlens.mixers.rotary import Turning
-from hybridlens.mlps import HookedMlp
+from hybridlens.mlps import HookedMlp, HookedMoe
 from hybridlens.network import HookedNetwork
 from hybridlens.norms import Norm
 from hybridlens.projections import Projection
@@ -158,12 +158,14 @@ class Weights:
         if not 0 <= layer < self.cfg.n_layers:
             raise InputError(f"layer {layer} given, but the model has layers 0..{self.cfg.n_layers - 1}")
         mlp = getattr(self.network.blocks[layer], "mlp", None)
-        if not isinstance(mlp, HookedMlp):
+        project, scale = None, 1.0
+        if isinstance(mlp, HookedMlp):
+            project = mlp.parts.down
+        elif isinstance(mlp, HookedMoe):  # the shared expert's bias is a part of its own write
+            project, scale = mlp.parts.widen, mlp.parts.scale
+        if project is None or project.bias() is None:
             return None
-        down = cast(nn.Linear, mlp.parts.down.module)
-        if mlp.parts.down.bias() is None:
-            return None
-        bias = self._of(down, "bias", (self.cfg.d_model,)) * mlp.parts.down.scale
+        bias = self._of(cast(nn.Linear, project.module), "bias", (self.cfg.d_model,)) * (project.scale * scale)
         behind = self._after(cast(Block, self.network.blocks[layer]), "mlp")
         return bias if behind is None else bias * behind
 
