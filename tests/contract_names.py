@@ -54,6 +54,7 @@ LAYERS = {
     "mamba2": [MAMBA2, MAMBA2],
     "falcon_h1": [ATTENTION | ROTARY | MAMBA2 | DENSE] * 2,
     "qwen3_next": [DELTA | DENSE, FULL | SHARED, DELTA | SHARED],
+    "granitemoehybrid": [MAMBA2 | SHARED, ATTENTION | SHARED, MAMBA2 | SHARED],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -63,6 +64,9 @@ SIZES = {
     "falcon_h1": {"h": 4, "g": 2, "e": 8, "c": 24, "wide": 44, "s": 4, "u": 6, "m": 5, "f": 40},
     "qwen3_next": {
         "h": 4, "g": 2, "e": 16, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40, "x": 6, "r": 2
+    },
+    "granitemoehybrid": {
+        "h": 4, "g": 2, "e": 8, "c": 64, "wide": 84, "s": 4, "u": 16, "m": 5, "x": 6, "r": 2
     },
 }  # fmt: skip
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1}

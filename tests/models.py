@@ -108,6 +108,14 @@ ROWS = {
         "num_hidden_layers": 4, "head_dim": 8, "linear_value_head_dim": 10, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 24, "num_experts": 4, "mlp_only_layers": [2],
     }),
+    # Layers M A M; four recurrent heads in two groups, two key/value heads, six experts; no multiplier at 1.
+    "granitemoehybrid": Row("GraniteMoeHybrid", SPECIAL | {
+        "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "intermediate_size": 24, "shared_intermediate_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "num_local_experts": 6, "num_experts_per_tok": 2, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 5,
+        "mamba_chunk_size": 4, "max_position_embeddings": 128, "embedding_multiplier": 1.3, "logits_scaling": 1.4,
+        "residual_multiplier": 0.6, "attention_multiplier": 0.5,
+    }, room={"max_position_embeddings": 400}, calm={"mamba_d_state": 6, "mamba_chunk_size": 8}),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)
@@ -121,8 +129,11 @@ def make(family: str, seed: int = 0, draw: Callable[[Any, int], None] | None = N
     row = ROWS[family]
     torch.manual_seed(seed)
     config = getattr(transformers, f"{row.kind}Config")
-    sizes = {"vocab_size": VOCAB, "hidden_size": 32}
-    model = getattr(transformers, f"{row.kind}ForCausalLM")(config(**{**sizes, **row.fields, **changes}))
+    fields = {"vocab_size": VOCAB, "hidden_size": 32, **row.fields, **changes}
+    if "layer_types" in fields and "layer_types" not in changes:  # as many layers as asked for, in the row's order
+        kinds, many = fields["layer_types"], fields["num_hidden_layers"]
+        fields["layer_types"] = [kinds[layer % len(kinds)] for layer in range(many)]
+    model = getattr(transformers, f"{row.kind}ForCausalLM")(config(**fields))
     (draw or row.draw)(model, seed + 1)
     return model.eval()
 

@@ -158,6 +158,7 @@ WIDTH = Whole(2, 2**10)
 """Taps of a convolution: with one tap there would be nothing to remember."""
 LAYERS = Whole(1, 2**10)
 SCALE = Real(0.0, 1e6)
+FACTOR = Real(0.0, 1e6, above=True)
 OPTIONAL_SIZE = Whole(1, 2**22, optional=True)
 WINDOW = Whole(2, 2**31 - 1, optional=True)
 """Keys that a query sees: with itself alone no layer would look back."""
@@ -176,14 +177,17 @@ FIELDS: Mapping[str, Rule] = {
     "num_attention_heads": HEADS, "num_key_value_heads": Whole(1, 2**14, optional=True),
     "attention_window_size": WINDOW, "sliding_window": WINDOW, "max_position_embeddings": Whole(1, 2**31 - 1),
     "conv1d_width": WIDTH, "mamba_d_conv": WIDTH,
-    "mamba_d_state": COUNT, "mamba_expand": Whole(1, 64),
+    "shared_intermediate_size": SIZE, "mamba_n_heads": HEADS, "mamba_n_groups": HEADS,
+    "mamba_d_head": Either((SIZE, OneOf(("auto",)))), "mamba_d_state": COUNT, "mamba_expand": Whole(1, 64),
     "mamba_dt_rank": Either((SIZE, OneOf(("auto",)))),
-    "num_experts": Whole(0, 2**14), "num_experts_per_tok": COUNT,
+    "num_experts": Whole(0, 2**14), "num_local_experts": Whole(0, 2**14), "num_experts_per_tok": Whole(0, 2**14),
     "attn_layer_period": LAYERS, "attn_layer_offset": Whole(0, 2**10),
     "expert_layer_period": LAYERS, "expert_layer_offset": Whole(0, 2**10),
     "block_types": Texts(("recurrent", "attention")), "_block_types": Texts(("recurrent", "attention")),
     "hidden_act": ACTIVATION, "hidden_activation": ACTIVATION,
     "rms_norm_eps": Real(0.0, 1.0, above=True), "logits_soft_cap": Real(0.0, 1e9, above=True),
+    "embedding_multiplier": FACTOR, "residual_multiplier": FACTOR, "attention_multiplier": FACTOR,
+    "logits_scaling": FACTOR,
     "rope_theta": Real(0.0, 1e15, above=True), "partial_rotary_factor": Real(0.0, 1.0),
     "attention_dropout": Real(0.0, 1.0), "initializer_range": SCALE, "w_init_variance_scale": SCALE,
     "final_w_init_variance_scale": SCALE, "router_aux_loss_coef": SCALE,
@@ -195,6 +199,7 @@ FIELDS: Mapping[str, Rule] = {
 
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _DIVIDED = (("num_attention_heads", "num_key_value_heads"), ("lru_width", "num_attention_heads"))
+_EXPERTS = ("num_experts", "num_local_experts")
 
 
 def check_values(values: Mapping[str, Any], where: str, path: str = "", depth: int = 0) -> None:
@@ -219,7 +224,7 @@ def check_values(values: Mapping[str, Any], where: str, path: str = "", depth: i
 
 
 def _check_together(values: Mapping[str, Any], where: str, path: str) -> None:
-    """What no field says alone: tokens of the vocabulary, heads that share evenly."""
+    """What no field says alone: tokens of the vocabulary, heads that share evenly, experts that are used."""
     size = values.get("vocab_size")
     for name in _TOKENS if size is not None else ():
         given: Any = values.get(name)
@@ -230,6 +235,10 @@ def _check_together(values: Mapping[str, Any], where: str, path: str) -> None:
         total, parts = values.get(whole), values.get(part)
         if total is not None and parts is not None and total % parts:
             raise CheckpointError(f"{where}: {path}{whole} is {total}, expected a multiple of {part} = {parts}")
+    used = values.get("num_experts_per_tok")
+    for name in _EXPERTS if used == 0 else ():
+        if experts := values.get(name):
+            raise CheckpointError(f"{where}: {path}num_experts_per_tok is 0, expected at least 1 of {name} = {experts}")
 
 
 def _shown(value: object) -> str:
