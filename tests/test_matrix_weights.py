@@ -27,6 +27,7 @@ CHANGES = {
         {"mamba_proj_bias": True, "projectors_bias": True, "attention_bias": True},
     ],
     "qwen3_next": [{}, {"attention_bias": True, "partial_rotary_factor": 0.5}],
+    "granitemoehybrid": [{}, {"attention_bias": True, "mamba_proj_bias": True, "position_embedding_type": "rope"}],
 }
 CASES = [(family, changes) for family in MATRIX for changes in CHANGES[family]]
 
@@ -69,9 +70,9 @@ def test_heads(family, changes):
             torch.testing.assert_close(k, cache[f"{name}.attn.hook_k_normed"], **CLOSE)
         out = plus(torch.einsum("bphe,hed->bpd", z, view.W_O), view.b_O)
         torch.testing.assert_close(out, cache[f"{name}.hook_attn_out"], **CLOSE)
-        assert view.rotary is not None
+        assert (view.rotary is None) == ("rope" not in changes.values() and family == "granitemoehybrid")
         for query, key in ((8, 8), (8, 7), (8, 0), (5, 2)):
-            turned = view.rotary.turned(q[:, query], query - key)
+            turned = q[:, query] if view.rotary is None else view.rotary.turned(q[:, query], query - key)
             scores = (turned.unflatten(1, (-1, view.n_shared)) * k[:, key, :, None]).sum(-1).flatten(1) * view.scale
             torch.testing.assert_close(scores, cache[f"{name}.attn.hook_attn_scores"][:, :, query, key], **CLOSE)
 
@@ -138,7 +139,7 @@ def test_gain(family, changes):
         torch.testing.assert_close(gain * v, kept[0].flatten(2), **CLOSE)
 
 
-@pytest.mark.parametrize("family", ["mamba2", "falcon_h1"])
+@pytest.mark.parametrize("family", ["mamba2", "falcon_h1", "granitemoehybrid"])
 def test_gain_at_rest(family):
     """On an input of zeros the gain is what it is taken for at rest; a delta rule's is 0 there."""
     lens = hl.HybridLens(make(family, 5))
