@@ -115,7 +115,9 @@ ROWS = {
         "num_local_experts": 6, "num_experts_per_tok": 2, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 5,
         "mamba_chunk_size": 4, "max_position_embeddings": 128, "embedding_multiplier": 1.3, "logits_scaling": 1.4,
         "residual_multiplier": 0.6, "attention_multiplier": 0.5,
-    }, room={"max_position_embeddings": 400}, calm={"mamba_d_state": 6, "mamba_chunk_size": 8}),
+    }, room={"max_position_embeddings": 400}, calm={
+        "mamba_d_state": 6, "mamba_chunk_size": 8, "num_experts_per_tok": 6,
+    }),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)

@@ -30,6 +30,7 @@ NAMES = {
     "jamba": ("input_layernorm", "self_attn"),
     "falcon_h1": ("input_layernorm", "self_attn"),
     "qwen3_next": ("input_layernorm", "self_attn"),
+    "granitemoehybrid": ("input_layernorm", "self_attn"),
 }
 """A layer's norm and attention in the Hugging Face model."""
 EPS = {"mamba2": 1e-5, "falcon_h1": 1e-5}

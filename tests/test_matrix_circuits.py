@@ -53,7 +53,8 @@ def test_eigenvalues_are_those_of_matrices_over_the_vocabulary(family):
         written = E @ one.W_V.double() @ (gate * one.W_O.double()) @ U0.T
         expected = nonzero(written, d_head)
         assert descending(ov[head]) == pytest.approx(expected, rel=1e-4, abs=1e-4 * expected[0])
-        queries = view.rotary.turned(E @ (one.W_Q * q_norm).double(), 3)
+        queries = E @ (one.W_Q * q_norm).double()
+        queries = queries if view.rotary is None else view.rotary.turned(queries, 3)
         expected = nonzero(queries @ (E0 @ (one.W_K * k_norm).double()).T, d_head)
         assert descending(qk[head]) == pytest.approx(expected, rel=1e-4, abs=1e-4 * expected[0])
         keys = E @ (one.W_K * k_norm).double()

@@ -11,7 +11,7 @@ number.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -45,13 +45,15 @@ def check_fit(family: Family, config: Any, files: FileTensors) -> None:
     held = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
     with _quietly(), opening(f"'{files.source}': the files do not fit config.json"):
         try:
-            _, found = model_class.from_pretrained(
+            model, found = model_class.from_pretrained(
                 None, config=config, state_dict=held, dtype=torch.float32, device_map={"": "meta"},
                 ignore_mismatched_sizes=True, output_loading_info=True,
             )  # fmt: skip
         except RuntimeError as error:  # tensors that it joins do not fit each other; it does not say which
             _check_shapes(family, config, stored, files.source, error)
             raise
+    if found["missing_keys"]:
+        found = {**found, "missing_keys": _as_written(model, found["missing_keys"], stored)}
     check_found(family, found, files.source)
     ties: Mapping[str, str] = getattr(model_class, "_tied_weights_keys", None) or {}
     for one, other in ties.items() if config.tie_word_embeddings else ():
@@ -111,6 +113,17 @@ def _check_shapes(family: Family, config: Any, stored: Mapping[str, Stored], sou
             raise CheckpointError(
                 f"'{source}': {name} has shape {has}, but the configuration asks for {asked}"
             ) from error
+
+
+def _as_written(model: Any, names: Iterable[str], stored: Mapping[str, Stored]) -> list[str]:
+    """Tensors of the model that are missing, under the names that its files have for them."""
+    held: Mapping[str, torch.Tensor] = model.state_dict()
+    found: list[str] = []
+    for name in names:
+        alone = {name: held[name]} if name in held else {}
+        written: Iterable[str] = core_model_loading.revert_weight_conversion(model, alone)
+        found += [tensor for tensor in written if tensor not in stored] or [name]
+    return found
 
 
 def _check_experts(stored: Mapping[str, Stored], source: str) -> None:
