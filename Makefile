@@ -30,7 +30,7 @@ SET_default := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COM
 SET_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 SETS := default $(shell grep -qm1 avx2 /proc/cpuinfo 2>/dev/null && echo avx2)
 
-.PHONY: help demo $(PARTS) test lint types unit numerics $(addprefix numerics-,$(SETS)) notebooks compat
+.PHONY: help demo $(PARTS) test lint types unit numerics $(addprefix numerics-,$(SETS)) notebooks compat families-table
 
 # Tests and notebooks may use no network; nothing may report home.
 export HF_HUB_OFFLINE := 1
@@ -46,6 +46,7 @@ export OMP_WAIT_POLICY := PASSIVE
 help:
 	@echo "make demo   the paper's experiments, head circuits, patching and crossover of two tiny hybrids, into $(RESULTS)/"
 	@echo "make test   lint, types, tests, the numerical ones under other instruction sets too, and notebooks"
+	@echo "make families-table  what works for each family, into hybridlens/supported.json"
 	@echo "make compat the oldest and newest torch and transformers, and every Python: minutes each, gigabytes fetched"
 
 $(VENV)/pyvenv.cfg:
@@ -94,6 +95,10 @@ numerics: $(addprefix numerics-,$(SETS))
 
 $(addprefix numerics-,$(SETS)): numerics-%: $(VENV)/.installed-dev
 	$(SET_$*) $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(NUMERICS)
+
+# What `hybridlens families` shows, made by the checks that the tests run; the tests fail where it says something else.
+families-table: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/families_table.py
 
 # Throw-away environments under build/compat, one after the other, and a table of what passed in which.
 compat: $(VENV)/pyvenv.cfg

@@ -22,7 +22,7 @@ from typer._click.exceptions import ClickException  # pyright: ignore[reportPriv
 
 from analyses.commands.declared import command, typed_words
 from analyses.commands.experiments import EXPERIMENTS
-from analyses.commands.look import heads, hooks, models
+from analyses.commands.look import families, heads, hooks, models
 from hybridlens.boundary_words import sound
 from hybridlens.errors import HybridLensError
 
@@ -37,7 +37,7 @@ app = typer.Typer(
 
 for _declared in EXPERIMENTS:
     app.command(_declared.name)(command(_declared))
-for _command in (hooks, models, heads):
+for _command in (hooks, models, families, heads):
     app.command()(_command)
 
 

@@ -75,6 +75,7 @@ LAYERS = {
     "falcon_mamba": [DIAGONAL | MAMBA] * 2,
     "bamba": [MAMBA2 | DENSE, ATTENTION | ROTARY | DENSE, MAMBA2 | DENSE],
     "nemotron_h": [MAMBA2, ATTENTION, alone(SHARED), {n: a for n, a in alone(DENSE).items() if "linear" not in n}],
+    "granitemoehybrid": [MAMBA2 | SHARED, ATTENTION | SHARED, MAMBA2 | SHARED],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -96,6 +97,9 @@ SIZES = {
     "bamba": {"h": 4, "g": 2, "e": 8, "c": 32, "wide": 52, "s": 4, "u": 8, "m": 5, "f": 40},
     "nemotron_h": {
         "h": 4, "g": 2, "e": 12, "c": 24, "wide": 44, "s": 4, "u": 6, "m": 5, "f": 40, "x": 8, "r": 3
+    },
+    "granitemoehybrid": {
+        "h": 4, "g": 2, "e": 8, "c": 64, "wide": 84, "s": 4, "u": 16, "m": 5, "x": 6, "r": 2
     },
 }  # fmt: skip
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "mamba": 1, "falcon_mamba": 1}

@@ -4,7 +4,7 @@ Nothing of hybridlens is used here.
 """
 
 from hf_capture import attention, dense_mlp, residual
-from hf_matrix_states import _mamba2
+from hf_matrix_states import mamba2
 
 
 def bamba_layer(got, model, layer):
@@ -14,5 +14,5 @@ def bamba_layer(got, model, layer):
     out |= dense_mlp(got, f"{home}.feed_forward", block)
     if f"{home}.self_attn" in got.attention:
         return out | attention(got, model, f"{home}.self_attn", block, rotary=True)
-    mine = _mamba2(got, model, f"{home}.mamba", model.config.mamba_n_groups)
+    mine = mamba2(got, model, f"{home}.mamba", model.config.mamba_n_groups)
     return out | {f"{block}.{name}": value for name, value in mine.items()}

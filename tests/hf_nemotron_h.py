@@ -5,7 +5,7 @@ Nothing of hybridlens is used here.
 
 import torch
 from hf_capture import attention, norm
-from hf_matrix_states import CLOSE, _mamba2
+from hf_matrix_states import CLOSE, mamba2
 
 
 def nemotron_h_layer(got, model, layer):
@@ -17,7 +17,7 @@ def nemotron_h_layer(got, model, layer):
     if kind == "full_attention":
         return out | attention(got, model, module, block, rotary=False)
     if kind == "linear_attention":
-        mine = _mamba2(got, model, module, model.config.n_groups)
+        mine = mamba2(got, model, module, model.config.n_groups)
     elif kind == "mlp":
         mine = {"mlp.hook_pre": got.outputs[f"{module}.up_proj"], "mlp.hook_post": got.inputs[f"{module}.down_proj"]}
         torch.testing.assert_close(mine["mlp.hook_pre"].clamp(min=0) ** 2, mine["mlp.hook_post"])

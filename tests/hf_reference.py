@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hf_attention_only import gemma_layer, llama_layer
 from hf_bamba import bamba_layer
 from hf_capture import Capture, attention, dense_mlp, norm, residual
+from hf_granite import granite_layer
 from hf_mamba import hidden_attention, mamba_layer, mamba_mixer
 from hf_matrix_states import falcon_h1_layer, mamba2_layer, qwen3_next_layer
 from hf_nemotron_h import nemotron_h_layer
@@ -103,5 +104,6 @@ FAMILIES = {
     "falcon_mamba": ("backbone.layers", "backbone.norm_f", mamba_layer),
     "bamba": ("model.layers", "model.final_layernorm", bamba_layer),
     "nemotron_h": ("model.layers", "model.norm_f", nemotron_h_layer),
+    "granitemoehybrid": ("model.layers", "model.norm", granite_layer),
 }
 """Where layers and the last norm are, and what gives a layer's values."""

@@ -196,6 +196,16 @@ ROWS = {
     }, room={"max_position_embeddings": 400}, calm={
         "mamba_d_state": 6, "mamba_chunk_size": 8, "time_step_limit": (0.0, 2.0),
     }),
+    # Layers M A M; four recurrent heads in two groups, two key/value heads, six experts; no multiplier at 1.
+    "granitemoehybrid": Row("GraniteMoeHybrid", SPECIAL | {
+        "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "intermediate_size": 24, "shared_intermediate_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "num_local_experts": 6, "num_experts_per_tok": 2, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 5,
+        "mamba_chunk_size": 4, "max_position_embeddings": 128, "embedding_multiplier": 1.3, "logits_scaling": 1.4,
+        "residual_multiplier": 0.6, "attention_multiplier": 0.5,
+    }, room={"max_position_embeddings": 400}, calm={
+        "mamba_d_state": 6, "mamba_chunk_size": 8, "num_experts_per_tok": 6,
+    }),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)

@@ -7,7 +7,8 @@ from models import make, tokens
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.aliases import DELTA, MAMBA2
 
-CASES = {"mamba2": MAMBA2, "falcon_h1": MAMBA2, "qwen3_next": DELTA, "nemotron_h": MAMBA2, "bamba": MAMBA2}
+CASES = {"mamba2": MAMBA2, "falcon_h1": MAMBA2, "qwen3_next": DELTA, "nemotron_h": MAMBA2, "bamba": MAMBA2,
+         "granitemoehybrid": MAMBA2}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", CASES)
@@ -44,6 +45,7 @@ OTHER_TENSORS = {
     "qwen3_next": ["ssm.hook_x", "linear_attn.hook_log_decay", "linear_attn.hook_ssm_state", "mixer.hook_ssm_state"],
     "qwen3_5": ["linear_attn.hook_log_decay", "linear_attn.hook_ssm_state"],
     "qwen3_5_moe": ["linear_attn.hook_log_decay", "linear_attn.hook_ssm_state"],
+    "granitemoehybrid": ["linear_attn.hook_v", "mixer.hook_conv"],
 }
 
 

@@ -15,7 +15,7 @@ COMMANDS = {
     "reproduce": ["fig2", "maps", *SHORT, "--heads", "0,1"],
     "rankings": [*SHORT, "--rankings", "copying", "--draws", "1", "--counts", "0,2"],
     "crossover": [*SHORT, "--pairs", "oslo", "--max-new-tokens", "2"],
-    "circuits": ["--sample", "50", "--distances", "1,2"],
+    "circuits": ["--sample", "50"],
     "patch": ["--length", "110", "--sweeps", "resid_pre,state"],
 }
 

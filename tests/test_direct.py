@@ -58,7 +58,8 @@ def untouched(model, prompt):
     with torch.no_grad():
         logits = model(prompt, use_cache=False).logits
     handle.remove()
-    return kept[0][0] * getattr(model.config, "lm_head_multiplier", 1.0), logits[0]
+    scale = getattr(model.config, "lm_head_multiplier", 1.0) / getattr(model.config, "logits_scaling", 1.0)
+    return kept[0][0] * scale, logits[0]
 
 
 def room(found):
@@ -224,7 +225,7 @@ def test_a_recurrent_head_that_writes_nothing_has_no_share(family):
     layer = lens.cfg.ssm_layers[-1]
     width = lens.cfg.recurrence(layer).state_shape[1]
     stem = model.backbone if family == "mamba2" else model.model
-    mixer = {"mamba2": "mixer", "falcon_h1": "mamba", "qwen3_next": "linear_attn"}[family]
+    mixer = {"mamba2": "mixer", "qwen3_next": "linear_attn"}.get(family, "mamba")
     with torch.no_grad():
         getattr(stem.layers[layer], mixer).out_proj.weight[:, 2 * width : 3 * width] = 0
     found = direct_logit_attribution(lens, tokens(1, LENGTH), QUESTIONS, POSITIONS)

@@ -32,6 +32,7 @@ NAMES = {
     **dict.fromkeys(("qwen3_next", "llama", "qwen3", "gemma2", "gemma3"), ("input_layernorm", "self_attn")),
     "nemotron_h": ("norm", "mixer"),
     "bamba": ("input_layernorm", "self_attn"),
+    "granitemoehybrid": ("input_layernorm", "self_attn"),
 }
 """A layer's norm and attention in the Hugging Face model."""
 EPS = {"mamba2": 1e-5, "falcon_h1": 1e-5, "nemotron_h": 1e-5, "bamba": 1e-5}

@@ -31,6 +31,7 @@ CHANGES = {
     "qwen3_5_moe": [{}],
     "bamba": [{"mamba_proj_bias": True, "attention_bias": True, "mlp_bias": True}],
     "nemotron_h": [{"use_bias": True, "mlp_bias": True}],
+    "granitemoehybrid": [{}, {"attention_bias": True, "mamba_proj_bias": True, "position_embedding_type": "rope"}],
 }
 CASES = [(family, changes) for family in MATRIX for changes in CHANGES[family]]
 
@@ -142,7 +143,7 @@ def test_gain(family, changes):
         torch.testing.assert_close(gain * v, kept[0].flatten(2), **CLOSE)
 
 
-@pytest.mark.parametrize("family", ["mamba2", "falcon_h1"])
+@pytest.mark.parametrize("family", ["mamba2", "falcon_h1", "granitemoehybrid"])
 def test_gain_at_rest(family):
     """On an input of zeros the gain is what it is taken for at rest; a delta rule's is 0 there."""
     lens = hl.HybridLens(make(family, 5))

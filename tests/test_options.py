@@ -47,6 +47,18 @@ CASES = {
     "qwen3_5 with biases": ("qwen3_5", {"attention_bias": True, "num_key_value_heads": 1}),
     "qwen3_5_moe with one expert a token": ("qwen3_5_moe", {"num_experts_per_tok": 1}),
     "qwen3_next with one head of keys": ("qwen3_next", {"num_key_value_heads": 1, "head_dim": 8}),
+    "granitemoehybrid without experts": ("granitemoehybrid", {"num_local_experts": 0, "num_experts_per_tok": 0}),
+    "granitemoehybrid turned": (
+        "granitemoehybrid",
+        {"position_embedding_type": "rope", "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    ),
+    "granitemoehybrid with biases": ("granitemoehybrid", {"attention_bias": True, "mamba_proj_bias": True}),
+    "granitemoehybrid without a convolution's bias": ("granitemoehybrid", {"mamba_conv_bias": False}),
+    "granitemoehybrid clamped": ("granitemoehybrid", {"time_step_limit": (0.08, 0.2)}),
+    "granitemoehybrid in one group": ("granitemoehybrid", {"mamba_n_groups": 1, "num_key_value_heads": 4}),
+    "granitemoehybrid tied": ("granitemoehybrid", {"tie_word_embeddings": True}),
+    "granitemoehybrid without attention": ("granitemoehybrid", {"layer_types": ["linear_attention"] * 3}),
+    "granitemoehybrid with attention alone": ("granitemoehybrid", {"layer_types": ["full_attention"] * 3}),
 }  # fmt: skip
 
 
@@ -75,7 +87,7 @@ def test_every_option_is_the_untouched_model(case):
                 assert_close(total, cache[f"blocks.{layer}.hook_{mixer}_out"], **close)
 
 
-@pytest.mark.parametrize("family", ["mamba2", "falcon_h1"])
+@pytest.mark.parametrize("family", ["mamba2", "falcon_h1", "granitemoehybrid"])
 def test_steps_stay_within_finite_limits(family):
     """Read by hooks in prefill and in decode, where the library itself clamps only the former; both limits are met."""
     lens, seen = HybridLens(make(family, 1, time_step_limit=(0.08, 0.2))), []
@@ -95,6 +107,22 @@ def test_steps_stay_within_finite_limits(family):
         ("mamba2", {"hidden_act": "relu"}, "Mamba-2: hidden_act is 'relu', expected 'silu'"),
         ("falcon_h1", {"hidden_act": "gelu"}, "Falcon-H1: hidden_act is 'gelu', expected 'silu'"),
         ("qwen3_next", {"hidden_act": "gelu"}, "Qwen3-Next: hidden_act is 'gelu', expected 'silu'"),
+        ("granitemoehybrid", {"hidden_act": "gelu"}, "Granite: hidden_act is 'gelu', expected 'silu'"),
+        ("granitemoehybrid", {"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi', expected"),
+        ("granitemoehybrid", {"num_experts_per_tok": 7}, "num_experts_per_tok is 7, expected at most"),
+        ("granitemoehybrid", {"num_experts_per_tok": 0}, "num_experts_per_tok is 0, expected at least 1 of num_local"),
+        ("granitemoehybrid", {"logits_scaling": 0}, "logits_scaling is 0, expected a number above 0"),
+        ("granitemoehybrid", {"time_step_limit": None}, "time_step_limit is None, expected two numbers"),
+        (
+            "granitemoehybrid",
+            {"layer_types": ["full_attention", "sliding_attention", "linear_attention"]},
+            "a layer of layer_types is 'sliding_attention', expected one of linear_attention, full_attention",
+        ),
+        (
+            "granitemoehybrid",
+            {"position_embedding_type": "rope", "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor is 0.5, expected 1",
+        ),
     ],
 )
 def test_what_a_family_was_not_built_for_is_refused_in_one_line(family, changes, message):

@@ -15,7 +15,7 @@ from models import VOCAB, make
 from safetensors.torch import load_file, save_file
 
 import hybridlens as hl
-from hybridlens.errors import LeftOutWarning
+from hybridlens.errors import CheckpointError, LeftOutWarning
 from hybridlens.weights import Weights
 
 
@@ -86,6 +86,10 @@ CASES = {
         spare=("mtp.layers.0.eh_proj.weight", "mtp.layers.0.norm.weight"),
     ),
     "nemotron_h, named as in memory": Names(("model.layers.2.mixer.experts.up_proj",), stacked=True),
+    "granitemoehybrid": Names(
+        ("model.layers.1.block_sparse_moe.input_linear.weight", "model.layers.0.block_sparse_moe.router.layer.weight"),
+        changes=(("tie_word_embeddings", True),),
+    ),
     "bamba": Names(("model.layers.0.mamba.in_proj.weight",), changes=(("tie_word_embeddings", True),)),
 }
 """By family, and what is particular where one has several."""
@@ -162,3 +166,16 @@ def same(one, other):
     assert len(tensors) > 3
     for name in tensors:
         assert torch.equal(read[name], expected[name]), name
+
+
+@pytest.mark.parametrize("name", ["input_linear", "router.layer"])
+def test_a_missing_tensor_is_named_as_files_have_it(name, tmp_path):
+    """And not as the model has it in memory, where its holder would not find it."""
+    make("granitemoehybrid", 3).save_pretrained(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    name = f"model.layers.1.block_sparse_moe.{name}.weight"
+    del held[name]
+    save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"holds no tensor {name}") as caught:
+        hl.load(tmp_path)
+    assert "\n" not in str(caught.value)

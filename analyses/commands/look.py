@@ -1,4 +1,4 @@
-"""The commands that look at a model: its hook points, the embedded ones, its heads ranked."""
+"""The commands that look at models: hook points, the embedded ones, what works for each family, heads ranked."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ def models() -> None:
     from analyses.commands.embedded import model_table
 
     typer.echo(model_table())
+
+
+def families() -> None:
+    """The families of models that can be opened, and what the tests found to work for each."""
+    from analyses.commands.family_table import family_table
+
+    typer.echo(family_table())
 
 
 def heads(

@@ -20,6 +20,7 @@ from hybridlens.families.falcon_h1 import FALCON_H1
 from hybridlens.families.falcon_mamba import FALCON_MAMBA
 from hybridlens.families.gemma2 import GEMMA2
 from hybridlens.families.gemma3 import GEMMA3
+from hybridlens.families.granitemoehybrid import GRANITEMOEHYBRID
 from hybridlens.families.jamba import JAMBA
 from hybridlens.families.llama import LLAMA
 from hybridlens.families.mamba import MAMBA
@@ -41,6 +42,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_5,
     QWEN3_5_MOE,
     NEMOTRON_H,
+    GRANITEMOEHYBRID,
     MAMBA,
     FALCON_MAMBA,
     BAMBA,

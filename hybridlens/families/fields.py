@@ -158,6 +158,7 @@ WIDTH = Whole(2, 2**10)
 """Taps of a convolution: with one tap there would be nothing to remember."""
 LAYERS = Whole(1, 2**10)
 SCALE = Real(0.0, 1e6)
+FACTOR = Real(0.0, 1e6, above=True)
 OPTIONAL_SIZE = Whole(1, 2**22, optional=True)
 WINDOW = Whole(2, 2**31 - 1, optional=True)
 """Keys that a query sees: with itself alone no layer would look back."""
@@ -185,7 +186,10 @@ FIELDS: Mapping[str, Rule] = {
     "mlp_hidden_act": ACTIVATION, "mamba_hidden_act": ACTIVATION, "layer_norm_epsilon": Real(0.0, 1.0, above=True),
     "mamba_dt_rank": Either((SIZE, OneOf(("auto",)))),
     "state_size": COUNT, "time_step_rank": Either((SIZE, OneOf(("auto",)))),
-    "num_experts": Whole(0, 2**14), "num_experts_per_tok": COUNT,
+    "num_experts": Whole(0, 2**14), "num_local_experts": Whole(0, 2**14), "num_experts_per_tok": Whole(0, 2**14),
+    "shared_intermediate_size": SIZE,
+    "embedding_multiplier": FACTOR, "residual_multiplier": FACTOR, "attention_multiplier": FACTOR,
+    "logits_scaling": FACTOR,
     "attn_layer_period": LAYERS, "attn_layer_offset": Whole(0, 2**10),
     "expert_layer_period": LAYERS, "expert_layer_offset": Whole(0, 2**10),
     "block_types": Texts(("recurrent", "attention")), "_block_types": Texts(("recurrent", "attention")),
@@ -196,7 +200,8 @@ FIELDS: Mapping[str, Rule] = {
     "query_pre_attn_scalar": Real(0.0, 1e9, above=True), "max_window_layers": Whole(0, 2**10),
     "factor": Real(0.0, 1e6, above=True), "low_freq_factor": Real(0.0, 1e6, above=True),
     "high_freq_factor": Real(0.0, 1e6, above=True), "original_max_position_embeddings": Whole(1, 2**31 - 1),
-    "rope_local_base_freq": Real(0.0, 1e15, above=True), "use_sliding_window": FLAG, "mixer_rms_eps": Real(0.0, 1.0, above=True),
+    "rope_local_base_freq": Real(0.0, 1e15, above=True), "use_sliding_window": FLAG,
+    "mixer_rms_eps": Real(0.0, 1.0, above=True),
     "rope_theta": Real(0.0, 1e15, above=True), "partial_rotary_factor": Real(0.0, 1.0),
     "attention_dropout": Real(0.0, 1.0), "initializer_range": SCALE, "w_init_variance_scale": SCALE,
     "final_w_init_variance_scale": SCALE, "router_aux_loss_coef": SCALE,
@@ -209,6 +214,8 @@ FIELDS: Mapping[str, Rule] = {
 
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 _DIVIDED = (("num_attention_heads", "num_key_value_heads"), ("lru_width", "num_attention_heads"))
+
+_EXPERTS = ("num_experts", "num_local_experts")
 
 
 def check_values(values: Mapping[str, Any], where: str, path: str = "", depth: int = 0) -> None:
@@ -233,7 +240,11 @@ def check_values(values: Mapping[str, Any], where: str, path: str = "", depth: i
 
 
 def _check_together(values: Mapping[str, Any], where: str, path: str) -> None:
-    """What no field says alone: tokens of the vocabulary, heads that share evenly."""
+    """What no field says alone: tokens of the vocabulary, heads that share evenly, experts that are used."""
+    used = values.get("num_experts_per_tok")
+    for name in _EXPERTS if used == 0 else ():
+        if experts := values.get(name):
+            raise CheckpointError(f"{where}: {path}num_experts_per_tok is 0, expected at least 1 of {name} = {experts}")
     size = values.get("vocab_size")
     for name in _TOKENS if size is not None else ():
         given: Any = values.get(name)

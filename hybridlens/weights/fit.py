@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -56,6 +56,8 @@ def check_fit(family: Family, config: Any, files: FileTensors) -> None:
         except RuntimeError as error:  # tensors that it joins do not fit each other; it does not say which
             _check_shapes(family, config, stored, files.source, error)
             raise
+    if found["missing_keys"]:
+        found = {**found, "missing_keys": _as_written(model, found["missing_keys"], stored)}
     naming = Naming(model, stored)  # the loader leaves some out without a word
     check_found(family, {**found, "unexpected_keys": naming.unused}, files.source)
     ties: Mapping[str, str] = getattr(model_class, "_tied_weights_keys", None) or {}
@@ -129,6 +131,17 @@ def _check_shapes(family: Family, config: Any, stored: Mapping[str, Stored], sou
             raise CheckpointError(
                 f"'{source}': {name} has shape {has}, but the configuration asks for {asked}"
             ) from error
+
+
+def _as_written(model: Any, names: Iterable[str], stored: Mapping[str, Stored]) -> list[str]:
+    """Tensors of the model that are missing, under the names that its files have for them."""
+    held: Mapping[str, torch.Tensor] = model.state_dict()
+    found: list[str] = []
+    for name in names:
+        alone = {name: held[name]} if name in held else {}
+        written: Iterable[str] = core_model_loading.revert_weight_conversion(model, alone)
+        found += [tensor for tensor in written if tensor not in stored] or [name]
+    return found
 
 
 def _check_experts(stored: Mapping[str, Stored], source: str) -> None:
