@@ -58,9 +58,9 @@ class RecurrentConfig:
     """A recurrent mixer."""
 
     kind: str
-    """Of its recurrence: "rg_lru", "mamba", "mamba2", "gated_delta"."""
+    """Of its recurrence: "rg_lru", "mamba", "mamba2", "gated_delta", "convolution"."""
     state_shape: tuple[int, ...]
-    """Of one row's state: (c,), (c, n), or (heads, value width, address width)."""
+    """Of one row's state: (c,), (c, n), or (heads, value width, address width); () where there is none."""
     d_channels: int
     """Channels that the output projection reads."""
     d_conv_channels: int
@@ -77,7 +77,8 @@ class RecurrentConfig:
 
     def memory(self, itemsize: int) -> MemorySize:
         """The convolution's last inputs, in the model's dtype, and the state, in float32."""
-        return MemorySize(4 * prod(self.state_shape) + itemsize * self.d_conv_channels * (self.d_conv - 1), 0)
+        state = 4 * prod(self.state_shape) if self.state_shape else 0
+        return MemorySize(state + itemsize * self.d_conv_channels * (self.d_conv - 1), 0)
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,11 @@ class LensConfig:
     def ssm_layers(self) -> tuple[int, ...]:
         """Indices of the layers with a recurrence; a layer may be among the attention layers as well."""
         return tuple(i for i, layer in enumerate(self.layers) if layer.ssm is not None)
+
+    @property
+    def state_layers(self) -> tuple[int, ...]:
+        """Those of the layers with a recurrence that hold a state; of the others only the convolution remembers."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.ssm is not None and layer.ssm.state_shape)
 
     @property
     def mlp_layers(self) -> tuple[int, ...]:

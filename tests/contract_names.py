@@ -29,6 +29,7 @@ MAMBA = {
     "ssm.hook_dt": "b p c", "ssm.hook_B": "b p n", "ssm.hook_C": "b p n", "ssm.hook_decay": "b p c n",
     "ssm.hook_write": "b p c n", "ssm.hook_state": "b p c n",
 }  # fmt: skip
+CONVOLUTION = DIAGONAL | {"ssm.hook_input_gate": "b p c", "ssm.hook_v": "b p c"}
 MATRIX = {
     "ssm.hook_in": "b p wide", "ssm.hook_conv": "b p wide", "ssm.hook_v": "b p s u", "ssm.hook_k": "b p s m",
     "ssm.hook_q": "b p s m", "ssm.hook_decay": "b p s", "ssm.hook_write": "b p s u m", "ssm.hook_state": "b p s u m",
@@ -54,6 +55,8 @@ LAYERS = {
     "mamba2": [MAMBA2, MAMBA2],
     "falcon_h1": [ATTENTION | ROTARY | MAMBA2 | DENSE] * 2,
     "qwen3_next": [DELTA | DENSE, FULL | SHARED, DELTA | SHARED],
+    "lfm2": [CONVOLUTION | DENSE, ATTENTION | ROTARY | QK_NORM | DENSE, CONVOLUTION | DENSE],
+    "lfm2_moe": [CONVOLUTION | DENSE, ATTENTION | ROTARY | QK_NORM | MOE, CONVOLUTION | MOE],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -64,9 +67,11 @@ SIZES = {
     "qwen3_next": {
         "h": 4, "g": 2, "e": 16, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40, "x": 6, "r": 2
     },
+    "lfm2": {"h": 4, "g": 2, "e": 8, "c": 32, "f": 48},
+    "lfm2_moe": {"h": 4, "g": 2, "e": 8, "c": 32, "f": 40, "x": 6, "r": 2},
 }  # fmt: skip
-HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1}
-"""Groups of channels in the hidden attention of a diagonal recurrence."""
+HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1}
+"""Groups of channels in the hidden attention of a diagonal recurrence or a convolution."""
 
 
 def names_of(family: str, wide: str = "c") -> dict[str, str]:

@@ -34,10 +34,18 @@ def perturbed(model, seed):
                 weight.copy_(0.8 * noise - 2.0)
             elif weight.ndim == 1:
                 weight.add_(0.2 * noise)
-            elif "conv" in name:
+            elif of_taps(name, weight):
                 weight.copy_(0.5 * noise)
             else:
                 weight.copy_(noise * (1.3 / weight.shape[-1] ** 0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("expert_bias"):
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
+
+
+def of_taps(name, weight):
+    """Whether a weight is a convolution's, not a linear map's beside it."""
+    return "conv" in name and weight.ndim == 3
 
 
 def calm(model, seed):
@@ -45,7 +53,7 @@ def calm(model, seed):
     perturbed(model, seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim > 1 and "conv" not in name and not name.endswith("A_log"):
+            if weight.ndim > 1 and not of_taps(name, weight) and not name.endswith("A_log"):
                 weight.mul_((0.4 * weight.shape[-1] ** 0.5 if "embed" in name else 0.9) / 1.3)
 
 
@@ -62,6 +70,8 @@ class Row:
     attention: bool = True
     matrix: bool = True
     """Whether its states are matrices, one a head."""
+    state: bool = True
+    """Whether its recurrent layers hold a state; if not, only their convolutions remember."""
     room: dict[str, Any] = field(default_factory=dict)
     """Changes with which it reads 400 tokens of a benchmark."""
     calm: dict[str, Any] = field(default_factory=dict)
@@ -108,6 +118,19 @@ ROWS = {
         "num_hidden_layers": 4, "head_dim": 8, "linear_value_head_dim": 10, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 24, "num_experts": 4, "mlp_only_layers": [2],
     }),
+    # Layers C A C, two key/value heads; an MLP of 48 by rounding two thirds of 66, times 1.1, up to a multiple of 8.
+    "lfm2": Row("Lfm2", SPECIAL | {
+        "num_hidden_layers": 3, "full_attn_idxs": [1], "intermediate_size": 66, "block_multiple_of": 8,
+        "block_ffn_dim_multiplier": 1.1, "num_attention_heads": 4, "num_key_value_heads": 2, "conv_L_cache": 4,
+        "max_position_embeddings": 128,
+    }, matrix=False, state=False, room={"max_position_embeddings": 400}),
+    # Layers C A C; six experts, two a token, behind one dense layer; a bias in the choice, weights scaled.
+    "lfm2_moe": Row("Lfm2Moe", SPECIAL | {
+        "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "intermediate_size": 40,
+        "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2, "num_dense_layers": 1,
+        "routed_scaling_factor": 1.3, "num_attention_heads": 4, "num_key_value_heads": 2, "conv_L_cache": 3,
+        "max_position_embeddings": 128,
+    }, matrix=False, state=False, room={"max_position_embeddings": 400}),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)
@@ -130,7 +153,7 @@ def make(family: str, seed: int = 0, draw: Callable[[Any, int], None] | None = N
 def make_calm(family: str, seed: int = 0, **changes):
     """A small random model of a family with at least three layers, whose logits bend little."""
     row = ROWS[family]
-    return make(family, seed, calm if row.matrix else None, **{**row.calm, **changes})
+    return make(family, seed, calm if row.draw is perturbed else None, **{**row.calm, **changes})
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
