@@ -124,17 +124,18 @@ ROWS = {
         "block_ffn_dim_multiplier": 1.1, "num_attention_heads": 4, "num_key_value_heads": 2, "conv_L_cache": 4,
         "max_position_embeddings": 128,
     }, matrix=False, state=False, room={"max_position_embeddings": 400}),
-    # Layers C A C; six experts, two a token, behind one dense layer; a bias in the choice, weights scaled.
+    # Layers C A C, with biases; six experts, two a token, behind one dense layer; a bias in the choice, weights scaled.
     "lfm2_moe": Row("Lfm2Moe", SPECIAL | {
         "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "intermediate_size": 40,
         "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2, "num_dense_layers": 1,
-        "routed_scaling_factor": 1.3, "num_attention_heads": 4, "num_key_value_heads": 2, "conv_L_cache": 3,
+        "routed_scaling_factor": 1.3, "num_attention_heads": 4, "num_key_value_heads": 2, "conv_bias": True,
         "max_position_embeddings": 128,
-    }, matrix=False, state=False, room={"max_position_embeddings": 400}),
+    }, draw=calm, matrix=False, state=False, room={"max_position_embeddings": 400}),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)
 WITH_ATTENTION = tuple(family for family, row in ROWS.items() if row.attention)
+WITH_STATE = tuple(family for family, row in ROWS.items() if row.state)
 MATRIX = tuple(family for family, row in ROWS.items() if row.matrix)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)
 
@@ -144,8 +145,11 @@ def make(family: str, seed: int = 0, draw: Callable[[Any, int], None] | None = N
     row = ROWS[family]
     torch.manual_seed(seed)
     config = getattr(transformers, f"{row.kind}Config")
-    sizes = {"vocab_size": VOCAB, "hidden_size": 32}
-    model = getattr(transformers, f"{row.kind}ForCausalLM")(config(**{**sizes, **row.fields, **changes}))
+    fields = {"vocab_size": VOCAB, "hidden_size": 32, **row.fields, **changes}
+    kinds, layers = fields.get("layer_types"), fields["num_hidden_layers"]
+    if kinds is not None:  # with other numbers of layers the same ones come again
+        fields["layer_types"] = (kinds * layers)[:layers]
+    model = getattr(transformers, f"{row.kind}ForCausalLM")(config(**fields))
     (draw or row.draw)(model, seed + 1)
     return model.eval()
 

@@ -39,6 +39,8 @@ OTHER_TENSORS = {
     "mamba2": ["linear_attn.hook_v", "mixer.hook_conv", "ssm.hook_beta"],
     "falcon_h1": ["linear_attn.hook_v"],
     "qwen3_next": ["ssm.hook_x", "linear_attn.hook_log_decay", "linear_attn.hook_ssm_state", "mixer.hook_ssm_state"],
+    "lfm2": ["ssm.hook_x", "ssm.hook_B", "ssm.hook_C", "linear_attn.hook_v"],
+    "lfm2_moe": ["ssm.hook_B", "mixer.hook_ssm_state"],
 }
 
 

@@ -15,6 +15,7 @@ from hybridlens.families.lfm2 import NAMES, NORMS, PUBLISHED, configured, dense,
 from hybridlens.families.parts import last_norm, pre_normed
 from hybridlens.families.spec import Family, check_fields, require
 from hybridlens.mlps import MoeParts
+from hybridlens.projections import Held
 from hybridlens.routing import sigmoids
 
 FLOOR = 1e-6
@@ -32,6 +33,10 @@ def configure(config: Any) -> LensConfig:
     return configured("lfm2_moe", "LFM2-MoE", config, mlps)
 
 
+def _nothing() -> None:
+    return None
+
+
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     hf, config = model.model.layers[layer], model.config
     mlp = hf.feed_forward
@@ -42,7 +47,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     else:
         route = partial(
             sigmoids,
-            bias=lambda: mlp.expert_bias if config.use_expert_bias else None,
+            bias=Held(mlp, "expert_bias") if config.use_expert_bias else _nothing,
             floor=FLOOR,
             renormalise=config.norm_topk_prob,
             scale=config.routed_scaling_factor,
