@@ -276,6 +276,21 @@ class LensConfig:
         if not self.attention_layers:
             raise InputError(f"{what} needs attention heads, but no layer of this {self.family} model has attention")
 
+    def need_states(self, what: str) -> None:
+        """Refuse an analysis of recurrent states for a model that holds none.
+
+        Args:
+            what: what was to be done, as in "resetting states".
+
+        Raises:
+            InputError: no layer holds a state, saying what remembers instead.
+        """
+        if not self.state_layers:
+            instead = "; its convolutions alone remember, the last tokens" if self.ssm_layers else ""
+            raise InputError(
+                f"{what} needs recurrent states, but no layer of this {self.family} model holds one{instead}"
+            )
+
     def _layer(self, layer: int) -> LayerConfig:
         if not 0 <= layer < self.n_layers:
             raise InputError(f"layer {layer} given, but the model has layers 0..{self.n_layers - 1}")

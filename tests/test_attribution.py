@@ -364,7 +364,7 @@ def test_what_cannot_be_estimated_is_refused_in_one_line(family):
     refused("steps = 0 given, expected a whole number from 1 to", steps=0)
     refused("read-only", hook=f"blocks.{lens.cfg.ssm_layers[0]}.ssm.hook_pattern")
     refused("has no axis h", over="h")
-    refused("so there is no scale", lambda logits: logits[:, 0, 0])
+    refused("so there is no scale", lambda logits: logits[:, 0, 0] * 0)
     if lens.cfg.moe_layers:
         refused("'blocks.1.mlp.hook_expert_indices' holds torch.int64, which has no gradient",
                 hook="blocks.1.mlp.hook_expert_indices")  # fmt: skip

@@ -189,7 +189,7 @@ FIELDS: Mapping[str, Rule] = {
     "final_w_init_variance_scale": SCALE, "router_aux_loss_coef": SCALE,
     "pad_token_id": Ids(), "bos_token_id": Ids(), "eos_token_id": Ids(),
     "conv_L_cache": WIDTH, "conv_bias": FLAG, "norm_eps": Real(0.0, 1.0, above=True), "block_multiple_of": SIZE,
-    "block_ffn_dim_multiplier": Real(0.0, 1e3, above=True, optional=True), "block_auto_adjust_ff_dim": FLAG,
+    "block_ffn_dim_multiplier": Real(0.0, 1e3, above=True), "block_auto_adjust_ff_dim": FLAG,
     "num_dense_layers": Whole(0, 2**10), "moe_intermediate_size": SIZE, "norm_topk_prob": FLAG,
     "use_expert_bias": FLAG, "routed_scaling_factor": SCALE,
     "tie_word_embeddings": FLAG, "attention_bias": FLAG, "use_cache": FLAG, "mamba_conv_bias": FLAG,

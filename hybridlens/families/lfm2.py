@@ -104,8 +104,6 @@ def _width(config: Any) -> int:
     if not config.block_auto_adjust_ff_dim:
         return config.intermediate_size
     width, step = int(2 * config.intermediate_size / 3), config.block_multiple_of
-    if config.block_ffn_dim_multiplier is None:
-        return width
     return -(-int(config.block_ffn_dim_multiplier * width) // step) * step
 
 
