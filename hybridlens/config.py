@@ -60,9 +60,9 @@ class RecurrentConfig:
     """A recurrent mixer."""
 
     kind: str
-    """Of its recurrence: "rg_lru", "mamba", "mamba2", "gated_delta"."""
+    """Of its recurrence: "rg_lru", "mamba", "mamba2", "gated_delta", "convolution"."""
     state_shape: tuple[int, ...]
-    """Of one row's state: (c,), (c, n), or (heads, value width, address width)."""
+    """Of one row's state: (c,), (c, n), or (heads, value width, address width); () where there is none."""
     d_channels: int
     """Channels that the output projection reads."""
     d_conv_channels: int
@@ -79,7 +79,8 @@ class RecurrentConfig:
 
     def memory(self, itemsize: int) -> MemorySize:
         """The convolution's last inputs, in the model's dtype, and the state, in float32."""
-        return MemorySize(4 * prod(self.state_shape) + itemsize * self.d_conv_channels * (self.d_conv - 1), 0)
+        state = 4 * prod(self.state_shape) if self.state_shape else 0
+        return MemorySize(state + itemsize * self.d_conv_channels * (self.d_conv - 1), 0)
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,11 @@ class LensConfig:
     def ssm_layers(self) -> tuple[int, ...]:
         """Indices of the layers with a recurrence; a layer may be among the attention layers as well."""
         return tuple(i for i, layer in enumerate(self.layers) if layer.ssm is not None)
+
+    @property
+    def state_layers(self) -> tuple[int, ...]:
+        """Those of the layers with a recurrence that hold a state; of the others only the convolution remembers."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.ssm is not None and layer.ssm.state_shape)
 
     @property
     def mlp_layers(self) -> tuple[int, ...]:
@@ -278,6 +284,21 @@ class LensConfig:
         """
         if not self.attention_layers:
             raise InputError(f"{what} needs attention heads, but no layer of this {self.family} model has attention")
+
+    def need_states(self, what: str) -> None:
+        """Refuse an analysis of recurrent states for a model that holds none.
+
+        Args:
+            what: what was to be done, as in "resetting states".
+
+        Raises:
+            InputError: no layer holds a state, saying what remembers instead.
+        """
+        if not self.state_layers:
+            instead = "; its convolutions alone remember, the last tokens" if self.ssm_layers else ""
+            raise InputError(
+                f"{what} needs recurrent states, but no layer of this {self.family} model holds one{instead}"
+            )
 
     def _layer(self, layer: int) -> LayerConfig:
         if not 0 <= layer < self.n_layers:

@@ -103,6 +103,19 @@ class Projection:
         return packed if self.part is None else packed.chunk(self.part[1], dim)[self.part[0]]
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A tensor that a module holds under a name; unlike a function that does the same, it is copied with the module."""
+
+    owner: nn.Module
+    name: str
+
+    def __call__(self) -> Tensor:
+        """The tensor that is there now."""
+        with resident(self.owner):
+            return cast(Tensor, getattr(self.owner, self.name))
+
+
 def _plain(module: nn.Module) -> bool:
     """Whether the module is its weight and bias, and nothing else."""
     hooked = module.__dict__["_forward_hooks"] or module.__dict__["_forward_pre_hooks"]

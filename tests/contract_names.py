@@ -30,6 +30,7 @@ MAMBA = {
     "ssm.hook_dt": "b p c", "ssm.hook_B": "b p n", "ssm.hook_C": "b p n", "ssm.hook_decay": "b p c n",
     "ssm.hook_write": "b p c n", "ssm.hook_state": "b p c n",
 }  # fmt: skip
+CONVOLUTION = DIAGONAL | {"ssm.hook_input_gate": "b p c", "ssm.hook_v": "b p c"}
 MATRIX = {
     "ssm.hook_in": "b p wide", "ssm.hook_conv": "b p wide", "ssm.hook_v": "b p s u", "ssm.hook_k": "b p s m",
     "ssm.hook_q": "b p s m", "ssm.hook_decay": "b p s", "ssm.hook_write": "b p s u m", "ssm.hook_state": "b p s u m",
@@ -76,6 +77,8 @@ LAYERS = {
     "bamba": [MAMBA2 | DENSE, ATTENTION | ROTARY | DENSE, MAMBA2 | DENSE],
     "nemotron_h": [MAMBA2, ATTENTION, alone(SHARED), {n: a for n, a in alone(DENSE).items() if "linear" not in n}],
     "granitemoehybrid": [MAMBA2 | SHARED, ATTENTION | SHARED, MAMBA2 | SHARED],
+    "lfm2": [CONVOLUTION | DENSE, ATTENTION | ROTARY | QK_NORM | DENSE, CONVOLUTION | DENSE],
+    "lfm2_moe": [CONVOLUTION | DENSE, ATTENTION | ROTARY | QK_NORM | MOE, CONVOLUTION | MOE],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -101,7 +104,11 @@ SIZES = {
     "granitemoehybrid": {
         "h": 4, "g": 2, "e": 8, "c": 64, "wide": 84, "s": 4, "u": 16, "m": 5, "x": 6, "r": 2
     },
-}  # fmt: skip
+    "lfm2": {"h": 4, "g": 2, "e": 8, "c": 32, "f": 48},
+    "lfm2_moe": {"h": 4, "g": 2, "e": 8, "c": 32, "f": 40, "x": 6, "r": 2},
+}  # fmt: skip,
+HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
+HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "mamba": 1, "falcon_mamba": 1}
 """Groups of channels in the hidden attention of a diagonal recurrence."""
 

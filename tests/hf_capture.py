@@ -69,7 +69,7 @@ def norm(got, model, module, name):
     }
 
 
-def attention(got, model, module, block, rotary, multiplier=1.0, keys=1.0, cap=None):
+def attention(got, model, module, block, rotary, multiplier=1.0, keys=1.0, cap=None, output="o_proj"):
     """Plain attention.
 
     Args:
@@ -81,12 +81,13 @@ def attention(got, model, module, block, rotary, multiplier=1.0, keys=1.0, cap=N
         multiplier: of what is written.
         keys: of the keys.
         cap: of the scores; None for none.
+        output: name of the projection to the stream.
     """
     q, k, v, mask, scaling, pattern = got.attention[module]
     heads, groups, width = q.shape[1], k.shape[1], q.shape[3]
-    o_proj = model.get_submodule(f"{module}.o_proj")
+    o_proj = model.get_submodule(f"{module}.{output}")
     shared, values = (t.repeat_interleave(heads // groups, dim=1) for t in (k, v))
-    read = got.inputs[f"{module}.o_proj"].unflatten(-1, (heads, width))
+    read = got.inputs[f"{module}.{output}"].unflatten(-1, (heads, width))
     scores = torch.stack([q[:, h] @ shared[:, h].transpose(1, 2) for h in range(heads)], 1) * scaling
     scores = scores if cap is None else cap * torch.tanh(scores / cap)
     forbidden = pattern.eq(0) & (mask < -1e30).expand_as(pattern)
@@ -102,20 +103,21 @@ def attention(got, model, module, block, rotary, multiplier=1.0, keys=1.0, cap=N
         "attn.hook_pattern": pattern,
         "attn.hook_z": (pattern @ values).transpose(1, 2),
         "attn.hook_result": result,
-        "hook_attn_out": got.outputs[f"{module}.o_proj"] * multiplier,
-        "hook_mixer_out": got.outputs[f"{module}.o_proj"] * multiplier,
+        "hook_attn_out": got.outputs[f"{module}.{output}"] * multiplier,
+        "hook_mixer_out": got.outputs[f"{module}.{output}"] * multiplier,
     }
     if rotary:
         out |= {"attn.hook_rot_q": q.transpose(1, 2), "attn.hook_rot_k": k.transpose(1, 2)}
     return {f"{block}.{name}": value for name, value in out.items()}
 
 
-def dense_mlp(got, module, block, gate=1.0):
-    """A gated MLP whose gate is multiplied by `gate`."""
+def dense_mlp(got, module, block, gate=1.0, names=("gate_proj", "up_proj", "down_proj")):
+    """A gated MLP whose gate is multiplied by `gate`; `names` of its gate, up and down."""
+    first, up, down = (f"{module}.{name}" for name in names)
     return {
-        f"{block}.mlp.hook_pre": got.outputs[f"{module}.gate_proj"] * gate,
-        f"{block}.mlp.hook_pre_linear": got.outputs[f"{module}.up_proj"],
-        f"{block}.mlp.hook_post": got.inputs[f"{module}.down_proj"],
+        f"{block}.mlp.hook_pre": got.outputs[first] * gate,
+        f"{block}.mlp.hook_pre_linear": got.outputs[up],
+        f"{block}.mlp.hook_post": got.inputs[down],
     }
 
 

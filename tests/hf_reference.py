@@ -15,6 +15,7 @@ from hf_mamba import hidden_attention, mamba_layer, mamba_mixer
 from hf_matrix_states import falcon_h1_layer, mamba2_layer, qwen3_next_layer
 from hf_nemotron_h import nemotron_h_layer
 from hf_qwen3_5 import qwen3_5_layer
+from hf_short_conv import lfm2_layer
 
 
 def activations(model, tokens) -> dict[str, torch.Tensor]:
@@ -105,5 +106,7 @@ FAMILIES = {
     "bamba": ("model.layers", "model.final_layernorm", bamba_layer),
     "nemotron_h": ("model.layers", "model.norm_f", nemotron_h_layer),
     "granitemoehybrid": ("model.layers", "model.norm", granite_layer),
+    "lfm2": ("model.layers", "model.embedding_norm", lfm2_layer),
+    "lfm2_moe": ("model.layers", "model.embedding_norm", lfm2_layer),
 }
 """Where layers and the last norm are, and what gives a layer's values."""

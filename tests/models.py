@@ -34,12 +34,12 @@ def perturbed(model, seed):
                 weight.copy_(0.8 * noise - 2.0)
             elif weight.ndim == 1:
                 weight.add_(0.2 * noise)
-            elif "conv" in name:
+            elif of_taps(name, weight):
                 weight.copy_(0.5 * noise)
             else:
                 weight.copy_(noise * (1.3 / weight.shape[-1] ** 0.5))
         for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):
+            if name.endswith(("correction_bias", "expert_bias")):
                 buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
 
 
@@ -48,7 +48,7 @@ def calm(model, seed):
     perturbed(model, seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim > 1 and "conv" not in name and not name.endswith("A_log"):
+            if weight.ndim > 1 and not of_taps(name, weight) and not name.endswith("A_log"):
                 weight.mul_((0.4 * weight.shape[-1] ** 0.5 if "embed" in name else 0.9) / 1.3)
 
 
@@ -66,10 +66,17 @@ class Row:
     recurrence: bool = True
     matrix: bool = True
     """Whether its states are matrices, one a head."""
+    state: bool = True
+    """Whether its recurrent layers hold a state; if not, only their convolutions remember."""
     room: dict[str, Any] = field(default_factory=dict)
     """Changes with which it reads 400 tokens of a benchmark."""
     calm: dict[str, Any] = field(default_factory=dict)
     """Changes with which it has at least three layers; see `make_calm`."""
+
+
+def of_taps(name, weight):
+    """Whether a weight is a convolution's, not a linear map's beside it."""
+    return "conv" in name and weight.ndim == 3
 
 
 ROWS = {
@@ -206,11 +213,25 @@ ROWS = {
     }, room={"max_position_embeddings": 400}, calm={
         "mamba_d_state": 6, "mamba_chunk_size": 8, "num_experts_per_tok": 6,
     }),
+    # Layers C A C, two key/value heads; an MLP of 48 by rounding two thirds of 66, times 1.1, up to a multiple of 8.
+    "lfm2": Row("Lfm2", SPECIAL | {
+        "num_hidden_layers": 3, "full_attn_idxs": [1], "intermediate_size": 66, "block_multiple_of": 8,
+        "block_ffn_dim_multiplier": 1.1, "num_attention_heads": 4, "num_key_value_heads": 2, "conv_L_cache": 4,
+        "max_position_embeddings": 128,
+    }, matrix=False, state=False, room={"max_position_embeddings": 400}),
+    # Layers C A C, with biases; six experts, two a token, behind one dense layer; a bias in the choice, weights scaled.
+    "lfm2_moe": Row("Lfm2Moe", SPECIAL | {
+        "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "intermediate_size": 40,
+        "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2, "num_dense_layers": 1,
+        "routed_scaling_factor": 1.3, "num_attention_heads": 4, "num_key_value_heads": 2, "conv_bias": True,
+        "max_position_embeddings": 128,
+    }, draw=calm, matrix=False, state=False, room={"max_position_embeddings": 400}),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)
 WITH_RECURRENCE = tuple(family for family, row in ROWS.items() if row.recurrence)
 WITH_ATTENTION = tuple(family for family, row in ROWS.items() if row.attention)
+WITH_STATE = tuple(family for family, row in ROWS.items() if row.state)
 MATRIX = tuple(family for family, row in ROWS.items() if row.matrix)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)
 
@@ -220,8 +241,11 @@ def make(family: str, seed: int = 0, draw: Callable[[Any, int], None] | None = N
     row = ROWS[family]
     torch.manual_seed(seed)
     model_class = getattr(transformers, f"{row.kind}ForCausalLM")
-    sizes = {"vocab_size": VOCAB, "hidden_size": 32}
-    model = model_class(model_class.config_class(**{**sizes, **row.fields, **changes}))
+    fields = {"vocab_size": VOCAB, "hidden_size": 32, **row.fields, **changes}
+    kinds, layers = fields.get("layer_types"), fields.get("num_hidden_layers")
+    if kinds is not None and layers is not None:  # with other numbers of layers the same ones come again
+        fields["layer_types"] = (kinds * layers)[:layers]
+    model = model_class(model_class.config_class(**fields))
     (draw or row.draw)(model, seed + 1)
     return model.eval()
 

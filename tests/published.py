@@ -315,4 +315,38 @@ PUBLISHED: dict[str, Published] = {
         {"d_model": 1536, "n_heads": 12, "n_kv_heads": 4, "d_head": 128, "d_mlp": 512, "n_experts": 64,
          "n_experts_per_token": 6, "d_channels": 3072, "d_state": 128, "n_ctx": 131072, "d_vocab": 100352},
     ),
+    # Also fields that transformers does not read, which repeat others.
+    "LFM2-1.2B": Published(
+        "Lfm2Config",
+        {
+            "model_type": "lfm2", "architectures": ["Lfm2ForCausalLM"], "num_hidden_layers": 16, "vocab_size": 65536,
+            "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 8, "num_heads": 32,
+            "full_attn_idxs": [2, 5, 8, 10, 12, 14], "block_auto_adjust_ff_dim": True, "block_dim": 2048,
+            "block_ff_dim": 12288, "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256, "block_norm_eps": 1e-5,
+            "block_mlp_init_scale": 1.0, "block_out_init_scale": 1.0, "block_use_swiglu": True,
+            "block_use_xavier_init": True, "conv_L_cache": 3, "conv_bias": False, "conv_dim": 2048,
+            "conv_dim_out": 2048, "conv_use_xavier_init": True, "initializer_range": 0.02, "norm_eps": 1e-5,
+            "max_position_embeddings": 128000, "rope_theta": 1000000.0, "theta": 1000000.0, "use_pos_enc": True,
+            "use_cache": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 7, "torch_dtype": "bfloat16",
+        },
+        1.1703e9, "card", "SSASSASSASASASAS",
+        {"d_model": 2048, "d_mlp": 8192, "n_heads": 32, "n_kv_heads": 8, "d_head": 64, "d_channels": 2048,
+         "d_state": None, "d_conv": 3, "n_ctx": 128000, "d_vocab": 65536},
+    ),
+    "LFM2-8B-A1B": Published(
+        "Lfm2MoeConfig",
+        {
+            "model_type": "lfm2_moe", "architectures": ["Lfm2MoeForCausalLM"], "num_hidden_layers": 24,
+            "vocab_size": 65536, "hidden_size": 2048, "intermediate_size": 7168, "moe_intermediate_size": 1792,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "num_dense_layers": 2, "num_experts": 32,
+            "num_experts_per_tok": 4, "norm_topk_prob": True, "routed_scaling_factor": 1.0, "use_expert_bias": True,
+            "layer_types": ["full_attention" if layer in (2, 6, 10, 14, 18, 21) else "conv" for layer in range(24)],
+            "conv_L_cache": 3, "conv_bias": False, "initializer_range": 0.02, "norm_eps": 1e-5,
+            "max_position_embeddings": 128000, "rope_theta": 1000000.0, "use_cache": True, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 7, "dtype": "bfloat16",
+        },
+        8.3399e9, "card", "SSASSSASSSASSSASSSASSASS",
+        {"d_model": 2048, "d_mlp": 7168, "n_heads": 32, "n_kv_heads": 8, "d_head": 64, "n_experts": 32,
+         "n_experts_per_token": 4, "d_channels": 2048, "d_state": None, "d_conv": 3, "n_ctx": 128000},
+    ),
 }  # fmt: skip

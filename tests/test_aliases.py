@@ -46,6 +46,8 @@ OTHER_TENSORS = {
     "qwen3_5": ["linear_attn.hook_log_decay", "linear_attn.hook_ssm_state"],
     "qwen3_5_moe": ["linear_attn.hook_log_decay", "linear_attn.hook_ssm_state"],
     "granitemoehybrid": ["linear_attn.hook_v", "mixer.hook_conv"],
+    "lfm2": ["ssm.hook_x", "ssm.hook_B", "ssm.hook_C", "linear_attn.hook_v"],
+    "lfm2_moe": ["ssm.hook_B", "mixer.hook_ssm_state"],
 }
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from models import EVERY_FAMILY, FAMILIES, WITH_ATTENTION
+from models import EVERY_FAMILY, FAMILIES, WITH_ATTENTION, WITH_STATE
 from random_lens import save_checkpoint
 
 from analyses.cli import main
@@ -29,17 +29,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command(command, folders, tmp_path, capsys, small_bundles):
-    """Without attention, all that is about it is refused before anything is made; patching is not."""
+    """Without attention, all that is about it is refused before anything is made; so is a crossover without states."""
     for family, folder in folders.items():
         out = tmp_path / family
-        status = main([command, *COMMANDS[command], "--model", str(folder), "--out", str(out)])
+        options = [text if family in WITH_STATE else text.replace("state", "conv") for text in COMMANDS[command]]
+        status = main([command, *options, "--model", str(folder), "--out", str(out)])
         printed = capsys.readouterr()
-        if family in WITH_ATTENTION or command == "patch":
+        silent = command == "crossover" and family not in WITH_STATE
+        if (family in WITH_ATTENTION or command == "patch") and not silent:
             assert status == 0, printed.err
             assert json.loads((out / "run.json").read_text())["status"] == "complete"
             assert (out / "report.html").is_file()
         else:
             assert status == 2
             (line,) = printed.err.splitlines()
-            assert f"has no attention layer, and {command} is about attention" in line
+            expected = "needs recurrent states" if silent else f"has no attention layer, and {command} is about"
+            assert expected in line
             assert not out.exists()

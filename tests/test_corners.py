@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from bounds import FORWARD, close, quotient
-from models import EVERY_FAMILY, make, tokens
+from models import EVERY_FAMILY, WITH_STATE, make, tokens
 
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.hooks import unchanged
@@ -88,6 +88,7 @@ def test_hidden_attention_cannot_be_written_in_place(lens):
         lens.run_with_hooks(tokens(1, 5), [(name, lambda x, hook: x.zero_())])
 
 
+@pytest.mark.parametrize("lens", WITH_STATE, indirect=True)
 def test_gradient_of_an_edit_that_copies_a_state_from_another_position(lens):
     """state[5] <- state[2]: what position 2 gives to 5 must count, against a finite difference on the write at 0."""
     ids, layer = tokens(1, 8), lens.cfg.ssm_layers[-1]
@@ -119,6 +120,7 @@ def test_gradient_of_an_edit_that_copies_a_state_from_another_position(lens):
     close(slope, measured, extra=rounding + 0.03 * abs(measured), dtype=torch.float32)
 
 
+@pytest.mark.parametrize("lens", WITH_STATE, indirect=True)
 def test_the_gradient_of_a_state_cannot_be_replaced(lens):
     name = f"blocks.{lens.cfg.ssm_layers[0]}.ssm.hook_state"
     with (

@@ -90,6 +90,8 @@ CASES = {
         ("model.layers.1.block_sparse_moe.input_linear.weight", "model.layers.0.block_sparse_moe.router.layer.weight"),
         changes=(("tie_word_embeddings", True),),
     ),
+    "lfm2": Names(("model.embedding_norm.weight", "model.layers.0.conv.conv.weight")),
+    "lfm2_moe": Names(("model.layers.1.feed_forward.experts.5.w1.weight", "model.layers.1.feed_forward.expert_bias")),
     "bamba": Names(("model.layers.0.mamba.in_proj.weight",), changes=(("tie_word_embeddings", True),)),
 }
 """By family, and what is particular where one has several."""

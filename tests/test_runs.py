@@ -16,7 +16,7 @@ from hybridlens import Edit, HybridLens, HybridLensError, HybridState, Sampling
 
 LAYERS = {
     "recurrentgemma": 6, "jamba": 8, "mamba2": 3, "falcon_h1": 3, "qwen3_next": 4, "qwen3_5": 4, "qwen3_5_moe": 4,
-    "mamba": 3, "falcon_mamba": 3, "nemotron_h": 4, "bamba": 3, "granitemoehybrid": 4,
+    "mamba": 3, "falcon_mamba": 3, "nemotron_h": 4, "bamba": 3, "granitemoehybrid": 4, "lfm2": 6, "lfm2_moe": 4,
 }  # fmt: skip
 
 
@@ -219,7 +219,8 @@ def test_states_are_values(lens, tmp_path):
         doubled = lens.extend(state.repeat(2), tokens(3, 4, seed=5).repeat_interleave(2, 0)).logits
         close(doubled, ahead.repeat_interleave(2, 0), FORWARD)
         copy = state.clone()
-        copy.layers[0]["ssm"].recurrent.zero_()
+        for held in copy.layers[0]["ssm"].tensors().values():
+            held.zero_()
         assert torch.equal(lens.extend(state, tokens(3, 4, seed=5)).logits, ahead)
     assert state.batch == 3
     assert state.nbytes == sum(t.numel() * t.element_size() for t in before.values())

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from bounds import apart, close
-from models import EVERY_FAMILY, WITH_ATTENTION, make, tokens
+from models import EVERY_FAMILY, WITH_ATTENTION, WITH_STATE, make, tokens
 
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.hooks import HookPoint
@@ -63,6 +63,7 @@ def test_writing_is_causal(lens):
     assert torch.equal(before, lens.run_with_cache(ids, "hook_embed")[1]["hook_embed"])
 
 
+@pytest.mark.parametrize("any_lens", WITH_STATE, indirect=True)
 def test_a_state_written_in_a_trace_persists(any_lens):
     """What a trace writes to a state is what the same hook gives, later positions included."""
     ids = tokens(2, 9)

@@ -15,7 +15,9 @@ What is linearised, and how:
 So a path at rest is a matter of weights alone. In both, a token reaches the output through its convolution only, in
 the few tokens that its taps span.
 
-A delta rule passes nothing on at rest: its keys and queries are 0 there. Such a layer has no path from weights alone.
+A delta rule passes nothing on at rest: its keys and queries are 0 there. Nor does a short convolution without biases,
+whose input gate is 0 there; measured, that gate is its gain, though it stands before the convolution and so belongs to
+the token that is heard. Such layers have no path from weights alone.
 
 How it fails: the carry is often most of what a recurrent layer does, so the relative error of the measured paths
 is often near 1 and can, where the mean gate or gain misleads, be above it. Then the paths say what the convolution can
@@ -120,9 +122,12 @@ def measured_paths(
         values = {"gain": gain, "gate": gate, "product": after * before, "square": before.square()}
         return {name: value.sum(0) for name, value in values.items()}
 
+    def sources(layer: int) -> list[str]:
+        return named(layer, [weights.recurrent(layer).parts.source])
+
     def misses(layer: int, seen: Mapping[str, Tensor], mask: Valid) -> dict[str, Tensor]:
         parts = weights.recurrent(layer).parts
-        linear = convolved(seen["hook_in"][..., parts.written], paths[layer].channels)[mask] @ parts.W_out
+        linear = convolved(seen[parts.source][..., parts.written], paths[layer].channels)[mask] @ parts.W_out
         found: dict[str, Tensor] = {}
         for name, x in (("out", seen[OUT][mask]), ("off", seen[OUT][mask] - linear)):
             found |= {name: x.double().sum(0), f"{name} squared": x.double().square().sum()}
@@ -138,7 +143,7 @@ def measured_paths(
     with torch.no_grad():
         totals = sums(lens, batch, device, wanted, means)
         paths = {layer: _at_means(weights.recurrent(layer), total) for layer, total in totals.items()}
-        totals = sums(lens, batch, device, {layer: named(layer, ["hook_in"]) for layer in layers}, misses)
+        totals = sums(lens, batch, device, {layer: sources(layer) for layer in layers}, misses)
     errors = [relative(spread(total, "off"), spread(total, "out")) for total in totals.values()]
     return list(paths.values()), torch.stack(errors).cpu()
 

@@ -85,11 +85,13 @@ def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
         by_layer: whether to mix single layers too.
 
     Raises:
-        InputError: no layer has attention, so that there is nothing to set recurrent memories against.
+        InputError: no layer has attention, or none holds a recurrent state, so that there is nothing to set one
+            against.
     """
     cfg.need_attention("mixing keys and values with recurrent memories")
+    cfg.need_states("setting keys and values against recurrent memories")
     layers = {"keys": cfg.attention_layers, "values": cfg.attention_layers, "conv": cfg.ssm_layers}
-    every = {memory: frozenset((i, memory) for i in layers.get(memory, cfg.ssm_layers)) for memory in MEMORIES}
+    every = {memory: frozenset((i, memory) for i in layers.get(memory, cfg.state_layers)) for memory in MEMORIES}
     parts = {"kv": every["keys"] | every["values"], "conv": every["conv"], "recurrent": every["recurrent"]}
     found: list[Mix] = []
     for sides in product("AB", repeat=len(parts)):
@@ -100,7 +102,9 @@ def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
     everything = frozenset(one for part in parts.values() for one in part)
     for layer in range(cfg.n_layers) if by_layer else ():
         kinds: dict[str, tuple[str, ...]] = {"kv": ("keys", "values")} if layer in cfg.attention_layers else {}
-        if layer in cfg.ssm_layers:
+        if layer in cfg.ssm_layers and layer not in cfg.state_layers:
+            kinds |= {"conv": ("conv",)}
+        elif layer in cfg.ssm_layers:
             kinds |= {"conv and recurrent": ("conv", "recurrent"), "conv": ("conv",), "recurrent": ("recurrent",)}
         for what, memories in kinds.items():
             this = frozenset((layer, memory) for memory in memories)

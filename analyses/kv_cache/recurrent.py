@@ -1,7 +1,8 @@
 """Convolution and recurrent state rewritten: zero, reset, decay, swap, project out.
 
 A recurrent layer remembers two things: the inputs of its convolution's last (width - 1) tokens, each at an absolute
-position, and one state, which has no positions. "conv" is the first, "recurrent" the second, "both" both. As in
+position, and one state, which has no positions. "conv" is the first, "recurrent" the second, "both" what it has of
+both: of a short convolution (LFM2) the first alone. As in
 `surgery`, the given state is never written to and every row is changed by itself. A matrix state is changed by head,
 value row and address column; what else is where, `recurrent_places` says.
 
@@ -156,7 +157,7 @@ def _rewritten(
     chosen = layers_of(state, where.get("layers"), "recurrent")
     check_recurrent(state, chosen, parts, where, RecurrentWhere)
     for layer in chosen:
-        for part in ("conv", "recurrent") if parts == "both" else (parts,):
+        for part in state.layers[layer]["ssm"].tensors() if parts == "both" else (parts,):
             held = held_part(state, layer, part)
             meant = entries(state, where, part, held).to(held.device)
             changed = torch.where(meant, fn(held, layer, part).to(held.dtype), held)

@@ -88,7 +88,7 @@ def held_part(state: HybridState, layer: int, part: str) -> Tensor:
     """What a recurrent layer's convolution, or its state, holds."""
     found = state.layers[layer]["ssm"].tensors()
     if part not in found:
-        raise InputError(f"layer {layer} holds no {part}, only {', '.join(found)}")
+        raise InputError(f"layer {layer} holds no {part} state, only its convolution's inputs; give part 'conv'")
     return found[part]
 
 

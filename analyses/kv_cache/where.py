@@ -169,7 +169,8 @@ def recurrent_map(
         return _read_on(lens, state, [pair.a[stop:-1] for _, stop in places], edits)
 
     done = "reset" if how == "reset" else "replaced by prompt B's"
-    what = f"{'convolution and recurrent state' if parts == 'both' else parts + ' state'} {done} after a position"
+    both = "convolution and recurrent" if lens.cfg.state_layers else "convolution"
+    what = f"{both if parts == 'both' else parts} state {done} after a position"
     there = dict.fromkeys(left, True)
     return _mapped(lens, pair, what, chosen, there, intact, changed, rows, edits, max_new_tokens)
 

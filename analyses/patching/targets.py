@@ -154,7 +154,9 @@ def locate(lens: HybridLens, target: Target, length: int) -> Located:
     name = check_name(target.hook, lens.hook_dict)
     spec = lens.hook_points[name]
     if spec.read_only:
-        raise InputError(f"target '{name}' is read-only (it is derived from others); patch hook_write or hook_state")
+        states = f"{name.rpartition('.')[0]}.hook_state" in lens.hook_points
+        instead = "hook_write or hook_state" if states else "hook_input_gate or hook_v"
+        raise InputError(f"target '{name}' is read-only (it is derived from others); patch {instead}")
     for axis in target.where:
         if axis not in spec.axes:
             raise _no_axis(lens, spec, axis)

@@ -22,6 +22,8 @@ from hybridlens.families.gemma2 import GEMMA2
 from hybridlens.families.gemma3 import GEMMA3
 from hybridlens.families.granitemoehybrid import GRANITEMOEHYBRID
 from hybridlens.families.jamba import JAMBA
+from hybridlens.families.lfm2 import LFM2
+from hybridlens.families.lfm2_moe import LFM2_MOE
 from hybridlens.families.llama import LLAMA
 from hybridlens.families.mamba import MAMBA
 from hybridlens.families.mamba2 import MAMBA2
@@ -43,6 +45,8 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_5_MOE,
     NEMOTRON_H,
     GRANITEMOEHYBRID,
+    LFM2,
+    LFM2_MOE,
     MAMBA,
     FALCON_MAMBA,
     BAMBA,

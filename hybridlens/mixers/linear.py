@@ -46,6 +46,9 @@ class RecurrentParts(NamedTuple):
     """Hook points of the layer that `norm` reads."""
     norm: Callable[[Mapping[str, Tensor]], Float[Tensor, "batch pos channel"]] | None = None
     """What the norm before the output projection multiplies channels by, its weight aside; None for no norm."""
+    source: str = "hook_in"
+    """Hook point of the layer that holds x W_in + b_in. `hook_in`, what enters the convolution, is another where a gate
+    stands between the two; that gate is then the gain."""
 
 
 def taps_of(weight: Float[Tensor, "channel 1 lag"]) -> Float[Tensor, "channel lag"]:

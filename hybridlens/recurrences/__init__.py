@@ -1,11 +1,11 @@
 """Recurrences as operators: no model and no hook point is in here.
 
 `Recurrence` says what one must know of any of them; `Diagonal`, `Selective`, `Scalar` and `Delta` are the kinds there
-are. `use_kernels` chooses what runs them on a GPU.
+are besides the convolution, which has no state. `use_kernels` chooses what runs them on a GPU.
 """
 
 from hybridlens.recurrences.base import Hooked, Recurrence, Run, hooked_states
-from hybridlens.recurrences.convolution import causal_convolution
+from hybridlens.recurrences.convolution import causal_convolution, convolution_attention
 from hybridlens.recurrences.delta import Delta, DeltaTerms
 from hybridlens.recurrences.diagonal import Diagonal, DiagonalTerms
 from hybridlens.recurrences.edits import Edited, Hook
@@ -30,6 +30,7 @@ __all__ = [
     "Delta",
     "DeltaTerms",
     "causal_convolution",
+    "convolution_attention",
     "before",
     "use_kernels",
 ]

@@ -42,3 +42,22 @@ def causal_convolution(
         return y, inputs[:, inputs.shape[1] - taps :].clone()
     first = valid.sum(dim=1)[:, None] + torch.arange(taps, device=x.device)
     return y, inputs.gather(1, first[..., None].expand(-1, -1, x.shape[2]))
+
+
+def convolution_attention(
+    source: Channels, taps: Float[Tensor, "channel lag"]
+) -> Float[Tensor, "batch one pos pos"]:
+    """M[t, j] = mean over channels of taps[t - j] · source[j]: what a convolution's output takes of each input.
+
+    Over the tokens of this call; per channel it is exact, but for the bias.
+
+    Args:
+        source: what a unit of the layer's input puts into the convolution.
+        taps: by tokens back; lag 0 is the token itself.
+    """
+    length, wide = source.shape[1], source.float()
+    out = wide.new_zeros(source.shape[0], 1, length, length)
+    for lag in range(min(taps.shape[1], length)):
+        weighed = (wide[:, : length - lag] * taps[:, lag].float()).mean(-1)
+        out[:, 0].diagonal(-lag, 1, 2).copy_(weighed)
+    return out
