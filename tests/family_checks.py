@@ -204,7 +204,9 @@ def head_circuits(case):
         error = max(error, far(found.sum(-1).real, traces.float(), extra=1e-5 * float(made.abs().max())))
     n = min(8, view.window or 8)
     content = torch.randn(case.lens.cfg.d_model, generator=torch.Generator().manual_seed(4))
-    same = (f"blocks.{layer}.ln1.hook_normalized", lambda x, hook: content.expand_as(x))
+    before = f"blocks.{layer}.ln1.hook_normalized"
+    before = before if before in case.run else f"blocks.{layer}.hook_resid_pre"
+    same = (before, lambda x, hook: content.expand_as(x))
     name = f"blocks.{layer}.attn.hook_pattern"
     pattern = case.kept([name], [same], ids=tokens(1, n))[0][name][0, :, -1].flip(-1)
     error = max(error, far(profile(view, content, n), pattern.float()))
@@ -268,9 +270,7 @@ def crossover(case):
 
 def scan_kernels(case):
     """Through a stand-in for a kernel, a plain loop behind the kernels' own interface: the same logits."""
-    if not case.lens.cfg.ssm_layers:
-        raise NotThere("no layer is recurrent")
-    used = []
+    _, used = case.recurrent("hook_state"), []
 
     def linear(decay, write, initial, reverse):
         used.append("linear")
