@@ -199,7 +199,7 @@ ROWS = {
     "bamba": Row("Bamba", SPECIAL | {
         "num_hidden_layers": 3, "attn_layer_indices": [1], "intermediate_size": 40, "num_attention_heads": 4,
         "num_key_value_heads": 2, "mamba_expand": 1, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 5,
-        "mamba_chunk_size": 4, "time_step_limit": (0.08, 0.3), "max_position_embeddings": 128,
+        "mamba_chunk_size": 4, "time_step_limit": (0.06, 0.8), "max_position_embeddings": 128,
     }, room={"max_position_embeddings": 400}, calm={
         "mamba_d_state": 6, "mamba_chunk_size": 8, "time_step_limit": (0.0, 2.0),
     }),

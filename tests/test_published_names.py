@@ -81,8 +81,12 @@ CASES = {
     "mamba": Names(("backbone.embeddings.weight", "backbone.layers.0.mixer.x_proj.weight", "backbone.norm_f.weight")),
     "falcon_mamba": Names(("backbone.embeddings.weight", "lm_head.weight", "backbone.layers.1.mixer.A_log")),
     "nemotron_h": Names(
-        ("backbone.embeddings.weight", "backbone.layers.2.mixer.experts.7.up_proj.weight", "backbone.norm_f.weight",
-         "backbone.layers.2.mixer.gate.e_score_correction_bias"),
+        (
+            "backbone.embeddings.weight",
+            "backbone.layers.2.mixer.experts.7.up_proj.weight",
+            "backbone.norm_f.weight",
+            "backbone.layers.2.mixer.gate.e_score_correction_bias",
+        ),
         spare=("mtp.layers.0.eh_proj.weight", "mtp.layers.0.norm.weight"),
     ),
     "nemotron_h, named as in memory": Names(("model.layers.2.mixer.experts.up_proj",), stacked=True),

@@ -41,8 +41,9 @@ def configure(config: Any) -> LensConfig:
     turned = 0 if rotary is None else rotary.dims
     stated = getattr(config, "attn_rotary_emb", turned)
     require(stated == turned, "Bamba", "attn_rotary_emb", stated, f"{turned}, what rope_parameters turn of a head")
-    shape = ("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv")
-    mixer, mlp = mamba2_sizes(*(getattr(config, size) for size in shape), "Bamba"), MlpConfig(config.intermediate_size)
+    heads, width = config.mamba_n_heads, config.mamba_d_head
+    shape = (heads, width, config.mamba_d_state, config.mamba_n_groups, config.mamba_d_conv)
+    mixer, mlp = mamba2_sizes(*shape, family="Bamba"), MlpConfig(config.intermediate_size)
     recurrent = LayerConfig(ssm=mixer, mlp=mlp)
     attending = LayerConfig(attn=replace(sizes, rotary=rotary is not None), mlp=mlp)
     return LensConfig(
