@@ -30,9 +30,11 @@ NAMES = {
     "jamba": ("input_layernorm", "self_attn"),
     "falcon_h1": ("input_layernorm", "self_attn"),
     "qwen3_next": ("input_layernorm", "self_attn"),
+    "lfm2": ("operator_norm", "self_attn"),
+    "lfm2_moe": ("operator_norm", "self_attn"),
 }
 """A layer's norm and attention in the Hugging Face model."""
-EPS = {"mamba2": 1e-5, "falcon_h1": 1e-5}
+EPS = {"mamba2": 1e-5, "falcon_h1": 1e-5, "lfm2": 1e-5, "lfm2_moe": 1e-5}
 """Of a family's norms, where it is not 1e-6."""
 
 
@@ -41,7 +43,7 @@ def smooth(family):
     """All experts in use, so that none changes hands on the way: there the metric jumps."""
     changes = {
         "recurrentgemma": {"num_key_value_heads": 2}, "jamba": {"num_experts_per_tok": 4},
-        "qwen3_next": {"num_experts_per_tok": 4},
+        "qwen3_next": {"num_experts_per_tok": 4}, "lfm2_moe": {"num_experts_per_tok": 6},
     }  # fmt: skip
     return hl.HybridLens(make_calm(family, 3, **changes.get(family, {})))
 
