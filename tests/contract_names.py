@@ -109,6 +109,8 @@ SIZES = {
 }  # fmt: skip,
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
+HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
+HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "mamba": 1, "falcon_mamba": 1}
 """Groups of channels in the hidden attention of a diagonal recurrence."""
 

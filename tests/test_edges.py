@@ -29,6 +29,7 @@ NAMES = {
     "recurrentgemma": ("temporal_pre_norm", "temporal_block"),
     "jamba": ("input_layernorm", "self_attn"),
     "falcon_h1": ("input_layernorm", "self_attn"),
+<<<<<<< HEAD
     **dict.fromkeys(("qwen3_next", "llama", "qwen3", "gemma2", "gemma3"), ("input_layernorm", "self_attn")),
     "nemotron_h": ("norm", "mixer"),
     "bamba": ("input_layernorm", "self_attn"),
@@ -36,6 +37,14 @@ NAMES = {
 }
 """A layer's norm and attention in the Hugging Face model."""
 EPS = {"mamba2": 1e-5, "falcon_h1": 1e-5, "nemotron_h": 1e-5, "bamba": 1e-5}
+=======
+    "qwen3_next": ("input_layernorm", "self_attn"),
+    "lfm2": ("operator_norm", "self_attn"),
+    "lfm2_moe": ("operator_norm", "self_attn"),
+}
+"""A layer's norm and attention in the Hugging Face model."""
+EPS = {"mamba2": 1e-5, "falcon_h1": 1e-5, "lfm2": 1e-5, "lfm2_moe": 1e-5}
+>>>>>>> lfm
 """Of a family's norms, where it is not 1e-6."""
 
 
@@ -44,7 +53,7 @@ def smooth(family):
     """All experts in use, so that none changes hands on the way: there the metric jumps."""
     changes = {
         "recurrentgemma": {"num_key_value_heads": 2}, "jamba": {"num_experts_per_tok": 4},
-        "qwen3_next": {"num_experts_per_tok": 4},
+        "qwen3_next": {"num_experts_per_tok": 4}, "lfm2_moe": {"num_experts_per_tok": 6},
     }  # fmt: skip
     return hl.HybridLens(make_calm(family, 3, **changes.get(family, {})))
 

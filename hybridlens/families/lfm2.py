@@ -54,7 +54,7 @@ PUBLISHED: dict[str, tuple[Any, ...]] = dict.fromkeys((*SAME, "theta", "rope_the
 def configure(config: Any) -> LensConfig:
     """What an LFM2 is made of; refuses what the family was not built for."""
     check_fields(LFM2, config)
-    listed, given = config.full_attn_idxs, config.layer_types
+    listed, given = config.full_attn_idxs, config.layer_types or []
     where = [layer for layer, kind in enumerate(given) if kind == "full_attention"]
     require(listed is None or sorted(listed) == where, "LFM2", "full_attn_idxs", listed, f"{where}, as in layer_types")
     return configured("lfm2", "LFM2", config, (MlpConfig(_width(config)),) * config.num_hidden_layers)
@@ -69,10 +69,10 @@ def configured(family: str, words: str, config: Any, mlps: tuple[MlpConfig, ...]
         config: the model's configuration.
         mlps: of each layer.
     """
-    kinds = config.layer_types
-    known = f"a list of {config.num_hidden_layers}, of 'conv' and 'full_attention'"
-    fits = kinds is not None and len(kinds) == len(mlps) and set(kinds) <= {"conv", "full_attention"}
-    require(fits, words, "layer_types", kinds, known)
+    kinds: list[str] = config.layer_types or []
+    fits = len(kinds) == len(mlps) and set(kinds) <= {"conv", "full_attention"}
+    known = f"a list of {len(mlps)}, of 'conv' and 'full_attention'"
+    require(fits, words, "layer_types", config.layer_types, known)
     for name, other in SAME.items():
         value = getattr(config, other)
         require(getattr(config, name, value) == value, words, name, getattr(config, name, None), f"{other} = {value}")
