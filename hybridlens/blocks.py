@@ -2,8 +2,8 @@
 
 The first branch holds the mixers (attention, a recurrence, or both side by side on the same input), the second the
 MLP; either may be missing. A branch may read the stream through no norm, and write to it through one: what its parts
-add, heads and all, is then what that norm makes of it. Every part wraps modules of the Hugging Face model without owning or changing them, so
-that the two always have the same weights.
+add, heads and all, is then what that norm makes of it. Every part wraps modules of the Hugging Face model without
+owning or changing them, so that the two always have the same weights.
 """
 
 from __future__ import annotations
@@ -121,28 +121,30 @@ class Block(nn.Module):
         return next(number for number, found in enumerate(inside, start=1) if found)
 
     def head_writes(self, part: str) -> HeadWrites | None:
-        """What the heads of a part write, through the norm after it if there is one; None where it writes as a whole."""
+        """What the heads of a part write, through a norm after it too; None where it writes as a whole."""
         found, number = self.parts[part], self.number_of(part)
         if not isinstance(found, WritesByHead):
             return None
         after = self.branches[number - 1].norm_after
-        return found.head_writes._replace(after=after, scale_point="" if after is None else f"ln{number}_post.hook_scale")
+        return found.head_writes._replace(
+            after=after, scale_point="" if after is None else f"ln{number}_post.hook_scale"
+        )
 
     def written(self, part: str, x: Resid, run: Pass) -> Resid:
-        """What a part that has read nothing before adds to the stream, given the stream, through the norms around it."""
+        """What a part that has read nothing before adds to a stream that it reads, through the norms around it."""
         branch = self.branches[self.number_of(part) - 1]
         out, _ = cast(Part, branch.parts[part])(x if branch.norm is None else branch.norm(x), run, None)
         return out if branch.norm_after is None else branch.norm_after(out)
 
     def read_point(self, part: str) -> str:
-        """The hook point, in this layer, that holds what a part reads: the stream behind its norm's division, if any."""
+        """The hook point, in this layer, that holds what a part reads: the normalised stream where there is a norm."""
         number = self.number_of(part)
         branch = self.branches[number - 1]
         return _entry(branch) if branch.norm is None else f"ln{number}.hook_normalized"
 
     @property
     def late(self) -> dict[str, str]:
-        """Points of a part that fire behind another point that is listed after the part: those of heads behind a norm."""
+        """Points of heads behind a norm, and the point that each fires behind, though that is the next module's."""
         numbered = enumerate(self.branches, start=1)
         return {
             f"{name}.hook_result": f"ln{number}_post.hook_normalized"

@@ -6,7 +6,8 @@ in any order, interleaved, and leave nothing behind. Tensors of a state are neve
 that may be.
 
 Rows may hold different numbers of tokens. Keys sit in slots shared by the batch; a slot that a row does not use has
-position -1 and is masked. Layers share the slots too: one with a smaller window than others holds the newest of them. Keys lost in some layers or heads only are masked there (`KeyValues.kept`).
+position -1 and is masked. Layers share the slots too: one with a smaller window than others holds the newest of them.
+Keys lost in some layers or heads only are masked there (`KeyValues.kept`).
 
 How it fails: a state of another model or of other weights, or a file that is not a saved state, raises `InputError`.
 """
@@ -258,7 +259,9 @@ class HybridState:
                 {mixer: KINDS[kind].of(_under(f"layers.{layer}.{mixer}.", tensors)) for mixer, kind in mixers.items()}
                 for layer, mixers in enumerate(kinds)
             )
-            window, windows = (json.loads(metadata.get(name, null)) for name, null in (("window", "null"), ("windows", "[]")))
+            window, windows = (
+                json.loads(metadata.get(name, null)) for name, null in (("window", "null"), ("windows", "[]"))
+            )
             return cls(
                 metadata["model"], tensors["lengths"], tensors["key_positions"], layers, window,
                 metadata.get("weights", ""), tuple(windows),

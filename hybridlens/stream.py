@@ -2,9 +2,9 @@
 
 The stream is a sum: the embedding, and what every part of every layer adds. A part that writes by heads says where its
 heads' values stand (`HeadWrites`): what each adds is the output projection's map of its own, and they add up to the
-part's write less its bias. A norm behind the projection is gone through with its scale as it was in the run. Attention also says what its heads read through which map (`HeadReads`). Everything that
-follows single terms of the stream (direct attribution, paths, edges, circuits) goes over these descriptions, and over
-nothing else.
+part's write less its bias. A norm behind the projection is gone through with its scale as it was in the run. Attention
+also says what its heads read through which map (`HeadReads`). Everything that follows single terms of the stream
+(direct attribution, paths, edges, circuits) goes over these descriptions, and over nothing else.
 """
 
 from __future__ import annotations

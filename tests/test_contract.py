@@ -45,7 +45,7 @@ class Phase:
         self.new = self.tokens[:, -1:] if phase == "decode" else self.tokens
 
     def key_positions(self, name):
-        """Where the keys of a point stand, in rows that are alike: of each layer those that its window has not passed."""
+        """Where the keys of a point stand, in rows that are alike; a layer holds those that its window needs."""
         held = torch.zeros(0, dtype=torch.long)
         if self.state is not None and ".attn." in name:
             held = self.state.positions_in(int(name.split(".")[1]))[0]

@@ -87,7 +87,9 @@ def test_embeddings_have_the_scale_of_their_module(lenses, family):
 def test_an_edited_head_leaves_the_scale_and_the_others(lenses):
     """A silenced head is missing from the sum, and nothing else is; an edit of the norm's value stays."""
     lens, prompt = lenses["gemma2"], tokens(1, LENGTH, 7)
-    result, normalized, out = (f"blocks.1.{name}" for name in ("attn.hook_result", "ln1_post.hook_normalized", "hook_attn_out"))
+    result, normalized, out = (
+        f"blocks.1.{name}" for name in ("attn.hook_result", "ln1_post.hook_normalized", "hook_attn_out")
+    )
     _, cache = lens.run_with_cache(prompt, [result, out, "blocks.1.ln1_post.hook_scale"])
 
     def silence(x, hook):

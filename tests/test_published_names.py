@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 import hybridlens as hl
 from hybridlens.errors import CheckpointError, LeftOutWarning
 from hybridlens.weights import Weights
+from models import make
+from typing import NamedTuple
 
 
 class Names(NamedTuple):
@@ -50,6 +52,12 @@ def nested(kind: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         return whole | {"vision_config": {"depth": 2}, "tie_word_embeddings": text["tie_word_embeddings"]}
 
     return configured
+
+
+def test_config_is_as_written(folder):
+    """The folder's config.json names the class whose model it holds."""
+    model, path = folder
+    assert json.loads((path / "config.json").read_text())["architectures"] == [type(model).__name__]
 
 
 CASES = {
@@ -97,6 +105,10 @@ CASES = {
     "lfm2": Names(("model.embedding_norm.weight", "model.layers.0.conv.conv.weight")),
     "lfm2_moe": Names(("model.layers.1.feed_forward.experts.5.w1.weight", "model.layers.1.feed_forward.expert_bias")),
     "bamba": Names(("model.layers.0.mamba.in_proj.weight",), changes=(("tie_word_embeddings", True),)),
+    "llama": Names(("model.layers.0.self_attn.o_proj.bias", "lm_head.weight")),
+    "qwen3": Names(("model.layers.0.self_attn.q_norm.weight", "lm_head.weight")),
+    "gemma2": Names(("model.layers.0.pre_feedforward_layernorm.weight", "model.embed_tokens.weight")),
+    "gemma3": Names(("model.layers.0.self_attn.k_norm.weight", "model.layers.2.post_feedforward_layernorm.weight")),
 }
 """By family, and what is particular where one has several."""
 

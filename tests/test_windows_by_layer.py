@@ -74,7 +74,9 @@ def test_a_layer_holds_no_more_than_its_window_needs(family):
             for layer in windowed:
                 assert state.layers[layer]["attn"].slots == WINDOW - 1
                 assert state.positions_in(layer)[0].tolist() == state.key_positions[0, -WINDOW + 1 :].tolist()
-                assert lens.key_positions(state, 1, layer)[0].tolist() == list(range(int(state.lengths[0]) - 4, int(state.lengths[0]) + 1))
+                assert lens.key_positions(state, 1, layer)[0].tolist() == list(
+                    range(int(state.lengths[0]) - 4, int(state.lengths[0]) + 1)
+                )
             for layer in full:
                 assert state.layers[layer]["attn"].slots == int(state.lengths[0]) == state.key_positions.shape[1]
     assert state.windows == lens.cfg.windows
@@ -116,7 +118,9 @@ def test_places_are_looked_up_in_the_layers_meant(family):
         swapped = swap(state, other, layers=windowed)
     assert float((plain - there).abs().max()) > 10 * bound(float(plain.abs().max()), FORWARD)
     close(everywhere, there, FORWARD)
-    with pytest.raises(InputError, match=r"position 2 given, but the cache of row 0 holds positions 16\.\.19 of its wi"):
+    with pytest.raises(
+        InputError, match=r"position 2 given, but the cache of row 0 holds positions 16\.\.19 of its wi"
+    ):
         drop(state, [2], layers=windowed)
     for layer in windowed:
         assert torch.equal(swapped.layers[layer]["attn"].k, other.layers[layer]["attn"].k)
@@ -124,7 +128,10 @@ def test_places_are_looked_up_in_the_layers_meant(family):
 
 def test_states_of_other_windows_are_told_apart():
     """Two models that differ in nothing but which layers have the window: their states are not exchanged."""
-    kinds = (["sliding_attention", "full_attention", "full_attention"], ["full_attention", "full_attention", "sliding_attention"])
+    kinds = (
+        ["sliding_attention", "full_attention", "full_attention"],
+        ["full_attention", "full_attention", "sliding_attention"],
+    )
     one, other = (hl.HybridLens(make("gemma2", 3, layer_types=kind)) for kind in kinds)
     with torch.no_grad(), pytest.raises(InputError, match="the state is of a model gemma2:"):
         other.extend(one.prefill(tokens(1, 9)).state, [[5]])

@@ -132,7 +132,9 @@ def seen_by(state: HybridState, layers: Sequence[int]) -> Bool[Tensor, "batch ke
     return seen
 
 
-def slots_of(state: HybridState, positions: Positions, rows: Indices, layers: Sequence[int]) -> Bool[Tensor, "batch key"]:
+def slots_of(
+    state: HybridState, positions: Positions, rows: Indices, layers: Sequence[int]
+) -> Bool[Tensor, "batch key"]:
     """True at the key slots that hold the positions, in any of some layers, in the rows that are meant."""
     seen = seen_by(state, layers)
     if positions is None:

@@ -209,7 +209,10 @@ def _shares(
         block = cast(Block, lens.blocks[layer])
         for part, module in block.parts.items():
             heads, number = head_writes(lens, layer, part), block.number_of(part)
-            bias, after = module.out_bias() if isinstance(module, WritesBias) else None, block.branches[number - 1].norm_after
+            bias, after = (
+                module.out_bias() if isinstance(module, WritesBias) else None,
+                block.branches[number - 1].norm_after,
+            )
             if bias is not None and after is not None:
                 bias = after.at(bias, seen[f"blocks.{layer}.ln{number}_post.hook_scale"])
             if heads is not None:

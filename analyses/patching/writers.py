@@ -225,7 +225,9 @@ def terms_of(lens: HybridLens, writer: Writer, seen: Mapping[str, Tensor]) -> Te
     Runs are compared by it: differences of terms, mapped, are differences of what is written.
     """
     points = written_points(lens, writer)
-    heads = None if writer.layer is None or writer.index is None else head_writes(lens, writer.layer, PART_OF[writer.kind])
+    heads = (
+        None if writer.layer is None or writer.index is None else head_writes(lens, writer.layer, PART_OF[writer.kind])
+    )
     if heads is None:
         return seen[points[0]]
     return heads.terms({point: seen[name] for point, name in zip(heads.points, points, strict=True)})

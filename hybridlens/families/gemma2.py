@@ -32,7 +32,9 @@ def made_of(config: Any, family: Family, rotary: bool, **sizes: Any) -> LensConf
     """What a Gemma with norms around its branches is made of; refuses what neither kind was built for."""
     check_fields(family, config)
     whose = family.architecture
-    require(not config.use_bidirectional_attention, whose, "use_bidirectional_attention", True, "False: causal attention")
+    require(
+        not config.use_bidirectional_attention, whose, "use_bidirectional_attention", True, "False: causal attention"
+    )
     require(not config.attention_bias, whose, "attention_bias", True, "False: a bias behind a norm belongs to no head")
     attn = attention_sizes(config, rotary=rotary, normed_after=True, **sizes)
     mlp = MlpConfig(config.intermediate_size)

@@ -1,8 +1,7 @@
 """Gemma 3's text model: attention alone, as a control; there is no recurrence, and so no recurrent state.
 
 As Gemma 2, with norms of queries and keys and without a cap on scores. Layers with a window and those without turn by
-rotary embeddings of their own, of which the latter may be stretched. The text model of a multimodal configuration
-(`text_config`) is opened alone.
+rotary embeddings of their own, either of which may be stretched.
 
 transformers takes `attn_logit_softcapping` and does nothing with it, so that a value there is refused.
 """

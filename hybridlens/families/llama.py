@@ -40,9 +40,7 @@ def configure(config: LlamaConfig) -> LensConfig:
 
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     hf = model.model.layers[layer]
-    heads = attention(
-        hf.self_attn, cfg.attention(layer), cfg.d_model, _turning(model.config), model.model.rotary_emb
-    )
+    heads = attention(hf.self_attn, cfg.attention(layer), cfg.d_model, _turning(model.config), model.model.rotary_emb)
     return pre_normed(hf, cfg, layer, {"attn": heads}, gated_mlp(hf.mlp), NORMS)
 
 

@@ -27,7 +27,10 @@ def _turning(config: Qwen3Config) -> Turning | None:
 def configure(config: Qwen3Config) -> LensConfig:
     """What a Qwen3 is made of; refuses what the family was not built for."""
     check_fields(QWEN3, config)
-    sizes, mlp = attention_sizes(config, rotary=_turning(config) is not None, qk_norm=True), MlpConfig(config.intermediate_size)
+    sizes, mlp = (
+        attention_sizes(config, rotary=_turning(config) is not None, qk_norm=True),
+        MlpConfig(config.intermediate_size),
+    )
     return LensConfig(
         family="qwen3",
         layers=tuple(LayerConfig(attn=replace(sizes, window=window), mlp=mlp) for window in windows(config)),
@@ -41,9 +44,15 @@ def configure(config: Qwen3Config) -> LensConfig:
 
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     hf, base = model.model.layers[layer], model.model
-    normed = {f"{role}_norm": NORMS.of(hf.self_attn, f"{role}_norm") for role in "qk"}
-    turns = _turning(model.config)
-    heads = attention(hf.self_attn, cfg.attention(layer), cfg.d_model, turns, base.rotary_emb, **normed)
+    heads = attention(
+        hf.self_attn,
+        cfg.attention(layer),
+        cfg.d_model,
+        _turning(model.config),
+        base.rotary_emb,
+        q_norm=NORMS.of(hf.self_attn, "q_norm"),
+        k_norm=NORMS.of(hf.self_attn, "k_norm"),
+    )
     return pre_normed(hf, cfg, layer, {"attn": heads}, gated_mlp(hf.mlp), NORMS)
 
 

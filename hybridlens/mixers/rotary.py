@@ -1,8 +1,8 @@
 """Rotary position embedding (Su et al. 2021), in the half-split order: on real activations, and as numbers.
 
-Dimension i turns with dimension i + dims/2, by ``base ** (-2i / dims)`` radians a position, or, where a family stretches
-its positions (`hybridlens.families.spec.turning`), by frequencies made of these; what follows the first `dims`
-dimensions of a head is left alone.
+Dimension i turns with dimension i + dims/2, by ``base ** (-2i / dims)`` radians a position, or, where a family
+stretches its positions (`hybridlens.families.spec.turning`), by frequencies made of these; what follows the first
+`dims` dimensions of a head is left alone.
 """
 
 from __future__ import annotations
