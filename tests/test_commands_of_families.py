@@ -18,8 +18,6 @@ COMMANDS = {
     "circuits": ["--sample", "50"],
     "patch": ["--length", "110", "--sweeps", "resid_pre,state"],
 }
-WITHOUT_POSITIONS = {"nemotron_h": {"circuits": ["--sample", "50"]}}
-"""Where nothing turns queries by their positions there are no distances to ask for."""
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +32,7 @@ def test_every_command(command, folders, tmp_path, capsys, small_bundles):
     """Without attention, all that is about it is refused before anything is made; so is a crossover without states."""
     for family, folder in folders.items():
         out = tmp_path / family
-<<<<<<< HEAD
         options = [text if family in WITH_STATE else text.replace("state", "conv") for text in COMMANDS[command]]
-=======
-        options = WITHOUT_POSITIONS.get(family, COMMANDS).get(command, COMMANDS[command])
->>>>>>> nemotron
         status = main([command, *options, "--model", str(folder), "--out", str(out)])
         printed = capsys.readouterr()
         silent = command == "crossover" and family not in WITH_STATE

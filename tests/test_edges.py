@@ -29,22 +29,15 @@ NAMES = {
     "recurrentgemma": ("temporal_pre_norm", "temporal_block"),
     "jamba": ("input_layernorm", "self_attn"),
     "falcon_h1": ("input_layernorm", "self_attn"),
-<<<<<<< HEAD
-    **dict.fromkeys(("qwen3_next", "llama", "qwen3", "gemma2", "gemma3"), ("input_layernorm", "self_attn")),
+    **dict.fromkeys(
+        ("qwen3_next", "llama", "qwen3", "gemma2", "gemma3", "bamba", "granitemoehybrid"),
+        ("input_layernorm", "self_attn"),
+    ),
+    **dict.fromkeys(("lfm2", "lfm2_moe"), ("operator_norm", "self_attn")),
     "nemotron_h": ("norm", "mixer"),
-    "bamba": ("input_layernorm", "self_attn"),
-    "granitemoehybrid": ("input_layernorm", "self_attn"),
 }
 """A layer's norm and attention in the Hugging Face model."""
-EPS = {"mamba2": 1e-5, "falcon_h1": 1e-5, "nemotron_h": 1e-5, "bamba": 1e-5}
-=======
-    "qwen3_next": ("input_layernorm", "self_attn"),
-    "lfm2": ("operator_norm", "self_attn"),
-    "lfm2_moe": ("operator_norm", "self_attn"),
-}
-"""A layer's norm and attention in the Hugging Face model."""
-EPS = {"mamba2": 1e-5, "falcon_h1": 1e-5, "lfm2": 1e-5, "lfm2_moe": 1e-5}
->>>>>>> lfm
+EPS = dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h", "bamba", "lfm2", "lfm2_moe"), 1e-5)
 """Of a family's norms, where it is not 1e-6."""
 
 

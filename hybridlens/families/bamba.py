@@ -42,8 +42,9 @@ def configure(config: Any) -> LensConfig:
     stated = getattr(config, "attn_rotary_emb", turned)
     require(stated == turned, "Bamba", "attn_rotary_emb", stated, f"{turned}, what rope_parameters turn of a head")
     heads, width = config.mamba_n_heads, config.mamba_d_head
-    shape = (heads, width, config.mamba_d_state, config.mamba_n_groups, config.mamba_d_conv)
-    mixer, mlp = mamba2_sizes(*shape, family="Bamba"), MlpConfig(config.intermediate_size)
+    state, groups = config.mamba_d_state, config.mamba_n_groups
+    mixer = mamba2_sizes(heads, width, state, groups, config.mamba_d_conv, "Bamba")
+    mlp = MlpConfig(config.intermediate_size)
     recurrent = LayerConfig(ssm=mixer, mlp=mlp)
     attending = LayerConfig(attn=replace(sizes, rotary=rotary is not None), mlp=mlp)
     return LensConfig(

@@ -113,7 +113,9 @@ def mixers(model: Any, cfg: LensConfig, layer: int, embedding: nn.Module) -> dic
     if has is None:
         return {"ssm": ShortConv(cfg.recurrence(layer), hf.conv)}
     attn = hf.self_attn
-    own = {f"{role}_norm": NORMS.of(attn, f"{role}_layernorm") for role in "qk"} | {"o": Projection(attn, "out_proj")}
+    own: dict[str, Any] = {f"{role}_norm": NORMS.of(attn, f"{role}_layernorm") for role in "qk"} | {
+        "o": Projection(attn, "out_proj")
+    }
     return {"attn": attention(attn, has, cfg.d_model, turning(model.config, has.d_head), embedding, **own)}
 
 

@@ -86,7 +86,7 @@ def lens_config(family: str, config: Any, mlp: Callable[[int], MlpConfig]) -> Le
         d_conv=config.linear_conv_kernel_dim,
         n_heads=heads,
     )
-    mixers = {"full_attention": {"attn": attn}, "linear_attention": {"ssm": recurrent}}
+    mixers: dict[str, dict[str, Any]] = {"full_attention": {"attn": attn}, "linear_attention": {"ssm": recurrent}}
     for layer, kind in enumerate(config.layer_types):
         require(kind in mixers, whose, f"layer_types[{layer}]", kind, f"one of {', '.join(mixers)}")
     return LensConfig(
@@ -113,7 +113,7 @@ def block(model: Any, cfg: LensConfig, layer: int, rule: Rule = FLAT, renormalis
     hf, has = model.model.layers[layer], cfg.layers[layer]
     assert has.mlp is not None
     if has.attn is not None:
-        normed = {f"{role}_norm": NORMS.of(hf.self_attn, f"{role}_norm") for role in "qk"}
+        normed: dict[str, Any] = {f"{role}_norm": NORMS.of(hf.self_attn, f"{role}_norm") for role in "qk"}
         rotary, embedding = turning(model.config, has.attn.d_head), model.model.rotary_emb
         mixers = {"attn": attention(hf.self_attn, has.attn, cfg.d_model, rotary, embedding, packed_gate=True, **normed)}
     else:
