@@ -101,12 +101,8 @@ def warn_of_spares(family: Family, files: FileTensors) -> None:
     """Say what a checkpoint holds beside the text model, and is left out."""
     spare = [name for name in files.names if any(re.search(pattern, name) for pattern in family.spare_tensors)]
     if spare:
-        warnings.warn(
-            f"'{files.source}': {len(spare)} tensors are no part of the text model and are left out: "
-            f"{_listed(sorted(spare))}",
-            LeftOutWarning,
-            stacklevel=4,
-        )
+        said = f"'{files.source}': left out, being no part of the text model: {_listed(sorted(spare))}"
+        warnings.warn(said, LeftOutWarning, stacklevel=4)  # of the caller of `load`, behind its check
 
 
 def meta_model(family: Family, config: Any, source: str) -> Any:
