@@ -15,7 +15,7 @@ from models import VOCAB, make
 from safetensors.torch import load_file, save_file
 
 import hybridlens as hl
-from hybridlens.errors import LeftOutWarning
+from hybridlens.errors import CheckpointError, LeftOutWarning
 from hybridlens.weights import Weights
 
 
@@ -153,3 +153,21 @@ def same(one, other):
     assert len(tensors) > 3
     for name in tensors:
         assert torch.equal(read[name], expected[name]), name
+
+
+def test_experts_that_do_not_fit_are_named_as_the_files_have_them(tmp_path):
+    """The loader joins them before it looks, and does not say which of them are wrong."""
+    make("qwen3_5_moe", 3).save_pretrained(tmp_path)
+    held, mixture = load_file(tmp_path / "model.safetensors"), "model.language_model.layers.0.mlp.experts."
+    held = {multimodal(name): tensor for name, tensor in held.items()}
+    held |= {f"{mixture}{expert}.up_proj.weight": torch.zeros(24, 31) for expert in range(6)}
+    save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for way in (hl.load, hl.load_weights):
+        with pytest.raises(
+            CheckpointError, match=f"{mixture}0.up_proj.weight has shape .24, 31., but"
+        ):
+            way(tmp_path)
+    held = {name: tensor for name, tensor in held.items() if not name.startswith(f"{mixture}2.")}
+    save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"holds no tensor {mixture}2.down_proj.weight, though it holds an"):
+        hl.load(tmp_path)
