@@ -1,12 +1,14 @@
 """Small random hybrids for the tests, of the real Hugging Face classes, with every weight away from its default."""
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers
+from contract_names import LAYERS
 
 VOCAB = 53
 FAMILIES = ("recurrentgemma", "jamba")
@@ -79,6 +81,13 @@ def of_taps(name, weight):
     return "conv" in name and weight.ndim == 3
 
 
+KINDS = tuple(os.environ.get("HYBRIDLENS_KINDS", "").split()) or tuple(kind for kind in OF_A_KIND if kind in ROWS)
+"""One family of each kind of layer, for whatever is tested beside the contract. Whoever adds a family runs those tests
+on it once: `HYBRIDLENS_KINDS="lfm3 minimax" pytest tests/test_patching.py`."""
+OF_A_KIND = (
+    *FAMILIES, "mamba2", "falcon_h1", "qwen3_next",  # states of each kind, alone, beside attention and in turn with it
+    "llama", "lfm2", "kimi_linear",  # attention alone, convolutions, latent attention
+)  # fmt: skip
 ROWS = {
     # Four layers (R R A R), one key/value head, a window of 7; with room, attention is in layers 2 and 5.
     "recurrentgemma": Row("RecurrentGemma", {

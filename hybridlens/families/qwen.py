@@ -7,6 +7,7 @@ says how its delta rule's inputs are projected, and which of its layers have a m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,12 +87,12 @@ def lens_config(family: str, config: Any, mlp: Callable[[int], MlpConfig]) -> Le
         d_conv=config.linear_conv_kernel_dim,
         n_heads=heads,
     )
-    mixers: dict[str, dict[str, Any]] = {"full_attention": {"attn": attn}, "linear_attention": {"ssm": recurrent}}
+    kinds = {"full_attention": LayerConfig(attn=attn), "linear_attention": LayerConfig(ssm=recurrent)}
     for layer, kind in enumerate(config.layer_types):
-        require(kind in mixers, whose, f"layer_types[{layer}]", kind, f"one of {', '.join(mixers)}")
+        require(kind in kinds, whose, f"layer_types[{layer}]", kind, f"one of {', '.join(kinds)}")
     return LensConfig(
         family=family,
-        layers=tuple(LayerConfig(**mixers[kind], mlp=mlp(layer)) for layer, kind in enumerate(config.layer_types)),
+        layers=tuple(replace(kinds[kind], mlp=mlp(layer)) for layer, kind in enumerate(config.layer_types)),
         d_model=config.hidden_size,
         d_vocab=config.vocab_size,
         n_ctx=config.max_position_embeddings,

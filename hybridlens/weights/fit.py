@@ -18,12 +18,11 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import core_model_loading
 
 from hybridlens.checkpoint_files import opening
 from hybridlens.errors import CheckpointError, LeftOutWarning
 from hybridlens.families.spec import Family
-from hybridlens.weights.naming import Naming
+from hybridlens.weights.naming import Naming, written
 from hybridlens.weights.sources import FileTensors, Stored
 
 SHOWN = 3
@@ -103,12 +102,8 @@ def warn_of_spares(family: Family, files: FileTensors) -> None:
     """Say what a checkpoint holds beside the text model, and is left out."""
     spare = [name for name in files.names if any(re.search(pattern, name) for pattern in family.spare_tensors)]
     if spare:
-        warnings.warn(
-            f"'{files.source}': {len(spare)} tensors are no part of the text model and are left out: "
-            f"{_listed(sorted(spare))}",
-            LeftOutWarning,
-            stacklevel=4,
-        )
+        said = f"'{files.source}': left out, being no part of the text model: {_listed(sorted(spare))}"
+        warnings.warn(said, LeftOutWarning, stacklevel=4)  # of the caller of `load`, behind its check
 
 
 def meta_model(family: Family, config: Any, source: str) -> Any:
@@ -123,9 +118,7 @@ def meta_model(family: Family, config: Any, source: str) -> Any:
 
 def _check_shapes(family: Family, config: Any, stored: Mapping[str, Stored], source: str, error: RuntimeError) -> None:
     """Compare shapes with those of the files that the model itself would write."""
-    model = meta_model(family, config, source)
-    written: Mapping[str, torch.Tensor] = core_model_loading.revert_weight_conversion(model, model.state_dict())
-    for name, tensor in written.items():
+    for name, tensor in written(meta_model(family, config, source)).items():
         if name in stored and stored[name].shape != tuple(tensor.shape):
             has, asked = list(stored[name].shape), list(tensor.shape)
             raise CheckpointError(

@@ -91,6 +91,14 @@ class Naming:
         return found[0] if isinstance(found, list) else found
 
 
+def written(model: Any) -> dict[str, Tensor]:
+    """A model's tensors as files hold them, under every name that they may have there: with a prefix or without."""
+    model._weight_conversions = None
+    found = dict(_loading.revert_weight_conversion(model, model.state_dict()))
+    model._weight_conversions = _rules.get_model_conversion_mapping(model, add_legacy=False)
+    return found | _loading.revert_weight_conversion(model, model.state_dict())
+
+
 def _targets(first: str, rule: Any) -> list[str]:
     """The model's tensors that a converter makes together with `first`."""
     patterns = cast(list[str], rule.target_patterns)
