@@ -1,12 +1,14 @@
 """Small random hybrids for the tests, of the real Hugging Face classes, with every weight away from its default."""
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers
+from contract_names import LAYERS
 
 VOCAB = 53
 FAMILIES = ("recurrentgemma", "jamba")
@@ -122,8 +124,17 @@ ROWS = {
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)
-WITH_ATTENTION = tuple(family for family, row in ROWS.items() if row.attention)
-MATRIX = tuple(family for family, row in ROWS.items() if row.matrix)
+"""For the contract: its tests are run on all of them, other tests on one of each kind."""
+OF_A_KIND = (
+    *FAMILIES, "mamba2", "falcon_h1", "qwen3_next",  # states of each kind, alone, beside attention and in turn with it
+    "llama", "lfm2", "kimi_linear",  # attention alone, convolutions, latent attention
+)  # fmt: skip
+KINDS = tuple(os.environ.get("HYBRIDLENS_KINDS", "").split()) or tuple(kind for kind in OF_A_KIND if kind in ROWS)
+"""One family of each kind of layer, for whatever is tested beside the contract. Whoever adds a family runs those tests
+on it once: `HYBRIDLENS_KINDS="lfm3 minimax" pytest tests/test_patching.py`."""
+WITH_ATTENTION = tuple(family for family in KINDS if ROWS[family].attention)
+WITH_STATE = tuple(family for family in KINDS if any("ssm.hook_state" in layer for layer in LAYERS[family]))
+MATRIX = tuple(family for family in KINDS if ROWS[family].matrix)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)
 
 
