@@ -19,9 +19,13 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # small tensors: a second thread only waits for the first
 )
 
+import jaxtyping
 import pytest
+from checked_once import once
 from hypothesis import HealthCheck, settings
 from markupsafe import Markup
+
+jaxtyping.jaxtyped = once(jaxtyping.jaxtyped)
 
 ASKED = os.environ.get("ATEN_CPU_CAPABILITY")
 """The instruction set that torch is to compute with; `make numerics` sets it."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import transformers
-from contract_names import LAYERS
 
 VOCAB = 53
 FAMILIES = ("recurrentgemma", "jamba")
@@ -81,13 +80,6 @@ def of_taps(name, weight):
     return "conv" in name and weight.ndim == 3
 
 
-KINDS = tuple(os.environ.get("HYBRIDLENS_KINDS", "").split()) or tuple(kind for kind in OF_A_KIND if kind in ROWS)
-"""One family of each kind of layer, for whatever is tested beside the contract. Whoever adds a family runs those tests
-on it once: `HYBRIDLENS_KINDS="lfm3 minimax" pytest tests/test_patching.py`."""
-OF_A_KIND = (
-    *FAMILIES, "mamba2", "falcon_h1", "qwen3_next",  # states of each kind, alone, beside attention and in turn with it
-    "llama", "lfm2", "kimi_linear",  # attention alone, convolutions, latent attention
-)  # fmt: skip
 ROWS = {
     # Four layers (R R A R), one key/value head, a window of 7; with room, attention is in layers 2 and 5.
     "recurrentgemma": Row("RecurrentGemma", {
@@ -238,10 +230,19 @@ ROWS = {
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)
+"""For the contract: its tests are run on all of them, other tests on one of each kind."""
 WITH_RECURRENCE = tuple(family for family, row in ROWS.items() if row.recurrence)
-WITH_ATTENTION = tuple(family for family, row in ROWS.items() if row.attention)
-WITH_STATE = tuple(family for family, row in ROWS.items() if row.state)
-MATRIX = tuple(family for family, row in ROWS.items() if row.matrix)
+"""Of all families."""
+OF_A_KIND = (
+    *FAMILIES, "mamba2", "falcon_h1", "qwen3_next",  # states of each kind, alone, beside attention and in turn with it
+    "llama", "lfm2", "kimi_linear",  # attention alone, convolutions, latent attention
+)  # fmt: skip
+KINDS = tuple(os.environ.get("HYBRIDLENS_KINDS", "").split()) or tuple(kind for kind in OF_A_KIND if kind in ROWS)
+"""One family of each kind of layer, for whatever is tested beside the contract. Whoever adds a family runs those tests
+on it once: `HYBRIDLENS_KINDS="lfm3 minimax" pytest tests/test_patching.py`."""
+WITH_ATTENTION = tuple(family for family in KINDS if ROWS[family].attention)
+WITH_STATE = tuple(family for family in KINDS if ROWS[family].recurrence and ROWS[family].state)
+MATRIX = tuple(family for family in KINDS if ROWS[family].matrix)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)
 
 

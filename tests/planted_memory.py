@@ -16,7 +16,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from models import MATRIX, make_calm
+from models import ROWS, make_calm
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -65,7 +65,7 @@ def planted(family: str, where: str, seed: int = 0) -> Planted:
         layers = lens.cfg.attention_layers if where == "head" else lens.cfg.ssm_layers[1:]
         layer = layers[int(torch.randint(len(layers), (), generator=rng))]
         head = int(torch.randint(4, (), generator=rng))
-        if family in MATRIX:
+        if ROWS[family].matrix:
             if family == "mamba2":
                 _plant_mamba2(model.backbone.layers[layer].mixer, head)
             else:

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 from bounds import FORWARD, close
-from models import EVERY_FAMILY, tokens
+from models import WITH_STATE, tokens
 from patching_loops import LENGTH, METRIC, plain, prompts, small
 
 from analyses.patching import ablation
@@ -15,7 +15,7 @@ from analyses.patching.targets import Target
 from hybridlens.errors import InputError, UnknownNameError
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_ablation_equals_a_plain_loop_with_the_same_values(family):
     """Zeros, means of each kind and draws, against runs whose values are put together by hand."""
     lens, (clean, corrupt) = small(family), prompts()

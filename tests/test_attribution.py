@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, GRADIENT, LAYER, bound, close, quotient
-from models import EVERY_FAMILY, WITH_STATE, make_calm, tokens
+from models import WITH_STATE, make_calm, tokens
 
 import hybridlens as hl
 from analyses.patching.agreement import agreement, compared
@@ -129,7 +129,7 @@ def untouched(lens):
     return hooks_on(lens) == 0 and all(weight.grad is None for weight in lens.hf_model.parameters())
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_estimates_are_the_slopes_of_real_patches(family, direction):
     """Random entries of every point, states at several positions and overlapping targets among them."""
@@ -204,7 +204,7 @@ def test_recalls_and_writes_of_a_delta_rule_hear_what_was_replaced_before(point)
     assert abs(float(single.change.sum()) - float(whole.change[0])) > max(0.01, 0.05 * abs(float(whole.change[0])))
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_a_linear_metric_is_estimated_exactly(family):
     """With the soft cap undone, logits are linear in the last normalised residual, and so are differences of them."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -229,7 +229,7 @@ def test_a_linear_metric_is_estimated_exactly(family):
     close(at_logits.raw, measured.raw, LAYER, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_integrated_gradients_at_the_input_add_up_to_the_whole_difference(family):
     """Smooth models (all experts in use): the error is far below the plain gradient's and falls with the steps."""
     lens, (clean, corrupt) = smooth(family), prompts()
@@ -283,7 +283,7 @@ def test_every_sweep_can_be_estimated(family):
     assert sum(places) / len(places) > (0.3 if family == "qwen3_next" else 0.6)  # straight lines through unit vectors
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 @pytest.mark.parametrize("kind", ["probability", "answer", "divergence", "own"])
 def test_other_metrics(family, kind):
     """A longer answer is read on from the prompt's memory, and the gradient comes back through that memory."""
@@ -328,7 +328,7 @@ def test_a_metric_at_its_optimum_has_no_slope():
     close(flat.change, torch.zeros_like(flat.change), GRADIENT, scale=largest, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_bfloat16_agrees_with_float32(family):
     half, whole = small(family, torch.bfloat16), small(family)
     with torch.no_grad():
@@ -340,7 +340,7 @@ def test_bfloat16_agrees_with_float32(family):
     assert compared(ours.change.flatten(), theirs.change.flatten()).pearson > 0.98
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_what_cannot_be_estimated_is_refused_in_one_line(family):
     lens, (clean, corrupt) = small(family), prompts()
     before = lens(clean).detach()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from models import EVERY_FAMILY, FAMILIES, WITH_ATTENTION, WITH_STATE
+from models import FAMILIES, WITH_ATTENTION, WITH_STATE
 from random_lens import save_checkpoint
 
 from analyses.cli import main
@@ -24,7 +24,7 @@ COMMANDS = {
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random model of each with a tokenizer."""
     made = tmp_path_factory.mktemp("families")
-    return {family: save_checkpoint(made / family, family) for family in EVERY_FAMILY if family not in FAMILIES}
+    return {family: save_checkpoint(made / family, family) for family in WITH_STATE if family not in FAMILIES}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from bounds import FORWARD, close, quotient
-from models import EVERY_FAMILY, WITH_STATE, make, tokens
+from models import WITH_STATE, make, tokens
 
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.hooks import unchanged
 
 
-@pytest.fixture(params=EVERY_FAMILY)
+@pytest.fixture(params=WITH_STATE)
 def lens(request):
     return HybridLens(make(request.param))
 

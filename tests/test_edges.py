@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, GRADIENT, LAYER, close, quotient
-from models import EVERY_FAMILY, make_calm, tokens
+from models import WITH_STATE, make_calm, tokens
 
 import hybridlens as hl
 from analyses.patching import edges
@@ -137,7 +137,7 @@ def untouched(lens):
     return hooks == 0 and all(weight.grad is None for weight in lens.hf_model.parameters())
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_scores_are_the_slopes_of_true_path_patches(family, direction):
     """Random edges into every reader of the model: each query head, shared key and value head, mixer, MLP, logits."""
@@ -164,7 +164,7 @@ def test_scores_are_the_slopes_of_true_path_patches(family, direction):
     assert untouched(lens)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_writers_account_for_all_of_a_readers_input(family):
     """Their sum is the slope along the whole difference of the reader's input; whole mixers of attention, too."""
     lens, (clean, corrupt) = smooth(family), prompts()
@@ -182,7 +182,7 @@ def test_writers_account_for_all_of_a_readers_input(family):
         close(result.scores[:, parts].sum(1), result.scores[:, whole], FORWARD, equal_nan=True, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_there_is_no_edge_to_what_comes_before(family):
     """NaN exactly where the reader's input is made before the writer writes, worked out from the forward order."""
     lens, (clean, corrupt) = smooth(family), prompts()
@@ -195,7 +195,7 @@ def test_there_is_no_edge_to_what_comes_before(family):
             assert bool(result.scores[row, column].isnan()) == (at >= fires.index(stream(lens, reader)))
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_integrated_gradients_are_the_mean_over_the_way(family):
     """Each step's gradient is taken, norms included, in a run whose embedding was moved by hand."""
     lens, (clean, corrupt), rng = smooth(family), prompts(), random.Random(2)
@@ -216,7 +216,7 @@ def test_integrated_gradients_are_the_mean_over_the_way(family):
     assert result.metric.endswith("estimated by integrated gradients in 2 steps")
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_estimates_agree_with_path_patching(family):
     """The same axes as exact path patching of all pairs, and a clear correlation with it."""
     lens, (clean, corrupt) = smooth(family), prompts()
@@ -244,7 +244,7 @@ def test_positions_in_portions_give_the_same(monkeypatch):
     close(portions.scores, whole.scores, LAYER, equal_nan=True, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_some_writers_and_readers_and_other_metrics(family):
     """A choice of both gives those rows and columns, whatever the metric reads."""
     lens, (clean, corrupt) = smooth(family), prompts()

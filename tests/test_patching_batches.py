@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bounds import FORWARD, close
-from models import EVERY_FAMILY
+from models import WITH_STATE
 from patching_loops import LENGTH, METRIC, prompts, small
 
 from analyses.patching import running, schedule
@@ -12,7 +12,7 @@ from analyses.patching.snapshot import Snapshot
 from analyses.patching.targets import Target
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_many_patches_take_few_passes(family, monkeypatch):
     """Passes about n ÷ batch, and rows × layers × positions computed well under half of what one pass a patch takes."""
     lens, (clean, corrupt) = small(family), prompts(shared=0, length=40)
@@ -43,7 +43,7 @@ def test_large_activations_take_smaller_batches():
         assert (max(sizes), sum(sizes)) == (rows, 12)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_captures_are_bounded_by_memory(family, monkeypatch):
     """With little memory, values are captured a few points at a time, and the result is the same."""
     lens, (clean, corrupt) = small(family), prompts()

@@ -13,7 +13,7 @@ from itertools import pairwise
 import pytest
 import torch
 from bounds import FORWARD, LAYER, apart, bound, close
-from models import EVERY_FAMILY, FAMILIES, MATRIX, WITH_ATTENTION, make_calm, tokens
+from models import FAMILIES, MATRIX, WITH_ATTENTION, WITH_STATE, make_calm, tokens
 
 import hybridlens as hl
 from analyses.patching.metrics import KullbackLeibler, LogitDifference
@@ -140,7 +140,7 @@ def patched(lens, clean, corrupt, paths, metric=METRIC, **options):
     return found, torch.stack([found.raw[groups.index(group), readers.index(reader)] for group, reader in paths])
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 @pytest.mark.parametrize(("direction", "through_mlps"), [("denoise", False), ("noise", True)])
 def test_random_paths_equal_the_plain_loop(family, direction, through_mlps):
     """Any writers and readers, any batch size, from position 0 or behind the shared beginning; beyond the window."""
@@ -160,7 +160,7 @@ def test_random_paths_equal_the_plain_loop(family, direction, through_mlps):
             close(found.corrupt, METRIC(lens(corrupt)).item(), FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_each_kind_of_writer_and_reader_is_heard(family):
     """One path of each kind, against the plain loop; every one of them changes the metric by far more than rounding."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -176,7 +176,7 @@ def test_each_kind_of_writer_and_reader_is_heard(family):
     assert ours.unique().numel() == len(ours)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 @pytest.mark.parametrize("through_mlps", [False, True])
 def test_chosen_positions_only(family, through_mlps):
     """Outputs exchanged at some positions reach the reader there and nowhere else."""
@@ -188,7 +188,7 @@ def test_chosen_positions_only(family, through_mlps):
         close(ours, expected, FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 @pytest.mark.parametrize("through_mlps", [False, True])
 def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family, through_mlps):
     """For every reader of the model: the same as activation patching of that input; for the logits, the other run."""
@@ -210,7 +210,7 @@ def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family
     assert (ours - found.corrupt).abs().min() > 2 * bound(float(ours.abs().max()), FORWARD)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_bfloat16_is_as_near_to_the_truth_as_the_plain_loop(family):
     """Both are compared with the same weights computed in float32."""
     lens, (clean, corrupt) = small(family, torch.bfloat16), prompts()
@@ -262,7 +262,7 @@ def test_pairs_without_a_path_are_refused_or_left_untouched(family):
         path_patch(lens, clean, corrupt, METRIC, [[Writer("embed"), Writer("mlp", 1)]], [Reader("mlp", 1)])
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_the_whole_model_at_once_in_few_passes(family, tmp_path):
     """Every writer by every reader: as many passes as rows need, and a saved result that names both ends."""
     lens, (clean, corrupt) = small(family), prompts()

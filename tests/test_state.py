@@ -9,7 +9,7 @@ import torch
 from bounds import FORWARD, apart, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import EVERY_FAMILY, FAMILIES, WITH_ATTENTION, make, tokens
+from models import FAMILIES, KINDS, WITH_ATTENTION, make, tokens
 from safetensors.torch import save_file
 
 from hybridlens import HybridLens
@@ -18,7 +18,7 @@ from hybridlens.memory import SLACK, KeyValues
 from hybridlens.state import HybridState
 
 
-@pytest.fixture(scope="module", params=EVERY_FAMILY)
+@pytest.fixture(scope="module", params=KINDS)
 def any_lens(request: pytest.FixtureRequest) -> HybridLens:
     return HybridLens(make(request.param, 5))
 

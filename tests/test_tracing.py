@@ -6,13 +6,13 @@ import pickle
 import pytest
 import torch
 from bounds import apart, close
-from models import EVERY_FAMILY, WITH_ATTENTION, WITH_STATE, make, tokens
+from models import WITH_ATTENTION, WITH_STATE, make, tokens
 
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.hooks import HookPoint
 
 
-@pytest.fixture(params=EVERY_FAMILY)
+@pytest.fixture(params=WITH_STATE)
 def any_lens(request):
     return HybridLens(make(request.param))
 
