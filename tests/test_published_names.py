@@ -52,7 +52,6 @@ def nested(kind: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return configured
 
 
-
 CASES = {
     "mamba2": Names(("backbone.embeddings.weight",), changes=(("tie_word_embeddings", True),)),
     "qwen3_next": Names(
@@ -126,7 +125,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.mark.parametrize("way", [hl.load, hl.load_weights])
 def test_what_is_left_out_is_said(folder, way):
-    """One line with their number; nothing is said where nothing is."""
+    """One line with their names; nothing is said where nothing is."""
     names, _, path = folder
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -134,7 +133,7 @@ def test_what_is_left_out_is_said(folder, way):
     said = [str(warning.message) for warning in caught if issubclass(warning.category, LeftOutWarning)]
     assert len(said) == bool(names.spare)
     for line in said:
-        assert f"'{path}': {len(names.spare)} tensors are no part of the text model and are left out: " in line
+        assert f"'{path}': left out, being no part of the text model: " in line
         assert all(name in line for name in names.spare)
         assert "\n" not in line
 
@@ -190,3 +189,19 @@ def test_a_missing_tensor_is_named_as_files_have_it(name, tmp_path):
     with pytest.raises(CheckpointError, match=f"holds no tensor {name}") as caught:
         hl.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_experts_that_do_not_fit_are_named_as_the_files_have_them(tmp_path):
+    """The loader joins them before it looks, and does not say which of them are wrong."""
+    make("qwen3_5_moe", 3).save_pretrained(tmp_path)
+    held, mixture = load_file(tmp_path / "model.safetensors"), "model.language_model.layers.0.mlp.experts."
+    held = {multimodal(name): tensor for name, tensor in held.items()}
+    held |= {f"{mixture}{expert}.up_proj.weight": torch.zeros(24, 31) for expert in range(6)}
+    save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for way in (hl.load, hl.load_weights):
+        with pytest.raises(CheckpointError, match=f"{mixture}0.up_proj.weight has shape .24, 31., but"):
+            way(tmp_path)
+    held = {name: tensor for name, tensor in held.items() if not name.startswith(f"{mixture}2.")}
+    save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"holds no tensor {mixture}2.down_proj.weight, though it holds an"):
+        hl.load(tmp_path)

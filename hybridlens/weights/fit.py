@@ -22,7 +22,7 @@ import transformers
 from hybridlens.checkpoint_files import opening
 from hybridlens.errors import CheckpointError, LeftOutWarning
 from hybridlens.families.spec import Family
-from hybridlens.weights.naming import Naming, written
+from hybridlens.weights.naming import Naming, in_files, written
 from hybridlens.weights.sources import FileTensors, Stored
 
 SHOWN = 3
@@ -128,12 +128,9 @@ def _check_shapes(family: Family, config: Any, stored: Mapping[str, Stored], sou
 
 def _as_written(model: Any, names: Iterable[str], stored: Mapping[str, Stored]) -> list[str]:
     """Tensors of the model that are missing, under the names that its files have for them."""
-    held: Mapping[str, torch.Tensor] = model.state_dict()
     found: list[str] = []
     for name in names:
-        alone = {name: held[name]} if name in held else {}
-        written: Iterable[str] = core_model_loading.revert_weight_conversion(model, alone)
-        found += [tensor for tensor in written if tensor not in stored] or [name]
+        found += [part for part in in_files(model, name) if part not in stored] or [name]
     return found
 
 

@@ -99,6 +99,12 @@ def written(model: Any) -> dict[str, Tensor]:
     return found | _loading.revert_weight_conversion(model, model.state_dict())
 
 
+def in_files(model: Any, name: str) -> list[str]:
+    """What files that the model itself would write call one of its tensors, or the parts of it."""
+    held = model.state_dict()
+    return list(_loading.revert_weight_conversion(model, {name: held[name]})) if name in held else []
+
+
 def _targets(first: str, rule: Any) -> list[str]:
     """The model's tensors that a converter makes together with `first`."""
     patterns = cast(list[str], rule.target_patterns)
