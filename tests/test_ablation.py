@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 from bounds import FORWARD, close
-from models import EVERY_FAMILY, tokens
+from models import WITH_STATE, tokens
 from patching_loops import LENGTH, METRIC, plain, prompts, small
 
 from analyses.patching import ablation
@@ -15,13 +15,12 @@ from analyses.patching.targets import Target
 from hybridlens.errors import InputError, UnknownNameError
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_ablation_equals_a_plain_loop_with_the_same_values(family):
     """Zeros, means of each kind and draws, against runs whose values are put together by hand."""
     lens, (clean, corrupt) = small(family), prompts()
     others = [tokens(1, LENGTH, seed) for seed in (11, 12, 13)]
-    recurrent = f"blocks.{lens.cfg.ssm_layers[-1]}.ssm.{'hook_write' if lens.cfg.state_layers else 'hook_in'}"
-    names = ["blocks.1.hook_mixer_out", recurrent, "blocks.2.hook_resid_pre"]
+    names = ["blocks.1.hook_mixer_out", f"blocks.{lens.cfg.ssm_layers[-1]}.ssm.hook_write", "blocks.2.hook_resid_pre"]
     patches = [[Target(name, {"p": place})] for name, place in product(names, (2, slice(5, 9), -1))]
     with torch.no_grad():
         runs = [lens.run_with_cache(prompt, names)[1] for prompt in [clean, *others]]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bounds import FORWARD, close
-from models import EVERY_FAMILY
+from models import EVERY_FAMILY, WITH_STATE
 from patching_loops import LENGTH, METRIC, prompts, small
 
 from analyses.patching import running, schedule
@@ -43,7 +43,7 @@ def test_large_activations_take_smaller_batches():
         assert (max(sizes), sum(sizes)) == (rows, 12)
 
 
-@pytest.mark.parametrize("family", EVERY_FAMILY)
+@pytest.mark.parametrize("family", WITH_STATE)
 def test_captures_are_bounded_by_memory(family, monkeypatch):
     """With little memory, values are captured a few points at a time, and the result is the same."""
     lens, (clean, corrupt) = small(family), prompts()

@@ -44,9 +44,7 @@ def causal_convolution(
     return y, inputs.gather(1, first[..., None].expand(-1, -1, x.shape[2]))
 
 
-def convolution_attention(
-    source: Channels, taps: Float[Tensor, "channel lag"]
-) -> Float[Tensor, "batch one pos pos"]:
+def convolution_attention(source: Channels, taps: Float[Tensor, "channel lag"]) -> Float[Tensor, "batch one pos pos"]:
     """M[t, j] = mean over channels of taps[t - j] · source[j]: what a convolution's output takes of each input.
 
     Over the tokens of this call; per channel it is exact, but for the bias.
