@@ -20,8 +20,7 @@ def test_ablation_equals_a_plain_loop_with_the_same_values(family):
     """Zeros, means of each kind and draws, against runs whose values are put together by hand."""
     lens, (clean, corrupt) = small(family), prompts()
     others = [tokens(1, LENGTH, seed) for seed in (11, 12, 13)]
-    recurrent = f"blocks.{lens.cfg.ssm_layers[-1]}.ssm.{'hook_write' if lens.cfg.state_layers else 'hook_in'}"
-    names = ["blocks.1.hook_mixer_out", recurrent, "blocks.2.hook_resid_pre"]
+    names = ["blocks.1.hook_mixer_out", f"blocks.{lens.cfg.ssm_layers[-1]}.ssm.hook_write", "blocks.2.hook_resid_pre"]
     patches = [[Target(name, {"p": place})] for name, place in product(names, (2, slice(5, 9), -1))]
     with torch.no_grad():
         runs = [lens.run_with_cache(prompt, names)[1] for prompt in [clean, *others]]
