@@ -10,6 +10,8 @@ from bounds import FORWARD, LAYER, apart, close
 from models import make_calm, tokens
 
 import hybridlens as hl
+from analyses.circuits.gates import gate_errors
+from analyses.circuits.running import circuits
 from analyses.patching.direct import direct_logit_attribution
 from analyses.patching.edges import edge_attribution
 from analyses.patching.metrics import LogitDifference
@@ -74,6 +76,26 @@ def test_weights_write_through_the_norm_but_its_scale(lenses, family):
         close(written, cache[f"{name}.attn.hook_result"], LAYER)
         close(written.sum(2), cache[f"{name}.hook_attn_out"], LAYER)
         assert apart(torch.einsum("bphe,hed->bpd", cache[f"{name}.attn.hook_z"], view.W_O), written.sum(2), LAYER)
+
+
+@NORMED
+def test_the_error_of_one_scale_is_what_it_misses(lenses, family):
+    """By hand: what heads write over the run's own scales, and over one scale for all tokens, both about their means."""
+    lens, ids = lenses[family], tokens(3, LENGTH, 10)
+    weights, lengths = Weights.of_model(lens), torch.tensor([LENGTH, 7, 10])
+    found = gate_errors(lens, weights, ids, lengths)
+    real = torch.arange(LENGTH) < lengths[:, None]
+    _, cache = lens.run_with_cache(ids, None)
+    for layer in lens.cfg.attention_layers:
+        out = cache[f"blocks.{layer}.attn.hook_result"][real].double()
+        z, scale = cache[f"blocks.{layer}.attn.hook_z"][real], cache[f"blocks.{layer}.ln1_post.hook_scale"][real]
+        lin = torch.einsum("the,hed->thd", z.double(), weights.attention(layer).W_O.double())
+        off = out - lin * (1 / scale.double()).mean()
+        error = [((x - x.mean(0)) ** 2).sum((0, 2)) for x in (off, out)]
+        close(found[layer], (error[0] / error[1]).sqrt().float(), LAYER)
+        assert found[layer].min() > 0.01
+    notes = circuits(lens, ids, lengths, sample_size=20, distances=(1, 2)).notes
+    assert f"one scale for all tokens misses {float(found.min()):.2f} to {float(found.max()):.2f}" in notes[0]
 
 
 @NORMED

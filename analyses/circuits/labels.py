@@ -61,6 +61,16 @@ def notes_of(
             missed = spread(gate_error[gated], "{:.2f}".format)
             off = f"on real activations that misses {missed} of the spread of what heads write"
         found.append(f"OV circuits have output gates at rest, at their value for input 0; {off}.")
+    behind = [index for index, attention in enumerate(cfg.attentions) if attention.normed_after]
+    if behind:
+        off = "how far that is off was not measured"
+        if gate_error is not None:
+            missed = spread(gate_error[behind], "{:.2f}".format)
+            off = f"on real activations one scale for all tokens misses {missed} of the spread of what heads write"
+        found.append(
+            "OV circuits have the weight of the norm behind attention in them; its scale, one positive number a token "
+            f"that all heads of a layer share, takes no part; {off}."
+        )
     if any(attention.qk_norm for attention in cfg.attentions):
         found.append(
             "QK circuits have the weights of the norms of queries and keys folded in; the scales of these norms, one "

@@ -78,8 +78,9 @@ class HeadCircuits(Stored):
         induction_writer: that writer's place in `writers`; -1 where no earlier one attends or reaches back by one.
         induction_match: Σλ ÷ Σ|λ| of matching through that writer.
         retrieval: see `analyses.circuits.strength`.
-        gate_error: of every head, how far the output gate at rest is off, relative to the spread of what the head
-            writes (`gates`); 0 in layers without a gate, None where there is none or where not measured.
+        gate_error: of every head, how far an output gate at rest, and one scale for all tokens of a norm behind
+            attention, are off, relative to the spread of what the head writes (`gates`); 0 in layers with neither,
+            None where there is neither or where not measured.
         notes: what is to be known of these numbers beside `linearised`, in sentences: gates, norms, layers left out.
     """
 

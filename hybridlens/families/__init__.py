@@ -37,6 +37,7 @@ from hybridlens.families.spec import Family
 
 
 
+
 FAMILIES: tuple[Family, ...] = (
     RECURRENT_GEMMA,
     JAMBA,
