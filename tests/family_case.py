@@ -19,8 +19,9 @@ class NotThere(Exception):
 class Case:
     """A family's small model, and what several checks need of it."""
 
-    def __init__(self, family):
-        self.model = make(family)
+    def __init__(self, family, **changes):
+        self.family = family
+        self.model = make(family, **changes)
         self.lens = HybridLens(self.model)
         self.ids = tokens(2, LENGTH)
 

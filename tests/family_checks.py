@@ -14,7 +14,7 @@ import transformers
 from bounds import GRADIENT, LAYER
 from family_case import LENGTH, Case, NotThere, far
 from hf_reference import FAMILIES as PATHS
-from models import tokens
+from models import ROWS, tokens
 from transformers import DynamicCache
 
 from analyses.circuits import circuits
@@ -74,7 +74,7 @@ def decode_points(case):
         axes = case.lens.hook_points[name].axes
         expected = case.truth[name].narrow(axes.index("p"), LENGTH - 1, 1)
         if "k" in axes:
-            last = state.key_positions[0].tolist() if ".attn." in name else []
+            last = state.positions_in(int(name.split(".")[1]))[0].tolist() if ".attn." in name else []
             expected = expected.index_select(axes.index("k"), torch.tensor([*last, LENGTH - 1]))
         error = max(error, far(value, expected, extra=case.amplified(name), what=name))
     return error
@@ -144,7 +144,7 @@ def hidden_attention(case):
     name = f"blocks.{layer}.ssm"
     pattern = case.run[f"{name}.hook_pattern"]
     error = far(pattern, case.truth[f"{name}.hook_pattern"], extra=case.amplified(f"{name}.hook_pattern"))
-    if f"{name}.hook_v" in case.run:
+    if case.run.get(f"{name}.hook_v", pattern).ndim == 4 and f"{name}.hook_v" in case.run:  # heads, not channels
         first = (f"{name}.hook_v", lambda x, hook: torch.cat([x[:, :half], torch.zeros_like(x[:, half:])], dim=1))
         y = case.kept([f"{name}.hook_y"], [first])[0][f"{name}.hook_y"][:, half:]
         values = case.run[f"{name}.hook_v"][:, :half].float()
@@ -172,11 +172,13 @@ def weights(case):
             error = max(error, far(made, run[f"{block}.attn.hook_{point}"], LAYER))
         z = run.get(f"{block}.attn.hook_z_gated", run[f"{block}.attn.hook_z"])
         result = torch.einsum("bphe,hed->bphd", z, view.W_O)
+        if f"{block}.ln1_post.hook_scale" in run:  # a norm behind the heads: its gain is in the maps, its scale the run's
+            result = result / run[f"{block}.ln1_post.hook_scale"][..., None]
         error = max(error, far(result, run[f"{block}.attn.hook_result"], LAYER))
     for layer in case.lens.cfg.ssm_layers:
         parts, block = maps.recurrent(layer).parts, f"blocks.{layer}"
         x = plus(read_by(block) @ parts.W_in, parts.b_in)
-        error = max(error, far(x, run[f"{block}.ssm.hook_in"][..., parts.written], LAYER))
+        error = max(error, far(x, run[f"{block}.ssm.{parts.source}"][..., parts.written], LAYER))
         written = run[f"{block}.ssm.hook_y"].flatten(2) * run[f"{block}.ssm.hook_gate"]
         if parts.norm is not None:
             written = written * parts.norm({point: run[f"{block}.ssm.{point}"] for point in parts.norm_points})
@@ -251,6 +253,8 @@ def patching(case):
 def crossover(case):
     """Keys and values of one prompt beside recurrent memory of another: the library's own cache, exchanged by hand."""
     _ = case.attending
+    case.recurrent("hook_state")
+    case = Case(case.family, **ROWS[case.family].unclamped)
     a, b = tokens(1, LENGTH, 1), tokens(1, LENGTH, 2)
     mix = next(mix for mix in mixes(case.lens.cfg) if mix.name == "kv B, conv A, recurrent A")
     with torch.no_grad():

@@ -69,6 +69,8 @@ class Row:
     """Whether its states are matrices, one a head."""
     state: bool = True
     """Whether its recurrent layers hold a state; if not, only their convolutions remember."""
+    unclamped: dict[str, Any] = field(default_factory=dict)
+    """Changes without limits of step sizes, which transformers keeps to in passes of several tokens alone."""
     room: dict[str, Any] = field(default_factory=dict)
     """Changes with which it reads 400 tokens of a benchmark."""
     calm: dict[str, Any] = field(default_factory=dict)
@@ -191,7 +193,7 @@ ROWS = {
         "n_groups": 2, "ssm_state_size": 5, "chunk_size": 4, "time_step_min": 0.1, "n_routed_experts": 8,
         "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "moe_intermediate_size": 24, "moe_latent_size": 16,
         "moe_shared_expert_intermediate_size": 20, "routed_scaling_factor": 1.7, "max_position_embeddings": 128,
-    }, room={"max_position_embeddings": 400}, calm={
+    }, unclamped={"time_step_min": 1e-9}, room={"max_position_embeddings": 400}, calm={
         "layers_block_type": ["linear_attention", "full_attention", "linear_attention", "moe", "mlp"],
         "mamba_head_dim": 12, "ssm_state_size": 6, "chunk_size": 8, "time_step_min": 0.01, "n_routed_experts": 4,
         "num_experts_per_tok": 4, "n_group": 2,
@@ -201,7 +203,7 @@ ROWS = {
         "num_hidden_layers": 3, "attn_layer_indices": [1], "intermediate_size": 40, "num_attention_heads": 4,
         "num_key_value_heads": 2, "mamba_expand": 1, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 5,
         "mamba_chunk_size": 4, "time_step_limit": (0.06, 0.8), "max_position_embeddings": 128,
-    }, room={"max_position_embeddings": 400}, calm={
+    }, unclamped={"time_step_limit": (0.0, float("inf"))}, room={"max_position_embeddings": 400}, calm={
         "mamba_d_state": 6, "mamba_chunk_size": 8, "time_step_limit": (0.0, 2.0),
     }),
     # Layers M A M; four recurrent heads in two groups, two key/value heads, six experts; no multiplier at 1.

@@ -25,7 +25,7 @@ def profile(
 ) -> Float[Tensor, "head distance"]:
     """Each head's attention to keys 0 … distances - 1 tokens back, all of the same content as the query; rows sum to 1.
 
-    Biases and norms of queries and keys are included, and scores are scaled as the layer scales them, so this is the
+    Biases and norms of queries and keys are included, and scores are scaled and capped as the layer does, so this is the
     pattern itself: of a query that sees fewer keys it is the part that it sees, made to sum to 1.
 
     Args:
@@ -47,8 +47,8 @@ def profile(
     q = q.expand(distances, -1, -1)
     if attention.rotary is not None:
         q = attention.rotary.turned(q, torch.arange(distances, device=q.device)[:, None, None])
-    scores = torch.einsum("bhe,he->hb", q, k)
-    return torch.softmax(scores * attention.scale, dim=-1).float()
+    scores, cap = torch.einsum("bhe,he->hb", q, k) * attention.scale, attention.soft_cap
+    return torch.softmax(scores if cap is None else torch.tanh(scores / cap) * cap, dim=-1).float()
 
 
 def _read(

@@ -52,6 +52,7 @@ class AttentionWeights:
         W_gate: the gate's logits; None where what heads read is not gated.
         b_gate: their bias; None where there is none.
         qk_eps: ε of the norms of queries and keys.
+        soft_cap: c where scores are c · tanh(scores / c); None for no cap.
     """
 
     layer: int
@@ -71,6 +72,7 @@ class AttentionWeights:
     W_gate: Float[Tensor, "head d_model d_head"] | None = None
     b_gate: Float[Tensor, "head d_head"] | None = None
     qk_eps: float = 0.0
+    soft_cap: float | None = None
 
     @property
     def n_heads(self) -> int:

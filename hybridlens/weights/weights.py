@@ -128,6 +128,7 @@ class Weights:
             q_norm=None if parts.q_norm is None else self.norm(parts.q_norm),
             k_norm=None if parts.k_norm is None else self.norm(parts.k_norm),
             qk_eps=0.0 if parts.q_norm is None else parts.q_norm.eps,
+            soft_cap=parts.soft_cap,
             W_gate=W_Q[..., e:] if parts.packed_gate else None,
             b_gate=b_Q[..., e:] if parts.packed_gate and b_Q is not None else None,
         )
