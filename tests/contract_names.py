@@ -42,18 +42,25 @@ MOE = WITH_MLP | {
     "mlp.hook_router_logits": "b p x", "mlp.hook_expert_weights": "b p r", "mlp.hook_expert_indices": "b p r",
 }  # fmt: skip
 SHARED = MOE | {"mlp.hook_shared_out": "b p d"}
+POST_NORMED = {
+    "ln1_post.hook_scale": "b p 1", "ln1_post.hook_normalized": "b p d", "ln2_post.hook_scale": "b p 1",
+    "ln2_post.hook_normalized": "b p d",
+}  # fmt: skip
+"""Norms after the branches."""
 MODEL = {
     "hook_embed": "b p d", "ln_final.hook_scale": "b p 1", "ln_final.hook_normalized": "b p d",
     "hook_logits": "b p v",
 }  # fmt: skip
 
 GRIFFIN, FULL = DIAGONAL | RG_LRU | DENSE, ATTENTION | ROTARY | QK_NORM | GATED
+OLMO = {name: axes for name, axes in (DENSE | POST_NORMED).items() if not name.startswith("ln2.")}
 LAYERS = {
     "recurrentgemma": [GRIFFIN, GRIFFIN, ATTENTION | ROTARY | DENSE, GRIFFIN],
     "jamba": [DIAGONAL | MAMBA | DENSE, ATTENTION | MOE, DIAGONAL | MAMBA | DENSE, DIAGONAL | MAMBA | MOE],
     "mamba2": [MAMBA2, MAMBA2],
     "falcon_h1": [ATTENTION | ROTARY | MAMBA2 | DENSE] * 2,
     "qwen3_next": [DELTA | DENSE, FULL | SHARED, DELTA | SHARED],
+    "olmo_hybrid": [DELTA | DENSE, ATTENTION | ROTARY | QK_NORM | OLMO, DELTA | DENSE],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -64,7 +71,10 @@ SIZES = {
     "qwen3_next": {
         "h": 4, "g": 2, "e": 16, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40, "x": 6, "r": 2
     },
+    "olmo_hybrid": {"h": 4, "g": 2, "e": 8, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40},
 }  # fmt: skip
+NO_LN1 = {("olmo_hybrid", 1)}
+"""(family, layer) of layers whose mixers read the stream as it is."""
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1}
 """Groups of channels in the hidden attention of a diagonal recurrence."""
 
@@ -73,7 +83,8 @@ def names_of(family: str, wide: str = "c") -> dict[str, str]:
     """The axes of every name of a family's small model; `wide` is the letter of the convolution's channels."""
     axes = dict(MODEL)
     for layer, extra in enumerate(LAYERS[family]):
-        axes |= {f"blocks.{layer}.{name}": letters for name, letters in (ENDS | LN1 | extra).items()}
+        before = {} if (family, layer) in NO_LN1 else LN1
+        axes |= {f"blocks.{layer}.{name}": letters for name, letters in (ENDS | before | extra).items()}
     return {name: letters.replace("wide", wide) for name, letters in axes.items()}
 
 

@@ -108,6 +108,17 @@ ROWS = {
         "num_hidden_layers": 4, "head_dim": 8, "linear_value_head_dim": 10, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 24, "num_experts": 4, "mlp_only_layers": [2],
     }),
+    # Layers D A D; four value heads over two key heads, write strengths up to 2, norms after the branches of attention: calm,
+    # since what these read has no norm.
+    "olmo_hybrid": Row("OlmoHybrid", SPECIAL | {
+        "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
+        "max_position_embeddings": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    }, calm, room={"max_position_embeddings": 400}, calm={
+        "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+        "num_hidden_layers": 4, "linear_value_head_dim": 10,
+    }),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from hybridlens.blocks import Block, Branch
-from hybridlens.config import AttentionConfig, LensConfig
+from hybridlens.config import AttentionConfig, LensConfig, RecurrentConfig
+from hybridlens.families.spec import require
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.rotary import Rotary, Turning
 from hybridlens.mlps import HookedMlp, HookedMoe, MlpParts, MoeParts
@@ -54,6 +55,26 @@ def attention_sizes(config: Any, **others: Any) -> AttentionConfig:
         n_kv_heads=config.num_key_value_heads or heads,
         d_head=getattr(config, "head_dim", None) or config.hidden_size // heads,
         **others,
+    )
+
+
+def delta_sizes(config: Any) -> RecurrentConfig:
+    """The sizes of a gated delta rule, from fields that start with ``linear_``.
+
+    Raises:
+        CheckpointError: value heads do not share key heads in equal groups.
+    """
+    heads, keys = config.linear_num_value_heads, config.linear_num_key_heads
+    expected = f"a divisor of linear_num_value_heads = {heads}"
+    require(heads % keys == 0, type(config).__name__, "linear_num_key_heads", keys, expected)
+    values = heads * config.linear_value_head_dim
+    return RecurrentConfig(
+        kind="gated_delta",
+        state_shape=(heads, config.linear_value_head_dim, config.linear_key_head_dim),
+        d_channels=values,
+        d_conv_channels=values + 2 * keys * config.linear_key_head_dim,
+        d_conv=config.linear_conv_kernel_dim,
+        n_heads=heads,
     )
 
 

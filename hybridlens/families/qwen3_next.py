@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hybridlens.blocks import Block
-from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed
+from hybridlens.config import LayerConfig, LensConfig, MlpConfig
+from hybridlens.families.parts import Norms, attention, attention_sizes, delta_sizes, gated_mlp, last_norm, pre_normed
 from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
 from hybridlens.mixers.gated_delta import DeltaInputs, DeltaParts, DeltaWeights, GatedDelta
 from hybridlens.mixers.gated_norm import GatedNorm
@@ -29,18 +29,8 @@ def configure(config: Any) -> LensConfig:
     """What a Qwen3-Next is made of; refuses what the family was not built for."""
     check_fields(QWEN3_NEXT, config)
     require(config.hidden_act == "silu", "Qwen3-Next", "hidden_act", config.hidden_act, "'silu'")
-    heads, keys = config.linear_num_value_heads, config.linear_num_key_heads
-    require(heads % keys == 0, "Qwen3-Next", "linear_num_key_heads", keys, f"a divisor of {heads} value heads")
     sizes = attention_sizes(config, rotary=turning(config, config.head_dim) is not None, qk_norm=True, gated=True)
-    values = heads * config.linear_value_head_dim
-    recurrent = RecurrentConfig(
-        kind="gated_delta",
-        state_shape=(heads, config.linear_value_head_dim, config.linear_key_head_dim),
-        d_channels=values,
-        d_conv_channels=values + 2 * keys * config.linear_key_head_dim,
-        d_conv=config.linear_conv_kernel_dim,
-        n_heads=heads,
-    )
+    recurrent = delta_sizes(config)
     dense = MlpConfig(config.intermediate_size)
     mixture = MlpConfig(config.moe_intermediate_size, config.num_experts, config.num_experts_per_tok, True)
 

@@ -98,10 +98,12 @@ def turning(config: PreTrainedConfig, d_head: int) -> Turning | None:
     rope: Mapping[str, Any] = dict(getattr(config, "rope_parameters", None) or {})
     kind = rope.get("rope_type")
     require(kind in (None, "default"), type(config).__name__, "rope_type", kind, "'default'")
+    base = rope.get("rope_theta", 10000.0)
+    require(base is not None, type(config).__name__, "rope_theta", base, "a number")
     dims = int(d_head * rope.get("partial_rotary_factor", 1.0))
     part = f"one that turns an even part of {d_head}"
     require(dims % 2 == 0, type(config).__name__, "partial_rotary_factor", rope.get("partial_rotary_factor"), part)
-    return Turning(dims, float(rope.get("rope_theta", 10000.0))) if dims else None
+    return Turning(dims, float(base)) if dims else None
 
 
 def eos_ids(config: PreTrainedConfig) -> tuple[int, ...]:

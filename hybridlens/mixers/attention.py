@@ -55,6 +55,7 @@ class AttentionParts:
         rotary: turns queries and keys by their positions; None for none.
         q_norm: of each head's query, before rotary embedding; None for none.
         k_norm: likewise of keys.
+        joint_norm: these norms are of all heads' queries, or keys, at once.
         packed_gate: what heads read is multiplied by the sigmoid of the second half of `q`'s output.
     """
 
@@ -66,6 +67,7 @@ class AttentionParts:
     rotary: Rotary | None = None
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    joint_norm: bool = False
     packed_gate: bool = False
 
 
@@ -114,7 +116,7 @@ class HookedAttention(nn.Module):
         k = self.hook_k(parts.k(x).unflatten(-1, (-1, e)))
         v = self.hook_v(parts.v(x).unflatten(-1, (-1, e)))
         if parts.q_norm is not None and parts.k_norm is not None:
-            q, k = self.hook_q_normed(parts.q_norm(q)), self.hook_k_normed(parts.k_norm(k))
+            q, k = self.hook_q_normed(self._normed(parts.q_norm, q)), self.hook_k_normed(self._normed(parts.k_norm, k))
         if parts.rotary is not None:
             q, k = parts.rotary(q, k, run)
             q, k = self.hook_rot_q(q), self.hook_rot_k(k)
@@ -198,6 +200,9 @@ class HookedAttention(nn.Module):
         if not pattern.requires_grad:
             return None
         return value_of(apply_pattern(pattern, values), fused_attention(q, keys, values, slots, self.parts.scale))
+
+    def _normed(self, norm: Norm, x: Tensor) -> Tensor:
+        return norm(x.flatten(-2)).unflatten(-1, x.shape[-2:]) if self.parts.joint_norm else norm(x)
 
     def _write(self, z: Queries) -> Resid:
         return written(self.parts.o, z, self.hook_result)
