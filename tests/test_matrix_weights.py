@@ -27,7 +27,10 @@ CHANGES = {
         {"mamba_proj_bias": True, "projectors_bias": True, "attention_bias": True},
     ],
     "qwen3_next": [{}, {"attention_bias": True, "partial_rotary_factor": 0.5}],
+    "olmo_hybrid": [{}, {"attention_bias": True, "linear_allow_neg_eigval": False}],
 }
+AFTER = "model.layers.{}.post_attention_layernorm.weight"
+"""Of OLMo-Hybrid's norm after attention."""
 CASES = [(family, changes) for family in MATRIX for changes in CHANGES[family]]
 
 
@@ -37,6 +40,11 @@ def seen(family: str, changes: dict) -> tuple[hl.HybridLens, Weights, dict[str, 
     with torch.no_grad():
         logits, cache = lens.run_with_cache(tokens(2, 9, seed=1))
     return lens, Weights.of_model(lens), {**cache.cache_dict, "logits": logits}
+
+
+def read_by_heads(cache: dict[str, torch.Tensor], block: str) -> torch.Tensor:
+    """What a layer's heads read: the normalised stream, or the stream where no norm is before them."""
+    return cache.get(f"{block}.ln1.hook_normalized", cache[f"{block}.hook_resid_pre"])
 
 
 def plus(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -50,7 +58,7 @@ def test_heads(family, changes):
     lens, weights, cache = seen(family, changes)
     for layer in lens.cfg.attention_layers:
         view, name = weights.attention(layer), f"blocks.{layer}"
-        x, made = cache[f"{name}.ln1.hook_normalized"], {}
+        x, made = read_by_heads(cache, name), {}
         for point, matrix, bias in (
             ("q", view.W_Q, view.b_Q), ("k", view.W_K, view.b_K), ("v", view.W_V, view.b_V)
         ):  # fmt: skip
@@ -65,9 +73,12 @@ def test_heads(family, changes):
             rest = torch.sigmoid(plus(torch.zeros(4, 16), view.b_gate))
             torch.testing.assert_close(view.W_O_at_rest, rest[..., None] * view.W_O)
             z = z * cache[f"{name}.attn.hook_gate"]
+        if view.q_norm is not None:
             torch.testing.assert_close(q, cache[f"{name}.attn.hook_q_normed"], **CLOSE)
             torch.testing.assert_close(k, cache[f"{name}.attn.hook_k_normed"], **CLOSE)
         out = plus(torch.einsum("bphe,hed->bpd", z, view.W_O), view.b_O)
+        if lens.blocks[layer].branches[0].norm_after is not None:
+            out = out / cache[f"{name}.ln1_post.hook_scale"] * lens.hf_model.get_parameter(AFTER.format(layer))
         torch.testing.assert_close(out, cache[f"{name}.hook_attn_out"], **CLOSE)
         assert view.rotary is not None
         for query, key in ((8, 8), (8, 7), (8, 0), (5, 2)):
@@ -81,13 +92,14 @@ def test_compared_folds_the_norms_of_queries_and_keys(family):
     """Products of folded queries and keys are the scores' up to a positive number for each query and each key."""
     lens, weights, cache = seen(family, {})
     layer = lens.cfg.attention_layers[0]
-    view, x = weights.attention(layer), cache[f"blocks.{layer}.ln1.hook_normalized"]
+    view, x = weights.attention(layer), read_by_heads(cache, f"blocks.{layer}")
     folded = view.compared
     q, k = (torch.einsum("bpd,hde->bphe", x, matrix) for matrix in (folded.W_Q, folded.W_K))
     plain = [torch.einsum("bpd,hde->bphe", x, matrix) for matrix in (view.W_Q, view.W_K)]
     if view.q_norm is not None:
+        over = (-2, -1) if family == "olmo_hybrid" else -1
         q, k = (
-            folded * (raw.square().mean(-1, keepdim=True) + view.qk_eps).rsqrt()
+            folded * (raw.square().mean(over, keepdim=True) + view.qk_eps).rsqrt()
             for folded, raw in zip((q, k), plain, strict=True)
         )
     for made, point, norm in ((q, "q", view.q_norm), (k, "k", view.k_norm)):

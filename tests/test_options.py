@@ -44,6 +44,13 @@ CASES = {
         "qwen3_next", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}},
     ),
     "qwen3_next with one head of keys": ("qwen3_next", {"num_key_value_heads": 1, "head_dim": 8}),
+    "olmo_hybrid without positions": (
+        "olmo_hybrid", {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
+    ),
+    "olmo_hybrid with strengths up to 1": ("olmo_hybrid", {"linear_allow_neg_eigval": False}),
+    "olmo_hybrid with a key head a value head": ("olmo_hybrid", {"linear_num_key_heads": 4}),
+    "olmo_hybrid with biases": ("olmo_hybrid", {"attention_bias": True, "num_key_value_heads": 4}),
+    "olmo_hybrid tied": ("olmo_hybrid", {"tie_word_embeddings": True, "rope_parameters": None}),
 }  # fmt: skip
 
 
@@ -69,6 +76,11 @@ def test_every_option_is_the_untouched_model(case):
             for mixer in [name for name, there in (("ssm", has.ssm), ("attn", has.attn)) if there is not None]:
                 bias = lens.blocks[layer].parts[mixer].out_bias()
                 total = cache[f"blocks.{layer}.{mixer}.hook_result"].sum(2) + (0 if bias is None else bias)
+                number = lens.blocks[layer].number_of(None)
+                if lens.blocks[layer].branches[number - 1].norm_after is not None:
+                    normalized = total / cache[f"blocks.{layer}.ln{number}_post.hook_scale"]
+                    assert_close(normalized, cache[f"blocks.{layer}.ln{number}_post.hook_normalized"], **close)
+                    continue
                 assert_close(total, cache[f"blocks.{layer}.hook_{mixer}_out"], **close)
 
 
@@ -92,6 +104,11 @@ def test_steps_stay_within_finite_limits(family):
         ("mamba2", {"hidden_act": "relu"}, "Mamba-2: hidden_act is 'relu', expected 'silu'"),
         ("falcon_h1", {"hidden_act": "gelu"}, "Falcon-H1: hidden_act is 'gelu', expected 'silu'"),
         ("qwen3_next", {"hidden_act": "gelu"}, "Qwen3-Next: hidden_act is 'gelu', expected 'silu'"),
+        ("olmo_hybrid", {"hidden_act": "gelu"}, "OLMo-Hybrid: hidden_act is 'gelu', expected 'silu'"),
+        (
+            "olmo_hybrid", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "OLMo-Hybrid: partial_rotary_factor is 0.5, expected 1",
+        ),
     ],
 )
 def test_what_a_family_was_not_built_for_is_refused_in_one_line(family, changes, message):

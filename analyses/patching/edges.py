@@ -103,10 +103,10 @@ def edge_attribution(
     return EdgeResult(scores=scores, writers=sources, readers=sinks, **runs.said)
 
 
-def _read(lens: HybridLens, reader: Reader) -> tuple[str, str, str]:
-    """The hook points that a reader's gradient takes: where it is taken, and the norm before it."""
-    norm = norm_before(lens, reader)
-    return read_point(lens, reader), f"{norm}.hook_normalized", f"{norm}.hook_scale"
+def _read(lens: HybridLens, reader: Reader) -> tuple[str, ...]:
+    """The hook points that a reader's gradient takes: where it is taken, and those of the norm before it, if any."""
+    norm, taken = norm_before(lens, reader), read_point(lens, reader)
+    return (taken,) if norm is None else (taken, f"{norm}.hook_normalized", f"{norm}.hook_scale")
 
 
 def _scores(
@@ -118,8 +118,8 @@ def _scores(
     heads: Mapping[int, AttentionWeights],
 ) -> Float[Tensor, "writer reader"]:
     """Every writer's change times every reader's gradient, summed over positions and the residual stream."""
-    x = here.values[_read(lens, readers[0])[1]]
-    length, d_model = x.shape[1:]
+    x = here.values[_read(lens, readers[0])[0]]
+    length, d_model = x.shape[1], lens.cfg.d_model
     step = max(1, ELEMENTS // ((len(writers) + len(readers)) * d_model))
     total = torch.zeros(len(writers), len(readers), dtype=torch.float64)
     for start in range(0, length, step):
@@ -153,7 +153,7 @@ def _gradient(
     lens: HybridLens, here: Slopes, reader: Reader, part: slice, heads: Mapping[int, AttentionWeights]
 ) -> Float[Tensor, "pos d_model"]:
     """How the metric changes with the residual stream as this reader alone reads it."""
-    taken, normalized, scale = _read(lens, reader)
+    taken, *norm = _read(lens, reader)
     grad = wide(here.gradients[taken][0, part])
     if reader.head is not None and reader.layer is not None:
         weights = heads[reader.layer]
@@ -162,6 +162,9 @@ def _gradient(
         assert W is not None
         slope = head_reads(lens, reader.layer)[reader.kind].slope(wide(here.values[taken][0, part]))
         grad = (grad * slope)[:, reader.head] @ W[reader.head].T.to(grad)
+    if not norm:
+        return grad
+    normalized, scale = norm
     x = wide(here.values[normalized][0, part]).to(grad.device)
     inward = grad - x * (x * grad).mean(dim=-1, keepdim=True)
     return inward / wide(here.values[scale][0, part]).to(grad.device)

@@ -138,9 +138,11 @@ def _stream(base: Float[Tensor, "place d_model"], delta: Altered) -> Altered:
 def reading(lens: HybridLens, reader: Reader, altered: Altered) -> Float[Tensor, "row place *rest"]:
     """What a reader's hook point holds on altered streams; of queries, keys and values, for all heads of the layer."""
     norm = norm_before(lens, reader)
-    module = cast(HookedNorm, lens.network.get_submodule(norm))
+    module = None if norm is None else cast(HookedNorm, lens.network.get_submodule(norm))
     if reader.layer is not None and reader.head is not None:
-        return head_reads(lens, reader.layer)[reader.kind].read(module(altered))
+        return head_reads(lens, reader.layer)[reader.kind].read(altered if module is None else module(altered))
+    if module is None:
+        return altered
     kept: dict[str, Tensor] = {}
     with lens.hooks([(f"{norm}.hook_normalized", keeping(kept))]):
         module(altered)

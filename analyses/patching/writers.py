@@ -214,18 +214,23 @@ def written_point(lens: HybridLens, writer: Writer) -> str:
     return f"blocks.{writer.layer}.{point}"
 
 
-def norm_before(lens: HybridLens, reader: Reader) -> str:
-    """The norm that a reader reads through."""
+def norm_before(lens: HybridLens, reader: Reader) -> str | None:
+    """The norm that a reader reads through; None where it reads the stream as it is."""
     if reader.layer is None:
         return "ln_final"
-    number = cast(Block, lens.blocks[reader.layer]).number_of("mlp" if reader.kind == "mlp" else None)
-    return f"blocks.{reader.layer}.ln{number}"
+    block = cast(Block, lens.blocks[reader.layer])
+    number = block.number_of("mlp" if reader.kind == "mlp" else None)
+    return None if block.branches[number - 1].norm is None else f"blocks.{reader.layer}.ln{number}"
 
 
 def read_point(lens: HybridLens, reader: Reader) -> str:
-    """The hook point that holds what a reader reads; of whole parts, the normalised stream."""
+    """The hook point that holds what a reader reads; of whole parts, the stream, normalised where a norm is before."""
     if reader.layer is None or reader.head is None:
-        return f"{norm_before(lens, reader)}.hook_normalized"
+        norm = norm_before(lens, reader)
+        if norm is not None:
+            return f"{norm}.hook_normalized"
+        second = cast(Block, lens.blocks[cast(int, reader.layer)]).number_of("mlp") == 2 and reader.kind == "mlp"
+        return f"blocks.{reader.layer}.hook_resid_{'mid' if second else 'pre'}"
     return f"blocks.{reader.layer}.{head_reads(lens, reader.layer)[reader.kind].point}"
 
 

@@ -46,7 +46,8 @@ class AttentionWeights:
         rotary: on queries and keys; None where there is none.
         window: keys that a query sees, itself included; None: all.
         scale: scores are q · k times this.
-        q_norm: what a head's query is multiplied by after its root-mean-square norm; None where there is none.
+        q_norm: what a head's query is multiplied by after its root-mean-square norm, which is its own, or of all heads
+            at once where each has numbers of its own; None where there is none.
         k_norm: likewise of keys.
         W_gate: the gate's logits; None where what heads read is not gated.
         b_gate: their bias; None where there is none.
@@ -65,8 +66,8 @@ class AttentionWeights:
     rotary: Turning | None
     window: int | None
     scale: float
-    q_norm: Float[Tensor, "d_head"] | None = None
-    k_norm: Float[Tensor, "d_head"] | None = None
+    q_norm: Float[Tensor, "*head d_head"] | None = None
+    k_norm: Float[Tensor, "*kv_head d_head"] | None = None
     W_gate: Float[Tensor, "head d_model d_head"] | None = None
     b_gate: Float[Tensor, "head d_head"] | None = None
     qk_eps: float = 0.0
@@ -93,14 +94,14 @@ class AttentionWeights:
     def compared(self) -> AttentionWeights:
         """The same with `W_Q` and `W_K` as scores compare them: the weights of their norms folded in.
 
-        What remains of either norm is its scale, one positive number a token and head.
+        What remains of either norm is its scale, one positive number a token and head, or a token.
         """
         if self.q_norm is None or self.k_norm is None:
             return self
         return replace(
             self,
-            W_Q=self.W_Q * self.q_norm,
-            W_K=self.W_K * self.k_norm,
+            W_Q=self.W_Q * self.q_norm[..., None, :],
+            W_K=self.W_K * self.k_norm[..., None, :],
             b_Q=None if self.b_Q is None else self.b_Q * self.q_norm,
             b_K=None if self.b_K is None else self.b_K * self.k_norm,
             q_norm=None,
@@ -108,12 +109,13 @@ class AttentionWeights:
         )
 
     def normed(
-        self, x: Float[Tensor, "*batch d_head"], weight: Float[Tensor, "d_head"] | None
-    ) -> Float[Tensor, "*batch d_head"]:
+        self, x: Float[Tensor, "*batch head d_head"], weight: Float[Tensor, "*head d_head"] | None
+    ) -> Float[Tensor, "*batch head d_head"]:
         """Queries or keys after their norm, given its weight (`q_norm` or `k_norm`); as they are where it is None."""
         if weight is None:
             return x
-        return x * (x.square().mean(-1, keepdim=True) + self.qk_eps).rsqrt() * weight
+        over = tuple(range(-weight.ndim, 0))
+        return x * (x.square().mean(over, keepdim=True) + self.qk_eps).rsqrt() * weight
 
     @property
     def n_shared(self) -> int:

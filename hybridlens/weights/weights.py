@@ -102,6 +102,12 @@ class Weights:
             matrix = (stored if norm is None else stored * norm).view(heads, width, d).transpose(1, 2)
             return matrix, None if bias is None else bias.view(heads, width)
 
+        def normed(norm: Norm | None, heads: int) -> Tensor | None:
+            """What a norm of queries or keys multiplies by: for each head, or for all of them alike."""
+            if norm is None:
+                return None
+            return self.norm(norm).view(heads, -1) if parts.joint_norm else self.norm(norm)
+
         e = cfg.d_head
         W_Q, b_Q = split(parts.q, cfg.n_heads, 2 * e if parts.packed_gate else e)
         W_K, b_K = split(parts.k, cfg.n_kv_heads, e)
@@ -121,8 +127,8 @@ class Weights:
             rotary=None if parts.rotary is None else parts.rotary.turning,
             window=cfg.window,
             scale=parts.scale,
-            q_norm=None if parts.q_norm is None else self.norm(parts.q_norm),
-            k_norm=None if parts.k_norm is None else self.norm(parts.k_norm),
+            q_norm=normed(parts.q_norm, cfg.n_heads),
+            k_norm=normed(parts.k_norm, cfg.n_kv_heads),
             qk_eps=0.0 if parts.q_norm is None else parts.q_norm.eps,
             W_gate=W_Q[..., e:] if parts.packed_gate else None,
             b_gate=b_Q[..., e:] if parts.packed_gate and b_Q is not None else None,
