@@ -32,6 +32,7 @@ from hybridlens.network import HookedNetwork
 from hybridlens.weights import FileTensors, Weights
 from hybridlens.weights.finite import check_finite
 from hybridlens.weights.fit import check_fit, check_found, meta_model
+from hybridlens.weights.published_names import PublishedNames
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -108,7 +109,7 @@ def load_weights(name: str | Path, *, device: str | torch.device = "cpu") -> Wei
         check_fit(family, config, files)
     model = meta_model(family, config, source)  # what is where, at no cost of memory
     shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    return Weights(HookedNetwork(model.eval(), family, cfg), FileTensors(source, shapes), place)
+    return Weights(HookedNetwork(model.eval(), family, cfg), FileTensors(source, shapes, PublishedNames(model)), place)
 
 
 def locate(name: str | Path) -> str:

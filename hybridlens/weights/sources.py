@@ -10,7 +10,7 @@ numbers are not its weights (quantised, not finite, or away on another device).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -99,14 +99,21 @@ class FileTensors:
     Args:
         source: a folder, or a hub id whose files are fetched, or taken from the cache, as they are needed.
         shapes: of the model's tensors, where they are known: what is read has to have them.
+        names: gives the names under which files hold a tensor of the model, the parts of a joined one in order.
 
     Raises:
         CheckpointError: there are no safetensors files, or their index cannot be read, or names anything else.
     """
 
-    def __init__(self, source: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        source: str | Path,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        names: Callable[[str], tuple[str, ...]] = lambda name: (name,),
+    ) -> None:
         self.source = str(source)
         self.shapes = shapes or {}
+        self.names = names
         self._on_disk = CheckpointFiles(source)
         self._open: tuple[str, Any] | None = None
         shards = self._on_disk.shards()
@@ -114,12 +121,12 @@ class FileTensors:
 
     def has(self, name: str) -> bool:
         """See `Tensors`."""
-        return name in self._files
+        return all(part in self._files for part in self._parts(name))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """See `Tensors`."""
-        with opening(self._where(name)):
-            return tuple(self._handle(name).get_slice(name).get_shape())
+        shapes = [self._shape(part) for part in self._parts(name)]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(shapes) > 1 else shapes[0]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """See `Tensors`."""
@@ -128,6 +135,21 @@ class FileTensors:
             raise CheckpointError(
                 f"'{self.source}': {name} has shape {list(has)}, but the configuration asks for {list(asked)}"
             )
+        first, *others = self._parts(name)
+        if not others:
+            return self._read(first, start, stop)
+        return torch.cat([self._read(part) for part in (first, *others)])[start:stop]
+
+    def _parts(self, name: str) -> tuple[str, ...]:
+        """The tensors of the files that hold one of the model."""
+        found = (name,) if name in self._files else self.names(name)
+        return found if all(part in self._files for part in found) else (name,)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        with opening(self._where(name)):
+            return tuple(self._handle(name).get_slice(name).get_shape())
+
+    def _read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         handle = self._handle(name)
         with opening(self._where(name)):
             if start == 0 and stop is None:
