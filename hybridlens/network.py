@@ -213,8 +213,9 @@ def signature(cfg: LensConfig) -> str:
     """
     shapes = {"x".join(map(str, r.state_shape[1:])) or "1" for r in cfg.recurrences} or {"0"}
     channels = {str(r.d_conv_channels if len(r.state_shape) > 2 else r.d_channels) for r in cfg.recurrences} or {"0"}
+    latents = {f"latent{a.latent.d_latent}+{a.latent.d_shared}" for a in cfg.attentions if a.latent is not None}
     return (
-        f"{cfg.family}:{cfg.n_layers}x{cfg.d_model}:{cfg.n_kv_heads}x{cfg.d_head}"
+        f"{cfg.family}:{cfg.n_layers}x{cfg.d_model}:{cfg.n_kv_heads}x{cfg.d_head}{''.join(sorted(latents))}"
         f":{'/'.join(sorted(channels))}x{'/'.join(sorted(shapes))}x{cfg.d_conv}:{cfg.window}:"
         + "".join(kind[0] for kind in cfg.layer_types)
     )

@@ -54,12 +54,17 @@ MODEL = {
 
 GRIFFIN, FULL = DIAGONAL | RG_LRU | DENSE, ATTENTION | ROTARY | QK_NORM | GATED
 OLMO = {name: axes for name, axes in (DENSE | POST_NORMED).items() if not name.startswith("ln2.")}
+KIMI = DELTA | {"ssm.hook_decay": "b p s m"}
+LATENT = ATTENTION | {
+    "attn.hook_kv_latent": "b p l", "attn.hook_k_shared": "b p y", "attn.hook_v": "b p g w", "attn.hook_z": "b p h w",
+}  # fmt: skip
 LAYERS = {
     "recurrentgemma": [GRIFFIN, GRIFFIN, ATTENTION | ROTARY | DENSE, GRIFFIN],
     "jamba": [DIAGONAL | MAMBA | DENSE, ATTENTION | MOE, DIAGONAL | MAMBA | DENSE, DIAGONAL | MAMBA | MOE],
     "mamba2": [MAMBA2, MAMBA2],
     "falcon_h1": [ATTENTION | ROTARY | MAMBA2 | DENSE] * 2,
     "qwen3_next": [DELTA | DENSE, FULL | SHARED, DELTA | SHARED],
+    "kimi_linear": [KIMI | DENSE, LATENT | SHARED, KIMI | SHARED],
     "olmo_hybrid": [DELTA | DENSE, ATTENTION | ROTARY | QK_NORM | OLMO, DELTA | DENSE],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
@@ -70,6 +75,10 @@ SIZES = {
     "falcon_h1": {"h": 4, "g": 2, "e": 8, "c": 24, "wide": 44, "s": 4, "u": 6, "m": 5, "f": 40},
     "qwen3_next": {
         "h": 4, "g": 2, "e": 16, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40, "x": 6, "r": 2
+    },
+    "kimi_linear": {
+        "h": 4, "g": 4, "e": 9, "w": 7, "l": 14, "y": 3, "c": 20, "wide": 60, "s": 4, "u": 5, "m": 5, "f": 40, "x": 6,
+        "r": 2,
     },
     "olmo_hybrid": {"h": 4, "g": 2, "e": 8, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40},
 }  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from bounds import LAYER, close
 from hf_capture import Capture, attention, dense_mlp, norm, residual
+from hf_kimi_linear import kimi_linear_layer
 from hf_matrix_states import falcon_h1_layer, mamba2_layer, qwen3_next_layer
 from hf_olmo_hybrid import olmo_hybrid_layer
 
@@ -133,6 +134,7 @@ FAMILIES = {
     "mamba2": ("backbone.layers", "backbone.norm_f", mamba2_layer),
     "falcon_h1": ("model.layers", "model.final_layernorm", falcon_h1_layer),
     "qwen3_next": ("model.layers", "model.norm", qwen3_next_layer),
+    "kimi_linear": ("model.layers", "model.norm", kimi_linear_layer),
     "olmo_hybrid": ("model.layers", "model.norm", olmo_hybrid_layer),
 }
 """Where layers and the last norm are, and what gives a layer's values."""

@@ -14,13 +14,14 @@ import transformers
 from hybridlens.errors import CheckpointError, closest
 from hybridlens.families.falcon_h1 import FALCON_H1
 from hybridlens.families.jamba import JAMBA
+from hybridlens.families.kimi_linear import KIMI_LINEAR
 from hybridlens.families.mamba2 import MAMBA2
 from hybridlens.families.olmo_hybrid import OLMO_HYBRID
 from hybridlens.families.qwen3_next import QWEN3_NEXT
 from hybridlens.families.recurrent_gemma import RECURRENT_GEMMA
 from hybridlens.families.spec import Family
 
-FAMILIES: tuple[Family, ...] = (RECURRENT_GEMMA, JAMBA, MAMBA2, FALCON_H1, QWEN3_NEXT, OLMO_HYBRID)
+FAMILIES: tuple[Family, ...] = (RECURRENT_GEMMA, JAMBA, MAMBA2, FALCON_H1, QWEN3_NEXT, OLMO_HYBRID, KIMI_LINEAR)
 
 __all__ = ["FAMILIES", "Family", "family_for"]
 

@@ -31,7 +31,7 @@ from hybridlens.mixers.writing import value_of, written
 from hybridlens.norms import Norm
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection
-from hybridlens.shapes import HeldKeys, Pattern, Queries, Resid
+from hybridlens.shapes import HeldKeys, HeldValues, Mixed, Pattern, Queries, Resid
 from hybridlens.slots import KeySlots
 from hybridlens.stream import HeadReads, HeadWrites
 
@@ -166,7 +166,7 @@ class HookedAttention(nn.Module):
         nothing = torch.zeros(batch, self.cfg.n_kv_heads, 0, self.cfg.d_head, dtype=dtype, device=device)
         return KeyValues(nothing, nothing)
 
-    def _mix(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries:
+    def _mix(self, q: Queries, keys: HeldKeys, values: HeldValues, slots: KeySlots) -> Mixed:
         points = (self.hook_attn_scores, self.hook_pattern)
         if not wanted(*points):
             return fused_attention(q, keys, values, slots, self.parts.scale)
@@ -175,7 +175,7 @@ class HookedAttention(nn.Module):
         if queries <= step or torch.is_grad_enabled() or not all(point.takes_blocks() for point in points):
             z = self._hooked(q, keys, values, slots)
             return fused_attention(q, keys, values, slots, self.parts.scale) if z is None else z
-        blocks: list[Queries | None] = []
+        blocks: list[Mixed | None] = []
         for start in range(0, queries, step):
             part = slots.block(start, min(start + step, queries))
             held = part.key_positions.shape[1]
@@ -185,7 +185,7 @@ class HookedAttention(nn.Module):
         fused = fused_attention(q, keys, values, slots, self.parts.scale).split(step, dim=1)
         return torch.cat([part if z is None else z for z, part in zip(blocks, fused, strict=True)], dim=1)
 
-    def _hooked(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries | None:
+    def _hooked(self, q: Queries, keys: HeldKeys, values: HeldValues, slots: KeySlots) -> Mixed | None:
         """z by the explicit formula, or None where the hooks changed nothing and no gradient is asked for."""
         with placed(slots, self.hook_attn_scores, self.hook_pattern):
             before = attention_scores(q, keys, slots, self.parts.scale)
@@ -204,11 +204,11 @@ class HookedAttention(nn.Module):
     def _normed(self, norm: Norm, x: Tensor) -> Tensor:
         return norm(x.flatten(-2)).unflatten(-1, x.shape[-2:]) if self.parts.joint_norm else norm(x)
 
-    def _write(self, z: Queries) -> Resid:
+    def _write(self, z: Mixed) -> Resid:
         return written(self.parts.o, z, self.hook_result)
 
 
-def fused_attention(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots, scale: float) -> Queries:
+def fused_attention(q: Queries, keys: HeldKeys, values: HeldValues, slots: KeySlots, scale: float) -> Mixed:
     """z by PyTorch's fused kernel; query heads share keys and values in consecutive groups.
 
     Long passes whose queries do not all see all earlier keys go through it in blocks of queries, each with the keys
@@ -225,7 +225,7 @@ def fused_attention(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlot
     step = max(FUSED_BLOCK, slots.window or 0)
     if queries <= step or slots.plain or slots.open:
         return _fused(q, keys, values, slots, scale)
-    blocks: list[Queries] = []
+    blocks: list[Mixed] = []
     for start in range(0, queries, step):
         stop = min(start + step, queries)
         near = slots.reached(start, stop)
@@ -234,7 +234,7 @@ def fused_attention(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlot
     return torch.cat(blocks, dim=1)
 
 
-def _fused(q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots, scale: float) -> Queries:
+def _fused(q: Queries, keys: HeldKeys, values: HeldValues, slots: KeySlots, scale: float) -> Mixed:
     """The kernel itself, over the queries and keys of `slots`."""
     z = F.scaled_dot_product_attention(
         q.transpose(1, 2),
@@ -271,7 +271,7 @@ def attention_scores(q: Queries, keys: HeldKeys, slots: KeySlots, scale: float) 
     return scores.masked_fill_(~slots.dense(q.device), float("-inf"))
 
 
-def apply_pattern(pattern: Pattern, values: HeldKeys) -> Queries:
+def apply_pattern(pattern: Pattern, values: HeldValues) -> Mixed:
     """z = pattern @ v, per query head."""
     grouped = rearrange(pattern, "b (g r) p k -> b g r p k", g=values.shape[1])
     return rearrange(einsum(grouped, values, "b g r p k, b g k e -> b g r p e"), "b g r p e -> b p (g r) e")

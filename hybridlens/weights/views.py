@@ -25,8 +25,8 @@ class HeadWeights(NamedTuple):
 
     W_Q: Float[Tensor, "d_model d_head"]
     W_K: Float[Tensor, "d_model d_head"]
-    W_V: Float[Tensor, "d_model d_head"]
-    W_O: Float[Tensor, "d_head d_model"]
+    W_V: Float[Tensor, "d_model d_value"]
+    W_O: Float[Tensor, "d_value d_model"]
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,29 @@ class AttentionWeights:
         W_gate: the gate's logits; None where what heads read is not gated.
         b_gate: their bias; None where there is none.
         qk_eps: ε of the norms of queries and keys.
+        latent_scale: of latent attention, what stands in `W_K` and `W_V` for the scale of the norm of the latents (see
+            `weights.latent`): values, and keys but their shared part, are what these give, times this, over a token's
+            own scale. None where there are no latents.
     """
 
     layer: int
     W_Q: Float[Tensor, "head d_model d_head"]
     W_K: Float[Tensor, "kv_head d_model d_head"]
-    W_V: Float[Tensor, "kv_head d_model d_head"]
-    W_O: Float[Tensor, "head d_head d_model"]
+    W_V: Float[Tensor, "kv_head d_model d_value"]
+    W_O: Float[Tensor, "head d_value d_model"]
     b_Q: Float[Tensor, "head d_head"] | None
     b_K: Float[Tensor, "kv_head d_head"] | None
-    b_V: Float[Tensor, "kv_head d_head"] | None
+    b_V: Float[Tensor, "kv_head d_value"] | None
     b_O: Float[Tensor, "d_model"] | None
     rotary: Turning | None
     window: int | None
     scale: float
     q_norm: Float[Tensor, "*head d_head"] | None = None
     k_norm: Float[Tensor, "*kv_head d_head"] | None = None
-    W_gate: Float[Tensor, "head d_model d_head"] | None = None
-    b_gate: Float[Tensor, "head d_head"] | None = None
+    W_gate: Float[Tensor, "head d_model d_value"] | None = None
+    b_gate: Float[Tensor, "head d_value"] | None = None
     qk_eps: float = 0.0
+    latent_scale: float | None = None
 
     @property
     def n_heads(self) -> int:
@@ -78,14 +82,14 @@ class AttentionWeights:
         return self.W_Q.shape[0]
 
     @property
-    def gate_at_rest(self) -> Float[Tensor, "head d_head"] | None:
+    def gate_at_rest(self) -> Float[Tensor, "head d_value"] | None:
         """What multiplies what a head reads, the gate at its value for input 0: ½ without a bias. None: no gate."""
         if self.W_gate is None:
             return None
         return torch.full_like(self.W_O[..., 0], 0.5) if self.b_gate is None else torch.sigmoid(self.b_gate)
 
     @property
-    def W_O_at_rest(self) -> Float[Tensor, "head d_head d_model"]:
+    def W_O_at_rest(self) -> Float[Tensor, "head d_value d_model"]:
         """`W_O` after the gate at rest."""
         rest = self.gate_at_rest
         return self.W_O if rest is None else rest[..., None] * self.W_O

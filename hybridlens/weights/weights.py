@@ -21,12 +21,14 @@ from hybridlens.blocks import Block
 from hybridlens.config import LensConfig
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.mixers.attention import HookedAttention
+from hybridlens.mixers.latent_attention import LatentParts
 from hybridlens.mixers.linear import RecurrentParts
 from hybridlens.mixers.rotary import Turning
 from hybridlens.mlps import HookedMlp
 from hybridlens.network import HookedNetwork
 from hybridlens.norms import Norm
 from hybridlens.projections import Projection
+from hybridlens.weights.latent import latent_maps
 from hybridlens.weights.sources import ModelTensors, Tensors
 from hybridlens.weights.views import AttentionWeights, RecurrentWeights
 
@@ -110,16 +112,21 @@ class Weights:
 
         e = cfg.d_head
         W_Q, b_Q = split(parts.q, cfg.n_heads, 2 * e if parts.packed_gate else e)
-        W_K, b_K = split(parts.k, cfg.n_kv_heads, e)
-        W_V, b_V = split(parts.v, cfg.n_kv_heads, e)
+        scale: float | None = None
+        if isinstance(parts, LatentParts):
+            inside = parts.norm
+            W_K, W_V, b_K, b_V, scale = latent_maps(cfg, parts, self._of, norm, lambda: self.norm(inside))
+        else:
+            W_K, b_K = split(parts.k, cfg.n_kv_heads, e)
+            W_V, b_V = split(parts.v, cfg.n_kv_heads, e)
         out, b_O = parts.o.stored(self._of)
-        _check_shape(parts.o, out, (d, cfg.n_heads * e))
+        _check_shape(parts.o, out, (d, cfg.n_heads * cfg.d_value))
         return AttentionWeights(
             layer=layer,
             W_Q=W_Q[..., :e],
             W_K=W_K,
             W_V=W_V,
-            W_O=out.T.view(cfg.n_heads, e, d),
+            W_O=out.T.view(cfg.n_heads, cfg.d_value, d),
             b_Q=None if b_Q is None else b_Q[..., :e],
             b_K=b_K,
             b_V=b_V,
@@ -132,6 +139,7 @@ class Weights:
             qk_eps=0.0 if parts.q_norm is None else parts.q_norm.eps,
             W_gate=W_Q[..., e:] if parts.packed_gate else None,
             b_gate=b_Q[..., e:] if parts.packed_gate and b_Q is not None else None,
+            latent_scale=scale,
         )
 
     def recurrent(self, layer: int) -> RecurrentWeights:
