@@ -35,7 +35,7 @@ class MemorySize(NamedTuple):
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): one latent a token unfolds to all keys and values."""
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): one latent a token is made all keys and values."""
 
     d_latent: int
     d_shared: int

@@ -189,8 +189,8 @@ class Latents(KeyValues):
 
     kind = "latent"
 
-    unfolded_k: Float[Tensor, "batch head key d_head"] | None = None
-    unfolded_v: Float[Tensor, "batch head key d_value"] | None = None
+    unfolded_k: Float[Tensor, "batch head key unfolded_key"] | None = None
+    unfolded_v: Float[Tensor, "batch head key unfolded_value"] | None = None
 
     def unfolding(self, k: NewKeys, v: NewValues) -> Latents:
         """With keys and values of every slot as they are read."""

@@ -49,8 +49,8 @@ def _latent(got, model, module):
     q, k, v, mask, scaling, pattern = got.attention[module]
     heads, config = q.shape[1], model.config
     folded = got.outputs[f"{module}.kv_a_proj_with_mqa"]
-    latent, shared = got.outputs[f"{module}.kv_a_layernorm"].view(*folded.shape[:2], -1), folded[..., config.kv_lora_rank :]
-    raw = folded[..., : config.kv_lora_rank]
+    raw, shared = folded[..., : config.kv_lora_rank], folded[..., config.kv_lora_rank :]
+    latent = got.outputs[f"{module}.kv_a_layernorm"].view(raw.shape)
     weight = model.get_parameter(f"{module}.kv_a_layernorm.weight")
     torch.testing.assert_close(raw * (raw.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight, latent)
     own, width = config.qk_nope_head_dim, config.v_head_dim

@@ -6,8 +6,9 @@ against what its own modules were given.
 
 import torch
 import torch.nn.functional as F
-from hf_delta import CLOSE, convolution, delta_rule, results, written_by_heads
 from hf_capture import attention, dense_mlp, norm, residual
+from hf_delta import CLOSE, convolution, delta_rule, results, written_by_heads
+
 
 def mamba2_layer(got, model, layer):
     """A norm and a mixer, and nothing else."""

@@ -111,8 +111,8 @@ ROWS = {
         "num_hidden_layers": 4, "head_dim": 8, "linear_value_head_dim": 10, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 24, "num_experts": 4, "mlp_only_layers": [2],
     }),
-    # Layers D A D; four value heads over two key heads, write strengths up to 2, norms after the branches of attention: calm,
-    # since what these read has no norm.
+    # Layers D A D; four value heads over two key heads, write strengths up to 2; norms after the branches of
+    # attention, and so calm, since these read a stream of any size.
     "olmo_hybrid": Row("OlmoHybrid", SPECIAL | {
         "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2,

@@ -7,7 +7,7 @@ from models import EVERY_FAMILY, make, tokens
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.aliases import DELTA, MAMBA2
 
-CASES = {"mamba2": MAMBA2, "falcon_h1": MAMBA2, "qwen3_next": DELTA, "olmo_hybrid": DELTA}
+CASES = {"mamba2": MAMBA2, "falcon_h1": MAMBA2, "qwen3_next": DELTA, "olmo_hybrid": DELTA, "kimi_linear": DELTA}
 
 
 @pytest.mark.parametrize("family", CASES)
@@ -39,6 +39,7 @@ OTHER_TENSORS = {
     "mamba2": ["linear_attn.hook_v", "mixer.hook_conv", "ssm.hook_beta"],
     "falcon_h1": ["linear_attn.hook_v"],
     "qwen3_next": ["ssm.hook_x", "linear_attn.hook_log_decay", "linear_attn.hook_ssm_state", "mixer.hook_ssm_state"],
+    "kimi_linear": ["ssm.hook_x", "linear_attn.hook_log_decay"],
     "olmo_hybrid": ["ssm.hook_x", "linear_attn.hook_log_decay"],
 }
 

@@ -35,7 +35,7 @@ def descending(values: torch.Tensor) -> list[float]:
 
 
 def normed(view, head: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A head's W_Q and W_K as scores compare them, with the weights of their norms, its own or a part of a joint one."""
+    """A head's W_Q and W_K as scores compare them, with the weights of their norms, its own or of a joint one."""
     one, made = view.head(head), []
     for matrix, norm, own in ((one.W_Q, view.q_norm, head), (one.W_K, view.k_norm, view.kv_head(head))):
         made.append(matrix if norm is None else matrix * (norm if norm.ndim == 1 else norm[own]))
@@ -53,14 +53,15 @@ def test_eigenvalues_are_those_of_matrices_over_the_vocabulary(family):
     layer = weights.cfg.attention_layers[0]
     view = weights.attention(layer)
     gate = 1.0 if view.W_gate is None else 0.5
-    d_head = view.W_Q.shape[-1]
+    d_head, d_value = view.W_Q.shape[-1], view.W_V.shape[-1]
     ov, qk = ov_eigenvalues(view, shared.UE), qk_eigenvalues(view, shared.EE, 3)
     for head in range(view.n_heads):
         one, (W_Q, W_K) = view.head(head), normed(view, head)
         written = E @ one.W_V.double() @ (gate * one.W_O.double()) @ U0.T
-        expected = nonzero(written, d_head)
+        expected = nonzero(written, d_value)
         assert descending(ov[head]) == pytest.approx(expected, rel=1e-4, abs=1e-4 * expected[0])
-        queries = view.rotary.turned(E @ W_Q.double(), 3)
+        queries = E @ W_Q.double()
+        queries = queries if view.rotary is None else view.rotary.turned(queries, 3)
         expected = nonzero(queries @ (E0 @ W_K.double()).T, d_head)
         assert descending(qk[head]) == pytest.approx(expected, rel=1e-4, abs=1e-4 * expected[0])
         keys = E @ W_K.double()

@@ -27,6 +27,7 @@ CHANGES = {
         {"mamba_proj_bias": True, "projectors_bias": True, "attention_bias": True},
     ],
     "qwen3_next": [{}, {"attention_bias": True, "partial_rotary_factor": 0.5}],
+    "kimi_linear": [{}, {"attention_bias": True}],
     "olmo_hybrid": [{}, {"attention_bias": True, "linear_allow_neg_eigval": False}],
 }
 AFTER = "model.layers.{}.post_attention_layernorm.weight"
@@ -47,6 +48,17 @@ def read_by_heads(cache: dict[str, torch.Tensor], block: str) -> torch.Tensor:
     return cache.get(f"{block}.ln1.hook_normalized", cache[f"{block}.hook_resid_pre"])
 
 
+def as_latent(lens, layer: int, x: torch.Tensor, view, made: torch.Tensor, point: str) -> torch.Tensor:
+    """Keys or values with the scale of each token's own latent in the place of the one that weights stand for."""
+    config, attn = lens.hf_model.config, lens.hf_model.model.layers[layer].self_attn
+    weight = lens.hf_model.get_parameter(f"model.layers.{layer}.input_layernorm.weight")
+    latent = attn.kv_a_proj_with_mqa(x * weight)[..., : config.kv_lora_rank]
+    scale = (latent.square().mean(-1, keepdim=True) + 1e-6).sqrt()[..., None]
+    own = made * view.latent_scale / scale
+    shared = config.qk_rope_head_dim if point == "k" else 0
+    return torch.cat([own[..., : own.shape[-1] - shared], made[..., made.shape[-1] - shared :]], dim=-1)
+
+
 def plus(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`x` with a bias that may be none."""
     return x if bias is None else x + bias
@@ -63,6 +75,8 @@ def test_heads(family, changes):
             ("q", view.W_Q, view.b_Q), ("k", view.W_K, view.b_K), ("v", view.W_V, view.b_V)
         ):  # fmt: skip
             made[point] = plus(torch.einsum("bpd,hde->bphe", x, matrix), bias)
+            if view.latent_scale is not None and point in "kv":
+                made[point] = as_latent(lens, layer, x, view, made[point], point)
             torch.testing.assert_close(made[point], cache[f"{name}.attn.hook_{point}"], **CLOSE)
         z = cache[f"{name}.attn.hook_z"]
         q, k = view.normed(made["q"], view.q_norm), view.normed(made["k"], view.k_norm)
@@ -80,9 +94,9 @@ def test_heads(family, changes):
         if lens.blocks[layer].branches[0].norm_after is not None:
             out = out / cache[f"{name}.ln1_post.hook_scale"] * lens.hf_model.get_parameter(AFTER.format(layer))
         torch.testing.assert_close(out, cache[f"{name}.hook_attn_out"], **CLOSE)
-        assert view.rotary is not None
+        assert (view.rotary is None) == (family == "kimi_linear")
         for query, key in ((8, 8), (8, 7), (8, 0), (5, 2)):
-            turned = view.rotary.turned(q[:, query], query - key)
+            turned = q[:, query] if view.rotary is None else view.rotary.turned(q[:, query], query - key)
             scores = (turned.unflatten(1, (-1, view.n_shared)) * k[:, key, :, None]).sum(-1).flatten(1) * view.scale
             torch.testing.assert_close(scores, cache[f"{name}.attn.hook_attn_scores"][:, :, query, key], **CLOSE)
 
@@ -102,6 +116,8 @@ def test_compared_folds_the_norms_of_queries_and_keys(family):
             folded * (raw.square().mean(over, keepdim=True) + view.qk_eps).rsqrt()
             for folded, raw in zip((q, k), plain, strict=True)
         )
+    if view.latent_scale is not None:
+        k = as_latent(lens, layer, x, view, k, "k")
     for made, point, norm in ((q, "q", view.q_norm), (k, "k", view.k_norm)):
         held = cache[f"blocks.{layer}.attn.hook_{point}" + ("" if norm is None else "_normed")]
         torch.testing.assert_close(made, held, **CLOSE)
@@ -124,7 +140,8 @@ def test_recurrent_maps(family, changes):
         v = parts.activation(convolved)
         torch.testing.assert_close(v, cache[f"{name}.ssm.hook_conv"][..., parts.written], **CLOSE)
         torch.testing.assert_close(v, cache[f"{name}.ssm.hook_v"].flatten(2), **CLOSE)
-        gate = torch.nn.functional.silu(plus(x @ parts.W_gate, parts.b_gate))
+        activation = torch.sigmoid if family == "kimi_linear" else torch.nn.functional.silu
+        gate = activation(plus(x @ parts.W_gate, parts.b_gate))
         torch.testing.assert_close(gate, cache[f"{name}.ssm.hook_gate"], **CLOSE)
         points = {point: cache[f"{name}.ssm.{point}"] for point in (*parts.gain_points, *parts.norm_points)}
         assert parts.norm is not None

@@ -44,6 +44,12 @@ CASES = {
         "qwen3_next", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}},
     ),
     "qwen3_next with one head of keys": ("qwen3_next", {"num_key_value_heads": 1, "head_dim": 8}),
+    "kimi_linear in one group, weights as the router gives them": (
+        "kimi_linear", {"n_group": 1, "topk_group": 1, "norm_topk_prob": False},
+    ),
+    "kimi_linear with biases": ("kimi_linear", {"attention_bias": True}),
+    "kimi_linear with values as wide as keys": ("kimi_linear", {"v_head_dim": 9}),
+    "kimi_linear dense and tied": ("kimi_linear", {"mlp_layer_types": ["dense"] * 3, "tie_word_embeddings": True}),
     "olmo_hybrid without positions": (
         "olmo_hybrid", {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
     ),
@@ -104,9 +110,18 @@ def test_steps_stay_within_finite_limits(family):
         ("mamba2", {"hidden_act": "relu"}, "Mamba-2: hidden_act is 'relu', expected 'silu'"),
         ("falcon_h1", {"hidden_act": "gelu"}, "Falcon-H1: hidden_act is 'gelu', expected 'silu'"),
         ("qwen3_next", {"hidden_act": "gelu"}, "Qwen3-Next: hidden_act is 'gelu', expected 'silu'"),
+        ("kimi_linear", {"q_lora_rank": 8}, "Kimi-Linear: q_lora_rank is 8, expected None"),
+        ("kimi_linear", {"num_key_value_heads": 2}, "Kimi-Linear: num_key_value_heads is 2, expected 4"),
+        ("kimi_linear", {"mla_use_nope": False}, "configuration field mla_use_nope = False, expected one of True"),
+        ("kimi_linear", {"moe_layer_freq": 2}, "configuration field moe_layer_freq = 2, expected one of 1"),
+        (
+            "kimi_linear", {"linear_attn_config": {"gate_lower_bound": -5.0}},
+            "Kimi-Linear: linear_attn_config is 'gate_lower_bound', expected nothing but full_attn_layers",
+        ),
         ("olmo_hybrid", {"hidden_act": "gelu"}, "OLMo-Hybrid: hidden_act is 'gelu', expected 'silu'"),
         (
-            "olmo_hybrid", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "olmo_hybrid",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
             "OLMo-Hybrid: partial_rotary_factor is 0.5, expected 1",
         ),
     ],

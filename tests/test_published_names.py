@@ -1,4 +1,4 @@
-"""Folders whose tensors have the names of the published files, which transformers' loader renames, joins and leaves out.
+"""Folders whose tensors have the names of published files, which the loader renames, joins and leaves out.
 
 A case says what a published file has that the small model itself has not. What `save_pretrained` writes is mostly named
 as published already: experts one by one, convolutions in three.
@@ -6,7 +6,7 @@ as published already: experts one by one, convolutions in three.
 
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -22,21 +22,34 @@ class Names(NamedTuple):
 
     holds: tuple[str, ...]
     """Names that a published file has, to see that the folder is named as published."""
-    publish: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
-    """What `save_pretrained` writes → what a published file holds."""
-    changes: dict = {}
-    """Of the small model."""
+    renamed: Callable[[str], str] = str
+    """What `save_pretrained` calls a tensor → what a published file does."""
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Of the small model's configuration."""
 
 
-def _olmo_hybrid(tensors):
-    """Norms after the branches of attention layers, which keep their names in published files."""
-    named = ".layers.1.feedforward_layer_norm."  # as transformers writes them, and reads either
-    return {name.replace(named, ".layers.1.post_attention_layernorm."): tensor for name, tensor in tensors.items()}
+def _kimi_linear(name: str) -> str:
+    """Layers with experts under another name than dense ones, which keep theirs."""
+    return name.replace(".0.block_sparse_moe.", ".0.mlp.")
+
+
+def _olmo_hybrid(name: str) -> str:
+    """Norms after the branches of attention layers keep their names; transformers writes others, and reads either."""
+    return name.replace(".layers.1.feedforward_layer_norm.", ".layers.1.post_attention_layernorm.")
 
 
 CASES = {
     "qwen3_next": Names(("model.layers.1.mlp.experts.5.gate_proj.weight", "model.layers.0.linear_attn.conv1d.weight")),
-    "mamba2": Names(("backbone.embeddings.weight",), changes={"tie_word_embeddings": True}),
+    "mamba2": Names(("backbone.embeddings.weight",), changes=(("tie_word_embeddings", True),)),
+    "kimi_linear": Names(
+        (
+            "model.layers.0.self_attn.A_log", "model.layers.0.self_attn.f_a_proj.weight",
+            "model.layers.2.self_attn.k_conv1d.weight", "model.layers.1.block_sparse_moe.experts.5.w2.weight",
+            "model.layers.1.block_sparse_moe.gate.e_score_correction_bias", "model.layers.0.mlp.up_proj.weight",
+            "model.layers.1.self_attn.kv_a_proj_with_mqa.weight", "model.layers.2.block_sparse_moe.gate.weight",
+        ),
+        _kimi_linear,
+    ),
     "olmo_hybrid": Names(
         (
             "model.layers.0.attention_layer_norm.weight", "model.layers.0.feedforward_layer_norm.weight",
@@ -51,9 +64,9 @@ CASES = {
 def folder(request, tmp_path_factory):
     """A model, and a folder of its weights under the published names."""
     names, path = CASES[request.param], tmp_path_factory.mktemp(request.param)
-    model = make(request.param, 3, **names.changes)
+    model = make(request.param, 3, **dict(names.changes))
     model.save_pretrained(path)
-    published = names.publish(load_file(path / "model.safetensors"))
+    published = {names.renamed(name): tensor for name, tensor in load_file(path / "model.safetensors").items()}
     assert set(names.holds) <= set(published)
     save_file({name: tensor.contiguous() for name, tensor in published.items()}, path / "model.safetensors")
     return model, path

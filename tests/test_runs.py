@@ -14,7 +14,9 @@ from transformer_lens.ActivationCache import ActivationCache
 
 from hybridlens import Edit, HybridLens, HybridLensError, HybridState, Sampling
 
-LAYERS = {"recurrentgemma": 6, "jamba": 8, "mamba2": 3, "falcon_h1": 3, "qwen3_next": 4, "olmo_hybrid": 3}
+LAYERS = {
+    "recurrentgemma": 6, "jamba": 8, "mamba2": 3, "falcon_h1": 3, "qwen3_next": 4, "olmo_hybrid": 3, "kimi_linear": 3,
+}  # fmt: skip
 
 
 @pytest.fixture(params=EVERY_FAMILY)

@@ -158,7 +158,7 @@ def _gradient(
     """How the metric changes with the residual stream as this reader alone reads it."""
     taken, *norm = _read(lens, reader)
     grad = wide(here.gradients[taken][0, part])
-    if norm and reader.layer is not None and reader.kind in ("k", "v") and lens.cfg.attention(reader.layer).latent:
+    if norm and _folds(lens, reader):
         grad = _unfolded(lens, reader, grad, here.values[norm[0]][0, part])
     elif reader.head is not None and reader.layer is not None:
         weights = heads[reader.layer]
@@ -175,10 +175,16 @@ def _gradient(
     return inward / wide(here.values[scale][0, part]).to(grad.device)
 
 
+def _folds(lens: HybridLens, reader: Reader) -> bool:
+    """Whether a reader is of keys or values that are made of latents."""
+    attention = None if reader.layer is None else lens.cfg.layers[reader.layer].attn
+    return reader.kind in ("k", "v") and attention is not None and attention.latent is not None
+
+
 def _unfolded(
     lens: HybridLens, reader: Reader, grad: Float[Tensor, "pos head width"], x: Float[Tensor, "pos d_model"]
 ) -> Float[Tensor, "pos d_model"]:
-    """A gradient at keys or values of latent attention by the normalised stream `x`, through the norm of the latents."""
+    """A gradient at keys or values made of latents by the normalised stream `x`, the norm of the latents included."""
     assert reader.layer is not None
     before = cast(Block, lens.blocks[reader.layer]).branches[0].norm
     with torch.enable_grad():

@@ -1,11 +1,11 @@
 """Kimi-Linear: delta rules with a decay for each channel of an address, and latent attention without positions.
 
-Kimi delta attention projects its decay's and its output gate's logits through a narrow layer, and the gate is a sigmoid.
-Attention holds one latent a token and a part of its key that all heads share; nothing turns with positions. The first
-layers have an MLP, the others experts, chosen in groups by sigmoids and a bias, beside shared ones.
+Kimi delta attention makes the logits of its decay and of its output gate, a sigmoid, through a narrow layer. Attention
+holds one latent a token and a part of its key that all heads share; nothing turns with positions. The first layers have
+an MLP, the others experts, chosen in groups by sigmoids and a bias, beside shared ones.
 
-Published configurations number layers from 1 (`linear_attn_config`), and give sizes under other names than transformers.
-What transformers computes is exact, whatever is in its cache; its softplus rounds decays near 1 a little more than ours.
+Published configurations number layers from 1 (`linear_attn_config`), and have other names for sizes than transformers.
+What transformers computes is exact, whatever is in its cache; its softplus rounds decays near 1 more than ours.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         mixers = {"attn": LatentAttention(has.attn, latent, cfg.d_model)}
     else:
         eps, heads = mixer.o_norm.variance_epsilon, mixer.num_heads
-        norm = GatedNorm(mixer, "o_norm", eps, "norm_first", heads, True, rounded_between=False, activation=torch.sigmoid)
+        rounding: Any = {"rounded": True, "rounded_between": False}
+        norm = GatedNorm(mixer, "o_norm", eps, "norm_first", heads, **rounding, activation=torch.sigmoid)
         out, rates = Projection(mixer, "o_proj"), mixer.forget_gate
         delta = DeltaParts(mixer, _inputs, _weights, heads, norm, out, rates=rates, by_channel=True)
         mixers = {"ssm": GatedDelta(cfg.recurrence(layer), delta, cfg.d_model)}
@@ -135,10 +136,16 @@ KIMI_LINEAR = Family(
     name="kimi_linear",
     architecture="KimiLinearForCausalLM",
     other_fields={
-        "first_k_dense_replace": (), "linear_attn_config": (), "mla_use_nope": (True,), "moe_layer_freq": (1,),
-        "moe_router_activation_func": ("sigmoid",), "num_nextn_predict_layers": (), "use_grouped_topk": (True,),
-        "rope_theta": (), "rope_scaling": (None,), "qk_head_dim": (),
-    },  # fmt: skip
+        "first_k_dense_replace": (),
+        "linear_attn_config": (),
+        "mla_use_nope": (True,),
+        "moe_layer_freq": (1,),
+        "moe_router_activation_func": ("sigmoid",),
+        "num_nextn_predict_layers": (0,),
+        "use_grouped_topk": (True,),
+        "rope_theta": (),
+        "rope_scaling": (None,),
+    },
     configure=configure,
     block=_block,
     final_norm=partial(last_norm, NORMS, "norm"),

@@ -109,7 +109,7 @@ class LatentAttention(HookedAttention):
 
     @property
     def head_reads(self) -> dict[str, HeadReads]:
-        """What its heads read; of keys and values no map before an activation says how they change: a norm is inside."""
+        """What its heads read; the slope of keys and values leaves out the norm inside."""
         cfg = self.cfg
 
         def query(x: Tensor) -> Tensor:
