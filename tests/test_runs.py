@@ -17,6 +17,7 @@ from hybridlens import Edit, HybridLens, HybridLensError, HybridState, Sampling
 LAYERS = {
     "recurrentgemma": 6, "jamba": 8, "mamba2": 3, "falcon_h1": 3, "qwen3_next": 4, "qwen3_5": 4, "qwen3_5_moe": 4,
     "mamba": 3, "falcon_mamba": 3, "nemotron_h": 4, "bamba": 3, "granitemoehybrid": 4, "lfm2": 6, "lfm2_moe": 4,
+    "olmo_hybrid": 3, "kimi_linear": 3,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ before anything is computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ from analyses.circuits.results import HeadCircuits
 from analyses.circuits.strength import induction, induction_matching, retrieval
 from analyses.circuits.sums import real_lengths, sums
 from analyses.circuits.vocabulary import products, sample
+from hybridlens.blocks import Block
 from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
@@ -232,12 +233,18 @@ def measure(lens: HybridLens, weights: Weights, tokens: Tokens, lengths: Lengths
     paths, error = measured_paths(lens, weights, tokens, lengths)
 
     def inputs(layer: int, seen: Mapping[str, Tensor], mask: Valid) -> dict[str, Tensor]:
-        return {"input": seen["hook_normalized"][mask].double().sum(0)}
+        (read,) = seen.values()
+        return {"input": read[mask].double().sum(0)}
 
-    points = {layer: [f"blocks.{layer}.ln1.hook_normalized"] for layer in lens.cfg.attention_layers}
+    points = {layer: [_read(lens, layer)] for layer in lens.cfg.attention_layers}
     batch = lens.batch(tokens, lengths)
     totals = sums(lens, batch, weights.cfg.device, points, inputs).values()
     means = torch.stack([(total["input"] / total["tokens"]).float() for total in totals])
     gated = any(attention.gated for attention in lens.cfg.attentions)
     off = gate_errors(lens, weights, tokens, lengths) if gated else None
     return Measured(paths, error, means, int(real_lengths(batch).sum()), off)
+
+
+def _read(lens: HybridLens, layer: int) -> str:
+    """The hook point of what a layer's mixers read: the normalised stream, or the stream where no norm is before."""
+    return f"blocks.{layer}.{cast(Block, lens.blocks[layer]).read_point('attn')}"
