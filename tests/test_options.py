@@ -144,7 +144,8 @@ def test_steps_stay_within_finite_limits(family):
         ("kimi_linear", {"mla_use_nope": False}, "configuration field mla_use_nope = False, expected one of True"),
         ("kimi_linear", {"moe_layer_freq": 2}, "configuration field moe_layer_freq = 2, expected one of 1"),
         (
-            "kimi_linear", {"linear_attn_config": {"gate_lower_bound": -5.0}},
+            "kimi_linear",
+            {"linear_attn_config": {"gate_lower_bound": -5.0}},
             "Kimi-Linear: linear_attn_config is 'gate_lower_bound', expected nothing but full_attn_layers",
         ),
         ("olmo_hybrid", {"hidden_act": "gelu"}, "OLMo-Hybrid: hidden_act is 'gelu', expected 'silu'"),
