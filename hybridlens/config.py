@@ -34,6 +34,22 @@ class MemorySize(NamedTuple):
 
 
 @dataclass(frozen=True)
+class LatentConfig:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): one latent a token is made all keys and values."""
+
+    d_latent: int
+    d_shared: int
+    """Of each head's key, what all heads share and no latent makes."""
+    d_value: int
+    """Width of a head's value."""
+
+    @property
+    def d_held(self) -> int:
+        """Numbers that are held of a token."""
+        return self.d_latent + self.d_shared
+
+
+@dataclass(frozen=True)
 class AttentionConfig:
     """An attention mixer."""
 
@@ -49,10 +65,23 @@ class AttentionConfig:
     """What heads read is multiplied by a gate of the layer's input."""
     normed_after: bool = False
     """What is written goes through a norm before it is added to the stream."""
+    latent: LatentConfig | None = None
+    """What keys and values are made of, and held instead of them; None where they are held themselves."""
+
+    @property
+    def d_value(self) -> int:
+        """Width of a value."""
+        return self.d_head if self.latent is None else self.latent.d_value
+
+    @property
+    def n_held_heads(self) -> int:
+        """Heads of what is held of a token."""
+        return self.n_kv_heads if self.latent is None else 1
 
     def memory(self, itemsize: int) -> MemorySize:
-        """Keys and values, in the model's dtype."""
-        return MemorySize(0, 2 * self.n_kv_heads * self.d_head * itemsize)
+        """What is held of each token, in the model's dtype."""
+        width = 2 * self.n_kv_heads * self.d_head if self.latent is None else self.latent.d_held
+        return MemorySize(0, width * itemsize)
 
 
 @dataclass(frozen=True)
@@ -60,7 +89,7 @@ class RecurrentConfig:
     """A recurrent mixer."""
 
     kind: str
-    """Of its recurrence: "rg_lru", "mamba", "mamba2", "gated_delta", "convolution"."""
+    """Of its recurrence: "rg_lru", "mamba", "mamba2", "gated_delta", "kimi_delta", "convolution"."""
     state_shape: tuple[int, ...]
     """Of one row's state: (c,), (c, n), or (heads, value width, address width); () where there is none."""
     d_channels: int

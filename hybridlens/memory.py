@@ -13,7 +13,7 @@ How it fails: a memory that is appended to with gradients on copies its keys eac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import torch
@@ -21,10 +21,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hybridlens.errors import InputError
 from hybridlens.shapes import ConvState, HeldKeys, KeptKeys
 
 M = TypeVar("M", bound="Memory")
 NewKeys: TypeAlias = Float[Tensor, "batch kv_head new width"]
+NewValues: TypeAlias = Float[Tensor, "batch kv_head new d_value"]
 Used: TypeAlias = Bool[Tensor, "key"]
 
 SLACK = 32
@@ -126,7 +128,7 @@ class KeyValues(Memory):
     """False where a head has lost a key that its row holds in other layers or heads; None where none has."""
     room: _Room | None = field(default=None, repr=False, compare=False)
 
-    def append(self, k: NewKeys, v: NewKeys) -> KeyValues:
+    def append(self, k: NewKeys, v: NewValues) -> KeyValues:
         """The keys and values with those of new tokens behind them; this memory stays what it is.
 
         Single tokens are written into free slots behind its own, which nothing else has a view of; of two runs
@@ -135,7 +137,7 @@ class KeyValues(Memory):
         new, held = k.shape[2], self.k.shape[2]
         kept = None if self.kept is None else F.pad(self.kept, (0, new), value=True)
         if new != 1 or torch.is_grad_enabled():
-            return KeyValues(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2), kept)
+            return type(self)(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2), kept)
         room = self.room
         if room is None or room.end != room.buffer.used or room.end == room.buffer.k.shape[2]:
             buffer = _Buffer(_with_slack(self.k), _with_slack(self.v), held)
@@ -144,7 +146,7 @@ class KeyValues(Memory):
         buffer.k[:, :, end : end + 1], buffer.v[:, :, end : end + 1] = k, v
         buffer.used = end + 1
         seen = slice(end - held, end + 1)
-        return KeyValues(buffer.k[:, :, seen], buffer.v[:, :, seen], kept, _Room(buffer, end + 1))
+        return type(self)(buffer.k[:, :, seen], buffer.v[:, :, seen], kept, _Room(buffer, end + 1))
 
     def lost(self) -> KeptKeys:
         """True where a head has lost a key."""
@@ -166,7 +168,7 @@ class KeyValues(Memory):
     def drop(self, n: int) -> KeyValues:
         """Without the first `n` slots."""
         k, v, kept = self.k[:, :, n:], self.v[:, :, n:], None if self.kept is None else self.kept[:, :, n:].clone()
-        return KeyValues(k.clone(), v.clone(), kept) if self.room is None else KeyValues(k, v, kept, self.room)
+        return type(self)(k.clone(), v.clone(), kept) if self.room is None else type(self)(k, v, kept, self.room)
 
     def keep(self, chosen: Tensor, slots: int) -> KeyValues:
         """With some key slots alone; see `Memory.keep`."""
@@ -181,9 +183,7 @@ class KeyValues(Memory):
     @classmethod
     def cat(cls, memories: Sequence[KeyValues], slots: Sequence[int]) -> KeyValues:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The rows of several; slots that a row lacks hold zeros."""
-        first = [of_state - held.slots for held, of_state in zip(memories, slots, strict=True)]
-        starts = [start - min(first) for start in first]
-        width = max(slots) - min(first)
+        starts, width = _joined(memories, slots)
         masks = None
         if any(held.kept is not None for held in memories):
             padded = [
@@ -192,11 +192,65 @@ class KeyValues(Memory):
             ]
             masks = torch.cat(padded)
         k, v = (_widened([getattr(held, name) for held in memories], starts, width) for name in ("k", "v"))
-        return KeyValues(k, v, masks)
+        return cls(k, v, masks)
 
 
-KINDS: dict[str, type[Memory]] = {kind.kind: kind for kind in (KeyValues, Recurrent)}
+@dataclass(frozen=True)
+class Latents(KeyValues):
+    """What multi-head latent attention holds, as heads of one: latents as `k`, and as `v` the shared parts of keys.
+
+    Keys and values are unfolded from them at each step. Where a hook has changed some of those, they are held as well,
+    of every slot, and are what is read.
+    """
+
+    kind = "latent"
+
+    unfolded_k: Float[Tensor, "batch head key unfolded_key"] | None = None
+    unfolded_v: Float[Tensor, "batch head key unfolded_value"] | None = None
+
+    def unfolding(self, k: NewKeys, v: NewValues) -> Latents:
+        """With keys and values of every slot as they are read."""
+        return replace(self, unfolded_k=k, unfolded_v=v)
+
+    def drop(self, n: int) -> Latents:
+        """Without the first `n` slots."""
+        rest = super().drop(n)
+        assert isinstance(rest, Latents)
+        if self.unfolded_k is None or self.unfolded_v is None:
+            return rest
+        return rest.unfolding(self.unfolded_k[:, :, n:].clone(), self.unfolded_v[:, :, n:].clone())
+
+    @classmethod
+    def cat(cls, memories: Sequence[Latents], slots: Sequence[int]) -> Latents:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The rows of several; slots that a row lacks hold zeros.
+
+        Raises:
+            InputError: some hold keys and values that a hook has changed, and others none.
+        """
+        joined = super().cat(memories, slots)
+        assert isinstance(joined, Latents)
+        changed = [(held.unfolded_k, held.unfolded_v) for held in memories]
+        if all(k is None for k, _ in changed):
+            return joined
+        parts = [(k, v) for k, v in changed if k is not None and v is not None]
+        if len(parts) < len(changed):
+            raise InputError(
+                "states with keys or values of latent attention that a hook has changed cannot be joined with states "
+                "without; change the latent (attn.hook_kv_latent) instead, or join before the change"
+            )
+        starts, width = _joined(memories, slots)
+        k, v = (_widened([part[i] for part in parts], starts, width) for i in (0, 1))
+        return joined.unfolding(k, v)
+
+
+KINDS: dict[str, type[Memory]] = {kind.kind: kind for kind in (KeyValues, Latents, Recurrent)}
 """The kinds of memory by the name under which they are saved."""
+
+
+def _joined(memories: Sequence[KeyValues], slots: Sequence[int]) -> tuple[list[int], int]:
+    """The slot from which on each one's keys stand where several are joined, and the slots that they have then."""
+    first = [of_state - held.slots for held, of_state in zip(memories, slots, strict=True)]
+    return [start - min(first) for start in first], max(slots) - min(first)
 
 
 def _widened(held: Sequence[Tensor], starts: Sequence[int], slots: int) -> HeldKeys:

@@ -226,10 +226,11 @@ def signature(cfg: LensConfig) -> str:
     shapes = {"x".join(map(str, r.state_shape[1:])) or str(len(r.state_shape)) for r in cfg.recurrences} or {"0"}
     channels = {str(r.d_conv_channels if len(r.state_shape) > 2 else r.d_channels) for r in cfg.recurrences} or {"0"}
     windows = sorted({str(window) for window in cfg.windows}) or [str(cfg.window)]
+    latents = {f"latent{a.latent.d_latent}+{a.latent.d_shared}" for a in cfg.attentions if a.latent is not None}
     kinds = [kind[0] for kind in cfg.layer_types]
     for layer, window in enumerate(cfg.windows):
         kinds[layer] = "w" if window is not None else kinds[layer]
     return (
-        f"{cfg.family}:{cfg.n_layers}x{cfg.d_model}:{cfg.n_kv_heads}x{cfg.d_head}"
+        f"{cfg.family}:{cfg.n_layers}x{cfg.d_model}:{cfg.n_kv_heads}x{cfg.d_head}{''.join(sorted(latents))}"
         f":{'/'.join(sorted(channels))}x{'/'.join(sorted(shapes))}x{cfg.d_conv}:{'/'.join(windows)}:" + "".join(kinds)
     )

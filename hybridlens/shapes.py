@@ -21,6 +21,9 @@ AXES = {
     "h": "head",  # query heads, or the channel blocks of a recurrent layer
     "g": "kv_head",
     "e": "d_head",
+    "w": "d_value",  # of a head whose values are not as wide as its keys
+    "l": "latent",  # what multi-head latent attention makes keys and values of
+    "y": "shared_key",  # the part of its keys that all heads share
     "c": "channel",  # recurrent channels
     "n": "state",  # state size per channel (absent for RG-LRU)
     "s": "rec_head",  # recurrent (value) heads of a matrix state
@@ -42,6 +45,8 @@ Logits: TypeAlias = Float[Tensor, "batch pos vocab"]
 Queries: TypeAlias = Float[Tensor, "batch pos head d_head"]
 Keys: TypeAlias = Float[Tensor, "batch pos kv_head d_head"]
 HeldKeys: TypeAlias = Float[Tensor, "batch kv_head key d_head"]
+HeldValues: TypeAlias = Float[Tensor, "batch kv_head key d_value"]
+Mixed: TypeAlias = Float[Tensor, "batch pos head d_value"]
 Pattern: TypeAlias = Float[Tensor, "batch head query key"]
 AttentionMask: TypeAlias = Bool[Tensor, "#batch #head query key"]
 KeptKeys: TypeAlias = Bool[Tensor, "batch kv_head key"]

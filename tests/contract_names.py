@@ -60,6 +60,15 @@ def alone(mlp: dict[str, str]) -> dict[str, str]:
 
 
 GRIFFIN, FULL = DIAGONAL | RG_LRU | DENSE, ATTENTION | ROTARY | QK_NORM | GATED
+NO_NORM_BEFORE = {"hook_mixer_in": "b p d", "hook_mlp_in": "b p d"}
+"""Where branches read the stream as it is."""
+OLMO = {name: axes for name, axes in (DENSE | NORMS_AFTER).items() if not name.startswith("ln2.")} | NO_NORM_BEFORE
+KIMI = DELTA | {"ssm.hook_decay": "b p s m"}
+LATENT = ATTENTION | {
+    "attn.hook_kv_latent": "b p l", "attn.hook_k_shared": "b p y", "attn.hook_v": "b p g w", "attn.hook_z": "b p h w",
+}  # fmt: skip
+NO_LN1 = {("olmo_hybrid", 1)}
+"""(family, layer) of layers whose mixers read the stream as it is."""
 LAYERS = {
     "recurrentgemma": [GRIFFIN, GRIFFIN, ATTENTION | ROTARY | DENSE, GRIFFIN],
     "jamba": [DIAGONAL | MAMBA | DENSE, ATTENTION | MOE, DIAGONAL | MAMBA | DENSE, DIAGONAL | MAMBA | MOE],
@@ -79,6 +88,8 @@ LAYERS = {
     "granitemoehybrid": [MAMBA2 | SHARED, ATTENTION | SHARED, MAMBA2 | SHARED],
     "lfm2": [CONVOLUTION | DENSE, ATTENTION | ROTARY | QK_NORM | DENSE, CONVOLUTION | DENSE],
     "lfm2_moe": [CONVOLUTION | DENSE, ATTENTION | ROTARY | QK_NORM | MOE, CONVOLUTION | MOE],
+    "kimi_linear": [KIMI | DENSE, LATENT | SHARED, KIMI | SHARED],
+    "olmo_hybrid": [DELTA | DENSE, ATTENTION | ROTARY | QK_NORM | OLMO, DELTA | DENSE],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -106,11 +117,18 @@ SIZES = {
     },
     "lfm2": {"h": 4, "g": 2, "e": 8, "c": 32, "f": 48},
     "lfm2_moe": {"h": 4, "g": 2, "e": 8, "c": 32, "f": 40, "x": 6, "r": 2},
+    "kimi_linear": {
+        "h": 4, "g": 4, "e": 9, "w": 7, "l": 14, "y": 3, "c": 20, "wide": 60, "s": 4, "u": 5, "m": 5, "f": 40, "x": 6,
+        "r": 2,
+    },
+    "olmo_hybrid": {"h": 4, "g": 2, "e": 8, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40},
 }  # fmt: skip,
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
+HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "mamba": 1, "falcon_mamba": 1, "lfm2": 1, "lfm2_moe": 1},
+HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "mamba": 1, "falcon_mamba": 1, "lfm2": 1, "lfm2_moe": 1},
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "mamba": 1, "falcon_mamba": 1}
 """Groups of channels in the hidden attention of a diagonal recurrence."""
 
@@ -119,7 +137,8 @@ def names_of(family: str, wide: str = "c") -> dict[str, str]:
     """The axes of every name of a family's small model; `wide` is the letter of the convolution's channels."""
     axes = dict(MODEL)
     for layer, extra in enumerate(LAYERS[family]):
-        axes |= {f"blocks.{layer}.{name}": letters for name, letters in (ENDS | LN1 | extra).items()}
+        before = {} if (family, layer) in NO_LN1 else LN1
+        axes |= {f"blocks.{layer}.{name}": letters for name, letters in (ENDS | before | extra).items()}
     return {name: letters.replace("wide", wide) for name, letters in axes.items()}
 
 

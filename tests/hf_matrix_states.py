@@ -7,9 +7,7 @@ against what its own modules were given.
 import torch
 import torch.nn.functional as F
 from hf_capture import attention, dense_mlp, norm, residual
-
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-"""Between a float64 loop and the model's float32: a few hundred roundings of values around 1."""
+from hf_delta import CLOSE, convolution, delta_rule, results, written_by_heads
 
 
 def mamba2_layer(got, model, layer):
@@ -79,23 +77,6 @@ def named(block, values):
     return {f"{block}.{name}": value for name, value in values.items()}
 
 
-def _convolution(x, conv):
-    """Of channels [b p c], by taps: the last one meets the token itself; SiLU after."""
-    weight, taps = conv.weight[:, 0].double(), conv.weight.shape[-1]
-    out = torch.zeros_like(x) if conv.bias is None else conv.bias.double().expand(x.shape).clone()
-    for t in range(x.shape[1]):
-        for back in range(min(taps, t + 1)):
-            out[:, t] += x[:, t - back] * weight[:, taps - 1 - back]
-    return F.silu(out)
-
-
-def _results(got, model, module, heads, multiplier=1.0):
-    """What each head's part of the output projection's input becomes."""
-    read = got.inputs[module].unflatten(-1, (heads, -1))
-    weight = model.get_parameter(f"{module}.weight").unflatten(-1, (heads, -1))
-    return torch.stack([read[:, :, h] @ weight[:, h].T for h in range(heads)], dim=2) * multiplier
-
-
 def mamba2(got, model, module, groups, multiplier=1.0):
     mixer = model.get_submodule(module)
     heads, width, size = mixer.num_heads, mixer.head_dim, mixer.ssm_state_size
@@ -103,7 +84,7 @@ def mamba2(got, model, module, groups, multiplier=1.0):
     if hasattr(mixer, "mup_vector"):
         projected = projected * mixer.mup_vector.double()
     z, inner, dt = projected.split([heads * width, heads * width + 2 * groups * size, heads], dim=-1)
-    conv = _convolution(inner, mixer.conv1d)
+    conv = convolution(inner, mixer.conv1d)
     x, B, C = conv.split([heads * width, groups * size, groups * size], dim=-1)
     x = x.unflatten(-1, (heads, width))
     B, C = (t.unflatten(-1, (groups, size)).repeat_interleave(heads // groups, dim=2) for t in (B, C))
@@ -133,7 +114,7 @@ def mamba2(got, model, module, groups, multiplier=1.0):
         "ssm.hook_in": inner, "ssm.hook_conv": conv, "ssm.hook_v": x, "ssm.hook_k": B, "ssm.hook_q": C,
         "ssm.hook_dt": dt, "ssm.hook_decay": decay, "ssm.hook_write": write, "ssm.hook_state": states,
         "ssm.hook_y": y, "ssm.hook_gate": F.silu(z), "ssm.hook_normed": got.inputs[f"{module}.out_proj"],
-        "ssm.hook_result": _results(got, model, f"{module}.out_proj", heads, multiplier), "ssm.hook_pattern": pattern,
+        "ssm.hook_result": results(got, model, f"{module}.out_proj", heads, multiplier), "ssm.hook_pattern": pattern,
         "hook_ssm_out": written, "hook_mixer_out": written,
     }  # fmt: skip
 
@@ -149,45 +130,12 @@ def _by_key_head(got, mixer, module):
 
 def _delta(got, model, module, projected=None):
     mixer = model.get_submodule(module)
-    keys, heads, size, width = mixer.num_k_heads, mixer.num_v_heads, mixer.head_k_dim, mixer.head_v_dim
-    shared = heads // keys
+    keys, heads, width = mixer.num_k_heads, mixer.num_v_heads, mixer.head_v_dim
     q, k, v, z, b, a = (projected or _by_key_head)(got, mixer, module)
     inner = torch.cat([t.flatten(2) for t in (q, k, v)], dim=-1)
-    conv = _convolution(inner, mixer.conv1d)
-    q, k, v = conv.split([keys * size, keys * size, heads * width], dim=-1)
-    q, k = (t.unflatten(-1, (keys, size)) for t in (q, k))
-    q, k = (t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k))
-    q, k = (t.repeat_interleave(shared, dim=2) for t in (q / size**0.5, k))
-    v, z, b, a = v.unflatten(-1, (heads, width)), z.flatten(2), b.flatten(2), a.flatten(2)
-    beta = torch.sigmoid(b)
-    decay = torch.exp(-mixer.A_log.double().exp() * F.softplus(a + mixer.dt_bias.double()))
-    state = torch.zeros(v.shape[0], heads, width, size, dtype=torch.float64)
-    recalls, writes, states = [], [], []
-    for t in range(v.shape[1]):
-        state = decay[:, t, :, None, None] * state
-        recalls.append((state * k[:, t, :, None]).sum(-1))
-        writes.append((beta[:, t, :, None] * (v[:, t] - recalls[-1]))[..., None] * k[:, t, :, None])
-        state = state + writes[-1]
-        states.append(state)
-    states = torch.stack(states, dim=1)
-    y = (states * q[..., None, :]).sum(-1)
-    pattern = torch.zeros(v.shape[0], heads, v.shape[1], v.shape[1], dtype=torch.float64)
-    for j in range(v.shape[1]):
-        held = beta[:, j, :, None] * k[:, j]  # what a unit of v_j leaves at each address
-        for t in range(j, v.shape[1]):
-            if t > j:
-                erased = beta[:, t, :, None] * (held * k[:, t]).sum(-1, keepdim=True) * k[:, t]
-                held = decay[:, t, :, None] * (held - erased)
-            pattern[:, :, t, j] = (held * q[:, t]).sum(-1)
-    torch.testing.assert_close(torch.einsum("bspk,bksu->bpsu", pattern, v), y, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(y.flatten(0, 2).float(), got.inputs[f"{module}.norm"], **CLOSE)
+    z, b, a = z.flatten(2), b.flatten(2), a.flatten(2)
     torch.testing.assert_close(z.unflatten(-1, (heads, width)).flatten(0, 2).float(), got.given[f"{module}.norm"][1])
-    written = got.outputs[f"{module}.out_proj"]
-    return {
-        "ssm.hook_in": inner, "ssm.hook_conv": conv, "ssm.hook_v": v, "ssm.hook_k": k, "ssm.hook_q": q,
-        "ssm.hook_beta": beta, "ssm.hook_decay": decay, "ssm.hook_recall": torch.stack(recalls, dim=1),
-        "ssm.hook_write": torch.stack(writes, dim=1), "ssm.hook_state": states, "ssm.hook_y": y,
-        "ssm.hook_gate": F.silu(z), "ssm.hook_normed": got.inputs[f"{module}.out_proj"],
-        "ssm.hook_result": _results(got, model, f"{module}.out_proj", heads), "ssm.hook_pattern": pattern,
-        "hook_ssm_out": written, "hook_mixer_out": written,
-    }  # fmt: skip
+    decay = torch.exp(-mixer.A_log.double().exp() * F.softplus(a + mixer.dt_bias.double()))
+    values = delta_rule(inner, mixer.conv1d, keys, torch.sigmoid(b), decay, width)
+    torch.testing.assert_close(values["ssm.hook_y"].flatten(0, 2).float(), got.inputs[f"{module}.norm"], **CLOSE)
+    return values | {"ssm.hook_gate": F.silu(z)} | written_by_heads(got, model, f"{module}.out_proj", heads)

@@ -11,9 +11,11 @@ from hf_attention_only import gemma_layer, llama_layer
 from hf_bamba import bamba_layer
 from hf_capture import Capture, attention, dense_mlp, norm, residual
 from hf_granite import granite_layer
+from hf_kimi_linear import kimi_linear_layer
 from hf_mamba import hidden_attention, mamba_layer, mamba_mixer
 from hf_matrix_states import falcon_h1_layer, mamba2_layer, qwen3_next_layer
 from hf_nemotron_h import nemotron_h_layer
+from hf_olmo_hybrid import olmo_hybrid_layer
 from hf_qwen3_5 import qwen3_5_layer
 from hf_short_conv import lfm2_layer
 
@@ -108,5 +110,7 @@ FAMILIES = {
     "granitemoehybrid": ("model.layers", "model.norm", granite_layer),
     "lfm2": ("model.layers", "model.embedding_norm", lfm2_layer),
     "lfm2_moe": ("model.layers", "model.embedding_norm", lfm2_layer),
+    "kimi_linear": ("model.layers", "model.norm", kimi_linear_layer),
+    "olmo_hybrid": ("model.layers", "model.norm", olmo_hybrid_layer),
 }
 """Where layers and the last norm are, and what gives a layer's values."""

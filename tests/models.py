@@ -229,6 +229,29 @@ ROWS = {
         "routed_scaling_factor": 1.3, "num_attention_heads": 4, "num_key_value_heads": 2, "conv_bias": True,
         "max_position_embeddings": 128,
     }, draw=calm, matrix=False, state=False, room={"max_position_embeddings": 400}),
+    # Layers D A D; four value heads over two key heads, write strengths up to 2; norms after the branches of
+    # attention, and so calm, since these read a stream of any size.
+    "olmo_hybrid": Row("OlmoHybrid", SPECIAL | {
+        "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
+        "max_position_embeddings": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    }, calm, room={"max_position_embeddings": 400}, calm={
+        "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+        "num_hidden_layers": 4, "linear_value_head_dim": 10,
+    }),
+    # Layers K A K; values narrower than keys; an MLP, then six experts in three groups, and two shared ones as one.
+    "kimi_linear": Row("KimiLinear", SPECIAL | {
+        "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "mlp_layer_types": ["dense", "sparse", "sparse"], "intermediate_size": 40, "moe_intermediate_size": 24,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "kv_lora_rank": 14, "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 3, "v_head_dim": 7, "linear_head_dim": 5, "linear_num_heads": 4, "num_local_experts": 6,
+        "num_experts_per_tok": 2, "n_shared_experts": 2, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7,
+        "max_position_embeddings": 128,
+    }, room={"max_position_embeddings": 400}, calm={
+        "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_hidden_layers": 4, "linear_head_dim": 6,
+    }),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)

@@ -411,4 +411,47 @@ PUBLISHED: dict[str, Published] = {
         {"d_model": 1152, "d_mlp": 6912, "n_heads": 4, "n_kv_heads": 1, "d_head": 256, "n_ctx": 32768,
          "windows": ((512,) * 5 + (None,)) * 4 + (512, 512)},
     ),
+    # The class's defaults are its sizes; its positions turn nothing.
+    "OLMo-Hybrid-7B": Published(
+        "OlmoHybridConfig",
+        {
+            "model_type": "olmo_hybrid", "architectures": ["OlmoHybridForCausalLM"], "num_hidden_layers": 32,
+            "vocab_size": 100352, "hidden_size": 3840, "intermediate_size": 11008, "num_attention_heads": 30,
+            "num_key_value_heads": 30, "linear_num_key_heads": 30, "linear_num_value_heads": 30,
+            "linear_key_head_dim": 96, "linear_value_head_dim": 192, "linear_conv_kernel_dim": 4,
+            "linear_allow_neg_eigval": True, "linear_use_gate": True,
+            "layer_types": [*["linear_attention"] * 3, "full_attention"] * 8, "attention_bias": False,
+            "attention_dropout": 0.0, "hidden_act": "silu", "rms_norm_eps": 1e-6, "initializer_range": 0.02,
+            "max_position_embeddings": 65536, "rope_parameters": {"rope_theta": None, "rope_type": "default"},
+            "tie_word_embeddings": False, "pad_token_id": 100277, "bos_token_id": None, "eos_token_id": 100257,
+            "dtype": "float32", "use_cache": True,
+        },
+        7.43e9, "docstring", "SSSA" * 8,
+        {"d_model": 3840, "n_heads": 30, "n_kv_heads": 30, "d_head": 128, "d_mlp": 11008, "d_channels": 5760,
+         "d_state": 96, "d_conv": 4, "n_ctx": 65536},
+    ),
+    # Layers are numbered from 1; latents and shared keys are what its attention holds.
+    "Kimi-Linear-48B-A3B": Published(
+        "KimiLinearConfig",
+        {
+            "model_type": "kimi_linear", "architectures": ["KimiLinearForCausalLM"], "num_hidden_layers": 27,
+            "vocab_size": 163840, "hidden_size": 2304, "intermediate_size": 9216, "num_attention_heads": 32,
+            "num_key_value_heads": 32, "head_dim": 72, "kv_lora_rank": 512, "q_lora_rank": None,
+            "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "mla_use_nope": True,
+            "linear_attn_config": {
+                "full_attn_layers": [4, 8, 12, 16, 20, 24, 27], "head_dim": 128, "num_heads": 32,
+                "kda_layers": [layer for layer in range(1, 27) if layer % 4], "short_conv_kernel_size": 4,
+            },
+            "first_k_dense_replace": 1, "moe_layer_freq": 1, "moe_intermediate_size": 1024, "num_experts": 256,
+            "num_experts_per_token": 8, "num_shared_experts": 1, "num_expert_group": 1, "topk_group": 1,
+            "use_grouped_topk": True, "moe_renormalize": True, "moe_router_activation_func": "sigmoid",
+            "routed_scaling_factor": 2.446, "num_nextn_predict_layers": 0, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+            "model_max_length": 1048576, "rope_theta": 10000.0, "rope_scaling": None, "initializer_range": 0.02,
+            "tie_word_embeddings": False, "pad_token_id": 163839, "bos_token_id": 163584, "eos_token_id": 163586,
+            "dtype": "bfloat16", "use_cache": True,
+        },
+        49.12e9, "card", "SSSA" * 6 + "SSA",
+        {"d_model": 2304, "n_heads": 32, "n_kv_heads": 32, "d_head": 192, "d_mlp": 9216, "n_experts": 256,
+         "n_experts_per_token": 8, "d_channels": 4096, "d_state": 128, "d_conv": 4, "n_ctx": 1048576},
+    ),
 }  # fmt: skip

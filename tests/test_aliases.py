@@ -7,8 +7,10 @@ from models import make, tokens
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.aliases import DELTA, MAMBA2
 
-CASES = {"mamba2": MAMBA2, "falcon_h1": MAMBA2, "qwen3_next": DELTA, "nemotron_h": MAMBA2, "bamba": MAMBA2,
-         "granitemoehybrid": MAMBA2}  # fmt: skip
+CASES = {
+    "mamba2": MAMBA2, "falcon_h1": MAMBA2, "qwen3_next": DELTA, "nemotron_h": MAMBA2, "bamba": MAMBA2,
+    "granitemoehybrid": MAMBA2, "olmo_hybrid": DELTA, "kimi_linear": DELTA,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", CASES)
@@ -48,6 +50,8 @@ OTHER_TENSORS = {
     "granitemoehybrid": ["linear_attn.hook_v", "mixer.hook_conv"],
     "lfm2": ["ssm.hook_x", "ssm.hook_B", "ssm.hook_C", "linear_attn.hook_v"],
     "lfm2_moe": ["ssm.hook_B", "mixer.hook_ssm_state"],
+    "kimi_linear": ["ssm.hook_x", "linear_attn.hook_log_decay"],
+    "olmo_hybrid": ["ssm.hook_x", "linear_attn.hook_log_decay"],
 }
 
 

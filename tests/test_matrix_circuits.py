@@ -34,6 +34,14 @@ def descending(values: torch.Tensor) -> list[float]:
     return sorted(values.abs().tolist(), reverse=True)
 
 
+def normed(view, head: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A head's W_Q and W_K as scores compare them, with the weights of their norms, its own or of a joint one."""
+    one, made = view.head(head), []
+    for matrix, norm, own in ((one.W_Q, view.q_norm, head), (one.W_K, view.k_norm, view.kv_head(head))):
+        made.append(matrix if norm is None else matrix * (norm if norm.ndim == 1 else norm[own]))
+    return made[0], made[1]
+
+
 @pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
 def test_eigenvalues_are_those_of_matrices_over_the_vocabulary(family):
     """OV with the gate at rest; QK with the norms' weights on queries and keys and the query turned by a distance."""
@@ -45,20 +53,19 @@ def test_eigenvalues_are_those_of_matrices_over_the_vocabulary(family):
     layer = weights.cfg.attention_layers[0]
     view = weights.attention(layer)
     gate = 1.0 if view.W_gate is None else 0.5
-    d_head = view.W_Q.shape[-1]
-    q_norm, k_norm = (torch.ones(d_head) if norm is None else norm for norm in (view.q_norm, view.k_norm))
+    d_head, d_value = view.W_Q.shape[-1], view.W_V.shape[-1]
     ov, qk = ov_eigenvalues(view, shared.UE), qk_eigenvalues(view, shared.EE, 3)
     for head in range(view.n_heads):
-        one = view.head(head)
+        one, (W_Q, W_K) = view.head(head), normed(view, head)
         written = E @ one.W_V.double() @ (gate * one.W_O.double()) @ U0.T
-        expected = nonzero(written, d_head)
+        expected = nonzero(written, d_value)
         assert descending(ov[head]) == pytest.approx(expected, rel=1e-4, abs=1e-4 * expected[0])
-        queries = E @ (one.W_Q * q_norm).double()
+        queries = E @ W_Q.double()
         queries = queries if view.rotary is None else view.rotary.turned(queries, 3)
-        expected = nonzero(queries @ (E0 @ (one.W_K * k_norm).double()).T, d_head)
+        expected = nonzero(queries @ (E0 @ W_K.double()).T, d_head)
         assert descending(qk[head]) == pytest.approx(expected, rel=1e-4, abs=1e-4 * expected[0])
-        keys = E @ (one.W_K * k_norm).double()
-        scores = (E @ (one.W_Q * q_norm).double()) @ keys.T
+        keys = E @ W_K.double()
+        scores = (E @ W_Q.double()) @ keys.T
         share = (scores.argmax(1) == torch.arange(len(E))).double().mean()
         assert float(matching_share(view, block.E)[head]) == pytest.approx(float(share), abs=1e-6)
 
@@ -70,7 +77,8 @@ def test_profile_is_the_pattern_among_equal_tokens(family):
     layer, n = lens.cfg.attention_layers[-1], 8
     content = torch.randn(lens.cfg.d_model, generator=torch.Generator().manual_seed(4))
     seen: list[torch.Tensor] = []
-    same = (f"blocks.{layer}.ln1.hook_normalized", lambda x, hook: content.expand_as(x))
+    read = "ln1.hook_normalized" if f"blocks.{layer}.ln1.hook_normalized" in lens.hook_points else "hook_mixer_in"
+    same = (f"blocks.{layer}.{read}", lambda x, hook: content.expand_as(x))
     keep = (f"blocks.{layer}.attn.hook_pattern", lambda x, hook: seen.append(x[0, :, -1].flip(-1)))
     with torch.no_grad():
         lens.run_with_hooks(tokens(1, n), [same, keep])
@@ -141,11 +149,9 @@ def test_composition_is_of_products_of_maps(family):
 
     for i, layer in enumerate(layers):
         view = weights.attention(layer)
-        plain = torch.ones(view.W_Q.shape[-1])
-        q_norm, k_norm = (plain if norm is None else norm for norm in (view.q_norm, view.k_norm))
         for head in (0, 3):
-            one = view.head(head)
-            qk = (one.W_Q * q_norm) @ (one.W_K * k_norm).T
+            one, (W_Q, W_K) = view.head(head), normed(view, head)
+            qk = W_Q @ W_K.T
             readers = {"q": qk, "k": qk.T, "v": one.W_V @ one.W_O}
             for k, kind in enumerate(KINDS):
                 for j, path in enumerate(paths):

@@ -32,6 +32,8 @@ CHANGES = {
     "bamba": [{"mamba_proj_bias": True, "attention_bias": True, "mlp_bias": True}],
     "nemotron_h": [{"use_bias": True, "mlp_bias": True}],
     "granitemoehybrid": [{}, {"attention_bias": True, "mamba_proj_bias": True, "position_embedding_type": "rope"}],
+    "kimi_linear": [{}, {"attention_bias": True}],
+    "olmo_hybrid": [{}, {"attention_bias": True, "linear_allow_neg_eigval": False}],
 }
 CASES = [(family, changes) for family in MATRIX for changes in CHANGES[family]]
 
@@ -42,6 +44,22 @@ def seen(family: str, changes: dict) -> tuple[hl.HybridLens, Weights, dict[str, 
     with torch.no_grad():
         logits, cache = lens.run_with_cache(tokens(2, 9, seed=1))
     return lens, Weights.of_model(lens), {**cache.cache_dict, "logits": logits}
+
+
+def read_by_heads(cache: dict[str, torch.Tensor], block: str) -> torch.Tensor:
+    """What a layer's heads read: the normalised stream, or the stream where no norm is before them."""
+    return cache.get(f"{block}.ln1.hook_normalized", cache[f"{block}.hook_resid_pre"])
+
+
+def as_latent(lens, layer: int, x: torch.Tensor, view, made: torch.Tensor, point: str) -> torch.Tensor:
+    """Keys or values with the scale of each token's own latent in the place of the one that weights stand for."""
+    config, attn = lens.hf_model.config, lens.hf_model.model.layers[layer].self_attn
+    weight = lens.hf_model.get_parameter(f"model.layers.{layer}.input_layernorm.weight")
+    latent = attn.kv_a_proj_with_mqa(x * weight)[..., : config.kv_lora_rank]
+    scale = (latent.square().mean(-1, keepdim=True) + 1e-6).sqrt()[..., None]
+    own = made * view.latent_scale / scale
+    shared = config.qk_rope_head_dim if point == "k" else 0
+    return torch.cat([own[..., : own.shape[-1] - shared], made[..., made.shape[-1] - shared :]], dim=-1)
 
 
 def plus(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -55,11 +73,13 @@ def test_heads(family, changes):
     lens, weights, cache = seen(family, changes)
     for layer in lens.cfg.attention_layers:
         view, name = weights.attention(layer), f"blocks.{layer}"
-        x, made = cache[f"{name}.ln1.hook_normalized"], {}
+        x, made = read_by_heads(cache, name), {}
         for point, matrix, bias in (
             ("q", view.W_Q, view.b_Q), ("k", view.W_K, view.b_K), ("v", view.W_V, view.b_V)
         ):  # fmt: skip
             made[point] = plus(torch.einsum("bpd,hde->bphe", x, matrix), bias)
+            if view.latent_scale is not None and point in "kv":
+                made[point] = as_latent(lens, layer, x, view, made[point], point)
             torch.testing.assert_close(made[point], cache[f"{name}.attn.hook_{point}"], **CLOSE)
         z = cache[f"{name}.attn.hook_z"]
         q, k = view.normed(made["q"], view.q_norm), view.normed(made["k"], view.k_norm)
@@ -70,9 +90,12 @@ def test_heads(family, changes):
             rest = torch.sigmoid(plus(torch.zeros(4, 16), view.b_gate))
             torch.testing.assert_close(view.W_O_at_rest, rest[..., None] * view.W_O)
             z = z * cache[f"{name}.attn.hook_gate"]
+        if view.q_norm is not None:
             torch.testing.assert_close(q, cache[f"{name}.attn.hook_q_normed"], **CLOSE)
             torch.testing.assert_close(k, cache[f"{name}.attn.hook_k_normed"], **CLOSE)
         out = plus(torch.einsum("bphe,hed->bpd", z, view.W_O), view.b_O)
+        if lens.blocks[layer].branches[0].norm_after is not None:
+            out = out / cache[f"{name}.ln1_post.hook_scale"]
         torch.testing.assert_close(out, cache[f"{name}.hook_attn_out"], **CLOSE)
         assert (view.rotary is None) == (f"{name}.attn.hook_rot_q" not in cache)
         for query, key in ((8, 8), (8, 7), (8, 0), (5, 2)):
@@ -86,15 +109,18 @@ def test_compared_folds_the_norms_of_queries_and_keys(family):
     """Products of folded queries and keys are the scores' up to a positive number for each query and each key."""
     lens, weights, cache = seen(family, {})
     layer = lens.cfg.attention_layers[0]
-    view, x = weights.attention(layer), cache[f"blocks.{layer}.ln1.hook_normalized"]
+    view, x = weights.attention(layer), read_by_heads(cache, f"blocks.{layer}")
     folded = view.compared
     q, k = (torch.einsum("bpd,hde->bphe", x, matrix) for matrix in (folded.W_Q, folded.W_K))
     plain = [torch.einsum("bpd,hde->bphe", x, matrix) for matrix in (view.W_Q, view.W_K)]
     if view.q_norm is not None:
+        over = (-2, -1) if family == "olmo_hybrid" else -1
         q, k = (
-            folded * (raw.square().mean(-1, keepdim=True) + view.qk_eps).rsqrt()
+            folded * (raw.square().mean(over, keepdim=True) + view.qk_eps).rsqrt()
             for folded, raw in zip((q, k), plain, strict=True)
         )
+    if view.latent_scale is not None:
+        k = as_latent(lens, layer, x, view, k, "k")
     for made, point, norm in ((q, "q", view.q_norm), (k, "k", view.k_norm)):
         held = cache[f"blocks.{layer}.attn.hook_{point}" + ("" if norm is None else "_normed")]
         torch.testing.assert_close(made, held, **CLOSE)
@@ -117,7 +143,8 @@ def test_recurrent_maps(family, changes):
         v = parts.activation(convolved)
         torch.testing.assert_close(v, cache[f"{name}.ssm.hook_conv"][..., parts.written], **CLOSE)
         torch.testing.assert_close(v, cache[f"{name}.ssm.hook_v"].flatten(2), **CLOSE)
-        gate = torch.nn.functional.silu(plus(x @ parts.W_gate, parts.b_gate))
+        activation = torch.sigmoid if family == "kimi_linear" else torch.nn.functional.silu
+        gate = activation(plus(x @ parts.W_gate, parts.b_gate))
         torch.testing.assert_close(gate, cache[f"{name}.ssm.hook_gate"], **CLOSE)
         points = {point: cache[f"{name}.ssm.{point}"] for point in (*parts.gain_points, *parts.norm_points)}
         assert parts.norm is not None

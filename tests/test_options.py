@@ -59,6 +59,19 @@ CASES = {
     "granitemoehybrid tied": ("granitemoehybrid", {"tie_word_embeddings": True}),
     "granitemoehybrid without attention": ("granitemoehybrid", {"layer_types": ["linear_attention"] * 3}),
     "granitemoehybrid with attention alone": ("granitemoehybrid", {"layer_types": ["full_attention"] * 3}),
+    "kimi_linear in one group, weights as the router gives them": (
+        "kimi_linear", {"n_group": 1, "topk_group": 1, "norm_topk_prob": False},
+    ),
+    "kimi_linear with biases": ("kimi_linear", {"attention_bias": True}),
+    "kimi_linear with values as wide as keys": ("kimi_linear", {"v_head_dim": 9}),
+    "kimi_linear dense and tied": ("kimi_linear", {"mlp_layer_types": ["dense"] * 3, "tie_word_embeddings": True}),
+    "olmo_hybrid without positions": (
+        "olmo_hybrid", {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
+    ),
+    "olmo_hybrid with strengths up to 1": ("olmo_hybrid", {"linear_allow_neg_eigval": False}),
+    "olmo_hybrid with a key head a value head": ("olmo_hybrid", {"linear_num_key_heads": 4}),
+    "olmo_hybrid with biases": ("olmo_hybrid", {"attention_bias": True, "num_key_value_heads": 4}),
+    "olmo_hybrid tied": ("olmo_hybrid", {"tie_word_embeddings": True, "rope_parameters": None}),
 }  # fmt: skip
 
 
@@ -83,6 +96,9 @@ def test_every_option_is_the_untouched_model(case):
         for layer, has in enumerate(lens.cfg.layers):
             for mixer in [name for name, there in (("ssm", has.ssm), ("attn", has.attn)) if there is not None]:
                 bias = lens.blocks[layer].parts[mixer].out_bias()
+                after = lens.blocks[layer].branches[0].norm_after
+                if bias is not None and after is not None:
+                    bias = after.at(bias, cache[f"blocks.{layer}.ln1_post.hook_scale"])
                 total = cache[f"blocks.{layer}.{mixer}.hook_result"].sum(2) + (0 if bias is None else bias)
                 assert_close(total, cache[f"blocks.{layer}.hook_{mixer}_out"], **close)
 
@@ -122,6 +138,21 @@ def test_steps_stay_within_finite_limits(family):
             "granitemoehybrid",
             {"position_embedding_type": "rope", "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
             "partial_rotary_factor is 0.5, expected 1",
+        ),
+        ("kimi_linear", {"q_lora_rank": 8}, "Kimi-Linear: q_lora_rank is 8, expected None"),
+        ("kimi_linear", {"num_key_value_heads": 2}, "Kimi-Linear: num_key_value_heads is 2, expected 4"),
+        ("kimi_linear", {"mla_use_nope": False}, "configuration field mla_use_nope = False, expected one of True"),
+        ("kimi_linear", {"moe_layer_freq": 2}, "configuration field moe_layer_freq = 2, expected one of 1"),
+        (
+            "kimi_linear",
+            {"linear_attn_config": {"gate_lower_bound": -5.0}},
+            "Kimi-Linear: linear_attn_config is 'gate_lower_bound', expected nothing but full_attn_layers",
+        ),
+        ("olmo_hybrid", {"hidden_act": "gelu"}, "OLMo-Hybrid: hidden_act is 'gelu', expected 'silu'"),
+        (
+            "olmo_hybrid",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "OLMo-Hybrid: partial_rotary_factor is 0.5, expected 1",
         ),
     ],
 )

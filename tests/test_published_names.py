@@ -52,6 +52,16 @@ def nested(kind: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return configured
 
 
+def kimi_linear(name: str) -> str:
+    """Layers with experts under another name than dense ones, which keep theirs."""
+    return name.replace(".0.block_sparse_moe.", ".0.mlp.")
+
+
+def olmo_hybrid(name: str) -> str:
+    """Norms after the branches of attention layers keep their names; transformers writes others, and reads either."""
+    return name.replace(".layers.1.feedforward_layer_norm.", ".layers.1.post_attention_layernorm.")
+
+
 CASES = {
     "mamba2": Names(("backbone.embeddings.weight",), changes=(("tie_word_embeddings", True),)),
     "qwen3_next": Names(
@@ -101,6 +111,28 @@ CASES = {
     "qwen3": Names(("model.layers.0.self_attn.q_norm.weight", "lm_head.weight")),
     "gemma2": Names(("model.layers.0.pre_feedforward_layernorm.weight", "model.embed_tokens.weight")),
     "gemma3": Names(("model.layers.0.self_attn.k_norm.weight", "model.layers.2.post_feedforward_layernorm.weight")),
+    "kimi_linear": Names(
+        (
+            "model.layers.0.self_attn.A_log",
+            "model.layers.0.self_attn.f_a_proj.weight",
+            "model.layers.2.self_attn.k_conv1d.weight",
+            "model.layers.1.block_sparse_moe.experts.5.w2.weight",
+            "model.layers.1.block_sparse_moe.gate.e_score_correction_bias",
+            "model.layers.0.mlp.up_proj.weight",
+            "model.layers.1.self_attn.kv_a_proj_with_mqa.weight",
+            "model.layers.2.block_sparse_moe.gate.weight",
+        ),
+        kimi_linear,
+    ),
+    "olmo_hybrid": Names(
+        (
+            "model.layers.0.attention_layer_norm.weight",
+            "model.layers.0.feedforward_layer_norm.weight",
+            "model.layers.1.post_attention_layernorm.weight",
+            "model.layers.2.linear_attn.v_conv1d.weight",
+        ),
+        olmo_hybrid,
+    ),
 }
 """By family, and what is particular where one has several."""
 

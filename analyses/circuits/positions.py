@@ -30,7 +30,7 @@ def profile(
 
     Args:
         mean_resid: the content, as it leaves the norm before the norm's weight: `vocabulary.Products.mean`, or a mean
-            over real activations of ``ln1.hook_normalized``.
+            over real activations of ``ln1.hook_normalized``, or of the stream where no norm is before the heads.
         distances: how many; the window has all that a head can see.
 
     Raises:

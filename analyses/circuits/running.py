@@ -236,11 +236,15 @@ def measure(lens: HybridLens, weights: Weights, tokens: Tokens, lengths: Lengths
         (read,) = seen.values()
         return {"input": read[mask].double().sum(0)}
 
-    blocks = {layer: cast(Block, lens.blocks[layer]) for layer in lens.cfg.attention_layers}
-    points = {layer: [f"blocks.{layer}.{block.read_point('attn')}"] for layer, block in blocks.items()}
+    points = {layer: [_read(lens, layer)] for layer in lens.cfg.attention_layers}
     batch = lens.batch(tokens, lengths)
     totals = sums(lens, batch, weights.cfg.device, points, inputs).values()
     means = torch.stack([(total["input"] / total["tokens"]).float() for total in totals])
     gated = any(attention.gated or attention.normed_after for attention in lens.cfg.attentions)
     off = gate_errors(lens, weights, tokens, lengths) if gated else None
     return Measured(paths, error, means, int(real_lengths(batch).sum()), off)
+
+
+def _read(lens: HybridLens, layer: int) -> str:
+    """The hook point of what a layer's mixers read: the normalised stream, or the stream where no norm is before."""
+    return f"blocks.{layer}.{cast(Block, lens.blocks[layer]).read_point('attn')}"

@@ -64,8 +64,12 @@ class Mix:
         Raises:
             InputError: states of other models, batches or lengths, or a layer without such a memory.
         """
+        chosen = {memory: {layer for layer, which in self.from_b if which == memory} for memory in MEMORIES}
+        whole = chosen["keys"] & chosen["values"]
+        if whole:
+            a = swap(a, b, layers=sorted(whole))
         for memory in MEMORIES:
-            layers = sorted(layer for layer, which in self.from_b if which == memory)
+            layers = sorted(chosen[memory] - (whole if memory in ("keys", "values") else set()))
             if not layers:
                 continue
             if memory == "keys" or memory == "values":
@@ -98,7 +102,8 @@ def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
         taken = dict(zip(parts, sides, strict=True))
         from_b = frozenset(one for what, side in taken.items() if side == "B" for one in parts[what])
         found.append(Mix(", ".join(f"{what} {side}" for what, side in taken.items()), "whole model", from_b))
-    found += [Mix(f"only {memory} B", "whole model", every[memory]) for memory in ("keys", "values")]
+    if all(attention.latent is None for attention in cfg.attentions):  # else keys and values are of one latent
+        found += [Mix(f"only {memory} B", "whole model", every[memory]) for memory in ("keys", "values")]
     everything = frozenset(one for part in parts.values() for one in part)
     for layer in range(cfg.n_layers) if by_layer else ():
         kinds: dict[str, tuple[str, ...]] = {"kv": ("keys", "values")} if layer in cfg.attention_layers else {}
@@ -109,7 +114,7 @@ def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
         for what, memories in kinds.items():
             this = frozenset((layer, memory) for memory in memories)
             found += _alone_and_not(what, f"layer {layer}", this, everything - this)
-        heads = cfg.attention(layer).n_kv_heads if layer in cfg.attention_layers else 1
+        heads = cfg.attention(layer).n_held_heads if layer in cfg.attention_layers else 1
         rest = everything - {(layer, "keys"), (layer, "values")}
         for head in range(heads) if heads > 1 else ():
             others = frozenset((layer, other) for other in range(heads) if other != head)

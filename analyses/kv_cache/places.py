@@ -19,7 +19,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from hybridlens.errors import InputError, UnknownNameError, closest
-from hybridlens.memory import KeyValues
+from hybridlens.memory import KeyValues, Latents
 from hybridlens.shapes import HeldKeys
 from hybridlens.state import HybridState
 
@@ -77,10 +77,9 @@ class KeyPlace(NamedTuple):
         """The same, of those that are there."""
         return self.asked(state, layer) & ~keys_of(state, layer).lost()
 
-    def entries(self, state: HybridState, layer: int) -> Bool[Tensor, "batch kv_head key d_head"]:
-        """The same by channel."""
-        k = keys_of(state, layer).k
-        return self.keys(state, layer)[..., None] & mask(self.channels, k.shape[3], "channel").to(k.device)
+    def entries(self, state: HybridState, layer: int, x: HeldKeys) -> Bool[Tensor, "batch kv_head key d_head"]:
+        """The same by channel of that layer's keys or values `x`."""
+        return self.keys(state, layer)[..., None] & mask(self.channels, x.shape[3], "channel").to(x.device)
 
 
 def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
@@ -163,17 +162,33 @@ def rewritten(
         parts: keys, values or both.
         fn: (keys or values of a layer, the layer's memory, its index, "keys" or "values") → replacement of that
             shape, used where `place` is; it must not write to what it is given.
+
+    Raises:
+        InputError: keys or values alone of a layer that holds latents, or latents whose keys a hook has changed.
     """
     for layer in place.layers:
         held = keys_of(state, layer)
-        entries = place.entries(state, layer)
+        if isinstance(held, Latents):
+            _check_latents(held, layer, parts)
         k, v = held.k, held.v
         if parts != "values":
-            k = torch.where(entries, fn(k, held, layer, "keys").to(k.dtype), k)
+            k = torch.where(place.entries(state, layer, k), fn(k, held, layer, "keys").to(k.dtype), k)
         if parts != "keys":
-            v = torch.where(entries, fn(v, held, layer, "values").to(v.dtype), v)
-        state = state.put(layer, "attn", KeyValues(k, v, held.kept))
+            v = torch.where(place.entries(state, layer, v), fn(v, held, layer, "values").to(v.dtype), v)
+        state = state.put(layer, "attn", type(held)(k, v, held.kept))
     return state
+
+
+def _check_latents(held: Latents, layer: int, parts: KeyParts) -> None:
+    if parts != "both":
+        raise InputError(
+            f"layer {layer} holds latents, of which both keys and values are made; {parts} alone given, expected 'both'"
+        )
+    if held.unfolded_k is not None:
+        raise InputError(
+            f"layer {layer} holds keys and values that a hook has changed, which what is done to latents would not "
+            "reach; read the prompt without hooks on attn.hook_k and attn.hook_v"
+        )
 
 
 def keys_of(state: HybridState, layer: int) -> KeyValues:

@@ -158,7 +158,7 @@ def quantise(
     place, axis = key_place(state, **where), 3 if per == "position" else 2
 
     def rounded(x: HeldKeys, held: KeyValues, layer: int, part: str) -> Tensor:
-        wide, meant = x.float(), place.entries(state, layer)
+        wide, meant = x.float(), place.entries(state, layer, x)
         low = wide.masked_fill(~meant, torch.inf).amin(dim=axis, keepdim=True)
         high = wide.masked_fill(~meant, -torch.inf).amax(dim=axis, keepdim=True)
         step = (high - low) / (2**bits - 1)

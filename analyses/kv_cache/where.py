@@ -65,7 +65,7 @@ def attention_groups(cfg: LensConfig) -> list[Group]:
     groups = [Group("all layers", cfg.attention_layers)]
     groups += [Group(f"layer {layer}", (layer,)) for layer in cfg.attention_layers]
     for layer in cfg.attention_layers:
-        heads = cfg.attention(layer).n_kv_heads
+        heads = cfg.attention(layer).n_held_heads
         groups += [Group(f"layer {layer}, head {head}", (layer,), (head,)) for head in range(heads) if heads > 1]
     return groups
 

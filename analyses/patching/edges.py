@@ -8,7 +8,8 @@ gradient is that of all query heads that share it. Heads of matrix states write 
 behind their readout, or behind any head's output, as it was in each run.
 
 The gradient at a reader's input is by the residual stream as that reader alone reads it, before its norm. It is taken
-at the query, key or value and brought back through the head's map with the norm folded in (`hybridlens.weights`), or
+at the query, key or value and brought back through the head's map with the norm folded in (`hybridlens.weights`; keys
+and values of latent attention through the norm of the latents too), or
 at the normalised stream that a mixer, an MLP or the logits read; then through the norm with the scale of that run: with
 x̂ = x / s, a gradient v by x̂ is (v - x̂ · mean(x̂ v)) / s by x, the scale's own change included.
 
@@ -23,6 +24,7 @@ whose maps cannot be read, is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 from einops import einsum
@@ -49,6 +51,7 @@ from analyses.patching.writers import (
     writers_of,
     written_points,
 )
+from hybridlens.blocks import Block
 from hybridlens.boundary import Positive, public
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
@@ -106,9 +109,8 @@ def edge_attribution(
 
 def _read(lens: HybridLens, reader: Reader) -> tuple[str, ...]:
     """The hook points that a reader's gradient takes: where it is taken, and those of the norm before it, if any."""
-    norm = norm_before(lens, reader)
-    behind = () if norm is None else (f"{norm}.hook_normalized", f"{norm}.hook_scale")
-    return (read_point(lens, reader), *behind)
+    norm, taken = norm_before(lens, reader), read_point(lens, reader)
+    return (taken,) if norm is None else (taken, f"{norm}.hook_normalized", f"{norm}.hook_scale")
 
 
 def _scores(
@@ -120,7 +122,7 @@ def _scores(
     heads: Mapping[int, AttentionWeights],
 ) -> Float[Tensor, "writer reader"]:
     """Every writer's change times every reader's gradient, summed over positions and the residual stream."""
-    x = here.values[read_point(lens, readers[0])]
+    x = here.values[_read(lens, readers[0])[0]]
     length, d_model = x.shape[1], lens.cfg.d_model
     step = max(1, ELEMENTS // ((len(writers) + len(readers)) * d_model))
     total = torch.zeros(len(writers), len(readers), dtype=torch.float64)
@@ -164,7 +166,9 @@ def _gradient(
     """How the metric changes with the residual stream as this reader alone reads it."""
     taken, *norm = _read(lens, reader)
     grad = wide(here.gradients[taken][0, part])
-    if reader.head is not None and reader.layer is not None:
+    if norm and _folds(lens, reader):
+        grad = _unfolded(lens, reader, grad, here.values[norm[0]][0, part])
+    elif reader.head is not None and reader.layer is not None:
         weights = heads[reader.layer]
         maps = {"q": weights.W_Q, "k": weights.W_K, "v": weights.W_V, "gate": weights.W_gate}
         W = maps[reader.kind]
@@ -177,3 +181,23 @@ def _gradient(
     x = wide(here.values[normalized][0, part]).to(grad.device)
     inward = grad - x * (x * grad).mean(dim=-1, keepdim=True)
     return inward / wide(here.values[scale][0, part]).to(grad.device)
+
+
+def _folds(lens: HybridLens, reader: Reader) -> bool:
+    """Whether a reader is of keys or values that are made of latents."""
+    attention = None if reader.layer is None else lens.cfg.layers[reader.layer].attn
+    return reader.kind in ("k", "v") and attention is not None and attention.latent is not None
+
+
+def _unfolded(
+    lens: HybridLens, reader: Reader, grad: Float[Tensor, "pos head width"], x: Float[Tensor, "pos d_model"]
+) -> Float[Tensor, "pos d_model"]:
+    """A gradient at keys or values made of latents by the normalised stream `x`, the norm of the latents included."""
+    assert reader.layer is not None
+    before = cast(Block, lens.blocks[reader.layer]).branches[0].norm
+    with torch.enable_grad():
+        given = wide(x).detach().requires_grad_()
+        stream = given if before is None else before.norm.weighted(given, lens.dtype)
+        made = head_reads(lens, reader.layer)[reader.kind].read(stream[None].to(lens.dtype))[0, :, reader.head]
+        (found,) = torch.autograd.grad(made, given, grad[:, reader.head].to(made))
+    return found

@@ -22,12 +22,14 @@ from hybridlens.families.gemma2 import GEMMA2
 from hybridlens.families.gemma3 import GEMMA3
 from hybridlens.families.granitemoehybrid import GRANITEMOEHYBRID
 from hybridlens.families.jamba import JAMBA
+from hybridlens.families.kimi_linear import KIMI_LINEAR
 from hybridlens.families.lfm2 import LFM2
 from hybridlens.families.lfm2_moe import LFM2_MOE
 from hybridlens.families.llama import LLAMA
 from hybridlens.families.mamba import MAMBA
 from hybridlens.families.mamba2 import MAMBA2
 from hybridlens.families.nemotron_h import NEMOTRON_H
+from hybridlens.families.olmo_hybrid import OLMO_HYBRID
 from hybridlens.families.qwen3 import QWEN3
 from hybridlens.families.qwen3_5 import QWEN3_5
 from hybridlens.families.qwen3_5_moe import QWEN3_5_MOE
@@ -47,6 +49,7 @@ FAMILIES: tuple[Family, ...] = (
     GRANITEMOEHYBRID,
     LFM2,
     LFM2_MOE,
+    OLMO_HYBRID,
     MAMBA,
     FALCON_MAMBA,
     BAMBA,
@@ -54,6 +57,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3,
     GEMMA2,
     GEMMA3,
+    KIMI_LINEAR,
 )
 
 __all__ = ["FAMILIES", "Family", "family_for", "of_no_family", "text_config"]

@@ -60,6 +60,26 @@ def attention_sizes(config: Any, **others: Any) -> AttentionConfig:
     )
 
 
+def delta_sizes(config: Any) -> RecurrentConfig:
+    """The sizes of a gated delta rule, from fields that start with ``linear_``.
+
+    Raises:
+        CheckpointError: value heads do not share key heads in equal groups.
+    """
+    heads, keys = config.linear_num_value_heads, config.linear_num_key_heads
+    expected = f"a divisor of linear_num_value_heads = {heads}"
+    require(heads % keys == 0, type(config).__name__, "linear_num_key_heads", keys, expected)
+    values = heads * config.linear_value_head_dim
+    return RecurrentConfig(
+        kind="gated_delta",
+        state_shape=(heads, config.linear_value_head_dim, config.linear_key_head_dim),
+        d_channels=values,
+        d_conv_channels=values + 2 * keys * config.linear_key_head_dim,
+        d_conv=config.linear_conv_kernel_dim,
+        n_heads=heads,
+    )
+
+
 def attention(
     attn: Any,
     sizes: AttentionConfig,

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from hybridlens.blocks import Block
-from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed
+from hybridlens.config import LayerConfig, LensConfig, MlpConfig
+from hybridlens.families.parts import Norms, attention, attention_sizes, delta_sizes, gated_mlp, last_norm, pre_normed
 from hybridlens.families.spec import eos_ids, require, turning
 from hybridlens.mixers.gated_delta import DeltaInputs, DeltaParts, DeltaWeights, GatedDelta
 from hybridlens.mixers.gated_norm import GatedNorm
@@ -75,19 +75,8 @@ def lens_config(family: str, config: Any, mlp: Callable[[int], MlpConfig]) -> Le
     """
     whose = type(config).__name__
     require(config.hidden_act == "silu", whose, "hidden_act", config.hidden_act, "'silu'")
-    heads, keys = config.linear_num_value_heads, config.linear_num_key_heads
-    require(heads % keys == 0, whose, "linear_num_key_heads", keys, f"a divisor of {heads} value heads")
     attn = attention_sizes(config, rotary=turning(config, config.head_dim) is not None, qk_norm=True, gated=True)
-    values = heads * config.linear_value_head_dim
-    recurrent = RecurrentConfig(
-        kind="gated_delta",
-        state_shape=(heads, config.linear_value_head_dim, config.linear_key_head_dim),
-        d_channels=values,
-        d_conv_channels=values + 2 * keys * config.linear_key_head_dim,
-        d_conv=config.linear_conv_kernel_dim,
-        n_heads=heads,
-    )
-    kinds = {"full_attention": LayerConfig(attn=attn), "linear_attention": LayerConfig(ssm=recurrent)}
+    kinds = {"full_attention": LayerConfig(attn=attn), "linear_attention": LayerConfig(ssm=delta_sizes(config))}
     for layer, kind in enumerate(config.layer_types):
         require(kind in kinds, whose, f"layer_types[{layer}]", kind, f"one of {', '.join(kinds)}")
     return LensConfig(

@@ -32,7 +32,7 @@ from hybridlens.mixers.writing import value_of, written
 from hybridlens.norms import HookedNorm, Norm
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection
-from hybridlens.shapes import HeldKeys, Pattern, Queries, Resid
+from hybridlens.shapes import HeldKeys, HeldValues, Mixed, Pattern, Queries, Resid
 from hybridlens.slots import KeySlots
 from hybridlens.stream import HeadReads, HeadWrites
 
@@ -56,6 +56,7 @@ class AttentionParts:
         rotary: turns queries and keys by their positions; None for none.
         q_norm: of each head's query, before rotary embedding; None for none.
         k_norm: likewise of keys.
+        joint_norm: these norms are of all heads' queries, or keys, at once.
         packed_gate: what heads read is multiplied by the sigmoid of the second half of `q`'s output.
         soft_cap: c where scores are c · tanh(scores / c), before masking; None for no cap.
     """
@@ -68,6 +69,7 @@ class AttentionParts:
     rotary: Rotary | None = None
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    joint_norm: bool = False
     packed_gate: bool = False
     soft_cap: float | None = None
 
@@ -119,7 +121,7 @@ class HookedAttention(nn.Module):
         k = self.hook_k(parts.k(x).unflatten(-1, (-1, e)))
         v = self.hook_v(parts.v(x).unflatten(-1, (-1, e)))
         if parts.q_norm is not None and parts.k_norm is not None:
-            q, k = self.hook_q_normed(parts.q_norm(q)), self.hook_k_normed(parts.k_norm(k))
+            q, k = self.hook_q_normed(self._normed(parts.q_norm, q)), self.hook_k_normed(self._normed(parts.k_norm, k))
         if parts.rotary is not None:
             q, k = parts.rotary(q, k, run)
             q, k = self.hook_rot_q(q), self.hook_rot_k(k)
@@ -170,7 +172,7 @@ class HookedAttention(nn.Module):
         nothing = torch.zeros(batch, self.cfg.n_kv_heads, 0, self.cfg.d_head, dtype=dtype, device=device)
         return KeyValues(nothing, nothing)
 
-    def _mix(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries:
+    def _mix(self, q: Queries, keys: HeldKeys, values: HeldValues, slots: KeySlots) -> Mixed:
         points = (self.hook_attn_scores, self.hook_pattern)
         if not wanted(*points):
             return self._fused(q, keys, values, slots)
@@ -179,7 +181,7 @@ class HookedAttention(nn.Module):
         if queries <= step or torch.is_grad_enabled() or not all(point.takes_blocks() for point in points):
             z = self._hooked(q, keys, values, slots)
             return self._fused(q, keys, values, slots) if z is None else z
-        blocks: list[Queries | None] = []
+        blocks: list[Mixed | None] = []
         for start in range(0, queries, step):
             part = slots.block(start, min(start + step, queries))
             held = part.key_positions.shape[1]
@@ -189,7 +191,7 @@ class HookedAttention(nn.Module):
         fused = self._fused(q, keys, values, slots).split(step, dim=1)
         return torch.cat([part if z is None else z for z, part in zip(blocks, fused, strict=True)], dim=1)
 
-    def _hooked(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries | None:
+    def _hooked(self, q: Queries, keys: HeldKeys, values: HeldValues, slots: KeySlots) -> Mixed | None:
         """z by the explicit formula, or None where the hooks changed nothing and no gradient is asked for."""
         with placed(slots, self.hook_attn_scores, self.hook_pattern):
             before = attention_scores(q, keys, slots, self.parts.scale, self.parts.soft_cap)
@@ -205,14 +207,17 @@ class HookedAttention(nn.Module):
             return None
         return value_of(apply_pattern(pattern, values), self._fused(q, keys, values, slots))
 
-    def _fused(self, q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots) -> Queries:
+    def _normed(self, norm: Norm, x: Tensor) -> Tensor:
+        return norm(x.flatten(-2)).unflatten(-1, x.shape[-2:]) if self.parts.joint_norm else norm(x)
+
+    def _fused(self, q: Queries, keys: HeldKeys, values: HeldValues, slots: KeySlots) -> Mixed:
         """z where nobody looks."""
         return fused_attention(q, keys, values, slots, self.parts.scale, self.parts.soft_cap)
 
 
 def fused_attention(
-    q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots, scale: float, soft_cap: float | None = None
-) -> Queries:
+    q: Queries, keys: HeldKeys, values: HeldValues, slots: KeySlots, scale: float, soft_cap: float | None = None
+) -> Mixed:
     """z by PyTorch's fused kernel; query heads share keys and values in consecutive groups.
 
     Long passes whose queries do not all see all earlier keys go through it in blocks of queries, each with the keys
@@ -229,7 +234,7 @@ def fused_attention(
     step = max(FUSED_BLOCK, slots.window or 0)
     if queries <= step or ((slots.plain or slots.open) and soft_cap is None):
         return _fused(q, keys, values, slots, scale, soft_cap)
-    blocks: list[Queries] = []
+    blocks: list[Mixed] = []
     for start in range(0, queries, step):
         stop = min(start + step, queries)
         near = slots.reached(start, stop)
@@ -239,8 +244,8 @@ def fused_attention(
 
 
 def _fused(
-    q: Queries, keys: HeldKeys, values: HeldKeys, slots: KeySlots, scale: float, soft_cap: float | None
-) -> Queries:
+    q: Queries, keys: HeldKeys, values: HeldValues, slots: KeySlots, scale: float, soft_cap: float | None
+) -> Mixed:
     """The kernel itself, over the queries and keys of `slots`; the formula where scores have a soft cap."""
     if soft_cap is not None:
         scores = attention_scores(q, keys, slots, scale, soft_cap)
@@ -284,7 +289,7 @@ def attention_scores(
     return scores.masked_fill_(~slots.dense(q.device), float("-inf"))
 
 
-def apply_pattern(pattern: Pattern, values: HeldKeys) -> Queries:
+def apply_pattern(pattern: Pattern, values: HeldValues) -> Mixed:
     """z = pattern @ v, per query head."""
     grouped = rearrange(pattern, "b (g r) p k -> b g r p k", g=values.shape[1])
     return rearrange(einsum(grouped, values, "b g r p k, b g k e -> b g r p e"), "b g r p e -> b p (g r) e")

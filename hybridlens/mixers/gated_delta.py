@@ -1,5 +1,7 @@
 """Gated DeltaNet (Yang et al. 2024): a matrix state a head from which each token erases what stood at its address.
 
+Kimi delta attention (2025) is the same with a decay for each channel of the address.
+
 Queries, keys and values go through one convolution; queries and keys are made unit vectors, and queries divided by the
 square root of their width. The state S_t = a_t S_{t-1} + β_t (v_t - a_t S_{t-1} k_t) k_tᵀ is read out as S_t q_t.
 """
@@ -16,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hybridlens.config import RecurrentConfig
+from hybridlens.devices import resident
 from hybridlens.hooks import HookPoint, wanted
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.matrix_state import MatrixState, Projected, ValueWeights
@@ -37,8 +40,8 @@ class DeltaInputs(NamedTuple):
     """The gate's logits."""
     b: Float[Tensor, "batch pos rec_head"]
     """The write strength's logits."""
-    a: Float[Tensor, "batch pos rec_head"]
-    """The decay's."""
+    a: Float[Tensor, "batch pos rate"]
+    """The decay's: one a head, or one a head and address channel."""
 
 
 class DeltaWeights(NamedTuple):
@@ -53,13 +56,15 @@ class DeltaParts:
     """A family's gated delta rule, taken apart.
 
     Attributes:
-        mixer: the module, with `conv1d`, `A_log` and `dt_bias`.
+        mixer: the module, with `conv1d`.
         inputs: (mixer, x) → what the input projections give.
         weights: (mixer, read) → the rows of them that make values and gates.
         key_heads: heads of queries and keys; value heads share them in consecutive groups.
         norm: between readout and output projection.
         out: the output projection.
         strength: what the sigmoid of the write strength's logits is multiplied by.
+        rates: the module with `A_log` and `dt_bias`; None for `mixer`.
+        by_channel: an address channel has a decay of its own (Kimi delta attention, arXiv 2510.26692).
     """
 
     mixer: Any
@@ -69,6 +74,8 @@ class DeltaParts:
     norm: GatedNorm
     out: Projection
     strength: float = 1.0
+    rates: Any = None
+    by_channel: bool = False
 
 
 class GatedDelta(MatrixState[Delta]):
@@ -86,10 +93,10 @@ class GatedDelta(MatrixState[Delta]):
     hook_recall: HookPoint
 
     def __init__(self, cfg: RecurrentConfig, parts: DeltaParts, d_model: int) -> None:
-        s, u, _ = cfg.state_shape
+        s, u, m = cfg.state_shape
         own = {
             "hook_beta": HookPoint("b p s", s=s),
-            "hook_decay": HookPoint("b p s", s=s),
+            "hook_decay": HookPoint("b p s m", s=s, m=m) if parts.by_channel else HookPoint("b p s", s=s),
             "hook_recall": HookPoint("b p s u", lazy=True, s=s, u=u),
         }
         super().__init__(cfg, Delta(cfg.state_shape), parts.mixer, own, parts.norm, parts.out, d_model)
@@ -103,16 +110,24 @@ class GatedDelta(MatrixState[Delta]):
 
     def terms(self, inner: Float[Tensor, "batch pos channel"], rates: tuple[Tensor, ...]) -> DeltaTerms:
         """Values, addresses of each head, write strengths and decays."""
-        parts, mixer, (s, u, m) = self.parts, self.parts.mixer, self.cfg.state_shape
+        parts, (s, u, m) = self.parts, self.cfg.state_shape
         b, a = rates
         keys = parts.key_heads * m
         q, k, v = inner.split([keys, keys, s * u], dim=-1)
         v = self.hook_v(v.unflatten(-1, (s, u)))
         k, q = self.hook_k(self._address(k)), self.hook_q(self._address(q) * m**-0.5)
         beta = self.hook_beta(torch.sigmoid(b) * parts.strength)
-        step = F.softplus(a.float() + mixer.dt_bias)
-        decay = self.hook_decay(torch.exp(-mixer.A_log.float().exp() * step))
-        return DeltaTerms(decay, v, k, q, beta)
+        return DeltaTerms(self.hook_decay(self._decay(a)), v, k, q, beta)
+
+    def _decay(self, a: Float[Tensor, "batch pos rate"]) -> Float[Tensor, "batch pos rec_head *address"]:
+        """exp(-A softplus(a + b)), float32."""
+        parts = self.parts
+        rates = parts.mixer if parts.rates is None else parts.rates
+        with resident(rates):
+            step, speed = F.softplus(a.float() + rates.dt_bias), rates.A_log.float().exp().flatten()
+        if not parts.by_channel:
+            return torch.exp(-speed * step)
+        return torch.exp(-speed[:, None] * step.unflatten(-1, (len(speed), -1)))
 
     def with_recalls(self, terms: DeltaTerms, initial: Tensor) -> DeltaTerms:
         """The terms with what hooks make of recalls."""

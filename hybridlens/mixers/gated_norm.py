@@ -5,7 +5,7 @@ Families put them together in three ways: gate, then norm over groups of heads; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
@@ -32,6 +32,8 @@ class GatedNorm:
         order: "gate_first", "norm_first" or "gate_only".
         groups: equal slices over which the norm is taken; the weight covers all of them, or one, shared.
         rounded: whether values are rounded to the model's dtype where they enter, and between norm and gate.
+        rounded_between: the latter, where it differs.
+        activation: of the gate's logits.
     """
 
     owner: nn.Module
@@ -40,6 +42,8 @@ class GatedNorm:
     order: Order
     groups: int
     rounded: bool = False
+    rounded_between: bool | None = None
+    activation: Callable[[Tensor], Tensor] = F.silu
 
     def entering(
         self, y: Float[Tensor, "batch pos rec_head value"], dtype: torch.dtype
@@ -48,8 +52,8 @@ class GatedNorm:
         return y.to(dtype) if self.rounded else y
 
     def gate(self, z: Channels) -> Channels:
-        """SiLU of the gate's logits: in float32 beside a norm, else in the model's dtype."""
-        return F.silu(z if self.order == "gate_only" else z.float())
+        """The activation of the gate's logits: in float32 beside a norm, else in the model's dtype."""
+        return self.activation(z if self.order == "gate_only" else z.float())
 
     def __call__(
         self, y: Float[Tensor, "batch pos channel"], gate: Channels, dtype: torch.dtype
@@ -57,9 +61,10 @@ class GatedNorm:
         """What the output projection reads, in `dtype`, the model's."""
         if self.order == "gate_only":
             return (y * gate).to(dtype)
+        between = dtype if (self.rounded if self.rounded_between is None else self.rounded_between) else torch.float32
         if self.order == "gate_first":
-            return self.scaled(self.normalized(y.float() * gate), dtype if self.rounded else torch.float32).to(dtype)
-        normed = self.scaled(self.normalized(y.float()), dtype if self.rounded else torch.float32)
+            return self.scaled(self.normalized(y.float() * gate), between).to(dtype)
+        normed = self.scaled(self.normalized(y.float()), between)
         return (normed * gate).to(dtype)
 
     def normalized(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:

@@ -79,5 +79,5 @@ class Rotary:
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turning, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     first, second = turning.chunk(2, dim=-1)
-    turned = (turning * cos) + (torch.cat([-second, first], dim=-1) * sin)
+    turned = ((turning * cos) + (torch.cat([-second, first], dim=-1) * sin)).to(x.dtype)  # cos may be float32
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned

@@ -26,8 +26,8 @@ class HeadWeights(NamedTuple):
 
     W_Q: Float[Tensor, "d_model d_head"]
     W_K: Float[Tensor, "d_model d_head"]
-    W_V: Float[Tensor, "d_model d_head"]
-    W_O: Float[Tensor, "d_head d_model"]
+    W_V: Float[Tensor, "d_model d_value"]
+    W_O: Float[Tensor, "d_value d_model"]
 
 
 @dataclass(frozen=True)
@@ -47,32 +47,37 @@ class AttentionWeights:
         rotary: on queries and keys; None where there is none.
         window: keys that a query sees, itself included; None: all.
         scale: scores are q · k times this.
-        q_norm: what a head's query is multiplied by after its root-mean-square norm; None where there is none.
+        q_norm: what a head's query is multiplied by after its root-mean-square norm, which is its own, or of all heads
+            at once where each has numbers of its own; None where there is none.
         k_norm: likewise of keys.
         W_gate: the gate's logits; None where what heads read is not gated.
         b_gate: their bias; None where there is none.
         qk_eps: ε of the norms of queries and keys.
         soft_cap: c where scores are c · tanh(scores / c); None for no cap.
+        latent_scale: of latent attention, what stands in `W_K` and `W_V` for the scale of the norm of the latents (see
+            `weights.latent`): values, and keys but their shared part, are what these give, times this, over a token's
+            own scale. None where there are no latents.
     """
 
     layer: int
     W_Q: Float[Tensor, "head d_model d_head"]
     W_K: Float[Tensor, "kv_head d_model d_head"]
-    W_V: Float[Tensor, "kv_head d_model d_head"]
-    W_O: Float[Tensor, "head d_head d_model"]
+    W_V: Float[Tensor, "kv_head d_model d_value"]
+    W_O: Float[Tensor, "head d_value d_model"]
     b_Q: Float[Tensor, "head d_head"] | None
     b_K: Float[Tensor, "kv_head d_head"] | None
-    b_V: Float[Tensor, "kv_head d_head"] | None
+    b_V: Float[Tensor, "kv_head d_value"] | None
     b_O: Float[Tensor, "d_model"] | None
     rotary: Turning | None
     window: int | None
     scale: float
-    q_norm: Float[Tensor, "d_head"] | None = None
-    k_norm: Float[Tensor, "d_head"] | None = None
-    W_gate: Float[Tensor, "head d_model d_head"] | None = None
-    b_gate: Float[Tensor, "head d_head"] | None = None
+    q_norm: Float[Tensor, "*head d_head"] | None = None
+    k_norm: Float[Tensor, "*kv_head d_head"] | None = None
+    W_gate: Float[Tensor, "head d_model d_value"] | None = None
+    b_gate: Float[Tensor, "head d_value"] | None = None
     qk_eps: float = 0.0
     soft_cap: float | None = None
+    latent_scale: float | None = None
 
     @property
     def n_heads(self) -> int:
@@ -80,14 +85,14 @@ class AttentionWeights:
         return self.W_Q.shape[0]
 
     @property
-    def gate_at_rest(self) -> Float[Tensor, "head d_head"] | None:
+    def gate_at_rest(self) -> Float[Tensor, "head d_value"] | None:
         """What multiplies what a head reads, the gate at its value for input 0: ½ without a bias. None: no gate."""
         if self.W_gate is None:
             return None
         return torch.full_like(self.W_O[..., 0], 0.5) if self.b_gate is None else torch.sigmoid(self.b_gate)
 
     @property
-    def W_O_at_rest(self) -> Float[Tensor, "head d_head d_model"]:
+    def W_O_at_rest(self) -> Float[Tensor, "head d_value d_model"]:
         """`W_O` after the gate at rest."""
         rest = self.gate_at_rest
         return self.W_O if rest is None else rest[..., None] * self.W_O
@@ -96,14 +101,14 @@ class AttentionWeights:
     def compared(self) -> AttentionWeights:
         """The same with `W_Q` and `W_K` as scores compare them: the weights of their norms folded in.
 
-        What remains of either norm is its scale, one positive number a token and head.
+        What remains of either norm is its scale, one positive number a token and head, or a token.
         """
         if self.q_norm is None or self.k_norm is None:
             return self
         return replace(
             self,
-            W_Q=self.W_Q * self.q_norm,
-            W_K=self.W_K * self.k_norm,
+            W_Q=self.W_Q * self.q_norm[..., None, :],
+            W_K=self.W_K * self.k_norm[..., None, :],
             b_Q=None if self.b_Q is None else self.b_Q * self.q_norm,
             b_K=None if self.b_K is None else self.b_K * self.k_norm,
             q_norm=None,
@@ -111,12 +116,13 @@ class AttentionWeights:
         )
 
     def normed(
-        self, x: Float[Tensor, "*batch d_head"], weight: Float[Tensor, "d_head"] | None
-    ) -> Float[Tensor, "*batch d_head"]:
+        self, x: Float[Tensor, "*batch head d_head"], weight: Float[Tensor, "*head d_head"] | None
+    ) -> Float[Tensor, "*batch head d_head"]:
         """Queries or keys after their norm, given its weight (`q_norm` or `k_norm`); as they are where it is None."""
         if weight is None:
             return x
-        return x * (x.square().mean(-1, keepdim=True) + self.qk_eps).rsqrt() * weight
+        over = tuple(range(-weight.ndim, 0))
+        return x * (x.square().mean(over, keepdim=True) + self.qk_eps).rsqrt() * weight
 
     @property
     def n_shared(self) -> int:

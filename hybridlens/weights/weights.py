@@ -21,12 +21,14 @@ from hybridlens.blocks import Block
 from hybridlens.config import LensConfig
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.mixers.attention import HookedAttention
+from hybridlens.mixers.latent_attention import LatentParts
 from hybridlens.mixers.linear import RecurrentParts
 from hybridlens.mixers.rotary import Turning
 from hybridlens.mlps import HookedMlp, HookedMoe
 from hybridlens.network import HookedNetwork
 from hybridlens.norms import Norm
 from hybridlens.projections import Projection
+from hybridlens.weights.latent import latent_maps
 from hybridlens.weights.sources import ModelTensors, Tensors
 from hybridlens.weights.views import AttentionWeights, RecurrentWeights
 
@@ -103,12 +105,23 @@ class Weights:
             matrix = (stored if norm is None else stored * norm).view(heads, width, d).transpose(1, 2)
             return matrix, None if bias is None else bias.view(heads, width)
 
+        def normed(norm: Norm | None, heads: int) -> Tensor | None:
+            """What a norm of queries or keys multiplies by: for each head, or for all of them alike."""
+            if norm is None:
+                return None
+            return self.norm(norm).view(heads, -1) if parts.joint_norm else self.norm(norm)
+
         e = cfg.d_head
         W_Q, b_Q = split(parts.q, cfg.n_heads, 2 * e if parts.packed_gate else e)
-        W_K, b_K = split(parts.k, cfg.n_kv_heads, e)
-        W_V, b_V = split(parts.v, cfg.n_kv_heads, e)
+        scale: float | None = None
+        if isinstance(parts, LatentParts):
+            inside = parts.norm
+            W_K, W_V, b_K, b_V, scale = latent_maps(cfg, parts, self._of, norm, lambda: self.norm(inside))
+        else:
+            W_K, b_K = split(parts.k, cfg.n_kv_heads, e)
+            W_V, b_V = split(parts.v, cfg.n_kv_heads, e)
         out, b_O = parts.o.stored(self._of)
-        _check_shape(parts.o, out, (d, cfg.n_heads * e))
+        _check_shape(parts.o, out, (d, cfg.n_heads * cfg.d_value))
         behind = self._after(block, "attn")
         if behind is not None:
             out, b_O = out * behind[:, None], None if b_O is None else b_O * behind
@@ -117,7 +130,7 @@ class Weights:
             W_Q=W_Q[..., :e],
             W_K=W_K,
             W_V=W_V,
-            W_O=out.T.view(cfg.n_heads, e, d),
+            W_O=out.T.view(cfg.n_heads, cfg.d_value, d),
             b_Q=None if b_Q is None else b_Q[..., :e],
             b_K=b_K,
             b_V=b_V,
@@ -125,12 +138,13 @@ class Weights:
             rotary=None if parts.rotary is None else parts.rotary.turning,
             window=cfg.window,
             scale=parts.scale,
-            q_norm=None if parts.q_norm is None else self.norm(parts.q_norm),
-            k_norm=None if parts.k_norm is None else self.norm(parts.k_norm),
+            q_norm=normed(parts.q_norm, cfg.n_heads),
+            k_norm=normed(parts.k_norm, cfg.n_kv_heads),
             qk_eps=0.0 if parts.q_norm is None else parts.q_norm.eps,
             soft_cap=parts.soft_cap,
             W_gate=W_Q[..., e:] if parts.packed_gate else None,
             b_gate=b_Q[..., e:] if parts.packed_gate and b_Q is not None else None,
+            latent_scale=scale,
         )
 
     def recurrent(self, layer: int) -> RecurrentWeights:
