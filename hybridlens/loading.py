@@ -126,7 +126,8 @@ def locate(name: str | Path) -> str:
     if not _HUB_ID.fullmatch(text) or len(text) > 96 or "--" in text or ".." in text:
         raise UnknownNameError(
             f"model {shown(text)} is neither an embedded checkpoint ({', '.join(tiny.names())}), a folder, nor a hub "
-            f"id (owner/name){closest(text, tiny.names())}; of other checkpoints {_opened()} can be opened"
+            f"id (owner/name){closest(text, tiny.names())}; checkpoints of {len(FAMILIES)} families can be opened, "
+            "which `hybridlens families` lists"
         )
     return text
 
@@ -180,7 +181,3 @@ def _is_folder(text: str) -> bool:
         return Path(text).is_dir()
     except (OSError, ValueError):  # too long for a name, or with a zero in it
         return False
-
-
-def _opened() -> str:
-    return ", ".join(family.architecture for family in FAMILIES)

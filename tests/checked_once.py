@@ -162,7 +162,9 @@ def once(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
         jaxtyped: the decorator that checks every call.
     """
 
-    def decorate(fn: Any = _MISSING, *, typechecker: Any) -> Any:
+    def decorate(fn: Any = _MISSING, *, typechecker: Any = _MISSING) -> Any:
+        if typechecker is _MISSING:  # no decorator: jaxtyping's context
+            return jaxtyped(fn)
         if fn is _MISSING:
             return functools.partial(decorate, typechecker=typechecker)
         if isinstance(fn, types.FunctionType):

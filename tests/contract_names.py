@@ -123,13 +123,7 @@ SIZES = {
     },
     "olmo_hybrid": {"h": 4, "g": 2, "e": 8, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40},
 }  # fmt: skip,
-HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
-HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
-HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
-HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "lfm2": 1, "lfm2_moe": 1},
-HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "mamba": 1, "falcon_mamba": 1, "lfm2": 1, "lfm2_moe": 1},
-HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "mamba": 1, "falcon_mamba": 1, "lfm2": 1, "lfm2_moe": 1},
-HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1, "mamba": 1, "falcon_mamba": 1}
+HIDDEN_GROUPS = {"recurrentgemma": 4} | dict.fromkeys(("jamba", "mamba", "falcon_mamba", "lfm2", "lfm2_moe"), 1)
 """Groups of channels in the hidden attention of a diagonal recurrence."""
 
 

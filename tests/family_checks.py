@@ -13,6 +13,7 @@ import torch
 import transformers
 from bounds import GRADIENT, LAYER
 from family_case import LENGTH, Case, NotThere, far
+from hf_kimi_linear import as_latent
 from hf_reference import FAMILIES as PATHS
 from models import ROWS, tokens
 from transformers import DynamicCache
@@ -169,10 +170,12 @@ def weights(case):
         for point in "qkv":
             made = torch.einsum("bpd,hde->bphe", x, getattr(view, f"W_{point.upper()}"))
             made = plus(made, getattr(view, f"b_{point.upper()}"))
+            if view.latent_scale is not None and point in "kv":
+                made = as_latent(case.lens, layer, x, view, made, point)
             error = max(error, far(made, run[f"{block}.attn.hook_{point}"], LAYER))
         z = run.get(f"{block}.attn.hook_z_gated", run[f"{block}.attn.hook_z"])
         result = torch.einsum("bphe,hed->bphd", z, view.W_O)
-        if f"{block}.ln1_post.hook_scale" in run:  # a norm behind the heads: its gain is in the maps, its scale the run's
+        if f"{block}.ln1_post.hook_scale" in run:  # of a norm behind heads: its gain is in the maps
             result = result / run[f"{block}.ln1_post.hook_scale"][..., None]
         error = max(error, far(result, run[f"{block}.attn.hook_result"], LAYER))
     for layer in case.lens.cfg.ssm_layers:

@@ -81,3 +81,14 @@ def _delta(got, model, module):
     torch.testing.assert_close(values["ssm.hook_y"].float(), got.inputs[f"{module}.o_norm"], **CLOSE)
     written = written_by_heads(got, model, f"{module}.o_proj", heads)
     return values | {"ssm.hook_gate": torch.sigmoid(z)} | written
+
+
+def as_latent(lens, layer: int, x: torch.Tensor, view, made: torch.Tensor, point: str) -> torch.Tensor:
+    """Keys or values with the scale of each token's own latent in the place of the one that weights stand for."""
+    config, attn = lens.hf_model.config, lens.hf_model.model.layers[layer].self_attn
+    weight = lens.hf_model.get_parameter(f"model.layers.{layer}.input_layernorm.weight")
+    latent = attn.kv_a_proj_with_mqa(x * weight)[..., : config.kv_lora_rank]
+    scale = (latent.square().mean(-1, keepdim=True) + 1e-6).sqrt()[..., None]
+    own = made * view.latent_scale / scale
+    shared = config.qk_rope_head_dim if point == "k" else 0
+    return torch.cat([own[..., : own.shape[-1] - shared], made[..., made.shape[-1] - shared :]], dim=-1)

@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from hf_kimi_linear import as_latent
 from models import MATRIX, MATRIX_WITH_ATTENTION, make, tokens
 from safetensors import safe_open
 
@@ -49,17 +50,6 @@ def seen(family: str, changes: dict) -> tuple[hl.HybridLens, Weights, dict[str, 
 def read_by_heads(cache: dict[str, torch.Tensor], block: str) -> torch.Tensor:
     """What a layer's heads read: the normalised stream, or the stream where no norm is before them."""
     return cache.get(f"{block}.ln1.hook_normalized", cache[f"{block}.hook_resid_pre"])
-
-
-def as_latent(lens, layer: int, x: torch.Tensor, view, made: torch.Tensor, point: str) -> torch.Tensor:
-    """Keys or values with the scale of each token's own latent in the place of the one that weights stand for."""
-    config, attn = lens.hf_model.config, lens.hf_model.model.layers[layer].self_attn
-    weight = lens.hf_model.get_parameter(f"model.layers.{layer}.input_layernorm.weight")
-    latent = attn.kv_a_proj_with_mqa(x * weight)[..., : config.kv_lora_rank]
-    scale = (latent.square().mean(-1, keepdim=True) + 1e-6).sqrt()[..., None]
-    own = made * view.latent_scale / scale
-    shared = config.qk_rope_head_dim if point == "k" else 0
-    return torch.cat([own[..., : own.shape[-1] - shared], made[..., made.shape[-1] - shared :]], dim=-1)
 
 
 def plus(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -122,7 +122,7 @@ def test_steps_stay_within_finite_limits(family):
     [
         ("mamba2", {"hidden_act": "relu"}, "Mamba-2: hidden_act is 'relu', expected 'silu'"),
         ("falcon_h1", {"hidden_act": "gelu"}, "Falcon-H1: hidden_act is 'gelu', expected 'silu'"),
-        ("qwen3_next", {"hidden_act": "gelu"}, "Qwen3-Next: hidden_act is 'gelu', expected 'silu'"),
+        ("qwen3_next", {"hidden_act": "gelu"}, "Qwen3NextConfig: hidden_act is 'gelu', expected 'silu'"),
         ("granitemoehybrid", {"hidden_act": "gelu"}, "Granite: hidden_act is 'gelu', expected 'silu'"),
         ("granitemoehybrid", {"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi', expected"),
         ("granitemoehybrid", {"num_experts_per_tok": 7}, "num_experts_per_tok is 7, expected at most"),

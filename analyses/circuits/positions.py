@@ -25,8 +25,8 @@ def profile(
 ) -> Float[Tensor, "head distance"]:
     """Each head's attention to keys 0 … distances - 1 tokens back, all of the same content as the query; rows sum to 1.
 
-    Biases and norms of queries and keys are included, and scores are scaled and capped as the layer does, so this is the
-    pattern itself: of a query that sees fewer keys it is the part that it sees, made to sum to 1.
+    Biases and norms of queries and keys are included, and scores are scaled and capped as the layer does, so this is
+    the pattern itself: of a query that sees fewer keys it is the part that it sees, made to sum to 1.
 
     Args:
         mean_resid: the content, as it leaves the norm before the norm's weight: `vocabulary.Products.mean`, or a mean

@@ -107,7 +107,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     assert has.mlp is not None
     if has.attn is not None:
         names = {"q": "q_proj", "k": "kv_a_proj_with_mqa", "v": "kv_b_proj", "o": "o_proj"}
-        maps = {role: Projection(mixer, name) for role, name in names.items()}
+        maps: dict[str, Any] = {role: Projection(mixer, name) for role, name in names.items()}
         latent = LatentParts(**maps, scale=has.attn.d_head**-0.5, norm=NORMS.of(mixer, "kv_a_layernorm"))
         mixers = {"attn": LatentAttention(has.attn, latent, cfg.d_model)}
     else:

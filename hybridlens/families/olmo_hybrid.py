@@ -93,7 +93,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         strength, out = 2.0 if mixer.allow_neg_eigval else 1.0, Projection(mixer, "o_proj")
         delta = DeltaParts(mixer, _inputs, _weights, mixer.num_k_heads, norm, out, strength)
         return pre_normed(hf, cfg, layer, {"ssm": GatedDelta(cfg.recurrence(layer), delta, cfg.d_model)}, mlp, NORMS)
-    normed = {f"{role}_norm": NORMS.of(hf.self_attn, f"{role}_norm") for role in "qk"}
+    normed: dict[str, Any] = {f"{role}_norm": NORMS.of(hf.self_attn, f"{role}_norm") for role in "qk"}
     rotary, embedding = _turning(config, has.attn.d_head), model.model.rotary_emb
     heads = attention(hf.self_attn, has.attn, cfg.d_model, rotary, embedding, joint_norm=True, **normed)
     branches = [
