@@ -50,16 +50,11 @@ def configure(config: Any) -> LensConfig:
     )
     mixture = MlpConfig(config.moe_intermediate_size, config.num_local_experts, config.num_experts_per_tok, True)
     dense = MlpConfig(config.intermediate_size)
+    kinds = [{"attn": sizes} if kind == "full_attention" else {"ssm": recurrent} for kind in config.layer_types]
+    mlps = [mixture if kind == "sparse" else dense for kind in config.mlp_layer_types]
     return LensConfig(
         family="kimi_linear",
-        layers=tuple(
-            LayerConfig(
-                attn=sizes if kind == "full_attention" else None,
-                ssm=None if kind == "full_attention" else recurrent,
-                mlp=mixture if mlp == "sparse" else dense,
-            )
-            for kind, mlp in zip(config.layer_types, config.mlp_layer_types, strict=True)
-        ),
+        layers=tuple(LayerConfig(mlp=mlp, **kind) for kind, mlp in zip(kinds, mlps, strict=True)),
         d_model=config.hidden_size,
         d_vocab=config.vocab_size,
         n_ctx=config.max_position_embeddings,
@@ -74,18 +69,17 @@ def _check(config: Any) -> None:
     def need(holds: bool, field: str, expected: object) -> None:
         require(holds, "Kimi-Linear", field, getattr(config, field), expected)
 
+    groups, experts, layers = config.n_group, config.num_local_experts, config.num_hidden_layers
     need(config.hidden_act == "silu", "hidden_act", "'silu'")
     need(config.q_lora_rank is None, "q_lora_rank", None)
     need(config.num_key_value_heads == config.num_attention_heads, "num_key_value_heads", config.num_attention_heads)
     kinds = ("linear_attention", "full_attention")
     need(all(kind in kinds for kind in config.layer_types), "layer_types", f"{' or '.join(kinds)} for each layer")
-    layers = config.num_hidden_layers
     need(len(config.mlp_layer_types) == layers, "mlp_layer_types", f"'dense' or 'sparse' for each of {layers} layers")
-    groups, experts = config.n_group, config.num_local_experts
     need(experts % groups == 0 and experts >= 2 * groups, "n_group", f"groups of at least two of {experts} experts")
     need(config.topk_group <= groups, "topk_group", f"at most n_group = {groups}")
-    most = config.topk_group * experts // groups
-    need(config.num_experts_per_tok <= most, "num_experts_per_tok", f"at most {most}, the experts of the groups kept")
+    most = config.topk_group * experts // groups  # in the groups that are kept
+    need(config.num_experts_per_tok <= most, "num_experts_per_tok", f"at most {most}")
     unknown = sorted(set(getattr(config, "linear_attn_config", None) or {}) - set(NAMED))
     require(not unknown, "Kimi-Linear", "linear_attn_config", ", ".join(unknown), f"nothing but {', '.join(NAMED)}")
 
@@ -107,7 +101,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     assert has.mlp is not None
     if has.attn is not None:
         names = {"q": "q_proj", "k": "kv_a_proj_with_mqa", "v": "kv_b_proj", "o": "o_proj"}
-        maps = {role: Projection(mixer, name) for role, name in names.items()}
+        maps: dict[str, Any] = {role: Projection(mixer, name) for role, name in names.items()}
         latent = LatentParts(**maps, scale=has.attn.d_head**-0.5, norm=NORMS.of(mixer, "kv_a_layernorm"))
         mixers = {"attn": LatentAttention(has.attn, latent, cfg.d_model)}
     else:
