@@ -50,7 +50,9 @@ def configure(config: Any) -> LensConfig:
     )
     mixture = MlpConfig(config.moe_intermediate_size, config.num_local_experts, config.num_experts_per_tok, True)
     dense = MlpConfig(config.intermediate_size)
-    kinds = [{"attn": sizes} if kind == "full_attention" else {"ssm": recurrent} for kind in config.layer_types]
+    kinds: list[dict[str, Any]] = [
+        {"attn": sizes} if kind == "full_attention" else {"ssm": recurrent} for kind in config.layer_types
+    ]
     mlps = [mixture if kind == "sparse" else dense for kind in config.mlp_layer_types]
     return LensConfig(
         family="kimi_linear",
