@@ -134,7 +134,7 @@ def test_states_with_gradients_are_never_written_to(lens: HybridLens) -> None:
 def without_keys(state: HybridState, layer: int, kept: torch.Tensor) -> HybridState:
     held = state.layers[layer]["attn"]
     assert isinstance(held, KeyValues)
-    return state.put(layer, "attn", KeyValues(held.k, held.v, kept))
+    return state.put(layer, "attn", type(held)(held.k, held.v, kept))
 
 
 def masked_at(layer: int, kept: torch.Tensor, n_heads: int) -> tuple[str, object]:
@@ -160,7 +160,7 @@ def test_keys_lost_in_one_head_are_as_masked_scores(lens: HybridLens, many: int)
     layer, cfg = lens.cfg.attention_layers[-1], lens.cfg
     with torch.no_grad():
         state, _ = lens.prefill([row[:n] for row, n in zip(tokens(3, 6, seed=1).tolist(), (6, 4, 5), strict=True)])
-        kept = torch.rand(3, cfg.n_kv_heads, 6, generator=torch.Generator().manual_seed(4)) > 0.5
+        kept = torch.rand(3, cfg.attentions[0].n_held_heads, 6, generator=torch.Generator().manual_seed(4)) > 0.5
         lossy, new = without_keys(state, layer, kept), tokens(3, many, seed=2)
         with lens.hooks([masked_at(layer, kept, cfg.n_heads)]):
             expected = lens.extend(state, new).logits
@@ -173,7 +173,8 @@ def test_keys_lost_in_one_head_are_as_masked_scores(lens: HybridLens, many: int)
             watched = lens.extend(lossy, new).logits
         assert torch.equal(watched, plain.logits)
         pattern, mask = seen[0]
-        assert not bool((pattern[:, :, :, :6].amax(2) > 0)[~kept.repeat_interleave(4 // cfg.n_kv_heads, 1)].any())
+        gone = ~kept.repeat_interleave(4 // kept.shape[1], 1)
+        assert not bool((pattern[:, :, :, :6].amax(2) > 0)[gone].any())
         assert not bool((pattern > 0)[~mask.expand_as(pattern)].any())
         # what is lost stays lost, and new keys are seen; a step alone and many at once agree
         again, step = lens.extend(plain.state, tokens(3, 2, seed=3)).logits, lossy
@@ -187,7 +188,7 @@ def test_lost_keys_go_with_their_rows(lens: HybridLens, tmp_path) -> None:
     layer = lens.cfg.attention_layers[0]
     with torch.no_grad():
         state, _ = lens.prefill([[1, 2, 3, 4, 5], [6, 7, 8]])
-        kept = torch.rand(2, lens.cfg.n_kv_heads, 5, generator=torch.Generator().manual_seed(1)) > 0.4
+        kept = torch.rand(2, lens.cfg.attentions[0].n_held_heads, 5, generator=torch.Generator().manual_seed(1)) > 0.4
         lossy = without_keys(state, layer, kept)
         expected = next_logits(lens, lossy, 3)
         whole = next_logits(lens, state, 3)

@@ -37,6 +37,7 @@ from hybridlens.families.qwen3_next import QWEN3_NEXT
 from hybridlens.families.recurrent_gemma import RECURRENT_GEMMA
 from hybridlens.families.spec import Family
 
+
 FAMILIES: tuple[Family, ...] = (
     RECURRENT_GEMMA,
     JAMBA,

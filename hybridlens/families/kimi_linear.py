@@ -50,16 +50,13 @@ def configure(config: Any) -> LensConfig:
     )
     mixture = MlpConfig(config.moe_intermediate_size, config.num_local_experts, config.num_experts_per_tok, True)
     dense = MlpConfig(config.intermediate_size)
+    kinds: list[dict[str, Any]] = [
+        {"attn": sizes} if kind == "full_attention" else {"ssm": recurrent} for kind in config.layer_types
+    ]
+    mlps = [mixture if kind == "sparse" else dense for kind in config.mlp_layer_types]
     return LensConfig(
         family="kimi_linear",
-        layers=tuple(
-            LayerConfig(
-                attn=sizes if kind == "full_attention" else None,
-                ssm=None if kind == "full_attention" else recurrent,
-                mlp=mixture if mlp == "sparse" else dense,
-            )
-            for kind, mlp in zip(config.layer_types, config.mlp_layer_types, strict=True)
-        ),
+        layers=tuple(LayerConfig(mlp=mlp, **kind) for kind, mlp in zip(kinds, mlps, strict=True)),
         d_model=config.hidden_size,
         d_vocab=config.vocab_size,
         n_ctx=config.max_position_embeddings,
@@ -74,18 +71,17 @@ def _check(config: Any) -> None:
     def need(holds: bool, field: str, expected: object) -> None:
         require(holds, "Kimi-Linear", field, getattr(config, field), expected)
 
+    groups, experts, layers = config.n_group, config.num_local_experts, config.num_hidden_layers
     need(config.hidden_act == "silu", "hidden_act", "'silu'")
     need(config.q_lora_rank is None, "q_lora_rank", None)
     need(config.num_key_value_heads == config.num_attention_heads, "num_key_value_heads", config.num_attention_heads)
     kinds = ("linear_attention", "full_attention")
     need(all(kind in kinds for kind in config.layer_types), "layer_types", f"{' or '.join(kinds)} for each layer")
-    layers = config.num_hidden_layers
     need(len(config.mlp_layer_types) == layers, "mlp_layer_types", f"'dense' or 'sparse' for each of {layers} layers")
-    groups, experts = config.n_group, config.num_local_experts
     need(experts % groups == 0 and experts >= 2 * groups, "n_group", f"groups of at least two of {experts} experts")
     need(config.topk_group <= groups, "topk_group", f"at most n_group = {groups}")
-    most = config.topk_group * experts // groups
-    need(config.num_experts_per_tok <= most, "num_experts_per_tok", f"at most {most}, the experts of the groups kept")
+    most = config.topk_group * experts // groups  # in the groups that are kept
+    need(config.num_experts_per_tok <= most, "num_experts_per_tok", f"at most {most}")
     unknown = sorted(set(getattr(config, "linear_attn_config", None) or {}) - set(NAMED))
     require(not unknown, "Kimi-Linear", "linear_attn_config", ", ".join(unknown), f"nothing but {', '.join(NAMED)}")
 
