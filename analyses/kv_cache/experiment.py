@@ -28,6 +28,7 @@ from analyses.kv_cache.twins import needle_pairs
 from analyses.kv_cache.where import drop_map, recurrent_map
 from hybridlens import niah
 from hybridlens.config import LensConfig
+from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.results import Folder, Manifest, hash_json
 from hybridlens.tokens import check_context
@@ -67,8 +68,13 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
 
     @classmethod
     def check(cls, options: CrossoverConfig, cfg: LensConfig) -> None:
-        """See `Experiment`; needles without a twin too."""
+        """See `Experiment`; needles without a twin too, and a model without a recurrence to compare with."""
         super().check(options, cfg)
+        if not cfg.ssm_layers:
+            raise InputError(
+                f"{options.model} has no recurrent layer, and a crossover compares attention's memory with that of "
+                "recurrent layers; give a model that has both"
+            )
         if options.pairs is not None:
             needle_pairs(options.pairs)
 
