@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from models import EVERY_FAMILY, FAMILIES, WITH_ATTENTION
+from models import EVERY_FAMILY, FAMILIES, WITH_ATTENTION, WITH_RECURRENCE
 from random_lens import save_checkpoint
 
 from analyses.cli import main
@@ -20,6 +20,10 @@ COMMANDS = {
 }
 
 
+PLAIN = set(EVERY_FAMILY) - set(WITH_RECURRENCE)
+"""Attention alone: no states to patch, and nothing to cross over to."""
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random model of each with a tokenizer."""
@@ -32,9 +36,17 @@ def test_every_command(command, folders, tmp_path, capsys, small_bundles):
     """Without attention, all that is about it is refused before anything is made; patching is not."""
     for family, folder in folders.items():
         out = tmp_path / family
-        status = main([command, *COMMANDS[command], "--model", str(folder), "--out", str(out)])
+        options = (
+            [option.removesuffix(",state") for option in COMMANDS[command]] if family in PLAIN else COMMANDS[command]
+        )
+        status = main([command, *options, "--model", str(folder), "--out", str(out)])
         printed = capsys.readouterr()
-        if family in WITH_ATTENTION or command == "patch":
+        if family in PLAIN and command == "crossover":
+            assert status == 2
+            (line,) = printed.err.splitlines()
+            assert "has no recurrent layer, and a crossover compares attention's memory with that of" in line
+            assert not out.exists()
+        elif family in WITH_ATTENTION or command == "patch":
             assert status == 0, printed.err
             assert json.loads((out / "run.json").read_text())["status"] == "complete"
             assert (out / "report.html").is_file()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from bounds import FORWARD, close, quotient
-from models import EVERY_FAMILY, make, tokens
+from models import EVERY_FAMILY, WITH_RECURRENCE, make, tokens
 
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.hooks import unchanged
@@ -18,6 +18,11 @@ from hybridlens.hooks import unchanged
 
 @pytest.fixture(params=EVERY_FAMILY)
 def lens(request):
+    return HybridLens(make(request.param))
+
+
+@pytest.fixture(params=WITH_RECURRENCE)
+def recurring(request):
     return HybridLens(make(request.param))
 
 
@@ -82,15 +87,15 @@ def test_gradients_flow_through_writes_in_place(lens):
         lens.run_with_hooks(ids, [(name, lambda x, hook: x.mul_(0.5))]).sum().backward()
 
 
-def test_hidden_attention_cannot_be_written_in_place(lens):
-    name = next(name for name in lens.hook_points if name.endswith("ssm.hook_pattern"))
+def test_hidden_attention_cannot_be_written_in_place(recurring):
+    name = next(name for name in recurring.hook_points if name.endswith("ssm.hook_pattern"))
     with pytest.raises(HybridLensError, match="read-only"):
-        lens.run_with_hooks(tokens(1, 5), [(name, lambda x, hook: x.zero_())])
+        recurring.run_with_hooks(tokens(1, 5), [(name, lambda x, hook: x.zero_())])
 
 
-def test_gradient_of_an_edit_that_copies_a_state_from_another_position(lens):
+def test_gradient_of_an_edit_that_copies_a_state_from_another_position(recurring):
     """state[5] <- state[2]: what position 2 gives to 5 must count, against a finite difference on the write at 0."""
-    ids, layer = tokens(1, 8), lens.cfg.ssm_layers[1]
+    ids, layer = tokens(1, 8), recurring.cfg.ssm_layers[1]
     state, write = f"blocks.{layer}.ssm.hook_state", f"blocks.{layer}.ssm.hook_write"
     weights = torch.randn(1, 8, 53)
 
@@ -100,8 +105,8 @@ def test_gradient_of_an_edit_that_copies_a_state_from_another_position(lens):
         return x
 
     grads = {}
-    with lens.hooks([(state, copy)], [(write, lambda g, hook: grads.__setitem__("write", g.clone()))]):
-        (lens(ids) * weights).sum().backward()
+    with recurring.hooks([(state, copy)], [(write, lambda g, hook: grads.__setitem__("write", g.clone()))]):
+        (recurring(ids) * weights).sum().backward()
     direction = torch.randn(grads["write"].shape)
     direction[:, 1:] = 0
     slope = float((grads["write"] * direction).sum())
@@ -109,23 +114,23 @@ def test_gradient_of_an_edit_that_copies_a_state_from_another_position(lens):
     def loss(step):
         with torch.no_grad():
             hooks = [(write, lambda x, hook: x + step * direction), (state, copy)]
-            return float((lens.run_with_hooks(ids, hooks).double() * weights).sum())
+            return float((recurring.run_with_hooks(ids, hooks).double() * weights).sum())
 
     slope = float((grads["write"] * direction).sum())
     step = 1e-2 / max(1.0, abs(slope))  # the steeper, the sooner it bends, and the less rounding counts
     measured = (loss(step) - loss(-step)) / (2 * step)
     # As in the contract: the rounding of independent terms, and a curve's distance from its tangent.
-    rounding = quotient(float((lens(ids).detach() * weights).norm()), step)
+    rounding = quotient(float((recurring(ids).detach() * weights).norm()), step)
     close(slope, measured, extra=rounding + 0.03 * abs(measured), dtype=torch.float32)
 
 
-def test_the_gradient_of_a_state_cannot_be_replaced(lens):
-    name = f"blocks.{lens.cfg.ssm_layers[0]}.ssm.hook_state"
+def test_the_gradient_of_a_state_cannot_be_replaced(recurring):
+    name = f"blocks.{recurring.cfg.ssm_layers[0]}.ssm.hook_state"
     with (
         pytest.raises(HybridLensError, match="can be read but not replaced"),
-        lens.hooks(bwd_hooks=[(name, lambda g, hook: g * 0)]),
+        recurring.hooks(bwd_hooks=[(name, lambda g, hook: g * 0)]),
     ):
-        lens(tokens(1, 5)).sum().backward()
+        recurring(tokens(1, 5)).sum().backward()
 
 
 def test_backward_hooks_end_with_their_block(lens):

@@ -80,7 +80,7 @@ def test_weights_write_through_the_norm_but_its_scale(lenses, family):
 
 @NORMED
 def test_the_error_of_one_scale_is_what_it_misses(lenses, family):
-    """By hand: what heads write over the run's own scales, and over one scale for all tokens, both about their means."""
+    """By hand: what heads write over the run's own scales, and over one scale for all, both about their means."""
     lens, ids = lenses[family], tokens(3, LENGTH, 10)
     weights, lengths = Weights.of_model(lens), torch.tensor([LENGTH, 7, 10])
     found = gate_errors(lens, weights, ids, lengths)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from bounds import apart, close
-from models import EVERY_FAMILY, WITH_ATTENTION, make, tokens
+from models import EVERY_FAMILY, WITH_ATTENTION, WITH_RECURRENCE, make, tokens
 
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.hooks import HookPoint
@@ -14,6 +14,11 @@ from hybridlens.hooks import HookPoint
 
 @pytest.fixture(params=EVERY_FAMILY)
 def any_lens(request):
+    return HybridLens(make(request.param))
+
+
+@pytest.fixture(params=WITH_RECURRENCE)
+def recurring(request):
     return HybridLens(make(request.param))
 
 
@@ -63,19 +68,19 @@ def test_writing_is_causal(lens):
     assert torch.equal(before, lens.run_with_cache(ids, "hook_embed")[1]["hook_embed"])
 
 
-def test_a_state_written_in_a_trace_persists(any_lens):
+def test_a_state_written_in_a_trace_persists(recurring):
     """What a trace writes to a state is what the same hook gives, later positions included."""
     ids = tokens(2, 9)
-    name = f"blocks.{any_lens.cfg.ssm_layers[0]}.ssm.hook_state"
+    name = f"blocks.{recurring.cfg.ssm_layers[0]}.ssm.hook_state"
 
     def half(x, hook):
         x[:, 3] *= 0.5
 
     with torch.no_grad():
-        expected, plain = any_lens.run_with_hooks(ids, [(name, half)]), any_lens(ids)
-        with any_lens.trace(ids):
-            any_lens.hook_dict[name].output[:, 3] *= 0.5
-            logits = any_lens.hook_logits.output.save()
+        expected, plain = recurring.run_with_hooks(ids, [(name, half)]), recurring(ids)
+        with recurring.trace(ids):
+            recurring.hook_dict[name].output[:, 3] *= 0.5
+            logits = recurring.hook_logits.output.save()
     assert torch.equal(logits, expected)
     assert not torch.allclose(logits[:, 4:], plain[:, 4:])
 
