@@ -20,7 +20,8 @@ def test_ablation_equals_a_plain_loop_with_the_same_values(family):
     """Zeros, means of each kind and draws, against runs whose values are put together by hand."""
     lens, (clean, corrupt) = small(family), prompts()
     others = [tokens(1, LENGTH, seed) for seed in (11, 12, 13)]
-    names = ["blocks.1.hook_mixer_out", f"blocks.{lens.cfg.ssm_layers[-1]}.ssm.hook_write", "blocks.2.hook_resid_pre"]
+    names = ["blocks.1.hook_mixer_out", "blocks.2.hook_resid_pre"]
+    names += [f"blocks.{layer}.ssm.hook_write" for layer in lens.cfg.ssm_layers[-1:]]
     patches = [[Target(name, {"p": place})] for name, place in product(names, (2, slice(5, 9), -1))]
     with torch.no_grad():
         runs = [lens.run_with_cache(prompt, names)[1] for prompt in [clean, *others]]

@@ -112,7 +112,7 @@ def test_slots_of_a_continued_state(family: str, blocks) -> None:
     whole, part = Reader(), Reader()
     with torch.no_grad():
         state = lens.prefill(rows).state
-        expected = lens.key_positions(state, 5)
+        expected = lens.key_positions(state, 5, int(name.split(".")[1]))
         blocks(3, expected.shape[1], 2)
         edits = [hl.Edit(name, whole.function(True)), hl.Edit(name, part.function(True), rows=[2, 0])]
         lens.extend(state, tokens(3, 5), edits, lengths=more)

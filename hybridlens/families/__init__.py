@@ -38,6 +38,7 @@ from hybridlens.families.recurrent_gemma import RECURRENT_GEMMA
 from hybridlens.families.spec import Family
 
 
+
 FAMILIES: tuple[Family, ...] = (
     RECURRENT_GEMMA,
     JAMBA,
