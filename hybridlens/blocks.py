@@ -3,6 +3,9 @@
 The first branch holds the mixers (attention, a recurrence, or both side by side on the same input), the second the
 MLP; either may be missing. Every part wraps modules of the Hugging Face model without owning or changing them, so
 that the two always have the same weights.
+
+Beside its branches a layer may have a block that writes nothing to the stream and feeds the first branch's input
+(`hybridlens.shared_block`); what is in `parts` writes to the stream, and nothing else does.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from hybridlens.memory import Memory
 from hybridlens.norms import HookedNorm
 from hybridlens.passes import Pass
 from hybridlens.shapes import Resid
+from hybridlens.shared_block import SharedBlock
 from hybridlens.state import Memories
 
 
@@ -68,9 +72,17 @@ class Block(nn.Module):
         home: the family's layer, which says where it computes.
         d_model: width of the residual stream.
         wide: whether the stream is float32 whatever the model's dtype.
+        shared: what feeds the first branch's input, beside the stream; None for nothing.
     """
 
-    def __init__(self, branches: list[Branch], home: nn.Module, d_model: int, wide: bool = False) -> None:
+    def __init__(
+        self,
+        branches: list[Branch],
+        home: nn.Module,
+        d_model: int,
+        wide: bool = False,
+        shared: SharedBlock | None = None,
+    ) -> None:
         super().__init__()
         self.home = (home,)
         self.wide = wide
@@ -78,6 +90,11 @@ class Block(nn.Module):
         self.mixers: dict[str, Mixer] = {}
         self.parts: dict[str, nn.Module] = {name: part for branch in branches for name, part in branch.parts.items()}
         self.hook_resid_pre = HookPoint("b p d", d=d_model)
+        self.shared = shared
+        if shared is not None:
+            for name, module in shared.modules.items():
+                self.add_module(name, module)
+            self.mixers["attn"] = shared.attn
         for number, branch in enumerate(branches, start=1):
             if branch.norm is not None:
                 self.add_module(f"ln{number}", branch.norm)
@@ -108,7 +125,11 @@ class Block(nn.Module):
         run, resid = run.to(device), self.hook_resid_pre(resid.to(device))
         remembered: dict[str, Memory] = {}
         for number, branch in enumerate(self.branches, start=1):
-            x = resid if branch.norm is None else branch.norm(resid)
+            x = resid
+            if self.shared is not None and number == 1:
+                fed = self.shared(resid, run, None if held is None else held["attn"])
+                x, remembered["attn"] = resid + fed.added, fed.memory
+            x = x if branch.norm is None else branch.norm(x)
             total: Resid | None = None
             for name, part in branch.parts.items():
                 out, memory = cast(Part, part)(x, run, None if held is None else held.get(name))

@@ -100,6 +100,8 @@ class LayerConfig:
     attn: AttentionConfig | None = None
     ssm: RecurrentConfig | None = None
     mlp: MlpConfig | None = None
+    shared: bool = False
+    """Attention and MLP are a shared block's, which feeds the recurrence and writes nothing to the stream."""
 
     @property
     def type(self) -> LayerType:

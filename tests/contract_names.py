@@ -47,6 +47,11 @@ MODEL = {
     "hook_logits": "b p v",
 }  # fmt: skip
 
+SHARED_BLOCK = {
+    "ln_attn.hook_scale": "b p 1", "ln_attn.hook_normalized": "b p i", "ln_mlp.hook_scale": "b p 1",
+    "ln_mlp.hook_normalized": "b p d", "mlp.hook_pre": "b p f", "mlp.hook_pre_linear": "b p f",
+    "mlp.hook_post": "b p f", "hook_mlp_out": "b p d", "hook_shared_out": "b p d",
+} | ATTENTION | ROTARY  # fmt: skip
 GRIFFIN, FULL = DIAGONAL | RG_LRU | DENSE, ATTENTION | ROTARY | QK_NORM | GATED
 LAYERS = {
     "recurrentgemma": [GRIFFIN, GRIFFIN, ATTENTION | ROTARY | DENSE, GRIFFIN],
@@ -54,6 +59,7 @@ LAYERS = {
     "mamba2": [MAMBA2, MAMBA2],
     "falcon_h1": [ATTENTION | ROTARY | MAMBA2 | DENSE] * 2,
     "qwen3_next": [DELTA | DENSE, FULL | SHARED, DELTA | SHARED],
+    "zamba2": [MAMBA2, *[MAMBA2 | SHARED_BLOCK] * 3],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -64,6 +70,7 @@ SIZES = {
     "qwen3_next": {
         "h": 4, "g": 2, "e": 16, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40, "x": 6, "r": 2
     },
+    "zamba2": {"h": 4, "g": 4, "e": 16, "c": 64, "wide": 84, "s": 4, "u": 16, "m": 5, "f": 40, "i": 64},
 }  # fmt: skip
 HIDDEN_GROUPS = {"recurrentgemma": 4, "jamba": 1}
 """Groups of channels in the hidden attention of a diagonal recurrence."""

@@ -17,7 +17,7 @@ def mamba2_layer(got, model, layer):
     home, block = f"backbone.layers.{layer}", f"blocks.{layer}"
     out = {f"{block}.hook_resid_pre": got.inputs[home], f"{block}.hook_resid_post": got.outputs[home]}
     out |= norm(got, model, f"{home}.norm", f"{block}.ln1")
-    return out | _named(block, _mamba2(got, model, f"{home}.mixer", model.config.n_groups))
+    return out | _named(block, mamba2_mixer(got, model, f"{home}.mixer", model.config.n_groups))
 
 
 def falcon_h1_layer(got, model, layer):
@@ -28,7 +28,7 @@ def falcon_h1_layer(got, model, layer):
     out |= attention(
         got, model, f"{home}.self_attn", block, True, config.attention_out_multiplier, config.key_multiplier
     )
-    mine = _mamba2(got, model, f"{home}.mamba", config.mamba_n_groups, config.ssm_out_multiplier)
+    mine = mamba2_mixer(got, model, f"{home}.mamba", config.mamba_n_groups, config.ssm_out_multiplier)
     mine["hook_mixer_out"] = mine["hook_ssm_out"] + out[f"{block}.hook_attn_out"]
     torch.testing.assert_close(
         out[f"{block}.hook_resid_pre"] + mine["hook_mixer_out"].float(), out[f"{block}.hook_resid_mid"], **CLOSE
@@ -88,7 +88,7 @@ def _results(got, model, module, heads, multiplier=1.0):
     return torch.stack([read[:, :, h] @ weight[:, h].T for h in range(heads)], dim=2) * multiplier
 
 
-def _mamba2(got, model, module, groups, multiplier=1.0):
+def mamba2_mixer(got, model, module, groups, multiplier=1.0):
     mixer = model.get_submodule(module)
     heads, width, size = mixer.num_heads, mixer.head_dim, mixer.ssm_state_size
     projected = got.outputs[f"{module}.in_proj"].double()

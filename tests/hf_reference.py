@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from bounds import LAYER, close
 from hf_capture import Capture, attention, dense_mlp, norm, residual
 from hf_matrix_states import falcon_h1_layer, mamba2_layer, qwen3_next_layer
+from hf_zamba2 import zamba2_layer
 
 
 def activations(model, tokens) -> dict[str, torch.Tensor]:
@@ -132,5 +133,6 @@ FAMILIES = {
     "mamba2": ("backbone.layers", "backbone.norm_f", mamba2_layer),
     "falcon_h1": ("model.layers", "model.final_layernorm", falcon_h1_layer),
     "qwen3_next": ("model.layers", "model.norm", qwen3_next_layer),
+    "zamba2": ("model.layers", "model.final_layernorm", zamba2_layer),
 }
 """Where layers and the last norm are, and what gives a layer's values."""

@@ -108,6 +108,13 @@ ROWS = {
         "num_hidden_layers": 4, "head_dim": 8, "linear_value_head_dim": 10, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 24, "num_experts": 4, "mlp_only_layers": [2],
     }),
+    # Layers S H H H: two shared blocks, the first used twice, with adapters of their own at each use.
+    "zamba2": Row("Zamba2", SPECIAL | {
+        "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "hybrid", "hybrid"],
+        "num_mem_blocks": 2, "intermediate_size": 40, "num_attention_heads": 4, "n_mamba_heads": 4,
+        "mamba_ngroups": 2, "mamba_d_state": 5, "adapter_rank": 3, "use_shared_attention_adapter": True,
+        "use_mem_rope": True, "add_bias_linear": True, "chunk_size": 4, "max_position_embeddings": 128,
+    }, room={"max_position_embeddings": 400}),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)

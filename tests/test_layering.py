@@ -48,6 +48,7 @@ ORDER = (
     "mixers",
     "routing",
     "mlps",
+    "shared_block",
     "blocks",
     "families",
     "following",

@@ -18,8 +18,9 @@ from hybridlens.families.mamba2 import MAMBA2
 from hybridlens.families.qwen3_next import QWEN3_NEXT
 from hybridlens.families.recurrent_gemma import RECURRENT_GEMMA
 from hybridlens.families.spec import Family
+from hybridlens.families.zamba2 import ZAMBA2
 
-FAMILIES: tuple[Family, ...] = (RECURRENT_GEMMA, JAMBA, MAMBA2, FALCON_H1, QWEN3_NEXT)
+FAMILIES: tuple[Family, ...] = (RECURRENT_GEMMA, JAMBA, MAMBA2, FALCON_H1, QWEN3_NEXT, ZAMBA2)
 
 __all__ = ["FAMILIES", "Family", "family_for"]
 

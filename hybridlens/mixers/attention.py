@@ -21,6 +21,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hybridlens.config import AttentionConfig
@@ -95,11 +96,13 @@ class HookedAttention(nn.Module):
             self.hook_z_gated = HookPoint("b p h e", h=h, e=e)
         self.hook_result = HookPoint("b p h d", lazy=True, h=h, d=d_model)
 
-    def forward(self, x: Resid, run: Pass, held: Memory | None) -> tuple[Resid, Memory]:
+    def forward(
+        self, x: Float[Tensor, "batch pos d_in"], run: Pass, held: Memory | None
+    ) -> tuple[Resid, Memory]:
         """The write to the residual stream, and the keys and values held afterwards.
 
         Args:
-            x: the normalised residual stream.
+            x: the normalised residual stream; beside a shared block's, the embedding.
             run: the forward pass.
             held: keys and values of earlier tokens.
         """
