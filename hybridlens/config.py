@@ -272,6 +272,24 @@ class LensConfig:
         if not self.attention_layers:
             raise InputError(f"{what} needs attention heads, but no layer of this {self.family} model has attention")
 
+    def need_stream_heads(self, what: str) -> None:
+        """Refuse an analysis of heads as maps of the residual stream for a model that has none, or shared ones.
+
+        Args:
+            what: what was to be done, as in "circuits of heads".
+
+        Raises:
+            InputError: no layer has attention, or that of some is a shared block's.
+        """
+        self.need_attention(what)
+        shared = [layer for layer in self.attention_layers if self.layers[layer].shared]
+        if shared:
+            raise InputError(
+                f"{what} needs heads that read the residual stream and write to it, but attention in layers "
+                f"{', '.join(map(str, shared))} of this {self.family} model is a shared block's: it reads the embedding "
+                "too and feeds the recurrence alone"
+            )
+
     def _layer(self, layer: int) -> LayerConfig:
         if not 0 <= layer < self.n_layers:
             raise InputError(f"layer {layer} given, but the model has layers 0..{self.n_layers - 1}")

@@ -114,7 +114,7 @@ ROWS = {
         "num_mem_blocks": 2, "intermediate_size": 40, "num_attention_heads": 4, "n_mamba_heads": 4,
         "mamba_ngroups": 2, "mamba_d_state": 5, "adapter_rank": 3, "use_shared_attention_adapter": True,
         "use_mem_rope": True, "add_bias_linear": True, "chunk_size": 4, "max_position_embeddings": 128,
-    }, room={"max_position_embeddings": 400}),
+    }, calm, room={"max_position_embeddings": 400}),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)

@@ -26,6 +26,7 @@ from analyses.patching.snapshot import captured, keeping, resid_name
 from analyses.patching.targets import Selector
 from analyses.patching.writers import PART_OF, Reader, Writer, head_reads, head_writes, norm_before, written_point
 from hybridlens.blocks import Block, Part
+from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.network import Output
@@ -55,6 +56,11 @@ def read_runs(
 ) -> Runs:
     """Run both prompts, and keep what the paths need at some positions; of MLPs too where they hear the writers."""
     lens = sides.lens
+    if through_mlps and any(layer.shared for layer in lens.cfg.layers):
+        raise InputError(
+            "through_mlps was given, but MLPs of this model are shared blocks', which write nothing to the residual "
+            "stream; leave it out"
+        )
     written = list(dict.fromkeys(written_point(lens, writer) for group in groups for writer in group))
     held = [_site(lens, reader.order(lens.cfg.n_layers)) for reader in readers]
     if through_mlps:
