@@ -286,8 +286,8 @@ class LensConfig:
         if shared:
             raise InputError(
                 f"{what} needs heads that read the residual stream and write to it, but attention in layers "
-                f"{', '.join(map(str, shared))} of this {self.family} model is a shared block's: it reads the embedding "
-                "too and feeds the recurrence alone"
+                f"{', '.join(map(str, shared))} of this {self.family} model is a shared block's: it reads the "
+                "embedding too and feeds the recurrence alone"
             )
 
     def _layer(self, layer: int) -> LayerConfig:

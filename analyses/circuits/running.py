@@ -93,8 +93,8 @@ def circuits(
         progress: called with the stages done and their number.
 
     Raises:
-        InputError: no attention layer, or shared blocks; a sample below 2 tokens; distances that no query can look back by; tokens
-            without a lens.
+        InputError: no attention layer, or shared blocks; a sample below 2 tokens; distances that no query can look
+            back by; tokens without a lens.
         CheckpointError: weights that are missing or cannot be read.
     """
     weights = source if isinstance(source, Weights) else Weights.of_model(source)

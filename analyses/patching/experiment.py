@@ -102,8 +102,8 @@ class PatchRun(Experiment[PatchConfig, Patched]):
         edges = direct = None
         if self.estimating and any(layer.shared for layer in self.lens.cfg.layers):
             warnings.warn(
-                "edge attribution is left out: this model has shared blocks, which are no readers of the residual stream "
-                "alone and write nothing to it",
+                "edge attribution is left out: this model has shared blocks, which read more than the residual "
+                "stream and write nothing to it",
                 stacklevel=2,
             )
         elif self.estimating:

@@ -96,9 +96,7 @@ class HookedAttention(nn.Module):
             self.hook_z_gated = HookPoint("b p h e", h=h, e=e)
         self.hook_result = HookPoint("b p h d", lazy=True, h=h, d=d_model)
 
-    def forward(
-        self, x: Float[Tensor, "batch pos d_in"], run: Pass, held: Memory | None
-    ) -> tuple[Resid, Memory]:
+    def forward(self, x: Float[Tensor, "batch pos d_in"], run: Pass, held: Memory | None) -> tuple[Resid, Memory]:
         """The write to the residual stream, and the keys and values held afterwards.
 
         Args:

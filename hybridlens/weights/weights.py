@@ -93,8 +93,8 @@ class Weights:
         cfg = self.cfg.attention(layer)
         if self.cfg.layers[layer].shared:
             raise InputError(
-                f"attention in layer {layer} is a shared block's: it reads the embedding beside the residual stream and "
-                "writes nothing to it, so its heads are no maps from stream to stream"
+                f"attention in layer {layer} is a shared block's: it reads the embedding beside the residual stream "
+                "and writes nothing to it, so its heads are no maps from stream to stream"
             )
         block = cast(Block, self.network.blocks[layer])
         parts = cast(HookedAttention, block.mixers["attn"]).parts
