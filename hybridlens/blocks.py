@@ -4,6 +4,9 @@ The first branch holds the mixers (attention, a recurrence, or both side by side
 MLP; either may be missing. A branch may read the stream through no norm, and write to it through one: what its parts
 add, heads and all, is then what that norm makes of it. Every part wraps modules of the Hugging Face model without
 owning or changing them, so that the two always have the same weights.
+
+Beside its branches a layer may have a block that writes nothing to the stream and feeds the first branch's input
+(`hybridlens.shared_block`); what is in `parts` writes to the stream, and nothing else does.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from hybridlens.memory import Memory
 from hybridlens.norms import HookedNorm
 from hybridlens.passes import Pass
 from hybridlens.shapes import Resid
+from hybridlens.shared_block import SharedBlock
 from hybridlens.state import Memories
 from hybridlens.stream import HeadWrites, WritesByHead
 
@@ -81,9 +85,17 @@ class Block(nn.Module):
         home: the family's layer, which says where it computes.
         d_model: width of the residual stream.
         wide: whether the stream is float32 whatever the model's dtype.
+        shared: what feeds the first branch's input, beside the stream; None for nothing.
     """
 
-    def __init__(self, branches: list[Branch], home: nn.Module, d_model: int, wide: bool = False) -> None:
+    def __init__(
+        self,
+        branches: list[Branch],
+        home: nn.Module,
+        d_model: int,
+        wide: bool = False,
+        shared: SharedBlock | None = None,
+    ) -> None:
         super().__init__()
         self.home = (home,)
         self.wide = wide
@@ -94,6 +106,11 @@ class Block(nn.Module):
         )
         self.parts: dict[str, nn.Module] = {name: part for branch in branches for name, part in branch.parts.items()}
         self.hook_resid_pre = HookPoint("b p d", d=d_model)
+        self.shared = shared
+        if shared is not None:
+            for name, module in shared.modules.items():
+                self.add_module(name, module)
+            self.mixers["attn"] = shared.attn
         for number, branch in enumerate(branches, start=1):
             if branch.norm is not None:
                 self.add_module(f"ln{number}", branch.norm)
@@ -159,7 +176,11 @@ class Block(nn.Module):
         run, resid = run.to(device), self.hook_resid_pre(resid.to(device))
         remembered: dict[str, Memory] = {}
         for number, branch in enumerate(self.branches, start=1):
-            x = getattr(self, _entry(branch))(resid) if branch.norm is None else branch.norm(resid)
+            x = resid
+            if self.shared is not None and number == 1:
+                fed = self.shared(resid, run, None if held is None else held["attn"])
+                x, remembered["attn"] = resid + fed.added, fed.memory
+            x = getattr(self, _entry(branch))(x) if branch.norm is None else branch.norm(x)
             total: Resid | None = None
             for name, part in branch.parts.items():
                 before = None if held is None else held.get(name)

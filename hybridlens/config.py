@@ -132,6 +132,8 @@ class LayerConfig:
     attn: AttentionConfig | None = None
     ssm: RecurrentConfig | None = None
     mlp: MlpConfig | None = None
+    shared: bool = False
+    """Attention and MLP are a shared block's, which feeds the recurrence and writes nothing to the stream."""
 
     @property
     def type(self) -> LayerType:
@@ -327,6 +329,24 @@ class LensConfig:
             instead = "; its convolutions alone remember, the last tokens" if self.ssm_layers else ""
             raise InputError(
                 f"{what} needs recurrent states, but no layer of this {self.family} model holds one{instead}"
+            )
+
+    def need_stream_heads(self, what: str) -> None:
+        """Refuse an analysis of heads as maps of the residual stream for a model that has none, or shared ones.
+
+        Args:
+            what: what was to be done, as in "circuits of heads".
+
+        Raises:
+            InputError: no layer has attention, or that of some is a shared block's.
+        """
+        self.need_attention(what)
+        shared = [layer for layer in self.attention_layers if self.layers[layer].shared]
+        if shared:
+            raise InputError(
+                f"{what} needs heads that read the residual stream and write to it, but attention in layers "
+                f"{', '.join(map(str, shared))} of this {self.family} model is a shared block's: it reads the "
+                "embedding too and feeds the recurrence alone"
             )
 
     def _layer(self, layer: int) -> LayerConfig:

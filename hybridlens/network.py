@@ -47,6 +47,7 @@ class HookedNetwork(nn.Module):
         self.embed_scale = family.embed_scale(model.config)
         self.unembed_scale = family.unembed_scale(model.config)
         self.soft_cap = family.soft_cap(model.config)
+        self.reads_embedding = any(layer.shared for layer in cfg.layers)
         self.hook_embed = HookPoint("b p d", d=cfg.d_model)
         self.blocks = nn.ModuleList(family.block(model, cfg, layer) for layer in range(cfg.n_layers))
         self.ln_final = family.final_norm(model, cfg)
@@ -95,6 +96,8 @@ class HookedNetwork(nn.Module):
         run = Pass(tokens, lengths, state)
         embedded = embedding(tokens)
         resid = self.hook_embed(embedded if self.embed_scale == 1.0 else embedded * self.embed_scale)
+        if self.reads_embedding:
+            run.embedded = resid
         resid, layers = self._through(0, resid, run, state)
         logits = self._unembedded(resid, lengths, last_only)
         return Output(logits, trimmed(self._state(run, tuple(layers), weights)))
@@ -107,6 +110,7 @@ class HookedNetwork(nn.Module):
         before: HybridState | None = None,
         lengths: Lengths | None = None,
         last_only: bool = False,
+        embedded: Resid | None = None,
     ) -> Output:
         """Go on in the middle of a forward pass that was run before; hooks of the layers below stay silent.
 
@@ -117,9 +121,11 @@ class HookedNetwork(nn.Module):
             before: what that pass continued from; None for nothing.
             lengths: real new tokens of each row; None where all rows are full.
             last_only: unembed only each row's last real token.
+            embedded: the tokens' `hook_embed`, for a model whose later layers read it (`reads_embedding`).
 
         Raises:
-            InputError: a layer that is none, or states of another model or number of rows.
+            InputError: a layer that is none, states of another model or number of rows, or no `embedded` where it is
+                needed.
         """
         if not 0 <= layer <= self.cfg.n_layers:
             raise InputError(f"layer {layer} given, expected 0..{self.cfg.n_layers}")
@@ -128,7 +134,9 @@ class HookedNetwork(nn.Module):
             if state is not None:
                 self._check(state, resid.shape[0], weights)
         tokens = resid.new_zeros(resid.shape[:2], dtype=torch.long)
-        resid, layers = self._through(layer, resid, Pass(tokens, lengths, before), before)
+        run = Pass(tokens, lengths, before)
+        run.embedded = embedded
+        resid, layers = self._through(layer, resid, run, before)
         kept = tuple(  # as a sliding window left them
             {name: memory.newest(there[name].slots) for name, memory in held.items()}
             for held, there in zip(layers, after.layers[layer:], strict=True)

@@ -105,14 +105,16 @@ class HookedNorm(nn.Module):
         norm: the family's.
         d_model: the width.
         as_weight: whether the norm's input is rounded to its weight's dtype first.
+        axis: the letter of the width, where it is not the stream's.
     """
 
-    def __init__(self, norm: Norm, d_model: int, as_weight: bool = False) -> None:
+    def __init__(self, norm: Norm, d_model: int, as_weight: bool = False, axis: str = "d") -> None:
         super().__init__()
         self.norm = norm
         self.as_weight = as_weight
         self.hook_scale = HookPoint("b p 1", **ONE)
-        self.hook_normalized = HookPoint("b p d", d=d_model)
+        width: dict[str, Any] = {axis: d_model}
+        self.hook_normalized = HookPoint(f"b p {axis}", **width)
 
     def forward(self, x: Resid) -> Resid:
         """The normalised and weighted activation, in the dtype of `x`."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from hybridlens.shapes import KeyPositions, Lengths, Positions, Tokens, Valid
+from hybridlens.shapes import KeyPositions, Lengths, Positions, Resid, Tokens, Valid
 from hybridlens.slots import KeySlots
 from hybridlens.state import HybridState
 
@@ -36,6 +36,8 @@ class Pass:
     """Absolute position of each key slot, the held ones first; -1 where a row does not use it."""
     lengths: Lengths
     """Tokens that each row has read after the pass."""
+    embedded: Resid | None
+    """What entered block 0, where layers read it besides the stream; else None."""
 
     def __init__(self, tokens: Tokens, lengths: Lengths | None, state: HybridState | None) -> None:
         batch, new = tokens.shape
@@ -44,6 +46,7 @@ class Pass:
         self._steps = torch.arange(new, device=device)
         self.continued = state is not None
         self.valid = None
+        self.embedded = None
         if lengths is not None:
             lengths = lengths.to(device)
             self.valid = self._steps < lengths[:, None]
@@ -105,6 +108,7 @@ class Pass:
             other._steps, other.positions = self._steps.to(device), self.positions.to(device)
             other.valid = None if self.valid is None else self.valid.to(device)
             other.key_positions, other.lengths = self.key_positions.to(device), self.lengths.to(device)
+            other.embedded = None if self.embedded is None else self.embedded.to(device)
             return other
 
         return self.once(("device", device), moved)

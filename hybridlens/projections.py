@@ -10,7 +10,7 @@ How it fails: a child that is not there raises `CheckpointError`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import torch
@@ -114,6 +114,32 @@ class Held:
         """The tensor that is there now."""
         with resident(self.owner):
             return cast(Tensor, getattr(self.owner, self.name))
+
+
+@dataclass(frozen=True, eq=False)
+class Adapted(Projection):
+    """A projection and what is added to it: x ↦ projection(x) + widen(narrow(x)), both without a bias.
+
+    So one layer of several that share a projection makes it its own; the adapter is a part of the model.
+    """
+
+    narrow: Projection = field(kw_only=True)
+    widen: Projection = field(kw_only=True)
+    """To the same part of the output, where the projection is a part."""
+
+    def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """The map of `x`, bias included."""
+        return super().__call__(x) + self.widen(self.narrow(x))
+
+    def stored(self, read: Read) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, "d_out"] | None]:
+        """See `Projection.stored`."""
+        weight, bias = super().stored(read)
+        return weight + self.widen.stored(read)[0] @ self.narrow.stored(read)[0], bias
+
+    def by_head(self, x: Float[Tensor, "batch pos head width"]) -> Float[Tensor, "batch pos head d_out"]:
+        """See `Projection.by_head`."""
+        narrow = self.narrow.by_head(x)
+        return super().by_head(x) + self.widen(narrow)
 
 
 def _plain(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ AXES = {
     "p": "pos",  # query positions of this call
     "k": "key",  # key slots held (attention) or tokens of this call (hidden attention)
     "d": "d_model",
+    "i": "d_in",  # what a shared block's attention reads: the stream and the embedding
     "h": "head",  # query heads, or the channel blocks of a recurrent layer
     "g": "kv_head",
     "e": "d_head",

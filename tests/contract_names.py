@@ -69,6 +69,11 @@ LATENT = ATTENTION | {
 }  # fmt: skip
 NO_LN1 = {("olmo_hybrid", 1)}
 """(family, layer) of layers whose mixers read the stream as it is."""
+SHARED_BLOCK = {
+    "ln_attn.hook_scale": "b p 1", "ln_attn.hook_normalized": "b p i", "ln_mlp.hook_scale": "b p 1",
+    "ln_mlp.hook_normalized": "b p d", "mlp.hook_pre": "b p f", "mlp.hook_pre_linear": "b p f",
+    "mlp.hook_post": "b p f", "hook_mlp_out": "b p d", "hook_shared_out": "b p d",
+} | ATTENTION | ROTARY  # fmt: skip
 LAYERS = {
     "recurrentgemma": [GRIFFIN, GRIFFIN, ATTENTION | ROTARY | DENSE, GRIFFIN],
     "jamba": [DIAGONAL | MAMBA | DENSE, ATTENTION | MOE, DIAGONAL | MAMBA | DENSE, DIAGONAL | MAMBA | MOE],
@@ -90,6 +95,7 @@ LAYERS = {
     "lfm2_moe": [CONVOLUTION | DENSE, ATTENTION | ROTARY | QK_NORM | MOE, CONVOLUTION | MOE],
     "kimi_linear": [KIMI | DENSE, LATENT | SHARED, KIMI | SHARED],
     "olmo_hybrid": [DELTA | DENSE, ATTENTION | ROTARY | QK_NORM | OLMO, DELTA | DENSE],
+    "zamba2": [MAMBA2, *[MAMBA2 | SHARED_BLOCK] * 3],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -122,6 +128,7 @@ SIZES = {
         "r": 2,
     },
     "olmo_hybrid": {"h": 4, "g": 2, "e": 8, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40},
+    "zamba2": {"h": 4, "g": 4, "e": 16, "c": 64, "wide": 84, "s": 4, "u": 16, "m": 5, "f": 40, "i": 64},
 }  # fmt: skip,
 HIDDEN_GROUPS = {"recurrentgemma": 4} | dict.fromkeys(("jamba", "mamba", "falcon_mamba", "lfm2", "lfm2_moe"), 1)
 """Groups of channels in the hidden attention of a diagonal recurrence."""

@@ -49,6 +49,7 @@ ORDER = (
     "mixers",
     "routing",
     "mlps",
+    "shared_block",
     "blocks",
     "families",
     "following",

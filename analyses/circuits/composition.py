@@ -181,7 +181,7 @@ class _Compositions:
 
 def _check(cfg: LensConfig, paths: Sequence[LinearPath], kinds: Sequence[str]) -> None:
     """Refuse what cannot be computed; see `compositions`."""
-    cfg.need_attention("composition with heads")
+    cfg.need_stream_heads("composition with heads")
     for kind in kinds:
         if kind not in KINDS:
             raise UnknownNameError(f"kind {kind!r} of composition does not exist; expected some of {', '.join(KINDS)}")

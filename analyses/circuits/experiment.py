@@ -27,6 +27,7 @@ from analyses.experiment.running import Experiment, Progress, model_facts
 from analyses.heads.needle_heads import Look, look
 from analyses.heads.ranking import HeadRanking, ranking_table
 from hybridlens import niah, tiny
+from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.results import Folder, Manifest, hash_json
@@ -68,6 +69,12 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         self.weights = source if isinstance(source, Weights) else Weights.of_model(source)
         self.check(options, self.weights.cfg)
         self.distances = check_distances(self.weights, options.distances)
+
+    @classmethod
+    def check(cls, options: CircuitsConfig, cfg: LensConfig) -> None:
+        """See `Experiment`; shared blocks too."""
+        super().check(options, cfg)
+        cfg.need_stream_heads("circuits of heads")
 
     @classmethod
     def opened(cls, options: CircuitsConfig, device: str, dtype: str) -> CircuitsRun:

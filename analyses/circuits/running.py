@@ -94,13 +94,13 @@ def circuits(
         progress: called with the stages done and their number.
 
     Raises:
-        InputError: no attention layer; a sample below 2 tokens; distances that no query can look back by; tokens
-            without a lens.
+        InputError: no attention layer, or shared blocks; a sample below 2 tokens; distances that no query can look
+            back by; tokens without a lens.
         CheckpointError: weights that are missing or cannot be read.
     """
     weights = source if isinstance(source, Weights) else Weights.of_model(source)
     cfg = weights.cfg
-    cfg.need_attention("circuits of heads")
+    cfg.need_stream_heads("circuits of heads")
     if sample_size < 2:
         raise InputError(f"a sample of {sample_size} tokens given, expected at least 2: a token has to beat another")
     if tokens is not None and isinstance(source, Weights):

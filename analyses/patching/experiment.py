@@ -9,7 +9,7 @@
 Sweeps can be added to a folder later: which sweeps are made is no part of what the run is.
 
 How it fails: see `analyses.experiment`. Edges and direct attribution are left out, with a warning, where the weights
-cannot be read.
+cannot be read; edges also where blocks are shared.
 """
 
 from __future__ import annotations
@@ -100,7 +100,13 @@ class PatchRun(Experiment[PatchConfig, Patched]):
                 estimated[name] = folder.take(f"attribution/{file}", name, PatchResult.load, partial(guess, *given))
             progress(len(exact) + len(estimated), total)
         edges = direct = None
-        if self.estimating:
+        if self.estimating and any(layer.shared for layer in self.lens.cfg.layers):
+            warnings.warn(
+                "edge attribution is left out: this model has shared blocks, which read more than the residual "
+                "stream and write nothing to it",
+                stacklevel=2,
+            )
+        elif self.estimating:
             edges = _readable("edge", lambda: folder.take(
                 "edges.safetensors", "edges", EdgeResult.load,
                 lambda: edge_attribution(*self.sides, direction=options.direction),

@@ -36,6 +36,7 @@ from analyses.patching.writers import (
     written_points,
 )
 from hybridlens.blocks import Block
+from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.network import Output
@@ -65,6 +66,11 @@ def read_runs(
 ) -> Runs:
     """Run both prompts, and keep what the paths need at some positions; of MLPs too where they hear the writers."""
     lens = sides.lens
+    if through_mlps and any(layer.shared for layer in lens.cfg.layers):
+        raise InputError(
+            "through_mlps was given, but MLPs of this model are shared blocks', which write nothing to the residual "
+            "stream; leave it out"
+        )
     ends = {written_points(lens, writer)[-1]: writer for group in groups for writer in group}  # one for each point
     written = list(dict.fromkeys(name for writer in ends.values() for name in written_points(lens, writer)))
     held = [_site(lens, reader.order(lens.cfg.n_layers)) for reader in readers]

@@ -102,7 +102,11 @@ class Snapshot:
         self.last_only = last_only
         self.forwards = 1
         names = {resid_name(lens, layer): layer for layer in set(layers) - {EMBEDDING}}
-        kept, self.output = captured(lens, tokens, list(names), last_only)
+        self.embedded: Resid | None = None
+        reads = ["hook_embed"] if lens.network.reads_embedding else []
+        kept, self.output = captured(lens, tokens, [*names, *reads], last_only)
+        if reads:
+            self.embedded = kept.pop("hook_embed")
         self.resid: dict[int, Resid] = {names[name]: resid for name, resid in kept.items()}
         self.before: dict[int, HybridState] = {}
         state, read = None, 0
@@ -132,7 +136,8 @@ class Snapshot:
             output = self.lens.network(self.tokens[:, cut:].expand(rows, -1), None, before, self.last_only)
         else:
             resid, after = self.resid[layer][:, cut:].expand(rows, -1, -1), _repeated(self.output.state, rows)
-            output = self.lens.network.resume(layer, resid, after, before, None, self.last_only)
+            embedded = None if self.embedded is None else self.embedded[:, cut:].expand(rows, -1, -1)
+            output = self.lens.network.resume(layer, resid, after, before, None, self.last_only, embedded)
         if self.last_only or cut == 0:
             return output
         seen = self.output.logits[:, :cut].expand(rows, -1, -1)

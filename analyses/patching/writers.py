@@ -92,6 +92,8 @@ class Writer:
         """Refuse a writer that a model lacks, by an `InputError` that says what it has."""
         if self.layer is None:
             return
+        if PART_OF[self.kind] != "ssm":
+            _check_on_stream(lens, f"writer '{self.words}'", self.layer)
         sizes = [_size(has, self.kind) for has in lens.cfg.layers]
         what = {
             "head": "heads", "attn_bias": "attention biases", "expert": "experts", "shared_expert": "shared experts",
@@ -155,6 +157,7 @@ class Reader:
         if self.layer is None:
             return
         name, layers = f"reader '{self.words}'", lens.cfg.layers
+        _check_on_stream(lens, name, self.layer)
         if self.head is None:
             is_mlp = self.kind == "mlp"
             has = [layer.mlp is not None if is_mlp else layer.type != "mlp" for layer in layers]
@@ -283,6 +286,15 @@ def _check_kind(what: str, kind: str, known: tuple[str, ...], **fields: tuple[in
         if wanted != (value is not None):
             expected = "a number" if wanted else "none"
             raise InputError(f"{what} {kind!r} was given {name} {value}, expected {expected}")
+
+
+def _check_on_stream(lens: HybridLens, name: str, layer: int) -> None:
+    """Refuse readers, and writers besides the recurrence, of a layer whose mixer a shared block feeds."""
+    if layer in range(lens.cfg.n_layers) and lens.cfg.layers[layer].shared:
+        raise InputError(
+            f"{name}: in layer {layer} a shared block of attention and MLP reads the embedding beside the residual "
+            "stream and feeds the recurrence alone; only the recurrence writes, and no reader there is followed"
+        )
 
 
 def _check_layer(name: str, what: str, layer: int, sizes: Sequence[int]) -> None:

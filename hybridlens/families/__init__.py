@@ -36,8 +36,7 @@ from hybridlens.families.qwen3_5_moe import QWEN3_5_MOE
 from hybridlens.families.qwen3_next import QWEN3_NEXT
 from hybridlens.families.recurrent_gemma import RECURRENT_GEMMA
 from hybridlens.families.spec import Family
-
-
+from hybridlens.families.zamba2 import ZAMBA2
 
 FAMILIES: tuple[Family, ...] = (
     RECURRENT_GEMMA,
@@ -60,6 +59,7 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA2,
     GEMMA3,
     KIMI_LINEAR,
+    ZAMBA2,
 )
 
 __all__ = ["FAMILIES", "Family", "family_for", "of_no_family", "text_config"]

@@ -22,6 +22,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hybridlens.config import AttentionConfig
@@ -101,12 +102,12 @@ class HookedAttention(nn.Module):
         self.hook_result = HookPoint("b p h d", lazy=True, h=h, d=d_model)
 
     def forward(
-        self, x: Resid, run: Pass, held: Memory | None, after: HookedNorm | None = None
+        self, x: Float[Tensor, "batch pos d_in"], run: Pass, held: Memory | None, after: HookedNorm | None = None
     ) -> tuple[Resid, Memory]:
         """The write to the residual stream, and the keys and values held afterwards.
 
         Args:
-            x: the normalised residual stream.
+            x: the normalised residual stream; beside a shared block's, the embedding.
             run: the forward pass.
             held: keys and values of earlier tokens.
             after: the norm that the write goes through; None for none.

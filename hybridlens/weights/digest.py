@@ -37,7 +37,7 @@ class _Hashing:
 
 
 def digest(weights: Weights) -> str:
-    """SHA-256 (64 hex digits) of embedding, unembedding, and every layer's norm and mixer.
+    """SHA-256 (64 hex digits) of embedding, unembedding, and every layer's norm and mixer, shared blocks left out.
 
     Raises:
         CheckpointError: a tensor is missing or cannot be read.
@@ -47,7 +47,8 @@ def digest(weights: Weights) -> str:
     for _ in read.vocabulary():
         pass
     for layer in read.cfg.attention_layers:
-        read.attention(layer)
+        if not read.cfg.layers[layer].shared:
+            read.attention(layer)
     for layer in read.cfg.ssm_layers:
         read.recurrent(layer)
     return hashing.digest.hexdigest()

@@ -90,10 +90,15 @@ class Weights:
         """The heads of an attention layer.
 
         Raises:
-            InputError: the layer is none, or has no attention.
+            InputError: the layer is none, or has no attention, or a shared block's, which is no map of the stream.
             CheckpointError: a tensor is missing or cannot be read.
         """
         cfg = self.cfg.attention(layer)
+        if self.cfg.layers[layer].shared:
+            raise InputError(
+                f"attention in layer {layer} is a shared block's: it reads the embedding beside the residual stream "
+                "and writes nothing to it, so its heads are no maps from stream to stream"
+            )
         block = cast(Block, self.network.blocks[layer])
         parts = cast(HookedAttention, block.mixers["attn"]).parts
         norm, d = self._before(block, "attn"), self.cfg.d_model
@@ -164,7 +169,7 @@ class Weights:
         return RecurrentWeights(layer, parts)
 
     def mlp_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
-        """The bias of what a layer's MLP writes; None where it has none.
+        """The bias of what a layer's MLP writes to the stream; None where it has none.
 
         Raises:
             InputError: there is no such layer.
@@ -172,7 +177,7 @@ class Weights:
         """
         if not 0 <= layer < self.cfg.n_layers:
             raise InputError(f"layer {layer} given, but the model has layers 0..{self.cfg.n_layers - 1}")
-        mlp = getattr(self.network.blocks[layer], "mlp", None)
+        mlp = cast(Block, self.network.blocks[layer]).parts.get("mlp")
         project, scale = None, 1.0
         if isinstance(mlp, HookedMlp):
             project = mlp.parts.down

@@ -23,7 +23,7 @@ from analyses.heads.sparsification import check_ranking
 from analyses.study.prompts import check_budget
 from analyses.study.rankings.ability import counts_of_tasks, measure
 from analyses.study.rankings.calibration import calibration_prompts, counts_of, judging_prompts
-from analyses.study.rankings.candidates import check_names, make_rankings, random_rankings
+from analyses.study.rankings.candidates import FROM_WEIGHTS, check_names, make_rankings, random_rankings
 from analyses.study.rankings.report import article_of, rankings_table
 from analyses.study.rankings.results import (
     RANDOM,
@@ -100,7 +100,8 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
     @classmethod
     def check_memory(cls, options: RankingsConfig, cfg: LensConfig, dtype: str) -> None:
         """See `Experiment`; names of rankings too, before the weights are read."""
-        check_names(options)
+        if set(check_names(options)) & set(FROM_WEIGHTS):
+            cfg.need_stream_heads(f"ranking heads by {', '.join(FROM_WEIGHTS)}")
         check_budget(options, cfg, dtype)
 
     def manifest(self) -> Manifest:

@@ -1,0 +1,264 @@
+"""Shared blocks (Zamba2): what they compute and feed, what is no write to the stream, and what refuses them."""
+
+import json
+import re
+
+import pytest
+import torch
+from bounds import FORWARD, apart, close
+from models import make, tokens
+from safetensors.torch import load_file
+
+import hybridlens as hl
+from analyses.circuits import circuits
+from analyses.patching.direct import direct_logit_attribution
+from analyses.patching.edges import edge_attribution
+from analyses.patching.metrics import LogitDifference
+from analyses.patching.paths import path_patch
+from analyses.patching.snapshot import Snapshot
+from analyses.patching.writers import Reader, Writer, writers_of
+from hybridlens.errors import CheckpointError, InputError
+from hybridlens.families import family_for
+from hybridlens.families.spec import Family
+from hybridlens.loading import read_config
+from hybridlens.network import HookedNetwork
+from hybridlens.weights import Weights
+from hybridlens.weights.counting import count
+from hybridlens.weights.fit import meta_model
+
+VARIANTS = {
+    "as the small model": {},
+    "one block, no rotary, no adapters of attention": {
+        "num_mem_blocks": 1, "use_mem_rope": False, "use_shared_attention_adapter": False, "num_key_value_heads": 2,
+    },
+    "a block to each layer, untied, without biases": {
+        "num_mem_blocks": 3, "tie_word_embeddings": False, "add_bias_linear": False, "hidden_act": "gelu_pytorch_tanh",
+    },
+    "recurrent layers alone": {"layers_block_type": ["mamba"] * 4},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make("zamba2", 3)
+
+
+@pytest.fixture(scope="module")
+def lens(model):
+    return hl.HybridLens(model)
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_the_logits_are_the_models(changes):
+    """In one pass, and in pieces of every length up to one token at a time."""
+    model, ids = make("zamba2", 5, **changes), tokens(2, 13)
+    lens = hl.HybridLens(model)
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+    close(lens(ids), expected, FORWARD)
+    state, parts = None, []
+    for piece in ids.split([6, 5, 1, 1], dim=1):
+        out = lens.network(piece, None, state)
+        parts.append(out.logits.detach())
+        state = out.state
+    close(torch.cat(parts, dim=1), expected, FORWARD)
+
+
+def test_the_step_is_clamped_at_every_token():
+    """transformers clamps it in passes of several tokens alone, so that its cached decoding is another model's."""
+    model, ids = make("zamba2", 3, time_step_min=0.2), tokens(2, 12)
+    lens = hl.HybridLens(model)
+    with torch.no_grad():
+        whole = model(ids, use_cache=False).logits[:, -1]
+        cache = model(ids[:, :-1], use_cache=True).past_key_values
+        cached = model(ids[:, -1:], past_key_values=cache, use_cache=True).logits[:, -1]
+    state = lens.prefill(ids[:, :-1]).state
+    close(lens.network(ids[:, -1:], None, state).logits[:, -1].detach(), whole, FORWARD)
+    assert apart(cached, whole)
+
+
+def test_what_is_fed_is_all_that_the_shared_block_does(model, lens):
+    """Without it, all is as where `linear` gives nothing; the stream gets the recurrence's write alone."""
+    ids = tokens(2, 9)
+    other = make("zamba2", 3)
+    with torch.no_grad():
+        for layer in model.config.hybrid_layer_ids:
+            other.model.layers[layer].linear.weight.zero_()
+        expected = other(ids, use_cache=False).logits
+        fed = [f"blocks.{layer}.hook_shared_out" for layer in model.config.hybrid_layer_ids]
+        with lens.hooks([(fed, lambda x, hook: x * 0)]):
+            close(lens.network(ids).logits, expected, FORWARD)
+    assert apart(expected, lens(ids))
+    cache = lens.run_with_cache(ids)[1]
+    for layer in model.config.hybrid_layer_ids:
+        name = f"blocks.{layer}"
+        close(cache[f"{name}.hook_resid_pre"] + cache[f"{name}.hook_ssm_out"], cache[f"{name}.hook_resid_post"])
+
+
+def test_the_embedding_is_read_beside_the_stream(lens):
+    """An edit of the embedding reaches both halves of what the shared attention reads; one of the stream, the first."""
+    ids, name = tokens(1, 7), "blocks.2.ln_attn.hook_normalized"
+
+    def read(point):
+        kept = {}
+        hooks = [(name, lambda x, hook: kept.__setitem__("x", x.clone()))]
+        hooks += [("blocks.2.ln_attn.hook_scale", lambda x, hook: kept.__setitem__("scale", x.clone()))]
+        hooks += [] if point is None else [(point, lambda x, hook: x * 1.5 + 0.1)]
+        with torch.no_grad(), lens.hooks(hooks):
+            lens.network(ids)
+        return (kept["x"] * kept["scale"]).chunk(2, dim=-1)
+
+    plain, embed, stream = read(None), read("hook_embed"), read("blocks.0.hook_resid_pre")
+    assert apart(plain[0], embed[0])
+    assert apart(plain[1], embed[1])
+    assert apart(plain[0], stream[0])
+    close(plain[1], stream[1])
+
+
+def test_a_pass_that_begins_in_the_middle_needs_the_embedding(lens):
+    ids = tokens(1, 8)
+    whole, cache = lens.network(ids), lens.run_with_cache(ids)[1]
+    for layer in (1, 2, 3):
+        resid = cache[f"blocks.{layer}.hook_resid_pre"]
+        with torch.no_grad():
+            out = lens.network.resume(layer, resid, whole.state, embedded=cache["hook_embed"])
+            close(out.logits, whole.logits.detach(), FORWARD)
+        with pytest.raises(InputError, match="give resume the tokens' hook_embed as embedded="):
+            lens.network.resume(layer, resid, whole.state)
+    snapshot = Snapshot(lens, ids, range(5), [3], False)
+    for layer in range(5):
+        for cut in (0, 3):
+            close(snapshot.go_on(2, layer, cut).logits, whole.logits.detach().expand(2, -1, -1), FORWARD)
+
+
+def test_direct_attribution_counts_what_is_added(lens):
+    """The embedding, recurrent heads and biases make up the logits; nothing of a shared block is a term."""
+    found = direct_logit_attribution(lens, tokens(1, 9), [4, LogitDifference(7, 9)], (-1, 3))
+    assert {writer.kind for writer in found.writers} == {"embed", "ssm_head", "ssm_bias"}
+    close(found.total, found.before_cap, FORWARD, scale=float(found.shares.abs().max()), dtype=torch.float32)
+    assert {writer.kind for writer in writers_of(lens)} == {"embed", "ssm_head"}
+
+
+def test_ends_of_paths_in_shared_blocks_are_refused(lens):
+    clean, corrupt, metric = tokens(1, 6), tokens(1, 6, 1), LogitDifference(3, 4)
+    for writer in (Writer("head", 1, 0), Writer("mlp", 2), Writer("attn_bias", 3)):
+        with pytest.raises(InputError, match="only the recurrence writes") as caught:
+            writer.check(lens)
+        assert "\n" not in str(caught.value)
+    for reader in (Reader("q", 1, 0), Reader("mixer", 1), Reader("mlp", 3)):
+        with pytest.raises(InputError, match="no reader there is followed"):
+            reader.check(lens)
+    with pytest.raises(InputError, match="no reader there is followed"):
+        edge_attribution(lens, clean, corrupt, metric)
+    mixer, logits = Writer("ssm", 1), Reader("logits")
+    with pytest.raises(InputError, match="through_mlps was given"):
+        path_patch(lens, clean, corrupt, metric, [mixer], [logits], through_mlps=True)
+    scores = edge_attribution(lens, clean, corrupt, metric, writers=[mixer, Writer("embed")], readers=[logits]).scores
+    assert bool(scores.isfinite().all())
+
+
+def test_heads_of_shared_blocks_are_no_maps_of_the_stream(lens):
+    weights = Weights.of_model(lens)
+    with pytest.raises(InputError, match="attention in layer 1 is a shared block's"):
+        weights.attention(1)
+    with pytest.raises(InputError, match="attention in layers 1, 2, 3 of this zamba2 model is a shared block's"):
+        circuits(lens)
+    assert weights.mlp_bias(1) is None
+    assert weights.recurrent(1).parts.W_in.shape == (32, 64)
+
+
+def test_bfloat16_is_as_near_as_rounding_allows():
+    """No further from float32 than the model itself, but for what two ways of rounding differ in."""
+    ids, exact = tokens(2, 12), make("zamba2", 3)
+    rounded = make("zamba2", 3).to(torch.bfloat16)
+    with torch.no_grad():
+        truth, theirs = exact(ids).logits, rounded(ids, use_cache=False).logits.float()
+        ours = hl.HybridLens(rounded)(ids).float()
+    assert float((ours - theirs).abs().max()) <= 2 * float((theirs - truth).abs().max())
+
+
+def test_greedy_text_is_the_models(model, lens):
+    ids = tokens(3, 6)
+    expected = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    state, out = None, lens.network(ids)
+    made = [ids]
+    for _ in range(8):
+        made.append(out.logits[:, -1:].argmax(-1))
+        state = out.state
+        out = lens.network(made[-1], None, state)
+    assert torch.equal(torch.cat(made, dim=1), expected)
+
+
+def test_files_hold_a_shared_block_once(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    homes = {name.split(".")[2] for name in held if "shared_transformer" in name}
+    assert homes == {"1", "2"}
+    loaded, read, expected = hl.load(tmp_path), hl.load_weights(tmp_path), Weights.of_model(hl.HybridLens(model))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.hf_model.state_dict()[name], tensor), name
+        assert not read.tensors.has(name) or torch.equal(read.tensors.read(name), tensor), name
+    for layer in range(4):
+        one, other = (weights.recurrent(layer).parts for weights in (read, expected))
+        assert torch.equal(one.W_in, other.W_in)
+        assert torch.equal(one.W_out, other.W_out)
+    assert torch.equal(read.unembed(torch.arange(53)), expected.unembed(torch.arange(53)))
+
+
+REFUSED = {
+    "num_mem_blocks": 0,
+    "hybrid_layer_ids": [1, 2],
+    "mamba_headdim": 8,
+    "attention_head_dim": 8,
+    "attention_hidden_size": 32,
+    "mamba_ngroups": 3,
+    "use_long_context": True,
+    "num_key_value_heads": 2,
+    "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
+    "unheard_of": 3,
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_is_not_built_is_refused_by_field_and_value(field, model, tmp_path):
+    """Before any weight is read."""
+    model.config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: REFUSED[field]}))
+
+    def opened():
+        config = read_config(str(tmp_path))
+        family_for(config, "it").configure(config)
+
+    with pytest.raises(CheckpointError, match=re.escape(field.split("_")[0])) as caught:
+        opened()
+    assert "\n" not in str(caught.value)
+
+
+ZAMBA2_2_7B = {
+    "model_type": "zamba2", "architectures": ["Zamba2ForCausalLM"], "vocab_size": 32000, "hidden_size": 2560,
+    "num_hidden_layers": 54, "mamba_d_state": 64, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_ngroups": 1,
+    "n_mamba_heads": 80, "mamba_headdim": 64, "num_attention_heads": 32, "num_key_value_heads": 32,
+    "intermediate_size": 10240, "attention_hidden_size": 5120, "attention_head_dim": 160, "kv_channels": 80,
+    "num_mem_blocks": 2, "adapter_rank": 128, "use_shared_attention_adapter": False, "use_mem_rope": False,
+    "use_long_context": False, "add_bias_linear": False, "use_conv_bias": True, "rope_theta": 10000,
+    "hidden_act": "gelu", "rms_norm_eps": 1e-5, "time_step_min": 0.001, "time_step_max": 0.1,
+    "time_step_floor": 1e-4, "max_position_embeddings": 4096, "chunk_size": 256, "tie_word_embeddings": True,
+    "hybrid_layer_ids": [6, 12, 18, 24, 30, 36, 42, 47, 51], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "layers_block_type": ["hybrid" if layer in (6, 12, 18, 24, 30, 36, 42, 47, 51) else "mamba" for layer in range(54)],
+}  # fmt: skip
+"""Sizes of the paper (https://arxiv.org/abs/2411.15242) and the docstring of the class in transformers."""
+
+
+def test_the_published_configuration(tmp_path):
+    """2.7 thousand million weights, shared blocks counted once, without memory for any."""
+    (tmp_path / "config.json").write_text(json.dumps(ZAMBA2_2_7B))
+    config = read_config(str(tmp_path))
+    family: Family = family_for(config, "it")
+    cfg, model = family.configure(config), meta_model(family, config, "it")
+    network = HookedNetwork(model, family, cfg)
+    assert count(model) == pytest.approx(2.7e9, rel=0.02)
+    assert cfg.attention_layers == (6, 12, 18, 24, 30, 36, 42, 47, 51)
+    assert cfg.ssm_layers == tuple(range(54))
+    assert (cfg.n_heads, cfg.d_head, cfg.d_mlp, cfg.d_channels) == (32, 160, 10240, 5120)
+    assert network.points["blocks.51.ln_attn.hook_normalized"].sizes == {"i": 5120}
