@@ -128,7 +128,7 @@ SIZES = {
         "r": 2,
     },
     "olmo_hybrid": {"h": 4, "g": 2, "e": 8, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40},
-    "zamba2": {"h": 4, "g": 4, "e": 16, "c": 64, "wide": 84, "s": 4, "u": 16, "m": 5, "f": 40, "i": 64},
+    "zamba2": {"h": 4, "g": 4, "e": 16, "c": 64, "wide": 88, "s": 4, "u": 16, "m": 6, "f": 40, "i": 64},
 }  # fmt: skip,
 HIDDEN_GROUPS = {"recurrentgemma": 4} | dict.fromkeys(("jamba", "mamba", "falcon_mamba", "lfm2", "lfm2_moe"), 1)
 """Groups of channels in the hidden attention of a diagonal recurrence."""

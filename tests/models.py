@@ -256,7 +256,7 @@ ROWS = {
     "zamba2": Row("Zamba2", SPECIAL | {
         "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "hybrid", "hybrid"],
         "num_mem_blocks": 2, "intermediate_size": 40, "num_attention_heads": 4, "n_mamba_heads": 4,
-        "mamba_ngroups": 2, "mamba_d_state": 5, "adapter_rank": 3, "use_shared_attention_adapter": True,
+        "mamba_ngroups": 2, "mamba_d_state": 6, "adapter_rank": 3, "use_shared_attention_adapter": True,
         "use_mem_rope": True, "add_bias_linear": True, "chunk_size": 4, "max_position_embeddings": 128,
     }, calm, room={"max_position_embeddings": 400}),
 }  # fmt: skip

@@ -71,6 +71,8 @@ GRANITE = {
     "use_cache": True, "vocab_size": 100352,
 }  # fmt: skip
 """What Granite 4's hybrids have in common."""
+SHARED = [6, 12, 18, 24, 30, 36, 42, 47, 51]
+"""Layers of Zamba2-2.7B with a shared block."""
 PUBLISHED: dict[str, Published] = {
     "RecurrentGemma-2B": Published(
         "RecurrentGemmaConfig",
@@ -453,5 +455,23 @@ PUBLISHED: dict[str, Published] = {
         49.12e9, "card", "SSSA" * 6 + "SSA",
         {"d_model": 2304, "n_heads": 32, "n_kv_heads": 32, "d_head": 192, "d_mlp": 9216, "n_experts": 256,
          "n_experts_per_token": 8, "d_channels": 4096, "d_state": 128, "d_conv": 4, "n_ctx": 1048576},
+    ),
+    # Every sixth layer, and three of the last: the docstring of transformers, and its sizes. The card says 2.7B.
+    "Zamba2-2.7B": Published(
+        "Zamba2Config",
+        {
+            "model_type": "zamba2", "architectures": ["Zamba2ForCausalLM"], "vocab_size": 32000, "hidden_size": 2560,
+            "num_hidden_layers": 54, "mamba_d_state": 64, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_ngroups": 1,
+            "n_mamba_heads": 80, "mamba_headdim": 64, "num_attention_heads": 32, "num_key_value_heads": 32,
+            "intermediate_size": 10240, "attention_hidden_size": 5120, "attention_head_dim": 160, "kv_channels": 80,
+            "num_mem_blocks": 2, "adapter_rank": 128, "use_shared_attention_adapter": False, "use_mem_rope": False,
+            "use_long_context": False, "add_bias_linear": False, "use_conv_bias": True, "rope_theta": 10000,
+            "hidden_act": "gelu", "rms_norm_eps": 1e-5, "time_step_min": 0.001, "time_step_max": 0.1,
+            "time_step_floor": 1e-4, "max_position_embeddings": 4096, "chunk_size": 256, "tie_word_embeddings": True,
+            "hybrid_layer_ids": SHARED, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+            "layers_block_type": ["hybrid" if layer in SHARED else "mamba" for layer in range(54)],
+        },
+        2.66e9, "docstring", "".join("H" if layer in SHARED else "S" for layer in range(54)),
+        {"d_model": 2560, "n_heads": 32, "d_head": 160, "d_mlp": 10240, "d_channels": 5120, "n_ctx": 4096},
     ),
 }  # fmt: skip

@@ -19,12 +19,8 @@ from analyses.patching.snapshot import Snapshot
 from analyses.patching.writers import Reader, Writer, writers_of
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.families import family_for
-from hybridlens.families.spec import Family
 from hybridlens.loading import read_config
-from hybridlens.network import HookedNetwork
 from hybridlens.weights import Weights
-from hybridlens.weights.counting import count
-from hybridlens.weights.fit import meta_model
 
 VARIANTS = {
     "as the small model": {},
@@ -233,32 +229,3 @@ def test_what_is_not_built_is_refused_by_field_and_value(field, model, tmp_path)
     with pytest.raises(CheckpointError, match=re.escape(field.split("_")[0])) as caught:
         opened()
     assert "\n" not in str(caught.value)
-
-
-ZAMBA2_2_7B = {
-    "model_type": "zamba2", "architectures": ["Zamba2ForCausalLM"], "vocab_size": 32000, "hidden_size": 2560,
-    "num_hidden_layers": 54, "mamba_d_state": 64, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_ngroups": 1,
-    "n_mamba_heads": 80, "mamba_headdim": 64, "num_attention_heads": 32, "num_key_value_heads": 32,
-    "intermediate_size": 10240, "attention_hidden_size": 5120, "attention_head_dim": 160, "kv_channels": 80,
-    "num_mem_blocks": 2, "adapter_rank": 128, "use_shared_attention_adapter": False, "use_mem_rope": False,
-    "use_long_context": False, "add_bias_linear": False, "use_conv_bias": True, "rope_theta": 10000,
-    "hidden_act": "gelu", "rms_norm_eps": 1e-5, "time_step_min": 0.001, "time_step_max": 0.1,
-    "time_step_floor": 1e-4, "max_position_embeddings": 4096, "chunk_size": 256, "tie_word_embeddings": True,
-    "hybrid_layer_ids": [6, 12, 18, 24, 30, 36, 42, 47, 51], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    "layers_block_type": ["hybrid" if layer in (6, 12, 18, 24, 30, 36, 42, 47, 51) else "mamba" for layer in range(54)],
-}  # fmt: skip
-"""Sizes of the paper (https://arxiv.org/abs/2411.15242) and the docstring of the class in transformers."""
-
-
-def test_the_published_configuration(tmp_path):
-    """2.7 thousand million weights, shared blocks counted once, without memory for any."""
-    (tmp_path / "config.json").write_text(json.dumps(ZAMBA2_2_7B))
-    config = read_config(str(tmp_path))
-    family: Family = family_for(config, "it")
-    cfg, model = family.configure(config), meta_model(family, config, "it")
-    network = HookedNetwork(model, family, cfg)
-    assert count(model) == pytest.approx(2.7e9, rel=0.02)
-    assert cfg.attention_layers == (6, 12, 18, 24, 30, 36, 42, 47, 51)
-    assert cfg.ssm_layers == tuple(range(54))
-    assert (cfg.n_heads, cfg.d_head, cfg.d_mlp, cfg.d_channels) == (32, 160, 10240, 5120)
-    assert network.points["blocks.51.ln_attn.hook_normalized"].sizes == {"i": 5120}

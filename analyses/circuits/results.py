@@ -96,7 +96,7 @@ class HeadCircuits(Stored):
     matching_rotary: Float[Tensor, "attn_layer head distance"] | None
     matching_free: Float[Tensor, "attn_layer head"] | None
     matching_share: Float[Tensor, "attn_layer head"]
-    qk_eigenvalues: Complex[Tensor, "attn_layer head d_head"]
+    qk_eigenvalues: Complex[Tensor, "attn_layer head d_key"]
     profile: Float[Tensor, "attn_layer head back"]
     composition: Composition
     linearised: str
