@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from hybridlens import tiny
 from hybridlens.boundary import public
@@ -35,6 +35,8 @@ from hybridlens.weights.fit import check_fit, check_found, meta_model, warn_of_s
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+_AS_IT_IS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes of tokenizers that are what tokenizer.json says."""
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
@@ -153,13 +155,23 @@ def read_config(source: str) -> Any:
 def read_tokenizer(source: str) -> Any:
     """The tokenizer of a checkpoint; None for a folder that holds none.
 
+    Of some kinds of model (Qwen3.5) transformers makes the tokenizer that the kind is published with, whatever
+    tokenizer_config.json says; one of another sort (words, unigrams) would lose its tokens by it, and is read as it is.
+
     Raises:
         CheckpointError: for one that cannot be read.
     """
     if Path(source).is_dir() and not any((Path(source) / file).exists() for file in TOKENIZER):
         return None
     with opening(f"the tokenizer of '{source}' cannot be read"):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        files = CheckpointFiles(source)
+        said = (files.json("tokenizer_config.json") or {}).get("tokenizer_class")
+        if said in _AS_IT_IS and type(tokenizer).__name__ not in _AS_IT_IS:
+            model: Any = (files.json("tokenizer.json") or {}).get("model") or {}
+            if model.get("type") != type(tokenizer.backend_tokenizer.model).__name__:
+                return PreTrainedTokenizerFast.from_pretrained(source)
+        return tokenizer
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:

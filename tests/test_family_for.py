@@ -6,12 +6,13 @@ import pytest
 import torch
 import transformers
 from models import make
+from niah_tokenizers import KINDS
 from published import qwen3_5
 
 import hybridlens as hl
 from hybridlens.errors import CheckpointError
 from hybridlens.families import FAMILIES, family_for, of_no_family, text_config
-from hybridlens.loading import read_config
+from hybridlens.loading import read_config, read_tokenizer
 
 WHOLE = "Qwen3_5ForConditionalGeneration"
 SIZES = {
@@ -113,3 +114,14 @@ def test_a_multimodal_model_in_memory_says_what_to_give(tmp_path):
     with torch.device("meta"):
         model = getattr(transformers, WHOLE)(config)
     refused(lambda: hl.HybridLens(model), f"the model is a {WHOLE}, whose text model alone", "or HybridLens a Qwen3_5F")
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_tokenizer_of_another_sort_than_the_published_one(kind, tmp_path):
+    """transformers makes Qwen's own of it for a Qwen3.5, which knows none of its words."""
+    made = KINDS[kind]()
+    made.save_pretrained(tmp_path)
+    make("qwen3_5", vocab_size=len(made)).config.save_pretrained(tmp_path)
+    read, text = read_tokenizer(str(tmp_path)), "The best thing to do in San Francisco is eat a sandwich."
+    assert read(text)["input_ids"] == made(text)["input_ids"]
+    assert len(read) == len(made)

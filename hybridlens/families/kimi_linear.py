@@ -24,7 +24,7 @@ from hybridlens.mixers.gated_delta import DeltaInputs, DeltaParts, DeltaWeights,
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.latent_attention import LatentAttention, LatentParts
 from hybridlens.mlps import MoeParts
-from hybridlens.projections import Projection, Read
+from hybridlens.projections import Held, Projection, Read
 from hybridlens.routing import sigmoids
 
 NORMS = Norms()
@@ -117,7 +117,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         return pre_normed(hf, cfg, layer, mixers, gated_mlp(mlp), NORMS)
     route = partial(
         sigmoids,
-        bias=lambda: mlp.gate.e_score_correction_bias,
+        bias=Held(mlp.gate, "e_score_correction_bias"),
         floor=1e-20,
         renormalise=config.norm_topk_prob,
         scale=config.routed_scaling_factor,

@@ -15,16 +15,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from hybridlens.blocks import Block, Branch
 from hybridlens.config import LayerConfig, LensConfig, MlpConfig
-from hybridlens.devices import resident
 from hybridlens.families.parts import Norms, attention, attention_sizes, hooked_mlp, last_norm, mamba2, mamba2_sizes
 from hybridlens.families.spec import Family, check_fields, eos_ids, require
 from hybridlens.mlps import MlpParts, MoeParts
 from hybridlens.norms import NormStyle
-from hybridlens.projections import Projection
+from hybridlens.projections import Held, Projection
 from hybridlens.routing import sigmoids
 
 NORMS = Norms(NormStyle(rounding="after"))
@@ -91,15 +90,9 @@ def _ungated(mlp: Any) -> MlpParts:
     return MlpParts(Projection(mlp, "up_proj"), Projection(mlp, "down_proj"), mlp.act_fn)
 
 
-def _balance(router: Any) -> Tensor:
-    """What is added to an expert's sigmoid for the choice."""
-    with resident(router):
-        return router.e_score_correction_bias
-
-
 def _experts(mixer: Any, config: Any) -> MoeParts:
     route = partial(
-        sigmoids, bias=partial(_balance, mixer.gate), floor=1e-20, renormalise=config.norm_topk_prob,
+        sigmoids, bias=Held(mixer.gate, "e_score_correction_bias"), floor=1e-20, renormalise=config.norm_topk_prob,
         scale=float(config.routed_scaling_factor), groups=config.n_group, kept=config.topk_group,
     )  # fmt: skip
     narrow, widen = (
