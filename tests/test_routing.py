@@ -1,10 +1,12 @@
 """How router logits become experts and weights, against the routers of transformers' own models."""
 
+import copy
 from functools import partial
 
 import pytest
 import torch
-from bounds import close
+from bounds import FORWARD, close
+from models import make, rounding, tokens
 from torch import nn
 from transformers import (
     GraniteMoeHybridConfig,
@@ -19,6 +21,7 @@ from transformers.models.lfm2_moe.modeling_lfm2_moe import Lfm2MoeTopKRouter
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHTopkRouter
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextTopKRouter
 
+from hybridlens import HybridLens
 from hybridlens.projections import Projection
 from hybridlens.routing import sigmoids, softmax_first, softmax_last
 
@@ -99,3 +102,19 @@ def test_packed_projections_are_the_parts_of_the_module() -> None:
         assert bias is not None
         close(x @ weight.T + bias, 2 * expected)
         close(part.linear(x) + part.bias(), 2 * expected)
+
+
+@pytest.mark.parametrize("family", ["nemotron_h", "kimi_linear", "lfm2_moe"])
+def test_a_copied_lens_reads_its_own_bias(family) -> None:
+    """The bias of the choice is a buffer: a copy that still read the first model's would choose as that one does."""
+    lens = HybridLens(make(family))
+    other, ids = copy.deepcopy(lens), tokens(2, 9)
+    with torch.no_grad():
+        before = lens(ids)
+        for name, buffer in other.hf_model.named_buffers():
+            if name.endswith(("correction_bias", "expert_bias")):
+                buffer.copy_(torch.linspace(5, -5, buffer.numel()))
+        changed = other.hf_model(ids, use_cache=False).logits
+        close(other(ids), changed, FORWARD, extra=8 * rounding(other.hf_model, ids))
+        assert not torch.equal(before, other(ids))
+        assert torch.equal(before, lens(ids))
