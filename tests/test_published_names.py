@@ -1,4 +1,4 @@
-"""Folders whose tensors have the names of the published files, which transformers' loader renames, joins and leaves out.
+"""Folders whose tensors have the names of published files, which transformers' loader renames, joins and leaves out.
 
 A case says what a published file has that the small model itself has not. What `save_pretrained` writes is mostly named
 as published already: experts one by one, convolutions in three.
@@ -24,7 +24,7 @@ class Names(NamedTuple):
     """Names that a published file has, to see that the folder is named as published."""
     publish: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
     """What `save_pretrained` writes → what a published file holds."""
-    changes: dict = {}
+    changes: dict = {}  # noqa: RUF012
     """Of the small model."""
 
 

@@ -60,7 +60,7 @@ class Measured(NamedTuple):
     """Mean normalised input of each attention layer."""
     tokens: int = 0
     gate_error: Float[Tensor, "attn_layer head"] | None = None
-    """Of output gates at rest, and of one scale for all tokens of norms after attention; None where there is neither."""
+    """Of output gates at rest, and of one scale for all tokens of norms after attention; None for neither."""
 
 
 def circuits(
