@@ -69,7 +69,7 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
     def check(cls, options: CrossoverConfig, cfg: LensConfig) -> None:
         """See `Experiment`; needles without a twin too."""
         super().check(options, cfg)
-        cfg.need_states("the crossover of keys and values with recurrent states")
+        cfg.need_states("the crossover")
         if options.pairs is not None:
             needle_pairs(options.pairs)
 

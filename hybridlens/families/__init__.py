@@ -35,9 +35,8 @@ from hybridlens.families.qwen3_5 import QWEN3_5
 from hybridlens.families.qwen3_5_moe import QWEN3_5_MOE
 from hybridlens.families.qwen3_next import QWEN3_NEXT
 from hybridlens.families.recurrent_gemma import RECURRENT_GEMMA
-from hybridlens.families.zamba2 import ZAMBA2
 from hybridlens.families.spec import Family
-
+from hybridlens.families.zamba2 import ZAMBA2
 
 FAMILIES: tuple[Family, ...] = (
     RECURRENT_GEMMA,
