@@ -267,7 +267,7 @@ WITH_RECURRENCE = tuple(family for family, row in ROWS.items() if row.recurrence
 """Of all families."""
 OF_A_KIND = (
     *FAMILIES, "mamba2", "falcon_h1", "qwen3_next",  # states of each kind, alone, beside attention and in turn with it
-    "llama", "lfm2", "kimi_linear",  # attention alone, convolutions, latent attention
+    "llama", "lfm2",  # attention alone, convolutions
 )  # fmt: skip
 KINDS = tuple(os.environ.get("HYBRIDLENS_KINDS", "").split()) or tuple(kind for kind in OF_A_KIND if kind in ROWS)
 """One family of each kind of layer, for whatever is tested beside the contract. Whoever adds a family runs those tests
