@@ -2,6 +2,10 @@
 
 Nothing of hybridlens is used here. `source` says where sizes and count are from: the model's "card" (its config.json),
 its "paper", or the "docstring" of the class in transformers, whose defaults stand for some.
+
+No hub was at hand when these were written: "card" means the sizes that the model's card is known by, from public copies
+of its configuration and from memory, held against the count of parameters; fields that change no shape may differ from
+the file's.
 """
 
 from typing import Any, NamedTuple
