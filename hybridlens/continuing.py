@@ -159,12 +159,16 @@ class StateFront(TokenFront):
         Args:
             state: what that pass continues from.
             new_tokens: how many tokens it reads.
-            layer: whose scores and pattern; None for the layers that see most.
+            layer: whose scores and pattern; None for all, where all have the same window.
 
         Raises:
-            InputError: the layer has no attention.
+            InputError: the layer has no attention, or none is given and layers have windows of their own.
         """
         if layer is not None:
             self.network.cfg.attention(layer)
+        elif state.windows:
+            raise InputError(
+                "layers of this model have windows of their own, so each has its own key slots; give layer="
+            )
         new = state.lengths[:, None] + torch.arange(new_tokens, device=state.lengths.device)
         return torch.cat([state.key_positions if layer is None else state.positions_in(layer), new], dim=1)

@@ -120,7 +120,7 @@ def test_key_positions_name_every_slot(attending):
         state = attending.prefill(ids[:, :-1]).state
         seen = {}
         attending.extend(state, ids[:, -1:], [Edit(name, lambda x, hook: seen.__setitem__("pattern", x))])
-    positions = attending.key_positions(state)
+    positions = attending.key_positions(state, layer=attending.cfg.attention_layers[0])
     assert positions.shape[1] == seen["pattern"].shape[-1]
     scattered = torch.zeros(2, full.shape[1], 12)
     scattered.scatter_(2, positions[:, None].expand(-1, full.shape[1], -1), seen["pattern"][:, :, 0])

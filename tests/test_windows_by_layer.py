@@ -79,6 +79,8 @@ def test_a_layer_holds_no_more_than_its_window_needs(family):
                 )
             for layer in full:
                 assert state.layers[layer]["attn"].slots == int(state.lengths[0]) == state.key_positions.shape[1]
+    with pytest.raises(InputError, match="each has its own key slots; give layer="):
+        lens.key_positions(state)
     assert state.windows == lens.cfg.windows
     assert state.window is None
 
