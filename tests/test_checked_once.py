@@ -137,3 +137,11 @@ def test_a_call_like_an_earlier_one_is_not_checked(checked, monkeypatch):
     assert not seen
     checked.pair(torch.ones(7, 3), y)
     assert len(seen) == 2
+
+
+def test_what_passes_while_checks_are_off_is_checked_when_they_are_on(checked, monkeypatch):
+    with monkeypatch.context() as off:
+        off.setattr("jaxtyping.config.jaxtyping_disable", True)
+        assert checked.kind("up") == 2
+    with pytest.raises(TypeCheckError):
+        checked.kind("up")

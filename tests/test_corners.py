@@ -53,15 +53,23 @@ def rewrite(x, hook):
     x[:] = x.clone()
 
 
+def writable(lens):
+    """Names of points that hold real numbers and may be written to, by layer."""
+    places = {}
+    for name, spec in lens.hook_points.items():
+        if not spec.read_only and not name.endswith("expert_indices"):
+            places.setdefault(spec.layer, []).append(name)
+    return places
+
+
 def test_writing_in_place_is_the_same_as_returning(lens):
-    """At every point: a null write changes no bit, a real one gives what the returned value gives."""
+    """Null writes at all points of a layer change no bit; at each point a real one gives what a returned value does."""
     ids = tokens(2, 9)
     with torch.no_grad():
         plain = lens(ids)
-        for name, spec in lens.hook_points.items():
-            if spec.read_only or name.endswith("expert_indices"):
-                continue
-            assert torch.equal(lens.run_with_hooks(ids, [(name, rewrite)]), plain), name
+        for place, names in writable(lens).items():
+            assert torch.equal(lens.run_with_hooks(ids, [(names, rewrite)]), plain), place
+        for name in [name for names in writable(lens).values() for name in names]:
 
             def bend(x, hook):
                 x.data.mul_(torch.linspace(0.5, 1.5, x.shape[-1]) if x.shape[-1] > 1 else 0.5)
@@ -75,11 +83,9 @@ def test_writing_in_place_is_the_same_as_returning(lens):
 
 
 def test_gradients_flow_through_writes_in_place(lens):
-    ids = tokens(1, 6)
-    for name, spec in lens.hook_points.items():
-        if spec.read_only or name.endswith("expert_indices"):
-            continue
-        lens.run_with_hooks(ids, [(name, lambda x, hook: x.mul_(0.5))]).sum().backward()
+    """At all points of a layer at once: none of them may be needed by what comes before it."""
+    for names in writable(lens).values():
+        lens.run_with_hooks(tokens(1, 6), [(names, lambda x, hook: x.mul_(0.5))]).sum().backward()
 
 
 def test_hidden_attention_cannot_be_written_in_place(lens):
