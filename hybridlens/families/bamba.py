@@ -21,9 +21,10 @@ from hybridlens.families.parts import (
     last_norm,
     mamba2,
     mamba2_sizes,
+    model_sizes,
     pre_normed,
 )
-from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
+from hybridlens.families.spec import Family, check_fields, require, turning
 
 NORMS = Norms()
 
@@ -47,14 +48,8 @@ def configure(config: Any) -> LensConfig:
     mlp = MlpConfig(config.intermediate_size)
     recurrent = LayerConfig(ssm=mixer, mlp=mlp)
     attending = LayerConfig(attn=replace(sizes, rotary=rotary is not None), mlp=mlp)
-    return LensConfig(
-        family="bamba",
-        layers=tuple(attending if kind == "full_attention" else recurrent for kind in config.layer_types),
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
-        act_fn=config.hidden_act,
-        eos_token_ids=eos_ids(config),
+    return model_sizes(
+        "bamba", config, [attending if kind == "full_attention" else recurrent for kind in config.layer_types]
     )
 
 

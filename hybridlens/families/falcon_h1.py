@@ -13,8 +13,16 @@ from transformers.models.falcon_h1.modeling_falcon_h1 import compute_mup_vector
 
 from hybridlens.blocks import Block
 from hybridlens.config import LayerConfig, LensConfig, MlpConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, last_norm, mamba2_sizes, pre_normed
-from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
+from hybridlens.families.parts import (
+    Norms,
+    attention,
+    attention_sizes,
+    last_norm,
+    mamba2_sizes,
+    model_sizes,
+    pre_normed,
+)
+from hybridlens.families.spec import Family, check_fields, require, turning
 from hybridlens.mixers.gated_norm import GatedNorm, Order
 from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
 from hybridlens.mlps import MlpParts
@@ -35,15 +43,7 @@ def configure(config: Any) -> LensConfig:
     taps, groups = config.mamba_d_conv, config.mamba_n_groups
     recurrent = mamba2_sizes(config.mamba_n_heads, config.mamba_d_head, config.mamba_d_state, groups, taps, "Falcon-H1")
     layer = LayerConfig(attn=sizes, ssm=recurrent, mlp=MlpConfig(config.intermediate_size))
-    return LensConfig(
-        family="falcon_h1",
-        layers=(layer,) * config.num_hidden_layers,
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
-        act_fn=config.hidden_act,
-        eos_token_ids=eos_ids(config),
-    )
+    return model_sizes("falcon_h1", config, (layer,) * config.num_hidden_layers)
 
 
 def _by_channel(config: Any, mixer: Any) -> Tensor:

@@ -18,8 +18,17 @@ from typing import Any
 
 from hybridlens.blocks import Block
 from hybridlens.config import LayerConfig, LensConfig, MlpConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed, windows
-from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
+from hybridlens.families.parts import (
+    Norms,
+    attention,
+    attention_sizes,
+    gated_mlp,
+    last_norm,
+    model_sizes,
+    pre_normed,
+    windows,
+)
+from hybridlens.families.spec import Family, check_fields, require, turning
 from hybridlens.mixers.rotary import Turning
 from hybridlens.norms import NormStyle
 
@@ -38,14 +47,11 @@ def made_of(config: Any, family: Family, rotary: bool, **sizes: Any) -> LensConf
     require(not config.attention_bias, whose, "attention_bias", True, "False: a bias behind a norm belongs to no head")
     attn = attention_sizes(config, rotary=rotary, normed_after=True, **sizes)
     mlp = MlpConfig(config.intermediate_size)
-    return LensConfig(
-        family=family.name,
-        layers=tuple(LayerConfig(attn=replace(attn, window=window), mlp=mlp) for window in windows(config)),
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
+    return model_sizes(
+        family.name,
+        config,
+        [LayerConfig(attn=replace(attn, window=window), mlp=mlp) for window in windows(config)],
         act_fn=config.hidden_activation,
-        eos_token_ids=eos_ids(config),
     )
 
 

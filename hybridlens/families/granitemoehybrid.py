@@ -19,11 +19,18 @@ from typing import Any
 from torch import nn
 
 from hybridlens.blocks import Block
-from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, last_norm, pre_normed
-from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
-from hybridlens.mixers.gated_norm import GatedNorm
-from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
+from hybridlens.config import LayerConfig, LensConfig, MlpConfig
+from hybridlens.families.parts import (
+    Norms,
+    attention,
+    attention_sizes,
+    last_norm,
+    mamba2,
+    mamba2_sizes,
+    model_sizes,
+    pre_normed,
+)
+from hybridlens.families.spec import Family, check_fields, require, turning
 from hybridlens.mixers.rotary import Turning
 from hybridlens.mlps import MlpParts, MoeParts
 from hybridlens.projections import Projection
@@ -44,36 +51,19 @@ def configure(config: Any) -> LensConfig:
     known = (None, "nope", "rope")
     require(positions in known, "Granite", "position_embedding_type", positions, "'rope', 'nope' or none")
     require(limit is not None and len(limit) == 2, "Granite", "time_step_limit", limit, "two numbers")
-    heads, groups = config.mamba_n_heads, config.mamba_n_groups
-    require(heads % groups == 0, "Granite", "mamba_n_groups", groups, f"a divisor of {heads} heads")
     experts, used = config.num_local_experts, config.num_experts_per_tok
     require(used <= experts, "Granite", "num_experts_per_tok", used, f"at most num_local_experts = {experts}")
     sizes = attention_sizes(config)
     sizes = replace(sizes, rotary=_turning(config, sizes.d_head) is not None)
-    width = int(config.mamba_expand * config.hidden_size)
-    recurrent = RecurrentConfig(
-        kind="mamba2",
-        state_shape=(heads, config.mamba_d_head, config.mamba_d_state),
-        d_channels=width,
-        d_conv_channels=width + 2 * groups * config.mamba_d_state,
-        d_conv=config.mamba_d_conv,
-        n_heads=heads,
-    )
+    heads, width, groups = config.mamba_n_heads, config.mamba_d_head, config.mamba_n_groups
+    recurrent = mamba2_sizes(heads, width, config.mamba_d_state, groups, config.mamba_d_conv, "Granite")
     dense = MlpConfig(config.shared_intermediate_size)
     mlp = MlpConfig(config.intermediate_size, experts, used, shared_expert=True) if experts else dense
     kinds = {
         "linear_attention": LayerConfig(ssm=recurrent, mlp=mlp),
         "full_attention": LayerConfig(attn=sizes, mlp=mlp),
     }
-    return LensConfig(
-        family="granitemoehybrid",
-        layers=tuple(kinds[kind] for kind in config.layer_types),
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
-        act_fn=config.hidden_act,
-        eos_token_ids=eos_ids(config),
-    )
+    return model_sizes("granitemoehybrid", config, [kinds[kind] for kind in config.layer_types])
 
 
 def _turning(config: Any, d_head: int) -> Turning | None:
@@ -95,16 +85,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
         scale = config.attention_multiplier
         mixers["attn"] = attention(hf.self_attn, has.attn, cfg.d_model, turns, embedding, o=out, scale=scale)
     else:
-        mixer, groups = hf.mamba, config.mamba_n_groups
-        recurrence = Mamba2Parts(
-            mixer=mixer,
-            project=Projection(mixer, "in_proj"),
-            groups=groups,
-            limit=(float(config.time_step_limit[0]), float(config.time_step_limit[1])),
-            norm=GatedNorm(mixer, "norm", mixer.norm.variance_epsilon, "gate_first", groups),
-            out=Projection(mixer, "out_proj", scale=added),
-        )
-        mixers["ssm"] = Mamba2(cfg.recurrence(layer), recurrence, cfg.d_model)
+        mixers["ssm"] = mamba2(hf.mamba, cfg.recurrence(layer), cfg.d_model, added)
     shared = MlpParts(
         gate=Projection(hf.shared_mlp, "input_linear", part=(0, 2)),
         up=Projection(hf.shared_mlp, "input_linear", part=(1, 2)),

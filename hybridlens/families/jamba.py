@@ -9,8 +9,8 @@ from transformers import JambaConfig
 
 from hybridlens.blocks import Block
 from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed
-from hybridlens.families.spec import Family, check_fields, eos_ids, require
+from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, model_sizes, pre_normed
+from hybridlens.families.spec import Family, check_fields, require
 from hybridlens.mixers.mamba import Mamba, MambaNorms
 from hybridlens.mlps import MoeParts
 from hybridlens.routing import softmax_first
@@ -34,21 +34,17 @@ def configure(config: JambaConfig) -> LensConfig:
     )
     dense = MlpConfig(config.intermediate_size)
     mixture = MlpConfig(config.intermediate_size, n_experts=experts, n_experts_per_token=used)
-    return LensConfig(
-        family="jamba",
-        layers=tuple(
+    return model_sizes(
+        "jamba",
+        config,
+        [
             LayerConfig(
                 attn=sizes if kind == "attention" else None,
                 ssm=None if kind == "attention" else recurrent,
                 mlp=mixture if n > 1 else dense,
             )
             for kind, n in zip(config.layers_block_type, config.layers_num_experts, strict=True)
-        ),
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
-        act_fn=config.hidden_act,
-        eos_token_ids=eos_ids(config),
+        ],
     )
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hybridlens.blocks import Block
 from hybridlens.config import AttentionConfig, LatentConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
-from hybridlens.families.parts import Norms, gated_mlp, last_norm, pre_normed
-from hybridlens.families.spec import Family, check_fields, eos_ids, require
+from hybridlens.families.parts import Norms, gated_mlp, last_norm, model_sizes, pre_normed
+from hybridlens.families.spec import Family, check_fields, require
 from hybridlens.mixers.gated_delta import DeltaInputs, DeltaParts, DeltaWeights, GatedDelta
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.latent_attention import LatentAttention, LatentParts
@@ -54,14 +54,8 @@ def configure(config: Any) -> LensConfig:
         {"attn": sizes} if kind == "full_attention" else {"ssm": recurrent} for kind in config.layer_types
     ]
     mlps = [mixture if kind == "sparse" else dense for kind in config.mlp_layer_types]
-    return LensConfig(
-        family="kimi_linear",
-        layers=tuple(LayerConfig(mlp=mlp, **kind) for kind, mlp in zip(kinds, mlps, strict=True)),
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
-        act_fn=config.hidden_act,
-        eos_token_ids=eos_ids(config),
+    return model_sizes(
+        "kimi_linear", config, [LayerConfig(mlp=mlp, **kind) for kind, mlp in zip(kinds, mlps, strict=True)]
     )
 
 

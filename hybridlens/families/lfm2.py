@@ -15,8 +15,8 @@ from torch import nn
 
 from hybridlens.blocks import Block
 from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, last_norm, pre_normed
-from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
+from hybridlens.families.parts import Norms, attention, attention_sizes, last_norm, model_sizes, pre_normed
+from hybridlens.families.spec import Family, check_fields, require, turning
 from hybridlens.mixers.short_conv import ShortConv
 from hybridlens.mlps import MlpParts
 from hybridlens.projections import Projection
@@ -85,17 +85,14 @@ def configured(family: str, words: str, config: Any, mlps: tuple[MlpConfig, ...]
     require(theta == rotary.base, words, "theta", theta, f"rope_theta = {rotary.base}")
     d = config.hidden_size
     conv = RecurrentConfig("convolution", (), d_channels=d, d_conv_channels=d, d_conv=config.conv_L_cache)
-    return LensConfig(
-        family=family,
-        layers=tuple(
+    return model_sizes(
+        family,
+        config,
+        [
             LayerConfig(ssm=conv, mlp=mlp) if kind == "conv" else LayerConfig(attn=sizes, mlp=mlp)
             for kind, mlp in zip(kinds, mlps, strict=True)
-        ),
-        d_model=d,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
+        ],
         act_fn="silu",
-        eos_token_ids=eos_ids(config),
     )
 
 

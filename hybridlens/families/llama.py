@@ -12,8 +12,8 @@ from transformers import LlamaConfig
 
 from hybridlens.blocks import Block
 from hybridlens.config import LayerConfig, LensConfig, MlpConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed
-from hybridlens.families.spec import Family, check_fields, eos_ids, turning
+from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, model_sizes, pre_normed
+from hybridlens.families.spec import Family, check_fields, turning
 from hybridlens.mixers.rotary import Turning
 
 NORMS = Norms()
@@ -27,14 +27,8 @@ def configure(config: LlamaConfig) -> LensConfig:
     """What a Llama is made of; refuses what the family was not built for."""
     check_fields(LLAMA, config)
     sizes = attention_sizes(config, rotary=_turning(config) is not None)
-    return LensConfig(
-        family="llama",
-        layers=(LayerConfig(attn=sizes, mlp=MlpConfig(config.intermediate_size)),) * config.num_hidden_layers,
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
-        act_fn=config.hidden_act,
-        eos_token_ids=eos_ids(config),
+    return model_sizes(
+        "llama", config, (LayerConfig(attn=sizes, mlp=MlpConfig(config.intermediate_size)),) * config.num_hidden_layers
     )
 
 

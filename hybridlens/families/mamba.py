@@ -15,8 +15,8 @@ from typing import Any
 
 from hybridlens.blocks import Block, Branch
 from hybridlens.config import LayerConfig, LensConfig, RecurrentConfig
-from hybridlens.families.parts import Norms, last_norm
-from hybridlens.families.spec import Family, check_fields, eos_ids, require
+from hybridlens.families.parts import Norms, last_norm, model_sizes
+from hybridlens.families.spec import Family, check_fields, require
 from hybridlens.mixers.mamba import UNNORMED, Mamba, MambaNorms
 from hybridlens.norms import HookedNorm
 
@@ -44,15 +44,7 @@ def sizes(config: Any, family: str, whose: str) -> LensConfig:
         d_conv_channels=width,
         d_conv=config.conv_kernel,
     )
-    return LensConfig(
-        family=family,
-        layers=(LayerConfig(ssm=recurrent),) * config.num_hidden_layers,
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=None,
-        act_fn=config.hidden_act,
-        eos_token_ids=eos_ids(config),
-    )
+    return model_sizes(family, config, (LayerConfig(ssm=recurrent),) * config.num_hidden_layers, endless=True)
 
 
 def mamba_block(model: Any, cfg: LensConfig, layer: int, norms: MambaNorms) -> Block:

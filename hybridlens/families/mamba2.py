@@ -12,8 +12,8 @@ from transformers import Mamba2Config
 
 from hybridlens.blocks import Block, Branch
 from hybridlens.config import LayerConfig, LensConfig
-from hybridlens.families.parts import Norms, last_norm, mamba2, mamba2_sizes
-from hybridlens.families.spec import Family, check_fields, eos_ids, require
+from hybridlens.families.parts import Norms, last_norm, mamba2, mamba2_sizes, model_sizes
+from hybridlens.families.spec import Family, check_fields, require
 from hybridlens.norms import HookedNorm
 
 NORMS = Norms()
@@ -27,16 +27,8 @@ def configure(config: Mamba2Config) -> LensConfig:
     require(heads == width, "Mamba-2", "num_heads * head_dim", heads, f"expand * hidden_size = {width}")
     require(config.hidden_act in ("silu", "swish"), "Mamba-2", "hidden_act", config.hidden_act, "'silu'")
     sizes = (config.num_heads, config.head_dim, config.state_size, config.n_groups, config.conv_kernel)
-    recurrent = mamba2_sizes(*sizes, family="Mamba-2")
-    return LensConfig(
-        family="mamba2",
-        layers=(LayerConfig(ssm=recurrent),) * config.num_hidden_layers,
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=None,
-        act_fn=config.hidden_act,
-        eos_token_ids=eos_ids(config),
-    )
+    recurrent = mamba2_sizes(*sizes, family="Mamba-2", field="n_groups")
+    return model_sizes("mamba2", config, (LayerConfig(ssm=recurrent),) * config.num_hidden_layers, endless=True)
 
 
 def _block(model: Any, cfg: LensConfig, layer: int) -> Block:

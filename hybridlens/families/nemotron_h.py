@@ -19,8 +19,17 @@ from torch import nn
 
 from hybridlens.blocks import Block, Branch
 from hybridlens.config import LayerConfig, LensConfig, MlpConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, hooked_mlp, last_norm, mamba2, mamba2_sizes
-from hybridlens.families.spec import Family, check_fields, eos_ids, require
+from hybridlens.families.parts import (
+    Norms,
+    attention,
+    attention_sizes,
+    hooked_mlp,
+    last_norm,
+    mamba2,
+    mamba2_sizes,
+    model_sizes,
+)
+from hybridlens.families.spec import Family, check_fields, require
 from hybridlens.mlps import MlpParts, MoeParts
 from hybridlens.norms import NormStyle
 from hybridlens.projections import Held, Projection
@@ -53,22 +62,14 @@ def configure(config: Any) -> LensConfig:
     require(act in ("silu", "swish"), "Nemotron-H", "mamba_hidden_act", act, "'silu'")
     sizes = (config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size, config.n_groups, config.conv_kernel)
     kinds = {
-        "linear_attention": LayerConfig(ssm=mamba2_sizes(*sizes, family="Nemotron-H")),
+        "linear_attention": LayerConfig(ssm=mamba2_sizes(*sizes, family="Nemotron-H", field="n_groups")),
         "full_attention": LayerConfig(attn=attention_sizes(config)),
         "mlp": LayerConfig(mlp=MlpConfig(config.intermediate_size, gated=False)),
         "moe": LayerConfig(mlp=_mixture(config)),
     }
     for kind in config.layer_types:
         require(kind in kinds, "Nemotron-H", "a layer's type", kind, f"one of {', '.join(kinds)}")
-    return LensConfig(
-        family="nemotron_h",
-        layers=tuple(kinds[kind] for kind in config.layer_types),
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
-        act_fn=config.mlp_hidden_act,
-        eos_token_ids=eos_ids(config),
-    )
+    return model_sizes("nemotron_h", config, [kinds[kind] for kind in config.layer_types], act_fn=config.mlp_hidden_act)
 
 
 def _mixture(config: Any) -> MlpConfig | None:

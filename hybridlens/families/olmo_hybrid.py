@@ -29,9 +29,10 @@ from hybridlens.families.parts import (
     gated_mlp,
     hooked_mlp,
     last_norm,
+    model_sizes,
     pre_normed,
 )
-from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
+from hybridlens.families.spec import Family, check_fields, require, turning
 from hybridlens.mixers.gated_delta import DeltaInputs, DeltaParts, DeltaWeights, GatedDelta
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.rotary import Turning
@@ -51,17 +52,13 @@ def configure(config: Any) -> LensConfig:
     sizes = attention_sizes(config, qk_norm=True)
     sizes = replace(sizes, rotary=_turning(config, sizes.d_head) is not None)
     recurrent, dense = delta_sizes(config), MlpConfig(config.intermediate_size)
-    return LensConfig(
-        family="olmo_hybrid",
-        layers=tuple(
+    return model_sizes(
+        "olmo_hybrid",
+        config,
+        [
             LayerConfig(attn=sizes, mlp=dense) if kind == "full_attention" else LayerConfig(ssm=recurrent, mlp=dense)
             for kind in config.layer_types
-        ),
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
-        act_fn=config.hidden_act,
-        eos_token_ids=eos_ids(config),
+        ],
     )
 
 

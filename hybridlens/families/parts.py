@@ -5,15 +5,15 @@ A row takes these where its modules follow the custom, and states the names or n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from hybridlens.blocks import Block, Branch
-from hybridlens.config import AttentionConfig, LensConfig, RecurrentConfig
-from hybridlens.families.spec import require
+from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, RecurrentConfig
+from hybridlens.families.spec import eos_ids, require
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
@@ -42,6 +42,29 @@ class Norms:
     def hooked(self, owner: Any, name: str, cfg: LensConfig) -> HookedNorm:
         """The same, of the residual stream, with hook points."""
         return HookedNorm(self.of(owner, name), cfg.d_model)
+
+
+def model_sizes(
+    family: str, config: Any, layers: Iterable[LayerConfig], act_fn: str | None = None, endless: bool = False
+) -> LensConfig:
+    """What a model is made of, from the fields that most configurations have.
+
+    Args:
+        family: as `LensConfig.family` has it.
+        config: the model's configuration.
+        layers: what each layer has.
+        act_fn: the MLPs' activation; None for `hidden_act`.
+        endless: the configuration limits no length.
+    """
+    return LensConfig(
+        family=family,
+        layers=tuple(layers),
+        d_model=config.hidden_size,
+        d_vocab=config.vocab_size,
+        n_ctx=None if endless else config.max_position_embeddings,
+        act_fn=config.hidden_act if act_fn is None else act_fn,
+        eos_token_ids=eos_ids(config),
+    )
 
 
 def attention_sizes(config: Any, **others: Any) -> AttentionConfig:
@@ -120,7 +143,9 @@ def windows(config: Any) -> tuple[int | None, ...]:
     return tuple(sizes[kind] for kind in config.layer_types)
 
 
-def mamba2_sizes(heads: int, width: int, state: int, groups: int, taps: int, family: str) -> RecurrentConfig:
+def mamba2_sizes(
+    heads: int, width: int, state: int, groups: int, taps: int, family: str, field: str = "mamba_n_groups"
+) -> RecurrentConfig:
     """The sizes of a Mamba-2 mixer.
 
     Args:
@@ -130,22 +155,24 @@ def mamba2_sizes(heads: int, width: int, state: int, groups: int, taps: int, fam
         groups: of heads that share B and C.
         taps: of the convolution.
         family: for the message.
+        field: of the groups, for the message.
 
     Raises:
         CheckpointError: heads do not fall into equal groups.
     """
-    require(heads % groups == 0, family, "the number of groups", groups, f"a divisor of {heads} recurrent heads")
+    require(heads % groups == 0, family, field, groups, f"a divisor of {heads} recurrent heads")
     wide = heads * width + 2 * groups * state
     return RecurrentConfig("mamba2", (heads, width, state), heads * width, wide, taps, heads)
 
 
-def mamba2(mixer: Any, sizes: RecurrentConfig, d_model: int) -> Mamba2:
+def mamba2(mixer: Any, sizes: RecurrentConfig, d_model: int, scale: float = 1.0) -> Mamba2:
     """Mamba-2 of a module with `in_proj`, `norm` (the gate comes before it) and `out_proj`.
 
     Args:
         mixer: the module.
         sizes: of it.
         d_model: width of the residual stream.
+        scale: of what it writes.
     """
     low, high = mixer.time_step_limit
     parts = Mamba2Parts(
@@ -154,7 +181,7 @@ def mamba2(mixer: Any, sizes: RecurrentConfig, d_model: int) -> Mamba2:
         groups=mixer.n_groups,
         limit=(float(low), float(high)),
         norm=GatedNorm(mixer, "norm", mixer.norm.variance_epsilon, "gate_first", mixer.n_groups),
-        out=Projection(mixer, "out_proj"),
+        out=Projection(mixer, "out_proj", scale=scale),
     )
     return Mamba2(sizes, parts, d_model)
 

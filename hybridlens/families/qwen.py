@@ -15,8 +15,17 @@ from torch import Tensor
 
 from hybridlens.blocks import Block
 from hybridlens.config import LayerConfig, LensConfig, MlpConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, delta_sizes, gated_mlp, last_norm, pre_normed
-from hybridlens.families.spec import eos_ids, require, turning
+from hybridlens.families.parts import (
+    Norms,
+    attention,
+    attention_sizes,
+    delta_sizes,
+    gated_mlp,
+    last_norm,
+    model_sizes,
+    pre_normed,
+)
+from hybridlens.families.spec import require, turning
 from hybridlens.mixers.gated_delta import DeltaInputs, DeltaParts, DeltaWeights, GatedDelta
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mlps import MoeParts
@@ -79,14 +88,8 @@ def lens_config(family: str, config: Any, mlp: Callable[[int], MlpConfig]) -> Le
     kinds = {"full_attention": LayerConfig(attn=attn), "linear_attention": LayerConfig(ssm=delta_sizes(config))}
     for layer, kind in enumerate(config.layer_types):
         require(kind in kinds, whose, f"layer_types[{layer}]", kind, f"one of {', '.join(kinds)}")
-    return LensConfig(
-        family=family,
-        layers=tuple(replace(kinds[kind], mlp=mlp(layer)) for layer, kind in enumerate(config.layer_types)),
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
-        act_fn=config.hidden_act,
-        eos_token_ids=eos_ids(config),
+    return model_sizes(
+        family, config, [replace(kinds[kind], mlp=mlp(layer)) for layer, kind in enumerate(config.layer_types)]
     )
 
 

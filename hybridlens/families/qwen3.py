@@ -13,8 +13,17 @@ from transformers import Qwen3Config
 
 from hybridlens.blocks import Block
 from hybridlens.config import LayerConfig, LensConfig, MlpConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed, windows
-from hybridlens.families.spec import Family, check_fields, eos_ids, turning
+from hybridlens.families.parts import (
+    Norms,
+    attention,
+    attention_sizes,
+    gated_mlp,
+    last_norm,
+    model_sizes,
+    pre_normed,
+    windows,
+)
+from hybridlens.families.spec import Family, check_fields, turning
 from hybridlens.mixers.rotary import Turning
 
 NORMS = Norms()
@@ -31,14 +40,8 @@ def configure(config: Qwen3Config) -> LensConfig:
         attention_sizes(config, rotary=_turning(config) is not None, qk_norm=True),
         MlpConfig(config.intermediate_size),
     )
-    return LensConfig(
-        family="qwen3",
-        layers=tuple(LayerConfig(attn=replace(sizes, window=window), mlp=mlp) for window in windows(config)),
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
-        act_fn=config.hidden_act,
-        eos_token_ids=eos_ids(config),
+    return model_sizes(
+        "qwen3", config, [LayerConfig(attn=replace(sizes, window=window), mlp=mlp) for window in windows(config)]
     )
 
 

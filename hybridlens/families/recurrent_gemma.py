@@ -15,8 +15,8 @@ from transformers import RecurrentGemmaConfig
 
 from hybridlens.blocks import Block
 from hybridlens.config import LayerConfig, LensConfig, MlpConfig, RecurrentConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, pre_normed
-from hybridlens.families.spec import Family, check_fields, eos_ids, turning
+from hybridlens.families.parts import Norms, attention, attention_sizes, gated_mlp, last_norm, model_sizes, pre_normed
+from hybridlens.families.spec import Family, check_fields, turning
 from hybridlens.mixers.rg_lru import RgLru
 from hybridlens.norms import NormStyle
 
@@ -33,17 +33,15 @@ def configure(config: RecurrentGemmaConfig) -> LensConfig:
         kind="rg_lru", state_shape=(width,), d_channels=width, d_conv_channels=width, d_conv=config.conv1d_width
     )
     mlp = MlpConfig(config.intermediate_size // 2)
-    return LensConfig(
-        family="recurrentgemma",
-        layers=tuple(
+    return model_sizes(
+        "recurrentgemma",
+        config,
+        [
             LayerConfig(attn=sizes, mlp=mlp) if kind == "sliding_attention" else LayerConfig(ssm=recurrent, mlp=mlp)
             for kind in config.layers_block_type
-        ),
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=None,
+        ],
         act_fn=config.hidden_activation,
-        eos_token_ids=eos_ids(config),
+        endless=True,
     )
 
 

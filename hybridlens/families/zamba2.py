@@ -17,10 +17,8 @@ from typing import Any
 
 from hybridlens.blocks import Block, Branch
 from hybridlens.config import AttentionConfig, LayerConfig, LensConfig, MlpConfig, RecurrentConfig
-from hybridlens.families.parts import Norms, attention, attention_sizes, last_norm
-from hybridlens.families.spec import Family, check_fields, eos_ids, require, turning
-from hybridlens.mixers.gated_norm import GatedNorm
-from hybridlens.mixers.mamba2 import Mamba2, Mamba2Parts
+from hybridlens.families.parts import Norms, attention, attention_sizes, last_norm, mamba2, mamba2_sizes, model_sizes
+from hybridlens.families.spec import Family, check_fields, require, turning
 from hybridlens.mlps import HookedMlp, MlpParts
 from hybridlens.norms import HookedNorm
 from hybridlens.projections import Adapted, Projection
@@ -42,24 +40,14 @@ def configure(config: Any) -> LensConfig:
     recurrent = _recurrent_sizes(config)
     attn, mlp = (_attention_sizes(config), MlpConfig(config.intermediate_size)) if ids else (None, None)
     hybrid = LayerConfig(attn=attn, ssm=recurrent, mlp=mlp, shared=True)
-    return LensConfig(
-        family="zamba2",
-        layers=tuple(hybrid if kind == "hybrid" else LayerConfig(ssm=recurrent) for kind in kinds),
-        d_model=config.hidden_size,
-        d_vocab=config.vocab_size,
-        n_ctx=config.max_position_embeddings,
-        act_fn=config.hidden_act,
-        eos_token_ids=eos_ids(config),
-    )
+    return model_sizes("zamba2", config, [hybrid if kind == "hybrid" else LayerConfig(ssm=recurrent) for kind in kinds])
 
 
 def _recurrent_sizes(config: Any) -> RecurrentConfig:
     heads, width, groups = config.n_mamba_heads, config.mamba_headdim, config.mamba_ngroups
     inner = int(config.mamba_expand * config.hidden_size)
     require(heads * width == inner, "Zamba2", "n_mamba_heads * mamba_headdim", heads * width, f"{inner}")
-    require(heads % groups == 0, "Zamba2", "mamba_ngroups", groups, f"a divisor of {heads} recurrent heads")
-    wide = inner + 2 * groups * config.mamba_d_state
-    return RecurrentConfig("mamba2", (heads, width, config.mamba_d_state), inner, wide, config.mamba_d_conv, heads)
+    return mamba2_sizes(heads, width, config.mamba_d_state, groups, config.mamba_d_conv, "Zamba2", "mamba_ngroups")
 
 
 def _attention_sizes(config: Any) -> AttentionConfig:
@@ -104,16 +92,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
     hf = model.model.layers[layer]
     shared = _shared(model, cfg, layer) if cfg.layers[layer].shared else None
     home = hf if shared is None else hf.mamba_decoder
-    mixer, groups = home.mamba, model.config.mamba_ngroups
-    parts = Mamba2Parts(
-        mixer=mixer,
-        project=Projection(mixer, "in_proj"),
-        groups=groups,
-        limit=(float(mixer.time_step_limit[0]), float(mixer.time_step_limit[1])),
-        norm=GatedNorm(mixer, "norm", mixer.norm.variance_epsilon, "gate_first", groups),
-        out=Projection(mixer, "out_proj"),
-    )
-    mamba = Mamba2(cfg.recurrence(layer), parts, cfg.d_model)
+    mamba = mamba2(home.mamba, cfg.recurrence(layer), cfg.d_model)
     branch = Branch({"ssm": mamba}, NORMS.hooked(home, "input_layernorm", cfg))
     return Block([branch], home=hf, d_model=cfg.d_model, shared=shared)
 
