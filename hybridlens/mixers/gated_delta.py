@@ -22,7 +22,7 @@ from hybridlens.devices import resident
 from hybridlens.hooks import HookPoint, wanted
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.matrix_state import MatrixState, Projected, ValueWeights
-from hybridlens.mixers.recurring import Trajectory, state_trajectory
+from hybridlens.mixers.recurring import Dynamics, Trajectory, state_trajectory
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.delta import Delta, DeltaTerms, Inner
 from hybridlens.shapes import Resid
@@ -159,6 +159,12 @@ class GatedDelta(MatrixState[Delta]):
             return Trajectory(points, first_order)
 
         return {**state_trajectory(op, points, terms), "hook_recall": inner("recall"), "hook_write": inner("write")}
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """Its recurrence, from activations."""
+        points = ("hook_decay", "hook_v", "hook_k", "hook_q", "hook_beta")
+        return Dynamics(self.recurrence, points, lambda seen: DeltaTerms(*(seen[point] for point in points)))
 
     def value_weights(self, read: Read) -> ValueWeights:
         """The rows that make values and gates. At rest keys and queries are 0, and nothing passes."""

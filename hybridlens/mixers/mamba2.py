@@ -19,7 +19,7 @@ from hybridlens.config import RecurrentConfig
 from hybridlens.hooks import HookPoint
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.matrix_state import MatrixState, Projected, ValueWeights
-from hybridlens.mixers.recurring import Trajectory, state_trajectory
+from hybridlens.mixers.recurring import Dynamics, Trajectory, state_trajectory
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.scalar import Scalar, ScalarTerms
 from hybridlens.shapes import Resid
@@ -107,6 +107,12 @@ class Mamba2(MatrixState[Scalar]):
             return ScalarTerms(decay, decay[..., None], decay[..., None], decay[..., None])
 
         return state_trajectory(self.recurrence, ("hook_decay",), terms)
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """Its recurrence, from activations."""
+        points = ("hook_decay", "hook_v", "hook_k", "hook_q", "hook_dt")
+        return Dynamics(self.recurrence, points, lambda seen: ScalarTerms(*(seen[point] for point in points)))
 
     def value_weights(self, read: Read) -> ValueWeights:
         """The rows that make x and gates. At rest B and C come from the convolution's bias."""

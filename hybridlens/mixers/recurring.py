@@ -15,6 +15,7 @@ from hybridlens.passes import Pass
 from hybridlens.projections import Projection
 from hybridlens.recurrences.base import Recurrence, Run
 from hybridlens.recurrences.convolution import causal_convolution
+from hybridlens.recurrences.decomposing import Decomposable
 from hybridlens.recurrences.diagonal import Diagonal, DiagonalTerms
 from hybridlens.recurrences.terms import T
 from hybridlens.shapes import Channels, ConvState, Valid
@@ -40,6 +41,26 @@ class HasTrajectories(Protocol):
     @property
     def trajectories(self) -> dict[str, Trajectory]:
         """Those, by hook point of the mixer."""
+        ...
+
+
+class Dynamics(NamedTuple):
+    """A mixer's recurrence as it was in a run."""
+
+    operator: Decomposable[Any]
+    points: tuple[str, ...]
+    """Hook points of the mixer that fire before `hook_state` and say all of it."""
+    terms: Callable[[Mapping[str, Tensor]], Any]
+    """From their activations to the operator's terms, edits of writes, recalls and states left out."""
+
+
+@runtime_checkable
+class HasDynamics(Protocol):
+    """A mixer that holds a state."""
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """Its recurrence, from activations."""
         ...
 
 
@@ -156,3 +177,9 @@ class DiagonalMixer(RecurrentMixer[R]):
             return DiagonalTerms(seen["hook_decay"], seen["hook_decay"])
 
         return state_trajectory(self.diagonal, ("hook_decay",), terms)
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """Its recurrence, from activations."""
+        points = ("hook_decay", "hook_write")
+        return Dynamics(self.diagonal, points, lambda seen: DiagonalTerms(*(seen[point] for point in points)))

@@ -6,6 +6,7 @@ are besides the convolution, which has no state. `use_kernels` chooses what runs
 
 from hybridlens.recurrences.base import Hooked, Recurrence, Run, hooked_states
 from hybridlens.recurrences.convolution import causal_convolution, convolution_attention
+from hybridlens.recurrences.decomposing import Decomposable
 from hybridlens.recurrences.delta import Delta, DeltaTerms
 from hybridlens.recurrences.diagonal import Diagonal, DiagonalTerms
 from hybridlens.recurrences.edits import Edited, Hook
@@ -16,6 +17,7 @@ from hybridlens.recurrences.terms import before
 
 __all__ = [
     "Recurrence",
+    "Decomposable",
     "Run",
     "Hooked",
     "hooked_states",

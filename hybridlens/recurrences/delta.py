@@ -25,7 +25,7 @@ from hybridlens.recurrences.base import Run
 from hybridlens.recurrences.chunks import Addressed, addressed, chunk_of, in_chunks, joined, segments, side_by_side
 from hybridlens.recurrences.edits import Edited, Hook, edit_of, put
 from hybridlens.recurrences.matrix import Held, Matrix, at_address, held
-from hybridlens.recurrences.terms import before, wide
+from hybridlens.recurrences.terms import before, mapped, wide
 
 Inner: TypeAlias = Literal["recall", "write"]
 """What a token makes of the state before it, on the way to its own."""
@@ -166,6 +166,34 @@ class Delta(Matrix[DeltaTerms]):
         # With v_j the j-th axis of as many values as tokens, y_t is the pattern's row: time grows as length² m.
         axes = torch.eye(length, dtype=nothing.dtype, device=nothing.device)[:, None].expand(batch, -1, heads, -1)
         return self.run(_bare(terms)._replace(v=axes), nothing).y.transpose(1, 2)
+
+    def decays(self, terms: DeltaTerms) -> Float[Tensor, "batch pos rec_head entry"]:
+        """One number a head, or one a key channel."""
+        decay = wide(terms.decay)
+        return decay[..., None] if decay.ndim == terms.beta.ndim else decay
+
+    def faded(self, state: Tensor, terms: DeltaTerms) -> Tensor:
+        """a S."""
+        return _rate(terms) * state
+
+    def offered(self, terms: DeltaTerms) -> Float[Tensor, "*lead rec_head value address"]:
+        """v kᵀ, over |k|² where keys are not unit vectors: with it in place, k reads v."""
+        k = wide(terms.k)
+        return wide(terms.v)[..., None] * (k / k.square().sum(dim=-1, keepdim=True))[..., None, :]
+
+    def silenced(self, terms: DeltaTerms, tokens: Bool[Tensor, "#batch pos"]) -> DeltaTerms:
+        """Value 0, so that a token erases and puts nothing there."""
+        return terms._replace(v=terms.v.masked_fill(tokens[..., None, None], 0.0))
+
+    def erasures(self, terms: DeltaTerms) -> Float[Tensor, "batch rec_head query key"]:
+        """β_t β_j k_tᵀ a_t (∏_{j<r<t} a_r (I - β_r k_r k_rᵀ)) k_j: what is erased, β_t recall_t, is this times v."""
+        # Hidden attention of twice as many tokens: each first decays the state and reads it at k, then writes.
+        twice = mapped(_bare(terms), lambda t: t.repeat_interleave(2, dim=1))
+        reads = torch.arange(twice.beta.shape[1], device=twice.beta.device) % 2 == 0
+        decay = twice.decay.masked_fill(~reads.reshape(-1, *[1] * (twice.decay.ndim - 2)), 1.0)
+        twice = twice._replace(decay=decay, q=twice.k, beta=twice.beta.masked_fill(reads[:, None], 0.0))
+        recalled = self.hidden_attention(twice)[:, :, 0::2, 1::2]
+        return wide(terms.beta).transpose(1, 2)[..., None] * recalled
 
 
 def _rate(terms: DeltaTerms) -> Tensor:

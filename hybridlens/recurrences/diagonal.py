@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from hybridlens.errors import InputError
 from hybridlens.recurrences import scan
-from hybridlens.recurrences.base import Hooked, Recurrence, Run
+from hybridlens.recurrences.base import Hooked, Run
+from hybridlens.recurrences.decomposing import Decomposable
 from hybridlens.recurrences.edits import Hook
 from hybridlens.recurrences.kernels import choice
 from hybridlens.recurrences.mamba_scan import read_out
@@ -33,7 +34,7 @@ class DiagonalTerms(NamedTuple):
     """What a unit of the layer's input puts into the state; only hidden attention asks for it."""
 
 
-class Diagonal(Recurrence[DiagonalTerms]):
+class Diagonal(Decomposable[DiagonalTerms]):
     """An elementwise recurrence.
 
     Args:
@@ -109,6 +110,23 @@ class Diagonal(Recurrence[DiagonalTerms]):
         if terms.source is None:
             raise InputError("hidden attention was asked for without `source`; give what a unit of input writes")
         return channel_attention(terms.decay, terms.source, terms.C, self.groups)
+
+    def by_head(self, states: Tensor) -> Float[Tensor, "*lead rec_head value address"]:
+        """Blocks of channels, by what each channel holds."""
+        addressed = states if len(self.shape) > 1 else states[..., None]
+        return addressed.unflatten(-2, (self.groups, -1))
+
+    def decays(self, terms: DiagonalTerms) -> Float[Tensor, "batch pos rec_head entry"]:
+        """Of every entry."""
+        return self.by_head(terms.decay).flatten(-2)
+
+    def offered(self, terms: DiagonalTerms) -> Tensor:
+        """The writes."""
+        return terms.write
+
+    def silenced(self, terms: DiagonalTerms, tokens: Bool[Tensor, "#batch pos"]) -> DiagonalTerms:
+        """Write 0."""
+        return terms._replace(write=terms.write.masked_fill(tokens.reshape(*tokens.shape, *[1] * len(self.shape)), 0.0))
 
 
 def channel_attention(

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hybridlens.recurrences.base import Recurrence
+from hybridlens.recurrences.decomposing import Decomposable
 from hybridlens.recurrences.edits import Edited, Hook
 from hybridlens.recurrences.terms import T, wide
 
 
-class Matrix(Recurrence[T]):
+class Matrix(Decomposable[T]):
     """A matrix state a head, into which each token puts a value at an address.
 
     Args:
@@ -30,6 +30,10 @@ class Matrix(Recurrence[T]):
             initial: the state before the first.
             write: sees the writes of all tokens at once.
         """
+
+    def by_head(self, states: Tensor) -> Float[Tensor, "*lead rec_head value address"]:
+        """As they are."""
+        return states
 
 
 class Held(NamedTuple):

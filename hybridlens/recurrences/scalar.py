@@ -120,6 +120,18 @@ class Scalar(Matrix[ScalarTerms]):
         pattern = whole.addresses.scores[0][:, :, 0, :length, :length]
         return pattern if terms.dt is None else pattern * wide(terms.dt).transpose(1, 2)[:, :, None]
 
+    def decays(self, terms: ScalarTerms) -> Float[Tensor, "batch pos rec_head one"]:
+        """One number a head."""
+        return wide(terms.decay)[..., None]
+
+    def offered(self, terms: ScalarTerms) -> Tensor:
+        """The writes."""
+        return self.writes(terms)
+
+    def silenced(self, terms: ScalarTerms, tokens: Bool[Tensor, "#batch pos"]) -> ScalarTerms:
+        """Value 0."""
+        return terms._replace(v=terms.v.masked_fill(tokens[..., None, None], 0.0))
+
 
 def _written(terms: ScalarTerms) -> Tensor:
     return wide(terms.v) if terms.dt is None else wide(terms.v) * wide(terms.dt)[..., None]

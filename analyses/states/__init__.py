@@ -1,0 +1,33 @@
+"""What states say: half-lives, ranks, what tokens write, recall and erase, and which tokens a state holds.
+
+Each measure is a function of a lens and prompts, and returns typed tensors:
+
+* `spectrum`: half-lives and the decay spectrum.
+* `sizes`: norm, effective and stable rank over time.
+* `flow`: what each token leaves, writes, finds there already and erases; `erasures` says of which earlier token.
+* `holding`: how much of a state each span of tokens still holds; `sinks` of the first tokens.
+* `hidden_attention`, and `hidden_figure` for circuitsvis with tokens on its axes.
+* `knock_out` and `knockout`: recurrent heads' writes and reads silenced by position, against random heads.
+* `probe_states`: how much of a label a linear probe reads from each state, against shuffled labels.
+"""
+
+from analyses.states.flow import Flow, erasures, flow
+from analyses.states.hidden import hidden_attention, hidden_figure
+from analyses.states.holding import Holding, holding, sinks
+from analyses.states.sizes import Sizes, sizes
+from analyses.states.spectrum import Spectrum, spectrum
+
+__all__ = [
+    "Spectrum",
+    "spectrum",
+    "Sizes",
+    "sizes",
+    "Flow",
+    "flow",
+    "erasures",
+    "Holding",
+    "holding",
+    "sinks",
+    "hidden_attention",
+    "hidden_figure",
+]

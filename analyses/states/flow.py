@@ -1,0 +1,100 @@
+"""What each token does to a state: what it leaves, what stood there already, what it writes, what it erases of whom.
+
+S' = what decay leaves of the state before a token; A = what the token would have stand at its address (v kᵀ of a delta
+rule, else what it adds); E = what it erases of S' (β (S' k) kᵀ; nothing where there is no delta rule). All norms and
+products are Frobenius', of one head:
+
+* kept:    |S'| / |S_before|, what decay leaves.
+* wrote:   |S - S'| / |S|, all that was added, against what then stands there.
+* already: ⟨S', A⟩ / ⟨A, A⟩, how much of what is written was already there: 0 nothing, 1 just that, above 1 more of it.
+* erased:  |E| / |S'|.
+
+Of a delta rule, what a token erases is a sum over earlier tokens: β_t recall_t = Σ_j `erasures`[t, j] v_j, exactly, all
+that came between gone through (the rule of Yang et al. 2024, "Gated Delta Networks", unrolled).
+
+How it fails: a share of nothing is nan: `kept` and `erased` after an empty state (the first token), `already` where a
+token writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.experiment.artefacts import Stored
+from analyses.states.watching import Watched, chosen_layers, of_one_length, watch
+from hybridlens.boundary import Natural, public
+from hybridlens.model import HybridLens
+from hybridlens.recurrences import before
+from hybridlens.recurrences.terms import length_of
+from hybridlens.tokens import TokensLike
+
+STRETCH = 64
+"""Tokens whose decayed states are held at once."""
+
+
+@dataclass(frozen=True)
+class Flow(Stored):
+    """What every token does to every head's state."""
+
+    layers: tuple[int, ...]
+    kept: Float[Tensor, "rec_layer batch rec_head pos"]
+    wrote: Float[Tensor, "rec_layer batch rec_head pos"]
+    already: Float[Tensor, "rec_layer batch rec_head pos"]
+    erased: Float[Tensor, "rec_layer batch rec_head pos"]
+
+
+@public
+def flow(lens: HybridLens, prompts: TokensLike, layers: Sequence[Natural] | None = None) -> Flow:
+    """What every token of prompts of one length does to every head's state; see the module for the formulas.
+
+    Args:
+        lens: the model.
+        prompts: text, ids, or lists of either.
+        layers: with a state; all when left out.
+
+    Raises:
+        InputError: a model or layer without states, or prompts of unequal lengths.
+    """
+    what = "the flow of states"
+    chosen = chosen_layers(lens, layers, what)
+    found = watch(lens, of_one_length(lens, prompts), chosen, _measured, what)
+    return Flow(chosen, *(torch.stack(part).transpose(-1, -2) for part in zip(*found, strict=True)))
+
+
+@public
+def erasures(lens: HybridLens, prompts: TokensLike, layer: Natural) -> Float[Tensor, "batch rec_head query key"]:
+    """How much of each earlier token's value each token of one layer takes away; see the module.
+
+    Raises:
+        InputError: a layer without states or whose recurrence erases nothing, or prompts of unequal lengths.
+    """
+    what = "erasures"
+    chosen = chosen_layers(lens, [layer], what)
+    tokens = of_one_length(lens, prompts)
+    return watch(lens, tokens, chosen, lambda seen: seen.operator.erasures(seen.terms).cpu(), what)[0]
+
+
+def _measured(layer: Watched) -> tuple[Tensor, ...]:
+    """Kept, wrote, already and erased of one layer [b p h], a stretch of tokens at a time."""
+    op, length = layer.operator, length_of(layer.terms)
+    earlier = before(layer.states, op.empty(layer.states.shape[0], layer.states.device))
+    parts = [_of_stretch(layer, earlier, slice(at, at + STRETCH)) for at in range(0, length, STRETCH)]
+    return tuple(torch.cat(part, dim=1).cpu() for part in zip(*parts, strict=True))
+
+
+def _of_stretch(layer: Watched, earlier: Tensor, part: slice) -> tuple[Tensor, ...]:
+    op = layer.operator
+    terms, was, now = op.at(layer.terms, part), earlier[:, part], layer.states[:, part]
+    faded, left, offered = op.faded(was, terms), op.carry(was, terms), op.offered(terms)
+
+    def norm(states: Tensor) -> Tensor:
+        return op.by_head(states).double().flatten(-2).norm(dim=-1)
+
+    stood, there = (op.by_head(states).double().flatten(-2) for states in (faded, offered))
+    already = (stood * there).sum(dim=-1) / there.square().sum(dim=-1)
+    return norm(faded) / norm(was), norm(now - faded) / norm(now), already, norm(faded - left) / norm(faded)

@@ -1,0 +1,136 @@
+"""Which tokens a state holds: what each span of a prompt put there and is still left, after all decays and erasures.
+
+A state is the sum of what all tokens put in, S = Σ C over any partition of the prompt into spans, C being what is left
+of a span's own writes. A span's share is ⟨C, S⟩ / ⟨S, S⟩: shares add up to 1, and one is below 0 where a span stands
+against the rest. State sinks are the share of the first tokens, against that of as many tokens if all held the same
+(attention sinks: Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks").
+
+How it fails: shares of an empty state are nan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.experiment.artefacts import Stored
+from analyses.patching.alignment import places_of
+from analyses.states.sizes import spread
+from analyses.states.watching import Watched, chosen_layers, of_one_length, watch
+from hybridlens.boundary import Natural, Positive, public
+from hybridlens.errors import InputError
+from hybridlens.model import HybridLens
+from hybridlens.niah import Span
+from hybridlens.tokens import TokensLike
+
+
+@dataclass(frozen=True)
+class Holding(Stored):
+    """What states hold of some spans of their prompts."""
+
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    """Tokens after which states were taken apart."""
+    spans: tuple[tuple[int, int], ...]
+    """Half-open."""
+    share: Float[Tensor, "rec_layer batch rec_head span pos"]
+    """Of each span; see the module."""
+    rest: Float[Tensor, "rec_layer batch rec_head pos"]
+    """Of all tokens outside the spans."""
+
+    @property
+    def even(self) -> Float[Tensor, "span pos"]:
+        """What each span's share would be if all tokens read held the same."""
+        counts = [[max(0, min(stop, at + 1) - start) / (at + 1) for at in self.positions] for start, stop in self.spans]
+        return torch.tensor(counts, dtype=torch.float64)
+
+
+@public
+def holding(
+    lens: HybridLens,
+    prompts: TokensLike,
+    spans: Sequence[Span],
+    positions: Sequence[int] | None = None,
+    layers: Sequence[Natural] | None = None,
+) -> Holding:
+    """How much of every head's state is held by each of some spans of tokens.
+
+    Args:
+        lens: the model.
+        prompts: text, ids, or lists of either, of one length.
+        spans: half-open token ranges that do not overlap.
+        positions: after which tokens, negative ones counted from the end; 64 spread over the prompt by default.
+        layers: with a state; all when left out.
+
+    Raises:
+        InputError: a model or layer without states, prompts of unequal lengths, or spans that overlap or lie outside.
+    """
+    what = "what states hold"
+    chosen = chosen_layers(lens, layers, what)
+    tokens = of_one_length(lens, prompts)
+    length = tokens.shape[1]
+    at = spread(length) if positions is None else tuple(sorted(set(places_of(positions, length))))
+    _check(spans, length)
+    groups = torch.zeros(len(spans) + 1, length, dtype=torch.bool)
+    for i, (start, stop) in enumerate(spans):
+        groups[i, start:stop] = True
+    groups[-1] = ~groups.any(dim=0)
+
+    def measure(layer: Watched) -> Tensor:
+        return _shares(layer, groups.to(layer.states.device), at).cpu()
+
+    shares = torch.stack(watch(lens, tokens, chosen, measure, what))
+    return Holding(chosen, at, tuple(spans), shares[..., :-1, :], shares[..., -1, :])
+
+
+@public
+def sinks(
+    lens: HybridLens,
+    prompts: TokensLike,
+    first: Positive = 4,
+    positions: Sequence[int] | None = None,
+    layers: Sequence[Natural] | None = None,
+) -> Holding:
+    """How much of every head's state the first tokens hold: `holding` of one span.
+
+    Args:
+        lens: the model.
+        prompts: as `holding`.
+        first: how many tokens.
+        positions: as `holding`.
+        layers: as `holding`.
+
+    Raises:
+        InputError: as `holding`, or prompts of fewer tokens.
+    """
+    return holding(lens, prompts, [(0, first)], positions, layers)
+
+
+def _check(spans: Sequence[Span], length: int) -> None:
+    for start, stop in spans:
+        if not 0 <= start < stop <= length:
+            raise InputError(f"span {start}..{stop} does not lie in a prompt of {length} tokens")
+    order = sorted(spans)
+    for (_, end), (start, stop) in pairwise(order):
+        if start < end:
+            raise InputError(f"span {start}..{stop} overlaps one that ends at {end}; give disjoint ones")
+
+
+def _shares(layer: Watched, groups: Tensor, at: Sequence[int]) -> Float[Tensor, "batch rec_head group pos"]:
+    """Of each group of tokens; its part of the state is what a run gives in which all other tokens are silent."""
+    op, rows = layer.operator, layer.states.shape[0]
+    whole = op.by_head(layer.states[:, list(at)]).double().flatten(-2)
+    shares = list[Tensor]()
+    for group in groups:
+        terms, state, parts, begun = op.silenced(layer.terms, ~group[None]), op.empty(rows, whole.device), [], 0
+        for position in at:
+            state = op.run(op.at(terms, slice(begun, position + 1)), state).final
+            begun = position + 1
+            parts.append(op.by_head(state).double().flatten(-2))
+        shares.append((torch.stack(parts, dim=1) * whole).sum(dim=-1) / whole.square().sum(dim=-1))
+    return torch.stack(shares, dim=-1).permute(0, 2, 3, 1)

@@ -1,0 +1,99 @@
+"""How large a state is, and how many directions it uses, token by token.
+
+With σ the singular values of a head's state as a matrix (value by address; of Mamba's state channels by state size):
+
+* norm: the Frobenius norm, √Σσ².
+* effective rank: exp of the entropy of σ / Σσ (Roy & Vetterli 2007, "The effective rank"): from 1, all in one
+  direction, to the smaller of the two widths.
+* stable rank: Σσ² / max σ² (Rudelson & Vershynin 2007), which small singular values do not move.
+
+How it fails: a state without addresses (RG-LRU's) is a vector, which has no rank: `None`. Of an empty state both ranks
+are nan. Singular values are made in float64, of as many matrices as layers × prompts × heads × positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.experiment.artefacts import Stored
+from analyses.patching.alignment import places_of
+from analyses.states.watching import Watched, chosen_layers, of_one_length, watch
+from hybridlens.boundary import Natural, public
+from hybridlens.errors import InputError
+from hybridlens.model import HybridLens
+from hybridlens.tokens import TokensLike
+
+PLACES = 64
+"""Positions at which ranks are made by default, spread over the prompt."""
+
+
+@dataclass(frozen=True)
+class Sizes(Stored):
+    """Norm and ranks of states over time."""
+
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    """Tokens after which states were measured, counted from 0."""
+    norm: Float[Tensor, "rec_layer batch rec_head pos"]
+    effective_rank: Float[Tensor, "rec_layer batch rec_head pos"] | None
+    """None where states are vectors."""
+    stable_rank: Float[Tensor, "rec_layer batch rec_head pos"] | None
+    most: int
+    """The largest rank that a head's state can have."""
+
+
+@public
+def sizes(
+    lens: HybridLens,
+    prompts: TokensLike,
+    positions: Sequence[int] | None = None,
+    layers: Sequence[Natural] | None = None,
+) -> Sizes:
+    """Norm, effective and stable rank of every head's state after some tokens of prompts of one length.
+
+    Args:
+        lens: the model.
+        prompts: text, ids, or lists of either.
+        positions: after which tokens, negative ones counted from the end; `PLACES` spread over the prompt by default.
+        layers: with a state; all when left out.
+
+    Raises:
+        InputError: a model or layer without states, prompts of unequal lengths, or positions outside them.
+    """
+    chosen = chosen_layers(lens, layers, "the size of states")
+    tokens = of_one_length(lens, prompts)
+    at = spread(tokens.shape[1]) if positions is None else tuple(places_of(positions, tokens.shape[1]))
+    if not at:
+        raise InputError("no positions were given, expected at least one")
+
+    def measure(layer: Watched) -> tuple[Tensor, Tensor, Tensor]:
+        matrices = layer.operator.by_head(layer.states[:, list(at)]).transpose(1, 2).double()
+        effective, stable = _ranks(matrices)
+        return matrices.flatten(-2).norm(dim=-1).cpu(), effective.cpu(), stable.cpu()
+
+    norm, effective, stable = (
+        torch.stack(part) for part in zip(*watch(lens, tokens, chosen, measure, "the size of states"), strict=True)
+    )
+    wide = lens.cfg.recurrence(chosen[0]).state_shape
+    if len(wide) == 1:
+        return Sizes(chosen, at, norm, None, None, 1)
+    return Sizes(chosen, at, norm, effective, stable, min(wide[-2:]))
+
+
+def spread(length: int, most: int = PLACES) -> tuple[int, ...]:
+    """At most so many positions of a prompt, evenly spread, the last among them."""
+    return tuple(sorted({-(-(i + 1) * length // min(most, length)) - 1 for i in range(min(most, length))}))
+
+
+def _ranks(matrices: Float[Tensor, "*lead value address"]) -> tuple[Tensor, Tensor]:
+    """Effective and stable rank [*lead]; nan of an empty matrix."""
+    values = torch.linalg.svdvals(matrices)
+    shares = values / values.sum(dim=-1, keepdim=True)
+    effective = torch.special.entr(shares).sum(dim=-1).exp()
+    squares = values.square()
+    return effective, squares.sum(dim=-1) / squares[..., 0]

@@ -1,0 +1,75 @@
+"""Half-lives: how long what is written into a state stays there, by what multiplies the state at each token.
+
+A part of the state that a token multiplies by a_t is left with ∏ a_t of what it held, so that its mean log decay
+E[ln a] is a rate in nats a token, and ln 2 / -E[ln a] the number of tokens in which half of it is gone (the time
+constants of Gu et al. 2022, "How to Train Your HiPPO"; of Mamba and RG-LRU they depend on the text, so they are means
+over one). All parts together are the decay spectrum.
+
+How it fails: the first token of a prompt decays nothing and is left out. A delta rule forgets by erasing as well, which
+no half-life shows (`analyses.states.flow`); `analyses.states.holding` measures what is really left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.experiment.artefacts import Stored
+from analyses.states.watching import Watched, chosen_layers, of_one_length, watch
+from hybridlens.boundary import Natural, public
+from hybridlens.errors import InputError
+from hybridlens.model import HybridLens
+from hybridlens.tokens import TokensLike
+
+
+@dataclass(frozen=True)
+class Spectrum(Stored):
+    """Decays of the recurrent layers over some prompts."""
+
+    layers: tuple[int, ...]
+    length: int
+    """Tokens of each prompt."""
+    log_decay: Float[Tensor, "rec_layer rec_head entry"]
+    """Mean over tokens of ln a, nats a token; -inf where a token takes away everything."""
+    spread: Float[Tensor, "rec_layer rec_head entry"]
+    """Standard deviation of ln a over tokens: how much the text decides; nan where `log_decay` is -inf."""
+
+    @property
+    def half_life(self) -> Float[Tensor, "rec_layer rec_head entry"]:
+        """Tokens until half is gone: ln 2 / -`log_decay`; inf for what never decays, 0 for what is taken at once."""
+        return math.log(2) / -self.log_decay
+
+    @property
+    def beyond(self) -> Float[Tensor, "rec_layer rec_head"]:
+        """The share of a head's parts whose half-life is longer than the prompts."""
+        return (self.half_life > self.length).double().mean(dim=-1)
+
+
+@public
+def spectrum(lens: HybridLens, prompts: TokensLike, layers: Sequence[Natural] | None = None) -> Spectrum:
+    """Half-lives of every part of every state, over prompts of one length.
+
+    Args:
+        lens: the model.
+        prompts: text, ids, or lists of either, of at least two tokens each.
+        layers: with a state; all when left out.
+
+    Raises:
+        InputError: a model or layer without states, or prompts of unequal lengths or of one token.
+    """
+    chosen = chosen_layers(lens, layers, "a decay spectrum")
+    tokens = of_one_length(lens, prompts)
+    if tokens.shape[1] < 2:
+        raise InputError("prompts of one token were given, expected at least two: the first decays nothing")
+
+    def measure(layer: Watched) -> tuple[Tensor, Tensor]:
+        logs = layer.operator.decays(layer.terms)[:, 1:].double().log().flatten(0, 1)
+        return logs.mean(dim=0).cpu(), logs.std(dim=0, correction=0).cpu()
+
+    rates, spreads = zip(*watch(lens, tokens, chosen, measure, "a decay spectrum"), strict=True)
+    return Spectrum(chosen, tokens.shape[1], torch.stack(rates), torch.stack(spreads))
