@@ -7,6 +7,7 @@ from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.options.crossover import CrossoverConfig
 from analyses.experiment.options.patch import PatchConfig
 from analyses.experiment.options.rankings import RankingsConfig
+from analyses.experiment.options.states import StatesConfig
 from analyses.experiment.options.study import NiahConfig, ReproduceConfig
 
 EXPERIMENTS: tuple[Declared, ...] = (
@@ -64,6 +65,16 @@ EXPERIMENTS: tuple[Declared, ...] = (
         """Which memory holds the needle: keys and values of one prompt, recurrent states of another, and which is told.
 
         The same command goes on where a run was stopped.
+        """,
+    ),
+    Declared(
+        "states",
+        StatesConfig,
+        "analyses.states.experiment:StatesRun",
+        """What recurrent states hold: half-lives, ranks, what tokens write, recall and erase, and which tokens stand there.
+
+        Heads that hold most of the needle are silenced beside random ones, and linear probes read it from the states
+        beside shuffled labels. The same command goes on where a run was stopped.
         """,
     ),
 )

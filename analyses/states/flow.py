@@ -47,6 +47,11 @@ class Flow(Stored):
     already: Float[Tensor, "rec_layer batch rec_head pos"]
     erased: Float[Tensor, "rec_layer batch rec_head pos"]
 
+    @property
+    def erases(self) -> bool:
+        """Whether anything was erased."""
+        return bool((self.erased > 0).any())
+
 
 @public
 def flow(lens: HybridLens, prompts: TokensLike, layers: Sequence[Natural] | None = None) -> Flow:

@@ -1,0 +1,50 @@
+"""The options of what states say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from analyses.experiment.options.base import MaybeNumbers, Options, Seed, one_of
+from analyses.experiment.options.needles import Depths
+from hybridlens import niah
+from hybridlens.errors import InputError
+
+METRICS = ("logit-difference", "kl")
+
+
+class StatesConfig(Options):
+    """Options of what states say; a field with a description is one of the command's."""
+
+    texts: Path | None = Field(
+        None, description="A text file, or a JSON list of texts, to measure instead of needle prompts."
+    )
+    needle: Annotated[str, one_of(tuple(niah.NEEDLES), "--needle")] = Field(
+        "paper", description="A built-in needle, of the prompts."
+    )
+    length: int | None = Field(
+        None, ge=1, le=10**7, description="Tokens of the prompts; the shortest of the benchmark by default."
+    )
+    depths: Depths = Field((10, 50, 90), description="Needle depths in percent, 0 the start.")
+    layers: MaybeNumbers = Field(None, description="Recurrent layers, like 0,2 or 0..3; all when left out.")
+    first: int = Field(4, ge=1, le=10**6, description="Tokens at the start that may be a sink.")
+    knockouts: bool = Field(True, description="Silence the heads that hold most of the needle, and random ones.")
+    metric: Annotated[str | None, one_of(METRICS, "--metric")] = Field(
+        None,
+        description="Of knockouts: logit-difference or kl; by default the first, where answers differ with the needle.",
+    )
+    controls: int = Field(20, ge=1, le=10_000, description="Random sets of heads.")
+    probes: bool = Field(True, description="Read which needle it was from the states, by linear probes.")
+    haystacks: int = Field(24, ge=5, le=10_000, description="Of the probes: essays, with either needle in each.")
+    shuffles: int = Field(20, ge=1, le=10_000, description="Of the probes: times that labels are shuffled.")
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> StatesConfig:
+        own = {name for name in ("needle", "length", "depths") if name in self.model_fields_set}
+        changed = sorted(name for name in own if getattr(self, name) != type(self).model_fields[name].default)
+        if self.texts is not None and changed:
+            raise InputError(f"--texts and --{changed[0]} are given; own texts have no needle, give one of the two")
+        return self
