@@ -21,6 +21,7 @@ from transformer_lens.hook_points import HookPoint as TransformerLensHookPoint
 
 from hybridlens.errors import HookFunctionError
 from hybridlens.hook_functions import HookFunction, differing, mismatch, unchanged
+from hybridlens.shapes import Positions
 from hybridlens.slots import KeySlots
 from hybridlens.visits import HERE, Own, Visit, version
 
@@ -155,6 +156,14 @@ class HookPoint(TransformerLensHookPoint):
             HERE.slots.pop(self, None)
         else:
             HERE.slots[self] = slots
+
+    @property
+    def positions(self) -> Positions | None:
+        """While a hook function runs in a forward pass: the absolute position of each token, padding counted on.
+
+        Of the rows that the function was given. Where it is given blocks of queries, `slots` says which these are.
+        """
+        return HERE.visits[-1].positions if HERE.visits and HERE.visits[-1].point is self else None
 
     def freeze(self, mask: Tensor) -> None:
         """Say, in a hook function, that entries count as edited though they keep the value they have.

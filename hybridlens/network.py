@@ -25,6 +25,7 @@ from hybridlens.mlps import HookedMoe
 from hybridlens.passes import Pass, trimmed
 from hybridlens.shapes import Lengths, Logits, Resid, Tokens
 from hybridlens.state import HybridState, Memories
+from hybridlens.visits import reading
 
 
 class Output(NamedTuple):
@@ -95,11 +96,12 @@ class HookedNetwork(nn.Module):
             self._check(state, tokens.shape[0], weights)
         run = Pass(tokens, lengths, state)
         embedded = embedding(tokens)
-        resid = self.hook_embed(embedded if self.embed_scale == 1.0 else embedded * self.embed_scale)
-        if self.reads_embedding:
-            run.embedded = resid
-        resid, layers = self._through(0, resid, run, state)
-        logits = self._unembedded(resid, lengths, last_only)
+        with reading(run.positions):
+            resid = self.hook_embed(embedded if self.embed_scale == 1.0 else embedded * self.embed_scale)
+            if self.reads_embedding:
+                run.embedded = resid
+            resid, layers = self._through(0, resid, run, state)
+            logits = self._unembedded(resid, lengths, last_only)
         return Output(logits, trimmed(self._state(run, tuple(layers), weights)))
 
     def resume(
@@ -136,12 +138,14 @@ class HookedNetwork(nn.Module):
         tokens = resid.new_zeros(resid.shape[:2], dtype=torch.long)
         run = Pass(tokens, lengths, before)
         run.embedded = embedded
-        resid, layers = self._through(layer, resid, run, before)
+        with reading(run.positions):
+            resid, layers = self._through(layer, resid, run, before)
+            logits = self._unembedded(resid, lengths, last_only)
         kept = tuple(  # as a sliding window left them
             {name: memory.newest(there[name].slots) for name, memory in held.items()}
             for held, there in zip(layers, after.layers[layer:], strict=True)
         )
-        return Output(self._unembedded(resid, lengths, last_only), replace(after, layers=after.layers[:layer] + kept))
+        return Output(logits, replace(after, layers=after.layers[:layer] + kept))
 
     def _through(self, first: int, resid: Resid, run: Pass, state: HybridState | None) -> tuple[Resid, list[Memories]]:
         """The layers from `first` on: the residual stream behind them, and what each remembers."""

@@ -3,7 +3,8 @@
 The stream is a sum: the embedding, and what every part of every layer adds. A part that writes by heads says where its
 heads' values stand (`HeadWrites`): what each adds is the output projection's map of its own, and they add up to the
 part's write less its bias. A norm behind the projection is gone through with its scale as it was in the run. Attention
-also says what its heads read through which map (`HeadReads`). Everything that follows single terms of the stream
+also says what its heads read through which map (`HeadReads`), and a mixer with a state which part of it is whose head's
+(`HeadStates`). Everything that follows single terms of the stream
 (direct attribution, paths, edges, circuits) goes over these descriptions, and over nothing else.
 """
 
@@ -79,6 +80,41 @@ class HeadReads(NamedTuple):
     """What stands there, given the normalised stream."""
     slope: Callable[[Tensor], Tensor]
     """How it changes with the linear map before its activation, given its value: 1 where there is no activation."""
+
+
+class HeadStates(NamedTuple):
+    """A recurrent mixer's state by heads, and the points that silence a head's use of it.
+
+    Both points hold a row of numbers for each head, [b p n width] or [b p (n width)]; those of a head and token set to 0
+    do what is said here, exactly, and nothing else. No trajectory of states has to be made for it.
+    """
+
+    n: int
+    """How many heads: of a matrix state, RG-LRU's blocks of channels, 1 for a Mamba layer."""
+    write: str
+    """The hook point, in its layer, at which 0 has a token add nothing to its head's state: all that is left is decay.
+
+    A delta rule then erases nothing either.
+    """
+    read: str
+    """The hook point, in its layer, at which 0 has a token read nothing out of its head's state.
+
+    What passes the state by (D x) is still there.
+    """
+
+    def by_head(self, state: Float[Tensor, "batch *state"]) -> Float[Tensor, "batch rec_head entry"]:
+        """A layer's states, one row of numbers a head."""
+        return state.reshape(state.shape[0], self.n, -1)
+
+
+@runtime_checkable
+class StatesByHead(Protocol):
+    """A mixer that holds a state, by heads."""
+
+    @property
+    def head_states(self) -> HeadStates:
+        """Which part of it is whose, and what silences a head."""
+        ...
 
 
 @runtime_checkable

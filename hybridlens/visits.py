@@ -1,8 +1,8 @@
 """What the hooks of one thread's runs are doing right now.
 
 Hook points belong to a model that several threads may run at once; whatever concerns one run only is kept here,
-by thread: the hook functions that are attached, the visit that a point is having, and where queries and keys
-stand in the text meanwhile. So no run sees the hooks of another, and nothing has to be locked.
+by thread: the hook functions that are attached, the visit that a point is having, and where tokens, queries and
+keys stand in the text meanwhile. So no run sees the hooks of another, and nothing has to be locked.
 
 How it fails: a `Visit` refuses, in one line, a mask that is not one of truth values over its activation, and
 two writings in place that contradict each other.
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hybridlens.errors import HookFunctionError
 from hybridlens.hook_functions import HookFunction
+from hybridlens.shapes import Positions
 from hybridlens.slots import KeySlots
 
 if TYPE_CHECKING:
@@ -39,10 +40,21 @@ class _Here(threading.local):
     def __init__(self) -> None:
         self.hooks: dict[HookPoint, Own] = {}
         self.slots: dict[HookPoint, KeySlots] = {}
+        self.positions: Positions | None = None
         self.visits: list[Visit] = []
 
 
 HERE = _Here()
+
+
+@contextmanager
+def reading(positions: Positions) -> Generator[None]:
+    """The length of a forward pass over tokens at these absolute positions; a pass within another has its own."""
+    outer, HERE.positions = HERE.positions, positions
+    try:
+        yield
+    finally:
+        HERE.positions = outer
 
 
 class _Handed(NamedTuple):
@@ -78,6 +90,8 @@ class Visit:
     def __init__(self, point: HookPoint, given: Tensor) -> None:
         self.point = point
         self.given = given
+        self.positions = HERE.positions
+        """Absolute position of each token of the pass; None outside one."""
         self.frozen: Tensor | None = None
         """True where a hook said that an entry counts as edited; None where none did."""
         self._earlier: _Handed | None = None
@@ -121,6 +135,7 @@ class Visit:
             part: what the hook function is given of them.
         """
         inner = Visit(self.point, part)
+        inner.positions = None if self.positions is None else self.positions[index.to(self.positions.device)]
         with inner.open():
             yield
         if inner.frozen is not None:

@@ -24,6 +24,7 @@ from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.base import Run
 from hybridlens.recurrences.selective import Selective, SelectiveTerms
 from hybridlens.shapes import Resid
+from hybridlens.stream import HeadStates
 
 
 class MambaNorms(NamedTuple):
@@ -95,6 +96,11 @@ class Mamba(DiagonalMixer[Selective]):
         explicit = self.diagonal.hold(given._replace(decay=decay, write=write, source=source), run.valid)
         out = through(self.diagonal, explicit, initial, self.hook_state, run.valid)
         return out, lambda: self.diagonal.hidden_attention(explicit)
+
+    @property
+    def head_states(self) -> HeadStates:
+        """One: its channels share B and C. Where B is 0 nothing is written, where C is 0 nothing is read out."""
+        return HeadStates(1, "ssm.hook_B", "ssm.hook_C")
 
     def linear_parts(self, read: Read) -> RecurrentParts:
         """Its linear maps. At rest nothing is written into the state, and D alone passes the input on."""

@@ -27,7 +27,7 @@ from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.matrix import Matrix
 from hybridlens.shapes import Channels, Resid
-from hybridlens.stream import HeadWrites
+from hybridlens.stream import HeadStates, HeadWrites
 
 M = TypeVar("M", bound=Matrix[Any])
 """A kind's operator."""
@@ -166,6 +166,11 @@ class MatrixState(RecurrentMixer[M], ABC):
     def head_writes(self) -> HeadWrites:
         """What its heads write, the norm's scale as it was in the run."""
         return HeadWrites("ssm_head", self.cfg.state_shape[0], "ssm.hook_normed", self.out)
+
+    @property
+    def head_states(self) -> HeadStates:
+        """A matrix a head. At address 0 nothing is written, nor erased; values may pass the state by."""
+        return HeadStates(self.cfg.state_shape[0], "ssm.hook_k", "ssm.hook_q")
 
     def linear_parts(self, read: Read) -> RecurrentParts:
         """The linear maps of its values, the channels that are written."""

@@ -25,6 +25,7 @@ from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.diagonal import Diagonal, DiagonalTerms
 from hybridlens.shapes import Channels, Resid
+from hybridlens.stream import HeadStates
 
 
 class RgLru(DiagonalMixer[Diagonal]):
@@ -70,6 +71,11 @@ class RgLru(DiagonalMixer[Diagonal]):
         y = self.hook_y(read.to(x.dtype))
         self.hook_pattern.lazily(lambda: op.hidden_attention(terms))
         return self.out(y * gate), remember(conv, final)
+
+    @property
+    def head_states(self) -> HeadStates:
+        """Its blocks of channels: what gates are made of is read within a block. The readout is the state itself."""
+        return HeadStates(self.recurrence.groups, "ssm.hook_write", "ssm.hook_y")
 
     def linear_parts(self, read: Read) -> RecurrentParts:
         """Its linear maps. At rest both gates are the sigmoids of their biases."""
