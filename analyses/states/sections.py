@@ -14,14 +14,12 @@ from torch import Tensor
 
 from analyses.states.found import Found, OfPrompt
 from analyses.states.looking import HiddenHeads, shown_positions
-from analyses.states.probe import StateProbes
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Patterns, Section, Table, Words
 from hybridlens.viz.curves import lasting_curves, token_curves
 from hybridlens.viz.entries import Entry, percent
 from hybridlens.viz.layout import COLORS
 from hybridlens.viz.patterns import PatternFigure
 from hybridlens.viz.positions import position_heatmap, position_height, position_width, visible
-from hybridlens.viz.words import DASH
 
 SURE = 0.05
 """A p-value up to this is said to be further than chance."""
@@ -139,8 +137,8 @@ _TITLES = {
     "erased": "Erased: what a token takes away at its address, against all that stood there (norms)",
 }
 _FLOW = (
-    "Means over the heads of each layer; what decay leaves is in the table above. 1 of “stood there already” means that "
-    "just what is written stood there, above 1 more of it, below 0 its opposite."
+    "Means over the heads of each layer; what decay leaves is in the table above. 1 of “stood there already” means "
+    "that just what is written stood there, above 1 more of it, below 0 its opposite."
 )
 
 
@@ -156,8 +154,8 @@ def held(found: Found) -> Section:
         figure = token_curves(curves, of.holding.positions, "share of the state", of.prompt.needle)
         charts.append(Chart(figure, f"{title}: share of the states over the prompt, by layer", title))
     text = (
-        "A state is the sum of what all tokens put there and of which something is left. The share of a span's own sum C "
-        "in the state S is ⟨C, S⟩ / ⟨S, S⟩; the shares of all tokens add up to 1. Means over the heads of each layer, in "
+        "A state is the sum of what is left of all that tokens put there. The share of a span's own sum C in the "
+        "state S is ⟨C, S⟩ / ⟨S, S⟩; the shares of all tokens add up to 1. Means over the heads of each layer, in "
         f"the prompt with the {of.prompt.words}."
     )
     rows: list[tuple[Entry, ...]] = []
