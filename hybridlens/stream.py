@@ -85,8 +85,8 @@ class HeadReads(NamedTuple):
 class HeadStates(NamedTuple):
     """A recurrent mixer's state by heads, and the points that silence a head's use of it.
 
-    Both points hold a row of numbers for each head, [b p n width] or [b p (n width)]; those of a head and token set to 0
-    do what is said here, exactly, and nothing else. No trajectory of states has to be made for it.
+    Both points hold a row of numbers for each head, [b p n width] or [b p (n width)]. Those of a head and token set to
+    0 do what is said here, exactly, and nothing else; no trajectory of states has to be made for it.
     """
 
     n: int
