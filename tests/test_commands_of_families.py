@@ -17,6 +17,7 @@ COMMANDS = {
     "crossover": [*SHORT, "--pairs", "oslo", "--max-new-tokens", "2"],
     "circuits": ["--sample", "50"],
     "patch": ["--length", "110", "--sweeps", "resid_pre,state"],
+    "states": ["--length", "110", "--controls", "2", "--haystacks", "6", "--shuffles", "2"],
 }
 
 
@@ -29,14 +30,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command(command, folders, tmp_path, capsys, small_bundles):
-    """Without attention, all that is about it is refused before anything is made; so is a crossover without states."""
+    """Without attention, all that is about it is refused before anything is made; so is a crossover, and what states say, without states."""
     for family, folder in folders.items():
         out = tmp_path / family
         options = [text if family in WITH_STATE else text.replace("state", "conv") for text in COMMANDS[command]]
         status = main([command, *options, "--model", str(folder), "--out", str(out)])
         printed = capsys.readouterr()
-        silent = command == "crossover" and family not in WITH_STATE
-        if (family in WITH_ATTENTION or command == "patch") and not silent:
+        silent = command in ("crossover", "states") and family not in WITH_STATE
+        if (family in WITH_ATTENTION or command in ("patch", "states")) and not silent:
             assert status == 0, printed.err
             assert json.loads((out / "run.json").read_text())["status"] == "complete"
             assert (out / "report.html").is_file()
