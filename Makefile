@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 RESULTS := results
 MODELS := tiny-jamba tiny-recurrentgemma
 # What the demo makes, the longest first.
-PARTS := $(foreach part,rankings study crossover patch circuits,$(addsuffix -$(part),$(MODELS)))
+PARTS := $(foreach part,rankings study crossover patch states circuits,$(addsuffix -$(part),$(MODELS)))
 JOBS := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 # The first Python of at least 3.11 on the path; constraints.txt was tried with 3.11.
@@ -44,7 +44,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 help:
-	@echo "make demo   the paper's experiments, head circuits, patching and crossover of two tiny hybrids, into $(RESULTS)/"
+	@echo "make demo   the paper's experiments, head circuits, patching, crossover and states of two tiny hybrids, into $(RESULTS)/"
 	@echo "make test   lint, types, tests, the numerical ones under other instruction sets too, and notebooks"
 	@echo "make families-table  what works for each family, into hybridlens/supported.json"
 	@echo "make compat the oldest and newest torch and transformers, and every Python: minutes each, gigabytes fetched"

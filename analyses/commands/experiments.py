@@ -71,7 +71,7 @@ EXPERIMENTS: tuple[Declared, ...] = (
         "states",
         StatesConfig,
         "analyses.states.experiment:StatesRun",
-        """What recurrent states hold, of which tokens and for how long: half-lives, ranks, writes, recalls and erasures.
+        """What recurrent states hold, of which tokens and how long: half-lives, ranks, writes, recalls and erasures.
 
         Heads that hold most of the needle are silenced beside random ones, and linear probes read it from the states
         beside shuffled labels. The same command goes on where a run was stopped.

@@ -116,10 +116,11 @@ def _probed(found: Found) -> Iterable[str]:
     probes = found.probes
     if probes is None:
         return
-    best = sections.best_probe(probes)
+    best, n = sections.best_probe(probes), sum(probes.heads)
+    sure = "" if best.p <= sections.SURE else f", which the best of {n} heads may be by chance (p = {best.p:.2g})"
     yield (
         f"Which of two needles a prompt has is read off the state of {best.where} by a linear probe in "
-        f"{percent(best.accuracy)} of the prompts, with shuffled labels in {percent(best.shuffled)}."
+        f"{percent(best.accuracy)} of the prompts, with shuffled labels in {percent(best.shuffled)}{sure}."
     )
 
 

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from analyses.states.found import Found, OfPrompt
 from analyses.states.looking import HiddenHeads, shown_positions
+from analyses.states.probe import Read, StateProbes
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Patterns, Section, Table, Words
 from hybridlens.viz.curves import lasting_curves, token_curves
 from hybridlens.viz.entries import Entry, percent
 from hybridlens.viz.layout import COLORS
 from hybridlens.viz.patterns import PatternFigure
 from hybridlens.viz.positions import position_heatmap, position_height, position_width, visible
+from hybridlens.viz.words import DASH
 
 SURE = 0.05
 """A p-value up to this is said to be further than chance."""
@@ -44,6 +46,9 @@ class BestProbe(NamedTuple):
     where: str
     accuracy: float
     shuffled: float
+    p: float
+    """The share of shuffles, the labels themselves included, of which the best head of all is as good (Westfall and
+    Young 1993, "Resampling-Based Multiple Testing")."""
 
 
 def half_lives(found: Found) -> Section:
@@ -207,6 +212,44 @@ def knocked(found: Found) -> Section:
     )
     header = ("silenced", "untouched", "without", "change", "random heads", "p")
     return Section("knockouts", "Who needs it: heads silenced", (Words(text), Table(header, tuple(rows))))
+
+
+def probed(probes: StateProbes) -> Section:
+    """What probes read of each layer's states, stream and convolution."""
+    rows: list[tuple[Entry, ...]] = []
+    for i, layer in enumerate(probes.layers):
+        best = int(probes.states.accuracy[i].nan_to_num(-1.0).argmax())
+        name = f"L{layer} S{best}" if probes.heads[i] > 1 else f"L{layer}"
+        rows.append((
+            name, _accuracy(probes.states, i, best), percent(float(probes.states.accuracy[i].nanmean())),
+            _accuracy(probes.stream, i), _accuracy(probes.convolution, i),
+        ))  # fmt: skip
+    text = (
+        "Which of two needles a prompt has, read off after its last token by a linear probe (ridge regression, "
+        f"{probes.folds} folds, both prompts of an essay in one fold): accuracy, its mean when labels are shuffled "
+        f"{probes.states.shuffled.shape[-1]} times, and p, the share of shuffles, the labels themselves included, that "
+        f"are read as well. Guessing is right in {percent(probes.majority)}. The best of several heads is best by "
+        "chance too, and its p here is of that head alone. What the stream that enters the layer tells as well, or its "
+        "convolution, the state need not have remembered."
+    )
+    header = ("best head of the layer", "state", "mean over heads", "stream into the layer", "convolution")
+    return Section("probes", "What a linear probe reads", (Words(text), Table(header, tuple(rows))))
+
+
+def best_probe(probes: StateProbes) -> BestProbe:
+    """The state that the needle is read from best, with what shuffled labels give there."""
+    ((layer, head), accuracy, _), *_ = probes.top(1)
+    place = probes.layers.index(layer)
+    best = probes.states.shuffled.nan_to_num(-1.0).flatten(0, 1).amax(dim=0)
+    p = (1 + int((best >= accuracy).sum())) / (1 + len(best))
+    return BestProbe(f"L{layer} S{head}", accuracy, float(probes.states.shuffled[place, head].mean()), p)
+
+
+def _accuracy(read: Read, *place: int) -> Entry:
+    accuracy, p = float(read.accuracy[place]), float(read.p_value[place])
+    if math.isnan(accuracy):
+        return DASH
+    return percent(accuracy), f"shuffled {percent(float(read.shuffled[place].mean()))}, p = {p:.2g}"
 
 
 def heads_words(heads: Sequence[tuple[int, int]]) -> str:
