@@ -2,9 +2,9 @@
 
 Every prompt is read up to a position, and of what the model then remembers the state of each recurrent head is taken as
 it is, one long vector: of a matrix state all u × m entries, of RG-LRU a block's channels, of Mamba c × n. A probe
-(`analyses.states.linear_probe`, which has its formula, controls and sources) predicts the prompt's label from it. Two things beside
-say what that means: the residual stream that enters the layer at that position, and the last inputs of the layer's
-convolution. What these tell as well need not have been remembered by the state.
+predicts the prompt's label from it (`analyses.states.linear_probe`, which has its formula, controls and sources). Two
+things beside say what that means: the residual stream that enters the layer at that position, and the last inputs of
+the layer's convolution. What these tell as well need not have been remembered by the state.
 
 No trajectory is kept: of each prompt one state of each layer, and of so many layers at once as fit `memory`; prompts
 are read once for every such portion.
@@ -138,7 +138,8 @@ class StateProbes(Stored):
     seed: int
     model: str
 
-    def at(self, layer: int, head: int = 0) -> Accuracies:
+    @public
+    def at(self, layer: Natural, head: Natural = 0) -> Accuracies:
         """What the probe of one head reads.
 
         Raises:
@@ -152,7 +153,8 @@ class StateProbes(Stored):
             raise InputError(f"head {head} of layer {layer} was not probed; there are 0..{self.heads[row] - 1}")
         return Accuracies(float(self.states.accuracy[row, head]), self.states.shuffled[row, head])
 
-    def top(self, n: int = 10) -> list[tuple[RecurrentHead, float, float]]:
+    @public
+    def top(self, n: Natural = 10) -> list[tuple[RecurrentHead, float, float]]:
         """The `n` heads whose states are read best: (layer, head), accuracy and selectivity."""
         selectivity = self.states.selectivity
         places = largest(selectivity.nan_to_num(-torch.inf), min(n, sum(self.heads)))
