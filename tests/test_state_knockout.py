@@ -93,8 +93,9 @@ def test_a_layer_without_its_heads_by_plain_loops(family, what):
         def keep(x, hook, kept=kept):
             kept["y"] = x.clone()
 
-        with torch.no_grad(), lens.hooks([(point, keep)]):
-            state, logits = lens.prefill(ids, knock_out_rows(lens, rows, what))
+        edits = knock_out_rows(lens, rows, what)
+        with torch.no_grad(), lens.editing(edits, "prefill") as forward, lens.hooks([(point, keep)]):
+            logits, state = forward(ids)
         close(kept["y"], y, LAYER, dtype=torch.float32, what=(layer, "y"))
         close(state.layers[layer]["ssm"].recurrent, final, LAYER, dtype=torch.float32, what=(layer, "state"))
         assert torch.equal(kept["y"][0].double(), plain[0]), "a row that stays whole hears of another's"
