@@ -86,6 +86,7 @@ HEAVY = {
     "pyarrow",
     "numpy",
     "scipy",
+    "sklearn",
 }
 
 

@@ -19,7 +19,7 @@ def told(seen):
 
 @pytest.mark.parametrize("family", KINDS)
 def test_every_point_over_tokens_tells_them(family):
-    """In one pass over a ragged batch, padding counted on, and in a pass that goes on from it, each row from its end."""
+    """In a pass over a ragged batch, padding counted on, and in one that goes on from it, each row from its end."""
     lens = HybridLens(make(family))
     names = [name for name, spec in lens.hook_points.items() if spec.axes[:2] == ("b", "p")]
     seen: dict[str, list] = {}
@@ -40,7 +40,7 @@ def test_edits_of_rows_find_their_own():
 
 
 def test_runs_that_begin_in_the_middle_and_passes_within_passes():
-    """`resume` tells its own; a run that a hook function starts has its own, and leaves the outer one's as they were."""
+    """`resume` tells its own; a run that a hook function starts has its own, and leaves the outer one's."""
     lens, ids = HybridLens(make("jamba")), tokens(2, 6)
     seen: dict[str, list] = {}
     with torch.no_grad():

@@ -134,7 +134,8 @@ class KnockoutMap(OfRun):
         """What each knock-out added to the metric."""
         return self.values - self.untouched
 
-    def top(self, n: int = 10) -> list[tuple[RecurrentHead, tuple[int, int], float]]:
+    @public
+    def top(self, n: Natural = 10) -> list[tuple[RecurrentHead, tuple[int, int], float]]:
         """The `n` knock-outs that changed the metric most: head, positions and change."""
         change = self.change
         order = change.abs().flatten().argsort(descending=True, stable=True)[:n].tolist()

@@ -107,7 +107,8 @@ def knock_out(
         raise InputError("no head was given, expected at least one (layer, head) to knock out")
     if positions is not None and not positions:
         raise InputError("no position was given, expected at least one, or None for all")
-    return knock_out_rows(lens, [Silenced(tuple(heads), positions and tuple(positions))], what, phase)
+    places = None if positions is None else tuple(positions)
+    return knock_out_rows(lens, [Silenced(tuple(heads), places)], what, phase)
 
 
 @public
