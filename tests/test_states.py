@@ -34,7 +34,7 @@ def run(request):
 
 def layer_of(run, layer):
     """decay, addressed writes and states of a layer, by head [b p h u m]; blocks of channels where heads are such."""
-    lens, _, kept = run
+    _, _, kept = run
     states_, decay = (kept[f"blocks.{layer}.ssm.hook_{name}"] for name in ("state", "decay"))
     matrix = states_.ndim == 5
     heads = kept[f"blocks.{layer}.ssm.hook_pattern"].shape[1]
@@ -243,7 +243,10 @@ def test_a_planted_rank_is_found(family):
     def axes(x, hook):
         return torch.eye(x.shape[1], x.shape[-1])[None, :, None].expand_as(x)
 
-    points = {"decay": lambda x, hook: torch.ones_like(x), "dt": lambda x, hook: torch.ones_like(x), "v": axes, "k": axes}
+    def ones(x, hook):
+        return torch.ones_like(x)
+
+    points = {"decay": ones, "dt": ones, "v": axes, "k": axes}
     with lens.hooks([(f"blocks.{layer}.ssm.hook_{name}", fn) for name, fn in points.items()]):
         found = states.sizes(lens, tokens(1, 4), [0, 1, 2, 3], [layer])
     ranks = torch.arange(1.0, 5.0, dtype=torch.float64).expand_as(found.norm)
@@ -273,7 +276,7 @@ def test_results_are_read_back_as_they_were(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "call, message",
+    ("call", "message"),
     [
         (lambda lens: states.spectrum(lens, [[1, 2, 3], [1, 2]]), "prompts of 3, 2 tokens were given, expected equal"),
         (lambda lens: states.spectrum(lens, [[1]]), "prompts of one token were given, expected at least two"),
@@ -294,7 +297,9 @@ def test_what_does_not_fit_is_refused_in_one_line(call, message):
         call(hl.HybridLens(make("jamba")))
 
 
-@pytest.mark.parametrize("family, message", [("llama", "no layer of this llama model holds one"), ("lfm2", "its conv")])
+@pytest.mark.parametrize(
+    ("family", "message"), [("llama", "no layer of this llama model holds one"), ("lfm2", "its convolutions alone")]
+)
 def test_models_without_states_are_refused(family, message):
     with pytest.raises(InputError, match=message):
         states.spectrum(hl.HybridLens(make(family)), [[1, 2]])

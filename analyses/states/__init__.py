@@ -7,13 +7,19 @@ Each measure is a function of a lens and prompts, and returns typed tensors:
 * `flow`: what each token leaves, writes, finds there already and erases; `erasures` says of which earlier token.
 * `holding`: how much of a state each span of tokens still holds; `sinks` of the first tokens.
 * `hidden_attention`, and `hidden_figure` for circuitsvis with tokens on its axes.
-* `knock_out` and `knockout`: recurrent heads' writes and reads silenced by position, against random heads.
-* `probe_states`: how much of a label a linear probe reads from each state, against shuffled labels.
+* `knock_out` and `knockout`: recurrent heads' writes and reads silenced by position, against random heads;
+  `knockout_map` silences each head alone, block of positions by block.
+* `probe_states`: how much of a label a linear probe reads from each state, against shuffled labels; `linear_probe` does
+  the same with any activations.
 """
 
 from analyses.states.flow import Flow, erasures, flow
 from analyses.states.hidden import hidden_attention, hidden_figure
 from analyses.states.holding import Holding, holding, sinks
+from analyses.states.knockout import Knockout, KnockoutMap, knockout, knockout_map
+from analyses.states.linear_probe import Probe, linear_probe
+from analyses.states.probe import StateProbes, probe_states
+from analyses.states.silencing import knock_out
 from analyses.states.sizes import Sizes, sizes
 from analyses.states.spectrum import Spectrum, spectrum
 
@@ -30,4 +36,13 @@ __all__ = [
     "sinks",
     "hidden_attention",
     "hidden_figure",
+    "knock_out",
+    "Knockout",
+    "knockout",
+    "KnockoutMap",
+    "knockout_map",
+    "StateProbes",
+    "probe_states",
+    "Probe",
+    "linear_probe",
 ]

@@ -31,7 +31,7 @@ from analyses.states.knockout import Knockout, knockout
 from analyses.states.looking import DRAWN, LONGEST, HiddenHeads, look, most_held, shown_positions, slowest
 from analyses.states.probe import StateProbes, probe_states
 from analyses.states.report import article_of, states_table
-from analyses.states.silencing import recurrent_heads
+from analyses.states.silencing import What, recurrent_heads
 from analyses.states.sizes import Sizes, sizes
 from analyses.states.spectrum import Spectrum, spectrum
 from analyses.states.texts import Measurable, needle_prompts, own_prompts
@@ -49,8 +49,7 @@ class Silence(NamedTuple):
     """One knock-out that is made."""
 
     name: str
-    what: str
-    """"write" or "read"."""
+    what: What
     heads: tuple[tuple[int, int], ...]
     positions: tuple[int, ...]
 
@@ -172,7 +171,8 @@ class StatesRun(Experiment[StatesConfig, Found]):
         made: dict[str, Knockout] = {}
         for n in sorted({1, -(-heads // 4)}):
             chosen = most_held(of.holding, -1, n)
-            for what, positions in (("write", needle), ("read", (len(one.clean) - 1,))):
+            places: dict[What, tuple[int, ...]] = {"write": needle, "read": (len(one.clean) - 1,)}
+            for what, positions in places.items():
                 silence = Silence(f"{what}-{n}", what, chosen, positions)
                 made[silence.name] = folder.take(
                     f"knockouts/{silence.name}.safetensors", [list(one.clean), name, *silence], Knockout.load,
