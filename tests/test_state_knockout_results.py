@@ -11,6 +11,7 @@ from analyses.states.knockout import Knockout, KnockoutMap, knockout, knockout_m
 from analyses.states.silencing import Silenced, head_states, knock_out, knock_out_rows, recurrent_heads
 from hybridlens import HybridLens
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
+from hybridlens.hooks import reads_only
 
 WITHOUT = tuple(family for family in KINDS if family not in WITH_STATE)
 
@@ -134,6 +135,19 @@ def test_what_cannot_be_is_refused_in_one_line():
     ):
         with pytest.raises(UnknownNameError, match="does not exist"):
             call()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_in_any_dtype_and_with_gradients(dtype):
+    """What is silenced has no gradient, what is not has one; values stay in the model's dtype."""
+    lens, ids, seen = HybridLens(make("jamba").to(dtype)), tokens(1, 6), []
+    (edit,) = knock_out(lens, [(2, 0)], [3])
+    with lens.hooks([(edit.hook, reads_only(lambda x, hook: seen.append(x))), (edit.hook, edit.fn)]):
+        logits = lens(ids)
+    assert logits.dtype == dtype
+    (gradient,) = torch.autograd.grad(logits[0, -1].float().square().sum(), seen)
+    assert not bool(gradient[:, 3].any())
+    assert bool(gradient[:, [0, 1, 2, 4, 5]].any(dim=-1).all())
 
 
 def nan(logits):

@@ -5,6 +5,8 @@ heads are made blind to it: their input maps take all values for one and the sam
 random models probes get the very states that reading each prompt by itself leaves.
 """
 
+from dataclasses import replace
+
 import planted_memory
 import pytest
 import torch
@@ -139,6 +141,24 @@ def test_layers_with_fewer_heads_have_no_number_where_they_have_none():
     shuffled = torch.tensor([[[0.5, 0.25], [torch.nan] * 2], [[0.5, 0.5], [0.25, 0.0]]], dtype=torch.float64)
     expected = torch.tensor([[2 / 3, torch.nan], [1.0, 1 / 3]], dtype=torch.float64)
     torch.testing.assert_close(p_values(accuracy, shuffled), expected, equal_nan=True, rtol=1e-6, atol=0.0)
+
+
+def test_layers_without_a_convolution_have_no_number_of_one(monkeypatch):
+    """As lightning attention has none: what its memory does not hold is not probed, and states are as before."""
+    lens, ids, labels = HybridLens(make("mamba2")), tokens(8, 5), [0, 1] * 4
+    before, plain = probe_states(lens, ids, labels, folds=2, shuffles=2), lens.prefill
+
+    def bare(*given, **options):
+        read = plain(*given, **options)
+        memory = read.state.layers[1]["ssm"]
+        return read._replace(state=read.state.put(1, "ssm", replace(memory, conv=None)))
+
+    monkeypatch.setattr(lens, "prefill", bare)
+    found = probe_states(lens, ids, labels, folds=2, shuffles=2)
+    assert torch.equal(found.states.accuracy, before.states.accuracy)
+    assert torch.equal(found.convolution.accuracy[:1], before.convolution.accuracy[:1])
+    assert found.convolution.accuracy.isnan().tolist() == [False, True]
+    assert found.convolution.p_value.isnan().tolist() == [False, True]
 
 
 def test_results_are_saved_whole(tmp_path):
