@@ -134,6 +134,8 @@ class LayerConfig:
     mlp: MlpConfig | None = None
     shared: bool = False
     """Attention and MLP are a shared block's, which feeds the recurrence and writes nothing to the stream."""
+    carries_norm: bool = False
+    """What its norms give goes on in the stream's place, so that the stream is no sum of what is written to it."""
 
     @property
     def type(self) -> LayerType:
@@ -331,6 +333,23 @@ class LensConfig:
                 f"{what} needs recurrent states, but no layer of this {self.family} model holds one{instead}"
             )
 
+    def need_sum(self, what: str) -> None:
+        """Refuse an analysis of terms of the residual stream for a model whose stream is no sum of them.
+
+        Args:
+            what: what was to be done, as in "direct attribution".
+
+        Raises:
+            InputError: in some layers what the norms give goes on in the stream's place.
+        """
+        layers = [layer for layer, has in enumerate(self.layers) if has.carries_norm]
+        if layers:
+            raise InputError(
+                f"{what} needs a residual stream that is the sum of what is written to it, but in layers "
+                f"{', '.join(map(str, layers))} of this {self.family} model what the norms give goes on in its place; "
+                "patch activations instead"
+            )
+
     def need_stream_heads(self, what: str) -> None:
         """Refuse an analysis of heads as maps of the residual stream for a model that has none, or shared ones.
 
@@ -338,9 +357,10 @@ class LensConfig:
             what: what was to be done, as in "circuits of heads".
 
         Raises:
-            InputError: no layer has attention, or that of some is a shared block's.
+            InputError: no layer has attention, that of some is a shared block's, or the stream is no sum of writes.
         """
         self.need_attention(what)
+        self.need_sum(what)
         shared = [layer for layer in self.attention_layers if self.layers[layer].shared]
         if shared:
             raise InputError(
