@@ -89,15 +89,15 @@ class RecurrentConfig:
     """A recurrent mixer."""
 
     kind: str
-    """Of its recurrence: "rg_lru", "mamba", "mamba2", "gated_delta", "kimi_delta", "convolution"."""
+    """Of its recurrence: "rg_lru", "mamba", "mamba2", "gated_delta", "kimi_delta", "lightning", "convolution"."""
     state_shape: tuple[int, ...]
     """Of one row's state: (c,), (c, n), or (heads, value width, address width); () where there is none."""
     d_channels: int
     """Channels that the output projection reads."""
     d_conv_channels: int
-    """Channels of the convolution."""
+    """Channels of the convolution; 0 where there is none."""
     d_conv: int
-    """Its taps."""
+    """Its taps; 0 where there is none."""
     n_heads: int | None = None
     """Recurrent heads, of matrix states."""
 
@@ -109,7 +109,7 @@ class RecurrentConfig:
     def memory(self, itemsize: int) -> MemorySize:
         """The convolution's last inputs, in the model's dtype, and the state, in float32."""
         state = 4 * prod(self.state_shape) if self.state_shape else 0
-        return MemorySize(state + itemsize * self.d_conv_channels * (self.d_conv - 1), 0)
+        return MemorySize(state + itemsize * self.d_conv_channels * max(self.d_conv - 1, 0), 0)
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,11 @@ class LensConfig:
     def state_layers(self) -> tuple[int, ...]:
         """Those of the layers with a recurrence that hold a state; of the others only the convolution remembers."""
         return tuple(i for i, layer in enumerate(self.layers) if layer.ssm is not None and layer.ssm.state_shape)
+
+    @property
+    def conv_layers(self) -> tuple[int, ...]:
+        """Those of the layers with a recurrence that have a convolution, which remembers too."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.ssm is not None and layer.ssm.d_conv)
 
     @property
     def mlp_layers(self) -> tuple[int, ...]:

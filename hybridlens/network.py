@@ -217,9 +217,10 @@ class HookedNetwork(nn.Module):
         dtype = self.wrapped[0].dtype
         for held, block in zip(state.layers, self.blocks, strict=True):
             for memory in held.values():
-                tensor = next(iter(memory.tensors().values()))  # keys, or the convolution's inputs
+                name, tensor = next(iter(memory.tensors().items()))  # keys, the convolution's inputs, or a state alone
                 device = execution_device(cast(Block, block).home[0], tensor.device)
-                if (tensor.dtype, tensor.device) != (dtype, device):
+                held_as = torch.float32 if name == "recurrent" else dtype
+                if (tensor.dtype, tensor.device) != (held_as, device):
                     raise InputError(
                         f"the state is {tensor.dtype} on {tensor.device}, but the model is {dtype} on "
                         f"{device}; read the prompt again with this model, or move the state with state.to"

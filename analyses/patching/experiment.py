@@ -145,7 +145,7 @@ def chosen_sweeps(lens: HybridLens, names: Sequence[str] | None) -> list[str]:
 
 
 def _is_sum(cfg: LensConfig) -> bool:
-    """Whether the model's stream is a sum of what is written to it; what needs that is left out else, and said to be."""
+    """Whether the model's stream is a sum of what is written to it; else a warning says what is left out."""
     try:
         cfg.need_sum("edge and direct attribution")
     except InputError as error:

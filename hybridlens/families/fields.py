@@ -219,7 +219,9 @@ FIELDS: Mapping[str, Rule] = {
     "use_expert_bias": FLAG,
     "tie_word_embeddings": FLAG, "attention_bias": FLAG, "use_cache": FLAG, "mamba_conv_bias": FLAG,
     "mamba_proj_bias": FLAG, "output_router_logits": FLAG,
-    "residual_in_fp32": FLAG,
+    "residual_in_fp32": FLAG, "block_size": COUNT, "router_jitter_noise": SCALE,
+    "full_attn_alpha_factor": SCALE, "full_attn_beta_factor": SCALE, "linear_attn_alpha_factor": SCALE,
+    "linear_attn_beta_factor": SCALE, "mlp_alpha_factor": SCALE, "mlp_beta_factor": SCALE,
 }  # fmt: skip
 """What each field may hold, wherever it stands in a configuration."""
 
