@@ -131,7 +131,7 @@ SIZES = {
     },
     "olmo_hybrid": {"h": 4, "g": 2, "e": 8, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40},
     "zamba2": {"h": 4, "g": 4, "e": 16, "c": 64, "wide": 88, "s": 4, "u": 16, "m": 6, "f": 40, "i": 64},
-    "minimax": {"h": 4, "g": 2, "e": 6, "c": 24, "s": 4, "u": 6, "m": 6, "x": 6, "r": 2},
+    "minimax": {"h": 4, "g": 2, "e": 6, "c": 24, "s": 4, "u": 6, "m": 6, "x": 4, "r": 3},
 }  # fmt: skip,
 HIDDEN_GROUPS = {"recurrentgemma": 4} | dict.fromkeys(("jamba", "mamba", "falcon_mamba", "lfm2", "lfm2_moe"), 1)
 """Groups of channels in the hidden attention of a diagonal recurrence."""

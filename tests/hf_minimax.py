@@ -9,6 +9,14 @@ import torch.nn.functional as F
 from bounds import LAYER, close
 from hf_capture import attention, norm
 from hf_delta import written_by_heads
+from transformers import DynamicCache
+from transformers.models.minimax.modeling_minimax import MiniMaxCache
+
+
+def new_cache(model):
+    """An empty cache of the library's that a model takes: MiniMax takes none but its own kind."""
+    own = model.config.model_type == "minimax"
+    return MiniMaxCache() if own else DynamicCache(config=model.config)
 
 
 def minimax_layer(got, model, layer):

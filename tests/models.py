@@ -259,11 +259,12 @@ ROWS = {
         "mamba_ngroups": 2, "mamba_d_state": 6, "adapter_rank": 3, "use_shared_attention_adapter": True,
         "use_mem_rope": True, "add_bias_linear": True, "chunk_size": 4, "max_position_embeddings": 128,
     }, calm, room={"max_position_embeddings": 400}),
-    # Layers L A L, blocks of 4; two key/value heads, six experts, no factor at 1.
+    # Layers L A L, blocks of 4; two key/value heads, no factor at 1; three of four experts a token, and rounding to
+    # bfloat16 chooses no others.
     "minimax": Row("MiniMax", SPECIAL | {
         "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "block_size": 4,
-        "num_local_experts": 6, "num_experts_per_tok": 2, "max_position_embeddings": 128,
+        "num_local_experts": 4, "num_experts_per_tok": 3, "max_position_embeddings": 128,
         "linear_attn_alpha_factor": 1.3, "linear_attn_beta_factor": 0.8, "full_attn_alpha_factor": 0.7,
         "full_attn_beta_factor": 1.2, "mlp_alpha_factor": 1.1, "mlp_beta_factor": 0.9,
     }, room={"max_position_embeddings": 400}),

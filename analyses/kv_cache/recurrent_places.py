@@ -88,7 +88,10 @@ def held_part(state: HybridState, layer: int, part: str) -> Tensor:
     """What a recurrent layer's convolution, or its state, holds."""
     found = state.layers[layer]["ssm"].tensors()
     if part not in found:
-        raise InputError(f"layer {layer} holds no {part} state, only its convolution's inputs; give part 'conv'")
+        holds = {"conv": "its convolution's inputs", "recurrent": "a recurrent state"}
+        (only,) = found
+        what = "no convolution's inputs" if part == "conv" else f"no {part} state"
+        raise InputError(f"layer {layer} holds {what}, only {holds[only]}; give part {only!r}")
     return found[part]
 
 
