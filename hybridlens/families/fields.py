@@ -194,7 +194,7 @@ FIELDS: Mapping[str, Rule] = {
     "mamba_dt_rank": Either((SIZE, OneOf(("auto",)))),
     "state_size": COUNT, "time_step_rank": Either((SIZE, OneOf(("auto",)))),
     "num_experts": Whole(0, 2**14), "num_local_experts": Whole(0, 2**14), "num_experts_per_tok": Whole(0, 2**14),
-    "shared_intermediate_size": SIZE,
+    "shared_intermediate_size": Whole(0, 2**22),
     "embedding_multiplier": FACTOR, "residual_multiplier": FACTOR, "attention_multiplier": FACTOR,
     "logits_scaling": FACTOR,
     "attn_layer_period": LAYERS, "attn_layer_offset": Whole(0, 2**10),
