@@ -351,8 +351,8 @@ class LensConfig:
         if layers:
             where = "every layer" if len(layers) == self.n_layers else f"layers {', '.join(map(str, layers))}"
             raise InputError(
-                f"{what} needs a residual stream that is the sum of what is written to it, but in {where} of this "
-                f"{self.family} model what the norms give goes on in its place; patch activations instead"
+                f"{what} needs a residual stream that is a sum of writes, but in {where} of this {self.family} model "
+                "what norms give goes on in its place; patch activations instead"
             )
 
     def need_stream_heads(self, what: str) -> None:

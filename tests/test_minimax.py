@@ -88,7 +88,7 @@ def test_what_needs_a_sum_is_refused_before_anything_runs(lens):
         "circuits of heads": lambda: circuits(lens, ids, sample_size=20),
     }
     for what, call in calls.items():
-        with pytest.raises(InputError, match=f"{what} needs a residual stream that is the sum of what is") as caught:
+        with pytest.raises(InputError, match=f"{what} needs a residual stream that is a sum of writes, but") as caught:
             call()
         assert "every layer of this minimax model" in str(caught.value)
         assert "\n" not in str(caught.value)
