@@ -83,8 +83,8 @@ def test_what_needs_a_sum_is_refused_before_anything_runs(lens):
     writer, reader = Writer("head", 1, 0), Reader("logits")
     calls = {
         "direct attribution": lambda: direct_logit_attribution(lens, ids, [3]),
-        "edges": lambda: edge_attribution(lens, ids, other, METRIC),
-        "paths": lambda: path_patch(lens, ids, other, METRIC, [writer], [reader]),
+        "following edges": lambda: edge_attribution(lens, ids, other, METRIC),
+        "following paths": lambda: path_patch(lens, ids, other, METRIC, [writer], [reader]),
         "circuits of heads": lambda: circuits(lens, ids, sample_size=20),
     }
     for what, call in calls.items():
@@ -126,6 +126,13 @@ def test_a_state_without_a_convolution(lens, tmp_path):
     assert not any(bool(reset.layers[layer]["ssm"].recurrent.any()) for layer in (0, 2))
     with pytest.raises(InputError, match="layer 0 holds no convolution's inputs, only a recurrent state; give part"):
         kv_cache.zero_recurrent(state, "conv")
+    with pytest.raises(InputError, match="channels given, but layer 0 has none: no convolution, and a matrix"):
+        kv_cache.zero_recurrent(state, channels=1)
+    with pytest.raises(InputError, match="addresses given, but a convolution has none; give part 'recurrent'"):
+        kv_cache.zero_recurrent(state, "conv", addresses=1)
+    head, alone = (kv_cache.zero_recurrent(state, part, heads=1, layers=0) for part in ("both", "recurrent"))
+    assert torch.equal(head.layers[0]["ssm"].recurrent, alone.layers[0]["ssm"].recurrent)
+    assert not bool(head.layers[0]["ssm"].recurrent[:, 1].any())
     with pytest.raises(UnknownNameError, match=r"blocks.0.ssm.hook_conv' does not exist"):
         lens.run_with_cache(ids, "blocks.0.ssm.hook_conv")
 
