@@ -122,6 +122,9 @@ def test_a_state_without_a_convolution(lens, tmp_path):
         assert torch.equal(lens.extend(back, ids[:, 6:]).logits, lens.extend(state, ids[:, 6:]).logits)
         empty = lens.network.empty_state(2)
         close(lens.extend(empty, ids).logits, lens(ids), FORWARD)
+        wider = hl.HybridLens(make("minimax", num_attention_heads=8))
+        with pytest.raises(InputError, match="the state is of a model minimax:3x32:2x6:24x6x6x0:None:sas, but this"):
+            wider.extend(state, ids[:, 6:])
     reset = kv_cache.reset(state)
     assert not any(bool(reset.layers[layer]["ssm"].recurrent.any()) for layer in (0, 2))
     with pytest.raises(InputError, match="layer 0 holds no convolution's inputs, only a recurrent state; give part"):

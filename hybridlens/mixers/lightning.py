@@ -30,7 +30,7 @@ class LightningParts:
     """A family's lightning attention, taken apart.
 
     Attributes:
-        mixer: the module, with `slope_rate`, one number a head.
+        mixer: the module, with `slope_rate`, one number a head; tables of its powers beside it are not read.
         project: to queries, keys and values, one behind the other head by head.
         gate: to the gate's logits.
         norm: between readout and output projection.
