@@ -16,6 +16,7 @@ from analyses.circuits.paths import measured_paths
 from analyses.kv_cache.following import CONVOLUTION, EVERYTHING, INTACT, KEYS_AND_VALUES, named, whole
 from analyses.patching.direct import direct_logit_attribution
 from analyses.patching.edges import edge_attribution
+from analyses.patching.experiment import is_sum
 from analyses.patching.gradients import attribution_patch
 from analyses.patching.metrics import LogitDifference
 from analyses.patching.paths import path_patch
@@ -94,6 +95,12 @@ def test_what_needs_a_sum_is_refused_before_anything_runs(lens):
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="the recurrence of layer 0, 2 has none"):
         measured_paths(lens, Weights.of_model(lens), ids)
+
+
+def test_a_patch_experiment_leaves_out_what_needs_a_sum_and_says_so(lens):
+    with pytest.warns(UserWarning, match="edge and direct attribution are left out: edge and direct attribution needs"):
+        assert not is_sum(lens.cfg)
+    assert is_sum(hl.HybridLens(make("jamba")).cfg)
 
 
 def test_a_fixed_decay_has_a_gradient_and_can_be_patched(lens):

@@ -101,7 +101,7 @@ class PatchRun(Experiment[PatchConfig, Patched]):
                 estimated[name] = folder.take(f"attribution/{file}", name, PatchResult.load, partial(guess, *given))
             progress(len(exact) + len(estimated), total)
         edges = direct = None
-        summed = (self.estimating or pair.answers is not None) and _is_sum(self.lens.cfg)
+        summed = (self.estimating or pair.answers is not None) and is_sum(self.lens.cfg)
         if self.estimating and any(layer.shared for layer in self.lens.cfg.layers):
             warnings.warn(
                 "edge attribution is left out: this model has shared blocks, which read more than the residual "
@@ -144,7 +144,7 @@ def chosen_sweeps(lens: HybridLens, names: Sequence[str] | None) -> list[str]:
     return [sweep_of(lens, name).name for name in names]
 
 
-def _is_sum(cfg: LensConfig) -> bool:
+def is_sum(cfg: LensConfig) -> bool:
     """Whether the model's stream is a sum of what is written to it; else a warning says what is left out."""
     try:
         cfg.need_sum("edge and direct attribution")
