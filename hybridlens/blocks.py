@@ -5,6 +5,10 @@ MLP; either may be missing. A branch may read the stream through no norm, and wr
 add, heads and all, is then what that norm makes of it. Every part wraps modules of the Hugging Face model without
 owning or changing them, so that the two always have the same weights.
 
+Mostly the stream itself goes on and is added to. Where a branch says so (`Branch.carried`), a multiple of what its norm
+gives goes on in the stream's place: the hook points of the stream hold what is there, which is no sum of what is
+written (`LayerConfig.carries_norm`).
+
 Beside its branches a layer may have a block that writes nothing to the stream and feeds the first branch's input
 (`hybridlens.shared_block`); what is in `parts` writes to the stream, and nothing else does.
 """
@@ -70,11 +74,14 @@ class Branch:
         norm: before the parts; None for none.
         norm_after: of what its one part writes, before it is added; None for none. A part that writes by heads takes
             it as another argument, to say what each head adds through it.
+        carried: what the norm gives is multiplied by this, and its parts' writes are added to that; None where they
+            are added to the stream itself.
     """
 
     parts: Mapping[str, nn.Module]
     norm: HookedNorm | None
     norm_after: HookedNorm | None = None
+    carried: float | None = None
 
 
 class Block(nn.Module):
@@ -181,6 +188,7 @@ class Block(nn.Module):
                 fed = self.shared(resid, run, None if held is None else held["attn"])
                 x, remembered["attn"] = resid + fed.added, fed.memory
             x = getattr(self, _entry(branch))(x) if branch.norm is None else branch.norm(x)
+            resid = resid if branch.carried is None else x * branch.carried
             total: Resid | None = None
             for name, part in branch.parts.items():
                 before = None if held is None else held.get(name)

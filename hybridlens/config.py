@@ -89,15 +89,15 @@ class RecurrentConfig:
     """A recurrent mixer."""
 
     kind: str
-    """Of its recurrence: "rg_lru", "mamba", "mamba2", "gated_delta", "kimi_delta", "convolution"."""
+    """Of its recurrence: "rg_lru", "mamba", "mamba2", "gated_delta", "kimi_delta", "lightning", "convolution"."""
     state_shape: tuple[int, ...]
     """Of one row's state: (c,), (c, n), or (heads, value width, address width); () where there is none."""
     d_channels: int
     """Channels that the output projection reads."""
     d_conv_channels: int
-    """Channels of the convolution."""
+    """Channels of the convolution; 0 where there is none."""
     d_conv: int
-    """Its taps."""
+    """Its taps; 0 where there is none."""
     n_heads: int | None = None
     """Recurrent heads, of matrix states."""
 
@@ -109,7 +109,7 @@ class RecurrentConfig:
     def memory(self, itemsize: int) -> MemorySize:
         """The convolution's last inputs, in the model's dtype, and the state, in float32."""
         state = 4 * prod(self.state_shape) if self.state_shape else 0
-        return MemorySize(state + itemsize * self.d_conv_channels * (self.d_conv - 1), 0)
+        return MemorySize(state + itemsize * self.d_conv_channels * max(self.d_conv - 1, 0), 0)
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ class LayerConfig:
     mlp: MlpConfig | None = None
     shared: bool = False
     """Attention and MLP are a shared block's, which feeds the recurrence and writes nothing to the stream."""
+    carries_norm: bool = False
+    """What its norms give goes on in the stream's place, so that the stream is no sum of what is written to it."""
 
     @property
     def type(self) -> LayerType:
@@ -194,6 +196,11 @@ class LensConfig:
     def state_layers(self) -> tuple[int, ...]:
         """Those of the layers with a recurrence that hold a state; of the others only the convolution remembers."""
         return tuple(i for i, layer in enumerate(self.layers) if layer.ssm is not None and layer.ssm.state_shape)
+
+    @property
+    def conv_layers(self) -> tuple[int, ...]:
+        """Those of the layers with a recurrence that have a convolution, which remembers too."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.ssm is not None and layer.ssm.d_conv)
 
     @property
     def mlp_layers(self) -> tuple[int, ...]:
@@ -331,6 +338,23 @@ class LensConfig:
                 f"{what} needs recurrent states, but no layer of this {self.family} model holds one{instead}"
             )
 
+    def need_sum(self, what: str) -> None:
+        """Refuse an analysis of terms of the residual stream for a model whose stream is no sum of them.
+
+        Args:
+            what: what was to be done, as in "direct attribution".
+
+        Raises:
+            InputError: in some layers what the norms give goes on in the stream's place.
+        """
+        layers = [layer for layer, has in enumerate(self.layers) if has.carries_norm]
+        if layers:
+            where = "every layer" if len(layers) == self.n_layers else f"layers {', '.join(map(str, layers))}"
+            raise InputError(
+                f"{what} needs a residual stream that is a sum of writes, but in {where} of this {self.family} model "
+                "what norms give goes on in its place; patch activations instead"
+            )
+
     def need_stream_heads(self, what: str) -> None:
         """Refuse an analysis of heads as maps of the residual stream for a model that has none, or shared ones.
 
@@ -338,9 +362,10 @@ class LensConfig:
             what: what was to be done, as in "circuits of heads".
 
         Raises:
-            InputError: no layer has attention, or that of some is a shared block's.
+            InputError: no layer has attention, that of some is a shared block's, or the stream is no sum of writes.
         """
         self.need_attention(what)
+        self.need_sum(what)
         shared = [layer for layer in self.attention_layers if self.layers[layer].shared]
         if shared:
             raise InputError(

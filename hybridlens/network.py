@@ -221,9 +221,10 @@ class HookedNetwork(nn.Module):
         dtype = self.wrapped[0].dtype
         for held, block in zip(state.layers, self.blocks, strict=True):
             for memory in held.values():
-                tensor = next(iter(memory.tensors().values()))  # keys, or the convolution's inputs
+                name, tensor = next(iter(memory.tensors().items()))  # keys, the convolution's inputs, or a state alone
                 device = execution_device(cast(Block, block).home[0], tensor.device)
-                if (tensor.dtype, tensor.device) != (dtype, device):
+                held_as = torch.float32 if name == "recurrent" else dtype
+                if (tensor.dtype, tensor.device) != (held_as, device):
                     raise InputError(
                         f"the state is {tensor.dtype} on {tensor.device}, but the model is {dtype} on "
                         f"{device}; read the prompt again with this model, or move the state with state.to"
@@ -236,7 +237,8 @@ def signature(cfg: LensConfig) -> str:
     For the families of hybridlens 0.1.0 it is what that version wrote.
     """
     shapes = {"x".join(map(str, r.state_shape[1:])) or str(len(r.state_shape)) for r in cfg.recurrences} or {"0"}
-    channels = {str(r.d_conv_channels if len(r.state_shape) > 2 else r.d_channels) for r in cfg.recurrences} or {"0"}
+    wide = (r.d_conv_channels if len(r.state_shape) > 2 and r.d_conv else r.d_channels for r in cfg.recurrences)
+    channels = {str(width) for width in wide} or {"0"}
     windows = sorted({str(window) for window in cfg.windows}) or [str(cfg.window)]
     latents = {f"latent{a.latent.d_latent}+{a.latent.d_shared}" for a in cfg.attentions if a.latent is not None}
     kinds = [kind[0] for kind in cfg.layer_types]

@@ -38,6 +38,7 @@ MATRIX = {
     "ssm.hook_pattern": "b s p k", "hook_ssm_out": "b p d", "hook_mixer_out": "b p d",
 }  # fmt: skip
 MAMBA2 = MATRIX | {"ssm.hook_dt": "b p s"}
+LIGHTNING = {name: axes for name, axes in MATRIX.items() if name not in ("ssm.hook_in", "ssm.hook_conv")}
 DELTA = MATRIX | {"ssm.hook_beta": "b p s", "ssm.hook_recall": "b p s u"}
 DENSE = WITH_MLP | {"mlp.hook_pre": "b p f", "mlp.hook_pre_linear": "b p f", "mlp.hook_post": "b p f"}
 NORMS_AFTER = {
@@ -96,6 +97,7 @@ LAYERS = {
     "kimi_linear": [KIMI | DENSE, LATENT | SHARED, KIMI | SHARED],
     "olmo_hybrid": [DELTA | DENSE, ATTENTION | ROTARY | QK_NORM | OLMO, DELTA | DENSE],
     "zamba2": [MAMBA2, *[MAMBA2 | SHARED_BLOCK] * 3],
+    "minimax": [LIGHTNING | MOE, ATTENTION | ROTARY | MOE, LIGHTNING | MOE],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
 SIZES = {
@@ -129,6 +131,7 @@ SIZES = {
     },
     "olmo_hybrid": {"h": 4, "g": 2, "e": 8, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40},
     "zamba2": {"h": 4, "g": 4, "e": 16, "c": 64, "wide": 88, "s": 4, "u": 16, "m": 6, "f": 40, "i": 64},
+    "minimax": {"h": 4, "g": 2, "e": 6, "c": 24, "s": 4, "u": 6, "m": 6, "x": 4, "r": 3},
 }  # fmt: skip,
 HIDDEN_GROUPS = {"recurrentgemma": 4} | dict.fromkeys(("jamba", "mamba", "falcon_mamba", "lfm2", "lfm2_moe"), 1)
 """Groups of channels in the hidden attention of a diagonal recurrence."""

@@ -14,9 +14,9 @@ import transformers
 from bounds import GRADIENT, LAYER
 from family_case import LENGTH, Case, NotThere, far
 from hf_kimi_linear import as_latent
+from hf_minimax import new_cache
 from hf_reference import FAMILIES as PATHS
 from models import ROWS, tokens
-from transformers import DynamicCache
 
 from analyses.circuits import circuits
 from analyses.circuits.eigen import ov_eigenvalues, qk_eigenvalues
@@ -180,8 +180,10 @@ def weights(case):
         error = max(error, far(result, run[f"{block}.attn.hook_result"], LAYER))
     for layer in case.lens.cfg.ssm_layers:
         parts, block = maps.recurrent(layer).parts, f"blocks.{layer}"
-        x = plus(read_by(block) @ parts.W_in, parts.b_in)
-        error = max(error, far(x, run[f"{block}.ssm.{parts.source}"][..., parts.written], LAYER))
+        x, seen = plus(read_by(block) @ parts.W_in, parts.b_in), run[f"{block}.ssm.{parts.source}"]
+        if not parts.convolved:  # what the activation gives is all there is to see, by heads
+            x, seen = parts.activation(x), seen.flatten(2)
+        error = max(error, far(x, seen[..., parts.written], LAYER))
         written = run[f"{block}.ssm.hook_y"].flatten(2) * run[f"{block}.ssm.hook_gate"]
         if parts.norm is not None:
             written = written * parts.norm({point: run[f"{block}.ssm.{point}"] for point in parts.norm_points})
@@ -259,13 +261,14 @@ def crossover(case):
     case.recurrent("hook_state")
     case = Case(case.family, **ROWS[case.family].unclamped)
     a, b = tokens(1, LENGTH, 1), tokens(1, LENGTH, 2)
-    mix = next(mix for mix in mixes(case.lens.cfg) if mix.name == "kv B, conv A, recurrent A")
+    names = ("kv B, conv A, recurrent A", "kv B, recurrent A")  # with convolutions and without
+    mix = next(mix for mix in mixes(case.lens.cfg) if mix.name in names)
     with torch.no_grad():
         mixed = mix.of(case.lens.prefill(a).state, case.lens.prefill(b).state)
         ours = case.lens.extend(mixed, [[9]]).logits
         caches = []
         for ids in (b, a):  # A last: what modules themselves remember is A's
-            caches.append(DynamicCache(config=case.model.config))
+            caches.append(new_cache(case.model))
             case.model(ids, past_key_values=caches[-1], use_cache=True)
         for layer in case.lens.cfg.attention_layers:
             for name in ("keys", "values"):

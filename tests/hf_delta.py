@@ -27,11 +27,11 @@ def results(got, model, module, heads, multiplier=1.0):
     return torch.stack([read[:, :, h] @ weight[:, h].T for h in range(heads)], dim=2) * multiplier
 
 
-def written_by_heads(got, model, module, heads):
+def written_by_heads(got, model, module, heads, multiplier=1.0):
     """The last points of a recurrent mixer, from its output projection."""
-    written = got.outputs[module]
+    written = got.outputs[module] * multiplier
     return {
-        "ssm.hook_normed": got.inputs[module], "ssm.hook_result": results(got, model, module, heads),
+        "ssm.hook_normed": got.inputs[module], "ssm.hook_result": results(got, model, module, heads, multiplier),
         "hook_ssm_out": written, "hook_mixer_out": written,
     }  # fmt: skip
 

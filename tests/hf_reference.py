@@ -14,6 +14,7 @@ from hf_granite import granite_layer
 from hf_kimi_linear import kimi_linear_layer
 from hf_mamba import hidden_attention, mamba_layer, mamba_mixer
 from hf_matrix_states import falcon_h1_layer, mamba2_layer, qwen3_next_layer
+from hf_minimax import minimax_layer
 from hf_nemotron_h import nemotron_h_layer
 from hf_olmo_hybrid import olmo_hybrid_layer
 from hf_qwen3_5 import qwen3_5_layer
@@ -114,5 +115,6 @@ FAMILIES = {
     "kimi_linear": ("model.layers", "model.norm", kimi_linear_layer),
     "olmo_hybrid": ("model.layers", "model.norm", olmo_hybrid_layer),
     "zamba2": ("model.layers", "model.final_layernorm", zamba2_layer),
+    "minimax": ("model.layers", "model.norm", minimax_layer),
 }
 """Where layers and the last norm are, and what gives a layer's values."""

@@ -69,6 +69,8 @@ class Row:
     """Whether its states are matrices, one a head."""
     state: bool = True
     """Whether its recurrent layers hold a state; if not, only their convolutions remember."""
+    convolution: bool = True
+    """Whether its recurrent layers have a convolution; if not, only their states remember."""
     unclamped: dict[str, Any] = field(default_factory=dict)
     """Changes without limits of step sizes, which transformers keeps to in passes of several tokens alone."""
     room: dict[str, Any] = field(default_factory=dict)
@@ -259,6 +261,15 @@ ROWS = {
         "mamba_ngroups": 2, "mamba_d_state": 6, "adapter_rank": 3, "use_shared_attention_adapter": True,
         "use_mem_rope": True, "add_bias_linear": True, "chunk_size": 4, "max_position_embeddings": 128,
     }, calm, room={"max_position_embeddings": 400}),
+    # Layers L A L, blocks of 4; two key/value heads, no factor at 1; three of four experts a token, and rounding to
+    # bfloat16 chooses no others.
+    "minimax": Row("MiniMax", SPECIAL | {
+        "num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "block_size": 4,
+        "num_local_experts": 4, "num_experts_per_tok": 3, "max_position_embeddings": 128,
+        "linear_attn_alpha_factor": 1.3, "linear_attn_beta_factor": 0.8, "full_attn_alpha_factor": 0.7,
+        "full_attn_beta_factor": 1.2, "mlp_alpha_factor": 1.1, "mlp_beta_factor": 0.9,
+    }, convolution=False, room={"max_position_embeddings": 400}),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)
@@ -275,6 +286,7 @@ on it once: `HYBRIDLENS_KINDS="lfm3 minimax" pytest tests/test_patching.py`."""
 WITH_ATTENTION = tuple(family for family in KINDS if ROWS[family].attention)
 WITH_STATE = tuple(family for family in KINDS if ROWS[family].recurrence and ROWS[family].state)
 MATRIX = tuple(family for family in KINDS if ROWS[family].matrix)
+CONVOLVED = tuple(family for family in MATRIX if ROWS[family].convolution)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)
 
 

@@ -478,4 +478,27 @@ PUBLISHED: dict[str, Published] = {
         2.66e9, "docstring", "".join("H" if layer in SHARED else "S" for layer in range(54)),
         {"d_model": 2560, "n_heads": 32, "d_head": 160, "d_mlp": 10240, "d_channels": 5120, "n_ctx": 4096},
     ),
+    # Sizes, factors and count of the card (456B, 45.9B of them active); fields as transformers' own conversion names
+    # them, without the makers' `rotary_dim` of half a head, of which transformers knows nothing.
+    "MiniMax-Text-01": Published(
+        "MiniMaxConfig",
+        {
+            "model_type": "minimax", "architectures": ["MiniMaxForCausalLM"], "num_hidden_layers": 80,
+            "vocab_size": 200064, "hidden_size": 6144, "intermediate_size": 9216, "num_attention_heads": 64,
+            "num_key_value_heads": 8, "head_dim": 128, "num_local_experts": 32, "num_experts_per_tok": 2,
+            "layer_types": [*["linear_attention"] * 7, "full_attention"] * 10,
+            "attn_type_list": [*[0] * 7, 1] * 10, "block_size": 256, "postnorm": True, "shared_intermediate_size": 0,
+            "shared_moe_mode": "sigmoid", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000000,
+            "full_attn_alpha_factor": 3.5565588200778455, "full_attn_beta_factor": 1.0,
+            "linear_attn_alpha_factor": 3.5565588200778455, "linear_attn_beta_factor": 1.0,
+            "mlp_alpha_factor": 3.5565588200778455, "mlp_beta_factor": 1.0, "max_position_embeddings": 10240000,
+            "attention_dropout": 0.0, "initializer_range": 0.02, "output_router_logits": False,
+            "router_aux_loss_coef": 0.001, "router_jitter_noise": 0.0, "sliding_window": None,
+            "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None, "use_cache": True,
+            "torch_dtype": "bfloat16",
+        },
+        456e9, "card", "SSSSSSSA" * 10,
+        {"d_model": 6144, "n_heads": 64, "n_kv_heads": 8, "d_head": 128, "d_mlp": 9216, "n_experts": 32,
+         "n_experts_per_token": 2, "d_channels": 8192, "d_state": 128, "d_conv": 0, "n_ctx": 10240000},
+    ),
 }  # fmt: skip

@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command(command, folders, tmp_path, capsys, small_bundles):
-    """Without attention, all that is about it is refused before anything is made; without states, what is about them."""
+    """Without attention, all that is about it is refused before anything is made; without states, what needs them."""
     for family, folder in folders.items():
         out = tmp_path / family
         options = [text if family in WITH_STATE else text.replace("state", "conv") for text in COMMANDS[command]]

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import families_table
 import family_checks
 import pytest
 from family_checks import CHECKS, Case, NotThere, checked
@@ -11,7 +12,7 @@ from models import ROWS
 
 from analyses.cli import main
 from analyses.commands.family_table import family_table
-from hybridlens.errors import ResultsError
+from hybridlens.errors import ResultsError, UnknownNameError
 from hybridlens.families import FAMILIES
 from hybridlens.supported import COLUMNS, FILE, FamilyRow, Supported, Verdict, supported
 from hybridlens.weights import Weights
@@ -117,3 +118,19 @@ def test_a_damaged_table_is_one_line(text, tmp_path):
     with pytest.raises(ResultsError, match=r"is damaged \(.*\); install hybridlens again") as caught:
         supported(file)
     assert "\n" not in str(caught.value)
+
+
+def test_rows_of_some_families_are_made_anew(monkeypatch):
+    """Those named, in the table's order; the others stay, unless they are of another version of transformers."""
+    before = supported()
+    monkeypatch.setattr(families_table, "checked", lambda name: FamilyRow(name, "new", {}))
+    monkeypatch.setattr(families_table, "table", lambda names: Supported("new", tuple(names)))
+    rows = families_table.made_anew(before, ["llama"]).rows
+    assert [row for row in rows if row.family != "llama"] == [row for row in before.rows if row.family != "llama"]
+    assert [row.family for row in rows if row.architecture == "new"] == ["llama"]
+    assert [row.family for row in rows] == [row.family for row in before.rows]
+    every = tuple(family.name for family in FAMILIES)
+    assert families_table.made_anew(before, []).rows == every
+    assert families_table.made_anew(before._replace(transformers="4.0"), ["llama"]).rows == every
+    with pytest.raises(UnknownNameError, match="family 'lama' does not exist; expected some of recurrentgemma, jamba"):
+        families_table.made_anew(before, ["lama"])

@@ -71,6 +71,18 @@ CASES = {
     "olmo_hybrid with strengths up to 1": ("olmo_hybrid", {"linear_allow_neg_eigval": False}),
     "olmo_hybrid with a key head a value head": ("olmo_hybrid", {"linear_num_key_heads": 4}),
     "olmo_hybrid with biases": ("olmo_hybrid", {"attention_bias": True, "num_key_value_heads": 4}),
+    "minimax with the published factors": (
+        "minimax", {f"{kind}_{part}_factor": value for kind in ("full_attn", "linear_attn", "mlp")
+                    for part, value in (("alpha", 3.5565588200778455), ("beta", 1.0))},
+    ),
+    "minimax in one block": ("minimax", {"block_size": 256, "num_key_value_heads": 4}),
+    "minimax with attention first": (
+        "minimax", {"layer_types": ["full_attention", "linear_attention", "linear_attention"], "head_dim": None},
+    ),
+    "minimax without attention": ("minimax", {"layer_types": ["linear_attention"] * 3}),
+    "minimax with attention alone": ("minimax", {"layer_types": ["full_attention"] * 3}),
+    "minimax in one layer": ("minimax", {"layer_types": ["linear_attention"], "num_hidden_layers": 1}),
+    "minimax tied": ("minimax", {"tie_word_embeddings": True, "num_experts_per_tok": 1}),
     "olmo_hybrid tied": ("olmo_hybrid", {"tie_word_embeddings": True, "rope_parameters": None}),
 }  # fmt: skip
 
@@ -153,6 +165,21 @@ def test_steps_stay_within_finite_limits(family):
             "kimi_linear",
             {"linear_attn_config": {"gate_lower_bound": -5.0}},
             "Kimi-Linear: linear_attn_config is 'gate_lower_bound', expected nothing but full_attn_layers",
+        ),
+        ("minimax", {"hidden_act": "gelu"}, "MiniMax: hidden_act is 'gelu', expected 'silu'"),
+        ("minimax", {"sliding_window": 8}, "MiniMax: sliding_window is 8, expected None"),
+        ("minimax", {"num_experts_per_tok": 5}, "MiniMax: num_experts_per_tok is 5, expected 1 to num_local_experts"),
+        ("minimax", {"rotary_dim": 4}, "MiniMax: rotary_dim is 4, expected 6: transformers turns whole heads"),
+        ("minimax", {"attn_type_list": [0, 0, 1]}, r"MiniMax: attn_type_list is .*, expected \[0, 1, 0\], as layer_"),
+        ("minimax", {"postnorm": False}, "configuration field postnorm = False, expected one of True"),
+        ("minimax", {"shared_intermediate_size": 8}, "field shared_intermediate_size = 8, expected one of 0"),
+        ("minimax", {"layernorm_mlp_alpha": 3.5}, "field layernorm_mlp_alpha = 3.5, expected no such field"),
+        ("minimax", {"mlp_alpha_factor": -1.0}, "mlp_alpha_factor is -1.0, expected a number"),
+        ("minimax", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "rope_type is 'li"),
+        (
+            "minimax",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor is 0.5, expected 1.0: whole heads turn",
         ),
         ("olmo_hybrid", {"hidden_act": "gelu"}, "OLMo-Hybrid: hidden_act is 'gelu', expected 'silu'"),
         (

@@ -124,6 +124,16 @@ CASES = {
         ),
         kimi_linear,
     ),
+    "minimax": Names(
+        (
+            "model.layers.0.block_sparse_moe.experts.3.w1.weight",
+            "model.layers.1.block_sparse_moe.experts.0.w2.weight",
+            "model.layers.2.block_sparse_moe.gate.weight",
+            "model.layers.0.self_attn.qkv_proj.weight",
+            "model.layers.0.self_attn.output_gate.weight",
+            "model.layers.1.self_attn.q_proj.weight",
+        ),
+    ),
     "olmo_hybrid": Names(
         (
             "model.layers.0.attention_layer_norm.weight",

@@ -97,7 +97,8 @@ def measured_paths(
         output and that of the activation's line. 0 is exact, 1 no better than a constant.
 
     Raises:
-        InputError: prompts that cannot be run, fewer than 2 real tokens, or weights of another model.
+        InputError: prompts that cannot be run, fewer than 2 real tokens, weights of another model, or a recurrence
+            without a convolution.
     """
     ours, theirs = weights.cfg, lens.cfg
     if (ours.layers, ours.d_model) != (theirs.layers, theirs.d_model):
@@ -108,6 +109,12 @@ def measured_paths(
     layers, device = ours.ssm_layers, ours.device
     if not layers:
         return [], torch.zeros(0)
+    bare = [layer for layer in layers if layer not in ours.conv_layers]
+    if bare:
+        raise InputError(
+            f"linear paths are measured between what enters a convolution and what leaves it, but the recurrence of "
+            f"layer {', '.join(map(str, bare))} has none"
+        )
 
     def named(layer: int, points: Iterable[str]) -> list[str]:
         return [*(f"blocks.{layer}.ssm.{point}" for point in points), f"blocks.{layer}.{OUT}"]

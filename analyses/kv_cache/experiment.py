@@ -19,7 +19,7 @@ from analyses.experiment.running import Experiment, Progress
 from analyses.kv_cache.crossover import crossover
 from analyses.kv_cache.crossover_results import Crossover
 from analyses.kv_cache.damage import DamageMap
-from analyses.kv_cache.following import EVERYTHING, INTACT
+from analyses.kv_cache.following import EVERYTHING, INTACT, named
 from analyses.kv_cache.mixes import mixes
 from analyses.kv_cache.pairs import PromptPair, prompt_pairs
 from analyses.kv_cache.report import article_of, crossover_table
@@ -149,10 +149,11 @@ def examples(found: Crossover, pairs: Sequence[PromptPair]) -> dict[str, PromptP
         pairs: in the order of its cells.
     """
     shown: dict[str, PromptPair] = {}
+    both = (INTACT, EVERYTHING.only)
     for where, seen in (("inside", 1.0), ("outside", 0.0)):
         there = [
             (a.told == "A" and b.told == "B", b.leaning - a.leaning, pair)
-            for a, b, pair in zip(found.answers(INTACT), found.answers(EVERYTHING.only), pairs, strict=True)
+            for a, b, pair in zip(*(found.answers(named(found, mix)) for mix in both), pairs, strict=True)
             if a.seen == seen
         ]
         there.sort(key=lambda one: one[:2])

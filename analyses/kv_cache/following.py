@@ -39,7 +39,7 @@ KEYS_AND_VALUES = Memory("keys and values", "kv B, conv A, recurrent A", "kv A, 
 RECURRENT = Memory("recurrent states", "kv A, conv A, recurrent B", "kv B, conv B, recurrent A")
 CONVOLUTION = Memory("convolution inputs", "kv A, conv B, recurrent A", "kv B, conv A, recurrent B")
 WHOLE = (EVERYTHING, KEYS_AND_VALUES, RECURRENT, CONVOLUTION)
-"""The memories of the whole model."""
+"""The memories of the whole model; of one without convolutions (`whole`) all but the last."""
 
 
 class LayerMemory(NamedTuple):
@@ -71,7 +71,19 @@ _KINDS = {
     "conv": "convolution",
     "recurrent": "recurrent state",
 }
+_CONV = re.compile(r"conv [AB], ")
 _ONE = re.compile(r"only (?P<what>[a-z ]+) of layer (?P<layer>\d+)(?P<head>, head \d+)? B")
+
+
+def named(found: Crossover, name: str) -> str:
+    """What a crossover calls a mix of the whole model: without convolutions, nothing is said of them."""
+    names, short = {mix.name for mix in found.mixes}, _CONV.sub("", name)
+    return short if name not in names and short in names else name
+
+
+def whole(found: Crossover) -> tuple[Memory, ...]:
+    """The memories of the whole model, as far as it has them."""
+    return WHOLE if named(found, CONVOLUTION.only) == CONVOLUTION.only else WHOLE[:-1]
 
 
 def layer_memories(mixes: Sequence[Mix]) -> list[LayerMemory]:
@@ -102,7 +114,9 @@ def following(found: Crossover, memory: Memory, inside: bool | None = None, *, s
         InputError: a seed below 0.
         ResultsError: there are no such answers.
     """
-    only, all_but, intact = (found.answers(name, inside) for name in (memory.only, memory.all_but, INTACT))
+    only, all_but, intact = (
+        found.answers(named(found, name), inside) for name in (memory.only, memory.all_but, INTACT)
+    )
 
     def share(one: str, other: str) -> Share:
         return Share.of([((a.told == one) + (b.told == other)) / 2 for a, b in zip(only, all_but, strict=True)], seed)

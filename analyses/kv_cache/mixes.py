@@ -94,9 +94,10 @@ def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
     """
     cfg.need_attention("mixing keys and values with recurrent memories")
     cfg.need_states("setting keys and values against recurrent memories")
-    layers = {"keys": cfg.attention_layers, "values": cfg.attention_layers, "conv": cfg.ssm_layers}
+    layers = {"keys": cfg.attention_layers, "values": cfg.attention_layers, "conv": cfg.conv_layers}
     every = {memory: frozenset((i, memory) for i in layers.get(memory, cfg.state_layers)) for memory in MEMORIES}
     parts = {"kv": every["keys"] | every["values"], "conv": every["conv"], "recurrent": every["recurrent"]}
+    parts = {what: memories for what, memories in parts.items() if memories}  # without convolutions, no name of them
     found: list[Mix] = []
     for sides in product("AB", repeat=len(parts)):
         taken = dict(zip(parts, sides, strict=True))
@@ -107,10 +108,12 @@ def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
     everything = frozenset(one for part in parts.values() for one in part)
     for layer in range(cfg.n_layers) if by_layer else ():
         kinds: dict[str, tuple[str, ...]] = {"kv": ("keys", "values")} if layer in cfg.attention_layers else {}
-        if layer in cfg.ssm_layers and layer not in cfg.state_layers:
-            kinds |= {"conv": ("conv",)}
-        elif layer in cfg.ssm_layers:
-            kinds |= {"conv and recurrent": ("conv", "recurrent"), "conv": ("conv",), "recurrent": ("recurrent",)}
+        if layer in cfg.conv_layers and layer in cfg.state_layers:
+            kinds["conv and recurrent"] = ("conv", "recurrent")
+        if layer in cfg.conv_layers:
+            kinds["conv"] = ("conv",)
+        if layer in cfg.state_layers:
+            kinds["recurrent"] = ("recurrent",)
         for what, memories in kinds.items():
             this = frozenset((layer, memory) for memory in memories)
             found += _alone_and_not(what, f"layer {layer}", this, everything - this)

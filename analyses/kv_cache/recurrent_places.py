@@ -73,8 +73,11 @@ def check_recurrent(
             raise InputError(
                 f"channels given, but those of layer {layer}'s convolution are none of its state's; give part 'conv', "
                 "or heads, values and addresses of part 'recurrent'"
+                if _convolved(state, layer)
+                else f"channels given, but layer {layer} has none: no convolution, and a matrix for its state; give "
+                "heads, values and addresses"
             )
-    if named and parts != "recurrent":
+    if named and (parts == "conv" or (parts == "both" and any(_convolved(state, layer) for layer in layers))):
         raise InputError(f"{named} given, but a convolution has none; give part 'recurrent' for the matrix state")
 
 
@@ -84,11 +87,19 @@ def is_matrix(state: HybridState, layer: int) -> bool:
     return found is not None and found.ndim == MATRIX
 
 
+def _convolved(state: HybridState, layer: int) -> bool:
+    """Whether a recurrent layer holds inputs of a convolution."""
+    return "conv" in state.layers[layer]["ssm"].tensors()
+
+
 def held_part(state: HybridState, layer: int, part: str) -> Tensor:
     """What a recurrent layer's convolution, or its state, holds."""
     found = state.layers[layer]["ssm"].tensors()
     if part not in found:
-        raise InputError(f"layer {layer} holds no {part} state, only its convolution's inputs; give part 'conv'")
+        holds = {"conv": "its convolution's inputs", "recurrent": "a recurrent state"}
+        (only,) = found
+        what = "no convolution's inputs" if part == "conv" else f"no {part} state"
+        raise InputError(f"layer {layer} holds {what}, only {holds[only]}; give part {only!r}")
     return found[part]
 
 

@@ -14,7 +14,7 @@ from analyses.experiment.text import columns, percent_interval
 from analyses.kv_cache import sections
 from analyses.kv_cache.crossover_results import Crossover, Share
 from analyses.kv_cache.damage import DamageMap, touches
-from analyses.kv_cache.following import EVERYTHING, WHOLE, Following, following, layer_memories
+from analyses.kv_cache.following import EVERYTHING, Following, following, layer_memories, whole
 from hybridlens.viz.article import Article
 from hybridlens.viz.words import percent
 
@@ -69,7 +69,7 @@ def finding(found: Crossover, maps: Mapping[str, DamageMap], window: int | None)
 
 def _holds(found: Crossover, where: str) -> str:
     """The verdict over the two kinds of memory, with both shares, while the needle is seen."""
-    intact, kv, recurrent, _ = (following(found, memory, True) for memory in WHOLE)
+    intact, kv, recurrent = (following(found, memory, True) for memory in whole(found)[:3])
     if intact.memory.mean < NOTHING:
         return (
             f"Nothing can be said of where the needle is held{where}: the model tells it in {_share(intact)} of "
@@ -130,7 +130,7 @@ def _which_layer(found: Crossover, inside: bool) -> list[str]:
 
 def _outside(found: Crossover, window: int | None) -> str:
     """What keeps a needle that has left the window."""
-    intact, kv, recurrent, _ = (following(found, memory, False) for memory in WHOLE)
+    intact, kv, recurrent = (following(found, memory, False) for memory in whole(found)[:3])
     begin = f"Once the needle has left the window of {window} tokens"
     if intact.memory.mean < NOTHING:
         sure = intact.memory.interval.high < ENOUGH
@@ -213,7 +213,7 @@ def crossover_table(found: Crossover, model: str, window: int | None) -> str:
     """Which memory the answers follow, with the needle inside and outside the window."""
     rows = [["needle", "from one prompt, all else from the other", "told its needle", "the other", "neither", "shift"]]
     for inside in found.regions:
-        for memory in WHOLE:
+        for memory in whole(found):
             one = following(found, memory, inside)
             told = percent_interval(one.memory.mean, *one.memory.interval)
             others = [f"{100 * share.mean:.1f}" for share in (one.rest, one.neither)]

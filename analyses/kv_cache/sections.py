@@ -13,7 +13,7 @@ import torch
 
 from analyses.kv_cache.crossover_results import Crossover, Share
 from analyses.kv_cache.damage import DamageMap, touches
-from analyses.kv_cache.following import KEYS_AND_VALUES, WHOLE, Following, following, layer_memories
+from analyses.kv_cache.following import KEYS_AND_VALUES, Following, following, layer_memories, named, whole
 from hybridlens.viz.blocks import Answers, Block, Chart, ChartGrid, HeatTable, Section, Table, Words
 from hybridlens.viz.entries import Entry, Value, interval, percent, signed
 from hybridlens.viz.heads import heatmap_height, pair_heatmap
@@ -47,7 +47,7 @@ def followed(found: Crossover, windowed: bool) -> Section:
     blocks: list[Block] = [Words(text)]
     columns = ("tells this memory's needle", "tells that of all the others", "tells neither")
     for inside, name in _regions(found, windowed).items():
-        shown = [(memory.words, following(found, memory, inside)) for memory in WHOLE]
+        shown = [(memory.words, following(found, memory, inside)) for memory in whole(found)]
         rows = [((words, shift_words(one.shift)), one[:3], one.n) for words, one in shown]
         blocks.append(_shares_table(f"{name}: {rows[0][2]} prompt pairs", columns, rows))
     return Section("memories", "Which memory the answer follows", tuple(blocks))
@@ -157,7 +157,7 @@ def shift_words(shift: float) -> str:
 
 def partly(found: Crossover) -> int:
     """Prompt pairs of whose needle the last token sees a part."""
-    return sum(0 < cell.seen < 1 for cell in found.answers(KEYS_AND_VALUES.only))
+    return sum(0 < cell.seen < 1 for cell in found.answers(named(found, KEYS_AND_VALUES.only)))
 
 
 def _map(found: DamageMap, title: str, limit: float) -> Chart:

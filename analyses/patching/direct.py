@@ -140,9 +140,11 @@ def direct_logit_attribution(
         positions: where; negative ones count from the end.
 
     Raises:
-        InputError: several prompts, positions outside the prompt, tokens outside the vocabulary, or none of either.
+        InputError: several prompts, positions outside the prompt, tokens outside the vocabulary, or none of either; a
+            model whose residual stream is no sum of what is written to it.
         CheckpointError: the model is quantised, or its weights are not in memory.
     """
+    lens.cfg.need_sum("direct attribution")
     tokens = one_prompt(lens, prompt, "attributed")
     chosen = places_of(positions, tokens.shape[1])
     (asked, mix), weights = _asked(questions, lens.cfg.d_vocab), Weights.of_model(lens)

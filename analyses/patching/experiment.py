@@ -33,7 +33,8 @@ from analyses.patching.report import article_of, patch_table
 from analyses.patching.results import EdgeResult, PatchResult
 from analyses.patching.sweeps import SWEEPS, sweep, sweep_of
 from hybridlens import niah
-from hybridlens.errors import CheckpointError
+from hybridlens.config import LensConfig
+from hybridlens.errors import CheckpointError, InputError
 from hybridlens.model import HybridLens
 from hybridlens.results import Folder, Manifest, hash_json
 from hybridlens.viz.article import Article
@@ -100,18 +101,19 @@ class PatchRun(Experiment[PatchConfig, Patched]):
                 estimated[name] = folder.take(f"attribution/{file}", name, PatchResult.load, partial(guess, *given))
             progress(len(exact) + len(estimated), total)
         edges = direct = None
+        summed = (self.estimating or pair.answers is not None) and is_sum(self.lens.cfg)
         if self.estimating and any(layer.shared for layer in self.lens.cfg.layers):
             warnings.warn(
                 "edge attribution is left out: this model has shared blocks, which read more than the residual "
                 "stream and write nothing to it",
                 stacklevel=2,
             )
-        elif self.estimating:
+        elif self.estimating and summed:
             edges = _readable("edge", lambda: folder.take(
                 "edges.safetensors", "edges", EdgeResult.load,
                 lambda: edge_attribution(*self.sides, direction=options.direction),
             ))  # fmt: skip
-        if pair.answers is not None:
+        if pair.answers is not None and summed:
             difference, right = pair.logit_difference, pair.answers[0]
             direct = _readable("direct", lambda: folder.take(
                 "direct.safetensors", "direct", DirectAttribution.load,
@@ -140,6 +142,16 @@ def chosen_sweeps(lens: HybridLens, names: Sequence[str] | None) -> list[str]:
     if names is None or tuple(names) == ("all",):
         return [name for name in (DEFAULT if names is None else SWEEPS) if SWEEPS[name].hooks(lens)]
     return [sweep_of(lens, name).name for name in names]
+
+
+def is_sum(cfg: LensConfig) -> bool:
+    """Whether the model's stream is a sum of what is written to it; else a warning says what is left out."""
+    try:
+        cfg.need_sum("edge and direct attribution")
+    except InputError as error:
+        warnings.warn(f"edge and direct attribution are left out: {error}", stacklevel=3)
+        return False
+    return True
 
 
 def _readable(name: str, take: Callable[[], _T]) -> _T | None:

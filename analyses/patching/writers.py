@@ -261,7 +261,8 @@ def reaches(lens: HybridLens, writer: Writer, reader: Reader) -> bool:
 
 
 def check_ends(lens: HybridLens, writers: Iterable[Writer], readers: Iterable[Reader], what: str) -> None:
-    """Refuse writers that no paths or edges (`what`) begin at, and writers and readers that a model lacks."""
+    """Refuse writers that no paths or edges (`what`) begin at, writers and readers that a model lacks, and no sum."""
+    lens.cfg.need_sum(f"following {what}")
     for writer in writers:
         if writer.kind not in SENDERS:
             raise InputError(f"writer '{writer.words}' given, but {what} begin at {', '.join(SENDERS)}")

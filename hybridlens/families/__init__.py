@@ -28,6 +28,7 @@ from hybridlens.families.lfm2_moe import LFM2_MOE
 from hybridlens.families.llama import LLAMA
 from hybridlens.families.mamba import MAMBA
 from hybridlens.families.mamba2 import MAMBA2
+from hybridlens.families.minimax import MINIMAX
 from hybridlens.families.nemotron_h import NEMOTRON_H
 from hybridlens.families.olmo_hybrid import OLMO_HYBRID
 from hybridlens.families.qwen3 import QWEN3
@@ -60,6 +61,7 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA3,
     KIMI_LINEAR,
     ZAMBA2,
+    MINIMAX,
 )
 
 __all__ = ["FAMILIES", "Family", "family_for", "of_no_family", "text_config"]

@@ -194,7 +194,7 @@ FIELDS: Mapping[str, Rule] = {
     "mamba_dt_rank": Either((SIZE, OneOf(("auto",)))),
     "state_size": COUNT, "time_step_rank": Either((SIZE, OneOf(("auto",)))),
     "num_experts": Whole(0, 2**14), "num_local_experts": Whole(0, 2**14), "num_experts_per_tok": Whole(0, 2**14),
-    "shared_intermediate_size": SIZE,
+    "shared_intermediate_size": Whole(0, 2**22),
     "embedding_multiplier": FACTOR, "residual_multiplier": FACTOR, "attention_multiplier": FACTOR,
     "logits_scaling": FACTOR,
     "attn_layer_period": LAYERS, "attn_layer_offset": Whole(0, 2**10),
@@ -219,7 +219,9 @@ FIELDS: Mapping[str, Rule] = {
     "use_expert_bias": FLAG,
     "tie_word_embeddings": FLAG, "attention_bias": FLAG, "use_cache": FLAG, "mamba_conv_bias": FLAG,
     "mamba_proj_bias": FLAG, "output_router_logits": FLAG,
-    "residual_in_fp32": FLAG,
+    "residual_in_fp32": FLAG, "block_size": COUNT, "router_jitter_noise": SCALE,
+    "full_attn_alpha_factor": SCALE, "full_attn_beta_factor": SCALE, "linear_attn_alpha_factor": SCALE,
+    "linear_attn_beta_factor": SCALE, "mlp_alpha_factor": SCALE, "mlp_beta_factor": SCALE,
 }  # fmt: skip
 """What each field may hold, wherever it stands in a configuration."""
 

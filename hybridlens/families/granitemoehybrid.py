@@ -51,13 +51,15 @@ def configure(config: Any) -> LensConfig:
     known = (None, "nope", "rope")
     require(positions in known, "Granite", "position_embedding_type", positions, "'rope', 'nope' or none")
     require(limit is not None and len(limit) == 2, "Granite", "time_step_limit", limit, "two numbers")
+    shared = config.shared_intermediate_size
+    require(shared > 0, "Granite", "shared_intermediate_size", shared, "at least 1")
     experts, used = config.num_local_experts, config.num_experts_per_tok
     require(used <= experts, "Granite", "num_experts_per_tok", used, f"at most num_local_experts = {experts}")
     sizes = attention_sizes(config)
     sizes = replace(sizes, rotary=_turning(config, sizes.d_head) is not None)
     heads, width, groups = config.mamba_n_heads, config.mamba_d_head, config.mamba_n_groups
     recurrent = mamba2_sizes(heads, width, config.mamba_d_state, groups, config.mamba_d_conv, "Granite")
-    dense = MlpConfig(config.shared_intermediate_size)
+    dense = MlpConfig(shared)
     mlp = MlpConfig(config.intermediate_size, experts, used, shared_expert=True) if experts else dense
     kinds = {
         "linear_attention": LayerConfig(ssm=recurrent, mlp=mlp),

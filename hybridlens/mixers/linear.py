@@ -48,7 +48,10 @@ class RecurrentParts(NamedTuple):
     """What the norm before the output projection multiplies channels by, its weight aside; None for no norm."""
     source: str = "hook_in"
     """Hook point of the layer that holds x W_in + b_in. `hook_in`, what enters the convolution, is another where a gate
-    stands between the two; that gate is then the gain."""
+    stands between the two; that gate is then the gain. Without a convolution it holds what the activation makes of it
+    (`convolved`)."""
+    convolved: bool = True
+    """Whether there is a convolution, between `hook_in` and `hook_conv`; if not, `taps` is 1 for the token itself."""
 
 
 def taps_of(weight: Float[Tensor, "channel 1 lag"]) -> Float[Tensor, "channel lag"]:

@@ -1,5 +1,6 @@
 """What mixers with a matrix state a head do alike: project, convolve, recur, and write behind a norm and a gate.
 
+Where there is no convolution (`cfg.d_conv` 0) the channels go through the activation alone, without its hook points.
 A kind says what it alone knows: what its input projections give, how the convolved channels and the rates become the
 terms of its recurrence, what passes the state by, and the weights that make what is written. The hook points and their
 order, edits of writes and states, readout, norm, gate, output projection and memory are the same for all.
@@ -11,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -26,7 +28,7 @@ from hybridlens.mixers.writing import written
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.matrix import Matrix
-from hybridlens.shapes import Channels, Resid
+from hybridlens.shapes import Channels, ConvState, Resid
 from hybridlens.stream import HeadStates, HeadWrites
 
 M = TypeVar("M", bound=Matrix[Any])
@@ -37,7 +39,7 @@ class Projected(NamedTuple):
     """What a mixer's input projections give."""
 
     channels: Float[Tensor, "batch pos channel"]
-    """All that enter the convolution."""
+    """All that enter the convolution, or, without one, the activation."""
     z: Channels
     """The gate's logits."""
     rates: tuple[Tensor, ...]
@@ -67,17 +69,18 @@ class MatrixState(RecurrentMixer[M], ABC):
     Args:
         cfg: its sizes.
         recurrence: its operator.
-        mixer: the family's module, with `conv1d`.
+        mixer: the family's module, with `conv1d` if there is a convolution.
         own: the kind's own hook points, by name, which come by between addresses and writes: its rates, `hook_decay`.
         norm: between readout and output projection.
         out: the output projection.
         d_model: width of the residual stream.
     """
 
-    strength: ClassVar[str]
-    """The hook point [b p s] of what multiplies a write."""
+    strength: ClassVar[str | None]
+    """The hook point [b p s] of what multiplies a write; None for 1."""
     values: slice
-    """Of the convolution's channels, those that are written into the state; the others are addresses."""
+    """Of the convolution's channels, those that are written into the state; the others are addresses. Without a
+    convolution all of `hook_v`."""
 
     def __init__(
         self,
@@ -94,8 +97,9 @@ class MatrixState(RecurrentMixer[M], ABC):
         self.norm = norm
         s, u, m = cfg.state_shape
         c, wide = cfg.d_channels, cfg.d_conv_channels
-        self.hook_in = HookPoint("b p c", c=wide)
-        self.hook_conv = HookPoint("b p c", c=wide)
+        if cfg.d_conv:
+            self.hook_in = HookPoint("b p c", c=wide)
+            self.hook_conv = HookPoint("b p c", c=wide)
         self.hook_v = HookPoint("b p s u", s=s, u=u)
         self.hook_k = HookPoint("b p s m", s=s, m=m)
         self.hook_q = HookPoint("b p s m", s=s, m=m)
@@ -120,7 +124,7 @@ class MatrixState(RecurrentMixer[M], ABC):
         """The terms of its recurrence, past the hooks on values, addresses and rates.
 
         Args:
-            inner: the convolved channels, after their activation.
+            inner: the channels, convolved, after their activation.
             rates: of `projected`.
         """
 
@@ -147,10 +151,10 @@ class MatrixState(RecurrentMixer[M], ABC):
         """The write to the residual stream, and the memory afterwards."""
         op, mixer, (s, u, _) = self.recurrence, self.wrapped[0], self.cfg.state_shape
         initial = held_state(op, held, x)
-        with resident(mixer, mixer.conv1d):
+        with resident(mixer, *((mixer.conv1d,) if self.cfg.d_conv else ())):
             channels, z, rates = self.projected(x)
-            inner, conv = convolved(self.hook_in(channels), mixer.conv1d, run, held)
-            terms = self.terms(self.hook_conv(F.silu(inner)), rates)
+            inner, conv = self._activated(channels, run, held)
+            terms = self.terms(inner, rates)
             skip = self.skip(terms)
         terms = self.with_recalls(op.hold(terms, run.valid), initial)
         if wanted(self.hook_write):  # an edit at padding is none
@@ -161,6 +165,15 @@ class MatrixState(RecurrentMixer[M], ABC):
         out = written(self.out, self.hook_normed(normed).unflatten(-1, (s, u)), self.hook_result)
         self.hook_pattern.lazily(lambda: op.hidden_attention(terms))
         return out, remember(conv, final)
+
+    def _activated(
+        self, channels: Float[Tensor, "batch pos channel"], run: Pass, held: Memory | None
+    ) -> tuple[Float[Tensor, "batch pos channel"], ConvState | None]:
+        """The channels through convolution, if there is one, and activation, and what the convolution remembers."""
+        if not self.cfg.d_conv:
+            return F.silu(channels), None
+        inner, conv = convolved(self.hook_in(channels), self.wrapped[0].conv1d, run, held)
+        return self.hook_conv(F.silu(inner)), conv
 
     @property
     def head_writes(self) -> HeadWrites:
@@ -176,12 +189,14 @@ class MatrixState(RecurrentMixer[M], ABC):
         """The linear maps of its values, the channels that are written."""
         made, width = self.value_weights(read), self.cfg.state_shape[1]
         out, b_out = self.out.stored(read)
-        points = (self.strength, "hook_k", "hook_q")
+        has, strength = bool(self.cfg.d_conv), self.strength
+        points = ("hook_k", "hook_q") if strength is None else (strength, "hook_k", "hook_q")
 
         def gain(seen: Mapping[str, Tensor]) -> Tensor:
             """Strength times k_t · q_t, and what passes the state by: what y_t holds of v_t."""
-            strength, k, q = (seen[point].float() for point in points)
-            passed = strength * (k * q).sum(dim=-1)
+            passed = (seen["hook_k"].float() * seen["hook_q"].float()).sum(dim=-1)
+            if strength is not None:
+                passed = seen[strength].float() * passed
             if made.skip is not None:
                 passed = made.skip.to(passed.device) + passed
             return passed.repeat_interleave(width, dim=-1)
@@ -191,7 +206,7 @@ class MatrixState(RecurrentMixer[M], ABC):
             b_in=made.b_in,
             W_gate=made.W_gate,
             b_gate=made.b_gate,
-            taps=taps_of(read(self.wrapped[0], "conv1d.weight")[self.values]),
+            taps=taps_of(read(self.wrapped[0], "conv1d.weight")[self.values]) if has else torch.ones_like(out[:1]).T,
             b_conv=made.b_conv,
             W_out=self.norm.folded(out.T, read),
             b_out=b_out,
@@ -203,4 +218,6 @@ class MatrixState(RecurrentMixer[M], ABC):
             written=self.values,
             norm_points=("hook_y", "hook_gate"),
             norm=self.norm.factor,
+            source="hook_in" if has else "hook_v",
+            convolved=has,
         )

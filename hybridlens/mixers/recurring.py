@@ -125,13 +125,13 @@ def through(op: Recurrence[T], terms: T, initial: Tensor, point: HookPoint, vali
     return Run(hooked.y, hooked.final)
 
 
-def remember(conv: ConvState, final: Tensor) -> Recurrent:
-    """A mixer's memory, sharing no storage with the whole trajectory."""
+def remember(conv: ConvState | None, final: Tensor) -> Recurrent:
+    """A mixer's memory, sharing no storage with the whole trajectory; no convolution, no inputs of one."""
     return Recurrent(conv, final.float().clone())
 
 
 class RecurrentMixer(nn.Module, Generic[R]):
-    """A mixer that remembers a state and the last inputs of its convolution.
+    """A mixer that remembers a state and the last inputs of its convolution, if it has one.
 
     Args:
         cfg: its sizes.
@@ -151,7 +151,9 @@ class RecurrentMixer(nn.Module, Generic[R]):
 
     def empty(self, batch: int, dtype: torch.dtype, device: torch.device) -> Memory:
         """What `batch` rows hold that have read nothing."""
-        conv = torch.zeros(batch, self.cfg.d_conv - 1, self.cfg.d_conv_channels, dtype=dtype, device=device)
+        cfg, conv = self.cfg, None
+        if cfg.d_conv:
+            conv = torch.zeros(batch, cfg.d_conv - 1, cfg.d_conv_channels, dtype=dtype, device=device)
         return Recurrent(conv, self.recurrence.empty(batch, device))
 
 
