@@ -39,7 +39,7 @@ def terms_of(seen):
     if "beta" in seen:
         return DeltaTerms(seen["decay"], seen["v"], seen["k"], seen["q"], seen["beta"])
     if "v" in seen:
-        return ScalarTerms(seen["decay"], seen["v"], seen["k"], seen["q"], seen["dt"])
+        return ScalarTerms(seen["decay"], seen["v"], seen["k"], seen["q"], seen.get("dt"))
     return DiagonalTerms(seen["decay"], seen["write"], seen.get("C"))
 
 
