@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, GRADIENT, LAYER, bound, close, quotient
-from models import WITH_STATE, make_calm, tokens
+from models import ROWS, WITH_STATE, make_calm, tokens
 
 import hybridlens as hl
 from analyses.patching.agreement import agreement, compared
@@ -70,7 +70,7 @@ STENCIL = {-2.0: 1 / 12, -1.0: -8 / 12, 1.0: 8 / 12, 2.0: -1 / 12}
 
 def near(family):
     """How far slopes go: a delta rule's unit vectors bend sooner."""
-    return 0.001 if family == "qwen3_next" else 0.005
+    return 0.001 if ROWS[family].bends else 0.005
 
 
 def slope(lens, base, values, patch, metric=METRIC, h=0.005):
@@ -233,7 +233,7 @@ def test_a_linear_metric_is_estimated_exactly(family):
 def test_integrated_gradients_at_the_input_add_up_to_the_whole_difference(family):
     """Smooth models (all experts in use): the error is far below the plain gradient's and falls with the steps."""
     lens, (clean, corrupt) = smooth(family), prompts()
-    errors, many = {}, 128 if family == "qwen3_next" else 32  # a delta rule's unit vectors bend the way more
+    errors, many = {}, 128 if ROWS[family].bends else 32  # a delta rule's unit vectors bend the way more
     for steps in (None, 4, many):
         result = attribution_patch(lens, clean, corrupt, METRIC, "hook_embed", "p", steps=steps)
         errors[steps] = abs(float(result.change.sum()) - (result.clean - result.corrupt))
@@ -280,7 +280,7 @@ def test_every_sweep_can_be_estimated(family):
         assert agreed[name].patches == exact.raw.numel()
     assert len(names) > 20
     places = [found.pearson for name, found in agreed.items() if "_by_" in name]
-    assert sum(places) / len(places) > (0.3 if family == "qwen3_next" else 0.6)  # straight lines through unit vectors
+    assert sum(places) / len(places) > (0.3 if ROWS[family].bends else 0.6)  # straight lines through unit vectors
 
 
 @pytest.mark.parametrize("family", WITH_STATE)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import refused
-from models import MATRIX_WITH_ATTENTION, make, tokens
+from models import MATRIX_WITH_ATTENTION, ROWS, make, tokens
 from random_lens import small_lens
 
 from analyses import entropy, sparsification
@@ -36,7 +36,8 @@ def test_a_silenced_head_writes_nothing(family):
     layers = lens.cfg.attention_layers
     ranking = HeadRanking(-torch.eye(4)[2].repeat(len(layers), 1), layers, "all but head 2", lower_is_better=False)
     edits = sparsification.keep_heads(lens, ranking, 3, scope="layer")
-    points = [f"blocks.{layer}.attn.hook_result", f"blocks.{layer}.hook_mixer_out", f"blocks.{layer}.hook_attn_out"]
+    whole = "hook_attn_out" if ROWS[family].shared else "hook_mixer_out"  # a shared block's heads feed the mixer
+    points = [f"blocks.{layer}.{point}" for point in ("attn.hook_result", whole, "hook_attn_out")]
     with torch.no_grad():
         _, plain = lens.run_with_cache(ids, points)
         seen: dict[str, torch.Tensor] = {}

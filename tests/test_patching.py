@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 from bounds import FORWARD, close
-from models import WITH_ATTENTION, WITH_STATE, make_calm
+from models import ROWS, WITH_ATTENTION, WITH_STATE, make_calm
 from patching_loops import METRIC, loop, prompts, random_patches, small
 
 import hybridlens as hl
@@ -84,10 +84,14 @@ def test_keys_are_found_where_a_window_has_passed_some(family):
 @pytest.mark.parametrize("family", WITH_STATE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_everything_gives_the_other_run_and_nothing_this_one_exactly(family, dtype):
-    """Bit for bit: the embedding, or a layer's residual stream, takes the whole run along; no target changes no bit."""
+    """Bit for bit: the embedding, or a layer's residual stream, takes the whole run along; no target changes no bit.
+
+    Shared blocks read the embedding beside the stream, so that of the stream alone they would make something else.
+    """
     lens, (clean, corrupt) = small(family, dtype), prompts()
     last = f"blocks.{lens.cfg.n_layers - 1}.hook_resid_post"
-    everything = [Target("hook_embed"), Target("blocks.0.hook_resid_pre"), Target(last)]
+    entry = [Target("blocks.0.hook_resid_pre"), *([Target("hook_embed")] if ROWS[family].shared else [])]
+    everything = [Target("hook_embed"), entry, Target(last)]
     everything.append([Target(name) for name, spec in lens.hook_points.items() if not spec.read_only and not spec.lazy])
     nothing = [[], Target("blocks.1.hook_resid_pre", {"p": ()}), [Target("hook_logits", {"v": slice(0)})]]
     for direction in ("denoise", "noise"):
