@@ -278,6 +278,8 @@ KINDS = tuple(os.environ.get("HYBRIDLENS_KINDS", "").split()) or tuple(kind for 
 on it once: `HYBRIDLENS_KINDS="lfm3 minimax" pytest tests/test_patching.py`."""
 WITH_ATTENTION = tuple(family for family in KINDS if ROWS[family].attention)
 WITH_STATE = tuple(family for family in KINDS if ROWS[family].recurrence and ROWS[family].state)
+PATCHED = KINDS if os.environ.get("HYBRIDLENS_KINDS") else WITH_STATE
+"""For patching and its gradients: those with states stand for the others, unless families are named."""
 MATRIX = tuple(family for family in KINDS if ROWS[family].matrix)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)
 WITH_HEADS = tuple(family for family in WITH_ATTENTION if not ROWS[family].shared)

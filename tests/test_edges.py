@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, GRADIENT, LAYER, close, quotient
-from models import ROWS, WITH_STATE, make_calm, tokens
+from models import PATCHED, ROWS, make_calm, tokens
 from patching_loops import followed, whole_mixers
 
 import hybridlens as hl
@@ -35,9 +35,11 @@ NAMES = {
         ("input_layernorm", "self_attn"),
     ),
     **dict.fromkeys(("lfm2", "lfm2_moe"), ("operator_norm", "self_attn")),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), ("input_layernorm", "self_attn")),
     "nemotron_h": ("norm", "mixer"),
+    "olmo_hybrid": (None, "self_attn"),
 }
-"""A layer's norm and attention in the Hugging Face model."""
+"""A layer's norm, if there is one, and attention in the Hugging Face model."""
 EPS = dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h", "bamba", "lfm2", "lfm2_moe"), 1e-5)
 """Of a family's norms, where it is not 1e-6."""
 
@@ -45,21 +47,21 @@ EPS = dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h", "bamba", "lfm2", "lfm2
 @cache
 def smooth(family):
     """All experts in use, so that none changes hands on the way: there the metric jumps."""
-    changes = {
-        "recurrentgemma": {"num_key_value_heads": 2}, "jamba": {"num_experts_per_tok": 4},
-        "qwen3_next": {"num_experts_per_tok": 4}, "lfm2_moe": {"num_experts_per_tok": 6},
-    }  # fmt: skip
-    return hl.HybridLens(make_calm(family, 3, **changes.get(family, {})))
+    changes = {"num_key_value_heads": 2} if family == "recurrentgemma" else {}
+    experts = hl.HybridLens(make_calm(family, 3)).cfg.n_experts
+    changes |= {"num_experts_per_tok": experts} if experts else {}
+    return hl.HybridLens(make_calm(family, 3, **changes))
 
 
 def heads_read(family, layer, kind, x):
     """Queries, keys, values or gates of every head, by the Hugging Face model's own modules, of a stream [b p d]."""
     model = smooth(family).hf_model
-    norm, attention = (getattr(model.model.layers[layer], name) for name in NAMES[family])
-    x, width = norm(x), smooth(family).cfg.attention(layer).d_head
+    (norm, attention), hf = NAMES[family], model.model.layers[layer]
+    attention, width = getattr(hf, attention), smooth(family).cfg.attention(layer).d_head
+    x = x if norm is None else getattr(hf, norm)(x)
     if family == "falcon_h1":
         x = x * model.config.attention_in_multiplier
-    if family == "qwen3_next" and kind in ("q", "gate"):
+    if family in ("qwen3_next", "qwen3_5", "qwen3_5_moe") and kind in ("q", "gate"):
         q, gate = attention.q_proj(x).unflatten(-1, (-1, 2 * width)).chunk(2, dim=-1)
         return q if kind == "q" else gate.sigmoid()
     found = getattr(attention, f"{kind}_proj")(x).unflatten(-1, (-1, width))
@@ -113,6 +115,8 @@ def slope(family, base, reader, change, h=0.005, metric=METRIC, before=()):
 
     def give(x, hook):
         moved = held["x"]
+        if name.endswith("_in"):
+            return moved
         if reader.head is None:
             return moved / (moved.square().mean(-1, keepdim=True) + EPS.get(family, 1e-6)).sqrt()
         x[:, :, reader.head] = heads_read(family, reader.layer, reader.kind, moved)[:, :, reader.head]
@@ -122,6 +126,7 @@ def slope(family, base, reader, change, h=0.005, metric=METRIC, before=()):
     if reader.head is None:
         norm = f"blocks.{reader.layer}.{'ln2' if second(lens, reader) else 'ln1'}"
         name = f"{'ln_final' if reader.kind == 'logits' else norm}.hook_normalized"
+        name = name if name in lens.hook_dict else f"blocks.{reader.layer}.hook_{reader.kind}_in"
     with torch.no_grad(), lens.hooks([*before, (stream(lens, reader), keep), (name, give)]):
         value = metric(lens(base.expand(len(STENCIL), -1))).double()
     return float(value @ torch.tensor(list(STENCIL.values())).double()) / h
@@ -144,7 +149,7 @@ def untouched(lens):
     return hooks == 0 and all(weight.grad is None for weight in lens.hf_model.parameters())
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_scores_are_the_slopes_of_true_path_patches(family, direction):
     """Random edges into every reader of the model: each query head, shared key and value head, mixer, MLP, logits."""
@@ -171,7 +176,7 @@ def test_scores_are_the_slopes_of_true_path_patches(family, direction):
     assert untouched(lens)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_writers_account_for_all_of_a_readers_input(family):
     """Their sum is the slope along the whole difference of the reader's input; whole mixers of attention, too."""
     lens, (clean, corrupt) = smooth(family), prompts()
@@ -188,7 +193,7 @@ def test_writers_account_for_all_of_a_readers_input(family):
         close(result.scores[:, parts].sum(1), result.scores[:, whole], FORWARD, equal_nan=True, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_there_is_no_edge_to_what_comes_before(family):
     """NaN exactly where the reader's input is made before the writer writes, worked out from the forward order."""
     lens, (clean, corrupt) = smooth(family), prompts()
@@ -201,7 +206,7 @@ def test_there_is_no_edge_to_what_comes_before(family):
             assert bool(result.scores[row, column].isnan()) == (at >= fires.index(stream(lens, reader)))
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_integrated_gradients_are_the_mean_over_the_way(family):
     """Each step's gradient is taken, norms included, in a run whose embedding was moved by hand."""
     lens, (clean, corrupt), rng = smooth(family), prompts(), random.Random(2)
@@ -222,7 +227,7 @@ def test_integrated_gradients_are_the_mean_over_the_way(family):
     assert result.metric.endswith("estimated by integrated gradients in 2 steps")
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_estimates_agree_with_path_patching(family):
     """The same axes as exact path patching of all pairs, and a clear correlation with it."""
     lens, (clean, corrupt) = smooth(family), prompts()
@@ -250,7 +255,7 @@ def test_positions_in_portions_give_the_same(monkeypatch):
     close(portions.scores, whole.scores, LAYER, equal_nan=True, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_some_writers_and_readers_and_other_metrics(family):
     """A choice of both gives those rows and columns, whatever the metric reads."""
     lens, (clean, corrupt) = smooth(family), prompts()

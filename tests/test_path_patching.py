@@ -13,7 +13,7 @@ from itertools import pairwise
 import pytest
 import torch
 from bounds import FORWARD, LAYER, apart, bound, close
-from models import FAMILIES, MATRIX, ROWS, WITH_HEADS, WITH_STATE, make_calm, tokens
+from models import FAMILIES, MATRIX, PATCHED, ROWS, WITH_HEADS, make_calm, tokens
 from patching_loops import followed, whole_mixers
 
 import hybridlens as hl
@@ -27,7 +27,7 @@ from hybridlens.errors import InputError, UnknownNameError
 
 LENGTH = 19  # more than twice the window of the small RecurrentGemma
 METRIC = LogitDifference(3, 7)
-WITH_MLPS = [(family, mlps) for mlps in (False, True) for family in WITH_STATE if not (mlps and ROWS[family].shared)]
+WITH_MLPS = [(family, mlps) for mlps in (False, True) for family in PATCHED if not (mlps and ROWS[family].shared)]
 """Families, and whether paths run through MLPs: through those that write to the stream."""
 
 
@@ -49,7 +49,8 @@ def point_of(lens, reader):
         return "ln_final.hook_normalized"
     second = lens.cfg.layers[reader.layer].type != "mlp"
     norms = {"mixer": "ln1.hook_normalized", "mlp": f"ln{2 if second else 1}.hook_normalized"}
-    return f"blocks.{reader.layer}." + norms.get(reader.kind, f"attn.hook_{reader.kind}")
+    name = f"blocks.{reader.layer}." + norms.get(reader.kind, f"attn.hook_{reader.kind}")
+    return name if name in lens.hook_dict else f"blocks.{reader.layer}.hook_{reader.kind}_in"  # without a norm
 
 
 def put(name, values, head=None, places=slice(None), heads=None):
@@ -161,7 +162,7 @@ def test_random_paths_equal_the_plain_loop(family, through_mlps):
             close(found.corrupt, METRIC(lens(corrupt)).item(), FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_each_kind_of_writer_and_reader_is_heard(family):
     """One path of each kind, against the plain loop; every one of them changes the metric by far more than rounding."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -208,7 +209,7 @@ def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family
     assert (ours - found.corrupt).abs().min() > 2 * bound(float(ours.abs().max()), FORWARD)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_bfloat16_is_as_near_to_the_truth_as_the_plain_loop(family):
     """Both are compared with the same weights computed in float32."""
     lens, (clean, corrupt) = small(family, torch.bfloat16), prompts()
@@ -260,7 +261,7 @@ def test_pairs_without_a_path_are_refused_or_left_untouched(family):
         path_patch(lens, clean, corrupt, METRIC, [[Writer("embed"), Writer("mlp", 1)]], [Reader("mlp", 1)])
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_the_whole_model_at_once_in_few_passes(family, tmp_path):
     """Every writer by every reader: as many passes as rows need, and a saved result that names both ends."""
     lens, (clean, corrupt) = small(family), prompts()
