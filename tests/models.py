@@ -166,7 +166,7 @@ ROWS = {
         },
     }, calm, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
-        "num_hidden_layers": 4, "linear_value_head_dim": 10,
+        "num_hidden_layers": 4, "linear_value_head_dim": 10, "rms_norm_eps": 0.1,
     }),
     # The same with six experts in every layer.
     "qwen3_5_moe": Row("Qwen3_5Moe", SPECIAL | {
@@ -177,6 +177,7 @@ ROWS = {
     }, calm, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "linear_value_head_dim": 10, "moe_intermediate_size": 16, "num_experts": 4,
+        "rms_norm_eps": 0.1,
     }),
     # Two layers, biases wherever there may be one.
     "mamba": Row("Mamba", SPECIAL | {
@@ -240,9 +241,9 @@ ROWS = {
         "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2,
         "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
         "max_position_embeddings": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
-    }, calm, room={"max_position_embeddings": 400}, calm={
+    }, calm, bends=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
-        "num_hidden_layers": 4, "linear_value_head_dim": 10,
+        "num_hidden_layers": 4, "linear_key_head_dim": 12, "linear_value_head_dim": 10,
     }),
     # Layers K A K; values narrower than keys; an MLP, then six experts in three groups, and two shared ones as one.
     "kimi_linear": Row("KimiLinear", SPECIAL | {

@@ -40,8 +40,8 @@ NAMES = {
     "olmo_hybrid": (None, "self_attn"),
 }
 """A layer's norm, if there is one, and attention in the Hugging Face model."""
-EPS = dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h", "bamba", "lfm2", "lfm2_moe"), 1e-5)
-"""Of a family's norms, where it is not 1e-6."""
+EPS = ("rms_norm_eps", "layer_norm_epsilon", "norm_eps")
+"""What configurations call that of their norms."""
 
 
 @cache
@@ -108,7 +108,8 @@ def slope(family, base, reader, change, h=0.005, metric=METRIC, before=()):
     """The derivative of the metric as `change` [p d] is put into what this reader alone reads."""
     lens = smooth(family)
     steps = h * torch.tensor(list(STENCIL)).view(-1, 1, 1)
-    held = {}
+    held, config = {}, lens.hf_model.config
+    eps = next(getattr(config, name) for name in EPS if hasattr(config, name))
 
     def keep(x, hook):
         held["x"] = x + steps * change
@@ -118,7 +119,7 @@ def slope(family, base, reader, change, h=0.005, metric=METRIC, before=()):
         if name.endswith("_in"):
             return moved
         if reader.head is None:
-            return moved / (moved.square().mean(-1, keepdim=True) + EPS.get(family, 1e-6)).sqrt()
+            return moved / (moved.square().mean(-1, keepdim=True) + eps).sqrt()
         x[:, :, reader.head] = heads_read(family, reader.layer, reader.kind, moved)[:, :, reader.head]
         return x
 

@@ -30,7 +30,10 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
 def test_a_silenced_head_writes_nothing(family):
-    """Whatever its gate: its part of the write is 0, the others' stay, and so does a recurrence in the same layer."""
+    """Whatever its gate: its part of the write is 0, the others' stay, and so does a recurrence in the same layer.
+
+    Behind a norm they stay but for its scale, which is that of what is left.
+    """
     lens, ids = small_lens(family), tokens(2, 9)
     layer = lens.cfg.attention_layers[0]
     layers = lens.cfg.attention_layers
@@ -38,6 +41,7 @@ def test_a_silenced_head_writes_nothing(family):
     edits = sparsification.keep_heads(lens, ranking, 3, scope="layer")
     whole = "hook_attn_out" if ROWS[family].shared else "hook_mixer_out"  # a shared block's heads feed the mixer
     points = [f"blocks.{layer}.{point}" for point in ("attn.hook_result", whole, "hook_attn_out")]
+    points += [name for name in (f"blocks.{layer}.ln1_post.hook_scale",) if name in lens.hook_points]
     with torch.no_grad():
         _, plain = lens.run_with_cache(ids, points)
         seen: dict[str, torch.Tensor] = {}
@@ -46,7 +50,10 @@ def test_a_silenced_head_writes_nothing(family):
     result = seen[points[0]]
     assert not bool(result[:, :, 2].any())
     assert bool(plain[points[0]][:, :, 2].any())
-    close(result[:, :, [0, 1, 3]], plain[points[0]][:, :, [0, 1, 3]])
+    others, before = (values[points[0]][:, :, [0, 1, 3]] for values in (seen, plain))
+    if points[3:]:
+        others, before = others * seen[points[3]][:, :, None], before * plain[points[3]][:, :, None]
+    close(others, before)
     beside = plain[points[1]] - plain[points[2]]
     close(seen[points[1]], beside + result.sum(2))
     assert bool(beside.any()) == (family == "falcon_h1")
