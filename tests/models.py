@@ -283,6 +283,8 @@ PATCHED = KINDS if os.environ.get("HYBRIDLENS_KINDS") else WITH_STATE
 """For patching and its gradients: those with states stand for the others, unless families are named."""
 MATRIX = tuple(family for family in KINDS if ROWS[family].matrix)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)
+ATTENDING = WITH_ATTENTION if os.environ.get("HYBRIDLENS_KINDS") else MATRIX_WITH_ATTENTION
+"""For what is done to heads: those beside matrix states stand for the others, unless families are named."""
 WITH_HEADS = tuple(family for family in WITH_ATTENTION if not ROWS[family].shared)
 """Those whose heads read the stream and write to it."""
 MATRIX_WITH_HEADS = tuple(family for family in MATRIX if family in WITH_HEADS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import refused
-from models import MATRIX_WITH_ATTENTION, ROWS, make, tokens
+from models import ATTENDING, ROWS, make, tokens
 from random_lens import small_lens
 
 from analyses import entropy, sparsification
@@ -28,7 +28,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=2e-5 * scale, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", ATTENDING)
 def test_a_silenced_head_writes_nothing(family):
     """Whatever its gate: its part of the write is 0, the others' stay, and so does a recurrence in the same layer.
 
@@ -59,7 +59,7 @@ def test_a_silenced_head_writes_nothing(family):
     assert bool(beside.any()) == (family == "falcon_h1")
 
 
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", ATTENDING)
 def test_no_heads_kept_is_no_attention(family):
     """k = 0 in a phase is the mixer's write without attention, in reading and in a decode step."""
     lens, ids = small_lens(family), tokens(2, 9)
@@ -112,7 +112,7 @@ def by_hand(lens, ids, k: list[int], scope: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", ATTENDING)
 def test_top_k_by_hand(family, scope):
     """Every row its own k, by sorting entropies of the pattern query by query."""
     lens, ids = small_lens(family), tokens(3, 8, 2)
@@ -121,7 +121,7 @@ def test_top_k_by_hand(family, scope):
     close(found, by_hand(lens, ids, [1, 3, 2], scope))
 
 
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", ATTENDING)
 def test_ranks_are_mean_entropies(family):
     """Of all queries of prompts of unlike length, by summing over patterns."""
     lens, ids, lengths = small_lens(family), tokens(2, 9, 4), [9, 5]
@@ -143,7 +143,7 @@ def test_ranks_are_mean_entropies(family):
 
 @pytest.mark.parametrize("semantics", ["clean", "published"])
 @pytest.mark.parametrize("mode", ["omit", "only", "binary", "null"])
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", ATTENDING)
 def test_manipulations_by_hand(family, mode, semantics):
     """In a decode step, key by key; every query sees the needle there."""
     lens, ids = small_lens(family), tokens(2, 9, 6)

@@ -60,7 +60,7 @@ def test_bfloat16_in_batches_is_as_near_to_the_truth_as_the_plain_loop(family):
         result = activation_patch(lens, clean, corrupt, METRIC, targets=patches, batch_size=16, skip_positions=skip)
         ours = (result.raw - truth).square().mean().sqrt()
         assert ours < 1.4 * plainly + 1e-3
-        assert ours < 0.1 * truth.std()
+        assert ours < 0.2 * truth.std()
 
 
 @pytest.mark.parametrize("family", WITH_ATTENTION)
