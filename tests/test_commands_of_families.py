@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from models import FAMILIES, ROWS, WITH_ATTENTION, WITH_STATE
+from models import FAMILIES, PATCHED, ROWS, WITH_ATTENTION, WITH_STATE
 from random_lens import save_checkpoint
 
 from analyses.cli import main
@@ -24,7 +24,7 @@ COMMANDS = {
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random model of each with a tokenizer."""
     made = tmp_path_factory.mktemp("families")
-    return {family: save_checkpoint(made / family, family) for family in WITH_STATE if family not in FAMILIES}
+    return {family: save_checkpoint(made / family, family) for family in PATCHED if family not in FAMILIES}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -35,7 +35,10 @@ def test_every_command(command, folders, tmp_path, capsys, small_bundles):
     """
     for family, folder in folders.items():
         out = tmp_path / family
-        options = [text if family in WITH_STATE else text.replace("state", "conv") for text in COMMANDS[command]]
+        swept = "state" if family in WITH_STATE else "conv" if ROWS[family].recurrence else "z"
+        options = [text.replace("state", swept) for text in COMMANDS[command]]
+        if command == "patch" and family not in WITH_STATE:
+            options += ["--metric", "kl"]  # some answer both prompts alike
         status = main([command, *options, "--model", str(folder), "--out", str(out)])
         printed = capsys.readouterr()
         silent = command == "crossover" and family not in WITH_STATE

@@ -147,13 +147,17 @@ def test_ranks_are_mean_entropies(family):
 def test_manipulations_by_hand(family, mode, semantics):
     """In a decode step, key by key; every query sees the needle there."""
     lens, ids = small_lens(family), tokens(2, 9, 6)
-    inside = range(*NEEDLE)
+    with torch.no_grad():
+        state = lens.prefill(ids).state
+    held = {i: lens.key_positions(state, layer=i)[0].tolist() for i in lens.cfg.attention_layers}
 
     def rewrite(pattern, hook):
+        places = held[int(hook.name.split(".")[1])]  # a window has passed some
+        inside = [key for key, place in enumerate(places) if place in range(*NEEDLE)]
         for row in range(2):
             weights = pattern[row, :, 0]
-            numbers = weights[:, list(inside)].mean(-1)
-            number = weights[:, list(inside)].sum() / 4 / len(inside)
+            numbers = weights[:, inside].mean(-1)
+            number = weights[:, inside].sum() / 4 / len(inside)
             for head in range(4):
                 for key in range(weights.shape[1]):
                     if mode == "binary" and key in inside:
@@ -162,7 +166,6 @@ def test_manipulations_by_hand(family, mode, semantics):
                         weights[head, key] = 0
 
     with torch.no_grad():
-        state = lens.prefill(ids).state
         found = lens.extend(state, [[5], [6]], manipulate(lens, mode, NEEDLE, "decode", semantics)).logits
         with lens.hooks([([f"blocks.{i}.attn.hook_pattern" for i in lens.cfg.attention_layers], rewrite)]):
             close(found, lens.extend(state, [[5], [6]]).logits)
