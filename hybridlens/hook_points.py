@@ -239,7 +239,11 @@ class HookPoint(TransformerLensHookPoint):
 
     def _applied(self, fn: HookFunction, value: Tensor) -> Tensor:
         """`value` after one hook function, which may write in place to a copy of its own."""
-        given = value if getattr(fn, "reads_only", False) else value.clone()
+        reads = getattr(fn, "reads_only", False)
+        if reads and value.requires_grad and not value.is_meta:
+            given = value.view_as(value)  # of its own: what else `value` is used for gives no gradient here
+        else:
+            given = value if reads else value.clone()
         before = version(given)
         out = fn(given, hook=self)
         if out is None:  # on the meta device only the count of writings tells whether there was one

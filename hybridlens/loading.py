@@ -90,6 +90,8 @@ def load(
 def load_weights(name: str | Path, *, device: str | torch.device = "cpu") -> Weights:
     """The linear maps of a checkpoint, read straight from its safetensors files; no model is made.
 
+    They are those of the model that `load` opens in float32, whatever dtype the files have.
+
     Args:
         name: an embedded checkpoint, a folder, or a hub id, of which only the shards needed are fetched.
         device: where what is read is put.

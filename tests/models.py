@@ -71,6 +71,10 @@ class Row:
     """Whether its recurrent layers hold a state; if not, only their convolutions remember."""
     convolution: bool = True
     """Whether its recurrent layers have a convolution; if not, only their states remember."""
+    shared: bool = False
+    """Whether its attention and MLPs are shared blocks', which write nothing to the stream: no heads to follow."""
+    bends: bool = False
+    """Whether metrics bend sooner than others': slopes go a fifth as far, and integrals take four times the steps."""
     unclamped: dict[str, Any] = field(default_factory=dict)
     """Changes without limits of step sizes, which transformers keeps to in passes of several tokens alone."""
     room: dict[str, Any] = field(default_factory=dict)
@@ -148,7 +152,7 @@ ROWS = {
         "linear_key_head_dim": 6, "linear_value_head_dim": 5, "mlp_only_layers": [0], "num_experts": 6,
         "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20,
         "max_position_embeddings": 128,
-    }, room={"max_position_embeddings": 400}, calm={
+    }, bends=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "head_dim": 8, "linear_value_head_dim": 10, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 24, "num_experts": 4, "mlp_only_layers": [2],
@@ -164,7 +168,7 @@ ROWS = {
         },
     }, calm, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
-        "num_hidden_layers": 4, "linear_value_head_dim": 10,
+        "num_hidden_layers": 4, "linear_value_head_dim": 10, "rms_norm_eps": 0.1,
     }),
     # The same with six experts in every layer.
     "qwen3_5_moe": Row("Qwen3_5Moe", SPECIAL | {
@@ -175,6 +179,7 @@ ROWS = {
     }, calm, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "linear_value_head_dim": 10, "moe_intermediate_size": 16, "num_experts": 4,
+        "rms_norm_eps": 0.1,
     }),
     # Two layers, biases wherever there may be one.
     "mamba": Row("Mamba", SPECIAL | {
@@ -238,9 +243,9 @@ ROWS = {
         "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2,
         "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
         "max_position_embeddings": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
-    }, calm, room={"max_position_embeddings": 400}, calm={
+    }, calm, bends=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
-        "num_hidden_layers": 4, "linear_value_head_dim": 10,
+        "num_hidden_layers": 4, "linear_key_head_dim": 12, "linear_value_head_dim": 10,
     }),
     # Layers K A K; values narrower than keys; an MLP, then six experts in three groups, and two shared ones as one.
     "kimi_linear": Row("KimiLinear", SPECIAL | {
@@ -260,7 +265,7 @@ ROWS = {
         "num_mem_blocks": 2, "intermediate_size": 40, "num_attention_heads": 4, "n_mamba_heads": 4,
         "mamba_ngroups": 2, "mamba_d_state": 6, "adapter_rank": 3, "use_shared_attention_adapter": True,
         "use_mem_rope": True, "add_bias_linear": True, "chunk_size": 4, "max_position_embeddings": 128,
-    }, calm, room={"max_position_embeddings": 400}),
+    }, calm, shared=True, bends=True, room={"max_position_embeddings": 400}),
     # Layers L A L, blocks of 4; two key/value heads, no factor at 1; three of four experts a token, and rounding to
     # bfloat16 chooses no others.
     "minimax": Row("MiniMax", SPECIAL | {
@@ -285,9 +290,16 @@ KINDS = tuple(os.environ.get("HYBRIDLENS_KINDS", "").split()) or tuple(kind for 
 on it once: `HYBRIDLENS_KINDS="lfm3 minimax" pytest tests/test_patching.py`."""
 WITH_ATTENTION = tuple(family for family in KINDS if ROWS[family].attention)
 WITH_STATE = tuple(family for family in KINDS if ROWS[family].recurrence and ROWS[family].state)
+PATCHED = KINDS if os.environ.get("HYBRIDLENS_KINDS") else WITH_STATE
+"""For patching and its gradients: those with states stand for the others, unless families are named."""
 MATRIX = tuple(family for family in KINDS if ROWS[family].matrix)
 CONVOLVED = tuple(family for family in MATRIX if ROWS[family].convolution)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)
+ATTENDING = WITH_ATTENTION if os.environ.get("HYBRIDLENS_KINDS") else MATRIX_WITH_ATTENTION
+"""For what is done to heads: those beside matrix states stand for the others, unless families are named."""
+WITH_HEADS = tuple(family for family in WITH_ATTENTION if not ROWS[family].shared)
+"""Those whose heads read the stream and write to it."""
+MATRIX_WITH_HEADS = tuple(family for family in MATRIX if family in WITH_HEADS)
 
 
 def make(family: str, seed: int = 0, draw: Callable[[Any, int], None] | None = None, **changes):
@@ -296,9 +308,10 @@ def make(family: str, seed: int = 0, draw: Callable[[Any, int], None] | None = N
     torch.manual_seed(seed)
     model_class = getattr(transformers, f"{row.kind}ForCausalLM")
     fields = {"vocab_size": VOCAB, "hidden_size": 32, **row.fields, **changes}
-    kinds, layers = fields.get("layer_types"), fields.get("num_hidden_layers")
-    if kinds is not None and layers is not None:  # with other numbers of layers the same ones come again
-        fields["layer_types"] = (kinds * layers)[:layers]
+    layers = fields.get("num_hidden_layers")
+    for name in ("layer_types", "layers_block_type"):
+        if layers is not None and fields.get(name) is not None:  # with other numbers of layers the same ones come again
+            fields[name] = (fields[name] * layers)[:layers]
     model = model_class(model_class.config_class(**fields))
     (draw or row.draw)(model, seed + 1)
     return model.eval()

@@ -9,6 +9,7 @@ from models import make_calm, tokens
 import hybridlens as hl
 from analyses.patching.metrics import LogitDifference
 from analyses.patching.targets import Target
+from analyses.patching.writers import Reader, readers_of
 
 LENGTH = 19  # more than twice the window of the small RecurrentGemma
 METRIC = LogitDifference(3, 7)
@@ -24,6 +25,16 @@ def prompts(shared=5, length=LENGTH):
     clean, corrupt = tokens(1, length, 1), tokens(1, length, 2)
     corrupt[:, :shared] = clean[:, :shared]
     return clean, corrupt
+
+
+def followed(lens):
+    """The readers of a model that paths and edges end at: none in a layer whose mixer a shared block feeds."""
+    return [reader for reader in readers_of(lens) if reader.layer is None or not lens.cfg.layers[reader.layer].shared]
+
+
+def whole_mixers(lens):
+    """The whole inputs of attention layers, which are readers beside those of their heads."""
+    return [Reader("mixer", layer) for layer in lens.cfg.attention_layers if not lens.cfg.layers[layer].shared]
 
 
 def dense(index, size):

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 from bounds import FORWARD, close
-from models import WITH_STATE, tokens
+from models import PATCHED, tokens
 from patching_loops import LENGTH, METRIC, plain, prompts, small
 
 from analyses.patching import ablation
@@ -15,14 +15,15 @@ from analyses.patching.targets import Target
 from hybridlens.errors import InputError, UnknownNameError
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_ablation_equals_a_plain_loop_with_the_same_values(family):
     """Zeros, means of each kind and draws, against runs whose values are put together by hand."""
     lens, (clean, corrupt) = small(family), prompts()
     others = [tokens(1, LENGTH, seed) for seed in (11, 12, 13)]
     names = ["blocks.1.hook_mixer_out", "blocks.2.hook_resid_pre"]
-    names += [f"blocks.{layer}.ssm.hook_write" for layer in lens.cfg.ssm_layers[-1:]]
-    patches = [[Target(name, {"p": place})] for name, place in product(names, (2, slice(5, 9), -1))]
+    names += [f"blocks.{layer}.ssm.hook_write" for layer in lens.cfg.state_layers[-1:]]
+    places = (LENGTH - 3, slice(LENGTH - 5, LENGTH - 1), -1)  # whence windows and convolutions reach the last position
+    patches = [[Target(name, {"p": place})] for name, place in product(names, places)]
     with torch.no_grad():
         runs = [lens.run_with_cache(prompt, names)[1] for prompt in [clean, *others]]
 

@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, GRADIENT, LAYER, bound, close, quotient
-from models import WITH_STATE, make_calm, tokens
+from models import PATCHED, ROWS, WITH_STATE, make_calm, tokens
 
 import hybridlens as hl
 from analyses.patching.agreement import agreement, compared
@@ -70,7 +70,7 @@ STENCIL = {-2.0: 1 / 12, -1.0: -8 / 12, 1.0: 8 / 12, 2.0: -1 / 12}
 
 def near(family):
     """How far slopes go: a delta rule's unit vectors bend sooner."""
-    return 0.001 if family == "qwen3_next" else 0.005
+    return 0.001 if ROWS[family].bends else 0.005
 
 
 def slope(lens, base, values, patch, metric=METRIC, h=0.005):
@@ -129,7 +129,7 @@ def untouched(lens):
     return hooks_on(lens) == 0 and all(weight.grad is None for weight in lens.hf_model.parameters())
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_estimates_are_the_slopes_of_real_patches(family, direction):
     """Random entries of every point, states at several positions and overlapping targets among them."""
@@ -204,13 +204,13 @@ def test_recalls_and_writes_of_a_delta_rule_hear_what_was_replaced_before(point)
     assert abs(float(single.change.sum()) - float(whole.change[0])) > max(0.01, 0.05 * abs(float(whole.change[0])))
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_a_linear_metric_is_estimated_exactly(family):
     """With the soft cap undone, logits are linear in the last normalised residual, and so are differences of them."""
     lens, (clean, corrupt) = small(family), prompts()
 
     def uncapped(logits):
-        cap = getattr(lens.hf_model.config, "logits_soft_cap", None)
+        cap = lens.network.soft_cap
         last = logits[:, -1].double()
         last = last if cap is None else cap * torch.atanh(last / cap)
         return last[:, 3] - 0.5 * last[:, 7] + last[:, 20]
@@ -229,11 +229,11 @@ def test_a_linear_metric_is_estimated_exactly(family):
     close(at_logits.raw, measured.raw, LAYER, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_integrated_gradients_at_the_input_add_up_to_the_whole_difference(family):
     """Smooth models (all experts in use): the error is far below the plain gradient's and falls with the steps."""
     lens, (clean, corrupt) = smooth(family), prompts()
-    errors, many = {}, 128 if family == "qwen3_next" else 32  # a delta rule's unit vectors bend the way more
+    errors, many = {}, 128 if ROWS[family].bends else 32  # a delta rule's unit vectors bend the way more
     for steps in (None, 4, many):
         result = attribution_patch(lens, clean, corrupt, METRIC, "hook_embed", "p", steps=steps)
         errors[steps] = abs(float(result.change.sum()) - (result.clean - result.corrupt))
@@ -244,12 +244,13 @@ def test_integrated_gradients_at_the_input_add_up_to_the_whole_difference(family
     assert errors[None] > 20 * errors[many]
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_integrated_gradients_are_the_mean_over_the_way(family):
     """Against finite differences in runs whose embedding was moved by hand, at each step; states included."""
     lens, (clean, corrupt), rng = smooth(family), prompts(), random.Random(5)
     specs = [s for s in differentiable(lens) if s.name.split(".")[-1] in ("hook_state", "hook_k", "hook_mlp_out")]
-    patches = [[random_target(rng, spec)] for spec in specs] + [[Target(state_of(family))]]
+    patches = [[random_target(rng, spec)] for spec in specs]
+    patches += [[Target(state_of(family))]] if ROWS[family].recurrence and ROWS[family].state else []
     names = ["hook_embed", *{t.hook for patch in patches for t in patch}]
     with torch.no_grad():
         base, source = (lens.run_with_cache(prompt, names)[1] for prompt in (corrupt, clean))
@@ -280,10 +281,10 @@ def test_every_sweep_can_be_estimated(family):
         assert agreed[name].patches == exact.raw.numel()
     assert len(names) > 20
     places = [found.pearson for name, found in agreed.items() if "_by_" in name]
-    assert sum(places) / len(places) > (0.3 if family == "qwen3_next" else 0.6)  # straight lines through unit vectors
+    assert sum(places) / len(places) > (0.3 if ROWS[family].bends else 0.6)  # straight lines through unit vectors
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 @pytest.mark.parametrize("kind", ["probability", "answer", "divergence", "own"])
 def test_other_metrics(family, kind):
     """A longer answer is read on from the prompt's memory, and the gradient comes back through that memory."""
@@ -328,7 +329,7 @@ def test_a_metric_at_its_optimum_has_no_slope():
     close(flat.change, torch.zeros_like(flat.change), GRADIENT, scale=largest, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_bfloat16_agrees_with_float32(family):
     half, whole = small(family, torch.bfloat16), small(family)
     with torch.no_grad():
@@ -340,7 +341,7 @@ def test_bfloat16_agrees_with_float32(family):
     assert compared(ours.change.flatten(), theirs.change.flatten()).pearson > 0.98
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_what_cannot_be_estimated_is_refused_in_one_line(family):
     lens, (clean, corrupt) = small(family), prompts()
     before = lens(clean).detach()
@@ -362,7 +363,8 @@ def test_what_cannot_be_estimated_is_refused_in_one_line(family):
     refused("returned nan for", lambda logits: logits[:, -1, 0] * torch.nan)
     refused("mine", broken, error=RuntimeError)
     refused("steps = 0 given, expected a whole number from 1 to", steps=0)
-    refused("read-only", hook=f"blocks.{lens.cfg.ssm_layers[0]}.ssm.hook_pattern")
+    for layer in lens.cfg.ssm_layers[:1]:
+        refused("read-only", hook=f"blocks.{layer}.ssm.hook_pattern")
     refused("has no axis h", over="h")
     refused("so there is no scale", lambda logits: logits[:, 0, 0] * 0)
     if lens.cfg.moe_layers:

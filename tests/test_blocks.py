@@ -130,6 +130,7 @@ def test_slots_of_a_continued_state(family: str, blocks) -> None:
     assert lens.hook_dict[name].slots is None
 
 
+@pytest.mark.skipif(not WITH_ATTENTION, reason="no family with attention is tested")
 @settings(max_examples=8)
 @given(st.sampled_from(WITH_ATTENTION), st.integers(0, 50), st.data())
 def test_results_are_those_of_the_whole(family: str, seed: int, data: st.DataObject) -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from models import FAMILIES, WITH_ATTENTION, WITH_STATE
+from models import FAMILIES, PATCHED, ROWS, WITH_ATTENTION, WITH_STATE
 from random_lens import save_checkpoint
 
 from analyses.cli import main
@@ -25,19 +25,26 @@ COMMANDS = {
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random model of each with a tokenizer."""
     made = tmp_path_factory.mktemp("families")
-    return {family: save_checkpoint(made / family, family) for family in WITH_STATE if family not in FAMILIES}
+    return {family: save_checkpoint(made / family, family) for family in PATCHED if family not in FAMILIES}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command(command, folders, tmp_path, capsys, small_bundles):
-    """Without attention, all that is about it is refused before anything is made; without states, what needs them."""
+    """Without attention, all that is about it is refused before anything is made; without states, what needs them.
+
+    So is what reads heads' weights, where they are a shared block's.
+    """
     for family, folder in folders.items():
         out = tmp_path / family
-        options = [text if family in WITH_STATE else text.replace("state", "conv") for text in COMMANDS[command]]
+        swept = "state" if family in WITH_STATE else "conv" if ROWS[family].recurrence else "z"
+        options = [text.replace("state", swept) for text in COMMANDS[command]]
+        if command == "patch" and family not in WITH_STATE:
+            options += ["--metric", "kl"]  # some answer both prompts alike
         status = main([command, *options, "--model", str(folder), "--out", str(out)])
         printed = capsys.readouterr()
         silent = command in ("crossover", "states") and family not in WITH_STATE
-        if (family in WITH_ATTENTION or command in ("patch", "states")) and not silent:
+        shared = command in ("rankings", "circuits") and ROWS[family].shared
+        if (family in WITH_ATTENTION or command in ("patch", "states")) and not silent and not shared:
             assert status == 0, printed.err
             assert json.loads((out / "run.json").read_text())["status"] == "complete"
             assert (out / "report.html").is_file()
@@ -45,5 +52,6 @@ def test_every_command(command, folders, tmp_path, capsys, small_bundles):
             assert status == 2
             (line,) = printed.err.splitlines()
             expected = "needs recurrent states" if silent else f"has no attention layer, and {command} is about"
+            expected = "of this zamba2 model is a shared block's" if shared else expected
             assert expected in line
             assert not out.exists()

@@ -13,7 +13,7 @@ from models import EVERY_FAMILY, WITH_RECURRENCE, make, nudged, rounding, tokens
 
 from hybridlens import HybridLens, HybridLensError
 from hybridlens.families import FAMILIES
-from hybridlens.hooks import HookPoint
+from hybridlens.hooks import HookPoint, reads_only
 
 BATCH, LENGTH = 2, 11  # longer than RecurrentGemma's window of 7
 READ_ONLY = "ssm.hook_pattern"
@@ -244,6 +244,25 @@ def test_gradients_reach_every_name(phases, family, phase):
             if near(measured, slope, **given):
                 break
         close(measured, slope, **given, what=name)
+
+
+@FAMILY
+def test_what_is_kept_is_differentiated_as_what_passes(phases, family):
+    """By a tensor that a hook kept the gradient is a backward hook's, bit for bit: that of the point alone.
+
+    One tensor may stand at several points, and go on past others: OLMo-hybrid's stream enters its attention and is
+    added to, Zamba2's embedding is read again later, and heads before a norm are taken out of a sum and put back.
+    """
+    case, kept, grads = phases(family, "prefill"), {}, {}
+    weights = torch.randn(BATCH, LENGTH, 53, generator=torch.Generator().manual_seed(3))
+    names = [n for n in case.lens.hook_points if not n.endswith((READ_ONLY, "expert_indices"))]
+    keep = reads_only(lambda x, hook: kept.__setitem__(hook.name, x))
+    with case.lens.hooks([(names, keep)], [(names, lambda g, hook: grads.__setitem__(hook.name, g.clone()))]):
+        loss = (case.lens.network(case.new).logits * weights).sum()
+        found = torch.autograd.grad(loss, list(kept.values()))
+    for name, gradient in zip(kept, found, strict=True):
+        assert torch.equal(gradient, grads[name]), name
+        assert gradient.abs().sum() > 0, name
 
 
 def _measured(case, name, axis, position, direction, weights, largest):

@@ -224,10 +224,9 @@ def test_a_recurrent_head_that_writes_nothing_has_no_share(family):
     lens = hl.HybridLens(model)
     layer = lens.cfg.ssm_layers[-1]
     width = lens.cfg.recurrence(layer).state_shape[1]
-    stem = model.backbone if family == "mamba2" else model.model
-    mixer = {"mamba2": "mixer", "qwen3_next": "linear_attn"}.get(family, "mamba")
+    project = lens.blocks[layer].ssm.out
     with torch.no_grad():
-        getattr(stem.layers[layer], mixer).out_proj.weight[:, 2 * width : 3 * width] = 0
+        project.module.weight[:, 2 * width : 3 * width] = 0
     found = direct_logit_attribution(lens, tokens(1, LENGTH), QUESTIONS, POSITIONS)
     for writer in found.writers:
         if writer.kind != "expert":

@@ -10,7 +10,8 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, GRADIENT, LAYER, close, quotient
-from models import WITH_STATE, make_calm, tokens
+from models import PATCHED, ROWS, make_calm, tokens
+from patching_loops import followed, whole_mixers
 
 import hybridlens as hl
 from analyses.patching import edges
@@ -19,7 +20,7 @@ from analyses.patching.edges import edge_attribution
 from analyses.patching.metrics import LogitDifference, LogProbability, Rank
 from analyses.patching.paths import path_patch
 from analyses.patching.results import EdgeResult
-from analyses.patching.writers import Reader, Writer, readers_of, writers_of
+from analyses.patching.writers import Reader, Writer, writers_of
 from hybridlens.errors import HybridLensError, InputError, UnknownNameError
 
 LENGTH = 15  # twice the window of the small RecurrentGemma
@@ -34,31 +35,33 @@ NAMES = {
         ("input_layernorm", "self_attn"),
     ),
     **dict.fromkeys(("lfm2", "lfm2_moe"), ("operator_norm", "self_attn")),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), ("input_layernorm", "self_attn")),
     "nemotron_h": ("norm", "mixer"),
+    "olmo_hybrid": (None, "self_attn"),
 }
-"""A layer's norm and attention in the Hugging Face model."""
-EPS = dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h", "bamba", "lfm2", "lfm2_moe"), 1e-5)
-"""Of a family's norms, where it is not 1e-6."""
+"""A layer's norm, if there is one, and attention in the Hugging Face model."""
+EPS = ("rms_norm_eps", "layer_norm_epsilon", "norm_eps")
+"""What configurations call that of their norms."""
 
 
 @cache
 def smooth(family):
     """All experts in use, so that none changes hands on the way: there the metric jumps."""
-    changes = {
-        "recurrentgemma": {"num_key_value_heads": 2}, "jamba": {"num_experts_per_tok": 4},
-        "qwen3_next": {"num_experts_per_tok": 4}, "lfm2_moe": {"num_experts_per_tok": 6},
-    }  # fmt: skip
-    return hl.HybridLens(make_calm(family, 3, **changes.get(family, {})))
+    changes = {"num_key_value_heads": 2} if family == "recurrentgemma" else {}
+    experts = hl.HybridLens(make_calm(family, 3)).cfg.n_experts
+    changes |= {"num_experts_per_tok": experts} if experts else {}
+    return hl.HybridLens(make_calm(family, 3, **changes))
 
 
 def heads_read(family, layer, kind, x):
     """Queries, keys, values or gates of every head, by the Hugging Face model's own modules, of a stream [b p d]."""
     model = smooth(family).hf_model
-    norm, attention = (getattr(model.model.layers[layer], name) for name in NAMES[family])
-    x, width = norm(x), smooth(family).cfg.attention(layer).d_head
+    (norm, attention), hf = NAMES[family], model.model.layers[layer]
+    attention, width = getattr(hf, attention), smooth(family).cfg.attention(layer).d_head
+    x = x if norm is None else getattr(hf, norm)(x)
     if family == "falcon_h1":
         x = x * model.config.attention_in_multiplier
-    if family == "qwen3_next" and kind in ("q", "gate"):
+    if family in ("qwen3_next", "qwen3_5", "qwen3_5_moe") and kind in ("q", "gate"):
         q, gate = attention.q_proj(x).unflatten(-1, (-1, 2 * width)).chunk(2, dim=-1)
         return q if kind == "q" else gate.sigmoid()
     found = getattr(attention, f"{kind}_proj")(x).unflatten(-1, (-1, width))
@@ -105,15 +108,18 @@ def slope(family, base, reader, change, h=0.005, metric=METRIC, before=()):
     """The derivative of the metric as `change` [p d] is put into what this reader alone reads."""
     lens = smooth(family)
     steps = h * torch.tensor(list(STENCIL)).view(-1, 1, 1)
-    held = {}
+    held, config = {}, lens.hf_model.config
+    eps = next(getattr(config, name) for name in EPS if hasattr(config, name))
 
     def keep(x, hook):
         held["x"] = x + steps * change
 
     def give(x, hook):
         moved = held["x"]
+        if name.endswith("_in"):
+            return moved
         if reader.head is None:
-            return moved / (moved.square().mean(-1, keepdim=True) + EPS.get(family, 1e-6)).sqrt()
+            return moved / (moved.square().mean(-1, keepdim=True) + eps).sqrt()
         x[:, :, reader.head] = heads_read(family, reader.layer, reader.kind, moved)[:, :, reader.head]
         return x
 
@@ -121,6 +127,7 @@ def slope(family, base, reader, change, h=0.005, metric=METRIC, before=()):
     if reader.head is None:
         norm = f"blocks.{reader.layer}.{'ln2' if second(lens, reader) else 'ln1'}"
         name = f"{'ln_final' if reader.kind == 'logits' else norm}.hook_normalized"
+        name = name if name in lens.hook_dict else f"blocks.{reader.layer}.hook_{reader.kind}_in"
     with torch.no_grad(), lens.hooks([*before, (stream(lens, reader), keep), (name, give)]):
         value = metric(lens(base.expand(len(STENCIL), -1))).double()
     return float(value @ torch.tensor(list(STENCIL.values())).double()) / h
@@ -132,26 +139,32 @@ def open_in(family, prompt, h=0.005):
         return quotient(float(smooth(family)(prompt).abs().max()), h)
 
 
+def edges_of(lens, *given, **options):
+    """Edges from all writers to all readers that edges end at: to all, unless a shared block feeds some."""
+    some = {"readers": followed(lens)} if any(layer.shared for layer in lens.cfg.layers) else {}
+    return edge_attribution(lens, *given, **some, **options)
+
+
 def untouched(lens):
     hooks = sum(point.asked() for point in lens.hook_dict.values())
     return hooks == 0 and all(weight.grad is None for weight in lens.hf_model.parameters())
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_scores_are_the_slopes_of_true_path_patches(family, direction):
     """Random edges into every reader of the model: each query head, shared key and value head, mixer, MLP, logits."""
     lens, (clean, corrupt), rng = smooth(family), prompts(), random.Random(len(direction))
     base, order = (corrupt, (1, 0)) if direction == "denoise" else (clean, (0, 1))
-    result = edge_attribution(lens, clean, corrupt, METRIC, direction=direction)
+    result = edges_of(lens, clean, corrupt, METRIC, direction=direction)
     assert result.writers == tuple(writers_of(lens))
-    assert result.readers == tuple(readers_of(lens))
+    assert result.readers == tuple(followed(lens))
     here, there = (written(family, which)[0] for which in order)
     sizes = []
     for reader in result.readers:
         earlier = [w for w in result.writers if w.order < reader.order(lens.cfg.n_layers)]
         for writer in rng.sample(earlier, min(2, len(earlier))):
-            h = 0.001 if family == "qwen3_next" else 0.005  # a delta rule's unit vectors bend sooner
+            h = 0.001 if ROWS[family].bends else 0.005  # a delta rule's unit vectors bend sooner
             expected = slope(family, base, reader, there[writer] - here[writer], h)
             close(
                 result.score(writer, reader), expected, GRADIENT, extra=open_in(family, base, h), dtype=torch.float32,
@@ -164,29 +177,28 @@ def test_scores_are_the_slopes_of_true_path_patches(family, direction):
     assert untouched(lens)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_writers_account_for_all_of_a_readers_input(family):
     """Their sum is the slope along the whole difference of the reader's input; whole mixers of attention, too."""
     lens, (clean, corrupt) = smooth(family), prompts()
-    mixers = (Reader("mixer", layer) for layer in lens.cfg.attention_layers)
-    readers = list(dict.fromkeys([*readers_of(lens), *mixers]))
+    readers = list(dict.fromkeys([*followed(lens), *whole_mixers(lens)]))
     result = edge_attribution(lens, clean, corrupt, METRIC, readers=readers)
     here, there = written(family, 1)[1], written(family, 0)[1]
     for reader, total in zip(readers, result.scores.nansum(dim=0).tolist(), strict=True):
         name = stream(lens, reader)
         expected = slope(family, corrupt, reader, there[name][0] - here[name][0], h=0.002)
         close(total, expected, GRADIENT, extra=open_in(family, corrupt, 0.002), dtype=torch.float32, what=reader)
-    for layer in set(lens.cfg.attention_layers) - set(lens.cfg.ssm_layers):
+    for layer in {reader.layer for reader in whole_mixers(lens)} - set(lens.cfg.ssm_layers):
         parts = [i for i, r in enumerate(readers) if r.layer == layer and r.kind in ("q", "k", "v", "gate")]
         whole = readers.index(Reader("mixer", layer))
         close(result.scores[:, parts].sum(1), result.scores[:, whole], FORWARD, equal_nan=True, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_there_is_no_edge_to_what_comes_before(family):
     """NaN exactly where the reader's input is made before the writer writes, worked out from the forward order."""
     lens, (clean, corrupt) = smooth(family), prompts()
-    result = edge_attribution(lens, clean, corrupt, METRIC)
+    result = edges_of(lens, clean, corrupt, METRIC)
     fires = list(lens.hook_points)
     last = {"head": "attn.hook_z", "ssm_head": "ssm.hook_normed", "ssm": "hook_ssm_out", "mlp": "hook_mlp_out"}
     for row, writer in enumerate(result.writers):
@@ -195,11 +207,11 @@ def test_there_is_no_edge_to_what_comes_before(family):
             assert bool(result.scores[row, column].isnan()) == (at >= fires.index(stream(lens, reader)))
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_integrated_gradients_are_the_mean_over_the_way(family):
     """Each step's gradient is taken, norms included, in a run whose embedding was moved by hand."""
     lens, (clean, corrupt), rng = smooth(family), prompts(), random.Random(2)
-    result = edge_attribution(lens, clean, corrupt, METRIC, steps=2)
+    result = edges_of(lens, clean, corrupt, METRIC, steps=2)
     (here, kept), (there, other) = written(family, 1), written(family, 0)
     ours, theirs = [], []
     for reader in result.readers[2::3]:
@@ -216,12 +228,12 @@ def test_integrated_gradients_are_the_mean_over_the_way(family):
     assert result.metric.endswith("estimated by integrated gradients in 2 steps")
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_estimates_agree_with_path_patching(family):
     """The same axes as exact path patching of all pairs, and a clear correlation with it."""
     lens, (clean, corrupt) = smooth(family), prompts()
-    ends = writers_of(lens), readers_of(lens)
-    result = edge_attribution(lens, clean, corrupt, METRIC, direction="noise")
+    ends = writers_of(lens), followed(lens)
+    result = edges_of(lens, clean, corrupt, METRIC, direction="noise")
     exact = path_patch(lens, clean, corrupt, METRIC, *ends, direction="noise", absent="untouched")
     found = edge_agreement(result, exact)
     assert found.patches == int((~result.scores.isnan()).sum()) < result.scores.numel()
@@ -231,9 +243,9 @@ def test_estimates_agree_with_path_patching(family):
     close(found.pearson, float(torch.corrcoef(torch.stack(shares))[0, 1]), LAYER)  # of sums over all edges
     assert found.spearman > 0.4
     with pytest.raises(InputError, match="differ in their direction"):
-        edge_agreement(edge_attribution(lens, clean, corrupt, METRIC), exact)
+        edge_agreement(edges_of(lens, clean, corrupt, METRIC), exact)
     with pytest.raises(InputError, match="of different edges"):
-        edge_agreement(edge_attribution(lens, clean, corrupt, METRIC, readers=ends[1][:2], direction="noise"), exact)
+        edge_agreement(edge_attribution(lens, clean, corrupt, METRIC, readers=ends[1][:1], direction="noise"), exact)
 
 
 def test_positions_in_portions_give_the_same(monkeypatch):
@@ -244,14 +256,14 @@ def test_positions_in_portions_give_the_same(monkeypatch):
     close(portions.scores, whole.scores, LAYER, equal_nan=True, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_some_writers_and_readers_and_other_metrics(family):
     """A choice of both gives those rows and columns, whatever the metric reads."""
     lens, (clean, corrupt) = smooth(family), prompts()
     metric = LogProbability((4, 9))
-    all_of_it = edge_attribution(lens, clean, corrupt, metric)
-    later = next(reader for reader in all_of_it.readers if reader.layer == 1)
-    chosen = [all_of_it.writers[1], Writer("embed")], [Reader("logits"), later]
+    all_of_it = edges_of(lens, clean, corrupt, metric)
+    later = [reader for reader in all_of_it.readers if reader.layer == 1][:1]
+    chosen = [all_of_it.writers[1], Writer("embed")], [Reader("logits"), *later]
     some = edge_attribution(lens, clean, corrupt, metric, writers=chosen[0], readers=chosen[1])
     for writer in chosen[0]:
         for reader in chosen[1]:

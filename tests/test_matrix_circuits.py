@@ -6,7 +6,7 @@ and sums over tokens of what hook points hold.
 
 import pytest
 import torch
-from models import MATRIX_WITH_ATTENTION, make, tokens
+from models import MATRIX_WITH_HEADS, make, tokens
 from random_lens import small_lens
 
 import hybridlens as hl
@@ -42,7 +42,7 @@ def normed(view, head: int) -> tuple[torch.Tensor, torch.Tensor]:
     return made[0], made[1]
 
 
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", MATRIX_WITH_HEADS)
 def test_eigenvalues_are_those_of_matrices_over_the_vocabulary(family):
     """OV with the gate at rest; QK with the norms' weights on queries and keys and the query turned by a distance."""
     weights = Weights.of_model(small_lens(family))
@@ -70,7 +70,7 @@ def test_eigenvalues_are_those_of_matrices_over_the_vocabulary(family):
         assert float(matching_share(view, block.E)[head]) == pytest.approx(float(share), abs=1e-6)
 
 
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", MATRIX_WITH_HEADS)
 def test_profile_is_the_pattern_among_equal_tokens(family):
     """With one content at every position, the last query's pattern is the profile: its norms, turns and scale."""
     lens = small_lens(family)
@@ -135,7 +135,7 @@ def test_gate_error_is_what_the_gate_at_rest_misses():
     assert not gate_errors(small_lens("falcon_h1"), Weights.of_model(small_lens("falcon_h1")), ids).any()
 
 
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", MATRIX_WITH_HEADS)
 def test_composition_is_of_products_of_maps(family):
     """Every pair by its product; what stands beside a head in its own layer is no writer of it."""
     lens = small_lens(family)

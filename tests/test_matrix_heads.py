@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import refused
-from models import MATRIX_WITH_ATTENTION, make, tokens
+from models import ATTENDING, ROWS, make, tokens
 from random_lens import small_lens
 
 from analyses import entropy, sparsification
@@ -28,15 +28,20 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=2e-5 * scale, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", ATTENDING)
 def test_a_silenced_head_writes_nothing(family):
-    """Whatever its gate: its part of the write is 0, the others' stay, and so does a recurrence in the same layer."""
+    """Whatever its gate: its part of the write is 0, the others' stay, and so does a recurrence in the same layer.
+
+    Behind a norm they stay but for its scale, which is that of what is left.
+    """
     lens, ids = small_lens(family), tokens(2, 9)
     layer = lens.cfg.attention_layers[0]
     layers = lens.cfg.attention_layers
     ranking = HeadRanking(-torch.eye(4)[2].repeat(len(layers), 1), layers, "all but head 2", lower_is_better=False)
     edits = sparsification.keep_heads(lens, ranking, 3, scope="layer")
-    points = [f"blocks.{layer}.attn.hook_result", f"blocks.{layer}.hook_mixer_out", f"blocks.{layer}.hook_attn_out"]
+    whole = "hook_attn_out" if ROWS[family].shared else "hook_mixer_out"  # a shared block's heads feed the mixer
+    points = [f"blocks.{layer}.{point}" for point in ("attn.hook_result", whole, "hook_attn_out")]
+    points += [name for name in (f"blocks.{layer}.ln1_post.hook_scale",) if name in lens.hook_points]
     with torch.no_grad():
         _, plain = lens.run_with_cache(ids, points)
         seen: dict[str, torch.Tensor] = {}
@@ -45,13 +50,16 @@ def test_a_silenced_head_writes_nothing(family):
     result = seen[points[0]]
     assert not bool(result[:, :, 2].any())
     assert bool(plain[points[0]][:, :, 2].any())
-    close(result[:, :, [0, 1, 3]], plain[points[0]][:, :, [0, 1, 3]])
+    others, before = (values[points[0]][:, :, [0, 1, 3]] for values in (seen, plain))
+    if points[3:]:
+        others, before = others * seen[points[3]][:, :, None], before * plain[points[3]][:, :, None]
+    close(others, before)
     beside = plain[points[1]] - plain[points[2]]
     close(seen[points[1]], beside + result.sum(2))
     assert bool(beside.any()) == (family == "falcon_h1")
 
 
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", ATTENDING)
 def test_no_heads_kept_is_no_attention(family):
     """k = 0 in a phase is the mixer's write without attention, in reading and in a decode step."""
     lens, ids = small_lens(family), tokens(2, 9)
@@ -104,7 +112,7 @@ def by_hand(lens, ids, k: list[int], scope: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("scope", ["layer", "model"])
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", ATTENDING)
 def test_top_k_by_hand(family, scope):
     """Every row its own k, by sorting entropies of the pattern query by query."""
     lens, ids = small_lens(family), tokens(3, 8, 2)
@@ -113,7 +121,7 @@ def test_top_k_by_hand(family, scope):
     close(found, by_hand(lens, ids, [1, 3, 2], scope))
 
 
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", ATTENDING)
 def test_ranks_are_mean_entropies(family):
     """Of all queries of prompts of unlike length, by summing over patterns."""
     lens, ids, lengths = small_lens(family), tokens(2, 9, 4), [9, 5]
@@ -135,17 +143,21 @@ def test_ranks_are_mean_entropies(family):
 
 @pytest.mark.parametrize("semantics", ["clean", "published"])
 @pytest.mark.parametrize("mode", ["omit", "only", "binary", "null"])
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", ATTENDING)
 def test_manipulations_by_hand(family, mode, semantics):
     """In a decode step, key by key; every query sees the needle there."""
     lens, ids = small_lens(family), tokens(2, 9, 6)
-    inside = range(*NEEDLE)
+    with torch.no_grad():
+        state = lens.prefill(ids).state
+    held = {i: lens.key_positions(state, layer=i)[0].tolist() for i in lens.cfg.attention_layers}
 
     def rewrite(pattern, hook):
+        places = held[int(hook.name.split(".")[1])]  # a window has passed some
+        inside = [key for key, place in enumerate(places) if place in range(*NEEDLE)]
         for row in range(2):
             weights = pattern[row, :, 0]
-            numbers = weights[:, list(inside)].mean(-1)
-            number = weights[:, list(inside)].sum() / 4 / len(inside)
+            numbers = weights[:, inside].mean(-1)
+            number = weights[:, inside].sum() / 4 / len(inside)
             for head in range(4):
                 for key in range(weights.shape[1]):
                     if mode == "binary" and key in inside:
@@ -154,7 +166,6 @@ def test_manipulations_by_hand(family, mode, semantics):
                         weights[head, key] = 0
 
     with torch.no_grad():
-        state = lens.prefill(ids).state
         found = lens.extend(state, [[5], [6]], manipulate(lens, mode, NEEDLE, "decode", semantics)).logits
         with lens.hooks([([f"blocks.{i}.attn.hook_pattern" for i in lens.cfg.attention_layers], rewrite)]):
             close(found, lens.extend(state, [[5], [6]]).logits)

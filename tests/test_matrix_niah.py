@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import MATRIX_WITH_ATTENTION, make
+from models import ATTENDING, ROWS, make
 from niah_tokenizers import KINDS
 
 from analyses.experiment.options.study import NiahConfig
@@ -20,7 +20,7 @@ def reading_lens(family: str) -> HybridLens:
     """A random model with a tokenizer, whose attention is heard: its matrices are larger than the others."""
     tokenizer = KINDS["word"]()
     ends = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    model = make(family, 1, **ends, max_position_embeddings=400)
+    model = make(family, 1, **ends, **ROWS[family].room)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(".weight") and name.split(".")[-2] in LOUD:
@@ -29,7 +29,7 @@ def reading_lens(family: str) -> HybridLens:
 
 
 @pytest.mark.usefixtures("small_bundles")
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", ATTENDING)
 def test_every_cell_is_what_it_is_alone(family: str, tmp_path: Path):
     """Both phases and several k, answered together from shared beginnings, against `generate` on one row each."""
     lens = reading_lens(family)

@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 from hf_kimi_linear import as_latent
-from models import MATRIX, MATRIX_WITH_ATTENTION, make, tokens
+from models import MATRIX, MATRIX_WITH_HEADS, make, tokens
 from safetensors import safe_open
 
 import hybridlens as hl
@@ -35,6 +35,7 @@ CHANGES = {
     "granitemoehybrid": [{}, {"attention_bias": True, "mamba_proj_bias": True, "position_embedding_type": "rope"}],
     "kimi_linear": [{}, {"attention_bias": True}],
     "olmo_hybrid": [{}, {"attention_bias": True, "linear_allow_neg_eigval": False}],
+    "zamba2": [{}, {"use_conv_bias": False}],
 }
 CASES = [(family, changes) for family in MATRIX for changes in CHANGES.get(family, [{}])]
 
@@ -57,7 +58,7 @@ def plus(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return x if bias is None else x + bias
 
 
-@pytest.mark.parametrize(("family", "changes"), [case for case in CASES if case[0] in MATRIX_WITH_ATTENTION])
+@pytest.mark.parametrize(("family", "changes"), [case for case in CASES if case[0] in MATRIX_WITH_HEADS])
 def test_heads(family, changes):
     """Queries, gates, keys, values, normed and turned scores, and each head's write, from the folded matrices."""
     lens, weights, cache = seen(family, changes)
@@ -94,7 +95,7 @@ def test_heads(family, changes):
             torch.testing.assert_close(scores, cache[f"{name}.attn.hook_attn_scores"][:, :, query, key], **CLOSE)
 
 
-@pytest.mark.parametrize("family", MATRIX_WITH_ATTENTION)
+@pytest.mark.parametrize("family", MATRIX_WITH_HEADS)
 def test_compared_folds_the_norms_of_queries_and_keys(family):
     """Products of folded queries and keys are the scores' up to a positive number for each query and each key."""
     lens, weights, cache = seen(family, {})

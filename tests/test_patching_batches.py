@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bounds import FORWARD, close
-from models import WITH_STATE
+from models import PATCHED, WITH_STATE
 from patching_loops import LENGTH, METRIC, prompts, small
 
 from analyses.patching import running, schedule
@@ -12,7 +12,7 @@ from analyses.patching.snapshot import Snapshot
 from analyses.patching.targets import Target
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_many_patches_take_few_passes(family, monkeypatch):
     """Passes about n ÷ batch, and rows × layers × positions computed well under half of what one pass a patch takes."""
     lens, (clean, corrupt) = small(family), prompts(shared=0, length=40)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bounds import FORWARD, bound, close
-from models import WITH_STATE
+from models import PATCHED
 from patching_loops import LENGTH, loop, prompts, random_patches, small
 
 import hybridlens as hl
@@ -12,7 +12,7 @@ from analyses.patching.running import activation_patch
 from analyses.patching.targets import locate
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_metrics_that_read_on_do_so_from_the_patched_state(family):
     """A longer answer's log-probability: against a plain run over prompt and answer with the patch on the prompt only.
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import WITH_STATE
+from models import PATCHED
 from patching_loops import LENGTH, METRIC, prompts, small
 
 from analyses.patching.running import activation_patch
@@ -75,7 +75,7 @@ def hooks_on(lens):
     return sum(point.asked() for point in lens.hook_dict.values())
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 @pytest.mark.parametrize("broken", ["shape", "nan", "raises", "text"])
 def test_a_broken_metric_leaves_the_model_as_it_was(family, broken):
     """The error names the metric; no hook is left, and the next run has the same bits."""

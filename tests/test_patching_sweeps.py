@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from bounds import FORWARD, close
-from models import WITH_STATE, tokens
+from models import PATCHED, tokens
 from patching_loops import LENGTH, METRIC, loop, prompts, small
 
 from analyses.patching.over import expand
@@ -16,7 +16,7 @@ from analyses.patching.targets import Target
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_noise_where_it_matters_shows_there_and_nowhere_else(family):
     """The crafted case: with all mixers but one silenced, only that layer's writes can tell the two prompts apart.
 
@@ -44,7 +44,7 @@ def test_noise_where_it_matters_shows_there_and_nowhere_else(family):
             close(result.normalised, expected, FORWARD, scale=size, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_every_ready_sweep_equals_the_plain_loop(family):
     """Every sweep that the model has, at random places of it; those it lacks name the ones it has."""
     length = 8  # one beyond the window
@@ -64,7 +64,9 @@ def test_every_ready_sweep_equals_the_plain_loop(family):
         expected = loop(lens, corrupt, clean, [[targets[i]] for i in picked])
         close(result.raw.flatten()[picked], expected, FORWARD, dtype=torch.float32)
     assert bool(SWEEPS["router"].hooks(lens)) == bool(lens.cfg.moe_layers)
-    assert bool(SWEEPS["state_by_head"].hooks(lens)) == (lens.cfg.recurrences[0].n_heads is not None)
+    assert bool(SWEEPS["state_by_head"].hooks(lens)) == any(
+        lens.cfg.recurrence(layer).n_heads is not None for layer in lens.cfg.state_layers
+    )
     with pytest.raises(UnknownNameError, match="sweep 'heads' does not exist; this model has resid_pre"):
         sweep(lens, "heads", clean, corrupt, METRIC)
 

@@ -13,7 +13,8 @@ from itertools import pairwise
 import pytest
 import torch
 from bounds import FORWARD, LAYER, apart, bound, close
-from models import FAMILIES, MATRIX, WITH_ATTENTION, WITH_STATE, make_calm, tokens
+from models import FAMILIES, MATRIX, PATCHED, ROWS, WITH_HEADS, make_calm, tokens
+from patching_loops import followed, whole_mixers
 
 import hybridlens as hl
 from analyses.patching.metrics import KullbackLeibler, LogitDifference
@@ -21,11 +22,13 @@ from analyses.patching.paths import path_patch
 from analyses.patching.results import PatchResult
 from analyses.patching.running import activation_patch
 from analyses.patching.targets import Target
-from analyses.patching.writers import Reader, Writer, reaches, readers_of, writers_of
+from analyses.patching.writers import Reader, Writer, reaches, writers_of
 from hybridlens.errors import InputError, UnknownNameError
 
 LENGTH = 19  # more than twice the window of the small RecurrentGemma
 METRIC = LogitDifference(3, 7)
+WITH_MLPS = [(family, mlps) for mlps in (False, True) for family in PATCHED if not (mlps and ROWS[family].shared)]
+"""Families, and whether paths run through MLPs: through those that write to the stream."""
 
 
 @cache
@@ -46,7 +49,8 @@ def point_of(lens, reader):
         return "ln_final.hook_normalized"
     second = lens.cfg.layers[reader.layer].type != "mlp"
     norms = {"mixer": "ln1.hook_normalized", "mlp": f"ln{2 if second else 1}.hook_normalized"}
-    return f"blocks.{reader.layer}." + norms.get(reader.kind, f"attn.hook_{reader.kind}")
+    name = f"blocks.{reader.layer}." + norms.get(reader.kind, f"attn.hook_{reader.kind}")
+    return name if name in lens.hook_dict else f"blocks.{reader.layer}.hook_{reader.kind}_in"  # without a norm
 
 
 def put(name, values, head=None, places=slice(None), heads=None):
@@ -120,8 +124,7 @@ def plain(lens, base, held, other, group, reader, metric, positions, through_mlp
 def random_paths(lens, n, seed):
     """Writers, some of them several together, and readers behind all of these."""
     rng = random.Random(seed)
-    writers, readers = writers_of(lens), readers_of(lens)
-    readers = list(dict.fromkeys([*readers, *(Reader("mixer", layer) for layer in lens.cfg.attention_layers)]))
+    writers, readers = writers_of(lens), list(dict.fromkeys([*followed(lens), *whole_mixers(lens)]))
     paths = []
     while len(paths) < n:
         group = tuple(rng.sample(writers, rng.choice([1, 1, 1, 2, 3])))
@@ -140,11 +143,10 @@ def patched(lens, clean, corrupt, paths, metric=METRIC, **options):
     return found, torch.stack([found.raw[groups.index(group), readers.index(reader)] for group, reader in paths])
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
-@pytest.mark.parametrize(("direction", "through_mlps"), [("denoise", False), ("noise", True)])
-def test_random_paths_equal_the_plain_loop(family, direction, through_mlps):
+@pytest.mark.parametrize(("family", "through_mlps"), WITH_MLPS)
+def test_random_paths_equal_the_plain_loop(family, through_mlps):
     """Any writers and readers, any batch size, from position 0 or behind the shared beginning; beyond the window."""
-    lens, (clean, corrupt) = small(family), prompts()
+    lens, (clean, corrupt), direction = small(family), prompts(), "noise" if through_mlps else "denoise"
     paths = random_paths(lens, 12, seed=len(direction) + through_mlps)
     base, source = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
     expected = loop(lens, base, source, paths, through_mlps=through_mlps)
@@ -160,13 +162,13 @@ def test_random_paths_equal_the_plain_loop(family, direction, through_mlps):
             close(found.corrupt, METRIC(lens(corrupt)).item(), FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_each_kind_of_writer_and_reader_is_heard(family):
     """One path of each kind, against the plain loop; every one of them changes the metric by far more than rounding."""
     lens, (clean, corrupt) = small(family), prompts()
-    first, last = Writer("embed"), {reader.kind: reader for reader in readers_of(lens)}
-    layers = {0, *lens.cfg.attention_layers, lens.cfg.n_layers - 1}
-    readers = list(dict.fromkeys([*last.values(), *(Reader("mixer", layer) for layer in sorted(layers))]))
+    first, last = Writer("embed"), {reader.kind: reader for reader in followed(lens)}
+    ends = [reader for reader in followed(lens) if reader.kind == "mixer"]
+    readers = list(dict.fromkeys([*last.values(), *ends[:1], *whole_mixers(lens), *ends[-1:]]))
     paths = [((first,), reader) for reader in readers]
     paths += [((writer,), Reader("logits")) for writer in writers_of(lens) if writer != first]
     expected = loop(lens, corrupt, clean, paths)
@@ -176,8 +178,7 @@ def test_each_kind_of_writer_and_reader_is_heard(family):
     assert ours.unique().numel() == len(ours)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
-@pytest.mark.parametrize("through_mlps", [False, True])
+@pytest.mark.parametrize(("family", "through_mlps"), WITH_MLPS)
 def test_chosen_positions_only(family, through_mlps):
     """Outputs exchanged at some positions reach the reader there and nowhere else."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -188,13 +189,11 @@ def test_chosen_positions_only(family, through_mlps):
         close(ours, expected, FORWARD, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
-@pytest.mark.parametrize("through_mlps", [False, True])
+@pytest.mark.parametrize(("family", "through_mlps"), WITH_MLPS)
 def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family, through_mlps):
     """For every reader of the model: the same as activation patching of that input; for the logits, the other run."""
     lens, (clean, corrupt) = small(family), prompts()
-    mixers = (Reader("mixer", layer) for layer in lens.cfg.attention_layers)
-    readers = list(dict.fromkeys([*readers_of(lens), *mixers]))
+    readers = list(dict.fromkeys([*followed(lens), *whole_mixers(lens)]))
     targets = []
     for reader in readers:
         where = {} if reader.head is None else {"h" if reader.kind in ("q", "gate") else "g": reader.head}
@@ -210,7 +209,7 @@ def test_all_writers_together_give_the_reader_its_input_in_the_source_run(family
     assert (ours - found.corrupt).abs().min() > 2 * bound(float(ours.abs().max()), FORWARD)
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_bfloat16_is_as_near_to_the_truth_as_the_plain_loop(family):
     """Both are compared with the same weights computed in float32."""
     lens, (clean, corrupt) = small(family, torch.bfloat16), prompts()
@@ -224,7 +223,7 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_plain_loop(family):
     assert error < 0.5 * truth.std()
 
 
-@pytest.mark.parametrize("family", WITH_ATTENTION)
+@pytest.mark.parametrize("family", WITH_HEADS)
 def test_with_mlps_a_path_is_more_than_without(family):
     """Between the embedding and the logits lie MLPs; between a layer's mixer and its own MLP none."""
     lens, (clean, corrupt) = small(family), prompts()
@@ -262,11 +261,11 @@ def test_pairs_without_a_path_are_refused_or_left_untouched(family):
         path_patch(lens, clean, corrupt, METRIC, [[Writer("embed"), Writer("mlp", 1)]], [Reader("mlp", 1)])
 
 
-@pytest.mark.parametrize("family", WITH_STATE)
+@pytest.mark.parametrize("family", PATCHED)
 def test_the_whole_model_at_once_in_few_passes(family, tmp_path):
     """Every writer by every reader: as many passes as rows need, and a saved result that names both ends."""
     lens, (clean, corrupt) = small(family), prompts()
-    writers, readers, done = writers_of(lens), readers_of(lens), []
+    writers, readers, done = writers_of(lens), followed(lens), []
     found = path_patch(lens, clean, corrupt, METRIC, writers, readers, absent="untouched", progress=done.append)
     paths = sum(reaches(lens, writer, reader) for writer in writers for reader in readers)
     assert sum(done) == paths
@@ -286,15 +285,16 @@ def test_parts_side_by_side_do_not_hear_each_other(family):
     """Both mixers of a layer read what stands before it; its MLP, if there is one, and later layers hear them."""
     lens, (clean, corrupt) = small(family), prompts()
     heads = [writer for writer in writers_of(lens) if writer.kind == "ssm_head" and writer.layer == 0]
-    own = [reader for reader in readers_of(lens) if reader.layer == 0 and reader.kind != "mlp"]
+    own = [reader for reader in followed(lens) if reader.layer == 0 and reader.kind != "mlp"]
     found = path_patch(lens, clean, corrupt, METRIC, heads, [*own, Reader("logits")], absent="untouched")
     assert (found.raw[:, :-1] == found.corrupt).all()
     assert (found.raw[:, -1] != found.corrupt).all()
     with pytest.raises(InputError, match="there is no path from 'L0 recurrent head 0' to 'L0"):
         path_patch(lens, clean, corrupt, METRIC, heads, own)
-    without = path_patch(lens, clean, corrupt, METRIC, heads, [Reader("logits")], through_mlps=True)
+    mlps = not ROWS[family].shared
+    without = path_patch(lens, clean, corrupt, METRIC, heads, [Reader("logits")], through_mlps=mlps)
     apart = (without.raw[:, 0] - found.raw[:, -1]).abs().max()
-    assert apart > 1e-3 if lens.cfg.mlp_layers else apart < 1e-5
+    assert apart > 1e-3 if mlps and lens.cfg.mlp_layers else apart < 1e-5
 
 
 def test_what_a_model_without_attention_and_mlps_lacks_is_said_before_anything_runs():

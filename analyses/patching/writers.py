@@ -294,7 +294,8 @@ def _check_on_stream(lens: HybridLens, name: str, layer: int) -> None:
     if layer in range(lens.cfg.n_layers) and lens.cfg.layers[layer].shared:
         raise InputError(
             f"{name}: in layer {layer} a shared block of attention and MLP reads the embedding beside the residual "
-            "stream and feeds the recurrence alone; only the recurrence writes, and no reader there is followed"
+            "stream and feeds the recurrence alone; only the recurrence writes, and no reader there is followed; give "
+            "recurrent heads as writers, and readers of layers without such a block, or the logits"
         )
 
 
