@@ -69,12 +69,16 @@ class Row:
     """Whether its states are matrices, one a head."""
     state: bool = True
     """Whether its recurrent layers hold a state; if not, only their convolutions remember."""
+    delta: bool = False
+    """Whether its states follow a delta rule, whose unit vectors bend sooner than other parts."""
     unclamped: dict[str, Any] = field(default_factory=dict)
     """Changes without limits of step sizes, which transformers keeps to in passes of several tokens alone."""
     room: dict[str, Any] = field(default_factory=dict)
     """Changes with which it reads 400 tokens of a benchmark."""
     calm: dict[str, Any] = field(default_factory=dict)
     """Changes with which it has at least three layers; see `make_calm`."""
+    smooth: dict[str, Any] = field(default_factory=dict)
+    """Changes beside these with which all experts are in use; see `make_smooth`."""
 
 
 def of_taps(name, weight):
@@ -93,7 +97,9 @@ ROWS = {
         "num_hidden_layers": 4, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2,
         "num_experts": 4, "attn_layer_period": 4, "attn_layer_offset": 1, "mamba_d_state": 5, "mamba_dt_rank": 3,
         "initializer_range": 0.15, "max_position_embeddings": 128,
-    }, shaken, matrix=False, room={"max_position_embeddings": 400, "num_hidden_layers": 6}),
+    }, shaken, matrix=False, room={"max_position_embeddings": 400, "num_hidden_layers": 6}, smooth={
+        "num_experts_per_tok": 4,
+    }),
     # Two layers, four heads in two groups; neither attention nor MLP.
     "mamba2": Row("Mamba2", SPECIAL | {
         "num_hidden_layers": 2, "expand": 2, "num_heads": 4, "head_dim": 16, "state_size": 5, "n_groups": 2,
@@ -146,11 +152,11 @@ ROWS = {
         "linear_key_head_dim": 6, "linear_value_head_dim": 5, "mlp_only_layers": [0], "num_experts": 6,
         "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20,
         "max_position_embeddings": 128,
-    }, room={"max_position_embeddings": 400}, calm={
+    }, delta=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "head_dim": 8, "linear_value_head_dim": 10, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 24, "num_experts": 4, "mlp_only_layers": [2],
-    }),
+    }, smooth={"num_experts_per_tok": 4}),
     # Layers D A D; four value heads over two key heads, rotary embedding in three parts.
     "qwen3_5": Row("Qwen3_5", SPECIAL | {
         "num_hidden_layers": 3, "full_attention_interval": 2, "intermediate_size": 48, "num_attention_heads": 4,
@@ -160,7 +166,7 @@ ROWS = {
             "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 2, 2],
             "mrope_interleaved": True,
         },
-    }, calm, room={"max_position_embeddings": 400}, calm={
+    }, calm, delta=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "linear_value_head_dim": 10,
     }),
@@ -170,10 +176,10 @@ ROWS = {
         "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6,
         "linear_value_head_dim": 5, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
         "shared_expert_intermediate_size": 20, "max_position_embeddings": 128,
-    }, calm, room={"max_position_embeddings": 400}, calm={
+    }, calm, delta=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "linear_value_head_dim": 10, "moe_intermediate_size": 16, "num_experts": 4,
-    }),
+    }, smooth={"num_experts_per_tok": 4}),
     # Two layers, biases wherever there may be one.
     "mamba": Row("Mamba", SPECIAL | {
         "num_hidden_layers": 2, "state_size": 5, "time_step_rank": 3, "conv_kernel": 3, "use_bias": True,
@@ -228,7 +234,7 @@ ROWS = {
         "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2, "num_dense_layers": 1,
         "routed_scaling_factor": 1.3, "num_attention_heads": 4, "num_key_value_heads": 2, "conv_bias": True,
         "max_position_embeddings": 128,
-    }, draw=calm, matrix=False, state=False, room={"max_position_embeddings": 400}),
+    }, draw=calm, matrix=False, state=False, room={"max_position_embeddings": 400}, smooth={"num_experts_per_tok": 6}),
     # Layers D A D; four value heads over two key heads, write strengths up to 2; norms after the branches of
     # attention, and so calm, since these read a stream of any size.
     "olmo_hybrid": Row("OlmoHybrid", SPECIAL | {
@@ -236,7 +242,7 @@ ROWS = {
         "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2,
         "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
         "max_position_embeddings": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
-    }, calm, room={"max_position_embeddings": 400}, calm={
+    }, calm, delta=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "linear_value_head_dim": 10,
     }),
@@ -248,10 +254,10 @@ ROWS = {
         "qk_rope_head_dim": 3, "v_head_dim": 7, "linear_head_dim": 5, "linear_num_heads": 4, "num_local_experts": 6,
         "num_experts_per_tok": 2, "n_shared_experts": 2, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7,
         "max_position_embeddings": 128,
-    }, room={"max_position_embeddings": 400}, calm={
+    }, delta=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
-        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_hidden_layers": 4, "linear_head_dim": 6,
-    }),
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_hidden_layers": 4, "linear_head_dim": 10,
+    }, smooth={"num_experts_per_tok": 6, "topk_group": 3}),
     # Layers S H H H: two shared blocks, the first used twice, with adapters of their own at each use.
     "zamba2": Row("Zamba2", SPECIAL | {
         "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "hybrid", "hybrid"],
@@ -275,6 +281,7 @@ on it once: `HYBRIDLENS_KINDS="lfm3 minimax" pytest tests/test_patching.py`."""
 WITH_ATTENTION = tuple(family for family in KINDS if ROWS[family].attention)
 WITH_STATE = tuple(family for family in KINDS if ROWS[family].recurrence and ROWS[family].state)
 MATRIX = tuple(family for family in KINDS if ROWS[family].matrix)
+DELTA = tuple(family for family in KINDS if ROWS[family].delta)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)
 
 
@@ -284,9 +291,10 @@ def make(family: str, seed: int = 0, draw: Callable[[Any, int], None] | None = N
     torch.manual_seed(seed)
     model_class = getattr(transformers, f"{row.kind}ForCausalLM")
     fields = {"vocab_size": VOCAB, "hidden_size": 32, **row.fields, **changes}
-    kinds, layers = fields.get("layer_types"), fields.get("num_hidden_layers")
-    if kinds is not None and layers is not None:  # with other numbers of layers the same ones come again
-        fields["layer_types"] = (kinds * layers)[:layers]
+    layers = fields.get("num_hidden_layers")
+    for listed in ("layer_types", "mlp_layer_types"):  # with other numbers of layers the same ones come again
+        if listed in fields and layers is not None:
+            fields[listed] = (fields[listed] * layers)[:layers]
     model = model_class(model_class.config_class(**fields))
     (draw or row.draw)(model, seed + 1)
     return model.eval()
@@ -296,6 +304,11 @@ def make_calm(family: str, seed: int = 0, **changes):
     """A small random model of a family with at least three layers, whose logits bend little."""
     row = ROWS[family]
     return make(family, seed, calm if row.draw is perturbed else None, **{**row.calm, **changes})
+
+
+def make_smooth(family: str, seed: int = 0, **changes):
+    """A small model as `make_calm` makes it, with all experts in use: where one changes hands, a metric jumps."""
+    return make_calm(family, seed, **{**ROWS[family].smooth, **changes})
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:

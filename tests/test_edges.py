@@ -10,7 +10,8 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, GRADIENT, LAYER, close, quotient
-from models import WITH_STATE, make_calm, tokens
+from hf_kimi_linear import of_latents
+from models import ROWS, WITH_STATE, make_smooth, tokens
 
 import hybridlens as hl
 from analyses.patching import edges
@@ -30,39 +31,54 @@ NAMES = {
     "jamba": ("input_layernorm", "self_attn"),
     "falcon_h1": ("input_layernorm", "self_attn"),
     **dict.fromkeys(
-        ("qwen3_next", "llama", "qwen3", "gemma2", "gemma3", "bamba", "granitemoehybrid"),
+        ("qwen3_next", "llama", "qwen3", "gemma2", "gemma3", "bamba", "granitemoehybrid", "kimi_linear"),
         ("input_layernorm", "self_attn"),
     ),
     **dict.fromkeys(("lfm2", "lfm2_moe"), ("operator_norm", "self_attn")),
     "nemotron_h": ("norm", "mixer"),
 }
 """A layer's norm and attention in the Hugging Face model."""
-EPS = dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h", "bamba", "lfm2", "lfm2_moe"), 1e-5)
+EPS = dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h", "bamba", "lfm2", "lfm2_moe", "kimi_linear"), 1e-5)
 """Of a family's norms, where it is not 1e-6."""
+
+
+CHANGES = {"recurrentgemma": {"num_key_value_heads": 2}}
+"""So that its key and value heads are several."""
 
 
 @cache
 def smooth(family):
-    """All experts in use, so that none changes hands on the way: there the metric jumps."""
-    changes = {
-        "recurrentgemma": {"num_key_value_heads": 2}, "jamba": {"num_experts_per_tok": 4},
-        "qwen3_next": {"num_experts_per_tok": 4}, "lfm2_moe": {"num_experts_per_tok": 6},
-    }  # fmt: skip
-    return hl.HybridLens(make_calm(family, 3, **changes.get(family, {})))
+    return hl.HybridLens(make_smooth(family, 3, **CHANGES.get(family, {})))
 
 
 def heads_read(family, layer, kind, x):
     """Queries, keys, values or gates of every head, by the Hugging Face model's own modules, of a stream [b p d]."""
-    model = smooth(family).hf_model
+    model, width = smooth(family).hf_model, smooth(family).cfg.attention(layer).d_head
     norm, attention = (getattr(model.model.layers[layer], name) for name in NAMES[family])
-    x, width = norm(x), smooth(family).cfg.attention(layer).d_head
-    if family == "falcon_h1":
-        x = x * model.config.attention_in_multiplier
-    if family == "qwen3_next" and kind in ("q", "gate"):
-        q, gate = attention.q_proj(x).unflatten(-1, (-1, 2 * width)).chunk(2, dim=-1)
-        return q if kind == "q" else gate.sigmoid()
-    found = getattr(attention, f"{kind}_proj")(x).unflatten(-1, (-1, width))
-    return found * model.config.key_multiplier if family == "falcon_h1" and kind == "k" else found
+    return READ.get(family, projected)(attention, model.config, kind, norm(x), width)
+
+
+def projected(attention, config, kind, x, width):
+    """By the projection of that name."""
+    return getattr(attention, f"{kind}_proj")(x).unflatten(-1, (-1, width))
+
+
+def multiplied(attention, config, kind, x, width):
+    """Between Falcon-H1's multipliers."""
+    found = projected(attention, config, kind, x * config.attention_in_multiplier, width)
+    return found * config.key_multiplier if kind == "k" else found
+
+
+def gated(attention, config, kind, x, width):
+    """By projections of which the first makes queries and gates."""
+    if kind not in ("q", "gate"):
+        return projected(attention, config, kind, x, width)
+    q, gate = projected(attention, config, "q", x, 2 * width).chunk(2, dim=-1)
+    return q if kind == "q" else gate.sigmoid()
+
+
+READ = {"falcon_h1": multiplied, "qwen3_next": gated, "kimi_linear": of_latents}
+"""How heads read where not by one projection each."""
 
 
 def prompts(shared=4, length=LENGTH):
@@ -151,7 +167,7 @@ def test_scores_are_the_slopes_of_true_path_patches(family, direction):
     for reader in result.readers:
         earlier = [w for w in result.writers if w.order < reader.order(lens.cfg.n_layers)]
         for writer in rng.sample(earlier, min(2, len(earlier))):
-            h = 0.001 if family == "qwen3_next" else 0.005  # a delta rule's unit vectors bend sooner
+            h = 0.001 if ROWS[family].delta else 0.005  # a delta rule's unit vectors bend sooner
             expected = slope(family, base, reader, there[writer] - here[writer], h)
             close(
                 result.score(writer, reader), expected, GRADIENT, extra=open_in(family, base, h), dtype=torch.float32,

@@ -186,8 +186,8 @@ def _check_latents(held: Latents, layer: int, parts: KeyParts) -> None:
         )
     if held.unfolded_k is not None:
         raise InputError(
-            f"layer {layer} holds keys and values that a hook has changed, which what is done to latents would not "
-            "reach; read the prompt without hooks on attn.hook_k and attn.hook_v"
+            f"layer {layer} holds keys and values that a hook has changed, or has read with gradients on, which what "
+            "is done to latents would not reach; read the prompt without hooks on attn.hook_k and attn.hook_v"
         )
 
 
