@@ -69,6 +69,8 @@ class Row:
     """Whether its states are matrices, one a head."""
     state: bool = True
     """Whether its recurrent layers hold a state; if not, only their convolutions remember."""
+    latent: bool = False
+    """Whether its attention holds latents, of which keys and values of all heads are made."""
     delta: bool = False
     """Whether its states follow a delta rule, whose unit vectors bend sooner than other parts."""
     unclamped: dict[str, Any] = field(default_factory=dict)
@@ -254,7 +256,7 @@ ROWS = {
         "qk_rope_head_dim": 3, "v_head_dim": 7, "linear_head_dim": 5, "linear_num_heads": 4, "num_local_experts": 6,
         "num_experts_per_tok": 2, "n_shared_experts": 2, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7,
         "max_position_embeddings": 128,
-    }, delta=True, room={"max_position_embeddings": 400}, calm={
+    }, latent=True, delta=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_hidden_layers": 4, "linear_head_dim": 10,
     }, smooth={"num_experts_per_tok": 6, "topk_group": 3}),
@@ -283,6 +285,8 @@ WITH_STATE = tuple(family for family in KINDS if ROWS[family].recurrence and ROW
 MATRIX = tuple(family for family in KINDS if ROWS[family].matrix)
 DELTA = tuple(family for family in KINDS if ROWS[family].delta)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)
+MATRIX_WITH_KEYS = tuple(family for family in MATRIX_WITH_ATTENTION if not ROWS[family].latent)
+MATRIX_WITH_LATENTS = tuple(family for family in MATRIX_WITH_ATTENTION if ROWS[family].latent)
 
 
 def make(family: str, seed: int = 0, draw: Callable[[Any, int], None] | None = None, **changes):
