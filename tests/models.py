@@ -256,10 +256,9 @@ ROWS = {
         "qk_rope_head_dim": 3, "v_head_dim": 7, "linear_head_dim": 5, "linear_num_heads": 4, "num_local_experts": 6,
         "num_experts_per_tok": 2, "n_shared_experts": 2, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7,
         "max_position_embeddings": 128,
-    }, latent=True, delta=True, room={"max_position_embeddings": 400}, calm={
-        "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
-        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_hidden_layers": 4, "linear_head_dim": 10,
-    }, smooth={"num_experts_per_tok": 6, "topk_group": 3}),
+    }, latent=True, delta=True, room={"max_position_embeddings": 400}, calm={"linear_head_dim": 10}, smooth={
+        "num_experts_per_tok": 6, "topk_group": 3,
+    }),
     # Layers S H H H: two shared blocks, the first used twice, with adapters of their own at each use.
     "zamba2": Row("Zamba2", SPECIAL | {
         "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "hybrid", "hybrid"],
@@ -275,6 +274,7 @@ WITH_RECURRENCE = tuple(family for family, row in ROWS.items() if row.recurrence
 """Of all families."""
 OF_A_KIND = (
     *FAMILIES, "mamba2", "falcon_h1", "qwen3_next",  # states of each kind, alone, beside attention and in turn with it
+    "kimi_linear",  # latents, decays by channel
     "llama", "lfm2",  # attention alone, convolutions
 )  # fmt: skip
 KINDS = tuple(os.environ.get("HYBRIDLENS_KINDS", "").split()) or tuple(kind for kind in OF_A_KIND if kind in ROWS)
