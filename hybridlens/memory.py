@@ -199,8 +199,8 @@ class KeyValues(Memory):
 class Latents(KeyValues):
     """What multi-head latent attention holds, as heads of one: latents as `k`, and as `v` the shared parts of keys.
 
-    Keys and values are unfolded from them at each step. Where a hook has changed some of those, they are held as well,
-    of every slot, and are what is read.
+    Keys and values are unfolded from them at each step. Where a hook has changed some of those, or reads them while
+    gradients are followed, they are held as well, of every slot, and are what is read.
     """
 
     kind = "latent"
@@ -225,7 +225,7 @@ class Latents(KeyValues):
         """The rows of several; slots that a row lacks hold zeros.
 
         Raises:
-            InputError: some hold keys and values that a hook has changed, and others none.
+            InputError: some hold keys and values that a hook has changed or followed, and others none.
         """
         joined = super().cat(memories, slots)
         assert isinstance(joined, Latents)
@@ -236,7 +236,8 @@ class Latents(KeyValues):
         if len(parts) < len(changed):
             raise InputError(
                 "states with keys or values of latent attention that a hook has changed cannot be joined with states "
-                "without; change the latent (attn.hook_kv_latent) instead, or join before the change"
+                "without, nor those of which one has read them with gradients on; change the latent "
+                "(attn.hook_kv_latent) instead, or join before the change"
             )
         starts, width = _joined(memories, slots)
         k, v = (_widened([part[i] for part in parts], starts, width) for i in (0, 1))

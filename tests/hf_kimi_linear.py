@@ -83,6 +83,18 @@ def _delta(got, model, module):
     return values | {"ssm.hook_gate": torch.sigmoid(z)} | written
 
 
+def of_latents(attention, config, kind, x, width):
+    """Queries, keys or values of every head of latent attention, by its own modules, of a normalised stream [b p d]."""
+    if kind == "q":
+        return attention.q_proj(x).unflatten(-1, (-1, width))
+    raw, shared = attention.kv_a_proj_with_mqa(x).split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
+    by_head = attention.kv_b_proj(attention.kv_a_layernorm(raw)).unflatten(-1, (config.num_attention_heads, -1))
+    own = by_head[..., : config.qk_nope_head_dim]
+    if kind == "v":
+        return by_head[..., config.qk_nope_head_dim :]
+    return torch.cat([own, shared[:, :, None].expand(*own.shape[:3], -1)], dim=-1)
+
+
 def as_latent(lens, layer: int, x: torch.Tensor, view, made: torch.Tensor, point: str) -> torch.Tensor:
     """Keys or values with the scale of each token's own latent in the place of the one that weights stand for."""
     config, attn = lens.hf_model.config, lens.hf_model.model.layers[layer].self_attn

@@ -75,12 +75,18 @@ class Row:
     """Whether its attention and MLPs are shared blocks', which write nothing to the stream: no heads to follow."""
     bends: bool = False
     """Whether metrics bend sooner than others': slopes go a fifth as far, and integrals take four times the steps."""
+    latent: bool = False
+    """Whether its attention holds latents, of which keys and values of all heads are made."""
+    delta: bool = False
+    """Whether its states follow a delta rule."""
     unclamped: dict[str, Any] = field(default_factory=dict)
     """Changes without limits of step sizes, which transformers keeps to in passes of several tokens alone."""
     room: dict[str, Any] = field(default_factory=dict)
     """Changes with which it reads 400 tokens of a benchmark."""
     calm: dict[str, Any] = field(default_factory=dict)
     """Changes with which it has at least three layers; see `make_calm`."""
+    smooth: dict[str, Any] = field(default_factory=dict)
+    """Changes beside these with which all experts are in use; see `make_smooth`."""
 
 
 def of_taps(name, weight):
@@ -99,7 +105,9 @@ ROWS = {
         "num_hidden_layers": 4, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2,
         "num_experts": 4, "attn_layer_period": 4, "attn_layer_offset": 1, "mamba_d_state": 5, "mamba_dt_rank": 3,
         "initializer_range": 0.15, "max_position_embeddings": 128,
-    }, shaken, matrix=False, room={"max_position_embeddings": 400, "num_hidden_layers": 6}),
+    }, shaken, matrix=False, room={"max_position_embeddings": 400, "num_hidden_layers": 6}, smooth={
+        "num_experts_per_tok": 4,
+    }),
     # Two layers, four heads in two groups; neither attention nor MLP.
     "mamba2": Row("Mamba2", SPECIAL | {
         "num_hidden_layers": 2, "expand": 2, "num_heads": 4, "head_dim": 16, "state_size": 5, "n_groups": 2,
@@ -152,11 +160,11 @@ ROWS = {
         "linear_key_head_dim": 6, "linear_value_head_dim": 5, "mlp_only_layers": [0], "num_experts": 6,
         "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20,
         "max_position_embeddings": 128,
-    }, bends=True, room={"max_position_embeddings": 400}, calm={
+    }, bends=True, delta=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "head_dim": 8, "linear_value_head_dim": 10, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 24, "num_experts": 4, "mlp_only_layers": [2],
-    }),
+    }, smooth={"num_experts_per_tok": 4}),
     # Layers D A D; four value heads over two key heads, rotary embedding in three parts.
     "qwen3_5": Row("Qwen3_5", SPECIAL | {
         "num_hidden_layers": 3, "full_attention_interval": 2, "intermediate_size": 48, "num_attention_heads": 4,
@@ -166,7 +174,7 @@ ROWS = {
             "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 2, 2],
             "mrope_interleaved": True,
         },
-    }, calm, room={"max_position_embeddings": 400}, calm={
+    }, calm, delta=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "linear_value_head_dim": 10, "rms_norm_eps": 0.1,
     }),
@@ -176,11 +184,11 @@ ROWS = {
         "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6,
         "linear_value_head_dim": 5, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
         "shared_expert_intermediate_size": 20, "max_position_embeddings": 128,
-    }, calm, room={"max_position_embeddings": 400}, calm={
+    }, calm, delta=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "linear_value_head_dim": 10, "moe_intermediate_size": 16, "num_experts": 4,
         "rms_norm_eps": 0.1,
-    }),
+    }, smooth={"num_experts_per_tok": 4}),
     # Two layers, biases wherever there may be one.
     "mamba": Row("Mamba", SPECIAL | {
         "num_hidden_layers": 2, "state_size": 5, "time_step_rank": 3, "conv_kernel": 3, "use_bias": True,
@@ -235,7 +243,7 @@ ROWS = {
         "moe_intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2, "num_dense_layers": 1,
         "routed_scaling_factor": 1.3, "num_attention_heads": 4, "num_key_value_heads": 2, "conv_bias": True,
         "max_position_embeddings": 128,
-    }, draw=calm, matrix=False, state=False, room={"max_position_embeddings": 400}),
+    }, draw=calm, matrix=False, state=False, room={"max_position_embeddings": 400}, smooth={"num_experts_per_tok": 6}),
     # Layers D A D; four value heads over two key heads, write strengths up to 2; norms after the branches of
     # attention, and so calm, since these read a stream of any size.
     "olmo_hybrid": Row("OlmoHybrid", SPECIAL | {
@@ -243,7 +251,7 @@ ROWS = {
         "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_key_heads": 2,
         "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
         "max_position_embeddings": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
-    }, calm, bends=True, room={"max_position_embeddings": 400}, calm={
+    }, calm, bends=True, delta=True, room={"max_position_embeddings": 400}, calm={
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         "num_hidden_layers": 4, "linear_key_head_dim": 12, "linear_value_head_dim": 10,
     }),
@@ -255,10 +263,9 @@ ROWS = {
         "qk_rope_head_dim": 3, "v_head_dim": 7, "linear_head_dim": 5, "linear_num_heads": 4, "num_local_experts": 6,
         "num_experts_per_tok": 2, "n_shared_experts": 2, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.7,
         "max_position_embeddings": 128,
-    }, room={"max_position_embeddings": 400}, calm={
-        "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
-        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_hidden_layers": 4, "linear_head_dim": 6,
-    }),
+    }, latent=True, bends=True, delta=True, room={"max_position_embeddings": 400}, calm={
+        "linear_head_dim": 10,
+    }, smooth={"num_experts_per_tok": 6, "topk_group": 3}),
     # Layers S H H H: two shared blocks, the first used twice, with adapters of their own at each use.
     "zamba2": Row("Zamba2", SPECIAL | {
         "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "hybrid", "hybrid"],
@@ -274,7 +281,7 @@ ROWS = {
         "num_local_experts": 4, "num_experts_per_tok": 3, "max_position_embeddings": 128,
         "linear_attn_alpha_factor": 1.3, "linear_attn_beta_factor": 0.8, "full_attn_alpha_factor": 0.7,
         "full_attn_beta_factor": 1.2, "mlp_alpha_factor": 1.1, "mlp_beta_factor": 0.9,
-    }, convolution=False, room={"max_position_embeddings": 400}),
+    }, convolution=False, room={"max_position_embeddings": 400}, smooth={"num_experts_per_tok": 4}),
 }  # fmt: skip
 """A new family is a row here; the contract test sees to it that none of `hybridlens.families` is missing."""
 EVERY_FAMILY = tuple(ROWS)
@@ -283,6 +290,7 @@ WITH_RECURRENCE = tuple(family for family, row in ROWS.items() if row.recurrence
 """Of all families."""
 OF_A_KIND = (
     *FAMILIES, "mamba2", "falcon_h1", "qwen3_next",  # states of each kind, alone, beside attention and in turn with it
+    "kimi_linear",  # latents, decays by channel
     "llama", "lfm2",  # attention alone, convolutions
 )  # fmt: skip
 KINDS = tuple(os.environ.get("HYBRIDLENS_KINDS", "").split()) or tuple(kind for kind in OF_A_KIND if kind in ROWS)
@@ -294,7 +302,10 @@ PATCHED = KINDS if os.environ.get("HYBRIDLENS_KINDS") else WITH_STATE
 """For patching and its gradients: those with states stand for the others, unless families are named."""
 MATRIX = tuple(family for family in KINDS if ROWS[family].matrix)
 CONVOLVED = tuple(family for family in MATRIX if ROWS[family].convolution)
+DELTA = tuple(family for family in KINDS if ROWS[family].delta)
 MATRIX_WITH_ATTENTION = tuple(family for family in MATRIX if ROWS[family].attention)
+MATRIX_WITH_KEYS = tuple(family for family in MATRIX_WITH_ATTENTION if not ROWS[family].latent)
+MATRIX_WITH_LATENTS = tuple(family for family in MATRIX_WITH_ATTENTION if ROWS[family].latent)
 ATTENDING = WITH_ATTENTION if os.environ.get("HYBRIDLENS_KINDS") else MATRIX_WITH_ATTENTION
 """For what is done to heads: those beside matrix states stand for the others, unless families are named."""
 WITH_HEADS = tuple(family for family in WITH_ATTENTION if not ROWS[family].shared)
@@ -309,7 +320,7 @@ def make(family: str, seed: int = 0, draw: Callable[[Any, int], None] | None = N
     model_class = getattr(transformers, f"{row.kind}ForCausalLM")
     fields = {"vocab_size": VOCAB, "hidden_size": 32, **row.fields, **changes}
     layers = fields.get("num_hidden_layers")
-    for name in ("layer_types", "layers_block_type"):
+    for name in ("layer_types", "layers_block_type", "mlp_layer_types"):
         if layers is not None and fields.get(name) is not None:  # with other numbers of layers the same ones come again
             fields[name] = (fields[name] * layers)[:layers]
     model = model_class(model_class.config_class(**fields))
@@ -321,6 +332,11 @@ def make_calm(family: str, seed: int = 0, **changes):
     """A small random model of a family with at least three layers, whose logits bend little."""
     row = ROWS[family]
     return make(family, seed, calm if row.draw is perturbed else None, **{**row.calm, **changes})
+
+
+def make_smooth(family: str, seed: int = 0, **changes):
+    """A small model as `make_calm` makes it, with all experts in use: where one changes hands, a metric jumps."""
+    return make_calm(family, seed, **{**ROWS[family].smooth, **changes})
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:

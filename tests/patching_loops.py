@@ -4,7 +4,7 @@ import random
 from functools import cache
 
 import torch
-from models import make_calm, tokens
+from models import make_calm, make_smooth, tokens
 
 import hybridlens as hl
 from analyses.patching.metrics import LogitDifference
@@ -18,6 +18,11 @@ METRIC = LogitDifference(3, 7)
 @cache
 def small(family, dtype=torch.float32):
     return hl.HybridLens(make_calm(family, 3).to(dtype))
+
+
+@cache
+def smooth(family, dtype=torch.float32):
+    return hl.HybridLens(make_smooth(family, 3).to(dtype))
 
 
 def prompts(shared=5, length=LENGTH):

@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, GRADIENT, LAYER, bound, close, quotient
-from models import PATCHED, ROWS, WITH_STATE, make_calm, tokens
+from models import DELTA, PATCHED, ROWS, WITH_STATE, make_calm, make_smooth, tokens
 
 import hybridlens as hl
 from analyses.patching.agreement import agreement, compared
@@ -29,14 +29,13 @@ METRIC = LogitDifference(3, 7)
 
 
 @cache
-def small(family, dtype=torch.float32, **changes):
-    return hl.HybridLens(make_calm(family, 3, **changes).to(dtype))
+def small(family, dtype=torch.float32):
+    return hl.HybridLens(make_calm(family, 3).to(dtype))
 
 
+@cache
 def smooth(family):
-    """All experts in use, so that none changes hands on the way: there the metric jumps."""
-    experts = small(family).cfg.n_experts
-    return small(family, num_experts_per_tok=experts) if experts else small(family)
+    return hl.HybridLens(make_smooth(family, 3))
 
 
 def state_of(family):
@@ -188,10 +187,11 @@ def test_states_at_several_positions_are_cut_off_from_each_other(family):
     assert abs(float(single.change.sum()) - expected) > max(0.01, 0.1 * abs(expected))
 
 
+@pytest.mark.parametrize("family", DELTA)
 @pytest.mark.parametrize("point", ["hook_recall", "hook_write"])
-def test_recalls_and_writes_of_a_delta_rule_hear_what_was_replaced_before(point):
+def test_recalls_and_writes_of_a_delta_rule_hear_what_was_replaced_before(family, point):
     """Both are made of the state before their token; the plain sum of gradient · change is far off."""
-    lens, (clean, corrupt) = smooth("qwen3_next"), prompts()
+    lens, (clean, corrupt) = smooth(family), prompts()
     name = f"blocks.{lens.cfg.ssm_layers[1]}.ssm.{point}"
     with torch.no_grad():
         values = lens.run_with_cache(clean, [name])[1]
@@ -199,7 +199,7 @@ def test_recalls_and_writes_of_a_delta_rule_hear_what_was_replaced_before(point)
     whole = attribution_patch(lens, clean, corrupt, METRIC, targets=targets)
     single = attribution_patch(lens, clean, corrupt, METRIC, name, "p")
     for change, target in zip(whole.change.tolist(), targets, strict=True):
-        expected = slope(lens, corrupt, values, [target], h=near("qwen3_next"))
+        expected = slope(lens, corrupt, values, [target], h=near(family))
         assert change == pytest.approx(expected, abs=1e-3, rel=2e-3)
     assert abs(float(single.change.sum()) - float(whole.change[0])) > max(0.01, 0.05 * abs(float(whole.change[0])))
 

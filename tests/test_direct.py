@@ -32,7 +32,19 @@ MATRIX_CASES = [
     ("falcon_h1", {"attention_bias": True, "mlp_bias": True, "projectors_bias": True, "mamba_proj_bias": True}),
     ("falcon_h1", {"mamba_rms_norm": True, "mamba_norm_before_gate": False}),
     ("qwen3_next", {}), ("qwen3_next", {"attention_bias": True, "norm_topk_prob": False, "num_experts_per_tok": 3}),
+    ("kimi_linear", {"attention_bias": True, "num_experts_per_tok": 3}),
 ]  # fmt: skip
+RECURRENT_OUT = {
+    "mamba2": "mixer.out_proj", "qwen3_next": "linear_attn.out_proj", "kimi_linear": "self_attn.o_proj"
+}  # fmt: skip
+"""A layer's recurrent output projection, where it is not `mamba.out_proj`."""
+FINAL_NORM = {"mamba2": "norm_f", "falcon_h1": "final_layernorm"}
+"""The last norm, where it is not `norm`."""
+SHARED = {
+    "qwen3_next": lambda mlp, x: torch.sigmoid(mlp.shared_expert_gate(x)) * mlp.shared_expert(x),
+    "kimi_linear": lambda mlp, x: mlp.shared_experts(x),
+}
+"""What a mixture's shared expert writes."""
 QUESTIONS = [3, LogitDifference(7, 11), 52, LogitDifference(3, 7)]
 POSITIONS = (-1, 0, 12, 5)
 
@@ -159,8 +171,7 @@ def test_shares_of_recurrent_heads_experts_and_biases(family, changes):
     lens, prompt, found = run(family, changes)
     model = lens.hf_model
     stem = model.backbone if family == "mamba2" else model.model
-    norm = {"mamba2": "norm_f", "falcon_h1": "final_layernorm", "qwen3_next": "norm"}[family]
-    weight = getattr(stem, norm).weight + (family == "qwen3_next")
+    weight = getattr(stem, FINAL_NORM.get(family, "norm")).weight + (family == "qwen3_next")
     head = (model.lm_head.weight * weight).detach().double() * getattr(model.config, "lm_head_multiplier", 1.0)
     with torch.no_grad():
         cache = lens.run_with_cache(prompt)[1]
@@ -183,8 +194,8 @@ def test_shares_of_recurrent_heads_experts_and_biases(family, changes):
         if has.ssm is not None:
             for i in range(has.ssm.n_heads):
                 check(Writer("ssm_head", layer, i), cache[f"{name}.ssm.hook_result"][0, :, i])
-            mixer = {"mamba2": "mixer", "falcon_h1": "mamba", "qwen3_next": "linear_attn"}[family]
-            bias("ssm", layer, getattr(hf, mixer).out_proj, getattr(config, "ssm_out_multiplier", 1.0))
+            out = hf.get_submodule(RECURRENT_OUT.get(family, "mamba.out_proj"))
+            bias("ssm", layer, out, getattr(config, "ssm_out_multiplier", 1.0))
         if has.attn is not None:
             for i in range(has.attn.n_heads):
                 check(Writer("head", layer, i), cache[f"{name}.attn.hook_result"][0, :, i])
@@ -203,8 +214,7 @@ def test_shares_of_recurrent_heads_experts_and_biases(family, changes):
         indices, weights = (cache[f"{name}.mlp.hook_expert_{what}"][0] for what in ("indices", "weights"))
         for expert in range(has.mlp.n_experts):
             check(Writer("expert", layer, expert), hf.mlp.experts(x, indices, weights * (indices == expert)))
-        shared = torch.sigmoid(hf.mlp.shared_expert_gate(x)) * hf.mlp.shared_expert(x)
-        check(Writer("shared_expert", layer), shared)
+        check(Writer("shared_expert", layer), SHARED[family](hf.mlp, x))
     assert found.writers == tuple(wanted)
     for layer, has in enumerate(lens.cfg.layers):  # wholes are the sums of their parts
         if has.ssm is not None:

@@ -10,7 +10,8 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, GRADIENT, LAYER, close, quotient
-from models import PATCHED, ROWS, make_calm, tokens
+from hf_kimi_linear import of_latents
+from models import PATCHED, ROWS, make_smooth, tokens
 from patching_loops import followed, whole_mixers
 
 import hybridlens as hl
@@ -31,7 +32,7 @@ NAMES = {
     "jamba": ("input_layernorm", "self_attn"),
     "falcon_h1": ("input_layernorm", "self_attn"),
     **dict.fromkeys(
-        ("qwen3_next", "llama", "qwen3", "gemma2", "gemma3", "bamba", "granitemoehybrid"),
+        ("qwen3_next", "llama", "qwen3", "gemma2", "gemma3", "bamba", "granitemoehybrid", "kimi_linear"),
         ("input_layernorm", "self_attn"),
     ),
     **dict.fromkeys(("lfm2", "lfm2_moe"), ("operator_norm", "self_attn")),
@@ -44,28 +45,46 @@ EPS = ("rms_norm_eps", "layer_norm_epsilon", "norm_eps")
 """What configurations call that of their norms."""
 
 
+CHANGES = {"recurrentgemma": {"num_key_value_heads": 2}}
+"""So that its key and value heads are several."""
+
+
 @cache
 def smooth(family):
-    """All experts in use, so that none changes hands on the way: there the metric jumps."""
-    changes = {"num_key_value_heads": 2} if family == "recurrentgemma" else {}
-    experts = hl.HybridLens(make_calm(family, 3)).cfg.n_experts
-    changes |= {"num_experts_per_tok": experts} if experts else {}
-    return hl.HybridLens(make_calm(family, 3, **changes))
+    return hl.HybridLens(make_smooth(family, 3, **CHANGES.get(family, {})))
 
 
 def heads_read(family, layer, kind, x):
     """Queries, keys, values or gates of every head, by the Hugging Face model's own modules, of a stream [b p d]."""
-    model = smooth(family).hf_model
-    (norm, attention), hf = NAMES[family], model.model.layers[layer]
-    attention, width = getattr(hf, attention), smooth(family).cfg.attention(layer).d_head
+    model, width = smooth(family).hf_model, smooth(family).cfg.attention(layer).d_head
+    hf, (norm, attention) = model.model.layers[layer], NAMES[family]
     x = x if norm is None else getattr(hf, norm)(x)
-    if family == "falcon_h1":
-        x = x * model.config.attention_in_multiplier
-    if family in ("qwen3_next", "qwen3_5", "qwen3_5_moe") and kind in ("q", "gate"):
-        q, gate = attention.q_proj(x).unflatten(-1, (-1, 2 * width)).chunk(2, dim=-1)
-        return q if kind == "q" else gate.sigmoid()
-    found = getattr(attention, f"{kind}_proj")(x).unflatten(-1, (-1, width))
-    return found * model.config.key_multiplier if family == "falcon_h1" and kind == "k" else found
+    return READ.get(family, projected)(getattr(hf, attention), model.config, kind, x, width)
+
+
+def projected(attention, config, kind, x, width):
+    """By the projection of that name."""
+    return getattr(attention, f"{kind}_proj")(x).unflatten(-1, (-1, width))
+
+
+def multiplied(attention, config, kind, x, width):
+    """Between Falcon-H1's multipliers."""
+    found = projected(attention, config, kind, x * config.attention_in_multiplier, width)
+    return found * config.key_multiplier if kind == "k" else found
+
+
+def gated(attention, config, kind, x, width):
+    """By projections of which the first makes queries and gates."""
+    if kind not in ("q", "gate"):
+        return projected(attention, config, kind, x, width)
+    q, gate = projected(attention, config, "q", x, 2 * width).chunk(2, dim=-1)
+    return q if kind == "q" else gate.sigmoid()
+
+
+READ = {
+    "falcon_h1": multiplied, "qwen3_next": gated, "qwen3_5": gated, "qwen3_5_moe": gated, "kimi_linear": of_latents,
+}  # fmt: skip
+"""How heads read where not by one projection each."""
 
 
 def prompts(shared=4, length=LENGTH):

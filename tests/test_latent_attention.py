@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from bounds import FORWARD, apart, close
-from models import make, tokens
+from bounds import FORWARD, GRADIENT, apart, close, quotient
+from models import make, make_smooth, tokens
 
 from analyses.kv_cache import swap, zero
 from analyses.patching.edges import edge_attribution
@@ -13,6 +13,9 @@ from hybridlens.memory import Latents
 
 LAYER = 1
 NAMES = [f"blocks.{LAYER}.attn.hook_{point}" for point in ("kv_latent", "k_shared", "k", "v")]
+
+
+STENCIL = {-2.0: 1 / 12, -1.0: -8 / 12, 1.0: 8 / 12, 2.0: -1 / 12}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,48 @@ def test_an_edit_while_reading_goes_on_in_later_steps(lens, name, tmp_path):
         _, first = lens.extend(state, ids[[1, 0], 7:8])
         close(two, whole[:, 5:7], FORWARD, what=name)
         close(first[[1, 0]], whole[:, 7:8], FORWARD, what=name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_come_back_from_later_steps(name):
+    """What a later token's logit says of an earlier one's latent, key or value is the slope of an edit there.
+
+    Logits of the edited tokens themselves are not asked, so that all of the gradient comes back through what is held.
+    """
+    lens, ids, kept, h = HybridLens(make_smooth("kimi_linear", 4)), tokens(1, 8), [], 0.01
+
+    def later(hook):
+        with lens.hooks([(name, hook)]):
+            state = lens.prefill(ids[:, :6]).state
+            return lens.extend(state, ids[:, 6:]).logits[0, -1]
+
+    logits = later(lambda x, hook: kept.append(x))
+    (found,) = torch.autograd.grad(logits[5], kept[0])
+    assert bool(found.flatten(2).any(-1).all())  # at every position
+    way = torch.sin(torch.arange(found.numel()).float()).view(found.shape)
+
+    def moved(by):
+        with torch.no_grad():
+            return float(later(lambda x, hook: x + by * way if x.shape == way.shape else None)[5])
+
+    slope = sum(weight * moved(step * h) for step, weight in STENCIL.items()) / h
+    extra = quotient(float(logits.detach().abs().max()), h)
+    assert abs(slope) > 5 * extra
+    close(float((found * way).sum()), slope, GRADIENT, extra=extra, dtype=torch.float32)
+
+
+def test_keys_that_are_followed_are_not_reached_through_latents(lens):
+    """Read by a hook with gradients on, they are what later steps read; without gradients, latents are held alone."""
+    seen = [(NAMES[2], lambda x, hook: None)]
+    with lens.hooks(seen):
+        followed = lens.prefill(tokens(1, 6)).state
+        with torch.no_grad():
+            plain = lens.prefill(tokens(1, 6)).state
+    assert set(followed.layers[LAYER]["attn"].tensors()) == {"k", "v", "unfolded_k", "unfolded_v"}
+    assert set(plain.layers[LAYER]["attn"].tensors()) == {"k", "v"}
+    with pytest.raises(HybridLensError, match=r"layer 1 holds .*, or has read with gradients on, which") as caught:
+        zero(followed, positions=[2])
+    assert "\n" not in str(caught.value)
 
 
 def test_states_of_both_kinds_are_not_joined(lens):

@@ -86,7 +86,8 @@ def test_profile_is_the_pattern_among_equal_tokens(family):
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"), [("falcon_h1", {}), ("falcon_h1", {"mamba_rms_norm": True}), ("qwen3_next", {})]
+    ("family", "changes"),
+    [("falcon_h1", {}), ("falcon_h1", {"mamba_rms_norm": True}), ("qwen3_next", {}), ("kimi_linear", {})],
 )
 def test_measured_paths_and_their_error(family, changes):
     """Means and error of the linear path by loops over a run's tensors: of the recurrence's own write alone."""
@@ -196,7 +197,7 @@ def test_what_stands_in_a_file_comes_back(tmp_path):
     torch.testing.assert_close(back.composition.recurrent, found.composition.recurrent, atol=0, rtol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("family", ["mamba2", "falcon_h1", "qwen3_next"])
+@pytest.mark.parametrize("family", ["mamba2", "falcon_h1", "qwen3_next", "kimi_linear"])
 def test_from_files_as_from_the_model(family, tmp_path):
     """Circuits at rest from the files alone; a model without heads is refused in one line."""
     lens = small_lens(family)

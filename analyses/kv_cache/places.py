@@ -83,10 +83,14 @@ class KeyPlace(NamedTuple):
 
 
 def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
-    """What `Where` names in one state."""
+    """What `Where` names in one state; of latents no heads or channels, since each is of all heads' keys and values."""
     check_where(where, Where)
     heads, positions = where.get("heads"), where.get("positions")
     chosen = layers_of(state, where.get("layers"), "attention", heads)
+    for layer in chosen:
+        part = next((name for name in ("heads", "channels") if where.get(name) is not None), None)
+        if part is not None and isinstance(keys_of(state, layer), Latents):
+            raise InputError(f"layer {layer} holds latents, which are of all its heads together; leave {part} out")
     place = KeyPlace(chosen, heads, slots_of(state, positions, where.get("rows"), chosen), where.get("channels"))
     if positions is not None:
         for layer in chosen:
@@ -186,8 +190,8 @@ def _check_latents(held: Latents, layer: int, parts: KeyParts) -> None:
         )
     if held.unfolded_k is not None:
         raise InputError(
-            f"layer {layer} holds keys and values that a hook has changed, which what is done to latents would not "
-            "reach; read the prompt without hooks on attn.hook_k and attn.hook_v"
+            f"layer {layer} holds keys and values that a hook has changed, or has read with gradients on, which what "
+            "is done to latents would not reach; read the prompt without hooks on attn.hook_k and attn.hook_v"
         )
 
 

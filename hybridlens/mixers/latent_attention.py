@@ -5,7 +5,8 @@ and comes from the stream itself. What is held of a token is the latent and that
 positions.
 
 An edit of `hook_kv_latent` or `hook_k_shared` goes on to later steps through what is held. One of `hook_k` or `hook_v`
-does too: from then on keys and values are held beside the latents, as large as plain attention's (`memory.Latents`).
+does too: from then on keys and values are held beside the latents, as large as plain attention's (`memory.Latents`). So
+they are where a hook only reads them while gradients are followed: those of later steps come back through them.
 
 How it fails: as `hybridlens.mixers.attention` does.
 """
@@ -82,8 +83,9 @@ class LatentAttention(HookedAttention):
         latent, shared = self.folded(x)
         latent, shared = self.hook_kv_latent(latent), self.hook_k_shared(shared)
         made = self.unfolded(latent, shared)
+        followed = made[0].requires_grad and (self.hook_k.asked() or self.hook_v.asked())
         k, v = self.hook_k(made[0]), self.hook_v(made[1])
-        edited = not (unchanged(made[0], k) and unchanged(made[1], v))
+        edited = followed or not (unchanged(made[0], k) and unchanged(made[1], v))
         before = None if held is None else cast(Latents, held)
         memory = Latents(latent[:, None], shared[:, None])
         if before is not None:
