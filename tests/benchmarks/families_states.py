@@ -1,4 +1,4 @@
-"""States and hidden attention against TransformerLens: ``python -m tests.benchmarks.families_states [--runs N] [--smallest]``.
+"""States and hidden attention against TransformerLens: ``python -m tests.benchmarks.families_states [--runs N]``.
 
 One layer of Mamba-2 and one of gated DeltaNet with heads of their usual sizes, each side around a copy of one model:
 
