@@ -210,7 +210,7 @@ class _Chunked(NamedTuple):
     @staticmethod
     def of(terms: DeltaTerms) -> _Chunked:
         chunk = chunk_of(terms.beta.shape[1])
-        v, k, q, beta = (in_chunks(wide(t), chunk) for t in (terms.v, terms.k, terms.q, terms.beta))
+        v, k, q, beta = (in_chunks(wide(t), chunk).contiguous() for t in (terms.v, terms.k, terms.q, terms.beta))
         decay = in_chunks(wide(terms.decay), chunk, 1.0)
         if terms.decay.ndim == terms.beta.ndim:
             decay = decay[..., None]

@@ -198,8 +198,8 @@ class _Chunked(NamedTuple):
         return _Chunked(
             split(wide(terms.v), chunk).unflatten(3, (-1, alike)),
             None if terms.dt is None else by_group(terms.dt),
-            in_chunks(wide(terms.k[:, :, ::alike]), chunk),
-            in_chunks(wide(terms.q[:, :, ::alike]), chunk),
+            in_chunks(wide(terms.k[:, :, ::alike]), chunk).contiguous(),
+            in_chunks(wide(terms.q[:, :, ::alike]), chunk).contiguous(),
             products(by_group(terms.decay, 1.0)),
         )
 
