@@ -123,6 +123,14 @@ class Delta(Matrix[DeltaTerms]):
             parts.append(joined(some.read(borders, written), part.stop - part.start))
         return Run(torch.cat(parts, dim=1), state)
 
+    def after(self, terms: DeltaTerms, initial: Tensor) -> Tensor:
+        """The state after the last token; nothing is read out."""
+        if terms.beta.shape[1] == 1 or _edits(terms) is not None:
+            return self.run(terms, initial).final
+        for part in segments(terms.beta):
+            _, _, initial = _Chunked.of(self.at(terms, part)).borders(initial)
+        return initial
+
     def made(self, terms: DeltaTerms, initial: Tensor) -> Tensor:
         """Every state, made of what each token writes; where chunks go side by side, from those at their borders."""
         edits = _edits(terms)

@@ -114,6 +114,15 @@ class Scalar(Matrix[ScalarTerms]):
             parts.append(joined(some.read(borders), part.stop - part.start))
         return Run(torch.cat(parts, dim=1), state)
 
+    def after(self, terms: ScalarTerms, initial: Tensor) -> Tensor:
+        """The state after the last token; nothing is read out."""
+        apart = terms.sharing is not None and terms.sharing.apart is not None
+        if terms.decay.shape[1] == 1 or terms.write_edit is not None or apart:
+            return self.run(terms, initial).final
+        for part in segments(terms.decay):
+            _, initial = _Chunked.of(self.at(terms, part)).borders(initial)
+        return initial
+
     def _run_apart(self, terms: ScalarTerms, sharing: Sharing, edited: Tensor, initial: Tensor) -> Run:
         """With other addresses for some heads; what they do not reach is what `run` gives without them, to the bit."""
         with torch.no_grad():
