@@ -148,6 +148,18 @@ class Delta(Matrix[DeltaTerms]):
             return walked(walk, initial)
         return side_by_side(walk, torch.cat(found, dim=1), (decay == 1).all(dim=-1) & (terms.beta == 0))
 
+    def adjoint(self, terms: DeltaTerms, grad: Tensor, mask: Tensor | None = None) -> Tensor:
+        """g_t = grad_t + a_{t+1} (g_{t+1} - β_{t+1} (g_{t+1} k_{t+1}) k_{t+1}ᵀ)."""
+        if _edits(terms) is not None:
+            return super().adjoint(terms, grad, mask)
+        rate, address, out = _rate(terms), wide(terms.k)[..., None, :], grad.clone()
+        back = -rate * address * wide(terms.beta)[..., None, None]
+        for t in range(grad.shape[1] - 1, 0, -1):
+            heard = out[:, t] if mask is None else out[:, t].masked_fill(mask[:, t], 0.0)
+            earlier = out[:, t - 1].addcmul_(rate[:, t], heard)
+            earlier.addcmul_(heard @ address[:, t].mT, back[:, t])
+        return out
+
     def reached(self, edits: Tensor) -> Tensor:
         """By rows of the state [b p s u 1]: an entry changes the recall, and so its whole row."""
         return edits.any(dim=-1, keepdim=True).cummax(dim=1).values

@@ -72,6 +72,17 @@ def side_by_side(
     return whole.gather(1, own[..., None, None].expand(made.shape))
 
 
+def walked_back(
+    decay: Float[Tensor, "batch pos rec_head width"], grad: Tensor, mask: Tensor | None
+) -> Float[Tensor, "batch pos rec_head value address"]:
+    """g_t = grad_t + a_{t+1} g_{t+1}, one after the other; `hybridlens.recurrences.base.Recurrence.adjoint`."""
+    out = grad.clone()
+    for t in range(grad.shape[1] - 1, 0, -1):
+        heard = out[:, t] if mask is None else out[:, t].masked_fill(mask[:, t], 0.0)
+        out[:, t - 1].addcmul_(decay[:, t, :, None], heard)
+    return out
+
+
 def _room(walk: Walk, length: int, like: Tensor) -> Tensor:
     batch, _, heads, values = walk.written.shape
     dtype = torch.promote_types(walk.written.dtype, like.dtype)

@@ -18,7 +18,7 @@ from hybridlens.recurrences import scan
 from hybridlens.recurrences.base import Run
 from hybridlens.recurrences.chunks import Products, chunk_of, in_chunks, joined, products, segments, split
 from hybridlens.recurrences.edits import Edited, Hook, edit_of, put, with_value
-from hybridlens.recurrences.every_state import Walk, one_by_one, side_by_side, walked
+from hybridlens.recurrences.every_state import Walk, one_by_one, side_by_side, walked, walked_back
 from hybridlens.recurrences.matrix import Held, Matrix, at_address, held
 from hybridlens.recurrences.terms import before, wide
 
@@ -151,6 +151,8 @@ class Scalar(Matrix[ScalarTerms]):
 
     def adjoint(self, terms: ScalarTerms, grad: Tensor, mask: Tensor | None = None) -> Tensor:
         """g_t = grad_t + a_{t+1} g_{t+1}."""
+        if one_by_one(grad[:, 0]):
+            return walked_back(wide(terms.decay)[..., None], grad, mask)
         decay = wide(terms.decay)[..., None, None].expand(grad.shape)
         return scan.adjoint(decay if mask is None else decay.masked_fill(mask, 0.0), grad)
 
