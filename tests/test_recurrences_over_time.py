@@ -192,6 +192,21 @@ def test_the_hidden_attention_gives_the_readout(kind, length, seed):
     assert not pattern.triu(1).any()
 
 
+@pytest.mark.parametrize("kind", MATRIX)
+@pytest.mark.parametrize("length", [5, 150])
+def test_gradients_of_the_hidden_attention_are_the_loops(kind, length):
+    """The j-th axis of as many values as tokens reads the j-th column."""
+    op, terms, _ = leafed(case(kind, 1, length, 3))
+    truth = leafed(case(kind, 1, length, 3))
+    axes = torch.eye(length, dtype=torch.float64)[:, None].expand(1, -1, 2, -1)
+    _, _, y = loop(truth.terms._replace(v=axes), torch.zeros(1, 2, length, 4, dtype=torch.float64))
+    weight = torch.randn(1, 2, length, length, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    inputs = [terms.decay, terms.k, terms.q, *(t for t in terms[4:5] if t is not None)]
+    wanted = [truth.terms.decay, truth.terms.k, truth.terms.q, *(t for t in truth.terms[4:5] if t is not None)]
+    got = torch.autograd.grad((op.hidden_attention(terms) * weight).sum(), inputs)
+    compare(got, torch.autograd.grad((y.transpose(1, 2) * weight).sum(), wanted), 400 * (length + 8))
+
+
 @pytest.mark.parametrize("kind", ["vector", "explicit", "selective"])
 def test_the_hidden_attention_of_channels_is_what_an_input_leaves(kind):
     """Means over channels of what a unit of one token's input adds to a later readout, by differences."""

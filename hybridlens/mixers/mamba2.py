@@ -16,12 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hybridlens.config import RecurrentConfig
-from hybridlens.hooks import HookPoint
+from hybridlens.hooks import EditedActivation, HookPoint
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.matrix_state import MatrixState, Projected, ValueWeights
 from hybridlens.mixers.recurring import Dynamics, Trajectory, state_trajectory
 from hybridlens.projections import Projection, Read
-from hybridlens.recurrences.scalar import Scalar, ScalarTerms
+from hybridlens.recurrences.scalar import Apart, Scalar, ScalarTerms, Sharing
 from hybridlens.shapes import Resid
 
 
@@ -83,11 +83,26 @@ class Mamba2(MatrixState[Scalar]):
         parts, mixer, (s, u, m) = self.parts, self.parts.mixer, self.cfg.state_shape
         v, B, C = inner.split([s * u, parts.groups * m, parts.groups * m], dim=-1)
         v = self.hook_v(v.unflatten(-1, (s, u)))
-        k, q = self.hook_k(self._by_head(B)), self.hook_q(self._by_head(C))
+        shared = self._by_head(B), self._by_head(C)
+        k, q = self._seen(self.hook_k, shared[0]), self._seen(self.hook_q, shared[1])
         (step,) = rates
         dt = self.hook_dt(F.softplus(step + mixer.dt_bias.to(step.dtype)).clamp(*parts.limit))
         decay = self.hook_decay(torch.exp(-torch.exp(mixer.A_log.float()) * dt.float()))
-        return ScalarTerms(decay, v, k, q, dt)
+        sharing = None if s == parts.groups else Sharing(s // parts.groups, self._apart(*shared, k, q))
+        return ScalarTerms(decay, v, k.value, q.value, dt, sharing=sharing)
+
+    def _seen(self, point: HookPoint, by_head: Tensor) -> EditedActivation:
+        """Addresses past their hook; each head's in memory of its own if anybody looks."""
+        return point.edited(by_head.contiguous() if point.asked() else by_head)
+
+    def _apart(self, B: Tensor, C: Tensor, k: EditedActivation, q: EditedActivation) -> Apart | None:
+        """What heads of a group share, if addresses are edited or somebody hears their gradients."""
+        masks = [seen.mask.any(dim=-1) for seen in (k, q) if seen.mask is not None]
+        if masks:
+            return Apart(B, C, masks[0] | masks[-1])
+        if torch.is_grad_enabled() and (self.hook_k.asked() or self.hook_q.asked()):
+            return Apart(B, C, torch.zeros(B.shape[:3], dtype=torch.bool, device=B.device))
+        return None
 
     def skip(self, terms: ScalarTerms) -> Float[Tensor, "batch pos rec_head value"]:
         """D x."""
@@ -96,7 +111,8 @@ class Mamba2(MatrixState[Scalar]):
     def _by_head(self, shared: Float[Tensor, "batch pos grouped"]) -> Float[Tensor, "batch pos rec_head address"]:
         """B or C of each head."""
         heads, groups = self.cfg.state_shape[0], self.parts.groups
-        return shared.unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, dim=2)
+        grouped = shared.unflatten(-1, (groups, 1, -1))
+        return grouped.expand(*grouped.shape[:3], heads // groups, -1).flatten(2, 3)
 
     @property
     def trajectories(self) -> dict[str, Trajectory]:

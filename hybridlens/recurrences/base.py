@@ -16,12 +16,14 @@ changes than an edit reaches. Gradients are first order only; asking for second 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import prod
 from typing import Generic, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hybridlens.errors import InputError
 from hybridlens.recurrences.edits import Hook, Tapped, tap, with_value
 from hybridlens.recurrences.terms import T, leaves, length_of, mapped
 from hybridlens.recurrences.trajectory import trajectory
@@ -120,6 +122,37 @@ class Recurrence(ABC, Generic[T]):
         if length_of(terms) == 1:
             return self.step(initial[:, None], terms)
         return trajectory(self, terms, initial)
+
+    def after(self, terms: T, initial: Tensor) -> Tensor:
+        """The state after the last token [b *state], as `run` has it; differentiable."""
+        return self.run(terms, initial).final
+
+    def states_at(self, terms: T, initial: Tensor, positions: Sequence[int] | Tensor) -> Tensor:
+        """The state after some tokens [b n *state], without those of the others; differentiable.
+
+        It runs from each to the next, so that time and memory are a run's, and a state more for each position.
+
+        Args:
+            terms: of all tokens.
+            initial: the state before the first.
+            positions: of tokens, in any order; negative ones count from the end.
+
+        Raises:
+            InputError: for a position that there is no token at.
+        """
+        length, given = length_of(terms), [int(position) for position in positions]
+        for position in given:
+            if not -length <= position < length:
+                raise InputError(
+                    f"the state at position {position} was asked for, but there are {length} tokens; "
+                    f"give positions from {-length} to {length - 1}"
+                )
+        order = [position % length for position in given]
+        found, state, start = dict[int, Tensor](), initial, 0
+        for position in sorted(set(order)):
+            state = self.after(self.at(terms, slice(start, position + 1)), state)
+            found[position], start = state, position + 1
+        return torch.stack([found[position] for position in order], dim=1) if order else initial[:, None][:, :0]
 
     def adjoint(self, terms: T, grad: Tensor, mask: Tensor | None = None) -> Tensor:
         """g_t = grad_t + J_{t+1}ᵀ g_{t+1}: how the loss changes with each state, later ones included.

@@ -10,21 +10,22 @@ is not 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-
-from hybridlens.recurrences.terms import T, mapped
+from torch.autograd.function import once_differentiable
 
 CHUNK = 64
 """Tokens that are worked on at once; a power of two."""
 
-SEGMENT = 16 * CHUNK
-"""Tokens whose chunks stand side by side: what bounds the memory of a long text."""
+SEGMENT = 4 * CHUNK
+"""Tokens, of all rows together, whose chunks stand side by side on a CPU: about what its cache holds."""
+
+GPU_SEGMENT = 64 * CHUNK
+"""The same elsewhere, where launches are what costs; it bounds the memory of a long text."""
 
 
 def chunk_of(length: int) -> int:
@@ -32,17 +33,22 @@ def chunk_of(length: int) -> int:
     return min(CHUNK, 1 << max(0, length - 1).bit_length())
 
 
-def in_chunks(x: Tensor, chunk: int, fill: float = 0.0) -> Tensor:
-    """[b p s ...] as [b s n chunk ...]; what is missing in the last chunk is `fill`."""
+def split(x: Tensor, chunk: int, fill: float = 0.0) -> Tensor:
+    """[b p ...] as [b n chunk ...]; what is missing in the last chunk is `fill`."""
     missing = -x.shape[1] % chunk
     if missing:
         x = torch.cat([x, x.new_full((x.shape[0], missing, *x.shape[2:]), fill)], dim=1)
-    return x.unflatten(1, (-1, chunk)).movedim(3, 1)
+    return x.unflatten(1, (-1, chunk))
+
+
+def in_chunks(x: Tensor, chunk: int, fill: float = 0.0) -> Tensor:
+    """[b p s ...] as [b n s chunk ...]; see `split`."""
+    return split(x, chunk, fill).transpose(2, 3)
 
 
 def joined(x: Tensor, length: int) -> Tensor:
-    """[b s n chunk ...] as [b p s ...], without what was filled in."""
-    return x.movedim(1, 3).flatten(1, 2)[:, :length]
+    """[b n s chunk ...] as [b p s ...], without what was filled in."""
+    return x.transpose(2, 3).flatten(1, 2)[:, :length]
 
 
 class Products(NamedTuple):
@@ -56,13 +62,37 @@ class Products(NamedTuple):
 
 def products(decay: Float[Tensor, "*lead chunk"]) -> Products:
     """All products of neighbouring decays in a chunk, whose length is a power of two."""
-    between, since = torch.ones_like(decay)[..., None, None], decay[..., None]
-    while since.shape[-2] > 1:
-        first, second = between[..., 0::2, :, :], between[..., 1::2, :, :]
-        low = since[..., 1::2, :, None] * first[..., -1:, :]
-        between = torch.cat([F.pad(first, (0, first.shape[-1])), torch.cat([low, second], dim=-1)], dim=-2)
-        since = torch.cat([since[..., 0::2, :], since[..., 0::2, -1:] * since[..., 1::2, :]], dim=-1)
-    return Products(between[..., 0, :, :], since[..., 0, :])
+    between = cast(Tensor, _Between.apply(decay))
+    return Products(between, decay[..., :1] * between[..., 0])
+
+
+class _Between(torch.autograd.Function):
+    """`Products.between`: halves are joined where the whole stands. Backward, row by row from the last token."""
+
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor) -> Tensor:
+        chunk, width = decay.shape[-1], 1
+        between, since = torch.eye(chunk, dtype=decay.dtype, device=decay.device).repeat(*decay.shape[:-1], 1, 1), decay
+        while width < chunk:
+            blocks = between.unflatten(-1, (-1, 2 * width)).unflatten(-3, (-1, 2 * width))
+            joining = blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+            halves = since.unflatten(-1, (-1, 2 * width))
+            first, second = halves[..., :width], halves[..., width:]
+            joining[..., width:, :width] = second[..., None] * joining[..., width - 1, None, :width]
+            since = torch.cat([first, first[..., -1:] * second], dim=-1).flatten(-2)
+            width *= 2
+        ctx.save_for_backward(decay, between)
+        return between
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        decay, between = ctx.saved_tensors
+        total = grads[0].clone()
+        rows = total.unbind(-2)
+        for t in range(len(rows) - 1, 0, -1):
+            rows[t - 1].addcmul_(decay[..., t, None], rows[t])
+        return F.pad((total[..., 1:, :] * between[..., :-1, :]).sum(dim=-1), (1, 0))
 
 
 class Addressed(NamedTuple):
@@ -116,40 +146,13 @@ def addressed(
     return Addressed(*only, tokens[..., 0, :, :], total[..., 0, :])
 
 
-def segments(length: int) -> list[slice]:
-    """Stretches of whole chunks, the last one as long as is left."""
-    return [slice(start, min(start + SEGMENT, length)) for start in range(0, length, SEGMENT)]
-
-
-def side_by_side(
-    step: Callable[[Tensor, T], Tensor], terms: T, borders: Tensor, idle: Tensor, entered: Tensor
-) -> Tensor:
-    """Every state [b p s u m] of a stretch, all of its chunks stepping at the same time.
+def segments(like: Tensor) -> list[slice]:
+    """Stretches of whole chunks, the last one as long as is left.
 
     Args:
-        step: one token, over any leading axes.
-        terms: of the stretch.
-        borders: the state before each chunk [b s n u m].
-        idle: True at tokens that leave the state as it is [b p s]: there it is the one before, to the bit.
-        entered: the state before the stretch [b s u m].
+        like: any of the terms [b p ...].
     """
-    length, chunk = idle.shape[1], chunk_of(idle.shape[1])
-    split = mapped(terms, lambda t: _split(t, chunk))
-    states, state = list[Tensor](), borders.movedim(2, 1)
-    for t in range(chunk):
-        state = step(state, mapped(split, lambda x, t=t: x[:, :, t]))
-        states.append(state)
-    made = torch.stack(states, dim=2).flatten(1, 2)[:, :length]
-    if made.device.type == "meta" or not bool(idle.any()):
-        return made
-    own = torch.arange(1, length + 1, device=idle.device)[:, None].masked_fill(idle, 0).cummax(dim=1).values
-    whole = torch.cat([entered[:, None].to(made.dtype), made], dim=1)
-    return whole.gather(1, own[..., None, None].expand(made.shape))
-
-
-def _split(x: Tensor, chunk: int) -> Tensor:
-    """[b p ...] as [b n chunk ...]; what is missing in the last chunk is 0, and so are the states made of it."""
-    missing = -x.shape[1] % chunk
-    if missing:
-        x = torch.cat([x, x.new_zeros(x.shape[0], missing, *x.shape[2:])], dim=1)
-    return x.unflatten(1, (-1, chunk))
+    batch, length = like.shape[:2]
+    tokens = SEGMENT if like.device.type == "cpu" else GPU_SEGMENT
+    stretch = max(1, tokens // (CHUNK * max(1, batch))) * CHUNK
+    return [slice(start, min(start + stretch, length)) for start in range(0, length, stretch)]

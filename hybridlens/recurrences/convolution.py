@@ -12,6 +12,9 @@ from torch import Tensor
 
 from hybridlens.shapes import Channels, ConvState, Valid
 
+AT_ONCE = 64
+"""Tokens whose taps are summed while they are in cache."""
+
 
 def causal_convolution(
     x: Channels,
@@ -36,12 +39,34 @@ def causal_convolution(
     if x.shape[1] == 1 and not torch.is_grad_enabled():  # a single token: a weighted sum, far cheaper than the call
         y = (inputs * weight[:, 0].t()).sum(dim=1, keepdim=True)
         y = y if bias is None else y + bias
-    else:
+    elif x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        y = _tap_by_tap(inputs, weight[:, 0].t(), bias)
+    else:  # in low precision the sum would round after every tap, and elsewhere be many launches
         y = F.conv1d(inputs.transpose(1, 2), weight, bias, groups=x.shape[2]).transpose(1, 2)
     if valid is None:
         return y, inputs[:, inputs.shape[1] - taps :].clone()
     first = valid.sum(dim=1)[:, None] + torch.arange(taps, device=x.device)
     return y, inputs.gather(1, first[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _tap_by_tap(
+    inputs: Float[Tensor, "batch earlier_and_pos channel"], taps: Float[Tensor, "lag channel"], bias: Tensor | None
+) -> Channels:
+    """The sums of taps, oldest first; on a CPU far faster than the library's convolution, which turns its inputs."""
+    length = inputs.shape[1] - len(taps) + 1
+    start = inputs.new_zeros(inputs.shape[2]) if bias is None else bias
+    if torch.is_grad_enabled():
+        y = start
+        for j, tap in enumerate(taps):
+            y = torch.addcmul(y, inputs[:, j : j + length], tap)
+        return y
+    y, taps = torch.empty_like(inputs[:, :length]), taps.contiguous()
+    for first in range(0, length, AT_ONCE):
+        part = y[:, first : first + AT_ONCE]
+        torch.addcmul(start, inputs[:, first : first + part.shape[1]], taps[0], out=part)
+        for j in range(1, len(taps)):
+            part.addcmul_(inputs[:, first + j : first + j + part.shape[1]], taps[j])
+    return y
 
 
 def convolution_attention(source: Channels, taps: Float[Tensor, "channel lag"]) -> Float[Tensor, "batch one pos pos"]:

@@ -8,7 +8,7 @@ How it fails: as `hybridlens.recurrences.chunks` does; it and the loop differ in
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,10 +16,29 @@ from torch import Tensor
 
 from hybridlens.recurrences import scan
 from hybridlens.recurrences.base import Run
-from hybridlens.recurrences.chunks import Addressed, addressed, chunk_of, in_chunks, joined, segments, side_by_side
-from hybridlens.recurrences.edits import Edited, Hook, edit_of, put
+from hybridlens.recurrences.chunks import Products, chunk_of, in_chunks, joined, products, segments, split
+from hybridlens.recurrences.edits import Edited, Hook, edit_of, put, with_value
+from hybridlens.recurrences.every_state import Walk, one_by_one, side_by_side, walked, walked_back
 from hybridlens.recurrences.matrix import Held, Matrix, at_address, held
 from hybridlens.recurrences.terms import before, wide
+
+
+class Apart(NamedTuple):
+    """Addresses that heads of a group have in common, where some of them were given others by an edit."""
+
+    k: Float[Tensor, "*lead rec_head address"]
+    q: Float[Tensor, "*lead rec_head address"]
+    edited: Bool[Tensor, "*lead rec_head"]
+    """Whose k or q is not that of the terms; nowhere, where somebody only hears their gradients."""
+
+
+class Sharing(NamedTuple):
+    """How heads share addresses."""
+
+    heads: int
+    """So many consecutive ones have the same k and q."""
+    apart: Apart | None = None
+    """Those that they share, if the terms' own are edited; None if the terms' own are shared."""
 
 
 class ScalarTerms(NamedTuple):
@@ -36,6 +55,8 @@ class ScalarTerms(NamedTuple):
     """Mamba-2's step size as used, which multiplies what is written; None for 1. The decay is given apart."""
     write_edit: Edited | None = None
     """Of Δ v kᵀ [b p s u m]."""
+    sharing: Sharing | None = None
+    """Heads that have the same k and q, which are then multiplied once for all of them; None for none."""
 
 
 class Scalar(Matrix[ScalarTerms]):
@@ -84,41 +105,83 @@ class Scalar(Matrix[ScalarTerms]):
             return Run(self.readout(states, terms), states[:, 0])
         if terms.write_edit is not None:
             return self.run_edited(terms, terms._replace(write_edit=None), terms.write_edit.mask, initial)
+        if terms.sharing is not None and terms.sharing.apart is not None:
+            return self._run_apart(terms, terms.sharing, terms.sharing.apart.edited, initial)
         parts, state = list[Tensor](), initial
-        for part in segments(terms.decay.shape[1]):
+        for part in segments(terms.decay):
             some = _Chunked.of(self.at(terms, part))
             borders, state = some.borders(state)
-            (scores,), (reads,) = some.addresses.scores, some.addresses.readers
-            y = scores @ some.written + reads @ borders.mT
-            parts.append(joined(y, part.stop - part.start))
+            parts.append(joined(some.read(borders), part.stop - part.start))
         return Run(torch.cat(parts, dim=1), state)
 
+    def after(self, terms: ScalarTerms, initial: Tensor) -> Tensor:
+        """The state after the last token; nothing is read out."""
+        apart = terms.sharing is not None and terms.sharing.apart is not None
+        if terms.decay.shape[1] == 1 or terms.write_edit is not None or apart:
+            return self.run(terms, initial).final
+        for part in segments(terms.decay):
+            _, initial = _Chunked.of(self.at(terms, part)).borders(initial)
+        return initial
+
+    def _run_apart(self, terms: ScalarTerms, sharing: Sharing, edited: Tensor, initial: Tensor) -> Run:
+        """With other addresses for some heads; what they do not reach is what `run` gives without them, to the bit."""
+        with torch.no_grad():
+            plain = self.run(_shared(terms, sharing), initial)
+        own, reached = self.run(terms._replace(sharing=None), initial), edited.cummax(dim=1).values
+        y = torch.where(reached[..., None], own.y.detach(), plain.y)
+        final = torch.where(reached[:, -1, :, None, None], own.final.detach(), plain.final)
+        return Run(with_value(own.y, y), with_value(own.final, final))
+
     def made(self, terms: ScalarTerms, initial: Tensor) -> Tensor:
-        """Every state: those at the chunks' borders the fast way, then all chunks side by side."""
+        """Every state, written once; on a GPU those at the chunks' borders the fast way, then all chunks at once."""
         edit = terms.write_edit
         if edit is not None:
             plain = self.made(terms._replace(write_edit=None), initial)
             return self.continued(plain, self.reached(edit.mask), terms, initial)
-        parts, state = list[Tensor](), initial
+        walk = Walk(wide(terms.decay)[..., None], _written(terms), wide(terms.k))
+        if one_by_one(initial):
+            return walked(walk, initial)
         still = terms.decay == 1
         idle = torch.zeros_like(still) if terms.dt is None else still & (terms.dt == 0)
-        for part in segments(terms.decay.shape[1]):
-            some, entered = self.at(terms, part), state
-            borders, state = _Chunked.of(some).borders(entered)
-            parts.append(side_by_side(self.step, some, borders, idle[:, part], entered))
-        return torch.cat(parts, dim=1)
+        found, state = list[Tensor](), initial
+        for part in segments(terms.decay):
+            borders, state = _Chunked.of(self.at(terms, part)).borders(state)
+            found.append(borders)
+        return side_by_side(walk, torch.cat(found, dim=1), idle)
 
     def adjoint(self, terms: ScalarTerms, grad: Tensor, mask: Tensor | None = None) -> Tensor:
         """g_t = grad_t + a_{t+1} g_{t+1}."""
+        if one_by_one(grad[:, 0]):
+            return walked_back(wide(terms.decay)[..., None], grad, mask)
         decay = wide(terms.decay)[..., None, None].expand(grad.shape)
         return scan.adjoint(decay if mask is None else decay.masked_fill(mask, 0.0), grad)
 
     def hidden_attention(self, terms: ScalarTerms) -> Float[Tensor, "batch rec_head pos pos"]:
         """q_t · k_j Δ_j ∏_{j<r≤t} a_r: y is this times v."""
-        length = terms.decay.shape[1]
-        whole = _Chunked.of(terms, 1 << max(0, length - 1).bit_length())
-        pattern = whole.addresses.scores[0][:, :, 0, :length, :length]
-        return pattern if terms.dt is None else pattern * wide(terms.dt).transpose(1, 2)[:, :, None]
+        length, sharing = terms.decay.shape[1], terms.sharing
+        if sharing is not None and sharing.apart is not None:
+            own, plain = terms._replace(sharing=None), _shared(terms, sharing)
+            reached = sharing.apart.edited.cummax(dim=1).values.transpose(1, 2)[..., None]
+            return torch.where(reached, self.hidden_attention(own), self.hidden_attention(plain))
+        some = _Chunked.of(terms)
+        within, ends, since = some.within(), some.ends(), some.decays.since_start
+        batch, chunks, groups, members, chunk, _ = within.shape
+        out = within.new_empty(batch, groups, members, chunks * chunk, chunks * chunk)
+        left = ends[:, 0, ..., :0]  # what is left, where a chunk begins, of what each token before it wrote
+        for i in range(chunks):
+            start, end = i * chunk, (i + 1) * chunk
+            scores = some.q[:, i] @ some.k[:, :i].transpose(1, 2).flatten(2, 3).mT
+            out[..., start:end, :start] = scores[:, :, None] * since[:, i, ..., None] * left[..., None, :]
+            out[..., start:end, start:end] = within[:, i]
+            out[..., start:end, end:] = 0.0
+            left = torch.cat([left * since[:, i, ..., -1:], ends[:, i]], dim=-1)
+        return out.flatten(1, 2)[..., :length, :length]
+
+
+def _shared(terms: ScalarTerms, sharing: Sharing) -> ScalarTerms:
+    """The terms with the addresses that heads share, as they were before an edit."""
+    k, q, _ = cast(Apart, sharing.apart)
+    return terms._replace(k=k, q=q, sharing=Sharing(sharing.heads))
 
     def decays(self, terms: ScalarTerms) -> Float[Tensor, "batch pos rec_head one"]:
         """One number a head."""
@@ -138,21 +201,52 @@ def _written(terms: ScalarTerms) -> Tensor:
 
 
 class _Chunked(NamedTuple):
-    """The terms of a stretch in chunks [b s n chunk ...]."""
+    """The terms of a stretch in chunks, heads in groups that share addresses."""
 
-    written: Tensor
-    addresses: Addressed
+    v: Float[Tensor, "batch chunk token group member value"]
+    strength: Float[Tensor, "batch chunk group member token"] | None
+    """Δ; None for 1."""
+    k: Float[Tensor, "batch chunk group token address"]
+    q: Float[Tensor, "batch chunk group token address"]
+    decays: Products
+    """[b n g r ...]."""
 
     @staticmethod
-    def of(terms: ScalarTerms, chunk: int | None = None) -> _Chunked:
-        chunk = chunk_of(terms.decay.shape[1]) if chunk is None else chunk
-        k, q = (in_chunks(wide(t), chunk) for t in (terms.k, terms.q))
-        decay = in_chunks(wide(terms.decay), chunk, 1.0)[..., None]
-        return _Chunked(in_chunks(_written(terms), chunk), addressed((q,), k, decay))
+    def of(terms: ScalarTerms) -> _Chunked:
+        chunk, alike = chunk_of(terms.decay.shape[1]), 1 if terms.sharing is None else terms.sharing.heads
+
+        def by_group(x: Tensor, fill: float = 0.0) -> Tensor:
+            return in_chunks(wide(x), chunk, fill).unflatten(2, (-1, alike))
+
+        return _Chunked(
+            split(wide(terms.v), chunk).unflatten(3, (-1, alike)),
+            None if terms.dt is None else by_group(terms.dt),
+            in_chunks(wide(terms.k[:, :, ::alike]), chunk).contiguous(),
+            in_chunks(wide(terms.q[:, :, ::alike]), chunk).contiguous(),
+            products(by_group(terms.decay, 1.0)),
+        )
+
+    def within(self) -> Float[Tensor, "batch chunk group member token token"]:
+        """What a chunk's tokens read of each other's values."""
+        weights = self.decays.between * (self.q @ self.k.mT)[:, :, :, None]
+        return weights if self.strength is None else weights * self.strength[..., None, :]
+
+    def ends(self) -> Float[Tensor, "batch chunk group member token"]:
+        """What is left at a chunk's end of each token's value."""
+        left = self.decays.between[..., -1, :]
+        return left if self.strength is None else left * self.strength
 
     def borders(self, initial: Tensor) -> tuple[Tensor, Tensor]:
-        """The state before every chunk [b s n u m], and the one after the last."""
-        into = (self.written.mT @ self.addresses.writer).movedim(2, 1)
-        decay = self.addresses.carried[..., None].movedim(2, 1).expand(into.shape)
+        """The state before every chunk [b n s u m], and the one after the last."""
+        left = (self.v * self.ends().movedim(-1, 2)[..., None]).transpose(2, 3).flatten(4)
+        into = (left.mT @ self.k).unflatten(3, self.v.shape[4:]).flatten(2, 3)
+        decay = self.decays.since_start[..., -1].flatten(2)[..., None, None].expand(into.shape)
         after = scan.linear_scan(decay, into, initial.to(into.dtype))
-        return before(after, initial).movedim(1, 2), after[:, -1]
+        return before(after, initial), after[:, -1]
+
+    def read(self, borders: Tensor) -> Float[Tensor, "batch chunk rec_head token value"]:
+        """The readout, given the state before every chunk [b n s u m]."""
+        held = borders.unflatten(2, self.v.shape[3:5]).flatten(3, 4)
+        earlier = (self.q @ held.mT).unflatten(-1, self.v.shape[4:]) * self.decays.since_start.movedim(-1, 3)[..., None]
+        own = self.within() @ self.v.movedim(2, 4)
+        return (earlier.movedim(3, 4) + own).flatten(2, 3)

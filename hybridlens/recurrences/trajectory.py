@@ -1,7 +1,7 @@
 """The gradient of a trajectory, whatever the recurrence.
 
-How it fails: gradients are first order only; asking for second ones raises. The backward pass holds a few tensors of
-the trajectory's size.
+How it fails: gradients are first order only; asking for second ones raises. The backward pass holds two tensors of the
+trajectory's size besides the trajectory: what comes in, and the total gradient.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybridlens.recurrences.terms import before, leaves, mapped
+from hybridlens.recurrences.terms import leaves, mapped
+
+ELEMENTS = 1 << 20
+"""Of states whose steps are differentiated at once, a few megabytes."""
 
 
 @runtime_checkable
@@ -74,7 +77,7 @@ def trajectory(
 class _Trajectory(torch.autograd.Function):
     """A trajectory, or one with edited states put in.
 
-    Backward: the operator's adjoint gives how the loss changes with every state, and one step's gradients, at all
+    Backward: the operator's adjoint gives how the loss changes with every state, and one step's gradients, at some
     tokens at once, how it then changes with the terms.
     """
 
@@ -110,19 +113,54 @@ class _Trajectory(torch.autograd.Function):
         op: Operator = ctx.op
         needed = ctx.needs_input_grad[6:]
         given = iter(parts)
-        total = op.adjoint(mapped(ctx.form, lambda _: next(given)), grads[0], mask)
+        terms = mapped(ctx.form, lambda _: next(given))
+        total = op.adjoint(terms, grads[0], mask)
         own = total if mask is None else total.masked_fill(mask, 0.0)
-        with torch.enable_grad():
-            fresh = [t.detach().requires_grad_(need) for t, need in zip(parts, needed, strict=True)]
-            each = iter(fresh)
-            made = op.step(before(used, initial), mapped(ctx.form, lambda _: next(each)))
-        wanted = [t for t in fresh if t.requires_grad]
-        got = iter(torch.autograd.grad(made, wanted, own, allow_unused=True) if wanted else ())
-        to_terms = [next(got) if t.requires_grad else None for t in fresh]
+        found = [list[Tensor | None]() for _ in parts]
+        length, at_once = used.shape[1], max(1, ELEMENTS // max(1, used[:, 0].numel()))
+        for start in range(0, length if any(needed) else 0, at_once):
+            tokens = slice(start, min(start + at_once, length))
+            entered = initial[:, None].to(used.dtype) if start == 0 else used[:, start - 1 : start]
+            previous = torch.cat([entered, used[:, start : tokens.stop - 1]], dim=1)
+            for grad_list, grad in zip(found, _of_step(op, terms, tokens, needed, previous, own), strict=True):
+                grad_list.append(grad)
+        to_terms = [_joined(each) for each in found]
         to_initial = None
         if ctx.needs_input_grad[5]:
-            given = iter(parts)
-            first = op.at(mapped(ctx.form, lambda _: next(given)), 0)
-            to_initial = op.carry_back(own[:, 0], first).to(initial.dtype)
+            to_initial = op.carry_back(own[:, 0], op.at(terms, 0)).to(initial.dtype)
         to_hooked = None if ctx.dtype is None else total.to(ctx.dtype)
         return None, None, None, to_hooked, None, to_initial, *to_terms
+
+
+def _of_step(
+    op: Operator,
+    terms: tuple[Any, ...],
+    tokens: slice,
+    needed: tuple[bool, ...],
+    previous: Tensor,
+    total: Tensor,
+) -> list[Tensor | None]:
+    """The gradients of some tokens' steps for their terms, leaf by leaf; None where none is needed or there is none.
+
+    Args:
+        op: the recurrence.
+        terms: of all tokens.
+        tokens: which ones.
+        needed: of each leaf.
+        previous: the state before each of them.
+        total: the gradient at the state after every token.
+    """
+    some = op.at(terms, tokens)
+    with torch.enable_grad():
+        fresh = [t.detach().requires_grad_(need) for t, need in zip(leaves(some), needed, strict=True)]
+        each = iter(fresh)
+        made = op.step(previous, mapped(some, lambda _: next(each)))
+    wanted = [t for t in fresh if t.requires_grad]
+    got = iter(torch.autograd.grad(made, wanted, total[:, tokens], allow_unused=True))
+    return [next(got) if t.requires_grad else None for t in fresh]
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    """Gradients of consecutive tokens as one; None where there are none."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there, dim=1) if there else None
