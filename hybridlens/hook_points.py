@@ -91,9 +91,16 @@ class HookPoint(TransformerLensHookPoint):
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x`, or what the hooks made of it; checked to be of the same shape, dtype and device."""
-        if not (self in HERE.hooks or self._outside()):  # a decode step comes by here a hundred times
-            return x
-        return self._visited(x)[0]
+        if (  # `_outside` written out: a decode step comes by here hundreds of times
+            self in HERE.hooks
+            or self._forward_hooks
+            or self._forward_pre_hooks
+            or self._backward_hooks
+            or self._backward_pre_hooks
+            or (self.envoy is not None and self.envoy.interleaver.busy)
+        ):
+            return self._visited(x)[0]
+        return x
 
     def edited(self, x: Tensor) -> EditedActivation:
         """What the hooks made of `x`, and which entries they edited."""
@@ -292,8 +299,9 @@ class HookPoint(TransformerLensHookPoint):
 
 def wanted(*points: HookPoint) -> bool:
     """Whether anybody asks for any of these activations; if not, none of them is to be computed in this pass."""
-    if any(point.asked() for point in points):
-        return True
+    for point in points:
+        if point.asked():
+            return True
     for point in points:
         point._skip()  # pyright: ignore[reportPrivateUsage]
     return False

@@ -146,10 +146,10 @@ class HookedNetwork(nn.Module):
     def _through(self, first: int, resid: Resid, run: Pass, state: HybridState | None) -> tuple[Resid, list[Memories]]:
         """The layers from `first` on: the residual stream behind them, and what each remembers."""
         layers: list[Memories] = []
-        for layer in range(first, self.cfg.n_layers):
-            block = cast(Block, self.blocks[layer])
-            resid, held = block(resid, run, None if state is None else state.layers[layer])
-            layers.append(held)
+        for layer, block in enumerate(self.blocks):
+            if layer >= first:
+                resid, held = block(resid, run, None if state is None else state.layers[layer])
+                layers.append(held)
         return resid, layers
 
     def _unembedded(self, resid: Resid, lengths: Lengths | None, last_only: bool) -> Float[Tensor, "batch read vocab"]:
@@ -217,7 +217,7 @@ class HookedNetwork(nn.Module):
         dtype = self.wrapped[0].dtype
         for held, block in zip(state.layers, self.blocks, strict=True):
             for memory in held.values():
-                tensor = next(iter(memory.tensors().values()))  # keys, or the convolution's inputs
+                tensor = memory.like
                 device = execution_device(cast(Block, block).home[0], tensor.device)
                 if (tensor.dtype, tensor.device) != (dtype, device):
                     raise InputError(

@@ -74,8 +74,10 @@ class Norm:
         with resident(norm):
             weight = cast(Tensor, norm.weight)
             if self.style.rounding == "after":
-                return (normalized * (self.style.offset + weight.float())).to(dtype)
-            return (weight if not self.style.offset else self.style.offset + weight) * normalized.to(dtype)
+                out = normalized * (self.style.offset + weight.float())
+                return out if out.dtype == dtype else out.to(dtype)
+            rounded = normalized if normalized.dtype == dtype else normalized.to(dtype)
+            return (weight if not self.style.offset else self.style.offset + weight) * rounded
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What the model's own module gives."""

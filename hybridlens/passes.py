@@ -50,14 +50,13 @@ class Pass:
         if lengths is not None:
             lengths = lengths.to(device)
             self.valid = self._steps < lengths[:, None]
-        grown = torch.full((batch,), new, device=device) if lengths is None else lengths
         if state is None:
             self.positions = self._steps.expand(batch, new)
-            self.lengths = grown
+            self.lengths = torch.full((batch,), new, device=device) if lengths is None else lengths
         else:
             before = state.lengths.to(device)
             self.positions = before[:, None] + self._steps
-            self.lengths = before + grown
+            self.lengths = before + (new if lengths is None else lengths)
         fresh = self.positions if self.valid is None else self.positions.masked_fill(~self.valid, -1)
         self.key_positions = fresh if state is None else torch.cat([state.key_positions.to(device), fresh], dim=1)
 

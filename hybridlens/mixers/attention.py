@@ -226,12 +226,12 @@ def fused_attention(
     """
     queries, groups = q.shape[1], q.shape[2] // keys.shape[1]
     if queries == 1 and soft_cap is None:  # heads of a group become queries of their shared key head: no key is copied
-        folded = q[:, 0].unflatten(1, (-1, groups))
+        folded = q.view(q.shape[0], -1, groups, q.shape[3])
         mask = slots.mask(q.device)
         if mask is not None and mask.shape[1] > 1:
             mask = mask[:, :, 0].unflatten(1, (-1, groups))
         z = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
-        return z.flatten(1, 2)[:, None]
+        return z.reshape(q.shape[0], 1, -1, z.shape[3])
     step = max(FUSED_BLOCK, slots.window or 0)
     if queries <= step or ((slots.plain or slots.open) and soft_cap is None):
         return _fused(q, keys, values, slots, scale, soft_cap)

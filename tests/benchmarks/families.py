@@ -172,22 +172,16 @@ MEASURED: dict[str, Callable[[str, hl.HybridLens, Sizes, int], list[list[str]]]]
 
 
 @torch.no_grad()
-def measure(families: Sequence[str], rows: Sequence[str], sizes: Sizes, runs: int) -> list[list[str]]:
-    """The rows of the first table."""
-    found: list[list[str]] = []
-    for family in families:
-        longest = 2 * max(*sizes.lengths, sizes.prompt + (runs + 2) * sizes.steps)
-        lens = hl.HybridLens(families_models.make(family, sizes.width, longest))
-        for name in rows:
-            found += MEASURED[name](family, lens, sizes, runs)
-        del lens
-        gc.collect()
-    return found
+def measured(family: str, rows: Sequence[str], sizes: Sizes, runs: int) -> list[list[str]]:
+    """A family's rows of the first table."""
+    longest = 2 * max(*sizes.lengths, sizes.prompt + (runs + 2) * sizes.steps)
+    lens = hl.HybridLens(families_models.make(family, sizes.width, longest))
+    return [row for name in rows for row in MEASURED[name](family, lens, sizes, runs)]
 
 
-def missed(found: Sequence[Sequence[str]], column: int) -> str:
+def missed(found: Sequence[Sequence[str]]) -> str:
     """The rows whose floor is missed, in one line."""
-    names = [f"{row[0]} ({row[1]}: {row[4]})" for row in found if row[column] == "missed"]
+    names = [f"{row[0]} ({row[1]}: {row[4]})" for row in found if row[-1] == "missed"]
     return "missed floors: " + (", ".join(names) or "none")
 
 
@@ -204,9 +198,15 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     sizes = SMALLEST if options.smallest else Sizes()
     print(f"{machine()}; medians of {options.runs} ratios of neighbouring runs\n")
-    found = measure(options.only, [name for name in MEASURED if name in options.rows], sizes, options.runs)
+    found: list[list[str]] = []
+    rows = [name for name in MEASURED if name in options.rows]
+    for family in options.only if rows else ():
+        gc.collect()
+        found += (own := measured(family, rows, sizes, options.runs))
+        lines = table(HEAD, own).splitlines()
+        print("\n".join(lines if found == own else lines[2:]), flush=True)
     if found:
-        print(table(HEAD, found), missed(found, len(HEAD) - 1), sep="\n\n")
+        print(f"\n{missed(found)}\n")
     for name in AFTERWARDS:
         if name in options.rows:
             states: Any = importlib.import_module("tests.benchmarks.families_states")
