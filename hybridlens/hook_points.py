@@ -122,7 +122,7 @@ class HookPoint(TransformerLensHookPoint):
 
     def asked(self) -> bool:
         """Whether anybody in this thread wants this activation now: a hook, or a waiting nnsight trace."""
-        return self in HERE.hooks or self._on_module() or self._awaited()
+        return self in HERE.hooks or self._on_module() or (self.envoy is not None and self._awaited())
 
     def takes_blocks(self) -> bool:
         """Whether everybody who wants this activation will take it a block of queries at a time."""
@@ -303,5 +303,6 @@ def wanted(*points: HookPoint) -> bool:
         if point.asked():
             return True
     for point in points:
-        point._skip()  # pyright: ignore[reportPrivateUsage]
+        if point.envoy is not None:
+            point._skip()  # pyright: ignore[reportPrivateUsage]
     return False

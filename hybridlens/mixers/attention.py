@@ -112,15 +112,15 @@ class HookedAttention(nn.Module):
             held: keys and values of earlier tokens.
             after: the norm that the write goes through; None for none.
         """
-        parts, e = self.parts, self.cfg.d_head
+        parts, cfg, (batch, new, _) = self.parts, self.cfg, x.shape
+        h, g, e = cfg.n_heads, cfg.n_kv_heads, cfg.d_head
         q, gate = parts.q(x), None
         if parts.packed_gate:
-            q, gate = q.unflatten(-1, (-1, 2 * e)).chunk(2, dim=-1)
+            q, gate = q.view(batch, new, h, 2 * e).chunk(2, dim=-1)
             q, gate = self.hook_q(q), self.hook_gate(torch.sigmoid(gate))
         else:
-            q = self.hook_q(q.unflatten(-1, (-1, e)))  # b p (h e) -> b p h e
-        k = self.hook_k(parts.k(x).unflatten(-1, (-1, e)))
-        v = self.hook_v(parts.v(x).unflatten(-1, (-1, e)))
+            q = self.hook_q(q.view(batch, new, h, e))
+        k, v = self.hook_k(parts.k(x).view(batch, new, g, e)), self.hook_v(parts.v(x).view(batch, new, g, e))
         if parts.q_norm is not None and parts.k_norm is not None:
             q, k = self.hook_q_normed(self._normed(parts.q_norm, q)), self.hook_k_normed(self._normed(parts.k_norm, k))
         if parts.rotary is not None:
