@@ -18,7 +18,6 @@ from torch import nn
 from hybridlens.errors import InputError
 from hybridlens.fingerprint import Fingerprint
 
-
 _HOOKS = itemgetter("_forward_hooks"), itemgetter("_forward_pre_hooks")
 
 

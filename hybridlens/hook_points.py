@@ -122,7 +122,11 @@ class HookPoint(TransformerLensHookPoint):
 
     def asked(self) -> bool:
         """Whether anybody in this thread wants this activation now: a hook, or a waiting nnsight trace."""
-        return self in HERE.hooks or self._on_module() or (self.envoy is not None and self._awaited())
+        return (
+            self in HERE.hooks
+            or bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
+            or (self.envoy is not None and self._awaited())
+        )
 
     def takes_blocks(self) -> bool:
         """Whether everybody who wants this activation will take it a block of queries at a time."""

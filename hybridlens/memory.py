@@ -156,8 +156,8 @@ class KeyValues(Memory):
         buffer.k.narrow(2, end, 1).copy_(k)
         buffer.v.narrow(2, end, 1).copy_(v)
         buffer.used = end + 1
-        seen = [held_and_new.narrow(2, end - held, held + 1) for held_and_new in (buffer.k, buffer.v)]
-        return type(self)(*seen, kept, _Room(buffer, end + 1))
+        keys, values = buffer.k.narrow(2, end - held, held + 1), buffer.v.narrow(2, end - held, held + 1)
+        return type(self)(keys, values, kept, _Room(buffer, end + 1))
 
     def lost(self) -> KeptKeys:
         """True where a head has lost a key."""

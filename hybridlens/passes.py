@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -69,7 +69,8 @@ class Pass:
         """What `make` gives, made at the first call for `key` in this pass."""
         if key not in self._made:
             self._made[key] = make()
-        return cast(T, self._made[key])
+        made: T = self._made[key]
+        return made
 
     def slots(self, window: int | None, keys: int | None = None) -> KeySlots:
         """Which keys the queries of a layer with this window may look at.

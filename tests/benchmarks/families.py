@@ -188,10 +188,9 @@ def missed(found: Sequence[Sequence[str]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    listed = {"nargs": "+", "metavar": "NAME"}
-    parser.add_argument("--only", **listed, choices=families_models.FAMILIES, default=families_models.FAMILIES)
-    everything = (*MEASURED, *AFTERWARDS)
-    parser.add_argument("--rows", **listed, choices=everything, default=everything)
+    families, rows = families_models.FAMILIES, (*MEASURED, *AFTERWARDS)
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=families, default=families)
+    parser.add_argument("--rows", nargs="+", metavar="ROW", choices=rows, default=rows, help=", ".join(rows))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--smallest", action="store_true", help="tiny sizes: whether it runs, not how fast")
     options = parser.parse_args(arguments)
@@ -199,10 +198,10 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = SMALLEST if options.smallest else Sizes()
     print(f"{machine()}; medians of {options.runs} ratios of neighbouring runs\n")
     found: list[list[str]] = []
-    rows = [name for name in MEASURED if name in options.rows]
-    for family in options.only if rows else ():
+    first = [name for name in MEASURED if name in options.rows]
+    for family in options.only if first else ():
         gc.collect()
-        found += (own := measured(family, rows, sizes, options.runs))
+        found += (own := measured(family, first, sizes, options.runs))
         lines = table(HEAD, own).splitlines()
         print("\n".join(lines if found == own else lines[2:]), flush=True)
     if found:
