@@ -22,7 +22,6 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
-from hybridlens.devices import execution_device
 from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory
 from hybridlens.norms import HookedNorm
@@ -177,10 +176,18 @@ class Block(nn.Module):
             if branch.norm_after is not None and name in self.by_head
         }
 
-    def forward(self, resid: Resid, run: Pass, held: Memories | None) -> tuple[Resid, Memories]:
-        """The residual stream after this layer, and what its mixers remember."""
-        device = execution_device(self.home[0], resid.device)
-        run, resid = run.to(device), self.hook_resid_pre(resid.to(device))
+    def forward(self, resid: Resid, run: Pass, held: Memories | None, device: torch.device) -> tuple[Resid, Memories]:
+        """The residual stream after this layer, and what its mixers remember.
+
+        Args:
+            resid: the residual stream before it.
+            run: the forward pass.
+            held: what its mixers remember of earlier tokens; None for nothing.
+            device: where the layer computes.
+        """
+        if resid.device != device or run.positions.device != device:
+            run, resid = run.to(device), resid.to(device)
+        resid = self.hook_resid_pre(resid)
         remembered: dict[str, Memory] = {}
         for number, branch in enumerate(self.branches, start=1):
             x = resid

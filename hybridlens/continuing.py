@@ -99,8 +99,8 @@ class StateFront(TokenFront):
         Raises:
             InputError: for a state of another model or batch size, past the model's context, or under autocast.
         """
-        no_autocast(self.device)
         batch = self._laid(tokens, lengths).batch
+        no_autocast(batch.tokens.device)
         n_ctx = self.network.cfg.n_ctx
         if n_ctx is not None:
             new = batch.tokens.shape[1] if batch.lengths is None else batch.lengths

@@ -42,8 +42,10 @@ def usable(device: torch.device | str, named: str = "device") -> torch.device:
 
 def resident(*modules: nn.Module) -> AbstractContextManager[None]:
     """Have the weights of offloaded modules at hand while they are used directly."""
-    hooked = [module for module in modules if "_hf_hook" in module.__dict__]
-    return _fetched(hooked) if hooked else NOTHING
+    for module in modules:
+        if "_hf_hook" in module.__dict__:
+            return _fetched([module for module in modules if "_hf_hook" in module.__dict__])
+    return NOTHING
 
 
 NOTHING = nullcontext()

@@ -10,12 +10,15 @@ How it fails: `check` raises `InputError` with what to do.
 from __future__ import annotations
 
 from collections.abc import Collection
+from operator import itemgetter
 from typing import Any
 
 from torch import nn
 
 from hybridlens.errors import InputError
 from hybridlens.fingerprint import Fingerprint
+
+_HOOKS = itemgetter("_forward_hooks"), itemgetter("_forward_pre_hooks")
 
 
 class Following:
@@ -31,9 +34,10 @@ class Following:
         self.model = model
         self.d_vocab = d_vocab
         self.fingerprint = Fingerprint(model)
-        self._bypassed = tuple(
-            (name, module) for name, module in model.named_modules() if module not in called and not _simple(module)
-        )
+        bypassed = {
+            name: module for name, module in model.named_modules() if module not in called and not _simple(module)
+        }
+        self._names, self._bypassed = tuple(bypassed), tuple(bypassed.values())
 
     def check(self, *, fresh: bool = False) -> str:
         """The fingerprint of the weights as they are now.
@@ -44,11 +48,14 @@ class Following:
         Raises:
             InputError: the model has changed in a way that the lens cannot follow.
         """
-        for name, module in self._bypassed:
-            if module.__dict__["_forward_hooks"] or module.__dict__["_forward_pre_hooks"]:
+        for hooks in _HOOKS:
+            found = list(map(hooks, map(vars, self._bypassed)))  # in C: this is asked at every step
+            if any(found):
+                place = next(place for place, own in enumerate(found) if own)
+                name = self._names[place] or type(self._bypassed[place]).__name__
                 raise InputError(
-                    f"a hook was put on {name or type(module).__name__} of the Hugging Face model, which the lens does "
-                    "not call as a whole; use an Edit, or lens.hooks, on a hook point instead"
+                    f"a hook was put on {name} of the Hugging Face model, which the lens does not call as a whole; use "
+                    "an Edit, or lens.hooks, on a hook point instead"
                 )
         rows = _rows(self.model.get_input_embeddings())
         if rows is not None and rows != self.d_vocab:

@@ -92,9 +92,16 @@ class HookPoint(TransformerLensHookPoint):
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x`, or what the hooks made of it; checked to be of the same shape, dtype and device."""
-        if not (self in HERE.hooks or self._outside()):  # a decode step comes by here a hundred times
-            return x
-        return self._visited(x)[0]
+        if (  # `_outside` written out: a decode step comes by here hundreds of times
+            self in HERE.hooks
+            or self._forward_hooks
+            or self._forward_pre_hooks
+            or self._backward_hooks
+            or self._backward_pre_hooks
+            or (self.envoy is not None and self.envoy.interleaver.busy)
+        ):
+            return self._visited(x)[0]
+        return x
 
     def edited(self, x: Tensor) -> EditedActivation:
         """What the hooks made of `x`, and which entries they edited."""
@@ -116,7 +123,11 @@ class HookPoint(TransformerLensHookPoint):
 
     def asked(self) -> bool:
         """Whether anybody in this thread wants this activation now: a hook, or a waiting nnsight trace."""
-        return self in HERE.hooks or self._on_module() or self._awaited()
+        return (
+            self in HERE.hooks
+            or bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
+            or (self.envoy is not None and self._awaited())
+        )
 
     def takes_blocks(self) -> bool:
         """Whether everybody who wants this activation will take it a block of queries at a time."""
@@ -305,8 +316,10 @@ class HookPoint(TransformerLensHookPoint):
 
 def wanted(*points: HookPoint) -> bool:
     """Whether anybody asks for any of these activations; if not, none of them is to be computed in this pass."""
-    if any(point.asked() for point in points):
-        return True
     for point in points:
-        point._skip()  # pyright: ignore[reportPrivateUsage]
+        if point.asked():
+            return True
+    for point in points:
+        if point.envoy is not None:
+            point._skip()  # pyright: ignore[reportPrivateUsage]
     return False

@@ -76,6 +76,11 @@ class Memory:
         """Key slots that it holds, the newest of its state's."""
         return 0
 
+    @property
+    def like(self) -> Tensor:
+        """One of its tensors in the model's dtype: keys, or the convolution's inputs."""
+        return next(iter(self.tensors().values()))
+
     @classmethod
     def cat(cls: type[M], memories: Sequence[M], slots: Sequence[int]) -> M:
         """The rows of several, their key slots counted from the first.
@@ -98,6 +103,11 @@ class Recurrent(Memory):
     """The inputs of the last (width - 1) tokens, oldest first."""
     recurrent: Float[Tensor, "batch *state"] | None = None
     """float32; None where only the convolution remembers."""
+
+    @property
+    def like(self) -> Tensor:
+        """The convolution's inputs."""
+        return super().like if self.conv is None else self.conv
 
 
 @dataclass(eq=False)
@@ -143,10 +153,11 @@ class KeyValues(Memory):
             buffer = _Buffer(_with_slack(self.k), _with_slack(self.v), held)
             room = _Room(buffer, held)
         buffer, end = room.buffer, room.end
-        buffer.k[:, :, end : end + 1], buffer.v[:, :, end : end + 1] = k, v
+        buffer.k.narrow(2, end, 1).copy_(k)
+        buffer.v.narrow(2, end, 1).copy_(v)
         buffer.used = end + 1
-        seen = slice(end - held, end + 1)
-        return type(self)(buffer.k[:, :, seen], buffer.v[:, :, seen], kept, _Room(buffer, end + 1))
+        keys, values = buffer.k.narrow(2, end - held, held + 1), buffer.v.narrow(2, end - held, held + 1)
+        return type(self)(keys, values, kept, _Room(buffer, end + 1))
 
     def lost(self) -> KeptKeys:
         """True where a head has lost a key."""
@@ -179,6 +190,11 @@ class KeyValues(Memory):
     def slots(self) -> int:
         """Key slots that it holds, the newest of its state's."""
         return self.k.shape[2]
+
+    @property
+    def like(self) -> Tensor:
+        """The keys."""
+        return self.k
 
     @classmethod
     def cat(cls, memories: Sequence[KeyValues], slots: Sequence[int]) -> KeyValues:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -7,6 +7,7 @@ calls: what a run remembers goes out as a `HybridState` and comes back in as one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from hybridlens.blocks import Block
 from hybridlens.config import LensConfig
-from hybridlens.devices import execution_device
+from hybridlens.devices import execution_device, first_weight
 from hybridlens.errors import InputError
 from hybridlens.families.spec import Family
 from hybridlens.following import Following
@@ -49,6 +50,7 @@ class HookedNetwork(nn.Module):
         self.unembed_scale = family.unembed_scale(model.config)
         self.soft_cap = family.soft_cap(model.config)
         self.reads_embedding = any(layer.shared for layer in cfg.layers)
+        self.attends, self.windows = bool(cfg.attention_layers), (cfg.window, cfg.windows)
         self.hook_embed = HookPoint("b p d", d=cfg.d_model)
         self.blocks = nn.ModuleList(family.block(model, cfg, layer) for layer in range(cfg.n_layers))
         self.ln_final = family.final_norm(model, cfg)
@@ -92,15 +94,16 @@ class HookedNetwork(nn.Module):
         weights = self.following.check()
         embedding = self.wrapped[0].get_input_embeddings()
         tokens = tokens.to(execution_device(embedding, tokens.device))
+        devices = self._devices(tokens.device)
         if state is not None:
-            self._check(state, tokens.shape[0], weights)
+            self._check(state, tokens.shape[0], weights, devices)
         run = Pass(tokens, lengths, state)
         embedded = embedding(tokens)
         with reading(run.positions):
             resid = self.hook_embed(embedded if self.embed_scale == 1.0 else embedded * self.embed_scale)
             if self.reads_embedding:
                 run.embedded = resid
-            resid, layers = self._through(0, resid, run, state)
+            resid, layers = self._through(0, resid, run, state, devices)
             logits = self._unembedded(resid, lengths, last_only)
         return Output(logits, trimmed(self._state(run, tuple(layers), weights)))
 
@@ -131,15 +134,15 @@ class HookedNetwork(nn.Module):
         """
         if not 0 <= layer <= self.cfg.n_layers:
             raise InputError(f"layer {layer} given, expected 0..{self.cfg.n_layers}")
-        weights = self.following.check()
+        weights, devices = self.following.check(), self._devices(resid.device)
         for state in (after, before):
             if state is not None:
-                self._check(state, resid.shape[0], weights)
+                self._check(state, resid.shape[0], weights, devices)
         tokens = resid.new_zeros(resid.shape[:2], dtype=torch.long)
         run = Pass(tokens, lengths, before)
         run.embedded = embedded
         with reading(run.positions):
-            resid, layers = self._through(layer, resid, run, before)
+            resid, layers = self._through(layer, resid, run, before, devices)
             logits = self._unembedded(resid, lengths, last_only)
         kept = tuple(  # as a sliding window left them
             {name: memory.newest(there[name].slots) for name, memory in held.items()}
@@ -147,13 +150,19 @@ class HookedNetwork(nn.Module):
         )
         return Output(logits, replace(after, layers=after.layers[:layer] + kept))
 
-    def _through(self, first: int, resid: Resid, run: Pass, state: HybridState | None) -> tuple[Resid, list[Memories]]:
+    def _devices(self, default: torch.device) -> list[torch.device]:
+        """Where each layer computes."""
+        return [execution_device(cast(Block, block).home[0], default) for block in self.blocks]
+
+    def _through(
+        self, first: int, resid: Resid, run: Pass, state: HybridState | None, devices: Sequence[torch.device]
+    ) -> tuple[Resid, list[Memories]]:
         """The layers from `first` on: the residual stream behind them, and what each remembers."""
         layers: list[Memories] = []
-        for layer in range(first, self.cfg.n_layers):
-            block = cast(Block, self.blocks[layer])
-            resid, held = block(resid, run, None if state is None else state.layers[layer])
-            layers.append(held)
+        for layer, block in enumerate(self.blocks):
+            if layer >= first:
+                resid, held = block(resid, run, None if state is None else state.layers[layer], devices[layer])
+                layers.append(held)
         return resid, layers
 
     def _unembedded(self, resid: Resid, lengths: Lengths | None, last_only: bool) -> Float[Tensor, "batch read vocab"]:
@@ -171,8 +180,8 @@ class HookedNetwork(nn.Module):
 
     def uncapped(self, normed: Resid) -> Logits:
         """The same before the soft cap: linear in what the last norm gives."""
-        model = self.wrapped[0]
-        logits = model.get_output_embeddings()(normed.to(model.dtype))
+        head = self.wrapped[0].get_output_embeddings()
+        logits = head(normed.to(self._dtype(head)))
         logits = logits if self.unembed_scale == 1.0 else logits * self.unembed_scale
         return logits.float() if self.family.logits_in_float32 else logits
 
@@ -195,8 +204,7 @@ class HookedNetwork(nn.Module):
         """The memory of `batch` rows that have read nothing."""
         model = self.wrapped[0]
         dtype, layers = cast(torch.dtype, model.dtype), list[Memories]()
-        for block in self.blocks:
-            device = execution_device(cast(Block, block).home[0], model.device)
+        for block, device in zip(self.blocks, self._devices(model.device), strict=True):
             mixers = cast(Block, block).mixers
             layers.append({name: mixer.empty(batch, dtype, device) for name, mixer in mixers.items()})
         device = execution_device(model.get_input_embeddings(), model.device)
@@ -204,12 +212,15 @@ class HookedNetwork(nn.Module):
         return self._state(run, tuple(layers), self.following.check())
 
     def _state(self, run: Pass, layers: tuple[Memories, ...], weights: str) -> HybridState:
-        positions = run.key_positions if self.cfg.attention_layers else run.key_positions[:, :0]  # no keys, no slots
-        return HybridState(
-            self.signature, run.lengths, positions, layers, self.cfg.window, weights, self.cfg.windows
-        )  # fmt: skip
+        positions = run.key_positions if self.attends else run.key_positions[:, :0]  # no keys, no slots
+        return HybridState(self.signature, run.lengths, positions, layers, self.windows[0], weights, self.windows[1])
 
-    def _check(self, state: HybridState, batch: int, weights: str) -> None:
+    def _dtype(self, module: nn.Module) -> torch.dtype:
+        """Of a module's weights; of the model where they are packed."""
+        weight = first_weight(module)
+        return weight.dtype if weight is not None and weight.is_floating_point() else self.wrapped[0].dtype
+
+    def _check(self, state: HybridState, batch: int, weights: str, devices: Sequence[torch.device]) -> None:
         if state.model != self.signature:
             raise InputError(f"the state is of a model {state.model}, but this model is {self.signature}")
         if state.weights and weights and state.weights != weights:
@@ -218,11 +229,10 @@ class HookedNetwork(nn.Module):
             )
         if state.batch != batch:
             raise InputError(f"the state holds {state.batch} rows, but {batch} rows of tokens were given")
-        dtype = self.wrapped[0].dtype
-        for held, block in zip(state.layers, self.blocks, strict=True):
+        dtype = self._dtype(self.wrapped[0])
+        for held, device in zip(state.layers, devices, strict=True):
             for memory in held.values():
                 name, tensor = next(iter(memory.tensors().items()))  # keys, the convolution's inputs, or a state alone
-                device = execution_device(cast(Block, block).home[0], tensor.device)
                 held_as = torch.float32 if name == "recurrent" else dtype
                 if (tensor.dtype, tensor.device) != (held_as, device):
                     raise InputError(

@@ -65,17 +65,24 @@ class Norm:
 
     def weighted(self, normalized: Float[Tensor, "*batch d_model"], dtype: torch.dtype) -> Tensor:
         """What the norm gives for a normalised value; it is linear in it."""
-        norm = self.module
+        norm: Any = self.owner.__dict__["_modules"][self.name]
         if type(norm) is not self.kind:
             raise InputError(
                 f"the norm {self.name} was a {self.kind.__name__} and is now a {type(norm).__name__}, which this lens "
                 "cannot follow; merge the adapter, or open the model with the norm it has now"
             )
-        with resident(norm):
-            weight = cast(Tensor, norm.weight)
-            if self.style.rounding == "after":
-                return (normalized * (self.style.offset + weight.float())).to(dtype)
-            return (weight if not self.style.offset else self.style.offset + weight) * normalized.to(dtype)
+        if "_hf_hook" in norm.__dict__:
+            with resident(norm):
+                return self._times(norm.weight, normalized, dtype)
+        return self._times(norm.weight, normalized, dtype)
+
+    def _times(self, weight: Tensor, normalized: Tensor, dtype: torch.dtype) -> Tensor:
+        offset = self.style.offset
+        if self.style.rounding == "after":
+            out = normalized * (offset + weight.float())
+            return out if out.dtype == dtype else out.to(dtype)
+        rounded = normalized if normalized.dtype == dtype else normalized.to(dtype)
+        return (weight if not offset else offset + weight) * rounded
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What the model's own module gives."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,14 +50,13 @@ class Pass:
         if lengths is not None:
             lengths = lengths.to(device)
             self.valid = self._steps < lengths[:, None]
-        grown = torch.full((batch,), new, device=device) if lengths is None else lengths
         if state is None:
             self.positions = self._steps.expand(batch, new)
-            self.lengths = grown
+            self.lengths = torch.full((batch,), new, device=device) if lengths is None else lengths
         else:
             before = state.lengths.to(device)
             self.positions = before[:, None] + self._steps
-            self.lengths = before + grown
+            self.lengths = before + (new if lengths is None else lengths)
         fresh = self.positions if self.valid is None else self.positions.masked_fill(~self.valid, -1)
         self.key_positions = fresh if state is None else torch.cat([state.key_positions.to(device), fresh], dim=1)
 
@@ -70,7 +69,8 @@ class Pass:
         """What `make` gives, made at the first call for `key` in this pass."""
         if key not in self._made:
             self._made[key] = make()
-        return cast(T, self._made[key])
+        made: T = self._made[key]
+        return made
 
     def slots(self, window: int | None, keys: int | None = None) -> KeySlots:
         """Which keys the queries of a layer with this window may look at.

@@ -48,8 +48,11 @@ class Projection:
 
     def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """The map of `x`, bias included."""
-        module, x = self.module, x if self.scale_in == 1.0 else x * self.scale_in
-        if self.part is not None and _plain(module):
+        module = self.owner.__dict__["_modules"].get(self.name) or self.module  # which says what is missing
+        x = x if self.scale_in == 1.0 else x * self.scale_in
+        if self.part is None:
+            out = module(x)
+        elif _plain(module):
             with resident(module):
                 weight, bias = cast(Tensor, module.weight), cast(Tensor | None, module.bias)
                 out = F.linear(x, self._own(weight, 0), None if bias is None else self._own(bias, 0))

@@ -56,7 +56,7 @@ class KeySlots:
 
     def mask(self, device: torch.device) -> AttentionMask | None:
         """`dense`; None where plain causal attention is meant, or every query sees every key."""
-        return None if self.plain or self.open else self.dense(device)
+        return None if self.open or self.plain else self.dense(device)
 
     def dense(self, device: torch.device) -> AttentionMask:
         """True where a query may look; with an axis of query heads only where these differ."""

@@ -14,7 +14,7 @@ import torch
 from hybridlens import tokens as tokens_module
 from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
-from hybridlens.devices import execution_device
+from hybridlens.devices import execution_device, first_weight
 from hybridlens.errors import InputError
 from hybridlens.network import HookedNetwork
 from hybridlens.padding import Layout, TokenBatch, padding_token
@@ -32,7 +32,9 @@ class TokenFront:
     @property
     def device(self) -> torch.device:
         """Where the embedding computes, and tokens go."""
-        return execution_device(self.hf_model.get_input_embeddings(), self.hf_model.device)
+        embedding = self.hf_model.get_input_embeddings()
+        weight = first_weight(embedding)
+        return execution_device(embedding, self.hf_model.device if weight is None else weight.device)
 
     @property
     def pad_token(self) -> int:

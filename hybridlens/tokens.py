@@ -244,7 +244,7 @@ def _check(tokens: Tensor, d_vocab: int, n_ctx: int | None) -> None:
     check_context(tokens.shape[1], n_ctx)
     if tokens.device.type == "meta":
         return
-    _check_ids((int(tokens.min()), int(tokens.max())), d_vocab)
+    _check_ids(torch.stack(tokens.aminmax()).tolist(), d_vocab)
 
 
 def check_context(length: int, n_ctx: int | None) -> None:

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from models import EVERY_FAMILY
 
 measure = importlib.import_module("tests.benchmarks.measure")
 
@@ -24,6 +25,31 @@ def test_a_benchmark_finds_both_sides_equal_and_prints_a_row_for_each_measuremen
     apart = [float(match[0]) for line in lines[2:] if (match := re.match(r"[\d.e-]+", line.split(" | ")[column]))]
     assert len(apart) == {"capture": 9, "memory": 3}[name]
     assert 0 < max(apart) <= measure.TOLERANCE
+
+
+def test_every_family_is_timed() -> None:
+    """A family that is opened and has no model here would be in no table of speed."""
+    models = importlib.import_module("tests.benchmarks.families_models")
+    assert set(models.FAMILIES) == set(EVERY_FAMILY)
+
+
+def test_families_are_compared_before_they_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    """One run at tiny sizes: attention alone, a hybrid with experts, no attention; wrong if a side moved."""
+    families = importlib.import_module("tests.benchmarks.families")
+    only = ["llama", "jamba", "mamba2"]
+    families.main(["--smallest", "--runs", "1", "--only", *only, "--rows", "forward", "decode", "topk"])
+    printed = capsys.readouterr().out
+    lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("|")]
+    assert [line[0] for line in lines[2:]] == ["llama"] * 3 + ["jamba"] * 3 + ["mamba2"] * 2
+    assert {line[-1] for line in lines[2:]} <= {"missed", "floor", "aim"}
+    assert "missed floors: " in printed
+
+
+def test_a_goal_says_what_is_reached() -> None:
+    """At most where the aim is below the floor, at least where it is above; wrong by one sign, both would read well."""
+    families = importlib.import_module("tests.benchmarks.families")
+    assert [families.FORWARD.met(ratio) for ratio in (0.8, 0.81, 1.05, 1.06)] == ["aim", "floor", "floor", "missed"]
+    assert [families.TOP_K.met(ratio) for ratio in (0.95, 0.94, 0.8, 0.79)] == ["aim", "floor", "floor", "missed"]
 
 
 def test_sides_that_differ_are_refused() -> None:

@@ -36,9 +36,9 @@ Queries: TypeAlias = Annotated[str, Among(QUERIES)]
 Entropies: TypeAlias = Float[Tensor, "batch head query"]
 Rows: TypeAlias = Float[Tensor, "row key"]
 
-CHUNK = 2**17
-"""Scores of which the entropy is computed at a time, unless one query has more keys; half a megabyte, which stays
-in the processor's cache."""
+CHUNK = 2**18
+"""Scores of which the entropy is computed at a time, unless one query has more keys; a megabyte, which stays in the
+processor's cache, and is worth the call to a second thread."""
 
 FARTHEST = -80.0
 """Scores farther below a query's highest count as this far below: their weights are under 2e-35, yet normal floats."""

@@ -112,15 +112,15 @@ class HookedAttention(nn.Module):
             held: keys and values of earlier tokens.
             after: the norm that the write goes through; None for none.
         """
-        parts, e = self.parts, self.cfg.d_head
+        parts, cfg, (batch, new, _) = self.parts, self.cfg, x.shape
+        h, g, e = cfg.n_heads, cfg.n_kv_heads, cfg.d_head
         q, gate = parts.q(x), None
         if parts.packed_gate:
-            q, gate = q.unflatten(-1, (-1, 2 * e)).chunk(2, dim=-1)
+            q, gate = q.view(batch, new, h, 2 * e).chunk(2, dim=-1)
             q, gate = self.hook_q(q), self.hook_gate(torch.sigmoid(gate))
         else:
-            q = self.hook_q(q.unflatten(-1, (-1, e)))  # b p (h e) -> b p h e
-        k = self.hook_k(parts.k(x).unflatten(-1, (-1, e)))
-        v = self.hook_v(parts.v(x).unflatten(-1, (-1, e)))
+            q = self.hook_q(q.view(batch, new, h, e))
+        k, v = self.hook_k(parts.k(x).view(batch, new, g, e)), self.hook_v(parts.v(x).view(batch, new, g, e))
         if parts.q_norm is not None and parts.k_norm is not None:
             q, k = self.hook_q_normed(self._normed(parts.q_norm, q)), self.hook_k_normed(self._normed(parts.k_norm, k))
         if parts.rotary is not None:
@@ -180,7 +180,7 @@ class HookedAttention(nn.Module):
         queries = q.shape[1]
         step = max(1, QUERY_BLOCK // (q.shape[0] * q.shape[2] * keys.shape[2]))
         if queries <= step or torch.is_grad_enabled() or not all(point.takes_blocks() for point in points):
-            z = self._hooked(q, keys, values, slots)
+            z = self._hooked(q, keys, values, slots, self.parts.soft_cap is not None and _at_once(queries, slots))
             return self._fused(q, keys, values, slots) if z is None else z
         blocks: list[Mixed | None] = []
         for start in range(0, queries, step):
@@ -192,17 +192,23 @@ class HookedAttention(nn.Module):
         fused = self._fused(q, keys, values, slots).split(step, dim=1)
         return torch.cat([part if z is None else z for z, part in zip(blocks, fused, strict=True)], dim=1)
 
-    def _hooked(self, q: Queries, keys: HeldKeys, values: HeldValues, slots: KeySlots) -> Mixed | None:
-        """z by the explicit formula, or None where the hooks changed nothing and no gradient is asked for."""
+    def _hooked(
+        self, q: Queries, keys: HeldKeys, values: HeldValues, slots: KeySlots, formula: bool = False
+    ) -> Mixed | None:
+        """z by the explicit formula, or None where the hooks changed nothing and no gradient is asked for.
+
+        With `formula` that is what `_fused` would compute in the same pieces: it is not gone through again then.
+        """
         with placed(slots, self.hook_attn_scores, self.hook_pattern):
             before = attention_scores(q, keys, slots, self.parts.scale, self.parts.soft_cap)
             scores = self.hook_attn_scores(before)
             same = unchanged(before, scores)
-            if same and not scores.requires_grad and not wanted(self.hook_pattern):
+            looked_at = wanted(self.hook_pattern)
+            if same and not scores.requires_grad and not looked_at and not formula:
                 return None
             before = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-            pattern = self.hook_pattern(before)
-        if not (same and unchanged(before, pattern)):
+            pattern = self.hook_pattern(before) if looked_at else before
+        if formula or not (same and unchanged(before, pattern)):
             return apply_pattern(pattern, values)
         if not pattern.requires_grad:
             return None
@@ -226,22 +232,32 @@ def fused_attention(
     """
     queries, groups = q.shape[1], q.shape[2] // keys.shape[1]
     if queries == 1 and soft_cap is None:  # heads of a group become queries of their shared key head: no key is copied
-        folded = q[:, 0].unflatten(1, (-1, groups))
+        folded = q.view(q.shape[0], -1, groups, q.shape[3])
         mask = slots.mask(q.device)
         if mask is not None and mask.shape[1] > 1:
             mask = mask[:, :, 0].unflatten(1, (-1, groups))
         z = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
-        return z.flatten(1, 2)[:, None]
-    step = max(FUSED_BLOCK, slots.window or 0)
-    if queries <= step or ((slots.plain or slots.open) and soft_cap is None):
+        return z.reshape(q.shape[0], 1, -1, z.shape[3])
+    if _at_once(queries, slots) or ((slots.plain or slots.open) and soft_cap is None):
         return _fused(q, keys, values, slots, scale, soft_cap)
     blocks: list[Mixed] = []
+    step = _block(slots)
     for start in range(0, queries, step):
         stop = min(start + step, queries)
         near = slots.reached(start, stop)
         part = slots.part(start, stop, near)
         blocks.append(_fused(q[:, start:stop], keys[:, :, near], values[:, :, near], part, scale, soft_cap))
     return torch.cat(blocks, dim=1)
+
+
+def _block(slots: KeySlots) -> int:
+    """Queries of a long pass that are gone through at once."""
+    return max(FUSED_BLOCK, slots.window or 0)
+
+
+def _at_once(queries: int, slots: KeySlots) -> bool:
+    """Whether a pass is short enough to be gone through in one piece."""
+    return queries <= _block(slots)
 
 
 def _fused(

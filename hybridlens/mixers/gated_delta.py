@@ -115,7 +115,7 @@ class GatedDelta(MatrixState[Delta]):
         keys = parts.key_heads * m
         q, k, v = inner.split([keys, keys, s * u], dim=-1)
         v = self.hook_v(v.unflatten(-1, (s, u)))
-        k, q = self.hook_k(self._address(k)), self.hook_q(self._address(q) * m**-0.5)
+        k, q = self.hook_k(self._by_head(self._unit(k))), self.hook_q(self._by_head(self._unit(q) * m**-0.5))
         beta = self.hook_beta(torch.sigmoid(b) * parts.strength)
         return DeltaTerms(self.hook_decay(self._decay(a)), v, k, q, beta)
 
@@ -135,12 +135,15 @@ class GatedDelta(MatrixState[Delta]):
             return terms
         return self.recurrence.with_recalls(terms, initial, self.hook_recall.edited)
 
-    def _address(self, x: Float[Tensor, "batch pos key_channel"]) -> Float[Tensor, "batch pos rec_head address"]:
-        """Unit vectors, of each value head its key head's, float32."""
-        heads = self.parts.key_heads
-        split = x.float().unflatten(-1, (heads, -1))
-        unit = split * torch.rsqrt(split.pow(2).sum(dim=-1, keepdim=True) + UNIT)
-        return unit.repeat_interleave(self.cfg.state_shape[0] // heads, dim=2)
+    def _unit(self, x: Float[Tensor, "batch pos key_channel"]) -> Float[Tensor, "batch pos key_head address"]:
+        """Unit vectors, float32."""
+        split = x.float().unflatten(-1, (self.parts.key_heads, -1))
+        return split * torch.rsqrt(split.pow(2).sum(dim=-1, keepdim=True) + UNIT)
+
+    def _by_head(self, x: Float[Tensor, "batch pos key_head address"]) -> Float[Tensor, "batch pos rec_head address"]:
+        """Of each value head its key head's."""
+        shared = self.cfg.state_shape[0] // self.parts.key_heads
+        return x if shared == 1 else x.repeat_interleave(shared, dim=2)
 
     @property
     def trajectories(self) -> dict[str, Trajectory]:

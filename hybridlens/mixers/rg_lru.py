@@ -61,7 +61,7 @@ class RgLru(DiagonalMixer[Diagonal]):
             gate = self.hook_gate(block.act_fn(block.linear_y(x)))
             i = self.hook_input_gate(block_sigmoid(u, lru.input_gate_weight, lru.input_gate_bias))
             r = self.hook_recurrence_gate(block_sigmoid(u, lru.recurrent_gate_weight, lru.recurrent_gate_bias))
-            starts = (run.positions == 0)[..., None]
+            starts = run.once("starts", lambda: _starts(run))
             decay, multiplier = decay_and_multiplier(r, lru.recurrent_param, starts)
         write = (u * i) * multiplier
         decay, write = self.hook_decay(decay.float()), self.hook_write(write.float())
@@ -82,8 +82,7 @@ class RgLru(DiagonalMixer[Diagonal]):
         block = self.wrapped[0]
         i = torch.sigmoid(read(block, "rg_lru.input_gate_bias").flatten())
         r = torch.sigmoid(read(block, "rg_lru.recurrent_gate_bias").flatten())
-        nowhere = torch.zeros((), dtype=torch.bool, device=r.device)
-        _, multiplier = decay_and_multiplier(r[None, None], read(block, "rg_lru.recurrent_param"), nowhere)
+        _, multiplier = decay_and_multiplier(r[None, None], read(block, "rg_lru.recurrent_param"), None)
         return RecurrentParts(
             W_in=read(block, "linear_x.weight").T,
             b_in=read(block, "linear_x.bias"),
@@ -115,7 +114,15 @@ def block_sigmoid(
     return torch.sigmoid(out.transpose(0, 1).reshape(x.shape))
 
 
-def decay_and_multiplier(r: Channels, param: Float[Tensor, "channel"], starts: Tensor) -> tuple[Channels, Channels]:
+def _starts(run: Pass) -> Tensor | None:
+    """True at position 0 [b p 1]; None where no row is there, as far as that can be told without waiting for a GPU."""
+    starts = (run.positions == 0)[..., None]
+    return None if run.device.type == "cpu" and not bool(starts.any()) else starts
+
+
+def decay_and_multiplier(
+    r: Channels, param: Float[Tensor, "channel"], starts: Tensor | None
+) -> tuple[Channels, Channels]:
     """a_t and √(1 - a_t²); 0 and 1 where a document starts.
 
     The square root's gradient is bounded as in the reference, since a_t near 1 would blow it up.
@@ -123,9 +130,12 @@ def decay_and_multiplier(r: Channels, param: Float[Tensor, "channel"], starts: T
     Args:
         r: the recurrence gate.
         param: Λ.
-        starts: bool [b p 1], True at position 0.
+        starts: bool [b p 1], True at position 0; None for nowhere.
     """
     log_a = -8.0 * r * F.softplus(param)
     square = 1 - torch.exp(2 * log_a)
     root = cast(Tensor, SqrtBoundDerivative.apply(square)) if square.requires_grad else square.sqrt()
-    return torch.exp(log_a).masked_fill(starts, 0.0), root.masked_fill(starts, 1.0).to(r.dtype)
+    decay = torch.exp(log_a)
+    if starts is None:
+        return decay, root.to(r.dtype)
+    return decay.masked_fill(starts, 0.0), root.masked_fill(starts, 1.0).to(r.dtype)

@@ -72,12 +72,17 @@ class Rotary:
         return _turn(q, cos, sin), _turn(k, cos, sin)
 
     def _made(self, q: Queries, run: Pass) -> tuple[Tensor, Tensor]:
+        """Cosines, and sines with the signs under which they meet a head's halves exchanged."""
         cos, sin = self.embedding(q, run.positions, *(() if self.kind is None else (self.kind,)))
-        return cos[:, :, None], sin[:, :, None]
+        first, second = sin.chunk(2, dim=-1)
+        return cos[:, :, None], torch.cat([-first, second], dim=-1)[:, :, None]
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    turning, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    dims = cos.shape[-1]
+    turning = x if x.shape[-1] == dims else x[..., :dims]
     first, second = turning.chunk(2, dim=-1)
-    turned = ((turning * cos) + (torch.cat([-second, first], dim=-1) * sin)).to(x.dtype)  # cos may be float32
-    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+    turned = turning * cos + torch.cat([second, first], dim=-1) * sin
+    if turned.dtype != x.dtype:  # cosines may be float32
+        turned = turned.to(x.dtype)
+    return turned if x.shape[-1] == dims else torch.cat([turned, x[..., dims:]], dim=-1)
