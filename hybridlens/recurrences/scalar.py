@@ -177,12 +177,6 @@ class Scalar(Matrix[ScalarTerms]):
             left = torch.cat([left * since[:, i, ..., -1:], ends[:, i]], dim=-1)
         return out.flatten(1, 2)[..., :length, :length]
 
-
-def _shared(terms: ScalarTerms, sharing: Sharing) -> ScalarTerms:
-    """The terms with the addresses that heads share, as they were before an edit."""
-    k, q, _ = cast(Apart, sharing.apart)
-    return terms._replace(k=k, q=q, sharing=Sharing(sharing.heads))
-
     def decays(self, terms: ScalarTerms) -> Float[Tensor, "batch pos rec_head one"]:
         """One number a head."""
         return wide(terms.decay)[..., None]
@@ -194,6 +188,12 @@ def _shared(terms: ScalarTerms, sharing: Sharing) -> ScalarTerms:
     def silenced(self, terms: ScalarTerms, tokens: Bool[Tensor, "#batch pos"]) -> ScalarTerms:
         """Value 0."""
         return terms._replace(v=terms.v.masked_fill(tokens[..., None, None], 0.0))
+
+
+def _shared(terms: ScalarTerms, sharing: Sharing) -> ScalarTerms:
+    """The terms with the addresses that heads share, as they were before an edit."""
+    k, q, _ = cast(Apart, sharing.apart)
+    return terms._replace(k=k, q=q, sharing=Sharing(sharing.heads))
 
 
 def _written(terms: ScalarTerms) -> Tensor:
