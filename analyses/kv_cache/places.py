@@ -4,9 +4,9 @@ What is left out is taken whole. Positions are absolute, counted from the text's
 key slots that each row's next token can see, so that sliding windows, rows of other lengths and slots in any order
 need no care. Every row may have positions of its own: a list of lists, one for each row that is named.
 
-How it fails: a layer of the other kind, a head, channel or row that is not there, and a position that the cache does
-not hold (it never was, has left the window, or was dropped) raise `InputError`, naming those that there are; a name
-that says no place, such as `layer` for `layers`, raises `UnknownNameError`.
+How it fails: a layer of the other kind, a head, channel or row that is not there, a head or channel of latents, and a
+position that the cache does not hold (it never was, has left the window, or was dropped) raise `InputError`, naming
+those that there are; a name that says no place, such as `layer` for `layers`, raises `UnknownNameError`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
     for layer in chosen:
         part = next((name for name in ("heads", "channels") if where.get(name) is not None), None)
         if part is not None and isinstance(keys_of(state, layer), Latents):
-            raise InputError(f"layer {layer} holds latents, which are of all its heads together; leave {part} out")
+            raise InputError(
+                f"{part} given, but layer {layer} holds latents, which are of all its heads together; leave {part} out"
+            )
     place = KeyPlace(chosen, heads, slots_of(state, positions, where.get("rows"), chosen), where.get("channels"))
     if positions is not None:
         for layer in chosen:
