@@ -102,9 +102,10 @@ class HookedMlp(nn.Module):
 
 
 def _gated(act: Callable[[Tensor], Tensor], pre: Tensor, linear: Tensor) -> Tensor:
-    """act(pre) · linear; where no gradient needs the activation it is written over, which spares half of the memory."""
+    """act(pre) · linear, written over the activation where no gradient needs it and no hook of its module saw it."""
     post = act(pre)
-    return post * linear if torch.is_grad_enabled() or post is pre else post.mul_(linear)
+    kept = post is pre or torch.is_grad_enabled() or bool(getattr(act, "_forward_hooks", None))
+    return post * linear if kept else post.mul_(linear)
 
 
 @dataclass(frozen=True, eq=False)

@@ -174,3 +174,16 @@ def test_a_prompt_is_read_by_the_weights_as_they_are_however_they_were_changed(f
         lens.extend(after, tokens(1, 1))
         weight.data -= 2
         assert lens.generate(tokens(1, 4), 2).state.weights not in (before.weights, after.weights)
+
+
+@pytest.mark.parametrize("family", ["llama", "recurrentgemma"])
+def test_what_a_hook_on_an_activation_saw_is_not_written_over(family: str) -> None:
+    """The product with the linear branch takes the activation's memory, but not where somebody may have kept it."""
+    lens, seen = hl.HybridLens(make(family)), []
+    act = next(part for name, part in lens.hf_model.named_modules() if name.endswith("act_fn") and "mlp" in name)
+    handle = act.register_forward_hook(lambda module, args, out: seen.append((out, out.clone())))
+    hooked = lens(tokens(1, 5))
+    handle.remove()
+    assert seen
+    assert all(torch.equal(kept, was) for kept, was in seen)
+    assert torch.equal(lens(tokens(1, 5)), hooked)
