@@ -154,6 +154,10 @@ class Recurrence(ABC, Generic[T]):
             found[position], start = state, position + 1
         return torch.stack([found[position] for position in order], dim=1) if order else initial[:, None][:, :0]
 
+    def run_with_states(self, terms: T, initial: Tensor) -> tuple[Run, Tensor]:
+        """`run` and `states`, to the bit; without gradients."""
+        return self.run(terms, initial), self.states(terms, initial)
+
     def adjoint(self, terms: T, grad: Tensor, mask: Tensor | None = None) -> Tensor:
         """g_t = grad_t + J_{t+1}ᵀ g_{t+1}: how the loss changes with each state, later ones included.
 
@@ -200,10 +204,14 @@ class Recurrence(ABC, Generic[T]):
 
         What no edit reaches is what `run` gives, to the bit: the trajectory is another way to the same numbers.
         """
-        states, seen = self.tapped(terms, initial, hook)
+        if torch.is_grad_enabled():
+            states = self.states(terms, initial)
+            with torch.no_grad():
+                plain = self.run(terms, initial)
+        else:
+            plain, states = self.run_with_states(terms, initial)
+        seen = tap(states, hook)
         used = self.used(states, seen, terms, initial)
-        with torch.no_grad():
-            plain = self.run(terms, initial)
         return Hooked(*self.keeping(plain, used, terms, seen.mask), used)
 
     def run_edited(self, terms: T, bare: T, edits: Tensor, initial: Tensor) -> Run:

@@ -15,6 +15,7 @@ rule itself grows without bound.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -22,7 +23,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hybridlens.recurrences.base import Run
-from hybridlens.recurrences.chunks import Addressed, addressed, chunk_of, in_chunks, joined, segments
+from hybridlens.recurrences.chunks import segments
+from hybridlens.recurrences.delta_chunks import Chunks, Stretch
 from hybridlens.recurrences.edits import Edited, Hook, edit_of, put
 from hybridlens.recurrences.every_state import Walk, one_by_one, side_by_side, walked
 from hybridlens.recurrences.matrix import Held, Matrix, at_address, held
@@ -116,19 +118,18 @@ class Delta(Matrix[DeltaTerms]):
         edits = _edits(terms)
         if edits is not None:
             return self.run_edited(terms, _bare(terms), edits, initial)
-        parts, state = list[Tensor](), initial
-        for part in segments(terms.beta):
-            some = _Chunked.of(self.at(terms, part))
-            borders, written, state = some.borders(state)
-            parts.append(joined(some.read(borders, written), part.stop - part.start))
-        return Run(torch.cat(parts, dim=1), state)
+        ys, final = list[Tensor](), initial
+        for stretch in self._stretches(terms, initial):
+            ys.append(stretch.read_out())
+            final = stretch.final
+        return Run(torch.cat(ys, dim=1), final)
 
     def after(self, terms: DeltaTerms, initial: Tensor) -> Tensor:
         """The state after the last token; nothing is read out."""
         if terms.beta.shape[1] == 1 or _edits(terms) is not None:
             return self.run(terms, initial).final
-        for part in segments(terms.beta):
-            _, _, initial = _Chunked.of(self.at(terms, part)).borders(initial)
+        for stretch in self._stretches(terms, initial):
+            initial = stretch.final
         return initial
 
     def made(self, terms: DeltaTerms, initial: Tensor) -> Tensor:
@@ -136,17 +137,26 @@ class Delta(Matrix[DeltaTerms]):
         edits = _edits(terms)
         if edits is not None:
             return self.continued(self.made(_bare(terms), initial), self.reached(edits), terms, initial)
-        found, parts, state = list[Tensor](), list[Tensor](), initial
+        found = [(stretch.borders, stretch.each_write()) for stretch in self._stretches(terms, initial)]
+        return _filled(terms, initial, found)
+
+    def run_with_states(self, terms: DeltaTerms, initial: Tensor) -> tuple[Run, Tensor]:
+        """Both out of one pass over the chunks."""
+        if terms.beta.shape[1] == 1 or _edits(terms) is not None:
+            return super().run_with_states(terms, initial)
+        ys, found, final = list[Tensor](), list[tuple[Tensor, Tensor]](), initial
+        for stretch in self._stretches(terms, initial):
+            ys.append(stretch.read_out())
+            found.append((stretch.borders, stretch.each_write()))
+            final = stretch.final
+        return Run(torch.cat(ys, dim=1), final), _filled(terms, initial, found)
+
+    def _stretches(self, terms: DeltaTerms, initial: Tensor) -> Iterator[Stretch]:
+        """The chunked form, stretch by stretch."""
         for part in segments(terms.beta):
-            borders, written, state = _Chunked.of(self.at(terms, part)).borders(state)
-            found.append(borders)
-            parts.append(joined(written, part.stop - part.start))
-        heads = terms.decay.ndim == terms.beta.ndim
-        decay = wide(terms.decay)[..., None] if heads else wide(terms.decay)
-        walk = Walk(decay, torch.cat(parts, dim=1), wide(terms.k))
-        if one_by_one(initial):
-            return walked(walk, initial)
-        return side_by_side(walk, torch.cat(found, dim=1), (decay == 1).all(dim=-1) & (terms.beta == 0))
+            stretch = Chunks.of(*self.at(terms, part)[:5]).run(initial, part.stop - part.start)
+            initial = stretch.final
+            yield stretch
 
     def adjoint(self, terms: DeltaTerms, grad: Tensor, mask: Tensor | None = None) -> Tensor:
         """g_t = grad_t + a_{t+1} (g_{t+1} - β_{t+1} (g_{t+1} k_{t+1}) k_{t+1}ᵀ)."""
@@ -185,11 +195,7 @@ class Delta(Matrix[DeltaTerms]):
     def hidden_attention(self, terms: DeltaTerms) -> Float[Tensor, "batch rec_head pos pos"]:
         """β_j q_tᵀ (∏_{j<r≤t} a_r (I - β_r k_r k_rᵀ)) k_j, erasures included: y is this times v."""
         length = terms.beta.shape[1]
-        spans = _Chunked.of(_bare(terms)).spans()
-        whole = sum(span.within.shape[-1] for span in spans)
-        out = spans[0].within.new_empty((*spans[0].within.shape[:-2], whole, whole))
-        _fill(out, spans)
-        return out[..., :length, :length]
+        return Chunks.of(*terms[:5]).hidden_attention()[..., :length, :length]
 
     def decays(self, terms: DeltaTerms) -> Float[Tensor, "batch pos rec_head entry"]:
         """One number a head, or one a key channel."""
@@ -246,81 +252,11 @@ def _edits(terms: DeltaTerms) -> Tensor | None:
     return terms.write_edit.mask if recall is None else terms.write_edit.mask | recall
 
 
-class _Chunked(NamedTuple):
-    """The terms of a stretch in chunks [b n s chunk ...]."""
-
-    v: Tensor
-    addresses: Addressed
-    """Readers are k, of the decayed state, and q."""
-    solving: Float[Tensor, "batch chunk rec_head token token"]
-    """T: with the state before the chunk empty, tokens write T v."""
-
-    @staticmethod
-    def of(terms: DeltaTerms) -> _Chunked:
-        chunk = chunk_of(terms.beta.shape[1])
-        v, k, q, beta = (in_chunks(wide(t), chunk).contiguous() for t in (terms.v, terms.k, terms.q, terms.beta))
-        decay = in_chunks(wide(terms.decay), chunk, 1.0)
-        if terms.decay.ndim == terms.beta.ndim:
-            decay = decay[..., None]
-        addresses = addressed((k, q), k, decay)
-        # R with R_t = β_t v_t - β_t Σ_{j<t} (k_t … k_j) R_j, by forward substitution.
-        system = beta[..., None] * addresses.scores[0]
-        ones = torch.eye(chunk, dtype=system.dtype, device=system.device).expand(system.shape)
-        solved = torch.linalg.solve_triangular(system, ones, upper=False, unitriangular=True)
-        return _Chunked(v, addresses, solved * beta[..., None, :])
-
-    def borders(self, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The state before every chunk [b n s u m], what each token writes [b n s chunk u], and the last state."""
-        own, held = self.solving @ self.v, self.solving @ self.addresses.readers[0]
-        states, written, state = list[Tensor](), list[Tensor](), initial.to(own.dtype).flatten(0, 1)
-        for new, of_state, writer, carried in zip(
-            *(t.transpose(0, 1).flatten(1, 2) for t in (own, held, self.addresses.writer, self.addresses.carried)),
-            strict=True,
-        ):
-            states.append(state)
-            written.append(torch.baddbmm(new, of_state, state.mT, alpha=-1))
-            state = torch.baddbmm(state * carried[:, None], written[-1].mT, writer)
-        before_each = torch.stack(states).unflatten(1, initial.shape[:2]).transpose(0, 1)
-        each = torch.stack(written).unflatten(1, initial.shape[:2]).transpose(0, 1)
-        return before_each, each, state.unflatten(0, initial.shape[:2])
-
-    def read(self, borders: Tensor, written: Tensor) -> Float[Tensor, "batch chunk rec_head token value"]:
-        """The readout, given the state before every chunk and what each token writes."""
-        return self.addresses.scores[1] @ written + self.addresses.readers[1] @ borders.mT
-
-    def spans(self) -> list[_Span]:
-        """Its chunks as stretches of hidden attention."""
-        (_, scores), (reads_k, reads_q) = self.addresses.scores, self.addresses.readers
-        within = scores @ self.solving
-        stands = self.solving.mT @ self.addresses.writer
-        carried = torch.diag_embed(self.addresses.carried.expand(*within.shape[:3], stands.shape[-1]))
-        spans = _Span(within, stands, reads_q - within @ reads_k, carried - reads_k.mT @ stands)
-        return [_Span(*parts) for parts in zip(*(part.unbind(1) for part in spans), strict=True)]
-
-
-class _Span(NamedTuple):
-    """A stretch of text, as hidden attention sees it [b s ...]."""
-
-    within: Float[Tensor, "*lead pos pos"]
-    """Of a chunk's tokens, what each reads of each other's values."""
-    stands: Float[Tensor, "*lead pos address"]
-    """Where each token's value stands at the end, erasures of the tokens after it included."""
-    reads: Float[Tensor, "*lead pos address"]
-    """What each token reads of the state before the stretch."""
-    carried: Float[Tensor, "*lead address address"]
-    """J with S J: what is left at the end of the state S before."""
-
-
-def _fill(out: Float[Tensor, "*lead pos pos"], spans: list[_Span]) -> _Span:
-    """Write the hidden attention of neighbouring stretches, halves first; gives them joined, all but `within`."""
-    if len(spans) == 1:
-        out[:] = spans[0].within
-        return spans[0]
-    half = len(spans) // 2
-    cut = sum(span.within.shape[-1] for span in spans[:half])
-    first, second = _fill(out[..., :cut, :cut], spans[:half]), _fill(out[..., cut:, cut:], spans[half:])
-    out[..., :cut, cut:] = 0.0
-    out[..., cut:, :cut] = second.reads @ first.stands.mT
-    stands = torch.cat([first.stands @ second.carried, second.stands], dim=-2)
-    reads = torch.cat([first.reads, second.reads @ first.carried.mT], dim=-2)
-    return _Span(first.within, stands, reads, first.carried @ second.carried)
+def _filled(terms: DeltaTerms, initial: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Every state, given those at the chunks' borders and what each token writes, stretch by stretch."""
+    borders, written = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    decay = wide(terms.decay)[..., None] if terms.decay.ndim == terms.beta.ndim else wide(terms.decay)
+    walk = Walk(decay, written, wide(terms.k))
+    if one_by_one(initial):
+        return walked(walk, initial)
+    return side_by_side(walk, borders, (decay == 1).all(dim=-1) & (terms.beta == 0))

@@ -2,13 +2,16 @@
 
 One layer of Mamba-2 and one of gated DeltaNet with heads of their usual sizes, each side around a copy of one model:
 
-* every state of the layer at 2,048 tokens, captured (`ssm.hook_state`), against TransformerLens' eager scan
-  (`hook_ssm_state`): at least 5 times faster, in at most half of the memory;
+* every state of the layer at 2,048 tokens (`ssm.hook_state`) against TransformerLens' eager scan (`hook_ssm_state`): at
+  least 5 times faster, in at most half of the memory;
 * its hidden attention at 1,024 tokens (`ssm.hook_pattern`) against TransformerLens' effective attention: at least 3
-  times faster. Ours is the whole captured run, theirs what it makes of a run cached before; Mamba-2's needs its eager
-  scan for that, since its convolution's hook is silent without. For the delta rule theirs leaves out erasure and the
-  norm of addresses, so that ours is held to a plain float64 loop over the tensors that theirs has cached, and how far
-  theirs is from that loop is said.
+  times faster.
+
+Each is measured as a whole, a run that captures it, and its making alone, out of what a run has at hand; Mamba-2's
+eager scan cannot be called alone. TransformerLens' effective attention of Mamba-2 needs its eager scan, too: without,
+the hook of the convolution that it reads is silent. Of a delta rule it leaves out erasure and the norm of addresses,
+so that ours is held to a plain float64 loop over the tensors that theirs has cached, and how far theirs is from that
+loop is said.
 
 Both sides must agree before anything is timed. Prints a markdown table.
 """
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,13 +30,16 @@ from transformers import Mamba2Config, Mamba2ForCausalLM, Qwen3NextConfig, Qwen3
 
 import hybridlens as hl
 from tests.benchmarks.measure import TOLERANCE, Paired, machine, paired, peak_bytes, table
-from tests.benchmarks.models import VOCAB, tokens
+from tests.benchmarks.models import tokens
 from tests.models import perturbed
 
 HEAD = (
     "measured", "ours, ms", "theirs, ms", "times faster", "least to most", "memory ÷ theirs", "wanted",
     "sides differ by",
 )  # fmt: skip
+VOCAB = 64
+"""Few words: they are no part of what is measured."""
+
 UNIT = 1e-6
 """Added to the squared length of an address before its root is taken."""
 
@@ -46,15 +52,16 @@ class Sizes(NamedTuple):
 
     width: int = 768
     mamba2: tuple[int, int, int] = (24, 64, 128)
-    """Heads, value width, state size."""
+    """Heads, value width, state size: those of Mamba-2 130M."""
     delta: tuple[int, int, int] = (8, 128, 128)
-    """Value heads, over half as many key heads, and both widths; half of Qwen3-Next's heads, for the memory's sake."""
+    """Value heads, over half as many key heads, and both widths; a quarter of Qwen3-Next's heads, for memory's sake."""
     states: int = 2048
     """Tokens whose states are captured."""
     hidden: int = 1024
     """Tokens whose hidden attention is made."""
 
 
+USUAL = Sizes()
 SMALLEST = Sizes(width=32, mamba2=(4, 16, 8), delta=(4, 8, 8), states=24, hidden=24)
 
 
@@ -68,7 +75,20 @@ class Pair(NamedTuple):
     """TransformerLens' component."""
     at: str
     """Where its hook points are."""
-    sizes: tuple[int, int, int]
+    inputs: tuple[str, ...]
+    """Those that effective attention is made of."""
+    options: dict[str, bool]
+    """Of effective attention, with which it is what ours is."""
+    gated: bool
+    """Whether it is a delta rule."""
+
+
+class Sides(NamedTuple):
+    """What is measured of both."""
+
+    what: str
+    ours: Callable[[], object]
+    theirs: Callable[[], object]
 
 
 def mamba2(sizes: Sizes) -> Pair:
@@ -78,88 +98,130 @@ def mamba2(sizes: Sizes) -> Pair:
         vocab_size=VOCAB, hidden_size=sizes.width, num_hidden_layers=1, expand=heads * wide // sizes.width,
         num_heads=heads, head_dim=wide, state_size=state, n_groups=1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    return _pair("Mamba-2", Mamba2ForCausalLM, config, "blocks.0.mixer", sizes.mamba2)
+    name, inputs = f"Mamba-2 ({heads} × {wide} × {state})", ("in_proj.hook_out", "conv1d.hook_out")
+    return _pair(name, Mamba2ForCausalLM, config, "mixer", inputs, {"include_dt_scaling": True})
 
 
 def delta(sizes: Sizes) -> Pair:
-    """One gated delta rule of Qwen3-Next, its MLP dense."""
+    """One gated delta rule of Qwen3-Next, before a small MLP."""
     heads, wide, address = sizes.delta
     config = Qwen3NextConfig(
         vocab_size=VOCAB, hidden_size=sizes.width, num_hidden_layers=1, layer_types=["linear_attention"],
-        intermediate_size=2 * sizes.width, num_attention_heads=4, num_key_value_heads=2, head_dim=sizes.width // 4,
+        intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=sizes.width // 4,
         linear_num_key_heads=heads // 2, linear_num_value_heads=heads, linear_key_head_dim=address,
         linear_value_head_dim=wide, mlp_only_layers=[0], pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    return _pair("gated DeltaNet", Qwen3NextForCausalLM, config, "blocks.0.linear_attn", sizes.delta)
+    name, inputs = f"gated DeltaNet ({heads} × {wide} × {address})", ("hook_q", "hook_k", "hook_beta", "hook_log_decay")
+    return _pair(name, Qwen3NextForCausalLM, config, "linear_attn", inputs, {}, gated=True)
 
 
-def _pair(name: str, kind: Any, config: Any, at: str, sizes: tuple[int, int, int]) -> Pair:
+def _pair(
+    name: str, kind: Any, config: Any, at: str, inputs: tuple[str, ...], options: dict[str, bool], gated: bool = False
+) -> Pair:
     torch.manual_seed(0)
     model = kind(config).eval()
     perturbed(model, 1)
     copied = copy.deepcopy(model)
     bridge: Any = build_bridge_from_module(copied, kind.__name__, hf_config=copied.config).eval()
-    mixer = bridge.blocks[0].mixer if at.endswith("mixer") else bridge.blocks[0].linear_attn
-    return Pair(name, hl.HybridLens(model), bridge, mixer, at, sizes)
+    mixer, where = getattr(bridge.blocks[0], at), f"blocks.0.{at}"
+    lens = hl.HybridLens(model)
+    return Pair(name, lens, bridge, mixer, where, tuple(f"{where}.{point}" for point in inputs), options, gated)
 
 
-def rows_of_states(sizes: Sizes = Sizes(), runs: int = 5) -> list[list[str]]:
-    """Every state of a layer, captured by both sides: a row a family, under `HEAD`."""
+def rows_of_states(sizes: Sizes = USUAL, runs: int = 5) -> list[list[str]]:
+    """Every state of a layer by both sides: rows under `HEAD`."""
     rows: list[list[str]] = []
-    for build in (mamba2, delta):
-        pair, ids = build(sizes), tokens(1, sizes.states)
+    for pair in (mamba2(sizes), delta(sizes)):
+        ids = tokens(1, sizes.states, VOCAB)
         pair.mixer.eager_scan = True
-        turned = build is delta  # theirs has addresses before values
-        point, their_point = "blocks.0.ssm.hook_state", f"{pair.at}.hook_ssm_state"
-
-        def ours(pair: Pair = pair, ids: Tensor = ids, point: str = point) -> Tensor:
-            return pair.lens.run_with_cache(ids, names_filter=point)[1][point]
-
-        def theirs(pair: Pair = pair, ids: Tensor = ids, point: str = their_point) -> Tensor:
-            return pair.bridge.run_with_cache(ids, names_filter=point, use_cache=False)[1][point]
-
         with torch.no_grad():
-            mine, other = ours(), theirs()
-            apart = _apart(mine, other.mT if turned else other)
-            del mine, other
-            rows.append(_measured(pair, f"all states at {sizes.states:,} tokens", ours, theirs, runs, 5, apart, 0.5))
+            mine, theirs = captured(pair, ids, "state"), cached(pair, ids, ("hook_ssm_state",))["hook_ssm_state"]
+            apart = f"{_apart(mine, theirs.mT if pair.gated else theirs):.0e}"  # theirs has addresses first
+            del mine, theirs
+            measured = [_whole(pair, ids, "state", lambda p=pair, i=ids: cached(p, i, ("hook_ssm_state",)))]
+            if pair.gated:
+                measured.append(_scans(pair, ids))
+            rows += [_row(pair, f"all states at {sizes.states:,} tokens", m, runs, 5, 0.5, apart) for m in measured]
     return rows
 
 
-def rows_of_hidden(sizes: Sizes = Sizes(), runs: int = 5) -> list[list[str]]:
-    """The hidden attention of a layer by both sides: a row a family, under `HEAD`."""
+def rows_of_hidden(sizes: Sizes = USUAL, runs: int = 5) -> list[list[str]]:
+    """The hidden attention of a layer by both sides: rows under `HEAD`."""
     rows: list[list[str]] = []
-    for build in (mamba2, delta):
-        pair, ids = build(sizes), tokens(1, sizes.hidden)
-        asked = ("in_proj.hook_out", "conv1d.hook_out") if build is mamba2 else DELTA_INPUTS
-        names, options = [f"{pair.at}.{name}" for name in asked], {"include_dt_scaling": True} if build is mamba2 else {}
-        point = "blocks.0.ssm.hook_pattern"
+    for pair in (mamba2(sizes), delta(sizes)):
+        ids = tokens(1, sizes.hidden, VOCAB)
+        pair.mixer.eager_scan = not pair.gated
 
-        def ours(pair: Pair = pair, ids: Tensor = ids, point: str = point) -> Tensor:
-            return pair.lens.run_with_cache(ids, names_filter=point)[1][point]
+        def effective(pair: Pair, cache: Any) -> Tensor:
+            return pair.mixer.compute_effective_attention(cache, 0, **pair.options)
 
-        pair.mixer.eager_scan = build is mamba2
+        def whole(pair: Pair = pair, ids: Tensor = ids) -> Tensor:
+            return effective(pair, pair.bridge.run_with_cache(ids, names_filter=list(pair.inputs), use_cache=False)[1])
+
         with torch.no_grad():
-            cache = pair.bridge.run_with_cache(ids, names_filter=names, use_cache=False)[1]
-
-            def theirs(pair: Pair = pair, cache: Any = cache, options: dict[str, bool] = options) -> Tensor:
-                return pair.mixer.compute_effective_attention(cache, 0, **options)
-
-            mine, other = ours(), theirs()
-            if build is mamba2:
-                apart, said = _apart(mine, other), ""
+            mine, theirs = captured(pair, ids, "pattern"), whole()
+            if pair.gated:
+                exact = plain_pattern(*cached(pair, ids, pair.inputs).values())
+                off = float((theirs[:, :LOOPED] - exact).abs().max() / exact.abs().max())
+                apart = f"{_apart(mine[:, :LOOPED], exact):.0e} from the loop; theirs by {off:.1e}"
             else:
-                exact = plain_pattern(*(cache[name] for name in names))
-                apart = _apart(mine[:, :LOOPED], exact)
-                off = float((other[:, :LOOPED] - exact).abs().max() / exact.abs().max())
-                said = f" from the loop; theirs {off:.0%} of the largest weight"
-            del mine, other
-            what = f"hidden attention at {sizes.hidden:,} tokens"
-            rows.append(_measured(pair, what, ours, theirs, runs, 3, apart, None, said))
+                apart = f"{_apart(mine, theirs):.0e}"
+            del mine, theirs
+            cache = pair.bridge.run_with_cache(ids, names_filter=list(pair.inputs), use_cache=False)[1]
+            op, terms = at_hand(pair, ids)
+            alone = Sides(
+                "its making alone", lambda o=op, t=terms: o.hidden_attention(t), lambda p=pair, c=cache: effective(p, c)
+            )
+            measured = [_whole(pair, ids, "pattern", whole), alone]
+            rows += [
+                _row(pair, f"hidden attention at {sizes.hidden:,} tokens", m, runs, 3, None, apart) for m in measured
+            ]
     return rows
 
 
-DELTA_INPUTS = ("hook_q", "hook_k", "hook_beta", "hook_log_decay")
+def captured(pair: Pair, ids: Tensor, point: str) -> Tensor:
+    """What ours has at a hook point of the layer."""
+    name = f"blocks.0.ssm.hook_{point}"
+    return pair.lens.run_with_cache(ids, names_filter=name)[1][name]
+
+
+def cached(pair: Pair, ids: Tensor, points: Sequence[str]) -> dict[str, Tensor]:
+    """What theirs has at some, by the names given."""
+    names = [point if "." in point else f"{pair.at}.{point}" for point in points]
+    kept = pair.bridge.run_with_cache(ids, names_filter=names, use_cache=False)[1]
+    return {point: kept[name] for point, name in zip(points, names, strict=True)}
+
+
+def at_hand(pair: Pair, ids: Tensor) -> tuple[Any, Any]:
+    """Our operator, and its terms in a run."""
+    op = pair.lens.network.blocks[0].mixers["ssm"].recurrence
+    found: list[Any] = []
+
+    def noted(terms: Any) -> Tensor:
+        found.append(terms)
+        return type(op).hidden_attention(op, terms)
+
+    op.hidden_attention = noted
+    captured(pair, ids, "pattern")
+    del op.hidden_attention
+    return op, found[0]
+
+
+def _whole(pair: Pair, ids: Tensor, point: str, theirs: Callable[[], object]) -> Sides:
+    return Sides("run and all", lambda: captured(pair, ids, point), theirs)
+
+
+def _scans(pair: Pair, ids: Tensor) -> Sides:
+    """The delta rule's scans alone, each with its readout."""
+    op, terms = at_hand(pair, ids)
+    empty = op.empty(1, "cpu")
+    q, k, v, beta, decay = cached(pair, ids, ("hook_q", "hook_k", "hook_v", "hook_beta", "hook_log_decay")).values()
+    q, k = (x.repeat_interleave(v.shape[2] // x.shape[2], dim=2) for x in (q, k))
+    return Sides(
+        "the scan alone",
+        lambda: op.hooked(terms, empty, lambda states: (states, None)),
+        lambda: pair.mixer._gated_delta_scan(q, k, v, decay, beta, fire_hook=True),
+    )
 
 
 def plain_pattern(q: Tensor, k: Tensor, beta: Tensor, log_decay: Tensor) -> Tensor:
@@ -202,35 +264,24 @@ def _apart(ours: Tensor, theirs: Tensor) -> float:
     return apart
 
 
-def _measured(
-    pair: Pair,
-    what: str,
-    ours: Callable[[], object],
-    theirs: Callable[[], object],
-    runs: int,
-    floor: float,
-    apart: float,
-    memory: float | None,
-    said: str = "",
-) -> list[str]:
-    times: Paired = paired(ours, theirs, runs)
-    share = peak_bytes(ours) / peak_bytes(theirs)
-    heads = " × ".join(map(str, pair.sizes))
-    wanted = f"≥ {floor}" + ("" if memory is None else f", memory ≤ {memory}")
+def _row(pair: Pair, what: str, sides: Sides, runs: int, floor: float, memory: float | None, apart: str) -> list[str]:
+    """Both sides timed, and the peak of their memory."""
+    times: Paired = paired(sides.ours, sides.theirs, runs)
+    share = peak_bytes(sides.ours) / peak_bytes(sides.theirs)
     return [
-        f"{pair.name} ({heads}): {what}", f"{1000 * times.ours:.0f}", f"{1000 * times.theirs:.0f}",
-        f"{times.faster:.1f}", f"{times.least:.1f} to {times.most:.1f}", f"{share:.2f}", wanted,
-        f"{apart:.0e}{said}",
+        f"{pair.name}: {what}, {sides.what}", f"{1000 * times.ours:.0f}", f"{1000 * times.theirs:.0f}",
+        f"{times.faster:.1f}", f"{times.least:.1f} to {times.most:.1f}", f"{share:.2f}",
+        f"≥ {floor:g}" + ("" if memory is None else f", memory ≤ {memory}"), apart,
     ]  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--smallest", action="store_true", help="sizes that say nothing, to see that it runs")
-    options = parser.parse_args()
-    sizes = SMALLEST if options.smallest else Sizes()
+    parser.add_argument("--smallest", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    options = parser.parse_args(arguments)
+    sizes = SMALLEST if options.smallest else USUAL
     print(f"{machine()}\n")
     print(table(HEAD, [*rows_of_states(sizes, options.runs), *rows_of_hidden(sizes, options.runs)]))
 
