@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in AFTERWARDS:
         if name in options.rows:
             states: Any = importlib.import_module("tests.benchmarks.families_states")
-            print(getattr(states, f"rows_of_{name}")())
+            print(table(states.HEAD, getattr(states, f"rows_of_{name}")()), flush=True)
 
 
 if __name__ == "__main__":
