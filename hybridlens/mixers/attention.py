@@ -299,7 +299,8 @@ def attention_scores(
     folded = rearrange(q, "b p (g r) e -> b g (r p) e", g=groups)  # a group's heads are queries of its one key head
     scores = torch.matmul(folded, keys.transpose(2, 3)).mul_(scale)
     if soft_cap is not None:
-        scores = torch.tanh(scores / soft_cap) * soft_cap
+        graph = scores.requires_grad
+        scores = torch.tanh(scores / soft_cap) * soft_cap if graph else scores.div_(soft_cap).tanh_().mul_(soft_cap)
     scores = scores.view(q.shape[0], q.shape[2], queries, keys.shape[2])
     if slots.open:
         return scores
