@@ -54,8 +54,8 @@ def test_a_silenced_head_writes_nothing(family):
     if points[3:]:
         others, before = others * seen[points[3]][:, :, None], before * plain[points[3]][:, :, None]
     close(others, before)
-    beside = plain[points[1]] - plain[points[2]]
-    close(seen[points[1]], beside + result.sum(2))
+    beside, bias = plain[points[1]] - plain[points[2]], lens.blocks[layer].attn.out_bias()
+    close(seen[points[1]], beside + result.sum(2) + (0 if bias is None else bias))
     assert bool(beside.any()) == (family == "falcon_h1")
 
 
@@ -67,7 +67,9 @@ def test_no_heads_kept_is_no_attention(family):
     with torch.no_grad():
         state, logits = lens.prefill(ids, sparsification.top_k(lens, 0, "prefill"))
         found = lens.extend(state, [[5], [6]], sparsification.top_k(lens, 0, "decode")).logits
-        with lens.hooks([(names, lambda x, hook: torch.zeros_like(x))]):
+        biases = {name: lens.blocks[int(name.split(".")[1])].attn.out_bias() for name in names}
+        nothing = {name: 0 if bias is None else bias for name, bias in biases.items()}
+        with lens.hooks([(names, lambda x, hook: torch.zeros_like(x) + nothing[hook.name])]):
             before, expected = lens.prefill(ids)
             close(logits, expected)
             close(found, lens.extend(before, [[5], [6]]).logits)
