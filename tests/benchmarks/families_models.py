@@ -108,6 +108,9 @@ def fields(width: int, longest: int) -> dict[str, tuple[str, dict[str, Any]]]:
             "mamba_ngroups": 1, "mamba_d_state": 64, "adapter_rank": 16, "use_shared_attention_adapter": False,
             "use_mem_rope": True,
         }),
+        "minimax": ("MiniMax", attention | {
+            "layer_types": turns, "intermediate_size": width, "num_local_experts": 8, "num_experts_per_tok": 2,
+        }),
     }  # fmt: skip
     return {family: (stem, _known(alike, stem) | own) for family, (stem, own) in of_family.items()}
 
