@@ -114,7 +114,7 @@ def decode(family: str, lens: hl.HybridLens, sizes: Sizes, runs: int) -> list[li
     prompt, steps = ids[:, : sizes.prompt], ids[:, sizes.prompt :].split(1, dim=1)
     taken = inspect.signature(model.forward).parameters
     cached = "cache_params" if "cache_params" in taken else "past_key_values"
-    held, cache, read = lens.prefill(prompt).state, transformers.DynamicCache(config=model.config), sizes.prompt
+    held, cache, read = lens.prefill(prompt).state, families_models.new_cache(model), sizes.prompt
 
     def ours() -> Tensor:
         nonlocal held

@@ -7,6 +7,7 @@ runs them by default, which is what it has of fast ways on a CPU.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import Any
 
@@ -142,3 +143,11 @@ def make(family: str, width: int, longest: int) -> Any:
 def tokens(batch: int, length: int) -> torch.Tensor:
     """Random ids [batch, length], special tokens left out."""
     return torch.randint(4, VOCAB, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def new_cache(model: torch.nn.Module) -> Any:
+    """An empty cache of the library's that a model takes: MiniMax takes none but its own kind."""
+    config: Any = model.config
+    if config.model_type == "minimax":
+        return importlib.import_module("transformers.models.minimax.modeling_minimax").MiniMaxCache()
+    return transformers.DynamicCache(config=config)
