@@ -200,8 +200,7 @@ def test_a_memory_that_alone_answers_is_found_whole(family, where, seed, directi
             assert share == pytest.approx(float(at in places), abs=2e-2), (name, at)
 
 
-@pytest.mark.parametrize("family", ["mamba2", "qwen3_next"])
-@pytest.mark.parametrize(("seed", "direction"), [(0, "denoise"), (1, "noise")])
+@pytest.mark.parametrize(("family", "seed", "direction"), [("mamba2", 0, "denoise"), ("qwen3_next", 1, "noise")])
 def test_a_recurrent_head_that_alone_answers_is_found_whole(family, seed, direction):
     """One head's matrix state from the value's position on, what it writes there, and what is read out at the end.
 
