@@ -219,7 +219,7 @@ def probe_states(
         held = _features(lens, rows, portion, batch_size)
         for layer in portion:
             n, found = n_heads[chosen.index(layer)], held.pop(layer)
-            by_part = found.state.reshape(len(rows), n, -1)
+            by_part = head_states(lens, layer).by_head(found.state) if by_head else found.state.flatten(1)[:, None]
             states += [probed(by_part[:, head], plan, strength) for head in range(n)]
             states += [_nothing(plan)] * (width - n)
             stream.append(probed(found.stream, plan, strength))

@@ -72,7 +72,9 @@ def _keeping(found: Found) -> str:
     low, middle, high = (sections.tokens(float(x)) for x in lasts.quantile(torch.tensor([0.05, 0.5, 0.95]).double()))
     beyond = torch.stack([of.spectrum.beyond.mean() for of in found.prompts]).mean()
     erased = [of.flow.erased for of in found.prompts if of.flow.erases]
-    more = f" Besides, a token erases {percent(_mean(erased))} of what decay leaves (by norm)." if erased else ""
+    more = (
+        f" Besides, a token erases {percent(sections.mean(erased))} of what decay leaves (by norm)." if erased else ""
+    )
     return (
         f"Half of what is written has decayed after {middle} tokens in the median part of the states ({low} to {high} "
         f"in nine of ten); {percent(float(beyond))} of the parts outlast the prompt by their half-life.{more}"
@@ -122,7 +124,3 @@ def _probed(found: Found) -> Iterable[str]:
         f"Which of two needles a prompt has is read off the state of {best.where} by a linear probe in "
         f"{percent(best.accuracy)} of the prompts, with shuffled labels in {percent(best.shuffled)}{sure}."
     )
-
-
-def _mean(parts: list[torch.Tensor]) -> float:
-    return float(torch.cat([part.flatten() for part in parts]).nanmean())

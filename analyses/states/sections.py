@@ -82,13 +82,13 @@ def layer_rows(found: Found) -> list[tuple[str, ...]]:
         low, middle, high = _half_lives(found, i).quantile(torch.tensor([0.05, 0.5, 0.95]).double()).tolist()
         ranks = [of.sizes.effective_rank for of in found.prompts]
         row = [f"L{layer}", tokens(middle), f"{tokens(low)} to {tokens(high)}"]
-        row.append(f"{_mean([of.sizes.norm[i, ..., -1] for of in found.prompts]):.3g}")
+        row.append(f"{mean([of.sizes.norm[i, ..., -1] for of in found.prompts]):.3g}")
         if ranked:
-            row.append(f"{_mean([rank[i, ..., -1] for rank in ranks if rank is not None]):.1f}")
-        row += [percent(_mean([getattr(of.flow, name)[i] for of in found.prompts])) for name in _flows(found)]
+            row.append(f"{mean([rank[i, ..., -1] for rank in ranks if rank is not None]):.1f}")
+        row += [percent(mean([getattr(of.flow, name)[i] for of in found.prompts])) for name in _flows(found)]
         for kind in spans:
             shares = [share for of in found.prompts if (share := _of_span(of, kind)) is not None]
-            row.append(percent(_mean([share[i] for share in shares])))
+            row.append(percent(mean([share[i] for share in shares])))
         rows.append(tuple(row))
     return rows
 
@@ -272,13 +272,13 @@ def span_shares(found: Found, needle: bool) -> SpanShare | None:
     of = [(one, share) for one in found.prompts if (share := _of_span(one, needle)) is not None]
     if not of:
         return None
-    mean = torch.stack([share for _, share in of]).nanmean(dim=0)
-    place = int(mean.flatten().nan_to_num(-math.inf).argmax())
-    layer, head = of[0][0].holding.layers[place // mean.shape[1]], place % mean.shape[1]
+    shares = torch.stack([share for _, share in of]).nanmean(dim=0)
+    place = int(shares.flatten().nan_to_num(-math.inf).argmax())
+    layer, head = of[0][0].holding.layers[place // shares.shape[1]], place % shares.shape[1]
     sizes = {span[1] - span[0] for one, _ in of for span in [_span(one, needle)] if span is not None}
     even = sum(sizes) / len(sizes) / (sum(len(one.prompt.tokens) for one, _ in of) / len(of))
     many = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
-    return SpanShare(f"{many} tokens", float(mean.nanmean()), float(mean.max()), f"L{layer} S{head}", even)
+    return SpanShare(f"{many} tokens", float(shares.nanmean()), float(shares.max()), f"L{layer} S{head}", even)
 
 
 def _span(of: OfPrompt, needle: bool) -> tuple[int, int] | None:
@@ -324,5 +324,6 @@ def _by_layer(of: OfPrompt, values: Tensor, most: int = len(COLORS)) -> dict[str
     return {f"L{layer}": values[i, 0].nanmean(dim=0).tolist() for i, layer in _few(of.holding.layers, most)}
 
 
-def _mean(parts: Sequence[Tensor]) -> float:
+def mean(parts: Sequence[Tensor]) -> float:
+    """Of all entries that are known."""
     return float(torch.cat([part.flatten() for part in parts]).nanmean())

@@ -7,7 +7,6 @@ says, and no weight: `hook_decay` shows it for every token all the same, where i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from hybridlens.config import RecurrentConfig
 from hybridlens.hooks import HookPoint
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.matrix_state import MatrixState, Projected, ValueWeights
-from hybridlens.mixers.recurring import Dynamics, Trajectory, state_trajectory
+from hybridlens.mixers.recurring import Dynamics, Trajectory, scalar_trajectory
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.scalar import Scalar, ScalarTerms
 from hybridlens.shapes import Resid
@@ -82,12 +81,7 @@ class Lightning(MatrixState[Scalar]):
     @property
     def trajectories(self) -> dict[str, Trajectory]:
         """Its states go on from token to token."""
-
-        def terms(seen: Mapping[str, Tensor]) -> ScalarTerms:
-            decay = seen["hook_decay"]
-            return ScalarTerms(decay, decay[..., None], decay[..., None], decay[..., None])
-
-        return state_trajectory(self.recurrence, ("hook_decay",), terms)
+        return scalar_trajectory(self.recurrence)
 
     @property
     def dynamics(self) -> Dynamics:

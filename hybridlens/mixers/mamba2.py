@@ -6,7 +6,7 @@ S_{t-1} + Δ_t x_t B_tᵀ is read out as S_t C_t + D x_t.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from hybridlens.config import RecurrentConfig
 from hybridlens.hooks import EditedActivation, HookPoint
 from hybridlens.mixers.gated_norm import GatedNorm
 from hybridlens.mixers.matrix_state import MatrixState, Projected, ValueWeights
-from hybridlens.mixers.recurring import Dynamics, Trajectory, state_trajectory
+from hybridlens.mixers.recurring import Dynamics, Trajectory, scalar_trajectory
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.scalar import Apart, Scalar, ScalarTerms, Sharing
 from hybridlens.shapes import Resid
@@ -117,12 +117,7 @@ class Mamba2(MatrixState[Scalar]):
     @property
     def trajectories(self) -> dict[str, Trajectory]:
         """Its states go on from token to token."""
-
-        def terms(seen: Mapping[str, Tensor]) -> ScalarTerms:
-            decay = seen["hook_decay"]
-            return ScalarTerms(decay, decay[..., None], decay[..., None], decay[..., None])
-
-        return state_trajectory(self.recurrence, ("hook_decay",), terms)
+        return scalar_trajectory(self.recurrence)
 
     @property
     def dynamics(self) -> Dynamics:

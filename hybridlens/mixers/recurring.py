@@ -17,6 +17,7 @@ from hybridlens.recurrences.base import Recurrence, Run
 from hybridlens.recurrences.convolution import causal_convolution
 from hybridlens.recurrences.decomposing import Decomposable
 from hybridlens.recurrences.diagonal import Diagonal, DiagonalTerms
+from hybridlens.recurrences.scalar import Scalar, ScalarTerms
 from hybridlens.recurrences.terms import T
 from hybridlens.shapes import Channels, ConvState, Valid
 
@@ -79,6 +80,20 @@ def state_trajectory(
         return op.first_order(terms(seen), mask, change, gradient)
 
     return {"hook_state": Trajectory(points, first_order)}
+
+
+def scalar_trajectory(op: Scalar) -> dict[str, Trajectory]:
+    """The trajectory of states that decay by one number a head, which `hook_decay` shows.
+
+    Args:
+        op: the recurrence.
+    """
+
+    def terms(seen: Mapping[str, Tensor]) -> ScalarTerms:
+        decay = seen["hook_decay"]
+        return ScalarTerms(decay, decay[..., None], decay[..., None], decay[..., None])
+
+    return state_trajectory(op, ("hook_decay",), terms)
 
 
 def convolved(x: Channels, conv: nn.Module, run: Pass, held: Memory | None) -> tuple[Channels, ConvState]:
