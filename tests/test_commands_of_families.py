@@ -14,7 +14,7 @@ COMMANDS = {
     "niah": [*SHORT, "--heads", "1,2"],
     "reproduce": ["fig2", "maps", *SHORT, "--heads", "0,1"],
     "rankings": [*SHORT, "--rankings", "copying", "--draws", "1", "--counts", "0,2"],
-    "crossover": [*SHORT, "--pairs", "oslo", "--max-new-tokens", "2"],
+    "crossover": [*SHORT, "--needles", "oslo", "--max-new-tokens", "2"],
     "circuits": ["--sample", "50"],
     "patch": ["--length", "110", "--sweeps", "resid_pre,state"],
     "states": ["--length", "110", "--controls", "2", "--haystacks", "6", "--shuffles", "2"],

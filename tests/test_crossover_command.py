@@ -18,7 +18,7 @@ from analyses.cli import main
 from analyses.kv_cache import Crossover, DamageMap
 from analyses.kv_cache import experiment as crossover_folder
 
-SMALL = ["--lengths", "100", "--depths", "0,100", "--pairs", "paper", "--max-new-tokens", "2", "--block", "60"]
+SMALL = ["--lengths", "100", "--depths", "0,100", "--needles", "paper", "--max-new-tokens", "2", "--block", "60"]
 
 pytestmark = pytest.mark.usefixtures("small_bundles")
 
@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
 ) -> None:
     """Killed after the second needle, and again after the first map: nothing finished is made again."""
     monkeypatch.setattr(crossover_folder, "mixes", lambda cfg: kv_cache.mixes(cfg, by_layer=False))
-    more = ["--pairs", "paper,oslo,code", "--depths", "50"]
+    more = ["--needles", "paper,oslo,code", "--depths", "50"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(command(jamba, whole, *more)) == 0
     done: list[str] = []
@@ -107,8 +107,9 @@ def test_a_killed_run_goes_on_and_ends_the_same(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--pairs", "papr"], "needle 'papr' has no twin.*paper"),
-        (["--pairs", "oslo,oslo"], "--pairs holds oslo more than once"),
+        (["--needles", "papr"], "'papr' is neither a file nor a built-in needle.*paper"),
+        (["--needles", "tokyo"], "needle 'tokyo' has no twin"),
+        (["--needles", "oslo,oslo"], "--needles holds oslo more than once"),
         (["--lengths", "many"], "--lengths 'many' given, expected whole numbers"),
         (["--depths", "0,200"], "200"),
         (["--lengths", "12"], "12"),

@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hybridlens as hl
-from analyses.experiment.options.needles import read_needles
-from analyses.experiment.options.study import StudyConfig
+from analyses.experiment.options.crossover import CrossoverConfig
+from analyses.experiment.options.needles import read_needle, read_needles
+from analyses.experiment.options.patch import PatchConfig
+from analyses.experiment.options.states import StatesConfig
+from analyses.experiment.options.study import NiahConfig, StudyConfig
 from hybridlens import niah
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.niah.needle_files import Placed, place
@@ -230,3 +233,22 @@ def test_the_option(tmp_path: Path) -> None:
         read_needles(str(tmp_path / "none.json"))
     with pytest.raises(UnknownNameError, match="'' is neither"):
         read_needles("")
+
+
+def test_one_syntax_for_one_needle_and_for_several(tmp_path: Path) -> None:
+    """A needle of a file by its name, wherever one is asked for or several; what is ambiguous or absent is said."""
+    other = GOOD | {"name": "other"}
+    path = written(tmp_path / "mine.json", [GOOD, other])
+    assert [n.name for n in read_needles(f"{path}:other")] == ["other"]
+    assert [n.name for n in read_needles(f"{path}:other,keys")] == ["other", "keys"]
+    for config in (NiahConfig, PatchConfig, StatesConfig):
+        assert config(model="m", needle=f"{path}:keys").hidden.name == "keys"  # type: ignore[arg-type]
+        assert config(model="m", needle="oslo").hidden is niah.NEEDLES["oslo"]  # type: ignore[arg-type]
+        assert config(model="m").hidden is niah.PAPER_NEEDLE
+        with pytest.raises(InputError, match=r"holds keys, other; choose one, as in .*mine\.json:keys"):
+            config(model="m", needle=str(path))  # type: ignore[arg-type]
+        with pytest.raises(UnknownNameError, match=r"needle 'kyes' of .* does not exist; close names: keys"):
+            config(model="m", needle=f"{path}:kyes")  # type: ignore[arg-type]
+    alone = written(tmp_path / "alone.json", [other])
+    assert read_needle(str(alone), None, None).name == "other"  # type: ignore[union-attr]
+    assert CrossoverConfig(model="m", needles=str(path)).needles == read_needles(str(path))  # type: ignore[arg-type]

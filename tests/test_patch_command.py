@@ -20,6 +20,7 @@ from analyses.patching import choosing, effects, sweeps
 from analyses.patching import experiment as patch_folder
 from analyses.patching.direct import DirectAttribution
 from analyses.patching.results import EdgeResult, PatchResult
+from hybridlens import niah
 from hybridlens.errors import InputError
 
 SMALL = ["--length", "90", "--depth", "80", "--sweeps", "v_by_position,state"]
@@ -42,7 +43,7 @@ def test_the_folder_holds_what_the_functions_give(
     assert main(command(checkpoint, out)) == 0
     printed = capsys.readouterr().out
     lens = hl.load(str(checkpoint))
-    pair = choosing.make_pair(lens, "needle", "paper", 90, 80)
+    pair = choosing.make_pair(lens, "needle", niah.PAPER_NEEDLE, 90, 80)
     written = json.loads((out / "pair.json").read_text())
     assert (written["clean"], written["corrupt"]) == (list(pair.clean_tokens), list(pair.corrupt_tokens))
     for name in ("v_by_position", "state"):
@@ -111,7 +112,7 @@ def test_a_killed_run_goes_on_sweep_by_sweep(
         (["--sweeps", "v,v"], "--sweeps holds v more than once"),
         (["--metric", "loss"], "--metric 'loss' does not exist.*expected one of logit-difference"),
         (["--direction", "up"], "direction 'up' does not exist; expected one of denoise, noise"),
-        (["--needle", "papr"], "--needle 'papr' given"),
+        (["--needle", "papr"], "--needle given without --question and --rubric; close names: paper"),
         (["--length", "9"], "9"),
         (["--depth", "101"], "101"),
         (["--batch-size", "0"], "--batch-size 0 given"),
@@ -131,7 +132,7 @@ def test_bad_options_are_one_line(
 def test_metrics_by_name_tell_the_prompts_apart(family: str) -> None:
     """Each metric of a pair, on the prompts that it is measured on, against the logits of plain runs."""
     lens = benchmark_lens(family)
-    pair = choosing.make_pair(lens, "needle", "paper", 90, 80)
+    pair = choosing.make_pair(lens, "needle", niah.PAPER_NEEDLE, 90, 80)
     assert pair.answers is not None
     right, wrong = pair.answers
     with torch.no_grad():
@@ -142,30 +143,30 @@ def test_metrics_by_name_tell_the_prompts_apart(family: str) -> None:
         "rank": lambda x: 1.0 + float((x > x[right]).sum()),
     }
     for name, value in by_hand.items():
-        measure = choosing.measure(lens, pair, "paper", name)
+        measure = choosing.measure(lens, pair, niah.PAPER_RUBRIC, name)
         for side in (measure.clean, measure.corrupt):
             ours = float(measure.metric(ends[side])[0])  # type: ignore[operator]
             close(ours, float(value(ends[side][0, -1])), FORWARD)
-    kl = choosing.measure(lens, pair, "paper", "kl").metric
+    kl = choosing.measure(lens, pair, niah.PAPER_RUBRIC, "kl").metric
     p, q = (ends[side][0, -1].log_softmax(0) for side in (pair.clean_tokens, pair.corrupt_tokens))
     close(float(kl(ends[pair.corrupt_tokens])[0]), float((p.exp() * (p - q)).sum()), FORWARD)
-    score = choosing.measure(lens, pair, "paper", "score")
+    score = choosing.measure(lens, pair, niah.PAPER_RUBRIC, "score")
     assert (score.clean, score.corrupt) == (pair.clean.tokens, pair.corrupt.tokens)
     with pytest.raises(InputError, match=r"answers both prompts alike .* give --metric kl or score"):
-        choosing.measure(lens, replace(pair, answers=None), "paper", "rank")
+        choosing.measure(lens, replace(pair, answers=None), niah.PAPER_RUBRIC, "rank")
     with pytest.raises(InputError, match=r"differ by .* nats, so that there is nothing to explain"):
-        choosing.measure(lens, replace(pair, corrupt_tokens=pair.clean_tokens), "paper", "kl")
+        choosing.measure(lens, replace(pair, corrupt_tokens=pair.clean_tokens), niah.PAPER_RUBRIC, "kl")
 
 
 def test_pairs_by_name() -> None:
     """The twin answers the same question; no needle keeps the question alone; a moved one is the same further on."""
     lens = benchmark_lens("jamba")
-    twin = choosing.make_pair(lens, "needle", "paper", 110, 50)
+    twin = choosing.make_pair(lens, "needle", niah.PAPER_NEEDLE, 110, 50)
     assert twin.clean.needle_spans == twin.corrupt.needle_spans
     start, stop = twin.clean.needle_span
     assert all(start <= d.position < stop for d in twin.differences)
-    assert choosing.make_pair(lens, "none", "paper", 110, 50).corrupt.needle_span is None
-    back, on = (choosing.make_pair(lens, "moved", "paper", 110, depth) for depth in (50, 20))
+    assert choosing.make_pair(lens, "none", niah.PAPER_NEEDLE, 110, 50).corrupt.needle_span is None
+    back, on = (choosing.make_pair(lens, "moved", niah.PAPER_NEEDLE, 110, depth) for depth in (50, 20))
     assert back.corrupt.needle_span < back.clean.needle_span
     assert on.corrupt.needle_span > on.clean.needle_span
 

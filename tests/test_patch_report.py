@@ -16,6 +16,7 @@ from analyses.patching.effects import Patched
 from analyses.patching.metrics import LogitDifference
 from analyses.patching.results import Axis, PatchResult
 from analyses.patching.writers import Writer
+from hybridlens import niah
 from hybridlens.viz.article import render_article
 from hybridlens.viz.blocks import Chart, ChartGrid, Words
 
@@ -28,7 +29,7 @@ LENGTH, NEEDLE = 90, (40, 60)
 def base() -> pairs.Pair:
     """A pair of 90 tokens and what stands behind them, whose needle stands at 40–59 as far as the report knows."""
     lens = benchmark_lens("jamba")
-    pair = choosing.make_pair(lens, "needle", "paper", LENGTH, 80)
+    pair = choosing.make_pair(lens, "needle", niah.PAPER_NEEDLE, LENGTH, 80)
     return replace(pair, clean=replace(pair.clean, needle_span=NEEDLE, needle_spans=(NEEDLE,)))
 
 

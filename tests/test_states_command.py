@@ -133,7 +133,7 @@ def test_own_texts_of_several_lengths(jamba: Path, tmp_path: Path, capsys: pytes
         (["--metric", "rank"], "--metric 'rank' does not exist"),
         (["--haystacks", "2"], "--haystacks 2 given, expected greater than or equal to 5"),
         (["--controls", "0"], "--controls 0 given, expected greater than or equal to 1"),
-        (["--texts", "a.txt"], "--texts and --depths are given; own texts have no needle"),
+        (["--texts", "a.txt"], "--texts and --depths are given; own texts have no needle of ours"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_made(

@@ -13,12 +13,12 @@ from analyses.kv_cache.damage import DamageMap, Retrieval
 from analyses.kv_cache.decoding import Surgery, generate_with
 from analyses.kv_cache.dropping import drop, keep, keep_ends, keep_last
 from analyses.kv_cache.mixes import Mix, mixes
-from analyses.kv_cache.pairs import PromptPair, prompt_pairs
+from analyses.kv_cache.pairs import PromptPair, own_prompts, prompt_pairs
 from analyses.kv_cache.recurrent import decay, project_out, reset, swap_recurrent, zero_recurrent
 from analyses.kv_cache.surgery import Means, mean, means, noise, quantise, zero
 from analyses.kv_cache.swapping import swap
 from analyses.kv_cache.telling import Contrast, LogProbabilities, contrast, logprobs
-from analyses.kv_cache.twins import TWINS, NeedlePair, needle_pairs
+from analyses.kv_cache.twins import NeedlePair, needle_pairs, paired
 from analyses.kv_cache.where import Group, attention_groups, drop_map, recurrent_groups, recurrent_map, retrieval
 
 __all__ = [
@@ -40,10 +40,11 @@ __all__ = [
     "quantise",
     "swap",
     "zero",
-    "TWINS",
     "NeedlePair",
     "needle_pairs",
+    "paired",
     "PromptPair",
+    "own_prompts",
     "prompt_pairs",
     "Contrast",
     "LogProbabilities",

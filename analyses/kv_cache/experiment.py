@@ -21,10 +21,10 @@ from analyses.kv_cache.crossover_results import Crossover
 from analyses.kv_cache.damage import DamageMap
 from analyses.kv_cache.following import EVERYTHING, INTACT, named
 from analyses.kv_cache.mixes import mixes
-from analyses.kv_cache.pairs import PromptPair, prompt_pairs
+from analyses.kv_cache.pairs import PromptPair, own_prompts, prompt_pairs
 from analyses.kv_cache.report import article_of, crossover_table
 from analyses.kv_cache.sections import KINDS
-from analyses.kv_cache.twins import needle_pairs
+from analyses.kv_cache.twins import paired
 from analyses.kv_cache.where import drop_map, recurrent_map
 from hybridlens import niah
 from hybridlens.config import LensConfig
@@ -59,19 +59,25 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
 
     def __init__(self, lens: HybridLens, options: CrossoverConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)
-        self.lengths = default_lengths(lens, options.seed) if options.lengths is None else options.lengths
+        self.pairs = self._pairs()
+        self.lengths = tuple(dict.fromkeys(pair.length for pair in self.pairs))
         check_context(max(self.lengths) + options.max_new_tokens, lens.cfg.n_ctx)
-        named = None if options.pairs is None else needle_pairs(options.pairs)
-        self.pairs = prompt_pairs(lens.tokenizer, self.lengths, options.depths, named, seed=options.seed)
         self.mixes = tuple(mixes(lens.cfg))
 
     @classmethod
     def check(cls, options: CrossoverConfig, cfg: LensConfig) -> None:
-        """See `Experiment`; needles without a twin too."""
+        """See `Experiment`; models without states too."""
         super().check(options, cfg)
         cfg.need_states("the crossover")
-        if options.pairs is not None:
-            needle_pairs(options.pairs)
+
+    def _pairs(self) -> list[PromptPair]:
+        lens, options = self.lens, self.options
+        if options.prompts is not None:
+            return own_prompts(lens.tokenizer, options.prompts)
+        lengths = default_lengths(lens, options.seed) if options.lengths is None else options.lengths
+        check_context(max(lengths) + options.max_new_tokens, lens.cfg.n_ctx)
+        twins = None if options.needles is None else paired(options.needles, lens.tokenizer)
+        return prompt_pairs(lens.tokenizer, lengths, options.depths, twins, options.haystack, seed=options.seed)
 
     def manifest(self) -> Manifest:
         """See `Experiment`."""

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from analyses.kv_cache.twins import NeedlePair, needle_pairs
+from analyses.experiment.options.prompts import OwnPair
+from analyses.kv_cache.twins import NeedlePair, fits, needle_pairs
 from hybridlens import niah
 from hybridlens.boundary import Length, Percent, Seed, public
 from hybridlens.errors import InputError
-from hybridlens.niah import Haystack, Prompt, Rubric, Span, Tokenizer, score
+from hybridlens.niah import Haystack, Prompt, Rubric, Span, Tokenizer, full_match_rubric, score
 from hybridlens.niah.encoding import encode
 
 LEAST = 1.5
@@ -142,17 +143,43 @@ def _paired(pair: NeedlePair, one: Prompt, other: Prompt) -> PromptPair:
     )
 
 
+def own_prompts(tokenizer: Tokenizer, given: Sequence[OwnPair]) -> list[PromptPair]:
+    """Prompts of a user's own: the clean one is A, the corrupt one B, each told by its answer said whole.
+
+    Args:
+        tokenizer: of the model.
+        given: pairs with answers.
+
+    Raises:
+        InputError: one without answers, with answers of which one holds the other, or prompts of unequal numbers of
+            tokens.
+    """
+    made: list[PromptPair] = []
+    for pair in given:
+        if pair.answers is None:
+            raise InputError(f"prompt pair {pair.name!r} has no answers, by which it is told what is said; add them")
+        a, b = (tuple(encode(tokenizer, text).ids) for text in (pair.clean, pair.corrupt))
+        parts = [i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y] or [0]
+        ours, theirs = map(full_match_rubric, pair.answers)
+        if score(pair.answers[0], theirs) or score(pair.answers[1], ours):
+            raise InputError(f"prompt pair {pair.name!r}: one of its answers holds the other; give answers that differ")
+        made.append(PromptPair(pair.name, a, b, ((parts[0], parts[-1] + 1),), ours, theirs))
+    return made
+
+
 def _fitting(tokenizer: Tokenizer) -> list[NeedlePair]:
     """The built-in pairs of equal numbers of tokens."""
-    every = needle_pairs()
-    sizes = [[len(encode(tokenizer, " " + needle.sentence, False).ids) for needle in pair] for pair in every]
-    fitting = [pair for pair, (ours, theirs) in zip(every, sizes, strict=True) if ours == theirs]
+    every = needle_pairs(None, tokenizer)
+    fitting = [pair for pair in every if fits(tokenizer, *pair)]
     unequal = [pair.a.name for pair in every if pair not in fitting]
     if not fitting:
-        raise InputError("this tokenizer cuts every built-in needle and its twin into unequal numbers of tokens")
+        raise InputError(
+            "this tokenizer cuts every built-in needle and its twins into unequal numbers of tokens; give needles of "
+            "your own, two for each question"
+        )
     if unequal:
         warnings.warn(
-            f"left out, because this tokenizer cuts needle and twin into unequal numbers of tokens: {unequal}",
+            f"left out, because this tokenizer cuts needle and twins into unequal numbers of tokens: {unequal}",
             stacklevel=3,
         )
     return fitting

@@ -30,15 +30,16 @@ from typing import Annotated, NamedTuple
 import torch
 
 from analyses.experiment.options.patch import METRICS, PAIRS
-from analyses.kv_cache.twins import needle_pairs
+from analyses.kv_cache.twins import FORMS, fits, needle_pairs
 from analyses.patching import pairs
 from analyses.patching.metrics import KullbackLeibler, LogProbability, Metric, NeedleScore, Rank
 from analyses.patching.pairs import Pair
 from hybridlens import niah
 from hybridlens.boundary import Length, Percent, Seed, public
 from hybridlens.boundary_words import Among
-from hybridlens.errors import InputError, UnknownNameError, closest
+from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
+from hybridlens.niah import Haystack, Needle, Rubric
 
 WITH_GRADIENT = ("logit-difference", "log-probability", "kl")
 """Metrics of which attribution patching can be made."""
@@ -69,39 +70,64 @@ class Measure(NamedTuple):
 
 @public
 def make_pair(
-    lens: HybridLens, kind: Annotated[str, Among(PAIRS)], needle: str, length: Length, depth: Percent, seed: Seed = 0
+    lens: HybridLens,
+    kind: Annotated[str, Among(PAIRS)],
+    needle: Needle,
+    length: Length,
+    depth: Percent,
+    seed: Seed = 0,
+    *,
+    twin: Needle | None = None,
+    haystack: Haystack | None = None,
 ) -> Pair:
-    """A prompt pair of the needle benchmark, of the built-in needle of a name; see `analyses.patching.pairs`.
+    """A prompt pair of the needle benchmark; see `analyses.patching.pairs`.
+
+    Args:
+        lens: the model.
+        kind: what the corrupt prompt has.
+        needle: the clean prompt's.
+        length: tokens of both prompts.
+        depth: of the needle, in percent.
+        seed: of the built-in essays.
+        twin: of a pair "needle", the corrupt prompt's; one that is built in, or like one, when left out.
+        haystack: the filler; the built-in essays by default.
 
     Raises:
         InputError: nothing of as many tokens as the needle was found, or what `analyses.patching.pairs` refuses.
-        UnknownNameError: there is no such kind or needle.
+        UnknownNameError: there is no such kind.
     """
-    if needle not in niah.NEEDLES:
-        known = sorted(niah.NEEDLES)
-        near = closest(needle, known)
-        raise UnknownNameError(f"--needle {needle!r} given{near}; expected one of {', '.join(known)}")
-    clean = niah.NEEDLES[needle]
     if kind == "none":
-        return pairs.no_needle(lens, clean, length, depth, seed=seed)
+        return pairs.no_needle(lens, needle, length, depth, haystack=haystack, seed=seed)
     if kind == "moved":
-        return pairs.moved_needle(lens, clean, length, depth, 0 if depth >= 50 else 100, seed=seed)
-    return pairs.other_needle(lens, clean, _other(lens, clean), length, depth, seed=seed)
+        there = 0 if depth >= 50 else 100
+        return pairs.moved_needle(lens, needle, length, depth, there, haystack=haystack, seed=seed)
+    other = _other(lens, needle) if twin is None else twin
+    return pairs.other_needle(lens, needle, other, length, depth, haystack=haystack, seed=seed)
 
 
 @public
-def measure(lens: HybridLens, pair: Pair, needle: str, name: Annotated[str, Among(METRICS)] = METRICS[0]) -> Measure:
+def measure(
+    lens: HybridLens, pair: Pair, rubric: Rubric | None, name: Annotated[str, Among(METRICS)] = METRICS[0]
+) -> Measure:
     """A metric by name, for a pair.
 
-    Divergences between runs that differ by less than `ALIKE` are rounding, and are refused. Answers are graded by the
-    rubric of `needle`, the clean prompt's.
+    Divergences between runs that differ by less than `ALIKE` are rounding, and are refused.
+
+    Args:
+        lens: the model.
+        pair: the prompts.
+        rubric: grades answers, of the clean prompt's needle; None where there is none.
+        name: of the metric.
 
     Raises:
-        InputError: the model answers both prompts alike, and the metric needs a token that tells them apart.
+        InputError: the model answers both prompts alike, and the metric needs a token that tells them apart; or there
+            is no rubric, and the metric is the score.
         UnknownNameError: there is no such metric.
     """
     if name == "score":  # of whole answers, from the prompts without their beginning
-        return Measure(name, NeedleScore(niah.NEEDLES[needle].rubric), pair.clean.tokens, pair.corrupt.tokens)
+        if rubric is None:
+            raise InputError("metric score needs the answer of the clean prompt; give 'answers' in the prompt file")
+        return Measure(name, NeedleScore(rubric), pair.clean.tokens, pair.corrupt.tokens)
     sides = pair.clean_tokens, pair.corrupt_tokens
     if name == "kl":
         with torch.no_grad():
@@ -119,22 +145,21 @@ def measure(lens: HybridLens, pair: Pair, needle: str, name: Annotated[str, Amon
             "--metric kl or score, or another --pair, --needle, --depth or --length"
         )
     right = pair.answers[0]
-    of_right = {"log-probability": LogProbability((right,)), "rank": Rank(right)}
+    words = pair.texts[:1]
+    of_right = {"log-probability": LogProbability((right,), words), "rank": Rank(right, words)}
     return Measure(name, of_right.get(name, pair.logit_difference), *sides)
 
 
-def _other(lens: HybridLens, needle: niah.Needle) -> niah.Needle:
+def _other(lens: HybridLens, needle: Needle) -> Needle:
     """A needle with the same question, another answer and as many tokens: its twin, else a counterpart."""
-    try:
-        (twins,) = needle_pairs([needle.name])
-    except InputError:  # one that is not of a study
-        twins = None
-    if twins is not None and pairs.count(lens, twins.a.sentence) == pairs.count(lens, twins.b.sentence):
-        return twins.b
+    if niah.NEEDLES.get(needle.name) == needle and needle.name in FORMS:
+        (twins,) = needle_pairs([needle.name], lens.tokenizer)
+        if fits(lens.tokenizer, *twins):
+            return twins.b
     found = pairs.counterparts(lens, needle)
     if not found:
         raise InputError(
-            f"no built-in needle answers {needle.question!r} in as many tokens as {needle.name!r}; give --pair none, "
-            "or another --needle"
+            f"no built-in needle answers {needle.question!r} in as many tokens as {needle.name!r}; give --twin, "
+            "--pair none, or another --needle"
         )
     return found[0]

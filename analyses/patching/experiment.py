@@ -20,15 +20,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 from analyses.experiment.artefacts import Values
+from analyses.experiment.options.needles import identity_of
 from analyses.experiment.options.patch import PatchConfig
 from analyses.experiment.running import Experiment, Progress
-from analyses.patching.alignment import token_strings
 from analyses.patching.choosing import WITH_GRADIENT, make_pair, measure
 from analyses.patching.direct import DirectAttribution, direct_logit_attribution
 from analyses.patching.edges import edge_attribution
 from analyses.patching.effects import Patched
 from analyses.patching.gradients import attribution_sweep
-from analyses.patching.pairs import Pair
+from analyses.patching.pairs import Pair, own_pair
 from analyses.patching.report import article_of, patch_table
 from analyses.patching.results import EdgeResult, PatchResult
 from analyses.patching.sweeps import SWEEPS, sweep, sweep_of
@@ -36,6 +36,7 @@ from hybridlens import niah
 from hybridlens.config import LensConfig
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.model import HybridLens
+from hybridlens.niah import Rubric
 from hybridlens.results import Folder, Manifest, hash_json
 from hybridlens.viz.article import Article
 
@@ -63,18 +64,34 @@ class PatchRun(Experiment[PatchConfig, Patched]):
     def __init__(self, lens: HybridLens, options: PatchConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)
         self.wanted = chosen_sweeps(lens, options.sweeps)
-        length = niah.shortest_length(lens.tokenizer, seed=options.seed) if options.length is None else options.length
-        self.pair = make_pair(lens, options.pair, options.needle, length, options.depth, options.seed)
-        self.measure = measure(lens, self.pair, options.needle, options.metric)
+        self.pair, self.rubric = self._pair()
+        self.measure = measure(lens, self.pair, self.rubric, options.metric)
         slope = options.metric in WITH_GRADIENT and (options.metric, options.direction) != ("kl", "noise")  # there: 0
         self.estimating = options.attribution and slope
         self.sides = (lens, self.measure.clean, self.measure.corrupt, self.measure.metric)
 
+    def _pair(self) -> tuple[Pair, Rubric | None]:
+        """The prompts, and what grades answers to the clean one."""
+        options, lens = self.options, self.lens
+        own = options.prompts
+        if own is not None:
+            rubric = None if own.answers is None else niah.full_match_rubric(own.answers[0])
+            return own_pair(lens, own.clean, own.corrupt), rubric
+        length = niah.shortest_length(lens.tokenizer, seed=options.seed) if options.length is None else options.length
+        pair = make_pair(
+            lens, options.pair, options.hidden, length, options.depth, options.seed, twin=options.other,
+            haystack=options.haystack,
+        )  # fmt: skip
+        return pair, options.hidden.rubric
+
     def manifest(self) -> Manifest:
         """See `Experiment`."""
         options = self.options
+        needle = None if options.prompts is not None else identity_of(options.hidden)
         arguments = {
-            **{name: getattr(options, name) for name in ("pair", "needle", "metric", "direction", "depth")},
+            "pair": self.pair.kind if options.prompts is not None else options.pair,
+            "needle": needle,
+            **{name: getattr(options, name) for name in ("metric", "direction", "depth")},
             "length": len(self.pair.clean.tokens),
             "prompts (their hash)": hash_json([self.measure.clean, self.measure.corrupt]),
         }
@@ -120,8 +137,8 @@ class PatchRun(Experiment[PatchConfig, Patched]):
                 lambda: direct_logit_attribution(self.lens, pair.clean_tokens, [difference, right]),
             ))  # fmt: skip
         progress(total, total)
-        answers = token_strings(pair.answers, self.lens.tokenizer) if pair.answers else None
-        points = niah.score(pair.said[0], niah.NEEDLES[options.needle].rubric)
+        answers = pair.texts or None
+        points = None if self.rubric is None else niah.score(pair.said[0], self.rubric)
         return Patched(pair, answers, self.measure, exact, estimated, edges, direct, points)
 
     def page(self, result: Patched, record: Mapping[str, Any]) -> Article:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, TypeAlias
 
 import torch
@@ -77,9 +77,16 @@ class LogitDifference(LogitMetric):
         wrong: the one that the corrupt prompt is continued with.
     """
 
-    saying = "logit of token {right} minus that of token {wrong}"
     right: Natural
     wrong: Natural
+    texts: tuple[str, ...] = field(default=(), compare=False)
+    """Both tokens as text, for reports."""
+
+    @property
+    def words(self) -> str:
+        """What is measured."""
+        right, wrong = named((self.right, self.wrong), self.texts)
+        return f"logit of {right} minus that of {wrong}"
 
     def __call__(self, logits: Logits) -> PerRow:
         """The difference, in logits."""
@@ -101,11 +108,13 @@ class LogProbability(Metric):
     """
 
     answer: Annotated[tuple[Natural, ...], MinLen(1)]
+    texts: tuple[str, ...] = field(default=(), compare=False)
+    """The tokens as text, for reports."""
 
     @property
     def words(self) -> str:
         """What is measured."""
-        return f"log-probability of tokens {', '.join(map(str, self.answer))}"
+        return f"log-probability of {', '.join(named(self.answer, self.texts))}"
 
     def __call__(self, logits: Logits) -> PerRow:
         """The log-probability of the one token, in nats; a longer answer is refused, and `of` gives all of it."""
@@ -137,8 +146,14 @@ class Rank(LogitMetric):
         token: whose rank.
     """
 
-    saying = "rank of token {token} (1 is the likeliest)"
     token: Natural
+    texts: tuple[str, ...] = field(default=(), compare=False)
+    """The token as text, for reports."""
+
+    @property
+    def words(self) -> str:
+        """What is measured."""
+        return f"rank of {named((self.token,), self.texts)[0]} (1 is the likeliest)"
 
     def __call__(self, logits: Logits) -> PerRow:
         """The rank, 1 to the size of the vocabulary."""
@@ -266,6 +281,11 @@ def checked(metric: Metric, value: Tensor, output: Output, what: Sequence[str]) 
             f"metric '{metric.words}' returned {float(value[wrong[0]])} for {what[wrong[0]]}, expected finite numbers"
         )
     return value
+
+
+def named(tokens: Sequence[int], texts: Sequence[str]) -> list[str]:
+    """Tokens in words: as text where that is known, else by number."""
+    return [f"“{text}”" for text in texts] if texts else [f"token {token}" for token in tokens]
 
 
 def check_tokens(tokens: Sequence[int], size: int) -> None:

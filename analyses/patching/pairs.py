@@ -4,6 +4,7 @@
 `other_needle`    the same prompt with another needle in the same place, of the same number of tokens
 `no_needle`       the needle's place taken by filler sentences of the same number of tokens (the control)
 `moved_needle`    the needle in another place; the filler between the two places is shifted by its length
+`own_pair`        two texts of one's own
 ================  ==========================================================================================
 
 What tells the two prompts of a pair apart is found by asking the untouched model: it answers both greedily, and the
@@ -23,8 +24,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
+from typing import cast
 
-from analyses.patching.alignment import Difference, differences, neighbours, parting, token_strings
+from analyses.patching.alignment import Difference, check_lengths, differences, neighbours, parting, token_strings
 from analyses.patching.metrics import LogitDifference
 from hybridlens import niah
 from hybridlens.boundary import Length, Percent, Seed, public
@@ -49,7 +51,7 @@ class Pair:
     """Two prompts of equal length, and how the model answers them.
 
     Attributes:
-        kind: "needle", "control" or "moved".
+        kind: "needle", "control", "moved" or "own".
         clean: the prompt whose behaviour is explained.
         corrupt: the other.
         clean_tokens: the clean prompt and what both answers begin with.
@@ -58,6 +60,7 @@ class Pair:
             nothing is put behind the prompts.
         strings: every token of both as text.
         said: the model's two answers in full.
+        texts: `answers` as text; empty where there are none.
     """
 
     kind: str
@@ -68,6 +71,7 @@ class Pair:
     answers: tuple[int, int] | None
     strings: tuple[tuple[str, ...], tuple[str, ...]]
     said: tuple[str, str]
+    texts: tuple[str, ...] = ()
 
     @property
     def differences(self) -> list[Difference]:
@@ -92,7 +96,7 @@ class Pair:
                 f"the model answers both prompts of this pair alike ({self.said[0]!r}), so no token tells them "
                 "apart; take another pair, or a metric such as KullbackLeibler or NeedleScore"
             )
-        return LogitDifference(*self.answers)
+        return LogitDifference(*self.answers, self.texts)
 
     def show(self) -> str:
         """Where the prompts differ, in lines of text."""
@@ -130,7 +134,24 @@ def make_pair(lens: HybridLens, kind: str, clean: Prompt, corrupt: Prompt, max_n
     sides = clean.tokens + begun, corrupt.tokens + begun
     first, second = (tuple(token_strings(side, lens.tokenizer)) for side in sides)
     answers = None if alike else (ours[common], theirs[common])
-    return Pair(kind, clean, corrupt, *sides, answers, (first, second), (said.text[0], said.text[1]))
+    texts = () if answers is None else tuple(token_strings(answers, lens.tokenizer))
+    return Pair(kind, clean, corrupt, *sides, answers, (first, second), (said.text[0], said.text[1]), texts)
+
+
+@public
+def own_pair(lens: HybridLens, clean: str, corrupt: str, max_new_tokens: Length = 40) -> Pair:
+    """Two texts of a user's own as a pair; there is no needle in them.
+
+    Raises:
+        InputError: texts of unequal numbers of tokens, or that are the same, or no room in the model's context.
+    """
+    ours, theirs = (tuple(cast(list[int], lens.batch(text).tokens[0].tolist())) for text in (clean, corrupt))
+    check_lengths(ours, theirs, lens.tokenizer)
+    first, second = (
+        Prompt(text, tokens, len(tokens), None, None, (), "base", False, "clean", True)
+        for text, tokens in ((clean, ours), (corrupt, theirs))
+    )
+    return make_pair(lens, "own", first, second, max_new_tokens)
 
 
 @public

@@ -69,8 +69,9 @@ def finding(found: Patched) -> tuple[str, ...]:
     does = verbs[0] if found.denoises else verbs[1]
     of = f"of the {WORDS[found.measure.name]}"
     told = found.points is None or found.points >= LEAST
-    what = "the needle" if told else "the difference between the two runs"
-    said = [] if told else [
+    own = found.pair.kind == "own"
+    what = "the needle" if told and not own else "the difference between the two runs"
+    said = [] if told or own else [
         f"The model does not tell the needle: to the clean prompt it answers “{visible(found.pair.said[0])}” "
         f"({found.points:g} of {MAX_SCORE:g} points). What follows is about that answer, not about retrieval."
     ]  # fmt: skip
@@ -174,7 +175,8 @@ def _origin(found: Patched, record: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         f"{patches:,} patches in {len(found.exact)} sweeps and {passes:,} forward passes",
         f"pair: {arguments.get('pair', found.pair.kind)}",
-        f"{len(found.measure.clean)} tokens, needle at {arguments.get('depth', '?')} %",
+        f"{len(found.measure.clean)} tokens"
+        + ("" if found.pair.kind == "own" else f", needle at {arguments.get('depth', '?')} %"),
         "denoising" if found.denoises else "noising",
         f"seed {record.get('seed')}",
     )

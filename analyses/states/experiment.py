@@ -19,10 +19,11 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from analyses.experiment.options.needles import identity_of
 from analyses.experiment.options.states import StatesConfig
 from analyses.experiment.running import Experiment, Progress
 from analyses.kv_cache.pairs import PromptPair, prompt_pairs
-from analyses.kv_cache.twins import needle_pairs
+from analyses.kv_cache.twins import paired
 from analyses.patching.choosing import Measure, make_pair, measure
 from analyses.states.flow import Flow, flow
 from analyses.states.found import Found, OfPrompt
@@ -80,7 +81,7 @@ class StatesRun(Experiment[StatesConfig, Found]):
         """See `Experiment`."""
         options = self.options
         arguments = {
-            "needle": None if options.texts else options.needle,
+            "needle": None if options.texts else identity_of(options.hidden),
             "layers": list(self.layers),
             "first": options.first,
             "metric": options.metric,
@@ -119,7 +120,7 @@ class StatesRun(Experiment[StatesConfig, Found]):
         if options.texts is not None:
             return own_prompts(lens, options.texts)
         length = niah.shortest_length(lens.tokenizer, seed=options.seed) if options.length is None else options.length
-        return needle_prompts(lens, niah.NEEDLES[options.needle], length, options.depths, options.seed)
+        return needle_prompts(lens, options.hidden, length, options.depths, options.seed, options.haystack)
 
     def _measured(self, folder: Folder, prompt: Measurable) -> OfPrompt:
         """Every measure of one prompt."""
@@ -164,9 +165,10 @@ class StatesRun(Experiment[StatesConfig, Found]):
             return {}
         of = found[len(found) // 2]
         depth = 50 if of.prompt.depth is None else of.prompt.depth
-        pair = make_pair(lens, "needle", options.needle, len(of.prompt.tokens), depth, options.seed)
+        length = len(of.prompt.tokens)
+        pair = make_pair(lens, "needle", options.hidden, length, depth, options.seed, haystack=options.haystack)
         name = options.metric or ("logit-difference" if pair.answers is not None else "kl")
-        one = measure(lens, pair, options.needle, name)
+        one = measure(lens, pair, options.hidden.rubric, name)
         needle = tuple(range(*pair.clean.needle_span or (0, 0)))
         made: dict[str, Knockout] = {}
         for n in sorted({1, -(-heads // 4)}):
@@ -192,6 +194,9 @@ class StatesRun(Experiment[StatesConfig, Found]):
         options = self.options
         if options.texts is not None or not options.probes:
             return None
+        if options.haystack is not None:
+            warnings.warn("probes are left out: they need an essay for every pair, and a haystack is one", stacklevel=2)
+            return None
         try:
             pairs = self._needles_in_essays()
         except InputError as error:
@@ -210,7 +215,7 @@ class StatesRun(Experiment[StatesConfig, Found]):
         """Prompts with either of two needles, an essay of its own for each pair."""
         options, lens = self.options, self.lens
         length, depths = len(self.prompts[0].tokens), options.depths
-        (needles,) = needle_pairs([options.needle])
+        (needles,) = paired([options.hidden], lens.tokenizer)
         return [
             prompt_pairs(
                 lens.tokenizer, [length], [depths[essay % len(depths)]], [needles], seed=options.seed + 1 + essay

@@ -32,14 +32,19 @@ class Measurable(NamedTuple):
 
 
 def needle_prompts(
-    lens: HybridLens, needle: niah.Needle, length: int, depths: Sequence[int], seed: int
+    lens: HybridLens,
+    needle: niah.Needle,
+    length: int,
+    depths: Sequence[int],
+    seed: int,
+    haystack: niah.Haystack | None = None,
 ) -> list[Measurable]:
     """One prompt a depth.
 
     Raises:
         InputError: see `niah.grid`.
     """
-    grid = niah.grid(lens.tokenizer, [length], list(depths), needle=needle, seed=seed)
+    grid = niah.grid(lens.tokenizer, [length], list(depths), haystack, needle, seed=seed)
     return [
         Measurable(f"depth-{p.depth}", f"needle at {p.depth} % of the context", p.tokens, p.needle_span, p.depth)
         for p in grid

@@ -134,6 +134,25 @@ def once(values: Sequence[Any] | None, info: Any) -> Sequence[Any] | None:
     return values
 
 
+def alone(options: Options, given: str, others: Sequence[str]) -> None:
+    """Refuse options of needle prompts beside an option that puts something of the user's in their place.
+
+    Args:
+        options: all of them.
+        given: the field that is to stand alone.
+        others: the fields that must be left as they are where it is given.
+
+    Raises:
+        InputError: one of them was changed.
+    """
+    fields = type(options).model_fields
+    changed = [name for name in others if getattr(options, name) != fields[name].default]
+    if getattr(options, given) is not None and changed:
+        raise InputError(
+            f"{flag(given)} and {flag(changed[0])} are given; own texts have no needle of ours, give one of the two"
+        )
+
+
 def unknown(what: str, name: str, known: Sequence[str]) -> UnknownNameError:
     """The refusal of a name that does not exist."""
     return UnknownNameError(f"{what} {name!r} does not exist{closest(name, known)}; expected one of {', '.join(known)}")

@@ -24,6 +24,7 @@ class BenchmarkConfig(Options):
     Attributes:
         tasks: tasks, groups or tags by lm-eval's names: "glue", "mmlu", a local one.
         ks: heads kept in each layer; None for all, five and none (`default_ks`).
+        untouched: the untouched model besides the k's given.
         limit: at most so many documents of each task; None for all.
         num_fewshot: examples before each question; None for what each task says.
         version: one of `VERSIONS`.
@@ -39,6 +40,7 @@ class BenchmarkConfig(Options):
 
     tasks: tuple[str, ...] = LOCAL_TASKS
     ks: MaybeNumbers = None
+    untouched: bool = False
     limit: int | None = Field(None, ge=1)
     num_fewshot: int | None = Field(None, ge=0)
     version: Annotated[str, one_of(VERSIONS)] = "prefill"
@@ -67,6 +69,7 @@ class BenchmarkConfig(Options):
             InputError: one is above the model's heads.
         """
         ks = default_ks(n_heads) if self.ks is None else self.ks
+        ks = tuple(dict.fromkeys((n_heads, *ks))) if self.untouched else ks
         if max(ks) > n_heads:
             raise InputError(
                 f"k = {max(ks)} given, expected 0..{n_heads}: {self.model} has {n_heads} heads in each layer"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from analyses.experiment.options.base import (
     MEMORY,
@@ -48,54 +48,107 @@ def _phases(name: str) -> tuple[str, ...]:
 def read_needle(needle: str | None, question: str | None, rubric: Path | None) -> niah.Needle | None:
     """The needle of the three options, or None when none of them was given.
 
-    A needle can also be one of those built in, by name, which brings its question and rubric along.
+    Args:
+        needle: a built-in name or a file's needle, which bring question and rubric along (`read_needles`), or a
+            sentence of one's own.
+        question: of a sentence of one's own.
+        rubric: of the same, a JSON file.
 
     Raises:
-        InputError: some of the three are missing, or the rubric does not fit the needle.
+        InputError: some of the three are missing, the rubric does not fit the needle, or a file holds several.
     """
-    if needle in niah.NEEDLES and question is None and rubric is None:
-        return niah.NEEDLES[str(needle)]
+    named = None if needle is None or question is not None or rubric is not None else named_needle(needle)
+    if named is not None:
+        return named
     given = {"--needle": needle, "--question": question, "--rubric": rubric}
     missing = [name for name, value in given.items() if value is None]
     if len(missing) == len(given):
         return None
     if missing or needle is None or question is None or rubric is None:
         present = [name for name in given if name not in missing]
+        near = "" if needle is None else closest(needle, niah.NEEDLES)
         raise InputError(
-            f"{' and '.join(present)} given without {' and '.join(missing)}; an own needle needs all three, or give "
-            f"--needle alone with a built-in name: {', '.join(sorted(niah.NEEDLES))}"
+            f"{' and '.join(present)} given without {' and '.join(missing)}{near}; an own needle needs all "
+            "three, or give --needle alone, a needle of a file (FILE.json:NAME) or a built-in name: "
+            f"{', '.join(sorted(niah.NEEDLES))}"
         )
     return niah.Needle("own", needle, question, niah.load_rubric(rubric, needle))
 
 
+def named_needle(given: str) -> niah.Needle | None:
+    """The built-in needle of a name, or the one of a file; None where it is neither.
+
+    Raises:
+        InputError: the file is refused, or holds several.
+        UnknownNameError: a name that the file lacks.
+    """
+    if given not in niah.NEEDLES and _file(given) is None:
+        return None
+    first, *others = read_needles(given)
+    if others:
+        names = ", ".join(one.name for one in (first, *others))
+        raise InputError(f"--needle {given!r} holds {names}; choose one, as in {given}:{first.name}")
+    return first
+
+
 def read_needles(given: str) -> tuple[niah.Needle, ...]:
-    """The needles that ``--needles`` asks for.
+    """The needles that ``--needles`` asks for, or the one of ``--needle``.
 
     Args:
-        given: "all" for those of a study (`niah.needle_set`), built-in names with commas between them, or a
-            JSON file (`niah.load_needles`). What is a built-in name is one; write ./NAME for a file so called.
+        given: "all" for those of a study (`niah.needle_set`), built-in names with commas between them, a JSON file
+            (`niah.load_needles`), or some of a file, ``FILE.json:NAME,NAME``. What is a built-in name is one; write
+            ./NAME for a file so called.
 
     Raises:
         InputError: the file is refused.
-        UnknownNameError: neither a file nor built-in names.
+        UnknownNameError: neither a file nor built-in names, or a name that the file lacks.
     """
-    names = niah.needle_set() if given == "all" else tuple(name.strip() for name in given.split(","))
+    names = niah.needle_set() if given == "all" else _words(given)
     unknown = [name for name in names if name not in niah.NEEDLES]
     if not unknown:
         return tuple(niah.NEEDLES[name] for name in names)
+    file = _file(given)
+    if file is None:
+        raise UnknownNameError(
+            f"--needles {given!r} given, but {unknown[0]!r} is neither a file nor a built-in needle"
+            f"{closest(unknown[0], niah.NEEDLES)}; expected a JSON file, all, or names of "
+            f"{', '.join(sorted(niah.NEEDLES))}"
+        )
+    path, chosen = file
+    held = {needle.name: needle for needle in niah.load_needles(path)}
+    for name in chosen:
+        if name not in held:
+            raise UnknownNameError(
+                f"needle {name!r} of {str(path)!r} does not exist{closest(name, held)}; it holds {', '.join(held)}"
+            )
+    return tuple(held[name] for name in chosen or held)
+
+
+def _file(given: str) -> tuple[Path, tuple[str, ...]] | None:
+    """The file, and the names asked for in it, none for all; None where no file is meant."""
     if given.endswith(".json") or Path(given).is_file():
-        return tuple(niah.load_needles(given))
-    raise UnknownNameError(
-        f"--needles {given!r} given, but {unknown[0]!r} is neither a file nor a built-in needle"
-        f"{closest(unknown[0], niah.NEEDLES)}; expected a JSON file, all, or names of "
-        f"{', '.join(sorted(niah.NEEDLES))}"
-    )
+        return Path(given), ()
+    path, colon, names = given.rpartition(":")
+    return (Path(path), _words(names)) if colon and path.endswith(".json") else None
+
+
+def _words(given: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in given.split(","))
+
+
+def identity_of(needle: niah.Needle) -> str | list[Any]:
+    """A needle as a manifest states it: its name where it is built in, else all that it is."""
+    if niah.NEEDLES.get(needle.name) == needle:
+        return needle.name
+    return [needle.name, needle.sentence, needle.question, [list(rule) for rule in needle.rubric]]
 
 
 def _filler(value: object) -> object:
     return niah.read_haystack(value) if isinstance(value, str | Path) else value
 
 
+Filler = Annotated[niah.Haystack | None, BeforeValidator(_filler)]
+FILLER = "Folder of text files; built-in essays when left out."
 Named = Annotated[Item, typed(_phases), AfterValidator(once), one_of(VERSIONS, "phase")]
 Phases = Named[tuple[str, ...]]
 MaybePhases = Named[tuple[str, ...] | None]
@@ -108,15 +161,41 @@ class PromptOptions(Options):
 
     lengths: MaybeNumbers = Field(None, description="Prompt lengths in tokens; ten up to the context, at most 4096.")
     depths: Depths = Field(niah.DEFAULT_DEPTHS, description="Needle depths in percent, 0 the start; ten from 0 to 100.")
-    haystack: Annotated[niah.Haystack | None, BeforeValidator(_filler)] = Field(
-        None, description="Folder of text files; built-in essays when left out."
-    )
+    haystack: Filler = Field(None, description=FILLER)
     template: Annotated[str, one_of(tuple(niah.TEMPLATES))] = Field("base", description="base or instruct.")
     batch_size: int | None = Field(None, ge=1, description="Most rows that answer together; changes no result.")
     memory: Memory = MEMORY
     seed: Seed = 0
     max_new_tokens: int = Field(40, ge=1, le=100_000)
     """Length of the answers."""
+
+
+class NeedleOptions(Options):
+    """Options of experiments on one needle, given by name or as sentence, question and rubric."""
+
+    needle: niah.Needle | None = Field(
+        None,
+        description="A built-in needle by name, one of a file (FILE.json:NAME), or a sentence with --question and "
+        "--rubric.",
+        json_schema_extra={"typed": None},
+    )
+    question: str | None = Field(None, description="The question of an own needle.")
+    rubric: Path | None = Field(None, description="JSON file: a list of [phrase, points, add or set].")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_needle(cls, given: Any) -> Any:
+        """The needle of three options, as one value."""
+        needle = given.get("needle")
+        if isinstance(needle, niah.Needle):
+            return given
+        read = read_needle(needle, given.get("question"), given.get("rubric"))
+        return {**given, "needle": read, "question": None, "rubric": None}
+
+    @property
+    def hidden(self) -> niah.Needle:
+        """The needle: the one given, or the paper's."""
+        return self.needle or niah.PAPER_NEEDLE
 
 
 class SweepOptions(PromptOptions):

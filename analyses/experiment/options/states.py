@@ -7,23 +7,19 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from analyses.experiment.options.base import MaybeNumbers, Options, Seed, one_of
-from analyses.experiment.options.needles import Depths
-from hybridlens import niah
-from hybridlens.errors import InputError
+from analyses.experiment.options.base import MaybeNumbers, Seed, alone, one_of
+from analyses.experiment.options.needles import FILLER, Depths, Filler, NeedleOptions
 
 METRICS = ("logit-difference", "kl")
 
 
-class StatesConfig(Options):
+class StatesConfig(NeedleOptions):
     """Options of what states say; a field with a description is one of the command's."""
 
     texts: Path | None = Field(
         None, description="A text file, or a JSON list of texts, to measure instead of needle prompts."
     )
-    needle: Annotated[str, one_of(tuple(niah.NEEDLES), "--needle")] = Field(
-        "paper", description="A built-in needle, of the prompts."
-    )
+    haystack: Filler = Field(None, description=FILLER)
     length: int | None = Field(
         None, ge=1, le=10**7, description="Tokens of the prompts; the shortest of the benchmark by default."
     )
@@ -43,8 +39,5 @@ class StatesConfig(Options):
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> StatesConfig:
-        own = {name for name in ("needle", "length", "depths") if name in self.model_fields_set}
-        changed = sorted(name for name in own if getattr(self, name) != type(self).model_fields[name].default)
-        if self.texts is not None and changed:
-            raise InputError(f"--texts and --{changed[0]} are given; own texts have no needle, give one of the two")
+        alone(self, "texts", ("needle", "length", "depths", "haystack"))
         return self

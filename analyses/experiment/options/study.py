@@ -13,10 +13,10 @@ from analyses.experiment.options.needles import (
     PAPER,
     VERSIONS,
     MaybePhases,
+    NeedleOptions,
     Needles,
     Phases,
     SweepOptions,
-    read_needle,
 )
 from hybridlens import niah
 from hybridlens.errors import InputError, UnknownNameError, closest
@@ -24,29 +24,12 @@ from hybridlens.errors import InputError, UnknownNameError, closest
 BENCHMARKS = "benchmarks"
 
 
-class NiahConfig(SweepOptions):
-    """Options of the needle experiment; a needle may be given by name, or as sentence, question and rubric."""
+class NiahConfig(SweepOptions, NeedleOptions):
+    """Options of the needle experiment."""
 
-    needle: niah.Needle | None = Field(
-        None,
-        description="A built-in needle by name, or an own sentence with --question and --rubric.",
-        json_schema_extra={"typed": None},
-    )
-    question: str | None = Field(None, description="The question of an own needle.")
-    rubric: Path | None = Field(None, description="JSON file: a list of [phrase, points, add or set].")
     jrt: bool = Field(False, description="Just read twice: context and question given twice.")
     phases: Phases = Field(VERSIONS, description="generation, prefill (both stages sparsified), or both.",
                            json_schema_extra={"typed": "both"})  # fmt: skip
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_needle(cls, given: Any) -> Any:
-        """The needle of three options, as one value."""
-        needle = given.get("needle")
-        if isinstance(needle, niah.Needle):
-            return given
-        read = read_needle(needle, given.get("question"), given.get("rubric"))
-        return {**given, "needle": read, "question": None, "rubric": None}
 
     @property
     def hidden(self) -> niah.Needle:
@@ -152,6 +135,8 @@ class ReproduceConfig(StudyConfig):
         return BenchmarkConfig(
             model=self.model,
             tasks=self.tasks or default_tasks(self.model),
+            ks=self.heads,
+            untouched=True,
             **({} if self.batch_size is None else {"batch_size": self.batch_size}),
             **{name: getattr(self, name) for name in names},
         )
