@@ -155,7 +155,7 @@ def test_the_table_prints_the_interval() -> None:
     lines = accuracy_table(cells, "m").splitlines()
     assert "[95 % interval over prompts]" in lines[0]
     assert [line.split() for line in lines[1:]] == [
-        ["heads", "kept", "generation", "control"],
+        ["heads", "kept", "generation", "chance"],
         ["4", "75.0", f"[{low:.1f},", f"{high:.1f}]"],
         ["0", "0.0", "[0.0,", "3.6]"],
     ]

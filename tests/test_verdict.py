@@ -156,7 +156,7 @@ def test_zero_is_under_ten_percent(right: int, said: str) -> None:
     assert found.outcome == said
     assert found.reason.startswith("undecided: the interval holds the threshold in k = 0") == (right in (8, 13))
     assert f"k = 0, generation: {right:.1f} %" in found.measured
-    assert "n = 100, control 0.0 %" in found.measured
+    assert "n = 100, chance 0.0 %" in found.measured
 
 
 @pytest.mark.parametrize(("right", "said"), [(100, "holds"), (98, "holds"), (92, "not tested here"), (70, "fails")])

@@ -49,10 +49,17 @@ def finding(circuits: HeadCircuits) -> tuple[str, ...]:
     """Which heads retrieve, copy, match and induct by their weights, through which writer, in sentences."""
     n = circuits.copying.numel()
     best = _best(circuits, "retrieval")
-    said = [f"By their weights, the heads of {circuits.model} with the most retrieval strength are {best}."]
+    said = [
+        f"By their weights alone, the heads of {circuits.model} made for retrieval are {best}: by retrieval strength, "
+        "how much a head copies what it looks at × how well it looks at the token behind an earlier copy of its own."
+    ]
     for metric, verb, of in (("copying", "copy", "OV"), ("matching", "match equal tokens", "QK")):
         many = int((circuits.score(metric) > HALF).sum())
-        which = f"{many} of {n} heads {verb} (Σλ ÷ Σ|λ| of the {of} circuit above {HALF:g})"
+        does = {
+            "copying": "raise the logit of the token that they look at",
+            "matching": "look at tokens like their own",
+        }
+        which = f"{many} of {n} heads {verb}, that is, {does[metric]} (Σλ ÷ Σ|λ| of the {of} circuit above {HALF:g})"
         said.append(f"{which}; most: {_best(circuits, metric)}.")
     said.append(_induction(circuits))
     if circuits.ssm_layers:

@@ -107,9 +107,11 @@ def _verdict(kv: Share, recurrent: Share) -> str | None:
 
 def _which_layer(found: Crossover, inside: bool) -> list[str]:
     """The layers, and heads, whose memory alone decides most answers; nothing where no layers were mixed."""
-    shares = [(one.memory.words, following(found, one.memory, inside)) for one in layer_memories(found.mixes)]
+    memories = layer_memories(found.mixes)
+    shares = [(one.memory.words, following(found, one.memory, inside)) for one in memories]
     if not shares:
         return []
+    decide = {m.layer for m, (_, share) in zip(memories, shares, strict=True) if share.memory.interval.low > NOTHING}
     # of memories that are followed alike, the smaller come after those they are part of, whose names are shorter
     order = sorted(shares, key=lambda both: (-both[1].memory.mean, -both[1].shift, len(both[0])))
     best = [(words, share) for words, share in order if share.memory.mean >= NOTHING][:_NAMED]
@@ -121,6 +123,9 @@ def _which_layer(found: Crossover, inside: bool) -> list[str]:
         ]
     if best[0][1].memory.interval.low > ENOUGH:
         alone = "Of single memories, the answer follows"
+    elif len(decide) > 1:
+        layers = " and ".join(filter(None, (", ".join(map(str, sorted(decide)[:-1])), str(max(decide)))))
+        alone = f"Layers {layers} share it, each deciding a part of the answers by itself; the answer follows"
     elif max(share.memory.interval.high for _, share in shares) < ENOUGH:
         alone = "No memory of a single layer or head decides most answers by itself; the answer follows"
     else:

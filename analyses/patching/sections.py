@@ -22,6 +22,9 @@ from hybridlens.viz.words import DASH
 
 _TOP = 12
 
+LEAST_SHOWN = 0.01
+"""An effect smaller than this is not called strong."""
+
 
 def prompts(found: Patched) -> Section:
     """The two prompts side by side, and what the model answers."""
@@ -50,13 +53,16 @@ def places(found: Patched) -> Section:
     """The strongest patches of each sweep."""
     rows: list[tuple[Entry, ...]] = []
     for name, result in found.exact.items():
-        best = [(place.words, number(place.effect)) for place in strongest(result, 3)]
+        best: list[Entry] = [
+            (place.words, number(place.effect)) for place in strongest(result, 3) if place.effect >= LEAST_SHOWN
+        ]
+        best = best or [f"none moves {LEAST_SHOWN:g}"]
         what = SWEEPS[name].words, f"{SWEEPS[name].point} · {result.raw.numel():,} patches"
         rows.append((what, *best, *[DASH] * (3 - len(best))))
     text = (
         "One patch at a time. Each row is a kind of place, with its three strongest patches and the share of the "
-        "difference that each moves by itself. Shares of different patches do not add up to 1: one value may pass "
-        "through many places, and some only work together."
+        "difference that each moves by itself, where that is at least 0.01. Shares of different patches do not add up "
+        "to 1: one value may pass through many places, and some only work together."
     )
     table = Table(("patched", "1st", "2nd", "3rd"), tuple(rows))
     return Section("places", "The strongest patches", (Words(text), table))

@@ -122,12 +122,14 @@ def less(estimate: Estimate | None, threshold: float) -> Estimate | None:
 
 
 def percent(name: str, group: Group) -> str:
-    """An accuracy in words: "k = 0: 1.5 % [0.0, 4.2], n = 100, control 0.0 %"; its name alone where it was not run."""
+    """An accuracy in words: "k = 0: 1.5 % [0.0, 4.2], n = 100, chance 0.0 %"; its name alone where it was not run."""
     found, floor = accuracy(group), chance(group)
     if found is None:
         return name
-    control = "" if floor is None else f", control {100 * floor:.1f} %"
-    return f"{name}: {100 * found.mean:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}], n = {found.n}{control}"
+    chance_level = "" if floor is None else f", chance {100 * floor:.1f} %"
+    return (
+        f"{name}: {100 * found.mean:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}], n = {found.n}{chance_level}"
+    )
 
 
 def points(name: str, found: Estimate | None) -> str:

@@ -10,23 +10,24 @@ its section.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from analyses.experiment.text import columns, percent_interval
 from analyses.study.benchmark_section import benchmarks
-from analyses.study.benchmarks.results import BenchmarkRow
+from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study.experiments import EXPERIMENTS, Study
 from analyses.study.explorer import BOUNDARY_WORDS, explorer, tied
+from analyses.study.finding import UNTESTED, finding
 from analyses.study.groups import Base
 from analyses.study.sections import SECTIONS
 from analyses.study.verdict import Verdict
 from analyses.study.views import NEAR, near_ties
 from hybridlens.errors import ResultsError
 from hybridlens.niah import MAX_SCORE
-from hybridlens.results import Cell, accuracy_points, finding, ks_of, phases_of
+from hybridlens.results import Cell, accuracy_points, ks_of, phases_of
+from hybridlens.results import finding as found_of
 from hybridlens.viz import PatternFigure
 from hybridlens.viz.article import Article
 from hybridlens.viz.blocks import Hypothesis, Patterns, Section, Table, VerdictRow, Verdicts, Words
@@ -78,7 +79,8 @@ def page_of(found: Judged, record: Mapping[str, Any], ran: Collection[str]) -> A
         for name in EXPERIMENTS
     }
     rest = [note for note in notes if kinds[note] not in (*EXPERIMENTS, _LEFT_OUT)]
-    sections = [_verdicts(verdicts)] if verdicts else []
+    judged = [_verdicts(verdicts)] if verdicts else []
+    sections = list(judged) if cells else []
     for name in SECTIONS:
         if name in ran:
             sections.append(_section(name, cells, study.base, told[name]))
@@ -87,13 +89,15 @@ def page_of(found: Judged, record: Mapping[str, Any], ran: Collection[str]) -> A
                 sections.append(_answers(cells, study.base, told["maps"]))
             if benchmark_rows:
                 sections.append(benchmarks(benchmark_rows, model, study.base.n_heads))
+    if not cells:
+        sections += judged
     if cells:
         sections += [_ties(cells), _costs(cells, rest)]
     return Article(
         subject="the paper's experiments",
         over="Retrieval and attention in a hybrid model: the paper's experiments",
         origin=_origin(cells, record, study.base),
-        finding=_finding(verdicts, model),
+        finding=finding(cells, benchmark_rows, verdicts, study.base, model),
         notes=tuple(note for note in notes if kinds[note] == _LEFT_OUT),
         sections=tuple(sections),
     )
@@ -120,7 +124,7 @@ def niah_page(
     """
     model = str(record["model"])
     phases = [phase for phase in phases_of(cells) if ks_of(cells, phase)]
-    found = [finding(accuracy_points(cells, phase, MAX_SCORE), phase) for phase in phases]
+    found = [found_of(accuracy_points(cells, phase, MAX_SCORE), phase) for phase in phases]
     words = (
         "Each row is the token that looks, each column the token looked at; the darker, the more attention. Point at a "
         "head to see it large, click to keep it."
@@ -142,7 +146,7 @@ def niah_page(
 
 
 def accuracy_table(cells: Sequence[Cell], model: str) -> str:
-    """Accuracy in percent for every k and phase, each with its 95 % interval over prompts and its control.
+    """Accuracy in percent for every k and phase, each with its 95 % interval over prompts and its chance level.
 
     Raises:
         ResultsError: there is no cell to average.
@@ -155,18 +159,27 @@ def accuracy_table(cells: Sequence[Cell], model: str) -> str:
             point = points.get(k)
             row.append("" if point is None else percent_interval(point.accuracy, point.low, point.high))
             row.append("" if point is None or point.chance is None else f"{100 * point.chance:.1f}")
-    header = ["heads kept", *(name for phase in phases for name in (phase, "control"))]
-    title = f"{model}: accuracy in % of the highest score [95 % interval over prompts] (control: the needle left out)"
+    header = ["heads kept", *(name for phase in phases for name in (phase, "chance"))]
+    title = f"{model}: accuracy in % of the highest score [95 % interval over prompts] (chance: the needle left out)"
     return f"{title}\n{columns([header, *rows.values()], left=0)}"
 
 
+def score_table(rows: Sequence[BenchmarkRow], model: str) -> str:
+    """Scores of the benchmarks at every number of heads kept, with the differences to all heads."""
+    return str(BenchmarkResult(model, max((row.k for row in rows), default=0), tuple(rows), {}))
+
+
 def verdict_table(judged: Sequence[Verdict], model: str) -> str:
-    """What became of each of the paper's claims; the numbers behind it are in the report."""
+    """What became of each of the paper's claims that was tested; the rest, and the numbers, are in the report."""
+    tested = [found for found in judged if found.outcome != UNTESTED]
     rows = [
         [found.hypothesis, found.outcome, f"{found.claim} ({found.reason})" if found.reason else found.claim]
-        for found in judged
+        for found in tested
     ]
-    return f"{model}: the paper's claims\n{columns(rows, left=3)}"
+    left = len(judged) - len(tested)
+    more = f"{left} {'claim is' if left == 1 else 'claims are'} not tested here; the report says why"
+    lines = [f"{model}: the paper's claims", *([columns(rows, left=3)] if rows else []), *([more] if left else [])]
+    return "\n".join(lines)
 
 
 def _section(name: str, cells: Sequence[Cell], base: Base, told: Sequence[Words] = ()) -> Section:
@@ -214,20 +227,10 @@ def _origin(cells: Sequence[Cell], record: Mapping[str, Any], base: Base) -> tup
     """How much was run, under which rules."""
     controls = sum(cell.control for cell in cells)
     rules = f"{base.semantics} semantics, answering from {BOUNDARY_WORDS[base.boundary]}"
+    if not cells:
+        return (f"seed {record.get('seed')}",)
     counts = f"{len(cells) - controls:,} answers with the needle in the prompt, {controls:,} without"
     return counts, rules, f"seed {record.get('seed')}"
-
-
-def _finding(verdicts: Sequence[Verdict], model: str) -> tuple[str, ...]:
-    """How many claims hold, in a sentence."""
-    if not verdicts:
-        return ("No claim of the paper was judged.",)
-    counts = Counter(found.outcome for found in verdicts)
-    hold, fail, open_ = (counts[name] for name in ("holds", "fails", "not tested here"))
-    return (
-        f"Of {len(verdicts)} claims of the paper, {hold} {'holds' if hold == 1 else 'hold'} for {model}, "
-        f"{fail} {'fails' if fail == 1 else 'fail'}, and {open_} {'is' if open_ == 1 else 'are'} not tested here.",
-    )
 
 
 def _verdicts(verdicts: Sequence[Verdict]) -> Section:

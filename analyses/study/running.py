@@ -23,7 +23,7 @@ from analyses.study.benchmarks.running import BenchmarkRun
 from analyses.study.evidence import ModelFacts
 from analyses.study.experiments import Study, check_study, plan, rubrics_of
 from analyses.study.prompts import check_budget
-from analyses.study.report import Judged, page_of, verdict_table
+from analyses.study.report import Judged, page_of, score_table, verdict_table
 from analyses.study.verdict import verdicts
 from hybridlens.config import LensConfig
 from hybridlens.engine import Tally
@@ -88,7 +88,7 @@ class StudyRun(Experiment[StudyConfig, Judged]):
     def run(self, folder: Folder, progress: Progress) -> Judged:
         """See `Experiment`."""
         lens, options, study = self.lens, self.options, self.study
-        notes = list(study.notes)
+        notes, costs = list(study.notes), list[Tally]()
         if folder.complete and set(study.experiments) - asked_for(folder.record):
             folder.begin()  # one whose cells others have left is part of the report all the same
         store = Run(folder, self.expected())
@@ -96,8 +96,10 @@ class StudyRun(Experiment[StudyConfig, Judged]):
         total = len(study.cells) + pairs
         cells = answer_all(
             lens, store, study.cells, rubrics_of(options, study.cells), options,
-            lambda done, _: progress(done, total), lambda cost: notes.append(cost_words(cost)),
+            lambda done, _: progress(done, total), costs.append,
         )  # fmt: skip
+        if costs:
+            notes.append(cost_words(sum(costs, Tally())))
         rows = ()
         if self.benchmarks is not None:
             rows = self.benchmarks.run(folder, lambda done, _: progress(len(cells) + done, total)).rows
@@ -110,7 +112,8 @@ class StudyRun(Experiment[StudyConfig, Judged]):
 
     def table(self, result: Judged) -> Iterable[str]:
         """See `Experiment`."""
-        return [verdict_table(result.verdicts, self.options.model)]
+        scores = [] if self.benchmarks is None else [score_table(result.benchmarks, self.options.model)]
+        return [*scores, verdict_table(result.verdicts, self.options.model)]
 
 
 def asked_for(record: Mapping[str, Any]) -> set[str]:

@@ -193,7 +193,7 @@ CLAIMS: tuple[Claim, ...] = (
           rules.beyond_needs_reading, ("recurrentgemma",)),
     Claim("h3-omit-window", "What Omit-Keep still retrieves are needles inside the window.",
           {"RG-2B": "maps only (figure 4)"},
-          "Omit-Keep above its control where the needle is in the window, and under 10 % beyond it.",
+          "Omit-Keep above its chance level where the needle is in the window, and under 10 % beyond it.",
           rules.omit_in_window_only, ("recurrentgemma",)),
 )  # fmt: skip
 """The claims, hypothesis by hypothesis, in the paper's order."""

@@ -13,7 +13,7 @@ blocks, so that it needs the whole prompt in one pass whatever the budget.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import torch
@@ -53,6 +53,10 @@ class Tally:
     passes: int = 0
     dropped: int = 0
     """Snapshots dropped for want of memory."""
+
+    def __add__(self, other: Tally) -> Tally:
+        """Both together."""
+        return Tally(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
 
 @dataclass(eq=False)

@@ -136,6 +136,11 @@ class VerdictRow(NamedTuple):
     reason: str
 
     @property
+    def known(self) -> bool:
+        """Whether anything was measured."""
+        return self.measured != (DASH,)
+
+    @property
     def mark(self) -> tuple[str, str]:
         """The name of the outcome's style, and its sign."""
         return OUTCOMES[self.outcome]
@@ -154,6 +159,16 @@ class Hypothesis:
         """How many claims have which outcome, in words."""
         counts = [(sum(row.outcome == name for row in self.rows), name) for name in OUTCOMES]
         return ", ".join(f"{n} {name.rstrip('s') if n > 1 else name}" for n, name in counts if n)
+
+    @property
+    def decided(self) -> tuple[VerdictRow, ...]:
+        """The claims that hold or fail."""
+        return tuple(row for row in self.rows if row.mark[0] != "open")
+
+    @property
+    def open(self) -> tuple[VerdictRow, ...]:
+        """The claims that were not decided."""
+        return tuple(row for row in self.rows if row.mark[0] == "open")
 
     @property
     def numbered(self) -> bool:

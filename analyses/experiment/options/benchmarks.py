@@ -69,7 +69,7 @@ class BenchmarkConfig(Options):
             InputError: one is above the model's heads.
         """
         ks = default_ks(n_heads) if self.ks is None else self.ks
-        ks = tuple(dict.fromkeys((n_heads, *ks))) if self.untouched else ks
+        ks = tuple(sorted({n_heads, *ks}, reverse=True)) if self.untouched else ks
         if max(ks) > n_heads:
             raise InputError(
                 f"k = {max(ks)} given, expected 0..{n_heads}: {self.model} has {n_heads} heads in each layer"

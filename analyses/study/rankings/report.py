@@ -60,7 +60,14 @@ def rankings_table(found: RankingComparison) -> str:
         area, needed = found.area[row], found.heads_needed[row]
         shares = [float(found.accuracy[row, i]) for i in at]
         texts = [DASH if math.isnan(share) else f"{100 * share:.0f} %" for share in shares]
-        rows.append([name, f"{area.value:.2f} [{area.low:.2f}, {area.high:.2f}]", str(needed.heads), ", ".join(texts)])
+        rows.append(
+            [
+                name,
+                f"{area.value:.2f} [{area.low:.2f}, {area.high:.2f}]",
+                DASH if found.full == 0 else str(needed.heads),
+                ", ".join(texts),
+            ]
+        )
     return f"{found.model}: rankings of {most} heads\n{columns(rows, left=1)}"
 
 
@@ -104,9 +111,11 @@ def _areas(comparison: RankingComparison) -> Section:
         row = comparison.row(name)
         needed, reference = comparison.heads_needed[row], comparison.reference
         against = DASH if name == reference else _measured(comparison.above_reference[row], "+.3f")
-        heads: Entry = (str(needed.heads), f"{needed.low} to {needed.high}")
+        heads: Entry = DASH if comparison.full == 0 else (str(needed.heads), f"{needed.low} to {needed.high}")
         rows.append((name, _measured(comparison.area[row], ".3f"), heads, against))
-    header = ("ranking", "area", "heads needed", f"area less that of {comparison.reference}")
+    alone = all(name == comparison.reference for name in comparison.names)
+    header = ("ranking", "area", "heads needed", *(() if alone else (f"area less that of {comparison.reference}",)))
+    rows = [row[: len(header)] for row in rows]
     words = (
         "Area: under accuracy as a share of the whole width, 1 where nothing is lost with no head. Heads needed: the "
         "fewest from which on accuracy stays at or above half of the untouched model's; the next count down is the "
@@ -171,7 +180,8 @@ def _ability(comparison: RankingComparison) -> Section | None:
         blocks += [
             Words(
                 "The mean cross-entropy of the next token over held-out filler text, which holds no needle: lower is "
-                "better. A model that needs no attention to foretell filler shows no loss here."
+                f"better. {_untouched(comparison)}"
+                "A model that needs no attention to foretell filler shows no loss here."
             ),
             _chart(comparison, drawn, "held-out loss, nats a token", seen, height=None, percent=False),
             _by_count(
@@ -183,9 +193,17 @@ def _ability(comparison: RankingComparison) -> Section | None:
         scored = [name for name in by_area(comparison) if not bool(values[comparison.row(name)].isnan().all())]
         lines = [(name, *(percent(float(v)) for v in values[comparison.row(name)])) for name in scored]
         if lines:
-            blocks.append(Words(f"Accuracy on {task}, by the number of heads kept."))
+            whole = float(values[0, -1])
+            base = f"; the untouched model has {percent(whole)}" if whole == whole else ""
+            blocks.append(Words(f"Accuracy on {task}, by the number of heads kept{base}."))
             blocks.append(Table(("ranking", *map(heads_of, found.task_counts)), tuple(lines)))
     return Section("ability", "What else is lost", tuple(blocks)) if blocks else None
+
+
+def _untouched(comparison: RankingComparison) -> str:
+    """The loss with all heads, which every ranking ends at, as a sentence."""
+    full = float(comparison.ability.loss[0, -1])
+    return f"The untouched model has {full:.3f} nats a token. " if full == full else ""
 
 
 def _orders(comparison: RankingComparison, rankings: Mapping[str, HeadRanking]) -> Section | None:

@@ -27,7 +27,7 @@ def sentences(found: RankingComparison) -> list[str]:
             f"{found.model} answers none of the {found.scores.shape[1]} prompts with all its heads, "
             "so no ranking can be judged by what it keeps."
         ]
-    return [_untouched(found), _best(found), *_against_reference(found), *_draws(found), *_losses(found), *found.notes]
+    return [_best(found), _untouched(found), *_against_reference(found), *_draws(found), *_losses(found), *found.notes]
 
 
 def best_rows(found: RankingComparison) -> tuple[str, ...]:
@@ -61,8 +61,8 @@ def _best(found: RankingComparison) -> str:
     )
     if others:
         return (
-            f"The largest area under the curve is that of {best} ({head}), which is not told apart from "
-            f"{_listed(others)}: no ranking can be said to keep retrieval with the fewest heads."
+            f"No ranking can be said to keep retrieval with the fewest heads: {best} keeps most accuracy over all "
+            f"numbers of heads ({head}), and is not told apart from {_listed(others)}."
         )
     if found.names in ((best,), (best, RANDOM)):
         return f"{best} was compared with no other ranking ({head})."

@@ -1,0 +1,113 @@
+"""What a study found, in sentences that a reader of the paper knows: the report's first lines.
+
+The model's retrieval with all heads and without, where it is lost; what the needle's omission costs, reading and
+answering; what benchmarks lose; and how many of the paper's claims hold. Each where it was run.
+
+How it fails: pure; what was not run is not spoken of.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from analyses.study.benchmarks.results import BenchmarkRow
+from analyses.study.groups import Base, Estimate, accuracy, chance
+from analyses.study.verdict import Verdict
+from analyses.study.views import curves, modes, tipping
+from hybridlens.results import Cell
+from hybridlens.viz.words import heads, percent
+
+UNTESTED = "not tested here"
+
+_NAMED = 6
+"""Tasks named in the finding."""
+
+_WHILE = {"generation": "dropped while answering", "prefill": "dropped while reading and answering"}
+
+
+def finding(
+    cells: Sequence[Cell], rows: Sequence[BenchmarkRow], verdicts: Sequence[Verdict], base: Base, model: str
+) -> tuple[str, ...]:
+    """The sentences, the answer to the paper's question first.
+
+    Args:
+        cells: of any experiments of one model.
+        rows: scores of benchmarks.
+        verdicts: on the paper's claims.
+        base: what the cells have in common.
+        model: its name.
+    """
+    return (*_retrieval(cells, base, model), *_omitted(cells, base), *_benchmarks(rows, model), _claims(verdicts))
+
+
+def _retrieval(cells: Sequence[Cell], base: Base, model: str) -> list[str]:
+    """Accuracy with all heads and with the fewest, and where it falls; the first sentence says the most."""
+    said: list[str] = []
+    for phase, curve in curves(cells, base).items():
+        most, least = (accuracy(curve[end(curve)]) if curve else None for end in (max, min))
+        if most is None or least is None or len(curve) < 2:
+            continue
+        k, n, floor, tip = min(curve), max(curve), chance(curve[max(curve)]), tipping(curve)
+        fall = "never falls under half" if tip is None else f"falls under half at k = {tip} heads"
+        left = "without attention" if k == 0 else f"with {heads(k)} of each layer"
+        when = f"heads {_WHILE[phase]}, accuracy {fall}"
+        if said:
+            said.append(f"With {when}: {_share(least)} {left}.")
+            continue
+        by = "" if floor is None else f" ({percent(floor)} by chance)"
+        every = "all " if n == base.n_heads else ""
+        said.append(
+            f"{model} finds the needle with {_share(most)} accuracy with {every}{heads(n)} of each layer{by}, and with "
+            f"{_share(least)} {left}: with {when}."
+        )
+    return said
+
+
+def _omitted(cells: Sequence[Cell], base: Base) -> list[str]:
+    """What is left with the needle's attention weights set to 0, while answering and while reading."""
+    found = modes(cells, base)
+    answering, reading, both = (
+        accuracy(found[pair]) for pair in (("keep", "omit"), ("omit", "keep"), ("keep", "keep"))
+    )
+    if answering is None or both is None:
+        return []
+    read = "" if reading is None else f", omitted while reading {_share(reading)}"
+    return [
+        f"With the needle's attention weights omitted while answering {_share(answering)} accuracy is left{read}, of "
+        f"{_share(both)}."
+    ]
+
+
+def _benchmarks(rows: Sequence[BenchmarkRow], model: str) -> list[str]:
+    """Each task's main score with the fewest heads and with all."""
+    parts: list[str] = []
+    ks = sorted({row.k for row in rows})
+    for task in dict.fromkeys(row.task for row in rows):
+        mine = [row for row in rows if row.task == task]
+        main = {row.k: row for row in mine if row.metric == mine[0].metric}
+        if len(ks) > 1 and {ks[0], ks[-1]} <= set(main) and main[ks[0]].in_percent:
+            whole = f" ({percent(main[ks[-1]].value)}{'' if parts else f' with {heads(ks[-1])}'})"
+            parts.append(f"{percent(main[ks[0]].value)} on {task}{whole}")
+    if not parts:
+        return []
+    more = f"; {len(parts) - _NAMED} more tasks below" if len(parts) > _NAMED else ""
+    kept = "Without attention" if ks[0] == 0 else f"With {heads(ks[0])} of each layer"
+    return [f"{kept}, {model} scores {', '.join(parts[:_NAMED])}{more}."]
+
+
+def _claims(verdicts: Sequence[Verdict]) -> str:
+    """How many of the paper's claims hold."""
+    counts = Counter(found.outcome for found in verdicts)
+    tested = len(verdicts) - counts[UNTESTED]
+    if not tested:
+        return "No claim of the paper was tested."
+    fails = ", ".join(found.hypothesis for found in verdicts if found.outcome == "fails")
+    against = f", {counts['fails']} {'fails' if counts['fails'] == 1 else 'fail'} ({fails})" if fails else ""
+    hold = f"{counts['holds']} {'holds' if counts['holds'] == 1 else 'hold'}"
+    claims = "the one claim of the paper that was" if tested == 1 else f"the {tested} claims of the paper that were"
+    return f"Of {claims} tested, {hold}{against}; {counts[UNTESTED]} {'was' if counts[UNTESTED] == 1 else 'were'} not."
+
+
+def _share(found: Estimate) -> str:
+    return percent(found.mean)
