@@ -39,7 +39,7 @@ def top_heads(circuits: HeadCircuits) -> Section:
     for metric in circuits.metrics:
         ranking = circuits.ranking(metric)
         best = [(name_of(head), number(ranking.score(*head))) for head in ranking.order[:4]]
-        rows.append((titled(metric), *best, number(float(ranking.scores.median()))))
+        rows.append(((titled(metric), METRICS[metric].words), *best, number(float(ranking.scores.median()))))
     places = ("1st", "2nd", "3rd", "4th")[: len(rows[0]) - 2]
     words = (
         f"The heads that score highest, by each metric, and the median of all {circuits.copying.numel()}. Shares are "
