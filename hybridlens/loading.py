@@ -129,9 +129,9 @@ def locate(name: str | Path) -> str:
         return text
     if not _HUB_ID.fullmatch(text) or len(text) > 96 or "--" in text or ".." in text:
         raise UnknownNameError(
-            f"model {shown(text)} is neither an embedded checkpoint ({', '.join(tiny.names())}) nor a folder, and a hub "
-            f"id is written owner/name{closest(text, tiny.names())}; checkpoints of {len(FAMILIES)} families can be opened, "
-            "which `hybridlens families` lists"
+            f"model {shown(text)} is neither an embedded checkpoint ({', '.join(tiny.names())}) nor a folder, and a "
+            f"hub id is written owner/name{closest(text, tiny.names())}; checkpoints of {len(FAMILIES)} families can "
+            "be opened, which `hybridlens families` lists"
         )
     return text
 

@@ -150,7 +150,7 @@ def test_tables_have_every_score() -> None:
         best = sorted(scores, key=lambda name: -scores[name])[:4]
         if len(set(scores.values())) == len(scores):
             line = "|".join(part for name in best for part in (name, number(scores[name])))
-            assert f"{metric.replace('_', ' ')}|{line}|" in text
+            assert f"{metric.replace('_', ' ')}|{METRICS[metric].words}|{line}|" in text
     for place, name in enumerate(NAMES):
         values = [number(circuits.score(metric).flatten()[place].item()) for metric in METRICS]
         writer = ["–", "L1 lag 1", "L0 lag 1", "–", "L4 lag 1", "L2 H1"][place]
