@@ -1,0 +1,162 @@
+"""Which edges make a circuit: those with the largest scores, or random ones.
+
+`choose_circuit` takes the edges with the largest scores, whichever their sign, and leaves out those that are on no path
+from the embedding to the logits (Hanna, Pezzelle & Belinkov 2024, "Have Faith in Faithfulness", arXiv 2403.17806,
+section 3.2 and their code's `Graph`): "greedy" goes back from the logits, always adding the best edge into a part that
+is in the circuit already; "top" takes the best of all. Both may end with fewer edges than were asked for.
+`random_circuit` draws paths instead, so that exactly as many edges as asked for are on one: edges drawn one by one
+would mostly be on none, and a circuit of those is no rival.
+
+How it fails: the sizes of small random circuits are bound (two edges are one path through one part), and there is no
+promise that every circuit is equally likely.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Annotated, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from analyses.patching.circuit import Circuit, Edges, ends_of, existing, feeding, on_paths
+from analyses.patching.results import EdgeResult
+from analyses.patching.writers import HEAD_READERS, Reader
+from hybridlens.boundary import Natural, Positive, Seed, public
+from hybridlens.boundary_words import Among
+from hybridlens.errors import InputError
+from hybridlens.model import HybridLens
+
+WAYS = ("greedy", "top")
+"""How edges are chosen by their scores."""
+
+Way: TypeAlias = Annotated[str, Among(WAYS)]
+
+_TRIES = 100
+"""How often a random circuit is begun anew that came to no end of the size asked for, and a path drawn that is too
+long."""
+
+
+@public
+def choose_circuit(lens: HybridLens, edges: EdgeResult, n: Natural, how: Way = "greedy") -> Circuit:
+    """The circuit of the edges with the largest scores.
+
+    Args:
+        lens: the model.
+        edges: what `edges.edge_attribution` gave for all writers and readers, with `steps` for EAP-IG.
+        n: edges chosen; those of them that are on no path from the embedding to the logits are left out again.
+        how: "greedy" back from the logits, or "top" of all edges at once; of equal scores the first comes first.
+
+    Raises:
+        InputError: scores of another model, or of some writers or readers only; more edges than there are.
+        UnknownNameError: there is no such way to choose.
+    """
+    writers, readers = ends_of(lens)
+    if (edges.writers, edges.readers, edges.model) != (writers, readers, lens.network.signature):
+        raise InputError(
+            f"scores of {len(edges.writers)} writers and {len(edges.readers)} readers given, but circuits of this "
+            f"model are made of its {len(writers)} and {len(readers)}; call edge_attribution on it without writers= "
+            "and readers="
+        )
+    there = existing(writers, readers)
+    if n > int(there.sum()):
+        raise InputError(f"{n} edges asked for, but the model has {int(there.sum())}")
+    sizes = scores_apart(readers, edges.scores).abs().masked_fill(~there, -1.0)
+    feeds = feeding(lens, writers, readers)
+    chosen = _greedy(sizes, feeds, readers.index(Reader("logits")), n) if how == "greedy" else _top(sizes, n)
+    words = "back from the logits" if how == "greedy" else "of all"
+    source = f"the {n} edges of the largest scores, chosen {words}: {edges.metric}"
+    return Circuit(on_paths(chosen, feeds, writers, readers), writers, readers, source, edges.model)
+
+
+@public
+def random_circuit(lens: HybridLens, n: Positive, seed: Seed = 0) -> Circuit:
+    """A random circuit of exactly `n` edges, each on a path from the embedding to the logits.
+
+    It grows by random walks back from a random reader of the circuit, over random writers and what feeds them, until
+    one meets the embedding or a writer that is in it already.
+
+    Raises:
+        InputError: more edges than there are, or no circuit of that size was met in `_TRIES` beginnings.
+    """
+    writers, readers = ends_of(lens)
+    there, feeds = existing(writers, readers), feeding(lens, writers, readers)
+    if n > int(there.sum()):
+        raise InputError(f"{n} edges asked for, but the model has {int(there.sum())}")
+    rng = torch.Generator().manual_seed(seed)
+    for _ in range(_TRIES):
+        kept = _grown(there, feeds, readers.index(Reader("logits")), n, rng)
+        if int(kept.sum()) == n:
+            return Circuit(kept, writers, readers, f"{n} random edges, seed {seed}", lens.network.signature)
+    raise InputError(f"no circuit of {n} edges that are all on paths was met in {_TRIES} draws; give another size")
+
+
+def scores_apart(readers: Sequence[Reader], scores: Float[Tensor, "writer reader"]) -> Float[Tensor, "writer reader"]:
+    """Scores with those of whole mixers less what the heads beside them read."""
+    out = scores.clone()
+    for r, reader in enumerate(readers):
+        heads = [i for i, other in enumerate(readers) if other.layer == reader.layer and other.kind in HEAD_READERS]
+        if reader.kind == "mixer" and heads:
+            out[:, r] -= scores[:, heads].sum(dim=1)
+    return out
+
+
+def _top(sizes: Float[Tensor, "writer reader"], n: int) -> Edges:
+    kept = torch.zeros(sizes.numel(), dtype=torch.bool)
+    kept[sizes.flatten().argsort(descending=True, stable=True)[:n]] = True
+    return kept.view(sizes.shape)
+
+
+def _greedy(sizes: Float[Tensor, "writer reader"], feeds: Bool[Tensor, "reader writer"], logits: int, n: int) -> Edges:
+    """The best edge into a part of the circuit, `n` times."""
+    kept, inside = torch.zeros(sizes.shape, dtype=torch.bool), {logits}
+    known = sizes.tolist()
+
+    def into(reader: int) -> list[tuple[float, int, int]]:
+        return [(-row[reader], w, reader) for w, row in enumerate(known) if row[reader] >= 0]
+
+    waiting = into(logits)
+    heapq.heapify(waiting)
+    for _ in range(n):
+        if not waiting:
+            break
+        _, writer, reader = heapq.heappop(waiting)
+        kept[writer, reader] = True
+        for other in feeds[:, writer].nonzero()[:, 0].tolist():
+            if other not in inside:
+                inside.add(other)
+                for edge in into(other):
+                    heapq.heappush(waiting, edge)
+    return kept
+
+
+def _grown(there: Edges, feeds: Bool[Tensor, "reader writer"], logits: int, n: int, rng: torch.Generator) -> Edges:
+    """Random paths joined until `n` edges are reached, or none of the next ones fits any more."""
+
+    def pick(options: Tensor) -> int:
+        return int(options[torch.randint(len(options), (), generator=rng)])
+
+    kept, missed = torch.zeros(there.shape, dtype=torch.bool), 0
+    size = 0
+    while size < n and missed < _TRIES:
+        heard = (kept.any(dim=1) & feeds).any(dim=1)  # what feeds a writer that is heard
+        heard[logits] = True
+        speaks = (kept.any(dim=0)[:, None] & feeds).any(dim=0)
+        reader, path = pick(heard.nonzero()[:, 0]), list[tuple[int, int]]()
+        while True:
+            writer = pick(there[:, reader].nonzero()[:, 0])
+            path.append((writer, reader))
+            before = feeds[:, writer].nonzero()[:, 0]
+            if bool(speaks[writer]) or not len(before):  # in the circuit already, or the embedding
+                break
+            reader = pick(before)
+        new = [edge for edge in dict.fromkeys(path) if not kept[edge]]
+        if not new or size + len(new) > n:
+            missed += 1
+            continue
+        for edge in new:
+            kept[edge] = True
+        size, missed = size + len(new), 0
+    return kept
