@@ -22,6 +22,7 @@ from torch import Tensor
 from analyses.experiment.artefacts import Stored
 from analyses.patching.writers import HEAD_READERS, PART_OF, Reader, Writer, check_ends, readers_of, writers_of
 from hybridlens.boundary import public
+from hybridlens.display import Displayed, Table, many
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 
@@ -32,7 +33,7 @@ _LAST = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit(Stored):
+class Circuit(Displayed, Stored):
     """Some of the edges of a model.
 
     Attributes:
@@ -81,6 +82,15 @@ class Circuit(Stored):
     def share(self) -> float:
         """Of all edges of the model, the part that is in the circuit."""
         return self.size / int(existing(self.writers, self.readers).sum())
+
+    def summary(self) -> str:
+        """How large it is, and how it was chosen."""
+        return f"{self.size} of {many(int(existing(self.writers, self.readers).sum()), 'edge')}; {self.source}"
+
+    def table(self) -> Table:
+        """Both ends of each edge."""
+        rows = [(writer.words, reader.words) for writer, reader in self.edges]
+        return Table(("writer", "reader"), rows, {"writer": "what writes to the stream", "reader": "what reads it"})
 
     @property
     def complement(self) -> Circuit:

@@ -35,8 +35,7 @@ WAYS = ("greedy", "top")
 Way: TypeAlias = Annotated[str, Among(WAYS)]
 
 _TRIES = 100
-"""How often a random circuit is begun anew that came to no end of the size asked for, and a path drawn that is too
-long."""
+"""How often a random circuit is begun anew that came to no end of the size asked for."""
 
 
 @public
@@ -76,7 +75,8 @@ def random_circuit(lens: HybridLens, n: Positive, seed: Seed = 0) -> Circuit:
     """A random circuit of exactly `n` edges, each on a path from the embedding to the logits.
 
     It grows by random walks back from a random reader of the circuit, over random writers and what feeds them, until
-    one meets the embedding or a writer that is in it already.
+    one meets the embedding or a writer that is in it already; where that is no new edge, or too many, by one random
+    edge between what it has.
 
     Raises:
         InputError: more edges than there are, or no circuit of that size was met in `_TRIES` beginnings.
@@ -133,30 +133,31 @@ def _greedy(sizes: Float[Tensor, "writer reader"], feeds: Bool[Tensor, "reader w
 
 
 def _grown(there: Edges, feeds: Bool[Tensor, "reader writer"], logits: int, n: int, rng: torch.Generator) -> Edges:
-    """Random paths joined until `n` edges are reached, or none of the next ones fits any more."""
+    """Random paths joined, and where the next is too long single edges between what is joined, up to `n` edges."""
 
-    def pick(options: Tensor) -> int:
-        return int(options[torch.randint(len(options), (), generator=rng)])
+    def pick(options: Tensor) -> Tensor:
+        return options[torch.randint(len(options), (), generator=rng)]
 
-    kept, missed = torch.zeros(there.shape, dtype=torch.bool), 0
-    size = 0
-    while size < n and missed < _TRIES:
+    kept, fed = torch.zeros(there.shape, dtype=torch.bool), feeds.any(dim=0)
+    while True:
+        left = n - int(kept.sum())
         heard = (kept.any(dim=1) & feeds).any(dim=1)  # what feeds a writer that is heard
         heard[logits] = True
-        speaks = (kept.any(dim=0)[:, None] & feeds).any(dim=0)
-        reader, path = pick(heard.nonzero()[:, 0]), list[tuple[int, int]]()
+        speaks = ~fed | (kept.any(dim=0)[:, None] & feeds).any(dim=0)
+        if left == 0:
+            return kept
+        reader, path = int(pick(heard.nonzero()[:, 0])), set[tuple[int, int]]()
         while True:
-            writer = pick(there[:, reader].nonzero()[:, 0])
-            path.append((writer, reader))
-            before = feeds[:, writer].nonzero()[:, 0]
-            if bool(speaks[writer]) or not len(before):  # in the circuit already, or the embedding
+            writer = int(pick(there[:, reader].nonzero()[:, 0]))
+            path.add((writer, reader))
+            if bool(speaks[writer]):
                 break
-            reader = pick(before)
-        new = [edge for edge in dict.fromkeys(path) if not kept[edge]]
-        if not new or size + len(new) > n:
-            missed += 1
-            continue
+            reader = int(pick(feeds[:, writer].nonzero()[:, 0]))
+        new = [edge for edge in path if not kept[edge]]
+        if not new or len(new) > left:
+            single = (there & ~kept & speaks[:, None] & heard).nonzero()
+            if not len(single):
+                return kept
+            new = [tuple(pick(single).tolist())]
         for edge in new:
             kept[edge] = True
-        size, missed = size + len(new), 0
-    return kept
