@@ -177,5 +177,5 @@ def ends_of(lens: HybridLens) -> tuple[tuple[Writer, ...], tuple[Reader, ...]]:
             "circuits are made of all that reads the residual stream, but this model's shared blocks read the "
             "embedding beside it; follow single paths with path_patch instead"
         )
-    check_ends(lens, writers, readers, "circuits")
+    lens.cfg.need_sum("following circuits")
     return writers, readers

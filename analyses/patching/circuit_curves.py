@@ -32,7 +32,7 @@ from analyses.patching.metrics import MetricLike
 from analyses.patching.results import Compared, EdgeResult
 from analyses.patching.running import BATCH, MEMORY
 from hybridlens.boundary import Natural, Positive, Seed, public
-from hybridlens.display import Curve, Piece, Table, many
+from hybridlens.display import Curve, Table, many
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
@@ -140,14 +140,14 @@ class CircuitCurves(Plotted, Compared):
         }
         return Table(names, rows, meanings, title="")
 
-    def view(self) -> tuple[Piece, ...]:
+    def view(self) -> tuple[Curve | Table, ...]:
         """The curves, and the table."""
         lines = {"circuit": self.faithfulness.tolist(), "its complement": self.completeness.tolist()}
         if self.random_faithfulness.shape[1]:
             lines["random circuits"] = self.random_faithfulness.mean(dim=1).tolist()
             lines["their complements"] = self.random_completeness.mean(dim=1).tolist()
         up = "share of the difference that a run keeps"
-        return (Curve(list(self.sizes), lines, "edges in the circuit", up), self.table())
+        return (Curve([float(size) for size in self.sizes], lines, "edges in the circuit", up), self.table())
 
     def plot(self) -> Plot:
         """Both curves over the number of edges, random circuits' with a band, and where the whole model lies."""

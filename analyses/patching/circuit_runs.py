@@ -77,8 +77,9 @@ def run_circuits(
     Raises:
         InputError: no circuits, circuits of another model, or what `activation_patch` refuses.
     """
+    ours = (*ends_of(lens), lens.network.signature)
     for circuit in circuits:
-        if (circuit.writers, circuit.readers, circuit.model) != (*ends_of(lens), lens.network.signature):
+        if (circuit.writers, circuit.readers, circuit.model) != ours:
             raise InputError(f"the circuit of {circuit.source} is of another model; give circuits of this one")
     if not circuits:
         raise InputError("no circuits were given, expected at least one")
