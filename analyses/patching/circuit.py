@@ -138,11 +138,18 @@ def existing(writers: Sequence[Writer], readers: Sequence[Reader]) -> Edges:
 
 def feeding(lens: HybridLens, writers: Sequence[Writer], readers: Sequence[Reader]) -> Bool[Tensor, "reader writer"]:
     """Whether what a reader reads goes into what a writer writes."""
-    return torch.tensor([[_feeds(lens, reader, writer) for writer in writers] for reader in readers])
+    out = torch.zeros(len(readers), len(writers), dtype=torch.bool)
+    inside: dict[int | None, list[int]] = {}
+    for w, writer in enumerate(writers):
+        inside.setdefault(writer.layer, []).append(w)
+    for r, reader in enumerate(readers):
+        for w in inside.get(reader.layer, []):
+            out[r, w] = _feeds(lens, reader, writers[w])
+    return out
 
 
 def _feeds(lens: HybridLens, reader: Reader, writer: Writer) -> bool:
-    if writer.layer is None or writer.layer != reader.layer:
+    if writer.layer is None:
         return False
     if reader.kind not in HEAD_READERS:
         return PART_OF[writer.kind] == ("mlp" if reader.kind == "mlp" else "ssm")

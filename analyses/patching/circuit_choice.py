@@ -135,29 +135,34 @@ def _greedy(sizes: Float[Tensor, "writer reader"], feeds: Bool[Tensor, "reader w
 def _grown(there: Edges, feeds: Bool[Tensor, "reader writer"], logits: int, n: int, rng: torch.Generator) -> Edges:
     """Random paths joined, and where the next is too long single edges between what is joined, up to `n` edges."""
 
-    def pick(options: Tensor) -> Tensor:
-        return options[torch.randint(len(options), (), generator=rng)]
+    def pick(options: Sequence[int]) -> int:
+        return options[int(torch.randint(len(options), (), generator=rng))]
 
-    kept, fed = torch.zeros(there.shape, dtype=torch.bool), feeds.any(dim=0)
-    while True:
-        left = n - int(kept.sum())
-        heard = (kept.any(dim=1) & feeds).any(dim=1)  # what feeds a writer that is heard
-        heard[logits] = True
-        speaks = ~fed | (kept.any(dim=0)[:, None] & feeds).any(dim=0)
-        if left == 0:
-            return kept
-        reader, path = int(pick(heard.nonzero()[:, 0])), set[tuple[int, int]]()
-        while True:
-            writer = int(pick(there[:, reader].nonzero()[:, 0]))
-            path.add((writer, reader))
-            if bool(speaks[writer]):
-                break
-            reader = int(pick(feeds[:, writer].nonzero()[:, 0]))
+    before = [column.nonzero()[:, 0].tolist() for column in there.T]
+    feeding = [column.nonzero()[:, 0].tolist() for column in feeds.T]
+    fed = [row.nonzero()[:, 0].tolist() for row in feeds]
+    heard, speaks = {logits: None}, {w for w, sources in enumerate(feeding) if not sources}  # readers in order
+    kept, left = torch.zeros(there.shape, dtype=torch.bool), n
+    while left:
+        reader, path = pick(list(heard)), list[tuple[int, int]]()
+        while not path or path[-1][0] not in speaks:
+            writer = pick(before[reader])
+            path.append((writer, reader))
+            reader = pick(feeding[writer]) if writer not in speaks else reader
         new = [edge for edge in path if not kept[edge]]
         if not new or len(new) > left:
-            single = (there & ~kept & speaks[:, None] & heard).nonzero()
-            if not len(single):
+            single = there & ~kept
+            single[:, [r for r in range(len(fed)) if r not in heard]] = False
+            single[[w for w in range(len(feeding)) if w not in speaks]] = False
+            options = single.nonzero().tolist()
+            if not options:
                 return kept
-            new = [tuple(pick(single).tolist())]
-        for edge in new:
-            kept[edge] = True
+            all_joined = len(heard) == len(fed) and len(speaks) == len(feeding)
+            order = torch.randperm(len(options), generator=rng)[: left if all_joined else 1].tolist()
+            new = [(options[place][0], options[place][1]) for place in order]
+        for writer, reader in new:
+            kept[writer, reader] = True
+            heard |= dict.fromkeys(feeding[writer])
+            speaks |= set(fed[reader])
+        left -= len(new)
+    return kept

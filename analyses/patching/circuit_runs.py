@@ -24,7 +24,7 @@ from typing import Annotated, cast
 
 import torch
 from annotated_types import Ge
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.patching.alignment import Sides
@@ -204,41 +204,50 @@ class _Flow:
         whole = [r for r in at_site if readers[r].head is None]
         if not whole:
             return tensor
-        return self._streams(base, [(row, kept[:, whole[0]]) for row, kept in enumerate(self.kept)])
+        return self._streams(base, torch.arange(len(self.kept)), self.kept[:, :, whole[0]])
 
     @reads_only
     def _give(self, tensor: Tensor, hook: HookPoint) -> Tensor:
         return self.given.pop(cast(str, hook.name)).to(tensor.dtype)
 
     def _streams(
-        self, base: Float[Tensor, "one place d_model"], wanted: Sequence[tuple[int, Bool[Tensor, "writer"]]]
+        self,
+        base: Float[Tensor, "one place d_model"],
+        rows: Int[Tensor, "stream"],
+        writers: Bool[Tensor, "stream writer"],
     ) -> Float[Tensor, "stream place d_model"]:
-        """The corrupt stream with some writers' changes in some rows of the batch."""
-        out = base.float().repeat(len(wanted), 1, 1)
+        """The corrupt stream with what some writers changed in some rows of the batch."""
+        out = base.float().repeat(len(rows), 1, 1)
         for w, delta in self.deltas.items():
-            into = [(number, row) for number, (row, writers) in enumerate(wanted) if writers[w]]
-            if into:
-                numbers, rows = (torch.tensor(part, device=out.device) for part in zip(*into, strict=True))
-                out.index_add_(0, numbers, delta.to(out.device)[rows])
+            into = writers[:, w].nonzero()[:, 0]
+            if len(into):
+                change = delta.to(out.device)[rows[into].to(out.device)]
+                out.index_add_(0, into.to(out.device), change.to(out.dtype))
         return out.to(base.dtype)
 
     def _read(self, base: Float[Tensor, "one place d_model"], heads: Sequence[int]) -> None:
         """Make ready what heads read, for all of a layer: one stream for all that hear the same writers in a row."""
         lens, readers = self.corrupted.lens, self.corrupted.readers
-        wanted: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        wanted: dict[tuple[int, bytes], list[int]] = {}
         for r in heads:
             name = read_point(lens, readers[r])
             if name not in self.given:
                 self.given[name] = self.corrupted.reads[name].repeat(len(self.kept), 1, 1, 1)
-            for row in self.kept[:, :, r].any(dim=1).nonzero()[:, 0].tolist():
-                wanted.setdefault((row, tuple(self.kept[row, :, r].nonzero()[:, 0].tolist())), []).append(r)
-        streams = list(wanted.items())
+            for row, writers in enumerate(self.kept[:, :, r]):
+                if bool(writers.any()):
+                    wanted.setdefault((row, writers.numpy().tobytes()), []).append(r)
+        streams = [(row, hearing) for (row, _), hearing in wanted.items()]
         for start in range(0, len(streams), self.most):
             part = streams[start : start + self.most]
-            altered = self._streams(base, [(row, self.kept[row, :, heard[0]]) for (row, _), heard in part])
-            for kind, whole in {readers[r].kind: readers[r] for _, heard in part for r in heard}.items():
-                value = reading(lens, whole, altered)
-                for number, ((row, _), heard) in enumerate(part):
-                    for reader in (readers[r] for r in heard):
-                        if reader.kind == kind:
-                            self.given[read_point(lens, reader)][row, :, reader.head] = value[number, :, reader.head]
+            rows = torch.tensor([row for row, _ in part])
+            altered = self._streams(base, rows, self.kept[rows, :, [hearing[0] for _, hearing in part]])
+            for reader in {readers[r].kind: readers[r] for _, hearing in part for r in hearing}.values():
+                value, given = reading(lens, reader, altered), self.given[read_point(lens, reader)]
+                places = [
+                    (number, row, readers[r].head)
+                    for number, (row, hearing) in enumerate(part)
+                    for r in hearing
+                    if readers[r].kind == reader.kind
+                ]
+                numbers, into, which = torch.tensor(places, device=value.device).unbind(dim=1)
+                given[into, :, which] = value[numbers, :, which]
