@@ -34,17 +34,21 @@ WAYS = ("greedy", "top")
 
 Way: TypeAlias = Annotated[str, Among(WAYS)]
 
+Scored: TypeAlias = EdgeResult | Sequence[EdgeResult]
+"""Scores of edges, of one prompt pair or of several."""
+
 _TRIES = 100
 """How often a random circuit is begun anew that came to no end of the size asked for."""
 
 
 @public
-def choose_circuit(lens: HybridLens, edges: EdgeResult, n: Natural, how: Way = "greedy") -> Circuit:
+def choose_circuit(lens: HybridLens, edges: Scored, n: Natural, how: Way = "greedy") -> Circuit:
     """The circuit of the edges with the largest scores.
 
     Args:
         lens: the model.
-        edges: what `edges.edge_attribution` gave for all writers and readers, with `steps` for EAP-IG.
+        edges: what `edges.edge_attribution` gave for all writers and readers, with `steps` for EAP-IG; of several
+            results, of one prompt pair each, the mean score counts.
         n: edges chosen; those of them that are on no path from the embedding to the logits are left out again.
         how: "greedy" back from the logits, or "top" of all edges at once; of equal scores the first comes first.
 
@@ -53,21 +57,27 @@ def choose_circuit(lens: HybridLens, edges: EdgeResult, n: Natural, how: Way = "
         UnknownNameError: there is no such way to choose.
     """
     writers, readers = ends_of(lens)
-    if (edges.writers, edges.readers, edges.model) != (writers, readers, lens.network.signature):
-        raise InputError(
-            f"scores of {len(edges.writers)} writers and {len(edges.readers)} readers given, but circuits of this "
-            f"model are made of its {len(writers)} and {len(readers)}; call edge_attribution on it without writers= "
-            "and readers="
-        )
+    results = [edges] if isinstance(edges, EdgeResult) else list(edges)
+    if not results:
+        raise InputError("no scores were given, expected what edge_attribution gives")
+    for result in results:
+        if (result.writers, result.readers, result.model) != (writers, readers, lens.network.signature):
+            raise InputError(
+                f"scores of {len(result.writers)} writers and {len(result.readers)} readers given, but circuits of "
+                f"this model are made of its {len(writers)} and {len(readers)}; call edge_attribution on it without "
+                "writers= and readers="
+            )
     there = existing(writers, readers)
     if n > int(there.sum()):
         raise InputError(f"{n} edges asked for, but the model has {int(there.sum())}")
-    sizes = scores_apart(readers, edges.scores).abs().masked_fill(~there, -1.0)
+    scores = torch.stack([result.scores for result in results]).mean(dim=0)
+    sizes = scores_apart(readers, scores).abs().masked_fill(~there, -1.0)
     feeds = feeding(lens, writers, readers)
     chosen = _greedy(sizes, feeds, readers.index(Reader("logits")), n) if how == "greedy" else _top(sizes, n)
     words = "back from the logits" if how == "greedy" else "of all"
-    source = f"the {n} edges of the largest scores, chosen {words}: {edges.metric}"
-    return Circuit(on_paths(chosen, feeds, writers, readers), writers, readers, source, edges.model)
+    source = f"the {n} edges of the largest scores, chosen {words}: {results[0].metric}"
+    source += f", mean of {len(results)} prompt pairs" if len(results) > 1 else ""
+    return Circuit(on_paths(chosen, feeds, writers, readers), writers, readers, source, lens.network.signature)
 
 
 @public

@@ -26,10 +26,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.patching.circuit import Circuit, whole_circuit
-from analyses.patching.circuit_choice import Way, choose_circuit, random_circuit
+from analyses.patching.circuit_choice import Scored, Way, choose_circuit, random_circuit
 from analyses.patching.circuit_runs import run_circuits
 from analyses.patching.metrics import MetricLike
-from analyses.patching.results import Compared, EdgeResult
+from analyses.patching.results import Compared
 from analyses.patching.running import BATCH, MEMORY
 from hybridlens.boundary import Natural, Positive, Seed, public
 from hybridlens.display import Curve, Table, many
@@ -185,7 +185,7 @@ def circuit_curves(
     clean: TokensLike,
     corrupt: TokensLike,
     metric: MetricLike,
-    edges: EdgeResult,
+    edges: Scored,
     sizes: Sequence[Positive] | None = None,
     *,
     how: Way = "greedy",
@@ -201,7 +201,7 @@ def circuit_curves(
 
     Args:
         edges: what `edges.edge_attribution` gave for all writers and readers, with `steps` for EAP-IG; of these
-            prompts, or of others.
+            prompts or of others, of one pair or of several.
         sizes: edges chosen; None for the `SHARES` of all. A circuit has fewer where some of those chosen are on no
             path (`circuit_choice.choose_circuit`); one of no edge, or of the same size as another, is left out.
         how: "greedy" back from the logits, or "top" of all edges.
