@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, GRADIENT, LAYER, close
-from models import PATCHED
+from models import PATCHED, ROWS
 from patching_loops import METRIC, prompts, small
 
 from analyses.patching.circuit import Circuit, circuit_of, existing, feeding, on_paths, whole_circuit
@@ -120,7 +120,7 @@ def some_edges(lens, share, seed):
     return Circuit(whole.kept & drawn, whole.writers, whole.readers, f"seed {seed}", whole.model)
 
 
-@pytest.mark.parametrize("family", PATCHED)
+@pytest.mark.parametrize("family", [family for family in PATCHED if not ROWS[family].shared])
 def test_all_edges_are_the_clean_run_and_none_the_corrupt_one(family):
     lens, (clean, corrupt) = small(family), prompts()
     whole = whole_circuit(lens)
@@ -320,5 +320,7 @@ def test_bad_input_is_one_line():
     fails("there is no edge from 'L3 MLP' to 'L1 MLP in'", lambda: circuit_of(lens, [late]))
     fails("is none that circuits are made of", lambda: circuit_of(lens, [(Writer("embed"), Reader("mixer", 1))]))
     fails("layer 0 has no heads", lambda: circuit_of(lens, [(Writer("head", 0, 1), Reader("logits"))]))
+    for family, line in (("zamba2", "shared blocks read the embedding beside it"), ("minimax", "a sum of writes")):
+        fails(line, lambda family=family: whole_circuit(small(family)))
     kept = torch.zeros(2, 2, dtype=torch.bool)
     fails("edges of shape", lambda: Circuit(kept, other.writers, other.readers, "", other.model))
