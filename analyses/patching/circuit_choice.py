@@ -2,7 +2,7 @@
 
 `choose_circuit` takes the edges with the largest scores, whichever their sign, and leaves out those that are on no path
 from the embedding to the logits (Hanna, Pezzelle & Belinkov 2024, "Have Faith in Faithfulness", arXiv 2403.17806,
-section 3.2 and their code's `Graph`): "greedy" goes back from the logits, always adding the best edge into a part that
+and the graph of their code): "greedy" goes back from the logits, always adding the best edge into a part that
 is in the circuit already; "top" takes the best of all. Both may end with fewer edges than were asked for.
 `random_circuit` draws paths instead, so that exactly as many edges as asked for are on one: edges drawn one by one
 would mostly be on none, and a circuit of those is no rival.

@@ -4,7 +4,7 @@
   of the circuit carries the corrupt run's value (Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806): 1 is the whole
   model, 0 is the corrupt run.
 * Completeness: the same of the circuit's complement, all other edges (Marks et al. 2024, "Sparse Feature Circuits",
-  arXiv 2403.19647, section 2.3): 0 where nothing that carries the behaviour was left out.
+  arXiv 2403.19647): 0 where nothing that carries the behaviour was left out.
 * Both of random circuits with as many edges, all of them on paths from the embedding to the logits.
 
 What it costs: two runs a circuit, of ``sizes × (1 + draws)`` circuits, many a forward pass; the result says how many.

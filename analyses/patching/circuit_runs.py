@@ -3,8 +3,8 @@
 A circuit is run over the clean prompt. What a part reads is the corrupt run's residual stream plus, for each of its
 edges in the circuit, what that edge's writer writes now, less what it wrote in the corrupt run; the norm before the
 part is computed again on that sum, and the part itself, its cache and state included, on what the norm gives. So all
-edges outside are patched at once and exactly, in one forward pass (Hanna, Pezzelle & Belinkov 2024, arXiv 2403.17806,
-section 2): with all edges the run is the clean one, with none the corrupt one. A part none of whose edges is in the
+edges outside are patched at once and exactly, in one forward pass (Hanna, Pezzelle & Belinkov 2024, arXiv
+2403.17806): with all edges the run is the clean one, with none the corrupt one. A part none of whose edges is in the
 circuit does what it did in the corrupt run.
 
 Circuits go through the model as rows of a batch, from the first position at which the prompts differ. Heads of one
@@ -191,7 +191,8 @@ class _Flow:
         if any(self.used[w] for w in writers):
             made = self.corrupted.changes(name, self.seen)
             self.deltas.update({w: change for w, change in made.items() if self.used[w]})
-        self.seen.clear()
+        for point in written_points(self.corrupted.lens, self.corrupted.writers[writers[0]]):
+            del self.seen[point]
 
     @reads_only
     def _enter(self, tensor: Tensor, hook: HookPoint) -> Tensor:
