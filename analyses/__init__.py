@@ -2,13 +2,13 @@
 
 `hybridlens` never imports from here. `analyses.cli` is the `hybridlens` command; what takes long is an experiment
 (`analyses.experiment`), declared on one mechanism. The modules about heads can be imported from here too:
-``from analyses import entropy, sparsification, manipulation``.
+``from analyses import entropy, scores, sparsification, manipulation``.
 """
 
 from importlib import import_module
 from typing import Any
 
-_HEADS = ("entropy", "manipulation", "ranking", "selection", "sparsification")
+_HEADS = ("entropy", "gathering", "manipulation", "ranking", "scores", "selection", "sparsification")
 
 
 def __getattr__(name: str) -> Any:

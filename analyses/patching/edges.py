@@ -3,9 +3,10 @@
 To first order, giving one reader another run's output of one writer changes the metric by (writer's output there - its
 output here) · gradient at that reader's input (Syed et al. 2023, "Attribution Patching Outperforms Automated Circuit
 Discovery"; Hanna et al. 2024, EAP-IG, with `steps`). So it estimates `paths.path_patch` for all pairs at once, from one
-differentiated run (or `steps` of them) and one plain one. Keys and values are read once for each shared head, whose
-gradient is that of all query heads that share it. Heads of matrix states write as attention's do, the scale of the norm
-behind their readout, or behind any head's output, as it was in each run.
+differentiated run (or `steps` of them) and one plain one. EAP-IG's own code takes gradients at k ÷ m of the way, k from
+1 to m; here they are taken at the middles of m equal parts, which come nearer to the integral. Keys and values are read
+once for each shared head, whose gradient is that of all query heads that share it. Heads of matrix states write as
+attention's do, the scale of the norm behind their readout, or behind any head's output, as it was in each run.
 
 The gradient at a reader's input is by the residual stream as that reader alone reads it, before its norm. It is taken
 at the query, key or value and brought back through the head's map with the norm folded in (`hybridlens.weights`; keys

@@ -73,9 +73,9 @@ def read_runs(
         )
     ends = {written_points(lens, writer)[-1]: writer for group in groups for writer in group}  # one for each point
     written = list(dict.fromkeys(name for writer in ends.values() for name in written_points(lens, writer)))
-    held = [_site(lens, reader.order(lens.cfg.n_layers)) for reader in readers]
+    held = [site_name(lens, reader.order(lens.cfg.n_layers)) for reader in readers]
     if through_mlps:
-        held += [_site(lens, 2 * layer + 1) for layer in lens.cfg.mlp_layers]
+        held += [site_name(lens, 2 * layer + 1) for layer in lens.cfg.mlp_layers]
         held += [f"blocks.{layer}.hook_mlp_out" for layer in lens.cfg.mlp_layers]
     names = list(dict.fromkeys([*written, *held]))
     base, _ = captured(lens, sides.base, names, True, lambda tensor: tensor[0, places].clone())
@@ -118,7 +118,7 @@ def altered_streams(
     delta = torch.zeros(len(groups), *some.shape, dtype=torch.float32, device=some.device)
     for site in range(-1, max(sites) + 1):
         if site in sites:
-            yield site, _stream(runs.base[_site(lens, site)], delta)
+            yield site, _stream(runs.base[site_name(lens, site)], delta)
         if site == max(sites):
             return
         for writer, own in rows.items():
@@ -129,7 +129,7 @@ def altered_streams(
             own = rows.get(Writer("mlp", layer), [])
             hearing = [row for row, start in enumerate(starts) if start < site and row not in own]
             if hearing:
-                x = _stream(runs.base[_site(lens, site)], delta[hearing])
+                x = _stream(runs.base[site_name(lens, site)], delta[hearing])
                 run = Pass(x.new_zeros(x.shape[:2], dtype=torch.long), None, None)
                 altered = cast(Block, lens.blocks[layer]).written("mlp", x, run)
                 delta[hearing] += (altered.float() - runs.base[f"blocks.{layer}.hook_mlp_out"].float()).to(delta.device)
@@ -163,7 +163,7 @@ def reading(lens: HybridLens, reader: Reader, altered: Altered) -> Float[Tensor,
     return kept[read_point(lens, reader)]
 
 
-def _site(lens: HybridLens, site: int) -> str:
+def site_name(lens: HybridLens, site: int) -> str:
     """The hook point of the residual stream at a place in the order of writers and readers."""
     layer, is_mlp = divmod(site, 2)
     alone = is_mlp and len(cast(Block, lens.blocks[layer]).branches) == 1  # an MLP without a mixer before it
