@@ -35,7 +35,7 @@ _STYLE = """
 .hl table{border-collapse:collapse;border:0;margin:0;font-size:12.5px;font-variant-numeric:tabular-nums;width:auto}
 .hl tr,.hl table tbody tr{background:none!important}
 .hl th,.hl td{border:0;border-top:1px solid var(--hl-line);padding:3px 12px 3px 0!important;text-align:left!important;
-vertical-align:top;font-weight:400;max-width:46ch;overflow-wrap:anywhere;white-space:normal}
+vertical-align:top;font-weight:400;max-width:46ch;overflow-wrap:break-word;white-space:normal}
 .hl thead th{border-top:0;color:var(--hl-soft);font-size:12px}.hl .hl-r{text-align:right!important}
 .hl .hl-m td,.hl .hl-m th{border:0;padding:3px 5px!important;text-align:center!important;white-space:nowrap}
 .hl .hl-m th{color:var(--hl-soft);font-size:11.5px}.hl .hl-m td{min-width:2.4em;font-size:11.5px}
@@ -43,8 +43,9 @@ vertical-align:top;font-weight:400;max-width:46ch;overflow-wrap:anywhere;white-s
 .hl [style*="--v"]{background:color-mix(in srgb,var(--c,#12908c) calc(var(--v)*72%),transparent)!important}
 .hl .hl-t{font:12.5px/1.9 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap;margin:4px 0 6px;
 overflow-wrap:anywhere}.hl .hl-t span{border-radius:3px;padding:2px 0}.hl .hl-u{border-bottom:2px solid #c0622f}
-.hl .hl-b span{display:inline-block;min-width:1.9em;padding:1px 3px;margin:0 2px 2px 0;border-radius:3px;
-text-align:center;font-size:11px}
+.hl .hl-b span{display:inline-block;min-width:2em;margin:0 2px 4px 0;text-align:center;font-size:11px}
+.hl .hl-b i{display:block;font-style:normal;padding:1px 3px;border-radius:3px}
+.hl .hl-b i+i{padding:0;height:4px;margin-top:2px}
 .hl svg{display:block;max-width:100%;height:auto;overflow:visible}.hl svg text{font-size:11px;fill:currentColor}
 .hl img{display:block;image-rendering:pixelated;max-width:100%;border:1px solid var(--hl-line)}
 """
