@@ -52,9 +52,12 @@ overflow-wrap:anywhere}.hl .hl-t span{border-radius:3px;padding:2px 0}.hl .hl-u{
 STYLE = "".join(_STYLE.splitlines())
 """Of every fragment, below `.hl`."""
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""Of a page without scripts."""
+
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{title}</title><style>:root{{color-scheme:light dark;--page:#fbfaf8;--ink:#1f2426}}
 @media (prefers-color-scheme:dark){{:root{{--page:#15181a;--ink:#e6e4df}}}}
 body{{background:var(--page);color:var(--ink);margin:0 auto;max-width:1120px;padding:32px 20px}}</style></head>
@@ -68,9 +71,13 @@ def fragment(name: str, summary: str, parts: Iterable[str]) -> str:
     return f'<div class="hl"><style>{STYLE}</style>{head}{"".join(parts)}</div>'
 
 
-def page(title: str, body: str) -> str:
-    """A whole page around HTML; it loads nothing, and is light or dark as its reader has it."""
-    return _PAGE.format(title=escape(title), body=body)
+def page(title: str, body: str, policy: str = POLICY) -> str:
+    """A whole page around HTML; it loads nothing, and is light or dark as its reader has it.
+
+    Args:
+        policy: what its content security policy allows.
+    """
+    return _PAGE.format(title=escape(title), body=body, policy=policy)
 
 
 def visible(text: str) -> str:
