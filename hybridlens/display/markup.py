@@ -14,6 +14,8 @@ from typing import Any, TypeAlias, cast
 Plain: TypeAlias = str | int | float | bool | None
 """What stands in a table."""
 
+Numbers: TypeAlias = Sequence[float | int]
+
 ACCENT = "#12908c"
 """Of values above 0, and of attention; readable on light and on dark when mixed with either."""
 WARM = "#c0622f"
@@ -155,7 +157,7 @@ def brief(value: Any) -> str:
     return cut(" ".join(repr(value).split()))
 
 
-def shade(value: float, largest: float) -> str:
+def shade(value: float | int, largest: float | int) -> str:
     """The attribute of an element that is coloured by a number: how strongly, and whether above or below 0."""
     share = f"{min(abs(value) / largest, 1.0) if value == value and largest else 0.0:.2f}".removeprefix("0")
     return f'style="--v:{share}{f";--c:{WARM}" if value < 0 else ""}"'

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints, runtime_checkable
 
 from hybridlens.display.markup import Plain, brief, cell, cut, fragment, page
 from hybridlens.display.tables import Table
@@ -49,6 +49,7 @@ _LINE = 240
 """Characters of a summary."""
 
 
+@runtime_checkable
 class Piece(Protocol):
     """A part of what a result shows: `Table`, `Grid`, `Curve`, `TokenText`, `Strip`, `Words`."""
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from hybridlens.display.markup import COLORS, count, legend, noted, number, shade, titled
+from hybridlens.display.markup import COLORS, Numbers, count, legend, noted, number, shade, titled
 from hybridlens.errors import InputError
 
 _TOKENS = 120
@@ -36,7 +36,7 @@ class TokenText:
     """
 
     tokens: Sequence[str]
-    values: Sequence[float] | None = None
+    values: Numbers | None = None
     name: str = ""
     marked: Sequence[tuple[int, int]] = ()
     title: str = ""

@@ -23,6 +23,7 @@ class Plot(go.Figure):
     """A Plotly figure that a notebook shows, and what is exported from it."""
 
     _ipython_display_: Any = None  # Plotly's own comes before all else
+
     def __repr__(self) -> str:
         kinds = ", ".join(sorted(self._kinds()))
         return f"<Plot: {many(len(self._traces()), 'trace')}{f' ({kinds})' if kinds else ''}>"

@@ -75,7 +75,8 @@ const show = (id, library, data, height) => {
         const ink = `rgb(${red},${green},${blue})`;
         const [page, card] = dark ? ["#15181a", "#1c2022"] : ["#fbfaf8", "#ffffff"];
         const colors = { ink, page, card, grid: "rgba(128,128,128,.22)", line: "rgba(128,128,128,.5)" };
-        const [traces, layout] = Theme.figure(data, dark, colors, host.clientWidth);
+        const ours = data.layout.paper_bgcolor === "rgba(0,0,0,0)";  // others are as their maker has them
+        const [traces, layout] = ours ? Theme.figure(data, dark, colors, host.clientWidth) : [data.data, data.layout];
         if (!drawn || !drawn.startsWith("true")) host.replaceChildren();
         Plotly.react(host, traces, layout, { displayModeBar: false, responsive: true });
       },
