@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 if "ipykernel" in sys.modules:  # tqdm warns once where a notebook has no ipywidgets, and writes its bars as text
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", message="IProgress not found")
         import_module("tqdm.auto")
 
 __version__ = "0.1.0"

@@ -1,6 +1,7 @@
 """What a lens, its configuration, hook points, states, generations, prompts, needles and weights show."""
 
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -88,6 +89,8 @@ def test_a_state_shows_where_its_bytes_are(lens: hl.HybridLens) -> None:
     assert "keys and values" in checked(state) or "latents" in checked(state)
     assert f"vocab {logits.shape[-1]}" in repr(prefill)
     checked(prefill)
+    held = next(iter(state.layers[0].values()))
+    assert re.fullmatch(rf"<{type(held).__name__}: (\w+ \w+ \[[\d, ]+\](, )?)+; batch first>", repr(held))
     for field in ("model", "lengths", "key_positions", "layers", "window", "weights", "windows"):
         assert f"{field}:" in hl.HybridState.__doc__
 
@@ -134,7 +137,7 @@ def test_prompts_are_a_list_and_a_table(words: Any) -> None:
     assert repr(prompts) == "<Prompts: 4 prompts; lengths 100, 120 tokens; depths 0, 100 %>"
     assert repr(controls) == "<Prompts: 1 prompt; lengths 100 tokens; 1 without a needle>"
     assert "no needle (a control)" in repr(controls[0])
-    for shown in (prompts, prompts[0], controls):
+    for shown in (prompts, prompts[0], controls, niah.essays(0)):
         checked(shown)
 
 
@@ -178,5 +181,7 @@ def test_results_and_models_and_weights_show_themselves() -> None:
     assert repr(head).startswith("<HeadWeights: W_Q float32 [d_model 128, d_head 16], W_K ")
     w_q, *_ = head
     assert torch.equal(w_q, weights.W_Q[1])
-    checked(weights)
-    checked(head)
+    parts = hl.load_weights("tiny-recurrentgemma").recurrent(0).parts
+    assert repr(parts).startswith("<RecurrentParts: W_in float32 [d_model 128, channel 128]")
+    for shown in (weights, head, parts):
+        checked(shown)

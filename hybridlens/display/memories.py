@@ -141,6 +141,8 @@ def _columns(rows: list[dict[str, Plain]]) -> tuple[tuple[str, ...], Any]:
 
 def _read(lengths: Any) -> str:
     read = _numbers(lengths)
+    if not read:
+        return many(lengths.shape[0], "row")
     if len(set(read)) == 1:
         return f"{many(len(read), 'row')} of {many(read[0], 'token')}"
     return f"{many(len(read), 'row')} of {listed(read, 8)} tokens"
