@@ -3,6 +3,8 @@
 The public names are loaded when they are first used, so that ``import hybridlens`` is quick.
 """
 
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
     from hybridlens.loading import load, load_weights
     from hybridlens.model import HybridLens
     from hybridlens.state import HybridState
+
+if "ipykernel" in sys.modules:  # tqdm warns once where a notebook has no ipywidgets, and writes its bars as text
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import_module("tqdm.auto")
 
 __version__ = "0.1.0"
 

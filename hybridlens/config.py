@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
+from hybridlens.display.models import ConfigShown
 from hybridlens.errors import InputError
 
 T = TypeVar("T")
@@ -154,7 +155,7 @@ class LayerConfig:
 
 
 @dataclass(frozen=True)
-class LensConfig:
+class LensConfig(ConfigShown):
     """Sizes and structure of a model, under TransformerLens' names where it has them."""
 
     family: str

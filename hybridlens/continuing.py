@@ -15,6 +15,7 @@ import torch
 from hybridlens.boundary import Few, Length, public
 from hybridlens.choosing import Sampling
 from hybridlens.decoding import Boundary, Forward, editing
+from hybridlens.display.memories import PrefillShown
 from hybridlens.errors import InputError
 from hybridlens.generation import Generation, generate
 from hybridlens.hooks import Edit
@@ -24,11 +25,15 @@ from hybridlens.text import TokenFront
 from hybridlens.tokens import TokensLike, check_context
 
 
-class Prefill(NamedTuple):
-    """What `prefill` and `extend` give: unpack as ``state, logits``."""
-
+class _Fields(NamedTuple):
     state: HybridState
     logits: Logits
+
+
+class Prefill(PrefillShown, _Fields):
+    """What `prefill` and `extend` give: unpack as ``state, logits``."""
+
+    __slots__ = ()
 
 
 def no_autocast(device: torch.device) -> None:

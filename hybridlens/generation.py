@@ -17,6 +17,7 @@ import torch
 from hybridlens.boundary import Length, public
 from hybridlens.choosing import Chooser, Sampling, greedy, sampler
 from hybridlens.decoding import Between, Boundary, Decoding, Start, begin, decode
+from hybridlens.display.memories import GenerationShown
 from hybridlens.hooks import Edit
 from hybridlens.network import HookedNetwork
 from hybridlens.padding import TokenBatch
@@ -25,9 +26,7 @@ from hybridlens.state import HybridState
 from hybridlens.tokens import check_context
 
 
-class Generation(NamedTuple):
-    """What `generate` gives."""
-
+class _Fields(NamedTuple):
     tokens: Tokens
     """New tokens [batch, pos]; a row that ended early is filled up with padding."""
     lengths: Lengths
@@ -36,6 +35,12 @@ class Generation(NamedTuple):
     """Each row's new tokens as text, special tokens left out; empty strings without a tokenizer."""
     state: HybridState
     """After the last token that was read: the last one generated has not been."""
+
+
+class Generation(GenerationShown, _Fields):
+    """What `generate` gives: unpack as ``tokens, lengths, text, state``."""
+
+    __slots__ = ()
 
 
 @public

@@ -19,6 +19,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint as TransformerLensHookPoint
 
+from hybridlens.display import Displayed
+from hybridlens.display.hooks import HookSpecShown
 from hybridlens.errors import HookFunctionError
 from hybridlens.hook_functions import HookFunction, differing, mismatch, unchanged
 from hybridlens.shapes import Positions
@@ -26,9 +28,7 @@ from hybridlens.slots import KeySlots
 from hybridlens.visits import HERE, Own, Visit, version
 
 
-class HookSpec(NamedTuple):
-    """What is known of a hook point before anything runs."""
-
+class _Spec(NamedTuple):
     name: str
     axes: tuple[str, ...]
     """Axis letters of `hybridlens.shapes.AXES`, outermost first."""
@@ -42,12 +42,22 @@ class HookSpec(NamedTuple):
     """Size of each axis; None for batch, positions and keys."""
 
 
-class EditedActivation(NamedTuple):
-    """What hooks made of an activation."""
+class HookSpec(HookSpecShown, _Spec):
+    """What is known of a hook point before anything runs."""
 
+    __slots__ = ()
+
+
+class _Edited(NamedTuple):
     value: Tensor
     mask: Tensor | None
     """True where an entry was edited: its value differs, or a hook froze it; None where nothing was edited."""
+
+
+class EditedActivation(Displayed, _Edited):
+    """What hooks made of an activation."""
+
+    __slots__ = ()
 
 
 class HookPoint(TransformerLensHookPoint):

@@ -22,6 +22,7 @@ from torch import Tensor
 from hybridlens.aliases import table_name
 from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
+from hybridlens.display.hooks import EditShown
 from hybridlens.errors import HookFunctionError, UnknownNameError, closest
 from hybridlens.hook_functions import HookFunction, by_query, mismatch, reads_only, unchanged
 from hybridlens.hook_points import EditedActivation, HookPoint, HookSpec, wanted
@@ -54,7 +55,7 @@ PHASES = ("prefill", "decode", "both")
 
 @public
 @dataclass(frozen=True)
-class Edit:
+class Edit(EditShown):
     """One edit of a run: a hook point, a function, and when and where it acts.
 
     Args:

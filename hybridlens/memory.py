@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from hybridlens.display import brief
 from hybridlens.errors import InputError
 from hybridlens.shapes import ConvState, HeldKeys, KeptKeys
 
@@ -33,12 +34,16 @@ SLACK = 32
 """Key slots made ahead when decoding, so that most steps copy no key."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Memory:
     """Batch-first tensors, as the fields of a subclass; a field that is None is not there."""
 
     kind: ClassVar[str] = ""
     """The name under which it is saved."""
+
+    def __repr__(self) -> str:
+        held = ", ".join(f"{name} {brief(value)}" for name, value in self.tensors().items())
+        return f"<{type(self).__name__}: {held}; batch first>"
 
     def tensors(self) -> dict[str, Tensor]:
         """What it holds, by name."""
@@ -93,7 +98,7 @@ class Memory:
         return cls.of({name: torch.cat([tensors[name] for tensors in held]) for name in held[0]})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recurrent(Memory):
     """What a recurrent mixer holds: its convolution's last inputs and its state."""
 
@@ -126,7 +131,7 @@ class _Room(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KeyValues(Memory):
     """Keys (after rotary) and values held by an attention mixer."""
 
@@ -211,7 +216,7 @@ class KeyValues(Memory):
         return cls(k, v, masks)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Latents(KeyValues):
     """What multi-head latent attention holds, as heads of one: latents as `k`, and as `v` the shared parts of keys.
 

@@ -22,6 +22,8 @@ from hybridlens.boundary import Length, public
 from hybridlens.config import LensConfig
 from hybridlens.continuing import StateFront, no_autocast
 from hybridlens.decoding import Boundary
+from hybridlens.display.hooks import HookPoints
+from hybridlens.display.models import LensShown
 from hybridlens.families import family_for
 from hybridlens.hooks import Edit, HookPoint, HookSpec
 from hybridlens.network import HookedNetwork
@@ -44,7 +46,7 @@ class ParameterCounts(NamedTuple):
     """Of all, those that one token uses: without the experts it is not sent to."""
 
 
-class HybridLens(RunFront, StateFront):
+class HybridLens(LensShown, RunFront, StateFront):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
     It computes what the model does in evaluation mode; dropout is never applied.
@@ -63,7 +65,7 @@ class HybridLens(RunFront, StateFront):
         self.tokenizer = tokenizer
         self.network = HookedNetwork(hf_model, family, family.configure(hf_model.config))
         self.hook_dict: dict[str, HookPoint] = self.network.points
-        self.hook_points: dict[str, HookSpec] = {name: _spec(name, point) for name, point in self.hook_dict.items()}
+        self.hook_points = HookPoints({name: _spec(name, point) for name, point in self.hook_dict.items()})
         self._nnsight: Any = None
 
     @property

@@ -33,6 +33,7 @@ from torch import Tensor
 from hybridlens.boundary import Positive, public
 from hybridlens.boundary_words import shown
 from hybridlens.devices import usable
+from hybridlens.display.memories import StateShown
 from hybridlens.errors import InputError
 from hybridlens.indices import Rows, numbers_of
 from hybridlens.memory import KINDS, KeyValues, Memory
@@ -46,22 +47,27 @@ FORMAT = 2
 
 
 @dataclass(frozen=True)
-class HybridState:
-    """The memory of a batch of token sequences."""
+class HybridState(StateShown):
+    """The memory of a batch of token sequences.
+
+    Attributes:
+        model: signature of the architecture that made it.
+        lengths: tokens read by each row [batch]; the position of its next token.
+        key_positions: absolute position of each key slot [batch, key], -1 where a row does not use it.
+        layers: for each layer what its mixers remember, by name: ``state.layers[2]["attn"].k``, ``.v`` (`KeyValues`),
+            ``state.layers[0]["ssm"].conv``, ``.recurrent`` (`Recurrent`); all have the batch first.
+        window: keys that a query of the model sees at most, itself included; None: all.
+        weights: fingerprint of the weights that made it; empty where it is not known.
+        windows: `window` by layer, where layers differ; empty where they are alike.
+    """
 
     model: str
-    """Signature of the architecture that made it."""
     lengths: Lengths
-    """Tokens read by each row; the position of its next token."""
     key_positions: KeyPositions
-    """Absolute position of each key slot, -1 where a row does not use it."""
     layers: tuple[Memories, ...]
     window: int | None = None
-    """Keys that a query of the model sees at most, itself included; None: all."""
     weights: str = ""
-    """Fingerprint of the weights that made it; empty where it is not known."""
     windows: tuple[int | None, ...] = ()
-    """`window` by layer, where layers differ; empty where they are alike."""
 
     @property
     def visible(self) -> Bool[Tensor, "batch key"]:

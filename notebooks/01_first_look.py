@@ -158,4 +158,5 @@ for k in (8, 4, 2, 1, 0):
 # %%
 shown = [*range(start, end), *range(len(prompt.tokens) - 30, len(prompt.tokens))]
 view = pattern[0][:, shown][:, :, shown]
-attention_heads([lens.to_string([prompt.tokens[i]]) for i in shown], view.numpy(), [f"L5 H{h}" for h in range(8)])
+texts = [lens.to_string([prompt.tokens[i]]) for i in shown]
+attention_heads(texts, view.numpy(), [f"L5 H{h}" for h in range(8)], positions=shown)

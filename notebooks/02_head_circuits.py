@@ -154,7 +154,7 @@ for layer, head in top:
     print(f"L{layer} H{head}: attention to the needle {100 * seen.ranking.score(layer, head):.0f} %")
 patterns = seen.patterns[[found.layers.index(layer) for layer, _ in top], [head for _, head in top]]
 labels = [f"L{layer} H{head}: {found.ranking('retrieval').score(layer, head):.2f}" for layer, head in top]
-attention_heads(seen.texts, patterns.numpy(), labels)
+attention_heads(seen.texts, patterns.numpy(), labels, positions=seen.shown)
 
 # %% [markdown]
 # ## Is it true of the model at work?

@@ -24,7 +24,6 @@ from hybridlens.viz import (
     MAX_TOKENS,
     PatternFigure,
     accuracy_curve,
-    attention_heads,
     headline,
     retrieval_map,
 )
@@ -309,7 +308,7 @@ def test_report_shows_any_text_literally(text: str) -> None:
     assert data["patterns"][0]["attentionHeadNames"] == [text, "h"]
     shown = "".join(hostile.text)
     assert shown.count(text) >= "".join(plain.text).count("harmless") - 1
-    assert "CircuitsVis.render" in hostile.scripts[3]
+    assert "HybridlensPattern.draw" in hostile.scripts[3]
 
 
 JSON = templates().from_string("{{ value | tojson }}")
@@ -357,16 +356,17 @@ def test_bundles_cannot_end_their_script() -> None:
     assert inline('"</script><!--"') == '"<\\/script><\\!--"'
 
 
-def test_notebook_figure_stands_alone() -> None:
-    """The notebook's HTML has the bundle in it, one script, and hostile tokens kept whole."""
-    tokens = ["</script>", "<b>"]
-    made = attention_heads(tokens, a_pattern(tokens).pattern, name='x"><script>')
-    page = Page(made._repr_html_())
-    assert [tag for tag, _ in page.tags] == ["div", "script"]
-    assert page.tags[0][1]["id"] == 'x"><script>'
-    call = page.scripts[0].rsplit("CircuitsVis.AttentionHeads, ", 1)[1].rstrip(" ;)\n")
-    assert json.loads(call)["tokens"] == tokens
-    assert json.loads(call)["attentionHeadNames"] == ["Head 0", "Head 1"]
+def test_cropped_tokens_keep_their_positions_and_show_gaps() -> None:
+    """A place and a gap in the wrong order would put a token's weights beside another's name."""
+    drawn = props(a_pattern(["a", "b", "c", "d"], positions=(0, 7, 8, 20)))
+    assert drawn["places"] == [0, None, 7, 8, None, 20]
+    assert drawn["tokens"] == ["a", "", "b", "c", "", "d"]
+    whole = props(a_pattern(["a", "b", "c", "d"]))
+    assert whole["places"] == [0, 1, 2, 3]
+    kept = [0, 2, 3, 5]
+    for with_gaps, head in zip(drawn["attention"], whole["attention"], strict=True):
+        assert [[with_gaps[q][k] for k in kept] for q in kept] == head
+        assert all(with_gaps[q][k] is None for q in range(6) for k in range(6) if not {q, k} <= set(kept))
 
 
 def test_signed_values_get_a_symmetric_range() -> None:
@@ -382,6 +382,8 @@ def test_signed_values_get_a_symmetric_range() -> None:
         ({"heads": ["one"]}, r"has shape \(2, 2, 2\); 1 heads over 2 tokens need \(1, 2, 2\)"),
         ({"tokens": ["a", "b", "c"]}, r"2 heads over 3 tokens need \(2, 3, 3\)"),
         ({"pattern": np.full((2, 2, 2), np.nan)}, "not finite; mask them to 0 first"),
+        ({"positions": (3,)}, "has 2 tokens, and 1 positions were given for them; expected one for each, ascending"),
+        ({"positions": (4, 3)}, "expected one for each, ascending"),
         (
             {"tokens": ["t"] * (MAX_TOKENS + 1), "pattern": np.zeros((2, MAX_TOKENS + 1, MAX_TOKENS + 1))},
             r"has 129 tokens, and circuitsvis paints 1 to 128; crop it",

@@ -161,7 +161,7 @@ def figure_of(seen: Look, labels: Mapping[tuple[int, int], str], title: str, bes
         f"All heads on. Of {len(seen.tokens)} tokens (prompt and answer) these are shown, counted from 0: "
         f"{_ranges(seen.shown)}. Beside each head: {beside}."
     )
-    return PatternFigure(title, seen.texts, np.asarray(torch.stack(chosen)), list(labels.values()), note)
+    return PatternFigure(title, seen.texts, np.asarray(torch.stack(chosen)), list(labels.values()), note, seen.shown)
 
 
 def _ranges(positions: Sequence[int]) -> str:

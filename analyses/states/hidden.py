@@ -88,5 +88,5 @@ def hidden_figure(
     what = "what each position reads of each token" if kind == "reads" else "what each token takes away of each earlier"
     return PatternFigure(
         f"Layer {layer}: {what}", [texts[i] for i in shown], values, [f"L{layer} S{head}" for head in drawn],
-        f"{what}, in units of its value{cropped}",
+        f"{what}, in units of its value{cropped}", shown,
     )  # fmt: skip

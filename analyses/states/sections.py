@@ -180,10 +180,11 @@ def hidden(found: Found, seen: HiddenHeads, texts: Sequence[str]) -> Section:
     shown = [texts[at] for at in seen.positions]
     what = "hold most of the needle at the end" if of.prompt.needle is not None else "keep longest, one a layer"
     note = f"{len(shown)} of {len(of.prompt.tokens)} tokens; the heads that {what}"
-    figures = [PatternFigure("What each position reads of each token's value", shown, seen.reads.numpy(), names, note)]
+    title, at = "What each position reads of each token's value", seen.positions
+    figures = [PatternFigure(title, shown, seen.reads.numpy(), names, note, at)]
     if seen.erases is not None:
         title = "What each token takes away of each earlier one's value"
-        figures.append(PatternFigure(title, shown, seen.erases.numpy(), names, note))
+        figures.append(PatternFigure(title, shown, seen.erases.numpy(), names, note, at))
     text = (
         "Hidden attention: what a position reads out of the state is the sum of all earlier values times these "
         "weights, exactly, with all decays and erasures between. Rows need not sum to 1, and weights may be negative."

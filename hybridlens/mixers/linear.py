@@ -14,13 +14,10 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from hybridlens.display import Displayed
 
-class RecurrentParts(NamedTuple):
-    """A recurrent layer's linear maps as stored, and its gain.
 
-    Row vectors times matrices, as in TransformerLens.
-    """
-
+class _Parts(NamedTuple):
     W_in: Float[Tensor, "d_model channel"]
     b_in: Float[Tensor, "channel"] | None
     W_gate: Float[Tensor, "d_model channel"]
@@ -52,6 +49,15 @@ class RecurrentParts(NamedTuple):
     (`convolved`)."""
     convolved: bool = True
     """Whether there is a convolution, between `hook_in` and `hook_conv`; if not, `taps` is 1 for the token itself."""
+
+
+class RecurrentParts(Displayed, _Parts):
+    """A recurrent layer's linear maps as stored, and its gain.
+
+    Row vectors times matrices, as in TransformerLens.
+    """
+
+    __slots__ = ()
 
 
 def taps_of(weight: Float[Tensor, "channel 1 lag"]) -> Float[Tensor, "channel lag"]:

@@ -26,7 +26,7 @@ from hybridlens.niah.needles import (
     in_steps,
     needle_set,
 )
-from hybridlens.niah.prompt import SEMANTICS, Prompt, Semantics, Span
+from hybridlens.niah.prompt import SEMANTICS, Prompt, Prompts, Semantics, Span
 from hybridlens.niah.rubric import (
     MAX_SCORE,
     PAPER_RUBRIC,
@@ -57,6 +57,7 @@ __all__ = [
     "Haystack",
     "Needle",
     "Prompt",
+    "Prompts",
     "Rubric",
     "Rule",
     "Semantics",

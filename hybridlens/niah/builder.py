@@ -19,7 +19,7 @@ from hybridlens.niah.encoding import Tokenizer, check_open_end, warn_unknown
 from hybridlens.niah.haystack import Haystack, essays
 from hybridlens.niah.lengths import DEFAULT_DEPTHS, PAPER_MAX_LENGTH, check_axis, default_lengths
 from hybridlens.niah.needles import PAPER_NEEDLE, Needle
-from hybridlens.niah.prompt import Frame, Prompt, SemanticsLike, make_frame
+from hybridlens.niah.prompt import Frame, Prompts, SemanticsLike, make_frame
 from hybridlens.niah.rubric import normalise
 from hybridlens.niah.templates import TemplateLike
 
@@ -35,7 +35,7 @@ def grid(
     jrt: bool = False,
     semantics: SemanticsLike = "clean",
     seed: Seed = 0,
-) -> list[Prompt]:
+) -> Prompts:
     """The prompts of a benchmark, one for each length and depth, length-major.
 
     Args:
@@ -76,7 +76,7 @@ def grid(
         found = {length: published.places(frame, ids, length, plan.depths, ends) for length in plan.lengths}
         _say_where(found)
         cells = [published.published_prompts(frame, ids, length, at) for length, at in found.items()]
-    return [prompt for row in cells for prompt in row]
+    return Prompts(prompt for row in cells for prompt in row)
 
 
 @public
@@ -90,7 +90,7 @@ def controls(
     jrt: bool = False,
     semantics: SemanticsLike = "clean",
     seed: Seed = 0,
-) -> list[Prompt]:
+) -> Prompts:
     """The controls of a grid: one prompt for each length, with filler in the needle's stead.
 
     What a model scores on them is its chance level. Takes what `grid` takes (the depths only set which
@@ -103,9 +103,9 @@ def controls(
     plan = _plan(tokenizer, lengths, depths, haystack, needle, template, jrt, semantics, seed)
     if plan.semantics == "clean":
         supply = clean.make_supply(plan.frame, plan.haystack, max(plan.lengths))
-        return [clean.clean_control(plan.frame, supply, length, len(plan.depths)) for length in plan.lengths]
+        return Prompts(clean.clean_control(plan.frame, supply, length, len(plan.depths)) for length in plan.lengths)
     ids = published.haystack_ids(tokenizer, plan.haystack, max(plan.lengths))
-    return [published.published_control(plan.frame, ids, length) for length in plan.lengths]
+    return Prompts(published.published_control(plan.frame, ids, length) for length in plan.lengths)
 
 
 @public

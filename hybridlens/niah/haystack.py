@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from hybridlens.boundary import Length, Seed, public
+from hybridlens.display import Displayed, Piece, Words, many
 from hybridlens.errors import InputError
 from hybridlens.niah.essays import essay_sentences
 
@@ -33,7 +34,7 @@ _SENTENCE_END = re.compile(
 
 @public
 @dataclass(frozen=True)
-class Haystack:
+class Haystack(Displayed):
     """A text to hide needles in.
 
     Attributes:
@@ -43,6 +44,14 @@ class Haystack:
 
     name: str
     text: str
+
+    def summary(self) -> str:
+        """Its name and size."""
+        return f"{self.name}: {many(len(self.text), 'character')} in {many(len(self.sentences), 'sentence')}"
+
+    def view(self) -> tuple[Piece, ...]:
+        """Its text: both ends of a long one."""
+        return (Words(self.text, literal=True),)
 
     @cached_property
     def sentences(self) -> tuple[str, ...]:

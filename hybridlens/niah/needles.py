@@ -17,6 +17,8 @@ import warnings
 from dataclasses import dataclass
 
 from hybridlens.boundary import public
+from hybridlens.display import Displayed, Named, Piece, Table, Words
+from hybridlens.display.markup import Plain
 from hybridlens.errors import InputError
 from hybridlens.niah.rubric import (
     MAX_SCORE,
@@ -34,7 +36,7 @@ PAPER_QUESTION = "What is the best thing to do in San Francisco?"
 
 @public
 @dataclass(frozen=True)
-class Needle:
+class Needle(Displayed):
     """A sentence to hide, the question that asks for it, and how answers are graded.
 
     Attributes:
@@ -75,6 +77,25 @@ class Needle:
                 "gives points for, so an answer that repeats the question scores",
                 stacklevel=4,
             )
+
+    def summary(self) -> str:
+        """Its name and sentence."""
+        return f"{self.name}: {self.sentence}"
+
+    def row(self) -> dict[str, Plain]:
+        """Its texts, and how many rules grade an answer."""
+        return {"needle": self.name, "sentence": self.sentence, "question": self.question, "rules": len(self.rubric)}
+
+    def table(self) -> Table:
+        """Its rubric: a row a rule."""
+        rows = [(rule.phrase, rule.points, rule.mode) for rule in self.rubric]
+        return Table(
+            ("phrase", "points", "mode"), rows, {"mode": "add: to the score; set: the score, where it is lower"}
+        )
+
+    def view(self) -> tuple[Piece, ...]:
+        """Its question, and its rubric."""
+        return (Words(self.question), self.table())
 
 
 PAPER_NEEDLE = Needle("paper", PAPER_SENTENCE, PAPER_QUESTION, PAPER_RUBRIC)
@@ -229,15 +250,21 @@ def needle_set() -> tuple[str, ...]:
     return tuple(needle.name for needle in STUDY_NEEDLES)
 
 
-NEEDLES: dict[str, Needle] = {
-    needle.name: needle
-    for needle in (
-        *STUDY_NEEDLES,
-        PUBLISHED_NEEDLE,
-        best_thing("lisbon", "Lisbon", "fly a kite", "sing", "Golden Park", "windy"),
-        best_thing("nairobi", "Nairobi", "read a good book", "walk", "Castle Park", "clear"),
-        best_thing("vienna", "Vienna", "buy fresh bread", "sleep", "Stanley Park", "warm"),
-        best_thing("tokyo", "Tokyo", "paint a picture", "wait", "Memorial Park", "rainy"),
-    )
-}
+class Needles(Named[Needle]):
+    """Needles by name: a dict that shows itself as a table."""
+
+
+NEEDLES = Needles(
+    {
+        needle.name: needle
+        for needle in (
+            *STUDY_NEEDLES,
+            PUBLISHED_NEEDLE,
+            best_thing("lisbon", "Lisbon", "fly a kite", "sing", "Golden Park", "windy"),
+            best_thing("nairobi", "Nairobi", "read a good book", "walk", "Castle Park", "clear"),
+            best_thing("vienna", "Vienna", "buy fresh bread", "sleep", "Stanley Park", "warm"),
+            best_thing("tokyo", "Tokyo", "paint a picture", "wait", "Memorial Park", "rainy"),
+        )
+    }
+)
 """The needles that are built in, by name."""

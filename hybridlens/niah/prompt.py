@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from hybridlens.boundary_words import Among
+from hybridlens.display import Displayed, Piece, Several, Words, listed, many
+from hybridlens.display.markup import Plain
 from hybridlens.errors import InputError
 from hybridlens.niah.encoding import Encoding, Tokenizer, encode, token_span
 from hybridlens.niah.needles import Needle
@@ -39,7 +41,7 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(Displayed):
     """One cell's prompt.
 
     `tokens` is a tuple, not a tensor: prompts can then be compared, hashed and stored, and this package
@@ -81,6 +83,49 @@ class Prompt:
         """SHA-256, in hexadecimal, of text, token ids, needle spans, template, JRT and semantics."""
         parts = [self.text, self.tokens, self.needle_spans, self.template, self.jrt, self.semantics]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def summary(self) -> str:
+        """Its length, where the needle is, and how it was made."""
+        spans = " and ".join(f"{start} to {end - 1}" for start, end in self.needle_spans)
+        where = "no needle (a control)" if self.control else f"needle at {self.depth} %, tokens {spans}"
+        jrt = ", read twice (JRT)" if self.jrt else ""
+        return f"{many(len(self.tokens), 'token')}, {where}; template {self.template}, {self.semantics}{jrt}"
+
+    def row(self) -> dict[str, Plain]:
+        """Its length, where the needle is, how it was made, and its text."""
+        first, end = self.needle_span or (None, None)
+        return {
+            "tokens": len(self.tokens),
+            "length": self.length,
+            "depth": self.depth,
+            "needle from": first,
+            "needle to": None if end is None else end - 1,
+            "template": self.template,
+            "jrt": self.jrt,
+            "semantics": self.semantics,
+            "hash": self.hash[:12],
+            "text": self.text,
+        }
+
+    def view(self) -> tuple[Piece, ...]:
+        """Its text: both ends of a long one."""
+        return (Words(self.text, literal=True),)
+
+
+class Prompts(Several[Prompt]):
+    """A list of prompts that shows itself as a table."""
+
+    def summary(self) -> str:
+        """How many, of which lengths, and where their needles are."""
+        lengths = sorted({prompt.length for prompt in self})
+        depths = sorted({prompt.depth for prompt in self if prompt.depth is not None})
+        controls = sum(prompt.control for prompt in self)
+        parts = [f"{many(len(self), 'prompt')}", f"lengths {listed(lengths, 10)} tokens" if lengths else ""]
+        parts += [
+            f"depths {listed(depths, 10)} %" if depths else "",
+            f"{controls} without a needle" if controls else "",
+        ]
+        return "; ".join(part for part in parts if part)
 
 
 class Body(NamedTuple):

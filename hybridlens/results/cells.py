@@ -33,6 +33,7 @@ from pydantic import (
 
 from hybridlens.boundary import Natural
 from hybridlens.boundary_words import Among, refusal
+from hybridlens.display import Displayed
 
 PHASES = ("generation", "prefill")
 MODES = ("keep", "omit", "only", "binary", "null")
@@ -90,7 +91,7 @@ class CellKey(NamedTuple):
 
 @with_config(ConfigDict(revalidate_instances="always", allow_inf_nan=False))
 @dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(Displayed):
     """One scored generation.
 
     Attributes:

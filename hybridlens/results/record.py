@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, dataclasses
 
 from hybridlens.boundary import public
+from hybridlens.display import Displayed
 from hybridlens.errors import ResultsError
 from hybridlens.results.cells import CellKey
 from hybridlens.results.provenance import Environment, environment, hash_json, read_json, write_json
@@ -26,7 +27,7 @@ FORMAT = 4
 
 @public
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Displayed):
     """What a run is. Two runs whose compared values are equal are the same run and share a folder.
 
     Attributes:

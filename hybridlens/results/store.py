@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hybridlens.display import Displayed, Several, Table, many
 from hybridlens.errors import ResultsError
 from hybridlens.results.cells import Cell, CellKey, cell_problem
 from hybridlens.results.files import (
@@ -34,12 +35,25 @@ from hybridlens.results.provenance import usable
 from hybridlens.results.record import RECORD, Manifest, read_record
 
 
-class StoredRun(NamedTuple):
+class _Fields(NamedTuple):
+    record: dict[str, Any]
+    cells: Several[Cell]
+    damaged: list[str]
+
+
+class StoredRun(Displayed, _Fields):
     """A folder as it stands: its `run.json`, its good cells in the order they were added, and its damage."""
 
-    record: dict[str, Any]
-    cells: list[Cell]
-    damaged: list[str]
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """Model, state, and how many cells it has."""
+        damaged = f", {len(self.damaged)} damaged" if self.damaged else ""
+        return f"{self.record['model']}, {self.record.get('status', '?')}: {many(len(self.cells), 'cell')}{damaged}"
+
+    def table(self) -> Table:
+        """A row a cell."""
+        return self.cells.table()
 
 
 class Run:
@@ -197,10 +211,10 @@ def read_run(folder: Path) -> StoredRun:
         state = "cannot be read" if (folder / RECORD).exists() else "is missing"
         raise ResultsError(f"{folder / RECORD} {state}; give a folder that a hybridlens command has written")
     good, damage = read_good(folder, record.fingerprint, record.max_score)
-    return StoredRun(record.values(), list(good.values()), damage_lines(damage, good))
+    return StoredRun(record.values(), Several(good.values()), damage_lines(damage, good))
 
 
-def read_cells(folder: Path) -> list[Cell]:
+def read_cells(folder: Path) -> Several[Cell]:
     """Every cell of a run, finished or not.
 
     Raises:

@@ -8,6 +8,7 @@ one that mixes conditions, since a mean over them would be of nothing; needles, 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from hybridlens.display import Several
 from hybridlens.errors import ResultsError
 from hybridlens.results.cells import PHASES, Cell
 from hybridlens.results.statistics import DRAWS, LEVEL, bootstrap_interval, resampled_means
@@ -81,7 +82,7 @@ def ks_of(cells: Iterable[Cell], phase: str) -> list[int]:
     return sorted({cell.k for cell in cells if cell.phase == phase and not cell.control})
 
 
-def accuracy_points(cells: Sequence[Cell], phase: str, max_score: float | int) -> list[AccuracyPoint]:
+def accuracy_points(cells: Sequence[Cell], phase: str, max_score: float | int) -> Several[AccuracyPoint]:
     """Accuracy and chance level for every k of a phase, k ascending.
 
     Args:
@@ -92,7 +93,7 @@ def accuracy_points(cells: Sequence[Cell], phase: str, max_score: float | int) -
     Raises:
         ResultsError: no cell of that phase holds a needle, or the cells mix conditions.
     """
-    points: list[AccuracyPoint] = []
+    points = Several[AccuracyPoint]()
     for k in _comparable_ks(cells, phase):
         scores = [c.score for c in cells if c.phase == phase and c.k == k and not c.control]
         controls = [c.score for c in cells if c.phase == phase and c.k == k and c.control]

@@ -10,15 +10,15 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hybridlens.display import Displayed
+from hybridlens.display.markup import Plain
 from hybridlens.errors import CheckpointError, UnknownNameError, closest
 
 _NAMES = ("tiny-recurrentgemma", "tiny-jamba")
 _FOLDER = Path(__file__).parent / "checkpoints"
 
 
-class TinyModelInfo(NamedTuple):
-    """What `hybridlens models` prints of one embedded model."""
-
+class _Fields(NamedTuple):
     name: str
     path: Path
     architecture: str
@@ -34,6 +34,21 @@ class TinyModelInfo(NamedTuple):
     """Longest prompt that the model was trained for, in tokens."""
     n_bytes: int
     """Size of the weights file."""
+
+
+class TinyModelInfo(Displayed, _Fields):
+    """What `hybridlens models` prints of one embedded model."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """Name, size and layers."""
+        kinds = ", ".join(f"{self.layers.count(kind)} {kind}" for kind in sorted(set(self.layers)))
+        return f"{self.name}: {self.architecture}, {self.parameters:,} parameters, layers: {kinds}"
+
+    def row(self) -> dict[str, Plain]:
+        """All of it, the layers in a word each."""
+        return {**super().row(), "path": str(self.path), "layers": " ".join(self.layers)}
 
 
 def names() -> tuple[str, ...]:

@@ -11,8 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hybridlens.viz.embedding import Html
     from hybridlens.viz.figures import accuracy_curve, retrieval_map
-    from hybridlens.viz.patterns import MAX_TOKENS, Html, PatternFigure, attention_heads
+    from hybridlens.viz.patterns import MAX_TOKENS, PatternFigure, attention_heads
     from hybridlens.viz.plot import Plot
     from hybridlens.viz.plotted import Plotted
     from hybridlens.viz.words import headline
@@ -23,6 +24,7 @@ _HOMES = {
     "headline": "words",
     "Plot": "plot",
     "Plotted": "plotted",
+    "Html": "embedding",
 }
 """Of public names; all others are at home in `patterns`."""
 

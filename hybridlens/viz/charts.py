@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from hybridlens.viz.entries import Value
 from hybridlens.viz.layout import COLORS, DASHES, INK, LEGEND, PERCENT, axis, few, k_axis, lay_out, plain, stroke
+from hybridlens.viz.plot import Plot
 from hybridlens.viz.words import LEFT_OUT
 
 ACCURACY = "accuracy, % of the highest score<br>bars: 95 % interval over prompts"
@@ -49,7 +50,7 @@ def line_chart(
         InputError: more than six curves.
     """
     few(curves, "curves")
-    figure = go.Figure()
+    figure = Plot()
     ks = sorted({k for curve in curves for k in curve.points})
     spread = 0.012 * (ks[-1] - ks[0] if ks else 0)
     for i, curve in enumerate(curves):
@@ -113,7 +114,7 @@ def band_chart(curves: Sequence[Curve], n_heads: int, y_title: str, k_title: str
             )
     ks = sorted({k for curve in curves for k, value in curve.points.items() if value.known}) or [0]
     y_axis = axis(y_title, **(PERCENT if percent else {}))
-    figure = go.Figure([*bands, *lines])
+    figure = Plot([*bands, *lines])
     return lay_out(figure, k_axis(ks, n_heads, k_title), y_axis, (60, 20, 40, 70), legend=LEGEND, showlegend=True)
 
 
@@ -125,7 +126,7 @@ def bar_chart(names: Sequence[str], bars: Mapping[str, Sequence[Value]], x_title
         bars: name in the legend -> a value for each group.
         y_title: what is measured; drawn in percent.
     """
-    figure = go.Figure()
+    figure = Plot()
     guessed: list[tuple[str, float]] = []
     for i, (name, values) in enumerate(bars.items()):
         known = {group: value for group, value in zip(names, values, strict=True) if value.known}

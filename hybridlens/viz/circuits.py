@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from hybridlens.errors import InputError
 from hybridlens.viz.layout import COLORS, DASHES, INK, LEGEND, SYMBOLS, axis, few, lay_out, plain, stroke, ticks
+from hybridlens.viz.plot import Plot
 
 KIND_WORDS = {"q": "feeds queries", "k": "feeds keys", "v": "feeds values"}
 _KIND_LINES = {
@@ -44,7 +45,7 @@ def eigenvalue_plane(
     kept = {n: [v for v in values if cmath.isfinite(v)] for n, values in groups.items()}
     largest = max((abs(v) for values in kept.values() for v in values), default=0.0)
     top = math.ceil(math.log10(largest) - 1e-9) if largest else 0
-    figure = go.Figure()
+    figure = Plot()
     for i, (name, values) in enumerate(kept.items()):
         places = values
         if decades is not None:  # angles stay
@@ -89,7 +90,7 @@ def distance_curves(
         InputError: more than six heads.
     """
     few(curves, "heads")
-    figure = go.Figure()
+    figure = Plot()
     for i, (name, values) in enumerate(curves.items()):
         figure.add_scatter(
             # The logarithm of a distance of 0 is nowhere, so that one stands between every distance and its place.
@@ -160,7 +161,7 @@ def composition_graph(nodes: Sequence[Node], edges: Sequence[Edge], most: int = 
         if name not in places:
             raise InputError(f"an edge names {name!r}, which is no node; expected names of the nodes given")
     chosen = strongest(edges, most)
-    figure = go.Figure()
+    figure = Plot()
     for edge in reversed(chosen):
         figure.add_trace(_line(edge, places, chosen[0].excess))
     for kind in [kind for kind in KIND_WORDS if any(edge.kind == kind for edge in chosen)]:

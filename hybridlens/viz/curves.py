@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from hybridlens.viz.layout import COLORS, DASHES, LEGEND, PERCENT, axis, few, lay_out, plain, stroke
+from hybridlens.viz.plot import Plot
 
 LEAST = 0.1
 """Tokens of the shortest half-life that is told apart from none at all."""
@@ -32,7 +33,7 @@ def lasting_curves(curves: Mapping[str, Sequence[float | int]], length: int, x_t
         InputError: more than six curves.
     """
     few(curves, "curves")
-    figure = go.Figure()
+    figure = Plot()
     for i, (name, lasts) in enumerate(curves.items()):
         known = sorted(min(max(x, LEAST), MOST) for x in lasts if not math.isnan(x))
         steps = sorted({round(j * (len(known) - 1) / 200) for j in range(201)}) if known else []
@@ -72,7 +73,7 @@ def token_curves(
         InputError: more than six curves.
     """
     few(curves, "curves")
-    figure = go.Figure()
+    figure = Plot()
     for i, (name, values) in enumerate(curves.items()):
         figure.add_scatter(
             x=list(positions),

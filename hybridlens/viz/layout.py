@@ -13,6 +13,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from hybridlens.errors import InputError
+from hybridlens.viz.plot import Plot
 
 COLORS = ("#0f6e74", "#b4532a", "#5b4a9e", "#7d6608", "#5c6468", "#a8326e")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
@@ -101,7 +102,7 @@ def heatmap(
         below: pixels of the margin there.
     """
     bar = {"tickfont": {"size": 11}, "thickness": 8, "outlinewidth": 0, **bar}
-    figure = go.Figure(go.Heatmap(trace, colorscale=list(map(list, colors)), hoverongaps=False, colorbar=bar))
+    figure = Plot(go.Heatmap(trace, colorscale=list(map(list, colors)), hoverongaps=False, colorbar=bar))
     down, across = (axis(title, type="category", showgrid=False) for title in titles)
     return lay_out(figure, across, down | {"autorange": "reversed"}, (10, 10, 10, below))
 

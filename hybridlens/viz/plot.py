@@ -1,49 +1,50 @@
-"""Plotly figures for notebooks: `Plot`, a figure that shows itself, and what draws the pieces of a result.
+"""Plotly figures for notebooks: `Plot`, a figure that shows itself.
 
-How it fails: `InputError` for a result that has no picture.
+Plotly's own way of showing a figure leaves nothing of it in a notebook that is exported with the network off. A `Plot`
+is a figure in all else, and its output holds what it needs (`embedding`).
+How it fails: a figure with a trace that the builds of this package do not draw is shown in Plotly's own way.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+
 import plotly.graph_objects as go
 
-from hybridlens.display import Curve, Displayed, Grid
-from hybridlens.errors import InputError
-from hybridlens.viz.heads import pair_heatmap
-from hybridlens.viz.layout import LEGEND, axis, lay_out, stroke
-from hybridlens.viz.positions import literal
+from hybridlens.display.markup import many
+
+_HEIGHT = 420
+"""Pixels of a figure that does not say its own."""
 
 
 class Plot(go.Figure):
-    """A Plotly figure that a notebook shows."""
+    """A Plotly figure that a notebook shows, and what is exported from it."""
 
+    _ipython_display_: Any = None  # Plotly's own comes before all else
 
-def drawn(shown: Displayed) -> Plot:
-    """The first grid or curve of what a result shows, as a figure.
+    def __repr__(self) -> str:
+        kinds = ", ".join(sorted(self._kinds()))
+        return f"<Plot: {many(len(self._traces()), 'trace')}{f' ({kinds})' if kinds else ''}>"
 
-    Raises:
-        InputError: there is none.
-    """
-    for piece in shown.view():
-        if isinstance(piece, Grid):
-            return grid_plot(piece)
-        if isinstance(piece, Curve):
-            return curve_plot(piece)
-    name = type(shown).__name__
-    raise InputError(f"plot: a {name} has no picture; to_pandas() gives its numbers to draw them otherwise")
+    def _repr_html_(self) -> str:
+        from hybridlens.viz.embedding import PLOTLY, Html
 
+        made = cast(dict[str, Any], json.loads(cast(str, self.to_json())))
+        layout = cast(Mapping[str, Any], made.get("layout", {}))
+        height = int(layout.get("height") or _HEIGHT)
+        return Html(PLOTLY, {"data": made["data"], "layout": layout}, "A Plotly figure.", height=height).shown()
 
-def grid_plot(grid: Grid) -> Plot:
-    """A grid as a heatmap."""
-    rows, columns = ([literal(name) for name in names] for names in (grid.rows, grid.columns))
-    return Plot(pair_heatmap(grid.numbers, rows, columns, (grid.down, grid.across), literal(grid.name, 80)))
+    def _repr_mimebundle_(self, *args: Any, **options: Any) -> dict[str, Any]:
+        from hybridlens.viz.bundles import BUNDLES
 
+        if self._kinds() <= BUNDLES[-1].traces:
+            return {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        return cast(dict[str, Any], super()._repr_mimebundle_(*args, **options))
 
-def curve_plot(curve: Curve) -> Plot:
-    """Lines as a figure."""
-    figure = go.Figure()
-    for i, (name, values) in enumerate(curve.lines.items()):
-        points = [None if value != value else float(value) for value in values]
-        figure.add_trace(go.Scatter(x=list(curve.x), y=points, name=literal(name, 60), **stroke(i)))
-    lay_out(figure, axis(literal(curve.across, 80)), axis(literal(curve.up, 80)), (10, 10, 30, 40), legend=LEGEND)
-    return Plot(figure)
+    def _traces(self) -> tuple[Any, ...]:
+        return tuple(cast(Any, self).data)
+
+    def _kinds(self) -> set[str]:
+        return {str(trace.type) for trace in self._traces()}

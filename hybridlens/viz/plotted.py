@@ -27,6 +27,6 @@ class Plotted(Displayed):
         Raises:
             InputError: it has no picture.
         """
-        from hybridlens.viz.plot import drawn
+        from hybridlens.viz.drawing import drawn
 
         return drawn(self)

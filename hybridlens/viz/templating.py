@@ -7,16 +7,41 @@ crept in would fail in the browser.
 How it fails: `jinja2.UndefinedError` for a name that no one gave; `ValueError` for JSON with NaN in it.
 """
 
+import re
 from functools import cache
-from importlib import resources
+from importlib import metadata, resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from hybridlens.errors import HybridLensError
 from hybridlens.viz.entries import interval, percent
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+
+
+_ASKING = (
+    (  # what stands on the axes
+        r'(\w+)\.map\(\((\w+),(\w+)\)=>`\$\{\2\.replace\(/\\s/g,""\)\} \(\$\{\3\}\)`\),\[\1\]',
+        r"HybridlensPattern.labels(\1),[\1]",
+        1,
+    ),
+    (  # what stands under the pointer; the tokens are those that `srcToken` reads
+        r"(srcToken:)(\w+)(\[.*?)`\(\$\{(\w+)\.destIdx\}, \$\{\4\.srcIdx\}\)`",
+        r"\1\2\3HybridlensPattern.where(\2,\4)",
+        1,
+    ),
+    (r'(\w+)\("white"\),Math\.min', r"\1(HybridlensPattern.paper),Math.min", 2),
+    (
+        r"return (\w+)&&(\w+)\.srcIdx>\2\.destIdx\?",
+        r"return \2.v===null?HybridlensPattern.gap:\1&&\2.srcIdx>\2.destIdx?",
+        1,
+    ),
+    (r"upperTriColor:(\w+)=\w+", r"upperTriColor:\1=HybridlensPattern.masked", 1),
+    (r'this\.color="#666"', 'Object.defineProperty(this,"color",{get:()=>HybridlensPattern.ink,enumerable:!0})', 1),
+)
+"""Where circuitsvis' code has a colour of light pages, or counts tokens from 0: (pattern, what is put there, times)."""
 
 
 @cache
@@ -52,11 +77,23 @@ def asset(name: str) -> Markup:
 
 @cache
 def circuitsvis_bundle() -> Markup:
-    """The JavaScript of the installed circuitsvis.
+    """The JavaScript of the installed circuitsvis, which asks `assets/pattern.js` for colours and positions.
 
     One of its parts tries to compile WebAssembly and goes on without; a strict policy reports that attempt,
     so the name is hidden from the bundle.
+
+    Raises:
+        HybridLensError: a version that is written otherwise, and would number cropped tokens wrongly.
     """
     source = resources.files("circuitsvis").joinpath("dist/cdn/iife.js").read_text(encoding="utf-8")
     code = source[: source.rfind("//# sourceMappingURL")]
-    return inline(f"var CircuitsVis = (function (WebAssembly) {{\n{code}\nreturn CircuitsVis;\n}})();")
+    for pattern, asking, times in _ASKING:
+        code, found = re.subn(pattern, asking, code)
+        if found != times:
+            raise HybridLensError(
+                f"circuitsvis {metadata.version('circuitsvis')} is installed, whose patterns are not drawn as those of "
+                "1.43.3, so that positions would be wrong; install 'circuitsvis==1.43.3'"
+            )
+    return asset("pattern.js") + inline(
+        f"\nvar CircuitsVis = (function (WebAssembly) {{\n{code}\nreturn CircuitsVis;\n}})();"
+    )

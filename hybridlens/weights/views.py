@@ -16,22 +16,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hybridlens.display import Displayed
 from hybridlens.errors import InputError
 from hybridlens.mixers.linear import RecurrentParts
 from hybridlens.mixers.rotary import Turning
 
 
-class HeadWeights(NamedTuple):
-    """One query head; all are views."""
-
+class _Head(NamedTuple):
     W_Q: Float[Tensor, "d_model d_head"]
     W_K: Float[Tensor, "d_model d_head"]
     W_V: Float[Tensor, "d_model d_value"]
     W_O: Float[Tensor, "d_value d_model"]
 
 
+class HeadWeights(Displayed, _Head):
+    """One query head; all are views."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
-class AttentionWeights:
+class AttentionWeights(Displayed):
     """The heads of one attention layer, float32.
 
     Attributes:
@@ -154,7 +159,7 @@ class AttentionWeights:
 
 
 @dataclass(frozen=True)
-class RecurrentWeights:
+class RecurrentWeights(Displayed):
     """The linear maps of one recurrent layer, float32, the norm folded into `W_in` and `W_gate`.
 
     Attributes:

@@ -29,37 +29,17 @@ const Page = (() => {
     const mix = [0, 1, 2].map((i) => Math.round(channel(from, i) + (channel(to, i) - channel(from, i)) * share));
     return `rgb(${mix.join(",")})`;
   };
-  const LIGHTER = { "#0f6e74": "#6fc3bd", "#b4532a": "#e6a27a", "#5b4a9e": "#b3a6ef", "#7d6608": "#dcc25a",
-    "#5c6468": "#b5babc", "#2b2b2b": "#e6e4df", "#a8326e": "#ee9cc8",
-    "#f3ece2": "#2a2e30", "#7db8b1": "#2f7d7c", "#0c5359": "#a6ebdd", "#d9956f": "#9c5a35", "#7c3210": "#f6c3a2" };
-  const themed = (layout) => {
-    const copy = structuredClone(layout);
-    copy.font.color = color("--ink");
-    for (const note of copy.annotations || []) note.bgcolor = color("--page");
-    for (const axis of [copy.xaxis, copy.yaxis]) axis.gridcolor = color("--grid");
-    copy.hoverlabel = { bgcolor: color("--card"), bordercolor: color("--line"), font: { color: color("--ink") } };
-    return copy;
-  };
+  const colors = () => Object.fromEntries(["ink", "page", "grid", "card", "line"].map((name) => [name, color(`--${name}`)]));
+  const themed = (layout) => Theme.layout(layout, colors());
 
   // --- figures -------------------------------------------------------------------------------------------
   const drawChart = (id, figure) => {
-    const text = JSON.stringify([figure.data, figure.layout]);
-    const [traces, layout] = JSON.parse(
-      dark.matches ? text.replace(/#[0-9a-f]{6}/g, (hex) => LIGHTER[hex] || hex) : text);
-    const own = themed(layout);
-    for (const trace of traces) if (trace.type === "heatmap") spare(trace, byId(id).clientWidth);
-    Plotly.react(id, traces, own, quiet);
-  };
-  // Numbers in the squares of a heatmap only where they fit.
-  const spare = (trace, width) => {
-    if (!trace.texttemplate) return;
-    const longest = Math.max(...trace.text.flat().map((text) => text.length));
-    if ((width - 130) / trace.x.length < 6 + 6.5 * longest) delete trace.texttemplate;
+    const [traces, layout] = Theme.figure(figure, dark.matches, colors(), byId(id).clientWidth);
+    Plotly.react(id, traces, layout, quiet);
   };
   // circuitsvis takes seconds for large patterns, so each is drawn in a turn of its own, after the rest.
   const drawPatterns = (patterns) => patterns.forEach((props, i) => setTimeout(() => {
-    byId(`pattern-${i}`).textContent = "";
-    CircuitsVis.render(`pattern-${i}`, CircuitsVis.AttentionHeads, props);
+    HybridlensPattern.draw(byId(`pattern-${i}`), props, dark.matches);
   }, 50 * (i + 1)));
   const smallMap = (rows) => {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");

@@ -145,7 +145,7 @@
   if (explorer) open(0);
   draw();
   Page.drawPatterns(data.patterns);
-  dark.addEventListener("change", draw);
+  dark.addEventListener("change", () => { draw(); Page.drawPatterns(data.patterns); });
   if (!explorer) return;
   byId("map").on("plotly_click", (event) => {
     const [row, column] = Page.squareOf(event, sheet().depths.indexOf(null));
