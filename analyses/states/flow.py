@@ -12,8 +12,8 @@ products are Frobenius', of one head:
 Of a delta rule, what a token erases is a sum over earlier tokens: β_t recall_t = Σ_j `erasures`[t, j] v_j, exactly, all
 that came between gone through (the rule of Yang et al. 2024, "Gated Delta Networks", unrolled).
 
-How it fails: a share of nothing is nan: `kept` and `erased` after an empty state (the first token), `already` where a
-token writes nothing.
+Prompts may be of any lengths; behind the last token of a shorter one all is nan. How it fails: a share of nothing is
+nan: `kept` and `erased` after an empty state (the first token), `already` where a token writes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
-from analyses.states.watching import Watched, chosen_layers, of_one_length, watch
+from analyses.states.watching import Watched, blank, chosen_layers, rows_of, watch
 from hybridlens.boundary import Natural, public
 from hybridlens.model import HybridLens
 from hybridlens.recurrences import before
@@ -46,6 +46,8 @@ class Flow(Stored):
     wrote: Float[Tensor, "rec_layer batch rec_head pos"]
     already: Float[Tensor, "rec_layer batch rec_head pos"]
     erased: Float[Tensor, "rec_layer batch rec_head pos"]
+    lengths: tuple[int, ...] = ()
+    """Tokens of each prompt, where they differ."""
 
     @property
     def erases(self) -> bool:
@@ -55,33 +57,38 @@ class Flow(Stored):
 
 @public
 def flow(lens: HybridLens, prompts: TokensLike, layers: Sequence[Natural] | None = None) -> Flow:
-    """What every token of prompts of one length does to every head's state; see the module for the formulas.
+    """What every token of some prompts does to every head's state; see the module for the formulas.
 
     Args:
         lens: the model.
-        prompts: text, ids, or lists of either.
+        prompts: text, ids, or lists of either, of any lengths.
         layers: with a state; all when left out.
 
     Raises:
-        InputError: a model or layer without states, or prompts of unequal lengths.
+        InputError: a model or layer without states.
     """
     what = "the flow of states"
     chosen = chosen_layers(lens, layers, what)
-    found = watch(lens, of_one_length(lens, prompts), chosen, _measured, what)
-    return Flow(chosen, *(torch.stack(part).transpose(-1, -2) for part in zip(*found, strict=True)))
+    rows = rows_of(lens, prompts)
+    found = watch(lens, rows, chosen, lambda seen: [blank(part, rows.real, 1) for part in _measured(seen)], what)
+    kept, wrote, already, erased = (torch.stack(part).transpose(-1, -2) for part in zip(*found, strict=True))
+    return Flow(chosen, kept, wrote, already, erased, rows.unequal)
 
 
 @public
 def erasures(lens: HybridLens, prompts: TokensLike, layer: Natural) -> Float[Tensor, "batch rec_head query key"]:
     """How much of each earlier token's value each token of one layer takes away; see the module.
 
+    Of prompts of different lengths, rows of queries behind a prompt's last token are nan.
+
     Raises:
-        InputError: a layer without states or whose recurrence erases nothing, or prompts of unequal lengths.
+        InputError: a layer without states, or whose recurrence erases nothing.
     """
     what = "erasures"
     chosen = chosen_layers(lens, [layer], what)
-    tokens = of_one_length(lens, prompts)
-    return watch(lens, tokens, chosen, lambda seen: seen.operator.erasures(seen.terms).cpu(), what)[0]
+    rows = rows_of(lens, prompts)
+    found = watch(lens, rows, chosen, lambda seen: seen.operator.erasures(seen.terms).cpu(), what)[0]
+    return blank(found, rows.real, 2)
 
 
 def _measured(layer: Watched) -> tuple[Tensor, ...]:

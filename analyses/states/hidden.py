@@ -17,7 +17,7 @@ from torch import Tensor
 
 from analyses.patching.alignment import one_prompt, places_of, token_strings
 from analyses.states.flow import erasures
-from analyses.states.watching import chosen_layers, of_one_length
+from analyses.states.watching import blank, chosen_layers, rows_of
 from hybridlens.boundary import Natural, public
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
@@ -32,13 +32,15 @@ KINDS = ("reads", "erasures")
 def hidden_attention(
     lens: HybridLens, prompts: TokensLike, layer: Natural
 ) -> Float[Tensor, "batch rec_head query key"]:
-    """The hidden attention of one recurrent layer over prompts of one length.
+    """The hidden attention of one recurrent layer over some prompts.
+
+    Of prompts of different lengths, rows of queries behind a prompt's last token are nan.
 
     Raises:
-        InputError: a layer without states, or prompts of unequal lengths.
+        InputError: a layer without states.
     """
     chosen_layers(lens, [layer], "hidden attention")
-    tokens = of_one_length(lens, prompts)
+    rows = rows_of(lens, prompts)
     kept: list[Tensor] = []
 
     @reads_only
@@ -46,8 +48,8 @@ def hidden_attention(
         kept.append(pattern.float().cpu())
 
     with torch.no_grad(), lens.hooks([(f"blocks.{layer}.ssm.hook_pattern", keep)]):
-        lens.network(tokens, None, None, True)
-    return kept[0]
+        lens.network(*rows.batch, None, True)
+    return blank(kept[0], rows.real, 2)
 
 
 @public

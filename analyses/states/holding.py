@@ -21,7 +21,7 @@ from torch import Tensor
 from analyses.experiment.artefacts import Stored
 from analyses.patching.alignment import places_of
 from analyses.states.sizes import spread
-from analyses.states.watching import Watched, chosen_layers, of_one_length, watch
+from analyses.states.watching import Watched, blank, chosen_layers, rows_of, watch
 from hybridlens.boundary import Natural, Positive, public
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
@@ -42,6 +42,8 @@ class Holding(Stored):
     """Of each span; see the module."""
     rest: Float[Tensor, "rec_layer batch rec_head pos"]
     """Of all tokens outside the spans."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each prompt, where they differ; NaN stands where a prompt has no such token."""
 
     @property
     def even(self) -> Float[Tensor, "span pos"]:
@@ -62,30 +64,38 @@ def holding(
 
     Args:
         lens: the model.
-        prompts: text, ids, or lists of either, of one length.
-        spans: half-open token ranges that do not overlap.
-        positions: after which tokens, negative ones counted from the end; 64 spread over the prompt by default.
+        prompts: text, ids, or lists of either, of any lengths.
+        spans: half-open token ranges that do not overlap, the same in all prompts.
+        positions: after which tokens, negative ones counted from the end of prompts of one length; 64 spread over the
+            longest prompt by default.
         layers: with a state; all when left out.
 
     Raises:
-        InputError: a model or layer without states, prompts of unequal lengths, or spans that overlap or lie outside.
+        InputError: a model or layer without states, spans that overlap or lie outside a prompt, positions that no
+            prompt has, or negative ones of prompts of different lengths, whose spans are then differently far away.
     """
     what = "what states hold"
     chosen = chosen_layers(lens, layers, what)
-    tokens = of_one_length(lens, prompts)
-    length = tokens.shape[1]
+    rows = rows_of(lens, prompts)
+    length = rows.length
+    if rows.unequal and any(position < 0 for position in positions or ()):
+        lengths = ", ".join(map(str, rows.lengths[:8]))
+        raise InputError(
+            f"positions {list(positions or ())} given for prompts of {lengths} tokens, expected positions from the "
+            "start: one from the end is another of each prompt"
+        )
     at = spread(length) if positions is None else tuple(sorted(set(places_of(positions, length))))
-    _check(spans, length)
+    _check(spans, min(rows.lengths))
     groups = torch.zeros(len(spans) + 1, length, dtype=torch.bool)
     for i, (start, stop) in enumerate(spans):
         groups[i, start:stop] = True
     groups[-1] = ~groups.any(dim=0)
 
     def measure(layer: Watched) -> Tensor:
-        return _shares(layer, groups.to(layer.states.device), at).cpu()
+        return blank(_shares(layer, groups.to(layer.states.device), at).cpu(), rows.real[:, list(at)], 3)
 
-    shares = torch.stack(watch(lens, tokens, chosen, measure, what))
-    return Holding(chosen, at, tuple(spans), shares[..., :-1, :], shares[..., -1, :])
+    shares = torch.stack(watch(lens, rows, chosen, measure, what))
+    return Holding(chosen, at, tuple(spans), shares[..., :-1, :], shares[..., -1, :], rows.unequal)
 
 
 @public

@@ -21,8 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
-from analyses.patching.alignment import places_of
-from analyses.states.watching import Watched, chosen_layers, of_one_length, watch
+from analyses.states.watching import Watched, blank, chosen_layers, rows_of, watch
 from hybridlens.boundary import Natural, public
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
@@ -38,13 +37,16 @@ class Sizes(Stored):
 
     layers: tuple[int, ...]
     positions: tuple[int, ...]
-    """Tokens after which states were measured, counted from 0."""
+    """Tokens after which states were measured, counted from 0; below 0 from each prompt's own end, where their lengths
+    differ."""
     norm: Float[Tensor, "rec_layer batch rec_head pos"]
     effective_rank: Float[Tensor, "rec_layer batch rec_head pos"] | None
     """None where states are vectors."""
     stable_rank: Float[Tensor, "rec_layer batch rec_head pos"] | None
     most: int
     """The largest rank that a head's state can have."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each prompt, where they differ; NaN stands where a prompt has no such token."""
 
 
 @public
@@ -54,7 +56,7 @@ def sizes(
     positions: Sequence[int] | None = None,
     layers: Sequence[Natural] | None = None,
 ) -> Sizes:
-    """Norm, effective and stable rank of every head's state after some tokens of prompts of one length.
+    """Norm, effective and stable rank of every head's state after some tokens of prompts of any lengths.
 
     Args:
         lens: the model.
@@ -63,26 +65,27 @@ def sizes(
         layers: with a state; all when left out.
 
     Raises:
-        InputError: a model or layer without states, prompts of unequal lengths, or positions outside them.
+        InputError: a model or layer without states, or positions that no prompt has.
     """
     chosen = chosen_layers(lens, layers, "the size of states")
-    tokens = of_one_length(lens, prompts)
-    at = spread(tokens.shape[1]) if positions is None else tuple(places_of(positions, tokens.shape[1]))
-    if not at:
+    rows = rows_of(lens, prompts)
+    named, at, there = rows.places(spread(rows.length) if positions is None else positions)
+    if not named:
         raise InputError("no positions were given, expected at least one")
 
     def measure(layer: Watched) -> tuple[Tensor, Tensor, Tensor]:
-        matrices = layer.operator.by_head(layer.states[:, list(at)]).transpose(1, 2).double()
-        effective, stable = _ranks(matrices)
-        return matrices.flatten(-2).norm(dim=-1).cpu(), effective.cpu(), stable.cpu()
+        chosen = layer.states[torch.arange(len(at))[:, None], at]
+        matrices = layer.operator.by_head(chosen).transpose(1, 2).double()
+        norm, (effective, stable) = matrices.flatten(-2).norm(dim=-1), _ranks(matrices)
+        return blank(norm, there, 2).cpu(), blank(effective, there, 2).cpu(), blank(stable, there, 2).cpu()
 
     norm, effective, stable = (
-        torch.stack(part) for part in zip(*watch(lens, tokens, chosen, measure, "the size of states"), strict=True)
+        torch.stack(part) for part in zip(*watch(lens, rows, chosen, measure, "the size of states"), strict=True)
     )
     wide = lens.cfg.recurrence(chosen[0]).state_shape
     if len(wide) == 1:
-        return Sizes(chosen, at, norm, None, None, 1)
-    return Sizes(chosen, at, norm, effective, stable, min(wide[-2:]))
+        return Sizes(chosen, named, norm, None, None, 1, rows.unequal)
+    return Sizes(chosen, named, norm, effective, stable, min(wide[-2:]), rows.unequal)
 
 
 def spread(length: int, most: int = PLACES) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
-from analyses.states.watching import Watched, chosen_layers, of_one_length, watch
+from analyses.states.watching import Watched, chosen_layers, rows_of, watch
 from hybridlens.boundary import Natural, public
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
@@ -33,7 +33,7 @@ class Spectrum(Stored):
 
     layers: tuple[int, ...]
     length: int
-    """Tokens of each prompt."""
+    """Tokens of each prompt; of the longest, where they differ."""
     log_decay: Float[Tensor, "rec_layer rec_head entry"]
     """Mean over tokens of ln a, nats a token; -inf where a token takes away everything."""
     spread: Float[Tensor, "rec_layer rec_head entry"]
@@ -52,24 +52,24 @@ class Spectrum(Stored):
 
 @public
 def spectrum(lens: HybridLens, prompts: TokensLike, layers: Sequence[Natural] | None = None) -> Spectrum:
-    """Half-lives of every part of every state, over prompts of one length.
+    """Half-lives of every part of every state, over all tokens of some prompts.
 
     Args:
         lens: the model.
-        prompts: text, ids, or lists of either, of at least two tokens each.
+        prompts: text, ids, or lists of either, of any lengths; each token counts once.
         layers: with a state; all when left out.
 
     Raises:
-        InputError: a model or layer without states, or prompts of unequal lengths or of one token.
+        InputError: a model or layer without states, or prompts of which none has two tokens.
     """
     chosen = chosen_layers(lens, layers, "a decay spectrum")
-    tokens = of_one_length(lens, prompts)
-    if tokens.shape[1] < 2:
+    rows = rows_of(lens, prompts)
+    if rows.length < 2:
         raise InputError("prompts of one token were given, expected at least two: the first decays nothing")
 
     def measure(layer: Watched) -> tuple[Tensor, Tensor]:
-        logs = layer.operator.decays(layer.terms)[:, 1:].double().log().flatten(0, 1)
+        logs = layer.operator.decays(layer.terms)[:, 1:].double().log()[rows.real[:, 1:].to(layer.states.device)]
         return logs.mean(dim=0).cpu(), logs.std(dim=0, correction=0).cpu()
 
-    rates, spreads = zip(*watch(lens, tokens, chosen, measure, "a decay spectrum"), strict=True)
-    return Spectrum(chosen, tokens.shape[1], torch.stack(rates), torch.stack(spreads))
+    rates, spreads = zip(*watch(lens, rows, chosen, measure, "a decay spectrum"), strict=True)
+    return Spectrum(chosen, rows.length, torch.stack(rates), torch.stack(spreads))
