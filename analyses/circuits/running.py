@@ -32,6 +32,7 @@ from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Lengths, Tokens, Valid
+from hybridlens.tokens import TokensLike
 from hybridlens.weights import Weights
 
 SAMPLE = 2048
@@ -65,8 +66,8 @@ class Measured(NamedTuple):
 
 def circuits(
     source: HybridLens | Weights,
-    tokens: Tokens | None = None,
-    lengths: Lengths | None = None,
+    tokens: TokensLike | None = None,
+    lengths: Sequence[int] | Lengths | None = None,
     *,
     model: str = "",
     sample_size: int = SAMPLE,
@@ -80,9 +81,10 @@ def circuits(
 
     Args:
         source: a lens, or weights (`hybridlens.load_weights` reads them from files).
-        tokens: real text for the linearisation of recurrent layers and the mean input of attention layers; None for
-            recurrent layers at rest and the vocabulary's mean. Needs a lens.
-        lengths: real tokens of each row of `tokens`.
+        tokens: real text for the linearisation of recurrent layers and the mean input of attention layers: prompts as a
+            lens takes them, of any lengths, all of whose tokens count. None for recurrent layers at rest and the
+            vocabulary's mean. Needs a lens.
+        lengths: real tokens of each row of a tensor padded on the right.
         model: what results call it; its family when left out.
         sample_size: tokens among which shares are taken.
         distances: from query to key, at which matching is taken; powers of two inside the window when left out, and
@@ -122,7 +124,7 @@ def circuits(
         if tokens is None or isinstance(source, Weights):
             measured = Measured(paths_at_rest(weights, leave_out=True))
         else:
-            measured = measure(source, weights, tokens, lengths)
+            measured = measure(source, weights, *source.batch(tokens, lengths))
         paths = measured.paths
         chosen = sample(weights, sample_size, seed)
         E, U = weights.embed(chosen), weights.unembed(chosen)

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.experiment.per_prompt import per_prompt
 from analyses.heads.ranking import HeadRanking
 from hybridlens.boundary import Few, Length, Natural, Positive, public
 from hybridlens.errors import InputError
@@ -52,13 +53,14 @@ class Look(NamedTuple):
     """The text of each position shown; none where the lens has no tokenizer."""
 
 
+@per_prompt("prompt", each=["answer", "needles"])
 @public
 def look(lens: HybridLens, prompt: Sequence[Natural], answer: Sequence[Natural], needles: Sequence[Span]) -> Look:
     """Run a prompt with its answer, all heads on, and measure the attention to the needle.
 
     Args:
         lens: the model.
-        prompt: its token ids.
+        prompt: its token ids, or a list of prompts, each with its answer and needles.
         answer: token ids that were generated after it; may be none.
         needles: the needle's half-open token ranges in the prompt, one for each reading.
 

@@ -23,6 +23,7 @@ import torch
 from annotated_types import MinLen
 from torch.nn.utils.rnn import pad_sequence
 
+from analyses.experiment.per_prompt import per_prompt
 from analyses.kv_cache.crossover import ROWS, read_pairs
 from analyses.kv_cache.damage import DamageMap, Retrieval
 from analyses.kv_cache.decoding import generate_with
@@ -81,6 +82,7 @@ def recurrent_groups(cfg: LensConfig) -> list[Group]:
     return [Group("all layers", cfg.ssm_layers), *(Group(f"layer {layer}", (layer,)) for layer in cfg.ssm_layers)]
 
 
+@per_prompt("pair")
 @public
 def drop_map(
     lens: HybridLens,
@@ -98,7 +100,7 @@ def drop_map(
 
     Args:
         lens: the model.
-        pair: whose prompt A is read.
+        pair: whose prompt A is read, or a list of pairs.
         block: positions dropped together.
         groups: layers and heads; see `attention_groups`.
         max_new_tokens: of the answers that are scored.
@@ -123,6 +125,7 @@ def drop_map(
     return _mapped(lens, pair, what, chosen, there, state, changed, rows, edits, max_new_tokens)
 
 
+@per_prompt("pair")
 @public
 def recurrent_map(
     lens: HybridLens,

@@ -66,10 +66,10 @@ def check_lengths(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any, 
 
 
 def one_prompt(lens: HybridLens, given: TokensLike, name: str) -> Tokens:
-    """One prompt [1 p]; several are refused."""
+    """One prompt [1 p]; several rows of one tensor are refused."""
     tokens = lens.batch(given).tokens
     if tokens.shape[0] != 1:
-        raise InputError(f"{tokens.shape[0]} {name} prompts were given as one, expected one; patch pair by pair")
+        raise InputError(f"{tokens.shape[0]} {name} prompts were given as one, expected one, or a list of them")
     return tokens
 
 

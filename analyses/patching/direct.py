@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
+from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import one_prompt, places_of
 from analyses.patching.metrics import LogitDifference, check_tokens
 from analyses.patching.results import largest
@@ -122,6 +123,7 @@ class DirectAttribution(Stored):
         return [(self.writers[i], float(shares[i])) for (i,) in largest(shares.abs(), n)]
 
 
+@per_prompt("prompt", shared={"questions": 2, "positions": 2})
 @public
 def direct_logit_attribution(
     lens: HybridLens,
@@ -135,9 +137,9 @@ def direct_logit_attribution(
 
     Args:
         lens: the model; hooks that are on it act, and should be none.
-        prompt: one prompt.
-        questions: tokens, each for its logit, or differences of two.
-        positions: where; negative ones count from the end.
+        prompt: one prompt, or a list of them.
+        questions: tokens, each for its logit, or differences of two; one list for all prompts, or one for each.
+        positions: where; negative ones count from the end; likewise.
 
     Raises:
         InputError: several prompts, positions outside the prompt, tokens outside the vocabulary, or none of either; a

@@ -29,6 +29,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import Sides, places_of
 from analyses.patching.metrics import MetricLike
 from analyses.patching.path_inputs import Group, Runs, altered_streams, read_runs, reading
@@ -50,6 +51,7 @@ Writers: TypeAlias = Writer | Sequence[Writer]
 """A writer, or several that are exchanged together."""
 
 
+@per_prompt("clean", each=["corrupt"], shared={"metric": 1})
 @public
 def path_patch(
     lens: HybridLens,

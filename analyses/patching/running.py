@@ -27,6 +27,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import Sides
 from analyses.patching.metrics import MetricLike
 from analyses.patching.over import Grid, Over, expand
@@ -103,6 +104,7 @@ class RunSource(Source):
         return self.held
 
 
+@per_prompt("clean", each=["corrupt"], shared={"metric": 1})
 @public
 def activation_patch(
     lens: HybridLens,
@@ -123,9 +125,9 @@ def activation_patch(
 
     Args:
         lens: the model.
-        clean: the prompt whose behaviour is explained.
-        corrupt: another of the same number of tokens.
-        metric: a `Metric`, or a function from logits [b p v] to [b].
+        clean: the prompt whose behaviour is explained, or a list of prompts.
+        corrupt: another of the same number of tokens; of a list, one for each.
+        metric: a `Metric`, or a function from logits [b p v] to [b]; of a list of prompts, one for all or for each.
         hooks: the hook points to patch: a name, names or a predicate.
         over: the axes to go over, by letter (see `analyses.patching.over`); the others are patched whole.
         targets: patches of any kind instead of `hooks` and `over`: targets, or lists of targets patched together.
@@ -137,7 +139,8 @@ def activation_patch(
         progress: called with the number of patches done after each forward pass.
 
     Returns:
-        a result with axes layer (or hook) and those gone over; with `targets` one axis, patch.
+        a result with axes layer (or hook) and those gone over; with `targets` one axis, patch. Of a list of prompts a
+        result for each (`PerPrompt`).
 
     Raises:
         InputError: prompts of unequal length, hook points and targets that cannot be patched, a metric that returns

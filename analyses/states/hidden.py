@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import one_prompt, places_of, token_strings
 from analyses.states.flow import erasures
 from analyses.states.watching import blank, chosen_layers, rows_of
@@ -52,6 +53,7 @@ def hidden_attention(
     return blank(kept[0], rows.real, 2)
 
 
+@per_prompt("prompt", shared={"positions": 2})
 @public
 def hidden_figure(
     lens: HybridLens,
@@ -65,7 +67,7 @@ def hidden_figure(
 
     Args:
         lens: the model; without a tokenizer token ids stand on the axes.
-        prompt: one prompt.
+        prompt: one prompt, or a list of them.
         layer: with a state.
         heads: of the layer; all when left out.
         positions: those drawn, ascending; all when left out, which may be more than can be painted.

@@ -35,6 +35,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
+from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import places_of
 from analyses.patching.metrics import Metric, MetricLike, as_metric, measured
 from analyses.patching.results import SAME
@@ -143,6 +144,7 @@ class KnockoutMap(OfRun):
         return [(self.heads[head], self.blocks[block], float(change[head, block])) for head, block in places]
 
 
+@per_prompt("tokens", shared={"metric": 1, "positions": 2})
 @public
 def knockout(
     lens: HybridLens,
@@ -161,10 +163,10 @@ def knockout(
 
     Args:
         lens: the model.
-        tokens: one prompt.
-        metric: a `Metric`, or a function from logits [b p v] to [b].
+        tokens: one prompt, or a list of them.
+        metric: a `Metric`, or a function from logits [b p v] to [b]; of a list, one for all prompts or for each.
         heads: (layer, head) pairs, knocked out together.
-        positions: of the prompt, counted from its end where below 0; None for all.
+        positions: of the prompt, counted from its end where below 0; None for all. A list of lists is one for each.
         what: "write" or "read"; see `silencing`.
         controls: random sets. They are drawn from the other heads of the same layers, as many of each layer, where
             that gives so many different sets; else from all other heads of the model, and if these give fewer, every
@@ -206,6 +208,7 @@ def knockout(
     )
 
 
+@per_prompt("tokens", shared={"metric": 1})
 @public
 def knockout_map(
     lens: HybridLens,
@@ -261,7 +264,7 @@ def _prompt(lens: HybridLens, tokens: TokensLike) -> tuple[Tokens, int]:
     lens.cfg.need_states("knocking out heads")
     prompt = lens.batch(tokens).tokens
     if prompt.shape[0] != 1:
-        raise InputError(f"{prompt.shape[0]} prompts were given, expected one; knock heads out prompt by prompt")
+        raise InputError(f"{prompt.shape[0]} prompts were given as one, expected one, or a list of them")
     return prompt, prompt.shape[1]
 
 
