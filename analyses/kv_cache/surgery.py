@@ -23,6 +23,7 @@ from torch import Tensor
 
 from analyses.kv_cache.places import PARTS, KeyParts, Where, key_place, keys_of, layers_of, placed, rewritten
 from hybridlens.boundary import Seed, public
+from hybridlens.display import Displayed
 from hybridlens.errors import InputError
 from hybridlens.memory import KeyValues
 from hybridlens.shapes import HeldKeys
@@ -31,11 +32,17 @@ from hybridlens.state import HybridState
 Group: TypeAlias = Literal["position", "channel"]
 
 
-class Means(NamedTuple):
-    """What stands for one layer's keys and values on average."""
+class _Means(NamedTuple):
+    """Fields of `Means`."""
 
     keys: Float[Tensor, "kv_head d_head"]
     values: Float[Tensor, "kv_head d_head"]
+
+
+class Means(Displayed, _Means):
+    """What stands for one layer's keys and values on average."""
+
+    __slots__ = ()
 
 
 @placed

@@ -35,6 +35,7 @@ from analyses.kv_cache.recurrent_places import RecurrentWhere
 from analyses.kv_cache.telling import logprobs
 from hybridlens.boundary import Natural, Positive, public
 from hybridlens.config import LensConfig
+from hybridlens.display import Displayed
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
@@ -45,12 +46,18 @@ from hybridlens.tokens import to_strings
 How: TypeAlias = Literal["reset", "replace"]
 
 
-class Group(NamedTuple):
-    """Layers, and of these perhaps heads (key/value heads, or those of matrix states), that are changed together."""
+class _Group(NamedTuple):
+    """Fields of `Group`."""
 
     name: str
     layers: tuple[int, ...]
     heads: tuple[int, ...] | None = None
+
+
+class Group(Displayed, _Group):
+    """Layers, and of these perhaps heads (key/value heads, or those of matrix states), that are changed together."""
+
+    __slots__ = ()
 
 
 Groups: TypeAlias = Annotated[Sequence[Group], MinLen(1)]

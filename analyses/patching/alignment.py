@@ -16,6 +16,7 @@ from torch import Tensor
 
 from analyses.patching.metrics import Metric, MetricLike, as_metric, measured
 from analyses.patching.results import check_ends
+from hybridlens.display import Displayed
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.network import Output
@@ -23,12 +24,18 @@ from hybridlens.shapes import Tokens
 from hybridlens.tokens import TokensLike, to_strings
 
 
-class Difference(NamedTuple):
-    """A position at which two prompts have different tokens."""
+class _Difference(NamedTuple):
+    """Fields of `Difference`."""
 
     position: int
     clean: str
     corrupt: str
+
+
+class Difference(Displayed, _Difference):
+    """A position at which two prompts have different tokens."""
+
+    __slots__ = ()
 
 
 def token_strings(ids: Sequence[int], tokenizer: Any) -> list[str]:
