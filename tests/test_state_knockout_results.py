@@ -7,7 +7,8 @@ import torch
 from models import KINDS, ROWS, WITH_STATE, make, tokens
 
 from analyses.patching.metrics import LogitDifference
-from analyses.states.knockout import Knockout, KnockoutMap, knockout, knockout_map
+from analyses.states.knocked import Knockout, KnockoutMap
+from analyses.states.knockout import knockout, knockout_map
 from analyses.states.silencing import Silenced, head_states, knock_out, knock_out_rows, recurrent_heads
 from hybridlens import HybridLens
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -28,17 +29,23 @@ from torch import Tensor
 from analyses.experiment.artefacts import Stored
 from analyses.states.watching import Watched, blank, chosen_layers, rows_of, watch
 from hybridlens.boundary import Natural, public
+from hybridlens.display import Grid, Piece, Table, many, number
+from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.recurrences import before
 from hybridlens.recurrences.terms import length_of
 from hybridlens.tokens import TokensLike
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 STRETCH = 64
 """Tokens whose decayed states are held at once."""
 
 
 @dataclass(frozen=True)
-class Flow(Stored):
+class Flow(Plotted, Stored):
     """What every token does to every head's state."""
 
     layers: tuple[int, ...]
@@ -53,6 +60,61 @@ class Flow(Stored):
     def erases(self) -> bool:
         """Whether anything was erased."""
         return bool((self.erased > 0).any())
+
+    def summary(self) -> str:
+        """How many tokens and heads, and means."""
+        layers, rows, heads, places = self.kept.shape
+        parts = f"{many(layers, 'layer')} × {many(rows, 'prompt')} × {many(heads, 'head')} × {many(places, 'token')}"
+        named = ("kept", "wrote", "already", *(("erased",) if self.erases else ()))
+        means = ", ".join(f"{name} {number(float(getattr(self, name).nanmean()), 3)}" for name in named)
+        return f"{parts}; means: {means}"
+
+    def table(self) -> Table:
+        """A row for each layer, prompt, head and token."""
+        axes = {"layer": self.layers, "prompt": None, "head": None, "position": None}
+        return Table.of({name: getattr(self, name) for name in MEANINGS}, axes, MEANINGS)
+
+    def view(self) -> tuple[Piece, ...]:
+        """What the tokens do on average, by layer and position."""
+        names = [f"L{layer}" for layer in self.layers]
+        places = [str(i) for i in range(self.kept.shape[-1])]
+        measures = ("already", "wrote", *(("erased",) if self.erases else ()))
+        return tuple(
+            Grid(getattr(self, name).double().nanmean(dim=(1, 2)), names, places, "layers", "positions", MEANINGS[name])
+            for name in measures
+        )
+
+    def plot(self, what: str = "already", prompt: int = 0, texts: Sequence[str] | None = None) -> Plot:
+        """One measure by layer and token, mean over heads.
+
+        Args:
+            what: "kept", "wrote", "already" or "erased".
+            prompt: which, by its place.
+            texts: of its tokens, such as ``lens.to_str_tokens(text)``; positions alone when left out.
+
+        Raises:
+            InputError: there is no such measure, or not a text for each token.
+        """
+        from hybridlens.viz.plot import Plot
+        from hybridlens.viz.positions import position_heatmap
+
+        if what not in MEANINGS:
+            raise InputError(f"{what!r} given, expected one of {', '.join(MEANINGS)}")
+        values = getattr(self, what)[:, prompt].double().nanmean(dim=1)
+        names = [str(i) if texts is None else f"{i} {texts[i]}" for i in range(len(texts or values[0]))]
+        if len(names) != values.shape[1]:
+            raise InputError(f"{len(names)} texts given for {values.shape[1]} tokens, expected one for each")
+        rows = [f"L{layer}" for layer in self.layers]
+        return Plot(position_heatmap(values.tolist(), rows, names, "layer", MEANINGS[what], 1.0))
+
+
+MEANINGS = {
+    "kept": "what decay leaves of the norm of the state",
+    "wrote": "what was added, as a share of what then stands there",
+    "already": "how much of what is written stood there already: 0 nothing, 1 just that",
+    "erased": "what was erased, as a share of what decay left",
+}
+"""Measure -> what its values say; the module has the formulas."""
 
 
 @public

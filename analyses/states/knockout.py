@@ -25,22 +25,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain, combinations, product
 from math import comb, prod
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.experiment.artefacts import Stored
 from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import places_of
 from analyses.patching.metrics import Metric, MetricLike, as_metric, measured
-from analyses.patching.results import SAME
 from analyses.patching.running import BATCH
 from analyses.patching.snapshot import Snapshot
+from analyses.states.knocked import Knockout, KnockoutMap, Pool
 from analyses.states.silencing import RecurrentHead, Silenced, What, head_states, knock_out_rows, recurrent_heads
 from hybridlens.boundary import Natural, Positive, Seed, public
 from hybridlens.errors import InputError
@@ -48,100 +46,11 @@ from hybridlens.model import HybridLens
 from hybridlens.shapes import Tokens
 from hybridlens.tokens import TokensLike
 
-Pool: TypeAlias = Literal["layers", "model"]
-"""Where random heads are from: the layers of the heads given, as many of each, or the whole model."""
+if TYPE_CHECKING:
+    pass
 
 BLOCKS = 16
 """Blocks of positions of a map."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class OfRun(Stored):
-    """What a result says of the run that heads are knocked out of.
-
-    Attributes:
-        untouched: the metric of the untouched run.
-        what: "write" or "read".
-        metric: what was measured, in words.
-        model: signature of the architecture.
-        tokens: the prompt.
-        forwards: forward passes that were made.
-    """
-
-    untouched: float
-    what: What
-    metric: str
-    model: str
-    tokens: tuple[int, ...]
-    forwards: int
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Knockout(OfRun):
-    """A metric without some heads, and without as many others.
-
-    Attributes:
-        value: the metric without the heads.
-        random: the metric without each random set, float64.
-        heads: (layer, head) pairs.
-        drawn: the heads of each random set.
-        pool: where they were drawn from; see `Pool`.
-        positions: at which the heads were knocked out; None for all.
-        seed: of the draws.
-    """
-
-    value: float
-    random: Float[Tensor, "control"]
-    heads: tuple[RecurrentHead, ...]
-    drawn: tuple[tuple[RecurrentHead, ...], ...]
-    pool: Pool
-    positions: tuple[int, ...] | None
-    seed: int
-
-    @property
-    def change(self) -> float:
-        """What knocking the heads out added to the metric."""
-        return self.value - self.untouched
-
-    @property
-    def random_change(self) -> Float[Tensor, "control"]:
-        """What knocking out each random set added."""
-        return self.random - self.untouched
-
-    @property
-    def p_value(self) -> float:
-        """How often heads at random take the metric at least as far; see the module."""
-        size = max(abs(self.untouched), abs(self.value), float(self.random.abs().max()))
-        as_far = self.random_change.abs() >= abs(self.change) - SAME * size
-        return (1 + int(as_far.sum())) / (1 + len(self.random))
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class KnockoutMap(OfRun):
-    """A metric without each head alone, block by block of positions.
-
-    Attributes:
-        values: the metric without it, float64.
-        heads: (layer, head) of each row.
-        blocks: half-open ranges of positions, of each column.
-    """
-
-    values: Float[Tensor, "rec_head block"]
-    heads: tuple[RecurrentHead, ...]
-    blocks: tuple[tuple[int, int], ...]
-
-    @property
-    def change(self) -> Float[Tensor, "rec_head block"]:
-        """What each knock-out added to the metric."""
-        return self.values - self.untouched
-
-    @public
-    def top(self, n: Natural = 10) -> list[tuple[RecurrentHead, tuple[int, int], float]]:
-        """The `n` knock-outs that changed the metric most: head, positions and change."""
-        change = self.change
-        order = change.abs().flatten().argsort(descending=True, stable=True)[:n].tolist()
-        places = [divmod(place, change.shape[1]) for place in order]
-        return [(self.heads[head], self.blocks[block], float(change[head, block])) for head, block in places]
 
 
 @per_prompt("tokens", shared={"metric": 1, "positions": 2})

@@ -15,24 +15,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
-from analyses.states.watching import Watched, blank, chosen_layers, rows_of, watch
+from analyses.states.watching import Watched, blank, chosen_layers, layer_lines, rows_of, watch
 from hybridlens.boundary import Natural, public
+from hybridlens.display import Curve, Piece, Table, many, number
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 PLACES = 64
 """Positions at which ranks are made by default, spread over the prompt."""
 
 
 @dataclass(frozen=True)
-class Sizes(Stored):
+class Sizes(Plotted, Stored):
     """Norm and ranks of states over time."""
 
     layers: tuple[int, ...]
@@ -47,6 +53,44 @@ class Sizes(Stored):
     """The largest rank that a head's state can have."""
     lengths: tuple[int, ...] = ()
     """Tokens of each prompt, where they differ; NaN stands where a prompt has no such token."""
+
+    def summary(self) -> str:
+        """How many states were measured, and how large they are at the end."""
+        layers, rows, heads, places = self.norm.shape
+        parts = f"{many(layers, 'layer')} × {many(rows, 'prompt')} × {many(heads, 'head')} × {many(places, 'position')}"
+        last = f"mean norm at the last {number(float(self.norm[..., -1].nanmean()), 3)}"
+        ranks = self.effective_rank
+        rank = "" if ranks is None else f", effective rank {number(float(ranks[..., -1].nanmean()), 3)} of {self.most}"
+        return f"{parts}; {last}{rank}"
+
+    def table(self) -> Table:
+        """A row for each layer, prompt, head and position."""
+        values = {"norm": self.norm, "effective_rank": self.effective_rank, "stable_rank": self.stable_rank}
+        axes = {"layer": self.layers, "prompt": None, "head": None, "position": self.positions}
+        return Table.of({name: value for name, value in values.items() if value is not None}, axes)
+
+    def view(self) -> tuple[Piece, ...]:
+        """Norm and effective rank over the prompt, a line a layer."""
+        return tuple(
+            Curve(self.positions, layer_lines(values, self.layers), "position", f"{name}, mean over heads and prompts")
+            for name, values in (("norm", self.norm), ("effective rank", self.effective_rank))
+            if values is not None
+        )
+
+    def plot(self, what: str = "norm") -> Plot:
+        """One measure over the prompt, a line a layer: "norm", "effective_rank" or "stable_rank".
+
+        Raises:
+            InputError: there is no such measure, or vectors, which have no rank, were measured.
+        """
+        from hybridlens.viz.curves import token_curves
+        from hybridlens.viz.plot import Plot
+
+        values = getattr(self, what, None) if what in ("norm", "effective_rank", "stable_rank") else None
+        if values is None:
+            has = "norm" if self.effective_rank is None else "norm, effective_rank, stable_rank"
+            raise InputError(f"{what!r} given, expected one of {has}")
+        return Plot(token_curves(layer_lines(values, self.layers), self.positions, what.replace("_", " ")))
 
 
 @public

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -22,13 +23,18 @@ from torch import Tensor
 from analyses.experiment.artefacts import Stored
 from analyses.states.watching import Watched, chosen_layers, rows_of, watch
 from hybridlens.boundary import Natural, public
+from hybridlens.display import Grid, Piece, Table, many, number
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 
 @dataclass(frozen=True)
-class Spectrum(Stored):
+class Spectrum(Plotted, Stored):
     """Decays of the recurrent layers over some prompts."""
 
     layers: tuple[int, ...]
@@ -48,6 +54,38 @@ class Spectrum(Stored):
     def beyond(self) -> Float[Tensor, "rec_layer rec_head"]:
         """The share of a head's parts whose half-life is longer than the prompts."""
         return (self.half_life > self.length).double().mean(dim=-1)
+
+    def summary(self) -> str:
+        """How many layers and heads, and how long half of a state lasts."""
+        layers, heads, entries = self.log_decay.shape
+        parts = f"{many(layers, 'layer')} × {many(heads, 'head')} × {many(entries, 'entry', 'entries')}"
+        middle = f"median half-life {number(float(self.half_life.median()), 3)} tokens"
+        return f"{parts}; {middle}; {float(self.beyond.mean()):.0%} outlast the prompts ({self.length} tokens)"
+
+    def table(self) -> Table:
+        """A row a part of a state."""
+        values = {"log_decay": self.log_decay, "spread": self.spread, "half_life": self.half_life}
+        axes = {"layer": self.layers, "head": None, "entry": None}
+        return Table.of(values, axes, {"log_decay": "nats a token", "spread": "over tokens", "half_life": "tokens"})
+
+    def view(self) -> tuple[Piece, ...]:
+        """The median half-life of every head, and how many parts outlast the prompts."""
+        heads = [f"S{head}" for head in range(self.log_decay.shape[1])]
+        names = [f"L{layer}" for layer in self.layers]
+        median = self.half_life.median(dim=-1).values
+        return (
+            Grid(median, names, heads, "layers", "recurrent heads", "median half-life of a head's parts, tokens"),
+            Grid(self.beyond, names, heads, "layers", "recurrent heads", "share of parts that outlast the prompts"),
+        )
+
+    def plot(self) -> Plot:
+        """How many parts of each layer's states last at least so many tokens; of six layers, evenly spread."""
+        from hybridlens.viz.curves import lasting_curves
+        from hybridlens.viz.plot import Plot
+
+        shown = sorted({round(i * (len(self.layers) - 1) / 5) for i in range(6)})
+        lasts = {f"L{self.layers[i]}": self.half_life[i].flatten().tolist() for i in shown}
+        return Plot(lasting_curves(lasts, self.length, "half-life, tokens", "parts of the state that last so long"))
 
 
 @public

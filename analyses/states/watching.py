@@ -138,6 +138,13 @@ def _watching(
     return [*((f"{owner}.{point}", keep) for point in dynamics.points), (f"{owner}.hook_state", judge)]
 
 
+def layer_lines(values: Tensor, layers: Sequence[int], most: int = 5) -> dict[str, list[float]]:
+    """Measures [layer row head place] as lines over places, means over rows and heads; of layers evenly spread."""
+    shown = sorted({round(i * (len(layers) - 1) / max(1, most - 1)) for i in range(most)})
+    means = values.double().nanmean(dim=(1, 2))
+    return {f"L{layers[i]}": means[i].tolist() for i in shown if i < len(layers)}
+
+
 def chosen_layers(lens: HybridLens, layers: Sequence[Natural] | None, what: str) -> tuple[int, ...]:
     """Layers that hold a state: those given, or all.
 
