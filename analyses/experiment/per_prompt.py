@@ -16,14 +16,34 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    cast,
+    overload,
+    runtime_checkable,
+)
 
 import torch
 from torch import Tensor
 
+from hybridlens.display import Displayed, Table, brief, many
+from hybridlens.display.markup import cut
 from hybridlens.errors import HybridLensError, InputError
 from hybridlens.model import HybridLens
 from hybridlens.tokens import is_id
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    import pandas
+
+    from hybridlens.viz.plot import Plot
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,7 +67,7 @@ LONGEST = 40
 
 
 @dataclass(frozen=True)
-class PerPrompt(Generic[T]):
+class PerPrompt(Plotted, Generic[T]):
     """A result for each of several prompts.
 
     Attributes:
@@ -69,6 +89,46 @@ class PerPrompt(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         """Every result."""
         return iter(self.results)
+
+    def summary(self) -> str:
+        """How many, of what, and the first."""
+        first = self.results[0]
+        said = first.summary() if isinstance(first, Displayed) else brief(first)
+        return f"{many(len(self), 'prompt')}, a {type(first).__name__} each; of the first: {cut(said, 110)}"
+
+    def table(self) -> Table:
+        """A row a prompt: what its result says in a line. `to_pandas` has every row of every result."""
+        rows = [
+            (name, one.summary() if isinstance(one, Displayed) else brief(one))
+            for name, one in zip(self.names, self.results, strict=True)
+        ]
+        return Table(("prompt", "result"), rows)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows of all results below each other, with the prompt's place and name in front."""
+        import pandas as pd
+
+        shown = [one for one in self.results if isinstance(one, Displayed)]
+        if len(shown) < len(self.results):
+            return super().to_pandas()
+        frames = [one.to_pandas() for one in shown]
+        for place, (name, frame) in enumerate(zip(self.names, frames, strict=True)):
+            frame.insert(0, "prompt_name", name, allow_duplicates=False)
+            frame.insert(0, "prompt", place, allow_duplicates=False)
+        made = pd.concat(frames, ignore_index=True)
+        made.attrs["meanings"] = frames[0].attrs.get("meanings", {})
+        return made
+
+    def plot(self, prompt: int = 0) -> Plot:
+        """The figure of one prompt's result; of the first when left out.
+
+        Raises:
+            InputError: a result that has no figure.
+        """
+        one = self.results[prompt]
+        if not isinstance(one, Plotted):
+            raise InputError(f"plot: a {type(one).__name__} has no picture; take the results one by one")
+        return one.plot()
 
     def stack(self, name: str) -> Tensor:
         """A number or tensor that every result has, with an axis of prompts in front: ``stack("change").mean(0)``.

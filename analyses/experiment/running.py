@@ -20,6 +20,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from analyses.experiment.options.base import Options
 from hybridlens.config import LensConfig
+from hybridlens.display import Displayed, Piece, Table, Words, brief
+from hybridlens.display.markup import cut
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import MAX_SCORE
@@ -50,7 +52,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[T]):
+class Outcome(Displayed, Generic[T]):
     """A finished run."""
 
     folder: Path
@@ -60,6 +62,20 @@ class Outcome(Generic[T]):
     """Its `run.json`."""
     damaged: tuple[str, ...]
     """One line for everything stored that could not be trusted and was made again."""
+
+    def summary(self) -> str:
+        """Where it is, and what it found."""
+        found = self.result.summary() if isinstance(self.result, Displayed) else brief(self.result)
+        return f"{cut(str(self.report), 60)}: {cut(found, 120)}"
+
+    def table(self) -> Table:
+        """The result's."""
+        return self.result.table() if isinstance(self.result, Displayed) else super().table()
+
+    def view(self) -> tuple[Piece, ...]:
+        """What the result shows, and the report's place."""
+        shown = self.result.view() if isinstance(self.result, Displayed) else ()
+        return (*shown, Words(f"report: {self.report}"))
 
 
 class Page(NamedTuple):
