@@ -37,6 +37,7 @@ from hybridlens.display import Displayed, Table, brief, many
 from hybridlens.display.markup import cut
 from hybridlens.errors import HybridLensError, InputError
 from hybridlens.model import HybridLens
+from hybridlens.progress import counted
 from hybridlens.tokens import is_id
 from hybridlens.viz.plotted import Plotted
 
@@ -194,12 +195,14 @@ def per_prompt(
                         "each prompt"
                     )
             results: list[Any] = []
-            for i, row in enumerate(rows):
-                own = given | {prompt: row} | {name: values[i] for name, values in lists.items()}
-                try:
-                    results.append(cast(Any, fn)(**own))
-                except HybridLensError as error:
-                    raise type(error)(f"prompt {i}: {error}") from error
+            with counted(len(rows), "prompts") as done:
+                for i, row in enumerate(rows):
+                    own = given | {prompt: row} | {name: values[i] for name, values in lists.items()}
+                    try:
+                        results.append(cast(Any, fn)(**own))
+                    except HybridLensError as error:
+                        raise type(error)(f"prompt {i}: {error}") from error
+                    done(1)
             return PerPrompt(tuple(results), tuple(_name(row, i) for i, row in enumerate(rows)))
 
         return cast(Any, over)

@@ -25,6 +25,7 @@ from hybridlens.display.markup import cut
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import MAX_SCORE
+from hybridlens.progress import hidden, staged
 from hybridlens.results import CellKey, Folder, Manifest, hash_json, hash_weights, write_atomic
 from hybridlens.viz.article import REPORT, Article, render_article
 
@@ -36,10 +37,6 @@ LONGEST = 1 << 18
 
 O = TypeVar("O", bound=Options)  # noqa: E741 - the options' type
 T = TypeVar("T")
-
-
-def quiet(done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -227,13 +224,13 @@ def model_facts(cfg: LensConfig) -> dict[str, Any]:
     }
 
 
-def conduct(experiment: Experiment[Any, T], path: Path, progress: Progress = quiet) -> Outcome[T]:
+def conduct(experiment: Experiment[Any, T], path: Path, progress: Progress | None = None) -> Outcome[T]:
     """Make what a folder does not hold yet of an experiment, then its report.
 
     Args:
         experiment: what to run.
         path: made when it does not exist; a run of the same in it is gone on with.
-        progress: see `Progress`.
+        progress: see `Progress`; a bar is shown without.
 
     Raises:
         ResultsError: the folder holds something else, or cannot be used.
@@ -242,7 +239,7 @@ def conduct(experiment: Experiment[Any, T], path: Path, progress: Progress = qui
     manifest, expected = experiment.manifest(), experiment.expected()
     try:
         with Folder.open(path, manifest, expected) as folder:
-            result = experiment.run(folder, progress)
+            result = _run(experiment, folder, progress)
             folder.finish()
             record = folder.record
             if folder.begun or folder.stored(REPORT, None, Page.load) is None:
@@ -252,11 +249,17 @@ def conduct(experiment: Experiment[Any, T], path: Path, progress: Progress = qui
         raise Stopped(path, stop) from None
 
 
-def result_of(experiment: Experiment[Any, T], path: Path | None = None, progress: Progress = quiet) -> T:
+def result_of(experiment: Experiment[Any, T], path: Path | None = None, progress: Progress | None = None) -> T:
     """The result of an experiment alone, kept in `path`, or nowhere where that is None; errors as `conduct`."""
     if path is not None:
         return conduct(experiment, path, progress).result
     with TemporaryDirectory(prefix="hybridlens-") as folder:
         manifest, expected = experiment.manifest(), experiment.expected()
         with Folder.open(Path(folder), manifest, expected) as held:
-            return experiment.run(held, progress)
+            return _run(experiment, held, progress)
+
+
+def _run(experiment: Experiment[Any, T], folder: Folder, progress: Progress | None) -> T:
+    """What an experiment makes, with one bar for all of it."""
+    with staged(experiment.job, progress) as tell, hidden():
+        return experiment.run(folder, tell)

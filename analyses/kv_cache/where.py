@@ -40,6 +40,7 @@ from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
 from hybridlens.niah import Span, score
+from hybridlens.progress import counted
 from hybridlens.state import HybridState
 from hybridlens.tokens import to_strings
 
@@ -248,11 +249,13 @@ def _mapped(
 ) -> DamageMap:
     """The map of what `changed` gives for each group at some places; `held` has all of them, in order."""
     places = tuple(held)
-    parts = [
-        retrieval(lens, changed(group, places[start : start + rows]), pair, max_new_tokens, edits)
-        for group in groups
-        for start in range(0, len(places), rows)
-    ]
+    parts: list[Retrieval] = []
+    with counted(len(groups) * len(places), "places") as done:
+        for group in groups:
+            for start in range(0, len(places), rows):
+                some = places[start : start + rows]
+                parts.append(retrieval(lens, changed(group, some), pair, max_new_tokens, edits))
+                done(len(some))
     return DamageMap(
         what,
         lens.network.signature,

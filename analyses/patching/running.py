@@ -40,6 +40,7 @@ from hybridlens.errors import InputError
 from hybridlens.hooks import NameFilter
 from hybridlens.model import HybridLens
 from hybridlens.network import Output
+from hybridlens.progress import counted
 from hybridlens.shapes import Tokens
 from hybridlens.tokens import TokensLike
 
@@ -212,17 +213,19 @@ class Prepared:
         """The metric under each patch; where a patch can change nothing, that of the untouched run."""
         patches, untouched = self.grid.patches, self.untouched
         raw = torch.full((len(patches),), self.value, dtype=torch.float64)
-        for group in self.groups:
-            values = source.values(group.names)
-            for batch in group.batches:
-                writes = _writes(batch, values, source, untouched)
-                with self.sides.lens.hooks(writing(writes)):
-                    output = untouched.go_on(len(batch.jobs), batch.layer, batch.cut)
-                numbers = [job.number for job in batch.jobs]
-                what = [f"the patch of {patch_words(patches[number])}" for number in numbers]
-                raw[numbers] = self.sides.measured(output, what)
-                if progress is not None:
-                    progress(len(batch.jobs))
+        with counted(
+            sum(len(batch.jobs) for group in self.groups for batch in group.batches), "patches", progress
+        ) as done:
+            for group in self.groups:
+                values = source.values(group.names)
+                for batch in group.batches:
+                    writes = _writes(batch, values, source, untouched)
+                    with self.sides.lens.hooks(writing(writes)):
+                        output = untouched.go_on(len(batch.jobs), batch.layer, batch.cut)
+                    numbers = [job.number for job in batch.jobs]
+                    what = [f"the patch of {patch_words(patches[number])}" for number in numbers]
+                    raw[numbers] = self.sides.measured(output, what)
+                    done(len(batch.jobs))
         said = self.sides.said(ends, untouched.forwards + source.forwards)
         return PatchResult(raw=raw.view(self.grid.shape), axes=self.grid.axes, hooks=self.grid.hooks, **said)
 

@@ -23,6 +23,7 @@ from analyses.experiment.per_prompt import PerPrompt, Prompts
 from analyses.patching.metrics import MetricLike
 from analyses.patching.results import PatchResult
 from analyses.patching.running import activation_patch
+from hybridlens.display import Displayed
 from hybridlens.errors import UnknownNameError
 from hybridlens.model import HybridLens
 from hybridlens.shapes import AXES
@@ -30,7 +31,7 @@ from hybridlens.tokens import TokensLike
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Displayed):
     """One kind of place, in every layer that has it.
 
     Attributes:
@@ -44,6 +45,11 @@ class Sweep:
     point: str
     over: tuple[str, ...]
     words: str
+
+    def summary(self) -> str:
+        """What it goes over."""
+        axes = "".join(f" × {AXES[letter]}" for letter in self.over)
+        return f"{self.name}: {self.words} ({self.point}, layer{axes})"
 
     def hooks(self, lens: HybridLens) -> list[str]:
         """The hook points of a model that have its axes; none where it lacks them."""

@@ -43,6 +43,7 @@ from analyses.states.silencing import RecurrentHead, Silenced, What, head_states
 from hybridlens.boundary import Natural, Positive, Seed, public
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
+from hybridlens.progress import counted
 from hybridlens.shapes import Tokens
 from hybridlens.tokens import TokensLike
 
@@ -99,7 +100,8 @@ def knockout(
     knock_out_rows(lens, [Silenced(tuple(chosen))], what)  # refuses heads that are not there
     pool, drawn = _drawn(recurrent_heads(lens), chosen, controls, seed)
     cases = [Silenced(some, places) for some in (tuple(chosen), *drawn)]
-    found = _measured(lens, prompt, as_metric(metric), cases, what, batch_size, progress)
+    with counted(len(cases), "knock-outs", progress) as done:
+        found = _measured(lens, prompt, as_metric(metric), cases, what, batch_size, done)
     return Knockout(
         value=float(found.values[0]),
         random=found.values[1:],
@@ -152,9 +154,10 @@ def knockout_map(
     n = min(blocks, length)
     ranges = [(length * i // n, length * (i + 1) // n) for i in range(n)]
     columns: list[_Found] = []
-    for start, stop in ranges:
-        cases = [Silenced((head,), tuple(range(start, stop))) for head in heads]
-        columns.append(_measured(lens, prompt, as_metric(metric), cases, what, batch_size, progress))
+    with counted(len(heads) * n, "knock-outs", progress) as done:
+        for start, stop in ranges:
+            cases = [Silenced((head,), tuple(range(start, stop))) for head in heads]
+            columns.append(_measured(lens, prompt, as_metric(metric), cases, what, batch_size, done))
     return KnockoutMap(
         values=torch.stack([found.values for found in columns], dim=1),
         heads=tuple(heads),
@@ -218,7 +221,7 @@ def _measured(
     cases: Sequence[Silenced],
     what: What,
     batch_size: int,
-    progress: Callable[[int], None] | None,
+    done: Callable[[int], None],
 ) -> _Found:
     """The metric under knock-outs at the same positions, those that begin in the same layers in one batch."""
     cut = min(cases[0].positions or (0,))
@@ -234,6 +237,5 @@ def _measured(
             output = run.go_on(len(batch), first[batch[0]], cut)
         words = [f"the run without {', '.join(f'L{a} head {b}' for a, b in cases[case].heads)}" for case in batch]
         values[batch] = measured(metric, lens, output, words)
-        if progress is not None:
-            progress(len(batch))
+        done(len(batch))
     return _Found(untouched, values, run.forwards)

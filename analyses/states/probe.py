@@ -51,6 +51,7 @@ from hybridlens.errors import InputError
 from hybridlens.hooks import Edit, HookFunction, HookPoint, reads_only
 from hybridlens.memory import Recurrent
 from hybridlens.model import HybridLens
+from hybridlens.progress import counted
 from hybridlens.tokens import TokensLike
 from hybridlens.viz.plotted import Plotted
 
@@ -264,17 +265,17 @@ def probe_states(
     plan = planned(labels, groups, folds, shuffles, seed)
     width, states = max(n_heads), list[Accuracies]()
     stream, convolution = list[Accuracies](), list[Accuracies]()
-    for portion in _portions(lens, chosen, len(rows), memory):
-        held = _features(lens, rows, portion, batch_size)
-        for layer in portion:
-            n, found = n_heads[chosen.index(layer)], held.pop(layer)
-            by_part = head_states(lens, layer).by_head(found.state) if by_head else found.state.flatten(1)[:, None]
-            states += [probed(by_part[:, head], plan, strength) for head in range(n)]
-            states += [_nothing(plan)] * (width - n)
-            stream.append(probed(found.stream, plan, strength))
-            convolution.append(probed(found.conv, plan, strength) if found.conv.shape[1] else _nothing(plan))
-        if progress is not None:
-            progress(len(portion))
+    with counted(len(chosen), "layers probed", progress) as done:
+        for portion in _portions(lens, chosen, len(rows), memory):
+            held = _features(lens, rows, portion, batch_size)
+            for layer in portion:
+                n, found = n_heads[chosen.index(layer)], held.pop(layer)
+                by_part = head_states(lens, layer).by_head(found.state) if by_head else found.state.flatten(1)[:, None]
+                states += [probed(by_part[:, head], plan, strength) for head in range(n)]
+                states += [_nothing(plan)] * (width - n)
+                stream.append(probed(found.stream, plan, strength))
+                convolution.append(probed(found.conv, plan, strength) if found.conv.shape[1] else _nothing(plan))
+            done(len(portion))
     return StateProbes(
         ReadHeads(*(tensor.unflatten(0, (-1, width)) for tensor in _stacked(states))),
         ReadLayers(*_stacked(stream)), ReadLayers(*_stacked(convolution)), tuple(chosen), tuple(n_heads), by_head,

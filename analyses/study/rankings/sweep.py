@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyses.experiment.options.needles import arguments_of
 from analyses.experiment.options.rankings import RankingsConfig
-from analyses.experiment.running import Experiment, Progress, quiet, result_of
+from analyses.experiment.running import Experiment, Progress, result_of
 from analyses.heads.answering import Grid, Rankings, answer_all
 from analyses.heads.ranking import check_name
 from analyses.heads.sparsification import check_ranking
@@ -197,7 +197,7 @@ def compare(
     config: RankingsConfig,
     folder: Path | None = None,
     weights_hash: str | None = None,
-    progress: Progress = quiet,
+    progress: Progress | None = None,
 ) -> RankingComparison:
     """The comparison of rankings that are given, kept in `folder`, or nowhere; see `RankingsRun` and `result_of`."""
     return result_of(RankingsRun(lens, config, weights_hash, rankings), folder, progress).comparison
