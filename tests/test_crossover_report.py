@@ -15,6 +15,7 @@ from analyses import kv_cache
 from analyses.kv_cache import Crossover, DamageMap, following, sections
 from analyses.kv_cache import experiment as crossover_folder
 from analyses.kv_cache.crossover_results import CrossCell
+from analyses.kv_cache.damage import touches
 from analyses.kv_cache.report import article_of, finding
 from hybridlens.viz.article import render_article
 from hybridlens.viz.blocks import Chart, HeatTable
@@ -255,6 +256,6 @@ def test_places_outside_the_cache_are_empty() -> None:
     trace = charts[0].figure.to_plotly_json()["data"][0]
     assert all(row[0] is None and None not in row[1:] for row in trace["z"])
     start, stop = found.spans[0]
-    assert [i for i in range(len(found.places)) if sections.touches(found, i)] == sorted(
+    assert [i for i in range(len(found.places)) if touches(found, i)] == sorted(
         {position // 4 for position in range(start, stop)}
     )

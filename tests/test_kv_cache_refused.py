@@ -1,5 +1,7 @@
 """What surgery on caches and states refuses: places, names, numbers and states, each in one clear line."""
 
+import inspect
+
 import jaxtyping
 import pytest
 import torch
@@ -100,6 +102,23 @@ def test_names_that_say_no_place_are_refused(exact: HybridLens) -> None:
     ):
         with pytest.raises(InputError, match="heads 0 given, but recurrent layers have no heads; leave heads out"):
             call()
+
+
+def test_signatures_name_every_place() -> None:
+    """Help and completion show the keywords that a function takes, and these are all that it takes."""
+    keys, matrices = (
+        ["layers", "heads", "rows"],
+        ["layers", "rows", "channels", "positions", "heads", "values", "addresses"],
+    )
+    for name, known in (
+        *((name, keys) for name in ("drop", "keep", "keep_last", "keep_ends")),
+        *((name, [*keys, "positions", "channels"]) for name in ("zero", "mean", "noise", "quantise", "swap")),
+        *((name, matrices) for name in ("zero_recurrent", "decay", "swap_recurrent", "project_out")),
+        ("reset", ["layers", "rows"]),
+    ):
+        parameters = inspect.signature(getattr(kv_cache, name)).parameters.values()
+        assert [p.name for p in parameters][-len(known) :] == known, name
+        assert not any(p.kind is p.VAR_KEYWORD for p in parameters), name
 
 
 def test_numbers_that_are_not_whole_are_refused(exact: HybridLens, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from bounds import close, written
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.agreement import kendall, spearman
 from analyses.study.rankings.curves import accuracies, area, area_difference, areas, needed
-from analyses.study.rankings.report import article_of, by_area, shown
+from analyses.study.rankings.report import article_of
 from analyses.study.rankings.results import Ability, RankingComparison
 from analyses.study.rankings.words import sentences
 from hybridlens.errors import InputError
@@ -142,10 +142,10 @@ def test_every_curve_is_drawn_with_its_own_numbers() -> None:
     found = a_comparison()
     first = charts(found, "curves")[""]
     own = charts(found, "each")
-    names = shown(found)
+    names = found.shown()
     assert len(names) == 6
     assert {RUN, RANDOM} <= set(names)
-    rest = [name for name in by_area(found) if name not in (RUN, RANDOM)]
+    rest = [name for name in found.by_area() if name not in (RUN, RANDOM)]
     assert [n for n in names if n in rest] == rest[:4], "the largest areas"
     assert list(own) == rest
     table = section(rendered(found), "curves")
@@ -171,9 +171,9 @@ def test_areas_and_heads_needed() -> None:
     """Rows by area; each with interval, heads, and the difference to the reference, which has none to itself."""
     found = a_comparison()
     text = section(rendered(found), "areas")
-    places = [text.index(f"|{name}|{found.area[found.row(name)].value:.3f}|") for name in by_area(found)]
+    places = [text.index(f"|{name}|{found.area[found.row(name)].value:.3f}|") for name in found.by_area()]
     assert places == sorted(places)
-    values = [found.area[found.row(name)].value for name in by_area(found)]
+    values = [found.area[found.row(name)].value for name in found.by_area()]
     assert values == sorted(values, reverse=True)
     for row, name in enumerate(found.names):
         value, heads, less = found.area[row], found.heads_needed[row], found.above_reference[row]
@@ -219,7 +219,7 @@ def test_ability() -> None:
     for trace in figure["data"]:
         wanted = found.ability.loss[found.row(trace["name"])]
         written(trace["y"], wanted)
-    columns = [name for name in by_area(found) if name != RUN]
+    columns = [name for name in found.by_area() if name != RUN]
     for i, n in enumerate(COUNTS):
         line = "|".join(f"{float(found.ability.loss[found.row(name), i]):.3f}" for name in columns)
         assert f"|{n}|{line}" in text

@@ -7,7 +7,8 @@ import torch
 from models import KINDS, ROWS, WITH_STATE, make, tokens
 
 from analyses.patching.metrics import LogitDifference
-from analyses.states.knockout import Knockout, KnockoutMap, knockout, knockout_map
+from analyses.states.knocked import Knockout, KnockoutMap
+from analyses.states.knockout import knockout, knockout_map
 from analyses.states.silencing import Silenced, head_states, knock_out, knock_out_rows, recurrent_heads
 from hybridlens import HybridLens
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
@@ -117,7 +118,7 @@ def test_what_cannot_be_is_refused_in_one_line():
         "no row was given": lambda: knock_out_rows(lens, []),
         "positions[0] = -1 given, expected positions to be a list": lambda: knock_out(lens, [(0, 0)], [-1]),
         "position 6 given, but the prompt has 0..5": lambda: knockout(lens, ids, metric, [(0, 0)], [6]),
-        "2 prompts were given, expected one": lambda: knockout(lens, tokens(2, 4), metric, [(0, 0)]),
+        "2 prompts were given as one, expected one": lambda: knockout(lens, tokens(2, 4), metric, [(0, 0)]),
         "no layer was given": lambda: knockout_map(lens, ids, metric, layers=[]),
         "1 of the model's 1 recurrent heads were given, which leaves 0 to draw": lambda: knockout(
             pure, ids, metric, [(0, 0)]

@@ -68,6 +68,63 @@ def test_the_spectrum_is_the_mean_log_of_the_decays(run):
     assert torch.equal(found.beyond, (found.half_life > LENGTH).double().mean(-1))
 
 
+def test_prompts_of_any_lengths_give_what_each_gives_alone(run):
+    """Every measure, padding included: a row's numbers are its own, and nothing stands where it has no token."""
+    lens, ids, _ = run
+    rows = [ids[0].tolist(), ids[1, :9].tolist()]
+    together = {
+        "sizes": states.sizes(lens, rows, [0, 8, 12, -1]),
+        "flow": states.flow(lens, rows),
+        "holding": states.holding(lens, rows, [(1, 3), (4, 9)], [2, 8, 13]),
+    }
+    assert together["sizes"].positions == (0, 8, 12, -1)
+    for row, prompt in enumerate(rows):
+        last = len(prompt) - 1
+        places, held = [p for p in (0, 8, 12) if p <= last], [p for p in (2, 8, 13) if p <= last]
+        alone = {
+            "sizes": states.sizes(lens, [prompt], [*places, -1]),
+            "flow": states.flow(lens, [prompt]),
+            "holding": states.holding(lens, [prompt], [(1, 3), (4, 9)], held),
+        }
+        for what, one in alone.items():
+            assert together[what].lengths == (14, 9)
+            for name, value in vars(one).items():
+                if isinstance(value, torch.Tensor):
+                    got = getattr(together[what], name)[:, row]
+                    if what == "sizes":
+                        got, there = got[..., [*range(len(places)), 3]], places
+                        assert getattr(together[what], name)[:, row, :, len(places) : 3].isnan().all()
+                    else:
+                        there = held if what == "holding" else prompt
+                        assert got[..., len(there) :].isnan().all()
+                        got = got[..., : len(there)]
+                    want = value[:, 0]
+                    assert torch.equal(got.isnan(), want.isnan())
+                    if name == "effective_rank":  # of roots of numbers near 0
+                        assert (got.log() - want.log()).abs().max() < 1e-3
+                    else:
+                        finite = ~want.isnan()
+                        near(got[finite], want[finite], FORWARD, dtype=torch.float32)
+    for layer in lens.cfg.state_layers:
+        for measure in (states.hidden_attention, states.erasures):
+            if measure is states.erasures and not states.flow(lens, [rows[1]]).erases:
+                continue
+            both = measure(lens, rows, layer)
+            assert both[1, :, 9:].isnan().all()
+            near(both[1, :, :9, :9], measure(lens, [rows[1]], layer)[0], FORWARD, dtype=torch.float32)
+            assert (both[1, :, :9, 9:] == 0).all()
+    one, other, both = (states.spectrum(lens, some) for some in ([rows[0]], [rows[1]], rows))
+    assert both.length == 14
+    finite = both.log_decay.isfinite()
+    near(
+        both.log_decay[finite], ((13 * one.log_decay + 8 * other.log_decay) / 21)[finite], FORWARD, dtype=torch.float32
+    )
+    with pytest.raises(
+        InputError, match=r"positions \[-1\] given for prompts of 14, 9 tokens, expected positions from"
+    ):
+        states.holding(lens, rows, [(0, 1)], [-1])
+
+
 def test_sizes_are_those_of_the_states(run):
     lens, ids, _ = run
     at = [0, 5, -1]
@@ -278,7 +335,6 @@ def test_results_are_read_back_as_they_were(run, tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda lens: states.spectrum(lens, [[1, 2, 3], [1, 2]]), "prompts of 3, 2 tokens were given, expected equal"),
         (lambda lens: states.spectrum(lens, [[1]]), "prompts of one token were given, expected at least two"),
         (lambda lens: states.flow(lens, [[1, 2]], [1]), "layer 1 is no recurrent layer; those are 0, 2, 3"),
         (lambda lens: states.flow(lens, [[1, 2]], []), r"layers \[\] given, expected at least one, each once"),

@@ -20,7 +20,6 @@ from analyses.study.experiments import EXPERIMENTS, Study
 from analyses.study.groups import Base
 from analyses.study.report import Judged, page_of
 from analyses.study.running import asked_for
-from analyses.study.sections import value
 from analyses.study.verdict import Verdict
 from hybridlens.results import Cell
 from hybridlens.viz.article import render_article, write_article
@@ -160,7 +159,7 @@ def test_fig2_shows_the_numbers_of_the_view(full: str) -> None:
     assert len({round(y, 3) for y in figure["data"][0]["y"]}) > 3, "the values differ, so a swap would show"
     shown = section(full, "fig2")
     for j, k in enumerate(view.ks):
-        parts = [part for i in range(2) for part in entry(value(view.accuracy, i, j))]
+        parts = [part for i in range(2) for part in entry(view.accuracy.value(i, j))]
         assert "|".join([f"k\u00a0=\u00a0{k}", *parts]) in shown
     assert view.tipping[0] is not None
     assert {shape["x0"] for shape in figure["layout"]["shapes"]} == set(view.tipping)
@@ -177,27 +176,27 @@ def test_every_other_view_stands_in_its_section(full: str) -> None:
     twice, table, many = views.jrt(cells, BASE), views.table1(cells, BASE), views.needles(cells, BASE)
     shown = section(full, "fig3-jrt")
     for j, k in enumerate(twice.ks):
-        parts = [*entry(value(twice.accuracy, 0, j)), *entry(value(twice.accuracy, 1, j))]
-        parts += [*difference(value(twice.gain, j)), *difference(value(twice.above_half, j))]
+        parts = [*entry(twice.accuracy.value(0, j)), *entry(twice.accuracy.value(1, j))]
+        parts += [*difference(twice.gain.value(j)), *difference(twice.above_half.value(j))]
         assert "|".join([f"k\u00a0=\u00a0{k}", *parts]) in shown
     for name, found in (("table1", table.accuracy), ("needles", many.accuracy)):
         shown, rows = section(full, name), range(found.mean.shape[0])
         for i in rows:
-            line = [value(found, i, j) for j in range(found.mean.shape[1])]
+            line = [found.value(i, j) for j in range(found.mean.shape[1])]
             assert len({v.mean for v in line}) > 1
             assert "|".join(f"{percent(v.mean)}|{interval(v)}|chance {percent(v.chance)}" for v in line) in shown
     for name, contrast in (("scope", views.scopes(cells, BASE)), ("boundary", views.boundaries(cells, BASE))):
         for j, k in enumerate(contrast.ks):
-            parts = [*entry(value(contrast.accuracy, 0, j)), *entry(value(contrast.accuracy, 1, j))]
-            parts += difference(value(contrast.difference, j))
+            parts = [*entry(contrast.accuracy.value(0, j)), *entry(contrast.accuracy.value(1, j))]
+            parts += difference(contrast.difference.value(j))
             assert "|".join([f"k\u00a0=\u00a0{k}", *parts]) in section(full, name)
     both = views.semantics_difference(cells, BASE)
     shown = section(full, "semantics")
     assert f"Of {both.n_cells:,} cells" in shown
     assert f"{both.n_text:,} have another text and {both.n_score:,} another score" in shown
     for j in range(len(both.conditions)):
-        parts = [*entry(value(both.accuracy, 0, j)), *entry(value(both.accuracy, 1, j))]
-        assert "|".join([*parts, *difference(value(both.difference, j))]) in shown
+        parts = [*entry(both.accuracy.value(0, j)), *entry(both.accuracy.value(1, j))]
+        assert "|".join([*parts, *difference(both.difference.value(j))]) in shown
 
 
 def test_the_maps_hold_every_answer(full: str) -> None:

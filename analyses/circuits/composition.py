@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -35,13 +35,18 @@ from analyses.circuits.chance import expected_score
 from analyses.circuits.grams import BAND, Grams, Packing, dtype_for, head_writers, path_writer, readers
 from analyses.circuits.paths import LinearPath
 from hybridlens.config import LensConfig
+from hybridlens.display import Grid, Piece, Table, count, many
 from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.viz.plotted import Plotted
 from hybridlens.weights import Weights
+
+if TYPE_CHECKING:
+    import pandas
 
 KINDS = ("q", "k", "v")
 
 
-class Composition(NamedTuple):
+class _Scores(NamedTuple):
     """Scores, and what chance would give; NaN where the writer is not earlier, 0 where writer or reader is zero.
 
     Kinds are in the order asked for, attention layers in the model's, recurrent layers in that of the paths given.
@@ -63,6 +68,63 @@ class Composition(NamedTuple):
     def excess_recurrent(self) -> Float[Tensor, "kind attn_layer head ssm_layer lag"]:
         """The same of recurrent layers."""
         return self.recurrent - self.recurrent_expected
+
+
+class Composition(Plotted, _Scores):
+    """`_Scores` that show themselves: writer by writer as a table, the strongest of each reader as a picture."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """How many pairs there are."""
+        pairs = sum(int((~part.isnan()).sum()) for part in (self.heads, self.recurrent))
+        above = sum(int((part > 0).sum()) for part in (self.excess_heads, self.excess_recurrent))
+        return f"{many(pairs, 'pair')} of a writer and a later head, {count(above)} above chance"
+
+    def table(self) -> Table:
+        """A row for each pair of a head that writes and one that reads."""
+        axes = ("kind", "attn_layer", "head", "writer_layer", "writer_head")
+        values = {"score": self.heads, "by_chance": self.heads_expected}
+        kinds = KINDS if self.heads.shape[0] == len(KINDS) else None
+        return Table.of(values, dict.fromkeys(axes) | {"kind": kinds}, _MEANINGS)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Every pair, those whose writer is a recurrent layer at a lag below the others; see `_Scores`."""
+        import pandas as pd
+
+        axes = ("kind", "attn_layer", "head", "ssm_layer", "lag")
+        values = {"score": self.recurrent, "by_chance": self.recurrent_expected}
+        kinds = KINDS if self.recurrent.shape[0] == len(KINDS) else None
+        frames = [self.table(), Table.of(values, dict.fromkeys(axes) | {"kind": kinds})]
+        made = pd.concat([frame.to_pandas() for frame in frames], keys=["head", "recurrent"], names=["writer", None])
+        made = made.reset_index(level=0).reset_index(drop=True)
+        places = ["writer_layer", "writer_head", "ssm_layer", "lag"]  # each kind of writer has two of them
+        made[places] = made[places].astype("Int64")
+        made.attrs["meanings"] = dict(_MEANINGS)
+        return made
+
+    def view(self) -> tuple[Piece, ...]:
+        """The strongest writer of each reader, beyond chance."""
+        best = torch.stack([
+            part.nan_to_num(-torch.inf).flatten(3).amax(-1) if part.numel() else torch.full(part.shape[:3], -torch.inf)
+            for part in (self.excess_recurrent, self.excess_heads)
+        ]).amax(0)  # fmt: skip
+        shown = best.masked_fill(best.isinf(), torch.nan).flatten(1).T
+        readers = [f"{layer}, H{head}" for layer in range(best.shape[1]) for head in range(best.shape[2])]
+        kinds = list(KINDS) if best.shape[0] == len(KINDS) else [str(i) for i in range(best.shape[0])]
+        name = "composition of the strongest earlier writer, beyond chance"
+        return (Grid(shown, readers, kinds, "readers: attention layer (by its place) and head", "kinds", name),)
+
+
+_MEANINGS = {
+    "kind": "what the writer feeds: queries, keys or values",
+    "attn_layer": "of the reader, by its place among attention layers",
+    "writer_layer": "by its place among attention layers",
+    "ssm_layer": "the recurrent layer that writes, by its place among the paths",
+    "lag": "tokens back",
+    "score": "‖W_w W_r‖ ÷ (‖W_w‖ ‖W_r‖), 0 to 1; NaN where the writer is not earlier",
+    "by_chance": "what random matrices of the same shapes and spectra would have",
+}
 
 
 def compositions(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from jaxtyping import Complex, Float, Int, Shaped
 from torch import Tensor
@@ -20,7 +20,12 @@ from analyses.circuits.composition import Composition
 from analyses.circuits.strength import RETRIEVAL
 from analyses.experiment.artefacts import Stored
 from analyses.heads.ranking import HeadRanking
+from hybridlens.display import Grid, Piece, Table, Words, listed, many
 from hybridlens.errors import InputError, UnknownNameError, closest
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 Head: TypeAlias = tuple[int, int]
 """(layer, head)."""
@@ -39,6 +44,12 @@ class Metric(NamedTuple):
     needs_rotary: bool = False
 
 
+SCALES: Mapping[str, tuple[int, int | None]] = {
+    **dict.fromkeys(("copying", "matching", "induction_match"), (-1, 1)),
+    **dict.fromkeys(("induction", "previous"), (0, None)),
+}
+"""Ends of the scales of metrics, 0 … 1 where none are said; None for the largest value."""
+
 METRICS: Mapping[str, Metric] = {
     "copying": Metric("OV copying, Σλ ÷ Σ|λ| of W_E W_V W_O W_U"),
     "copying_share": Metric("share of tokens whose own logit the head raises most"),
@@ -52,7 +63,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 @dataclass(frozen=True, eq=False)
-class HeadCircuits(Stored):
+class HeadCircuits(Plotted, Stored):
     """The circuits of a model's attention heads, from its weights.
 
     Attributes:
@@ -160,3 +171,41 @@ class HeadCircuits(Stored):
         """The heads in order of a metric, best first; errors as those of `score`."""
         scores = self.score(metric)
         return HeadRanking(scores, self.layers, f"{METRICS[metric].words} (from weights)", lower_is_better=False)
+
+    def summary(self) -> str:
+        """Whose heads these are, how recurrent layers were taken, and which head retrieves most."""
+        best = name_of(self.ranking("retrieval").order[0])
+        heads = f"{many(len(self.heads), 'head')} in layers {listed(self.layers, 8)}"
+        return f"{self.model}, {heads}; recurrent layers {self.linearised}; most retrieval strength {best}"
+
+    def table(self) -> Table:
+        """A row a head, a column a metric, and the writer through which the head inducts."""
+        writers = self.writers
+        through = [["–" if w < 0 else writers[w] for w in row] for row in self.induction_writer.tolist()]
+        values = {metric: self.score(metric) for metric in self.metrics} | {"inducts_through": through}
+        meanings = {metric: METRICS[metric].words for metric in self.metrics}
+        return Table.of(values, {"layer": self.layers, "head": None}, meanings)
+
+    def view(self) -> tuple[Piece, ...]:
+        """Retrieval strength of every head, all metrics of the best, and what is to be known of them."""
+        order = [(self.layers.index(layer), head) for layer, head in self.ranking("retrieval").order[:_SHOWN]]
+        whole = self.table()
+        best = tuple(whole.rows[row * self.n_heads + head] for row, head in order)
+        names = [f"L{layer}" for layer in self.layers], [f"H{head}" for head in range(self.n_heads)]
+        grid = Grid(self.retrieval, *names, "layers", "heads", METRICS["retrieval"].words, "Retrieval strength")
+        left = len(self.heads) - len(best)
+        note = f"the other {many(left, 'head')} are in to_pandas()" if left else ""
+        table = Table(whole.columns, best, whole.meanings, self.metrics, "Most retrieval strength first", note)
+        return (grid, table, *((Words(" ".join(self.notes)),) if self.notes else ()))
+
+    def plot(self, metric: str = "retrieval") -> Plot:
+        """One metric of every head, layers down: the figure of the report; errors as those of `score`."""
+        from hybridlens.viz.heads import head_heatmap
+        from hybridlens.viz.plot import Plot
+
+        low, high = SCALES.get(metric, (0, 1))
+        return Plot(head_heatmap(self.score(metric).tolist(), self.layers, metric.replace("_", " "), low, high))
+
+
+_SHOWN = 8
+"""Heads of the table in a notebook."""

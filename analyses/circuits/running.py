@@ -31,7 +31,9 @@ from hybridlens.blocks import Block
 from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
+from hybridlens.progress import staged
 from hybridlens.shapes import Lengths, Tokens, Valid
+from hybridlens.tokens import TokensLike
 from hybridlens.weights import Weights
 
 SAMPLE = 2048
@@ -65,8 +67,8 @@ class Measured(NamedTuple):
 
 def circuits(
     source: HybridLens | Weights,
-    tokens: Tokens | None = None,
-    lengths: Lengths | None = None,
+    tokens: TokensLike | None = None,
+    lengths: Sequence[int] | Lengths | None = None,
     *,
     model: str = "",
     sample_size: int = SAMPLE,
@@ -74,15 +76,16 @@ def circuits(
     seed: int = 0,
     memory: int = MEMORY,
     stage: Stage = lambda name, make: dict(make()),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> HeadCircuits:
     """The circuits of every attention head.
 
     Args:
         source: a lens, or weights (`hybridlens.load_weights` reads them from files).
-        tokens: real text for the linearisation of recurrent layers and the mean input of attention layers; None for
-            recurrent layers at rest and the vocabulary's mean. Needs a lens.
-        lengths: real tokens of each row of `tokens`.
+        tokens: real text for the linearisation of recurrent layers and the mean input of attention layers: prompts as a
+            lens takes them, of any lengths, all of whose tokens count. None for recurrent layers at rest and the
+            vocabulary's mean. Needs a lens.
+        lengths: real tokens of each row of a tensor padded on the right.
         model: what results call it; its family when left out.
         sample_size: tokens among which shares are taken.
         distances: from query to key, at which matching is taken; powers of two inside the window when left out, and
@@ -91,7 +94,7 @@ def circuits(
         memory: bytes for composition, beside the weights of a few layers.
         stage: takes a stage's name and what makes its tensors, and returns them: made now, or stored by an earlier
             computation of the same weights and arguments.
-        progress: called with the stages done and their number.
+        progress: called with the stages done and their number; a bar is shown without.
 
     Raises:
         InputError: no attention layer, or shared blocks; a sample below 2 tokens; distances that no query can look
@@ -106,35 +109,36 @@ def circuits(
     if tokens is not None and isinstance(source, Weights):
         raise InputError("tokens were given with weights alone; give a lens, which can run them, or leave them out")
     at = check_distances(weights, distances)
-    total = 4 + len(cfg.attention_layers)
-    done = 0
+    with staged("circuits", progress) as tell:
+        total = 4 + len(cfg.attention_layers)
+        done = 0
 
-    def take(name: str, make: Make) -> dict[str, Tensor]:
-        nonlocal done
-        found = stage(name, make)
-        done += 1
-        progress(done, total)
-        return found
+        def take(name: str, make: Make) -> dict[str, Tensor]:
+            nonlocal done
+            found = stage(name, make)
+            done += 1
+            tell(done, total)
+            return found
 
-    progress(0, total)
-    with torch.no_grad():
-        shared = take("vocabulary", lambda: products(weights)._asdict())
-        if tokens is None or isinstance(source, Weights):
-            measured = Measured(paths_at_rest(weights, leave_out=True))
-        else:
-            measured = measure(source, weights, tokens, lengths)
-        paths = measured.paths
-        chosen = sample(weights, sample_size, seed)
-        E, U = weights.embed(chosen), weights.unembed(chosen)
-        progress(done := done + 1, total)
-        means = shared["mean"].expand(len(cfg.attention_layers), -1) if measured.means is None else measured.means
-        layers = [
-            take(f"layer-{layer}", lambda layer=layer, mean=mean: _layer(weights, layer, shared, E, U, mean, at))
-            for layer, mean in zip(cfg.attention_layers, means, strict=True)
-        ]
-        scores = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
-        composed = Composition(**take("composition", lambda: compositions(weights, paths, KINDS, memory)._asdict()))
-        strengths = take("strength", lambda: _strengths(weights, composed, scores, paths, shared["EE"], at))
+        tell(0, total)
+        with torch.no_grad():
+            shared = take("vocabulary", lambda: products(weights)._asdict())
+            if tokens is None or isinstance(source, Weights):
+                measured = Measured(paths_at_rest(weights, leave_out=True))
+            else:
+                measured = measure(source, weights, *source.batch(tokens, lengths))
+            paths = measured.paths
+            chosen = sample(weights, sample_size, seed)
+            E, U = weights.embed(chosen), weights.unembed(chosen)
+            tell(done := done + 1, total)
+            means = shared["mean"].expand(len(cfg.attention_layers), -1) if measured.means is None else measured.means
+            layers = [
+                take(f"layer-{layer}", lambda layer=layer, mean=mean: _layer(weights, layer, shared, E, U, mean, at))
+                for layer, mean in zip(cfg.attention_layers, means, strict=True)
+            ]
+            scores = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
+            composed = Composition(**take("composition", lambda: compositions(weights, paths, KINDS, memory)._asdict()))
+            strengths = take("strength", lambda: _strengths(weights, composed, scores, paths, shared["EE"], at))
     return HeadCircuits(
         model=model or cfg.family,
         layers=cfg.attention_layers,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.circuits.labels import MEANING, number, titled, writer_of
-from analyses.circuits.results import METRICS, Head, HeadCircuits, name_of
+from analyses.circuits.results import METRICS, SCALES, Head, HeadCircuits, name_of
 from analyses.heads.needle_heads import Look, figure_of
 from analyses.heads.ranking import HeadRanking
 from hybridlens.viz.blocks import Chart, ChartGrid, Patterns, Section, Table, Words
@@ -25,12 +25,6 @@ TOP = 6
 
 DECADES = 4
 """Powers of ten of eigenvalues that are told apart."""
-
-_SCALES = {
-    **dict.fromkeys(("copying", "matching", "induction_match"), (-1, 1)),
-    **dict.fromkeys(("induction", "previous"), (0, None)),
-}
-"""Ends of the scales of metrics, 0 … 1 where none are said; None for the largest value."""
 
 
 def top_heads(circuits: HeadCircuits) -> Section:
@@ -55,7 +49,7 @@ def scores(circuits: HeadCircuits) -> Section:
     """A heatmap of each metric."""
     charts: list[Chart] = []
     for metric in circuits.metrics:
-        ends = _SCALES.get(metric, (0, 1))
+        ends = SCALES.get(metric, (0, 1))
         charts.append(_head_map(circuits, circuits.score(metric), titled(metric), *ends))
         if metric == "matching" and circuits.matching_free is not None:
             title = "matching, dimensions that no distance turns"

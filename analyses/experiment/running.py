@@ -20,9 +20,12 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from analyses.experiment.options.base import Options
 from hybridlens.config import LensConfig
+from hybridlens.display import Displayed, Piece, Table, Words, brief
+from hybridlens.display.markup import cut
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import MAX_SCORE
+from hybridlens.progress import hidden, staged
 from hybridlens.results import CellKey, Folder, Manifest, hash_json, hash_weights, write_atomic
 from hybridlens.viz.article import REPORT, Article, render_article
 
@@ -36,10 +39,6 @@ O = TypeVar("O", bound=Options)  # noqa: E741 - the options' type
 T = TypeVar("T")
 
 
-def quiet(done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
 class Stopped(KeyboardInterrupt):
     """A run that was stopped; its words say how to go on."""
 
@@ -50,7 +49,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[T]):
+class Outcome(Displayed, Generic[T]):
     """A finished run."""
 
     folder: Path
@@ -60,6 +59,20 @@ class Outcome(Generic[T]):
     """Its `run.json`."""
     damaged: tuple[str, ...]
     """One line for everything stored that could not be trusted and was made again."""
+
+    def summary(self) -> str:
+        """Where it is, and what it found."""
+        found = self.result.summary() if isinstance(self.result, Displayed) else brief(self.result)
+        return f"{cut(str(self.report), 60)}: {cut(found, 120)}"
+
+    def table(self) -> Table:
+        """The result's."""
+        return self.result.table() if isinstance(self.result, Displayed) else super().table()
+
+    def view(self) -> tuple[Piece, ...]:
+        """What the result shows, and the report's place."""
+        shown = self.result.view() if isinstance(self.result, Displayed) else ()
+        return (*shown, Words(f"report: {self.report}"))
 
 
 class Page(NamedTuple):
@@ -211,13 +224,13 @@ def model_facts(cfg: LensConfig) -> dict[str, Any]:
     }
 
 
-def conduct(experiment: Experiment[Any, T], path: Path, progress: Progress = quiet) -> Outcome[T]:
+def conduct(experiment: Experiment[Any, T], path: Path, progress: Progress | None = None) -> Outcome[T]:
     """Make what a folder does not hold yet of an experiment, then its report.
 
     Args:
         experiment: what to run.
         path: made when it does not exist; a run of the same in it is gone on with.
-        progress: see `Progress`.
+        progress: see `Progress`; a bar is shown without.
 
     Raises:
         ResultsError: the folder holds something else, or cannot be used.
@@ -226,7 +239,7 @@ def conduct(experiment: Experiment[Any, T], path: Path, progress: Progress = qui
     manifest, expected = experiment.manifest(), experiment.expected()
     try:
         with Folder.open(path, manifest, expected) as folder:
-            result = experiment.run(folder, progress)
+            result = _run(experiment, folder, progress)
             folder.finish()
             record = folder.record
             if folder.begun or folder.stored(REPORT, None, Page.load) is None:
@@ -236,11 +249,17 @@ def conduct(experiment: Experiment[Any, T], path: Path, progress: Progress = qui
         raise Stopped(path, stop) from None
 
 
-def result_of(experiment: Experiment[Any, T], path: Path | None = None, progress: Progress = quiet) -> T:
+def result_of(experiment: Experiment[Any, T], path: Path | None = None, progress: Progress | None = None) -> T:
     """The result of an experiment alone, kept in `path`, or nowhere where that is None; errors as `conduct`."""
     if path is not None:
         return conduct(experiment, path, progress).result
     with TemporaryDirectory(prefix="hybridlens-") as folder:
         manifest, expected = experiment.manifest(), experiment.expected()
         with Folder.open(Path(folder), manifest, expected) as held:
-            return experiment.run(held, progress)
+            return _run(experiment, held, progress)
+
+
+def _run(experiment: Experiment[Any, T], folder: Folder, progress: Progress | None) -> T:
+    """What an experiment makes, with one bar for all of it."""
+    with staged(experiment.job, progress) as tell, hidden():
+        return experiment.run(folder, tell)

@@ -27,6 +27,7 @@ from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, by_query, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.niah.prompt import SemanticsLike
+from hybridlens.progress import counted
 from hybridlens.shapes import Lengths, Pattern
 from hybridlens.tokens import TokensLike
 
@@ -170,19 +171,21 @@ def rank_heads(
     averaged = at == ends[:, None] - 1 if queries == "last" else at < ends[:, None]
     totals = torch.zeros(len(layers), lens.cfg.n_heads, dtype=torch.float64)
     batches = (part.split(batch_size) for part in (batch.tokens, ends, averaged))
-    for rows, real, chosen in zip(*batches, strict=True):
+    with counted(n, "prompts") as done:
+        for rows, real, chosen in zip(*batches, strict=True):
 
-        @by_query
-        @reads_only
-        def add(scores: Tensor, hook: HookPoint, chosen: Tensor = chosen) -> None:
-            keys = focus_key(scores, semantics).double()
-            first = 0 if hook.slots is None else hook.slots.first
-            here = chosen[:, first : first + keys.shape[2]]
-            masked = keys.masked_fill(~here.to(keys.device)[:, None], 0.0)
-            totals[names.index(str(hook.name))] += masked.sum(dim=(0, 2)).cpu()
+            @by_query
+            @reads_only
+            def add(scores: Tensor, hook: HookPoint, chosen: Tensor = chosen) -> None:
+                keys = focus_key(scores, semantics).double()
+                first = 0 if hook.slots is None else hook.slots.first
+                here = chosen[:, first : first + keys.shape[2]]
+                masked = keys.masked_fill(~here.to(keys.device)[:, None], 0.0)
+                totals[names.index(str(hook.name))] += masked.sum(dim=(0, 2)).cpu()
 
-        with torch.no_grad():
-            lens.run_with_hooks(rows, [(names, add)], lengths=real)
+            with torch.no_grad():
+                lens.run_with_hooks(rows, [(names, add)], lengths=real)
+            done(len(rows))
     words = "all tokens" if queries == "all" else "the last token"
     prompts = "1 prompt" if n == 1 else f"{n} prompts"
     source = f"mean attention entropy in bits ({semantics}) over {words} of {prompts}"

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.experiment.per_prompt import per_prompt
 from analyses.heads.ranking import HeadRanking
 from hybridlens.boundary import Few, Length, Natural, Positive, public
+from hybridlens.display import Piece, Table, TokenText, many, number
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
@@ -29,6 +31,10 @@ from hybridlens.niah import Span
 from hybridlens.shapes import Pattern
 from hybridlens.tokens import to_strings
 from hybridlens.viz.patterns import PatternFigure
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 MOST_TOKENS = 120
 """Tokens drawn; a browser takes long above about 128."""
@@ -37,7 +43,7 @@ AROUND = 8
 """Tokens shown before and after the needle."""
 
 
-class Look(NamedTuple):
+class _Look(NamedTuple):
     """What the heads looked at while one answer was given."""
 
     ranking: HeadRanking
@@ -52,13 +58,41 @@ class Look(NamedTuple):
     """The text of each position shown; none where the lens has no tokenizer."""
 
 
+class Look(Plotted, _Look):
+    """`_Look` that shows itself: the heads by their attention to the needle, and the tokens drawn."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """How much was read, and who looks most."""
+        best = ", ".join(f"L{layer} H{head}" for layer, head in self.ranking.order[:3])
+        most = number(self.ranking.score(*self.ranking.order[0]), 2)
+        read = f"{many(len(self.tokens), 'token')}, of which {len(self.shown)} are drawn"
+        return f"{read}; most to the needle: {best} ({most})"
+
+    def table(self) -> Table:
+        """The attention from each position shown to each other, by layer and head."""
+        axes = {"layer": self.ranking.layers, "head": None, "query": self.shown, "key": self.shown}
+        return Table.of({"weight": self.patterns}, axes, {"query": "position that looks", "key": "position looked at"})
+
+    def view(self) -> tuple[Piece, ...]:
+        """Every head's attention to the needle, and what is drawn."""
+        words = (TokenText(self.texts, title="Tokens drawn"),) if self.texts else ()
+        return (self.ranking.view()[0], *words)
+
+    def plot(self) -> Plot:
+        """Every head's attention to the needle; `figure` draws the patterns themselves."""
+        return self.ranking.plot()
+
+
+@per_prompt("prompt", each=["answer", "needles"])
 @public
 def look(lens: HybridLens, prompt: Sequence[Natural], answer: Sequence[Natural], needles: Sequence[Span]) -> Look:
     """Run a prompt with its answer, all heads on, and measure the attention to the needle.
 
     Args:
         lens: the model.
-        prompt: its token ids.
+        prompt: its token ids, or a list of prompts, each with its answer and needles.
         answer: token ids that were generated after it; may be none.
         needles: the needle's half-open token ranges in the prompt, one for each reading.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, TypeAlias, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,7 +23,13 @@ from analyses.experiment.artefacts import Stored
 from analyses.experiment.text import columns
 from hybridlens.boundary import Natural, public
 from hybridlens.boundary_words import Among
+from hybridlens.display import Grid, Piece, Table, number
+from hybridlens.display.markup import cut
 from hybridlens.errors import InputError, UnknownNameError, closest
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 SCOPES = ("layer", "model")
 """Where heads compete: inside each layer, or across all attention layers."""
@@ -33,7 +39,7 @@ Scope: TypeAlias = Annotated[str, Among(SCOPES)]
 
 @public
 @dataclass(frozen=True, eq=False)
-class HeadRanking(Stored, text=True):
+class HeadRanking(Plotted, Stored, text=True):
     """The heads of a model, scored.
 
     Attributes:
@@ -110,6 +116,31 @@ class HeadRanking(Stored, text=True):
         best = set(self.best(n, scope))
         pairs = itertools.product(self.layers, range(self.scores.shape[1]))
         return torch.tensor([pair in best for pair in pairs]).view(self.scores.shape)
+
+    def summary(self) -> str:
+        """What was measured, and the best heads."""
+        best = ", ".join(f"L{layer} H{head} ({number(self.score(layer, head), 3)})" for layer, head in self.order[:3])
+        which = "lowest" if self.lower_is_better else "highest"
+        return f"{cut(self.source, 110)}; {which} first: {best}"
+
+    def table(self) -> Table:
+        """Every head with its score, best first."""
+        rows = [(i, *head, self.score(*head)) for i, head in enumerate(self.order, start=1)]
+        return Table(("place", "layer", "head", "score"), rows, {"score": self.source}, ("score",))
+
+    def view(self) -> tuple[Piece, ...]:
+        """Every score in its place, and the best heads."""
+        names = [f"L{layer}" for layer in self.layers], [f"H{head}" for head in range(self.scores.shape[1])]
+        return (Grid(self.scores, *names, "layers", "heads", self.source), self.table())
+
+    def plot(self) -> Plot:
+        """Every score, layers down and heads across; the best heads have the strongest colour."""
+        from hybridlens.viz.heads import head_heatmap
+        from hybridlens.viz.plot import Plot
+        from hybridlens.viz.positions import literal
+
+        name = literal(self.source, 80)
+        return Plot(head_heatmap(self.scores.tolist(), self.layers, name, best_first=self.lower_is_better))
 
 
 def check_name(name: str, known: Collection[str], said: str) -> None:

@@ -19,6 +19,7 @@ from analyses.heads.needle_slots import Needle
 from analyses.heads.ranking import Scope
 from analyses.heads.sparsification import Heads, heads_kept, keep_each, top_k
 from hybridlens.boundary import Natural, public
+from hybridlens.display import Displayed
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens
@@ -27,7 +28,7 @@ from hybridlens.niah.prompt import SemanticsLike
 
 @public
 @dataclass(frozen=True)
-class Treatment:
+class Treatment(Displayed):
     """What one row is under, in one phase.
 
     Raises:

@@ -27,6 +27,7 @@ from analyses.kv_cache.telling import logprobs
 from hybridlens.boundary import Positive, public
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
+from hybridlens.progress import counted
 from hybridlens.state import HybridState
 
 ROWS = 96
@@ -63,23 +64,25 @@ def crossover(
     window = lens.cfg.window if lens.cfg.attention_layers else 0  # without attention no token is seen again
     order = sorted(range(len(pairs)), key=lambda i: pairs[i].length)  # a batch has about one length
     cells: dict[tuple[str, int], CrossCell] = {}
-    for start in range(0, len(order), rows):
-        numbers = order[start : start + rows]
-        states = read_pairs(lens, [pairs[i] for i in numbers], edits)
-        at_once = max(1, rows // len(numbers))
-        for first in range(0, len(wanted), at_once):
-            batch = wanted[first : first + at_once]
-            places = [(mix.name, i) for mix in batch for i in numbers]
-            asked = [pairs[i] for _, i in places]
-            state = HybridState.cat([mix.of(*states) for mix in batch])
-            said = generate_with(lens, [[pair.a[-1]] for pair in asked], (), max_new_tokens, edits, state=state).text
-            likely = logprobs(lens, state, asked, edits)
-            for (mix, i), text, a, b in zip(places, said, likely.a.tolist(), likely.b.tolist(), strict=True):
-                pair, told = pairs[i], pairs[i].tells(text)
-                seen = pair.seen(window)
-                cells[mix, i] = CrossCell(mix, pair.name, pair.length, pair.depth, seen, *told, a, b, text)
-            if done is not None:
-                done(len(cells))
+    with counted(len(wanted) * len(pairs), "answers", None if done is None else lambda _: done(len(cells))) as more:
+        for start in range(0, len(order), rows):
+            numbers = order[start : start + rows]
+            states = read_pairs(lens, [pairs[i] for i in numbers], edits)
+            at_once = max(1, rows // len(numbers))
+            for first in range(0, len(wanted), at_once):
+                batch = wanted[first : first + at_once]
+                places = [(mix.name, i) for mix in batch for i in numbers]
+                asked = [pairs[i] for _, i in places]
+                state = HybridState.cat([mix.of(*states) for mix in batch])
+                said = generate_with(
+                    lens, [[pair.a[-1]] for pair in asked], (), max_new_tokens, edits, state=state
+                ).text
+                likely = logprobs(lens, state, asked, edits)
+                for (mix, i), text, a, b in zip(places, said, likely.a.tolist(), likely.b.tolist(), strict=True):
+                    pair, told = pairs[i], pairs[i].tells(text)
+                    seen = pair.seen(window)
+                    cells[mix, i] = CrossCell(mix, pair.name, pair.length, pair.depth, seen, *told, a, b, text)
+                more(len(places))
     ordered = tuple(cells[mix.name, i] for mix in wanted for i in range(len(pairs)))
     return Crossover(lens.network.signature, tuple(wanted), ordered, max_new_tokens)
 

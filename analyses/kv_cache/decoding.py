@@ -23,6 +23,7 @@ from torch import Tensor
 from hybridlens.boundary import Natural, public
 from hybridlens.choosing import Sampling
 from hybridlens.decoding import Boundary
+from hybridlens.display import Displayed, listed
 from hybridlens.errors import InputError
 from hybridlens.generation import Generation, decode_steps, generate
 from hybridlens.hooks import Edit
@@ -35,7 +36,7 @@ StateFunction: TypeAlias = Callable[[HybridState], HybridState]
 
 @public
 @dataclass(frozen=True)
-class Surgery:
+class Surgery(Displayed):
     """A function of the state, and the decode steps before which it is done.
 
     Attributes:
@@ -49,6 +50,11 @@ class Surgery:
 
     fn: StateFunction
     at: Natural | Annotated[Sequence[Natural], MinLen(1)] | Literal["every"] = 0
+
+    def summary(self) -> str:
+        """What is done, and when."""
+        at = "every decode step" if self.at == "every" else f"decode step {listed(self.steps)}"
+        return f"{getattr(self.fn, '__name__', type(self.fn).__name__)} before {at}"
 
     @property
     def steps(self) -> tuple[int, ...]:

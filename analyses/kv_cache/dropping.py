@@ -17,11 +17,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Unpack
 
-from analyses.kv_cache.places import KeyPlace, Positions, WhereKeys, check_where, key_place, keys_of, layers_of
+from analyses.kv_cache.places import KeyPlace, Positions, WhereKeys, check_where, key_place, keys_of, layers_of, placed
 from hybridlens.boundary import Natural, public
 from hybridlens.state import HybridState
 
 
+@placed
 @public
 def drop(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -> HybridState:
     """The state without the keys and values at some positions.
@@ -29,7 +30,7 @@ def drop(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -
     Args:
         state: not changed.
         positions: absolute; the same for all rows, or a list for each.
-        where: layers, heads and rows; see `places.WhereKeys`.
+        where: ``layers=``, ``heads=``, ``rows=``; see `places.WhereKeys`.
 
     Raises:
         InputError: see `places`.
@@ -38,6 +39,7 @@ def drop(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -
     return _without(state, _place(state, where, positions))
 
 
+@placed
 @public
 def keep(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -> HybridState:
     """The state with the keys and values at some positions only, such as a needle's; all else is dropped there.
@@ -48,6 +50,7 @@ def keep(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -
     return _without(state, place._replace(slots=place.slots & ~kept.slots))
 
 
+@placed
 @public
 def keep_last(state: HybridState, n: Natural, **where: Unpack[WhereKeys]) -> HybridState:
     """The state with the newest `n` positions of each row only: a sliding window of n + 1.
@@ -59,6 +62,7 @@ def keep_last(state: HybridState, n: Natural, **where: Unpack[WhereKeys]) -> Hyb
     return keep_ends(state, 0, n, **where)
 
 
+@placed
 @public
 def keep_ends(state: HybridState, first: Natural, last: Natural, **where: Unpack[WhereKeys]) -> HybridState:
     """The state with the positions 0 … first - 1 and the newest `last` of each row only.
@@ -71,7 +75,7 @@ def keep_ends(state: HybridState, first: Natural, last: Natural, **where: Unpack
         state: not changed.
         first: how many from the text's beginning, 0 or more.
         last: how many up to the newest, 0 or more.
-        where: layers, heads and rows; see `places.WhereKeys`.
+        where: ``layers=``, ``heads=``, ``rows=``; see `places.WhereKeys`.
 
     Raises:
         InputError: a number of positions that is no whole number from 0 on; see `places`.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyses.experiment.options.crossover import CrossoverConfig
 from analyses.experiment.running import Experiment, Progress
@@ -28,10 +28,15 @@ from analyses.kv_cache.twins import paired
 from analyses.kv_cache.where import drop_map, recurrent_map
 from hybridlens import niah
 from hybridlens.config import LensConfig
+from hybridlens.display import Piece, Table, listed
 from hybridlens.model import HybridLens
 from hybridlens.results import Folder, Manifest, hash_json
 from hybridlens.tokens import check_context
 from hybridlens.viz.article import Article
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 PLACES = 32
 """A map has about so many places, each of at least `LEAST_BLOCK` positions."""
@@ -39,12 +44,34 @@ PLACES = 32
 LEAST_BLOCK = 8
 
 
-class Crossed(NamedTuple):
-    """Everything that a run gives."""
+class _Crossed(NamedTuple):
+    """Fields of `Crossed`."""
 
     crossover: Crossover
     maps: dict[str, DamageMap]
     """By name: "inside-dropped", "outside-reset", …"""
+
+
+class Crossed(Plotted, _Crossed):
+    """Everything that a run gives."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """The answers, and which maps there are."""
+        return f"{self.crossover.summary()}; maps {listed(self.maps)}"
+
+    def table(self) -> Table:
+        """The answers."""
+        return self.crossover.table()
+
+    def view(self) -> tuple[Piece, ...]:
+        """What each mix tells."""
+        return self.crossover.view()
+
+    def plot(self) -> Plot:
+        """What each mix tells; the maps draw themselves."""
+        return self.crossover.plot()
 
 
 class CrossoverRun(Experiment[CrossoverConfig, Crossed]):

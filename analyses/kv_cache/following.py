@@ -17,19 +17,26 @@ from typing import NamedTuple
 from analyses.kv_cache.crossover_results import Crossover, Share
 from analyses.kv_cache.mixes import Mix
 from hybridlens.boundary import Seed, public
+from hybridlens.display import Displayed, Table, many, number
 
 INTACT = "kv A, conv A, recurrent A"
 """The mix in which nothing comes from prompt B."""
 
 
-class Memory(NamedTuple):
-    """One memory, and the two mixes that set it against all others."""
+class _Memory(NamedTuple):
+    """Fields of `Memory`."""
 
     words: str
     only: str
     """The mix in which it alone comes from B."""
     all_but: str
     """The mix in which all but it comes from B."""
+
+
+class Memory(Displayed, _Memory):
+    """One memory, and the two mixes that set it against all others."""
+
+    __slots__ = ()
 
 
 EVERYTHING = Memory("everything", "kv B, conv B, recurrent B", INTACT)
@@ -42,8 +49,8 @@ WHOLE = (EVERYTHING, KEYS_AND_VALUES, RECURRENT, CONVOLUTION)
 """The memories of the whole model; of one without convolutions (`whole`) all but the last."""
 
 
-class LayerMemory(NamedTuple):
-    """A memory of one layer."""
+class _LayerMemory(NamedTuple):
+    """Fields of `LayerMemory`."""
 
     layer: int
     kind: str
@@ -51,8 +58,14 @@ class LayerMemory(NamedTuple):
     memory: Memory
 
 
-class Following(NamedTuple):
-    """What answers follow; each prompt pair counts once, by both of its answers."""
+class LayerMemory(Displayed, _LayerMemory):
+    """A memory of one layer."""
+
+    __slots__ = ()
+
+
+class _Following(NamedTuple):
+    """Fields of `Following`."""
 
     memory: Share
     """Answers that tell the needle of the memory's prompt."""
@@ -63,6 +76,25 @@ class Following(NamedTuple):
     """By how much log-probability of B's less A's words rises when this memory comes from B; nats, mean."""
     n: int
     """Prompt pairs."""
+
+
+class Following(Displayed, _Following):
+    """What answers follow; each prompt pair counts once, by both of its answers."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """Which needle is told, and how the preference shifts."""
+        return (
+            f"its own needle {self.memory.mean:.0%}, that of all else {self.rest.mean:.0%}, neither "
+            f"{self.neither.mean:.0%} of {many(self.n, 'prompt pair')}; shift {number(self.shift, 3)} nats"
+        )
+
+    def table(self) -> Table:
+        """A row for each needle that answers may follow: the share of answers with its interval."""
+        rows = [(what, one.mean, *one.interval) for what, one in zip(self._fields[:3], self[:3], strict=True)]
+        note = f"shift {number(self.shift)} nats, over {many(self.n, 'prompt pair')}"
+        return Table(("follows", "share", "low", "high"), rows, heat=("share",), note=note)
 
 
 _KINDS = {

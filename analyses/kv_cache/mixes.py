@@ -21,6 +21,8 @@ from typing import Literal, TypeAlias
 from analyses.kv_cache.recurrent import swap_recurrent
 from analyses.kv_cache.swapping import swap
 from hybridlens.config import LensConfig
+from hybridlens.display import Displayed, Table, listed
+from hybridlens.display.markup import cut
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.state import HybridState
 
@@ -32,7 +34,7 @@ Heads: TypeAlias = frozenset[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Mix:
+class Mix(Displayed):
     """What comes from prompt B.
 
     Attributes:
@@ -57,6 +59,22 @@ class Mix:
         if unknown:
             known = ", ".join(MEMORIES)
             raise UnknownNameError(f"mix {self.name!r}: memory {unknown[0]!r} does not exist; expected one of {known}")
+
+    def summary(self) -> str:
+        """What comes from prompt B."""
+        parts = [
+            f"{memory} of layers {listed(layers, 6)}"
+            for memory in MEMORIES
+            if (layers := sorted(layer for layer, which in self.from_b if which == memory))
+        ]
+        parts += [f"keys and values of layer {layer} head {head}" for layer, head in sorted(self.heads_from_b)[:4]]
+        return cut(f"{self.name}; from B: {', '.join(parts) or 'nothing'}", 170)
+
+    def table(self) -> Table:
+        """A row for each memory that comes from prompt B; with a head where it is one head's."""
+        rows: list[tuple[int, str, int | None]] = [(layer, memory, None) for layer, memory in sorted(self.from_b)]
+        rows += [(layer, "keys and values", head) for layer, head in sorted(self.heads_from_b)]
+        return Table(("layer", "memory", "head"), rows)
 
     def of(self, a: HybridState, b: HybridState) -> HybridState:
         """The mixed state, row for row; tensors that come whole from A are A's own.

@@ -19,6 +19,7 @@ from analyses.experiment.options.prompts import OwnPair
 from analyses.kv_cache.twins import NeedlePair, fits, needle_pairs
 from hybridlens import niah
 from hybridlens.boundary import Length, Percent, Seed, public
+from hybridlens.display import Displayed, Piece, Table, listed, many
 from hybridlens.errors import InputError
 from hybridlens.niah import Haystack, Prompt, Rubric, Span, Tokenizer, full_match_rubric, score
 from hybridlens.niah.encoding import encode
@@ -30,7 +31,7 @@ Told: TypeAlias = Literal["A", "B", "neither"]
 
 
 @dataclass(frozen=True)
-class PromptPair:
+class PromptPair(Displayed):
     """Two prompts of equal length that differ in their needles alone, and how answers are told apart.
 
     Attributes:
@@ -73,6 +74,22 @@ class PromptPair:
                 f"pair {self.name!r} has prompts that differ at position {at}, outside its needles or at its last "
                 "token; expected the same text around both, and the same question after them"
             )
+
+    def summary(self) -> str:
+        """How long the prompts are, and where the needles stand."""
+        spans = listed(f"{start}..{stop}" for start, stop in self.spans)
+        return f"{self.name}, {many(self.length, 'token')} each; needles at {spans}, depth {self.depth} %"
+
+    def table(self) -> Table:
+        """A row a position: both prompts' tokens, whether they differ, and whether a needle is there."""
+        inside = {position for start, stop in self.spans for position in range(start, stop)}
+        rows = [(i, a, b, a != b, i in inside) for i, (a, b) in enumerate(zip(self.a, self.b, strict=True))]
+        return Table(("position", "id_a", "id_b", "differs", "needle"), rows)
+
+    def view(self) -> tuple[Piece, ...]:
+        """The positions at which the prompts differ."""
+        whole = self.table()
+        return (Table(whole.columns, [row for row in whole.rows if row[3]], title="Where the prompts differ"),)
 
     @property
     def length(self) -> int:

@@ -11,8 +11,9 @@ those that there are; a name that says no place, such as `layer` for `layers`, r
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias, TypedDict, Unpack, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args, get_type_hints
 
 import torch
 from jaxtyping import Bool
@@ -53,6 +54,22 @@ class Where(WhereKeys, total=False):
     positions: Positions
     channels: Indices
     """Channels of each head."""
+
+
+Placed = TypeVar("Placed", bound=Callable[..., Any])
+
+
+def placed(fn: Placed) -> Placed:
+    """Have the signature of a function name every keyword that its ``**where`` takes, for help and completion."""
+    (keywords,) = get_args(get_type_hints(fn)["where"])
+    written = inspect.signature(fn)
+    there = [p for p in written.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    named = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint.__forward_arg__)
+        for name, hint in keywords.__annotations__.items()
+    ]
+    cast(Any, fn).__signature__ = written.replace(parameters=[*there, *named])
+    return fn
 
 
 class KeyPlace(NamedTuple):

@@ -21,7 +21,7 @@ from typing import Literal, TypeAlias, Unpack
 import torch
 from torch import Tensor
 
-from analyses.kv_cache.places import layers_of
+from analyses.kv_cache.places import layers_of, placed
 from analyses.kv_cache.recurrent_places import MATRIX, RecurrentWhere, WhereLayers, check_recurrent, entries, held_part
 from analyses.kv_cache.swapping import check_same
 from hybridlens.boundary import public
@@ -33,9 +33,10 @@ RecurrentParts: TypeAlias = Literal["conv", "recurrent", "both"]
 Side: TypeAlias = Literal["values", "addresses"]
 
 
+@placed
 @public
 def zero_recurrent(state: HybridState, parts: RecurrentParts = "both", **where: Unpack[RecurrentWhere]) -> HybridState:
-    """Convolution inputs, recurrent state or both set to 0.
+    """Convolution inputs, recurrent state or both set to 0; where, by the same keywords as in `swap_recurrent`.
 
     Raises:
         InputError: see the module.
@@ -43,9 +44,10 @@ def zero_recurrent(state: HybridState, parts: RecurrentParts = "both", **where: 
     return _rewritten(state, parts, where, lambda x, *_: torch.zeros_like(x))
 
 
+@placed
 @public
 def reset(state: HybridState, **where: Unpack[WhereLayers]) -> HybridState:
-    """Whole recurrent layers put back to what a row holds that has read nothing.
+    """Whole recurrent layers (``layers=``, ``rows=``) put back to what a row holds that has read nothing.
 
     In every family that is 0 everywhere. The row goes on at its own position all the same, where RecurrentGemma's
     first token after it is scaled as any other, not as the first of a document is.
@@ -57,11 +59,12 @@ def reset(state: HybridState, **where: Unpack[WhereLayers]) -> HybridState:
     return zero_recurrent(state, **where)
 
 
+@placed
 @public
 def decay(
     state: HybridState, factor: float | int, parts: RecurrentParts = "recurrent", **where: Unpack[RecurrentWhere]
 ) -> HybridState:
-    """Recurrent state, convolution inputs or both multiplied by a number.
+    """Recurrent state, convolution inputs or both multiplied by a number; where, by the keywords of `swap_recurrent`.
 
     Raises:
         InputError: a factor that is not finite; see the module.
@@ -69,6 +72,7 @@ def decay(
     return _rewritten(state, parts, where, lambda x, *_: x * factor)
 
 
+@placed
 @public
 def swap_recurrent(
     state: HybridState, other: HybridState, parts: RecurrentParts = "both", **where: Unpack[RecurrentWhere]
@@ -79,7 +83,8 @@ def swap_recurrent(
         state: what receives; not changed.
         other: what gives: as many rows, of the same model and lengths.
         parts: which memory.
-        where: what receives.
+        where: what receives, by ``layers=``, ``rows=``, ``channels=``, ``positions=`` (of convolution inputs),
+            ``heads=``, ``values=``, ``addresses=`` (of matrix states); see `recurrent_places.RecurrentWhere`.
 
     Raises:
         InputError: states of other models, batches or lengths; see the module.
@@ -88,6 +93,7 @@ def swap_recurrent(
     return _rewritten(state, parts, where, lambda x, layer, part: held_part(other, layer, part).to(x))
 
 
+@placed
 @public
 def project_out(
     state: HybridState,
@@ -107,7 +113,8 @@ def project_out(
         parts: which memory.
         side: of a matrix state: "values", what is held at every address (S - d dᵀ S), or "addresses", what is held at
             one address by every value row (S - S d dᵀ).
-        where: what is changed; with `channels`, `heads`, …, the result is put back on these only.
+        where: what is changed, by the same keywords as in `swap_recurrent`; with `channels`, `heads`, …, the result
+            is put back on these only.
 
     Raises:
         InputError: a direction of another shape, of length 0 (in any head), or with entries that are not finite; a

@@ -182,7 +182,7 @@ def _worst(found: DamageMap) -> str:
     single = [i for i, name in enumerate(found.groups) if name != "all layers"]
     most = max(single, key=lambda i: (float(damage[i].max()), len(found.groups[i])))
     alone = f"; {found.groups[most]} alone {float(damage[most].max()):.1f}"
-    text = f"positions {sections.place_words(found, place)}, {of} ({found.groups[group]}, {lost:.1f} nats"
+    text = f"positions {found.place_words(place)}, {of} ({found.groups[group]}, {lost:.1f} nats"
     return f"{text}{'' if most == group else alone})"
 
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
 from analyses.kv_cache.crossover_results import Crossover, Share
-from analyses.kv_cache.damage import DamageMap, touches
+from analyses.kv_cache.damage import DamageMap
 from analyses.kv_cache.following import KEYS_AND_VALUES, Following, following, layer_memories, named, whole
 from hybridlens.viz.blocks import Answers, Block, Chart, ChartGrid, HeatTable, Section, Table, Words
 from hybridlens.viz.entries import Entry, Value, interval, percent, signed
 from hybridlens.viz.heads import heatmap_height, pair_heatmap
-from hybridlens.viz.positions import position_heatmap, position_height, position_width, visible
+from hybridlens.viz.positions import position_height, position_width
 
 WHERE = {True: "The needle inside the window", False: "The needle outside the window"}
 KINDS = {
@@ -143,13 +141,6 @@ def _shares_table(
     return HeatTable(corner, tuple(name for name, *_ in rows), columns, values)
 
 
-def place_words(found: DamageMap, place: int) -> str:
-    """A place as labels have it: "64–71 eat…Park"."""
-    start, stop = found.places[place]
-    first, last = visible(found.tokens[start]), visible(found.tokens[stop - 1])
-    return f"{start} {first}" if stop - start == 1 else f"{start}–{stop - 1} {first}…{last}"
-
-
 def shift_words(shift: float) -> str:
     """A shift in nats with its sign; "0.0" for what is next to nothing."""
     return f"{signed(shift) if abs(shift) >= 0.05 else '0.0'} nats"
@@ -161,12 +152,9 @@ def partly(found: Crossover) -> int:
 
 
 def _map(found: DamageMap, title: str, limit: float) -> Chart:
-    columns = [place_words(found, i) for i in range(len(found.places))]
-    marked = [i for i in range(len(columns)) if touches(found, i)]
-    values = found.damage.masked_fill(~torch.tensor(found.held), math.nan).tolist()
-    figure = position_heatmap(values, found.groups, columns, "", "nats lost", limit, marked)
     words = f"{title}: log-probability lost, by layers and positions"
-    return Chart(figure, words, title, position_height(len(found.groups)), position_width(len(columns)))
+    size = position_height(len(found.groups)), position_width(len(found.places))
+    return Chart(found.plot(limit), words, title, *size)
 
 
 def _intact(found: DamageMap) -> str:

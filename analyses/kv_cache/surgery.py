@@ -21,8 +21,9 @@ from annotated_types import Ge, Le
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analyses.kv_cache.places import PARTS, KeyParts, Where, key_place, keys_of, layers_of, rewritten
+from analyses.kv_cache.places import PARTS, KeyParts, Where, key_place, keys_of, layers_of, placed, rewritten
 from hybridlens.boundary import Seed, public
+from hybridlens.display import Displayed
 from hybridlens.errors import InputError
 from hybridlens.memory import KeyValues
 from hybridlens.shapes import HeldKeys
@@ -31,18 +32,30 @@ from hybridlens.state import HybridState
 Group: TypeAlias = Literal["position", "channel"]
 
 
-class Means(NamedTuple):
-    """What stands for one layer's keys and values on average."""
+class _Means(NamedTuple):
+    """Fields of `Means`."""
 
     keys: Float[Tensor, "kv_head d_head"]
     values: Float[Tensor, "kv_head d_head"]
 
 
+class Means(Displayed, _Means):
+    """What stands for one layer's keys and values on average."""
+
+    __slots__ = ()
+
+
+@placed
 @public
 def zero(state: HybridState, parts: KeyParts = "both", **where: Unpack[Where]) -> HybridState:
     """Keys, values or both set to 0.
 
     A key of 0 has score 0 and still takes its share of attention; see `dropping` for keys that take none.
+
+    Args:
+        state: not changed.
+        parts: keys, values or both.
+        where: ``layers=``, ``heads=``, ``rows=``, ``positions=``, ``channels=``; see `places.Where`.
 
     Raises:
         InputError: see `places`.
@@ -50,6 +63,7 @@ def zero(state: HybridState, parts: KeyParts = "both", **where: Unpack[Where]) -
     return rewritten(state, key_place(state, **where), parts, lambda x, *_: torch.zeros_like(x))
 
 
+@placed
 @public
 def mean(
     state: HybridState, parts: KeyParts = "both", *, values: Mapping[int, Means] | None = None, **where: Unpack[Where]
@@ -61,7 +75,7 @@ def mean(
         parts: keys, values or both.
         values: the mean of each layer, such as `means` of other texts gives; None for each row's and head's own,
             over all positions that it holds.
-        where: see `places.Where`.
+        where: ``layers=``, ``heads=``, ``rows=``, ``positions=``, ``channels=``; see `places.Where`.
 
     Raises:
         InputError: no mean, or one of another shape, for a layer; see `places`.
@@ -92,6 +106,7 @@ def means(state: HybridState) -> dict[int, Means]:
     return found
 
 
+@placed
 @public
 def noise(
     state: HybridState,
@@ -111,7 +126,7 @@ def noise(
             (or values).
         seed: of the draws, 0 or more.
         parts: keys, values or both.
-        where: see `places.Where`.
+        where: ``layers=``, ``heads=``, ``rows=``, ``positions=``, ``channels=``; see `places.Where`.
 
     Raises:
         InputError: a scale below 0, or a seed that is no whole number from 0 on; see `places`.
@@ -128,6 +143,7 @@ def noise(
     return rewritten(state, key_place(state, **where), parts, noisy)
 
 
+@placed
 @public
 def quantise(
     state: HybridState,
@@ -149,7 +165,7 @@ def quantise(
         bits: 1 to 16.
         parts: keys, values or both.
         per: what shares a scale.
-        where: what is rounded; a group is made of entries meant only.
+        where: what is rounded, by the same keywords as in `zero`; a group is made of entries meant only.
 
     Raises:
         InputError: bits that are no whole number, or out of range; see `places`.

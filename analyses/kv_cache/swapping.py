@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from analyses.kv_cache.places import KeyParts, KeyPlace, Where, key_place, keys_of, not_held, rewritten
+from analyses.kv_cache.places import KeyParts, KeyPlace, Where, key_place, keys_of, not_held, placed, rewritten
 from hybridlens.boundary import public
 from hybridlens.errors import InputError
 from hybridlens.memory import KeyValues
@@ -24,6 +24,7 @@ from hybridlens.shapes import HeldKeys
 from hybridlens.state import HybridState
 
 
+@placed
 @public
 def swap(
     state: HybridState,
@@ -41,7 +42,8 @@ def swap(
         parts: keys, values or both.
         mapping: from position in `state` to position in `other`; None for the same positions, for which the rows of
             both states must have read equally many tokens.
-        where: where `state` receives; without positions, wherever it holds keys, or those of the mapping.
+        where: where `state` receives, by ``layers=``, ``heads=``, ``rows=``, ``positions=``, ``channels=``; without
+            positions, wherever it holds keys, or those of the mapping.
 
     Raises:
         InputError: states of other models, weights, batches or lengths; a position that either lacks; a mapping beside

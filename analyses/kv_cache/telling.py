@@ -18,13 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.kv_cache.pairs import PromptPair
+from hybridlens.display import Displayed, Table
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
 from hybridlens.state import HybridState
 
 
-class Contrast(NamedTuple):
-    """The tokens that tell two needles apart, as they stand in the prompts: what a model copies."""
+class _Contrast(NamedTuple):
+    """Fields of `Contrast`."""
 
     begin: list[int]
     """What both begin with."""
@@ -34,11 +35,28 @@ class Contrast(NamedTuple):
     """Of B."""
 
 
-class LogProbabilities(NamedTuple):
-    """Natural logarithms, summed over a run's tokens."""
+class Contrast(Displayed, _Contrast):
+    """The tokens that tell two needles apart, as they stand in the prompts: what a model copies."""
+
+    __slots__ = ()
+
+
+class _LogProbabilities(NamedTuple):
+    """Fields of `LogProbabilities`."""
 
     a: Float[Tensor, "row"]
     b: Float[Tensor, "row"]
+
+
+class LogProbabilities(Displayed, _LogProbabilities):
+    """Natural logarithms, summed over a run's tokens."""
+
+    __slots__ = ()
+
+    def table(self) -> Table:
+        """A row a row of the state: both log-probabilities, and how far B's words are likelier."""
+        values = {"a": self.a, "b": self.b, "leaning": self.b - self.a}
+        return Table.of(values, {"row": None}, {"leaning": "b less a, in nats"})
 
 
 def contrast(pair: PromptPair) -> Contrast:

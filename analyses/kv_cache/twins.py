@@ -15,6 +15,8 @@ from itertools import islice, product
 from typing import NamedTuple
 
 from hybridlens import niah
+from hybridlens.display import Displayed, Table
+from hybridlens.display.markup import cut
 from hybridlens.errors import InputError
 from hybridlens.niah import Needle, Tokenizer, best_thing, in_steps
 from hybridlens.niah.encoding import encode
@@ -23,11 +25,26 @@ MOST_TRIES = 4096
 """Of words in a form."""
 
 
-class NeedlePair(NamedTuple):
-    """Two needles that answer one question."""
+class _NeedlePair(NamedTuple):
+    """Fields of `NeedlePair`."""
 
     a: Needle
     b: Needle
+
+
+class NeedlePair(Displayed, _NeedlePair):
+    """Two needles that answer one question."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """Which needles."""
+        return f"{self.a.name}: {cut(self.a.sentence, 70)!r} | {cut(self.b.sentence, 70)!r}"
+
+    def table(self) -> Table:
+        """Both needles."""
+        rows = [(side, one.name, one.sentence, one.question) for side, one in zip("AB", self, strict=True)]
+        return Table(("side", "name", "sentence", "question"), rows)
 
 
 class Form(NamedTuple):

@@ -23,6 +23,7 @@ import torch
 from annotated_types import MinLen
 from torch.nn.utils.rnn import pad_sequence
 
+from analyses.experiment.per_prompt import per_prompt
 from analyses.kv_cache.crossover import ROWS, read_pairs
 from analyses.kv_cache.damage import DamageMap, Retrieval
 from analyses.kv_cache.decoding import generate_with
@@ -34,22 +35,30 @@ from analyses.kv_cache.recurrent_places import RecurrentWhere
 from analyses.kv_cache.telling import logprobs
 from hybridlens.boundary import Natural, Positive, public
 from hybridlens.config import LensConfig
+from hybridlens.display import Displayed
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
 from hybridlens.niah import Span, score
+from hybridlens.progress import counted
 from hybridlens.state import HybridState
 from hybridlens.tokens import to_strings
 
 How: TypeAlias = Literal["reset", "replace"]
 
 
-class Group(NamedTuple):
-    """Layers, and of these perhaps heads (key/value heads, or those of matrix states), that are changed together."""
+class _Group(NamedTuple):
+    """Fields of `Group`."""
 
     name: str
     layers: tuple[int, ...]
     heads: tuple[int, ...] | None = None
+
+
+class Group(Displayed, _Group):
+    """Layers, and of these perhaps heads (key/value heads, or those of matrix states), that are changed together."""
+
+    __slots__ = ()
 
 
 Groups: TypeAlias = Annotated[Sequence[Group], MinLen(1)]
@@ -81,6 +90,7 @@ def recurrent_groups(cfg: LensConfig) -> list[Group]:
     return [Group("all layers", cfg.ssm_layers), *(Group(f"layer {layer}", (layer,)) for layer in cfg.ssm_layers)]
 
 
+@per_prompt("pair")
 @public
 def drop_map(
     lens: HybridLens,
@@ -98,7 +108,7 @@ def drop_map(
 
     Args:
         lens: the model.
-        pair: whose prompt A is read.
+        pair: whose prompt A is read, or a list of pairs.
         block: positions dropped together.
         groups: layers and heads; see `attention_groups`.
         max_new_tokens: of the answers that are scored.
@@ -123,6 +133,7 @@ def drop_map(
     return _mapped(lens, pair, what, chosen, there, state, changed, rows, edits, max_new_tokens)
 
 
+@per_prompt("pair")
 @public
 def recurrent_map(
     lens: HybridLens,
@@ -238,11 +249,13 @@ def _mapped(
 ) -> DamageMap:
     """The map of what `changed` gives for each group at some places; `held` has all of them, in order."""
     places = tuple(held)
-    parts = [
-        retrieval(lens, changed(group, places[start : start + rows]), pair, max_new_tokens, edits)
-        for group in groups
-        for start in range(0, len(places), rows)
-    ]
+    parts: list[Retrieval] = []
+    with counted(len(groups) * len(places), "places") as done:
+        for group in groups:
+            for start in range(0, len(places), rows):
+                some = places[start : start + rows]
+                parts.append(retrieval(lens, changed(group, some), pair, max_new_tokens, edits))
+                done(len(some))
     return DamageMap(
         what,
         lens.network.signature,

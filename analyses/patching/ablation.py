@@ -25,6 +25,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import Sides, check_lengths, one_prompt
 from analyses.patching.metrics import MetricLike
 from analyses.patching.over import Over
@@ -43,6 +44,7 @@ MEANS = ("positions", "prompts", "both")
 """What a mean is taken over."""
 
 
+@per_prompt("clean", each=["corrupt"], shared={"metric": 1})
 @public
 def ablate(
     lens: HybridLens,
@@ -67,7 +69,7 @@ def ablate(
     Args not named here are those of `running.activation_patch`.
 
     Args:
-        clean: the prompt.
+        clean: the prompt, or a list of them.
         kind: "zero", "mean" or "resample".
         prompts: what means are taken over, and values drawn from; for a mean over positions the prompt itself by
             default. Of the prompt's length, but for means over positions and both.

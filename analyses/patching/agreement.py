@@ -14,11 +14,12 @@ from torch import Tensor
 
 from analyses.patching.results import Compared, EdgeResult, PatchResult
 from hybridlens.boundary_words import shown
+from hybridlens.display import Displayed
 from hybridlens.errors import InputError
 
 
-class Agreement(NamedTuple):
-    """Estimates against measured values of the same patches, both on the scale from 0 (corrupt) to 1 (clean)."""
+class _Agreement(NamedTuple):
+    """Fields of `Agreement`."""
 
     spearman: float
     """Correlation of ranks, equal values sharing their mean rank; NaN where all values of one side are the same."""
@@ -27,6 +28,12 @@ class Agreement(NamedTuple):
     largest_error: float
     """Largest distance between an estimate and its measured value."""
     patches: int
+
+
+class Agreement(Displayed, _Agreement):
+    """Estimates against measured values of the same patches, both on the scale from 0 (corrupt) to 1 (clean)."""
+
+    __slots__ = ()
 
 
 def agreement(attributed: PatchResult, exact: PatchResult) -> Agreement:

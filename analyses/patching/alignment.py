@@ -16,6 +16,7 @@ from torch import Tensor
 
 from analyses.patching.metrics import Metric, MetricLike, as_metric, measured
 from analyses.patching.results import check_ends
+from hybridlens.display import Displayed
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.network import Output
@@ -23,12 +24,18 @@ from hybridlens.shapes import Tokens
 from hybridlens.tokens import TokensLike, to_strings
 
 
-class Difference(NamedTuple):
-    """A position at which two prompts have different tokens."""
+class _Difference(NamedTuple):
+    """Fields of `Difference`."""
 
     position: int
     clean: str
     corrupt: str
+
+
+class Difference(Displayed, _Difference):
+    """A position at which two prompts have different tokens."""
+
+    __slots__ = ()
 
 
 def token_strings(ids: Sequence[int], tokenizer: Any) -> list[str]:
@@ -66,10 +73,10 @@ def check_lengths(clean: Sequence[int], corrupt: Sequence[int], tokenizer: Any, 
 
 
 def one_prompt(lens: HybridLens, given: TokensLike, name: str) -> Tokens:
-    """One prompt [1 p]; several are refused."""
+    """One prompt [1 p]; several rows of one tensor are refused."""
     tokens = lens.batch(given).tokens
     if tokens.shape[0] != 1:
-        raise InputError(f"{tokens.shape[0]} {name} prompts were given as one, expected one; patch pair by pair")
+        raise InputError(f"{tokens.shape[0]} {name} prompts were given as one, expected one, or a list of them")
     return tokens
 
 

@@ -37,6 +37,7 @@ from analyses.patching.pairs import Pair
 from hybridlens import niah
 from hybridlens.boundary import Length, Percent, Seed, public
 from hybridlens.boundary_words import Among
+from hybridlens.display import Displayed, many
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import Haystack, Needle, Rubric
@@ -59,13 +60,23 @@ WORDS = {
 }
 
 
-class Measure(NamedTuple):
-    """A metric, and the prompts it is measured on."""
+class _Measure(NamedTuple):
+    """Fields of `Measure`."""
 
     name: str
     metric: Metric
     clean: tuple[int, ...]
     corrupt: tuple[int, ...]
+
+
+class Measure(Displayed, _Measure):
+    """A metric, and the prompts it is measured on."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """What is measured, of prompts of how many tokens."""
+        return f"{self.metric.words}, on prompts of {many(len(self.clean), 'token')}"
 
 
 @public

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, TypeAlias, cast
 
 import torch
 from annotated_types import MinLen
@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
+from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import one_prompt, places_of
 from analyses.patching.metrics import LogitDifference, check_tokens
 from analyses.patching.results import largest
@@ -36,13 +37,18 @@ from analyses.patching.writers import Writer, head_writes
 from hybridlens.blocks import Block
 from hybridlens.boundary import public
 from hybridlens.devices import execution_device
+from hybridlens.display import Piece, Table, many, number
 from hybridlens.errors import InputError
 from hybridlens.mlps import Mixture
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Tokens
 from hybridlens.stream import WritesBias
 from hybridlens.tokens import TokensLike
+from hybridlens.viz.plotted import Plotted
 from hybridlens.weights import Weights
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 LOGITS = 1 << 24
 """Logits held at once."""
@@ -58,7 +64,7 @@ _PARTS = {"mlp": ("expert", "shared_expert"), "ssm": ("ssm_head",)}
 
 
 @dataclass(frozen=True, eq=False)
-class DirectAttribution(Stored):
+class DirectAttribution(Plotted, Stored):
     """What each writer adds to some logits.
 
     Attributes:
@@ -121,7 +127,46 @@ class DirectAttribution(Stored):
         shares = self.shares[:, position, question]
         return [(self.writers[i], float(shares[i])) for (i,) in largest(shares.abs(), n)]
 
+    def summary(self) -> str:
+        """What was asked, how much it is in all, and who adds most of it."""
+        (writer, share), *_ = self.top(1)
+        places = f"{many(len(self.questions), 'question')} at {many(len(self.positions), 'position')}"
+        total = f"{number(float(self.total[-1, 0]), 3)} = {many(len(self.writers), 'share')}"
+        return f"{places}; {self.questions[0]}: {total}, most {writer.words} {number(share, 3)}"
 
+    def table(self) -> Table:
+        """A row for each writer, position and question."""
+        axes = {"writer": [one.words for one in self.writers], "position": self.positions, "question": self.questions}
+        return Table.of({"share": self.shares}, axes, {"share": "in logits before any soft cap"})
+
+    def view(self) -> tuple[Piece, ...]:
+        """The largest shares of the first question at the last position, and the sum that they are of."""
+        rows = [(writer.words, share) for writer, share in self.top(15)]
+        own, capped = (float(x[-1, 0]) for x in (self.before_cap, self.logits))
+        ends = f"all shares add up to {number(float(self.total[-1, 0]))}; the model's own before any cap {number(own)}"
+        note = f"{ends}, after it {number(capped)}"
+        title = f"{self.questions[0]}, at position {self.positions[-1]}"
+        return (Table(("part", "share"), rows, {"share": "logits"}, ("share",), title, note),)
+
+    def plot(self, question: int = 0, most: int = 30) -> Plot:
+        """The parts with the largest shares, down, at each position, across.
+
+        Args:
+            question: which, by its place.
+            most: parts drawn.
+        """
+        from hybridlens.viz.heads import pair_heatmap
+        from hybridlens.viz.plot import Plot
+        from hybridlens.viz.positions import literal
+
+        shares = self.shares[:, :, question]
+        chosen = sorted(place for (place,) in largest(shares.abs().amax(dim=1), most))
+        rows, columns = [literal(self.writers[i].words) for i in chosen], [f"position {p}" for p in self.positions]
+        name = literal(f"share of the {self.questions[question]}", 80)
+        return Plot(pair_heatmap(shares[chosen].tolist(), rows, columns, ("part", ""), name))
+
+
+@per_prompt("prompt", shared={"questions": 2, "positions": 2})
 @public
 def direct_logit_attribution(
     lens: HybridLens,
@@ -135,9 +180,9 @@ def direct_logit_attribution(
 
     Args:
         lens: the model; hooks that are on it act, and should be none.
-        prompt: one prompt.
-        questions: tokens, each for its logit, or differences of two.
-        positions: where; negative ones count from the end.
+        prompt: one prompt, or a list of them.
+        questions: tokens, each for its logit, or differences of two; one list for all prompts, or one for each.
+        positions: where; negative ones count from the end; likewise.
 
     Raises:
         InputError: several prompts, positions outside the prompt, tokens outside the vocabulary, or none of either; a

@@ -32,6 +32,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import Sides
 from analyses.patching.metrics import MetricLike
 from analyses.patching.results import Direction, EdgeResult
@@ -63,6 +64,7 @@ ELEMENTS = 1 << 24
 """Numbers of writers' outputs and readers' gradients held at once; more positions than fit are taken in portions."""
 
 
+@per_prompt("clean", each=["corrupt"], shared={"metric": 1})
 @public
 def edge_attribution(
     lens: HybridLens,

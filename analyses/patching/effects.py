@@ -7,7 +7,7 @@ below 0 is away from the other run. How it fails: runs that the metric does not 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,16 +16,21 @@ from analyses.patching.choosing import Measure
 from analyses.patching.direct import DirectAttribution
 from analyses.patching.pairs import Pair
 from analyses.patching.results import EdgeResult, PatchResult, largest
+from hybridlens.display import Displayed, Table, many
+from hybridlens.viz.plotted import Plotted
 from hybridlens.viz.positions import visible
 from hybridlens.viz.words import DASH
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 KINDS = {"layer": "L{}", "head": "H{}", "kv_head": "KV head {}", "expert": "expert {}", "channel": "channels {}",
          "rec_head": "recurrent head {}"}  # fmt: skip
 """Axis of a result -> how an entry is called; positions are called by their labels."""
 
 
-class Patched(NamedTuple):
-    """Everything that patching one pair gives, and that a folder holds."""
+class _Patched(NamedTuple):
+    """Fields of `Patched`."""
 
     pair: Pair
     answers: Sequence[str] | None
@@ -39,6 +44,28 @@ class Patched(NamedTuple):
     points: float | None = None
     """Of the answer to the clean prompt, by its needle's rubric (0 to `niah.MAX_SCORE`)."""
 
+
+class Patched(Plotted, _Patched):
+    """Everything that patching one pair gives, and that a folder holds."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """Which pair, how many sweeps, and the strongest patch of all."""
+        best = max((strongest(found)[0] for found in self.exact.values()), key=lambda place: place.effect, default=None)
+        most = "" if best is None else f"; most: {best.words} {number(best.effect)}"
+        return f"{self.pair.kind} pair, {self.measure.metric.words}, {many(len(self.exact), 'sweep')}{most}"
+
+    def table(self) -> Table:
+        """A row a sweep: how many patches, and which moves most of the difference between the runs."""
+        rows = [(name, found.raw.numel(), *strongest(found)[0]) for name, found in self.exact.items()]
+        meanings = {"effect": "the share of the difference between the two runs that the patch moves"}
+        return Table(("sweep", "patches", "strongest", "effect"), rows, meanings, ("effect",))
+
+    def plot(self, sweep: str | None = None) -> Plot:
+        """The map of one sweep, by its name; of the first when left out."""
+        return (self.one if sweep is None else self.exact[sweep]).plot()
+
     @property
     def one(self) -> PatchResult:
         """Any of the measured sweeps, which are all of the same two runs."""
@@ -50,11 +77,17 @@ class Patched(NamedTuple):
         return self.one.direction == "denoise"
 
 
-class Place(NamedTuple):
-    """One patch of a sweep."""
+class _Place(NamedTuple):
+    """Fields of `Place`."""
 
     words: str
     effect: float
+
+
+class Place(Displayed, _Place):
+    """One patch of a sweep."""
+
+    __slots__ = ()
 
 
 def effect(found: PatchResult) -> Float[Tensor, "..."]:

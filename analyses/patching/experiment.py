@@ -109,13 +109,19 @@ class PatchRun(Experiment[PatchConfig, Patched]):
         total = len(names) + len(guessed) + self.estimating + 1
         progress(0, total)
         folder.take("pair.json", [pair.said], Values.load, lambda: Values(_pair_values(pair)))
-        swept = partial(sweep, direction=options.direction, batch_size=options.batch_size)
-        guess = partial(attribution_sweep, direction=options.direction)
+
+        def swept(name: str) -> PatchResult:
+            sides = self.sides[1:]
+            return sweep(self.lens, name, *sides, direction=options.direction, batch_size=options.batch_size)
+
+        def guess(name: str) -> PatchResult:
+            return attribution_sweep(self.lens, name, *self.sides[1:], direction=options.direction)
+
         for name in names:
-            file, given = f"{name}.safetensors", (self.lens, name, *self.sides[1:])
-            exact[name] = folder.take(f"sweeps/{file}", name, PatchResult.load, partial(swept, *given))
+            file = f"{name}.safetensors"
+            exact[name] = folder.take(f"sweeps/{file}", name, PatchResult.load, partial(swept, name))
             if name in guessed:
-                estimated[name] = folder.take(f"attribution/{file}", name, PatchResult.load, partial(guess, *given))
+                estimated[name] = folder.take(f"attribution/{file}", name, PatchResult.load, partial(guess, name))
             progress(len(exact) + len(estimated), total)
         edges = direct = None
         summed = (self.estimating or pair.answers is not None) and is_sum(self.lens.cfg)

@@ -27,11 +27,12 @@ How it fails:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from analyses.experiment.per_prompt import PerPrompt, Prompts, per_prompt
 from analyses.patching.alignment import Sides
 from analyses.patching.metrics import MetricLike
 from analyses.patching.over import Over
@@ -47,6 +48,7 @@ from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
 
 
+@per_prompt("clean", each=["corrupt"], shared={"metric": 1})
 @public
 def attribution_patch(
     lens: HybridLens,
@@ -96,9 +98,21 @@ def attribution_patch(
     return PatchResult(raw=raw, axes=grid.axes, hooks=grid.hooks, **runs.said)
 
 
+@overload
+def attribution_sweep(
+    lens: HybridLens, name: str, clean: Prompts, corrupt: Any, metric: Any, **options: Any
+) -> PerPrompt[PatchResult]: ...
+
+
+@overload
 def attribution_sweep(
     lens: HybridLens, name: str, clean: TokensLike, corrupt: TokensLike, metric: MetricLike, **options: Any
-) -> PatchResult:
+) -> PatchResult: ...
+
+
+def attribution_sweep(
+    lens: HybridLens, name: str, clean: Any, corrupt: Any, metric: Any, **options: Any
+) -> PatchResult | PerPrompt[PatchResult]:
     """Estimate a ready sweep: arguments as in `sweeps.sweep`, options `direction` and `steps` of `attribution_patch`.
 
     Raises:

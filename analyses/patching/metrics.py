@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hybridlens.boundary import Length, Natural, public
 from hybridlens.decoding import Start
+from hybridlens.display import Displayed
 from hybridlens.errors import InputError
 from hybridlens.generation import continue_from
 from hybridlens.model import HybridLens
@@ -37,7 +38,7 @@ from hybridlens.tokens import check_context
 PerRow: TypeAlias = Float[Tensor, "batch"]
 
 
-class Metric(ABC):
+class Metric(Displayed, ABC):
     """One number a row, of what a forward pass gave."""
 
     last_only: bool = True
@@ -49,6 +50,10 @@ class Metric(ABC):
     def words(self) -> str:
         """What is measured, for reports."""
         return self.saying.format(**vars(self))
+
+    def summary(self) -> str:
+        """What is measured."""
+        return self.words
 
     @abstractmethod
     def of(self, lens: HybridLens, output: Output) -> Tensor:

@@ -30,6 +30,8 @@ from analyses.patching.alignment import Difference, check_lengths, differences, 
 from analyses.patching.metrics import LogitDifference
 from hybridlens import niah
 from hybridlens.boundary import Length, Percent, Seed, public
+from hybridlens.display import Displayed, Piece, Table, TokenText, many
+from hybridlens.display.markup import cut
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import Haystack, Needle, Prompt, Rule, Span, full_match_rubric
@@ -47,7 +49,7 @@ FILLER_TRIES = 20
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(Displayed):
     """Two prompts of equal length, and how the model answers them.
 
     Attributes:
@@ -97,6 +99,28 @@ class Pair:
                 "apart; take another pair, or a metric such as KullbackLeibler or NeedleScore"
             )
         return LogitDifference(*self.answers, self.texts)
+
+    def summary(self) -> str:
+        """How long the prompts are, how many tokens differ, and both answers."""
+        said = " | ".join(repr(cut(answer.strip(), 30)) for answer in self.said)
+        tokens = many(len(self.clean_tokens), "token")
+        return f"{self.kind} pair, {tokens} each, {len(self.differences)} differ; the model says {said}"
+
+    def table(self) -> Table:
+        """A row a position: the tokens of both prompts, and whether they differ."""
+        sides = zip(self.clean_tokens, self.corrupt_tokens, *self.strings, strict=True)
+        rows = [(i, *sides_, sides_[0] != sides_[1]) for i, sides_ in enumerate(sides)]
+        return Table(("position", "clean_id", "corrupt_id", "clean", "corrupt", "differs"), rows)
+
+    def view(self) -> tuple[Piece, ...]:
+        """Both prompts, what differs underlined, and both answers."""
+        marked = [(d.position, d.position + 1) for d in self.differences]
+        texts = [
+            TokenText(tokens, marked=marked, title=title)
+            for tokens, title in zip(self.strings, ("Clean prompt", "Corrupt prompt"), strict=True)
+        ]
+        answers = Table(("prompt", "answer"), list(zip(("clean", "corrupt"), self.said, strict=True)))
+        return (*texts, answers)
 
     def show(self) -> str:
         """Where the prompts differ, in lines of text."""

@@ -29,6 +29,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import Sides, places_of
 from analyses.patching.metrics import MetricLike
 from analyses.patching.path_inputs import Group, Runs, altered_streams, read_runs, reading
@@ -41,6 +42,7 @@ from hybridlens.boundary import Positive, public
 from hybridlens.boundary_words import Among
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
+from hybridlens.progress import counted
 from hybridlens.tokens import TokensLike
 
 ABSENT = ("refuse", "untouched")
@@ -50,6 +52,7 @@ Writers: TypeAlias = Writer | Sequence[Writer]
 """A writer, or several that are exchanged together."""
 
 
+@per_prompt("clean", each=["corrupt"], shared={"metric": 1})
 @public
 def path_patch(
     lens: HybridLens,
@@ -107,7 +110,7 @@ def path_patch(
     value = sides.value(untouched.output, sides.base)
     ends = sides.ends(value, sides.value(runs.source, sides.source))
     raw = torch.full([len(groups), len(readers)], value, dtype=torch.float64)
-    with torch.no_grad():
+    with counted(len(pairs), "paths", progress) as done, torch.no_grad():
         rows = _rows(lens, runs, groups, readers, pairs, through_mlps, size)
         for batch in portions(rows, lambda row: row.layer, lambda row: size):
             writes = [Write(row.name, number, (places - cut, *row.head), row.value) for number, row in enumerate(batch)]
@@ -116,8 +119,7 @@ def path_patch(
             what = [f"the path from {axes[0].labels[g]} to {axes[1].labels[r]}" for g, r in (row.pair for row in batch)]
             for row, moved in zip(batch, sides.measured(output, what), strict=True):
                 raw[row.pair] = moved
-            if progress is not None:
-                progress(len(batch))
+            done(len(batch))
     points = tuple(dict.fromkeys(read_point(lens, reader) for reader in readers))
     return PatchResult(raw=raw, axes=axes, hooks=points, **sides.said(ends, untouched.forwards + runs.forwards))
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, TypeAlias
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,13 @@ from torch import Tensor
 from analyses.experiment.artefacts import Stored
 from analyses.patching.writers import Reader, Writer
 from hybridlens.boundary_words import Among
+from hybridlens.display import Grid, Piece, Table, count, number
+from hybridlens.display.markup import cut
 from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 DIRECTIONS = ("denoise", "noise")
 """Clean values put into the corrupt run, or corrupt values into the clean one."""
@@ -45,7 +52,7 @@ class Axis(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Compared(Stored):
+class Compared(Plotted, Stored):
     """What a result says of the two untouched runs that it lies between.
 
     Attributes:
@@ -65,6 +72,11 @@ class Compared(Stored):
     clean_tokens: tuple[int, ...]
     corrupt_tokens: tuple[int, ...]
     forwards: int
+
+    def about(self, corrupt: float | None) -> str:
+        """What was measured of which runs, for summaries."""
+        ends = f"clean {number(self.clean, 3)}" + ("" if corrupt is None else f", corrupt {number(corrupt, 3)}")
+        return f"{cut(self.metric, 60)} ({self.direction}; {ends})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +155,74 @@ class PatchResult(Compared):
             for place in largest(change.abs(), n)
         ]
 
+    @property
+    def scaled(self) -> bool:
+        """Whether there are two runs, told apart, between which values can be put on a scale from 0 to 1."""
+        return self.corrupt is not None and abs(self.clean - self.corrupt) > SAME * max(
+            abs(self.clean), abs(self.corrupt)
+        )
+
+    def summary(self) -> str:
+        """What was measured, over what, and the strongest patch."""
+        over = " × ".join(f"{count(len(axis.labels))} {axis.name}" for axis in self.axes) or "one patch"
+        best = f"; most: {cut(' '.join(self.top(1)[0][0]), 40)} {number(self.top(1)[0][1], 3)}" if self.axes else ""
+        return f"{self.about(self.corrupt)} over {over}{best}"
+
+    def table(self) -> Table:
+        """A row a patch: where, the metric under it, what that changed, and its place between the two runs."""
+        values = {"value": self.raw, "change": self.change} | ({"normalised": self.normalised} if self.scaled else {})
+        meanings = {
+            "value": f"{self.metric}, under the patch", "change": f"less that of the run patched, {self.untouched:g}",
+            "normalised": "1 is the clean run, 0 the corrupt one",
+        }  # fmt: skip
+        axes = {axis.name: axis.labels for axis in self.axes}
+        if not axes:
+            return Table(tuple(values), [tuple(float(value) for value in values.values())], meanings)
+        return Table.of(values, axes, {name: said for name, said in meanings.items() if name in values})
+
+    def view(self) -> tuple[Piece, ...]:
+        """The strongest patches, and all of them where there are two axes."""
+        rows = [(*labels, change) for labels, change in self.top(10)]
+        names = (*(axis.name for axis in self.axes), "change")
+        table = Table(names, rows, {"change": f"of {self.metric}"}, ("change",), "Strongest patches")
+        if len(self.axes) == 1:
+            axis = self.axes[0]
+            return (
+                Grid(self.change[:, None], axis.labels, ["change"], axis.name, "", f"change of {self.metric}"),
+                table,
+            )
+        if len(self.axes) < 2:
+            return (table,)
+        return (*self._grid(), table)
+
+    def _grid(self) -> tuple[Grid, ...]:
+        """All axes but the last down, the last across."""
+        *down, across = self.axes
+        rows = [" ".join(labels) for labels in product(*(axis.labels for axis in down))]
+        words = " and ".join(axis.name for axis in down)
+        values = self.change.reshape(len(rows), -1)
+        return (Grid(values, rows, across.labels, words, across.name, f"change of {self.metric}"),)
+
+    def plot(self) -> Plot:
+        """What each patch changed: positions across with their tokens, all else down."""
+        from hybridlens.viz.heads import pair_heatmap
+        from hybridlens.viz.plot import Plot
+        from hybridlens.viz.positions import literal, position_heatmap
+
+        names = [axis.name for axis in self.axes]
+        last = names.index("pos") if "pos" in names else len(names) - 1
+        down = [axis for i, axis in enumerate(self.axes) if i != last]
+        rows = [" ".join(labels) for labels in product(*(axis.labels for axis in down))]
+        values = self.change if not names else self.change.movedim(last, -1)
+        flat = values.reshape(len(rows), -1).tolist()
+        across = self.axes[last].labels if names else ("patch",)
+        title = " and ".join(axis.name for axis in down)
+        if "pos" in names:
+            return Plot(position_heatmap(flat, rows, across, title, "change of the metric"))
+        columns = [literal(label) for label in across]
+        titles = title, self.axes[last].name if names else ""
+        return Plot(pair_heatmap(flat, [literal(row) for row in rows], columns, titles, "change of the metric"))
+
 
 @dataclass(frozen=True, eq=False)
 class EdgeResult(Compared):
@@ -206,6 +286,27 @@ class EdgeResult(Compared):
         there = min(n, int((~self.scores.isnan()).sum()))
         places = largest(self.scores.abs().nan_to_num(-1.0), there)
         return [(self.writers[w], self.readers[r], float(self.scores[w, r])) for w, r in places]
+
+    def summary(self) -> str:
+        """What was estimated, of how many edges, and the strongest."""
+        edges = f"{count(int((~self.scores.isnan()).sum()))} edges"
+        best = "".join(f"; most: {w.words} → {r.words} {number(score, 3)}" for w, r, score in self.top(1))
+        return f"{self.about(self.corrupt)}, {edges}{best}"
+
+    def table(self) -> Table:
+        """A row an edge, in the order of writers and readers; pairs that no edge joins are left out."""
+        rows = [
+            (self.writers[w].words, self.readers[r].words, float(self.scores[w, r]))
+            for w, r in (~self.scores.isnan()).nonzero().tolist()
+        ]
+        return Table(("writer", "reader", "score"), rows, {"score": f"estimated change of {self.metric}"})
+
+    def view(self) -> tuple[Piece, ...]:
+        """The strongest edges, and all of them."""
+        rows = [(writer.words, reader.words, score) for writer, reader, score in self.top(10)]
+        table = Table(("writer", "reader", "score"), rows, self.table().meanings, ("score",), "Strongest edges")
+        names = [one.words for one in self.writers], [one.words for one in self.readers]
+        return (table, Grid(self.scores, *names, "writers", "readers", "estimated change of the metric"))
 
 
 def largest(values: Float[Tensor, "..."], n: int) -> list[tuple[int, ...]]:

@@ -27,6 +27,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import Sides
 from analyses.patching.metrics import MetricLike
 from analyses.patching.over import Grid, Over, expand
@@ -39,6 +40,7 @@ from hybridlens.errors import InputError
 from hybridlens.hooks import NameFilter
 from hybridlens.model import HybridLens
 from hybridlens.network import Output
+from hybridlens.progress import counted
 from hybridlens.shapes import Tokens
 from hybridlens.tokens import TokensLike
 
@@ -103,6 +105,7 @@ class RunSource(Source):
         return self.held
 
 
+@per_prompt("clean", each=["corrupt"], shared={"metric": 1})
 @public
 def activation_patch(
     lens: HybridLens,
@@ -123,9 +126,9 @@ def activation_patch(
 
     Args:
         lens: the model.
-        clean: the prompt whose behaviour is explained.
-        corrupt: another of the same number of tokens.
-        metric: a `Metric`, or a function from logits [b p v] to [b].
+        clean: the prompt whose behaviour is explained, or a list of prompts.
+        corrupt: another of the same number of tokens; of a list, one for each.
+        metric: a `Metric`, or a function from logits [b p v] to [b]; of a list of prompts, one for all or for each.
         hooks: the hook points to patch: a name, names or a predicate.
         over: the axes to go over, by letter (see `analyses.patching.over`); the others are patched whole.
         targets: patches of any kind instead of `hooks` and `over`: targets, or lists of targets patched together.
@@ -137,7 +140,8 @@ def activation_patch(
         progress: called with the number of patches done after each forward pass.
 
     Returns:
-        a result with axes layer (or hook) and those gone over; with `targets` one axis, patch.
+        a result with axes layer (or hook) and those gone over; with `targets` one axis, patch. Of a list of prompts a
+        result for each (`PerPrompt`).
 
     Raises:
         InputError: prompts of unequal length, hook points and targets that cannot be patched, a metric that returns
@@ -209,17 +213,19 @@ class Prepared:
         """The metric under each patch; where a patch can change nothing, that of the untouched run."""
         patches, untouched = self.grid.patches, self.untouched
         raw = torch.full((len(patches),), self.value, dtype=torch.float64)
-        for group in self.groups:
-            values = source.values(group.names)
-            for batch in group.batches:
-                writes = _writes(batch, values, source, untouched)
-                with self.sides.lens.hooks(writing(writes)):
-                    output = untouched.go_on(len(batch.jobs), batch.layer, batch.cut)
-                numbers = [job.number for job in batch.jobs]
-                what = [f"the patch of {patch_words(patches[number])}" for number in numbers]
-                raw[numbers] = self.sides.measured(output, what)
-                if progress is not None:
-                    progress(len(batch.jobs))
+        with counted(
+            sum(len(batch.jobs) for group in self.groups for batch in group.batches), "patches", progress
+        ) as done:
+            for group in self.groups:
+                values = source.values(group.names)
+                for batch in group.batches:
+                    writes = _writes(batch, values, source, untouched)
+                    with self.sides.lens.hooks(writing(writes)):
+                        output = untouched.go_on(len(batch.jobs), batch.layer, batch.cut)
+                    numbers = [job.number for job in batch.jobs]
+                    what = [f"the patch of {patch_words(patches[number])}" for number in numbers]
+                    raw[numbers] = self.sides.measured(output, what)
+                    done(len(batch.jobs))
         said = self.sides.said(ends, untouched.forwards + source.forwards)
         return PatchResult(raw=raw.view(self.grid.shape), axes=self.grid.axes, hooks=self.grid.hooks, **said)
 

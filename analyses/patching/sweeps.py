@@ -17,11 +17,13 @@ How it fails: a model without what a sweep is of (experts, say) raises one line 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
+from analyses.experiment.per_prompt import PerPrompt, Prompts
 from analyses.patching.metrics import MetricLike
 from analyses.patching.results import PatchResult
 from analyses.patching.running import activation_patch
+from hybridlens.display import Displayed
 from hybridlens.errors import UnknownNameError
 from hybridlens.model import HybridLens
 from hybridlens.shapes import AXES
@@ -29,7 +31,7 @@ from hybridlens.tokens import TokensLike
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Displayed):
     """One kind of place, in every layer that has it.
 
     Attributes:
@@ -43,6 +45,11 @@ class Sweep:
     point: str
     over: tuple[str, ...]
     words: str
+
+    def summary(self) -> str:
+        """What it goes over."""
+        axes = "".join(f" × {AXES[letter]}" for letter in self.over)
+        return f"{self.name}: {self.words} ({self.point}, layer{axes})"
 
     def hooks(self, lens: HybridLens) -> list[str]:
         """The hook points of a model that have its axes; none where it lacks them."""
@@ -125,17 +132,29 @@ def sweep_of(lens: HybridLens, name: str) -> Sweep:
     raise UnknownNameError(f"sweep {name!r} does not exist; this model has {has}")
 
 
+@overload
+def sweep(
+    lens: HybridLens, name: str, clean: Prompts, corrupt: Any, metric: Any, **options: Any
+) -> PerPrompt[PatchResult]: ...
+
+
+@overload
 def sweep(
     lens: HybridLens, name: str, clean: TokensLike, corrupt: TokensLike, metric: MetricLike, **options: Any
-) -> PatchResult:
+) -> PatchResult: ...
+
+
+def sweep(
+    lens: HybridLens, name: str, clean: Any, corrupt: Any, metric: Any, **options: Any
+) -> PatchResult | PerPrompt[PatchResult]:
     """Run a ready sweep.
 
     Args:
         lens: the model.
         name: one of `SWEEPS`.
-        clean: the prompt whose behaviour is explained.
-        corrupt: another of the same number of tokens.
-        metric: what is measured.
+        clean: the prompt whose behaviour is explained, or a list of prompts, of which each has a result.
+        corrupt: another of the same number of tokens; of a list, one for each.
+        metric: what is measured; of a list, one for all or for each.
         options: `direction`, `batch_size`, `memory` and `skip_positions` of `activation_patch`.
 
     Raises:

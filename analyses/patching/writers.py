@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hybridlens.blocks import Block
 from hybridlens.config import LayerConfig
+from hybridlens.display import Displayed
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.model import HybridLens
 from hybridlens.stream import HeadReads, HeadWrites, ReadsByHead
@@ -51,7 +52,7 @@ input; an MLP's; the logits."""
 
 
 @dataclass(frozen=True)
-class Writer:
+class Writer(Displayed):
     """One term of the residual stream.
 
     Args:
@@ -77,6 +78,10 @@ class Writer:
     def order(self) -> int:
         """Its place among the writers and readers of a model: a writer reaches the readers with a higher one."""
         return -1 if self.layer is None else 2 * self.layer + (PART_OF[self.kind] == "mlp")
+
+    def summary(self) -> str:
+        """Its words."""
+        return self.words
 
     @property
     def words(self) -> str:
@@ -117,7 +122,7 @@ def _size(has: LayerConfig, kind: str) -> int:
 
 
 @dataclass(frozen=True)
-class Reader:
+class Reader(Displayed):
     """What reads the residual stream.
 
     Args:
@@ -142,6 +147,10 @@ class Reader:
     def order(self, n_layers: int) -> int:
         """Its place among the writers and readers of a model with so many layers: see `Writer.order`."""
         return 2 * (n_layers if self.layer is None else self.layer) + (self.kind == "mlp")
+
+    def summary(self) -> str:
+        """Its words."""
+        return self.words
 
     @property
     def words(self) -> str:

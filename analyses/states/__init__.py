@@ -16,7 +16,8 @@ Each measure is a function of a lens and prompts, and returns typed tensors:
 from analyses.states.flow import Flow, erasures, flow
 from analyses.states.hidden import hidden_attention, hidden_figure
 from analyses.states.holding import Holding, holding, sinks
-from analyses.states.knockout import Knockout, KnockoutMap, knockout, knockout_map
+from analyses.states.knocked import Knockout, KnockoutMap
+from analyses.states.knockout import knockout, knockout_map
 from analyses.states.linear_probe import Probe, linear_probe
 from analyses.states.probe import StateProbes, probe_states
 from analyses.states.silencing import knock_out

@@ -28,7 +28,8 @@ from analyses.patching.choosing import Measure, make_pair, measure
 from analyses.states.flow import Flow, flow
 from analyses.states.found import Found, OfPrompt
 from analyses.states.holding import Holding, holding
-from analyses.states.knockout import Knockout, knockout
+from analyses.states.knocked import Knockout
+from analyses.states.knockout import knockout
 from analyses.states.looking import DRAWN, LONGEST, HiddenHeads, look, most_held, shown_positions, slowest
 from analyses.states.probe import StateProbes, probe_states
 from analyses.states.report import article_of, states_table

@@ -12,33 +12,40 @@ products are Frobenius', of one head:
 Of a delta rule, what a token erases is a sum over earlier tokens: β_t recall_t = Σ_j `erasures`[t, j] v_j, exactly, all
 that came between gone through (the rule of Yang et al. 2024, "Gated Delta Networks", unrolled).
 
-How it fails: a share of nothing is nan: `kept` and `erased` after an empty state (the first token), `already` where a
-token writes nothing.
+Prompts may be of any lengths; behind the last token of a shorter one all is nan. How it fails: a share of nothing is
+nan: `kept` and `erased` after an empty state (the first token), `already` where a token writes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
-from analyses.states.watching import Watched, chosen_layers, of_one_length, watch
+from analyses.states.watching import Watched, blank, chosen_layers, rows_of, watch
 from hybridlens.boundary import Natural, public
+from hybridlens.display import Grid, Piece, Table, many, number
+from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.recurrences import before
 from hybridlens.recurrences.terms import length_of
 from hybridlens.tokens import TokensLike
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 STRETCH = 64
 """Tokens whose decayed states are held at once."""
 
 
 @dataclass(frozen=True)
-class Flow(Stored):
+class Flow(Plotted, Stored):
     """What every token does to every head's state."""
 
     layers: tuple[int, ...]
@@ -46,42 +53,104 @@ class Flow(Stored):
     wrote: Float[Tensor, "rec_layer batch rec_head pos"]
     already: Float[Tensor, "rec_layer batch rec_head pos"]
     erased: Float[Tensor, "rec_layer batch rec_head pos"]
+    lengths: tuple[int, ...] = ()
+    """Tokens of each prompt, where they differ."""
 
     @property
     def erases(self) -> bool:
         """Whether anything was erased."""
         return bool((self.erased > 0).any())
 
+    def summary(self) -> str:
+        """How many tokens and heads, and means."""
+        layers, rows, heads, places = self.kept.shape
+        parts = f"{many(layers, 'layer')} × {many(rows, 'prompt')} × {many(heads, 'head')} × {many(places, 'token')}"
+        named = ("kept", "wrote", "already", *(("erased",) if self.erases else ()))
+        means = ", ".join(f"{name} {number(float(getattr(self, name).nanmean()), 3)}" for name in named)
+        return f"{parts}; means: {means}"
+
+    def table(self) -> Table:
+        """A row for each layer, prompt, head and token."""
+        axes = {"layer": self.layers, "prompt": None, "head": None, "position": None}
+        return Table.of({name: getattr(self, name) for name in MEANINGS}, axes, MEANINGS)
+
+    def view(self) -> tuple[Piece, ...]:
+        """What the tokens do on average, by layer and position."""
+        names = [f"L{layer}" for layer in self.layers]
+        places = [str(i) for i in range(self.kept.shape[-1])]
+        measures = ("already", "wrote", *(("erased",) if self.erases else ()))
+        return tuple(
+            Grid(getattr(self, name).double().nanmean(dim=(1, 2)), names, places, "layers", "positions", MEANINGS[name])
+            for name in measures
+        )
+
+    def plot(self, what: str = "already", prompt: int = 0, texts: Sequence[str] | None = None) -> Plot:
+        """One measure by layer and token, mean over heads.
+
+        Args:
+            what: "kept", "wrote", "already" or "erased".
+            prompt: which, by its place.
+            texts: of its tokens, such as ``lens.to_str_tokens(text)``; positions alone when left out.
+
+        Raises:
+            InputError: there is no such measure, or not a text for each token.
+        """
+        from hybridlens.viz.plot import Plot
+        from hybridlens.viz.positions import position_heatmap
+
+        if what not in MEANINGS:
+            raise InputError(f"{what!r} given, expected one of {', '.join(MEANINGS)}")
+        values = getattr(self, what)[:, prompt].double().nanmean(dim=1)
+        names = [str(i) if texts is None else f"{i} {texts[i]}" for i in range(len(texts or values[0]))]
+        if len(names) != values.shape[1]:
+            raise InputError(f"{len(names)} texts given for {values.shape[1]} tokens, expected one for each")
+        rows = [f"L{layer}" for layer in self.layers]
+        return Plot(position_heatmap(values.tolist(), rows, names, "layer", MEANINGS[what], 1.0))
+
+
+MEANINGS = {
+    "kept": "what decay leaves of the norm of the state",
+    "wrote": "what was added, as a share of what then stands there",
+    "already": "how much of what is written stood there already: 0 nothing, 1 just that",
+    "erased": "what was erased, as a share of what decay left",
+}
+"""Measure -> what its values say; the module has the formulas."""
+
 
 @public
 def flow(lens: HybridLens, prompts: TokensLike, layers: Sequence[Natural] | None = None) -> Flow:
-    """What every token of prompts of one length does to every head's state; see the module for the formulas.
+    """What every token of some prompts does to every head's state; see the module for the formulas.
 
     Args:
         lens: the model.
-        prompts: text, ids, or lists of either.
+        prompts: text, ids, or lists of either, of any lengths.
         layers: with a state; all when left out.
 
     Raises:
-        InputError: a model or layer without states, or prompts of unequal lengths.
+        InputError: a model or layer without states.
     """
     what = "the flow of states"
     chosen = chosen_layers(lens, layers, what)
-    found = watch(lens, of_one_length(lens, prompts), chosen, _measured, what)
-    return Flow(chosen, *(torch.stack(part).transpose(-1, -2) for part in zip(*found, strict=True)))
+    rows = rows_of(lens, prompts)
+    found = watch(lens, rows, chosen, lambda seen: [blank(part, rows.real, 1) for part in _measured(seen)], what)
+    kept, wrote, already, erased = (torch.stack(part).transpose(-1, -2) for part in zip(*found, strict=True))
+    return Flow(chosen, kept, wrote, already, erased, rows.unequal)
 
 
 @public
 def erasures(lens: HybridLens, prompts: TokensLike, layer: Natural) -> Float[Tensor, "batch rec_head query key"]:
     """How much of each earlier token's value each token of one layer takes away; see the module.
 
+    Of prompts of different lengths, rows of queries behind a prompt's last token are nan.
+
     Raises:
-        InputError: a layer without states or whose recurrence erases nothing, or prompts of unequal lengths.
+        InputError: a layer without states, or whose recurrence erases nothing.
     """
     what = "erasures"
     chosen = chosen_layers(lens, [layer], what)
-    tokens = of_one_length(lens, prompts)
-    return watch(lens, tokens, chosen, lambda seen: seen.operator.erasures(seen.terms).cpu(), what)[0]
+    rows = rows_of(lens, prompts)
+    found = watch(lens, rows, chosen, lambda seen: seen.operator.erasures(seen.terms).cpu(), what)[0]
+    return blank(found, rows.real, 2)
 
 
 def _measured(layer: Watched) -> tuple[Tensor, ...]:

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import one_prompt, places_of, token_strings
 from analyses.states.flow import erasures
-from analyses.states.watching import chosen_layers, of_one_length
+from analyses.states.watching import blank, chosen_layers, rows_of
 from hybridlens.boundary import Natural, public
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
@@ -32,13 +33,15 @@ KINDS = ("reads", "erasures")
 def hidden_attention(
     lens: HybridLens, prompts: TokensLike, layer: Natural
 ) -> Float[Tensor, "batch rec_head query key"]:
-    """The hidden attention of one recurrent layer over prompts of one length.
+    """The hidden attention of one recurrent layer over some prompts.
+
+    Of prompts of different lengths, rows of queries behind a prompt's last token are nan.
 
     Raises:
-        InputError: a layer without states, or prompts of unequal lengths.
+        InputError: a layer without states.
     """
     chosen_layers(lens, [layer], "hidden attention")
-    tokens = of_one_length(lens, prompts)
+    rows = rows_of(lens, prompts)
     kept: list[Tensor] = []
 
     @reads_only
@@ -46,10 +49,11 @@ def hidden_attention(
         kept.append(pattern.float().cpu())
 
     with torch.no_grad(), lens.hooks([(f"blocks.{layer}.ssm.hook_pattern", keep)]):
-        lens.network(tokens, None, None, True)
-    return kept[0]
+        lens.network(*rows.batch, None, True)
+    return blank(kept[0], rows.real, 2)
 
 
+@per_prompt("prompt", shared={"positions": 2})
 @public
 def hidden_figure(
     lens: HybridLens,
@@ -63,7 +67,7 @@ def hidden_figure(
 
     Args:
         lens: the model; without a tokenizer token ids stand on the axes.
-        prompt: one prompt.
+        prompt: one prompt, or a list of them.
         layer: with a state.
         heads: of the layer; all when left out.
         positions: those drawn, ascending; all when left out, which may be more than can be painted.

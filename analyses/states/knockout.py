@@ -25,124 +25,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain, combinations, product
 from math import comb, prod
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.experiment.artefacts import Stored
+from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import places_of
 from analyses.patching.metrics import Metric, MetricLike, as_metric, measured
-from analyses.patching.results import SAME
 from analyses.patching.running import BATCH
 from analyses.patching.snapshot import Snapshot
+from analyses.states.knocked import Knockout, KnockoutMap, Pool
 from analyses.states.silencing import RecurrentHead, Silenced, What, head_states, knock_out_rows, recurrent_heads
 from hybridlens.boundary import Natural, Positive, Seed, public
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
+from hybridlens.progress import counted
 from hybridlens.shapes import Tokens
 from hybridlens.tokens import TokensLike
 
-Pool: TypeAlias = Literal["layers", "model"]
-"""Where random heads are from: the layers of the heads given, as many of each, or the whole model."""
+if TYPE_CHECKING:
+    pass
 
 BLOCKS = 16
 """Blocks of positions of a map."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class OfRun(Stored):
-    """What a result says of the run that heads are knocked out of.
-
-    Attributes:
-        untouched: the metric of the untouched run.
-        what: "write" or "read".
-        metric: what was measured, in words.
-        model: signature of the architecture.
-        tokens: the prompt.
-        forwards: forward passes that were made.
-    """
-
-    untouched: float
-    what: What
-    metric: str
-    model: str
-    tokens: tuple[int, ...]
-    forwards: int
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Knockout(OfRun):
-    """A metric without some heads, and without as many others.
-
-    Attributes:
-        value: the metric without the heads.
-        random: the metric without each random set, float64.
-        heads: (layer, head) pairs.
-        drawn: the heads of each random set.
-        pool: where they were drawn from; see `Pool`.
-        positions: at which the heads were knocked out; None for all.
-        seed: of the draws.
-    """
-
-    value: float
-    random: Float[Tensor, "control"]
-    heads: tuple[RecurrentHead, ...]
-    drawn: tuple[tuple[RecurrentHead, ...], ...]
-    pool: Pool
-    positions: tuple[int, ...] | None
-    seed: int
-
-    @property
-    def change(self) -> float:
-        """What knocking the heads out added to the metric."""
-        return self.value - self.untouched
-
-    @property
-    def random_change(self) -> Float[Tensor, "control"]:
-        """What knocking out each random set added."""
-        return self.random - self.untouched
-
-    @property
-    def p_value(self) -> float:
-        """How often heads at random take the metric at least as far; see the module."""
-        size = max(abs(self.untouched), abs(self.value), float(self.random.abs().max()))
-        as_far = self.random_change.abs() >= abs(self.change) - SAME * size
-        return (1 + int(as_far.sum())) / (1 + len(self.random))
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class KnockoutMap(OfRun):
-    """A metric without each head alone, block by block of positions.
-
-    Attributes:
-        values: the metric without it, float64.
-        heads: (layer, head) of each row.
-        blocks: half-open ranges of positions, of each column.
-    """
-
-    values: Float[Tensor, "rec_head block"]
-    heads: tuple[RecurrentHead, ...]
-    blocks: tuple[tuple[int, int], ...]
-
-    @property
-    def change(self) -> Float[Tensor, "rec_head block"]:
-        """What each knock-out added to the metric."""
-        return self.values - self.untouched
-
-    @public
-    def top(self, n: Natural = 10) -> list[tuple[RecurrentHead, tuple[int, int], float]]:
-        """The `n` knock-outs that changed the metric most: head, positions and change."""
-        change = self.change
-        order = change.abs().flatten().argsort(descending=True, stable=True)[:n].tolist()
-        places = [divmod(place, change.shape[1]) for place in order]
-        return [(self.heads[head], self.blocks[block], float(change[head, block])) for head, block in places]
-
-
+@per_prompt("tokens", shared={"metric": 1, "positions": 2})
 @public
 def knockout(
     lens: HybridLens,
@@ -161,10 +73,10 @@ def knockout(
 
     Args:
         lens: the model.
-        tokens: one prompt.
-        metric: a `Metric`, or a function from logits [b p v] to [b].
+        tokens: one prompt, or a list of them.
+        metric: a `Metric`, or a function from logits [b p v] to [b]; of a list, one for all prompts or for each.
         heads: (layer, head) pairs, knocked out together.
-        positions: of the prompt, counted from its end where below 0; None for all.
+        positions: of the prompt, counted from its end where below 0; None for all. A list of lists is one for each.
         what: "write" or "read"; see `silencing`.
         controls: random sets. They are drawn from the other heads of the same layers, as many of each layer, where
             that gives so many different sets; else from all other heads of the model, and if these give fewer, every
@@ -188,7 +100,8 @@ def knockout(
     knock_out_rows(lens, [Silenced(tuple(chosen))], what)  # refuses heads that are not there
     pool, drawn = _drawn(recurrent_heads(lens), chosen, controls, seed)
     cases = [Silenced(some, places) for some in (tuple(chosen), *drawn)]
-    found = _measured(lens, prompt, as_metric(metric), cases, what, batch_size, progress)
+    with counted(len(cases), "knock-outs", progress) as done:
+        found = _measured(lens, prompt, as_metric(metric), cases, what, batch_size, done)
     return Knockout(
         value=float(found.values[0]),
         random=found.values[1:],
@@ -206,6 +119,7 @@ def knockout(
     )
 
 
+@per_prompt("tokens", shared={"metric": 1})
 @public
 def knockout_map(
     lens: HybridLens,
@@ -240,9 +154,10 @@ def knockout_map(
     n = min(blocks, length)
     ranges = [(length * i // n, length * (i + 1) // n) for i in range(n)]
     columns: list[_Found] = []
-    for start, stop in ranges:
-        cases = [Silenced((head,), tuple(range(start, stop))) for head in heads]
-        columns.append(_measured(lens, prompt, as_metric(metric), cases, what, batch_size, progress))
+    with counted(len(heads) * n, "knock-outs", progress) as done:
+        for start, stop in ranges:
+            cases = [Silenced((head,), tuple(range(start, stop))) for head in heads]
+            columns.append(_measured(lens, prompt, as_metric(metric), cases, what, batch_size, done))
     return KnockoutMap(
         values=torch.stack([found.values for found in columns], dim=1),
         heads=tuple(heads),
@@ -261,7 +176,7 @@ def _prompt(lens: HybridLens, tokens: TokensLike) -> tuple[Tokens, int]:
     lens.cfg.need_states("knocking out heads")
     prompt = lens.batch(tokens).tokens
     if prompt.shape[0] != 1:
-        raise InputError(f"{prompt.shape[0]} prompts were given, expected one; knock heads out prompt by prompt")
+        raise InputError(f"{prompt.shape[0]} prompts were given as one, expected one, or a list of them")
     return prompt, prompt.shape[1]
 
 
@@ -306,7 +221,7 @@ def _measured(
     cases: Sequence[Silenced],
     what: What,
     batch_size: int,
-    progress: Callable[[int], None] | None,
+    done: Callable[[int], None],
 ) -> _Found:
     """The metric under knock-outs at the same positions, those that begin in the same layers in one batch."""
     cut = min(cases[0].positions or (0,))
@@ -322,6 +237,5 @@ def _measured(
             output = run.go_on(len(batch), first[batch[0]], cut)
         words = [f"the run without {', '.join(f'L{a} head {b}' for a, b in cases[case].heads)}" for case in batch]
         values[batch] = measured(metric, lens, output, words)
-        if progress is not None:
-            progress(len(batch))
+        done(len(batch))
     return _Found(untouched, values, run.forwards)

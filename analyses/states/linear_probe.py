@@ -50,7 +50,9 @@ from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
 from hybridlens.boundary import Positive, Seed, public
+from hybridlens.display import Displayed, Table, many, number
 from hybridlens.errors import InputError
+from hybridlens.viz.plotted import Plotted
 
 Labels: TypeAlias = Sequence[int] | Sequence[str]
 """One for each example."""
@@ -85,15 +87,25 @@ class Plan(NamedTuple):
         return float(self.labelings[0].bincount().max()) / self.labelings.shape[1]
 
 
-class Accuracies(NamedTuple):
-    """What a probe predicts."""
+class _Accuracies(NamedTuple):
+    """Fields of `Accuracies`."""
 
     accuracy: float
     shuffled: Float[Tensor, "shuffle"]
 
 
+class Accuracies(Displayed, _Accuracies):
+    """What a probe predicts."""
+
+    __slots__ = ()
+
+    def table(self) -> Table:
+        """The accuracy, and that of each shuffle."""
+        return Table(("labels", "accuracy"), _with_shuffles(self.accuracy, self.shuffled))
+
+
 @dataclass(frozen=True, eq=False)
-class Probe(Stored):
+class Probe(Plotted, Stored):
     """How well a linear probe reads a label.
 
     Attributes:
@@ -129,6 +141,20 @@ class Probe(Stored):
     def p_value(self) -> float:
         """How often shuffled labels are read as well."""
         return float(p_values(torch.tensor(self.accuracy, dtype=torch.float64), self.shuffled))
+
+    def summary(self) -> str:
+        """How well the label is read, and what that is beside shuffled labels."""
+        beside = f"shuffled {self.accuracy - self.selectivity:.1%}, largest class {self.majority:.1%}"
+        of = f"{many(self.n_examples, 'example')} × {many(self.n_features, 'feature')}, {len(self.classes)} classes"
+        return f"accuracy {self.accuracy:.1%} ({beside}), p = {number(self.p_value, 2)}; {of}, {self.folds} folds"
+
+    def table(self) -> Table:
+        """The accuracy of the true labels, and that of each shuffle."""
+        return Table(("labels", "accuracy"), _with_shuffles(self.accuracy, self.shuffled), heat=("accuracy",))
+
+
+def _with_shuffles(accuracy: float, shuffled: Float[Tensor, "shuffle"]) -> list[tuple[str, float]]:
+    return [("true", accuracy), *((f"shuffle {i}", value) for i, value in enumerate(shuffled.tolist()))]
 
 
 def p_values(accuracy: Float[Tensor, "*place"], shuffled: Float[Tensor, "*place shuffle"]) -> Float[Tensor, "*place"]:

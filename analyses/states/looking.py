@@ -20,8 +20,10 @@ from analyses.states.flow import erasures
 from analyses.states.hidden import hidden_attention
 from analyses.states.holding import Holding
 from analyses.states.spectrum import Spectrum
+from hybridlens.display import Grid, Piece, Table, listed, many
 from hybridlens.model import HybridLens
 from hybridlens.niah import Span
+from hybridlens.viz.plotted import Plotted
 
 LONGEST = 1024
 """Tokens of a prompt whose hidden attention is made."""
@@ -31,7 +33,7 @@ DRAWN = 6
 
 
 @dataclass(frozen=True)
-class HiddenHeads(Stored):
+class HiddenHeads(Plotted, Stored):
     """Some heads' hidden attention between some positions of a prompt."""
 
     heads: tuple[tuple[int, int], ...]
@@ -42,6 +44,29 @@ class HiddenHeads(Stored):
     """What each position reads of each token's value."""
     erases: Float[Tensor, "rec_head query key"] | None
     """What each token takes away of each earlier one's; None where nothing is erased."""
+
+    def summary(self) -> str:
+        """Which heads, over how many positions."""
+        heads = listed((f"L{layer} S{head}" for layer, head in self.heads), 8)
+        erased = "" if self.erases is None else ", and erasures"
+        return f"hidden attention of {heads} between {many(len(self.positions), 'position')}{erased}"
+
+    def table(self) -> Table:
+        """A row for each head, query and key."""
+        values = {"reads": self.reads} | ({} if self.erases is None else {"erases": self.erases})
+        names = [f"L{layer} S{head}" for layer, head in self.heads]
+        axes = {"head": names, "query": self.positions, "key": self.positions}
+        return Table.of(values, axes, {"query": "position that reads", "key": "position whose value is read"})
+
+    def view(self) -> tuple[Piece, ...]:
+        """What the first head reads."""
+        places = [str(position) for position in self.positions]
+        if not self.heads:
+            return ()
+        (layer, head), name = self.heads[0], "in units of the token's value"
+        return (
+            Grid(self.reads[0], places, places, "positions that read", "positions read", name, f"L{layer} S{head}"),
+        )
 
 
 def most_held(held: Holding, span: int, n: int) -> tuple[tuple[int, int], ...]:

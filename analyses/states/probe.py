@@ -46,11 +46,14 @@ from analyses.states.linear_probe import (
 )
 from analyses.states.silencing import RecurrentHead, head_states
 from hybridlens.boundary import Natural, Positive, Seed, public
+from hybridlens.display import Grid, Piece, Table, listed, many, number
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit, HookFunction, HookPoint, reads_only
 from hybridlens.memory import Recurrent
 from hybridlens.model import HybridLens
+from hybridlens.progress import counted
 from hybridlens.tokens import TokensLike
+from hybridlens.viz.plotted import Plotted
 
 BATCH = 16
 """Prompts read at once."""
@@ -59,7 +62,7 @@ MEMORY = 1 << 30
 """Bytes of states, streams and inputs held at once."""
 
 
-class Read(Stored):
+class Read(Plotted, Stored):
     """What probes read at several places."""
 
     accuracy: Tensor
@@ -74,6 +77,22 @@ class Read(Stored):
     def p_value(self) -> Float[Tensor, "*place"]:
         """How often shuffled labels are read as well."""
         return p_values(self.accuracy, self.shuffled)
+
+    def summary(self) -> str:
+        """How many places, and the best of them."""
+        best = float(self.accuracy.nan_to_num(-1.0).max()) if self.accuracy.numel() else torch.nan
+        return f"{many(self.accuracy.numel(), 'place')}, {self.shuffled.shape[-1]} shuffles; best accuracy {best:.1%}"
+
+    def table(self) -> Table:
+        """A row a place: accuracy, selectivity and p-value; layers and heads by their places."""
+        values = {"accuracy": self.accuracy, "selectivity": self.selectivity, "p_value": self.p_value}
+        return Table.of(values, dict.fromkeys(("layer", "head")[: self.accuracy.ndim]))
+
+    def view(self) -> tuple[Piece, ...]:
+        """The accuracy at each place."""
+        values = self.accuracy if self.accuracy.ndim == 2 else self.accuracy[:, None]
+        rows, columns = ([str(i) for i in range(n)] for n in values.shape)
+        return (Grid(values, rows, columns, "layers, by their places", "heads", "accuracy, 0 to 1"),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +156,37 @@ class StateProbes(Stored):
     strength: float
     seed: int
     model: str
+
+    def summary(self) -> str:
+        """What is read, and from which head best."""
+        best = "".join(
+            f"; best L{layer} S{head}: {accuracy:.1%}, {number(selectivity, 2)} above shuffled labels"
+            for (layer, head), accuracy, selectivity in self.top(1)
+        )
+        of = f"{many(len(self.positions), 'prompt')} of {len(self.classes)} classes"
+        return f"{of}, states of layers {listed(self.layers, 8)}{best}; largest class {self.majority:.1%}"
+
+    def table(self) -> Table:
+        """A row for each place probed: heads' states, then streams and convolutions of layers; `head` is None there."""
+        rows: list[tuple[str | int | float | None, ...]] = []
+        for what, read in (("state", self.states), ("stream", self.stream), ("convolution", self.convolution)):
+            values = torch.stack([read.accuracy, read.selectivity, read.p_value], dim=-1)
+            for i, layer in enumerate(self.layers):
+                n = self.heads[i] if what == "state" else 1
+                here = values[i] if what == "state" else values[i][None]
+                rows += [(what, layer, h if what == "state" else None, *here[h].tolist()) for h in range(n)]
+        columns = ("what", "layer", "head", "accuracy", "selectivity", "p_value")
+        meanings = {"selectivity": "accuracy less its mean with labels shuffled"}
+        return Table(columns, rows, meanings, ("accuracy", "selectivity"))
+
+    def view(self) -> tuple[Piece, ...]:
+        """The accuracy of every head, and the best places."""
+        rows = [f"L{layer}" for layer in self.layers]
+        columns = [f"S{head}" for head in range(self.states.accuracy.shape[1])]
+        whole = self.table()
+        best = sorted(whole.rows, key=lambda row: -float(row[4] or 0) if row[4] == row[4] else 1.0)[:8]
+        grid = Grid(self.states.accuracy, rows, columns, "layers", "recurrent heads", "accuracy from states, 0 to 1")
+        return (grid, Table(whole.columns, best, whole.meanings, whole.heat, "Read best"))
 
     @public
     def at(self, layer: Natural, head: Natural = 0) -> Accuracies:
@@ -215,17 +265,17 @@ def probe_states(
     plan = planned(labels, groups, folds, shuffles, seed)
     width, states = max(n_heads), list[Accuracies]()
     stream, convolution = list[Accuracies](), list[Accuracies]()
-    for portion in _portions(lens, chosen, len(rows), memory):
-        held = _features(lens, rows, portion, batch_size)
-        for layer in portion:
-            n, found = n_heads[chosen.index(layer)], held.pop(layer)
-            by_part = head_states(lens, layer).by_head(found.state) if by_head else found.state.flatten(1)[:, None]
-            states += [probed(by_part[:, head], plan, strength) for head in range(n)]
-            states += [_nothing(plan)] * (width - n)
-            stream.append(probed(found.stream, plan, strength))
-            convolution.append(probed(found.conv, plan, strength) if found.conv.shape[1] else _nothing(plan))
-        if progress is not None:
-            progress(len(portion))
+    with counted(len(chosen), "layers probed", progress) as done:
+        for portion in _portions(lens, chosen, len(rows), memory):
+            held = _features(lens, rows, portion, batch_size)
+            for layer in portion:
+                n, found = n_heads[chosen.index(layer)], held.pop(layer)
+                by_part = head_states(lens, layer).by_head(found.state) if by_head else found.state.flatten(1)[:, None]
+                states += [probed(by_part[:, head], plan, strength) for head in range(n)]
+                states += [_nothing(plan)] * (width - n)
+                stream.append(probed(found.stream, plan, strength))
+                convolution.append(probed(found.conv, plan, strength) if found.conv.shape[1] else _nothing(plan))
+            done(len(portion))
     return StateProbes(
         ReadHeads(*(tensor.unflatten(0, (-1, width)) for tensor in _stacked(states))),
         ReadLayers(*_stacked(stream)), ReadLayers(*_stacked(convolution)), tuple(chosen), tuple(n_heads), by_head,

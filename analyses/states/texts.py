@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from hybridlens import niah
+from hybridlens.display import Displayed, many
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import Span
 
 
-class Measurable(NamedTuple):
-    """One prompt."""
+class _Measurable(NamedTuple):
+    """Fields of `Measurable`."""
 
     name: str
     """Of its folder."""
@@ -29,6 +30,16 @@ class Measurable(NamedTuple):
     """Its tokens; None for own texts."""
     depth: int | None = None
     """Of the needle, in percent of the context."""
+
+
+class Measurable(Displayed, _Measurable):
+    """One prompt."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """What it is, and how long."""
+        return f"{self.words}, {many(len(self.tokens), 'token')}"
 
 
 def needle_prompts(

@@ -8,15 +8,14 @@ How it fails: pure; a score that is missing at some k is a dash.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
-from analyses.study.evidence import GLUE_TASKS, NORMAL
+from analyses.study.evidence import GLUE_TASKS
 from analyses.study.sections import kept
 from hybridlens.viz.blocks import Block, Chart, Section, Table, Words
 from hybridlens.viz.charts import Curve, line_chart
-from hybridlens.viz.entries import Entry, Value, signed
+from hybridlens.viz.entries import Entry, signed
 from hybridlens.viz.words import DASH
 
 _PER_CHART = 5
@@ -27,7 +26,7 @@ def benchmarks(rows: Sequence[BenchmarkRow], model: str, n_heads: int) -> Sectio
     result = BenchmarkResult(model, n_heads, tuple(rows), {})
     groups = {task: _group_of(task, result.tasks) for task in result.tasks}
     main, parts = ([task for task in groups if (groups[task] is None) == whole] for whole in (True, False))
-    drawn = [Curve(task, points) for task in main if (points := _scores(result, task))]
+    drawn = [Curve(task, points) for task in main if (points := result.points(task))]
     y_title = "score, %<br>bars: 1.96 standard errors"
     blocks: list[Block] = [
         Words(
@@ -74,17 +73,6 @@ def _score(row: BenchmarkRow | None) -> Entry:
 def _change(result: BenchmarkResult, task: str, k: int, metric: str) -> Entry:
     found = result.difference(task, k, metric)
     return signed(found.value), "" if found.interval is None else signed(*found.interval)
-
-
-def _scores(result: BenchmarkResult, task: str) -> dict[int, Value]:
-    """k -> the main metric of a task with its interval; empty where it is no share of 1."""
-    metric = result.metrics(task)[0]
-    rows = [row for row in result.rows if (row.task, row.metric) == (task, metric) and row.in_percent]
-    points: dict[int, Value] = {}
-    for row in sorted(rows, key=lambda row: row.k):
-        wide = math.nan if row.stderr is None else NORMAL * row.stderr
-        points[row.k] = Value(row.value, row.value - wide, row.value + wide, row.n)
-    return points
 
 
 def _group_of(task: str, tasks: Sequence[str]) -> str | None:

@@ -16,15 +16,14 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias
 
-from analyses.study.benchmarks.results import BenchmarkRow
+from analyses.study.benchmarks.results import NORMAL, BenchmarkRow
 from analyses.study.groups import Base, Estimate, Group, Groups, Place, accuracy, chance, grouped, selected
 from analyses.study.views import curves, modes
+from hybridlens.display import Displayed
+from hybridlens.display.markup import cut
 from hybridlens.results import Cell, paired_difference
 
 Outcome: TypeAlias = Literal["holds", "fails", "not tested here"]
-
-NORMAL = 1.959964
-"""Standard errors on either side of a 95 % interval."""
 
 GLUE_TASKS = ("cola", "mnli", "mnli_mismatch", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli")
 
@@ -83,12 +82,22 @@ class Check(NamedTuple):
         return self.above if low else not self.above if high else None
 
 
-class Finding(NamedTuple):
-    """What came of a claim: what was measured in words, the outcome, and what speaks against it or leaves it open."""
+class _Finding(NamedTuple):
+    """Fields of `Finding`."""
 
     measured: str
     outcome: Outcome
     reason: str
+
+
+class Finding(Displayed, _Finding):
+    """What came of a claim: what was measured in words, the outcome, and what speaks against it or leaves it open."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """The outcome, and what was measured."""
+        return f"{self.outcome}: {cut(self.measured, 120)}"
 
 
 def judge(tests: Sequence[Check]) -> Finding:

@@ -23,6 +23,7 @@ from analyses.study.views import ANSWERINGS, READINGS, Base
 from hybridlens import niah
 from hybridlens.config import LensConfig
 from hybridlens.decoding import BOUNDARIES
+from hybridlens.display import Displayed, Table, listed, many
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.model import HybridLens
 from hybridlens.results import CellKey
@@ -53,7 +54,7 @@ class Experiment(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Displayed):
     """What a study runs.
 
     Attributes:
@@ -67,6 +68,14 @@ class Study:
     experiments: tuple[str, ...]
     base: Base
     notes: tuple[str, ...]
+
+    def summary(self) -> str:
+        """How many cells of which experiments."""
+        return f"{many(len(self.cells), 'cell')} of {listed(self.experiments, 8)}"
+
+    def table(self) -> Table:
+        """A row a cell, in the order they are run."""
+        return Table(CellKey._fields, list(self.cells))
 
 
 def _few(n_heads: int, *ks: int) -> list[int]:

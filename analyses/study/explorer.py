@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analyses.study.groups import Base
-from analyses.study.view_types import Condition, Differing
+from analyses.study.measured import Condition
+from analyses.study.view_types import Differing
 from hybridlens import niah
 from hybridlens.results import Cell
 from hybridlens.results.cells import PHASES

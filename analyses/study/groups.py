@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from hybridlens import niah
+from hybridlens.display import Displayed
 from hybridlens.errors import ResultsError
 from hybridlens.results import Cell, CellKey, Interval, bootstrap_interval, paired_difference
 
@@ -23,7 +24,17 @@ Place: TypeAlias = tuple[int, float]
 K = TypeVar("K")
 
 
-class Base(NamedTuple):
+class _Base(NamedTuple):
+    """Fields of `Base`."""
+
+    n_heads: int
+    semantics: str = "clean"
+    boundary: str = "last_prompt_token"
+    needle: str = "paper"
+    jrt_lengths: tuple[tuple[int, int], ...] = ()
+
+
+class Base(Displayed, _Base):
     """What a study holds fixed, where an experiment does not vary it.
 
     Attributes:
@@ -34,11 +45,7 @@ class Base(NamedTuple):
         jrt_lengths: (length read once, length read twice) with equal contexts; empty for none.
     """
 
-    n_heads: int
-    semantics: str = "clean"
-    boundary: str = "last_prompt_token"
-    needle: str = "paper"
-    jrt_lengths: tuple[tuple[int, int], ...] = ()
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -76,13 +83,23 @@ class Groups(dict[K, Group]):
         return Group()
 
 
-class Estimate(NamedTuple):
-    """A mean, its 95 % interval, and over how many prompts."""
+class _Estimate(NamedTuple):
+    """Fields of `Estimate`."""
 
     mean: float
     low: float
     high: float
     n: int
+
+
+class Estimate(Displayed, _Estimate):
+    """A mean, its 95 % interval, and over how many prompts."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """The mean and its interval."""
+        return f"{self.mean:.1%}, 95 %: {self.low:.1%} to {self.high:.1%}, n = {self.n}"
 
 
 def selected(cells: Iterable[Cell], base: Base, *free: str, **fixed: object) -> list[Cell]:

@@ -24,9 +24,11 @@ from analyses.study.groups import Base
 from analyses.study.sections import SECTIONS
 from analyses.study.verdict import Verdict
 from analyses.study.views import NEAR, near_ties
+from hybridlens.display import Displayed, Piece, listed, many
+from hybridlens.display import Table as Rows
 from hybridlens.errors import ResultsError
 from hybridlens.niah import MAX_SCORE
-from hybridlens.results import Cell, accuracy_points, ks_of, phases_of
+from hybridlens.results import Cell, CellKey, accuracy_points, ks_of, phases_of
 from hybridlens.results import finding as found_of
 from hybridlens.viz import PatternFigure
 from hybridlens.viz.article import Article
@@ -43,7 +45,17 @@ HYPOTHESES = {
 _LEFT_OUT = "left out"
 
 
-class Judged(NamedTuple):
+class _Judged(NamedTuple):
+    """Fields of `Judged`."""
+
+    study: Study
+    cells: list[Cell]
+    benchmarks: Sequence[BenchmarkRow] = ()
+    verdicts: Sequence[Verdict] = ()
+    notes: Sequence[str] = ()
+
+
+class Judged(Displayed, _Judged):
     """What a study found.
 
     Attributes:
@@ -55,11 +67,23 @@ class Judged(NamedTuple):
             experiment and a colon stands in its section.
     """
 
-    study: Study
-    cells: list[Cell]
-    benchmarks: Sequence[BenchmarkRow] = ()
-    verdicts: Sequence[Verdict] = ()
-    notes: Sequence[str] = ()
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """How much was answered, and what became of the claims."""
+        outcomes = [verdict.outcome for verdict in self.verdicts]
+        counts = ", ".join(f"{outcomes.count(name)} {name}" for name in dict.fromkeys(outcomes)) or "no verdicts"
+        return f"{many(len(self.cells), 'cell')} of {listed(self.study.experiments, 8)}; {counts}"
+
+    def table(self) -> Rows:
+        """A row a cell: where it stands, its score and its answer."""
+        columns = (*CellKey._fields, "score", "text")
+        return Rows(columns, [tuple(getattr(cell, name) for name in columns) for cell in self.cells])
+
+    def view(self) -> tuple[Piece, ...]:
+        """What became of each claim."""
+        columns = ("id", "claim", "paper", "measured", "outcome", "reason")
+        return (Rows(columns, [tuple(getattr(verdict, name) for name in columns) for verdict in self.verdicts]),)
 
 
 def page_of(found: Judged, record: Mapping[str, Any], ran: Collection[str]) -> Article:

@@ -8,7 +8,6 @@ How it fails: a view whose cells are missing raises `ResultsError`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -18,8 +17,8 @@ from analyses.study.explorer import BOUNDARY_WORDS, condition_words, differing
 from analyses.study.groups import Base
 from hybridlens.results import Cell, TippingInterval
 from hybridlens.viz.blocks import Block, Chart, HeatTable, Table, Words
-from hybridlens.viz.charts import ACCURACY, Curve, bar_chart, line_chart
-from hybridlens.viz.entries import Entry, Value, difference, entry, percent
+from hybridlens.viz.charts import ACCURACY, bar_chart, line_chart
+from hybridlens.viz.entries import Entry, difference, entry, percent
 from hybridlens.viz.words import PHASE_NOTES, PHASE_TITLES
 
 MODE_WORDS = {
@@ -31,17 +30,10 @@ MODE_WORDS = {
 }
 
 
-def value(found: views.Accuracies | views.Differences, *place: int) -> Value:
-    """One entry of a view's tensors."""
-    chance = found.chance if isinstance(found, views.Accuracies) else None
-    means, lows, highs = (float(tensor[place]) for tensor in (found.mean, found.low, found.high))
-    return Value(means, lows, highs, int(found.n[place]), math.nan if chance is None else float(chance[place]))
-
-
 def fig2(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Accuracy against heads kept, with the tipping points."""
     view = views.fig2(cells, base)
-    curves = _curves([PHASE_TITLES[phase] for phase in view.phases], view)
+    curves = view.curves([PHASE_TITLES[phase] for phase in view.phases])
     header = ("heads kept", *(curve.name for curve in curves))
     return [
         Words(
@@ -81,7 +73,7 @@ def jrt(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Read once beside read twice."""
     view = views.jrt(cells, base)
     names, ks = ("read once", "read twice"), [kept(k) for k in view.ks]
-    bars = dict(zip(names, _grid(view.accuracy), strict=True))
+    bars = dict(zip(names, view.accuracy.values(), strict=True))
     header = ("heads kept", *names, "twice minus once, points", "twice minus half of all heads, points")
     return [
         Words(
@@ -100,7 +92,7 @@ def table1(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Manipulations while reading by manipulations while answering."""
     view = views.table1(cells, base)
     against = [
-        (f"read {reading}, answer {answering}", difference(value(view.against_keep, i, j)))
+        (f"read {reading}, answer {answering}", difference(view.against_keep.value(i, j)))
         for i, reading in enumerate(view.readings)
         for j, answering in enumerate(view.answerings)
         if (reading, answering) != ("keep", "keep")
@@ -114,7 +106,7 @@ def table1(cells: Sequence[Cell], base: Base) -> list[Block]:
             "reading ↓   answering →",
             tuple((name, MODE_WORDS[name]) for name in view.readings),
             tuple((name, MODE_WORDS[name]) for name in view.answerings),
-            _grid(view.accuracy),
+            view.accuracy.values(),
         ),
         Table(
             ("combination", "difference, points"),
@@ -127,7 +119,7 @@ def table1(cells: Sequence[Cell], base: Base) -> list[Block]:
 def needles(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Needles by heads kept, and their mean."""
     view = views.needles(cells, base)
-    values = (*_grid(view.accuracy), tuple(value(view.across, j) for j in range(len(view.ks))))
+    values = (*view.accuracy.values(), tuple(view.across.value(j) for j in range(len(view.ks))))
     return [
         Words(
             "Accuracy for needles of several forms, heads silenced while answering, at the places that all were "
@@ -196,7 +188,7 @@ def _contrast(
     words: str, view: views.Contrast, names: Mapping[str, str], base: Base, k_title: str | None = None
 ) -> list[Block]:
     """Two values of one setting."""
-    curves = _curves([names[setting] for setting in view.values], view)
+    curves = view.curves([names[setting] for setting in view.values])
     tips = [f"{curve.name} {'none' if curve.tips is None else f'k = {curve.tips}'}" for curve in curves]
     header = ("heads kept", *(curve.name for curve in curves), "second minus first, points")
     return [
@@ -210,24 +202,13 @@ def _contrast(
     ]
 
 
-def _curves(names: Sequence[str], view: views.Fig2 | views.Contrast) -> list[Curve]:
-    """A line for each place along the first axis of a view's accuracy."""
-    values = zip(names, _grid(view.accuracy), view.tipping, strict=True)
-    return [Curve(name, dict(zip(view.ks, row, strict=True)), tips) for name, row, tips in values]
-
-
 def _rows(names: Iterable[str], found: views.Accuracies, *changes: views.Differences) -> tuple[tuple[Entry, ...], ...]:
     """A row of a table for each place along the last axis: its name, its accuracies, and its changes."""
-    columns = zip(*_grid(found), strict=True)
+    columns = zip(*found.values(), strict=True)
     return tuple(
-        (name, *map(entry, line), *(difference(value(change, j)) for change in changes))
+        (name, *map(entry, line), *(difference(change.value(j)) for change in changes))
         for j, (name, line) in enumerate(zip(names, columns, strict=True))
     )
-
-
-def _grid(found: views.Accuracies) -> tuple[tuple[Value, ...], ...]:
-    rows, columns = found.mean.shape
-    return tuple(tuple(value(found, i, j) for j in range(columns)) for i in range(rows))
 
 
 def _prompts(found: views.Accuracies) -> str:

@@ -24,10 +24,25 @@ from analyses.study import claim_rules as rules
 from analyses.study.benchmarks.results import BenchmarkRow
 from analyses.study.evidence import Evidence, ModelFacts, Outcome, Rule, untested
 from analyses.study.views import ANSWERINGS, READINGS
+from hybridlens.display import Displayed
+from hybridlens.display.markup import cut
 from hybridlens.results import Cell
 
 
-class Verdict(NamedTuple):
+class _Verdict(NamedTuple):
+    """Fields of `Verdict`."""
+
+    id: str
+    hypothesis: str
+    claim: str
+    paper: str
+    measured: str
+    outcome: Outcome
+    rule: str
+    reason: str
+
+
+class Verdict(Displayed, _Verdict):
     """One claim and what became of it.
 
     Attributes:
@@ -38,14 +53,11 @@ class Verdict(NamedTuple):
         reason: what speaks against it, or why it was not decided; empty where it holds.
     """
 
-    id: str
-    hypothesis: str
-    claim: str
-    paper: str
-    measured: str
-    outcome: Outcome
-    rule: str
-    reason: str
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """What became of which claim."""
+        return f"{self.id} {self.outcome}: {cut(self.claim, 110)}"
 
 
 class Claim(NamedTuple):

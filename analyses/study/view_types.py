@@ -8,14 +8,33 @@ How it fails: NaN stands where no cell was run; `n` is 0 there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from jaxtyping import Float32, Int64
+import torch
+from jaxtyping import Float32
 from torch import Tensor
 
+from analyses.study.measured import (
+    MEANINGS,
+    Accuracies,
+    Condition,
+    Differences,
+    beside,
+    curves_of,
+    heads_kept,
+    tips_words,
+)
+from hybridlens.display import Curve, Displayed, Grid, Piece, Table, listed, many
+from hybridlens.display.markup import cut
 from hybridlens.results import Cell, TippingInterval
-from hybridlens.results.cells import MODES, PHASES
+from hybridlens.viz import charts as chart
+from hybridlens.viz.plotted import Plotted
+from hybridlens.viz.words import PHASE_TITLES
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 READINGS = ("keep", "omit", "only", "binary", "null")
 """Rows of table 1: what is done to attention weights while the prompt is read."""
@@ -28,45 +47,7 @@ NEAR = 1e-4
 
 
 @dataclass(frozen=True)
-class Accuracies:
-    """Accuracy under conditions; every tensor has one entry for each, along the axes that its holder names.
-
-    Attributes:
-        mean: mean score ÷ highest score, 0 … 1; NaN where no cell was run.
-        low: lower end of its 95 % interval over prompts; NaN likewise.
-        high: upper end.
-        chance: the same mean over the controls; NaN where none was run.
-        n: prompts with a needle.
-        n_control: controls.
-    """
-
-    mean: Float32[Tensor, "*condition"]
-    low: Float32[Tensor, "*condition"]
-    high: Float32[Tensor, "*condition"]
-    chance: Float32[Tensor, "*condition"]
-    n: Int64[Tensor, "*condition"]
-    n_control: Int64[Tensor, "*condition"]
-
-
-@dataclass(frozen=True)
-class Differences:
-    """Accuracy under conditions minus that under others, over the same places of the grid.
-
-    Attributes:
-        mean: mean of the differences, -1 … 1; NaN where no place was run under both.
-        low: lower end of its 95 % interval over places, each drawn with both its scores.
-        high: upper end.
-        n: places compared: prompts of equal length and depth.
-    """
-
-    mean: Float32[Tensor, "*condition"]
-    low: Float32[Tensor, "*condition"]
-    high: Float32[Tensor, "*condition"]
-    n: Int64[Tensor, "*condition"]
-
-
-@dataclass(frozen=True)
-class Fig2:
+class Fig2(Plotted):
     """Accuracy against heads kept (figure 2).
 
     Attributes:
@@ -85,9 +66,37 @@ class Fig2:
     tipping: tuple[int | None, ...]
     intervals: tuple[TippingInterval | None, ...]
 
+    def summary(self) -> str:
+        """Which phases and k, and where accuracy tips."""
+        tips = tips_words(self.phases, self.tipping)
+        return f"accuracy at k = {listed(self.ks)}; tipping point: {tips}"
+
+    def table(self) -> Table:
+        """A row for each phase and k."""
+        return Table.of(self.accuracy.columns(), {"phase": self.phases, "k": self.ks}, MEANINGS)
+
+    def view(self) -> tuple[Piece, ...]:
+        """Accuracy against heads kept."""
+        lines = dict(zip(self.phases, self.accuracy.mean.tolist(), strict=True))
+        return (Curve(self.ks, lines, "heads kept in every layer, k", "accuracy, 0 to 1"), self.table())
+
+    def curves(self, names: Sequence[str]) -> list[chart.Curve]:
+        """A line for each phase, under names, with its tipping point."""
+        return curves_of(names, self.ks, self.accuracy, self.tipping)
+
+    def plot(self, n_heads: int | None = None) -> Plot:
+        """Accuracy against heads kept, with intervals and chance: the figure of the report.
+
+        Args:
+            n_heads: heads of a layer, so that the axis can name the untouched model.
+        """
+        from hybridlens.viz.plot import Plot
+
+        return Plot(chart.line_chart(self.curves([PHASE_TITLES[p] for p in self.phases]), n_heads, chart.ACCURACY))
+
 
 @dataclass(frozen=True)
-class JrtResult:
+class JrtResult(Plotted):
     """Accuracy with context and question given once and twice, generation version (figure 3, left).
 
     Attributes:
@@ -105,9 +114,35 @@ class JrtResult:
     gain: Differences
     above_half: Differences
 
+    def summary(self) -> str:
+        """Which k, and what reading twice gains at the fewest heads."""
+        return f"read once and twice at k = {listed(self.ks)}; gain at k = {self.ks[0]} {float(self.gain.mean[0]):+.1%}"
+
+    def table(self) -> Table:
+        """A row for each reading and k; what reading twice gains stands with it."""
+        values = {**self.accuracy.columns(), **beside(self.gain, "gain"), **beside(self.above_half, "above_half")}
+        return Table.of(values, {"reading": READ, "k": self.ks}, MEANINGS)
+
+    def view(self) -> tuple[Piece, ...]:
+        """Accuracy against heads kept, and what reading twice gains."""
+        lines = dict(zip(READ, self.accuracy.mean.tolist(), strict=True))
+        return (Curve(self.ks, lines, "heads kept in every layer, k", "accuracy, 0 to 1"), self.table())
+
+    def plot(self) -> Plot:
+        """Accuracy read once and twice, with intervals: the figure of the report."""
+        from hybridlens.viz.plot import Plot
+
+        bars = dict(zip(READ, self.accuracy.values(), strict=True))
+        title = "attention heads kept in every layer"
+        return Plot(chart.bar_chart(heads_kept(self.ks), bars, title, chart.ACCURACY))
+
+
+READ: tuple[str, str] = ("read once", "read twice")
+"""Names along ``reading`` of a `JrtResult`."""
+
 
 @dataclass(frozen=True)
-class Table1:
+class Table1(Plotted):
     """Accuracy under every combination of manipulations (table 1).
 
     Attributes:
@@ -122,28 +157,25 @@ class Table1:
     accuracy: Accuracies
     against_keep: Differences
 
+    def summary(self) -> str:
+        """Which manipulations, and the accuracy without any."""
+        keep = float(self.accuracy.mean[0, 0])
+        return f"reading {listed(self.readings)} × answering {listed(self.answerings)}; both kept {keep:.1%}"
 
-class Condition(NamedTuple):
-    """What is done to attention: the part of a cell's key that is not its prompt."""
+    def table(self) -> Table:
+        """A row for each combination: accuracy, and that less the accuracy with both kept."""
+        against = {f"against_keep_{name}": value for name, value in self.against_keep.columns().items()}
+        axes = {"reading": self.readings, "answering": self.answerings}
+        return Table.of({**self.accuracy.columns(), **against}, axes, MEANINGS)
 
-    phase: str
-    k: int
-    reading: str = "keep"
-    answering: str = "keep"
-
-    @classmethod
-    def of(cls, cell: Cell) -> Condition:
-        """What a cell does to attention."""
-        return cls(cell.phase, cell.k, cell.reading, cell.answering)
-
-    @property
-    def place(self) -> tuple[int, int, int, int]:
-        """Sorts conditions: by version, k ascending, then in the order of table 1."""
-        return PHASES.index(self.phase), self.k, MODES.index(self.reading), MODES.index(self.answering)
+    def view(self) -> tuple[Piece, ...]:
+        """Accuracy of every combination."""
+        words = "what is done while the prompt is read", "while the model answers"
+        return (Grid(self.accuracy.mean, self.readings, self.answerings, *words, "accuracy, 0 to 1"),)
 
 
 @dataclass(frozen=True)
-class Maps:
+class Maps(Plotted):
     """Retrieval maps: the score at every length and depth, for each condition (figures 4 to 7 and 10).
 
     Attributes:
@@ -160,9 +192,47 @@ class Maps:
     score: Float32[Tensor, "condition length depth"]
     chance: Float32[Tensor, "condition length"]
 
+    def summary(self) -> str:
+        """How many maps of how many prompts."""
+        grid = f"{many(len(self.lengths), 'length')} × {many(len(self.depths), 'depth')}"
+        return f"{many(len(self.conditions), 'condition')}, {grid}; mean score {float(self.score.nanmean()):.1%}"
+
+    def table(self) -> Table:
+        """A row for each condition, length and depth; the controls stand with depth None."""
+        rows: list[tuple[str | int | float | None, ...]] = []
+        for i, condition in enumerate(self.conditions):
+            for j, length in enumerate(self.lengths):
+                scores = zip((*self.depths, None), [*self.score[i, j].tolist(), float(self.chance[i, j])], strict=True)
+                rows += [(*condition, length, depth, score) for depth, score in scores]
+        columns = (*Condition._fields, "length", "depth", "score")
+        return Table(columns, rows, {"score": "share of the highest", "depth": "percent; none in a control"})
+
+    def view(self) -> tuple[Piece, ...]:
+        """The maps of the first and the last condition."""
+        depths, lengths = [f"{depth:g} %" for depth in self.depths], [str(length) for length in self.lengths]
+        words = "depths of the needle", "lengths in tokens", "score, 0 to 1"
+        return tuple(
+            Grid(self.score[i].T, depths, lengths, *words, self.conditions[i].words)
+            for i in sorted({0, len(self.conditions) - 1})
+            if self.conditions
+        )
+
+    def plot(self, condition: int = 0) -> Plot:
+        """The map of one condition, by its place, with the controls below.
+
+        Args:
+            condition: which of `conditions`.
+        """
+        from hybridlens.viz.figures import map_figure
+        from hybridlens.viz.plot import Plot
+
+        scores = [*self.score[condition].T.tolist(), self.chance[condition].tolist()]
+        percent = [[None if value != value else 100 * value for value in row] for row in scores]
+        return Plot(map_figure(self.lengths, [*self.depths, None], percent))
+
 
 @dataclass(frozen=True)
-class NeedlesResult:
+class NeedlesResult(Plotted):
     """Accuracy for several needles, generation version.
 
     Attributes:
@@ -177,9 +247,31 @@ class NeedlesResult:
     accuracy: Accuracies
     across: Accuracies
 
+    def summary(self) -> str:
+        """How many needles, and the mean at the most heads."""
+        mean = self.across.value(-1).mean
+        return f"{many(len(self.needles), 'needle')} at k = {listed(self.ks)}; mean at the last {mean:.1%}"
+
+    def table(self) -> Table:
+        """A row for each needle and k; the mean over needles is needle None."""
+        rows = [
+            (name, k, *(value[i, j].item() for value in self.accuracy.columns().values()))
+            for i, name in enumerate(self.needles)
+            for j, k in enumerate(self.ks)
+        ]
+        columns = self.across.columns()
+        rows += [(None, k, *(value[j].item() for value in columns.values())) for j, k in enumerate(self.ks)]
+        return Table(("needle", "k", *columns), rows, MEANINGS)
+
+    def view(self) -> tuple[Piece, ...]:
+        """Accuracy by needle and heads kept, and the mean."""
+        values = torch.cat([self.accuracy.mean, self.across.mean[None]])
+        words = "needles", "heads kept in every layer", "accuracy, 0 to 1"
+        return (Grid(values, [*self.needles, "mean"], heads_kept(self.ks), *words),)
+
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Plotted):
     """Accuracy against heads kept under two values of one setting, on the same prompts.
 
     Attributes:
@@ -198,16 +290,55 @@ class Contrast:
     difference: Differences
     tipping: tuple[int | None, int | None]
 
+    def summary(self) -> str:
+        """Which setting, and where accuracy tips under both values."""
+        return f"{self.setting}: {' | '.join(self.values)}; tipping point: {tips_words(self.values, self.tipping)}"
 
-class Differing(NamedTuple):
-    """A cell whose text or score is another under the other semantics."""
+    def table(self) -> Table:
+        """A row for each value and k; the second less the first stands with the second."""
+        values = {**self.accuracy.columns(), **beside(self.difference, "difference")}
+        return Table.of(values, {self.setting: self.values, "k": self.ks}, MEANINGS)
+
+    def view(self) -> tuple[Piece, ...]:
+        """Accuracy under both values."""
+        lines = dict(zip(self.values, self.accuracy.mean.tolist(), strict=True))
+        return (Curve(self.ks, lines, "heads kept, k", "accuracy, 0 to 1"), self.table())
+
+    def curves(self, names: Sequence[str]) -> list[chart.Curve]:
+        """A line for each value, under names, with its tipping point."""
+        return curves_of(names, self.ks, self.accuracy, self.tipping)
+
+    def plot(self, n_heads: int | None = None) -> Plot:
+        """Accuracy against heads kept under both values.
+
+        Args:
+            n_heads: heads of a layer, so that the axis can name the untouched model.
+        """
+        from hybridlens.viz.plot import Plot
+
+        return Plot(chart.line_chart(self.curves(self.values), n_heads, chart.ACCURACY))
+
+
+class _Differing(NamedTuple):
+    """Fields of `Differing`."""
 
     clean: Cell
     published: Cell
 
 
+class Differing(Displayed, _Differing):
+    """A cell whose text or score is another under the other semantics."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """Both answers."""
+        texts = " | ".join(repr(cut(cell.text.strip(), 60)) for cell in self)
+        return f"k = {self.clean.k}, length {self.clean.length}: {texts}"
+
+
 @dataclass(frozen=True)
-class SemanticsDifference:
+class SemanticsDifference(Plotted):
     """What changes between clean and published semantics, cell by cell.
 
     Attributes:
@@ -227,3 +358,23 @@ class SemanticsDifference:
     n_text: int
     n_score: int
     differing: tuple[Differing, ...]
+
+    def summary(self) -> str:
+        """How many cells have another text or score."""
+        return (
+            f"{many(self.n_cells, 'cell')} under clean and published semantics: {self.n_text:,} have another text, "
+            f"{self.n_score:,} another score"
+        )
+
+    def table(self) -> Table:
+        """A row for each semantics and condition; published less clean stands with published."""
+        names = [condition.words for condition in self.conditions]
+        values = {**self.accuracy.columns(), **beside(self.difference, "difference")}
+        return Table.of(values, {"semantics": ("clean", "published"), "condition": names}, MEANINGS)
+
+    def view(self) -> tuple[Piece, ...]:
+        """Accuracy under both, by condition, and the second less the first."""
+        names = [condition.words for condition in self.conditions]
+        values = torch.cat([self.accuracy.mean, self.difference.mean[None]])
+        rows = ["clean", "published", "published minus clean"]
+        return (Grid(values.T, names, rows, "conditions", "semantics", "accuracy, 0 to 1"),)

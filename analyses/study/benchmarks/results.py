@@ -9,21 +9,32 @@ How it fails: `ResultsError` for a score that was not measured, `InputError` for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyses.experiment.artefacts import Stored
 from analyses.experiment.text import columns
+from hybridlens.display import Displayed, Piece, Table, listed, many, number
+from hybridlens.display.markup import cut
 from hybridlens.errors import ResultsError, closest
 from hybridlens.results import Interval, paired_difference
+from hybridlens.viz.entries import Value
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
+
+NORMAL = 1.959964
+"""Standard errors on either side of a 95 % interval."""
 
 SHARES = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1", "mcc", "mean"})
 """Metrics that are shares of 1, and are told in percent and points; others keep their unit."""
 
 
 @dataclass(frozen=True)
-class BenchmarkRow:
+class BenchmarkRow(Displayed):
     """One metric of one task under one k.
 
     Attributes:
@@ -49,22 +60,33 @@ class BenchmarkRow:
     scores: tuple[float, ...] | None = None
     truncated: int = 0
 
+    def summary(self) -> str:
+        """The score, of what and under which k."""
+        error = "" if self.stderr is None else f" ± {number(self.stderr, 2)}"
+        return f"{self.task}, k = {self.k}: {self.metric} {number(self.value)}{error}, {many(self.n, 'document')}"
+
     @property
     def in_percent(self) -> bool:
         """Whether the value is a share of 1."""
         return self.metric.split(",")[0] in SHARES
 
 
-class Difference(NamedTuple):
-    """What a task gains (loses, below 0) at one k against another; in points where the metric is a share."""
+class _Difference(NamedTuple):
+    """Fields of `Difference`."""
 
     value: float
     interval: Interval | None
     """95 % over documents; None where there are no scores of single documents."""
 
 
+class Difference(Displayed, _Difference):
+    """What a task gains (loses, below 0) at one k against another; in points where the metric is a share."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
-class BenchmarkResult(Stored, text=True):
+class BenchmarkResult(Plotted, Stored, text=True):
     """Every score of a run.
 
     Attributes:
@@ -131,7 +153,50 @@ class BenchmarkResult(Stored, text=True):
             interval = Interval(unit * low, unit * high)
         return Difference(unit * (here.value - there.value), interval)
 
-    def table(self) -> list[list[str]]:
+    def summary(self) -> str:
+        """Which tasks at which k."""
+        tasks = f"{many(len(self.tasks), 'task')}: {listed(self.tasks, 5)}"
+        return f"{cut(self.model, 40)}, {tasks}; k = {listed(self.ks)} of {self.n_heads} heads kept"
+
+    def table(self) -> Table:
+        """A row a score."""
+        columns = ("task", "k", "metric", "value", "stderr", "n", "higher_is_better", "truncated")
+        rows = [tuple(getattr(row, name) for name in columns) for row in self.rows]
+        return Table(columns, rows, {"k": "heads kept in each layer", "n": "documents"}, ("value",))
+
+    def view(self) -> tuple[Piece, ...]:
+        """A line a task and metric, with what is lost against all heads."""
+        header, *rows = self.lines()
+        return (Table(tuple(header), [tuple(row) for row in rows], note="scores in %, with standard errors"),)
+
+    def points(self, task: str) -> dict[int, Value]:
+        """k -> the main metric of a task with its 95 % interval; empty where it is no share of 1."""
+        metric = self.metrics(task)[0]
+        rows = [row for row in self.rows if (row.task, row.metric) == (task, metric) and row.in_percent]
+        found: dict[int, Value] = {}
+        for row in sorted(rows, key=lambda row: row.k):
+            wide = math.nan if row.stderr is None else NORMAL * row.stderr
+            found[row.k] = Value(row.value, row.value - wide, row.value + wide, row.n)
+        return found
+
+    def plot(self, tasks: Sequence[str] | None = None) -> Plot:
+        """Scores against heads kept, with 1.96 standard errors.
+
+        Args:
+            tasks: at most six; the first six whose main metric is a share of 1 when left out.
+
+        Raises:
+            ResultsError: a task was not run.
+            InputError: more than six.
+        """
+        from hybridlens.viz.charts import Curve, line_chart
+        from hybridlens.viz.plot import Plot
+
+        found = {task: self.points(task) for task in (self.tasks if tasks is None else tasks)}
+        curves = [Curve(task, points) for task, points in found.items() if points]
+        return Plot(line_chart(curves[:6] if tasks is None else curves, self.n_heads, "score, %", whole=False))
+
+    def lines(self) -> list[list[str]]:
         """A header and a line for every task and metric: its score at each k, and the differences to all heads."""
         fewer = [k for k in self.ks if k != self.n_heads] if self.n_heads in self.ks else []
         lines = [["task", "metric", "n", *(f"k = {k}" for k in self.ks), *(f"{k} – {self.n_heads}" for k in fewer)]]
@@ -150,7 +215,7 @@ class BenchmarkResult(Stored, text=True):
         """The table as text, with what was cut off under it."""
         cut = {row.task: row.truncated for row in self.rows if row.truncated}
         notes = [f"{task}: the beginning of {n} requests was cut off to fit max_length" for task, n in cut.items()]
-        return "\n".join([f"{self.model}: scores in %, with standard errors", columns(self.table(), left=2), *notes])
+        return "\n".join([f"{self.model}: scores in %, with standard errors", columns(self.lines(), left=2), *notes])
 
 
 @dataclass(frozen=True)

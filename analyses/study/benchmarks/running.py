@@ -120,7 +120,7 @@ class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):
 
     def page(self, result: BenchmarkResult, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""
-        header, *rows = result.table()
+        header, *rows = result.lines()
         return Article(
             subject="benchmarks",
             over="Benchmarks of general ability under fewer heads",

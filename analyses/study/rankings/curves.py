@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hybridlens.display import Displayed, many, number
 from hybridlens.errors import ResultsError
 from hybridlens.results.statistics import (
     DRAWS,
@@ -32,12 +33,22 @@ from hybridlens.results.statistics import (
 )
 
 
-class Value(NamedTuple):
-    """A number with its 95 % interval over prompts."""
+class _Value(NamedTuple):
+    """Fields of `Value`."""
 
     value: float
     low: float
     high: float
+
+
+class Value(Displayed, _Value):
+    """A number with its 95 % interval over prompts."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """The number and its interval."""
+        return f"{number(self.value, 3)}, 95 %: {number(self.low, 3)} to {number(self.high, 3)}"
 
     @property
     def sign(self) -> int:
@@ -45,12 +56,22 @@ class Value(NamedTuple):
         return (self.low > 0) - (self.high < 0)
 
 
-class Needed(NamedTuple):
-    """The fewest heads from which on accuracy stays at or above half of the untouched model's, with its interval."""
+class _Needed(NamedTuple):
+    """Fields of `Needed`."""
 
     heads: int
     low: int
     high: int
+
+
+class Needed(Displayed, _Needed):
+    """The fewest heads from which on accuracy stays at or above half of the untouched model's, with its interval."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """The number and its interval."""
+        return f"{many(self.heads, 'head')}, 95 %: {self.low} to {self.high}"
 
 
 def areas(scores: Float[Tensor, "prompt count"], counts: Sequence[int]) -> Float[Tensor, "prompt"]:

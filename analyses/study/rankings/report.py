@@ -13,7 +13,7 @@ from typing import Any
 from analyses.experiment.text import columns
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.curves import Value as Measured
-from analyses.study.rankings.results import RANDOM, RankingComparison, is_draw
+from analyses.study.rankings.results import BANDS, RankingComparison, is_draw
 from analyses.study.rankings.words import heads_of, sentences
 from hybridlens.viz.article import Article
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Table, Words
@@ -71,35 +71,18 @@ def rankings_table(found: RankingComparison) -> str:
     return f"{found.model}: rankings of {most} heads\n{columns(rows, left=1)}"
 
 
-def by_area(comparison: RankingComparison) -> list[str]:
-    """The rows, largest area first."""
-    return sorted(comparison.names, key=lambda name: -comparison.area[comparison.row(name)].value)
-
-
-def shown(comparison: RankingComparison) -> list[str]:
-    """The rows of a figure that has room for six: the largest areas, the reference and the random level."""
-    fixed = _fixed(comparison)
-    free = [name for name in by_area(comparison) if name not in fixed][: len(COLORS) - len(fixed)]
-    return sorted([*free, *fixed], key=by_area(comparison).index)
-
-
-def _fixed(comparison: RankingComparison) -> list[str]:
-    return [name for name in (comparison.reference, RANDOM) if name in comparison.names]
-
-
 def _curves(comparison: RankingComparison) -> Section:
     """The curves of the best, the reference and chance; all numbers folded away."""
-    names = shown(comparison)
+    names = comparison.shown()
     others = len(comparison.names) - len(names)
     words = (
         "The mean score over all prompts when only the best heads of a ranking are left; largest area under the curve "
         "first. The mean of random draws is the level to beat."
     )
     more = f" {others} rankings with smaller areas have charts of their own below." if others else ""
-    curves = {name: _curve(comparison, name) for name in by_area(comparison)}
-    axis = "accuracy, % of the highest score<br>bands: 95 % interval over prompts"
+    curves = {name: comparison.curve(name) for name in comparison.by_area()}
     seen = "accuracy against heads kept, by ranking; numbers in the table below"
-    chart = _chart(comparison, [curves[name] for name in names], axis, seen, height=480)
+    chart = _chart(comparison, [curves[name] for name in names], BANDS, seen, height=480)
     table = _by_count(comparison, curves, entry, "Every ranking at every number of heads")
     return Section("curves", "Accuracy against heads kept", (Words(words + more), chart, table))
 
@@ -107,7 +90,7 @@ def _curves(comparison: RankingComparison) -> Section:
 def _areas(comparison: RankingComparison) -> Section:
     """Areas, heads needed, and differences to the reference."""
     rows: list[tuple[Entry, ...]] = []
-    for name in by_area(comparison):
+    for name in comparison.by_area():
         row = comparison.row(name)
         needed, reference = comparison.heads_needed[row], comparison.reference
         against = DASH if name == reference else _measured(comparison.above_reference[row], "+.3f")
@@ -122,7 +105,7 @@ def _areas(comparison: RankingComparison) -> Section:
         "tipping point. Below each number its 95 % interval over prompts; a difference whose interval holds 0 is not "
         "told apart from none. Differences are over the same prompts, at the numbers of heads that both were run at."
     )
-    sources = tuple((name, comparison.sources[comparison.row(name)]) for name in by_area(comparison))
+    sources = tuple((name, comparison.sources[comparison.row(name)]) for name in comparison.by_area())
     what = Table(("ranking", "what it is"), sources, "What each ranking is")
     blocks: list[Block] = [Words(words), Table(header, tuple(rows)), what]
     if comparison.draws:
@@ -136,13 +119,11 @@ def _each(comparison: RankingComparison) -> Section | None:
     """A chart of each ranking with the reference and chance; nothing where the first chart had room for all."""
     if len(comparison.names) <= len(COLORS):
         return None
-    fixed = _fixed(comparison)
-    beside = [_curve(comparison, name) for name in fixed]
+    fixed = comparison.fixed
+    beside = [comparison.curve(name) for name in fixed]
     charts = tuple(
-        _chart(
-            comparison, [_curve(comparison, name), *beside], "accuracy", f"accuracy against heads kept: {name}", name
-        )
-        for name in by_area(comparison)
+        _chart(comparison, [comparison.curve(name), *beside], "accuracy", f"accuracy against heads kept: {name}", name)
+        for name in comparison.by_area()
         if name not in fixed
     )
     words = f"Each ranking beside {' and '.join(fixed)}, with 95 % intervals over prompts; largest area first."
@@ -172,10 +153,10 @@ def _ability(comparison: RankingComparison) -> Section | None:
     """What is left of the rest: loss on held-out filler, and the local tasks."""
     found = comparison.ability
     blocks: list[Block] = []
-    loss = {name: _losses(comparison, name) for name in by_area(comparison)}
+    loss = {name: _losses(comparison, name) for name in comparison.by_area()}
     loss = {name: curve for name, curve in loss.items() if any(value.known for value in curve.points.values())}
     if loss:
-        drawn = [loss[name] for name in shown(comparison) if name in loss]
+        drawn = [loss[name] for name in comparison.shown() if name in loss]
         seen = "held-out loss against heads kept, by ranking"
         blocks += [
             Words(
@@ -190,7 +171,7 @@ def _ability(comparison: RankingComparison) -> Section | None:
             ),
         ]  # fmt: skip
     for task, values in found.tasks.items():
-        scored = [name for name in by_area(comparison) if not bool(values[comparison.row(name)].isnan().all())]
+        scored = [name for name in comparison.by_area() if not bool(values[comparison.row(name)].isnan().all())]
         lines = [(name, *(percent(float(v)) for v in values[comparison.row(name)])) for name in scored]
         if lines:
             whole = float(values[0, -1])
@@ -209,7 +190,7 @@ def _untouched(comparison: RankingComparison) -> str:
 def _orders(comparison: RankingComparison, rankings: Mapping[str, HeadRanking]) -> Section | None:
     """Each ranking's order as a map of heads."""
     charts: list[Chart] = []
-    for name in [name for name in by_area(comparison) if name in rankings]:
+    for name in [name for name in comparison.by_area() if name in rankings]:
         ranking = rankings[name]
         contests = ranking.contests(comparison.scope)
         place = {head: i for heads in contests for i, head in enumerate(heads, start=1)}
@@ -224,12 +205,6 @@ def _orders(comparison: RankingComparison, rankings: Mapping[str, HeadRanking]) 
     where = "of the model" if comparison.scope == "model" else "of its layer"
     words = f"The place of every head among those {where}: 1 is kept longest. Equal scores go by layer, then head."
     return Section("orders", "The orders", (Words(words), ChartGrid(tuple(charts))))
-
-
-def _curve(comparison: RankingComparison, name: str) -> Curve:
-    row, n = comparison.row(name), comparison.scores.shape[1]
-    columns = zip(comparison.counts, comparison.accuracy[row], comparison.low[row], comparison.high[row], strict=True)
-    return Curve(name, {count: Value(float(mean), float(low), float(high), n) for count, mean, low, high in columns})
 
 
 def _losses(comparison: RankingComparison, name: str) -> Curve:

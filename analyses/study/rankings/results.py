@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -26,8 +27,21 @@ from analyses.heads.ranking import HeadRanking, check_name
 from analyses.study.rankings.agreement import kendall, spearman
 from analyses.study.rankings.curves import Needed, Value, accuracies, area, area_difference, areas, needed
 from hybridlens import niah
+from hybridlens.display import Curve as Lines
+from hybridlens.display import Piece, Table, listed, many, number
+from hybridlens.display.markup import cut
 from hybridlens.errors import ResultsError
 from hybridlens.results import Cell, CellKey
+from hybridlens.viz.charts import Curve, band_chart
+from hybridlens.viz.entries import Value as Point
+from hybridlens.viz.layout import COLORS
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
+
+BANDS = "accuracy, % of the highest score<br>bands: 95 % interval over prompts"
+"""Of the axis of accuracies."""
 
 RUN_TIME = "entropy at run time"
 """The row of the paper's method."""
@@ -37,7 +51,7 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class Ability(Stored, text=True):
+class Ability(Plotted, Stored, text=True):
     """What is left of the rest, by ranking and count.
 
     Attributes:
@@ -51,9 +65,25 @@ class Ability(Stored, text=True):
     task_counts: tuple[int, ...]
     tasks: Mapping[str, Float[Tensor, "ranking task_count"]]
 
+    def summary(self) -> str:
+        """Losses and tasks of how many rankings."""
+        rankings, counts = self.loss.shape
+        tasks = f"{listed(self.tasks, 6)} at {listed(self.task_counts, 6)} heads" if self.tasks else "no task"
+        return f"{many(rankings, 'ranking')} at {many(counts, 'count')} of heads kept; {tasks}"
+
+    def table(self) -> Table:
+        """A row for each ranking and place among the counts, by their places: the loss, then each task's accuracy."""
+        axes: dict[str, None] = dict.fromkeys(("ranking", "count"))
+        loss = Table.of({"value": self.loss}, axes)
+        rows: list[tuple[str | int | float | None, ...]] = [("loss", *row) for row in loss.rows]
+        for task, values in self.tasks.items():
+            rows += [(task, *row) for row in Table.of({"value": values}, axes).rows]
+        meanings = {"count": "the place among the counts; of tasks, among task_counts", "value": "nats; tasks: 0 to 1"}
+        return Table(("what", *loss.columns), rows, meanings)
+
 
 @dataclass(frozen=True, eq=False)
-class RankingComparison:
+class RankingComparison(Plotted):
     """Rankings side by side.
 
     Attributes:
@@ -125,6 +155,66 @@ class RankingComparison:
             UnknownNameError: one of them was not compared.
         """
         return area_difference(self.scores[self.row(name)], self.scores[self.row(other)], self.counts)
+
+    def by_area(self) -> list[str]:
+        """The rows, largest area first."""
+        return sorted(self.names, key=lambda name: -self.area[self.row(name)].value)
+
+    @property
+    def fixed(self) -> list[str]:
+        """The rows that every figure shows: the reference and the random level."""
+        return [name for name in (self.reference, RANDOM) if name in self.names]
+
+    def shown(self) -> list[str]:
+        """The rows of a figure that has room for six: the largest areas, the reference and the random level."""
+        free = [name for name in self.by_area() if name not in self.fixed][: len(COLORS) - len(self.fixed)]
+        return sorted([*free, *self.fixed], key=self.by_area().index)
+
+    def curve(self, name: str) -> Curve:
+        """Accuracy against heads kept of one row, with its intervals; errors as those of `row`."""
+        row, n = self.row(name), self.scores.shape[1]
+        columns = zip(self.counts, self.accuracy[row], self.low[row], self.high[row], strict=True)
+        points = {count: Point(float(mean), float(low), float(high), n) for count, mean, low, high in columns}
+        return Curve(name, points)
+
+    def summary(self) -> str:
+        """How many rankings over how many prompts, and the largest areas."""
+        best = ", ".join(f"{cut(name, 30)} {number(self.area[self.row(name)].value, 2)}" for name in self.by_area()[:2])
+        return f"{many(len(self.names), 'ranking')}, {many(self.scores.shape[1], 'prompt')}; largest areas: {best}"
+
+    def table(self) -> Table:
+        """A row for each ranking and number of heads kept."""
+        values = {"accuracy": self.accuracy, "low": self.low, "high": self.high, "loss": self.ability.loss}
+        meanings = {"accuracy": "share of the highest score", "loss": "of held-out filler, nats a token"}
+        return Table.of(values, {"ranking": self.names, "heads_kept": self.counts}, meanings)
+
+    def view(self) -> tuple[Piece, ...]:
+        """Area and heads needed of each ranking, largest area first, and accuracy against heads kept."""
+        rows: list[tuple[str | int | float, ...]] = []
+        for name in self.by_area():
+            row = self.row(name)
+            rows.append((name, *self.area[row], *self.heads_needed[row], self.sources[row]))
+        columns = ("ranking", "area", "low", "high", "heads needed", "fewest", "most", "source")
+        meanings = {"area": "under accuracy, 0 to 1, with its 95 % interval", "heads needed": "that keep half"}
+        lines = {name: self.accuracy[self.row(name)].tolist() for name in self.shown()}
+        drawn = Lines(self.counts, lines, "heads kept", "accuracy, 0 to 1")
+        return (Table(columns, rows, meanings, ("area",)), drawn)
+
+    def plot(self, names: Sequence[str] | None = None) -> Plot:
+        """Accuracy against heads kept, bands over the 95 % intervals: the figure of the report.
+
+        Args:
+            names: at most six rows; those of `shown` when left out.
+
+        Raises:
+            UnknownNameError: there is no such row.
+            InputError: more than six.
+        """
+        from hybridlens.viz.plot import Plot
+
+        kept = "attention heads kept" + (", of the model" if self.scope == "model" else " in every layer")
+        curves = [self.curve(name) for name in (self.shown() if names is None else names)]
+        return Plot(band_chart(curves, self.counts[-1], BANDS, kept))
 
 
 def is_draw(name: str) -> bool:

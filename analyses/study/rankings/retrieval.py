@@ -31,14 +31,16 @@ from torch import Tensor
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.prompts import Needle, in_words, needles_of
 from hybridlens.boundary import Positive, public
+from hybridlens.display import Grid, Piece, Table, many, number
 from hybridlens.hooks import Edit, HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.niah import Prompt
 from hybridlens.shapes import Pattern
+from hybridlens.viz.plotted import Plotted
 
 
-class Looks(NamedTuple):
-    """What every head did while each prompt was answered."""
+class _Looks(NamedTuple):
+    """Fields of `Looks`."""
 
     answers: list[tuple[int, ...]]
     """The untouched model's own answers: token ids, end-of-text left out; may be empty."""
@@ -47,6 +49,32 @@ class Looks(NamedTuple):
     mass: Float[Tensor, "prompt attn_layer head"]
     """Mean attention weight on the needle, 0 … 1, from the queries that chose the answer. Where the answer is empty,
     from the one that chose end-of-text."""
+
+
+class Looks(Plotted, _Looks):
+    """What every head did while each prompt was answered."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """How many prompts were answered, and how much was copied."""
+        prompts, layers, heads = self.copied.shape
+        best = number(float(self.copied.mean(dim=0).max()), 2)
+        return f"{many(prompts, 'prompt')} × {many(layers * heads, 'head')}; the best retrieval score {best}"
+
+    def table(self) -> Table:
+        """A row for each prompt and head; attention layers by their places."""
+        meanings = {"copied": "share of the needle's tokens that the head copied", "mass": "attention to the needle"}
+        axes: dict[str, None] = dict.fromkeys(("prompt", "attn_layer", "head"))
+        return Table.of({"copied": self.copied, "mass": self.mass}, axes, meanings)
+
+    def view(self) -> tuple[Piece, ...]:
+        """Both scores of every head, mean over prompts."""
+        sizes = zip("LH", self.mass[0].shape, strict=True)
+        layers, heads = ([f"{letter}{i}" for i in range(n)] for letter, n in sizes)
+        words = "attention layers, by their places", "heads"
+        named = (("retrieval score", self.copied), ("attention to the needle", self.mass))
+        return tuple(Grid(values.mean(dim=0), layers, heads, *words, name) for name, values in named)
 
 
 @public

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyses.experiment.options.needles import arguments_of
 from analyses.experiment.options.rankings import RankingsConfig
-from analyses.experiment.running import Experiment, Progress, quiet, result_of
+from analyses.experiment.running import Experiment, Progress, result_of
 from analyses.heads.answering import Grid, Rankings, answer_all
 from analyses.heads.ranking import check_name
 from analyses.heads.sparsification import check_ranking
@@ -37,17 +37,44 @@ from analyses.study.rankings.results import (
 )
 from analyses.study.rankings.words import sentences
 from hybridlens.config import LensConfig
+from hybridlens.display import Piece, Table
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.results import CellKey, Folder, Manifest, Run, hash_json
 from hybridlens.viz.article import Article
+from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 
-class Compared(NamedTuple):
-    """What a comparison found, and of which rankings."""
+class _Compared(NamedTuple):
+    """Fields of `Compared`."""
 
     comparison: RankingComparison
     rankings: Rankings
+
+
+class Compared(Plotted, _Compared):
+    """What a comparison found, and of which rankings."""
+
+    __slots__ = ()
+
+    def summary(self) -> str:
+        """What was compared."""
+        return self.comparison.summary()
+
+    def table(self) -> Table:
+        """A row for each ranking and number of heads kept."""
+        return self.comparison.table()
+
+    def view(self) -> tuple[Piece, ...]:
+        """Area and heads needed of each ranking."""
+        return self.comparison.view()
+
+    def plot(self) -> Plot:
+        """Accuracy against heads kept."""
+        return self.comparison.plot()
 
 
 class RankingsRun(Experiment[RankingsConfig, Compared]):
@@ -170,7 +197,7 @@ def compare(
     config: RankingsConfig,
     folder: Path | None = None,
     weights_hash: str | None = None,
-    progress: Progress = quiet,
+    progress: Progress | None = None,
 ) -> RankingComparison:
     """The comparison of rankings that are given, kept in `folder`, or nowhere; see `RankingsRun` and `result_of`."""
     return result_of(RankingsRun(lens, config, weights_hash, rankings), folder, progress).comparison

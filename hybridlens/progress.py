@@ -1,0 +1,81 @@
+"""Progress bars of what takes long: tqdm's, in a notebook or a terminal; elsewhere, and in tests, there are none.
+
+A function that is given a callback of its own reports to that instead. Inside `hidden` nothing is shown: whatever has
+a bar already, as commands and lists of prompts do, hides those of what it calls. tqdm is imported when the first bar
+is shown. How it fails: it does not; a bar that is not wanted costs a call that does nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+Advance = Callable[[int], None]
+"""Called with how many more are done."""
+
+Stages = Callable[[int, int], None]
+"""Called with how many are done and how many there are in all."""
+
+_HIDDEN: ContextVar[bool] = ContextVar("hidden", default=False)
+
+
+def wanted() -> bool:
+    """Whether a bar would be seen: in a notebook, or where standard error is a terminal, and not inside `hidden`."""
+    if _HIDDEN.get():
+        return False
+    return "ipykernel.zmqshell" in sys.modules or bool(sys.stderr and sys.stderr.isatty())
+
+
+@contextmanager
+def hidden() -> Generator[None]:
+    """No bars of what is called inside."""
+    token = _HIDDEN.set(True)
+    try:
+        yield
+    finally:
+        _HIDDEN.reset(token)
+
+
+@contextmanager
+def counted(total: int, what: str, given: Advance | None = None) -> Generator[Advance]:
+    """A bar over so many things, to be moved on by how many more are done; others inside are hidden.
+
+    Args:
+        total: how many there are; of one, no bar is shown.
+        what: they are, in a word or two.
+        given: the caller's own callback, which is called instead.
+    """
+    if given is not None or total < 2 or not wanted():
+        yield given or _nothing
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=what, leave=False) as bar, hidden():
+
+        def advance(more: int) -> None:
+            bar.update(more)
+
+        yield advance
+
+
+@contextmanager
+def staged(what: str, given: Stages | None = None) -> Generator[Stages]:
+    """Likewise for what reports how many are done and how many there are, the number being known only then."""
+    if given is not None or not wanted():
+        yield given or _nothing
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=None, desc=what, leave=False) as bar, hidden():
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield tell
+
+
+def _nothing(*_: int) -> None:
+    """Nobody watches."""

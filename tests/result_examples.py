@@ -1,0 +1,181 @@
+"""One result of every kind that analyses give, of small random models and synthetic studies, for the tests of displays.
+
+`examples` makes them all; `gathered` finds every result inside these too.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from models import make
+from planted_memory import pairs as planted_pairs
+from planted_memory import planted
+
+import hybridlens as hl
+from analyses import kv_cache, states
+from analyses.experiment.running import Outcome
+from analyses.heads.entropy import rank_heads
+from analyses.heads.needle_heads import look
+from analyses.heads.treatment import Treatment
+from analyses.kv_cache.experiment import Crossed
+from analyses.kv_cache.following import KEYS_AND_VALUES, following, layer_memories
+from analyses.patching.agreement import agreement
+from analyses.patching.alignment import differences
+from analyses.patching.choosing import Measure
+from analyses.patching.direct import direct_logit_attribution
+from analyses.patching.edges import edge_attribution
+from analyses.patching.effects import Patched, strongest
+from analyses.patching.gradients import attribution_sweep
+from analyses.patching.metrics import KullbackLeibler, LogitDifference, LogProbability, NeedleScore, OwnFunction, Rank
+from analyses.patching.pairs import Pair
+from analyses.patching.running import activation_patch
+from analyses.patching.sweeps import sweep
+from analyses.states.found import Found, OfPrompt
+from analyses.states.looking import look as look_hidden
+from analyses.states.texts import Measurable
+from analyses.study import views
+from analyses.study.benchmarks.results import BenchmarkResult
+from analyses.study.claim_rules import ablated
+from analyses.study.evidence import Evidence, ModelFacts
+from analyses.study.groups import Base, accuracy, grouped
+from analyses.study.rankings.retrieval import Looks
+from analyses.study.rankings.sweep import Compared
+from analyses.study.report import Judged
+from hybridlens.niah import NEEDLES, Prompt
+from tests.test_circuit_report import random_circuits
+from tests.test_rankings_report import a_comparison, orders
+from tests.test_study_report import BASE, BENCHMARKS, VERDICTS, a_study, study_cells
+
+IDS, OTHER = [3, 4, 5, 6, 7, 8, 9], [3, 4, 20, 6, 7, 8, 9]
+METRIC = LogitDifference(3, 7)
+SPANS = [(1, 3), (4, 5)]
+HOSTILE = "<script>alert(1)</script>&amp;\n"
+
+
+@cache
+def lens() -> hl.HybridLens:
+    """A small random model with both kinds of layers."""
+    return hl.HybridLens(make("jamba", 3))
+
+
+def a_pair() -> Pair:
+    """Two prompts that differ in one token, whose text would be code if it were not escaped."""
+    prompts = [
+        Prompt("text", tuple(ids), 7, 50, (2, 3), ((2, 3),), "base", False, "clean", True) for ids in (IDS, OTHER)
+    ]
+    texts = [(*(f" t{i}" for i in ids[:-1]), HOSTILE) for ids in (IDS, OTHER)]
+    return Pair("needle", *prompts, tuple(IDS), tuple(OTHER), (5, 6), (texts[0], texts[1]), (HOSTILE, "b"))
+
+
+def of_heads() -> Iterator[Any]:
+    """Circuits, rankings, looks."""
+    yield from (random_circuits(), random_circuits(rotary=False, gate_error=torch.rand(2, 3), notes=("One.",)))
+    yield rank_heads(lens(), [IDS, OTHER[:4]])
+    yield look(lens(), IDS, [5, 6], [(1, 3)])
+    yield Treatment(3)
+    yield Looks([(1, 2), ()], torch.rand(2, 1, 4), torch.rand(2, 1, 4))
+
+
+def of_patching() -> Iterator[Any]:
+    """Sweeps, estimates, edges, shares, metrics and a pair."""
+    exact, guessed = (run(lens(), "z", IDS, OTHER, METRIC) for run in (sweep, attribution_sweep))
+    by_place = activation_patch(lens(), IDS, OTHER, METRIC, ["blocks.1.hook_mlp_out", "hook_embed"], "p")
+    edges, direct = edge_attribution(lens(), IDS, OTHER, METRIC), direct_logit_attribution(lens(), IDS, [5, METRIC])
+    measure = Measure("logit difference", METRIC, tuple(IDS), tuple(OTHER))
+    yield Patched(a_pair(), (" a", " b"), measure, {"z": exact}, {"z": guessed}, edges, direct)
+    yield by_place
+    yield activation_patch(lens(), IDS, OTHER, METRIC, targets=[[]])
+    yield agreement(guessed, exact)
+    yield from (strongest(exact)[0], differences(IDS, OTHER, None)[0])
+    rubric = NEEDLES["paper"].rubric
+    reference = torch.rand(53)
+    yield from (
+        LogProbability((3, 4)),
+        Rank(3),
+        KullbackLeibler(reference),
+        NeedleScore(rubric),
+        OwnFunction(torch.sum),
+    )
+    yield sweep(lens(), "z", [IDS, IDS[:5]], [OTHER, OTHER[:5]], METRIC)
+
+
+def of_memories() -> Iterator[Any]:
+    """Crossovers and maps of a planted model."""
+    model, *_ = planted("jamba", "head", 1)
+    pairs = planted_pairs(2, seed=1)
+    found = kv_cache.crossover(model, pairs, max_new_tokens=1)
+    yield Crossed(found, {"dropped": kv_cache.drop_map(model, pairs[0], block=4, max_new_tokens=0)})
+    yield kv_cache.recurrent_map(model, pairs[0], every=8, max_new_tokens=0)
+    yield from (pairs[0], kv_cache.contrast(pairs[0]), found.shares(found.mixes[0].name))
+    yield following(found, KEYS_AND_VALUES)
+    yield layer_memories(found.mixes)[0]
+    state = model.prefill([list(pairs[0].a[:-1])]).state
+    yield from (kv_cache.means(state), kv_cache.logprobs(model, state, pairs[:1]))
+    yield from (kv_cache.retrieval(model, state, pairs[0], 0), kv_cache.attention_groups(model.cfg)[0])
+    yield from (kv_cache.Surgery(kv_cache.reset, [0, 2]), kv_cache.needle_pairs()[0])
+
+
+def of_states() -> Iterator[Any]:
+    """Every measure of states."""
+    rows = [IDS, OTHER[:5]]
+    measured = OfPrompt(
+        Measurable("a", "an own text", tuple(IDS)), states.spectrum(lens(), rows), states.sizes(lens(), rows),
+        states.flow(lens(), rows), states.holding(lens(), rows, SPANS, range(5)),
+    )  # fmt: skip
+    knocked = states.knockout(lens(), IDS, METRIC, [(0, 0)], [1], controls=2)
+    prompts = torch.randint(3, 50, (12, 6), generator=torch.Generator().manual_seed(0))
+    probes = states.probe_states(lens(), prompts, [i % 2 for i in range(12)], folds=2, shuffles=2)
+    hidden = look_hidden(lens(), IDS, [(0, 0)], [0, 2, 3], False)
+    yield Found((measured,), hidden, {"write-1": knocked}, probes, 4)
+    yield states.knockout_map(lens(), IDS, METRIC, blocks=3)
+    yield states.linear_probe(torch.rand(12, 3), [i % 2 for i in range(12)], folds=2, shuffles=2)
+    yield probes.at(0, 0)
+
+
+def of_studies() -> Iterator[Any]:
+    """Views, verdicts, benchmarks, comparisons."""
+    cells = study_cells()
+    for view in (
+        views.fig2, views.jrt, views.table1, views.maps, views.needles, views.scopes, views.boundaries,
+        views.semantics_difference,
+    ):  # fmt: skip
+        yield view(cells, BASE)
+    yield from (BASE, Base(4), a_comparison(), a_comparison().ability)
+    yield accuracy(grouped(cells, BASE, lambda cell: cell.phase)["generation"])
+    yield Compared(a_comparison(), orders())
+    yield BenchmarkResult("m", 4, tuple(BENCHMARKS), {})
+    yield Judged(a_study("fig2"), cells[:5], BENCHMARKS, VERDICTS)
+    yield ablated(Evidence(cells, BENCHMARKS, ModelFacts("m", "jamba", None, BASE)))
+    yield Outcome(Path("a"), Path("a/report.html"), views.fig2(cells, BASE), {}, ())
+
+
+@cache
+def examples() -> tuple[Any, ...]:
+    """All of them."""
+    return tuple(one for part in (of_heads, of_patching, of_memories, of_states, of_studies) for one in part())
+
+
+def gathered(values: Iterable[Any]) -> dict[type, list[Any]]:
+    """Class -> its instances among some values and everything inside them."""
+    found: dict[type, list[Any]] = {}
+    seen: set[int] = set()
+    waiting = list(values)
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if dataclasses.is_dataclass(one) and not isinstance(one, type):
+            found.setdefault(type(one), []).append(one)
+            waiting += [getattr(one, field.name) for field in dataclasses.fields(one)]
+        elif isinstance(one, tuple) and hasattr(one, "_fields"):
+            found.setdefault(type(one), []).append(one)
+            waiting += list(one)
+        elif isinstance(one, (list, tuple, frozenset)):
+            waiting += list(one)[:50]
+        elif isinstance(one, dict):
+            waiting += list(one.values())[:50]
+    return found
