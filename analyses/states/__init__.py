@@ -17,11 +17,11 @@ from analyses.states.flow import Flow, erasures, flow
 from analyses.states.hidden import hidden_attention, hidden_figure
 from analyses.states.holding import Holding, holding, sinks
 from analyses.states.knockout import Knockout, KnockoutMap, knockout, knockout_map
-from analyses.states.linear_probe import Probe, linear_probe
 from analyses.states.probe import StateProbes, probe_states
 from analyses.states.silencing import knock_out
 from analyses.states.sizes import Sizes, sizes
 from analyses.states.spectrum import Spectrum, spectrum
+from analyses.stream.linear_probe import Probe, linear_probe
 
 __all__ = [
     "Spectrum",

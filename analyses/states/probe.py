@@ -2,7 +2,7 @@
 
 Every prompt is read up to a position, and of what the model then remembers the state of each recurrent head is taken as
 it is, one long vector: of a matrix state all u × m entries, of RG-LRU a block's channels, of Mamba c × n. A probe
-predicts the prompt's label from it (`analyses.states.linear_probe`, which has its formula, controls and sources). Two
+predicts the prompt's label from it (`analyses.stream.linear_probe`, which has its formula, controls and sources). Two
 things beside say what that means: the residual stream that enters the layer at that position, and the last inputs of
 the layer's convolution. What these tell as well need not have been remembered by the state.
 
@@ -30,7 +30,8 @@ from torch import Tensor
 from analyses.experiment.artefacts import Stored
 from analyses.patching.alignment import places_of
 from analyses.patching.results import largest
-from analyses.states.linear_probe import (
+from analyses.states.silencing import RecurrentHead, head_states
+from analyses.stream.linear_probe import (
     FOLDS,
     SHUFFLES,
     STRENGTH,
@@ -44,7 +45,6 @@ from analyses.states.linear_probe import (
     planned,
     probed,
 )
-from analyses.states.silencing import RecurrentHead, head_states
 from hybridlens.boundary import Natural, Positive, Seed, public
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit, HookFunction, HookPoint, reads_only
@@ -117,7 +117,7 @@ class StateProbes(Stored):
         majority: the share of the largest class.
         classes: of the labels.
         folds: of the cross-validation.
-        shuffling: what changed places in shuffles; see `analyses.states.linear_probe`.
+        shuffling: what changed places in shuffles; see `analyses.stream.linear_probe`.
         strength: λ of the probes.
         seed: of folds and shuffles.
         model: signature of the architecture.
@@ -191,7 +191,7 @@ def probe_states(
         position: of each prompt, or one for all; counted from the end where below 0. What follows it is not read.
         layers: those to probe; None for all with a state.
         by_head: probe each head by itself, or each layer's states as one.
-        groups: which prompts belong together, such as those that share a haystack; see `analyses.states.linear_probe`.
+        groups: which prompts belong together, such as those that share a haystack; see `analyses.stream.linear_probe`.
         folds: of the cross-validation.
         shuffles: how often labels are shuffled.
         seed: of folds and shuffles.
