@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hybridlens.hooks import Edit, HookPoint, HookSpec
     from hybridlens.loading import load, load_weights
     from hybridlens.model import HybridLens
+    from hybridlens.sae import load_sae
     from hybridlens.state import HybridState
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOMES = {
     "HybridState": "state",
     "Sampling": "choosing",
     "load": "loading",
+    "load_sae": "sae",
     "load_weights": "loading",
     "niah": "",
     "tiny": "",
@@ -40,6 +42,7 @@ __all__ = [
     "HybridState",
     "Sampling",
     "load",
+    "load_sae",
     "load_weights",
     "niah",
     "tiny",

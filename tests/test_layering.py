@@ -64,6 +64,8 @@ ORDER = (
     "interleaving",
     "running",
     "continuing",
+    "sae",
+    "splicing",
     "tracing",
     "model",
     "engine",

@@ -28,7 +28,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
-from analyses.patching.alignment import places_of
 from analyses.patching.results import largest
 from analyses.states.silencing import RecurrentHead, head_states
 from analyses.stream.linear_probe import (
@@ -45,9 +44,10 @@ from analyses.stream.linear_probe import (
     planned,
     probed,
 )
+from analyses.stream.reading import at_last, cut_at
 from hybridlens.boundary import Natural, Positive, Seed, public
 from hybridlens.errors import InputError
-from hybridlens.hooks import Edit, HookFunction, HookPoint, reads_only
+from hybridlens.hooks import Edit
 from hybridlens.memory import Recurrent
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
@@ -209,7 +209,7 @@ def probe_states(
     if not chosen:
         raise InputError("no layer was given, expected at least one, or None for all")
     n_heads = [head_states(lens, layer).n if by_head else 1 for layer in chosen]
-    rows, positions = _cut(lens, prompts, position)
+    rows, positions = cut_at(lens, prompts, position)
     if len(labels) != len(rows):
         raise InputError(f"{len(labels)} labels given for {len(rows)} prompts, expected one for each")
     plan = planned(labels, groups, folds, shuffles, seed)
@@ -242,19 +242,6 @@ class _Features(NamedTuple):
     stream: Float[Tensor, "prompt d_model"]
 
 
-def _cut(
-    lens: HybridLens, prompts: TokensLike, position: int | Sequence[int]
-) -> tuple[list[list[int]], tuple[int, ...]]:
-    """Each prompt up to its position, and the positions from its start."""
-    tokens, lengths = lens.batch(prompts)
-    n = [tokens.shape[1]] * len(tokens) if lengths is None else lengths.tolist()
-    given = [position] * len(n) if isinstance(position, int) else list(position)
-    if len(given) != len(n):
-        raise InputError(f"{len(given)} positions given for {len(n)} prompts, expected one for each, or one for all")
-    positions = [places_of([place], length)[0] for place, length in zip(given, n, strict=True)]
-    return [row[: p + 1] for row, p in zip(tokens.tolist(), positions, strict=True)], tuple(positions)
-
-
 def _portions(lens: HybridLens, layers: Sequence[int], n: int, memory: int) -> Iterator[list[int]]:
     """Layers whose features are held at the same time."""
     portion, total = list[int](), 0
@@ -284,7 +271,7 @@ def _features(
         for row, ids in zip(tokens, batch, strict=True):
             row[: len(ids)] = torch.tensor(ids)
         stream: dict[int, Tensor] = {}
-        edits = [Edit(f"blocks.{layer}.hook_resid_pre", _keeping(stream, layer, lengths - 1)) for layer in layers]
+        edits = [Edit(f"blocks.{layer}.hook_resid_pre", at_last(stream, layer, lengths - 1)) for layer in layers]
         state = lens.prefill(tokens, edits, lengths=lengths, last_only=True).state
         for layer in layers:
             memory = cast(Recurrent, state.layers[layer]["ssm"])
@@ -297,16 +284,6 @@ def _features(
         layer: _Features(*(torch.cat(part)[back] for part in zip(*found, strict=True)))
         for layer, found in parts.items()
     }
-
-
-def _keeping(kept: dict[int, Tensor], layer: int, last: Tensor) -> HookFunction:
-    """A hook function that keeps what stands at each row's last token."""
-
-    @reads_only
-    def keep(x: Tensor, hook: HookPoint) -> None:
-        kept[layer] = x[torch.arange(len(last), device=x.device), last.to(x.device)]
-
-    return keep
 
 
 def _nothing(plan: Plan) -> Accuracies:
