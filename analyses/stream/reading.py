@@ -10,18 +10,22 @@ How it fails: a hook point that is no row of numbers a token (scores, patterns, 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformer_lens.utilities.slice import Slice
 
 from analyses.patching.alignment import places_of
+from hybridlens.boundary_words import shown
 from hybridlens.devices import execution_device
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookFunction, HookPoint, check_name, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.padding import TokenBatch
+from hybridlens.running import PosSlice
 from hybridlens.shapes import Logits
 from hybridlens.tokens import TokensLike
 
@@ -109,6 +113,21 @@ def cut_at(
         raise InputError(f"{len(given)} positions given for {len(rows)} prompts, expected one for each, or one for all")
     positions = [places_of([place], len(row))[0] for place, row in zip(given, rows, strict=True)]
     return [row[: p + 1] for row, p in zip(rows, positions, strict=True)], tuple(positions)
+
+
+def picked(size: int, positions: PosSlice) -> list[int]:
+    """The positions of a prompt of `size` tokens that an index, a slice as a tuple, or a list names; None names all.
+
+    Raises:
+        InputError: the prompt has no such position.
+    """
+    try:
+        return np.arange(size)[Slice.unwrap(cast(Any, positions)).slice].reshape(-1).tolist()
+    except (IndexError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"positions {shown(positions)} given, but a prompt has the positions 0..{size - 1}; give a position, a "
+            "slice as a tuple (start, stop), or a list"
+        ) from error
 
 
 def at_last(kept: dict[Key, Tensor], key: Key, last: Int[Tensor, "batch"]) -> HookFunction:
