@@ -21,7 +21,7 @@ does not state its width needs `d_in` where a point has several such axes.
 How it fails: a point that has no numbers for each token, a width that does not fit, and a second autoencoder at one
 point raise `InputError`. At ``ssm.hook_state`` a prompt's states are encoded as they come from the untouched
 recurrence, and those of a decode step as they come from the state before, spliced or not: that is how edits of states
-act. Autoencoders are computed in their own dtype.
+act. Autoencoders are computed in their own dtype and where they are.
 """
 
 from __future__ import annotations
@@ -104,27 +104,30 @@ class Splice:
         Raises:
             HookFunctionError: the autoencoder gives something of another shape than it read.
         """
-        rows = x.flatten(x.ndim - self.n_axes)
-        read = rows.to(_dtype(self.sae, rows.dtype))
+        read = x if _takes_heads(self.sae) else x.flatten(x.ndim - self.n_axes)
+        read = read.to(**_home(self.sae, x))
         if error is None:
-            back = self._decoded(features(self.sae.encode(read)), read)
-            return back.to(x.dtype).view_as(x)
+            return self._decoded(features(self.sae.encode(read)), read).view(x.shape).to(x)
         # A second pair of passes, so that the features' gradient is that of what they add, the error held.
         again = self._decoded(self.sae.encode(read), read)
         back = self._decoded(features(self.sae.encode(read)), read)
-        left = (read - again).view_as(x)
-        moved = (back - again).view_as(x) + (error(left) - left)
-        return x + moved.to(x.dtype)
+        left = (read - again).view(x.shape)
+        return x + ((back - again).view(x.shape) + (error(left) - left)).to(x)
 
     def _decoded(self, features: Tensor, read: Tensor) -> Tensor:
-        scaled = isinstance(self.sae, SparseAutoencoder) and self.sae.cfg.scales_by_input
-        back = cast(Any, self.sae).decode(features, like=read) if scaled else self.sae.decode(features)
+        back = decoded(self.sae, features, read)
         if back.shape != read.shape:
             raise HookFunctionError(
                 f"the autoencoder at '{self.name}' gave back {list(back.shape)} for {list(read.shape)}; "
                 "expected the shape that it read"
             )
         return back
+
+
+def decoded(sae: Autoencoder, features: Tensor, read: Tensor) -> Tensor:
+    """What features stand for, scaled back as what they were read from, where the autoencoder wants that."""
+    scaled = isinstance(sae, SparseAutoencoder) and sae.cfg.scales_by_input
+    return cast(Any, sae).decode(features, like=read) if scaled else sae.decode(features)
 
 
 class SpliceFront:
@@ -190,13 +193,19 @@ def _width(sae: Autoencoder) -> int | None:
     return int(weight.shape[-1]) if isinstance(weight, Tensor) and weight.ndim == 2 else None
 
 
-def _dtype(sae: Autoencoder, default: torch.dtype) -> torch.dtype:
-    """In which an autoencoder computes; `default` where it does not say."""
-    for holder in (sae, getattr(sae, "W_dec", None)):
-        dtype = getattr(holder, "dtype", None)
+def _home(sae: Autoencoder, x: Tensor) -> dict[str, Any]:
+    """In which dtype and where an autoencoder computes; as the activation is, where it does not say."""
+    for holder in (getattr(sae, "W_dec", None), sae):
+        dtype, device = (getattr(holder, what, None) for what in ("dtype", "device"))
         if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-            return dtype
-    return default
+            return {"dtype": dtype, "device": device if isinstance(device, torch.device) else x.device}
+    return {"dtype": x.dtype, "device": x.device}
+
+
+def _takes_heads(sae: Autoencoder) -> bool:
+    """Whether it puts heads side by side itself, as SAELens' own do at hook_z."""
+    own = isinstance(sae, SparseAutoencoder)
+    return not own and getattr(getattr(sae, "cfg", None), "reshape_activations", None) == "hook_z"
 
 
 def _axes_read(spec: HookSpec, width: int | None) -> int:

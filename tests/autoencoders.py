@@ -31,7 +31,8 @@ def weights(architecture: str, d_in: int, seed: int = 0) -> dict[str, torch.Tens
 def make(d_in: int, architecture: str = "standard", seed: int = 0, **changes) -> SparseAutoencoder:
     """A random autoencoder."""
     k = K if architecture == "topk" else None
-    return SparseAutoencoder(SaeConfig(architecture, d_in, D_SAE, k=k, **changes), weights(architecture, d_in, seed))
+    cfg = SaeConfig(architecture, d_in, D_SAE, k=k, **changes)
+    return SparseAutoencoder(cfg, weights(architecture, d_in, seed)).requires_grad_(False)
 
 
 def axis_sae(axes: list[int], d_in: int) -> SparseAutoencoder:

@@ -16,8 +16,9 @@ from planted_memory import VALUE_AXES, VALUES
 
 import hybridlens as hl
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
+from hybridlens.sae import SaeConfig
 
-FAMILIES = ("recurrentgemma", "jamba", "qwen3_next")
+FAMILIES = ("recurrentgemma", "qwen3_next")
 POINT = "blocks.1.hook_resid_post"
 
 
@@ -155,6 +156,47 @@ def test_any_object_that_encodes_and_decodes(jamba):
             assert torch.equal(jamba(t), wanted)
         with jamba.splice(name, Stateful(sae)):
             assert torch.equal(jamba(t), before)
+
+
+def test_an_autoencoder_that_puts_heads_side_by_side_itself(jamba):
+    """SAELens' own at hook_z read [… head d_head], and give that back; ours read the heads as a row."""
+
+    class OfHeads:
+        def __init__(self, sae):
+            self.sae, self.cfg = sae, SaeConfig("standard", 32, D_SAE, reshape_activations="hook_z")
+
+        def encode(self, z):
+            assert z.shape[-2:] == (4, 8)
+            return self.sae.encode(z.flatten(-2))
+
+        def decode(self, features):
+            return self.sae.decode(features).unflatten(-1, (4, 8))
+
+    name, t = "blocks.1.attn.hook_z", tokens(2, 5)
+    with torch.no_grad():
+        before = jamba(t)
+        with jamba.splice(name, make(32), error=False) as spliced:
+            wanted, held = jamba.run_with_cache(t, spliced.features)
+        with jamba.splice(name, OfHeads(make(32)), error=False) as spliced:
+            found, own = jamba.run_with_cache(t, spliced.features)
+        with jamba.splice(name, OfHeads(make(32))):
+            assert torch.equal(jamba(t), before)
+    assert torch.equal(found, wanted)
+    assert torch.equal(own[spliced.features], held[spliced.features])
+
+
+def test_half_precision_is_left_as_it_is(jamba):
+    """The autoencoder computes in float32, the model in bfloat16: bit for bit the same until a feature moves."""
+    lens, t = hl.HybridLens(make_model("jamba", 1).to(torch.bfloat16)), tokens(1, 6)
+    with torch.no_grad():
+        before = lens(t)
+        with lens.splice(POINT, make(32)) as spliced:
+            logits, cache = lens.run_with_cache(t, spliced.features)
+            assert torch.equal(logits, before)
+            assert cache[spliced.features].dtype == torch.float32
+            moved = lens.run_with_hooks(t, [(spliced.features, lambda f, hook: f + 1)])
+        assert moved.dtype == before.dtype
+        assert not torch.equal(moved, before)
 
 
 def test_inside_a_trace(jamba):
