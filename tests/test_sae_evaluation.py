@@ -140,7 +140,7 @@ def test_a_features_share_is_its_row_of_the_decoder_through_the_norm(jamba):
     feature, share = found.top(1)[0]
     _, cache = jamba.run_with_cache(text, ["ln_final.hook_scale", name])
     model = jamba.hf_model
-    direction = model.model.final_layernorm.weight * model.lm_head.weight[7]
+    direction = (model.model.final_layernorm.weight * model.lm_head.weight[7]).detach()
     active = float(sae.encode(cache[name][0, -1])[feature])
     wanted = active * float(sae.W_dec[feature] @ direction) / float(cache["ln_final.hook_scale"][0, -1])
     assert share == pytest.approx(wanted, rel=1e-4)
