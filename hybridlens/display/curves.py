@@ -6,11 +6,11 @@ How it fails: lines and places that do not fit raise `InputError`; what is not f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from hybridlens.display.markup import COLORS, legend, noted, number, titled
+from hybridlens.display.markup import COLORS, Numbers, legend, noted, number, titled
 from hybridlens.errors import InputError
 
 _POINTS = 100
@@ -34,8 +34,8 @@ class Curve:
         InputError: a line has not one value a place, or there are more lines than colours.
     """
 
-    x: Sequence[float]
-    lines: Mapping[str, Sequence[float]]
+    x: Numbers
+    lines: Mapping[str, Numbers]
     across: str
     up: str
     title: str = ""
@@ -71,7 +71,7 @@ class Curve:
         thin = f"; one place of {step} is drawn" if step > 1 else ""
         return titled(self.title) + svg + names + noted(f"{named}{self.up}, over {self.across}{thin}")
 
-    def _runs(self, values: Sequence[float], step: int, low: float, high: float) -> Iterator[list[str]]:
+    def _runs(self, values: Numbers, step: int, low: float, high: float) -> Iterator[list[str]]:
         """Points of each stretch of a line that has no gap in it."""
         first, width = float(self.x[0]), (float(self.x[-1]) - float(self.x[0])) or 1.0
         last = len(self.x) - 1

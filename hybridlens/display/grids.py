@@ -53,7 +53,7 @@ class Grid:
     across: str
     name: str
     title: str = ""
-    limit: float | None = None
+    limit: float | int | None = None
 
     def __post_init__(self) -> None:
         """Refuse names that do not fit."""

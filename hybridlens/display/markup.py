@@ -14,6 +14,8 @@ from typing import Any, TypeAlias, cast
 Plain: TypeAlias = str | int | float | bool | None
 """What stands in a table."""
 
+Numbers: TypeAlias = Sequence[float | int]
+
 ACCENT = "#12908c"
 """Of values above 0, and of attention; readable on light and on dark when mixed with either."""
 WARM = "#c0622f"
@@ -35,7 +37,7 @@ _STYLE = """
 .hl table{border-collapse:collapse;border:0;margin:0;font-size:12.5px;font-variant-numeric:tabular-nums;width:auto}
 .hl tr,.hl table tbody tr{background:none!important}
 .hl th,.hl td{border:0;border-top:1px solid var(--hl-line);padding:3px 12px 3px 0!important;text-align:left!important;
-vertical-align:top;font-weight:400;max-width:46ch;overflow-wrap:anywhere;white-space:normal}
+vertical-align:top;font-weight:400;max-width:46ch;overflow-wrap:break-word;white-space:normal}
 .hl thead th{border-top:0;color:var(--hl-soft);font-size:12px}.hl .hl-r{text-align:right!important}
 .hl .hl-m td,.hl .hl-m th{border:0;padding:3px 5px!important;text-align:center!important;white-space:nowrap}
 .hl .hl-m th{color:var(--hl-soft);font-size:11.5px}.hl .hl-m td{min-width:2.4em;font-size:11.5px}
@@ -43,17 +45,21 @@ vertical-align:top;font-weight:400;max-width:46ch;overflow-wrap:anywhere;white-s
 .hl [style*="--v"]{background:color-mix(in srgb,var(--c,#12908c) calc(var(--v)*72%),transparent)!important}
 .hl .hl-t{font:12.5px/1.9 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap;margin:4px 0 6px;
 overflow-wrap:anywhere}.hl .hl-t span{border-radius:3px;padding:2px 0}.hl .hl-u{border-bottom:2px solid #c0622f}
-.hl .hl-b span{display:inline-block;min-width:1.9em;padding:1px 3px;margin:0 2px 2px 0;border-radius:3px;
-text-align:center;font-size:11px}
+.hl .hl-b span{display:inline-block;min-width:2em;margin:0 2px 4px 0;text-align:center;font-size:11px}
+.hl .hl-b i{display:block;font-style:normal;padding:1px 3px;border-radius:3px}
+.hl .hl-b i+i{padding:0;height:4px;margin-top:2px}
 .hl svg{display:block;max-width:100%;height:auto;overflow:visible}.hl svg text{font-size:11px;fill:currentColor}
 .hl img{display:block;image-rendering:pixelated;max-width:100%;border:1px solid var(--hl-line)}
 """
 STYLE = "".join(_STYLE.splitlines())
 """Of every fragment, below `.hl`."""
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""Of a page without scripts."""
+
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{title}</title><style>:root{{color-scheme:light dark;--page:#fbfaf8;--ink:#1f2426}}
 @media (prefers-color-scheme:dark){{:root{{--page:#15181a;--ink:#e6e4df}}}}
 body{{background:var(--page);color:var(--ink);margin:0 auto;max-width:1120px;padding:32px 20px}}</style></head>
@@ -67,9 +73,13 @@ def fragment(name: str, summary: str, parts: Iterable[str]) -> str:
     return f'<div class="hl"><style>{STYLE}</style>{head}{"".join(parts)}</div>'
 
 
-def page(title: str, body: str) -> str:
-    """A whole page around HTML; it loads nothing, and is light or dark as its reader has it."""
-    return _PAGE.format(title=escape(title), body=body)
+def page(title: str, body: str, policy: str = POLICY) -> str:
+    """A whole page around HTML; it loads nothing, and is light or dark as its reader has it.
+
+    Args:
+        policy: what its content security policy allows.
+    """
+    return _PAGE.format(title=escape(title), body=body, policy=policy)
 
 
 def visible(text: str) -> str:
@@ -147,7 +157,7 @@ def brief(value: Any) -> str:
     return cut(" ".join(repr(value).split()))
 
 
-def shade(value: float, largest: float) -> str:
+def shade(value: float | int, largest: float | int) -> str:
     """The attribute of an element that is coloured by a number: how strongly, and whether above or below 0."""
     share = f"{min(abs(value) / largest, 1.0) if value == value and largest else 0.0:.2f}".removeprefix("0")
     return f'style="--v:{share}{f";--c:{WARM}" if value < 0 else ""}"'

@@ -36,9 +36,10 @@ How it fails: nothing here raises for any size or content; a result without a `t
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol, get_args, get_type_hints, runtime_checkable
 
-from hybridlens.display.markup import Plain, brief, cut, fragment, page
+from hybridlens.display.markup import Plain, brief, cell, cut, fragment, page
 from hybridlens.display.tables import Table
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ _LINE = 240
 """Characters of a summary."""
 
 
+@runtime_checkable
 class Piece(Protocol):
     """A part of what a result shows: `Table`, `Grid`, `Curve`, `TokenText`, `Strip`, `Words`."""
 
@@ -71,11 +73,15 @@ class Displayed:
 
     def summary(self) -> str:
         """What it is and how large, in one line without its class's name."""
-        return ", ".join(f"{name} {said}" for name, said in self._facts().items())
+        return ", ".join(f"{name} {cell(said)}" for name, said in self.row().items() if said is not None)
 
     def table(self) -> Table:
         """All of it as rows and columns: what `to_pandas` gives."""
-        return Table.facts(dict(self._facts()))
+        return Table.facts(self.row())
+
+    def row(self) -> dict[str, Plain]:
+        """What it is in a table of several: a value for each column."""
+        return facts(self)
 
     def view(self) -> tuple[Piece, ...]:
         """What a notebook shows below the summary."""
@@ -97,10 +103,40 @@ class Displayed:
         """A page of its own, as text: it needs no network, and is light or dark as its reader has it."""
         return page(type(self).__name__, self._repr_html_())
 
-    def _facts(self) -> dict[str, Plain]:
-        """Its fields in a few words each."""
-        names = [f.name for f in fields(self)] if is_dataclass(self) else list(getattr(self, "_fields", ()))
-        return {name: brief(getattr(self, name)) for name in names}
+
+def facts(value: Any) -> dict[str, Plain]:
+    """The fields of a dataclass or NamedTuple: plain values as they are, all others in a few words.
+
+    The axes of a tensor have the names that its annotation gives them.
+    """
+    names = [f.name for f in fields(value)] if is_dataclass(value) else list(getattr(value, "_fields", ()))
+    axes = _axes(type(value))
+    return {name: _fact(getattr(value, name), axes.get(name, ())) for name in names}
+
+
+def _fact(value: Any, axes: tuple[str, ...]) -> Plain:
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    shape = tuple(getattr(value, "shape", ()))
+    if not shape or len(shape) != len(axes):
+        return brief(value)
+    named = ", ".join(f"{name} {size}" for name, size in zip(axes, shape, strict=True))
+    return f"{str(value.dtype).removeprefix('torch.')} [{named}]"
+
+
+@cache
+def _axes(kind: type) -> dict[str, tuple[str, ...]]:
+    """The names of the axes of each field that jaxtyping annotates with plain names; {} where none can be read."""
+    try:
+        hints = get_type_hints(kind)
+    except NameError:  # a name that is there for the type checker alone
+        return {}
+    found: dict[str, tuple[str, ...]] = {}
+    for name, hint in hints.items():
+        said = next((h.dim_str for h in (hint, *get_args(hint)) if hasattr(h, "dim_str")), "")
+        if said and all(part.isidentifier() for part in said.split()):
+            found[name] = tuple(said.split())
+    return found
 
 
 def _one_line(text: str) -> str:

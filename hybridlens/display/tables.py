@@ -46,6 +46,7 @@ class Table:
         heat: columns whose numbers are coloured by their size.
         title: above it; none where empty.
         note: below it; none where empty.
+        most: rows that are shown.
 
     Raises:
         InputError: two columns have one name, or a row has not one value a column.
@@ -57,6 +58,7 @@ class Table:
     heat: tuple[str, ...] = ()
     title: str = ""
     note: str = ""
+    most: int = MOST_ROWS
 
     def __post_init__(self) -> None:
         """Refuse what does not fit."""
@@ -100,13 +102,17 @@ class Table:
             frame = pd.DataFrame(self.rows.by_column())
         else:
             frame = pd.DataFrame.from_records(list(self.rows), columns=list(self.columns))
+            for i, name in enumerate(self.columns):  # whole numbers stay whole where some are missing
+                kinds = {type(row[i]) for row in self.rows}
+                if kinds == {int, type(None)}:
+                    frame[name] = pd.array([row[i] for row in self.rows], dtype="Int64")
         frame.attrs["meanings"] = dict(self.meanings)
         return frame
 
     def html(self) -> str:
         """The first rows and columns, and a line that says what is left out."""
         names = self.columns[:MOST_COLUMNS]
-        shown = [tuple(self.rows[i])[:MOST_COLUMNS] for i in range(min(len(self.rows), MOST_ROWS))]
+        shown = [tuple(self.rows[i])[:MOST_COLUMNS] for i in range(min(len(self.rows), self.most))]
         right = [all(_is_number(row[i]) or row[i] is None for row in shown) for i in range(len(names))]
         scale = {name: self._largest(shown, i) for i, name in enumerate(names) if name in self.heat}
         side = [' class="hl-r"' if is_right else "" for is_right in right]
@@ -119,7 +125,7 @@ class Table:
         return titled(self.title) + table + noted(self._left_out()) + noted(self._explained(names)) + noted(self.note)
 
     def _left_out(self) -> str:
-        rows, columns = len(self.rows) - MOST_ROWS, len(self.columns) - MOST_COLUMNS
+        rows, columns = len(self.rows) - self.most, len(self.columns) - MOST_COLUMNS
         parts = [f"{count(rows)} of {count(len(self.rows))} rows" if rows > 0 else ""]
         parts.append(f"columns {', '.join(self.columns[MOST_COLUMNS:])}" if columns > 0 else "")
         said = " and ".join(part for part in parts if part)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
-from hybridlens.display.markup import COLORS, count, legend, noted, number, shade, titled
+from hybridlens.display.markup import COLORS, Numbers, count, legend, noted, number, shade, titled
 from hybridlens.errors import InputError
 
 _TOKENS = 120
@@ -36,7 +36,7 @@ class TokenText:
     """
 
     tokens: Sequence[str]
-    values: Sequence[float] | None = None
+    values: Numbers | None = None
     name: str = ""
     marked: Sequence[tuple[int, int]] = ()
     title: str = ""
@@ -87,26 +87,40 @@ class Strip:
     """A row of kinds: the layers of a model, say.
 
     Attributes:
-        cells: a short label and a kind for each place.
+        cells: for each place a short label and its kinds: the first is its square, others are bars below it.
         kinds: kind -> what it is, in words; at most as many as there are colours.
         title: above it; none where empty.
+
+    Raises:
+        InputError: a kind that is not among `kinds`, or more kinds than colours.
     """
 
-    cells: Sequence[tuple[str, str]]
+    cells: Sequence[tuple[str, tuple[str, ...]]]
     kinds: Mapping[str, str]
     title: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no colour."""
+        unknown = sorted({kind for _, kinds in self.cells for kind in kinds} - set(self.kinds))
+        if unknown or len(self.kinds) > len(COLORS):
+            raise InputError(
+                f"a strip of {', '.join([*self.kinds, *unknown])} given, expected up to {len(COLORS)} kinds, each named"
+            )
 
     def html(self) -> str:
         """Coloured squares in a line that breaks, and what the colours are."""
         colors = dict(zip(self.kinds, COLORS, strict=False))
-        squares = "".join(
-            f'<span title="{escape(self.kinds[kind])}" style="--v:.8;--c:{colors[kind]}">{escape(label)}</span>'
-            for label, kind in self.cells[:_CELLS]
-        )
+        squares = "".join(self._square(label, kinds, colors) for label, kinds in self.cells[:_CELLS])
         more = len(self.cells) - _CELLS
-        squares = f'<div class="hl-b">{squares}</div>'
-        return titled(self.title) + squares + legend({self.kinds[k]: c for k, c in colors.items()}) + (
-            noted(f"{count(more)} more left out here") if more > 0 else "")  # fmt: skip
+        left = noted(f"{count(more)} more left out here" if more > 0 else "")
+        names = legend({self.kinds[kind]: color for kind, color in colors.items()})
+        return f'{titled(self.title)}<div class="hl-b">{squares}</div>{names}{left}'
+
+    def _square(self, label: str, kinds: tuple[str, ...], colors: Mapping[str, str]) -> str:
+        said = escape(", ".join(self.kinds[kind] for kind in kinds))
+        inner = [escape(label) if not i else "" for i in range(len(kinds))] or [escape(label)]
+        bars = [f'<i style="--v:.8;--c:{colors[kind]}">{text}</i>' for kind, text in zip(kinds, inner, strict=False)]
+        return f'<span title="{said}">{"".join(bars) or inner[0]}</span>'
 
 
 @dataclass(frozen=True)
@@ -116,18 +130,16 @@ class Words:
     text: str
     title: str = ""
     literal: bool = False
-    most: int = field(default=1200, kw_only=True)
+    most: int = 1200
     """Characters that are shown."""
 
     def html(self) -> str:
-        """The text, cut."""
+        """The text, both ends of a long one."""
         left = len(self.text) - self.most
-        shown, note = (
-            self.text[: self.most],
-            noted(f"… {count(left)} more characters left out here" if left > 0 else ""),
-        )
-        body = f'<div class="hl-t">{escape(shown)}</div>' if self.literal else f"<p>{escape(shown)}</p>"
-        return titled(self.title) + body + note
+        parts = [self.text] if left <= 0 else [self.text[: self.most // 2], self.text[-(self.most // 2) :]]
+        gap = f'<i class="hl-n"> … {count(left)} more characters … </i>'
+        shown = gap.join(map(escape, parts))
+        return titled(self.title) + (f'<div class="hl-t">{shown}</div>' if self.literal else f"<p>{shown}</p>")
 
 
 def _in_line(token: str) -> str:
