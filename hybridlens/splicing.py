@@ -8,7 +8,7 @@ its features stand for goes on in its place, with what they leave out (the error
 f' and e' are f and e after their hooks. They stand at hook points of their own, under SAELens' names, for as long as
 the block lasts: ``spliced.features`` ("blocks.3.hook_resid_post.hook_sae_acts_post") and ``spliced.error``. So
 they are read and edited like anything else: in caches, by edits of generation in prefill and in every decode step, by
-backward hooks.
+backward hooks. A predicate on names is asked about them too.
 
 With the error kept and nothing edited, what goes on is x, bit for bit: it is computed as x + (decode(f') - x̂) +
 (e' - e). So are gradients: what is upstream of the point gets the model's own gradient, and the features that of
@@ -19,7 +19,7 @@ where its width is that of the last axis alone, each head (channel, expert) by i
 does not state its width needs `d_in` where a point has several such axes.
 
 How it fails: a point that has no numbers for each token, a width that does not fit, and a second autoencoder at one
-point raise `InputError`. At ``ssm.hook_state`` a prompt's states are encoded as they come from the untouched
+point raise `InputError`. In an nnsight trace features act, but are no `.output`: read them by a hook or a cache. At ``ssm.hook_state`` a prompt's states are encoded as they come from the untouched
 recurrence, and those of a decode step as they come from the state before, spliced or not: that is how edits of states
 act. Autoencoders are computed in their own dtype and where they are.
 """
@@ -33,6 +33,7 @@ from math import prod
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hybridlens.boundary import Positive, public
@@ -49,12 +50,12 @@ ACTS, ERROR = "hook_sae_acts_post", "hook_sae_error"
 class Autoencoder(Protocol):
     """Anything that makes features of activations, and activations of features; the last axis is theirs."""
 
-    def encode(self, x: Tensor, /) -> Tensor:
-        """Features of activations [... d_in]."""
+    def encode(self, x: Float[Tensor, "*batch d_in"], /) -> Float[Tensor, "*batch feature"]:
+        """Features of activations."""
         ...
 
-    def decode(self, features: Tensor, /) -> Tensor:
-        """What features stand for, [... d_in]."""
+    def decode(self, features: Float[Tensor, "*batch feature"], /) -> Float[Tensor, "*batch d_in"]:
+        """What features stand for."""
         ...
 
 
@@ -98,7 +99,9 @@ class Splice:
             point.name = name
         return made
 
-    def through(self, x: Tensor, features: HookPoint, error: HookPoint | None) -> Tensor:
+    def through(
+        self, x: Float[Tensor, "batch pos *axes"], features: HookPoint, error: HookPoint | None
+    ) -> Float[Tensor, "batch pos *axes"]:
         """What goes on in the place of an activation.
 
         Raises:
@@ -114,7 +117,7 @@ class Splice:
         left = (read - again).view(x.shape)
         return x + ((back - again).view(x.shape) + (error(left) - left)).to(x)
 
-    def _decoded(self, features: Tensor, read: Tensor) -> Tensor:
+    def _decoded(self, features: Float[Tensor, "*batch feature"], read: Float[Tensor, "*rows"]) -> Tensor:
         back = decoded(self.sae, features, read)
         if back.shape != read.shape:
             raise HookFunctionError(
@@ -124,7 +127,9 @@ class Splice:
         return back
 
 
-def decoded(sae: Autoencoder, features: Tensor, read: Tensor) -> Tensor:
+def decoded(
+    sae: Autoencoder, features: Float[Tensor, "*batch feature"], read: Float[Tensor, "*rows"]
+) -> Float[Tensor, "*given"]:
     """What features stand for, scaled back as what they were read from, where the autoencoder wants that."""
     scaled = isinstance(sae, SparseAutoencoder) and sae.cfg.scales_by_input
     return cast(Any, sae).decode(features, like=read) if scaled else sae.decode(features)

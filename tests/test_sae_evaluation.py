@@ -144,7 +144,7 @@ def test_a_features_share_is_its_row_of_the_decoder_through_the_norm(jamba):
     active = float(sae.encode(cache[name][0, -1])[feature])
     wanted = active * float(sae.W_dec[feature] @ direction) / float(cache["ln_final.hook_scale"][0, -1])
     assert share == pytest.approx(wanted, rel=1e-4)
-    logit = float(jamba(text)[0, -1, 7])
+    logit = float(jamba(text)[0, -1, 7].detach())
     assert float(found.total[0]) == pytest.approx(logit, rel=1e-4)  # the whole stream, and no cap in Jamba
     assert f"feature {feature}" in found._repr_html_()
 

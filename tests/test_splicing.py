@@ -5,6 +5,7 @@ features reconstructs nothing, so a spliced one that lost its error would be far
 """
 
 import math
+import threading
 
 import planted_memory
 import pytest
@@ -45,11 +46,11 @@ def spliceable(lens):
 
 def test_at_every_point_nothing_changes_until_a_feature_does(lens):
     """Of some 40 points, the states and writes among them; features moved by 1 change every model's logits."""
-    t = tokens(1, 6)
+    t = tokens(1, 4)
     before, names = lens(t), dict(spliceable(lens))
     assert {name.split(".", 2)[-1] for name in names} >= {"ssm.hook_state", "hook_ssm_out", "hook_resid_mid"}
     for name, widths in names.items():
-        for d_in in widths if "state" in name or "hook_z" in name else widths[-1:]:
+        for d_in in widths if name.endswith("hook_state") else widths[-1:]:
             with torch.no_grad(), lens.splice(name, make(d_in)) as spliced:
                 logits, cache = lens.run_with_cache(t, [spliced.features, spliced.error])
                 assert torch.equal(logits, before), (name, d_in)
@@ -244,6 +245,30 @@ def test_a_planted_states_feature_answers():
         assert lens.generate(prompt, 1, [gone]).tokens.item() != VALUE_AXES[value]
         _, cache = lens.run_with_cache(prompt, spliced.features)
     assert int(cache[spliced.features][0, -1].argmax()) == value
+
+
+def test_several_at_once_and_another_thread_untouched(jamba):
+    """Two points spliced, of which the later one reads what the earlier one leaves; a thread beside sees neither."""
+    sae, other, t = make(32, seed=1), make(32, seed=2), tokens(1, 5)
+    later = "blocks.2.hook_mixer_out"
+    with torch.no_grad():
+        before = jamba(t)
+        wanted = jamba.run_with_hooks(t, [(POINT, lambda x, hook: sae(x)), (later, lambda x, hook: other(x))])
+        with jamba.splice(POINT, sae, error=False), jamba.splice(later, other, error=False) as inner:
+            logits, cache = jamba.run_with_cache(t)
+            assert cache[inner.features].shape == (1, 5, D_SAE)
+            beside = []
+
+            def run():
+                with torch.no_grad():
+                    beside.append(jamba.run_with_cache(t))
+
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+    assert torch.equal(logits, wanted)
+    assert torch.equal(beside[0][0], before)
+    assert inner.features not in beside[0][1]
 
 
 def test_misuse_is_refused_in_one_line(jamba):

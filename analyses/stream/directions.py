@@ -13,13 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
-from hybridlens.display import Table, many, number
+from hybridlens.display import Displayed, Table, many, number
 from hybridlens.errors import InputError
-from hybridlens.viz.plotted import Plotted
 
 
 @dataclass(frozen=True, eq=False)
-class Direction(Plotted, Stored):
+class Direction(Displayed, Stored):
     """A direction at a hook point, made of pairs of prompts.
 
     With d_i the difference of a pair's activations (the first's minus the second's), and u the direction:

@@ -33,15 +33,14 @@ from analyses.stream.linear_probe import (
 )
 from analyses.stream.reading import BATCH, activations, token_point
 from hybridlens.boundary import Positive, Seed, public
-from hybridlens.display import Table, many, number
+from hybridlens.display import Displayed, Table, many, number
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
-from hybridlens.viz.plotted import Plotted
 
 
 @dataclass(frozen=True, eq=False)
-class FittedProbe(Plotted, Stored):
+class FittedProbe(Displayed, Stored):
     """A probe at a hook point.
 
     Attributes:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import MinLen
@@ -33,12 +33,11 @@ from analyses.patching.metrics import LogitDifference, check_tokens
 from analyses.patching.snapshot import captured
 from analyses.stream.reading import token_point
 from hybridlens.boundary import Natural, Positive, public
-from hybridlens.display import Table, number
+from hybridlens.display import Displayed, Table, number
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.splicing import Autoencoder, decoded
 from hybridlens.tokens import TokensLike
-from hybridlens.viz.plotted import Plotted
 from hybridlens.weights import Weights
 
 AFFINE = 1e-3
@@ -49,7 +48,7 @@ BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureAttribution(Plotted, Stored):
+class FeatureAttribution(Displayed, Stored):
     """What each feature adds to a logit, or a difference of logits. All tensors are float64, on the CPU.
 
     Attributes:
@@ -170,7 +169,7 @@ def feature_attribution(
         seen = captured(lens, tokens, points, True, lambda x: x[0, chosen])[0]
         weights = Weights.of_model(lens)
         rows = weights.unembed(torch.tensor([token for token, _ in sides])).double().cpu()
-        direction = sum(sign * row for (_, sign), row in zip(sides, rows, strict=True))
+        direction = (rows * torch.tensor([sign for _, sign in sides], dtype=torch.float64)[:, None]).sum(dim=0)
         x, features = seen[name], seen[spliced.features]
         scale = seen["ln_final.hook_scale"][:, 0].double().cpu()
         active = sorted({int(i) for i in features.nonzero()[:, -1].tolist()})
@@ -189,7 +188,7 @@ def _parts(
     x: Float[Tensor, "d_in"],
     features: Float[Tensor, "feature"],
     active: Sequence[Natural],
-    direction: Any,
+    direction: Float[Tensor, "d_in"],
 ) -> tuple[Float[Tensor, "active"], Float[Tensor, ""]]:
     """What each active feature decodes to, along a direction, and the bias.
 

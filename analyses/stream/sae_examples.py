@@ -13,19 +13,19 @@ from typing import Annotated
 
 import torch
 from annotated_types import MinLen
+from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
 from analyses.patching.alignment import token_strings
 from analyses.stream.reading import BATCH, Rows, batches, rows_of, token_point
 from hybridlens.boundary import Natural, Positive, public
-from hybridlens.display import Table, TokenText, listed, many, visible
+from hybridlens.display import Displayed, Table, TokenText, listed, many, visible
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookFunction, HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.splicing import Autoencoder
 from hybridlens.tokens import TokensLike
-from hybridlens.viz.plotted import Plotted
 
 CONTEXT = 10
 """Tokens on either side that are shown."""
@@ -53,7 +53,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class FeatureExamples(Plotted, Stored, text=True):
+class FeatureExamples(Displayed, Stored, text=True):
     """The tokens at which features are most active.
 
     Attributes:
@@ -173,8 +173,10 @@ def _keeping(held: list[Tensor], features: list[int], name: str) -> HookFunction
     return keep
 
 
-def _found(values: Tensor, read: Rows, n: int, context: int) -> list[tuple[float, int, int, tuple[float, ...]]]:
-    """The most active tokens of a batch, with what stands around them; [batch pos] in."""
+def _found(
+    values: Float[Tensor, "batch pos"], read: Rows, n: int, context: int
+) -> list[tuple[float, int, int, tuple[float, ...]]]:
+    """The most active tokens of a batch, with what stands around them; (activation, text, position, around)."""
     valid = read.valid.cpu()
     alive = values.masked_fill(~valid, 0.0).flatten()
     strongest = alive.topk(min(n, len(alive))).indices.tolist()

@@ -28,13 +28,12 @@ from torch import Tensor
 from analyses.experiment.artefacts import Stored
 from analyses.stream.reading import BATCH, LOGITS, Rows, batches, rows_of, token_point
 from hybridlens.boundary import Positive, public
-from hybridlens.display import Table, count, number
+from hybridlens.display import Displayed, Table, count, number
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookFunction, HookPoint, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.splicing import Autoencoder
 from hybridlens.tokens import TokensLike
-from hybridlens.viz.plotted import Plotted
 
 Ablation: TypeAlias = Literal["zero", "mean"]
 """What the activation is set to: 0, or its mean over the tokens of the texts."""
@@ -44,7 +43,7 @@ SAME = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class SaeQuality(Plotted, Stored):
+class SaeQuality(Displayed, Stored):
     """What a model loses by an autoencoder, and how that describes activations.
 
     Attributes:

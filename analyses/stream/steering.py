@@ -154,7 +154,7 @@ def effect(
     drawn = torch.randn(draws, *direction.unit.shape, generator=rng)
     drawn = drawn * (length / drawn.flatten(1).norm(dim=1)).view(-1, *[1] * direction.unit.ndim)
 
-    def values(vector: Tensor | None, scale: float) -> Float[Tensor, "prompt"]:
+    def values(vector: Float[Tensor, "*axes"] | None, scale: float) -> Float[Tensor, "prompt"]:
         return _values(lens, rows, name, vector, scale, positions, metric, batch_size)
 
     untouched = values(None, 0.0)
@@ -175,7 +175,7 @@ def _values(
     lens: HybridLens,
     rows: Sequence[Sequence[int]],
     name: str,
-    vector: Tensor | None,
+    vector: Float[Tensor, "*axes"] | None,
     scale: float,
     positions: PosSlice,
     metric: MetricLike,
@@ -213,7 +213,7 @@ def _differences(
     return name, (first - second).flatten(1), held.shape[1:]
 
 
-def _adding(push: Tensor, places: Places | None) -> HookFunction:
+def _adding(push: Float[Tensor, "*axes"], places: Places | None) -> HookFunction:
     """A hook function that adds to activations, at some positions or at all."""
 
     @reads_only
