@@ -1,18 +1,23 @@
 """Experiments on hybrid language models, built on `hybridlens`: each module returns typed results.
 
 `hybridlens` never imports from here. `analyses.cli` is the `hybridlens` command; what takes long is an experiment
-(`analyses.experiment`), declared on one mechanism. The modules about heads can be imported from here too:
-``from analyses import entropy, scores, sparsification, manipulation``.
+(`analyses.experiment`), declared on one mechanism. The modules about heads, and those about directions in activations,
+can be imported from here too: ``from analyses import entropy, scores, sparsification, manipulation, steering, probe``.
 """
 
 from importlib import import_module
 from typing import Any
 
-_HEADS = ("entropy", "gathering", "manipulation", "ranking", "scores", "selection", "sparsification")
+_HOMES = {
+    **dict.fromkeys(
+        ("entropy", "gathering", "manipulation", "ranking", "scores", "selection", "sparsification"), "heads"
+    ),
+    **dict.fromkeys(("steering", "probe"), "stream"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """One of the modules about heads, loaded when it is asked for."""
-    if name in _HEADS:
-        return import_module(f"analyses.heads.{name}")
+    """One of the modules named above, loaded when it is asked for."""
+    if name in _HOMES:
+        return import_module(f"analyses.{_HOMES[name]}.{name}")
     raise AttributeError(f"module 'analyses' has no attribute {name!r}")

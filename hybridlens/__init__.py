@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hybridlens.hooks import Edit, HookPoint, HookSpec
     from hybridlens.loading import load, load_weights
     from hybridlens.model import HybridLens
+    from hybridlens.sae import load_sae
     from hybridlens.state import HybridState
 
 if "ipykernel" in sys.modules:  # tqdm warns once where a notebook has no ipywidgets, and writes its bars as text
@@ -33,6 +34,7 @@ _HOMES = {
     "HybridState": "state",
     "Sampling": "choosing",
     "load": "loading",
+    "load_sae": "sae",
     "load_weights": "loading",
     "niah": "",
     "tiny": "",
@@ -47,6 +49,7 @@ __all__ = [
     "HybridState",
     "Sampling",
     "load",
+    "load_sae",
     "load_weights",
     "niah",
     "tiny",

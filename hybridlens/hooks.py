@@ -139,13 +139,13 @@ def resolve(names: NameFilter, points: Mapping[str, HookPoint]) -> list[str]:
         UnknownNameError: for a name that the model lacks, a predicate that fails or holds for none, or an empty list.
     """
     if names is None:
-        return [name for name, point in points.items() if not point.read_only]
+        return [name for name, point in tuple(points.items()) if not point.read_only]  # splices come and go
     if isinstance(names, str):
         return [check_name(names, points)]
     if callable(names):
         called = getattr(names, "__qualname__", type(names).__name__)
         try:
-            found = [name for name in points if names(name)]
+            found = [name for name in tuple(points) if names(name)]
         except (TypeError, ValueError) as error:
             said = " ".join(str(error).split())
             raise UnknownNameError(

@@ -1,8 +1,8 @@
 """`HybridLens`: a hybrid model under one set of names.
 
 The lens is a thin front: its text is in `text`, runs and caches in `running`, states and generation in
-`continuing`, nnsight in `tracing`; what they call lives in `network`, `tokens` and `decoding`. It never changes the
-Hugging Face model it opens, which goes on working by itself and shares its weights.
+`continuing`, autoencoders in `splicing`, nnsight in `tracing`; what they call lives in `network`, `tokens` and
+`decoding`. It never changes the Hugging Face model it opens, which goes on working by itself and shares its weights.
 
 What every way in has in common: hooks fire in forward order at the points of `lens.hook_points`, in
 prefill and in every decode step; they are gone when the call returns or raises; and no call leaves
@@ -29,6 +29,7 @@ from hybridlens.hooks import Edit, HookPoint, HookSpec
 from hybridlens.network import HookedNetwork
 from hybridlens.running import RunFront
 from hybridlens.shapes import Lengths
+from hybridlens.splicing import SpliceFront
 from hybridlens.tokens import TokensLike
 from hybridlens.weights.counting import count
 
@@ -46,7 +47,7 @@ class ParameterCounts(NamedTuple):
     """Of all, those that one token uses: without the experts it is not sent to."""
 
 
-class HybridLens(LensShown, RunFront, StateFront):
+class HybridLens(LensShown, RunFront, StateFront, SpliceFront):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
     It computes what the model does in evaluation mode; dropout is never applied.

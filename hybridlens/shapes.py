@@ -34,6 +34,7 @@ AXES = {
     "x": "expert",
     "r": "chosen",  # experts used per token
     "v": "vocab",
+    "a": "feature",  # of a sparse autoencoder that is spliced in
     "1": "one",
 }
 

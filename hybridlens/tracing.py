@@ -38,8 +38,10 @@ WRAPPING = threading.Lock()
 def wrap(lens: HybridLens) -> Any:
     """nnsight's view of the lens's network; made once, and known to every hook point."""
     root: Any = NNsight(lens.network, interleaver=ThreadInterleaver(weakref.WeakValueDictionary()))
-    for name, point in lens.hook_dict.items():
-        point.envoy = root.get(name)
+    parts = dict(lens.network.named_modules())
+    for name, point in tuple(lens.hook_dict.items()):
+        if name in parts:  # what is spliced in for the length of a block is no part of the network
+            point.envoy = root.get(name)
     return root
 
 

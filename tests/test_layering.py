@@ -65,6 +65,8 @@ ORDER = (
     "interleaving",
     "running",
     "continuing",
+    "sae",
+    "splicing",
     "tracing",
     "model",
     "engine",
@@ -167,8 +169,9 @@ def test_a_circle_would_be_found() -> None:
 
 
 def test_analyses_has_few_modules_at_its_root() -> None:
+    """Packages by what they are about; `stream` (lenses, steering, probes, SAEs) is the tenth."""
     root = [path for path in (ROOT / "analyses").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
-    assert len([path for path in root if path.name != "__init__.py"]) <= 9
+    assert len([path for path in root if path.name != "__init__.py"]) <= 10
 
 
 def part_of(path: Path) -> str:

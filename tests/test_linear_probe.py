@@ -7,7 +7,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analyses.states.linear_probe import Probe, linear_probe, planned, probed
+from analyses.stream.linear_probe import Probe, linear_probe, planned, probed
 from hybridlens.errors import InputError
 
 

@@ -13,9 +13,9 @@ import torch
 from models import KINDS, WITH_STATE, make, tokens
 from planted_memory import VALUE_AXES
 
-from analyses.states.linear_probe import p_values, planned, probed
 from analyses.states.probe import StateProbes, probe_states
 from analyses.states.silencing import head_states, recurrent_heads
+from analyses.stream.linear_probe import p_values, planned, probed
 from hybridlens import HybridLens
 from hybridlens.errors import InputError
 

@@ -18,11 +18,11 @@ from analyses.states.hidden import hidden_attention, hidden_figure
 from analyses.states.holding import Holding, holding, sinks
 from analyses.states.knocked import Knockout, KnockoutMap
 from analyses.states.knockout import knockout, knockout_map
-from analyses.states.linear_probe import Probe, linear_probe
 from analyses.states.probe import StateProbes, probe_states
 from analyses.states.silencing import knock_out
 from analyses.states.sizes import Sizes, sizes
 from analyses.states.spectrum import Spectrum, spectrum
+from analyses.stream.linear_probe import Probe, linear_probe
 
 __all__ = [
     "Spectrum",

@@ -2,7 +2,7 @@
 
 Every prompt is read up to a position, and of what the model then remembers the state of each recurrent head is taken as
 it is, one long vector: of a matrix state all u × m entries, of RG-LRU a block's channels, of Mamba c × n. A probe
-predicts the prompt's label from it (`analyses.states.linear_probe`, which has its formula, controls and sources). Two
+predicts the prompt's label from it (`analyses.stream.linear_probe`, which has its formula, controls and sources). Two
 things beside say what that means: the residual stream that enters the layer at that position, and the last inputs of
 the layer's convolution. What these tell as well need not have been remembered by the state.
 
@@ -28,9 +28,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
-from analyses.patching.alignment import places_of
 from analyses.patching.results import largest
-from analyses.states.linear_probe import (
+from analyses.states.silencing import RecurrentHead, head_states
+from analyses.stream.linear_probe import (
     FOLDS,
     SHUFFLES,
     STRENGTH,
@@ -44,11 +44,11 @@ from analyses.states.linear_probe import (
     planned,
     probed,
 )
-from analyses.states.silencing import RecurrentHead, head_states
+from analyses.stream.reading import at_last, cut_at
 from hybridlens.boundary import Natural, Positive, Seed, public
 from hybridlens.display import Grid, Piece, Table, listed, many, number
 from hybridlens.errors import InputError
-from hybridlens.hooks import Edit, HookFunction, HookPoint, reads_only
+from hybridlens.hooks import Edit
 from hybridlens.memory import Recurrent
 from hybridlens.model import HybridLens
 from hybridlens.progress import counted
@@ -136,7 +136,7 @@ class StateProbes(Stored):
         majority: the share of the largest class.
         classes: of the labels.
         folds: of the cross-validation.
-        shuffling: what changed places in shuffles; see `analyses.states.linear_probe`.
+        shuffling: what changed places in shuffles; see `analyses.stream.linear_probe`.
         strength: λ of the probes.
         seed: of folds and shuffles.
         model: signature of the architecture.
@@ -241,7 +241,7 @@ def probe_states(
         position: of each prompt, or one for all; counted from the end where below 0. What follows it is not read.
         layers: those to probe; None for all with a state.
         by_head: probe each head by itself, or each layer's states as one.
-        groups: which prompts belong together, such as those that share a haystack; see `analyses.states.linear_probe`.
+        groups: which prompts belong together, such as those that share a haystack; see `analyses.stream.linear_probe`.
         folds: of the cross-validation.
         shuffles: how often labels are shuffled.
         seed: of folds and shuffles.
@@ -259,7 +259,7 @@ def probe_states(
     if not chosen:
         raise InputError("no layer was given, expected at least one, or None for all")
     n_heads = [head_states(lens, layer).n if by_head else 1 for layer in chosen]
-    rows, positions = _cut(lens, prompts, position)
+    rows, positions = cut_at(lens, prompts, position)
     if len(labels) != len(rows):
         raise InputError(f"{len(labels)} labels given for {len(rows)} prompts, expected one for each")
     plan = planned(labels, groups, folds, shuffles, seed)
@@ -292,19 +292,6 @@ class _Features(NamedTuple):
     stream: Float[Tensor, "prompt d_model"]
 
 
-def _cut(
-    lens: HybridLens, prompts: TokensLike, position: int | Sequence[int]
-) -> tuple[list[list[int]], tuple[int, ...]]:
-    """Each prompt up to its position, and the positions from its start."""
-    tokens, lengths = lens.batch(prompts)
-    n = [tokens.shape[1]] * len(tokens) if lengths is None else lengths.tolist()
-    given = [position] * len(n) if isinstance(position, int) else list(position)
-    if len(given) != len(n):
-        raise InputError(f"{len(given)} positions given for {len(n)} prompts, expected one for each, or one for all")
-    positions = [places_of([place], length)[0] for place, length in zip(given, n, strict=True)]
-    return [row[: p + 1] for row, p in zip(tokens.tolist(), positions, strict=True)], tuple(positions)
-
-
 def _portions(lens: HybridLens, layers: Sequence[int], n: int, memory: int) -> Iterator[list[int]]:
     """Layers whose features are held at the same time."""
     portion, total = list[int](), 0
@@ -334,7 +321,7 @@ def _features(
         for row, ids in zip(tokens, batch, strict=True):
             row[: len(ids)] = torch.tensor(ids)
         stream: dict[int, Tensor] = {}
-        edits = [Edit(f"blocks.{layer}.hook_resid_pre", _keeping(stream, layer, lengths - 1)) for layer in layers]
+        edits = [Edit(f"blocks.{layer}.hook_resid_pre", at_last(stream, layer, lengths - 1)) for layer in layers]
         state = lens.prefill(tokens, edits, lengths=lengths, last_only=True).state
         for layer in layers:
             memory = cast(Recurrent, state.layers[layer]["ssm"])
@@ -347,16 +334,6 @@ def _features(
         layer: _Features(*(torch.cat(part)[back] for part in zip(*found, strict=True)))
         for layer, found in parts.items()
     }
-
-
-def _keeping(kept: dict[int, Tensor], layer: int, last: Tensor) -> HookFunction:
-    """A hook function that keeps what stands at each row's last token."""
-
-    @reads_only
-    def keep(x: Tensor, hook: HookPoint) -> None:
-        kept[layer] = x[torch.arange(len(last), device=x.device), last.to(x.device)]
-
-    return keep
 
 
 def _nothing(plan: Plan) -> Accuracies:

@@ -311,6 +311,26 @@ def probed(features: Float[Tensor, "example feature"], plan: Plan, strength: flo
     return Accuracies(float(accuracies[0]), accuracies[1:])
 
 
+def fitted(
+    features: Float[Tensor, "example feature"], labels: Int[Tensor, "example"], n_classes: int, strength: float
+) -> tuple[Float[Tensor, "class feature"], Float[Tensor, "class"]]:
+    """The probe fitted to all examples: of each class a weight and a bias for features as they are, float32.
+
+    Args:
+        features: of each example, finite.
+        labels: classes by number.
+        n_classes: how many there are.
+        strength: λ.
+    """
+    x = features.detach().to("cpu", torch.float64)
+    x, centre = x - x.mean(dim=0), x.mean(dim=0)
+    every, mean, square = torch.ones(len(x), dtype=torch.bool), x.mean(dim=0), x.square().mean(dim=0)
+    variance = square - mean.square()
+    dual, offset = _dual(_gram(x, every, mean, square), every, labels[None], n_classes, strength)
+    weight = (dual.T @ (x - mean)) * torch.where(variance > CONSTANT * square, 1 / variance, 0.0)
+    return weight.float(), (offset - weight @ (centre + mean)).float()
+
+
 class _Gram(NamedTuple):
     """Products of every two examples' standardised features, and how many features vary in training."""
 
@@ -340,10 +360,21 @@ def _predicted(
     strength: float,
 ) -> Int[Tensor, "labeling test"]:
     """The classes of the other examples, by a probe fitted to each labeling of the training ones."""
-    products = gram.products[train]
+    dual, offset = _dual(gram, train, labelings, n_classes, strength)
+    outputs = gram.products[train][:, ~train].T @ dual + offset
+    return outputs.unflatten(1, (-1, n_classes)).argmax(dim=-1).T
+
+
+def _dual(
+    gram: _Gram,
+    train: Bool[Tensor, "example"],
+    labelings: Int[Tensor, "labeling train"],
+    n_classes: int,
+    strength: float,
+) -> tuple[Float[Tensor, "train output"], Float[Tensor, "output"]]:
+    """How much each training example counts for each output, and the outputs' means; n_classes outputs a labeling."""
+    products = gram.products[train][:, train]
     targets = 2.0 * F.one_hot(labelings.T, n_classes).flatten(1).double() - 1
     offset = targets.mean(dim=0)
-    system = products[:, train] + strength * max(1, gram.varying) * torch.eye(len(products), dtype=torch.float64)
-    dual = torch.cholesky_solve(targets - offset, torch.linalg.cholesky(system))
-    outputs = products[:, ~train].T @ dual + offset
-    return outputs.unflatten(1, (-1, n_classes)).argmax(dim=-1).T
+    system = products + strength * max(1, gram.varying) * torch.eye(len(products), dtype=torch.float64)
+    return torch.cholesky_solve(targets - offset, torch.linalg.cholesky(system)), offset

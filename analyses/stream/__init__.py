@@ -1,0 +1,38 @@
+"""The residual stream's basics, at any hook point: what it says so far, what it holds, and what moves it.
+
+* `logit_lens`, `tuned_lens`: what the stream would say at every place; `fit_tuned_lens` fits the latter's maps.
+* `steering`: directions by difference of means or by principal components, put in as edits; what they do.
+* `probe`: what a linear map reads of activations, beside shuffled labels.
+* `loss_recovered`, `feature_attribution`, `top_tokens`: of a sparse autoencoder where it stands (`HybridLens.splice`),
+  what the model loses by it, what its features add to a logit, and where they are active.
+"""
+
+from analyses.stream.directions import Direction
+from analyses.stream.lens_result import StreamLens
+from analyses.stream.logit_lens import logit_lens, stream_places
+from analyses.stream.probe import FittedProbe
+from analyses.stream.sae_attribution import FeatureAttribution, feature_attribution
+from analyses.stream.sae_examples import FeatureExamples, top_tokens
+from analyses.stream.sae_quality import SaeQuality, loss_recovered
+from analyses.stream.steering_effect import SteeringEffect
+from analyses.stream.translators import TunedLens, load_published
+from analyses.stream.tuned_lens import fit_tuned_lens, tuned_lens
+
+__all__ = [
+    "StreamLens",
+    "logit_lens",
+    "stream_places",
+    "TunedLens",
+    "load_published",
+    "fit_tuned_lens",
+    "tuned_lens",
+    "Direction",
+    "SteeringEffect",
+    "FittedProbe",
+    "SaeQuality",
+    "loss_recovered",
+    "FeatureAttribution",
+    "feature_attribution",
+    "FeatureExamples",
+    "top_tokens",
+]

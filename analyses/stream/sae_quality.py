@@ -1,0 +1,238 @@
+"""How good a sparse autoencoder is where it stands: what the model loses by it, and how it describes activations.
+
+Over texts, the mean cross-entropy of the next token in nats is taken three times: untouched, with the autoencoder's
+reconstruction in the activation's place, and with the activation ablated. The share recovered is
+
+    (ablated - spliced) ÷ (ablated - untouched)
+
+1 for a perfect reconstruction and 0 for one that is worth no more than the ablation (Bricken et al. 2023; Gao et al.
+2024 call it loss recovered). Beside it stand, over every token of the texts: L0, how many features are active at once;
+the variance explained, 1 - Σ ‖x - x̂‖² ÷ Σ ‖x - x̄‖²; and how often each feature is active, so that those never
+active on these texts (dead ones) are told.
+
+How it fails: where ablating an activation costs next to nothing, the share recovered divides by that and means little;
+it is NaN where it costs nothing. "Dead" is said of these texts alone. Where the autoencoder reads each head by itself,
+every head counts as an activation of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.experiment.artefacts import Stored
+from analyses.stream.reading import BATCH, LOGITS, Rows, batches, rows_of, token_point
+from hybridlens.boundary import Positive, public
+from hybridlens.display import Displayed, Table, count, number
+from hybridlens.errors import InputError
+from hybridlens.hooks import HookFunction, HookPoint, reads_only
+from hybridlens.model import HybridLens
+from hybridlens.splicing import Autoencoder
+from hybridlens.tokens import TokensLike
+
+Ablation: TypeAlias = Literal["zero", "mean"]
+"""What the activation is set to: 0, or its mean over the tokens of the texts."""
+
+SAME = 1e-9
+"""Two losses that differ by less of the larger one are the same: that much is rounding in float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class SaeQuality(Displayed, Stored):
+    """What a model loses by an autoencoder, and how that describes activations.
+
+    Attributes:
+        name: the hook point.
+        untouched: mean cross-entropy of the next token, in nats.
+        spliced: the same with the reconstruction in the activation's place.
+        ablated: the same with the activation ablated.
+        ablation: "zero" or "mean".
+        l0: features active at once, the mean.
+        explained: share of the activations' variance that reconstructions hold.
+        frequency: how often each feature is active, of all activations; float64.
+        tokens: of the texts.
+        model: signature of the architecture.
+    """
+
+    name: str
+    untouched: float
+    spliced: float
+    ablated: float
+    ablation: Ablation
+    l0: float
+    explained: float
+    frequency: Float[Tensor, "feature"]
+    tokens: int
+    model: str
+
+    @property
+    def recovered(self) -> float:
+        """The share of the loss recovered; NaN where the ablation costs nothing."""
+        cost = self.ablated - self.untouched
+        if abs(cost) <= SAME * max(abs(self.ablated), abs(self.untouched)):
+            return float("nan")
+        return (self.ablated - self.spliced) / cost
+
+    @property
+    def dead(self) -> tuple[int, ...]:
+        """Features that were never active on these texts."""
+        return tuple((self.frequency == 0).nonzero()[:, 0].tolist())
+
+    def summary(self) -> str:
+        """The share recovered, and how sparse and true the features are."""
+        return (
+            f"{number(100 * self.recovered, 3)} % of the loss recovered at {self.name} over {count(self.tokens)} tokens"
+            f" ({self.ablation} ablation); L0 {number(self.l0, 3)}, {number(100 * self.explained, 3)} % of variance "
+            f"explained, {count(len(self.dead))} of {count(len(self.frequency))} features dead"
+        )
+
+    def table(self) -> Table:
+        """What was measured."""
+        rows = (
+            ("loss, untouched (nats a token)", self.untouched),
+            ("loss with the reconstruction", self.spliced),
+            (f"loss with the activation ablated ({self.ablation})", self.ablated),
+            ("share of the loss recovered", self.recovered),
+            ("features active at once (L0)", self.l0),
+            ("share of variance explained", self.explained),
+            ("features", len(self.frequency)),
+            ("of these never active here", len(self.dead)),
+            ("tokens", self.tokens),
+        )
+        return Table(("", "value"), rows)
+
+
+@public
+def loss_recovered(
+    lens: HybridLens,
+    sae: Autoencoder,
+    name: str,
+    texts: TokensLike,
+    *,
+    ablation: Ablation = "zero",
+    d_in: Positive | None = None,
+    batch_size: Positive = BATCH,
+    progress: Callable[[int], None] | None = None,
+) -> SaeQuality:
+    """What the model loses by an autoencoder in an activation's place, and how that describes the activation.
+
+    Args:
+        lens: the model; hooks that are on it act, and should be none.
+        sae: anything with `encode` and `decode`.
+        name: the hook point.
+        texts: of any lengths, at least two tokens in one of them.
+        ablation: what the activation is set to for comparison.
+        d_in: how many numbers the autoencoder reads; None for what it says of itself.
+        batch_size: texts in one forward pass.
+        progress: called with the number of texts done, in each of the three passes over them.
+
+    Raises:
+        UnknownNameError: there is no such point.
+        InputError: a point or a width that does not fit (see `HybridLens.splice`), or texts without a second token.
+    """
+    name, rows = token_point(lens, name, "an autoencoder"), rows_of(lens, texts)
+    if max(map(len, rows)) < 2:
+        raise InputError("texts of one token given, expected at least two in one of them: the loss is of the next one")
+    sums = _Sums()
+
+    def run(look: Callable[[Rows], list[tuple[str, HookFunction]]]) -> float:
+        return _loss(lens, rows, batch_size, look, progress)
+
+    with lens.splice(
+        name, sae, d_in=d_in
+    ) as spliced:  # the error kept: the model is untouched, and features can be read
+
+        def look(read: Rows) -> list[tuple[str, HookFunction]]:
+            points = (name, sums.activations), (spliced.features, sums.features), (spliced.error, sums.errors)
+            return [(point, adding(read)) for point, adding in points]
+
+        untouched = run(look)
+    with lens.splice(name, sae, error=False, d_in=d_in):
+        without = run(lambda read: [])
+    mean = sums.total / sums.n if ablation == "mean" else torch.zeros_like(sums.total)
+
+    @reads_only
+    def ablate(x: Tensor, hook: HookPoint) -> Tensor:
+        return mean.to(x.device, x.dtype).expand_as(x).clone()
+
+    ablated = run(lambda read: [(name, ablate)])
+    return SaeQuality(
+        name, untouched, without, ablated, ablation, float(sums.active.sum() / sums.rows), sums.explained(),
+        sums.active / sums.rows, sum(map(len, rows)), lens.network.signature,
+    )  # fmt: skip
+
+
+class _Sums:
+    """Sums over the tokens of the texts, float64 on the CPU."""
+
+    def __init__(self) -> None:
+        self.n, self.rows = 0, 0
+        """Tokens, and rows of features."""
+        self.total, self.squares, self.active = torch.zeros(()), 0.0, torch.zeros(())
+        self.missed = 0.0
+
+    def activations(self, read: Rows) -> HookFunction:
+        """What adds activations up."""
+
+        @reads_only
+        def add(x: Tensor, hook: HookPoint) -> None:
+            held = x[read.valid.to(x.device)].detach().to("cpu", torch.float64)
+            self.n += len(held)
+            self.total = self.total + held.sum(dim=0)
+            self.squares += float(held.square().sum())
+
+        return add
+
+    def features(self, read: Rows) -> HookFunction:
+        """What counts active features."""
+
+        @reads_only
+        def add(x: Tensor, hook: HookPoint) -> None:
+            held = x[read.valid.to(x.device)].flatten(0, -2)
+            self.rows += len(held)
+            self.active = self.active + (held != 0).sum(dim=0).to("cpu", torch.float64)
+
+        return add
+
+    def errors(self, read: Rows) -> HookFunction:
+        """What adds up squares of what is left out."""
+
+        @reads_only
+        def add(x: Tensor, hook: HookPoint) -> None:
+            self.missed += float(x[read.valid.to(x.device)].double().square().sum())
+
+        return add
+
+    def explained(self) -> float:
+        """1 - Σ ‖x - x̂‖² ÷ Σ ‖x - x̄‖²; NaN where activations do not vary."""
+        varied = self.squares - float(self.total.square().sum()) / self.n
+        return 1.0 - self.missed / varied if varied > 1e-12 * self.squares else float("nan")
+
+
+@torch.no_grad()
+def _loss(
+    lens: HybridLens,
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    look: Callable[[Rows], list[tuple[str, HookFunction]]],
+    progress: Callable[[int], None] | None,
+) -> float:
+    """The mean cross-entropy of the next token, in nats."""
+    total, n = 0.0, 0
+    size = max(1, min(batch_size, LOGITS // (lens.cfg.d_vocab * max(map(len, rows)))))
+    for read in batches(lens, rows, size):
+        with lens.hooks(look(read)):
+            logits = lens.network(*read.batch).logits
+        told = read.valid[:, 1:].to(logits.device)
+        log = logits[:, :-1][told].float().log_softmax(dim=-1)
+        following = read.batch.tokens[:, 1:].to(logits.device)[told]
+        total -= float(log.gather(1, following[:, None]).double().sum())
+        n += len(following)
+        if progress is not None:
+            progress(len(read.batch.tokens))
+    return total / n

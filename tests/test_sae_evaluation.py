@@ -1,0 +1,227 @@
+"""Autoencoders judged where they stand: losses and shares beside sums written out, and planted features found.
+
+The planted models write one thing, which value came by, on four known axes: an autoencoder with a feature for each axis
+loses nothing there, and what its features add to an answer is known.
+"""
+
+import math
+
+import planted_memory
+import pytest
+import torch
+from autoencoders import ARCHITECTURES, D_SAE, axis_sae, make
+from models import make as make_model
+from models import make_calm
+from planted_memory import VALUE_AXES, VALUES
+
+import hybridlens as hl
+from analyses.patching.direct import direct_logit_attribution
+from analyses.patching.metrics import LogitDifference
+from analyses.patching.writers import Writer
+from analyses.stream import (
+    FeatureAttribution,
+    FeatureExamples,
+    SaeQuality,
+    feature_attribution,
+    loss_recovered,
+    top_tokens,
+)
+from hybridlens.errors import InputError
+
+TEXTS = [[3, 1, 4, 15, 9, 2, 6], [5, 35, 8], [9, 7, 9, 3, 2]]
+QUESTION = LogitDifference(7, 11)
+
+
+@pytest.fixture(scope="module")
+def jamba():
+    return hl.HybridLens(make_model("jamba", 1))
+
+
+@pytest.fixture(scope="module")
+def biased():
+    """A model whose recurrent layers write a bias, and what its parts add to an answer."""
+    lens = hl.HybridLens(make_calm("jamba", 3, mamba_proj_bias=True))
+    return lens, direct_logit_attribution(lens, [TEXTS[0]], [QUESTION], (-1, 2))
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """The planted head, prompts, and the value in each."""
+    lens, layer, _ = planted_memory.planted("jamba", "head")
+    pairs = planted_memory.pairs(6)
+    return lens, layer, [list(pair.a) for pair in pairs], [VALUES.index(pair.name.split("-")[0]) for pair in pairs]
+
+
+def loss_by_hand(lens, hooks=()):
+    """Mean cross-entropy over all next tokens, text by text."""
+    total, n = 0.0, 0
+    for text in TEXTS:
+        with torch.no_grad():
+            logits = lens.run_with_hooks([text], list(hooks))[0].double()
+        for pos, following in enumerate(text[1:]):
+            total -= float(logits[pos].log_softmax(-1)[following])
+            n += 1
+    return total / n
+
+
+@pytest.mark.parametrize(
+    ("name", "d_in", "ablation"),
+    [
+        ("blocks.1.hook_resid_post", 32, "mean"),
+        ("blocks.2.hook_ssm_out", 32, "zero"),
+        ("blocks.1.attn.hook_z", 8, "mean"),
+    ],
+)
+def test_losses_and_counts_are_those_written_out(jamba, name, d_in, ablation, tmp_path):
+    """Texts of three lengths in one batch; at hook_z every head is an activation of its own."""
+    sae = make(d_in, "jumprelu")
+    found = loss_recovered(jamba, sae, name, TEXTS, ablation=ablation)
+    with torch.no_grad():
+        held = [jamba.run_with_cache([text], name)[1][name][0] for text in TEXTS]
+    x = torch.cat(held)
+    mean = x.mean(dim=0) if ablation == "mean" else torch.zeros_like(x[0])
+    for value, own in [
+        (found.untouched, loss_by_hand(jamba)),
+        (found.spliced, loss_by_hand(jamba, [(name, lambda a, hook: sae(a).detach())])),
+        (found.ablated, loss_by_hand(jamba, [(name, lambda a, hook: mean.expand_as(a))])),
+    ]:
+        assert value == pytest.approx(own, rel=1e-5)
+    rows = x.reshape(-1, d_in).double()
+    features, back = sae.encode(rows.float()).detach(), sae(rows.float()).detach().double()
+    assert found.l0 == pytest.approx(float((features != 0).sum(dim=1).double().mean()))
+    assert torch.allclose(found.frequency, (features != 0).double().mean(dim=0))
+    varied = (x.double() - x.double().mean(dim=0)).square().sum()
+    assert found.explained == pytest.approx(float(1 - (rows - back).square().sum() / varied), rel=1e-4)
+    cost = found.ablated - found.untouched
+    assert found.recovered == pytest.approx((found.ablated - found.spliced) / cost)
+    assert found.dead == tuple(i for i in range(D_SAE) if not bool((features[:, i] != 0).any()))
+    assert found.tokens == 15
+    assert SaeQuality.load(found.save(tmp_path / "quality.safetensors")).recovered == found.recovered
+
+
+def test_a_perfect_autoencoder_recovers_all_and_an_empty_one_nothing(planted):
+    lens, layer, prompts, _ = planted
+    name = f"blocks.{layer}.hook_mixer_out"
+    whole = loss_recovered(lens, axis_sae(VALUE_AXES, planted_memory.D_MODEL), name, prompts)
+    assert whole.recovered == pytest.approx(1.0, abs=1e-4)
+    assert whole.explained == pytest.approx(1.0, abs=1e-4)
+    none = loss_recovered(lens, axis_sae([20, 21], planted_memory.D_MODEL), name, prompts)  # where nothing is written
+    assert none.recovered == pytest.approx(0.0, abs=1e-4)
+    assert none.dead == (0, 1)
+    assert "loss recovered" in repr(whole)
+    silent = loss_recovered(lens, axis_sae([20], planted_memory.D_MODEL), "blocks.5.hook_mlp_out", prompts)
+    assert math.isnan(silent.recovered)  # it writes nothing, so that ablating it costs nothing
+
+
+@pytest.mark.parametrize("scaled", ["none", "layer_norm"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_features_bias_and_error_add_up_to_the_parts_own_share(architecture, scaled, biased, tmp_path):
+    """The share of a recurrent layer, of attention, of the embedding, as direct attribution has it by another way."""
+    lens, own = biased
+    sae = make(32, architecture, normalize_activations=scaled)
+    for name, writers in [
+        ("blocks.0.hook_ssm_out", [Writer("ssm", 0), Writer("ssm_bias", 0)]),
+        ("blocks.1.hook_mixer_out", [Writer("head", 1, head) for head in range(4)]),
+        ("hook_embed", [Writer("embed")]),
+    ]:
+        found = feature_attribution(lens, sae, name, [TEXTS[0]], QUESTION, (-1, 2))
+        size = float(found.shares.abs().sum() + found.error.abs().sum() + found.bias.abs().sum())
+        assert float(found.remainder.abs().max()) < 1e-5 * size  # of float32 sums of 32 numbers
+        assert float(found.error.abs().max()) > 1e-3 * size
+        wanted = sum(own.of(writer) for writer in writers)[:, 0]
+        torch.testing.assert_close(found.total, wanted, rtol=1e-4, atol=1e-5 * size)
+    assert FeatureAttribution.load(found.save(tmp_path / "shares.safetensors")).top() == found.top()
+
+
+def test_a_features_share_is_its_row_of_the_decoder_through_the_norm(jamba):
+    """Written out for one feature, and the logit before the cap of a run in which it is taken away at the end."""
+    sae, name, text = make(32), "blocks.3.hook_resid_post", [TEXTS[0]]
+    found = feature_attribution(jamba, sae, name, text, 7)
+    feature, share = found.top(1)[0]
+    _, cache = jamba.run_with_cache(text, ["ln_final.hook_scale", name])
+    model = jamba.hf_model
+    direction = (model.model.final_layernorm.weight * model.lm_head.weight[7]).detach()
+    active = float(sae.encode(cache[name][0, -1])[feature])
+    wanted = active * float(sae.W_dec[feature] @ direction) / float(cache["ln_final.hook_scale"][0, -1])
+    assert share == pytest.approx(wanted, rel=1e-4)
+    logit = float(jamba(text)[0, -1, 7].detach())
+    assert float(found.total[0]) == pytest.approx(logit, rel=1e-4)  # the whole stream, and no cap in Jamba
+    assert f"feature {feature}" in found._repr_html_()
+
+
+def test_the_planted_feature_has_the_answers_share(planted):
+    """The one feature of the value that came by carries its logit, and the error nothing."""
+    lens, layer, prompts, values = planted
+    sae = axis_sae(VALUE_AXES, planted_memory.D_MODEL)
+    for prompt, value in zip(prompts, values, strict=True):
+        question = LogitDifference(VALUE_AXES[value], VALUE_AXES[(value + 1) % 4])
+        found = feature_attribution(lens, sae, f"blocks.{layer}.hook_mixer_out", [prompt], question)
+        assert found.top(1)[0][0] == value
+        assert found.top(1)[0][1] == pytest.approx(float(found.total[0]), rel=1e-3)
+
+
+def test_the_planted_features_are_most_active_where_the_model_is_asked(planted, tmp_path):
+    """The head writes at "ask" alone; of each feature the texts are those with its value."""
+    lens, layer, prompts, values = planted
+    sae = axis_sae(VALUE_AXES, planted_memory.D_MODEL)
+    seen = sorted(set(values))
+    found = top_tokens(lens, sae, f"blocks.{layer}.hook_mixer_out", seen, prompts, n=values.count(seen[0]), context=2)
+    for one in found.of(seen[0]):
+        assert (one.token, values[one.text]) == ("ask", seen[0])
+        assert one.position == len(prompts[one.text]) - 1
+        assert len(one.around) == len(one.values) == 3
+        assert one.values[-1] == one.activation
+    assert FeatureExamples.load(found.save(tmp_path / "examples.json")) == found
+    assert len(found.to_pandas()) == sum(map(len, found.examples))
+    assert "ask" in found._repr_html_()
+
+
+def test_the_most_active_tokens_over_batches(jamba):
+    """Every token of every text written out and sorted; padding is never among them."""
+    sae, name = make(8), "blocks.1.attn.hook_z"
+    found = top_tokens(jamba, sae, name, [3, 5], TEXTS, n=4, batch_size=2)
+    for feature in (3, 5):
+        every = []
+        for number, text in enumerate(TEXTS):
+            with torch.no_grad():
+                z = jamba.run_with_cache([text], name)[1][name][0]
+            most = sae.encode(z)[..., feature].amax(dim=-1)
+            every += [(float(value), number, pos) for pos, value in enumerate(most) if value > 0]
+        wanted = sorted(every, reverse=True)[:4]
+        assert [(one.text, one.position) for one in found.of(feature)] == [place[1:] for place in wanted]
+        values = [one.activation for one in found.of(feature)]
+        assert values == pytest.approx([place[0] for place in wanted], rel=1e-4)
+
+
+def test_misuse_is_refused_in_one_line(jamba):
+    sae, name = make(32), "blocks.1.hook_resid_post"
+
+    class Bent:
+        d_in = 32
+
+        def encode(self, x):
+            return sae.encode(x)
+
+        def decode(self, features):
+            return sae.decode(features) ** 2
+
+    for call, said in [
+        (lambda: loss_recovered(jamba, sae, name, [[3]]), "texts of one token given"),
+        (lambda: loss_recovered(jamba, make(31), name, TEXTS), "reads 31 numbers"),
+        (
+            lambda: feature_attribution(jamba, sae, "blocks.1.ln1.hook_normalized", [TEXTS[0]], 3),
+            "is not what is added",
+        ),
+        (
+            lambda: feature_attribution(jamba, make(320), "blocks.0.ssm.hook_state", [TEXTS[0]], 3),
+            "is not what is added",
+        ),
+        (lambda: feature_attribution(jamba, Bent(), name, [TEXTS[0]], 3), "decoder is not affine"),
+        (lambda: feature_attribution(jamba, sae, name, [TEXTS[0]], 99), "outside the vocabulary"),
+        (lambda: top_tokens(jamba, sae, name, [14], TEXTS), r"feature 14 asked for at .*, expected 0\.\.13"),
+        (lambda: top_tokens(jamba, sae, name, [1], TEXTS).of(2), "feature 2 was not looked at; those that were are 1"),
+    ]:
+        with pytest.raises(InputError, match=said) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert not [point for point in jamba.hook_dict if "sae" in point]
