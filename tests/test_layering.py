@@ -41,6 +41,7 @@ ORDER = (
     "recurrences",
     "memory",
     "state",
+    "layer_config",
     "config",
     "passes",
     "fingerprint",
