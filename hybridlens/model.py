@@ -1,8 +1,8 @@
 """`HybridLens`: a hybrid model under one set of names.
 
-The lens is a thin front: its text is in `text`, runs and caches in `running`, states and generation in
-`continuing`, nnsight in `tracing`; what they call lives in `network`, `tokens` and `decoding`. It never changes the
-Hugging Face model it opens, which goes on working by itself and shares its weights.
+The lens is a thin front: its text is in `text`, its weights in `weight_front`, runs and caches in `running`, states
+and generation in `continuing`, nnsight in `tracing`; what they call lives in `network`, `tokens` and `decoding`. It
+never changes the Hugging Face model it opens, which goes on working by itself and shares its weights.
 
 What every way in has in common: hooks fire in forward order at the points of `lens.hook_points`, in
 prefill and in every decode step; they are gone when the call returns or raises; and no call leaves
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from hybridlens.boundary import Length, public
+from hybridlens.bridges import unwrapped
 from hybridlens.config import LensConfig
 from hybridlens.continuing import StateFront, no_autocast
 from hybridlens.decoding import Boundary
@@ -28,6 +29,7 @@ from hybridlens.network import HookedNetwork
 from hybridlens.running import RunFront
 from hybridlens.shapes import Lengths
 from hybridlens.tokens import TokensLike
+from hybridlens.weight_front import WeightFront
 from hybridlens.weights.counting import count
 
 Tracer: TypeAlias = Any
@@ -44,7 +46,7 @@ class ParameterCounts(NamedTuple):
     """Of all, those that one token uses: without the experts it is not sent to."""
 
 
-class HybridLens(RunFront, StateFront):
+class HybridLens(RunFront, StateFront, WeightFront):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
     It computes what the model does in evaluation mode; dropout is never applied.
@@ -65,6 +67,15 @@ class HybridLens(RunFront, StateFront):
         self.hook_dict: dict[str, HookPoint] = self.network.points
         self.hook_points: dict[str, HookSpec] = {name: _spec(name, point) for name, point in self.hook_dict.items()}
         self._nnsight: Any = None
+
+    @classmethod
+    def from_bridge(cls, bridge: Any) -> HybridLens:
+        """A lens on the model inside a TransformerLens bridge, whose weights it shares; see `hybridlens.bridges`.
+
+        Raises:
+            CheckpointError: it is no bridge of a model in memory, its weights were processed, or its family is unknown.
+        """
+        return cls(*unwrapped(bridge))
 
     @property
     def cfg(self) -> LensConfig:

@@ -8,6 +8,19 @@ all, is settled here and nowhere else.
 from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.composition_scores import CompositionScores
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformer_lens.utilities import composition_scores
 from transformer_lens.utilities.slice import Slice
 
-__all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "Slice"]
+__all__ = [
+    "ActivationCache",
+    "CompositionScores",
+    "FactoredMatrix",
+    "GeneralizedComponent",
+    "HookPoint",
+    "Slice",
+    "TransformerBridge",
+    "composition_scores",
+]
