@@ -59,7 +59,7 @@ def _original(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module | None
         made: modules that were gone through before, by their identity.
     """
     if isinstance(module, GeneralizedComponent):
-        held = cast(nn.Module | None, module.original_component)
+        held = module.original_component
         return None if held is None else _original(held, made)
     if id(module) in made:
         return made[id(module)]

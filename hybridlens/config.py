@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 
@@ -25,6 +24,7 @@ from hybridlens.layer_config import (
     MlpConfig,
     RecurrentConfig,
 )
+from hybridlens.peer_config import Opened, PeerNames
 
 __all__ = [
     "AttentionConfig",
@@ -34,15 +34,14 @@ __all__ = [
     "LensConfig",
     "MemorySize",
     "MlpConfig",
+    "Opened",
     "RecurrentConfig",
 ]
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
-class LensConfig:
-    """Sizes and structure of a model, under TransformerLens' names where it has them."""
+class LensConfig(PeerNames):
+    """Sizes and structure of a model, under TransformerLens' names where it has them (`hybridlens.peer_config`)."""
 
     family: str
     layers: tuple[LayerConfig, ...]
@@ -58,6 +57,8 @@ class LensConfig:
     """Of the weights."""
     normalization_type: str = "RMS"
     attn_only: bool = False
+    opened: Opened | None = field(default=None, repr=False, compare=False)
+    """What is known of a model once it is opened; None for a configuration alone."""
 
     @property
     def n_layers(self) -> int:
@@ -155,16 +156,16 @@ class LensConfig:
         return None if not windows or None in windows else max(window for window in windows if window is not None)
 
     @property
+    def window_size(self) -> int | None:
+        """`window`, as TransformerLens calls it."""
+        return self.window
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """`window` of each layer, None where there is no attention; empty where all layers with attention are alike."""
         if len({attention.window for attention in self.attentions}) < 2:
             return ()
         return tuple(None if layer.attn is None else layer.attn.window for layer in self.layers)
-
-    @property
-    def attentions(self) -> tuple[AttentionConfig, ...]:
-        """Of the layers with attention, in order."""
-        return tuple(layer.attn for layer in self.layers if layer.attn is not None)
 
     @property
     def recurrences(self) -> tuple[RecurrentConfig, ...]:
@@ -270,10 +271,3 @@ class LensConfig:
         mlp = self.layers[layer].mlp
         assert mlp is not None
         return mlp
-
-    def _one(self, name: str, sizes: Iterable[T], nothing: T) -> T:
-        found = sorted(set(sizes), key=repr)
-        if len(found) > 1:
-            each = ", ".join(map(str, found))
-            raise InputError(f"{name} differs from layer to layer ({each}); ask cfg.layers[l] of this {self.family}")
-        return found[0] if found else nothing

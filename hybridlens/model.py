@@ -1,8 +1,8 @@
 """`HybridLens`: a hybrid model under one set of names.
 
-The lens is a thin front: its text is in `text`, its weights in `weight_front`, runs and caches in `running`, states
-and generation in `continuing`, nnsight in `tracing`; what they call lives in `network`, `tokens` and `decoding`. It
-never changes the Hugging Face model it opens, which goes on working by itself and shares its weights.
+The lens is a thin front: its text is in `text` and `prompting`, its weights in `weight_front`, runs and caches in
+`running`, states and generation in `continuing`, nnsight in `tracing`; what they call lives in `network`, `tokens` and
+`decoding`. It never changes the Hugging Face model it opens, which goes on working by itself and shares its weights.
 
 What every way in has in common: hooks fire in forward order at the points of `lens.hook_points`, in
 prefill and in every decode step; they are gone when the call returns or raises; and no call leaves
@@ -26,6 +26,7 @@ from hybridlens.decoding import Boundary
 from hybridlens.families import family_for
 from hybridlens.hooks import Edit, HookPoint, HookSpec
 from hybridlens.network import HookedNetwork
+from hybridlens.prompting import PromptFront
 from hybridlens.running import RunFront
 from hybridlens.shapes import Lengths
 from hybridlens.tokens import TokensLike
@@ -46,7 +47,7 @@ class ParameterCounts(NamedTuple):
     """Of all, those that one token uses: without the experts it is not sent to."""
 
 
-class HybridLens(RunFront, StateFront, WeightFront):
+class HybridLens(RunFront, StateFront, WeightFront, PromptFront):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
     It computes what the model does in evaluation mode; dropout is never applied.
@@ -80,7 +81,8 @@ class HybridLens(RunFront, StateFront, WeightFront):
     @property
     def cfg(self) -> LensConfig:
         """Sizes, structure, and where the model is now."""
-        return replace(self.network.cfg, device=self.device, dtype=self.dtype)
+        opened = self.network.opened(self.tokenizer)
+        return replace(self.network.cfg, device=self.device, dtype=self.dtype, opened=opened)
 
     # The model's parts, under the names of the hook points.
 

@@ -11,7 +11,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.composition_scores import CompositionScores
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-from transformer_lens.utilities import composition_scores
+from transformer_lens.utilities.matrix import composition_scores
 from transformer_lens.utilities.slice import Slice
 
 __all__ = [

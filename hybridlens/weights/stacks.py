@@ -174,7 +174,7 @@ class StackedWeights(NamedStacks):
         self.cfg.need_sum("composition of heads")
         left = self.OV
         right = left if mode == "V" else self.QK if mode == "Q" else self.QK.T
-        scores = cast(Tensor, composition_scores(left, right, broadcast_dims=True))
+        scores = composition_scores(left, right, broadcast_dims=True)
         order = torch.arange(len(self.attn_layers), device=scores.device)
         earlier = order[:, None, None, None] < order[None, None, :, None]
         return CompositionScores(scores * earlier, list(self.attn_layers), list(self.all_head_labels))
