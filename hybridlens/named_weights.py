@@ -12,13 +12,14 @@ plain matrices (adapters, quantised ones) `CheckpointError`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from hybridlens.read_only import read_only
 
 
+@runtime_checkable
 class HasNamedWeights(Protocol):
     """What has weights under names."""
 

@@ -28,21 +28,12 @@ class ReadOnly(Tensor):
     """A tensor that refuses writes; see the module."""
 
     @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        # type: (Callable[..., Any], Any, Sequence[Any], Any) -> Any  # pyright: ignore[reportTypeCommentUsage]
         """Call `func` as for an ordinary tensor, unless it writes to one of this class."""
-        kwargs = cast(Mapping[str, Any], kwargs or {})
-        target = kwargs.get("out", args[0] if args and _writes(func) else None)
-        targets = target if isinstance(target, (tuple, list)) else (target,)
-        if any(isinstance(one, ReadOnly) for one in cast(Sequence[Any], targets)):
-            raise InputError(
-                f"{_called(func)} would write to a weight that a lens handed out, which is a view of the model's, or "
-                "made of it; .clone() it for a copy of your own, or write to the model itself, lens.hf_model"
-            )
+        # Its types stand in a comment, since a checker of annotations asks tensors for their shapes, which ends here.
         with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
-            made = func(*args, **kwargs)
-            return _guarded(made, {_place(arg) for arg in args if isinstance(arg, ReadOnly)})
+            return _called(func, args, kwargs or {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """A copy of one's own."""
@@ -54,6 +45,23 @@ def read_only(tensor: Tensor) -> Tensor:
     return tensor.detach().as_subclass(ReadOnly)
 
 
+def _called(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a function of torch gives, some of whose arguments are read-only.
+
+    Raises:
+        InputError: it writes to one of those.
+    """
+    target = kwargs.get("out", args[0] if args and _writes(func) else None)
+    targets = cast(Sequence[Any], target if isinstance(target, (tuple, list)) else (target,))
+    if any(isinstance(one, ReadOnly) for one in targets):
+        name = "an assignment" if func.__name__ in ("__setitem__", "__set__") else func.__name__
+        raise InputError(
+            f"{name} would write to a weight that a lens handed out, which is a view of the model's, or made of it; "
+            ".clone() it for a copy of your own, or write to the model itself, lens.hf_model"
+        )
+    return _guarded(func(*args, **kwargs), {_place(arg) for arg in args if isinstance(arg, ReadOnly)})
+
+
 def _writes(func: Callable[..., Any]) -> bool:
     """Whether a function of torch writes to its first argument."""
     name = func.__name__
@@ -62,10 +70,6 @@ def _writes(func: Callable[..., Any]) -> bool:
     if name.startswith("__"):
         return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
     return name.endswith("_") and name not in _NO_WRITES
-
-
-def _called(func: Callable[..., Any]) -> str:
-    return "an assignment" if func.__name__ in ("__setitem__", "__set__") else func.__name__
 
 
 def _place(tensor: Tensor) -> tuple[str, int]:

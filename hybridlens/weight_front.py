@@ -125,7 +125,7 @@ class WeightFront(TokenFront, NamedStacks):
         return self.weights().OV
 
     @public
-    def all_composition_scores(self, mode: Annotated[Mode, Unchecked("a mode")]) -> CompositionScores:
+    def all_composition_scores(self, mode: Mode) -> CompositionScores:
         """Composition of all pairs of heads, norms folded in; see `StackedWeights.all_composition_scores`."""
         return self.weights(folded=True).all_composition_scores(mode)
 
