@@ -10,7 +10,7 @@ from transformer_lens import ActivationCache
 from transformer_lens.model_protocol import TransformerLensModelWithWeights
 
 from hybridlens import HybridLens, HybridLensError
-from hybridlens.errors import AbsentError, CheckpointError, InputError
+from hybridlens.errors import AbsentError, CheckpointError, InputError, UnknownNameError
 
 FAMILIES = (*KINDS, "zamba2", "olmo_hybrid")
 """One of each kind; shared blocks; norms behind what is written."""
@@ -192,7 +192,7 @@ def test_composition_scores_are_ratios_of_norms():
             expected = (left @ read).norm() / left.norm() / read.norm()
             close(found.scores[a, h, b, i], expected, LAYER)
         assert float(found.scores[1, :, 0].abs().max()) == 0.0 == float(found.scores[2, :, 2].abs().max())
-    with pytest.raises(InputError, match="mode .*'R'"):
+    with pytest.raises(UnknownNameError, match="expected one of Q, K, V"):
         lens.all_composition_scores("R")
 
 
