@@ -7,15 +7,14 @@ How it fails: text without a tokenizer, a text that is not one token where one i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hybridlens import tokens as tokens_module
 from hybridlens.boundary import Natural, public
-from hybridlens.boundary_words import shown
+from hybridlens.boundary_words import Unchecked, shown
 from hybridlens.devices import execution_device, first_weight
 from hybridlens.errors import InputError
 from hybridlens.network import HookedNetwork
@@ -44,9 +43,10 @@ class TokenFront:
         given = getattr(self.tokenizer, "pad_token_id", None), self.hf_model.config.pad_token_id
         return next((token for token in given if token is not None and token >= 0), 0)
 
+    @public
     def to_tokens(
         self,
-        text: str | Sequence[str],
+        text: TokensLike,
         prepend_bos: bool | None = None,
         padding_side: Side | None = None,
         move_to_device: bool = True,
@@ -57,7 +57,7 @@ class TokenFront:
         The padding is the tokenizer's own padding token, by which every method of the lens knows it again.
 
         Args:
-            text: one, or several.
+            text: one, or several; rows of ids are checked and laid out alike.
             prepend_bos: whether a BOS stands before each; None for the tokenizer's own way.
             padding_side: where shorter rows are padded; None for the right.
             move_to_device: put them where the model is.
@@ -70,8 +70,8 @@ class TokenFront:
         """
         cfg = self.network.cfg
         given: Any = text
-        if truncate and cfg.n_ctx is not None:
-            given = [tokens_module.encode(one, self.tokenizer, prepend_bos)[: cfg.n_ctx] for one in _texts(text)]
+        if truncate and cfg.n_ctx is not None and (isinstance(text, str) or _is_texts(text)):
+            given = [tokens_module.encode(one, self.tokenizer, prepend_bos)[: cfg.n_ctx] for one in _texts(given)]
         laid = self._laid(given, prepend_bos=prepend_bos, padding_side=padding_side)
         if laid.batch.lengths is not None and padding_token(self.tokenizer) is None:
             raise InputError(
@@ -92,6 +92,7 @@ class TokenFront:
         texts = [cast(str, self._tokenizer.decode(row)) for row in rows]
         return texts if _is_batch(tokens) else texts[0]
 
+    @public
     def to_str_tokens(
         self, tokens: TokensLike, prepend_bos: bool | None = None, padding_side: Side | None = None
     ) -> list[str] | list[list[str]]:
@@ -122,11 +123,12 @@ class TokenFront:
         """
         return tokens_module.to_strings(self._ids([token])[0], self._tokenizer)[0]
 
+    @public
     def get_token_position(
         self,
-        single_token: str | int | Tensor,
-        input: str | Tensor | np.ndarray | Sequence[int],
-        mode: str = "first",
+        single_token: Annotated[str | int | Tensor, Unchecked("a token")],
+        input: TokensLike,
+        mode: Literal["first", "last"] = "first",
         prepend_bos: bool | None = None,
         padding_side: Side | None = None,
     ) -> int:
@@ -140,10 +142,8 @@ class TokenFront:
             padding_side: changes nothing in one row; TransformerLens has it.
 
         Raises:
-            InputError: it does not occur, there are several rows, or another mode is given.
+            InputError: it does not occur, or there are several rows.
         """
-        if mode not in ("first", "last"):
-            raise InputError(f"mode = {shown(mode)} given, expected 'first' or 'last'")
         if isinstance(input, str):
             rows = [tokens_module.encode(input, self.tokenizer, prepend_bos)]
         else:
