@@ -7,8 +7,8 @@ what they hold. The bridge goes on as it was; hooks on it do not act in the othe
 place is changed in both.
 
 How it fails: `CheckpointError` for what is no bridge, one whose model is not in this process, one whose weights were
-processed (folded or centred, as in compatibility mode), which are not the model's any more, and a module that a bridge
-has given another way of running.
+processed (folded or centred, as in compatibility mode), which are not the model's any more, a bias put upon the
+unembedding, and a module that a bridge has given another way of running.
 """
 
 from __future__ import annotations
@@ -48,7 +48,37 @@ def unwrapped(bridge: Any) -> Unwrapped:
         model = bridge.original_model
     except AttributeError as error:
         raise CheckpointError(f"the bridge holds no model of this process: {error}") from error
-    return Unwrapped(_original(model, {}), bridge.tokenizer)
+    made = _original(model, {})
+    _unbiased(made)
+    return Unwrapped(made, bridge.tokenizer)
+
+
+def _unbiased(model: Any) -> None:
+    """Take the bias of zeros off the unembedding that a bridge puts upon it, in this copy alone.
+
+    Raises:
+        CheckpointError: it is not of zeros any more.
+    """
+    head: nn.Module = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    if bias is None:
+        return
+    if bool(bias.detach().any()):
+        raise CheckpointError(
+            "the bridge's unembedding was given a bias (b_U), which the model has not; set it to zeros"
+        )
+    plain = _copied(head, cast(dict[str, nn.Module | None], head.__dict__["_modules"]))
+    plain.__dict__["_parameters"] = {**head.__dict__["_parameters"], "bias": None}
+    plain.__dict__["_buffers"] = {name: held for name, held in head.__dict__["_buffers"].items() if name != "bias"}
+    model.set_output_embeddings(plain)
+
+
+def _copied(module: nn.Module, parts: dict[str, nn.Module | None]) -> nn.Module:
+    """A module with other parts, and otherwise the very same weights, buffers and hooks."""
+    copied: nn.Module = type(module).__new__(type(module))
+    copied.__dict__.update(module.__dict__)
+    copied.__dict__["_modules"] = parts
+    return copied
 
 
 def _original(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module | None:
@@ -70,8 +100,5 @@ def _original(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module | None
     if all(part is own[name] for name, part in parts.items()):
         made[id(module)] = module
         return module
-    copied: nn.Module = type(module).__new__(type(module))
-    copied.__dict__.update(module.__dict__)  # weights, buffers and hooks stay the very same
-    copied.__dict__["_modules"] = parts
-    made[id(module)] = copied
-    return copied
+    made[id(module)] = _copied(module, parts)
+    return made[id(module)]

@@ -70,6 +70,17 @@ class Unembedding:
         return self._front.b_U
 
 
+class Adapter:
+    """What TransformerLens' tools ask of a model's adapter: how logits go on behind the unembedding's matrix."""
+
+    def __init__(self, front: WeightFront) -> None:
+        self._front = front
+
+    def apply_output_logits_transform(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        """Logits after the soft cap, where the family has one."""
+        return self._front.network.capped(logits.reshape(-1, 1, logits.shape[-1])).reshape(logits.shape)
+
+
 class WeightFront(TokenFront, NamedStacks):
     """Weights of a model; `HybridLens` builds on it."""
 
@@ -98,6 +109,11 @@ class WeightFront(TokenFront, NamedStacks):
     def unembed(self) -> Unembedding:
         """The unembedding, to call with what the last norm gives: multiplier and soft cap are in the logits."""
         return Unembedding(self)
+
+    @property
+    def adapter(self) -> Adapter:
+        """For TransformerLens' tools, which look here for the soft cap."""
+        return Adapter(self)
 
     @property
     def attn_layers(self) -> tuple[int, ...]:

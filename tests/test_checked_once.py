@@ -7,7 +7,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError, install_import_hook
 
-SOURCE = '''
+SOURCE = """
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +57,7 @@ class Both(NamedTuple):
 
 def whole(both: Both, size: Size = Size(1)) -> Float[Tensor, "pos"]:
     return both.x
-'''
+"""
 
 
 @pytest.fixture(scope="module")

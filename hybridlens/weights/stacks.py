@@ -51,7 +51,7 @@ class NamedStacks:
 
     W_E = NamedWeight("W_E", "What each token puts into the residual stream [vocab d_model].")
     W_U = NamedWeight("W_U", "The unembedding [d_model vocab]: maps what the last norm gives to uncapped logits.")
-    b_U = NamedWeight("b_U", "Zeros, since no family has a bias there [vocab].")
+    b_U = NamedWeight("b_U", "Of the unembedding, which no family has: zeros, if nobody gave it one [vocab].")
     W_pos = NamedWeight("W_pos", "Learned positions, which no family has.")
     W_Q = NamedWeight("W_Q", "Queries [attn_layer head d_model d_head].")
     W_K = NamedWeight("W_K", "Keys, of each query head [attn_layer head d_model d_head].")
@@ -130,8 +130,7 @@ class StackedWeights(NamedStacks):
         if name == "W_U":
             return self.of_layers.unembedding().T
         if name == "b_U":
-            dtype = torch.float32 if self.folded else self.of_layers.network.wrapped[0].dtype
-            return torch.zeros(self.cfg.d_vocab, device=self.cfg.device, dtype=dtype)
+            return self.of_layers.unembed_bias()
         if name == "W_pos":
             turned = any(attention.rotary for attention in self.cfg.attentions)
             instead = "heads turn queries and keys instead" if turned else "recurrences and masks alone know of order"

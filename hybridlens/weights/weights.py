@@ -254,6 +254,14 @@ class Weights:
         """`unembed` of all tokens at once: where nothing multiplies it, the stored tensor."""
         return _times(self._float(self.tensors.read(self._unembed_name)), self._unembed_by)
 
+    def unembed_bias(self) -> Float[Tensor, "token"]:
+        """What all tokens' logits have whatever the stream, before any cap: zeros where the unembedding has no bias."""
+        head = self.network.wrapped[0].get_output_embeddings()
+        if getattr(head, "bias", None) is not None:
+            return _times(self._of(head, "bias"), self.unembed_scale)
+        dtype = torch.float32 if self.folded else self.network.wrapped[0].dtype
+        return torch.zeros(self.cfg.d_vocab, device=self.cfg.device, dtype=dtype)
+
     @property
     def _unembed_by(self) -> Float[Tensor, "d_model"] | float:
         """What the unembedding's rows are multiplied by."""

@@ -36,9 +36,7 @@ def plain(lens: hl.HybridLens, pair: pairs.Pair, cache: Mapping[str, Tensor], ta
         values = []
         for target in targets:
             axes = lens.hook_points[target.hook].axes
-            index = tuple(
-                slice(None) if axis not in target.where else _listed(target.where[axis]) for axis in axes
-            )
+            index = tuple(slice(None) if axis not in target.where else _listed(target.where[axis]) for axis in axes)
 
             def put(tensor: Tensor, hook: object, index=index, source=cache[target.hook]) -> Tensor:
                 tensor[index] = source[index]
@@ -101,9 +99,7 @@ def main() -> None:
         other = pairs.counterparts(lens, niah.PAPER_NEEDLE)[0]
         for depth in options.depths:
             pair = pairs.other_needle(lens, niah.PAPER_NEEDLE, other, options.length, depth)
-            rows = [
-                measure(lens, name, pair, options.runs, options.patches, options.batch) for name in options.sweeps
-            ]
+            rows = [measure(lens, name, pair, options.runs, options.patches, options.batch) for name in options.sweeps]
             print(f"\n{model}, {len(pair.clean_tokens)} tokens, first different {pair.differences[0].position}\n")
             print(table(head, rows), flush=True)
 

@@ -44,6 +44,7 @@ def main() -> None:
     for name, model in models().items():
         lens = HybridLens(model)
         with torch.no_grad():
+
             def ours(lens: HybridLens = lens) -> object:
                 return lens.prefill(tokens)
 
