@@ -1,8 +1,8 @@
 """A lens's weights under TransformerLens' names: the part of `HybridLens` that hands them out.
 
 ``lens.W_Q``, ``lens.OV`` and their like are those of ``lens.weights()``, as the model has them; with norms folded in
-they are those of ``lens.weights(folded=True)``. Composition scores, directions of tokens and `tl_parameters` have norms
-folded in, without which they would mislead. Everything is read anew when it is asked for, and cannot be written to.
+they are those of ``lens.weights(folded=True)``. Composition scores and `tl_parameters` have norms folded in, without
+which they would mislead. Everything is read anew when it is asked for, and cannot be written to.
 
 How it fails: see `hybridlens.weights.stacks`.
 """
@@ -169,11 +169,10 @@ class WeightFront(TokenFront, NamedStacks):
     def tokens_to_residual_directions(
         self, tokens: Annotated[str | int | Tensor, Unchecked("tokens")]
     ) -> Float[Tensor, "*batch d_model"]:
-        """The directions whose product with the normalised stream is these tokens' logits, before any soft cap.
+        """The directions whose product with what the last norm gives is these tokens' logits, before any soft cap.
 
-        The normalised stream is the stream over its scale, `ln_final.hook_normalized`, which terms of a decomposition
-        over `ln_final.hook_scale` add up to; the last norm's weight is in the direction. (Of the logits' own matrix,
-        `W_U`, the product is taken with what the norm gives, its weight included.)
+        They are `W_U`'s: the last norm's weight is in what it gives (``lens.ln_final(resid)``, or a cache's
+        `apply_ln_to_stack`), not in them. ``lens.weights(folded=True).W_U`` has it, for the stream over its scale.
 
         Args:
             tokens: a text that is one token, an id, or ids in a tensor of any shape.
@@ -189,5 +188,5 @@ class WeightFront(TokenFront, NamedStacks):
         ids = torch.as_tensor(tokens)
         if ids.is_floating_point() or ids.dtype == torch.bool:
             raise InputError(f"tokens have dtype {ids.dtype}, expected integer ids")
-        weights = Weights.of_model(self)
+        weights = Weights.of_model(self, folded=False)
         return weights.unembed(ids.reshape(-1)).view(*ids.shape, -1).to(self.hf_model.dtype)

@@ -7,7 +7,6 @@ import torch
 from bounds import FORWARD, LAYER, close
 from models import KINDS, ROWS, make, tokens
 from transformer_lens import ActivationCache
-from transformer_lens.model_protocol import TransformerLensModelWithWeights
 
 from hybridlens import HybridLens, HybridLensError
 from hybridlens.errors import AbsentError, CheckpointError, InputError, UnknownNameError
@@ -119,11 +118,8 @@ def test_embedding_and_unembedding(seen):
     close(x @ lens.W_U + lens.b_U, uncapped, LAYER)
     over_scale = cache["ln_final.hook_normalized"]
     close(over_scale @ lens.weights(folded=True).W_U, uncapped, LAYER)
-    close(
-        (over_scale * lens.tokens_to_residual_directions(ids)).sum(-1),
-        uncapped.gather(-1, ids[..., None])[..., 0],
-        LAYER,
-    )
+    along = (x * lens.tokens_to_residual_directions(ids)).sum(-1)
+    close(along, uncapped.gather(-1, ids[..., None])[..., 0], LAYER)
     assert torch.equal(lens.tokens_to_residual_directions(5), lens.tokens_to_residual_directions(torch.tensor([5]))[0])
 
 
@@ -275,9 +271,8 @@ def test_adapters_are_refused_by_name():
     assert lens.blocks[1].attn.W_K.shape == (4, 32, 8)
 
 
-def test_protocol_of_weights(seen):
+def test_blocks_and_parameters_by_name(seen):
     lens, cache, _ = seen
-    assert isinstance(lens, TransformerLensModelWithWeights)
     assert isinstance(cache, ActivationCache)
     assert [i for i, _ in lens.blocks_with("attn")] == list(lens.cfg.attention_layers)
     named = lens.tl_parameters()
