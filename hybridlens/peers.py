@@ -5,6 +5,7 @@ meaning between the two. (SAELens asks for a TransformerLens below 4.) What two 
 all, is settled here and nowhere else.
 """
 
+from transformer_lens import patching
 from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
@@ -23,4 +24,5 @@ __all__ = [
     "Slice",
     "TransformerBridge",
     "composition_scores",
+    "patching",
 ]

@@ -66,6 +66,7 @@ ORDER = (
     "text",
     "prompting",
     "weight_front",
+    "act_patching",
     "bridges",
     "choosing",
     "decoding",

@@ -5,10 +5,10 @@ import torch
 from bounds import FORWARD, LAYER, close
 from models import make, tokens
 from transformer_lens import SVDInterpreter, patching
-from transformer_lens.model_protocol import TransformerLensModel, TransformerLensModelWithWeights
 from transformer_lens.tools import analysis
 
-from hybridlens import HybridLens
+from hybridlens import HybridLens, act_patching
+from hybridlens.errors import InputError
 
 FAMILIES = ("recurrentgemma", "jamba", "mamba2", "falcon_h1", "qwen3_next")
 
@@ -21,8 +21,9 @@ def seen(request):
 
 
 def test_protocols(seen):
-    assert isinstance(seen[0], TransformerLensModel)
-    assert isinstance(seen[0], TransformerLensModelWithWeights)
+    protocols = pytest.importorskip("transformer_lens.model_protocol")
+    assert isinstance(seen[0], protocols.TransformerLensModel)
+    assert isinstance(seen[0], protocols.TransformerLensModelWithWeights)
 
 
 def test_svd_interpreter(seen):
@@ -85,3 +86,49 @@ def test_affinity_of_heads(seen):
     write, read = (getattr(lens, name) for name in ("W_O", "W_V"))
     a, b = (torch.linalg.qr(x)[0] for x in (write[0, 1].T, read[-1, 2]))
     close(found.scores[0, 1, -1, 2], (a.T @ b).square().sum(), LAYER)
+
+
+@pytest.mark.parametrize("family", ["jamba", "falcon_h1", "mamba2"])
+def test_activation_patching_goes_over_layers_that_have_the_point(family):
+    """Every function of theirs, against a hook that does the same; NaN where a layer has no such point."""
+    lens = HybridLens(make(family))
+    ids = tokens(1, 3)
+    other = ids.clone()
+    other[0, 1] = (other[0, 1] + 7) % lens.cfg.d_vocab
+
+    def metric(logits):
+        return logits[0, -1, 3]
+
+    with torch.no_grad():
+        _, cache = lens.run_with_cache(ids)
+        mixed = act_patching.get_act_patch_mixer_out(lens, other, cache, metric)
+        assert mixed.isfinite().all()
+        if not lens.attn_layers:
+            with pytest.raises(InputError, match=r"no layer of this mamba2 model has attn\.hook_z"):
+                act_patching.get_act_patch_attn_head_out_all_pos(lens, other, cache, metric)
+            return
+        names = [name for name in dir(patching) if name.startswith("get_act_patch_attn_head_") and "every" not in name]
+        for name in names:
+            found = getattr(act_patching, name)(lens, other, cache, metric)
+            have = found.flatten(1).isfinite().all(dim=1)
+            assert have.nonzero().flatten().tolist() == list(lens.attn_layers)
+            assert found.flatten(1)[~have].isnan().all()
+        layer, head = lens.attn_layers[-1], lens.cfg.n_heads - 1
+
+        def put(z, hook):
+            z = z.clone()
+            z[:, :, head] = cache[hook.name][:, :, head]
+            return z
+
+        expected = metric(lens.run_with_hooks(other, [(f"blocks.{layer}.attn.hook_z", put)]))
+        every = act_patching.get_act_patch_attn_head_all_pos_every(lens, other, cache, metric)
+        assert every.shape == (5, lens.cfg.n_layers, lens.cfg.n_heads)
+        close(every[0, layer, head], expected, FORWARD)
+        assert act_patching.get_act_patch_attn_head_by_pos_every(lens, other, cache, metric).shape == (
+            5, lens.cfg.n_layers, 3, lens.cfg.n_heads,
+        )  # fmt: skip
+        assert act_patching.get_act_patch_block_every(lens, other, cache, metric)[0].isfinite().all()
+    with pytest.raises(InputError, match=r"analyses\.patching\.path_patch"):
+        _ = act_patching.get_act_patch_direct_path
+    with pytest.raises(AttributeError, match="no attribute 'get_act_patch_none'"):
+        _ = act_patching.get_act_patch_none
