@@ -18,6 +18,10 @@ class UnknownNameError(HybridLensError):
     """A hook, model, family, layer or option name that does not exist."""
 
 
+class AbsentError(HybridLensError, AttributeError):
+    """An attribute that other models have, under a name of TransformerLens', and this one has not."""
+
+
 class HookFunctionError(HybridLensError):
     """A hook function returned something that cannot stand in for the activation."""
 

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from hybridlens.config import MlpConfig
 from hybridlens.devices import resident
+from hybridlens.errors import AbsentError
 from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory
+from hybridlens.named_weights import NamedWeight, NamedWeights
 from hybridlens.passes import Pass
-from hybridlens.projections import Projection
+from hybridlens.projections import Projection, Read, in_memory
 from hybridlens.routing import Route
 from hybridlens.shapes import Resid
 
@@ -70,13 +72,41 @@ class MlpParts:
     act: Callable[[Tensor], Tensor]
     gate: Projection | None = None
 
+    def stored(self, name: str, read: Read) -> Tensor | None:
+        """One of its matrices, for row vectors (``x @ W_in``), or of their biases; None where it has none.
+
+        Args:
+            name: as TransformerLens has it: `W_gate` and `b_gate` before the activation, `W_in` and `b_in` beside it,
+                or alone, `W_out` and `b_out` behind.
+            read: where weights are read from.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        project = {"in": self.up, "gate": self.gate, "out": self.down}[name[2:]]
+        if project is None:
+            return None
+        matrix, bias = project.stored(read)
+        return matrix.T if name[0] == "W" else bias
+
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """What it writes, no intermediate shown."""
         up = self.up(x)
         return self.down(self.act(up) if self.gate is None else _gated(self.act, self.gate(x), up))
 
 
-class HookedMlp(nn.Module):
+class MlpByName(NamedWeights):
+    """The weights of an MLP under TransformerLens' names."""
+
+    W_in = NamedWeight("W_in", "Into the hidden layer, beside the gate where there is one [d_model d_mlp].")
+    W_gate = NamedWeight("W_gate", "What the activation reads, where there is a gate [d_model d_mlp].")
+    W_out = NamedWeight("W_out", "What neurons add to the stream [d_mlp d_model].")
+    b_in = NamedWeight("b_in", "Of the hidden layer [d_mlp].")
+    b_gate = NamedWeight("b_gate", "Of what the activation reads [d_mlp].")
+    b_out = NamedWeight("b_out", "Of what is written [d_model].")
+
+
+class HookedMlp(MlpByName):
     """An MLP; without a gate `hook_pre` is what its activation reads, and there is no `hook_pre_linear`."""
 
     def __init__(self, cfg: MlpConfig, parts: MlpParts) -> None:
@@ -87,6 +117,17 @@ class HookedMlp(nn.Module):
         if parts.gate is not None:
             self.hook_pre_linear = HookPoint("b p f", f=cfg.d_mlp)
         self.hook_post = HookPoint("b p f", f=cfg.d_mlp)
+
+    def named_weight(self, name: str) -> Tensor:
+        """See `NamedWeights`."""
+        if name[2:] == "gate" and self.parts.gate is None:
+            raise AbsentError(f"there is no {name}: this MLP has no gate")
+        found = self.parts.stored(name, in_memory)
+        if found is not None:
+            return found
+        matrix = self.parts.stored(f"W{name[1:]}", in_memory)
+        assert matrix is not None
+        return matrix.new_zeros(matrix.shape[1])
 
     def forward(self, x: Resid, run: Pass, held: Memory | None) -> tuple[Resid, None]:
         """The write to the residual stream; an MLP remembers nothing."""
@@ -135,7 +176,7 @@ class MoeParts:
     scale: float = 1.0
 
 
-class HookedMoe(nn.Module):
+class HookedMoe(MlpByName):
     """Mixture of experts: each token goes to the experts that its router chooses."""
 
     def __init__(self, cfg: MlpConfig, parts: MoeParts, d_model: int) -> None:
@@ -150,6 +191,13 @@ class HookedMoe(nn.Module):
         self.hook_expert_indices = HookPoint("b p r", r=cfg.n_experts_per_token)
         if parts.shared is not None:
             self.hook_shared_out = HookPoint("b p d", d=d_model)
+
+    def named_weight(self, name: str) -> Tensor:
+        """See `NamedWeights`."""
+        raise AbsentError(
+            f"there is no {name}: this is a mixture of {self.cfg.n_experts} experts, each with matrices of its own "
+            "(`parts.experts`); what each adds in a run, `expert_writes` gives"
+        )
 
     def forward(self, x: Resid, run: Pass, held: Memory | None) -> tuple[Resid, None]:
         """The write to the residual stream; a mixture remembers nothing."""

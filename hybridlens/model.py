@@ -1,7 +1,8 @@
 """`HybridLens`: a hybrid model under one set of names.
 
-The lens is a thin front: its text is in `text`, runs and caches in `running`, states and generation in
-`continuing`, autoencoders in `splicing`, nnsight in `tracing`; what they call lives in `network`, `tokens` and
+The lens is a thin front: its text is in `text` and `prompting`, its weights in `weight_front`, runs and caches in
+`running`, states and generation in `continuing`, autoencoders in `splicing`, nnsight in `tracing`; what they call lives
+in `network`, `tokens` and
 `decoding`. It never changes the Hugging Face model it opens, which goes on working by itself and shares its weights.
 
 What every way in has in common: hooks fire in forward order at the points of `lens.hook_points`, in
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from hybridlens.boundary import Length, public
+from hybridlens.bridges import unwrapped
 from hybridlens.config import LensConfig
 from hybridlens.continuing import StateFront, no_autocast
 from hybridlens.decoding import Boundary
@@ -27,10 +29,12 @@ from hybridlens.display.models import LensShown
 from hybridlens.families import family_for
 from hybridlens.hooks import Edit, HookPoint, HookSpec
 from hybridlens.network import HookedNetwork
+from hybridlens.prompting import PromptFront
 from hybridlens.running import RunFront
 from hybridlens.shapes import Lengths
 from hybridlens.splicing import SpliceFront
 from hybridlens.tokens import TokensLike
+from hybridlens.weight_front import WeightFront
 from hybridlens.weights.counting import count
 
 Tracer: TypeAlias = Any
@@ -47,7 +51,7 @@ class ParameterCounts(NamedTuple):
     """Of all, those that one token uses: without the experts it is not sent to."""
 
 
-class HybridLens(LensShown, RunFront, StateFront, SpliceFront):
+class HybridLens(LensShown, RunFront, StateFront, WeightFront, PromptFront, SpliceFront):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
     It computes what the model does in evaluation mode; dropout is never applied.
@@ -69,10 +73,20 @@ class HybridLens(LensShown, RunFront, StateFront, SpliceFront):
         self.hook_points = HookPoints({name: _spec(name, point) for name, point in self.hook_dict.items()})
         self._nnsight: Any = None
 
+    @classmethod
+    def from_bridge(cls, bridge: Any) -> HybridLens:
+        """A lens on the model inside a TransformerLens bridge, whose weights it shares; see `hybridlens.bridges`.
+
+        Raises:
+            CheckpointError: it is no bridge of a model in memory, its weights were processed, or its family is unknown.
+        """
+        return cls(*unwrapped(bridge))
+
     @property
     def cfg(self) -> LensConfig:
         """Sizes, structure, and where the model is now."""
-        return replace(self.network.cfg, device=self.device, dtype=self.dtype)
+        opened = self.network.opened(self.tokenizer)
+        return replace(self.network.cfg, device=self.device, dtype=self.dtype, opened=opened)
 
     # The model's parts, under the names of the hook points.
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hybridlens.blocks import Block
-from hybridlens.config import LensConfig
+from hybridlens.config import LensConfig, Opened
 from hybridlens.devices import execution_device, first_weight
 from hybridlens.errors import InputError
 from hybridlens.families.spec import Family
@@ -189,6 +189,23 @@ class HookedNetwork(nn.Module):
         """Logits after the soft cap, where the family has one."""
         cap = self.soft_cap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def opened(self, tokenizer: Any) -> Opened:
+        """What is known of the model beside its sizes.
+
+        Args:
+            tokenizer: its tokenizer; None for none.
+        """
+        config, norm = self.wrapped[0].config, self.ln_final.norm
+        return Opened(
+            name=str(getattr(config, "name_or_path", "") or self.cfg.family),
+            architecture=self.family.architecture,
+            tokenizer=tokenizer,
+            eps=norm.eps,
+            norm_offset=norm.style.offset,
+            soft_cap=self.soft_cap,
+            tied=bool(config.tie_word_embeddings),
+        )
 
     @property
     def idle_parameters(self) -> int:

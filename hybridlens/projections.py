@@ -4,7 +4,8 @@ A `Projection` is a place in the model (a module and the name of its child) and 
 its input and output by. Adapters (LoRA) put another module into that place; quantised and offloaded weights answer to
 a call. So nothing here reads a weight where calling the module would not.
 
-How it fails: a child that is not there raises `CheckpointError`.
+How it fails: a child that is not there, or whose numbers are asked for and are not one matrix, raises
+`CheckpointError`.
 """
 
 from __future__ import annotations
@@ -87,8 +88,42 @@ class Projection:
                 f"{self.name} is a {type(module).__name__}, whose weights are not one matrix; merge the adapter, or "
                 "load the model unquantised"
             )
-        bias = None if self.bias() is None else self._own(read(module, "bias"), 0) * self.scale
-        return self._own(read(module, "weight"), 0) * (self.scale * self.scale_in), bias
+        bias = None if self.bias() is None else _times(self._own(read(module, "bias"), 0), self.scale)
+        return _times(self._own(read(module, "weight"), 0), self.scale * self.scale_in), bias
+
+    def heads(
+        self, read: Read, n: int, width: int
+    ) -> tuple[Float[Tensor, "head d_in {width}"], Float[Tensor, "head {width}"] | None]:
+        """The map and its bias by head of what it gives, for row vectors: ``x @ W[h] + b[h]``.
+
+        Args:
+            read: where weights are read from.
+            n: heads.
+            width: of what a head is given.
+
+        Raises:
+            CheckpointError: as `stored`, or it gives anything but that.
+        """
+        stored, bias = self.stored(read)
+        if stored.shape[0] != n * width:
+            asked = [n * width, stored.shape[1]]
+            raise CheckpointError(
+                f"{self.name}.weight has shape {list(stored.shape)}, but the configuration asks for {asked}"
+            )
+        return stored.unflatten(0, (n, width)).mT, None if bias is None else bias.unflatten(0, (n, width))
+
+    def from_heads(self, read: Read, n: int) -> tuple[Float[Tensor, "head width d_out"], Float[Tensor, "d_out"] | None]:
+        """Each head's part of the map, for row vectors, and the bias, which is no head's.
+
+        Args:
+            read: where weights are read from.
+            n: heads, whose values stand one behind the other in what it reads.
+
+        Raises:
+            CheckpointError: as `stored`.
+        """
+        stored, bias = self.stored(read)
+        return stored.T.unflatten(0, (n, -1)), bias
 
     def by_head(self, x: Float[Tensor, "batch pos head width"]) -> Float[Tensor, "batch pos head d_out"]:
         """What each head's part of the input adds, the bias left out; they add up to the map less its bias."""
@@ -149,6 +184,54 @@ def _plain(module: nn.Module) -> bool:
     """Whether the module is its weight and bias, and nothing else."""
     hooked = module.__dict__["_forward_hooks"] or module.__dict__["_forward_pre_hooks"]
     return type(module) is nn.Linear and not hooked
+
+
+def _times(tensor: Tensor, factor: float) -> Tensor:
+    """A multiple; of 1 the tensor itself, so that a view stays one."""
+    return tensor if factor == 1.0 else tensor * factor
+
+
+def in_memory(module: nn.Module, name: str) -> Tensor:
+    """A `Read` of what a model in memory has now: views of its weights, in its dtype, without their gradients.
+
+    Raises:
+        CheckpointError: the name is no parameter there (an adapter stands in its place), or holds packed numbers.
+    """
+    *path, last = name.split(".")
+    for part in path:
+        module = cast(nn.Module, getattr(module, part))
+    with resident(module):
+        held = cast(nn.Parameter | None, module.__dict__["_parameters"].get(last))
+        if held is None:
+            raise CheckpointError(
+                f"{name} is not one matrix of its {type(module).__name__}; merge the adapter, or load the model "
+                "unquantised"
+            )
+        tensor = held.detach()
+    if tensor.device.type == "meta":
+        raise CheckpointError(f"the weight {name} is not in memory; give a folder, whose files are read directly")
+    if type(tensor) is not Tensor:
+        raise CheckpointError(no_weights(name, type(tensor).__name__))
+    return floating(name, tensor)
+
+
+def floating(name: str, tensor: Tensor) -> Tensor:
+    """`tensor`, if its numbers are weights.
+
+    Raises:
+        CheckpointError: they are whole numbers, or an eighth of a float: what quantised checkpoints hold.
+    """
+    if not tensor.is_floating_point() or tensor.element_size() < torch.float16.itemsize:
+        raise CheckpointError(no_weights(name, str(tensor.dtype).removeprefix("torch.")))
+    return tensor
+
+
+def no_weights(name: str, kind: str) -> str:
+    """What is said of a tensor that holds no weights, but numbers that stand for them."""
+    return (
+        f"the weight {name} is stored as {kind}: the checkpoint is quantised, which cannot be read as weights; "
+        "give one in float32, bfloat16 or float16"
+    )
 
 
 def _only(x: Tensor, head: int) -> Tensor:

@@ -14,12 +14,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hybridlens.bos import begun
 from hybridlens.boundary_words import BROKEN, Unchecked, shown, sound
 from hybridlens.errors import InputError
 from hybridlens.padding import Layout, TokenBatch, found, mask_of, moved
@@ -35,6 +36,9 @@ TokensLike: TypeAlias = Annotated[
     | Sequence[Sequence[int] | np.ndarray | Tensor],
     Unchecked("tokens"),
 ]
+
+Side: TypeAlias = Literal["left", "right"]
+"""Of a shorter row, where its padding stands."""
 
 OUTPUT = {
     "input_ids",
@@ -60,6 +64,8 @@ def as_batch(
     d_vocab: int,
     n_ctx: int | None,
     pad: int = 0,
+    prepend_bos: bool | None = None,
+    padding_side: Side | None = None,
 ) -> Layout:
     """Check what was given and lay it out as rows.
 
@@ -70,10 +76,15 @@ def as_batch(
         d_vocab: ids run from 0 to d_vocab - 1.
         n_ctx: longest row allowed; None for no limit.
         pad: id that fills shorter rows.
+        prepend_bos: of text, whether a BOS stands before it; None for the tokenizer's own way.
+        padding_side: of text and lists, the side of a shorter row on which results have its padding; None for the
+            right.
 
     Raises:
-        InputError: see the module.
+        InputError: see the module; for another side than left or right.
     """
+    if padding_side not in (None, "left", "right"):
+        raise InputError(f"padding_side = {shown(padding_side)} given, expected 'left' or 'right'")
     mask = None
     if isinstance(tokens, Mapping):
         tokens, mask = _output(tokens)
@@ -85,7 +96,7 @@ def as_batch(
     else:
         if lengths is not None:
             raise InputError("lengths are given with a tensor of tokens only; lists and text know theirs")
-        texts, rows = _rows(tokens, tokenizer)
+        texts, rows = _rows(tokens, tokenizer, prepend_bos)
         _check_ids([token for row in rows for token in row], d_vocab)
         counts = [len(row) for row in rows]
         if 0 in counts:
@@ -94,20 +105,27 @@ def as_batch(
         if len(set(counts)) > 1:
             if mask is not None:
                 raise InputError("an attention mask was given for rows of unequal length, expected rows of one length")
-            laid = Layout(TokenBatch(filled, torch.tensor(counts)), None)
+            left = tuple(max(counts) - count for count in counts) if padding_side == "left" else None
+            laid = Layout(TokenBatch(filled, torch.tensor(counts)), left)
         else:
             laid = Layout(TokenBatch(filled, None), None) if texts else _padded(filled, tokenizer, None, mask)
     _check(laid.batch.tokens, d_vocab, n_ctx)
     return laid
 
 
-def encode(text: str, tokenizer: Any) -> list[int]:
+def encode(text: str, tokenizer: Any, prepend_bos: bool | None = None) -> list[int]:
     """The ids of a text, special tokens as the tokenizer adds them, with one BOS at most.
 
     Words that the tokenizer does not know are warned about, since the model cannot see them.
 
+    Args:
+        text: no empty one.
+        tokenizer: of the model.
+        prepend_bos: whether a BOS stands before the text; None for the tokenizer's own way.
+
     Raises:
-        InputError: for an empty text, one that is no valid Unicode, or without a tokenizer.
+        InputError: for an empty text, one that is no valid Unicode, without a tokenizer, or with a BOS asked of a
+            tokenizer that has none.
     """
     if not text:
         raise InputError("an empty text was given, expected a prompt of at least one token")
@@ -115,7 +133,7 @@ def encode(text: str, tokenizer: Any) -> list[int]:
         raise InputError(f"text {shown(text)} is no valid Unicode: {BROKEN}")
     if tokenizer is None:
         raise InputError(f"text {shown(text)} needs a tokenizer; give one to HybridLens, or pass token ids")
-    ids = single_bos(cast(list[int], tokenizer(text)["input_ids"]), getattr(tokenizer, "bos_token_id", None))
+    ids = begun(cast(list[int], tokenizer(text)["input_ids"]), tokenizer, prepend_bos)
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is not None and unknown in ids:
         warnings.warn(
@@ -124,14 +142,6 @@ def encode(text: str, tokenizer: Any) -> list[int]:
             stacklevel=2,
         )
     return ids
-
-
-def single_bos(ids: Sequence[int], bos: int | None) -> list[int]:
-    """Ids of a text without a second BOS at its start: the text had one, and the tokenizer added its own."""
-    extra = 0
-    while bos is not None and list(ids[extra : extra + 2]) == [bos, bos]:
-        extra += 1
-    return list(ids[extra:])
 
 
 def to_strings(ids: Sequence[int], tokenizer: Any) -> list[str]:
@@ -200,17 +210,17 @@ def _padded(tokens: Tensor, tokenizer: Any, lengths: Sequence[int] | Lengths | N
     return Layout(TokenBatch(tokens, None if bool((counts == tokens.shape[1]).all()) else counts), None)
 
 
-def _rows(tokens: Any, tokenizer: Any) -> tuple[bool, list[list[int]]]:
+def _rows(tokens: Any, tokenizer: Any, prepend_bos: bool | None = None) -> tuple[bool, list[list[int]]]:
     """Whether text was given, and the ids of each row."""
     if isinstance(tokens, str):
-        return True, [encode(tokens, tokenizer)]
+        return True, [encode(tokens, tokenizer, prepend_bos)]
     if not isinstance(tokens, Iterable) or isinstance(tokens, (bytes, bytearray, memoryview, set, frozenset, Mapping)):
         raise InputError(f"tokens are {shown(tokens)}, {EXPECTED}")
     items = list(cast(Iterable[Any], tokens))
     if not items:
         raise InputError("a batch of no rows was given, expected at least one prompt")
     if all(isinstance(item, str) for item in items):
-        return True, [encode(item, tokenizer) for item in items]
+        return True, [encode(item, tokenizer, prepend_bos) for item in items]
     if all(map(is_id, items)):
         return False, [[int(item) for item in items]]
     if all(isinstance(item, (list, tuple, range)) or getattr(item, "ndim", 0) == 1 for item in items):

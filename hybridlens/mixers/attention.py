@@ -23,11 +23,12 @@ import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridlens.config import AttentionConfig
 from hybridlens.hooks import HookPoint, unchanged, wanted
 from hybridlens.memory import KeyValues, Memory
+from hybridlens.mixers.named import AttentionByName
 from hybridlens.mixers.rotary import Rotary
 from hybridlens.mixers.writing import value_of, written
 from hybridlens.norms import HookedNorm, Norm
@@ -75,7 +76,7 @@ class AttentionParts:
     soft_cap: float | None = None
 
 
-class HookedAttention(nn.Module):
+class HookedAttention(AttentionByName):
     """Grouped-query attention over a family's own projections."""
 
     def __init__(self, cfg: AttentionConfig, parts: AttentionParts, d_model: int) -> None:

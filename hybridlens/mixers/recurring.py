@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hybridlens.config import RecurrentConfig
 from hybridlens.hooks import HookPoint, wanted
 from hybridlens.memory import Memory, Recurrent
+from hybridlens.mixers.named import RecurrenceByName
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection
 from hybridlens.recurrences.base import Recurrence, Run
@@ -145,7 +146,7 @@ def remember(conv: ConvState | None, final: Tensor) -> Recurrent:
     return Recurrent(conv, final.float().clone())
 
 
-class RecurrentMixer(nn.Module, Generic[R]):
+class RecurrentMixer(RecurrenceByName, Generic[R]):
     """A mixer that remembers a state and the last inputs of its convolution, if it has one.
 
     Args:

@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridlens.config import RecurrentConfig
 from hybridlens.devices import resident
 from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory, Recurrent
 from hybridlens.mixers.linear import RecurrentParts, identity, taps_of
+from hybridlens.mixers.named import RecurrenceByName
 from hybridlens.mixers.recurring import convolved
 from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read
@@ -28,7 +29,7 @@ from hybridlens.recurrences.convolution import convolution_attention
 from hybridlens.shapes import Channels, Resid
 
 
-class ShortConv(nn.Module):
+class ShortConv(RecurrenceByName):
     """A gated short convolution.
 
     Args:

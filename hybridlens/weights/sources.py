@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hybridlens.checkpoint_files import INDEX, SINGLE, CheckpointFiles, opening
 from hybridlens.errors import CheckpointError
+from hybridlens.projections import floating, no_weights
 from hybridlens.weights.finite import is_finite
 from hybridlens.weights.naming import Naming
 
@@ -69,7 +70,7 @@ class ModelTensors:
         tensor = self._found(name)
         if tensor.device.type == "meta":
             raise CheckpointError(f"the weight {name} is not in memory; give a folder, whose files are read directly")
-        return _floating(name, tensor.detach()[start:stop])
+        return floating(name, tensor.detach()[start:stop])
 
     def _found(self, name: str) -> Tensor:
         if name not in self.tensors:
@@ -91,7 +92,7 @@ class Stored(NamedTuple):
             CheckpointError: they are whole numbers, or an eighth of a float: what quantised checkpoints hold.
         """
         if self.kind not in _WEIGHTS:
-            raise CheckpointError(_no_weights(name, _KINDS.get(self.kind, self.kind)))
+            raise CheckpointError(no_weights(name, _KINDS.get(self.kind, self.kind)))
 
 
 class FileTensors:
@@ -162,9 +163,9 @@ class FileTensors:
         handle = self._handle(name)
         with opening(self._where(name)):
             if start == 0 and stop is None:
-                tensor = _floating(name, cast(Tensor, handle.get_tensor(name)))
+                tensor = floating(name, cast(Tensor, handle.get_tensor(name)))
             else:
-                tensor = _floating(name, cast(Tensor, handle.get_slice(name)[start:stop]))
+                tensor = floating(name, cast(Tensor, handle.get_slice(name)[start:stop]))
         if not is_finite(tensor):
             raise CheckpointError(
                 f"'{self.source}': {name} holds weights that are infinite or not a number; fetch or convert it again"
@@ -224,21 +225,3 @@ _KINDS = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
     "I64": "int64", "U64": "uint64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
 }  # fmt: skip
-
-
-def _no_weights(name: str, kind: str) -> str:
-    return (
-        f"the weight {name} is stored as {kind}: the checkpoint is quantised, which cannot be read as weights; "
-        "give one in float32, bfloat16 or float16"
-    )
-
-
-def _floating(name: str, tensor: Tensor) -> Tensor:
-    """`tensor`, if its numbers are weights.
-
-    Raises:
-        CheckpointError: they are whole numbers, or an eighth of a float: what quantised checkpoints hold.
-    """
-    if not tensor.is_floating_point() or tensor.element_size() < torch.float16.itemsize:
-        raise CheckpointError(_no_weights(name, str(tensor.dtype).removeprefix("torch.")))
-    return tensor

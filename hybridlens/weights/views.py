@@ -37,7 +37,7 @@ class HeadWeights(Displayed, _Head):
 
 @dataclass(frozen=True)
 class AttentionWeights(Displayed):
-    """The heads of one attention layer, float32.
+    """The heads of one attention layer; float32 where norms are folded in.
 
     Attributes:
         layer: which layer of the model.
@@ -159,8 +159,31 @@ class AttentionWeights(Displayed):
 
 
 @dataclass(frozen=True)
+class MlpWeights(Displayed):
+    """An MLP: ``(act(x W_gate + b_gate) · (x W_in + b_in)) W_out + b_out``, or ``act(x W_in + b_in) W_out + b_out``.
+
+    Attributes:
+        layer: which layer of the model.
+        W_in: into the hidden layer; where there is a gate, what it multiplies.
+        W_gate: what the activation reads where there is a gate; None where there is none.
+        W_out: what each neuron adds to the stream.
+        b_in: None where there is none, like the other biases.
+        b_gate: of what the activation reads.
+        b_out: of what is written.
+    """
+
+    layer: int
+    W_in: Float[Tensor, "d_model d_mlp"]
+    W_gate: Float[Tensor, "d_model d_mlp"] | None
+    W_out: Float[Tensor, "d_mlp d_model"]
+    b_in: Float[Tensor, "d_mlp"] | None
+    b_gate: Float[Tensor, "d_mlp"] | None
+    b_out: Float[Tensor, "d_model"] | None
+
+
+@dataclass(frozen=True)
 class RecurrentWeights(Displayed):
-    """The linear maps of one recurrent layer, float32, the norm folded into `W_in` and `W_gate`.
+    """The linear maps of one recurrent layer, float32, the norm folded into `W_in` and `W_gate` where it was asked for.
 
     Attributes:
         layer: which layer of the model.

@@ -1,7 +1,8 @@
 """`Weights`: the linear maps of a model, a layer at a time, from memory or straight from files.
 
 Nothing is kept but the embedding's small parts: each call reads its tensors, turns them to float32 and folds the
-norms in. So of Jamba-Mini's checkpoint only the layers asked for are ever read, and none of its experts.
+norms in, unless they are wanted as they are stored. So of Jamba-Mini's checkpoint only the layers asked for are ever
+read, and none of its experts.
 
 How it fails: a layer of the other kind or out of range raises `InputError`; a tensor that is missing or quantised
 `CheckpointError` (see `sources`).
@@ -24,13 +25,13 @@ from hybridlens.mixers.attention import HookedAttention
 from hybridlens.mixers.latent_attention import LatentParts
 from hybridlens.mixers.linear import RecurrentParts
 from hybridlens.mixers.rotary import Turning
-from hybridlens.mlps import HookedMlp, HookedMoe
+from hybridlens.mlps import HookedMlp, HookedMoe, MlpParts
 from hybridlens.network import HookedNetwork
 from hybridlens.norms import Norm
 from hybridlens.projections import Projection
 from hybridlens.weights.latent import latent_maps
 from hybridlens.weights.sources import ModelTensors, Tensors
-from hybridlens.weights.views import AttentionWeights, RecurrentWeights
+from hybridlens.weights.views import AttentionWeights, MlpWeights, RecurrentWeights
 
 BLOCK = 8192
 """Tokens of the vocabulary that are read at once."""
@@ -58,10 +59,15 @@ class Weights:
         network: the model's parts; its weights may be away (on the meta device).
         tensors: where weights are read from.
         device: where they are put.
+        folded: whether norms are folded in, everything float32. If not, maps are of what norms give, norms' weights and
+            all, and as they are stored; the maps of recurrent layers are float32 nevertheless.
     """
 
-    def __init__(self, network: HookedNetwork, tensors: Tensors, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, network: HookedNetwork, tensors: Tensors, device: torch.device | str = "cpu", folded: bool = True
+    ) -> None:
         model = network.wrapped[0]
+        self.folded = folded
         self.network = network
         self.cfg: LensConfig = replace(network.cfg, device=torch.device(device))
         self.config = model.config
@@ -76,13 +82,13 @@ class Weights:
         self._names = {id(module): name for name, module in model.named_modules()}
 
     @classmethod
-    def of_model(cls, lens: Any) -> Weights:
+    def of_model(cls, lens: Any, folded: bool = True) -> Weights:
         """Those of a lens, where the model is.
 
         Raises:
             CheckpointError: the model is quantised.
         """
-        return cls(lens.network, ModelTensors(lens.hf_model), lens.device)
+        return cls(lens.network, ModelTensors(lens.hf_model), lens.device, folded)
 
     # Layers.
 
@@ -105,10 +111,10 @@ class Weights:
 
         def split(project: Projection, heads: int, width: int) -> tuple[Tensor, Tensor | None]:
             """[heads d_model width] of a projection stored [heads · width, d_model], and its bias [heads width]."""
-            stored, bias = project.stored(self._of)
-            _check_shape(project, stored, (heads * width, d))
-            matrix = (stored if norm is None else stored * norm).view(heads, width, d).transpose(1, 2)
-            return matrix, None if bias is None else bias.view(heads, width)
+            matrix, bias = project.heads(self._of, heads, width)
+            if matrix.shape[1] != d:
+                raise _misshapen(project, (heads * width, matrix.shape[1]), (heads * width, d))
+            return matrix if norm is None else matrix * norm[:, None], bias
 
         def normed(norm: Norm | None, heads: int) -> Tensor | None:
             """What a norm of queries or keys multiplies by: for each head, or for all of them alike."""
@@ -125,17 +131,19 @@ class Weights:
         else:
             W_K, b_K = split(parts.k, cfg.n_kv_heads, e)
             W_V, b_V = split(parts.v, cfg.n_kv_heads, e)
-        out, b_O = parts.o.stored(self._of)
-        _check_shape(parts.o, out, (d, cfg.n_heads * cfg.d_value))
+        W_O, b_O = parts.o.from_heads(self._of, cfg.n_heads)
+        if W_O.shape[1:] != (cfg.d_value, d):
+            has, asked = cfg.n_heads * W_O.shape[1], cfg.n_heads * cfg.d_value
+            raise _misshapen(parts.o, (W_O.shape[2], has), (d, asked))
         behind = self._after(block, "attn")
         if behind is not None:
-            out, b_O = out * behind[:, None], None if b_O is None else b_O * behind
+            W_O, b_O = W_O * behind, None if b_O is None else b_O * behind
         return AttentionWeights(
             layer=layer,
             W_Q=W_Q[..., :e],
             W_K=W_K,
             W_V=W_V,
-            W_O=out.T.view(cfg.n_heads, cfg.d_value, d),
+            W_O=W_O,
             b_Q=None if b_Q is None else b_Q[..., :e],
             b_K=b_K,
             b_V=b_V,
@@ -162,11 +170,38 @@ class Weights:
         self.cfg.recurrence(layer)
         block = cast(Block, self.network.blocks[layer])
         mixer: Any = block.mixers["ssm"]
-        parts: RecurrentParts = mixer.linear_parts(self._of)
+        parts: RecurrentParts = mixer.linear_parts(lambda module, name: self._of(module, name).float())
         norm = self._before(block, "ssm")
         if norm is not None:
             parts = parts._replace(W_in=parts.W_in * norm[:, None], W_gate=parts.W_gate * norm[:, None])
         return RecurrentWeights(layer, parts)
+
+    def mlp(self, layer: int) -> MlpWeights:
+        """The maps of a layer's MLP.
+
+        Raises:
+            InputError: there is no such layer, or it has no MLP, a mixture of experts, or a shared block's.
+            CheckpointError: a tensor is missing or cannot be read.
+        """
+        cfg = self.cfg
+        if not 0 <= layer < cfg.n_layers or cfg.layers[layer].mlp is None:
+            raise cfg.lacks(layer, "MLP", cfg.mlp_layers)
+        block = cast(Block, self.network.blocks[layer])
+        if cfg.layers[layer].shared:
+            raise InputError(f"the MLP of layer {layer} is a shared block's, which reads and writes no stream")
+        parts = getattr(block.parts["mlp"], "parts", None)
+        if not isinstance(parts, MlpParts):
+            dense = tuple(i for i in cfg.mlp_layers if i not in cfg.moe_layers)
+            raise cfg.lacks(layer, "dense MLP", dense)
+        norm, behind = self._before(block, "mlp"), self._after(block, "mlp")
+
+        def read(name: str) -> Any:
+            found = parts.stored(name, self._of)
+            if found is not None and norm is not None and name in ("W_in", "W_gate"):
+                return found * norm[:, None]
+            return found if found is None or behind is None or not name.endswith("_out") else found * behind
+
+        return MlpWeights(layer, *map(read, ("W_in", "W_gate", "W_out", "b_in", "b_gate", "b_out")))
 
     def mlp_bias(self, layer: int) -> Float[Tensor, "d_model"] | None:
         """The bias of what a layer's MLP writes to the stream; None where it has none.
@@ -196,17 +231,41 @@ class Weights:
         return self._rows(self._embed_name, tokens) * self.embed_scale
 
     def unembed(self, tokens: Int[Tensor, "token"]) -> Float[Tensor, "token d_model"]:
-        """The directions whose product with the (scaled) residual stream is these tokens' logits, before any cap."""
-        return self._rows(self._unembed_name, tokens) * (self.final_norm * self.unembed_scale)
+        """The directions whose product with the (scaled) residual stream is these tokens' logits, before any cap.
+
+        Where norms are not folded in, with what the last norm gives.
+        """
+        return self._rows(self._unembed_name, tokens) * self._unembed_by
 
     def vocabulary(self, block: int = BLOCK) -> Iterator[VocabularyBlock]:
         """All tokens, `block` at a time."""
-        norm = self.final_norm * self.unembed_scale
+        norm = self._unembed_by
         for start in range(0, self.cfg.d_vocab, block):
             stop = min(start + block, self.cfg.d_vocab)
             stored = self._float(self.tensors.read(self._embed_name, start, stop))
             other = stored if self.tied else self._float(self.tensors.read(self._unembed_name, start, stop))
             yield VocabularyBlock(start, stored * self.embed_scale, other * norm)
+
+    def embedding(self) -> Float[Tensor, "token d_model"]:
+        """What all tokens put into the residual stream, at once: where nothing multiplies it, the stored tensor."""
+        return _times(self._float(self.tensors.read(self._embed_name)), self.embed_scale)
+
+    def unembedding(self) -> Float[Tensor, "token d_model"]:
+        """`unembed` of all tokens at once: where nothing multiplies it, the stored tensor."""
+        return _times(self._float(self.tensors.read(self._unembed_name)), self._unembed_by)
+
+    def unembed_bias(self) -> Float[Tensor, "token"]:
+        """What all tokens' logits have whatever the stream, before any cap: zeros where the unembedding has no bias."""
+        head = self.network.wrapped[0].get_output_embeddings()
+        if getattr(head, "bias", None) is not None:
+            return _times(self._of(head, "bias"), self.unembed_scale)
+        dtype = torch.float32 if self.folded else self.network.wrapped[0].dtype
+        return torch.zeros(self.cfg.d_vocab, device=self.cfg.device, dtype=dtype)
+
+    @property
+    def _unembed_by(self) -> Float[Tensor, "d_model"] | float:
+        """What the unembedding's rows are multiplied by."""
+        return self.final_norm * self.unembed_scale if self.folded else self.unembed_scale
 
     @property
     def final_norm(self) -> Float[Tensor, "d_model"]:
@@ -227,14 +286,14 @@ class Weights:
         return self._of(norm.module, "weight") + norm.style.offset
 
     def _before(self, block: Block, part: str) -> Float[Tensor, "d_model"] | None:
-        """What the norm before a part multiplies by; None for no norm."""
+        """What the norm before a part multiplies by; None for no norm, or none to be folded in."""
         branch = next(branch for branch in block.branches if part in branch.parts)
-        return None if branch.norm is None else self.norm(branch.norm.norm)
+        return None if branch.norm is None or not self.folded else self.norm(branch.norm.norm)
 
     def _after(self, block: Block, part: str) -> Float[Tensor, "d_model"] | None:
-        """What the norm after a part multiplies by; None for no norm."""
+        """What the norm after a part multiplies by; likewise."""
         after = block.branches[block.number_of(part) - 1].norm_after
-        return None if after is None else self.norm(after.norm)
+        return None if after is None or not self.folded else self.norm(after.norm)
 
     # Reading.
 
@@ -263,7 +322,7 @@ class Weights:
         return next((mixer.parts.rotary.turning for mixer in mixers if mixer.parts.rotary is not None), None)
 
     def _of(self, module: nn.Module, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        """A weight of a module, float32."""
+        """A weight of a module, float32 where norms are folded in."""
         full = f"{self._names[id(module)]}.{name}"
         tensor = self.tensors.read(full)
         if shape is not None and tuple(tensor.shape) != shape:
@@ -272,10 +331,12 @@ class Weights:
         return self._float(tensor)
 
     def _float(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.cfg.device, torch.float32)
+        return tensor.to(self.cfg.device, torch.float32) if self.folded else tensor.to(self.cfg.device)
 
 
-def _check_shape(project: Projection, stored: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(stored.shape) != shape:
-        has, asked = list(stored.shape), list(shape)
-        raise CheckpointError(f"{project.name}.weight has shape {has}, but the configuration asks for {asked}")
+def _times(rows: Tensor, factor: Tensor | float) -> Tensor:
+    return rows if isinstance(factor, float) and factor == 1.0 else rows * factor
+
+
+def _misshapen(project: Projection, has: tuple[int, ...], asked: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(f"{project.name}.weight has shape {list(has)}, but the configuration asks for {list(asked)}")

@@ -1,0 +1,85 @@
+"""Tensors that can be read and computed with, and not written to.
+
+What a lens hands out of a model's weights is a view of them where it can be, and otherwise a copy: with a multiplier
+in it, a norm folded in, layers stacked. A write to the first would change the Hugging Face model behind the lens's
+back, a write to the second would do nothing, and one cannot see which of the two one has. So both are refused.
+
+What is computed from such a tensor is an ordinary one; what is a view of it (an index, a transpose) is read-only too.
+`clone` gives one's own.
+
+How it fails: a write in place (``W[0] = 0``, ``W.zero_()``, ``out=W``, ``W.data = …``) raises `InputError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from hybridlens.errors import InputError
+
+_NO_WRITES = frozenset({"requires_grad_", "detach_", "rename_"})
+"""Methods whose names end like those of writes, and that leave the numbers alone."""
+
+
+class ReadOnly(Tensor):
+    """A tensor that refuses writes; see the module."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        # type: (Callable[..., Any], Any, Sequence[Any], Any) -> Any  # pyright: ignore[reportTypeCommentUsage]
+        """Call `func` as for an ordinary tensor, unless it writes to one of this class."""
+        # Its types stand in a comment, since a checker of annotations asks tensors for their shapes, which ends here.
+        with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
+            return _called(func, args, kwargs or {})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """A copy of one's own."""
+        return self.clone()
+
+
+def read_only(tensor: Tensor) -> Tensor:
+    """The same numbers in the same memory, without a gradient, that cannot be written to."""
+    return tensor.detach().as_subclass(ReadOnly)
+
+
+def _called(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a function of torch gives, some of whose arguments are read-only.
+
+    Raises:
+        InputError: it writes to one of those.
+    """
+    target = kwargs.get("out", args[0] if args and _writes(func) else None)
+    targets = cast(Sequence[Any], target if isinstance(target, (tuple, list)) else (target,))
+    if any(isinstance(one, ReadOnly) for one in targets):
+        name = "an assignment" if func.__name__ in ("__setitem__", "__set__") else func.__name__
+        raise InputError(
+            f"{name} would write to a weight that a lens handed out, which is a view of the model's, or made of it; "
+            ".clone() it for a copy of your own, or write to the model itself, lens.hf_model"
+        )
+    return _guarded(func(*args, **kwargs), {_place(arg) for arg in args if isinstance(arg, ReadOnly)})
+
+
+def _writes(func: Callable[..., Any]) -> bool:
+    """Whether a function of torch writes to its first argument."""
+    name = func.__name__
+    if name == "__set__":
+        return getattr(getattr(func, "__self__", None), "__name__", "") == "data"
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+    return name.endswith("_") and name not in _NO_WRITES
+
+
+def _place(tensor: Tensor) -> tuple[str, int]:
+    return str(tensor.device), tensor.untyped_storage().data_ptr()
+
+
+def _guarded(made: Any, places: set[tuple[str, int]]) -> Any:
+    """`made`, with the tensors in it that share memory with one that was read-only read-only too."""
+    if isinstance(made, (tuple, list)) and type(made) in (tuple, list):
+        return type(made)(_guarded(one, places) for one in cast(Sequence[Any], made))
+    if not isinstance(made, Tensor) or isinstance(made, ReadOnly) or made.layout != torch.strided:
+        return made
+    return made.as_subclass(ReadOnly) if made.numel() and _place(made) in places else made

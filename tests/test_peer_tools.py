@@ -1,0 +1,134 @@
+"""TransformerLens' own tools on a lens, each compared with what is known of the model by another way."""
+
+import pytest
+import torch
+from bounds import FORWARD, LAYER, close
+from models import make, tokens
+from transformer_lens import SVDInterpreter, patching
+from transformer_lens.tools import analysis
+
+from hybridlens import HybridLens, act_patching
+from hybridlens.errors import InputError
+
+FAMILIES = ("recurrentgemma", "jamba", "mamba2", "falcon_h1", "qwen3_next")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def seen(request):
+    lens, ids = HybridLens(make(request.param)), tokens(1, 6)
+    with torch.no_grad():
+        return lens, ids, *lens.run_with_cache(ids)
+
+
+def test_protocols(seen):
+    protocols = pytest.importorskip("transformer_lens.model_protocol")
+    assert isinstance(seen[0], protocols.TransformerLensModel)
+    assert isinstance(seen[0], protocols.TransformerLensModelWithWeights)
+
+
+def test_svd_interpreter(seen):
+    """The last head's output-value map by its dense matrix; a wrong pairing of shared values gives other vectors."""
+    lens, _, _, _ = seen
+    interpreter, folded = SVDInterpreter(lens), lens.weights(folded=True)
+    for place, layer in enumerate(lens.attn_layers):
+        head = lens.cfg.n_heads - 1
+        found = interpreter.get_singular_vectors("OV", layer, 2, head_index=head)
+        _, _, V = torch.linalg.svd(folded.W_V[place, head] @ folded.W_O[place, head])
+        close(found[:, 0].abs(), (folded.W_U.T @ V[:2].T).abs(), FORWARD)
+    for place, layer in enumerate(lens.dense_mlp_layers):
+        found = interpreter.get_singular_vectors("w_out", layer, 1)
+        _, _, V = torch.linalg.svd(folded.W_out[place])
+        close(found[:, 0].abs(), (folded.W_U.T @ V[:1].T).abs(), FORWARD)
+    layer = next((i for i in range(lens.cfg.n_layers) if i not in lens.dense_mlp_layers), None)
+    if layer is not None:
+        with pytest.raises(NotImplementedError, match="does not expose a single dense MLP weight"):
+            interpreter.get_singular_vectors("w_in", layer)
+
+
+def test_patching_of_the_stream(seen):
+    """Patching all of a layer's input in at one position is what a hook there does."""
+    lens, ids, _, cache = seen
+    other = ids.clone()
+    other[0, 2] = (other[0, 2] + 7) % lens.cfg.d_vocab
+
+    def metric(logits):
+        return logits[0, -1, 3]
+
+    with torch.no_grad():
+        found = patching.get_act_patch_resid_pre(lens, other, cache, metric)
+        assert found.shape == (lens.cfg.n_layers, 6)
+        close(found[0, 2], metric(lens(ids)), FORWARD)  # tokens differ at position 2 alone
+        close(found[0, 1], metric(lens(other)), FORWARD)
+        if "blocks.0.hook_resid_mid" in cache and "blocks.1.hook_resid_mid" in cache:
+            assert patching.get_act_patch_resid_mid(lens, other, cache, metric).isfinite().all()
+            assert patching.get_act_patch_mlp_out(lens, other, cache, metric).isfinite().all()
+
+
+def test_logit_lens_reads_the_last_layer_as_the_model(seen):
+    """Its own check of the readout against the logits passes, and the last layer's are the run's, soft cap included."""
+    lens, ids, logits, cache = seen
+    with torch.no_grad():
+        last = cache["resid_post", -1][0, -1:]
+        close(analysis.logit_readout(lens, last).values.flatten(), logits[0, -1], LAYER)
+        found = analysis.logit_lens(lens, ids).readout.values
+    assert found.shape[-1] == lens.cfg.d_vocab
+    close(found[-1].reshape(-1, lens.cfg.d_vocab)[-1], logits[0, -1], LAYER)
+
+
+def test_affinity_of_heads(seen):
+    lens, _, _, _ = seen
+    if not lens.attn_layers:
+        with pytest.raises(ValueError, match="No attention layers found"):
+            analysis.attention_head_subspace_affinity(lens, target_role="Q")
+        return
+    found = analysis.attention_head_subspace_affinity(lens, target_role="V", layer_order="all")
+    assert found.source_layer_indices == lens.attn_layers
+    write, read = (getattr(lens, name) for name in ("W_O", "W_V"))
+    a, b = (torch.linalg.qr(x)[0] for x in (write[0, 1].T, read[-1, 2]))
+    close(found.scores[0, 1, -1, 2], (a.T @ b).square().sum(), LAYER)
+
+
+@pytest.mark.parametrize("family", ["jamba", "falcon_h1", "mamba2"])
+def test_activation_patching_goes_over_layers_that_have_the_point(family):
+    """Every function of theirs, against a hook that does the same; NaN where a layer has no such point."""
+    lens = HybridLens(make(family))
+    ids = tokens(1, 3)
+    other = ids.clone()
+    other[0, 1] = (other[0, 1] + 7) % lens.cfg.d_vocab
+
+    def metric(logits):
+        return logits[0, -1, 3]
+
+    with torch.no_grad():
+        _, cache = lens.run_with_cache(ids)
+        mixed = act_patching.get_act_patch_mixer_out(lens, other, cache, metric)
+        assert mixed.isfinite().all()
+        if not lens.attn_layers:
+            with pytest.raises(InputError, match=r"no layer of this mamba2 model has attn\.hook_z"):
+                act_patching.get_act_patch_attn_head_out_all_pos(lens, other, cache, metric)
+            return
+        names = [name for name in dir(patching) if name.startswith("get_act_patch_attn_head_") and "every" not in name]
+        for name in names:
+            found = getattr(act_patching, name)(lens, other, cache, metric)
+            have = found.flatten(1).isfinite().all(dim=1)
+            assert have.nonzero().flatten().tolist() == list(lens.attn_layers)
+            assert found.flatten(1)[~have].isnan().all()
+        layer, head = lens.attn_layers[-1], lens.cfg.n_heads - 1
+
+        def put(z, hook):
+            z = z.clone()
+            z[:, :, head] = cache[hook.name][:, :, head]
+            return z
+
+        expected = metric(lens.run_with_hooks(other, [(f"blocks.{layer}.attn.hook_z", put)]))
+        every = act_patching.get_act_patch_attn_head_all_pos_every(lens, other, cache, metric)
+        assert every.shape == (5, lens.cfg.n_layers, lens.cfg.n_heads)
+        close(every[0, layer, head], expected, FORWARD)
+        assert act_patching.get_act_patch_attn_head_by_pos_every(lens, other, cache, metric).shape == (
+            5, lens.cfg.n_layers, 3, lens.cfg.n_heads,
+        )  # fmt: skip
+        assert act_patching.get_act_patch_block_every(lens, other, cache, metric)[0].isfinite().all()
+    with pytest.raises(InputError, match=r"analyses\.patching\.path_patch"):
+        _ = act_patching.get_act_patch_direct_path
+    with pytest.raises(AttributeError, match="no attribute 'get_act_patch_none'"):
+        _ = act_patching.get_act_patch_none
