@@ -51,6 +51,7 @@ ORDER = (
     "mlps",
     "shared_block",
     "blocks",
+    "writes",
     "families",
     "following",
     "network",
