@@ -14,8 +14,6 @@ from typing import Annotated, Any, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor
-from transformer_lens.ActivationCache import ActivationCache
-from transformer_lens.utilities.slice import Slice
 
 from hybridlens.boundary import public
 from hybridlens.boundary_words import Unchecked, shown
@@ -23,6 +21,7 @@ from hybridlens.devices import usable
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookFunction, HookPoint, NameFilter, attached, reads_only
 from hybridlens.padding import chosen
+from hybridlens.peers import ActivationCache, Slice
 from hybridlens.shapes import Lengths, Logits
 from hybridlens.text import TokenFront
 from hybridlens.tokens import TokensLike

@@ -32,6 +32,7 @@ ORDER = (
     "devices",
     "slots",
     "indices",
+    "peers",
     "aliases",
     "hook_functions",
     "visits",
