@@ -18,6 +18,14 @@ class UnknownNameError(HybridLensError):
     """A hook, model, family, layer or option name that does not exist."""
 
 
+class NotCachedError(UnknownNameError, KeyError):
+    """An activation that a cache does not hold, or that the model lacks; a `KeyError` too, as of any mapping."""
+
+    def __str__(self) -> str:
+        """The line itself, where a `KeyError` would show its repr."""
+        return Exception.__str__(self)
+
+
 class HookFunctionError(HybridLensError):
     """A hook function returned something that cannot stand in for the activation."""
 

@@ -8,6 +8,7 @@ all, is settled here and nowhere else.
 from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.utilities.slice import Slice
+from transformer_lens.utilities.components_utils import get_act_name
+from transformer_lens.utilities.slice import Slice, SliceInput
 
-__all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "Slice"]
+__all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "Slice", "SliceInput", "get_act_name"]

@@ -60,6 +60,7 @@ ORDER = (
     "padding",
     "tokens",
     "text",
+    "cache",
     "choosing",
     "decoding",
     "generation",

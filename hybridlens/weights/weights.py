@@ -199,6 +199,10 @@ class Weights:
         """The directions whose product with the (scaled) residual stream is these tokens' logits, before any cap."""
         return self._rows(self._unembed_name, tokens) * (self.final_norm * self.unembed_scale)
 
+    def readout(self, tokens: Int[Tensor, "token"]) -> Float[Tensor, "token d_model"]:
+        """The same with what the last norm gives, its weight included: the gradients of the logits by it."""
+        return self._rows(self._unembed_name, tokens) * self.unembed_scale
+
     def vocabulary(self, block: int = BLOCK) -> Iterator[VocabularyBlock]:
         """All tokens, `block` at a time."""
         norm = self.final_norm * self.unembed_scale
