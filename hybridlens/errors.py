@@ -38,6 +38,10 @@ class InputError(HybridLensError):
     """Tokens, prompts, needles, rubrics or arguments that cannot be used."""
 
 
+class RowsError(InputError, AssertionError):
+    """Several rows where one is expected; an `AssertionError` too, as TransformerLens has it."""
+
+
 class ResultsError(HybridLensError):
     """A results folder that cannot be read, or that belongs to another run."""
 

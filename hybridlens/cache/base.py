@@ -16,7 +16,7 @@ from hybridlens.boundary import public
 from hybridlens.cache.held import Chosen, Held, Labelled, counted, rows_of_layout, slice_of, taken
 from hybridlens.cache.names import full_name, layers_with
 from hybridlens.devices import usable
-from hybridlens.errors import InputError, NotCachedError
+from hybridlens.errors import InputError, NotCachedError, RowsError
 from hybridlens.hooks import HookPoint
 from hybridlens.padding import Layout
 from hybridlens.peers import ActivationCache
@@ -142,13 +142,13 @@ class NamedCache(ActivationCache):
             batch_size: how many rows there are, where the activations do not say it.
 
         Raises:
-            InputError: there are several rows.
+            RowsError: there are several rows.
         """
         if not self.has_batch_dim:
             return self
         size = self._batch_size() if batch_size is None else batch_size
         if size != 1:
-            raise InputError(
+            raise RowsError(
                 f"remove_batch_dim needs one row, this cache has {size}; choose with apply_slice_to_batch_dim"
             )
         for name, value in self.cache_dict.items():

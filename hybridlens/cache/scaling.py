@@ -44,8 +44,8 @@ def norm_before(held: Held, layer: int, mlp_input: bool) -> tuple[HookedNorm, st
     number = block.number_of("mlp") if mlp_input else 1
     if block.shared is not None and number == 1:
         raise InputError(
-            f"apply_ln was asked for at layer {layer}, whose norm reads a shared block's output beside the stream, so that "
-            "terms of the stream are not all it reads; leave apply_ln out, or take the unembedding's norm with layer=-1"
+            f"apply_ln was asked for at layer {layer}, whose norm reads a shared block's output beside the stream, so "
+            "that terms of the stream are not all it reads; leave apply_ln out, or take layer=-1, the unembedding"
         )
     norm = block.branches[number - 1].norm
     return None if norm is None else (norm, f"blocks.{layer}.ln{number}")

@@ -102,8 +102,8 @@ class StreamCache(NamedCache):
     ) -> Tensor | Labelled:
         """The stream that a layer reads, taken apart to the end: heads, neurons or experts, the embedding, biases.
 
-        In this order: heads of attention (``L2H0``) and of recurrences (``L1S0``) by layer; recurrent parts without
-        heads (``0_ssm_out``); neurons (``L0N5``) and experts (``L1E3``), or MLPs (``0_mlp_out``); ``embed``; ``bias``.
+        In this order: heads of attention (``L2H0``) and of recurrences (``L1S0``) by layer; neurons (``L0N5``) and
+        experts (``L1E3``), or MLPs (``0_mlp_out``); ``embed``; ``bias``; recurrent parts without heads (``0_ssm_out``).
 
         Args:
             layer: which; negative ones count from the unembedding, which is -1, or None.
@@ -148,7 +148,8 @@ class StreamCache(NamedCache):
         Args:
             layer: which; negative ones count from the unembedding, which is -1, or None.
             return_labels: the entries' names too.
-            incl_remainder: last, the rest of the stream that `layer` reads.
+            incl_remainder: last, the rest of the stream that `layer` reads; of layer 0, as in TransformerLens, the
+                stream that the unembedding reads.
             pos_slice: at some positions.
             apply_ln: through the norm of `layer`, its scale held.
             mode: "attn" for heads of attention alone, "ssm" for recurrent ones.
@@ -224,7 +225,8 @@ class StreamCache(NamedCache):
             pos_slice: at some positions.
             neuron_slice: some neurons of each MLP.
             return_labels: the entries' names too.
-            incl_remainder: last, the rest of the stream that `layer` reads.
+            incl_remainder: last, the rest of the stream that `layer` reads; of layer 0, as in TransformerLens, the
+                stream that the unembedding reads.
             apply_ln: through the norm of `layer`, its scale held.
             project_output_onto: [d_model], or [d_model, outputs]: only along these, which takes far less memory.
             mlp_input: the stream that the MLP of `layer` reads is meant.
@@ -261,10 +263,17 @@ class StreamCache(NamedCache):
         """Stacks of terms in one, and what they leave of the stream that a layer reads."""
         then = through(held, layer, mlp_input, pos, apply_ln, onto)
         if incl_remainder:
-            whole = then(held.rows(stream_before(held, layer, mlp_input, what), pos))
-            rest = whole.clone()
-            for stack, _ in found:
-                rest = rest - stack.sum(dim=0).to(rest.device)
+            if layer == 0 and not mlp_input:
+                if apply_ln:
+                    raise InputError(
+                        "layer=0 with incl_remainder stands for the whole stream, which the norm of layer 0 does not "
+                        "read; give layer=-1 for the unembedding's, or leave apply_ln out"
+                    )
+                layer = held.n_layers
+            rest = then(held.rows(stream_before(held, layer, mlp_input, what), pos))
+            if found:
+                stack, labels = joined(found)
+                found, rest = [(stack, labels)], rest - stack.sum(dim=0).to(rest.device)
             found = [*found, (rest[None], ["remainder"])]
         if not found:
             found = [(projected(nothing(held, pos), then.onto), [])]

@@ -1,9 +1,9 @@
 """The stream taken apart to the end: heads, neurons or experts, the embedding, and biases.
 
-In this order, each in order of layers: the heads of attention and of recurrences (``L2H0``, ``L1S3``); recurrent parts
-that write as a whole (``0_ssm_out``, their bias in it); neurons (``L0N7``) and experts (``L1E3``,
-``L1_shared_expert``), or MLPs as a whole (``0_mlp_out``, their bias in it); ``embed``; ``bias``, all biases that are in
-none of them. They add up to the stream that the layer reads.
+In this order, each in order of layers: the heads of attention and of recurrences (``L2H0``, ``L1S3``); neurons
+(``L0N7``) and experts (``L1E3``, ``L1_shared_expert``), or MLPs as a whole (``0_mlp_out``, their bias in it);
+``embed``; ``bias``, all biases that are in no other term; recurrent parts that write as a whole (``0_ssm_out``, their
+bias in it). They add up to the stream that the layer reads. What TransformerLens has comes first, in its order.
 """
 
 from __future__ import annotations
@@ -96,7 +96,6 @@ def every_term(held: Held, parts: Sequence[PartOf], expand_neurons: bool, pos: S
     )
     every, embed = Slice(None), held.rows("hook_embed", pos)
     found = by_heads(held, parts, pos, then)
-    found += [_whole(held, part, pos, then) for part in wholes if part.part != "mlp"]
     for layer in mlps:
         if layer in mixtures:
             found.append(added_by_experts(held, layer, pos, then))
@@ -105,6 +104,7 @@ def every_term(held: Held, parts: Sequence[PartOf], expand_neurons: bool, pos: S
     found += [_whole(held, part, pos, then) for part in wholes if part.part == "mlp"]
     found.append((then(embed[None]), ["embed"]))
     found.append((then(_biases(held, [part for part in parts if part in apart], pos, embed)[None]), ["bias"]))
+    found += [_whole(held, part, pos, then) for part in wholes if part.part != "mlp"]
     return joined(found)
 
 
