@@ -9,6 +9,6 @@ from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.components_utils import get_act_name
-from transformer_lens.utilities.slice import Slice, SliceInput
+from transformer_lens.utilities.slice import Slice
 
-__all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "Slice", "SliceInput", "get_act_name"]
+__all__ = ["ActivationCache", "FactoredMatrix", "HookPoint", "Slice", "get_act_name"]

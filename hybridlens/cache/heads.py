@@ -45,11 +45,19 @@ def result_name(part: PartOf) -> str:
     return f"blocks.{part.layer}.{part.part}.hook_result"
 
 
+def is_kept(held: Held, part: PartOf) -> bool:
+    """Whether what a part's heads add was kept, a row for each; whatever else stands there is not taken for it."""
+    value, heads = held.tensors.get(result_name(part)), heads_of(held, part)
+    sample = held.tensors[held.sample]
+    lead = sample.ndim - len(held.network.points[held.sample].axes) + 2
+    return value is not None and heads is not None and value.ndim == lead + 2 and value.shape[-2] == heads.n
+
+
 def needed(held: Held, part: PartOf) -> list[str]:
     """The hook points that hold what a part's heads add, or what it is computed from."""
-    name, heads = result_name(part), heads_of(held, part)
-    if name in held.tensors or heads is None:
-        return [name]
+    heads = heads_of(held, part)
+    if heads is None or is_kept(held, part):
+        return [result_name(part)]
     return [f"blocks.{part.layer}.{point}" for point in heads.points]
 
 
@@ -59,9 +67,9 @@ def added_by_heads(held: Held, part: PartOf, pos: Slice) -> Float[Tensor, "batch
     Raises:
         NotCachedError: neither that nor what it is computed from was kept.
     """
-    name, heads = result_name(part), heads_of(held, part)
-    if name in held.tensors or heads is None:
-        return held.rows(name, pos)
+    heads = heads_of(held, part)
+    if heads is None or is_kept(held, part):
+        return held.rows(result_name(part), pos)
     held.need(needed(held, part), f"heads of layer {part.layer}")
     seen = {point: held.rows(f"blocks.{part.layer}.{point}", pos) for point in heads.points}
     terms = heads.terms(seen)
@@ -75,7 +83,7 @@ def compute_results(held: Held, parts: Iterable[PartOf]) -> dict[str, Tensor]:
     Raises:
         NotCachedError: what it is computed from was not kept either, saying what.
     """
-    parts = [part for part in parts if heads_of(held, part) is not None and result_name(part) not in held.tensors]
+    parts = [part for part in parts if heads_of(held, part) is not None and not is_kept(held, part)]
     held.need([name for part in parts for name in needed(held, part)], "compute_head_results")
     made: dict[str, Tensor] = {}
     for part in parts:

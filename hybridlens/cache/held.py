@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 from hybridlens.blocks import Block
@@ -23,9 +23,9 @@ from hybridlens.boundary_words import Unchecked, shown
 from hybridlens.errors import InputError, NotCachedError
 from hybridlens.network import HookedNetwork
 from hybridlens.padding import Layout, TokenBatch, chosen
-from hybridlens.peers import Slice, SliceInput
+from hybridlens.peers import Slice
 
-Chosen: TypeAlias = Annotated[Slice | SliceInput, Unchecked("a choice")]
+Chosen: TypeAlias = Annotated[Any, Unchecked("a choice")]
 """Entries of an axis, as TransformerLens has them: one, which drops the axis, a slice as a tuple, a list, or all."""
 
 Labelled: TypeAlias = tuple[Tensor, list[str]]
@@ -110,7 +110,7 @@ class Held:
                 "them if names_filter names them, or is left out"
             )
 
-    def rows(self, name: str, pos: Slice | None = None) -> Float[Tensor, "batch pos *rest"]:
+    def rows(self, name: str, pos: Slice | None = None) -> Shaped[Tensor, "batch pos *rest"]:
         """An activation [batch pos …] at some positions of each row, one alone included.
 
         Raises:

@@ -97,7 +97,8 @@ def added_by_neurons(
         behind = Through(after, held.rows(neuron_points(held, layer)[1], pos))
         rows, factors = behind.rows(rows.float()), behind.over(factors.float())
     rows = then.rows(rows).to(factors.device)
-    return then.over(factors)[..., None] * rows
+    dtype = post.dtype if then.onto is None else torch.promote_types(post.dtype, then.onto.dtype)
+    return (then.over(factors)[..., None] * rows).to(dtype)
 
 
 def expert_labels(held: Held, layer: int) -> list[str]:

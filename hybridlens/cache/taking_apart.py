@@ -6,6 +6,8 @@ run did not keep is named (`NotCachedError`).
 
 from __future__ import annotations
 
+import logging
+
 from torch import Tensor
 
 from hybridlens.boundary import public
@@ -14,7 +16,7 @@ from hybridlens.cache.heads import HeadMode, compute_results
 from hybridlens.cache.held import Chosen, Held, Labelled, counted, slice_of
 from hybridlens.cache.neurons import added_by_neurons, check_neurons, has_neurons
 from hybridlens.cache.residual import Mode, added, nothing, parts_before, stream_before, streams
-from hybridlens.cache.scaling import projected, renormed, through
+from hybridlens.cache.scaling import renormed, through
 from hybridlens.cache.terms import Terms, by_heads, by_neurons, every_term, joined
 from hybridlens.errors import InputError
 from hybridlens.peers import Slice
@@ -131,7 +133,10 @@ class StreamCache(NamedCache):
             NotCachedError: what it is computed from was not kept.
         """
         held = self._held
-        self.cache_dict.update(compute_results(held, parts_before(held, held.n_layers, False)))
+        made = compute_results(held, parts_before(held, held.n_layers, False))
+        if not made:
+            logging.getLogger(__name__).warning("Tried to compute head results when they were already cached")
+        self.cache_dict.update(made)
 
     @public
     def stack_head_results(
@@ -273,10 +278,10 @@ class StreamCache(NamedCache):
             rest = then(held.rows(stream_before(held, layer, mlp_input, what), pos))
             if found:
                 stack, labels = joined(found)
-                found, rest = [(stack, labels)], rest - stack.sum(dim=0).to(rest.device)
-            found = [*found, (rest[None], ["remainder"])]
+                found, rest = [Terms(stack, labels)], rest - stack.sum(dim=0).to(rest.device)
+            found = [*found, Terms(rest[None], ["remainder"])]
         if not found:
-            found = [(projected(nothing(held, pos), then.onto), [])]
+            found = [Terms(then(nothing(held, pos)), [])]
         return self._finished(held, joined(found), pos, return_labels, onto)
 
     def _finished(

@@ -9,6 +9,7 @@ bias in it). They add up to the stream that the layer reads. What TransformerLen
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -30,8 +31,13 @@ from hybridlens.cache.scaling import Through
 from hybridlens.peers import Slice
 from hybridlens.writes import bias_added, bias_points
 
-Terms = tuple[Float[Tensor, "entry batch pos output"], list[str]]
-"""A stack of terms, and what each of them is."""
+
+class Terms(NamedTuple):
+    """A stack of terms."""
+
+    stack: Float[Tensor, "entry batch pos output"]
+    labels: list[str]
+    """What each of them is."""
 
 
 def by_heads(held: Held, parts: Iterable[PartOf], pos: Slice, then: Through) -> list[Terms]:
@@ -42,7 +48,7 @@ def by_heads(held: Held, parts: Iterable[PartOf], pos: Slice, then: Through) -> 
     """
     parts = [part for part in parts if heads_of(held, part) is not None]
     held.need([name for part in parts for name in needed(held, part)], "what heads added")
-    return [(then(added_by_heads(held, part, pos).movedim(2, 0)), head_labels(held, part)) for part in parts]
+    return [Terms(then(added_by_heads(held, part, pos).movedim(2, 0)), head_labels(held, part)) for part in parts]
 
 
 def by_neurons(held: Held, layers: Iterable[int], neurons: Slice, pos: Slice, then: Through) -> list[Terms]:
@@ -55,7 +61,7 @@ def by_neurons(held: Held, layers: Iterable[int], neurons: Slice, pos: Slice, th
     layers = [layer for layer in layers if has_neurons(held, layer)]
     held.need([name for layer in layers for name in neuron_points(held, layer)], "what neurons added")
     return [
-        (
+        Terms(
             added_by_neurons(held, layer, neurons, pos, then).movedim(2, 0),
             [f"L{layer}N{neuron}" for neuron in chosen_neurons(held, layer, neurons)],
         )
@@ -98,12 +104,13 @@ def every_term(held: Held, parts: Sequence[PartOf], expand_neurons: bool, pos: S
     found = by_heads(held, parts, pos, then)
     for layer in mlps:
         if layer in mixtures:
-            found.append(added_by_experts(held, layer, pos, then))
+            found.append(Terms(*added_by_experts(held, layer, pos, then)))
         else:
             found += by_neurons(held, [layer], every, pos, then)
     found += [_whole(held, part, pos, then) for part in wholes if part.part == "mlp"]
-    found.append((then(embed[None]), ["embed"]))
-    found.append((then(_biases(held, [part for part in parts if part in apart], pos, embed)[None]), ["bias"]))
+    found.append(Terms(then(embed[None]), ["embed"]))
+    biased = [part for part in parts if part in apart]
+    found.append(Terms(then(_biases(held, biased, pos, embed)[None]), ["bias"]))
     found += [_whole(held, part, pos, then) for part in wholes if part.part != "mlp"]
     return joined(found)
 
@@ -114,11 +121,11 @@ def joined(found: Sequence[Terms]) -> Terms:
     for stack, _ in found:
         dtype = torch.promote_types(dtype, stack.dtype)
     labels = [label for _, some in found for label in some]
-    return torch.cat([stack.to(device, dtype) for stack, _ in found]), labels
+    return Terms(torch.cat([stack.to(device, dtype) for stack, _ in found]), labels)
 
 
 def _whole(held: Held, part: PartOf, pos: Slice, then: Through) -> Terms:
-    return then(held.rows(part.point, pos)[None]), [part.label]
+    return Terms(then(held.rows(part.point, pos)[None]), [part.label])
 
 
 def _biases(held: Held, parts: Iterable[PartOf], pos: Slice, like: Tensor) -> Tensor:
