@@ -7,7 +7,7 @@ there are not, `InputError`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from hybridlens.hooks import HookPoint
 from hybridlens.padding import Layout
 from hybridlens.peers import ActivationCache
 from hybridlens.text import TokenFront
+
+Cache = TypeVar("Cache", bound="NamedCache")
+"""The class that a method gives back: its own."""
 
 
 class NamedCache(ActivationCache):
@@ -135,7 +138,7 @@ class NamedCache(ActivationCache):
     # Rows and places.
 
     @public
-    def remove_batch_dim(self, batch_size: int | None = None) -> Self:
+    def remove_batch_dim(self: Cache, batch_size: int | None = None) -> Cache:
         """Drop the axis of rows, here and now; returns the cache.
 
         Args:
@@ -157,7 +160,7 @@ class NamedCache(ActivationCache):
         return self
 
     @public
-    def apply_slice_to_batch_dim(self, batch_slice: Chosen) -> Self:
+    def apply_slice_to_batch_dim(self: Cache, batch_slice: Chosen) -> Cache:
         """The cache of some rows; of one alone, without an axis of rows.
 
         Raises:
@@ -175,7 +178,7 @@ class NamedCache(ActivationCache):
         }
         return type(self)(kept, self.model, some.mode != "int", rows_of_layout(self.layout, some))
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: Cache, device: torch.device | str) -> Cache:
         """Move the activations to a device, here and now; returns the cache.
 
         Raises:

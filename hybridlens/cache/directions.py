@@ -22,7 +22,7 @@ from hybridlens.errors import InputError
 from hybridlens.text import TokenFront
 from hybridlens.weights import Weights
 
-TokenChoice: TypeAlias = Annotated[str | int | Sequence[str] | Sequence[int] | Tensor, Unchecked("tokens")]
+TokenChoice: TypeAlias = Annotated[Any, Unchecked("tokens")]
 """A text that is one token, an id, or several of either."""
 
 

@@ -36,7 +36,7 @@ class ReadingCache(StreamCache):
         batch_slice: Chosen = None,
         has_batch_dim: bool = True,
         recompute_ln: bool = False,
-    ) -> Float[Tensor, "entry *rest"]:
+    ) -> Float[Tensor, "entry *chosen"]:
         """Terms of the stream as terms of what a layer reads: through its norm, weight included, its scale held.
 
         A layer that reads the stream itself (its norms stand behind its parts) gives the terms back as they are.
