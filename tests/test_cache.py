@@ -68,7 +68,13 @@ def test_it_is_transformerlens_cache_and_knows_its_shorthands():
             assert key in found
     assert list(found) == list(found.keys()) == list(found.cache_dict)
     assert len(found) == len(found.values()) == len(found.items())
-    assert repr(found).startswith(f"HybridCache({len(found)} activations of a recurrentgemma model, 3 rows, ")
+    assert repr(found).startswith(f"<HybridCache: {len(found)} activations of a recurrentgemma model, 3 rows, ")
+    frame = found.to_pandas()
+    assert frame.loc[frame["name"] == "blocks.2.attn.hook_z"].values.tolist() == [
+        ["blocks.2.attn.hook_z", "b p h e", "3 × 8 × 4 × 8", "float32"]
+    ]
+    assert "h head" in frame.attrs["meanings"]["axes"]
+    assert len(found._repr_html_()) < 12_000
     assert lens.run_with_cache([5, 6], "hook_embed", remove_batch_dim=True)[1].has_batch_dim is False
     _, _, _, found = run("mamba2")
     assert found["blocks.0.ssm.hook_x"] is found["blocks.0.ssm.hook_v"]  # an alias
@@ -344,7 +350,18 @@ def test_what_the_logit_lens_keeps():
     assert nexts.rank_trajectory().shape == (5, 3, 7)
     halved = found.logit_lens(lens=lambda entry, number: entry * (number + 1), layers=[1], apply_ln=False)
     close(halved.values[0], lens.network.unembed(2 * found["resid_pre", 1])[:, -1], LAYER)
-    assert repr(read) == "LogitLens(logits of 2 states of the stream, 2 × 2 × 2)"
+    assert repr(read) == "<LogitLens: logits of 2 states of the stream, 2 rows>"
+    frame = read.to_pandas()
+    assert list(frame.columns) == ["state", "row", "token", "logit", "rank"]
+    line = frame[(frame["state"] == "0_pre") & (frame["row"] == 1) & (frame["token"] == 2)]
+    assert line["logit"].item() == read.values[1, 1, 1]
+    assert line["rank"].item() == read.target_ranks[1, 1, 1]
+    assert list(top.to_pandas().columns) == ["state", "row", "place", "token", "log probability"]
+    assert list(nexts.to_pandas().columns) == ["state", "row", "position", "token", "log probability", "rank"]
+    assert len(nexts.to_pandas()) == 5 * 3 * 7
+    for shown in (read, top, nexts, found.logit_lens(batch_slice=0, vocab=[1, 2]), found.logit_lens(batch_slice=0)):
+        assert "hl-" in shown._repr_html_()
+        assert len(shown._repr_html_()) < 20_000
     for arguments, line in (
         ({"top_k": 3, "vocab": [1]}, "more than one of vocab, targets and top_k was given"),
         ({"top_k": 54}, "top_k = 54 given, expected a whole number from 1 to 53"),

@@ -16,17 +16,20 @@ from hybridlens.boundary import public
 from hybridlens.cache.held import Chosen, Held, Labelled, counted, rows_of_layout, slice_of, taken
 from hybridlens.cache.names import full_name, layers_with
 from hybridlens.devices import usable
+from hybridlens.display import Displayed, Table, many, size
+from hybridlens.display.markup import Plain
 from hybridlens.errors import InputError, NotCachedError, RowsError
 from hybridlens.hooks import HookPoint
 from hybridlens.padding import Layout
 from hybridlens.peers import ActivationCache
+from hybridlens.shapes import AXES
 from hybridlens.text import TokenFront
 
 Cache = TypeVar("Cache", bound="NamedCache")
 """The class that a method gives back: its own."""
 
 
-class NamedCache(ActivationCache):
+class NamedCache(Displayed, ActivationCache):
     """Activations by name, and the rows that they are of.
 
     Args:
@@ -43,13 +46,36 @@ class NamedCache(ActivationCache):
         super().__init__(cache_dict, model, has_batch_dim)
         self.layout = layout
 
-    def __repr__(self) -> str:
-        """One line."""
-        rows = f"{self._batch_size()} rows" if self.has_batch_dim else "one prompt"
+    # What it shows.
+
+    def summary(self) -> str:
+        """How much of what."""
         model: Any = self.model
+        rows = many(self._batch_size(), "row") if self.has_batch_dim else "one prompt"
         family = "no model" if model is None else f"a {self._lens.network.cfg.family} model"
-        size = sum(value.numel() * value.element_size() for value in self.cache_dict.values())
-        return f"HybridCache({len(self.cache_dict)} activations of {family}, {rows}, {size / 1e6:.1f} MB)"
+        held = sum(value.numel() * value.element_size() for value in self.cache_dict.values())
+        return f"{many(len(self.cache_dict), 'activation')} of {family}, {rows}, {size(held)}"
+
+    def row(self) -> dict[str, Plain]:
+        """What it is in a table of several."""
+        return {"activations": len(self.cache_dict), "rows": self._batch_size() if self.has_batch_dim else None}
+
+    def table(self) -> Table:
+        """Every activation: its name, its axes where the model is known, its shape and dtype."""
+        model: Any = self.model
+        points = {} if model is None else self._points
+        rows = [
+            (
+                name,
+                " ".join(points[name].axes) if name in points else None,
+                " × ".join(map(str, value.shape)),
+                str(value.dtype).removeprefix("torch."),
+            )
+            for name, value in self.cache_dict.items()
+        ]
+        letters = dict.fromkeys(axis for row in rows for axis in (row[1] or "").split())
+        said = ", ".join(f"{axis} {AXES[axis]}" for axis in letters if axis in AXES)
+        return Table(("name", "axes", "shape", "dtype"), rows, {"axes": said} if said else {})
 
     # Names.
 
@@ -149,10 +175,10 @@ class NamedCache(ActivationCache):
         """
         if not self.has_batch_dim:
             return self
-        size = self._batch_size() if batch_size is None else batch_size
-        if size != 1:
+        rows = self._batch_size() if batch_size is None else batch_size
+        if rows != 1:
             raise RowsError(
-                f"remove_batch_dim needs one row, this cache has {size}; choose with apply_slice_to_batch_dim"
+                f"remove_batch_dim needs one row, this cache has {rows}; choose with apply_slice_to_batch_dim"
             )
         for name, value in self.cache_dict.items():
             self.cache_dict[name] = value[0] if value.ndim and value.shape[0] == 1 else value
@@ -171,9 +197,9 @@ class NamedCache(ActivationCache):
             if some.mode == "identity":
                 return type(self)(dict(self.cache_dict), self.model, False, self.layout)
             raise InputError("batch_slice was given for a cache of one prompt without an axis of rows")
-        size = self._batch_size()
+        rows = self._batch_size()
         kept = {
-            name: taken(value, some, 0, "batch_slice") if value.ndim and value.shape[0] == size else value
+            name: taken(value, some, 0, "batch_slice") if value.ndim and value.shape[0] == rows else value
             for name, value in self.cache_dict.items()
         }
         return type(self)(kept, self.model, some.mode != "int", rows_of_layout(self.layout, some))

@@ -155,6 +155,8 @@ class ReadingCache(StreamCache):
         stack = taken(stack, some, 1, "batch_slice") if self.has_batch_dim else stack
         if lens is not None:
             stack = torch.stack([lens(entry, i) for entry, i in zip(stack, keep, strict=True)])
+        axes = ("row",) if self.has_batch_dim and some.mode != "int" else ()
+        axes = (*axes, "position") if stack.ndim > len(axes) + 2 else axes
         wanted = wanted_of(self._lens, vocab, targets, top_k, stack.shape[:-1])
         with torch.no_grad():
             return logit_lens(
@@ -166,6 +168,7 @@ class ReadingCache(StreamCache):
                 return_type,
                 chunk_size,
                 names_of(targets),
+                axes,
             )
 
     def ssm_layers(self, mixer_type: type | tuple[type, ...] | None = None) -> list[int]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from hybridlens.boundary_words import shown
 from hybridlens.cache.directions import token_ids
 from hybridlens.devices import execution_device
+from hybridlens.display import Displayed, Grid, Piece, Table, many
 from hybridlens.errors import InputError
 from hybridlens.network import HookedNetwork
 from hybridlens.text import TokenFront
@@ -45,8 +46,14 @@ class Wanted(NamedTuple):
     """So many of the largest logits."""
 
 
+_WORDS: dict[ReturnType, str] = {"logits": "logit", "log_probs": "log probability", "probs": "probability"}
+
+WIDEST = 24
+"""Squares of a line that are shown."""
+
+
 @dataclass(frozen=True, eq=False)
-class LogitLens:
+class LogitLens(Displayed):
     """What each state of the stream says of the next token.
 
     Attributes:
@@ -54,7 +61,9 @@ class LogitLens:
         labels: the states, as ``0_pre``, ``3_mid``, ``final_post``.
         return_type: which of the three.
         entropy: of all tokens' probabilities, in nats.
+        lead: what the axes between states and tokens are: "row", "position", both or none.
         top_ids: the tokens along the last axis, where the largest were asked for.
+        vocab_ids: the same, where some were asked for.
         target_ids: the tokens asked for; one a row, or [token] for all rows.
         target_ranks: of each of these, how many tokens have a larger logit.
         target_names: the texts that they were asked for by; None where ids were given.
@@ -64,15 +73,54 @@ class LogitLens:
     labels: tuple[str, ...]
     return_type: ReturnType
     entropy: Float[Tensor, "entry *lead"]
+    lead: tuple[str, ...] = ()
     top_ids: Int[Tensor, "entry *lead selected"] | None = None
+    vocab_ids: Int[Tensor, "selected"] | None = None
     target_ids: Int[Tensor, "*shape"] | None = None
     target_ranks: Int[Tensor, "entry *lead selected"] | None = None
     target_names: tuple[str | None, ...] | None = None
 
-    def __repr__(self) -> str:
-        """One line."""
-        shape = " × ".join(map(str, self.values.shape))
-        return f"LogitLens({self.return_type} of {len(self.labels)} states of the stream, {shape})"
+    def summary(self) -> str:
+        """How many states, rows, positions and tokens."""
+        axes = [many(size, name) for size, name in zip(self.values.shape[1:-1], self.lead, strict=True)]
+        return ", ".join([f"{_WORDS[self.return_type]}s of {many(len(self.labels), 'state')} of the stream", *axes])
+
+    def table(self) -> Table:
+        """A row for each state, row, position and token."""
+        axes: dict[str, Any] = {"state": self.labels, **dict.fromkeys(self.lead)}
+        values: dict[str, Tensor] = {_WORDS[self.return_type]: self.values}
+        if self.target_ranks is not None:
+            values["rank"] = self.target_ranks
+        if self.top_ids is not None:
+            return Table.of({"token": self.top_ids, **values}, {**axes, "place": None})
+        if self._by_row and self.target_ids is not None:
+            return Table.of({"token": self.target_ids, **{name: one[..., 0] for name, one in values.items()}}, axes)
+        return Table.of(values, {**axes, "token": self._tokens}, {"rank": "how many tokens have a larger logit"})
+
+    def view(self) -> tuple[Piece, ...]:
+        """Squares where there is one number a state for each token, row or position; else the table."""
+        inside = self.values.shape[1:-1].numel()
+        ranks, name = self.target_ranks, _WORDS[self.return_type]
+        if inside == 1 and self.values.shape[-1] <= WIDEST and self.top_ids is None and not self._by_row:
+            names = [str(token) for token in self._tokens]
+            return (Grid(self.values.flatten(1), self.labels, names, "states of the stream", "tokens", name),)
+        if ranks is not None and ranks.shape[-1] == 1 and len(self.lead) == 1 and inside <= WIDEST:
+            places = [str(i) for i in range(inside)]
+            what = "rank of the token, 0 for the first"
+            return (Grid(ranks[..., 0], self.labels, places, "states of the stream", f"{self.lead[0]}s", what),)
+        return (self.table(),)
+
+    @property
+    def _by_row(self) -> bool:
+        return self.target_ids is not None and self.target_ids.ndim == self.values.ndim - 1 and self.values.ndim > 2
+
+    @property
+    def _tokens(self) -> list[str | int]:
+        """What stands along the last axis."""
+        ids = self.vocab_ids if self.target_ids is None else self.target_ids
+        numbers: list[int] = list(range(self.values.shape[-1])) if ids is None else ids.tolist()
+        names = self.target_names or [None] * len(numbers)
+        return [number if name is None else name for number, name in zip(numbers, names, strict=True)]
 
     def rank_trajectory(self, target: str | int | None = None) -> Int[Tensor, "entry *lead"]:
         """How many tokens have a larger logit than a target, state by state.
@@ -105,6 +153,7 @@ def logit_lens(
     return_type: ReturnType,
     rows: int,
     names: tuple[str | None, ...] | None,
+    axes: tuple[str, ...],
 ) -> LogitLens:
     """The states of a stack, read out.
 
@@ -117,6 +166,7 @@ def logit_lens(
         return_type: what is read out.
         rows: how many states are unembedded at once.
         names: texts that targets were asked for by.
+        axes: what the stack's axes between entries and width are.
     """
     network, lead = lens.network, stack.shape[:-1]
     home = execution_device(lens.hf_model.get_output_embeddings(), stack.device)
@@ -137,6 +187,8 @@ def logit_lens(
         labels=tuple(labels),
         return_type=return_type,
         entropy=cast(Tensor, whole("entropy")),
+        lead=axes,
+        vocab_ids=wanted.vocab,
         top_ids=whole("top_ids"),
         target_ids=None if targets is None else targets.unflatten(0, lead) if wanted.by_row else targets,
         target_ranks=whole("ranks"),
