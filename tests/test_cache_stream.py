@@ -238,6 +238,23 @@ def test_experts_are_told_apart():
 
 
 @torch.no_grad()
+def test_adapters_on_last_maps_are_gone_through():
+    """LoRA on the maps that heads and neurons write through, none of it 0: the sums are those of the adapted model."""
+    peft = pytest.importorskip("peft")
+    lens = hl.HybridLens(make_calm("llama", 3))
+    _, plain = lens.run_with_cache(tokens(2, LENGTH, 3))
+    config = peft.LoraConfig(target_modules=["o_proj", "down_proj"], init_lora_weights=False)
+    peft.get_peft_model(lens.hf_model, config).eval()
+    _, found = lens.run_with_cache(tokens(2, LENGTH, 3), lambda name: not name.endswith("hook_result"))
+    adds_up(found.get_full_resid_decomposition(), found["resid_post", -1])
+    assert float((found["resid_post", -1] - plain["resid_post", -1]).abs().max()) > 1e-2
+    down = lens.hf_model.model.layers[0].mlp.down_proj
+    one = torch.nn.functional.one_hot(torch.tensor(6), 40).float()
+    row = down(one) - down(torch.zeros(40))
+    close(found.get_neuron_results(0, [6])[..., 0, :], found["post", 0][..., 6, None] * row, LAYER)
+
+
+@torch.no_grad()
 def test_streams_layer_by_layer():
     lens, _, found = run("nemotron_h")
     stack, labels = found.accumulated_resid(incl_mid=True, return_labels=True)

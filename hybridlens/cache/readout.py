@@ -208,7 +208,8 @@ class _Part(NamedTuple):
 def _read(
     network: HookedNetwork, x: Float[Tensor, "row d_model"], normed: bool, wanted: Wanted, return_type: ReturnType
 ) -> _Part:
-    logits = network.unembed(network.ln_final.unhooked(x[None]) if normed else x[None])[0].float()
+    logits = network.unembed(network.ln_final.unhooked(x[None]) if normed else x[None])[0]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_probs = logits.log_softmax(dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
     found = {"logits": logits, "log_probs": log_probs}.get(return_type)
