@@ -262,6 +262,20 @@ def test_shares_add_up_to_the_untouched_models_logit_before_the_cap(family):
     close(two.sum(dim=0), before[[2, 0], -1, every[[2, 0], 1]], FORWARD, scale=float(two.abs().sum(dim=0).max()))
 
 
+@torch.no_grad()
+def test_transformerlens_own_attribution_runs_on_a_lens():
+    """Its tool asks the cache; by parts or heads, what it finds adds up to the untouched model's logits."""
+    analysis = pytest.importorskip("transformer_lens.tools.analysis")
+    for family in ("recurrentgemma", "falcon_h1"):
+        lens, prompt, _, _ = run(family)
+        before = logits_before_cap(lens, prompt)[:, -1]
+        for unit, some in (("component", "1_ssm_out"), ("head", "L1H2" if family == "falcon_h1" else "L2H2")):
+            shares = analysis.direct_logit_attribution(lens, prompt, 4, 9, unit=unit)
+            assert some in shares.labels
+            size = float(shares.attribution.abs().sum(dim=0).max())
+            close(shares.attribution.sum(dim=0), before[:, 4] - before[:, 9], FORWARD, scale=size)
+
+
 def test_tokens_and_stacks_that_do_not_fit_are_refused():
     _, _, _, found = run("jamba")
     stack, last = found.decompose_resid(), found.decompose_resid(pos_slice=-1)
