@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybridlens import niah, tiny
+    from hybridlens.cache import HybridCache
     from hybridlens.choosing import Sampling
     from hybridlens.errors import HybridLensError
     from hybridlens.hooks import Edit, HookPoint, HookSpec
@@ -29,6 +30,7 @@ _HOMES = {
     "Edit": "hooks",
     "HookPoint": "hooks",
     "HookSpec": "hooks",
+    "HybridCache": "cache",
     "HybridLens": "model",
     "HybridLensError": "errors",
     "HybridState": "state",
@@ -44,6 +46,7 @@ __all__ = [
     "Edit",
     "HookPoint",
     "HookSpec",
+    "HybridCache",
     "HybridLens",
     "HybridLensError",
     "HybridState",

@@ -22,6 +22,14 @@ class AbsentError(HybridLensError, AttributeError):
     """An attribute that other models have, under a name of TransformerLens', and this one has not."""
 
 
+class NotCachedError(UnknownNameError, KeyError):
+    """An activation that a cache does not hold, or that the model lacks; a `KeyError` too, as of any mapping."""
+
+    def __str__(self) -> str:
+        """The line itself, where a `KeyError` would show its repr."""
+        return Exception.__str__(self)
+
+
 class HookFunctionError(HybridLensError):
     """A hook function returned something that cannot stand in for the activation."""
 
@@ -32,6 +40,10 @@ class CheckpointError(HybridLensError):
 
 class InputError(HybridLensError):
     """Tokens, prompts, needles, rubrics or arguments that cannot be used."""
+
+
+class RowsError(InputError, AssertionError):
+    """Several rows where one is expected; an `AssertionError` too, as TransformerLens has it."""
 
 
 class ResultsError(HybridLensError):

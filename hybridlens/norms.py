@@ -137,6 +137,13 @@ class HookedNorm(nn.Module):
         given = self.hook_normalized(made)
         return Normed(self.norm.weighted(given, x.dtype), scale, made, given)
 
+    def unhooked(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """What it gives for `x`, past its hook points."""
+        if self.as_weight:
+            x = x.to(cast(Tensor, self.norm.module.weight).dtype)
+        wide = x.float()
+        return self.norm.weighted(wide / self.norm.scale(wide), x.dtype)
+
     def at(self, term: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*scales one"]) -> Tensor:
         """What the norm makes of one term of its input, its scale held; terms add up to what it gives.
 

@@ -12,6 +12,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.composition_scores import CompositionScores
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformer_lens.utilities.components_utils import get_act_name
 from transformer_lens.utilities.matrix import composition_scores
 from transformer_lens.utilities.slice import Slice
 
@@ -24,5 +25,6 @@ __all__ = [
     "Slice",
     "TransformerBridge",
     "composition_scores",
+    "get_act_name",
     "patching",
 ]

@@ -17,10 +17,10 @@ from typing import TypeAlias, cast
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hybridlens.devices import resident
+from hybridlens.devices import first_weight, resident
 from hybridlens.errors import CheckpointError
 
 Read: TypeAlias = Callable[[nn.Module, str], Tensor]
@@ -136,6 +136,22 @@ class Projection:
         bias = self(torch.zeros_like(x[:1, :1].flatten(-2)))  # an adapter, or weights that only the module can read
         alone = [self(_only(x, head).flatten(-2)) - bias for head in range(x.shape[2])]
         return torch.stack(alone, dim=2)
+
+    def rows(self, inputs: Int[Tensor, "chosen"], d_in: int) -> Float[Tensor, "chosen d_out"]:
+        """What a 1 at each of some inputs adds.
+
+        Args:
+            inputs: which.
+            d_in: how many there are.
+        """
+        module = self.module
+        if _plain(module):
+            with resident(module):
+                weight = self._own(cast(Tensor, module.weight), 0)
+                return weight[:, inputs.to(weight.device)].T * (self.scale * self.scale_in)
+        weight = first_weight(module)
+        device, dtype = (inputs.device, torch.float32) if weight is None else (weight.device, weight.dtype)
+        return self.linear(F.one_hot(inputs.to(device), d_in).to(dtype))
 
     def _own(self, packed: Tensor, dim: int) -> Tensor:
         return packed if self.part is None else packed.chunk(self.part[1], dim)[self.part[0]]

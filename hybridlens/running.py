@@ -17,11 +17,12 @@ from torch import Tensor
 
 from hybridlens.boundary import public
 from hybridlens.boundary_words import Unchecked, shown
+from hybridlens.cache import HybridCache
 from hybridlens.devices import usable
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookFunction, HookPoint, NameFilter, attached, reads_only
 from hybridlens.padding import chosen
-from hybridlens.peers import ActivationCache, Slice
+from hybridlens.peers import Slice
 from hybridlens.shapes import Lengths, Logits
 from hybridlens.text import TokenFront
 from hybridlens.tokens import TokensLike
@@ -106,8 +107,8 @@ class RunFront(TokenFront):
         device: torch.device | str | None = None,
         remove_batch_dim: bool = False,
         pos_slice: PosSlice = None,
-    ) -> tuple[Logits, ActivationCache]:
-        """Logits, and TransformerLens' `ActivationCache` of what the run computed.
+    ) -> tuple[Logits, HybridCache]:
+        """Logits, and the `HybridCache` of what the run computed.
 
         Args:
             names_filter: a name, names or a predicate; None for every point but the hidden attention of
@@ -147,7 +148,7 @@ class RunFront(TokenFront):
         wanted = [] if nothing else [(names_filter, reads_only(keep))]
         with attached(self.hook_dict, wanted):
             logits = laid.logits(self.network(batch.tokens, batch.lengths).logits)
-        return logits, ActivationCache(kept, self, has_batch_dim=not remove_batch_dim)
+        return logits, HybridCache(kept, self, not remove_batch_dim, laid if index is None else None)
 
 
 def _positions(given: PosSlice) -> Slice:

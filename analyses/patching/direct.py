@@ -42,10 +42,10 @@ from hybridlens.errors import InputError
 from hybridlens.mlps import Mixture
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Tokens
-from hybridlens.stream import WritesBias
 from hybridlens.tokens import TokensLike
 from hybridlens.viz.plotted import Plotted
 from hybridlens.weights import Weights
+from hybridlens.writes import ExpertAdds, bias_added, bias_points, expert_points, experts_add
 
 if TYPE_CHECKING:
     from hybridlens.viz.plot import Plot
@@ -235,11 +235,8 @@ def _seen(lens: HybridLens, tokens: Tokens, chosen: Sequence[int]) -> dict[str, 
         for part, module in block.parts.items():
             heads = head_writes(lens, layer, part)
             points = [f"hook_{part}_out"] if heads is None else list(heads.points)
-            if block.branches[block.number_of(part) - 1].norm_after is not None:
-                points += [f"ln{block.number_of(part)}_post.hook_scale"]
-            if isinstance(module, Mixture):
-                points += [block.read_point("mlp"), "mlp.hook_expert_indices", "mlp.hook_expert_weights"]
-            names += [f"blocks.{layer}.{point}" for point in points]
+            points += [*bias_points(block, part), *(expert_points(block) if isinstance(module, Mixture) else ())]
+            names += [f"blocks.{layer}.{point}" for point in dict.fromkeys(points)]
     return captured(lens, tokens, names, True, lambda tensor: tensor[0, list(chosen)])[0]
 
 
@@ -251,53 +248,38 @@ def _shares(
     def share(written: Tensor) -> Tensor:
         return written.float().to(directions.device) @ directions
 
-    yield Writer("embed"), share(seen["hook_embed"])
+    places = seen["hook_embed"]
+    yield Writer("embed"), share(places)
     for layer in range(lens.cfg.n_layers):
-        block = cast(Block, lens.blocks[layer])
+        block, stem = cast(Block, lens.blocks[layer]), f"blocks.{layer}."
+        here = {name.removeprefix(stem): tensor for name, tensor in seen.items() if name.startswith(stem)}
         for part, module in block.parts.items():
-            heads, number = head_writes(lens, layer, part), block.number_of(part)
-            bias, after = (
-                module.out_bias() if isinstance(module, WritesBias) else None,
-                block.branches[number - 1].norm_after,
-            )
-            if bias is not None and after is not None:
-                bias = after.at(bias, seen[f"blocks.{layer}.ln{number}_post.hook_scale"])
+            heads, bias = head_writes(lens, layer, part), bias_added(block, part, here)
             if heads is not None:
-                terms = heads.terms({point: seen[f"blocks.{layer}.{point}"][None] for point in heads.points})
-                written = heads.written(terms.to(lens.dtype))[0]
+                written = heads.written(heads.terms({p: here[p][None] for p in heads.points}).to(lens.dtype))[0]
                 yield from ((Writer(heads.kind, layer, i), share(written[:, i])) for i in range(heads.n))
             elif isinstance(module, Mixture):
-                yield from _experts(lens, layer, module, seen, directions)
+                yield from _experts(layer, module.cfg.n_experts or 0, experts_add(block, here), directions, len(places))
             else:
-                out = seen[f"blocks.{layer}.hook_{part}_out"]
+                out = here[f"hook_{part}_out"]
                 yield Writer(part, layer), share(out if bias is None else out.float() - bias.float().to(out.device))
             if bias is not None:
-                yield Writer(f"{part}_bias", layer), share(bias).expand(len(seen["hook_embed"]), -1)
+                yield Writer(f"{part}_bias", layer), share(bias).expand(len(places), -1)
 
 
 def _experts(
-    lens: HybridLens, layer: int, moe: Mixture, seen: Mapping[str, Tensor], directions: Directions
+    layer: int, n_experts: int, added: Iterable[ExpertAdds], directions: Directions, n_places: int
 ) -> Iterator[tuple[Writer, Tensor]]:
-    """The shares of a mixture's experts, computed one expert after the other, and of the one that all tokens go to."""
-    name, block = f"blocks.{layer}", cast(Block, lens.blocks[layer])
-    number = block.number_of("mlp")
-    branch, x = block.branches[number - 1], seen[f"{name}.{block.read_point('mlp')}"]
-    x = x if branch.norm is None else branch.norm.norm.weighted(x, seen[f"{name}.hook_mlp_out"].dtype)
-
-    def added(out: Tensor, tokens: Tensor | slice = slice(None)) -> Tensor:
-        """What reaches the stream of an expert's output at some of the positions."""
-        scale = None if branch.norm_after is None else seen[f"{name}.ln{number}_post.hook_scale"]
-        out = out if branch.norm_after is None or scale is None else branch.norm_after.at(out, scale[tokens])
-        return out.float().to(directions.device)
-
-    routed = (seen[f"{name}.mlp.hook_expert_{what}"] for what in ("indices", "weights"))
-    shares = directions.new_zeros(moe.cfg.n_experts or 0, x.shape[0], directions.shape[1])
-    for written in moe.expert_writes(x, *routed):
-        add = added(written.out, written.tokens)
-        shares[written.expert].index_add_(0, written.tokens.to(directions.device), add @ directions)
+    """The shares of a mixture's experts, and of the one that all tokens go to."""
+    shares, shared = directions.new_zeros(n_experts, n_places, directions.shape[1]), list[Tensor]()
+    for expert, tokens, out in added:
+        share = out.to(directions.device) @ directions
+        if isinstance(tokens, Tensor) and expert is not None:
+            shares[expert].index_add_(0, tokens.to(directions.device), share)
+        else:
+            shared.append(share)
     yield from ((Writer("expert", layer, expert), share) for expert, share in enumerate(shares))
-    if moe.cfg.shared_expert:
-        yield Writer("shared_expert", layer), added(moe.shared_write(x)) @ directions
+    yield from ((Writer("shared_expert", layer), share) for share in shared)
 
 
 def _own(

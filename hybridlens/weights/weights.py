@@ -237,6 +237,10 @@ class Weights:
         """
         return self._rows(self._unembed_name, tokens) * self._unembed_by
 
+    def readout(self, tokens: Int[Tensor, "token"]) -> Float[Tensor, "token d_model"]:
+        """The same with what the last norm gives, its weight included: the gradients of the logits by it."""
+        return self._rows(self._unembed_name, tokens) * self.unembed_scale
+
     def vocabulary(self, block: int = BLOCK) -> Iterator[VocabularyBlock]:
         """All tokens, `block` at a time."""
         norm = self._unembed_by
