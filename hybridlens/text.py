@@ -106,11 +106,19 @@ class TokenFront:
         """`batch`, with where the tokens stood when they were given."""
         return self._laid(tokens, lengths)
 
-    def _laid(self, tokens: TokensLike, lengths: Sequence[int] | Lengths | None = None) -> Layout:
-        """`laid_out` behind a door that was passed already."""
+    def _laid(
+        self, tokens: TokensLike, lengths: Sequence[int] | Lengths | None = None, prepend_bos: bool | None = None
+    ) -> Layout:
+        """`laid_out` behind a door that was passed already; texts with the BOS or without, None for as usual."""
         cfg = self.network.cfg
         laid = tokens_module.as_batch(
-            tokens, self.tokenizer, lengths=lengths, d_vocab=cfg.d_vocab, n_ctx=cfg.n_ctx, pad=self.pad_token
+            tokens,
+            self.tokenizer,
+            lengths=lengths,
+            d_vocab=cfg.d_vocab,
+            n_ctx=cfg.n_ctx,
+            pad=self.pad_token,
+            prepend_bos=prepend_bos,
         )
         rows, counts = laid.batch
         counts = None if counts is None else counts.to(self.device)

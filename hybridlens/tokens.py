@@ -60,6 +60,7 @@ def as_batch(
     d_vocab: int,
     n_ctx: int | None,
     pad: int = 0,
+    prepend_bos: bool | None = None,
 ) -> Layout:
     """Check what was given and lay it out as rows.
 
@@ -70,6 +71,7 @@ def as_batch(
         d_vocab: ids run from 0 to d_vocab - 1.
         n_ctx: longest row allowed; None for no limit.
         pad: id that fills shorter rows.
+        prepend_bos: begin texts with the BOS, or not; None for as the tokenizer does. Ids are taken as they are.
 
     Raises:
         InputError: see the module.
@@ -85,7 +87,7 @@ def as_batch(
     else:
         if lengths is not None:
             raise InputError("lengths are given with a tensor of tokens only; lists and text know theirs")
-        texts, rows = _rows(tokens, tokenizer)
+        texts, rows = _rows(tokens, tokenizer, prepend_bos)
         _check_ids([token for row in rows for token in row], d_vocab)
         counts = [len(row) for row in rows]
         if 0 in counts:
@@ -101,13 +103,18 @@ def as_batch(
     return laid
 
 
-def encode(text: str, tokenizer: Any) -> list[int]:
+def encode(text: str, tokenizer: Any, prepend_bos: bool | None = None) -> list[int]:
     """The ids of a text, special tokens as the tokenizer adds them, with one BOS at most.
 
     Words that the tokenizer does not know are warned about, since the model cannot see them.
 
+    Args:
+        text: not empty.
+        tokenizer: its tokenizer.
+        prepend_bos: begin with the BOS, or not; None for as the tokenizer does.
+
     Raises:
-        InputError: for an empty text, one that is no valid Unicode, or without a tokenizer.
+        InputError: for an empty text, one that is no valid Unicode, without a tokenizer, or for a BOS that it lacks.
     """
     if not text:
         raise InputError("an empty text was given, expected a prompt of at least one token")
@@ -115,7 +122,10 @@ def encode(text: str, tokenizer: Any) -> list[int]:
         raise InputError(f"text {shown(text)} is no valid Unicode: {BROKEN}")
     if tokenizer is None:
         raise InputError(f"text {shown(text)} needs a tokenizer; give one to HybridLens, or pass token ids")
-    ids = single_bos(cast(list[int], tokenizer(text)["input_ids"]), getattr(tokenizer, "bos_token_id", None))
+    bos = getattr(tokenizer, "bos_token_id", None)
+    ids = single_bos(cast(list[int], tokenizer(text)["input_ids"]), bos)
+    if prepend_bos is not None:
+        ids = with_bos(ids, bos, prepend_bos)
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is not None and unknown in ids:
         warnings.warn(
@@ -132,6 +142,20 @@ def single_bos(ids: Sequence[int], bos: int | None) -> list[int]:
     while bos is not None and list(ids[extra : extra + 2]) == [bos, bos]:
         extra += 1
     return list(ids[extra:])
+
+
+def with_bos(ids: list[int], bos: int | None, wanted: bool) -> list[int]:
+    """Ids of a text that begin with the BOS, or do not.
+
+    Raises:
+        InputError: it is wanted, and the tokenizer has none.
+    """
+    if wanted and bos is None:
+        raise InputError("prepend_bos = True given, but the tokenizer has no BOS token; leave it out")
+    begins = bos is not None and ids[:1] == [bos]
+    if wanted and not begins:
+        return [bos, *ids] if bos is not None else ids
+    return ids[1:] if begins and not wanted else ids
 
 
 def to_strings(ids: Sequence[int], tokenizer: Any) -> list[str]:
@@ -200,17 +224,17 @@ def _padded(tokens: Tensor, tokenizer: Any, lengths: Sequence[int] | Lengths | N
     return Layout(TokenBatch(tokens, None if bool((counts == tokens.shape[1]).all()) else counts), None)
 
 
-def _rows(tokens: Any, tokenizer: Any) -> tuple[bool, list[list[int]]]:
+def _rows(tokens: Any, tokenizer: Any, prepend_bos: bool | None = None) -> tuple[bool, list[list[int]]]:
     """Whether text was given, and the ids of each row."""
     if isinstance(tokens, str):
-        return True, [encode(tokens, tokenizer)]
+        return True, [encode(tokens, tokenizer, prepend_bos)]
     if not isinstance(tokens, Iterable) or isinstance(tokens, (bytes, bytearray, memoryview, set, frozenset, Mapping)):
         raise InputError(f"tokens are {shown(tokens)}, {EXPECTED}")
     items = list(cast(Iterable[Any], tokens))
     if not items:
         raise InputError("a batch of no rows was given, expected at least one prompt")
     if all(isinstance(item, str) for item in items):
-        return True, [encode(item, tokenizer) for item in items]
+        return True, [encode(item, tokenizer, prepend_bos) for item in items]
     if all(map(is_id, items)):
         return False, [[int(item) for item in items]]
     if all(isinstance(item, (list, tuple, range)) or getattr(item, "ndim", 0) == 1 for item in items):
