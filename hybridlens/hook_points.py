@@ -126,7 +126,7 @@ class HookPoint(HandleHolder):
         """Whether anybody in this thread wants this activation now: a hook, or a waiting nnsight trace."""
         return (
             (bool(self.handles) and bool(self.acting()))
-            or self._on_module()
+            or bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
             or (self.envoy is not None and self._awaited())
         )
 
