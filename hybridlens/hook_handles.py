@@ -94,7 +94,7 @@ class HandleHolder(TransformerLensHookPoint):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy keeps: of the functions, those for all threads."""
-        return {**self.__dict__, "handles": sorted((h for h in tuple(self.handles) if h.thread is None), key=_place)}
+        return {**self.__dict__, "handles": sorted((h for h in list(self.handles) if h.thread is None), key=_place)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # pyright: ignore[reportUnknownMemberType]
@@ -139,8 +139,8 @@ class HandleHolder(TransformerLensHookPoint):
         """The functions that act in runs of this thread, first to last."""
         if not self.handles:
             return []
-        mine, wanted = HERE.thread, DIRECTIONS[dir]
-        found = [h for h in tuple(self.handles) if (h.thread is None or h.thread is mine) and h.dir in wanted]
+        mine, wanted = HERE.thread, DIRECTIONS[dir]  # a list of a dict is made in one go, whatever other threads do
+        found = [h for h in list(self.handles) if (h.thread is None or h.thread is mine) and h.dir in wanted]
         found.sort(key=_place)
         return found
 

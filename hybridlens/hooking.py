@@ -48,6 +48,9 @@ class HookFront:
     ) -> list[HookHandle]:
         """Have a function act at hook points from now on, in every way of running and in every thread.
 
+        Generation reads token by token, and the engine reads prompts in pieces that they share: a function that looks
+        at positions finds them in ``hook.positions``.
+
         Args:
             name: a name, names, or a predicate on names.
             hook: ``fn(tensor, hook)``; what it returns, if not None, takes the tensor's place. On gradients it may
