@@ -37,8 +37,6 @@ from hybridlens.visits import given_as
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 
 ReturnType: TypeAlias = Literal["logits", "loss", "both"] | None
-Layer: TypeAlias = Annotated[int | None, Unchecked("a layer")]
-"""Counted from the end where it is negative."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -131,8 +129,8 @@ class RunFront(TokenFront, HookFront):
         return_type: ReturnType = "logits",
         *,
         loss_per_token: bool = False,
-        start_at_layer: Layer = None,
-        stop_at_layer: Layer = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
         prepend_bos: bool | None = None,
         padding_side: Side | None = None,
         lengths: Sequence[int] | Lengths | None = None,
@@ -386,12 +384,12 @@ class RunFront(TokenFront, HookFront):
             raise InputError(f"start_at_layer was given a stream of {given.dtype}, but the model is {dtype}")
         return given
 
-    def _layer(self, layer: Any, argument: str) -> int | None:
+    def _layer(self, layer: int | None, argument: str) -> int | None:
         """A layer, counted from the front."""
         if layer is None:
             return None
         n = self.network.cfg.n_layers
-        if isinstance(layer, bool) or not isinstance(layer, int) or not -n <= layer <= n:
+        if not -n <= layer <= n:
             raise InputError(f"{argument} = {shown(layer)} given, expected a layer from 0 to {n}, or -{n} to -1")
         return layer + n if layer < 0 else layer
 
