@@ -10,7 +10,7 @@ training one that has dropout, which a lens never applies: the loss would be ano
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Self, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from hybridlens.boundary_words import shown
 from hybridlens.devices import usable
 from hybridlens.errors import InputError
+
+Lens = TypeVar("Lens", bound="ModuleFront")
 
 
 class ModuleFront:
@@ -27,7 +29,7 @@ class ModuleFront:
 
     # Where the weights are, and how wide.
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self: Lens, *args: Any, **kwargs: Any) -> Lens:
         """Move the weights to a device, cast them, or both; returns the lens.
 
         States that were read before belong to the device and dtype that they were read on.
@@ -52,27 +54,27 @@ class ModuleFront:
             ) from error
         return self
 
-    def cpu(self) -> Self:
+    def cpu(self: Lens) -> Lens:
         """Move the weights to the CPU."""
         return self.to("cpu")
 
-    def cuda(self, device: int | str | torch.device | None = None) -> Self:
+    def cuda(self: Lens, device: int | str | torch.device | None = None) -> Lens:
         """Move the weights to a GPU: the current one, or one by number."""
         return self.to(f"cuda:{device}" if isinstance(device, int) else "cuda" if device is None else device)
 
-    def half(self) -> Self:
+    def half(self: Lens) -> Lens:
         """Cast the weights to float16."""
         return self.to(torch.float16)
 
-    def bfloat16(self) -> Self:
+    def bfloat16(self: Lens) -> Lens:
         """Cast the weights to bfloat16."""
         return self.to(torch.bfloat16)
 
-    def float(self) -> Self:
+    def float(self: Lens) -> Lens:
         """Cast the weights to float32."""
         return self.to(torch.float32)
 
-    def double(self) -> Self:
+    def double(self: Lens) -> Lens:
         """Cast the weights to float64."""
         return self.to(torch.float64)
 
@@ -83,7 +85,7 @@ class ModuleFront:
         """Whether the model is in training mode; a lens computes the same in both."""
         return cast(bool, self.hf_model.training)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: Lens, mode: bool = True) -> Lens:
         """Put the model into training mode, or out of it; returns the lens.
 
         Raises:
@@ -98,7 +100,7 @@ class ModuleFront:
         self.hf_model.train(mode)
         return self
 
-    def eval(self) -> Self:
+    def eval(self: Lens) -> Lens:
         """Put the model into evaluation mode; returns the lens."""
         return self.train(False)
 
@@ -136,7 +138,7 @@ class ModuleFront:
             said = " ".join(str(error).split())
             raise InputError(f"weights of another model given: {said[:300]}") from error
 
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
+    def requires_grad_(self: Lens, requires_grad: bool = True) -> Lens:
         """Whether weights take gradients; returns the lens."""
         self.hf_model.requires_grad_(requires_grad)
         return self
