@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Self, TypeAlias
+from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor
 
 from hybridlens.boundary import Natural, public
-from hybridlens.boundary_words import Unchecked
 from hybridlens.caching import CachingHooks, PosSlice, caching_hooks
 from hybridlens.errors import InputError
 from hybridlens.hooks import Direction, Directions, HookFunction, HookHandle, HookPoint, NameFilter, attached, resolve
@@ -27,8 +26,6 @@ from hybridlens.visits import HERE
 Names: TypeAlias = str | Sequence[str] | Callable[[str], bool]
 Hooks: TypeAlias = Sequence[tuple[NameFilter, HookFunction]]
 """(name, names or predicate, function) each."""
-
-Cache: TypeAlias = Annotated[dict[str, Tensor] | None, Unchecked("a dict of activations")]
 
 
 class HookFront:
@@ -177,7 +174,7 @@ class HookFront:
         incl_bwd: bool = False,
         device: torch.device | str | None = None,
         remove_batch_dim: bool = False,
-        cache: Cache = None,
+        cache: dict[str, Tensor] | None = None,
         pos_slice: PosSlice = None,
     ) -> CachingHooks:
         """Hook functions that fill a cache; none is attached.
@@ -215,7 +212,7 @@ class HookFront:
         incl_bwd: bool = False,
         device: torch.device | str | None = None,
         remove_batch_dim: bool = False,
-        cache: Cache = None,
+        cache: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Have every run from now on fill a cache, until `reset_hooks`; returns it. See `get_caching_hooks`."""
         kept, forward, backward = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
 from hybridlens.devices import usable
 from hybridlens.errors import InputError
@@ -85,6 +86,7 @@ class ModuleFront:
         """Whether the model is in training mode; a lens computes the same in both."""
         return cast(bool, self.hf_model.training)
 
+    @public
     def train(self: Lens, mode: bool = True) -> Lens:
         """Put the model into training mode, or out of it; returns the lens.
 
@@ -138,11 +140,13 @@ class ModuleFront:
             said = " ".join(str(error).split())
             raise InputError(f"weights of another model given: {said[:300]}") from error
 
+    @public
     def requires_grad_(self: Lens, requires_grad: bool = True) -> Lens:
         """Whether weights take gradients; returns the lens."""
         self.hf_model.requires_grad_(requires_grad)
         return self
 
+    @public
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the weights' gradients."""
         self.hf_model.zero_grad(set_to_none)
