@@ -4,8 +4,9 @@ A `HookPoint` is TransformerLens' identity module with four additions: it knows 
 wants its activation (so that costly ones are computed only then), it tells which entries were edited, and it is
 also nnsight's handle (``point.output`` inside a trace).
 
-Hooks come by in this order: an nnsight trace, functions that a user put on the point itself (``add_hook``, for all
-threads), functions attached for a run (`hybridlens.hooks.attached`, for the thread that attached them).
+Hooks come by in this order: an nnsight trace (and torch's own hooks on the module), then the functions that stand at
+the point, in the order in which they came (`hybridlens.hook_handles`): those that a user put there (``add_hook``) and
+those attached for a run (`hybridlens.hooks.attached`) alike.
 
 How it fails: a hook function that returns another shape, dtype or device, or that writes to a read-only point,
 raises `HookFunctionError` naming the point.
@@ -14,7 +15,7 @@ raises `HookFunctionError` naming the point.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -22,10 +23,10 @@ from hybridlens.display import Displayed
 from hybridlens.display.hooks import HookSpecShown
 from hybridlens.errors import HookFunctionError
 from hybridlens.hook_functions import HookFunction, differing, mismatch, unchanged
-from hybridlens.peers import HookPoint as TransformerLensHookPoint
+from hybridlens.hook_handles import HandleHolder, HookHandle
 from hybridlens.shapes import Positions
 from hybridlens.slots import KeySlots
-from hybridlens.visits import HERE, Own, Visit, version
+from hybridlens.visits import HERE, Visit, version
 
 
 class _Spec(NamedTuple):
@@ -60,7 +61,7 @@ class EditedActivation(Displayed, _Edited):
     __slots__ = ()
 
 
-class HookPoint(TransformerLensHookPoint):
+class HookPoint(HandleHolder):
     """An identity module that names one activation.
 
     Args:
@@ -95,15 +96,15 @@ class HookPoint(TransformerLensHookPoint):
             raise ValueError(f"sizes of axes {', '.join(unknown)} given for a hook point with axes {axes}")
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy keeps: all but nnsight's handle, which belongs to the trace of one model."""
-        return {**self.__dict__, "envoy": None}
+        """What a copy keeps: not nnsight's handle, which belongs to the trace of one model."""
+        return {**super().__getstate__(), "envoy": None}
 
     # Activations come by.
 
     def __call__(self, x: Tensor) -> Tensor:
         """`x`, or what the hooks made of it; checked to be of the same shape, dtype and device."""
-        if (  # `_outside` written out: a decode step comes by here hundreds of times
-            self in HERE.hooks
+        if (  # written out: a decode step comes by here hundreds of times
+            self.handles
             or self._forward_hooks
             or self._forward_pre_hooks
             or self._backward_hooks
@@ -115,7 +116,7 @@ class HookPoint(TransformerLensHookPoint):
 
     def edited(self, x: Tensor) -> EditedActivation:
         """What the hooks made of `x`, and which entries they edited."""
-        if not (self in HERE.hooks or self._outside()):
+        if not (self.handles or self._outside()):
             return EditedActivation(x, None)
         value, frozen = self._visited(x)
         mask = None if unchanged(x, value) else differing(x, value)
@@ -134,35 +135,16 @@ class HookPoint(TransformerLensHookPoint):
     def asked(self) -> bool:
         """Whether anybody in this thread wants this activation now: a hook, or a waiting nnsight trace."""
         return (
-            self in HERE.hooks
+            (bool(self.handles) and bool(self.acting()))
             or bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
             or (self.envoy is not None and self._awaited())
         )
 
     def takes_blocks(self) -> bool:
         """Whether everybody who wants this activation will take it a block of queries at a time."""
-        own = HERE.hooks.get(self)
-        if self._forward_pre_hooks or self._backward_hooks or len(self._forward_hooks) > len(self.fwd_hooks):
+        if self._on_module() or self._awaited():
             return False
-        functions: list[Any] = [handle.user_hook for handle in self.fwd_hooks]
-        if own is not None:
-            if own.backward:
-                return False
-            functions += own.forward
-        return not self._awaited() and all(getattr(fn, "by_query", False) for fn in functions)
-
-    def has_hooks(
-        self,
-        dir: Literal["fwd", "bwd", "both"] = "both",  # TransformerLens' word
-        including_permanent: bool = True,
-        level: int | None = None,
-    ) -> bool:
-        """TransformerLens' question, answered for this thread: hooks of its runs count as well."""
-        own = HERE.hooks.get(self)
-        mine = own is not None and level is None and (
-            bool(own.forward and dir != "bwd") or bool(own.backward and dir != "fwd")
-        )  # fmt: skip
-        return mine or super().has_hooks(dir, including_permanent, level)
+        return all(handle.dir == "fwd" and getattr(handle.user_hook, "by_query", False) for handle in self.acting())
 
     # For hook functions.
 
@@ -180,11 +162,12 @@ class HookPoint(TransformerLensHookPoint):
 
     @property
     def positions(self) -> Positions | None:
-        """While a hook function runs in a forward pass: the absolute position of each token, padding counted on.
+        """While a hook function runs: the absolute position of each token of the forward pass, padding counted on.
 
         Of the rows that the function was given. Where it is given blocks of queries, `slots` says which these are.
         """
-        return HERE.visits[-1].positions if HERE.visits and HERE.visits[-1].point is self else None
+        run = HERE.visits[-1].reading if HERE.visits and HERE.visits[-1].point is self else None
+        return None if run is None else run.positions
 
     def freeze(self, mask: Tensor) -> None:
         """Say, in a hook function, that entries count as edited though they keep the value they have.
@@ -233,21 +216,19 @@ class HookPoint(TransformerLensHookPoint):
         visit = Visit(self, x)
         with visit.open():
             value = self._from_outside(x, visit) if self._outside() else x
-            own = HERE.hooks.get(self)
-            if own is not None:
-                for fn in tuple(own.forward):
-                    value = self._applied(fn, value)
+            for handle in self.acting("fwd"):
+                value = self._applied(handle.user_hook, value)
         if value is x:
-            return self._differentiable(x, own), visit.frozen
+            return self._differentiable(x, visit), visit.frozen
         problem = mismatch(x, value, "the hook function")
         if problem is None and self.read_only and not unchanged(x, value):
             problem = "this point is read-only (it is derived from other activations), so it cannot be edited"
         if problem is not None:
             raise HookFunctionError(f"hook on '{self.name}': {problem}")
-        return self._differentiable(value, own), visit.frozen
+        return self._differentiable(value, visit), visit.frozen
 
     def _from_outside(self, x: Tensor, visit: Visit) -> Tensor:
-        """What a trace and the functions on the module made of `x`."""
+        """What a trace and torch's own hooks made of `x`."""
         before = version(x)
         value = visit.settled(super().__call__(x))
         if value is x and x.is_meta and version(x) != before:  # written in place, which has no value to show for it
@@ -274,26 +255,40 @@ class HookPoint(TransformerLensHookPoint):
             raise HookFunctionError(f"hook on '{self.name}': {problem}")
         return out
 
-    def _differentiable(self, value: Tensor, own: Own | None) -> Tensor:
-        """`value`, whose gradient goes by the backward hooks of this run, whatever thread computes it."""
-        if own is None or not own.backward or not value.requires_grad:
+    def _differentiable(self, value: Tensor, visit: Visit) -> Tensor:
+        """`value`, whose gradient goes by the backward hooks that are here now, whatever thread computes it."""
+        handles: Sequence[HookHandle] = self.acting("bwd") if value.requires_grad else ()
+        if not handles:
             return value
-        functions: Sequence[HookFunction] = tuple(own.backward)
 
         def through(grad: Tensor) -> Tensor:
-            for fn in functions:
-                out = fn(grad, hook=self)
-                grad = grad if out is None else out
+            backward = Visit(self, grad, backward=True)
+            backward.reading = visit.reading
+            with backward.open():
+                for handle in handles:
+                    grad = grad if handle.removed else self._applied_to_gradient(handle.user_hook, grad)
             return grad
 
         seen = value.view_as(value)  # of its own: what else `value` is used for gives no gradient here
         seen.register_hook(through)
         return seen
 
+    def _applied_to_gradient(self, fn: HookFunction, grad: Tensor) -> Tensor:
+        """A gradient after one backward hook, which may return a tensor, a tuple of one, or None."""
+        out = _alone(fn(grad, hook=self))
+        if out is None:
+            return grad
+        problem = mismatch(grad, out, "the backward hook function")
+        if problem is None and self.gradient_read_only and not unchanged(grad, out):
+            problem = "the gradient of a state can be read but not replaced; replace that of hook_write or hook_y"
+        if problem is not None:
+            raise HookFunctionError(f"backward hook on '{self.name}': {problem}")
+        return out
+
     # Who is there.
 
     def _outside(self) -> bool:
-        """Whether somebody is here besides this thread's own hooks: functions on the module, or a trace."""
+        """Whether somebody is here besides hook handles: torch's own hooks on the module, or a trace."""
         return self._on_module() or (self.envoy is not None and bool(self.envoy.interleaver.busy))
 
     def _on_module(self) -> bool:
@@ -322,6 +317,11 @@ class HookPoint(TransformerLensHookPoint):
                 "outside one, use run_with_cache or run_with_hooks"
             )
         return self.envoy
+
+
+def _alone(returned: Any) -> Any:
+    """What a backward hook returned, without the tuple of one in which torch's own hooks have it."""
+    return returned[0] if isinstance(returned, tuple) and len(cast(tuple[Any, ...], returned)) == 1 else returned
 
 
 def wanted(*points: HookPoint) -> bool:

@@ -1,8 +1,8 @@
 """Edits and hooks: functions that are at named points for the length of a run, and gone afterwards.
 
 An `Edit` is a small value, a name with a function, a phase and rows; `attached` puts functions at the points that
-names stand for, for runs of this thread only, and never stores anything on a model. The points themselves are in
-`hybridlens.hook_points`; everything about hooks can be imported from here.
+names stand for, for runs of this thread only. The points themselves are in `hybridlens.hook_points`; everything about
+hooks can be imported from here.
 
 How it fails: a name that does not exist raises `UnknownNameError` with the layers that have such a point, and so
 does a predicate, or a list, that stands for no point at all; hooks are removed even when one of them raises.
@@ -25,15 +25,19 @@ from hybridlens.boundary_words import shown
 from hybridlens.display.hooks import EditShown
 from hybridlens.errors import HookFunctionError, UnknownNameError, closest
 from hybridlens.hook_functions import HookFunction, by_query, mismatch, reads_only, unchanged
+from hybridlens.hook_handles import Direction, Directions, HookHandle
 from hybridlens.hook_points import EditedActivation, HookPoint, HookSpec, wanted
 from hybridlens.indices import Rows, rows_of
-from hybridlens.visits import HERE, Own
+from hybridlens.visits import HERE
 
 __all__ = [
     "PHASES",
+    "Direction",
+    "Directions",
     "Edit",
     "EditedActivation",
     "HookFunction",
+    "HookHandle",
     "HookPoint",
     "HookSpec",
     "NameFilter",
@@ -193,6 +197,8 @@ def attached(
     points: Mapping[str, HookPoint],
     forward: Iterable[tuple[NameFilter, HookFunction]],
     backward: Iterable[tuple[NameFilter, HookFunction]] = (),
+    *,
+    stay: bool = False,
 ) -> Generator[None]:
     """Attach hook functions for the length of a ``with`` block; they are gone afterwards, whatever happens.
 
@@ -200,50 +206,25 @@ def attached(
     Names are resolved before anything is attached, so a wrong one leaves nothing behind. A backward hook acts
     in backward passes inside the block, of forward passes inside the block, whatever thread computes gradients.
 
+    Args:
+        points: those of the model.
+        forward: (names, function) for activations.
+        backward: likewise for gradients.
+        stay: leave them there at the end, until somebody removes them.
+
     Raises:
         UnknownNameError: for a name that the model lacks.
     """
-    inside = [True]
-    hooks = HERE.hooks  # of this thread, whichever leaves the block
-    acting = [(points[name], fn) for names, fn in forward for name in resolve(names, points)]
-    heard = [(points[name], _checked_gradient(fn, inside)) for names, fn in backward for name in resolve(names, points)]
-    for point, fn in acting:
-        hooks.setdefault(point, Own([], [])).forward.append(fn)
-    for point, fn in heard:
-        hooks.setdefault(point, Own([], [])).backward.append(fn)
+    forward_hooks = [(points[name], fn) for names, fn in forward for name in resolve(names, points)]
+    backward_hooks = [(points[name], fn) for names, fn in backward for name in resolve(names, points)]
+    levels, mine = HERE.levels, object()  # of this thread, whichever leaves the block
+    levels.append(mine)
+    handles = [point.add_hook(fn, "fwd", level=len(levels), own=True) for point, fn in forward_hooks]
+    handles += [point.add_hook(fn, "bwd", level=len(levels), own=True) for point, fn in backward_hooks]
     try:
         yield
     finally:
-        inside[0] = False
-        for point, fn in acting:
-            _remove(fn, hooks[point].forward)
-        for point, fn in heard:
-            _remove(fn, hooks[point].backward)
-        for point in {point for point, _ in (*acting, *heard)}:
-            if not any(hooks[point]):
-                del hooks[point]
-
-
-def _remove(fn: HookFunction, functions: list[HookFunction]) -> None:
-    """Take out the newest entry that is `fn` itself; other functions may be equal to it."""
-    place = max(i for i, other in enumerate(functions) if other is fn)
-    del functions[place]
-
-
-def _checked_gradient(fn: HookFunction, inside: Sequence[bool]) -> HookFunction:
-    """`fn` on gradients, checked, and silent once its ``with`` block has ended."""
-
-    def checked(grad: Tensor, hook: HookPoint) -> Tensor | None:
-        if not inside[0]:
-            return None
-        out = fn(grad, hook=hook)
-        if out is None:
-            return None
-        problem = mismatch(grad, out, "the backward hook function")
-        if problem is None and hook.gradient_read_only and not unchanged(grad, out):
-            problem = "the gradient of a state can be read but not replaced; replace that of hook_write or hook_y"
-        if problem is not None:
-            raise HookFunctionError(f"backward hook on '{hook.name}': {problem}")
-        return out
-
-    return checked
+        levels.remove(mine)
+        if not stay:
+            for handle in handles:
+                handle.remove()

@@ -1,13 +1,14 @@
 """`HybridLens`: a hybrid model under one set of names.
 
-The lens is a thin front: its text is in `text` and `prompting`, its weights in `weight_front`, runs and caches in
-`running`, states and generation in `continuing`, autoencoders in `splicing`, nnsight in `tracing`; what they call lives
-in `network`, `tokens` and
-`decoding`. It never changes the Hugging Face model it opens, which goes on working by itself and shares its weights.
+The lens is a thin front: its text is in `text` and `prompting`, its weights in `weight_front`, hooks in `hooking`, runs
+and caches in `running`, states and generation in `continuing`, autoencoders in `splicing`, nnsight in `tracing`, what a
+torch module has in `moving`; what they call lives in `network`, `tokens` and `decoding`. The Hugging Face model that it
+opens goes on working by itself, shares its weights, and is changed only where that is asked for (``lens.to``, an
+optimizer over ``lens.parameters()``).
 
 What every way in has in common: hooks fire in forward order at the points of `lens.hook_points`, in
-prefill and in every decode step; they are gone when the call returns or raises; and no call leaves
-anything on the model, so the same call twice gives the same tensors.
+prefill and in every decode step; those of a call are gone when it returns or raises, and others only where they were
+added to stay (``lens.add_hook``); so the same call twice gives the same tensors.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from hybridlens.display.hooks import HookPoints
 from hybridlens.display.models import LensShown
 from hybridlens.families import family_for
 from hybridlens.hooks import Edit, HookPoint, HookSpec
+from hybridlens.moving import ModuleFront
 from hybridlens.network import HookedNetwork
 from hybridlens.prompting import PromptFront
 from hybridlens.running import RunFront
@@ -51,7 +53,7 @@ class ParameterCounts(NamedTuple):
     """Of all, those that one token uses: without the experts it is not sent to."""
 
 
-class HybridLens(LensShown, RunFront, StateFront, WeightFront, PromptFront, SpliceFront):
+class HybridLens(LensShown, RunFront, StateFront, WeightFront, PromptFront, SpliceFront, ModuleFront):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
     It computes what the model does in evaluation mode; dropout is never applied.
@@ -127,11 +129,6 @@ class HybridLens(LensShown, RunFront, StateFront, WeightFront, PromptFront, Spli
         ends = {id(w): w.numel() for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
         inner = total - sum(ends.values())
         return ParameterCounts(total, inner, total - self.network.idle_parameters)
-
-    def eval(self) -> HybridLens:
-        """Put the model into evaluation mode, as TransformerLens' models can be; returns the lens."""
-        self.hf_model.eval()
-        return self
 
     @public
     def trace(

@@ -92,20 +92,59 @@ class HookedNetwork(nn.Module):
             InputError: for a state of another model or batch size.
         """
         weights = self.following.check()
-        embedding = self.wrapped[0].get_input_embeddings()
-        tokens = tokens.to(execution_device(embedding, tokens.device))
+        tokens = tokens.to(execution_device(self.wrapped[0].get_input_embeddings(), tokens.device))
         devices = self._devices(tokens.device)
         if state is not None:
             self._check(state, tokens.shape[0], weights, devices)
         run = Pass(tokens, lengths, state)
-        embedded = embedding(tokens)
-        with reading(run.positions):
-            resid = self.hook_embed(embedded if self.embed_scale == 1.0 else embedded * self.embed_scale)
-            if self.reads_embedding:
-                run.embedded = resid
-            resid, layers = self._through(0, resid, run, state, devices)
+        with reading(run.positions, lengths):
+            resid, layers = self._through(0, self._embedded(tokens, run), run, state, devices)
             logits = self._unembedded(resid, lengths, last_only)
         return Output(logits, trimmed(self._state(run, tuple(layers), weights)))
+
+    def stretch(
+        self,
+        given: Tokens | Resid,
+        lengths: Lengths | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> Resid | Logits:
+        """Part of a pass over rows that read nothing before; no state comes out, and other layers' hooks stay silent.
+
+        Args:
+            given: tokens; with `start`, the residual stream that enters that layer.
+            lengths: real tokens of each row; None where all rows are full.
+            start: the first layer to run; the number of layers for none; None to begin with the tokens.
+            stop: the layer whose residual stream is wanted, which does not run; None for the logits.
+
+        Raises:
+            InputError: a start behind layer 0 in a model whose layers read the embedding too (`reads_embedding`).
+        """
+        self.following.check()
+        if start and self.reads_embedding:
+            raise InputError(
+                f"start_at_layer = {start} given, but layers of this model read the embedding beside the stream; run "
+                f"the tokens with a hook on 'blocks.{start}.hook_resid_pre' that puts the stream in place"
+            )
+        given = given.to(execution_device(self.wrapped[0].get_input_embeddings(), given.device))
+        devices = self._devices(given.device)
+        tokens = given if start is None else given.new_zeros(given.shape[:2], dtype=torch.long)
+        run = Pass(tokens, lengths, None)
+        with reading(run.positions, lengths):
+            if start is None:
+                given = self._embedded(tokens, run)
+            elif self.reads_embedding:
+                run.embedded = given
+            resid, _ = self._through(start or 0, given, run, None, devices, stop)
+            return self._unembedded(resid, lengths, False) if stop is None else resid
+
+    def _embedded(self, tokens: Tokens, run: Pass) -> Resid:
+        """What enters layer 0."""
+        embedded = self.wrapped[0].get_input_embeddings()(tokens)
+        resid = self.hook_embed(embedded if self.embed_scale == 1.0 else embedded * self.embed_scale)
+        if self.reads_embedding:
+            run.embedded = resid
+        return resid
 
     def resume(
         self,
@@ -141,7 +180,7 @@ class HookedNetwork(nn.Module):
         tokens = resid.new_zeros(resid.shape[:2], dtype=torch.long)
         run = Pass(tokens, lengths, before)
         run.embedded = embedded
-        with reading(run.positions):
+        with reading(run.positions, lengths):
             resid, layers = self._through(layer, resid, run, before, devices)
             logits = self._unembedded(resid, lengths, last_only)
         kept = tuple(  # as a sliding window left them
@@ -155,12 +194,18 @@ class HookedNetwork(nn.Module):
         return [execution_device(cast(Block, block).home[0], default) for block in self.blocks]
 
     def _through(
-        self, first: int, resid: Resid, run: Pass, state: HybridState | None, devices: Sequence[torch.device]
+        self,
+        first: int,
+        resid: Resid,
+        run: Pass,
+        state: HybridState | None,
+        devices: Sequence[torch.device],
+        stop: int | None = None,
     ) -> tuple[Resid, list[Memories]]:
-        """The layers from `first` on: the residual stream behind them, and what each remembers."""
+        """The layers from `first` on, up to `stop`: the residual stream behind them, and what each remembers."""
         layers: list[Memories] = []
         for layer, block in enumerate(self.blocks):
-            if layer >= first:
+            if layer >= first and (stop is None or layer < stop):
                 resid, held = block(resid, run, None if state is None else state.layers[layer], devices[layer])
                 layers.append(held)
         return resid, layers

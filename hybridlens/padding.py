@@ -11,8 +11,8 @@ tokenizer pads with a token that also ends or begins texts, raise `InputError`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor
 from hybridlens.boundary_words import shown
 from hybridlens.errors import InputError
 from hybridlens.shapes import Lengths, Tokens
+
+Side: TypeAlias = Literal["left", "right"]
 
 UNTOLD = "say how many tokens of each row are text with lengths=, or pass the tokenizer's whole output or the texts"
 
@@ -47,13 +49,26 @@ class Layout(NamedTuple):
             return value
         return torch.stack([row.roll(n, axis - 1) for row, n in zip(value, self.left, strict=True)])
 
-    def logits(self, logits: Tensor) -> Tensor:
-        """Logits [batch, pos, vocab] at the positions given; at those of padding, which mean nothing, NaN."""
+    def as_computed(self, value: Tensor) -> Tensor:
+        """A tensor [batch, pos, …] at the positions given, turned to those that are computed."""
+        if self.left is None:
+            return value
+        return torch.stack([row.roll(-n, 0) for row, n in zip(value, self.left, strict=True)])
+
+    def real(self, device: torch.device) -> Bool[Tensor, "batch pos"] | None:
+        """False at positions, as computed, that hold padding; None where all rows are full."""
         lengths = self.batch.lengths
         if lengths is None:
-            return logits
-        padding = torch.arange(logits.shape[1], device=logits.device) >= lengths.to(logits.device)[:, None]
-        return self.as_given(logits.masked_fill(padding[..., None], torch.nan))
+            return None
+        return torch.arange(self.batch.tokens.shape[1], device=device) < lengths.to(device)[:, None]
+
+    def blanked(self, value: Tensor) -> Tensor:
+        """A result [batch, pos, …] at the positions given; at those of padding, which mean nothing, NaN."""
+        real = self.real(value.device)
+        if real is None:
+            return value
+        padding = ~real.view(*real.shape, *[1] * (value.ndim - 2))
+        return self.as_given(value.masked_fill(padding, torch.nan))
 
     def positions(self, wanted: Any) -> Int[Tensor, "batch chosen"]:
         """The positions of each row that an index, list or slice names, counted among the row's own tokens.
@@ -117,6 +132,46 @@ def moved(tokens: Tokens, real: Bool[Tensor, "batch pos"], what: str) -> Layout:
     if shift is not None:
         tokens = torch.stack([row.roll(-n) for row, n in zip(tokens, shift, strict=True)])
     return Layout(TokenBatch(tokens, counts), shift)
+
+
+def sided(laid: Layout, given: Any, lengths: object, side: Side | None) -> Layout:
+    """Rows that were given, or are to be given back, padded on a side.
+
+    Args:
+        laid: the rows, read without regard to the side.
+        given: as they were given. Rows of different lengths, and texts, have no padding yet: results are laid out with
+            theirs on that side.
+        lengths: as given beside a tensor; then its padding is on that side.
+        side: "left" or "right"; None for what the rows say themselves, else right.
+
+    Raises:
+        InputError: the rows come padded, and on the other side; or it is no side.
+    """
+    if side not in (None, "left", "right"):
+        raise InputError(f"padding_side = {shown(side)} given, expected 'left' or 'right'")
+    tokens, counts = laid.batch
+    if side is None or counts is None:
+        return laid
+    width = tokens.shape[1]
+    if lengths is not None:
+        if side == "right":
+            return laid
+        places = torch.arange(width, device=tokens.device)
+        return moved(tokens, places >= (width - counts)[:, None], "lengths")
+    other = "right" if laid.left is None else "left"
+    if side != other and _full_rows(given, width):
+        raise InputError(f"padding_side = {side!r} given, but the rows come padded on the {other}; leave it out")
+    left = None if side == "right" else tuple(width - count for count in counts.tolist())
+    return Layout(laid.batch, left)
+
+
+def _full_rows(given: Any, width: int) -> bool:
+    """Whether what was given as tokens are rows of one width, padding and all, and not text."""
+    if isinstance(given, Mapping):
+        return _full_rows(cast(Mapping[str, Any], given)["input_ids"], width)
+    if isinstance(given, str):
+        return False
+    return all(not isinstance(row, str) and (not hasattr(row, "__len__") or len(row) == width) for row in given)
 
 
 def found(tokens: Tokens, tokenizer: Any) -> Layout:

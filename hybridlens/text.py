@@ -18,9 +18,9 @@ from hybridlens.boundary_words import Unchecked, shown
 from hybridlens.devices import execution_device, first_weight
 from hybridlens.errors import InputError
 from hybridlens.network import HookedNetwork
-from hybridlens.padding import Layout, TokenBatch, padding_token
+from hybridlens.padding import Layout, Side, TokenBatch, padding_token, sided
 from hybridlens.shapes import Lengths, Tokens
-from hybridlens.tokens import Side, TokensLike
+from hybridlens.tokens import TokensLike
 
 
 class TokenFront:
@@ -218,8 +218,8 @@ class TokenFront:
             n_ctx=cfg.n_ctx,
             pad=self.pad_token,
             prepend_bos=prepend_bos,
-            padding_side=padding_side,
         )
+        laid = sided(laid, tokens, lengths, padding_side)
         rows, counts = laid.batch
         counts = None if counts is None else counts.to(self.device)
         return Layout(TokenBatch(rows.to(self.device), counts), laid.left)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,6 @@ TokensLike: TypeAlias = Annotated[
     Unchecked("tokens"),
 ]
 
-Side: TypeAlias = Literal["left", "right"]
 """Of a shorter row, where its padding stands."""
 
 OUTPUT = {
@@ -65,7 +64,6 @@ def as_batch(
     n_ctx: int | None,
     pad: int = 0,
     prepend_bos: bool | None = None,
-    padding_side: Side | None = None,
 ) -> Layout:
     """Check what was given and lay it out as rows.
 
@@ -77,14 +75,10 @@ def as_batch(
         n_ctx: longest row allowed; None for no limit.
         pad: id that fills shorter rows.
         prepend_bos: of text, whether a BOS stands before it; None for the tokenizer's own way.
-        padding_side: of text and lists, the side of a shorter row on which results have its padding; None for the
-            right.
 
     Raises:
-        InputError: see the module; for another side than left or right.
+        InputError: see the module.
     """
-    if padding_side not in (None, "left", "right"):
-        raise InputError(f"padding_side = {shown(padding_side)} given, expected 'left' or 'right'")
     mask = None
     if isinstance(tokens, Mapping):
         tokens, mask = _output(tokens)
@@ -105,8 +99,7 @@ def as_batch(
         if len(set(counts)) > 1:
             if mask is not None:
                 raise InputError("an attention mask was given for rows of unequal length, expected rows of one length")
-            left = tuple(max(counts) - count for count in counts) if padding_side == "left" else None
-            laid = Layout(TokenBatch(filled, torch.tensor(counts)), left)
+            laid = Layout(TokenBatch(filled, torch.tensor(counts)), None)
         else:
             laid = Layout(TokenBatch(filled, None), None) if texts else _padded(filled, tokenizer, None, mask)
     _check(laid.batch.tokens, d_vocab, n_ctx)

@@ -96,7 +96,17 @@ def the_front(lens: hl.HybridLens) -> list[tuple[Callable[..., Any], dict[str, A
         (lens.run_with_hooks, {"tokens": rows, "fwd_hooks": pairs, "lengths": [2, 1]}),
         (lens.run_with_cache, {"tokens": rows, "names_filter": ["hook_embed"], "device": "cpu", "pos_slice": (0, 1)}),
         (lens.run_with_cache, {"tokens": [[1, 5]], "names_filter": "hook_embed", "remove_batch_dim": True}),
-        (entered(lens.hooks), {"fwd_hooks": pairs, "bwd_hooks": pairs}),
+        (entered(lens.hooks), {"fwd_hooks": pairs, "bwd_hooks": pairs, "reset_hooks_end": True}),
+        (lens, {"tokens": rows, "return_type": "both", "loss_per_token": True, "padding_side": "left"}),
+        (lens, {"tokens": lens(rows, stop_at_layer=1), "start_at_layer": 1, "stop_at_layer": -1, "lengths": [2, 1]}),
+        (lens.loss_fn, {"logits": lens(rows), "tokens": rows, "attention_mask": [[1, 1], [1, 0]], "per_token": True}),
+        (lens.run_with_cache, {"tokens": rows, "return_type": "loss", "incl_bwd": False, "return_cache_object": False}),
+        (without_hooks(lens, lens.add_hook), {"name": "hook_embed", "hook": fn, "dir": "bwd", "level": 1}),
+        (lens.reset_hooks, {"clear_contexts": True, "direction": "fwd", "including_permanent": True, "level": 2}),
+        (lens.list_hooks, {"name_filter": None, "dir": "both", "including_permanent": False}),
+        (lens.get_caching_hooks, {"names_filter": "hook_embed", "incl_bwd": True, "cache": {}, "pos_slice": -1}),
+        (lens.to, {"device": "cpu", "dtype": torch.float32}),
+        (lens.train, {"mode": False}),
         (hl.Edit, {"hook": "hook_embed", "fn": fn, "phase": "decode", "rows": [0, 1], "ahead": False}),
         (hl.Sampling, {"seed": 1, "temperature": 0.5, "top_k": 3, "top_p": 0.9}),
         (hl.load, {"name": "nowhere", "dtype": "float32", "device": "cpu", "device_map": None}),
@@ -109,6 +119,18 @@ def the_front(lens: hl.HybridLens) -> list[tuple[Callable[..., Any], dict[str, A
         (hl.HybridState.load, {"path": "held"}),
         (hl.HybridState.cat, {"states": [state, state]}),
     ]
+
+
+def without_hooks(lens: hl.HybridLens, add: Callable[..., Any]) -> Callable[..., None]:
+    """A call that adds hooks, and leaves none."""
+
+    def call(**options: Any) -> None:
+        try:
+            add(**options)
+        finally:
+            lens.reset_hooks(including_permanent=True)
+
+    return call
 
 
 def entered(hooks: Callable[..., Any]) -> Callable[..., None]:
@@ -157,7 +179,7 @@ SILENT: list[tuple[str, Callable[[Any, Any], Any]]] = [
     ("new_tokens = 0.5 given", lambda lens, _: lens.key_positions(lens.prefill([[1, 5]]).state, new_tokens=0.5)),
     ("ahead = () given", lambda *_: hl.Edit("hook_embed", lambda x, hook: x, ahead=())),
     ("boundary 'middle' does not exist", lambda lens, _: lens.trace([[1, 5]], boundary="middle")),
-    ("lengths = b'x' given", lambda lens, _: lens(torch.tensor([[1, 2]]), b"x")),
+    ("lengths = b'x' given", lambda lens, _: lens(torch.tensor([[1, 2]]), lengths=b"x")),
 ]
 
 

@@ -1,0 +1,164 @@
+"""A lens where a torch module is expected: device and dtype, parameters, modes, saving and loading.
+
+A lens has no weights of its own: all of this is of the Hugging Face model that it runs, so an optimizer over
+``lens.parameters()`` trains that model, and ``lens.to("cuda")`` moves it.
+
+How it fails: a model that cannot be moved or cast (quantised, or spread over devices) raises `InputError`, and so does
+training one that has dropout, which a lens never applies: the loss would be another than the library's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from hybridlens.boundary import public
+from hybridlens.boundary_words import shown
+from hybridlens.devices import usable
+from hybridlens.errors import InputError
+
+Lens = TypeVar("Lens", bound="ModuleFront")
+
+
+class ModuleFront:
+    """What is asked of a torch module; `HybridLens` builds on it."""
+
+    hf_model: Any
+
+    # Where the weights are, and how wide.
+
+    def to(self: Lens, *args: Any, **kwargs: Any) -> Lens:
+        """Move the weights to a device, cast them, or both; returns the lens.
+
+        States that were read before belong to the device and dtype that they were read on.
+
+        Args:
+            args: as torch's ``Module.to`` takes them: a device, a dtype, both in this order, or a tensor that has them.
+            kwargs: likewise, by name.
+
+        Raises:
+            InputError: a device that is not there, a dtype that weights cannot have, or a model that cannot be moved.
+        """
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, (str, torch.device)):
+                usable(given)
+        try:
+            self.hf_model.to(*args, **kwargs)
+        except (TypeError, ValueError, RuntimeError) as error:
+            words = ", ".join([*map(shown, args), *(f"{key}={shown(value)}" for key, value in kwargs.items())])
+            said = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"to({words}) given, expected a device, a dtype, or both, for this model: {said}"
+            ) from error
+        return self
+
+    def cpu(self: Lens) -> Lens:
+        """Move the weights to the CPU."""
+        return self.to("cpu")
+
+    def cuda(self: Lens, device: int | str | torch.device | None = None) -> Lens:
+        """Move the weights to a GPU: the current one, or one by number."""
+        return self.to(f"cuda:{device}" if isinstance(device, int) else "cuda" if device is None else device)
+
+    def half(self: Lens) -> Lens:
+        """Cast the weights to float16."""
+        return self.to(torch.float16)
+
+    def bfloat16(self: Lens) -> Lens:
+        """Cast the weights to bfloat16."""
+        return self.to(torch.bfloat16)
+
+    def float(self: Lens) -> Lens:
+        """Cast the weights to float32."""
+        return self.to(torch.float32)
+
+    def double(self: Lens) -> Lens:
+        """Cast the weights to float64."""
+        return self.to(torch.float64)
+
+    # Modes.
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode; a lens computes the same in both."""
+        return cast(bool, self.hf_model.training)
+
+    @public
+    def train(self: Lens, mode: bool = True) -> Lens:
+        """Put the model into training mode, or out of it; returns the lens.
+
+        Raises:
+            InputError: the model has dropout, which a lens does not apply.
+        """
+        found = _dropout(self.hf_model) if mode else None
+        if found is not None:
+            raise InputError(
+                f"train() was called on a model with dropout ({found}), which a lens never applies; set it to 0, or "
+                "train lens.hf_model itself"
+            )
+        self.hf_model.train(mode)
+        return self
+
+    def eval(self: Lens) -> Lens:
+        """Put the model into evaluation mode; returns the lens."""
+        return self.train(False)
+
+    # Weights.
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The model's weights."""
+        return self.hf_model.parameters(recurse)
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+        """The model's weights, under Hugging Face's names."""
+        return self.hf_model.named_parameters(prefix, recurse)
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """What the model holds beside its weights."""
+        return self.hf_model.buffers(recurse)
+
+    def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """The same, under Hugging Face's names."""
+        return self.hf_model.named_buffers(prefix, recurse)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The model's weights and buffers, under Hugging Face's names."""
+        return self.hf_model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> Any:
+        """Take over weights that `state_dict` gave, of this model or one like it.
+
+        Raises:
+            InputError: names or shapes of another model.
+        """
+        try:
+            return self.hf_model.load_state_dict(state_dict, strict=strict)
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            raise InputError(f"weights of another model given: {said[:300]}") from error
+
+    @public
+    def requires_grad_(self: Lens, requires_grad: bool = True) -> Lens:
+        """Whether weights take gradients; returns the lens."""
+        self.hf_model.requires_grad_(requires_grad)
+        return self
+
+    @public
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the weights' gradients."""
+        self.hf_model.zero_grad(set_to_none)
+
+
+def _dropout(model: nn.Module) -> str | None:
+    """The dropout that a model applies in training, in words; None for none."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:  # pyright: ignore[reportPrivateUsage]
+            return f"{name}: {module.p}"
+    config: dict[str, Any] = cast(Any, model).config.to_dict()
+    for name, value in config.items():
+        if "dropout" in name and isinstance(value, (int, float)) and value > 0:
+            return f"{name} = {value}"
+    return None
