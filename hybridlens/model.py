@@ -23,6 +23,7 @@ from hybridlens.config import LensConfig
 from hybridlens.continuing import StateFront, no_autocast
 from hybridlens.decoding import Boundary
 from hybridlens.families import family_for
+from hybridlens.generating import GenerateFront
 from hybridlens.hooks import Edit, HookPoint, HookSpec
 from hybridlens.network import HookedNetwork
 from hybridlens.running import RunFront
@@ -44,7 +45,7 @@ class ParameterCounts(NamedTuple):
     """Of all, those that one token uses: without the experts it is not sent to."""
 
 
-class HybridLens(RunFront, StateFront):
+class HybridLens(RunFront, StateFront, GenerateFront):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
     It computes what the model does in evaluation mode; dropout is never applied.

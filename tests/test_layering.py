@@ -64,6 +64,7 @@ ORDER = (
     "interleaving",
     "running",
     "continuing",
+    "generating",
     "tracing",
     "model",
     "engine",
