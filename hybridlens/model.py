@@ -1,7 +1,7 @@
 """`HybridLens`: a hybrid model under one set of names.
 
-The lens is a thin front: its text is in `text`, runs and caches in `running`, states and generation in
-`continuing`, nnsight in `tracing`; what they call lives in `network`, `tokens` and `decoding`. It never changes the
+The lens is a thin front: its text is in `text`, runs and caches in `running`, states in `continuing`, generation in
+`generating`, nnsight in `tracing`; what they call lives in `network`, `tokens` and `decoding`. It never changes the
 Hugging Face model it opens, which goes on working by itself and shares its weights.
 
 What every way in has in common: hooks fire in forward order at the points of `lens.hook_points`, in
@@ -11,28 +11,21 @@ anything on the model, so the same call twice gives the same tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
-from hybridlens.boundary import Length, public
 from hybridlens.config import LensConfig
-from hybridlens.continuing import StateFront, no_autocast
-from hybridlens.decoding import Boundary
+from hybridlens.continuing import StateFront
 from hybridlens.families import family_for
 from hybridlens.generating import GenerateFront
-from hybridlens.hooks import Edit, HookPoint, HookSpec
+from hybridlens.hooks import HookPoint, HookSpec
 from hybridlens.network import HookedNetwork
 from hybridlens.running import RunFront
-from hybridlens.shapes import Lengths
-from hybridlens.tokens import TokensLike
+from hybridlens.tracing import TraceFront
 from hybridlens.weights.counting import count
-
-Tracer: TypeAlias = Any
-"""nnsight's InterleavingTracer, which is untyped."""
 
 
 class ParameterCounts(NamedTuple):
@@ -45,7 +38,7 @@ class ParameterCounts(NamedTuple):
     """Of all, those that one token uses: without the experts it is not sent to."""
 
 
-class HybridLens(RunFront, StateFront, GenerateFront):
+class HybridLens(RunFront, StateFront, GenerateFront, TraceFront):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
     It computes what the model does in evaluation mode; dropout is never applied.
@@ -65,7 +58,6 @@ class HybridLens(RunFront, StateFront, GenerateFront):
         self.network = HookedNetwork(hf_model, family, family.configure(hf_model.config))
         self.hook_dict: dict[str, HookPoint] = self.network.points
         self.hook_points: dict[str, HookSpec] = {name: _spec(name, point) for name, point in self.hook_dict.items()}
-        self._nnsight: Any = None
 
     @property
     def cfg(self) -> LensConfig:
@@ -116,42 +108,6 @@ class HybridLens(RunFront, StateFront, GenerateFront):
         """Put the model into evaluation mode, as TransformerLens' models can be; returns the lens."""
         self.hf_model.eval()
         return self
-
-    @public
-    def trace(
-        self,
-        tokens: TokensLike,
-        *,
-        lengths: Sequence[int] | Lengths | None = None,
-        max_new_tokens: Length | None = None,
-        edits: Sequence[Edit] = (),
-        boundary: Boundary = "last_prompt_token",
-    ) -> Tracer:
-        """nnsight's trace: inside the block, ``lens.blocks[2].attn.hook_pattern.output`` is live.
-
-        Read points in forward order, assign to ``.output`` to edit, ``.save()`` what is to outlive the
-        block. With `max_new_tokens` the trace covers a greedy generation, and ``tracer.iter`` walks its
-        forward passes, prefill first.
-        """
-        from hybridlens.tracing import open_trace  # nnsight takes seconds to import
-
-        if max_new_tokens is not None:
-            no_autocast(self.device)
-        return open_trace(self, self._laid(tokens, lengths).batch, max_new_tokens, edits, boundary)
-
-    @property
-    def nnsight(self) -> Any:
-        """nnsight's view of the hook network, made when first asked for."""
-        if self._nnsight is None:
-            from hybridlens.tracing import WRAPPING, wrap  # nnsight takes seconds to import
-
-            with WRAPPING:
-                self._nnsight = self._nnsight or wrap(self)
-        return self._nnsight
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle keeps: all but nnsight's view, which a copy makes anew of itself."""
-        return {**self.__dict__, "_nnsight": None}
 
 
 def _spec(name: str, point: HookPoint) -> HookSpec:

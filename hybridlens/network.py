@@ -98,8 +98,8 @@ class HookedNetwork(nn.Module):
         if state is not None:
             self._check(state, tokens.shape[0], weights, devices)
         run = Pass(tokens, lengths, state)
-        embedded = embedding(tokens)
-        with reading(run.positions):
+        with reading(run.positions, run.valid):
+            embedded = embedding(tokens)
             resid = self.hook_embed(embedded if self.embed_scale == 1.0 else embedded * self.embed_scale)
             if self.reads_embedding:
                 run.embedded = resid
@@ -141,7 +141,7 @@ class HookedNetwork(nn.Module):
         tokens = resid.new_zeros(resid.shape[:2], dtype=torch.long)
         run = Pass(tokens, lengths, before)
         run.embedded = embedded
-        with reading(run.positions):
+        with reading(run.positions, run.valid):
             resid, layers = self._through(layer, resid, run, before, devices)
             logits = self._unembedded(resid, lengths, last_only)
         kept = tuple(  # as a sliding window left them
