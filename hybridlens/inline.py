@@ -83,6 +83,7 @@ class InlineBlock(Mediator):
 
     def exit(self, error: BaseException | None) -> bool:
         """End: the model runs on to its own end, or hears of the block's error; whether that is dealt with."""
+        written = None if error is None else error.__traceback__
         try:
             if error is None:
                 self.flush()
@@ -95,6 +96,7 @@ class InlineBlock(Mediator):
             return True  # the end of a loop that outran the run, or `tracer.stop()`
         except BaseException as raised:
             if raised is error:
+                error.__traceback__ = written  # the block's lines alone, not the model's
                 return False
             raise
         finally:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, no_type_check
 
+import torch
 from nnsight import NNsight
 from nnsight.intervention.barrier import Barrier
 from nnsight.intervention.editing import EditingTracer
@@ -25,6 +27,7 @@ from nnsight.intervention.interleaver import Event, Mediator
 from nnsight.intervention.tracer import InterleavingTracer, Invoker
 from nnsight.tracing.tracer import Tracer, WithBlockNotFoundError, dec, inc, skip_context, skippable
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hybridlens.choosing import Sampling
 from hybridlens.decoding import Boundary, editing
@@ -35,6 +38,7 @@ from hybridlens.hooks import Edit
 from hybridlens.inline import InlineBlock, refuse
 from hybridlens.interleaving import Live, ThreadInterleaver, request
 from hybridlens.invokes import Prompts, RowBatcher, together
+from hybridlens.mlps import HookedMoe
 from hybridlens.network import HookedNetwork
 from hybridlens.shapes import Lengths
 from hybridlens.tokens import TokensLike
@@ -77,6 +81,11 @@ class Root(Place, NNsight):
 
     def _batch(self, invokes: list[Any], fn: Any) -> Any:
         return (together([inputs[0] for inputs, _ in invokes], self.lens.pad_token),), {}
+
+    def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        """As nnsight's, with what the run needs standing ready."""
+        with fn.ready():
+            return super().interleave(fn, *args, **kwargs)
 
     def trace(self, tokens: TokensLike | None = None, **words: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As ``lens.trace``, with the edits that this handle holds."""
@@ -141,47 +150,79 @@ class Plan:
     scan: bool
 
 
-def runner(lens: TraceFront, root: Root, plan: Plan) -> Callable[[Prompts], Any]:
-    """The function that a trace runs, given its prompts."""
+class Run:
+    """What a trace runs, and what stands ready for it.
 
-    def run(prompts: Prompts) -> Any:
-        model, network, batch = lens.hf_model, lens.network, prompts.batch
-        if plan.scan:
-            model = weightless(lens.hf_model)
-            network = HookedNetwork(model, network.family, network.cfg)
-            twin = _wrapped(lens, network, root.interleaver)  # alive while its handles are needed
-            assert twin.interleaver is root.interleaver
-            batch = batch._replace(tokens=batch.tokens.to("meta"))
+    Args:
+        lens: the lens.
+        root: the handle that traces.
+        plan: what it is to run.
+    """
+
+    def __init__(self, lens: TraceFront, root: Root, plan: Plan) -> None:
+        self.lens, self.root, self.plan = lens, root, plan
+        self.network = lens.network
+
+    @contextmanager
+    def ready(self) -> Generator[None]:
+        """The length of the run, the first steps of its blocks included: hooks on the model's modules."""
+        model, root = self.lens.hf_model, self.root
+        twin: Any = None
+        if self.plan.scan:
+            self.network = weightless(self.network)
+            model = self.network.wrapped[0]
+            twin = _wrapped(self.lens, self.network, root.interleaver)
+        with handing_out(model, self.network.following, root.interleaver):
+            yield
+        del twin  # its handles were needed as long
+
+    def __call__(self, prompts: Prompts) -> Any:
+        """Run the model over the prompts of all invokes."""
+        plan, network, batch = self.plan, self.network, prompts.batch
         edits = [*plan.edits, *prompts.edits]
-        with handing_out(model, network.following, root.interleaver):
-            if plan.max_new_tokens is None:
-                with editing(network, edits, "prefill") as forward:
-                    return forward(batch.tokens, batch.lengths)
-            return generate(
-                network,
-                batch,
-                plan.max_new_tokens,
-                edits,
-                plan.boundary,
-                stop_at_eos=plan.stop_at_eos,
-                sampling=plan.sampling,
-                tokenizer=lens.tokenizer,
-                pad=lens.pad_token,
-            )
-
-    return run
+        if plan.max_new_tokens is None:
+            tokens = batch.tokens.to("meta") if plan.scan else batch.tokens
+            with editing(network, edits, "prefill") as forward:
+                return forward(tokens, batch.lengths)
+        return generate(
+            network,
+            batch,
+            plan.max_new_tokens,
+            edits,
+            plan.boundary,
+            stop_at_eos=plan.stop_at_eos,
+            sampling=plan.sampling,
+            tokenizer=self.lens.tokenizer,
+            pad=self.lens.pad_token,
+        )
 
 
-def weightless(model: nn.Module) -> nn.Module:
-    """A copy of a model whose weights have shapes and no values; it takes no memory worth naming."""
+def _as_it_comes(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def weightless(network: HookedNetwork) -> HookedNetwork:
+    """A copy of a network and its model whose tensors have shapes and no values; it takes no memory worth naming."""
     memo: dict[int, Any] = {}
-    for part in model.modules():
-        for tensor in (*part._parameters.values(), *part._buffers.values()):  # pyright: ignore[reportPrivateUsage]
-            if tensor is not None and id(tensor) not in memo:
-                bare = tensor.detach().to("meta")
-                is_weight = isinstance(tensor, nn.Parameter)
-                memo[id(tensor)] = nn.Parameter(bare, tensor.requires_grad) if is_weight else bare
-    return copy.deepcopy(model, memo)
+    for weight in network.wrapped[0].parameters():
+        memo[id(weight)] = nn.Parameter(weight.detach().to("meta"), weight.requires_grad)
+    with _Bare():
+        twin = copy.deepcopy(network, memo)
+    for part in twin.modules():
+        if isinstance(part, HookedMoe):  # which tokens go where is no matter of shapes
+            part.parts.experts.forward = _as_it_comes
+    return twin
+
+
+class _Bare(TorchFunctionMode):
+    """Copies of tensors that are made meanwhile are on the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__:
+            tensor, memo = args
+            memo[id(tensor)] = tensor.detach().to("meta")
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
 
 
 # nnsight's tracers.
@@ -197,10 +238,11 @@ class LensTracer(InterleavingTracer):
     """
 
     def __init__(self, root: Root, plan: Plan, prompts: Prompts | None) -> None:
-        super().__init__(root, runner(root.lens, root, plan), *([] if prompts is None else [prompts]))
+        super().__init__(root, Run(root.lens, root, plan), *([] if prompts is None else [prompts]))
         self.root = root
         self._block: InlineBlock | None = None
 
+    @no_type_check  # nnsight counts the frames between here and its user's
     def __enter__(self) -> LensTracer:
         """As nnsight's; without a source the block runs where it stands."""
         if self.root.interleaver.interleaving:
@@ -287,6 +329,7 @@ class Session(Tracer):
         super().__init__()
         self._inline = False
 
+    @no_type_check  # nnsight counts the frames between here and its user's
     def __enter__(self) -> Session:
         """As nnsight's; without a source the block runs where it stands."""
         try:
@@ -310,6 +353,7 @@ class Session(Tracer):
 class Editing(EditingTracer):
     """A block that acts in every trace of the edited copy that it gives."""
 
+    @no_type_check  # nnsight counts the frames between here and its user's
     def __enter__(self) -> Any:
         """The tracer and the edited copy."""
         try:
