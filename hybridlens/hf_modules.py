@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -87,16 +87,16 @@ class HFModule(Live):
 
     def __getitem__(self, key: Any) -> Any:
         """A module of a list of modules, or a list of several."""
-        found = cast(Any, self._module)[key]
+        found: Any = self._module[key]
         return [self._wrapped(one) for one in found] if isinstance(key, slice) else self._wrapped(found)
 
     def __iter__(self) -> Iterator[Any]:
         """The modules of a list of modules."""
-        return (self._wrapped(one) for one in cast(Any, self._module))
+        return (self._wrapped(one) for one in self._module)
 
     def __len__(self) -> int:
         """Of a list of modules."""
-        return len(cast(Any, self._module))
+        return len(self._module)
 
     def __bool__(self) -> bool:
         """Always."""

@@ -95,7 +95,7 @@ class InlineBlock(Mediator):
             self.model.throw(error)
             return True  # the end of a loop that outran the run, or `tracer.stop()`
         except BaseException as raised:
-            if raised is error:
+            if error is not None and raised is error:
                 error.__traceback__ = written  # the block's lines alone, not the model's
                 return False
             raise

@@ -79,7 +79,8 @@ class ThreadInterleaver(Interleaver, threading.local):
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> bool:
         """As nnsight's; a block that runs where it is written hears of the model's error by itself."""
         if exc_type is not None:
-            for mediator in self.mediators:
+            workers: list[Any] = self.mediators
+            for mediator in workers:
                 mediator.failed = True
         return super().__exit__(exc_type, exc_value, traceback)
 
@@ -106,9 +107,10 @@ class ThreadInterleaver(Interleaver, threading.local):
 
     def check_dangling_mediators(self) -> None:
         """As nnsight's; a module that did not run at all says so, at the line that waits for it."""
-        for mediator in self.mediators:
-            location = None if mediator.pending is None else mediator.pending.provider
-            path = "" if location is None else location.rpartition(".")[0]
+        workers: list[Any] = self.mediators
+        for mediator in workers:
+            location: str = "" if mediator.pending is None else mediator.pending.provider or ""
+            path = location.rpartition(".")[0]
             if mediator.alive and path in self.modules and not mediator.occurrence(location):
                 why = (
                     f"'{location}' has no value in this trace: the module did not run, since the lens reads its "
@@ -232,7 +234,7 @@ def _touched(value: Any, marks: list[int | Tensor]) -> bool:
 class Live:
     """What has a value while the model runs, and a location by which a trace's block asks for it."""
 
-    path: str
+    path: Any
 
     def _at(self, side: str) -> str:
         return f"{self.path}.{side}"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from nnsight.intervention.batching import Batcher
@@ -57,8 +57,12 @@ def together(prompts: Sequence[Prompts], pad: int) -> Prompts:
     counts, edits, first = [len(row) for row in rows], list[Edit](), 0
     for one in prompts:
         for edit in one.edits:
-            own = range(one.size) if edit.rows is None else [row % one.size for row in edit.rows]
-            edits.append(replace(edit, rows=[first + row for row in own]))
+            own = list(range(one.size)) if edit.rows is None else [int(row) for row in cast(Sequence[int], edit.rows)]
+            if not all(-one.size <= row < one.size for row in own):
+                raise HookFunctionError(
+                    f"edit of {edit.hook!r}: rows {own} given, but the invoke has rows 0..{one.size - 1}"
+                )
+            edits.append(replace(edit, rows=[first + row % one.size for row in own]))
         first += one.size
     device = prompts[0].batch.tokens.device
     filled = torch.tensor([row + [pad] * (max(counts) - len(row)) for row in rows], dtype=torch.long, device=device)

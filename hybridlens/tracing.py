@@ -103,7 +103,8 @@ class TraceFront(TokenFront):
         scan: bool = False,
     ) -> Tracer:
         """`trace` with the edits that a handle holds: ``edited.trace(...)``."""
-        from hybridlens.traces import LensTracer, Plan, Prompts, check_ahead
+        from hybridlens.tracers import LensTracer, check_ahead
+        from hybridlens.traces import Plan, Prompts, Run
 
         if max_new_tokens is not None:
             no_autocast(self.device)
@@ -111,7 +112,8 @@ class TraceFront(TokenFront):
                 raise InputError("a scan has no logits to choose tokens by; leave max_new_tokens or scan=True out")
         check_ahead(edits)
         prompts = None if tokens is None else Prompts(self._laid(tokens, lengths).batch)
-        return LensTracer(root, Plan(max_new_tokens, edits, boundary, sampling, stop_at_eos, scan), prompts)
+        plan = Plan(max_new_tokens, edits, boundary, sampling, stop_at_eos, scan)
+        return LensTracer(root, Run(self, root, plan), prompts)
 
     def scan(
         self,

@@ -65,6 +65,8 @@ ORDER = (
     "hf_modules",
     "inline",
     "invokes",
+    "tracers",
+    "weightless",
     "traces",
     "running",
     "continuing",
