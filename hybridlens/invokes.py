@@ -76,6 +76,14 @@ class RowBatcher(Batcher):
     def __init__(self, envoy: Any, kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(envoy, kwargs)
         self._read: tuple[Tensor | None, dict[int, int]] = (None, {})
+        self._lengths: dict[int, int] = {}
+
+    def add(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Take an invoke's rows in; which they are of the batch."""
+        group: Any = super().add(*inputs, **kwargs)
+        if group is not None:
+            self._lengths[group[0]] = max(len(row) for row in rows_read(inputs[0].batch))
+        return group
 
     def narrow(self, value: Any, group: Any) -> Any:
         """What an invoke is given of a value; all of it where there is one invoke only, or for an empty one."""
@@ -133,6 +141,8 @@ class RowBatcher(Batcher):
         valid = HERE.valid
         if valid is None:
             return 1 if HERE.positions is None else HERE.positions.shape[1]
+        if valid.is_meta:  # a scan, of one pass
+            return self._lengths[group[0]]
         if self._read[0] is not valid:
             self._read = (valid, {})
         known = self._read[1]
