@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -137,6 +137,24 @@ class Block(nn.Module):
             if number < len(branches):
                 self.hook_resid_mid = HookPoint("b p d", d=d_model)
         self.hook_resid_post = HookPoint("b p d", d=d_model)
+
+    @property
+    def output(self) -> Any:
+        """The residual stream behind the layer, live inside ``with lens.trace(...)``: its `hook_resid_post`."""
+        return self.hook_resid_post.output
+
+    @output.setter
+    def output(self, value: Any) -> None:
+        self.hook_resid_post.output = value
+
+    @property
+    def input(self) -> Any:
+        """The residual stream before the layer, live inside ``with lens.trace(...)``: its `hook_resid_pre`."""
+        return self.hook_resid_pre.output
+
+    @input.setter
+    def input(self, value: Any) -> None:
+        self.hook_resid_pre.output = value
 
     def number_of(self, part: str | None) -> int:
         """Which branch, counted from 1, a part is in; None for the mixers."""

@@ -1,4 +1,4 @@
-"""States and generation: the part of `HybridLens` that reads, remembers and goes on.
+"""States: the part of `HybridLens` that reads, remembers and goes on; what it says then is in `generating`.
 
 How it fails: arguments that cannot be are refused at the door (`hybridlens.boundary`), tokens by `hybridlens.tokens`;
 a state of another model, batch size or other weights, and going on under autocast, raise `InputError`.
@@ -12,12 +12,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from hybridlens.boundary import Few, Length, public
-from hybridlens.choosing import Sampling
-from hybridlens.decoding import Boundary, Forward, editing
+from hybridlens.boundary import Few, public
+from hybridlens.decoding import Forward, editing
 from hybridlens.display.memories import PrefillShown
 from hybridlens.errors import InputError
-from hybridlens.generation import Generation, generate
 from hybridlens.hooks import Edit
 from hybridlens.shapes import KeyPositions, Lengths, Logits
 from hybridlens.state import HybridState
@@ -47,7 +45,7 @@ def no_autocast(device: torch.device) -> None:
 
 
 class StateFront(TokenFront):
-    """Prefill, extension and generation; `HybridLens` builds on it."""
+    """Prefill and extension; `HybridLens` builds on it."""
 
     def editing(self, edits: Sequence[Edit], phase: Literal["prefill", "decode"]) -> AbstractContextManager[Forward]:
         """Those of `edits` that act in `phase`, for the length of a ``with`` block, which gets the forward pass.
@@ -113,47 +111,6 @@ class StateFront(TokenFront):
         with self.editing(edits, phase) as forward:
             logits, after = forward(batch.tokens, batch.lengths, state, last_only)
         return Prefill(after, logits)
-
-    @public
-    def generate(
-        self,
-        tokens: TokensLike,
-        max_new_tokens: Length = 40,
-        edits: Sequence[Edit] = (),
-        boundary: Boundary = "last_prompt_token",
-        *,
-        lengths: Sequence[int] | Lengths | None = None,
-        stop_at_eos: bool = True,
-        sampling: Sampling | None = None,
-    ) -> Generation:
-        """Continue each prompt; greedy unless `sampling` is given.
-
-        Args:
-            tokens: the prompts, of any lengths.
-            max_new_tokens: at most so many for each row.
-            edits: act in their phases and rows.
-            boundary: "last_prompt_token": the last token of the prompt is read under decode rules, so that
-                the first new token is already made by them; "first_new_token": all of the prompt is prefill.
-            stop_at_eos: a row ends with its end-of-text token.
-            sampling: temperature, top-k, top-p and seed.
-
-        Raises:
-            InputError: for tokens that cannot be run, or when prompt and new tokens exceed the context.
-            HybridLensError: the model's logits are not finite; said with the row and the token.
-        """
-        no_autocast(self.device)
-        self.network.following.check(fresh=True)
-        return generate(
-            self.network,
-            self._laid(tokens, lengths).batch,
-            max_new_tokens,
-            edits,
-            boundary,
-            stop_at_eos=stop_at_eos,
-            sampling=sampling,
-            tokenizer=self.tokenizer,
-            pad=self.pad_token,
-        )
 
     @public
     def key_positions(self, state: HybridState, new_tokens: Few = 1, layer: int | None = None) -> KeyPositions:

@@ -39,6 +39,11 @@ class Following:
         }
         self._names, self._bypassed = tuple(bypassed), tuple(bypassed.values())
 
+    @property
+    def bypassed(self) -> tuple[nn.Module, ...]:
+        """The modules that the lens does not call as a whole, of those that the model had when the lens was made."""
+        return self._bypassed
+
     def check(self, *, fresh: bool = False) -> str:
         """The fingerprint of the weights as they are now.
 

@@ -9,21 +9,27 @@ while it runs, see `decoding`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 from hybridlens.boundary import Length, public
 from hybridlens.choosing import Chooser, Sampling, greedy, sampler
 from hybridlens.decoding import Between, Boundary, Decoding, Start, begin, decode
 from hybridlens.display.memories import GenerationShown
+from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.network import HookedNetwork
 from hybridlens.padding import TokenBatch
 from hybridlens.shapes import Lengths, Tokens
 from hybridlens.state import HybridState
 from hybridlens.tokens import check_context
+
+ReturnType: TypeAlias = Literal["input", "str", "tokens"]
+"""What TransformerLens' `generate` may give: text, tokens, or whichever of them was given."""
 
 
 class _Fields(NamedTuple):
@@ -35,6 +41,20 @@ class _Fields(NamedTuple):
     """Each row's new tokens as text, special tokens left out; empty strings without a tokenizer."""
     state: HybridState
     """After the last token that was read: the last one generated has not been."""
+
+    def __enter__(self) -> Generation:
+        """Refused: what generates is no trace.
+
+        Raises:
+            InputError: always, with what traces a generation.
+        """
+        raise InputError(
+            "`with lens.generate(...)` has generated already and traces nothing; write "
+            "`with lens.trace(prompt, max_new_tokens=...) as tracer:`"
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """Never reached."""
 
 
 class Generation(GenerationShown, _Fields):
@@ -64,9 +84,11 @@ def generate(
     state: HybridState | None = None,
     between: Between | None = None,
     stop_at_eos: bool = True,
+    ends: Sequence[int] | None = None,
     sampling: Sampling | None = None,
     tokenizer: Any = None,
     pad: int = 0,
+    verbose: bool = False,
 ) -> Generation:
     """See `HybridLens.generate`.
 
@@ -79,9 +101,11 @@ def generate(
         state: what was read before; not changed. None for nothing.
         between: gives the state that each decode step goes on from.
         stop_at_eos: a row ends with its end-of-text token.
+        ends: the tokens that end a row; None for the model's own.
         sampling: how tokens are drawn; greedy without.
         tokenizer: for text.
         pad: id that fills rows that ended early.
+        verbose: show a progress bar.
 
     Raises:
         UnknownNameError: for a boundary that does not exist.
@@ -99,10 +123,18 @@ def generate(
         edits,
         between=between,
         stop_at_eos=stop_at_eos,
-        choose=greedy if sampling is None else sampler(sampling),
+        ends=ends,
+        choose=greedy if sampling is None else sampler(sampling, rows_read(batch) if sampling.freq_penalty else ()),
         tokenizer=tokenizer,
         pad=pad,
+        verbose=verbose,
     )
+
+
+def rows_read(batch: TokenBatch) -> list[list[int]]:
+    """Each row's tokens, without padding."""
+    rows: list[list[int]] = batch.tokens.tolist()
+    return rows if batch.lengths is None else [row[:n] for row, n in zip(rows, batch.lengths.tolist(), strict=True)]
 
 
 def continue_from(
@@ -113,19 +145,49 @@ def continue_from(
     *,
     between: Between | None = None,
     stop_at_eos: bool = True,
+    ends: Sequence[int] | None = None,
     choose: Chooser = greedy,
     tokenizer: Any = None,
     pad: int = 0,
+    verbose: bool = False,
 ) -> Generation:
     """Decode from what was read, all of it under decode rules; see `generate`."""
-    ends = network.cfg.eos_token_ids if stop_at_eos else ()
-    how = Decoding(max_new_tokens, tuple(ends), choose=choose, edits=lambda rows: edits, between=between, pad=pad)
-    said, _, state, _ = decode(network, start, how)
+    stops = tuple(network.cfg.eos_token_ids if ends is None else ends) if stop_at_eos else ()
+    with counted(choose, max_new_tokens, verbose) as chooser:
+        how = Decoding(max_new_tokens, stops, choose=chooser, edits=lambda rows: edits, between=between, pad=pad)
+        said, _, state, _ = decode(network, start, how)
     counts = [len(row) for row in said]
     longest = max(counts)
     tokens = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in said], dtype=torch.long)
     device = state.lengths.device
     return Generation(tokens.to(device), torch.tensor(counts, device=device), decode_text(tokenizer, said), state)
+
+
+@contextmanager
+def counted(choose: Chooser, total: int, shown: bool) -> Generator[Chooser]:
+    """A chooser that moves a progress bar on, one token a time, where one is to be shown."""
+    if not shown:
+        yield choose
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc="new tokens") as bar:
+
+        def moving(logits: Tensor) -> Tensor:
+            bar.update()
+            return choose(logits)
+
+        yield moving
+
+
+def joined(prompts: Sequence[Sequence[int]], made: Generation, pad: int) -> Tokens:
+    """Prompts with what was said after them [batch, pos]: shorter prompts padded on the left, as TransformerLens' are.
+
+    Rows that ended early are filled up on the right.
+    """
+    width = max(len(row) for row in prompts)
+    before = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], dtype=torch.long)
+    return torch.cat([before.to(made.tokens.device), made.tokens], dim=1)
 
 
 def decode_text(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:

@@ -28,6 +28,12 @@ def by_query(fn: HookFunction) -> HookFunction:
     return fn
 
 
+def of_trace(fn: Callable[..., object]) -> Callable[..., object]:
+    """Mark a function that stands on a module for the length of a trace, and does nothing unless its block asks."""
+    fn.of_trace = True  # pyright: ignore[reportFunctionMemberAccess]
+    return fn
+
+
 def mismatch(before: Tensor, after: object, who: str) -> str | None:
     """Why `after` cannot stand in for `before`, or None when it can."""
     if not isinstance(after, Tensor):

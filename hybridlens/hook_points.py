@@ -190,6 +190,8 @@ class HookPoint(HandleHolder):
                 f"'{self.name}'.freeze was called while no hook function of that point runs; "
                 "call hook.freeze(mask) inside the function"
             )
+        if self._in_block():
+            mask = self.envoy.of_all_rows(mask, HERE.visits[-1].given)
         HERE.visits[-1].freeze(mask)
 
     @property
@@ -198,16 +200,29 @@ class HookPoint(HandleHolder):
 
         A tensor that was read or saved before is not changed by what is written to this one in place.
         """
-        envoy = self._traced()
-        value = envoy.output
-        given = HERE.visits[-1].hand_out(value)
-        if given is not value:
-            envoy.output = given
-        return given
+        return self._traced("output").output
 
     @output.setter
     def output(self, value: Any) -> None:
-        self._traced().output = value
+        self._traced("output").output = value
+
+    @property
+    def input(self) -> Any:
+        """The activation as it comes, before anything that is written to `output`; else as `output`."""
+        return self._traced("input").input
+
+    @input.setter
+    def input(self, value: Any) -> None:
+        self._traced("input").input = value
+
+    @property
+    def inputs(self) -> Any:
+        """The same as nnsight has it of any module: ``((activation,), {})``."""
+        return self._traced("inputs").inputs
+
+    @inputs.setter
+    def inputs(self, value: Any) -> None:
+        self._traced("inputs").inputs = value
 
     # How a visit goes.
 
@@ -215,7 +230,7 @@ class HookPoint(HandleHolder):
         """What the hooks made of `x`, and what they froze."""
         visit = Visit(self, x)
         with visit.open():
-            value = self._from_outside(x, visit) if self._outside() else x
+            value = self._from_outside(x) if self._outside() else x
             for handle in self.acting("fwd"):
                 value = self._applied(handle.user_hook, value)
         if value is x:
@@ -227,10 +242,10 @@ class HookPoint(HandleHolder):
             raise HookFunctionError(f"hook on '{self.name}': {problem}")
         return self._differentiable(value, visit), visit.frozen
 
-    def _from_outside(self, x: Tensor, visit: Visit) -> Tensor:
+    def _from_outside(self, x: Tensor) -> Tensor:
         """What a trace and torch's own hooks made of `x`."""
         before = version(x)
-        value = visit.settled(super().__call__(x))
+        value = super().__call__(x)
         if value is x and x.is_meta and version(x) != before:  # written in place, which has no value to show for it
             return x.view_as(x)
         return value
@@ -298,8 +313,7 @@ class HookPoint(HandleHolder):
         """Whether a trace is running in this thread and waits here."""
         if self.envoy is None or not self.envoy.interleaver.busy:
             return False
-        location = f"{self.envoy.path}.output"
-        return location in self.envoy.interleaver.parked or location in self.envoy.interleaver.observers
+        return any(self.envoy.interleaver.awaited(f"{self.envoy.path}.{side}") for side in ("input", "output"))
 
     def _in_block(self) -> bool:
         """Whether the code that runs now is the block of a trace of this model."""
@@ -308,12 +322,13 @@ class HookPoint(HandleHolder):
     def _skip(self) -> None:
         """Count a visit in which the activation was not computed: nnsight finds a decode step by their number."""
         if self.envoy is not None and self.envoy.interleaver.busy:
-            self.envoy.interleaver.handle(f"{self.envoy.path}.output", None)
+            for side in ("input", "output"):
+                self.envoy.interleaver.handle(f"{self.envoy.path}.{side}", None)
 
-    def _traced(self) -> Any:
+    def _traced(self, side: str) -> Any:
         if not self._in_block():
             raise HookFunctionError(
-                f"'{self.name}.output' has a value only inside `with lens.trace(tokens):`; "
+                f"'{self.name}.{side}' has a value only inside `with lens.trace(tokens):`; "
                 "outside one, use run_with_cache or run_with_hooks"
             )
         return self.envoy

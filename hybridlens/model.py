@@ -1,10 +1,10 @@
 """`HybridLens`: a hybrid model under one set of names.
 
 The lens is a thin front: its text is in `text` and `prompting`, its weights in `weight_front`, hooks in `hooking`, runs
-and caches in `running`, states and generation in `continuing`, autoencoders in `splicing`, nnsight in `tracing`, what a
-torch module has in `moving`; what they call lives in `network`, `tokens` and `decoding`. The Hugging Face model that it
-opens goes on working by itself, shares its weights, and is changed only where that is asked for (``lens.to``, an
-optimizer over ``lens.parameters()``).
+and caches in `running`, states in `continuing`, generation in `generating`, autoencoders in `splicing`, nnsight in
+`tracing`, what a torch module has in `moving`; what they call lives in `network`, `tokens` and `decoding`. The Hugging
+Face model that it opens goes on working by itself, shares its weights, and is changed only where that is asked for
+(``lens.to``, an optimizer over ``lens.parameters()``).
 
 What every way in has in common: hooks fire in forward order at the points of `lens.hook_points`, in
 prefill and in every decode step; those of a call are gone when it returns or raises, and others only where they were
@@ -13,34 +13,28 @@ added to stay (``lens.add_hook``); so the same call twice gives the same tensors
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
-from hybridlens.boundary import Length, public
 from hybridlens.bridges import unwrapped
 from hybridlens.config import LensConfig
-from hybridlens.continuing import StateFront, no_autocast
-from hybridlens.decoding import Boundary
+from hybridlens.continuing import StateFront
 from hybridlens.display.hooks import HookPoints
 from hybridlens.display.models import LensShown
 from hybridlens.families import family_for
-from hybridlens.hooks import Edit, HookPoint, HookSpec
+from hybridlens.generating import GenerateFront
+from hybridlens.hooks import HookPoint, HookSpec
 from hybridlens.moving import ModuleFront
 from hybridlens.network import HookedNetwork
 from hybridlens.prompting import PromptFront
 from hybridlens.running import RunFront
-from hybridlens.shapes import Lengths
 from hybridlens.splicing import SpliceFront
-from hybridlens.tokens import TokensLike
+from hybridlens.tracing import TraceFront
 from hybridlens.weight_front import WeightFront
 from hybridlens.weights.counting import count
-
-Tracer: TypeAlias = Any
-"""nnsight's InterleavingTracer, which is untyped."""
 
 
 class ParameterCounts(NamedTuple):
@@ -53,7 +47,17 @@ class ParameterCounts(NamedTuple):
     """Of all, those that one token uses: without the experts it is not sent to."""
 
 
-class HybridLens(LensShown, RunFront, StateFront, WeightFront, PromptFront, SpliceFront, ModuleFront):
+class HybridLens(
+    LensShown,
+    RunFront,
+    StateFront,
+    GenerateFront,
+    TraceFront,
+    WeightFront,
+    PromptFront,
+    SpliceFront,
+    ModuleFront,
+):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 
     It computes what the model does in evaluation mode; dropout is never applied.
@@ -73,7 +77,6 @@ class HybridLens(LensShown, RunFront, StateFront, WeightFront, PromptFront, Spli
         self.network = HookedNetwork(hf_model, family, family.configure(hf_model.config))
         self.hook_dict: dict[str, HookPoint] = self.network.points
         self.hook_points = HookPoints({name: _spec(name, point) for name, point in self.hook_dict.items()})
-        self._nnsight: Any = None
 
     @classmethod
     def from_bridge(cls, bridge: Any) -> HybridLens:
@@ -129,42 +132,6 @@ class HybridLens(LensShown, RunFront, StateFront, WeightFront, PromptFront, Spli
         ends = {id(w): w.numel() for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
         inner = total - sum(ends.values())
         return ParameterCounts(total, inner, total - self.network.idle_parameters)
-
-    @public
-    def trace(
-        self,
-        tokens: TokensLike,
-        *,
-        lengths: Sequence[int] | Lengths | None = None,
-        max_new_tokens: Length | None = None,
-        edits: Sequence[Edit] = (),
-        boundary: Boundary = "last_prompt_token",
-    ) -> Tracer:
-        """nnsight's trace: inside the block, ``lens.blocks[2].attn.hook_pattern.output`` is live.
-
-        Read points in forward order, assign to ``.output`` to edit, ``.save()`` what is to outlive the
-        block. With `max_new_tokens` the trace covers a greedy generation, and ``tracer.iter`` walks its
-        forward passes, prefill first.
-        """
-        from hybridlens.tracing import open_trace  # nnsight takes seconds to import
-
-        if max_new_tokens is not None:
-            no_autocast(self.device)
-        return open_trace(self, self._laid(tokens, lengths).batch, max_new_tokens, edits, boundary)
-
-    @property
-    def nnsight(self) -> Any:
-        """nnsight's view of the hook network, made when first asked for."""
-        if self._nnsight is None:
-            from hybridlens.tracing import WRAPPING, wrap  # nnsight takes seconds to import
-
-            with WRAPPING:
-                self._nnsight = self._nnsight or wrap(self)
-        return self._nnsight
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle keeps: all but nnsight's view, which a copy makes anew of itself."""
-        return {**self.__dict__, "_nnsight": None}
 
 
 def _spec(name: str, point: HookPoint) -> HookSpec:

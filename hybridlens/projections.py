@@ -197,9 +197,9 @@ class Adapted(Projection):
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether the module is its weight and bias, and nothing else."""
-    hooked = module.__dict__["_forward_hooks"] or module.__dict__["_forward_pre_hooks"]
-    return type(module) is nn.Linear and not hooked
+    """Whether the module is its weight and bias, and nothing else; what a trace puts there aside."""
+    hooks = (*module.__dict__["_forward_hooks"].values(), *module.__dict__["_forward_pre_hooks"].values())
+    return type(module) is nn.Linear and all(getattr(hook, "of_trace", False) for hook in hooks)
 
 
 def _times(tensor: Tensor, factor: float) -> Tensor:

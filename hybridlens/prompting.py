@@ -108,7 +108,7 @@ class PromptFront(TokenFront):
         wanted = [[ids[0] for ids in tokens]] if len(tokens) > 1 else [[token] for token in tokens[0]]
         laid = self._laid([begin + [step[0] for step in wanted[:-1]]])
         with torch.no_grad():
-            logits = laid.logits(self.network(*laid.batch).logits)[0, len(begin) - 1 :].float()
+            logits = laid.blanked(self.network(*laid.batch).logits)[0, len(begin) - 1 :].float()
         steps = tuple(self._step(row, ids, top_k) for row, ids in zip(logits, wanted, strict=True))
         found = PromptTest(tuple(map(self.to_single_str_token, begin)), steps)
         if print_details:

@@ -4,8 +4,7 @@ Hook points belong to a model that several threads may run at once; whatever con
 by thread: the visit that a point is having, and where tokens, queries and keys stand in the text meanwhile. So no run
 sees another, and nothing has to be locked.
 
-How it fails: a `Visit` refuses, in one line, a mask that is not one of truth values over its activation, and
-two writings in place that contradict each other.
+How it fails: a `Visit` refuses, in one line, a mask that is not one of truth values over its activation.
 """
 
 from __future__ import annotations
@@ -77,23 +76,6 @@ def given_as(lengths: Lengths | None, left: tuple[int, ...] | None) -> Generator
         HERE.given = outer
 
 
-class _Handed(NamedTuple):
-    """A tensor that was given to a trace's block, and what it was like then."""
-
-    tensor: Tensor
-    mark: int | Tensor
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Handed:
-        return cls(tensor, tensor.clone() if tensor.is_inference() else version(tensor))
-
-    def touched(self) -> bool:
-        """Whether it was written in place since."""
-        if isinstance(self.mark, Tensor):  # in inference mode nothing counts writings
-            return not torch.equal(self.mark.nan_to_num(), self.tensor.nan_to_num())
-        return version(self.tensor) != self.mark
-
-
 def version(tensor: Tensor) -> int:
     """How often a tensor was written in place."""
     return 0 if tensor.is_inference() else tensor._version  # pyright: ignore[reportPrivateUsage]
@@ -123,8 +105,6 @@ class Visit:
         """Where the tokens of the pass stand; None outside one."""
         self.frozen: Tensor | None = None
         """True where a hook said that an entry counts as edited; None where none did."""
-        self._earlier: _Handed | None = None
-        self._latest: _Handed | None = None
 
     @contextmanager
     def open(self) -> Generator[None]:
@@ -172,33 +152,3 @@ class Visit:
         if inner.frozen is not None:
             none = torch.zeros(self.given.shape, dtype=torch.bool, device=self.given.device)
             self.freeze(none.index_copy(0, index, inner.frozen))
-
-    def hand_out(self, value: Tensor) -> Tensor:
-        """What a trace's block is given of `value`, which the model holds here now.
-
-        The first to ask gets the tensor itself. Whoever asks again gets a copy, which becomes the model's: so a
-        tensor that was saved before is not changed by what is written in place to ``point.output`` later.
-        """
-        if self._latest is None or value is not self._latest.tensor:
-            self._earlier, self._latest = None, _Handed.of(value)
-            return value
-        current = self.settled(value)
-        copy = current.clone()
-        self._earlier, self._latest = _Handed.of(current), _Handed.of(copy)
-        return copy
-
-    def settled(self, value: Tensor) -> Tensor:
-        """What the model goes on with, of the copies handed out: the one that was written in place, if any was.
-
-        Raises:
-            HookFunctionError: when two were.
-        """
-        earlier, latest = self._earlier, self._latest
-        if earlier is None or latest is None or value is not latest.tensor or not earlier.touched():
-            return value
-        if latest.touched():
-            raise HookFunctionError(
-                f"'{self.point.name}.output' was read twice and both tensors were then written in place; "
-                "write to the one that was read last"
-            )
-        return earlier.tensor

@@ -102,7 +102,7 @@ def results() -> dict[type, str]:
         ]
         for fn in (*here, *methods):
             if inspect.isfunction(fn) and module.__name__.rpartition(".")[2] not in LOOKS:
-                found |= {kind: f"{module.__name__}.{fn.__name__}" for kind in returned(fn)}
+                found |= dict.fromkeys(returned(fn), f"{module.__name__}.{fn.__name__}")
     ours = {kind: where for kind, where in found.items() if kind.__module__.startswith("analyses.")}
 
     def internal(kind: type) -> bool:

@@ -136,15 +136,15 @@ def test_the_first_traces_of_a_lens_may_come_at_once():
     assert all(torch.equal(value, expected) for results in at_once([trace] * THREADS) for value in results)
 
 
-def test_an_edit_that_lives_on_the_model_acts_in_every_threads_trace():
+def test_an_edit_that_is_kept_acts_in_every_threads_trace():
     """The second thread traces while the first one's pass is at its first point, where the edit waits for its own."""
     lens, seen = HybridLens(make("jamba")), []
     ids = tokens(1, 6)
-    with lens.nnsight.edit(inplace=True):
-        lens.nnsight.blocks[1].hook_resid_post.output[:] = 0
+    with lens.edit() as (_, edited):
+        lens.blocks[1].hook_resid_post.output[:] = 0
 
     def second():
-        with lens.trace(ids):
+        with edited.trace(ids):
             resid = lens.blocks[1].hook_resid_post.output.save()
         seen.append(resid)
 
@@ -153,7 +153,7 @@ def test_an_edit_that_lives_on_the_model_acts_in_every_threads_trace():
         thread.start()
         thread.join()
 
-    with lens.trace(ids, edits=[Edit("hook_embed", meanwhile)]):
+    with edited.trace(ids, edits=[Edit("hook_embed", meanwhile)]):
         first = lens.blocks[1].hook_resid_post.output.save()
     assert len(seen) == 1
     assert not first.any()

@@ -73,7 +73,7 @@ class Mamba2(MatrixState[Scalar]):
         parts = self.parts
         projected = parts.project(x)
         if parts.by_channel is not None:
-            projected = projected * parts.by_channel(parts.mixer)
+            projected = projected * parts.by_channel(parts.mixer).to(projected.device)
         sizes = [self.cfg.d_channels, self.cfg.d_conv_channels, self.cfg.state_shape[0]]
         gate, inner, step = projected.split(sizes, dim=-1)
         return Projected(inner, gate, (step,))

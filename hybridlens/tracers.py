@@ -1,0 +1,180 @@
+"""nnsight's tracers, with what is ours in them: the ``with`` blocks of traces, invokes, sessions and edits.
+
+nnsight finds a block by the frame that enters it, reads its source, and runs it beside the model. A block whose source
+cannot be read runs where it is written instead (`hybridlens.inline`).
+
+How it fails: see `hybridlens.tracing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, no_type_check
+
+from nnsight.intervention.barrier import Barrier
+from nnsight.intervention.editing import EditingTracer
+from nnsight.intervention.interleaver import Event, Mediator
+from nnsight.intervention.tracer import InterleavingTracer, Invoker
+from nnsight.tracing.tracer import Tracer, WithBlockNotFoundError, dec, inc, skip_context, skippable
+
+from hybridlens.errors import InputError
+from hybridlens.hooks import Edit
+from hybridlens.inline import InlineBlock, refuse
+from hybridlens.interleaving import request
+from hybridlens.invokes import Prompts, RowBatcher
+from hybridlens.shapes import Lengths
+from hybridlens.tokens import TokensLike
+
+if TYPE_CHECKING:
+    from hybridlens.traces import Root, Run
+
+
+class LensTracer(InterleavingTracer):
+    """A trace of a lens.
+
+    Args:
+        root: the handle that it is of.
+        run: what it is to run.
+        prompts: what is given to `lens.trace`; None where the block's invokes bring them.
+    """
+
+    def __init__(self, root: Root, run: Run, prompts: Prompts | None) -> None:
+        super().__init__(root, run, *([] if prompts is None else [prompts]))
+        self.root = root
+        self._block: InlineBlock | None = None
+
+    @no_type_check  # nnsight counts the frames between here and its user's
+    def __enter__(self) -> LensTracer:
+        """As nnsight's; without a source the block runs where it stands."""
+        if self.root.interleaver.interleaving:
+            raise InputError(
+                "a trace was opened inside a trace of the same lens, whose forward pass is under way; end the first "
+                "`with lens.trace(...)` before the second, or use run_with_cache or run_with_hooks inside it"
+            )
+        try:
+            self.capture()
+        except WithBlockNotFoundError:
+            self._enter_inline()
+            return self
+        if skippable(self.node):
+            skip_context(self)
+        return self
+
+    def __exit__(self, exc_type: Any, exc_value: Any, exc_traceback: Any) -> bool:
+        """As nnsight's."""
+        if self._block is None:
+            return super().__exit__(exc_type, exc_value, exc_traceback)
+        block, self._block = self._block, None
+        return block.exit(exc_value)
+
+    def _enter_inline(self) -> None:
+        if not self.args:
+            raise refuse("a trace of several invokes")
+        envoy, fn, args, batcher = self.root, self.fn, self.args, RowBatcher(self.root)
+
+        def run(block: InlineBlock) -> None:
+            block.batch_group = batcher.add(*args)
+            envoy.interleaver.mediators.append(block)
+            envoy.interleave(fn, batcher=batcher)
+
+        self._block = InlineBlock(run)
+        try:
+            self._block.enter()
+        except BaseException:
+            self._block = None
+            raise
+
+    def invoke(
+        self,
+        tokens: TokensLike | None = None,
+        *,
+        lengths: Sequence[int] | Lengths | None = None,
+        edits: Sequence[Edit] = (),
+    ) -> Any:
+        """One prompt, or several, of a trace that was opened without any; its block sees its own rows alone.
+
+        Args:
+            tokens: as `lens.trace` takes them; None to see the rows of all other invokes.
+            lengths: real tokens of each row of a tensor padded on the right.
+            edits: of its rows alone, whose numbers are counted from its first.
+        """
+        if tokens is None:
+            return Invoker(self)
+        check_ahead(edits)
+        return Invoker(self, Prompts(self.root.lens.batch(tokens, lengths), edits))
+
+    @property
+    def result(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What the run gives: logits and state of a forward pass, or a `Generation`; an invoke's rows of it."""
+        return request(Event.VALUE, "result")
+
+    def barrier(self, n: int) -> Barrier:
+        """As nnsight's; what was written in place before it is the model's by then."""
+        return FlushingBarrier(n)
+
+
+class FlushingBarrier(Barrier):
+    """A barrier that gives what blocks hold back to the model first."""
+
+    def __call__(self) -> None:
+        """Wait here until every block has arrived."""
+        mediator: Any = Mediator.current("tracer.barrier()")
+        mediator.flush()
+        super().__call__()
+
+
+class Session(Tracer):
+    """Several traces whose values pass from one to the next unsaved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inline = False
+
+    @no_type_check  # nnsight counts the frames between here and its user's
+    def __enter__(self) -> Session:
+        """As nnsight's; without a source the block runs where it stands."""
+        try:
+            self.capture()
+        except WithBlockNotFoundError:
+            self._inline = True
+            inc()
+            return self
+        if skippable(self.node):
+            skip_context(self)
+        return self
+
+    def __exit__(self, exc_type: Any, exc_value: Any, exc_traceback: Any) -> bool:
+        """As nnsight's."""
+        if not self._inline:
+            return super().__exit__(exc_type, exc_value, exc_traceback)
+        dec()
+        return False
+
+
+class Editing(EditingTracer):
+    """A block that acts in every trace of the edited copy that it gives."""
+
+    @no_type_check  # nnsight counts the frames between here and its user's
+    def __enter__(self) -> Any:
+        """The tracer and the edited copy."""
+        try:
+            self.capture()
+        except WithBlockNotFoundError:
+            raise refuse("an edit that is kept") from None
+        if skippable(self.node):
+            skip_context(self)
+        return self, self.envoy
+
+
+def check_ahead(edits: Sequence[Edit]) -> None:
+    """Refuse edits that act in a pass ahead, which a trace would count as one of its own.
+
+    Raises:
+        InputError: naming the first.
+    """
+    early = [edit.hook for edit in edits if edit.ahead]
+    if early:
+        raise InputError(
+            f"an edit of {early[0]!r} acts in a pass ahead, which a trace would count as one of its own; give edits "
+            "that act ahead (those of top_k with scope 'model') to prefill, extend or generate"
+        )
