@@ -30,6 +30,7 @@ ORDER = (
     "boundary",
     "shapes",
     "display",
+    "progress",
     "devices",
     "slots",
     "indices",
