@@ -1,12 +1,11 @@
 """Tries the oldest and the newest torch and transformers that pyproject.toml allows, on every declared Python.
 
 `make compat` runs it. Each environment is made under build/compat, tested, and deleted: the oldest versions on the
-oldest Python, the newest on every Python, and once more on the oldest with the oldest TransformerLens, as SAELens asks
-for. All other packages are those of constraints.txt, but for the ones that torch and transformers bring. A Python that
-this machine lacks is a row that says so, and is no failure; a failed installation or a failed test is, and its log
-stays in build/compat.
+oldest Python, the newest on every Python. All other packages are those of constraints.txt, but for the ones that
+torch and transformers bring. A Python that this machine lacks is a row that says so, and is no failure; a failed
+installation or a failed test is, and its log stays in build/compat.
 
-    python .ci/compat.py [--python 3.12] [--which peers] [--jobs 2]
+    python .ci/compat.py [--python 3.12] [--which newest] [--jobs 2]
 """
 
 import argparse
@@ -21,16 +20,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "compat"
-VARIED = ("torch", "transformers", "transformer-lens")
-# Versions of these are chosen by what is varied.
+VARIED = ("torch", "transformers")
+# Versions of these are chosen by torch and transformers themselves.
 FOLLOW = {*VARIED, "tokenizers", "huggingface_hub", "hf-xet", "safetensors", "sympy", "networkx", "mpmath", "fsspec"}
-TESTS = [f"tests/test_{name}.py" for name in ("contract", "loading", "state", "plain_way", "weights", "runs")]
-OLDEST = {"oldest": {"torch", "transformers"}, "newest": set[str](), "peers": {"transformer-lens"}}
-"""Which of the packages are the oldest in a kind of row; of the others the newest."""
+TESTS = [f"tests/test_{name}.py" for name in ("contract", "loading", "state", "plain_way", "weights")]
 TOOLS = ("pytest", "pytest-xdist", "hypothesis", "beartype")
 SHOW = "import platform; from importlib.metadata import version as v; print(platform.python_version(), {})"
-NONE = ("-",) * len(VARIED)
-"""Versions of an environment that was not made."""
 
 
 class Row(NamedTuple):
@@ -40,7 +35,6 @@ class Row(NamedTuple):
     which: str
     torch: str
     transformers: str
-    transformer_lens: str
     result: str
 
 
@@ -75,10 +69,9 @@ def attempt(python: str, which: str, jobs: str) -> Row:
     """One environment, from its making to its deletion."""
     path = interpreter(python)
     if path is None:
-        return Row(python, which, *NONE, "skipped: this machine has no such Python")
+        return Row(python, which, "-", "-", "skipped: this machine has no such Python")
     wanted = project()
-    named = zip(VARIED, wanted["varied"], strict=True)
-    varied = [oldest(one) if name in OLDEST[which] else one for name, one in named]
+    varied = [oldest(one) for one in wanted["varied"]] if which == "oldest" else wanted["varied"]
     folder, log = WORK / f"{python}-{which}", WORK / f"{python}-{which}.log"
     pins = WORK / "constraints.txt"
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -87,7 +80,7 @@ def attempt(python: str, which: str, jobs: str) -> Row:
     inside = str(folder / "bin" / "python")
     install = [inside, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--constraint", str(pins)]
     shown = [inside, "-c", SHOW.format(", ".join(f"v({name!r})" for name in VARIED))]
-    versions = [python, *NONE]
+    versions = [python, "-", "-"]
     try:
         with log.open("w", encoding="utf-8") as out:
             def run(*command: str) -> int:
@@ -95,11 +88,11 @@ def attempt(python: str, which: str, jobs: str) -> Row:
 
             # torch and transformers with all else in one command, so that nothing moves them afterwards.
             if run(path, "-m", "venv", str(folder)) or run(*install, *varied, *wanted["tools"], "--editable", "."):
-                return Row(python, which, *NONE, f"not installed, see {log.relative_to(ROOT)}")
+                return Row(python, which, "-", "-", f"not installed, see {log.relative_to(ROOT)}")
             versions = subprocess.run(shown, capture_output=True, text=True, check=True).stdout.split()
             failed = run(inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--numprocesses", jobs, *TESTS)
         last = log.read_text(encoding="utf-8").rstrip().splitlines()[-1]
-        return Row(versions[0], which, *versions[1:], f"FAILED: {last}" if failed else last)
+        return Row(versions[0], which, versions[1], versions[2], f"FAILED: {last}" if failed else last)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -109,13 +102,13 @@ def main() -> int:
     pythons = project()["pythons"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", choices=pythons, action="append", help="only this Python (may be repeated)")
-    parser.add_argument("--which", choices=tuple(OLDEST), help="only this kind of row")
+    parser.add_argument("--which", choices=("oldest", "newest"), help="only this end of the ranges")
     parser.add_argument("--jobs", default="auto", help="pytest's processes")
     options = parser.parse_args()
-    plan = [(pythons[0], "oldest"), (pythons[0], "peers")] + [(python, "newest") for python in pythons]
+    plan = [(pythons[0], "oldest")] + [(python, "newest") for python in pythons]
     WORK.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    form = "{:<8} {:<7} {:<13} {:<13} {:<17} {}"
+    form = "{:<8} {:<7} {:<13} {:<13} {}"
     print(form.format("python", "which", *VARIED, "result"), flush=True)
     for python, which in plan:
         if python in (options.python or pythons) and which in (options.which or which):

@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint as TransformerLensHookPoint
 
 from hybridlens.errors import HookFunctionError
 from hybridlens.hook_functions import HookFunction, differing, mismatch, unchanged
-from hybridlens.peers import HookPoint as TransformerLensHookPoint
 from hybridlens.shapes import Positions
 from hybridlens.slots import KeySlots
 from hybridlens.visits import HERE, Own, Visit, version
