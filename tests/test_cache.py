@@ -381,6 +381,7 @@ def test_what_the_logit_lens_keeps():
         ({"top_k": 54}, "top_k = 54 given, expected a whole number from 1 to 53"),
         ({"layers": [9]}, "layers [9] given, but there are the entries 0..4: 0_pre, 1_pre"),
         ({"targets": torch.arange(5)}, "targets have shape [5], but the states, rows and positions have [5, 3]"),
+        ({"targets": []}, "targets are empty, expected one token at least"),
         ({"return_type": "odds"}, "return_type 'odds' does not exist; expected one of logits, log_probs, probs"),
         ({"chunk_size": 0}, "chunk_size = 0 given"),
     ):
@@ -417,10 +418,10 @@ def test_states_and_hidden_attention_are_those_of_the_hook_points():
         found.compute_ssm_state(1)
     with pytest.raises(InputError, match=r"layer 4 given, but the model has layers 0\.\.3"):
         found.compute_ssm_state(4)
-    with pytest.raises(InputError, match=r"pos_slice = \[8\] given, but there are 0\.\.7"):
+    with pytest.raises(InputError, match=r"time_step = \[8\] given, but there are 0\.\.7"):
         found.compute_ssm_state(0, time_step=8)
     _, plain = lens.run_with_cache(prompt)
-    with pytest.raises(NotCachedError, match=r"hidden attention is kept only where it is named\) needs blocks.0.ssm"):
+    with pytest.raises(NotCachedError, match=r"attention needs blocks.0.ssm.hook_pattern, .* names them$"):
         plain.compute_ssm_effective_attention()
     _, _, _, found = run("gemma2")
     with pytest.raises(InputError, match=r"compute_ssm_state needs recurrent states, but no layer of this gemma2"):

@@ -94,4 +94,4 @@ def attributed(
     stack: Float[Tensor, "entry *lead d_model"], directions: Float[Tensor, "*tokens d_model"]
 ) -> Float[Tensor, "entry *lead"]:
     """What each entry, taken through the last norm, adds along directions."""
-    return torch.einsum("...d,...d->...", stack.float(), directions.to(stack.device))
+    return (stack.float() * directions.to(stack.device)).sum(dim=-1)

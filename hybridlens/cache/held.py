@@ -105,13 +105,19 @@ class Held:
         lacking = [name for name in dict.fromkeys(names) if name not in self.tensors]
         if lacking:
             more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+            asked = any(name in self.network.points and self.network.points[name].read_only for name in lacking)
             raise NotCachedError(
                 f"{what} needs {', '.join(lacking[:3])}{more}, which this cache does not hold; run_with_cache keeps "
-                "them if names_filter names them, or is left out"
+                f"them if names_filter names them{'' if asked else ', or is left out'}"
             )
 
-    def rows(self, name: str, pos: Slice | None = None) -> Shaped[Tensor, "batch pos *rest"]:
+    def rows(self, name: str, pos: Slice | None = None, named: str = "pos_slice") -> Shaped[Tensor, "batch pos *rest"]:
         """An activation [batch pos …] at some positions of each row, one alone included.
+
+        Args:
+            name: of the hook point.
+            pos: which positions.
+            named: what their user calls them.
 
         Raises:
             InputError: there are no such positions.
@@ -123,14 +129,13 @@ class Held:
         if value.ndim < len(self.network.points[name].axes):
             if pos is not None and pos.mode != "identity":
                 raise InputError(
-                    f"pos_slice = {shown(_plain(pos))} given, but this cache holds one position of each row; leave it "
-                    "out"
+                    f"{named} = {shown(_plain(pos))} given, but this cache holds one position of each row; leave it out"
                 )
             return value[:, None]
         if pos is None or pos.mode == "identity":
             return value
         if self.layout is None or self.layout.batch.lengths is None:
-            return taken(value, kept_axis(pos), 1, "pos_slice")
+            return taken(value, kept_axis(pos), 1, named)
         index = self.layout.positions(pos.slice)
         left = self.layout.left
         shifted = index if left is None else index + torch.tensor(left, device=index.device)[:, None]

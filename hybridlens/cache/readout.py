@@ -10,7 +10,7 @@ How it fails: tokens that are none of the vocabulary, and choices that exclude e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
@@ -247,10 +247,10 @@ def wanted_of(lens: TokenFront, vocab: Any, targets: Any, top_k: Any, lead: Sequ
         raise InputError(f"top_k = {shown(top_k)} given, expected a whole number from 1 to {size}")
     some = None if vocab is None else token_ids(lens, vocab, "vocab").flatten()
     by_row = isinstance(targets, Tensor) and targets.ndim > 0
-    if targets is None or isinstance(targets, (str, int, Tensor)):
+    if targets is None or isinstance(targets, Tensor):
         found = None if targets is None else token_ids(lens, targets, "targets")
     else:
-        found = torch.stack([token_ids(lens, one, "targets") for one in targets])
+        found = torch.cat([token_ids(lens, one, "targets").reshape(-1) for one in _several(targets)])
     if found is not None and by_row:
         shape = found.shape
         if len(shape) > len(lead) or any(
@@ -269,5 +269,17 @@ def names_of(targets: Any) -> tuple[str | None, ...] | None:
     """The texts that targets were asked for by; None for a tensor of ids."""
     if targets is None or isinstance(targets, Tensor):
         return None
-    many: list[Any] = [targets] if isinstance(targets, (str, int)) else list(targets)
-    return tuple(one if isinstance(one, str) else None for one in many)
+    return tuple(one if isinstance(one, str) else None for one in _several(targets))
+
+
+def _several(targets: Any) -> list[Any]:
+    """One token or several, as several.
+
+    Raises:
+        InputError: there is none.
+    """
+    one = isinstance(targets, str) or not isinstance(targets, Iterable) or getattr(targets, "ndim", 1) == 0
+    found: list[Any] = [targets] if one else list(cast(Iterable[Any], targets))
+    if not found:
+        raise InputError("targets are empty, expected one token at least")
+    return found

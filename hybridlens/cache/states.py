@@ -41,7 +41,7 @@ def states(held: Held, layer: int | None, time_step: int | None) -> PerLayer:
     found = {}
     for i in layers:
         name = f"blocks.{i}.ssm.hook_state"
-        found[i] = held.handed(held.rows(name, pos), name, pos, axis=0)
+        found[i] = held.handed(held.rows(name, pos, "time_step"), name, pos, axis=0)
     return _gathered(held, found, layer)
 
 
@@ -61,7 +61,7 @@ def hidden_attention(held: Held, layer: int | None) -> PerLayer:
         raise InputError(f"{what} needs recurrent layers, but this {cfg.family} model has none")
     layers = _layers(held, layer, cfg.ssm_layers, "has a recurrence")
     names = {i: f"blocks.{i}.ssm.hook_pattern" for i in layers}
-    held.need(names.values(), f"{what} (hidden attention is kept only where it is named)")
+    held.need(names.values(), what)
     return _gathered(held, {i: held.tensors[name] for i, name in names.items()}, layer)
 
 
