@@ -19,9 +19,10 @@ where its width is that of the last axis alone, each head (channel, expert) by i
 does not state its width needs `d_in` where a point has several such axes.
 
 How it fails: a point that has no numbers for each token, a width that does not fit, and a second autoencoder at one
-point raise `InputError`. In an nnsight trace features act, but are no `.output`: read them by a hook or a cache. At ``ssm.hook_state`` a prompt's states are encoded as they come from the untouched
-recurrence, and those of a decode step as they come from the state before, spliced or not: that is how edits of states
-act. Autoencoders are computed in their own dtype and where they are.
+point raise `InputError`. In an nnsight trace features act, but are no `.output`: read them by a hook or a cache. At
+``ssm.hook_state`` a prompt's states are encoded as they come from the untouched recurrence, and those of a decode step
+as they come from the state before, spliced or not: that is how edits of states act. Autoencoders are computed in their
+own dtype and where they are.
 """
 
 from __future__ import annotations

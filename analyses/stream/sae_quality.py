@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
+from analyses.patching.snapshot import keeping
 from analyses.stream.reading import BATCH, LOGITS, Rows, batches, rows_of, token_point
 from hybridlens.boundary import Positive, public
 from hybridlens.display import Displayed, Table, count, number
@@ -165,6 +166,42 @@ def loss_recovered(
         name, untouched, without, ablated, ablation, float(sums.active.sum() / sums.rows), sums.explained(),
         sums.active / sums.rows, sum(map(len, rows)), lens.network.signature,
     )  # fmt: skip
+
+
+@public
+@torch.no_grad()
+def norm_scaling_factor(
+    lens: HybridLens, name: str, texts: TokensLike, *, d_in: Positive | None = None, batch_size: Positive = BATCH
+) -> float:
+    """√d_in ÷ the mean length of activations: what `hybridlens.load_sae` asks for where files leave it out.
+
+    Args:
+        lens: the model.
+        name: the hook point that the autoencoder was trained at.
+        texts: like those that it was trained on, of any lengths.
+        d_in: how many numbers it reads; None for all of a token's.
+        batch_size: texts in one forward pass.
+
+    Raises:
+        UnknownNameError: there is no such point.
+        InputError: a point without numbers for each token, a width that does not divide them, or activations of no
+            length.
+    """
+    name, rows = token_point(lens, name, "an autoencoder"), rows_of(lens, texts)
+    total, n, width = 0.0, 0, 0
+    for read in batches(lens, rows, batch_size):
+        kept: dict[str, Tensor] = {}
+        with lens.hooks([(name, keeping(kept))]):
+            lens.network(*read.batch, last_only=True)
+        x = kept[name][read.valid.to(kept[name].device)].flatten(1).double()
+        width = x.shape[1] if d_in is None else d_in
+        if x.shape[1] % width:
+            raise InputError(f"d_in {width} given, but {name!r} holds {x.shape[1]} numbers for each token")
+        lengths = x.unflatten(1, (-1, width)).norm(dim=-1)
+        total, n = total + float(lengths.sum()), n + lengths.numel()
+    if total == 0.0:
+        raise InputError(f"all activations at {name!r} are 0 on these texts, so that no factor scales them")
+    return width**0.5 * n / total
 
 
 class _Sums:
