@@ -103,7 +103,7 @@ def test_losses_and_counts_are_those_written_out(jamba, name, d_in, ablation, tm
     assert SaeQuality.load(found.save(tmp_path / "quality.safetensors")).recovered == found.recovered
 
 
-def test_a_perfect_autoencoder_recovers_all_and_an_empty_one_nothing(planted):
+def test_a_perfect_autoencoder_recovers_all_and_an_empty_one_nothing(planted, tmp_path):
     lens, layer, prompts, _ = planted
     name = f"blocks.{layer}.hook_mixer_out"
     whole = loss_recovered(lens, axis_sae(VALUE_AXES, planted_memory.D_MODEL), name, prompts)
@@ -115,6 +115,7 @@ def test_a_perfect_autoencoder_recovers_all_and_an_empty_one_nothing(planted):
     assert "loss recovered" in repr(whole)
     silent = loss_recovered(lens, axis_sae([20], planted_memory.D_MODEL), "blocks.5.hook_mlp_out", prompts)
     assert math.isnan(silent.recovered)  # it writes nothing, so that ablating it costs nothing
+    assert SaeQuality.load(silent.save(tmp_path / "silent.safetensors")).explained is None
 
 
 @pytest.mark.parametrize(

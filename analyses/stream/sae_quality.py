@@ -54,7 +54,7 @@ class SaeQuality(Displayed, Stored):
         ablated: the same with the activation ablated.
         ablation: "zero" or "mean".
         l0: features active at once, the mean.
-        explained: share of the activations' variance that reconstructions hold.
+        explained: share of the activations' variance that reconstructions hold; None where they do not vary.
         frequency: how often each feature is active, of all activations; float64.
         tokens: of the texts.
         model: signature of the architecture.
@@ -66,7 +66,7 @@ class SaeQuality(Displayed, Stored):
     ablated: float
     ablation: Ablation
     l0: float
-    explained: float
+    explained: float | None
     frequency: Float[Tensor, "feature"]
     tokens: int
     model: str
@@ -86,10 +86,11 @@ class SaeQuality(Displayed, Stored):
 
     def summary(self) -> str:
         """The share recovered, and how sparse and true the features are."""
+        explained = "no variance" if self.explained is None else f"{number(100 * self.explained, 3)} % of variance"
         return (
             f"{number(100 * self.recovered, 3)} % of the loss recovered at {self.name} over {count(self.tokens)} tokens"
-            f" ({self.ablation} ablation); L0 {number(self.l0, 3)}, {number(100 * self.explained, 3)} % of variance "
-            f"explained, {count(len(self.dead))} of {count(len(self.frequency))} features dead"
+            f" ({self.ablation} ablation); L0 {number(self.l0, 3)}, {explained} explained, "
+            f" {count(len(self.dead))} of {count(len(self.frequency))} features dead"
         )
 
     def table(self) -> Table:
@@ -245,10 +246,10 @@ class _Sums:
 
         return add
 
-    def explained(self) -> float:
-        """1 - Σ ‖x - x̂‖² ÷ Σ ‖x - x̄‖²; NaN where activations do not vary."""
+    def explained(self) -> float | None:
+        """1 - Σ ‖x - x̂‖² ÷ Σ ‖x - x̄‖²; None where activations do not vary."""
         varied = self.squares - float(self.total.square().sum()) / self.n
-        return 1.0 - self.missed / varied if varied > 1e-12 * self.squares else float("nan")
+        return 1.0 - self.missed / varied if varied > 1e-12 * self.squares else None
 
 
 @torch.no_grad()
