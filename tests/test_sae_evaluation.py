@@ -24,6 +24,7 @@ from analyses.stream import (
     SaeQuality,
     feature_attribution,
     loss_recovered,
+    norm_scaling_factor,
     top_tokens,
 )
 from hybridlens.errors import InputError
@@ -37,10 +38,13 @@ def jamba():
     return hl.HybridLens(make_model("jamba", 1))
 
 
-@pytest.fixture(scope="module")
-def biased():
-    """A model whose recurrent layers write a bias, and what its parts add to an answer."""
-    lens = hl.HybridLens(make_calm("jamba", 3, mamba_proj_bias=True))
+BIASED = {"jamba": {"mamba_proj_bias": True}, "recurrentgemma": {"num_key_value_heads": 2, "attention_bias": True}}
+
+
+@pytest.fixture(scope="module", params=list(BIASED))
+def biased(request):
+    """A model whose layers write biases, and what its parts add to an answer; RecurrentGemma's norm is 1 + w."""
+    lens = hl.HybridLens(make_calm(request.param, 3, **BIASED[request.param]))
     return lens, direct_logit_attribution(lens, [TEXTS[0]], [QUESTION], (-1, 2))
 
 
@@ -99,7 +103,7 @@ def test_losses_and_counts_are_those_written_out(jamba, name, d_in, ablation, tm
     assert SaeQuality.load(found.save(tmp_path / "quality.safetensors")).recovered == found.recovered
 
 
-def test_a_perfect_autoencoder_recovers_all_and_an_empty_one_nothing(planted):
+def test_a_perfect_autoencoder_recovers_all_and_an_empty_one_nothing(planted, tmp_path):
     lens, layer, prompts, _ = planted
     name = f"blocks.{layer}.hook_mixer_out"
     whole = loss_recovered(lens, axis_sae(VALUE_AXES, planted_memory.D_MODEL), name, prompts)
@@ -111,17 +115,23 @@ def test_a_perfect_autoencoder_recovers_all_and_an_empty_one_nothing(planted):
     assert "loss recovered" in repr(whole)
     silent = loss_recovered(lens, axis_sae([20], planted_memory.D_MODEL), "blocks.5.hook_mlp_out", prompts)
     assert math.isnan(silent.recovered)  # it writes nothing, so that ablating it costs nothing
+    assert SaeQuality.load(silent.save(tmp_path / "silent.safetensors")).explained is None
 
 
-@pytest.mark.parametrize("scaled", ["none", "layer_norm"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "scaled"),
+    list(zip(ARCHITECTURES, ["none", "layer_norm", "constant_norm_rescale", "none"], strict=True)),
+)
 def test_features_bias_and_error_add_up_to_the_parts_own_share(architecture, scaled, biased, tmp_path):
     """The share of a recurrent layer, of attention, of the embedding, as direct attribution has it by another way."""
-    lens, own = biased
+    (lens, own), attn = biased, biased[0].cfg.attention_layers[0]
     sae = make(32, architecture, normalize_activations=scaled)
     for name, writers in [
         ("blocks.0.hook_ssm_out", [Writer("ssm", 0), Writer("ssm_bias", 0)]),
-        ("blocks.1.hook_mixer_out", [Writer("head", 1, head) for head in range(4)]),
+        (
+            f"blocks.{attn}.hook_mixer_out",
+            [writer for writer in own.writers if writer.layer == attn and writer.kind in ("head", "attn_bias")],
+        ),
         ("hook_embed", [Writer("embed")]),
     ]:
         found = feature_attribution(lens, sae, name, [TEXTS[0]], QUESTION, (-1, 2))
@@ -191,6 +201,15 @@ def test_the_most_active_tokens_over_batches(jamba):
         assert [(one.text, one.position) for one in found.of(feature)] == [place[1:] for place in wanted]
         values = [one.activation for one in found.of(feature)]
         assert values == pytest.approx([place[0] for place in wanted], rel=1e-4)
+
+
+def test_the_factor_of_scaled_activations(jamba):
+    """√d over the mean length, of every token and no padding; multiplied by it they have that length on average."""
+    name = "blocks.1.attn.hook_z"
+    factor = norm_scaling_factor(jamba, name, TEXTS, batch_size=2)
+    with torch.no_grad():
+        z = torch.cat([jamba.run_with_cache([text], name)[1][name][0].flatten(1) for text in TEXTS])
+    assert float((factor * z).norm(dim=1).mean()) == pytest.approx(32**0.5, rel=1e-5)
 
 
 def test_misuse_is_refused_in_one_line(jamba):

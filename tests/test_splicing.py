@@ -108,9 +108,13 @@ def test_features_are_edited_in_prefill_and_in_each_decode_step(jamba):
     assert seen.count((1, 1, D_SAE)) == 8
 
 
-def test_gradients_are_the_models_own_and_the_features_have_theirs(jamba):
-    """Upstream what the untouched model gives; at the features the slope of adding each row of the decoder."""
-    sae, t, grads = make(32), tokens(1, 6), {}
+@pytest.mark.parametrize("point", [POINT, "blocks.2.ssm.hook_write", "blocks.2.ssm.hook_state"])
+def test_gradients_are_the_models_own_and_the_features_have_theirs(jamba, point):
+    """Upstream what the untouched model gives; at the features the slope of adding each row of the decoder.
+
+    At states too, where what is added goes on to later ones: the gradient there counts that.
+    """
+    sae, t, grads = make(math.prod(jamba.hook_points[point].sizes[2:])), tokens(1, 6), {}
 
     def keep(grad, hook):
         grads[hook.name] = grad.clone()
@@ -119,11 +123,11 @@ def test_gradients_are_the_models_own_and_the_features_have_theirs(jamba):
         jamba(t)[0, -1, 7].backward()
         return grads.pop("blocks.0.hook_resid_pre")
 
-    names = [("blocks.0.hook_resid_pre", keep), (POINT, keep)]
+    names = [("blocks.0.hook_resid_pre", keep), (point, keep)]
     with jamba.hooks(bwd_hooks=names):
         before = run()
-    at_point = grads.pop(POINT)
-    with jamba.splice(POINT, sae) as spliced, jamba.hooks(bwd_hooks=[names[0], (spliced.features, keep)]):
+    at_point = grads.pop(point).flatten(2)
+    with jamba.splice(point, sae) as spliced, jamba.hooks(bwd_hooks=[names[0], (spliced.features, keep)]):
         after = run()
     scale = float(before.abs().max())
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5 * scale)

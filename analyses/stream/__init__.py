@@ -13,7 +13,7 @@ from analyses.stream.logit_lens import logit_lens, stream_places
 from analyses.stream.probe import FittedProbe
 from analyses.stream.sae_attribution import FeatureAttribution, feature_attribution
 from analyses.stream.sae_examples import FeatureExamples, top_tokens
-from analyses.stream.sae_quality import SaeQuality, loss_recovered
+from analyses.stream.sae_quality import SaeQuality, loss_recovered, norm_scaling_factor
 from analyses.stream.steering_effect import SteeringEffect
 from analyses.stream.translators import TunedLens, load_published
 from analyses.stream.tuned_lens import fit_tuned_lens, tuned_lens
@@ -31,6 +31,7 @@ __all__ = [
     "FittedProbe",
     "SaeQuality",
     "loss_recovered",
+    "norm_scaling_factor",
     "FeatureAttribution",
     "feature_attribution",
     "FeatureExamples",

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
+from analyses.patching.snapshot import keeping
 from analyses.stream.reading import BATCH, LOGITS, Rows, batches, rows_of, token_point
 from hybridlens.boundary import Positive, public
 from hybridlens.display import Displayed, Table, count, number
@@ -53,7 +54,7 @@ class SaeQuality(Displayed, Stored):
         ablated: the same with the activation ablated.
         ablation: "zero" or "mean".
         l0: features active at once, the mean.
-        explained: share of the activations' variance that reconstructions hold.
+        explained: share of the activations' variance that reconstructions hold; None where they do not vary.
         frequency: how often each feature is active, of all activations; float64.
         tokens: of the texts.
         model: signature of the architecture.
@@ -65,7 +66,7 @@ class SaeQuality(Displayed, Stored):
     ablated: float
     ablation: Ablation
     l0: float
-    explained: float
+    explained: float | None
     frequency: Float[Tensor, "feature"]
     tokens: int
     model: str
@@ -85,10 +86,11 @@ class SaeQuality(Displayed, Stored):
 
     def summary(self) -> str:
         """The share recovered, and how sparse and true the features are."""
+        explained = "no variance" if self.explained is None else f"{number(100 * self.explained, 3)} % of variance"
         return (
             f"{number(100 * self.recovered, 3)} % of the loss recovered at {self.name} over {count(self.tokens)} tokens"
-            f" ({self.ablation} ablation); L0 {number(self.l0, 3)}, {number(100 * self.explained, 3)} % of variance "
-            f"explained, {count(len(self.dead))} of {count(len(self.frequency))} features dead"
+            f" ({self.ablation} ablation); L0 {number(self.l0, 3)}, {explained} explained, "
+            f" {count(len(self.dead))} of {count(len(self.frequency))} features dead"
         )
 
     def table(self) -> Table:
@@ -167,6 +169,42 @@ def loss_recovered(
     )  # fmt: skip
 
 
+@public
+@torch.no_grad()
+def norm_scaling_factor(
+    lens: HybridLens, name: str, texts: TokensLike, *, d_in: Positive | None = None, batch_size: Positive = BATCH
+) -> float:
+    """√d_in ÷ the mean length of activations: what `hybridlens.load_sae` asks for where files leave it out.
+
+    Args:
+        lens: the model.
+        name: the hook point that the autoencoder was trained at.
+        texts: like those that it was trained on, of any lengths.
+        d_in: how many numbers it reads; None for all of a token's.
+        batch_size: texts in one forward pass.
+
+    Raises:
+        UnknownNameError: there is no such point.
+        InputError: a point without numbers for each token, a width that does not divide them, or activations of no
+            length.
+    """
+    name, rows = token_point(lens, name, "an autoencoder"), rows_of(lens, texts)
+    total, n, width = 0.0, 0, 0
+    for read in batches(lens, rows, batch_size):
+        kept: dict[str, Tensor] = {}
+        with lens.hooks([(name, keeping(kept))]):
+            lens.network(*read.batch, last_only=True)
+        x = kept[name][read.valid.to(kept[name].device)].flatten(1).double()
+        width = x.shape[1] if d_in is None else d_in
+        if x.shape[1] % width:
+            raise InputError(f"d_in {width} given, but {name!r} holds {x.shape[1]} numbers for each token")
+        lengths = x.unflatten(1, (-1, width)).norm(dim=-1)
+        total, n = total + float(lengths.sum()), n + lengths.numel()
+    if total == 0.0:
+        raise InputError(f"all activations at {name!r} are 0 on these texts, so that no factor scales them")
+    return width**0.5 * n / total
+
+
 class _Sums:
     """Sums over the tokens of the texts, float64 on the CPU."""
 
@@ -208,10 +246,10 @@ class _Sums:
 
         return add
 
-    def explained(self) -> float:
-        """1 - Σ ‖x - x̂‖² ÷ Σ ‖x - x̄‖²; NaN where activations do not vary."""
+    def explained(self) -> float | None:
+        """1 - Σ ‖x - x̂‖² ÷ Σ ‖x - x̄‖²; None where activations do not vary."""
         varied = self.squares - float(self.total.square().sum()) / self.n
-        return 1.0 - self.missed / varied if varied > 1e-12 * self.squares else float("nan")
+        return 1.0 - self.missed / varied if varied > 1e-12 * self.squares else None
 
 
 @torch.no_grad()
