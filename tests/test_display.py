@@ -251,6 +251,12 @@ def test_a_result_plots_the_grid_of_its_view() -> None:
     assert isinstance(figure, Plot)
     assert [list(row) for row in figure.data[0].z] == [[-2.0, -1.0, 0.0], [1.0, 2.0, 3.0]]
 
+    class Limited(Plotted):
+        def view(self) -> tuple[Piece, ...]:
+            return (Grid([[0.2]], ["r"], ["c"], "x", "y", "n", limit=1),)
+
+    assert (Limited().plot().data[0].zmin, Limited().plot().data[0].zmax) == (0, 1)
+
     class Wordy(Plotted):
         def view(self) -> tuple[Piece, ...]:
             return (Words("x"),)
@@ -274,6 +280,7 @@ def test_lists_and_dicts_are_what_they_were() -> None:
 
 def test_numbers_in_words() -> None:
     assert [number(x) for x in (-0.123456, 12, float("nan"), float("-inf"))] == ["−0.1235", "12", "–", "−∞"]
+    assert [number(x, 2) for x in (99.4, 99.6, -123.4, 45_678.0, 1e12)] == ["99", "100", "−123", "45678", "1e+12"]
     assert [size(n) for n in (0, 999, 33_149, 999_600, 2_500_000_000)] == [
         "0 B",
         "999 B",

@@ -99,7 +99,8 @@ def number(value: float | int, digits: int = 4) -> str:
         return f"{value}".replace("-", "−")
     if not math.isfinite(value):
         return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
-    return f"{value:.{digits}g}".replace("-", "−")
+    whole = 10**digits <= abs(value) + 0.5 < 1e9  # which Python would write with an exponent
+    return (f"{value:.0f}" if whole else f"{value:.{digits}g}").replace("-", "−")
 
 
 def count(n: int) -> str:

@@ -1,7 +1,8 @@
 """Typed results to pictures: Plotly figures, circuitsvis patterns, and the report page. Loads no model.
 
 `figures` draws cells, `charts` plain values, `heads` and `circuits` what is known of heads, `patterns`
-attention; `words` puts the finding into sentences; `article` makes a page of the `blocks` that it is given. The public
+attention; `words` puts the finding into sentences; `article` makes a page of the `blocks` that it is given. Every
+figure is a `Plot`, which notebooks show as `embedding` says; results that draw themselves are `Plotted`. The public
 names are loaded when they are first used, and Plotly with them.
 How it fails: `hybridlens.errors.InputError` for a pattern or figure that cannot be drawn, `ResultsError` for cells that
 hold nothing to show.

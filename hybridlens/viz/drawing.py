@@ -34,6 +34,9 @@ def grid_plot(grid: Grid) -> Plot:
     """A grid as a heatmap."""
     rows, columns = ([literal(name) for name in names] for names in (grid.rows, grid.columns))
     figure = pair_heatmap(grid.numbers, rows, columns, (grid.down, grid.across), literal(grid.name, 80))
+    if grid.limit is not None:
+        signed = any(value < 0 for row in grid.numbers for value in row)
+        figure.update_traces(zmin=-grid.limit if signed else 0, zmax=grid.limit)
     return Plot(figure.update_layout(height=heatmap_height(len(rows), 240)))
 
 

@@ -77,8 +77,10 @@ const show = (id, library, data, height) => {
         const colors = { ink, page, card, grid: "rgba(128,128,128,.22)", line: "rgba(128,128,128,.5)" };
         const ours = data.layout.paper_bgcolor === "rgba(0,0,0,0)";  // others are as their maker has them
         const [traces, layout] = ours ? Theme.figure(data, dark, colors, host.clientWidth) : [data.data, data.layout];
-        if (!drawn || !drawn.startsWith("true")) host.replaceChildren();
-        Plotly.react(host, traces, layout, { displayModeBar: false, responsive: true });
+        const quiet = { displayModeBar: false, responsive: true };
+        if (drawn && drawn.startsWith("true")) { Plotly.react(host, traces, layout, quiet); return; }
+        host.replaceChildren();
+        Plotly.newPlot(host, traces, layout, quiet);
       },
     },
   };
