@@ -30,6 +30,7 @@ ORDER = (
     "boundary_words",
     "boundary",
     "shapes",
+    "progress",
     "devices",
     "slots",
     "indices",
