@@ -23,8 +23,8 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def watched(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Called in the test itself: pytest puts its own standard error back after the fixtures."""
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     return stream
@@ -51,7 +51,8 @@ def test_a_notebook_is_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wanted()
 
 
-def test_a_bar_counts_to_the_end_and_hides_those_inside(terminal: Terminal) -> None:
+def test_a_bar_counts_to_the_end_and_hides_those_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watched(monkeypatch)
     with counted(4, "outer things") as done:
         for _ in range(2):
             with counted(7, "inner things") as more:
@@ -70,7 +71,8 @@ def test_a_bar_counts_to_the_end_and_hides_those_inside(terminal: Terminal) -> N
     assert re.search(r"stages:\s+100%.* 3/3", text)
 
 
-def test_functions_show_theirs_and_their_callers_callbacks_instead(lens: hl.HybridLens, terminal: Terminal) -> None:
+def test_functions_show_theirs_or_tell_their_caller(lens: hl.HybridLens, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watched(monkeypatch)
     n = sweep(lens, "z", IDS, OTHER, Rank(3), batch_size=1).raw.numel()
     assert f"{n}/{n}" in terminal.getvalue()
     circuits.circuits(lens, sample_size=2)
@@ -84,7 +86,8 @@ def test_functions_show_theirs_and_their_callers_callbacks_instead(lens: hl.Hybr
     assert terminal.getvalue().count("patches:") == before.count("patches:")
 
 
-def test_an_error_leaves_no_bar_hidden(terminal: Terminal) -> None:
+def test_an_error_leaves_no_bar_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched(monkeypatch)
     with pytest.raises(ZeroDivisionError), counted(3, "things"):
         raise ZeroDivisionError
     assert wanted()

@@ -151,12 +151,11 @@ def prompt_pairs(
 def _paired(pair: NeedlePair, one: Prompt, other: Prompt) -> PromptPair:
     if one.needle_spans != other.needle_spans:
         raise InputError(
-            f"needles {pair.a.sentence!r} and {pair.b.sentence!r} take tokens {one.needle_span} and "
-            f"{other.needle_span}; expected as many tokens for both"
+            f"needles {pair.needle_a.sentence!r} and {pair.needle_b.sentence!r} take tokens {one.needle_span} "
+            f"and {other.needle_span}; expected as many tokens for both"
         )
-    return PromptPair(
-        pair.a.name, one.tokens, other.tokens, one.needle_spans, pair.a.rubric, pair.b.rubric, one.depth or 0
-    )
+    a, b = pair
+    return PromptPair(a.name, one.tokens, other.tokens, one.needle_spans, a.rubric, b.rubric, one.depth or 0)
 
 
 def _fitting(tokenizer: Tokenizer) -> list[NeedlePair]:
@@ -164,7 +163,7 @@ def _fitting(tokenizer: Tokenizer) -> list[NeedlePair]:
     every = needle_pairs()
     sizes = [[len(encode(tokenizer, " " + needle.sentence, False).ids) for needle in pair] for pair in every]
     fitting = [pair for pair, (ours, theirs) in zip(every, sizes, strict=True) if ours == theirs]
-    unequal = [pair.a.name for pair in every if pair not in fitting]
+    unequal = [pair.needle_a.name for pair in every if pair not in fitting]
     if not fitting:
         raise InputError("this tokenizer cuts every built-in needle and its twin into unequal numbers of tokens")
     if unequal:

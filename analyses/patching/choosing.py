@@ -112,7 +112,9 @@ def measure(lens: HybridLens, pair: Pair, needle: str, name: Annotated[str, Amon
         UnknownNameError: there is no such metric.
     """
     if name == "score":  # of whole answers, from the prompts without their beginning
-        return Measure(name, NeedleScore(niah.NEEDLES[needle].rubric), pair.clean.tokens, pair.corrupt.tokens)
+        return Measure(
+            name, NeedleScore(niah.NEEDLES[needle].rubric), pair.clean_prompt.tokens, pair.corrupt_prompt.tokens
+        )
     sides = pair.clean_tokens, pair.corrupt_tokens
     if name == "kl":
         with torch.no_grad():
@@ -140,8 +142,8 @@ def _other(lens: HybridLens, needle: niah.Needle) -> niah.Needle:
         (twins,) = needle_pairs([needle.name])
     except InputError:  # one that is not of a study
         twins = None
-    if twins is not None and pairs.count(lens, twins.a.sentence) == pairs.count(lens, twins.b.sentence):
-        return twins.b
+    if twins is not None and pairs.count(lens, twins.needle_a.sentence) == pairs.count(lens, twins.needle_b.sentence):
+        return twins.needle_b
     found = pairs.counterparts(lens, needle)
     if not found:
         raise InputError(

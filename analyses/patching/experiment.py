@@ -75,7 +75,7 @@ class PatchRun(Experiment[PatchConfig, Patched]):
         options = self.options
         arguments = {
             **{name: getattr(options, name) for name in ("pair", "needle", "metric", "direction", "depth")},
-            "length": len(self.pair.clean.tokens),
+            "length": len(self.pair.clean_prompt.tokens),
             "prompts (their hash)": hash_json([self.measure.clean, self.measure.corrupt]),
         }
         settings = {"sweeps": self.wanted, "attribution": options.attribution, "batch_size": options.batch_size}
@@ -174,7 +174,7 @@ def _pair_values(pair: Pair) -> dict[str, Any]:
         "clean": list(pair.clean_tokens),
         "corrupt": list(pair.corrupt_tokens),
         "tokens": [list(side) for side in pair.strings],
-        "needle": list(pair.clean.needle_span or ()),
+        "needle": list(pair.clean_prompt.needle_span or ()),
         "answers": None if pair.answers is None else list(pair.answers),
         "said": list(pair.said),
         "shown": pair.show().splitlines(),

@@ -28,7 +28,7 @@ from analyses.study.rankings.agreement import kendall, spearman
 from analyses.study.rankings.curves import Needed, Value, accuracies, area, area_difference, areas, needed
 from hybridlens import niah
 from hybridlens.display import Curve as Lines
-from hybridlens.display import Piece, Table, listed, many, number
+from hybridlens.display import Grid, Piece, Table, listed, many, number
 from hybridlens.display.markup import cut
 from hybridlens.errors import ResultsError
 from hybridlens.results import Cell, CellKey
@@ -80,6 +80,12 @@ class Ability(Plotted, Stored, text=True):
             rows += [(task, *row) for row in Table.of({"value": values}, axes).rows]
         meanings = {"count": "the place among the counts; of tasks, among task_counts", "value": "nats; tasks: 0 to 1"}
         return Table(("what", *loss.columns), rows, meanings)
+
+    def view(self) -> tuple[Piece, ...]:
+        """The loss of every ranking at every count."""
+        rows, columns = ([str(i) for i in range(n)] for n in self.loss.shape)
+        words = "rankings", "counts of heads kept", "loss of held-out filler, nats a token"
+        return (Grid(self.loss, rows, columns, *words),)
 
 
 @dataclass(frozen=True, eq=False)
