@@ -3,8 +3,10 @@
 import io
 import re
 import sys
+from functools import partial
 
 import pytest
+import tqdm.auto
 from models import make
 
 import hybridlens as hl
@@ -27,6 +29,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """Called in the test itself: pytest puts its own standard error back after the fixtures."""
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(tqdm.auto, "tqdm", partial(tqdm.auto.tqdm, mininterval=0))  # every step is drawn
     return stream
 
 
