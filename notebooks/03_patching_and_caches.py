@@ -63,7 +63,7 @@ head_heatmap(by_head["z"].normalised.tolist(), lens.cfg.attention_layers, "resto
 # %%
 found = sweeps.sweep(lens, "v_by_position", clean, corrupt, metric)
 values = found.normalised[:, 0]
-start, stop = pair.clean.needle_spans[0]
+start, stop = pair.clean_prompt.needle_spans[0]
 labels = found.axes[2].labels[start:stop]
 position_heatmap(
     values[:, start:stop].tolist(), [f"L{layer}" for layer in lens.cfg.attention_layers], labels, "layer", "restored", 1

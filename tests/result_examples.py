@@ -32,7 +32,7 @@ from analyses.patching.gradients import attribution_sweep
 from analyses.patching.metrics import KullbackLeibler, LogitDifference, LogProbability, NeedleScore, OwnFunction, Rank
 from analyses.patching.pairs import Pair
 from analyses.patching.running import activation_patch
-from analyses.patching.sweeps import sweep
+from analyses.patching.sweeps import sweep, sweep_of
 from analyses.states.found import Found, OfPrompt
 from analyses.states.looking import look as look_hidden
 from analyses.states.texts import Measurable
@@ -89,7 +89,7 @@ def of_patching() -> Iterator[Any]:
     yield by_place
     yield activation_patch(lens(), IDS, OTHER, METRIC, targets=[[]])
     yield agreement(guessed, exact)
-    yield from (strongest(exact)[0], differences(IDS, OTHER, None)[0])
+    yield from (strongest(exact)[0], differences(IDS, OTHER, None)[0], sweep_of(lens(), "z"))
     rubric = NEEDLES["paper"].rubric
     reference = torch.rand(53)
     yield from (
@@ -146,7 +146,8 @@ def of_studies() -> Iterator[Any]:
     yield from (BASE, Base(4), a_comparison(), a_comparison().ability)
     yield accuracy(grouped(cells, BASE, lambda cell: cell.phase)["generation"])
     yield Compared(a_comparison(), orders())
-    yield BenchmarkResult("m", 4, tuple(BENCHMARKS), {})
+    scores = BenchmarkResult("m", 4, tuple(BENCHMARKS), {})
+    yield from (scores, scores.difference("alone", 2))
     yield Judged(a_study("fig2"), cells[:5], BENCHMARKS, VERDICTS)
     yield ablated(Evidence(cells, BENCHMARKS, ModelFacts("m", "jamba", None, BASE)))
     yield Outcome(Path("a"), Path("a/report.html"), views.fig2(cells, BASE), {}, ())

@@ -55,7 +55,7 @@ def own(tmp_path):
 def test_retrieval_falls_and_grammar_does_not(contrast):
     """H2's contrast on the tiny model, with room on both sides: k = 5 of 8 costs nothing, k = 0 costs retrieval."""
     assert contrast.ks == (8, 5, 0)
-    assert contrast.row("tiny_retrieval", 8).value > 0.7
+    assert contrast.of("tiny_retrieval", 8).value > 0.7
     assert contrast.difference("tiny_retrieval", 0).value < -40
     assert contrast.difference("tiny_retrieval", 0).interval.high < -20
     assert contrast.difference("tiny_grammar", 0).value > -5
@@ -69,7 +69,7 @@ def test_rows_are_lm_evals_own_scores(lens, contrast):
         HarnessModel(lens, top_k(lens, 0, "both")), load(("tiny_retrieval", "tiny_facts")), limit=20, log_samples=True
     )
     for task in ("tiny_retrieval", "tiny_facts"):
-        row = contrast.row(task, 0)
+        row = contrast.of(task, 0)
         assert (row.metric, row.n, row.higher_is_better) == ("acc", 20, True)
         close(row.value, found["results"][task]["acc,none"])
         close(row.stderr, found["results"][task]["acc_stderr,none"])
@@ -155,17 +155,17 @@ def test_groups_and_tags(lens, own):
     """A group's score is lm-eval's (weighted by size), a tag's the plain mean over its tasks."""
     config = {"ks": (8, 0), "limit": 20, "include": own}
     group = run_benchmarks(lens, BenchmarkConfig(model=NAME, tasks=("own_group",), **config))
-    values = [group.row(f"own_{task}", 0).value for task in QUICK]
-    assert group.row("own_group", 0).metric == "acc"
-    close(group.row("own_group", 0).value, sum(values) / 2)  # of equal size here
-    assert group.row("own_group", 0).n == 40
+    values = [group.of(f"own_{task}", 0).value for task in QUICK]
+    assert group.of("own_group", 0).metric == "acc"
+    close(group.of("own_group", 0).value, sum(values) / 2)  # of equal size here
+    assert group.of("own_group", 0).n == 40
     found = evaluate(
         HarnessModel(lens, top_k(lens, 0, "both")), own_tasks(own), limit=20, bootstrap_iters=1000, log_samples=False
     )
-    close(group.row("own_group", 0).stderr, found["results"]["own_group"]["acc_stderr,none"])
+    close(group.of("own_group", 0).stderr, found["results"]["own_group"]["acc_stderr,none"])
     tag = run_benchmarks(lens, BenchmarkConfig(model=NAME, tasks=("own_tag",), **config))
-    assert tag.row("own_tag", 0).metric == "mean"
-    close(tag.row("own_tag", 0).value, sum(values) / 2)
+    assert tag.of("own_tag", 0).metric == "mean"
+    close(tag.of("own_tag", 0).value, sum(values) / 2)
     close(tag.difference("own_tag", 0).value, 100 * (sum(values) / 2 - 1))
 
 

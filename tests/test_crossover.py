@@ -258,7 +258,7 @@ def test_twins_answer_the_same_question_with_other_words() -> None:
     """One for each needle of the set, of as many tokens; each sentence tells its own needle and never the other's."""
     tokenizer = hl.load("tiny-jamba").tokenizer
     needles = kv_cache.needle_pairs()
-    assert tuple(pair.a.name for pair in needles) == niah.needle_set()
+    assert tuple(pair.needle_a.name for pair in needles) == niah.needle_set()
     for a, b in needles:
         assert a.question == b.question
         assert niah.unknown_words(tokenizer, [b.sentence]) == ()

@@ -151,7 +151,7 @@ def test_metrics_by_name_tell_the_prompts_apart(family: str) -> None:
     p, q = (ends[side][0, -1].log_softmax(0) for side in (pair.clean_tokens, pair.corrupt_tokens))
     close(float(kl(ends[pair.corrupt_tokens])[0]), float((p.exp() * (p - q)).sum()), FORWARD)
     score = choosing.measure(lens, pair, niah.PAPER_RUBRIC, "score")
-    assert (score.clean, score.corrupt) == (pair.clean.tokens, pair.corrupt.tokens)
+    assert (score.clean, score.corrupt) == (pair.clean_prompt.tokens, pair.corrupt_prompt.tokens)
     with pytest.raises(InputError, match=r"answers both prompts alike .* give --metric kl or score"):
         choosing.measure(lens, replace(pair, answers=None), niah.PAPER_RUBRIC, "rank")
     with pytest.raises(InputError, match=r"differ by .* nats, so that there is nothing to explain"):
@@ -162,13 +162,13 @@ def test_pairs_by_name() -> None:
     """The twin answers the same question; no needle keeps the question alone; a moved one is the same further on."""
     lens = benchmark_lens("jamba")
     twin = choosing.make_pair(lens, "needle", niah.PAPER_NEEDLE, 110, 50)
-    assert twin.clean.needle_spans == twin.corrupt.needle_spans
-    start, stop = twin.clean.needle_span
+    assert twin.clean_prompt.needle_spans == twin.corrupt_prompt.needle_spans
+    start, stop = twin.clean_prompt.needle_span
     assert all(start <= d.position < stop for d in twin.differences)
-    assert choosing.make_pair(lens, "none", niah.PAPER_NEEDLE, 110, 50).corrupt.needle_span is None
+    assert choosing.make_pair(lens, "none", niah.PAPER_NEEDLE, 110, 50).corrupt_prompt.needle_span is None
     back, on = (choosing.make_pair(lens, "moved", niah.PAPER_NEEDLE, 110, depth) for depth in (50, 20))
-    assert back.corrupt.needle_span < back.clean.needle_span
-    assert on.corrupt.needle_span > on.clean.needle_span
+    assert back.corrupt_prompt.needle_span < back.clean_prompt.needle_span
+    assert on.corrupt_prompt.needle_span > on.clean_prompt.needle_span
 
 
 def test_the_default_sweeps_are_those_that_the_model_has() -> None:

@@ -30,7 +30,7 @@ def base() -> pairs.Pair:
     """A pair of 90 tokens and what stands behind them, whose needle stands at 40–59 as far as the report knows."""
     lens = benchmark_lens("jamba")
     pair = choosing.make_pair(lens, "needle", niah.PAPER_NEEDLE, LENGTH, 80)
-    return replace(pair, clean=replace(pair.clean, needle_span=NEEDLE, needle_spans=(NEEDLE,)))
+    return replace(pair, clean_prompt=replace(pair.clean_prompt, needle_span=NEEDLE, needle_spans=(NEEDLE,)))
 
 
 def a_result(name: str, peaks: dict[tuple[int, ...], float], direction: str = "denoise") -> PatchResult:
@@ -115,7 +115,7 @@ def test_the_finding_says_what_it_is_about() -> None:
     for metric, clean, expected in (
         ("logit-difference", base().clean_tokens, (bool(base().begun), True)),
         ("kl", base().clean_tokens, (bool(base().begun), False)),
-        ("score", base().clean.tokens, (False, False)),
+        ("score", base().clean_prompt.tokens, (False, False)),
     ):
         found = patched(exact, metric=metric)
         found = found._replace(measure=found.measure._replace(clean=clean))

@@ -23,15 +23,15 @@ def trained(request):
 
 
 def inside(pair):
-    return {place for start, stop in pair.clean.needle_spans for place in range(start, stop)}
+    return {place for start, stop in pair.clean_prompt.needle_spans for place in range(start, stop)}
 
 
 def check(lens, pair):
     """What every pair has to satisfy, whichever way it was made."""
     assert len(pair.clean_tokens) == len(pair.corrupt_tokens)
-    n = len(pair.clean.tokens)
-    assert pair.clean_tokens[:n] == pair.clean.tokens
-    assert pair.corrupt_tokens[:n] == pair.corrupt.tokens
+    n = len(pair.clean_prompt.tokens)
+    assert pair.clean_tokens[:n] == pair.clean_prompt.tokens
+    assert pair.corrupt_tokens[:n] == pair.corrupt_prompt.tokens
     begun = pair.clean_tokens[n:]
     assert begun == pair.corrupt_tokens[n:]
     rows = zip(pair.clean_tokens, pair.corrupt_tokens, strict=True)
@@ -70,12 +70,12 @@ def test_no_needle_leaves_everything_else(trained):
     pair = pairs.no_needle(trained, PAPER, 150, 67)
     check(trained, pair)
     assert {d.position for d in pair.differences} <= inside(pair)
-    assert pair.corrupt.control
-    assert PAPER.sentence not in pair.corrupt.text
+    assert pair.corrupt_prompt.control
+    assert PAPER.sentence not in pair.corrupt_prompt.text
     assert niah.score(pair.said[0]) == 5
     assert niah.score(pair.said[1]) < 3
     (usual,) = niah.controls(trained.tokenizer, [150], [67])
-    usual_places = {d.position for d in differences(pair.clean.tokens, usual.tokens, None)}
+    usual_places = {d.position for d in differences(pair.clean_prompt.tokens, usual.tokens, None)}
     assert usual_places - inside(pair)
 
 
@@ -83,7 +83,7 @@ def test_a_moved_needle_shifts_what_lies_between(trained):
     """Alike before the first place and behind the second; both prompts are answered alike, which is said."""
     pair = pairs.moved_needle(trained, PAPER, 150, 22, 78)
     check(trained, pair)
-    spans = pair.clean.needle_span, pair.corrupt.needle_span
+    spans = pair.clean_prompt.needle_span, pair.corrupt_prompt.needle_span
     places = [d.position for d in pair.differences]
     assert spans[0][0] <= min(places)
     assert max(places) < spans[1][1]

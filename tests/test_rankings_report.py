@@ -150,7 +150,7 @@ def test_every_curve_is_drawn_with_its_own_numbers() -> None:
     assert list(own) == rest
     table = section(rendered(found), "curves")
     for name in found.names:
-        row = found.row(name)
+        row = found.place(name)
         places = [i for i in range(len(COUNTS)) if not math.isnan(found.accuracy[row, i])]
         assert len(places) == (4 if name == RUN else 7)
         figures = [first] * (name in names) + ([own[name]] if name in own else list(own.values()))
@@ -171,9 +171,9 @@ def test_areas_and_heads_needed() -> None:
     """Rows by area; each with interval, heads, and the difference to the reference, which has none to itself."""
     found = a_comparison()
     text = section(rendered(found), "areas")
-    places = [text.index(f"|{name}|{found.area[found.row(name)].value:.3f}|") for name in found.by_area()]
+    places = [text.index(f"|{name}|{found.area[found.place(name)].value:.3f}|") for name in found.by_area()]
     assert places == sorted(places)
-    values = [found.area[found.row(name)].value for name in found.by_area()]
+    values = [found.area[found.place(name)].value for name in found.by_area()]
     assert values == sorted(values, reverse=True)
     for row, name in enumerate(found.names):
         value, heads, less = found.area[row], found.heads_needed[row], found.above_reference[row]
@@ -217,16 +217,16 @@ def test_ability() -> None:
     figure = charts(found, "ability")[""]
     assert RUN not in {trace["name"] for trace in figure["data"]}
     for trace in figure["data"]:
-        wanted = found.ability.loss[found.row(trace["name"])]
+        wanted = found.ability.loss[found.place(trace["name"])]
         written(trace["y"], wanted)
     columns = [name for name in found.by_area() if name != RUN]
     for i, n in enumerate(COUNTS):
-        line = "|".join(f"{float(found.ability.loss[found.row(name), i]):.3f}" for name in columns)
+        line = "|".join(f"{float(found.ability.loss[found.place(name), i]):.3f}" for name in columns)
         assert f"|{n}|{line}" in text
     tasks = found.ability.tasks["tiny_facts"]
     assert "ranking|0 heads|6 heads" in text
     for name in STATIC:
-        assert f"{name}|" + "|".join(f"{100 * float(v):.1f}\u00a0%" for v in tasks[found.row(name)]) in text
+        assert f"{name}|" + "|".join(f"{100 * float(v):.1f}\u00a0%" for v in tasks[found.place(name)]) in text
     assert text.count(RANDOM) == 1, "in the table of losses alone"
 
 

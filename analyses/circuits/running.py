@@ -109,9 +109,8 @@ def circuits(
     if tokens is not None and isinstance(source, Weights):
         raise InputError("tokens were given with weights alone; give a lens, which can run them, or leave them out")
     at = check_distances(weights, distances)
-    with staged("circuits", progress) as tell:
-        total = 4 + len(cfg.attention_layers)
-        done = 0
+    total, done = 4 + len(cfg.attention_layers), 0
+    with staged("circuits", progress) as tell, torch.no_grad():
 
         def take(name: str, make: Make) -> dict[str, Tensor]:
             nonlocal done
@@ -121,24 +120,23 @@ def circuits(
             return found
 
         tell(0, total)
-        with torch.no_grad():
-            shared = take("vocabulary", lambda: products(weights)._asdict())
-            if tokens is None or isinstance(source, Weights):
-                measured = Measured(paths_at_rest(weights, leave_out=True))
-            else:
-                measured = measure(source, weights, *source.batch(tokens, lengths))
-            paths = measured.paths
-            chosen = sample(weights, sample_size, seed)
-            E, U = weights.embed(chosen), weights.unembed(chosen)
-            tell(done := done + 1, total)
-            means = shared["mean"].expand(len(cfg.attention_layers), -1) if measured.means is None else measured.means
-            layers = [
-                take(f"layer-{layer}", lambda layer=layer, mean=mean: _layer(weights, layer, shared, E, U, mean, at))
-                for layer, mean in zip(cfg.attention_layers, means, strict=True)
-            ]
-            scores = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
-            composed = Composition(**take("composition", lambda: compositions(weights, paths, KINDS, memory)._asdict()))
-            strengths = take("strength", lambda: _strengths(weights, composed, scores, paths, shared["EE"], at))
+        shared = take("vocabulary", lambda: products(weights)._asdict())
+        if tokens is None or isinstance(source, Weights):
+            measured = Measured(paths_at_rest(weights, leave_out=True))
+        else:
+            measured = measure(source, weights, *source.batch(tokens, lengths))
+        paths = measured.paths
+        chosen = sample(weights, sample_size, seed)
+        E, U = weights.embed(chosen), weights.unembed(chosen)
+        tell(done := done + 1, total)
+        means = shared["mean"].expand(len(cfg.attention_layers), -1) if measured.means is None else measured.means
+        layers = [
+            take(f"layer-{layer}", lambda layer=layer, mean=mean: _layer(weights, layer, shared, E, U, mean, at))
+            for layer, mean in zip(cfg.attention_layers, means, strict=True)
+        ]
+        scores = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
+        composed = Composition(**take("composition", lambda: compositions(weights, paths, KINDS, memory)._asdict()))
+        strengths = take("strength", lambda: _strengths(weights, composed, scores, paths, shared["EE"], at))
     return HeadCircuits(
         model=model or cfg.family,
         layers=cfg.attention_layers,

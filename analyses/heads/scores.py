@@ -124,7 +124,7 @@ class HeadScores(Plotted, Stored):
 
     def plot(self, score: Score = "induction") -> Plot:
         """One of the scores by layer and head."""
-        from hybridlens.viz.plot import grid_plot
+        from hybridlens.viz.drawing import grid_plot
 
         return grid_plot(self._grid(score))
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
-from hybridlens.display import Grid, Piece, Table, TokenText, many, number, visible
+from hybridlens.display import Displayed, Grid, Piece, Table, TokenText, many, number, visible
 from hybridlens.display.markup import cut
 from hybridlens.errors import InputError
 from hybridlens.niah import Span
@@ -38,7 +38,7 @@ class _Retrieval(NamedTuple):
     score_b: Float[Tensor, "_row"]
 
 
-class Retrieval(Plotted, _Retrieval):
+class Retrieval(Displayed, _Retrieval):
     """How far each row still tells the needle; of one map, one is of a single row and another of many (``_row``)."""
 
     __slots__ = ()

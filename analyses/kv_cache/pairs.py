@@ -152,12 +152,11 @@ def prompt_pairs(
 def _paired(pair: NeedlePair, one: Prompt, other: Prompt) -> PromptPair:
     if one.needle_spans != other.needle_spans:
         raise InputError(
-            f"needles {pair.a.sentence!r} and {pair.b.sentence!r} take tokens {one.needle_span} and "
-            f"{other.needle_span}; expected as many tokens for both"
+            f"needles {pair.needle_a.sentence!r} and {pair.needle_b.sentence!r} take tokens {one.needle_span} "
+            f"and {other.needle_span}; expected as many tokens for both"
         )
-    return PromptPair(
-        pair.a.name, one.tokens, other.tokens, one.needle_spans, pair.a.rubric, pair.b.rubric, one.depth or 0
-    )
+    a, b = pair
+    return PromptPair(a.name, one.tokens, other.tokens, one.needle_spans, a.rubric, b.rubric, one.depth or 0)
 
 
 def own_prompts(tokenizer: Tokenizer, given: Sequence[OwnPair]) -> list[PromptPair]:
@@ -188,7 +187,7 @@ def _fitting(tokenizer: Tokenizer) -> list[NeedlePair]:
     """The built-in pairs of equal numbers of tokens."""
     every = needle_pairs(None, tokenizer)
     fitting = [pair for pair in every if fits(tokenizer, *pair)]
-    unequal = [pair.a.name for pair in every if pair not in fitting]
+    unequal = [pair.needle_a.name for pair in every if pair not in fitting]
     if not fitting:
         raise InputError(
             "this tokenizer cuts every built-in needle and its twins into unequal numbers of tokens; give needles of "

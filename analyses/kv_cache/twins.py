@@ -28,8 +28,8 @@ MOST_TRIES = 4096
 class _NeedlePair(NamedTuple):
     """Fields of `NeedlePair`."""
 
-    a: Needle
-    b: Needle
+    needle_a: Needle
+    needle_b: Needle
 
 
 class NeedlePair(Displayed, _NeedlePair):
@@ -39,7 +39,7 @@ class NeedlePair(Displayed, _NeedlePair):
 
     def summary(self) -> str:
         """Which needles."""
-        return f"{self.a.name}: {cut(self.a.sentence, 70)!r} | {cut(self.b.sentence, 70)!r}"
+        return f"{self.needle_a.name}: {cut(self.needle_a.sentence, 70)!r} | {cut(self.needle_b.sentence, 70)!r}"
 
     def table(self) -> Table:
         """Both needles."""

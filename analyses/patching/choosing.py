@@ -138,7 +138,7 @@ def measure(
     if name == "score":  # of whole answers, from the prompts without their beginning
         if rubric is None:
             raise InputError("metric score needs the answer of the clean prompt; give 'answers' in the prompt file")
-        return Measure(name, NeedleScore(rubric), pair.clean.tokens, pair.corrupt.tokens)
+        return Measure(name, NeedleScore(rubric), pair.clean_prompt.tokens, pair.corrupt_prompt.tokens)
     sides = pair.clean_tokens, pair.corrupt_tokens
     if name == "kl":
         with torch.no_grad():
@@ -166,7 +166,7 @@ def _other(lens: HybridLens, needle: Needle) -> Needle:
     if niah.NEEDLES.get(needle.name) == needle and needle.name in FORMS:
         (twins,) = needle_pairs([needle.name], lens.tokenizer)
         if fits(lens.tokenizer, *twins):
-            return twins.b
+            return twins.needle_b
     found = pairs.counterparts(lens, needle)
     if not found:
         raise InputError(

@@ -36,7 +36,6 @@ from hybridlens.display import Curve, Table, many
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
-from hybridlens.viz.plotted import Plotted
 
 if TYPE_CHECKING:
     from hybridlens.viz.plot import Plot
@@ -49,7 +48,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CircuitCurves(Plotted, Compared):
+class CircuitCurves(Compared):
     """Circuits of growing size, and what runs of them keep of the difference between two prompts.
 
     Attributes:

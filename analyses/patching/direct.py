@@ -38,6 +38,7 @@ from hybridlens.blocks import Block
 from hybridlens.boundary import public
 from hybridlens.devices import execution_device
 from hybridlens.display import Piece, Table, many, number
+from hybridlens.display.markup import cut
 from hybridlens.errors import InputError
 from hybridlens.mlps import Mixture
 from hybridlens.model import HybridLens
@@ -132,7 +133,7 @@ class DirectAttribution(Plotted, Stored):
         (writer, share), *_ = self.top(1)
         places = f"{many(len(self.questions), 'question')} at {many(len(self.positions), 'position')}"
         total = f"{number(float(self.total[-1, 0]), 3)} = {many(len(self.writers), 'share')}"
-        return f"{places}; {self.questions[0]}: {total}, most {writer.words} {number(share, 3)}"
+        return f"{places}; {cut(self.questions[0], 60)}: {total}, most {writer.words} {number(share, 3)}"
 
     def table(self) -> Table:
         """A row for each writer, position and question."""

@@ -92,7 +92,7 @@ class PatchRun(Experiment[PatchConfig, Patched]):
             "pair": self.pair.kind if options.prompts is not None else options.pair,
             "needle": needle,
             **{name: getattr(options, name) for name in ("metric", "direction", "depth")},
-            "length": len(self.pair.clean.tokens),
+            "length": len(self.pair.clean_prompt.tokens),
             "prompts (their hash)": hash_json([self.measure.clean, self.measure.corrupt]),
         }
         settings = {"sweeps": self.wanted, "attribution": options.attribution, "batch_size": options.batch_size}
@@ -191,7 +191,7 @@ def _pair_values(pair: Pair) -> dict[str, Any]:
         "clean": list(pair.clean_tokens),
         "corrupt": list(pair.corrupt_tokens),
         "tokens": [list(side) for side in pair.strings],
-        "needle": list(pair.clean.needle_span or ()),
+        "needle": list(pair.clean_prompt.needle_span or ()),
         "answers": None if pair.answers is None else list(pair.answers),
         "said": list(pair.said),
         "shown": pair.show().splitlines(),

@@ -61,7 +61,7 @@ def maps(found: Patched) -> list[Section]:
             said = True
         if small:
             blocks.append(ChartGrid(tuple(small)))
-        blocks += [_position_map(n, found.exact[n], columns, found.pair.clean.needle_span) for n in wide]
+        blocks += [_position_map(n, found.exact[n], columns, found.pair.clean_prompt.needle_span) for n in wide]
         if blocks:
             made.append(Section(name, title, tuple(blocks)))
     return made
@@ -70,7 +70,7 @@ def maps(found: Patched) -> list[Section]:
 def shown_positions(found: Patched) -> list[int]:
     """The positions that maps show: the needle, where the prompts differ, the end, and where a patch does a little."""
     length, most = len(found.measure.clean), _strengths(found)
-    always = {*range(max(0, length - _LAST), length), *range(*(found.pair.clean.needle_span or (0, 0)))}
+    always = {*range(max(0, length - _LAST), length), *range(*(found.pair.clean_prompt.needle_span or (0, 0)))}
     wanted = always | {d.position for d in found.pair.differences} | set((most > MOVES).nonzero()[:, 0].tolist())
     ranked = sorted(wanted, key=lambda p: (p not in always, -float(most[p])))
     return sorted(ranked[:MOST_POSITIONS])

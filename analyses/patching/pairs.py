@@ -54,8 +54,8 @@ class Pair(Displayed):
 
     Attributes:
         kind: "needle", "control", "moved" or "own".
-        clean: the prompt whose behaviour is explained.
-        corrupt: the other.
+        clean_prompt: the prompt whose behaviour is explained.
+        corrupt_prompt: the other.
         clean_tokens: the clean prompt and what both answers begin with.
         corrupt_tokens: the corrupt prompt and the same.
         answers: the tokens with which the model goes on from each; None where its two answers are the same, and then
@@ -66,8 +66,8 @@ class Pair(Displayed):
     """
 
     kind: str
-    clean: Prompt
-    corrupt: Prompt
+    clean_prompt: Prompt
+    corrupt_prompt: Prompt
     clean_tokens: tuple[int, ...]
     corrupt_tokens: tuple[int, ...]
     answers: tuple[int, int] | None
@@ -84,7 +84,7 @@ class Pair(Displayed):
     @property
     def begun(self) -> tuple[str, ...]:
         """What both answers begin with, as tokens of text."""
-        return self.strings[0][len(self.clean.tokens) :]
+        return self.strings[0][len(self.clean_prompt.tokens) :]
 
     @property
     def logit_difference(self) -> LogitDifference:

@@ -170,7 +170,7 @@ class StatesRun(Experiment[StatesConfig, Found]):
         pair = make_pair(lens, "needle", options.hidden, length, depth, options.seed, haystack=options.haystack)
         name = options.metric or ("logit-difference" if pair.answers is not None else "kl")
         one = measure(lens, pair, options.hidden.rubric, name)
-        needle = tuple(range(*pair.clean.needle_span or (0, 0)))
+        needle = tuple(range(*pair.clean_prompt.needle_span or (0, 0)))
         made: dict[str, Knockout] = {}
         for n in sorted({1, -(-heads // 4)}):
             chosen = most_held(of.holding, -1, n)

@@ -107,24 +107,10 @@ class Knockout(OfRun):
 
     def plot(self) -> Plot:
         """How far each set takes the metric: the heads given beside random ones."""
-        import plotly.graph_objects as go
+        from analyses.states.dots import dots
 
-        from hybridlens.viz.layout import COLORS, axis, lay_out, plain
-        from hybridlens.viz.plot import Plot
-
-        figure = go.Figure()
         sets = {"heads given": [self.change], f"{len(self.random)} random sets": self.random_change.tolist()}
-        for (name, values), color, size in zip(sets.items(), COLORS, (14, 8), strict=False):
-            figure.add_scatter(
-                x=[plain(value) for value in values],
-                y=[name] * len(values),
-                mode="markers",
-                showlegend=False,
-                marker={"color": color, "size": size, "opacity": 0.7},
-                hovertemplate="%{x:.3~g}<extra>" + name + "</extra>",
-            )
-        across = axis(f"change of the {cut(self.metric, 60)}", zeroline=True)
-        return Plot(lay_out(figure, across, axis("", type="category"), (10, 16, 16, 50)))
+        return dots(sets, f"change of the {self.metric}")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

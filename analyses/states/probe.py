@@ -122,7 +122,7 @@ class ReadLayers(Read):
 
 
 @dataclass(frozen=True, eq=False)
-class StateProbes(Stored):
+class StateProbes(Plotted, Stored):
     """How well linear probes read a label off states.
 
     Attributes:

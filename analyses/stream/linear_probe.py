@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -53,6 +53,9 @@ from hybridlens.boundary import Positive, Seed, public
 from hybridlens.display import Displayed, Table, many, number
 from hybridlens.errors import InputError
 from hybridlens.viz.plotted import Plotted
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 Labels: TypeAlias = Sequence[int] | Sequence[str]
 """One for each example."""
@@ -151,6 +154,13 @@ class Probe(Plotted, Stored):
     def table(self) -> Table:
         """The accuracy of the true labels, and that of each shuffle."""
         return Table(("labels", "accuracy"), _with_shuffles(self.accuracy, self.shuffled), heat=("accuracy",))
+
+    def plot(self) -> Plot:
+        """The accuracy of the true labels beside those of shuffles."""
+        from analyses.states.dots import dots
+
+        sets = {"true labels": [self.accuracy], f"{len(self.shuffled)} shuffles": self.shuffled.tolist()}
+        return dots(sets, "accuracy, 0 to 1")
 
 
 def _with_shuffles(accuracy: float, shuffled: Float[Tensor, "shuffle"]) -> list[tuple[str, float]]:

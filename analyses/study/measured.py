@@ -19,7 +19,6 @@ from hybridlens.results import Cell
 from hybridlens.results.cells import MODES, PHASES
 from hybridlens.viz import charts
 from hybridlens.viz.entries import Value
-from hybridlens.viz.plotted import Plotted
 
 
 class _Condition(NamedTuple):
@@ -57,7 +56,7 @@ class Condition(Displayed, _Condition):
         return PHASES.index(self.phase), self.k, MODES.index(self.reading), MODES.index(self.answering)
 
 
-class OfConditions(Plotted):
+class OfConditions(Displayed):
     """Means with intervals under conditions."""
 
     mean: Float32[Tensor, "*condition"]

@@ -62,7 +62,7 @@ def areas(model: str, seed: int = 0) -> RankingComparison:
 
 def best(found: RankingComparison) -> str:
     """The combination of the largest area; of equal ones, the first."""
-    return max(found.names, key=lambda name: found.area[found.row(name)].value)
+    return max(found.names, key=lambda name: found.area[found.place(name)].value)
 
 
 def main() -> None:
@@ -76,8 +76,8 @@ def main() -> None:
         found = areas(model)
         chosen = best(found) if chosen is None else chosen
         rows = [["combination", "area", "95 %", ""]]
-        for name in sorted(found.names, key=lambda name: -found.area[found.row(name)].value):
-            value = found.area[found.row(name)]
+        for name in sorted(found.names, key=lambda name: -found.area[found.place(name)].value):
+            value = found.area[found.place(name)]
             mark = "chosen" if name == chosen else ""
             rows.append([name, f"{value.value:.3f}", f"{value.low:.3f} to {value.high:.3f}", mark])
         print(f"{model}: area under accuracy against heads kept\n{columns(rows, left=1)}\n")

@@ -125,7 +125,7 @@ class BenchmarkResult(Plotted, Stored, text=True):
             raise ResultsError(f"task {task!r} was not run{closest(task, self.tasks)}; there is {known}")
         return found
 
-    def row(self, task: str, k: int, metric: str | None = None) -> BenchmarkRow:
+    def of(self, task: str, k: int, metric: str | None = None) -> BenchmarkRow:
         """One score; of the task's main metric unless another is named.
 
         Raises:
@@ -144,8 +144,8 @@ class BenchmarkResult(Plotted, Stored, text=True):
         Raises:
             ResultsError: one of the two was not measured.
         """
-        here = self.row(task, k, metric)
-        there = self.row(task, self.n_heads if reference is None else reference, metric)
+        here = self.of(task, k, metric)
+        there = self.of(task, self.n_heads if reference is None else reference, metric)
         unit = 100.0 if here.in_percent else 1.0
         interval = None
         if here.scores is not None and there.scores is not None:

@@ -91,7 +91,7 @@ def _areas(comparison: RankingComparison) -> Section:
     """Areas, heads needed, and differences to the reference."""
     rows: list[tuple[Entry, ...]] = []
     for name in comparison.by_area():
-        row = comparison.row(name)
+        row = comparison.place(name)
         needed, reference = comparison.heads_needed[row], comparison.reference
         against = DASH if name == reference else _measured(comparison.above_reference[row], "+.3f")
         heads: Entry = DASH if comparison.full == 0 else (str(needed.heads), f"{needed.low} to {needed.high}")
@@ -105,7 +105,7 @@ def _areas(comparison: RankingComparison) -> Section:
         "tipping point. Below each number its 95 % interval over prompts; a difference whose interval holds 0 is not "
         "told apart from none. Differences are over the same prompts, at the numbers of heads that both were run at."
     )
-    sources = tuple((name, comparison.sources[comparison.row(name)]) for name in comparison.by_area())
+    sources = tuple((name, comparison.sources[comparison.place(name)]) for name in comparison.by_area())
     what = Table(("ranking", "what it is"), sources, "What each ranking is")
     blocks: list[Block] = [Words(words), Table(header, tuple(rows)), what]
     if comparison.draws:
@@ -171,8 +171,8 @@ def _ability(comparison: RankingComparison) -> Section | None:
             ),
         ]  # fmt: skip
     for task, values in found.tasks.items():
-        scored = [name for name in comparison.by_area() if not bool(values[comparison.row(name)].isnan().all())]
-        lines = [(name, *(percent(float(v)) for v in values[comparison.row(name)])) for name in scored]
+        scored = [name for name in comparison.by_area() if not bool(values[comparison.place(name)].isnan().all())]
+        lines = [(name, *(percent(float(v)) for v in values[comparison.place(name)])) for name in scored]
         if lines:
             whole = float(values[0, -1])
             base = f"; the untouched model has {percent(whole)}" if whole == whole else ""
@@ -208,7 +208,7 @@ def _orders(comparison: RankingComparison, rankings: Mapping[str, HeadRanking]) 
 
 
 def _losses(comparison: RankingComparison, name: str) -> Curve:
-    losses = comparison.ability.loss[comparison.row(name)].tolist()
+    losses = comparison.ability.loss[comparison.place(name)].tolist()
     pairs = zip(comparison.counts, losses, strict=True)
     return Curve(name, {count: Value(loss, math.nan, math.nan, 0) for count, loss in pairs})
 

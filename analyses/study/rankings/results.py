@@ -28,7 +28,7 @@ from analyses.study.rankings.agreement import kendall, spearman
 from analyses.study.rankings.curves import Needed, Value, accuracies, area, area_difference, areas, needed
 from hybridlens import niah
 from hybridlens.display import Curve as Lines
-from hybridlens.display import Piece, Table, listed, many, number
+from hybridlens.display import Grid, Piece, Table, listed, many, number
 from hybridlens.display.markup import cut
 from hybridlens.errors import ResultsError
 from hybridlens.results import Cell, CellKey
@@ -80,6 +80,12 @@ class Ability(Plotted, Stored, text=True):
             rows += [(task, *row) for row in Table.of({"value": values}, axes).rows]
         meanings = {"count": "the place among the counts; of tasks, among task_counts", "value": "nats; tasks: 0 to 1"}
         return Table(("what", *loss.columns), rows, meanings)
+
+    def view(self) -> tuple[Piece, ...]:
+        """The loss of every ranking at every count."""
+        rows, columns = ([str(i) for i in range(n)] for n in self.loss.shape)
+        words = "rankings", "counts of heads kept", "loss of held-out filler, nats a token"
+        return (Grid(self.loss, rows, columns, *words),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +145,7 @@ class RankingComparison(Plotted):
         """Accuracy of the untouched model, 0 … 1."""
         return float(self.accuracy[0, -1])
 
-    def row(self, name: str) -> int:
+    def place(self, name: str) -> int:
         """The row of a name.
 
         Raises:
@@ -154,11 +160,11 @@ class RankingComparison(Plotted):
         Raises:
             UnknownNameError: one of them was not compared.
         """
-        return area_difference(self.scores[self.row(name)], self.scores[self.row(other)], self.counts)
+        return area_difference(self.scores[self.place(name)], self.scores[self.place(other)], self.counts)
 
     def by_area(self) -> list[str]:
         """The rows, largest area first."""
-        return sorted(self.names, key=lambda name: -self.area[self.row(name)].value)
+        return sorted(self.names, key=lambda name: -self.area[self.place(name)].value)
 
     @property
     def fixed(self) -> list[str]:
@@ -172,14 +178,16 @@ class RankingComparison(Plotted):
 
     def curve(self, name: str) -> Curve:
         """Accuracy against heads kept of one row, with its intervals; errors as those of `row`."""
-        row, n = self.row(name), self.scores.shape[1]
+        row, n = self.place(name), self.scores.shape[1]
         columns = zip(self.counts, self.accuracy[row], self.low[row], self.high[row], strict=True)
         points = {count: Point(float(mean), float(low), float(high), n) for count, mean, low, high in columns}
         return Curve(name, points)
 
     def summary(self) -> str:
         """How many rankings over how many prompts, and the largest areas."""
-        best = ", ".join(f"{cut(name, 30)} {number(self.area[self.row(name)].value, 2)}" for name in self.by_area()[:2])
+        best = ", ".join(
+            f"{cut(name, 30)} {number(self.area[self.place(name)].value, 2)}" for name in self.by_area()[:2]
+        )
         return f"{many(len(self.names), 'ranking')}, {many(self.scores.shape[1], 'prompt')}; largest areas: {best}"
 
     def table(self) -> Table:
@@ -192,11 +200,11 @@ class RankingComparison(Plotted):
         """Area and heads needed of each ranking, largest area first, and accuracy against heads kept."""
         rows: list[tuple[str | int | float, ...]] = []
         for name in self.by_area():
-            row = self.row(name)
+            row = self.place(name)
             rows.append((name, *self.area[row], *self.heads_needed[row], self.sources[row]))
         columns = ("ranking", "area", "low", "high", "heads needed", "fewest", "most", "source")
         meanings = {"area": "under accuracy, 0 to 1, with its 95 % interval", "heads needed": "that keep half"}
-        lines = {name: self.accuracy[self.row(name)].tolist() for name in self.shown()}
+        lines = {name: self.accuracy[self.place(name)].tolist() for name in self.shown()}
         drawn = Lines(self.counts, lines, "heads kept", "accuracy, 0 to 1")
         return (Table(columns, rows, meanings, ("area",)), drawn)
 

@@ -36,9 +36,9 @@ def best_rows(found: RankingComparison) -> tuple[str, ...]:
     The mean over random draws is a level, not a ranking, and is left out.
     """
     rows = [name for name in found.names if name != RANDOM] or list(found.names)
-    best = max(rows, key=lambda name: found.area[found.row(name)].value)
+    best = max(rows, key=lambda name: found.area[found.place(name)].value)
     others = [name for name in rows if name != best and found.difference(best, name).sign <= 0]
-    others.sort(key=lambda name: -found.area[found.row(name)].value)
+    others.sort(key=lambda name: -found.area[found.place(name)].value)
     return (best, *others)
 
 
@@ -53,7 +53,7 @@ def _untouched(found: RankingComparison) -> str:
 
 def _best(found: RankingComparison) -> str:
     best, *others = best_rows(found)
-    area, needed = found.area[found.row(best)], found.heads_needed[found.row(best)]
+    area, needed = found.area[found.place(best)], found.heads_needed[found.place(best)]
     sure = " in every draw of prompts" if needed.low == needed.high else f", interval {needed.low} to {needed.high}"
     head = (
         f"area {area.value:.3f}, 95 % interval {area.low:.3f} to {area.high:.3f}, {heads_of(needed.heads)} for half of "
@@ -105,7 +105,7 @@ def _draws(found: RankingComparison) -> list[str]:
 def _losses(found: RankingComparison) -> list[str]:
     """What the rest of the model loses, at the heads that the best ranking needs."""
     best = best_rows(found)[0]
-    losses, n = found.ability.loss[found.row(best)], found.heads_needed[found.row(best)].heads
+    losses, n = found.ability.loss[found.place(best)], found.heads_needed[found.place(best)].heads
     at, full = float(losses[found.counts.index(n)]), float(losses[-1])
     if math.isnan(at) or math.isnan(full):
         return []

@@ -1,0 +1,96 @@
+"""Bars show where somebody would see them, one at a time, with the right numbers; elsewhere nothing is written."""
+
+import io
+import re
+import sys
+from functools import partial
+
+import pytest
+import tqdm.auto
+from models import make
+
+import hybridlens as hl
+from analyses import circuits
+from analyses.patching.metrics import Rank
+from analyses.patching.sweeps import sweep
+from hybridlens.progress import counted, hidden, staged, wanted
+
+IDS, OTHER = [3, 4, 5, 6, 7], [3, 4, 20, 6, 7]
+
+
+class Terminal(io.StringIO):
+    """Standard error of somebody who looks at it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Called in the test itself: pytest puts its own standard error back after the fixtures."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(tqdm.auto, "tqdm", partial(tqdm.auto.tqdm, mininterval=0))  # every step is drawn
+    return stream
+
+
+@pytest.fixture(scope="module")
+def lens() -> hl.HybridLens:
+    return hl.HybridLens(make("jamba", 3))
+
+
+def test_nothing_is_written_where_nobody_looks(lens: hl.HybridLens, capsys: pytest.CaptureFixture[str]) -> None:
+    """Standard error of a test is no terminal; neither is a file or a pipe."""
+    assert not wanted()
+    sweep(lens, "z", [IDS, OTHER], [OTHER, IDS], Rank(3))
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")
+
+
+def test_a_notebook_is_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", sys)
+    assert wanted()
+    with hidden():
+        assert not wanted()
+    assert wanted()
+
+
+def test_a_bar_counts_to_the_end_and_hides_those_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watched(monkeypatch)
+    with counted(4, "outer things") as done:
+        for _ in range(2):
+            with counted(7, "inner things") as more:
+                more(7)
+            done(2)
+    with staged("stages") as tell:
+        tell(0, 3)
+        tell(3, 3)
+    with counted(1, "one thing") as done:
+        done(1)
+    text = terminal.getvalue()
+    assert "outer things: 100%" in text
+    assert "4/4" in text
+    assert "inner" not in text
+    assert "one thing" not in text
+    assert re.search(r"stages:\s+100%.* 3/3", text)
+
+
+def test_functions_show_theirs_or_tell_their_caller(lens: hl.HybridLens, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watched(monkeypatch)
+    n = sweep(lens, "z", IDS, OTHER, Rank(3), batch_size=1).raw.numel()
+    assert f"{n}/{n}" in terminal.getvalue()
+    circuits.circuits(lens, sample_size=2)
+    assert "circuits: 100%" in terminal.getvalue()
+    before, told = terminal.getvalue(), list[int]()
+    sweep(lens, "z", IDS, OTHER, Rank(3), progress=told.append)
+    assert sum(told) == n
+    assert terminal.getvalue() == before
+    sweep(lens, "z", [IDS, OTHER], [OTHER, IDS], Rank(3))
+    assert "prompts: 100%" in terminal.getvalue()
+    assert terminal.getvalue().count("patches:") == before.count("patches:")
+
+
+def test_an_error_leaves_no_bar_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched(monkeypatch)
+    with pytest.raises(ZeroDivisionError), counted(3, "things"):
+        raise ZeroDivisionError
+    assert wanted()
