@@ -13,12 +13,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hybridlens.viz.figures import accuracy_curve, retrieval_map
     from hybridlens.viz.patterns import MAX_TOKENS, Html, PatternFigure, attention_heads
+    from hybridlens.viz.plot import Plot
+    from hybridlens.viz.plotted import Plotted
     from hybridlens.viz.words import headline
 
-_HOMES = {"accuracy_curve": "figures", "retrieval_map": "figures", "headline": "words"}
+_HOMES = {
+    "accuracy_curve": "figures",
+    "retrieval_map": "figures",
+    "headline": "words",
+    "Plot": "plot",
+    "Plotted": "plotted",
+}
 """Of public names; all others are at home in `patterns`."""
 
-__all__ = ["accuracy_curve", "retrieval_map", "MAX_TOKENS", "Html", "PatternFigure", "attention_heads", "headline"]
+__all__ = [
+    "accuracy_curve",
+    "retrieval_map",
+    "MAX_TOKENS",
+    "Html",
+    "PatternFigure",
+    "Plot",
+    "Plotted",
+    "attention_heads",
+    "headline",
+]
 
 
 def __getattr__(name: str) -> Any:
