@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hybridlens.boundary import Positive, public
 from hybridlens.boundary_words import shown
+from hybridlens.display import Displayed, Table, many
 from hybridlens.errors import InputError
 from hybridlens.text import TokenFront
 
@@ -41,8 +42,8 @@ class AnswerStep:
     """The likeliest tokens, in order."""
 
 
-@dataclass(frozen=True, repr=False)
-class PromptTest:
+@dataclass(frozen=True)
+class PromptTest(Displayed):
     """How an answer ranks behind a prompt."""
 
     prompt: tuple[str, ...]
@@ -55,8 +56,20 @@ class PromptTest:
         """(token, rank) of each answer at each step."""
         return tuple(tuple((one.token, one.rank) for one in step.answers) for step in self.steps)
 
-    def __repr__(self) -> str:
-        return f"PromptTest({len(self.prompt)} tokens of a prompt; ranks {[list(step) for step in self.ranks]})"
+    def summary(self) -> str:
+        """The answer's ranks."""
+        return f"ranks {[list(step) for step in self.ranks]} behind {many(len(self.prompt), 'token')}"
+
+    def table(self) -> Table:
+        """A row for each token of the answer, and for each that is likelier or shown beside it."""
+        rows = [
+            (number, kind, one.token, one.rank, one.logit, one.prob)
+            for number, step in enumerate(self.steps)
+            for kind, tokens in (("answer", step.answers), ("top", step.top))
+            for one in tokens
+        ]
+        meanings = {"step": "token of the answer", "rank": "0 for the likeliest token", "prob": "0 to 1"}
+        return Table(("step", "kind", "token", "rank", "logit", "prob"), rows, meanings)
 
     def __str__(self) -> str:
         lines = [f"Tokenized prompt: {list(self.prompt)}"]

@@ -43,6 +43,10 @@ class TokenFront:
         given = getattr(self.tokenizer, "pad_token_id", None), self.hf_model.config.pad_token_id
         return next((token for token in given if token is not None and token >= 0), 0)
 
+    def set_tokenizer(self, tokenizer: Any) -> None:
+        """Give the lens another tokenizer, or None; a lens needs no more than what Hugging Face's have."""
+        self.tokenizer = tokenizer
+
     @public
     def to_tokens(
         self,

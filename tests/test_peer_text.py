@@ -128,6 +128,10 @@ def test_a_prompts_answer(lens, capsys):
     assert [token for token, _ in several.ranks[0]] == ["tower", "river"]
     assert several.ranks[0][0] == found.ranks[0][0]
     assert capsys.readouterr().out == ""
+    table = found.to_pandas()
+    assert table[table.kind == "answer"]["rank"].tolist() == [step[0][1] for step in found.ranks]
+    assert repr(found).startswith("<PromptTest: ranks [[('tower', ")
+    assert "tower" in found._repr_html_()
     their_test_prompt("the cat is in the", "tower river", lens, top_k=1)
     assert str([token_rank[0] for token_rank in found.ranks]) in capsys.readouterr().out.replace("\n", "")
     with pytest.raises(InputError, match="unknown to the tokenizer"):

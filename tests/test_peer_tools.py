@@ -132,3 +132,33 @@ def test_activation_patching_goes_over_layers_that_have_the_point(family):
         _ = act_patching.get_act_patch_direct_path
     with pytest.raises(AttributeError, match="no attribute 'get_act_patch_none'"):
         _ = act_patching.get_act_patch_none
+
+
+@pytest.mark.parametrize("point", ["blocks.0.hook_resid_post", "blocks.0.hook_ssm_out"])
+def test_interchange(point):
+    """With all directions interchanged at the point, what comes out is what replacing it by a hook gives."""
+    lens, base, source = HybridLens(make("jamba")), tokens(2, 3), tokens(2, 3, seed=1)
+    positions = torch.tensor([1, 2])
+
+    def last(inputs):
+        return lens(inputs)[:, -1]
+
+    with torch.no_grad():
+        _, cache = lens.run_with_cache(source)
+        held = analysis.collect_activations(lens, point, source, last, positions=positions)
+        assert torch.equal(held, cache[point][torch.arange(2), positions])
+        every = analysis.SubspaceInterchange(torch.eye(lens.cfg.d_model))
+        found = analysis.intervened_logits(lens, point, every, base, held, last, positions=positions)
+
+        def put(x, hook):
+            x = x.clone()
+            x[torch.arange(2), positions] = held
+            return x
+
+        close(found, lens.run_with_hooks(base, [(point, put)])[:, -1], FORWARD)
+
+
+def test_jacobian_lens_is_refused():
+    """Their Jacobian lens takes bridges alone, and says so; nothing comes out of a model that it was not made for."""
+    with pytest.raises(TypeError, match="supports TransformerBridge only"):
+        analysis.JacobianLens.fit(HybridLens(make("mamba2")), ["a"], corpus="none")

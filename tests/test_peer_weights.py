@@ -116,6 +116,7 @@ def test_embedding_and_unembedding(seen):
     close(lens.unembed(x[0, 1]), logits[0, 1], LAYER)
     uncapped = lens.network.uncapped(x)
     close(x @ lens.W_U + lens.b_U, uncapped, LAYER)
+    close(lens.adapter.apply_output_logits_transform(uncapped), logits, LAYER)
     over_scale = cache["ln_final.hook_normalized"]
     close(over_scale @ lens.weights(folded=True).W_U, uncapped, LAYER)
     along = (x * lens.tokens_to_residual_directions(ids)).sum(-1)
