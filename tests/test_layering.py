@@ -61,6 +61,7 @@ ORDER = (
     "losses",
     "caching",
     "hooking",
+    "run_options",
     "tokens",
     "text",
     "choosing",
