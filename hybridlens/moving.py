@@ -30,28 +30,37 @@ class ModuleFront:
 
     # Where the weights are, and how wide.
 
-    def to(self: Lens, *args: Any, **kwargs: Any) -> Lens:
+    def to(self: Lens, *where: Any, device: Any = None, dtype: Any = None) -> Lens:
         """Move the weights to a device, cast them, or both; returns the lens.
 
         States that were read before belong to the device and dtype that they were read on.
 
         Args:
-            args: as torch's ``Module.to`` takes them: a device, a dtype, both in this order, or a tensor that has them.
-            kwargs: likewise, by name.
+            where: a device, a dtype, both in either order, or a tensor that has them.
+            device: the same by name.
+            dtype: likewise; of real numbers with a fraction.
 
         Raises:
             InputError: a device that is not there, a dtype that weights cannot have, or a model that cannot be moved.
         """
-        for given in (*args, *kwargs.values()):
-            if isinstance(given, (str, torch.device)):
-                usable(given)
+        for given in where:
+            if isinstance(given, Tensor):
+                device, dtype = given.device, given.dtype
+            elif isinstance(given, torch.dtype):
+                dtype = given
+            else:
+                device = given
+        if isinstance(device, bool) or not isinstance(device, (str, int, torch.device, type(None))):
+            raise InputError(f"to({shown(device)}) given, expected a device, a dtype, or both")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"to({shown(dtype)}) given, but weights have a dtype such as torch.float32 or bfloat16")
+        place = None if device is None else usable(f"cuda:{device}" if isinstance(device, int) else device)
         try:
-            self.hf_model.to(*args, **kwargs)
+            self.hf_model.to(device=place, dtype=dtype)
         except (TypeError, ValueError, RuntimeError) as error:
-            words = ", ".join([*map(shown, args), *(f"{key}={shown(value)}" for key, value in kwargs.items())])
             said = " ".join(str(error).split())[:200]
             raise InputError(
-                f"to({words}) given, expected a device, a dtype, or both, for this model: {said}"
+                f"the model cannot be moved to {place or 'its device'} in {dtype or 'its dtype'}: {said}"
             ) from error
         return self
 

@@ -1,7 +1,7 @@
 """Runs of a model with hooks and caches: the part of `HybridLens` that reads a prompt and keeps no state.
 
-All of them take the words of TransformerLens (`RunOptions`): what comes out (logits, a loss, both, nothing), at which
-layer to begin and to stop, and how text and padding are read.
+All of them take the words of TransformerLens (`hybridlens.run_options`): what comes out (logits, a loss, both,
+nothing), at which layer to begin and to stop, and how text and padding are read.
 
 Hooks of a call are gone when it returns or raises, unless they are to stay (``reset_hooks_end=False``).
 
@@ -11,9 +11,8 @@ names by `hybridlens.hooks`; each in one line, before anything runs.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Unpack, cast, overload
 
 import torch
 from jaxtyping import Float
@@ -29,61 +28,11 @@ from hybridlens.hooking import HookFront, Hooks
 from hybridlens.hooks import HookPoint, NameFilter, attached
 from hybridlens.losses import next_token_losses
 from hybridlens.padding import Layout, Side
+from hybridlens.run_options import CacheOptions, HookOptions, LogitsAndLoss, ReturnType, RunOptions, takes_input
 from hybridlens.shapes import Lengths, Logits, Resid
 from hybridlens.text import TokenFront
 from hybridlens.tokens import TokensLike
 from hybridlens.visits import given_as
-
-Checked = TypeVar("Checked", bound=Callable[..., Any])
-
-ReturnType: TypeAlias = Literal["logits", "loss", "both"] | None
-
-
-class RunOptions(TypedDict, total=False):
-    """What every run takes by keyword."""
-
-    loss_per_token: bool
-    """The loss of each next token, [batch, pos − 1], not their mean."""
-    start_at_layer: int | None
-    """What is given as tokens is the residual stream [batch, pos, d_model] that enters this layer."""
-    stop_at_layer: int | None
-    """Return the residual stream that enters this layer, and run no further; 0 is the embedding."""
-    prepend_bos: bool | None
-    """Begin texts with the BOS, or not; None for as the tokenizer does. Ids are taken as they are."""
-    padding_side: Side | None
-    """Of rows of different lengths, as they are given (with `lengths`) and given back."""
-    lengths: Sequence[int] | Lengths | None
-    """Real tokens of each row of a tensor that is padded, on the right if `padding_side` says nothing else."""
-
-
-class HookOptions(RunOptions, total=False):
-    """What runs with hooks take besides."""
-
-    reset_hooks_end: bool
-    """Take the hooks of the call away at its end."""
-    clear_contexts: bool
-    """Empty every point's ``ctx`` then."""
-
-
-class CacheOptions(HookOptions, total=False):
-    """What runs with a cache take besides."""
-
-    incl_bwd: bool
-    """Gradients too."""
-    device: torch.device | str | None
-    """Where to keep what is cached; None where it was computed."""
-    remove_batch_dim: bool
-    """Drop the batch axis of a single prompt."""
-    pos_slice: PosSlice
-    """Keep only these query positions."""
-
-
-class LogitsAndLoss(NamedTuple):
-    """What ``return_type="both"`` gives."""
-
-    logits: Logits
-    loss: Float[Tensor, "*place"]
-    """Nats: a number, or [batch, pos − 1] for each token."""
 
 
 class Rows(NamedTuple):
@@ -92,18 +41,6 @@ class Rows(NamedTuple):
     laid: Layout
     given: Tensor
     """Tokens, or the stream that enters the first layer, as computed."""
-
-
-def takes_input(fn: Checked) -> Checked:
-    """A method whose `tokens` may be called ``input``, as they are in TransformerLens."""
-
-    @functools.wraps(fn)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        if "input" in kwargs and len(args) < 2 and "tokens" not in kwargs:
-            kwargs["tokens"] = kwargs.pop("input")
-        return fn(*args, **kwargs)
-
-    return cast(Checked, called)
 
 
 class RunFront(TokenFront, HookFront):

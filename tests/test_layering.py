@@ -69,6 +69,7 @@ ORDER = (
     "losses",
     "caching",
     "hooking",
+    "run_options",
     "tokens",
     "text",
     "prompting",

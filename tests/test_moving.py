@@ -56,8 +56,10 @@ def test_the_ways_to_say_where(lens):
     assert lens.cpu() is lens
     for given, said in (
         ("nowhere", "device 'nowhere'"),
-        (torch.int32, r"to\(torch.int32\) given"),
-        (3.5, r"to\(3.5\)"),
+        (torch.int32, r"to\(torch.int32\) given, but weights have a dtype such as"),
+        (torch.complex64, r"to\(torch.complex64\)"),
+        (True, r"to\(True\) given, expected a device, a dtype, or both"),
+        (3.5, r"to\(3.5\) given, expected a device, a dtype, or both"),
     ):
         with pytest.raises(InputError, match=said):
             lens.to(given)

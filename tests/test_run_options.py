@@ -266,3 +266,46 @@ def test_gradients_where_they_are_off(lens):
         lens.run_with_cache(IDS, return_typ="loss")
     with pytest.raises(TypeError, match="input"):
         lens(input=IDS, tokens=IDS)
+
+
+# Caches filled by hooks.
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pos_slice", [None, -1, (1, 3), [0, 2]])
+def test_caching_hooks_keep_what_a_cache_holds(lens, pos_slice):
+    """Rows of different lengths, padded on the left: the same tensors as `run_with_cache`, of each row's own tokens."""
+    rows = [IDS[0].tolist(), IDS[1, :4].tolist()]
+    expected = lens.run_with_cache(rows, padding_side="left", pos_slice=pos_slice)[1]
+    mine = {}
+    cache, fwd, bwd = lens.get_caching_hooks(pos_slice=pos_slice, cache=mine)
+    assert (cache is mine, bwd) == (True, [])
+    with lens.hooks(fwd, bwd):
+        lens(rows, padding_side="left")
+    assert list(cache) == list(expected)
+    for name, value in cache.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0, equal_nan=True)
+    if pos_slice == -1:
+        alone = lens.run_with_cache(rows[1])[1]["blocks.2.hook_resid_pre"][0, -1]
+        torch.testing.assert_close(cache["blocks.2.hook_resid_pre"][1, 0], alone)
+
+
+@torch.no_grad()
+def test_caching_hooks_in_steps_hold_the_step(lens):
+    state = lens.prefill(IDS).state
+    cache, fwd, _ = lens.get_caching_hooks(["blocks.2.hook_resid_pre"], pos_slice=-1)
+    with lens.hooks(fwd):
+        lens.extend(state, IDS[:, :2])
+    whole = lens(torch.cat([IDS, IDS[:, :2]], dim=1), stop_at_layer=2)
+    torch.testing.assert_close(cache["blocks.2.hook_resid_pre"], whole[:, -1:])
+
+
+def test_added_caching_hooks_fill_a_cache_until_reset(lens):
+    cache = lens.add_caching_hooks(["blocks.2.hook_resid_pre"], incl_bwd=True)
+    lens(IDS, "loss").backward()
+    assert sorted(cache) == ["blocks.2.hook_resid_pre", "blocks.2.hook_resid_pre_grad"]
+    lens.reset_hooks()
+    cache.clear()
+    lens(IDS)
+    assert cache == {}
+    lens.hf_model.zero_grad()
