@@ -159,7 +159,8 @@ class HookPoint(TransformerLensHookPoint):
     @property
     def slots(self) -> KeySlots | None:
         """At scores and pattern, while a hook function runs: where its queries and keys stand in the text."""
-        return HERE.slots.get(self)
+        found = HERE.slots.get(self)
+        return self.envoy.own_slots(found) if found is not None and self._in_block() else found
 
     @slots.setter
     def slots(self, slots: KeySlots | None) -> None:
@@ -174,7 +175,8 @@ class HookPoint(TransformerLensHookPoint):
 
         Of the rows that the function was given. Where it is given blocks of queries, `slots` says which these are.
         """
-        return HERE.visits[-1].positions if HERE.visits and HERE.visits[-1].point is self else None
+        found = HERE.visits[-1].positions if HERE.visits and HERE.visits[-1].point is self else None
+        return self.envoy.own_positions(found) if found is not None and self._in_block() else found
 
     def freeze(self, mask: Tensor) -> None:
         """Say, in a hook function, that entries count as edited though they keep the value they have.
@@ -308,7 +310,7 @@ class HookPoint(TransformerLensHookPoint):
         """Whether a trace is running in this thread and waits here."""
         if self.envoy is None or not self.envoy.interleaver.busy:
             return False
-        return any(self.envoy.interleaver.awaited(f"{self.envoy.path}.{side}") for side in ("input", "output"))
+        return bool(self.envoy.interleaver.awaited(self.envoy.path))
 
     def _in_block(self) -> bool:
         """Whether the code that runs now is the block of a trace of this model."""
