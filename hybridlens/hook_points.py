@@ -151,7 +151,8 @@ class HookPoint(HandleHolder):
     @property
     def slots(self) -> KeySlots | None:
         """At scores and pattern, while a hook function runs: where its queries and keys stand in the text."""
-        return HERE.slots.get(self)
+        found = HERE.slots.get(self)
+        return self.envoy.own_slots(found) if found is not None and self._in_block() else found
 
     @slots.setter
     def slots(self, slots: KeySlots | None) -> None:
@@ -167,7 +168,9 @@ class HookPoint(HandleHolder):
         Of the rows that the function was given. Where it is given blocks of queries, `slots` says which these are.
         """
         run = HERE.visits[-1].reading if HERE.visits and HERE.visits[-1].point is self else None
-        return None if run is None else run.positions
+        if run is None:
+            return None
+        return self.envoy.own_positions(run.positions) if self._in_block() else run.positions
 
     def freeze(self, mask: Tensor) -> None:
         """Say, in a hook function, that entries count as edited though they keep the value they have.
@@ -313,7 +316,7 @@ class HookPoint(HandleHolder):
         """Whether a trace is running in this thread and waits here."""
         if self.envoy is None or not self.envoy.interleaver.busy:
             return False
-        return any(self.envoy.interleaver.awaited(f"{self.envoy.path}.{side}") for side in ("input", "output"))
+        return bool(self.envoy.interleaver.awaited(self.envoy.path))
 
     def _in_block(self) -> bool:
         """Whether the code that runs now is the block of a trace of this model."""

@@ -65,9 +65,13 @@ class ThreadInterleaver(Interleaver, threading.local):
         mediator = getattr(getcurrent(), "mediator", None)
         return mediator is not None and mediator() in self.mediators
 
-    def awaited(self, location: str) -> bool:
-        """Whether a block, or a cache, waits there."""
-        return location in self.parked or location in self.observers
+    def awaited(self, path: str) -> bool:
+        """Whether a block, or a cache, waits for what comes to a place, or what goes from it."""
+        parked, observers = self.parked, self.observers
+        if not parked and not observers:
+            return False
+        given, made = f"{path}.input", f"{path}.output"
+        return made in parked or given in parked or made in observers or given in observers
 
     def __enter__(self) -> ThreadInterleaver:
         """As nnsight's, in the thread that traces."""
@@ -86,8 +90,10 @@ class ThreadInterleaver(Interleaver, threading.local):
 
     def handle(self, provider: str, value: Any) -> Any:
         """As nnsight's; an invoke whose rows read nothing in this pass has no part in it, and does not count it."""
-        batcher, outer = self.batcher, self.location
-        idle = [] if batcher is None else [m for m in self.mediators if batcher.idle(m.batch_group)]
+        batcher = self.batcher
+        if batcher is None or not batcher.batching:
+            return super().handle(provider, value)
+        outer, idle = self.location, [m for m in self.mediators if batcher.idle(m.batch_group)]
         caches = self.observers.get(provider)
         if idle and caches:
             self.observers[provider] = [entry for entry in caches if entry[0] not in idle]

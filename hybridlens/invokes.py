@@ -113,13 +113,13 @@ class RowBatcher(Batcher):
 
     def idle(self, group: Any) -> bool:
         """Whether none of an invoke's rows reads anything in the pass that runs now."""
-        return self.batching and group is not None and self._longest(group) == 0
+        return self.batching and group is not None and self.longest(group) == 0
 
     def own(self, tensor: Tensor, group: list[int]) -> Tensor:
         """A view of an invoke's part of a tensor: its rows, and no padding beyond its longest."""
         start, size = group
         positions = 0 if HERE.reading is None else HERE.reading.positions.shape[1]
-        longest = min(self._longest(group), positions)
+        longest = min(self.longest(group), positions)
         axes, module = self._known()
         if tensor.ndim and tensor.shape[0] == self.total:
             view = tensor.narrow(0, start, size)
@@ -136,7 +136,7 @@ class RowBatcher(Batcher):
             f"one invoke cannot be told from the others' ({self.total} in all); trace that prompt by itself"
         )
 
-    def _longest(self, group: list[int]) -> int:
+    def longest(self, group: list[int]) -> int:
         """How many tokens the longest of an invoke's rows reads in the pass that runs now."""
         run = HERE.reading
         if run is None or run.lengths is None:

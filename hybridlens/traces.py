@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from nnsight import NNsight
 from nnsight.intervention.envoy import Envoy
 from nnsight.intervention.interleaver import Mediator
@@ -30,6 +31,7 @@ from hybridlens.hooks import Edit
 from hybridlens.interleaving import Live, ThreadInterleaver
 from hybridlens.invokes import Prompts, RowBatcher, together
 from hybridlens.network import HookedNetwork
+from hybridlens.slots import KeySlots
 from hybridlens.tokens import TokensLike
 from hybridlens.tracers import Editing, Session
 from hybridlens.weightless import weightless
@@ -51,14 +53,32 @@ class Place(Live, Envoy):  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def of_all_rows(self, mask: Tensor, given: Tensor) -> Tensor:
         """A mask over an invoke's part of an activation as one over all of it; elsewhere as it is."""
-        mediator: Any = Mediator.current(self.path)
-        batcher: Any = self.interleaver.batcher
-        if not isinstance(mask, Tensor) or batcher is None or not batcher.batching or mediator.batch_group is None:  # pyright: ignore[reportUnnecessaryIsInstance]
+        group = self._group()
+        if group is None or not hasattr(mask, "expand"):
             return mask
         whole = given.new_zeros(given.shape, dtype=mask.dtype)
-        place = batcher.own(whole, mediator.batch_group)
+        place = self._rows.own(whole, group)
         place.copy_(mask.expand(place.shape))
         return whole
+
+    def own_positions(self, positions: Tensor) -> Tensor:
+        """The positions of an invoke's tokens, of those of all rows."""
+        group = self._group()
+        return positions if group is None else positions[group[0] : sum(group), : self._rows.longest(group)]
+
+    def own_slots(self, slots: KeySlots) -> KeySlots:
+        """The slots of an invoke's rows, of those of all rows."""
+        group = self._group()
+        return slots if group is None else slots.select(torch.arange(group[0], sum(group)))
+
+    def _group(self) -> list[int] | None:
+        """First row and number of rows of the invoke whose block runs now; None where it sees all rows."""
+        mediator: Any = Mediator.current(self.path)
+        return mediator.batch_group if self._rows is not None and self._rows.batching else None
+
+    @property
+    def _rows(self) -> Any:
+        return self.interleaver.batcher
 
 
 class Root(Place, NNsight):  # pyright: ignore[reportIncompatibleMethodOverride]

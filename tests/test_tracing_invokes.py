@@ -101,6 +101,7 @@ def test_edits_of_an_invoke_count_its_own_rows(jamba):
     assert not second[1].any()
 
 
+@pytest.mark.filterwarnings("ignore:.*was never reached")
 @pytest.mark.parametrize("boundary", ["last_prompt_token", "first_new_token"])
 def test_generating_each_invoke_has_its_own_steps(jamba, boundary):
     """Rows of 9, 4 and 1 tokens that end at different steps: what each saw, step by step, is what it sees alone.
@@ -113,12 +114,12 @@ def test_generating_each_invoke_has_its_own_steps(jamba, boundary):
     point, words = lens.blocks[1].hook_resid_post, {"max_new_tokens": 7, "boundary": boundary}
     alone = []
     for row in given:
-        with pytest.warns(UserWarning, match="never reached"), lens.trace(row, **words) as tracer:
+        with lens.trace(row, **words) as tracer:
             seen = [].save()
             for _ in tracer.iter[:]:
                 seen.append(point.output)
         alone.append(seen)
-    with pytest.warns(UserWarning, match="never reached"), lens.trace(**words) as tracer:
+    with lens.trace(**words) as tracer:
         a, b, c = [].save(), [].save(), [].save()
         with tracer.invoke(given[0]):
             for _ in tracer.iter[:]:
@@ -201,8 +202,7 @@ def test_a_frozen_state_of_an_invoke_is_its_own(jamba):
 def test_the_hugging_face_models_modules_keep_invokes_apart(lens):
     """Maps see [rows, positions], experts all tokens in one row: both an invoke's own, read and written."""
     maps = lens.lm_head
-    moe = [layer for layer in lens.cfg.moe_layers]
-    mlp = lens.model.layers[moe[0] if moe else 1]
+    mlp = lens.model.layers[lens.cfg.moe_layers[0] if lens.cfg.moe_layers else 1]
     site = getattr(mlp, "feed_forward", None) or getattr(mlp, "mlp", None) or mlp.mlp_block.down_proj
     site = getattr(site, "experts", site)
     short, long = prompt(4), prompt(9)
@@ -230,6 +230,25 @@ def test_the_hugging_face_models_modules_keep_invokes_apart(lens):
     close(edited, expected, FORWARD)
     assert apart(edited, logits)
     close(untouched, other, FORWARD)  # experts take other numbers of tokens at once
+
+
+def test_an_invoke_knows_where_its_own_tokens_stand(jamba):
+    """In a decode step rows of different lengths are at different positions; slots are those of its rows."""
+    layer = jamba.cfg.attention_layers[0]
+    scores = jamba.blocks[layer].attn.hook_attn_scores
+    with jamba.trace(max_new_tokens=2, stop_at_eos=False) as tracer:
+        with tracer.invoke(prompt(9)):
+            jamba.hook_embed.output.save()
+        with tracer.invoke([prompt(4), prompt(6)]):
+            scores.output.save()
+            read = scores.positions.save()
+            for _ in tracer.iter[1]:
+                scores.output.save()
+                stepped = scores.positions.save()
+                slots = scores.slots.query_positions.save()
+    assert read.tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert stepped.tolist() == [[3], [5]]
+    assert slots.tolist() == [[3], [5]]
 
 
 def test_an_empty_invoke_sees_all_rows_and_what_others_wrote(jamba):
