@@ -95,8 +95,9 @@ class PerPrompt(Plotted, Generic[T]):
 
         def __getattr__(self, name: str) -> Any:
             """Say where the results' own values are, to whoever asks a list of results for one."""
-            if not name.startswith("_") and hasattr(self.results[0], name):
-                kind = type(self.results[0]).__name__
+            made = self.__dict__.get("results")  # not there yet while it is copied
+            if made and not name.startswith("_") and hasattr(made[0], name):
+                kind = type(made[0]).__name__
                 raise AttributeError(
                     f"{name!r} asked of the results of {len(self)} prompts, expected of one: a list of prompts gives a "
                     f"list of {kind}; take found[0].{name}, or found.stack({name!r}) for all of them"
