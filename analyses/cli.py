@@ -25,6 +25,7 @@ from analyses.commands.experiments import EXPERIMENTS
 from analyses.commands.look import families, heads, hooks, models
 from hybridlens.boundary_words import sound
 from hybridlens.errors import HybridLensError
+from hybridlens.progress import hidden
 
 app = typer.Typer(
     name="hybridlens",
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     entry = typer.main.get_command(app)
     try:
-        with _terminable(), warnings.catch_warnings():
+        with _terminable(), warnings.catch_warnings(), hidden():  # commands have bars of their own
             warnings.showwarning = _one_line
             with entry.make_context("hybridlens", typed) as context:  # `main` would lose what stopped it
                 entry.invoke(context)

@@ -39,7 +39,7 @@ print("attention in", lens.cfg.attention_layers, "- recurrent layers", lens.cfg.
 
 # %%
 (needles,) = kv_cache.needle_pairs(["paper"])
-pair = pairs.other_needle(lens, needles.a, needles.b, length=150, depth=50)
+pair = pairs.other_needle(lens, needles.needle_a, needles.needle_b, length=150, depth=50)
 print(pair.show())
 clean, corrupt, metric = pair.clean_tokens, pair.corrupt_tokens, pair.logit_difference
 

@@ -99,10 +99,8 @@ def test_a_pair_can_be_patched(trained):
     pair = pairs.other_needle(trained, PAPER, pairs.counterparts(trained, PAPER)[0], 150, 50)
     needle = tuple(sorted(inside(pair)))
     others = tuple(set(range(len(pair.clean_tokens))) - set(needle))
-    result = activation_patch(
-        trained, [pair.clean_tokens], [pair.corrupt_tokens], pair.logit_difference, "hook_embed",
-        {"p": [needle, others]},
-    )  # fmt: skip
+    sides = pair.clean_tokens, pair.corrupt_tokens
+    result = activation_patch(trained, *sides, pair.logit_difference, "hook_embed", {"p": [needle, others]})
     close(result.normalised, torch.tensor([[1.0, 0.0]]).double(), FORWARD, dtype=torch.float32)
     assert result.clean > 1 > -1 > result.corrupt
 

@@ -122,6 +122,12 @@ def test_results_stack_where_their_shapes_agree(lens: hl.HybridLens) -> None:
     by_position = activation_patch(lens, CLEAN, CORRUPT, METRICS, HOOKS, "p")
     with pytest.raises(InputError, match=r"'raw' of prompt 0 has shape \[1, 5\] and of prompt 1 \[1, 7\], exp"):
         by_position.stack("raw")
+    with pytest.raises(
+        AttributeError, match=r"'normalised' asked of the results of 2 prompts, .* take found\[0\]\.norm"
+    ):
+        _ = by_head.normalised
+    with pytest.raises(AttributeError, match="'PerPrompt' object has no attribute 'results_'"):
+        _ = by_head.results_
     with pytest.raises(InputError, match="'rwa' asked for, but a PatchResult has no such value"):
         by_position.stack("rwa")
 

@@ -91,6 +91,19 @@ class PerPrompt(Plotted, Generic[T]):
         """Every result."""
         return iter(self.results)
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Say where the results' own values are, to whoever asks a list of results for one."""
+            made = self.__dict__.get("results")  # not there yet while it is copied
+            if made and not name.startswith("_") and hasattr(made[0], name):
+                kind = type(made[0]).__name__
+                raise AttributeError(
+                    f"{name!r} asked of the results of {len(self)} prompts, expected of one: a list of prompts gives a "
+                    f"list of {kind}; take found[0].{name}, or found.stack({name!r}) for all of them"
+                )
+            raise AttributeError(f"'PerPrompt' object has no attribute {name!r}")
+
     def summary(self) -> str:
         """How many, of what, and the first."""
         first = self.results[0]

@@ -38,6 +38,10 @@ class Memory(Displayed, _Memory):
 
     __slots__ = ()
 
+    def summary(self) -> str:
+        """Its words."""
+        return self.words
+
 
 EVERYTHING = Memory("everything", "kv B, conv B, recurrent B", INTACT)
 """Nothing stands against it: following it is telling the needle of the prompt that was read."""
@@ -62,6 +66,10 @@ class LayerMemory(Displayed, _LayerMemory):
     """A memory of one layer."""
 
     __slots__ = ()
+
+    def summary(self) -> str:
+        """Its words."""
+        return self.memory.words
 
 
 class _Following(NamedTuple):

@@ -22,7 +22,7 @@ from torch import Tensor
 from analyses.experiment.artefacts import Stored
 from analyses.patching.writers import Reader, Writer
 from hybridlens.boundary_words import Among
-from hybridlens.display import Grid, Piece, Table, count, number
+from hybridlens.display import Grid, Piece, Table, count, number, visible
 from hybridlens.display.markup import cut
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.viz.plotted import Plotted
@@ -165,7 +165,11 @@ class PatchResult(Compared):
     def summary(self) -> str:
         """What was measured, over what, and the strongest patch."""
         over = " × ".join(f"{count(len(axis.labels))} {axis.name}" for axis in self.axes) or "one patch"
-        best = f"; most: {cut(' '.join(self.top(1)[0][0]), 40)} {number(self.top(1)[0][1], 3)}" if self.axes else ""
+        best = ""
+        if self.axes and self.raw.numel():
+            ((labels, change),) = self.top(1)
+            where = " ".join(f"{axis.name} {visible(label)}" for axis, label in zip(self.axes, labels, strict=True))
+            best = f"; most: {cut(where, 50)} {number(change, 3)}"
         return f"{self.about(self.corrupt)} over {over}{best}"
 
     def table(self) -> Table:
