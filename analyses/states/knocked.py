@@ -107,7 +107,7 @@ class Knockout(OfRun):
 
     def plot(self) -> Plot:
         """How far each set takes the metric: the heads given beside random ones."""
-        from analyses.states.dots import dots
+        from analyses.stream.dots import dots
 
         sets = {"heads given": [self.change], f"{len(self.random)} random sets": self.random_change.tolist()}
         return dots(sets, f"change of the {self.metric}")

@@ -157,7 +157,7 @@ class Probe(Plotted, Stored):
 
     def plot(self) -> Plot:
         """The accuracy of the true labels beside those of shuffles."""
-        from analyses.states.dots import dots
+        from analyses.stream.dots import dots
 
         sets = {"true labels": [self.accuracy], f"{len(self.shuffled)} shuffles": self.shuffled.tolist()}
         return dots(sets, "accuracy, 0 to 1")
