@@ -49,8 +49,8 @@ class HookHandle:
     """Those of lower places act first."""
     removed: bool = False
     """Gradients that a forward pass left for it go by unheard."""
-    at: dict[HookHandle, None] = field(default_factory=dict["HookHandle", None], repr=False)
-    """The list in which it stands."""
+    at: dict[HookHandle, None] = field(default_factory=dict["HookHandle", None], init=False, repr=False)
+    """The list in which it stands, which other threads may be changing."""
 
     @property
     def hook(self) -> HookHandle:
@@ -68,7 +68,7 @@ class HookHandle:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HookHandle:
         """The same function, not a copy of it or of the object whose method it is."""
-        return replace(self, at={})
+        return replace(self)
 
     def __getstate__(self) -> dict[str, Any]:
         try:
@@ -131,7 +131,8 @@ class HandleHolder(TransformerLensHookPoint):
             raise UnknownNameError(f"direction {dir!r} does not exist; expected one of fwd, bwd")
         place = next(_before if prepend else _behind)
         thread = HERE.thread if own else None
-        handle = HookHandle(hook, dir, is_permanent, level, thread, place, at=self.handles)
+        handle = HookHandle(hook, dir, is_permanent, level, thread, place)
+        handle.at = self.handles
         self.handles[handle] = None
         return handle
 
