@@ -164,7 +164,7 @@ def test_pairs_by_name() -> None:
     assert twin.clean_prompt.needle_spans == twin.corrupt_prompt.needle_spans
     start, stop = twin.clean_prompt.needle_span
     assert all(start <= d.position < stop for d in twin.differences)
-    assert choosing.make_pair(lens, "none", "paper", 110, 50).corrupt.needle_span is None
+    assert choosing.make_pair(lens, "none", "paper", 110, 50).corrupt_prompt.needle_span is None
     back, on = (choosing.make_pair(lens, "moved", "paper", 110, depth) for depth in (50, 20))
     assert back.corrupt_prompt.needle_span < back.clean_prompt.needle_span
     assert on.corrupt_prompt.needle_span > on.clean_prompt.needle_span
