@@ -20,6 +20,9 @@ from hybridlens.boundary_words import shown
 from hybridlens.devices import usable
 from hybridlens.errors import InputError
 
+MOST_DEVICES = 128
+"""Numbers of GPUs are below it, as torch has them."""
+
 Lens = TypeVar("Lens", bound="ModuleFront")
 
 
@@ -50,7 +53,8 @@ class ModuleFront:
                 dtype = given
             else:
                 device = given
-        if isinstance(device, bool) or not isinstance(device, (str, int, torch.device, type(None))):
+        number = isinstance(device, int) and not isinstance(device, bool) and 0 <= device < MOST_DEVICES
+        if not number and not isinstance(device, (str, torch.device, type(None))):
             raise InputError(f"to({shown(device)}) given, expected a device, a dtype, or both")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise InputError(f"to({shown(dtype)}) given, but weights have a dtype such as torch.float32 or bfloat16")
@@ -70,7 +74,7 @@ class ModuleFront:
 
     def cuda(self: Lens, device: int | str | torch.device | None = None) -> Lens:
         """Move the weights to a GPU: the current one, or one by number."""
-        return self.to(f"cuda:{device}" if isinstance(device, int) else "cuda" if device is None else device)
+        return self.to("cuda" if device is None else device)
 
     def half(self: Lens) -> Lens:
         """Cast the weights to float16."""
