@@ -83,7 +83,7 @@ def test_own_needles_are_twins_where_they_answer_one_question() -> None:
     a, b, c = own("a", "What has Anna?"), own("b", "What has Anna?"), own("c", "Who?")
     tokenizer = byte_bpe()
     made = paired([a, niah.NEEDLES["oslo"], b], tokenizer)
-    assert [(pair.a.name, pair.b.name) for pair in made] == [("oslo", "oslo"), ("a", "b")]
+    assert [(pair.needle_a.name, pair.needle_b.name) for pair in made] == [("oslo", "oslo"), ("a", "b")]
     with pytest.raises(InputError, match="needle 'c' has no twin; give another needle with the question 'Who\\?'"):
         paired([a, b, c], tokenizer)
 
@@ -92,7 +92,7 @@ def test_own_texts_are_a_pair_like_any() -> None:
     """Tokens as the lens has them, the tokens at which the answers part as text; unequal lengths are refused."""
     lens = benchmark_lens("jamba")
     pair = pairs.own_pair(lens, CLEAN, CORRUPT, max_new_tokens=3)
-    assert pair.clean.tokens == tuple(lens.to_tokens(CLEAN)[0].tolist())
+    assert pair.clean_prompt.tokens == tuple(lens.to_tokens(CLEAN)[0].tolist())
     assert [d.clean for d in pair.differences] == ["Oslo"]
     if pair.answers is not None:
         assert pair.texts == tuple(lens.to_string([token]) for token in pair.answers)

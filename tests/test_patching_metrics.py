@@ -172,7 +172,7 @@ def test_metrics_have_words():
     assert all(isinstance(metric, Metric) for metric in metrics)
     assert [metric.words for metric in metrics] == [
         "logit of token 1 minus that of token 2",
-        "log-probability of tokens 3",
+        "log-probability of token 3",
         "rank of token 4 (1 is the likeliest)",
         "divergence from the reference at the last 2 positions, in nats",
         "needle score of up to 12 new tokens (0 to 5)",

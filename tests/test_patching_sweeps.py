@@ -74,7 +74,7 @@ def test_every_ready_sweep_equals_the_plain_loop(family):
 def test_axes_are_named_and_labelled():
     """Layers, heads, channel blocks and positions with their tokens; both tokens where the prompts differ."""
     lens = small("recurrentgemma")
-    clean, corrupt = [[5, 6, 7, 8]], [[5, 6, 9, 8]]
+    clean, corrupt = [5, 6, 7, 8], [5, 6, 9, 8]
     result = sweep(lens, "write_by_channel", clean, corrupt, METRIC)
     assert [axis.name for axis in result.axes] == ["layer", "pos", "channel"]
     assert result.axes[0].labels == ("0", "1", "3")

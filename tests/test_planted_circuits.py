@@ -30,7 +30,7 @@ def pair():
     found = planted_memory.pairs(1)[0]
     clean, corrupt = list(found.a), list(found.b)
     (right, wrong), *_ = [(a, b) for a, b in zip(clean, corrupt, strict=True) if a != b]
-    return [clean], [corrupt], LogitDifference(right, wrong)
+    return clean, corrupt, LogitDifference(right, wrong)
 
 
 def planted_edges(made):

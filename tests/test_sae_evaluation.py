@@ -45,7 +45,7 @@ BIASED = {"jamba": {"mamba_proj_bias": True}, "recurrentgemma": {"num_key_value_
 def biased(request):
     """A model whose layers write biases, and what its parts add to an answer; RecurrentGemma's norm is 1 + w."""
     lens = hl.HybridLens(make_calm(request.param, 3, **BIASED[request.param]))
-    return lens, direct_logit_attribution(lens, [TEXTS[0]], [QUESTION], (-1, 2))
+    return lens, direct_logit_attribution(lens, TEXTS[0], [QUESTION], (-1, 2))
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def test_own_texts_of_several_lengths(jamba: Path, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--needle", "papr"], "--needle 'papr' does not exist; close names: paper"),
+        (["--needle", "papr"], "--needle given without --question and --rubric; close names: paper"),
         (["--length", "12"], "12"),
         (["--length", "0"], "--length 0 given, expected greater than or equal to 1"),
         (["--depths", "0,200"], "--depths holds 200, expected percentages from 0 to 100"),
@@ -133,7 +133,7 @@ def test_own_texts_of_several_lengths(jamba: Path, tmp_path: Path, capsys: pytes
         (["--metric", "rank"], "--metric 'rank' does not exist"),
         (["--haystacks", "2"], "--haystacks 2 given, expected greater than or equal to 5"),
         (["--controls", "0"], "--controls 0 given, expected greater than or equal to 1"),
-        (["--texts", "a.txt"], "--texts and --depths are given; own texts have no needle of ours"),
+        (["--texts", "a.txt"], "--texts and --length are given; own texts have no needle of ours"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_made(
