@@ -117,7 +117,7 @@ LENS = CLASS | {
     "named_modules": Habit("lens.hf_model.named_modules()", RUNNING, "a lens is no torch module"),
     "children": Habit("lens.hf_model.children()", RUNNING, "a lens is no torch module"),
     "get_submodule": Habit('lens.hf_model.get_submodule("model.layers.2")', RUNNING, "a lens is no torch module"),
-    "apply": Habit("lens.hf_model.apply(fn)", RUNNING, "a lens is no torch module"),
+    "apply": Habit("lens.hf_model.apply(lambda module: None)", RUNNING, "a lens is no torch module"),
     "transformer": _THEIRS,
     "gpt_neox": _THEIRS,
     "backbone": _THEIRS,
@@ -163,7 +163,7 @@ BLOCK = PART | {
     "input_layernorm": Habit("lens.blocks[2].ln1", HOOKS),
     "next": _STEPS,
     "source": Habit("lens.hook_points", TRACES, "what is computed inside modules has hook points"),
-    "skip": Habit("lens.blocks[2].output", TRACES, "in a trace, assign lens.blocks[2].input to it"),
+    "skip": Habit("lens.trace(tokens)", TRACES, "in its block, lens.blocks[2].output = lens.blocks[2].input"),
 }
 """Names asked of a layer."""
 
@@ -171,7 +171,6 @@ POINT = {
     "next": _STEPS,
     "all": _STEPS,
     "iter": _STEPS,
-    "save": Habit("lens.blocks[2].hook_resid_post", TRACES, "in a trace, .output.save()"),
     "value": Habit("lens.blocks[2].hook_resid_post", TRACES, "in a trace .output.save(), whose value it is"),
     "source": Habit("lens.hook_points", TRACES, "what is computed inside modules has hook points"),
     "skip": Habit("lens.blocks[2].hook_resid_post", TRACES, "in a trace, assign to .output"),
