@@ -62,6 +62,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
+        from hybridlens.elsewhere import typed_here
+        from hybridlens.errors import ElsewhereError
+        from hybridlens.habits import MODULE
+
+        if name in MODULE:
+            raise ElsewhereError(f"hybridlens has no {name}; {typed_here(MODULE[name])}")
         raise AttributeError(f"module 'hybridlens' has no attribute {name!r}")
     return getattr(import_module(f"hybridlens.{home}"), name) if home else import_module(f"hybridlens.{name}")
 

@@ -22,6 +22,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
+from hybridlens.elsewhere import missing
+from hybridlens.habits import BLOCK
 from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory
 from hybridlens.norms import HookedNorm
@@ -155,6 +157,15 @@ class Block(nn.Module):
     @input.setter
     def input(self, value: Any) -> None:
         self.hook_resid_pre.output = value
+
+    def __getattr__(self, name: str) -> Any:
+        """What PyTorch finds; for a part that the layer lacks, or a name of others', what to type instead."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in BLOCK:
+                raise
+            raise missing(self, "this layer", name, BLOCK) from None
 
     def number_of(self, part: str | None) -> int:
         """Which branch, counted from 1, a part is in; None for the mixers."""

@@ -9,7 +9,8 @@ says: dtype, and number of axes. pydantic is imported, and the check of a functi
 
 How it fails: in one line, `boundary_words.refusal`. Only what an annotation can say is checked here; what depends on
 a model (a layer that it lacks) is for the function. A call with too few or unknown arguments is Python's own
-TypeError. `HybridLens` itself reads its tokens by `hybridlens.tokens`, which is quicker in a loop (`Unchecked`).
+TypeError, but for keywords of other libraries (`hybridlens.habits`). `HybridLens` itself reads its tokens by
+`hybridlens.tokens`, which is quicker in a loop (`Unchecked`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get
 from annotated_types import BaseMetadata, Ge, Le
 
 from hybridlens.boundary_words import BROKEN, Among, Unchecked, refusal, sound
+from hybridlens.elsewhere import wrong_keyword
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 
@@ -108,7 +110,11 @@ def _compiled(fn: Callable[..., Any], hints: dict[str, Any]) -> Callable[..., tu
         except ValidationError as error:
             faults = error.errors(include_url=False, include_context=False, include_input=False)
             if any(fault["type"] in SIGNATURE for fault in faults):
-                return args, kwargs  # calling the function raises Python's TypeError
+                unknown = (str(fault["loc"][-1]) for fault in faults if fault["type"] == "unexpected_keyword_argument")
+                known = next(filter(None, (wrong_keyword(fn.__qualname__, word) for word in unknown)), None)
+                if known is None:
+                    return args, kwargs  # calling the function raises Python's TypeError
+                raise known from None
             first = faults[0]["loc"][0]
             key = order[first] if isinstance(first, int) else str(first)
             value = args[first] if isinstance(first, int) else kwargs[key]

@@ -22,6 +22,14 @@ class AbsentError(HybridLensError, AttributeError):
     """An attribute that other models have, under a name of TransformerLens', and this one has not."""
 
 
+class KeywordError(HybridLensError, TypeError):
+    """A keyword that a function of another library takes, and this one's does not; a `TypeError` too, as of Python."""
+
+
+class ElsewhereError(UnknownNameError, ImportError):
+    """A name of another library, asked of this one; an `ImportError` too, the one that ``from … import`` lets out."""
+
+
 class NotCachedError(UnknownNameError, KeyError):
     """An activation that a cache does not hold, or that the model lacks; a `KeyError` too, as of any mapping."""
 

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from hybridlens.display import Displayed
 from hybridlens.display.hooks import HookSpecShown
+from hybridlens.elsewhere import missing
 from hybridlens.errors import HookFunctionError
+from hybridlens.habits import POINT
 from hybridlens.hook_functions import HookFunction, differing, mismatch, unchanged
 from hybridlens.hook_handles import HandleHolder, HookHandle
 from hybridlens.shapes import Positions
@@ -145,6 +147,12 @@ class HookPoint(HandleHolder):
         if self._on_module() or self._awaited():
             return False
         return all(handle.dir == "fwd" and getattr(handle.user_hook, "by_query", False) for handle in self.acting())
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what to type instead of a name of nnsight's that a point has not."""
+        if name in POINT:
+            raise missing(self, "a hook point", name, POINT)
+        return super().__getattr__(name)
 
     # For hook functions.
 

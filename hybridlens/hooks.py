@@ -23,6 +23,7 @@ from hybridlens.aliases import table_name
 from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
 from hybridlens.display.hooks import EditShown
+from hybridlens.elsewhere import other_point
 from hybridlens.errors import HookFunctionError, UnknownNameError, closest
 from hybridlens.hook_functions import HookFunction, by_query, mismatch, reads_only, unchanged
 from hybridlens.hook_handles import Direction, Directions, HookHandle
@@ -187,6 +188,9 @@ def check_name(name: str, points: Mapping[str, HookPoint]) -> str:
             raise UnknownNameError(
                 f"hook point {shown(name)} does not exist: layers with {suffix} are {', '.join(layers)}"
             )
+    instead = other_point(name, points)
+    if instead is not None:
+        raise UnknownNameError(f"hook point {shown(name)} does not exist; {instead}")
     ends = [p for p in points if p.split(".")[-1] in (name, f"hook_{name}")]
     near = f"; close names: {', '.join(ends[:3])}" if ends else closest(name, points)
     raise UnknownNameError(f"hook point {shown(name)} does not exist{near}; see lens.hook_points")

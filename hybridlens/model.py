@@ -2,9 +2,9 @@
 
 The lens is a thin front: its text is in `text` and `prompting`, its weights in `weight_front`, hooks in `hooking`, runs
 and caches in `running`, states in `continuing`, generation in `generating`, autoencoders in `splicing`, nnsight in
-`tracing`, what a torch module has in `moving`; what they call lives in `network`, `tokens` and `decoding`. The Hugging
-Face model that it opens goes on working by itself, shares its weights, and is changed only where that is asked for
-(``lens.to``, an optimizer over ``lens.parameters()``).
+`tracing`, what a torch module has in `moving`, what other libraries have and a lens has not in `elsewhere`; what they
+call lives in `network`, `tokens` and `decoding`. The Hugging Face model that it opens goes on working by itself, shares
+its weights, and is changed only where that is asked for (``lens.to``, an optimizer over ``lens.parameters()``).
 
 What every way in has in common: hooks fire in forward order at the points of `lens.hook_points`, in
 prefill and in every decode step; those of a call are gone when it returns or raises, and others only where they were
@@ -24,6 +24,7 @@ from hybridlens.config import LensConfig
 from hybridlens.continuing import StateFront
 from hybridlens.display.hooks import HookPoints
 from hybridlens.display.models import LensShown
+from hybridlens.elsewhere import HabitFront
 from hybridlens.families import family_for
 from hybridlens.generating import GenerateFront
 from hybridlens.hooks import HookPoint, HookSpec
@@ -57,6 +58,7 @@ class HybridLens(
     PromptFront,
     SpliceFront,
     ModuleFront,
+    HabitFront,
 ):
     """Hook points, caches, traces, states and generation over a Hugging Face hybrid model.
 

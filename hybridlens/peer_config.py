@@ -1,8 +1,8 @@
 """Names of TransformerLens' configuration that its tools and users read, where a hybrid has a truth to tell by them.
 
-How it fails: a name of theirs that would tell none raises `AbsentError`, an `AttributeError`, and says what to ask; so
-do names that are known of an opened model alone (``lens.cfg``), where only a configuration was read. Sizes that differ
-from layer to layer raise `InputError`, as in `LensConfig`.
+How it fails: a name of theirs that would tell none raises `AbsentError`, an `AttributeError`, and says what to type
+(`hybridlens.habits`); so do names that are known of an opened model alone (``lens.cfg``), where only a configuration
+was read. Sizes that differ from layer to layer raise `InputError`, as in `LensConfig`.
 """
 
 from __future__ import annotations
@@ -12,29 +12,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hybridlens.bos import prepends_bos
+from hybridlens.elsewhere import missing
 from hybridlens.errors import AbsentError, InputError
+from hybridlens.habits import CONFIG
 from hybridlens.layer_config import AttentionConfig, LayerConfig
 
 T = TypeVar("T")
-
-INSTEAD = {
-    "n_params": "lens.n_parameters has the counts",
-    "attn_types": "cfg.layer_types and cfg.windows say of each layer what it is",
-    "use_local_attn": "cfg.windows says of each layer how far it looks",
-    "use_attn_scale": "lens.weights().attention(layer).scale is what scores are multiplied by",
-    "attn_scale": "lens.weights().attention(layer).scale is what scores are multiplied by",
-    "attn_scores_soft_cap": "lens.weights().attention(layer).soft_cap has it",
-    "rotary_dim": "lens.weights().attention(layer).rotary has it",
-    "rotary_base": "lens.weights().attention(layer).rotary has it",
-    "rotary_adjacent_pairs": "lens.weights().attention(layer).rotary says how queries and keys turn",
-    "layer_norm_folding": "norms are folded when asked for, lens.weights(folded=True)",
-    "seed": "a lens opens trained models and draws no weights",
-    "init_mode": "a lens opens trained models and draws no weights",
-    "init_weights": "a lens opens trained models and draws no weights",
-    "initializer_range": "a lens opens trained models and draws no weights",
-    "n_devices": "lens.hf_model.hf_device_map says where parts are, if they are on several devices",
-}
-"""What to ask instead of names of theirs that have no truth to tell here."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +149,7 @@ class PeerNames:
         found = getattr(type(self), name, None)
         if isinstance(found, property):  # it raised; Python asks here, and what it said must not be lost
             return found.__get__(self)
-        if name in INSTEAD:
-            raise AbsentError(f"cfg has no {name}; {INSTEAD[name]}")
-        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        raise missing(self, "cfg", name, CONFIG)
 
     @property
     def attentions(self) -> tuple[AttentionConfig, ...]:

@@ -24,6 +24,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # `hybridlens/__init__.py` stands above all of them and loads them only when a name is asked for.
 ORDER = (
     "errors",
+    "habits",
+    "elsewhere",
     "supported",
     "checkpoint_files",
     "boundary_words",

@@ -235,7 +235,7 @@ def test_nothing_is_written_to_what_is_handed_out(folded):
         ("kimi_linear", lambda lens: lens.W_K, "made of latents through a norm"),
         ("kimi_linear", lambda lens: lens.blocks[1].attn.W_V, "made of latents through a norm"),
         ("jamba", lambda lens: lens.blocks[1].attn.W_gate, "is not gated"),
-        ("jamba", lambda lens: lens.cfg.n_params, "lens.n_parameters has the counts"),
+        ("jamba", lambda lens: lens.cfg.n_params, r"type lens\.n_parameters \(has the counts\)"),
         ("jamba", lambda lens: lens.network.cfg.eps, "ask lens.cfg"),
     ],
 )

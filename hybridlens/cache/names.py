@@ -64,7 +64,7 @@ def layers_with(
 def _spelled(key: Any, points: Mapping[str, HookPoint], n_layers: int) -> str:
     """A full name, whether the model has it or not."""
     if isinstance(key, str):
-        if key in points or table_name(key, points) in points:
+        if "." in key or table_name(key, points) in points:  # a full name, whether there is one or not
             return table_name(key, points)
         return _with_part(get_act_name(key), points)
     if not isinstance(key, tuple) or not key or not isinstance(key[0], str) or len(key) > 3:
@@ -76,6 +76,8 @@ def _spelled(key: Any, points: Mapping[str, HookPoint], n_layers: int) -> str:
     if layer is not None and (isinstance(layer, bool) or not hasattr(layer, "__index__")):
         raise NotCachedError(f"layer {shown(layer)} given in {shown(key)}, expected a whole number")
     at = None if layer is None else _counted(layer.__index__(), n_layers)
+    if part in PARTS and f"blocks.{at}.{part}.hook_{name}" in points:  # TransformerLens takes some for attention's
+        return f"blocks.{at}.{part}.hook_{name}"
     return table_name(_with_part(get_act_name(name, at, part), points), points)
 
 
