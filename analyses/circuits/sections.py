@@ -18,7 +18,7 @@ from analyses.heads.ranking import HeadRanking
 from hybridlens.viz.blocks import Chart, ChartGrid, Patterns, Section, Table, Words
 from hybridlens.viz.circuits import distance_curves, eigenvalue_plane
 from hybridlens.viz.entries import Entry
-from hybridlens.viz.heads import head_heatmap, heatmap_height, short
+from hybridlens.viz.heads import head_heatmap, heatmap_height, heatmap_width, short
 
 TOP = 6
 """Heads in a figure that shows a few."""
@@ -182,9 +182,8 @@ def _head_map(
     circuits: HeadCircuits, found: Float[Tensor, "attn_layer head"], title: str, low: int, high: int | None
 ) -> Chart:
     figure = head_heatmap(found.tolist(), circuits.layers, title, low, high)
-    width = 110 + 26 * circuits.n_heads if circuits.n_heads > 16 else None
     words = f"{title} of every head, layers down, heads across; numbers in the table above"
-    return Chart(figure, words, title, heatmap_height(len(circuits.layers)), width)
+    return Chart(figure, words, title, heatmap_height(len(circuits.layers)), heatmap_width(circuits.n_heads))
 
 
 def _curves(

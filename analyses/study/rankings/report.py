@@ -19,7 +19,7 @@ from hybridlens.viz.article import Article
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Table, Words
 from hybridlens.viz.charts import Curve, band_chart
 from hybridlens.viz.entries import Entry, Value, entry, percent
-from hybridlens.viz.heads import correlation_matrix, head_heatmap, heatmap_height
+from hybridlens.viz.heads import correlation_matrix, head_heatmap, heatmap_height, heatmap_width
 from hybridlens.viz.layout import COLORS
 from hybridlens.viz.words import DASH
 
@@ -197,9 +197,8 @@ def _orders(comparison: RankingComparison, rankings: Mapping[str, HeadRanking]) 
         across = range(ranking.scores.shape[1])
         places = [[place[layer, head] for head in across] for layer in ranking.layers]
         figure = head_heatmap(places, ranking.layers, "place", 1, len(contests[0]), best_first=True)
-        width = 110 + 26 * len(across) if len(across) > 16 else None
         words = f"the place of every head in the order of {name}; layers down, heads across"
-        charts.append(Chart(figure, words, name, heatmap_height(len(places)), width))
+        charts.append(Chart(figure, words, name, heatmap_height(len(places)), heatmap_width(len(across))))
     if not charts:
         return None
     where = "of the model" if comparison.scope == "model" else "of its layer"
