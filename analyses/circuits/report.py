@@ -86,8 +86,9 @@ def _induction(circuits: HeadCircuits) -> str:
     best = found[0]
     return (
         f"Induction strength, {_STRENGTH}, is above 0 for {len(found)} of {circuits.copying.numel()} heads and highest "
-        f"for {name_of(best)} ({number(ranking.score(*best))}, through {through[0]}). The signal of the token before would "
-        f"come from a recurrent layer's convolution for {by_lag} of them, from another head for {len(found) - by_lag}."
+        f"for {name_of(best)} ({number(ranking.score(*best))}, through {through[0]}). The signal of the token before "
+        f"would come from a recurrent layer's convolution for {by_lag} of them, from another head for "
+        f"{len(found) - by_lag}."
     )
 
 
