@@ -38,7 +38,9 @@ def top_heads(circuits: HeadCircuits) -> Section:
     words = (
         f"The heads that score highest, by each metric, and the median of all {circuits.copying.numel()}. Shares are "
         f"among {circuits.sample:,} sampled tokens; among fewer they would be higher. All scores are of direct paths: "
-        "from the embedding through one head, or through one writer and one head."
+        "from the embedding through one head, or through one writer and one head. λ are the eigenvalues of the product "
+        "of weights named beside them; a lag-1 writer is what passes the token before on, an earlier head or a tap of "
+        "a recurrent layer's convolution."
     )
     through = {head: writer_of(circuits, head) for head in circuits.heads}
     every = _table(circuits, "inducts through", through, f"All {len(through)} heads")
