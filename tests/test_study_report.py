@@ -143,6 +143,9 @@ def test_the_finding_answers_the_papers_question() -> None:
         "of each layer to 0\u00a0% without attention, chance being 0\u00a0%; accuracy falls under half at k = 1 head."
     )
     assert claims == "Of the 2 claims of the paper that were tested, 1 holds, 1 fails (H1); 1 was not."
+    assert finding((), (), VERDICTS[1:], BASE, "m") == (
+        "The one claim of the paper that was tested fails (H1); 1 was not.",
+    )
     first, _ = said({1: 4.0, 4: 5.0}, 0.0, "prefill")
     assert first == (
         "Dropping attention heads while reading and answering leaves m's retrieval of the needle at 80\u00a0% with "

@@ -117,8 +117,11 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
     fails = ", ".join(found.hypothesis for found in verdicts if found.outcome == "fails")
     against = f", {counts['fails']} {'fails' if counts['fails'] == 1 else 'fail'} ({fails})" if fails else ""
     hold = f"{counts['holds']} {'holds' if counts['holds'] == 1 else 'hold'}"
-    claims = "the one claim of the paper that was" if tested == 1 else f"the {tested} claims of the paper that were"
-    return f"Of {claims} tested, {hold}{against}; {counts[UNTESTED]} {'was' if counts[UNTESTED] == 1 else 'were'} not."
+    rest = f"{counts[UNTESTED]} {'was' if counts[UNTESTED] == 1 else 'were'} not"
+    if tested == 1:
+        became = "holds" if counts["holds"] else f"fails ({fails})"
+        return f"The one claim of the paper that was tested {became}; {rest}."
+    return f"Of the {tested} claims of the paper that were tested, {hold}{against}; {rest}."
 
 
 def _share(found: Estimate) -> str:
