@@ -133,7 +133,7 @@ def test_the_finding_answers_the_papers_question() -> None:
     def said(scores: dict[int, float], chance: float, phase: str = "generation") -> tuple[str, ...]:
         cells = [
             replace(cell, score=chance if cell.control else scores[cell.k])
-            for k in scores for cell in cells_of({"phase": phase, "k": k})
+            for k in scores for cell in cells_of({"phase": phase, "k": k}, LENGTHS[:1])
         ]  # fmt: skip
         return finding(cells, (), VERDICTS, BASE, "m")
 
