@@ -10,6 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from analyses.experiment.text import columns
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.curves import Value as Measured
@@ -174,7 +177,7 @@ def _ability(comparison: RankingComparison) -> Section | None:
         scored = [name for name in comparison.by_area() if not bool(values[comparison.place(name)].isnan().all())]
         lines = [(name, *(percent(float(v)) for v in values[comparison.place(name)])) for name in scored]
         if lines:
-            whole = float(values[0, -1])
+            whole = _with_all(values)
             base = f"; the untouched model has {percent(whole)}" if whole == whole else ""
             blocks.append(Words(f"Accuracy on {task}, by the number of heads kept{base}."))
             blocks.append(Table(("ranking", *map(heads_of, found.task_counts)), tuple(lines)))
@@ -183,8 +186,14 @@ def _ability(comparison: RankingComparison) -> Section | None:
 
 def _untouched(comparison: RankingComparison) -> str:
     """The loss with all heads, which every ranking ends at, as a sentence."""
-    full = float(comparison.ability.loss[0, -1])
+    full = _with_all(comparison.ability.loss)
     return f"The untouched model has {full:.3f} nats a token. " if full == full else ""
+
+
+def _with_all(values: Float[Tensor, "ranking count"]) -> float:
+    """The untouched model's, at which every ranking that was measured ends; NaN where none was."""
+    known = values[:, -1][~values[:, -1].isnan()]
+    return float(known[0]) if len(known) else math.nan
 
 
 def _orders(comparison: RankingComparison, rankings: Mapping[str, HeadRanking]) -> Section | None:
