@@ -44,7 +44,7 @@ def made(family: str, where: str) -> tuple[Crossover, dict[str, DamageMap], int,
 def test_the_finding_names_the_planted_memory(family: str, where: str) -> None:
     """Which memory, layer, head and place: one of six layers, of four kinds, of two heads, by numbers alone."""
     found, maps, layer, head = made(family, where)
-    holds, which, places = finding(found, maps, None)
+    holds, _, which, places = finding(found, maps, None)
     if where == "head":
         assert holds.startswith("Keys and values hold the needle, and not the recurrent state:")
         assert "keys and values decide 100\u00a0% [" in holds
@@ -104,8 +104,8 @@ def test_what_keeps_a_needle_outside_the_window(keeps: str | None, says: str) ->
     cells = [c for mix in mixes for c in (*inside, *outside) if c.mix == mix.name]
     said = finding(Crossover("m", mixes, tuple(cells), 1), {}, 64)
     assert said[0].startswith("Keys and values hold the needle, and not the recurrent state while the needle is inside")
-    assert says in said[2]
-    assert "left the window of 64 tokens" in said[2]
+    assert says in said[3]
+    assert "left the window of 64 tokens" in said[3]
     partial = [replace(cell, seen=0.5) for cell in cells]
     assert sections.partly(Crossover("m", mixes, tuple(partial), 1)) == 24
 
@@ -132,8 +132,8 @@ def answers(kv: str, recurrent: str, told: str = "", seen: float = 1.0) -> Cross
 @pytest.mark.parametrize(
     ("kv", "recurrent", "verdict"),
     [
-        ("++", "--", "2 prompt pairs are too few to tell which kind of memory holds the needle: set against all else, "
-         "keys and values decide 100\u00a0% [16, 100] of the answers and recurrent states 0\u00a0% [0, 84] (2 prompt"),
+        ("++", "--", "2 prompt pairs are too few to tell which kind of memory holds the needle: keys and values decide "
+         "100\u00a0% [16, 100] of the answers, recurrent states 0\u00a0% [0, 84]."),
         ("+", "-", "1 prompt pair is too few to tell which kind of memory holds the needle: "),
         ("-", "-", "1 prompt pair is too few to tell which kind of memory holds the needle: "),
         ("--" * 2, "--" * 2, "4 prompt pairs are too few to tell which"),
@@ -147,8 +147,9 @@ def answers(kv: str, recurrent: str, told: str = "", seen: float = 1.0) -> Cross
 )  # fmt: skip
 def test_the_verdict_says_no_more_than_the_intervals(kv: str, recurrent: str, verdict: str) -> None:
     """From answers written by hand: sure of one, of none and of both, and too few to tell between."""
-    (said,) = finding(answers(kv, recurrent), {}, None)
+    said, of = finding(answers(kv, recurrent), {}, None)
     assert said.startswith(verdict)
+    assert of.startswith(f"That is of {len(kv)} prompt pair")
 
 
 def test_few_prompt_pairs_are_called_few_in_every_sentence() -> None:
@@ -162,7 +163,7 @@ def test_few_prompt_pairs_are_called_few_in_every_sentence() -> None:
         (12, 1.0, "Of single memories, the answer follows keys and values of layer"),
     ):
         cells = cells_of({mix.name: "B" if kinds <= mix.from_b else "A" for mix in mixes}, seen, n)
-        _, which = finding(Crossover("m", mixes, tuple(cells), 1), {}, None)
+        *_, which = finding(Crossover("m", mixes, tuple(cells), 1), {}, None)
         assert which.startswith(start)
     outside, still = "Once the needle has left the window of 64 tokens, ", "the model still tells it in 100\u00a0% "
     for sign, n, start in (

@@ -11,6 +11,7 @@ import pytest
 import torch
 from bounds import FORWARD, LAYER, close, near
 from models import FAMILIES, MATRIX, make, make_calm, tokens
+from niah_tokenizers import byte_bpe
 
 import hybridlens as hl
 from analyses.patching.direct import DirectAttribution, direct_logit_attribution
@@ -308,6 +309,15 @@ def test_a_tie_of_two_tokens_and_the_largest_shares():
     assert math.isclose(sizes[0], float(found.shares[:, 2, 1].abs().max()))
     writer, share = top[0]
     assert float(found.of(writer)[2, 1]) == share
+
+
+def test_questions_name_tokens_as_text_where_there_is_a_tokenizer():
+    tokenizer = byte_bpe(300)
+    lens = hl.HybridLens(make("jamba", 3), tokenizer)
+    first, second = 7, 11
+    found = direct_logit_attribution(lens, [3, 4], [first, LogitDifference(first, second)])
+    one, other = (tokenizer.decode([token]) for token in (first, second))
+    assert found.questions == (f"logit of “{one}”", f"logit of “{one}” minus that of “{other}”")
 
 
 def test_saved_and_read_again(tmp_path):

@@ -18,7 +18,7 @@ from analyses.patching.results import Axis, PatchResult
 from analyses.patching.writers import Writer
 from hybridlens import niah
 from hybridlens.viz.article import render_article
-from hybridlens.viz.blocks import Chart, ChartGrid, Words
+from hybridlens.viz.blocks import Chart, ChartGrid, Table, Words
 
 pytestmark = pytest.mark.usefixtures("small_bundles")
 
@@ -71,8 +71,8 @@ def patched(
     [
         (0.1, 0.9, 0.2, r"The needle is carried by values: .* L5 KV head 1 at 50 .* 0\.90 .*recurrent states at most"),
         (0.0, 0.1, 0.8, r"carried by recurrent states: .* L2 at 50 .* 0\.80 of the logit difference, values at most"),
-        (0.7, 0.6, 0.0, r"More than one memory carries the needle, keys most .* 0\.70 .* values at most 0\.60 .*0\.00"),
-        (0.4, 0.3, 0.0, r"More than one memory carries the needle, keys most .* 0\.40 .* values at most 0\.30 .*0\.00"),
+        (0.7, 0.6, 0.0, r"More than one memory .* keys most .* 0\.70 .* values at most 0\.60 .*states under 0\.01"),
+        (0.4, 0.3, 0.0, r"More than one memory .* keys most .* 0\.40 .* values at most 0\.30 .*states under 0\.01"),
         (0.0, 0.01, 0.33, r"A part of the needle is carried by recurrent states, next to nothing by other .* 0\.33 of"),
         (0.1, 0.2, 0.0, r"No keys, values or recurrent state .* by itself: .* KV head 1 at 50 .* 0\.20 of"),
     ],
@@ -111,6 +111,13 @@ def test_the_finding_says_what_it_is_about() -> None:
     one = torch.ones(1, 1, dtype=torch.float64)
     direct = DirectAttribution(shares[:, None, None].double(), parts, (3,), ("a less b",), one, one, one[0], "m", (1,))
     assert report.finding(patched(exact, direct=direct))[-1].endswith("most by L2 head 1 +1.5, L2 head 0 +0.5.")
+    noisy = replace(direct, logits=one + 1e-7)  # as a device may round what has no cap
+    capped = replace(direct, logits=one / 2)
+    for found, says in ((direct, False), (noisy, False), (capped, True)):
+        (words, _) = sections.direct(found, "logit difference").blocks
+        assert isinstance(words, Words)
+        assert ("soft cap" in words.text) == says
+        assert ("soft cap" in found._repr_html_()) == says
     begun, tokens = "with which both answers begin", "(tokens "
     for metric, clean, expected in (
         ("logit-difference", base().clean_tokens, (bool(base().begun), True)),
@@ -122,6 +129,27 @@ def test_the_finding_says_what_it_is_about() -> None:
         (words, _) = sections.prompts(found).blocks
         assert isinstance(words, Words)
         assert (begun in words.text, tokens in words.text) == expected
+
+
+def test_nothing_is_called_strong_that_moves_nothing() -> None:
+    """Of a sweep in which nothing moves no patch is named: in tables, in the terminal, and by gradients."""
+    exact = {
+        "v": a_result("v", {(1, 1): 0.5, (0, 0): 0.004}),
+        "k": a_result("k", {(0, 1): 0.004, (0, 0): -0.002, (1, 0): 0.001}),
+    }
+    estimated = {"v": exact["v"], "k": a_result("k", {(0, 1): 0.001, (1, 1): 0.004})}
+    found = patched(exact, estimated)
+    for made in (sections.places(found), sections.gradients(found)):
+        table = next(block for block in made.blocks if isinstance(block, Table))
+        values, keys = table.rows
+        assert ("L5 KV head 1", "0.50") in values
+        assert "none moves 0.01" in keys
+        assert not any("KV head" in str(entry) for entry in keys)
+        assert "–" not in (*values, *keys)
+    assert "lowest " in report.finding(found)[-1]
+    assert "k, where none moves 0.01)" in report.finding(found)[-1]
+    rows = report.patch_table(found, "m").splitlines()
+    assert any(row.split() == ["k", "none", "moves", "0.01", "0.00", "0.00"] for row in rows)
 
 
 def test_the_finding_follows_the_stream_and_names_heads() -> None:

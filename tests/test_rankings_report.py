@@ -228,6 +228,9 @@ def test_ability() -> None:
     for name in STATIC:
         assert f"{name}|" + "|".join(f"{100 * float(v):.1f}\u00a0%" for v in tasks[found.place(name)]) in text
     assert text.count(RANDOM) == 1, "in the table of losses alone"
+    whole = found.ability.loss[1, -1], tasks[1, -1]  # the first row, that of run time, has none
+    assert f"The untouched model has {float(whole[0]):.3f} nats a token." in text
+    assert f"the untouched model has {100 * float(whole[1]):.1f}\u00a0%." in text
 
 
 def test_few_rankings_need_one_chart() -> None:

@@ -48,8 +48,9 @@ def test_words_name_a_winner_only_where_there_is_one() -> None:
     found = made_up({RUN_TIME: middle, "good": early, "bad": late})
     said = " ".join(sentences(found))
     assert best_rows(found) == ("good",)
-    assert "good keeps retrieval with the fewest heads (area 0.938" in said
-    assert "1 head for half of the untouched accuracy in every draw" in said
+    assert said.startswith("good keeps retrieval with the fewest heads, and is told apart from every other ranking. ")
+    assert "The area of good under accuracy, over all numbers of heads kept, is 0.938" in said
+    assert "keeps half of the untouched accuracy with 1 head in every draw" in said
     assert "bad (−0.50, " in said
     assert "does worse than entropy at run time" in said
     assert "does better than entropy at run time" in said
@@ -58,7 +59,7 @@ def test_words_name_a_winner_only_where_there_is_one() -> None:
     said = " ".join(sentences(even))
     assert set(best_rows(even)) == {"good", RUN_TIME}
     assert "not told apart" in said
-    assert "keeps retrieval with the fewest heads (" not in said
+    assert "keeps retrieval with the fewest heads, and" not in said
     assert "No ranking was found to do worse than entropy at run time." in said
     silent = made_up({"one": [0.0] * 9, "two": [0.0] * 9})
     assert sentences(silent) == [

@@ -7,6 +7,7 @@ row or column shows.
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bounds import close
 from analyses.study import views
 from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study.experiments import EXPERIMENTS, Study
+from analyses.study.finding import finding
 from analyses.study.groups import Base
 from analyses.study.report import Judged, page_of
 from analyses.study.running import asked_for
@@ -123,6 +125,35 @@ def ids(source: str) -> list[str]:
 def full() -> str:
     """The page with everything on it."""
     return rendered()
+
+
+def test_the_finding_answers_the_papers_question() -> None:
+    """Scores set by hand: what dropping heads takes or leaves, and where; little is lost where chance is as good."""
+
+    def said(scores: dict[int, float], chance: float, phase: str = "generation") -> tuple[str, ...]:
+        cells = [
+            replace(cell, score=chance if cell.control else scores[cell.k])
+            for k in scores for cell in cells_of({"phase": phase, "k": k}, LENGTHS[:1])
+        ]  # fmt: skip
+        return finding(cells, (), VERDICTS, BASE, "m")
+
+    first, claims = said({0: 0.0, 1: 2.0, 2: 5.0, 4: 5.0}, 0.0)
+    assert first == (
+        "Dropping attention heads while answering takes m's retrieval of the needle from 100\u00a0% with all 4 heads "
+        "of each layer to 0\u00a0% without attention, chance being 0\u00a0%; accuracy falls under half at k = 1 head."
+    )
+    assert claims == "Of the 2 claims of the paper that were tested, 1 holds, 1 fails (H1); 1 was not."
+    assert finding((), (), VERDICTS[1:], BASE, "m") == (
+        "The one claim of the paper that was tested fails (H1); 1 was not.",
+    )
+    first, _ = said({1: 4.0, 4: 5.0}, 0.0, "prefill")
+    assert first == (
+        "Dropping attention heads while reading and answering leaves m's retrieval of the needle at 80\u00a0% with "
+        "1 head of each layer, of 100\u00a0% with all 4 heads of each layer, chance being 0\u00a0%; accuracy never "
+        "falls under half."
+    )
+    _, close_to, _ = said({0: 1.0, 4: 1.0}, 1.0)
+    assert close_to.startswith("That is close to chance")
 
 
 def test_sections_are_those_that_ran(full: str) -> None:

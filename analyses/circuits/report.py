@@ -21,6 +21,9 @@ HALF = 0.5
 
 _NAMED = 3
 
+_PATHS = {"copying": "from the token looked at to the logits", "matching": "from a token's query to its own key"}
+_STRENGTH = "how much a head's keys read of a writer that tells the token before × how much the head copies"
+
 
 def article_of(circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look | None = None) -> Article:
     """The page's contents.
@@ -59,8 +62,9 @@ def finding(circuits: HeadCircuits) -> tuple[str, ...]:
             "copying": "raise the logit of the token that they look at",
             "matching": "look at tokens like their own",
         }
-        which = f"{many} of {n} heads {verb}, that is, {does[metric]} (Σλ ÷ Σ|λ| of the {of} circuit above {HALF:g})"
-        said.append(f"{which}; most: {_best(circuits, metric)}.")
+        which = f"{many} of {n} heads {verb}, that is, {does[metric]}"
+        by = f"{metric} score Σλ ÷ Σ|λ| above {HALF:g}, over the eigenvalues λ of the {of} circuit, {_PATHS[metric]}"
+        said.append(f"{which} ({by}); most: {_best(circuits, metric)}.")
     said.append(_induction(circuits))
     if circuits.ssm_layers:
         said.append(_linearised(circuits))
@@ -76,14 +80,15 @@ def _induction(circuits: HeadCircuits) -> str:
     ranking = circuits.ranking("induction")
     found = [head for head in ranking.order if ranking.score(*head) > 0]
     if not found:
-        return "No head has an induction strength above 0."
+        return f"No head has an induction strength above 0: {_STRENGTH}."
     through = [writer_of(circuits, head) for head in found]
     by_lag = sum("lag" in writer for writer in through)
     best = found[0]
     return (
-        f"Induction strength is above 0 for {len(found)} of {circuits.copying.numel()} heads and highest for "
-        f"{name_of(best)} ({number(ranking.score(*best))}, through {through[0]}). The signal of the token before would "
-        f"come from a recurrent layer's convolution for {by_lag} of them, from another head for {len(found) - by_lag}."
+        f"Induction strength, {_STRENGTH}, is above 0 for {len(found)} of {circuits.copying.numel()} heads and highest "
+        f"for {name_of(best)} ({number(ranking.score(*best))}, through {through[0]}). The signal of the token before "
+        f"would come from a recurrent layer's convolution for {by_lag} of them, from another head for "
+        f"{len(found) - by_lag}."
     )
 
 

@@ -18,7 +18,7 @@ from analyses.heads.ranking import HeadRanking
 from hybridlens.viz.blocks import Chart, ChartGrid, Patterns, Section, Table, Words
 from hybridlens.viz.circuits import distance_curves, eigenvalue_plane
 from hybridlens.viz.entries import Entry
-from hybridlens.viz.heads import head_heatmap, heatmap_height, short
+from hybridlens.viz.heads import head_heatmap, heatmap_height, heatmap_width, short
 
 TOP = 6
 """Heads in a figure that shows a few."""
@@ -38,7 +38,9 @@ def top_heads(circuits: HeadCircuits) -> Section:
     words = (
         f"The heads that score highest, by each metric, and the median of all {circuits.copying.numel()}. Shares are "
         f"among {circuits.sample:,} sampled tokens; among fewer they would be higher. All scores are of direct paths: "
-        "from the embedding through one head, or through one writer and one head."
+        "from the embedding through one head, or through one writer and one head. λ are the eigenvalues of the product "
+        "of weights named beside them; a lag-1 writer is what passes the token before on, an earlier head or a tap of "
+        "a recurrent layer's convolution."
     )
     through = {head: writer_of(circuits, head) for head in circuits.heads}
     every = _table(circuits, "inducts through", through, f"All {len(through)} heads")
@@ -182,9 +184,8 @@ def _head_map(
     circuits: HeadCircuits, found: Float[Tensor, "attn_layer head"], title: str, low: int, high: int | None
 ) -> Chart:
     figure = head_heatmap(found.tolist(), circuits.layers, title, low, high)
-    width = 110 + 26 * circuits.n_heads if circuits.n_heads > 16 else None
     words = f"{title} of every head, layers down, heads across; numbers in the table above"
-    return Chart(figure, words, title, heatmap_height(len(circuits.layers)), width)
+    return Chart(figure, words, title, heatmap_height(len(circuits.layers)), heatmap_width(circuits.n_heads))
 
 
 def _curves(

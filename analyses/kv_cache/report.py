@@ -59,7 +59,7 @@ def finding(found: Crossover, maps: Mapping[str, DamageMap], window: int | None)
     said: list[str] = []
     if True in found.regions:
         where = "" if window is None else " while the needle is inside the window"
-        said += [_holds(found, where), *_which_layer(found, True), *_places(maps, "inside")]
+        said += [*_holds(found, where), *_which_layer(found, True), *_places(maps, "inside")]
     if False in found.regions:
         said.append(_outside(found, window))
         if following(found, EVERYTHING, False).memory.mean >= NOTHING:
@@ -67,23 +67,23 @@ def finding(found: Crossover, maps: Mapping[str, DamageMap], window: int | None)
     return tuple(said)
 
 
-def _holds(found: Crossover, where: str) -> str:
-    """The verdict over the two kinds of memory, with both shares, while the needle is seen."""
+def _holds(found: Crossover, where: str) -> list[str]:
+    """The verdict over the two kinds of memory, with both shares, while the needle is seen; then what was asked."""
     intact, kv, recurrent = (following(found, memory, True) for memory in whole(found)[:3])
     if intact.memory.mean < NOTHING:
-        return (
+        return [
             f"Nothing can be said of where the needle is held{where}: the model tells it in {_share(intact)} of "
             f"{_pairs(intact.n)}, with nothing exchanged."
-        )
+        ]
     keys, values = (found.shares(f"only {part} B", True).b.mean for part in ("keys", "values"))
     verdict = _verdict(kv.memory, recurrent.memory)
-    return (
-        f"{verdict or f'{_too_few(intact.n)} which kind of memory holds the needle'}{where}: set against all else, "
-        f"keys and values decide {_share(kv)} of the answers and recurrent states {_share(recurrent)} "
-        f"({_pairs(intact.n)}, either way round; untouched, the model tells {percent(intact.memory.mean)}). With the "
-        f"values alone from the other prompt {percent(values)} tell the other needle, with the keys alone "
-        f"{percent(keys)}."
-    )
+    return [
+        f"{verdict or f'{_too_few(intact.n)} which kind of memory holds the needle'}{where}: keys and values decide "
+        f"{_share(kv)} of the answers, recurrent states {_share(recurrent)}.",
+        f"That is of {_pairs(intact.n)}, each memory set against all else and either way round; untouched, the model "
+        f"tells {percent(intact.memory.mean)}. With the values alone from the other prompt {percent(values)} tell the "
+        f"other needle, with the keys alone {percent(keys)}.",
+    ]
 
 
 def _verdict(kv: Share, recurrent: Share) -> str | None:

@@ -14,7 +14,7 @@ from analyses.kv_cache.damage import DamageMap
 from analyses.kv_cache.following import KEYS_AND_VALUES, Following, following, layer_memories, named, whole
 from hybridlens.viz.blocks import Answers, Block, Chart, ChartGrid, HeatTable, Section, Table, Words
 from hybridlens.viz.entries import Entry, Value, interval, percent, signed
-from hybridlens.viz.heads import heatmap_height, pair_heatmap
+from hybridlens.viz.heads import heatmap_height, heatmap_width, pair_heatmap
 from hybridlens.viz.positions import position_height, position_width
 
 WHERE = {True: "The needle inside the window", False: "The needle outside the window"}
@@ -25,6 +25,8 @@ KINDS = {
 }
 """The maps of one prompt, by kind: what was done, in words."""
 
+_ROW = len("recurrent state")
+"""Characters of the longest line beside a map of layers."""
 
 _MEASURES: tuple[tuple[str, Callable[[Following], float], dict[str, int]], ...] = (
     ("share of answers that follow it", lambda one: one.memory.mean, {"zmin": 0, "zmax": 1}),
@@ -65,13 +67,14 @@ def layers(found: Crossover, windowed: bool) -> Section:
                 [measure(shares[kind, layer]) if (kind, layer) in shares else math.nan for layer in every]
                 for kind in kinds
             ]
-            figure = pair_heatmap(values, kinds, [f"L{layer}" for layer in every], ("", "layer"), what)
+            rows = [kind.replace(" and ", " and<br>") for kind in kinds]
+            figure = pair_heatmap(values, rows, [f"L{layer}" for layer in every], ("", "layer"), what)
             title = f"{name}: {what}"
-            height = heatmap_height(len(kinds)) + 30
-            charts.append(Chart(figure.update_traces(scale), f"{title}, by memory and layer", title, height))
-        rows = tuple((one.memory.words, *_row(shares[one.kind, one.layer])) for one in memories)
+            size = heatmap_height(len(kinds)) + 30, heatmap_width(len(every), _ROW)
+            charts.append(Chart(figure.update_traces(scale), f"{title}, by memory and layer", title, *size))
+        table = tuple((one.memory.words, *_row(shares[one.kind, one.layer])) for one in memories)
         header = ("memory", "tells its needle", "that of all the others", "neither", "shift")
-        blocks.append(Table(header, rows, f"{name}: every memory of every layer with intervals"))
+        blocks.append(Table(header, table, f"{name}: every memory of every layer with intervals"))
     text = (
         "One memory of one layer against everything else of the model, either way round. Where one square is dark "
         "this memory alone decides the answer. Several pale ones share it: which of them is followed differs from "

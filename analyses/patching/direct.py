@@ -19,8 +19,8 @@ logit hold what raises all logits alike, so that differences of logits are the c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, TypeAlias, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 import torch
 from annotated_types import MinLen
@@ -30,7 +30,7 @@ from torch import Tensor
 from analyses.experiment.artefacts import Stored
 from analyses.experiment.per_prompt import per_prompt
 from analyses.patching.alignment import one_prompt, places_of
-from analyses.patching.metrics import LogitDifference, check_tokens
+from analyses.patching.metrics import LogitDifference, check_tokens, named
 from analyses.patching.results import largest
 from analyses.patching.snapshot import captured
 from analyses.patching.writers import Writer, head_writes
@@ -38,12 +38,12 @@ from hybridlens.blocks import Block
 from hybridlens.boundary import public
 from hybridlens.devices import execution_device
 from hybridlens.display import Piece, Table, many, number
-from hybridlens.display.markup import cut
+from hybridlens.display.markup import cut, visible
 from hybridlens.errors import InputError
 from hybridlens.mlps import Mixture
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Tokens
-from hybridlens.tokens import TokensLike
+from hybridlens.tokens import TokensLike, to_strings
 from hybridlens.viz.plotted import Plotted
 from hybridlens.weights import Weights
 from hybridlens.writes import ExpertAdds, bias_added, bias_points, expert_points, experts_add
@@ -144,8 +144,8 @@ class DirectAttribution(Plotted, Stored):
         """The largest shares of the first question at the last position, and the sum that they are of."""
         rows = [(writer.words, share) for writer, share in self.top(15)]
         own, capped = (float(x[-1, 0]) for x in (self.before_cap, self.logits))
-        ends = f"all shares add up to {number(float(self.total[-1, 0]))}; the model's own before any cap {number(own)}"
-        note = f"{ends}, after it {number(capped)}"
+        ends = f"all shares add up to {number(float(self.total[-1, 0]))}; the model's own is {number(own)}"
+        note = ends if number(own) == number(capped) else f"{ends} before its soft cap, {number(capped)} after it"
         title = f"{self.questions[0]}, at position {self.positions[-1]}"
         return (Table(("part", "share"), rows, {"share": "logits"}, ("share",), title, note),)
 
@@ -204,13 +204,23 @@ def direct_logit_attribution(
         shares=torch.stack([_wide(share) for _, share in found]) / scale,
         writers=tuple(writer for writer, _ in found),
         positions=tuple(chosen),
-        questions=tuple(q.words if isinstance(q, LogitDifference) else f"logit of token {q}" for q in questions),
+        questions=tuple(_words(question, lens.tokenizer) for question in questions),
         before_cap=_wide(before) @ _wide(mix),
         logits=_wide(after) @ _wide(mix),
         scale=scale[:, 0],
         model=lens.network.signature,
         tokens=tuple(tokens[0].tolist()),
     )
+
+
+def _words(question: Question, tokenizer: Any) -> str:
+    """A question, with tokens as text where there is a tokenizer."""
+    asked = (question.right, question.wrong) if isinstance(question, LogitDifference) else (question,)
+    known = () if tokenizer is None else to_strings(asked, tokenizer)
+    texts = tuple(text if text.isprintable() else visible(text) for text in known)
+    if isinstance(question, LogitDifference):
+        return replace(question, texts=question.texts or texts).words
+    return f"logit of {named(asked, texts)[0]}"
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from analyses.patching.effects import KINDS, Patched, effect, number
 from analyses.patching.results import Axis, PatchResult
 from analyses.patching.sweeps import SWEEPS
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Words
-from hybridlens.viz.heads import SIGNED_COLORS, heatmap_height, pair_heatmap, short
+from hybridlens.viz.heads import SIGNED_COLORS, heatmap_height, heatmap_width, pair_heatmap, short
 from hybridlens.viz.positions import literal, position_heatmap, position_height, position_width
 
 GROUPS = (
@@ -125,7 +125,8 @@ def _flat_map(name: str, result: PatchResult) -> Chart:
     if len(columns) <= _WRITTEN:
         figure.update_traces(text=[[short(value) for value in row] for row in values.tolist()])
     title, across = _title(name), result.axes[1].name
-    return Chart(figure, f"{title}: effect by layer and {across}", title, heatmap_height(len(rows)) + 20)
+    size = heatmap_height(len(rows)) + 20, heatmap_width(len(columns))
+    return Chart(figure, f"{title}: effect by layer and {across}", title, *size)
 
 
 def _names(axis: Axis) -> list[str]:

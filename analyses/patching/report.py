@@ -98,8 +98,9 @@ def _memory(exact: Mapping[str, PatchResult], does: str, of: str, what: str) -> 
     order = sorted(best, key=lambda name: -best[name].effect)
     first, rest = order[0], order[1:]
     place = best[first]
-    others = ", ".join(f"{name} at most {_shown(best[name])}" for name in rest)
-    others = f", {others}" if others else ""
+    moving = [f"{name} at most {_shown(best[name])}" for name in rest if best[name].effect >= sections.LEAST_SHOWN]
+    still = " and ".join(name for name in rest if best[name].effect < sections.LEAST_SHOWN)
+    others = "".join(f", {part}" for part in [*moving, *([f"{still} under {sections.LEAST_SHOWN:g}"] if still else [])])
     shown = f"patching those of {place.words} alone {does} {number(place.effect)} {of}{others}"
     if place.effect < WEAK:
         return f"No keys, values or recurrent state that was patched carries {what} by itself: {shown}."
@@ -149,11 +150,13 @@ def _estimates(found: Patched) -> str:
         return ""
     middle = float(torch.tensor([a.pearson for a in known.values()]).median())
     low = min(known, key=lambda name: known[name].pearson)
+    still = strongest(found.exact[low])[0].effect < sections.LEAST_SHOWN
+    where = f"{low}, where {sections.NONE}" if still else low
     worst = max(agrees, key=lambda name: agrees[name].largest_error)
     return (
         f"Gradients estimate the same patches with a correlation of {number(middle)} (median of {len(known)} sweeps; "
-        f"lowest {number(known[low].pearson)}, {low}); the largest error is {number(agrees[worst].largest_error)}, in "
-        f"{worst}."
+        f"lowest {number(known[low].pearson)}, {where}); the largest error is "
+        f"{number(agrees[worst].largest_error)}, in {worst}."
     )
 
 
@@ -187,9 +190,10 @@ def patch_table(found: Patched, model: str) -> str:
     rows = [["sweep", "strongest patch", "effect", "by gradient"]]
     for name, result in found.exact.items():
         place = strongest(result)[0]
+        words = place.words if place.effect >= sections.LEAST_SHOWN else sections.NONE
         estimate = found.estimated.get(name)
         guessed = "" if estimate is None else number(float(effect(estimate).flatten()[effect(result).argmax()]))
-        rows.append([name, place.words, number(place.effect), guessed])
+        rows.append([name, words, number(place.effect), guessed])
     verb = "restored" if found.denoises else "destroyed"
     title = f"{model}: share of the {WORDS[found.measure.name]} {verb} by one patch"
     return f"{title}\n{columns(rows, left=2)}"

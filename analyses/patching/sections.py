@@ -12,18 +12,20 @@ from analyses.patching.agreement import agreement
 from analyses.patching.alignment import neighbours
 from analyses.patching.choosing import OF_TOKENS
 from analyses.patching.direct import DirectAttribution
-from analyses.patching.effects import Patched, number, strongest
+from analyses.patching.effects import Patched, Place, number, strongest
 from analyses.patching.results import EdgeResult
 from analyses.patching.sweeps import SWEEPS
 from hybridlens.viz.blocks import Section, Table, Words
 from hybridlens.viz.entries import Entry
 from hybridlens.viz.positions import visible
-from hybridlens.viz.words import DASH
 
 _TOP = 12
 
 LEAST_SHOWN = 0.01
 """An effect smaller than this is not called strong."""
+
+NONE = f"none moves {LEAST_SHOWN:g}"
+"""In place of a strongest patch."""
 
 
 def prompts(found: Patched) -> Section:
@@ -53,12 +55,10 @@ def places(found: Patched) -> Section:
     """The strongest patches of each sweep."""
     rows: list[tuple[Entry, ...]] = []
     for name, result in found.exact.items():
-        best: list[Entry] = [
-            (place.words, number(place.effect)) for place in strongest(result, 3) if place.effect >= LEAST_SHOWN
-        ]
-        best = best or [f"none moves {LEAST_SHOWN:g}"]
+        first, *others = strongest(result, 3)
+        best = [shown(first), *(shown(place) for place in others if place.effect >= LEAST_SHOWN)]
         what = SWEEPS[name].words, f"{SWEEPS[name].point} · {result.raw.numel():,} patches"
-        rows.append((what, *best, *[DASH] * (3 - len(best))))
+        rows.append((what, *best, *[""] * (3 - len(best))))
     text = (
         "One patch at a time. Each row is a kind of place, with its three strongest patches and the share of the "
         "difference that each moves by itself, where that is at least 0.01. Shares of different patches do not add up "
@@ -68,6 +68,11 @@ def places(found: Patched) -> Section:
     return Section("places", "The strongest patches", (Words(text), table))
 
 
+def shown(place: Place) -> Entry:
+    """A sweep's strongest patch and what it moves, where that is anything."""
+    return (place.words, number(place.effect)) if place.effect >= LEAST_SHOWN else NONE
+
+
 def gradients(found: Patched) -> Section:
     """How well gradients estimate the same patches."""
     rows: list[tuple[Entry, ...]] = []
@@ -75,12 +80,12 @@ def gradients(found: Patched) -> Section:
         exact = found.exact[name]
         agrees = agreement(estimate, exact)
         numbers = map(number, agrees[:3])
-        best = [(place.words, number(place.effect)) for place in (*strongest(estimate), *strongest(exact))]
+        best = [shown(*strongest(estimate)), shown(*strongest(exact))]
         rows.append((SWEEPS[name].words, *numbers, f"{agrees.patches:,}", *best))
     text = (
         "The same patches estimated from gradients, all of a sweep in one pass forward and backward: rank correlation "
         "(Spearman), correlation (Pearson) and the largest error, on the scale of the effects. Rank correlations are "
-        "over all patches of a sweep, most of which do next to nothing."
+        "over all patches of a sweep, most of which do next to nothing; where none moves 0.01 they compare noise."
     )
     header = (
         "patched", "rank correlation", "correlation", "largest error", "patches", "strongest by gradient", "measured",
@@ -108,7 +113,8 @@ def direct(found: DirectAttribution, metric: str) -> Section:
     rows = tuple((writer.words, number(share, "+")) for writer, share in found.top(_TOP))
     total, own, capped = (float(x[-1, 0]) for x in (found.total, found.before_cap, found.logits))
     rest = total - sum(share for _, share in found.top(_TOP))
-    cap = "" if bool(found.before_cap.equal(found.logits)) else f" before its soft cap, {number(capped, '+')} after it"
+    squeezed = number(own, "+") != number(capped, "+")  # not so of rounding
+    cap = f" before its soft cap, {number(capped, '+')} after it" if squeezed else ""
     text = (
         f"In the clean run alone, the {metric} at the last position as a sum over all parts of the model, each through "
         f"the final norm at its scale in this run. All {len(found.writers)} shares add up to {number(total, '+')}; the "

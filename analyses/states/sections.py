@@ -200,8 +200,8 @@ def knocked(found: Found) -> Section:
         what = "what they wrote of the needle" if one.what == "write" else "what they read at the last token"
         drawn = f"{len(one.random)} sets of {'the same layers' if one.pool == 'layers' else 'the whole model'}"
         rows.append((
-            (heads_words(one.heads), what), f"{one.untouched:.3f}", f"{one.value:.3f}", f"{one.change:+.3f}",
-            (f"{float(spread.mean()):+.3f}", f"{float(spread.min()):+.3f} to {float(spread.max()):+.3f}, {drawn}"),
+            (heads_words(one.heads), what), f"{one.untouched:.3f}", f"{one.value:.3f}", _signed(one.change),
+            (_signed(spread.mean()), f"{_signed(spread.min())} to {_signed(spread.max())}, {drawn}"),
             f"{one.p_value:.2g}",
         ))  # fmt: skip
     first = next(iter(found.knockouts.values()))
@@ -244,6 +244,10 @@ def best_probe(probes: StateProbes) -> BestProbe:
     best = probes.states.shuffled.nan_to_num(-1.0).flatten(0, 1).amax(dim=0)
     p = (1 + int((best >= accuracy).sum())) / (1 + len(best))
     return BestProbe(f"L{layer} S{head}", accuracy, float(probes.states.shuffled[place, head].mean()), p)
+
+
+def _signed(change: float | Tensor) -> str:
+    return f"{float(change):+.3f}".replace("-", "−")
 
 
 def _accuracy(read: Read, *place: int) -> Entry:

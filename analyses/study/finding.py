@@ -23,7 +23,10 @@ UNTESTED = "not tested here"
 _NAMED = 6
 """Tasks named in the finding."""
 
-_WHILE = {"generation": "dropped while answering", "prefill": "dropped while reading and answering"}
+_WHILE = {"generation": "while answering", "prefill": "while reading and answering"}
+
+_CLOSE = 0.1
+"""An accuracy nearer to chance than this has little retrieval in it."""
 
 
 def finding(
@@ -49,19 +52,28 @@ def _retrieval(cells: Sequence[Cell], base: Base, model: str) -> list[str]:
         if most is None or least is None or len(curve) < 2:
             continue
         k, n, floor, tip = min(curve), max(curve), chance(curve[max(curve)]), tipping(curve)
-        fall = "never falls under half" if tip is None else f"falls under half at k = {tip} heads"
-        left = "without attention" if k == 0 else f"with {heads(k)} of each layer"
-        when = f"heads {_WHILE[phase]}, accuracy {fall}"
+        fall = "accuracy never falls under half" if tip is None else f"accuracy falls under half at {_few(tip)}"
+        left = f"{_share(least)} {'without attention' if k == 0 else f'with {heads(k)} of each layer'}"
         if said:
-            said.append(f"With {when}: {_share(least)} {left}.")
+            said.append(f"With heads dropped {_WHILE[phase]}, {fall}; {left}.")
             continue
-        by = "" if floor is None else f" ({percent(floor)} by chance)"
-        every = "all " if n == base.n_heads else ""
-        said.append(
-            f"{model} finds the needle with {_share(most)} accuracy with {every}{heads(n)} of each layer{by}, and with "
-            f"{_share(least)} {left}: with {when}."
+        every = f"with {'all ' if n == base.n_heads else ''}{heads(n)} of each layer"
+        by = "" if floor is None else f", chance being {percent(floor)}"
+        change = "takes" if least.mean < most.mean / 2 else "leaves"
+        ends = (
+            f"from {_share(most)} {every} to {left}" if change == "takes" else f"at {left}, of {_share(most)} {every}"
         )
+        said.append(
+            f"Dropping attention heads {_WHILE[phase]} {change} {model}'s retrieval of the needle {ends}{by}; {fall}."
+        )
+        if floor is not None and most.mean - floor < _CLOSE:
+            said.append("That is close to chance: there is little retrieval here to lose, whatever the heads.")
     return said
+
+
+def _few(k: int) -> str:
+    """A number of heads kept as the paper has it: "k = 1 head"."""
+    return f"k = {k} {'head' if k == 1 else 'heads'}"
 
 
 def _omitted(cells: Sequence[Cell], base: Base) -> list[str]:
@@ -72,10 +84,10 @@ def _omitted(cells: Sequence[Cell], base: Base) -> list[str]:
     )
     if answering is None or both is None:
         return []
-    read = "" if reading is None else f", omitted while reading {_share(reading)}"
+    read = "" if reading is None else f", hiding it only while reading {_share(reading)}"
     return [
-        f"With the needle's attention weights omitted while answering {_share(answering)} accuracy is left{read}, of "
-        f"{_share(both)}."
+        f"Hiding the needle from attention while answering leaves {_share(answering)} accuracy{read} ({_share(both)} "
+        "with all heads and nothing hidden)."
     ]
 
 
@@ -105,8 +117,11 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
     fails = ", ".join(found.hypothesis for found in verdicts if found.outcome == "fails")
     against = f", {counts['fails']} {'fails' if counts['fails'] == 1 else 'fail'} ({fails})" if fails else ""
     hold = f"{counts['holds']} {'holds' if counts['holds'] == 1 else 'hold'}"
-    claims = "the one claim of the paper that was" if tested == 1 else f"the {tested} claims of the paper that were"
-    return f"Of {claims} tested, {hold}{against}; {counts[UNTESTED]} {'was' if counts[UNTESTED] == 1 else 'were'} not."
+    rest = f"{counts[UNTESTED]} {'was' if counts[UNTESTED] == 1 else 'were'} not"
+    if tested == 1:
+        became = "holds" if counts["holds"] else f"fails ({fails})"
+        return f"The one claim of the paper that was tested {became}; {rest}."
+    return f"Of the {tested} claims of the paper that were tested, {hold}{against}; {rest}."
 
 
 def _share(found: Estimate) -> str:

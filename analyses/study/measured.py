@@ -98,7 +98,7 @@ MEANINGS = {
     "high": "upper end",
     "chance": "the same mean with the needle left out",
     "n": "prompts",
-    "n_control": "controls",
+    "n_control": "prompts with the needle left out",
 }
 """Column of a table -> what it says."""
 

@@ -64,8 +64,7 @@ class HookPoints(Named["HookSpec"]):
             {
                 "name": name,
                 "layers l": listed(layers, 10) if layers else None,
-                "axes": axes,
-                "": ", ".join(word for word, said in (("lazy", lazy), ("read-only", fixed)) if said) or None,
+                "axes": " · ".join([axes, *(word for word, said in (("lazy", lazy), ("read-only", fixed)) if said)]),
             }
             for (name, axes, lazy, fixed), layers in alike.items()
         ]

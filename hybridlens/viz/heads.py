@@ -20,6 +20,9 @@ SIGNED_COLORS = ((0.0, "#7c3210"), (0.25, "#d9956f"), (0.5, "#f3ece2"), (0.75, "
 Rows: TypeAlias = Sequence[Sequence[float | int]]
 """Numbers [row][column]; NaN where there is none."""
 
+_NARROW = 340
+"""Pixels that a figure has on the narrowest screen."""
+
 _WRITTEN = 16
 """A map with more columns than this has no numbers in its squares."""
 
@@ -92,6 +95,17 @@ def correlation_matrix(values: Rows, names: Sequence[str]) -> go.Figure:
 def heatmap_height(rows: int, least: int = 150, most: int = 900) -> int:
     """Pixels that a map of so many rows needs."""
     return min(max(least, 96 + (34 if rows <= 12 else 17 if rows <= 40 else 4) * rows), most)
+
+
+def heatmap_width(columns: int, label: int = 3) -> int | None:
+    """Pixels below which numbers under so many columns would touch; None where they fit the narrowest screen.
+
+    Args:
+        label: characters of the longest name of a row.
+    """
+    names = 7 * max(label - 3, 0)
+    least = 110 + names + 19 * columns
+    return least if least > _NARROW else None
 
 
 def _heatmap(

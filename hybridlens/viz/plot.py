@@ -16,7 +16,11 @@ import plotly.graph_objects as go
 from hybridlens.display.markup import many
 
 _HEIGHT = 420
-"""Pixels of a figure that does not say its own."""
+"""Pixels of a figure that is no heatmap and does not say its own."""
+_LEAST, _MOST = 240, 900
+"""Of a heatmap."""
+_AROUND, _ROW, _UPRIGHT = 110, 18, 90
+"""Of what stands around its squares, of a row, and of names that stand upright below."""
 
 
 class Plot(go.Figure):
@@ -33,7 +37,7 @@ class Plot(go.Figure):
 
         made = cast(dict[str, Any], json.loads(cast(str, self.to_json())))
         layout = cast(Mapping[str, Any], made.get("layout", {}))
-        height = int(layout.get("height") or _HEIGHT)
+        height = int(layout.get("height") or self._height())
         return Html(PLOTLY, {"data": made["data"], "layout": layout}, "A Plotly figure.", height=height).shown()
 
     def _repr_mimebundle_(self, *args: Any, **options: Any) -> dict[str, Any]:
@@ -45,6 +49,13 @@ class Plot(go.Figure):
 
     def _traces(self) -> tuple[Any, ...]:
         return tuple(cast(Any, self).data)
+
+    def _height(self) -> int:
+        """Pixels of a figure that does not say its own: a heatmap has room for the name of every row."""
+        names = [trace.y for trace in self._traces() if trace.type == "heatmap" and trace.y is not None]
+        rows = max(map(len, names), default=0)
+        upright = cast(Any, self).layout.xaxis.tickangle == -90
+        return min(max(_LEAST, _AROUND + _ROW * rows + (_UPRIGHT if upright else 0)), _MOST) if rows else _HEIGHT
 
     def _kinds(self) -> set[str]:
         return {str(trace.type) for trace in self._traces()}

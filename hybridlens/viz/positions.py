@@ -18,6 +18,8 @@ LONGEST = 26
 
 _WIDE = 17
 """Pixels that a column needs for its label."""
+_FIT = 12
+"""Columns whose labels do not touch on the narrowest screen."""
 _LABELS = 120
 """Pixels for labels that stand upright."""
 
@@ -81,4 +83,4 @@ def position_height(rows: int) -> int:
 
 def position_width(columns: int) -> int | None:
     """Pixels below which labels of so many columns would touch; None where they fit any page."""
-    return 130 + _WIDE * columns if columns > 40 else None
+    return 130 + _WIDE * columns if columns > _FIT else None

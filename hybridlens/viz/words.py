@@ -32,7 +32,7 @@ def heads(k: int) -> str:
 
 
 def depth_label(depth: float | int | None) -> str:
-    """A depth as an axis shows it; the two ends and the control are named."""
+    """A depth as an axis shows it; the two ends, and prompts without the needle, are named."""
     if depth is None:
         return LEFT_OUT
     ends: dict[float, str] = {0: f"0 %<br>{START}", 100: f"100 %<br>{END}"}
@@ -55,7 +55,7 @@ def headline(findings: Sequence[Finding], model: str, n_heads: int | None) -> li
     kept = f"all {n_heads} heads" if first.k_full == n_heads else f"{heads(first.k_full)} kept"
     opening = f"With {kept}, {model} finds the needle with {percent(first.full)} accuracy"
     if first.chance is None:
-        opening += "; no control was run, so the chance level is not known."
+        opening += "; no prompt was run without the needle, so chance is not known."
     else:
         opening += f"; without a needle in the prompt, chance alone scores {percent(first.chance)}."
     sentences = [opening]

@@ -199,7 +199,7 @@ class BenchmarkResult(Plotted, Stored, text=True):
     def lines(self) -> list[list[str]]:
         """A header and a line for every task and metric: its score at each k, and the differences to all heads."""
         fewer = [k for k in self.ks if k != self.n_heads] if self.n_heads in self.ks else []
-        lines = [["task", "metric", "n", *(f"k = {k}" for k in self.ks), *(f"{k} – {self.n_heads}" for k in fewer)]]
+        lines = [["task", "metric", "n", *(f"k = {k}" for k in self.ks), *(f"{k} less {self.n_heads}" for k in fewer)]]
         for task in self.tasks:
             for metric in self.metrics(task):
                 found = {row.k: row for row in self.rows if (row.task, row.metric) == (task, metric)}

@@ -10,6 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from analyses.experiment.text import columns
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.curves import Value as Measured
@@ -19,7 +22,7 @@ from hybridlens.viz.article import Article
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Table, Words
 from hybridlens.viz.charts import Curve, band_chart
 from hybridlens.viz.entries import Entry, Value, entry, percent
-from hybridlens.viz.heads import correlation_matrix, head_heatmap, heatmap_height
+from hybridlens.viz.heads import correlation_matrix, head_heatmap, heatmap_height, heatmap_width
 from hybridlens.viz.layout import COLORS
 from hybridlens.viz.words import DASH
 
@@ -174,7 +177,7 @@ def _ability(comparison: RankingComparison) -> Section | None:
         scored = [name for name in comparison.by_area() if not bool(values[comparison.place(name)].isnan().all())]
         lines = [(name, *(percent(float(v)) for v in values[comparison.place(name)])) for name in scored]
         if lines:
-            whole = float(values[0, -1])
+            whole = _with_all(values)
             base = f"; the untouched model has {percent(whole)}" if whole == whole else ""
             blocks.append(Words(f"Accuracy on {task}, by the number of heads kept{base}."))
             blocks.append(Table(("ranking", *map(heads_of, found.task_counts)), tuple(lines)))
@@ -183,8 +186,14 @@ def _ability(comparison: RankingComparison) -> Section | None:
 
 def _untouched(comparison: RankingComparison) -> str:
     """The loss with all heads, which every ranking ends at, as a sentence."""
-    full = float(comparison.ability.loss[0, -1])
+    full = _with_all(comparison.ability.loss)
     return f"The untouched model has {full:.3f} nats a token. " if full == full else ""
+
+
+def _with_all(values: Float[Tensor, "ranking count"]) -> float:
+    """The untouched model's, at which every ranking that was measured ends; NaN where none was."""
+    known = values[:, -1][~values[:, -1].isnan()]
+    return float(known[0]) if len(known) else math.nan
 
 
 def _orders(comparison: RankingComparison, rankings: Mapping[str, HeadRanking]) -> Section | None:
@@ -197,9 +206,8 @@ def _orders(comparison: RankingComparison, rankings: Mapping[str, HeadRanking]) 
         across = range(ranking.scores.shape[1])
         places = [[place[layer, head] for head in across] for layer in ranking.layers]
         figure = head_heatmap(places, ranking.layers, "place", 1, len(contests[0]), best_first=True)
-        width = 110 + 26 * len(across) if len(across) > 16 else None
         words = f"the place of every head in the order of {name}; layers down, heads across"
-        charts.append(Chart(figure, words, name, heatmap_height(len(places)), width))
+        charts.append(Chart(figure, words, name, heatmap_height(len(places)), heatmap_width(len(across))))
     if not charts:
         return None
     where = "of the model" if comparison.scope == "model" else "of its layer"

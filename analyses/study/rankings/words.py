@@ -27,7 +27,7 @@ def sentences(found: RankingComparison) -> list[str]:
             f"{found.model} answers none of the {found.scores.shape[1]} prompts with all its heads, "
             "so no ranking can be judged by what it keeps."
         ]
-    return [_best(found), _untouched(found), *_against_reference(found), *_draws(found), *_losses(found), *found.notes]
+    return [*_best(found), _untouched(found), *_against_reference(found), *_draws(found), *_losses(found), *found.notes]
 
 
 def best_rows(found: RankingComparison) -> tuple[str, ...]:
@@ -51,22 +51,26 @@ def _untouched(found: RankingComparison) -> str:
     )
 
 
-def _best(found: RankingComparison) -> str:
+def _best(found: RankingComparison) -> list[str]:
+    """Who keeps most, and by what numbers."""
     best, *others = best_rows(found)
     area, needed = found.area[found.place(best)], found.heads_needed[found.place(best)]
     sure = " in every draw of prompts" if needed.low == needed.high else f", interval {needed.low} to {needed.high}"
-    head = (
-        f"area {area.value:.3f}, 95 % interval {area.low:.3f} to {area.high:.3f}, {heads_of(needed.heads)} for half of "
-        f"the untouched accuracy{sure}"
+    numbers = (
+        f"The area of {best} under accuracy, over all numbers of heads kept, is {area.value:.3f} (95 % interval "
+        f"{area.low:.3f} to {area.high:.3f}); it keeps half of the untouched accuracy with "
+        f"{heads_of(needed.heads)}{sure}."
     )
     if others:
-        return (
+        first = (
             f"No ranking can be said to keep retrieval with the fewest heads: {best} keeps most accuracy over all "
-            f"numbers of heads ({head}), and is not told apart from {_listed(others)}."
+            f"numbers of heads, and is not told apart from {_listed(others)}."
         )
-    if found.names in ((best,), (best, RANDOM)):
-        return f"{best} was compared with no other ranking ({head})."
-    return f"{best} keeps retrieval with the fewest heads ({head}); it is told apart from every other ranking."
+    elif found.names in ((best,), (best, RANDOM)):
+        first = f"{best} was compared with no other ranking."
+    else:
+        first = f"{best} keeps retrieval with the fewest heads, and is told apart from every other ranking."
+    return [first, numbers]
 
 
 def _against_reference(found: RankingComparison) -> list[str]:
