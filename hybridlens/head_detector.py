@@ -11,7 +11,7 @@ How it fails: a model without attention, heads that are none, and a pattern that
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -20,11 +20,9 @@ from torch import Tensor
 from hybridlens.boundary import public
 from hybridlens.boundary_words import Among, Unchecked, shown
 from hybridlens.errors import InputError
+from hybridlens.model import HybridLens
 from hybridlens.peers import head_detector as theirs
 from hybridlens.tokens import TokensLike
-
-if TYPE_CHECKING:
-    from hybridlens.model import HybridLens
 
 DETECTED = {
     "previous_token_head": theirs.get_previous_token_head_detection_pattern,

@@ -10,15 +10,12 @@ quantised weights raises `InputError`, since none could be drawn.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 
 from hybridlens.boundary import Seed, public
 from hybridlens.errors import InputError
-
-if TYPE_CHECKING:
-    from hybridlens.model import HybridLens
+from hybridlens.model import HybridLens
 
 
 @public
