@@ -35,7 +35,7 @@ from hybridlens.padding import TokenBatch
 from hybridlens.shapes import Lengths, Tokens
 from hybridlens.state import HybridState
 from hybridlens.text import TokenFront
-from hybridlens.tokens import TokensLike, check_context, encode
+from hybridlens.tokens import TokensLike, check_context
 
 
 class Words(TypedDict, total=False):
@@ -160,9 +160,9 @@ class GenerateFront(TokenFront):
             return_type: what TransformerLens gives: "str", the text of prompt and answer (a list for several
                 prompts); "tokens", both as ids [batch, pos], shorter prompts padded on the left; "input", the one
                 of these that was given. None for a `Generation`.
-            prepend_bos: whether texts begin with the tokenizer's BOS; None as the tokenizer does it.
+            prepend_bos: whether a BOS stands before each text; None for the tokenizer's own way.
             padding_side: accepted, and of no effect: padding is found on either side.
-            verbose: show a progress bar.
+            verbose: show a progress bar, in a notebook or a terminal.
 
         Raises:
             InputError: for tokens that cannot be run, words that contradict each other, a state alone, or when
@@ -196,7 +196,7 @@ class GenerateFront(TokenFront):
                 "be read after it: lens.generate(tokens, state=state)"
             )
         else:
-            batch = self._laid(self._begun(tokens, prepend_bos), lengths).batch
+            batch = self._laid(tokens, lengths, prepend_bos).batch
             prompts = rows_read(batch)
             made = generate(self.network, batch, max_new_tokens, edits, boundary, state=state, sampling=chosen, **words)
         if return_type is None:
@@ -215,14 +215,3 @@ class GenerateFront(TokenFront):
             if token >= size:
                 raise InputError(f"eos_token_id {token} is outside the vocabulary, expected 0..{size - 1}")
         return ends
-
-    def _begun(self, tokens: Any, prepend_bos: bool | None) -> Any:
-        """Texts as ids that begin with one BOS, or with none; anything else, or no wish, as it is."""
-        if prepend_bos is None or not is_text(tokens):
-            return tokens
-        bos = getattr(self._tokenizer, "bos_token_id", None)
-        if prepend_bos and bos is None:
-            raise InputError("prepend_bos=True was given, but the tokenizer has no BOS token")
-        rows = [encode(text, self.tokenizer) for text in ([tokens] if isinstance(tokens, str) else tokens)]
-        rows = [row[1:] if row[:1] == [bos] else row for row in rows]
-        return [[bos, *row] for row in rows] if prepend_bos else rows

@@ -9,8 +9,7 @@ while it runs, see `decoding`.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -24,6 +23,7 @@ from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.network import HookedNetwork
 from hybridlens.padding import TokenBatch
+from hybridlens.progress import counted
 from hybridlens.shapes import Lengths, Tokens
 from hybridlens.state import HybridState
 from hybridlens.tokens import check_context
@@ -153,31 +153,19 @@ def continue_from(
 ) -> Generation:
     """Decode from what was read, all of it under decode rules; see `generate`."""
     stops = tuple(network.cfg.eos_token_ids if ends is None else ends) if stop_at_eos else ()
-    with counted(choose, max_new_tokens, verbose) as chooser:
-        how = Decoding(max_new_tokens, stops, choose=chooser, edits=lambda rows: edits, between=between, pad=pad)
+    with counted(max_new_tokens if verbose else 0, "new tokens") as advance:  # of none there is no bar
+
+        def moving(logits: Tensor) -> Tensor:
+            advance(1)
+            return choose(logits)
+
+        how = Decoding(max_new_tokens, stops, choose=moving, edits=lambda rows: edits, between=between, pad=pad)
         said, _, state, _ = decode(network, start, how)
     counts = [len(row) for row in said]
     longest = max(counts)
     tokens = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in said], dtype=torch.long)
     device = state.lengths.device
     return Generation(tokens.to(device), torch.tensor(counts, device=device), decode_text(tokenizer, said), state)
-
-
-@contextmanager
-def counted(choose: Chooser, total: int, shown: bool) -> Generator[Chooser]:
-    """A chooser that moves a progress bar on, one token a time, where one is to be shown."""
-    if not shown:
-        yield choose
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc="new tokens") as bar:
-
-        def moving(logits: Tensor) -> Tensor:
-            bar.update()
-            return choose(logits)
-
-        yield moving
 
 
 def joined(prompts: Sequence[Sequence[int]], made: Generation, pad: int) -> Tokens:

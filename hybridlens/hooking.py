@@ -21,6 +21,7 @@ from hybridlens.boundary import Natural, public
 from hybridlens.caching import CachingHooks, PosSlice, caching_hooks
 from hybridlens.errors import InputError
 from hybridlens.hooks import Direction, Directions, HookFunction, HookHandle, HookPoint, NameFilter, attached, resolve
+from hybridlens.peer_notices import noticed
 from hybridlens.visits import HERE
 
 Names: TypeAlias = str | Sequence[str] | Callable[[str], bool]
@@ -114,6 +115,7 @@ class HookFront:
         """
         try:
             with attached(self.hook_dict, fwd_hooks, bwd_hooks, stay=not reset_hooks_end):
+                noticed((fn for _, fn in (*fwd_hooks, *bwd_hooks)), self.hook_dict)
                 yield self
         finally:
             if reset_hooks_end and clear_contexts:

@@ -129,6 +129,14 @@ class ModuleFront:
         """The model's weights, under Hugging Face's names."""
         return self.hf_model.named_parameters(prefix, recurse)
 
+    def modules(self) -> Iterator[nn.Module]:
+        """The model's modules."""
+        return self.hf_model.modules()
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """The model's modules, under Hugging Face's names."""
+        return self.hf_model.named_modules()
+
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
         """What the model holds beside its weights."""
         return self.hf_model.buffers(recurse)

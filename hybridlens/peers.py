@@ -5,7 +5,7 @@ meaning between the two. (SAELens asks for a TransformerLens below 4.) What two 
 all, is settled here and nowhere else.
 """
 
-from transformer_lens import patching
+from transformer_lens import head_detector, patching
 from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.FactoredMatrix import FactoredMatrix
 from transformer_lens.hook_points import HookPoint
@@ -26,5 +26,6 @@ __all__ = [
     "TransformerBridge",
     "composition_scores",
     "get_act_name",
+    "head_detector",
     "patching",
 ]

@@ -9,14 +9,14 @@ How it fails: see `hybridlens.weights.stacks`.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybridlens.boundary import public
-from hybridlens.boundary_words import Unchecked, shown
+from hybridlens.boundary_words import shown
+from hybridlens.cache.directions import TokenChoice, token_directions, token_ids
 from hybridlens.devices import execution_device
 from hybridlens.errors import InputError
 from hybridlens.peers import CompositionScores, FactoredMatrix
@@ -79,6 +79,44 @@ class Adapter:
     def apply_output_logits_transform(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
         """Logits after the soft cap, where the family has one."""
         return self._front.network.capped(logits.reshape(-1, 1, logits.shape[-1])).reshape(logits.shape)
+
+
+class OwnHeads:
+    """Attention as TransformerLens' tools read it: maps of keys and values once for each head that has its own.
+
+    Args:
+        attn: a layer's attention, whose maps of keys and values stand once for each query head.
+        shared: query heads that share one.
+    """
+
+    def __init__(self, attn: Any, shared: int) -> None:
+        self._attn, self._shared = attn, shared
+
+    @property
+    def W_K(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        """Keys."""
+        return self._attn.W_K[:: self._shared]
+
+    @property
+    def W_V(self) -> Float[Tensor, "kv_head d_model d_head"]:
+        """Values."""
+        return self._attn.W_V[:: self._shared]
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the layer's attention has."""
+        return getattr(self._attn, name)
+
+
+class OwnHeadsBlock:
+    """A layer whose attention is `OwnHeads`; everything else is the block's."""
+
+    def __init__(self, block: Any, shared: int) -> None:
+        self._block = block
+        self.attn = OwnHeads(block.attn, shared)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the block has."""
+        return getattr(self._block, name)
 
 
 class WeightFront(TokenFront, NamedStacks):
@@ -156,37 +194,41 @@ class WeightFront(TokenFront, NamedStacks):
         """TransformerLens' dictionary of parameters, norms folded in; see `StackedWeights.tl_parameters`."""
         return self.weights(folded=True).tl_parameters()
 
-    def blocks_with(self, part: str) -> list[tuple[int, nn.Module]]:
+    def blocks_with(self, part: str) -> list[tuple[int, Any]]:
         """(layer, block) of each layer that has a part, as in ``lens.blocks_with("ssm")``.
+
+        It is for tools of TransformerLens, which take it that keys and values have heads of their own: of "attn", each
+        block's ``attn.W_K`` and ``attn.W_V`` have those, where ``lens.blocks[l].attn`` repeats them for query heads.
 
         Raises:
             InputError: no family has a part of the name.
         """
         if part not in ("attn", "ssm", "mlp"):
             raise InputError(f"blocks_with({shown(part)}) was asked, expected 'attn', 'ssm' or 'mlp'")
-        return [(layer, block) for layer, block in enumerate(self.network.blocks) if hasattr(block, part)]
+        cfg = self.network.cfg
+        found = [(layer, block) for layer, block in enumerate(self.network.blocks) if hasattr(block, part)]
+        if part != "attn":
+            return found
+        sizes = [cfg.attention(layer) for layer, _ in found]
+        return [
+            (layer, OwnHeadsBlock(block, size.n_heads // size.n_kv_heads))
+            for (layer, block), size in zip(found, sizes, strict=True)
+        ]
 
-    def tokens_to_residual_directions(
-        self, tokens: Annotated[str | int | Tensor, Unchecked("tokens")]
-    ) -> Float[Tensor, "*batch d_model"]:
+    def tokens_to_residual_directions(self, tokens: TokenChoice) -> Float[Tensor, "*batch d_model"]:
         """The directions whose product with what the last norm gives is these tokens' logits, before any soft cap.
 
         They are `W_U`'s: the last norm's weight is in what it gives (``lens.ln_final(resid)``, or a cache's
         `apply_ln_to_stack`), not in them. ``lens.weights(folded=True).W_U`` has it, for the stream over its scale.
 
         Args:
-            tokens: a text that is one token, an id, or ids in a tensor of any shape.
+            tokens: a text that is one token, an id, several of either, or ids in a tensor of any shape.
 
         Returns:
             one direction a token, in the model's dtype.
 
         Raises:
             InputError: for a text that is not one token, or ids outside the vocabulary.
+            CheckpointError: the unembedding is quantised, or not in memory.
         """
-        if isinstance(tokens, str):
-            tokens = self.to_single_token(tokens)
-        ids = torch.as_tensor(tokens)
-        if ids.is_floating_point() or ids.dtype == torch.bool:
-            raise InputError(f"tokens have dtype {ids.dtype}, expected integer ids")
-        weights = Weights.of_model(self, folded=False)
-        return weights.unembed(ids.reshape(-1)).view(*ids.shape, -1).to(self.hf_model.dtype)
+        return token_directions(self, token_ids(self, tokens, "tokens")).to(self.hf_model.dtype)

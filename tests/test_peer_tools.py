@@ -2,20 +2,26 @@
 
 import pytest
 import torch
-from bounds import FORWARD, LAYER, close
+from bounds import FORWARD, GRADIENT, LAYER, close
 from models import make, tokens
 from transformer_lens import SVDInterpreter, patching
 from transformer_lens.tools import analysis
 
+import hybridlens as hl
+from analyses.patching.direct import direct_logit_attribution
+from analyses.patching.gradients import attribution_patch
+from analyses.patching.metrics import LogitDifference
+from analyses.patching.writers import PART_OF, Writer
 from hybridlens import HybridLens, act_patching
 from hybridlens.errors import InputError
 
-FAMILIES = ("recurrentgemma", "jamba", "mamba2", "falcon_h1", "qwen3_next")
+MODELS = ("tiny-recurrentgemma", "tiny-jamba", "mamba2", "falcon_h1", "qwen3_next")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=MODELS)
 def seen(request):
-    lens, ids = HybridLens(make(request.param)), tokens(1, 6)
+    name, ids = request.param, tokens(1, 4)
+    lens = hl.load(name) if name.startswith("tiny") else HybridLens(make(name))
     with torch.no_grad():
         return lens, ids, *lens.run_with_cache(ids)
 
@@ -24,6 +30,7 @@ def test_protocols(seen):
     protocols = pytest.importorskip("transformer_lens.model_protocol")
     assert isinstance(seen[0], protocols.TransformerLensModel)
     assert isinstance(seen[0], protocols.TransformerLensModelWithWeights)
+    assert isinstance(seen[0], protocols.TrainableTransformerLensModel)
 
 
 def test_svd_interpreter(seen):
@@ -56,7 +63,7 @@ def test_patching_of_the_stream(seen):
 
     with torch.no_grad():
         found = patching.get_act_patch_resid_pre(lens, other, cache, metric)
-        assert found.shape == (lens.cfg.n_layers, 6)
+        assert found.shape == (lens.cfg.n_layers, 4)
         close(found[0, 2], metric(lens(ids)), FORWARD)  # tokens differ at position 2 alone
         close(found[0, 1], metric(lens(other)), FORWARD)
         if "blocks.0.hook_resid_mid" in cache and "blocks.1.hook_resid_mid" in cache:
@@ -84,15 +91,62 @@ def test_affinity_of_heads(seen):
     found = analysis.attention_head_subspace_affinity(lens, target_role="V", layer_order="all")
     assert found.source_layer_indices == lens.attn_layers
     write, read = (getattr(lens, name) for name in ("W_O", "W_V"))
-    a, b = (torch.linalg.qr(x)[0] for x in (write[0, 1].T, read[-1, 2]))
-    close(found.scores[0, 1, -1, 2], (a.T @ b).square().sum(), LAYER)
+    last = lens.cfg.attention(lens.attn_layers[-1])
+    assert found.target_head_kind == "kv"
+    assert found.scores.shape[-1] == last.n_kv_heads
+    for head in range(last.n_heads):  # of a query head, the map that it shares
+        a, b = (torch.linalg.qr(x)[0] for x in (write[0, 1].T, read[-1, head]))
+        theirs = found.scores[0, 1, -1, head * last.n_kv_heads // last.n_heads]
+        close(theirs, (a.T @ b).square().sum(), LAYER)
+
+
+def called(writer):
+    """What TransformerLens' decomposition calls the part that a writer belongs to."""
+    return "embed" if writer.kind == "embed" else f"{writer.layer}_{PART_OF[writer.kind]}_out"
+
+
+def test_direct_logit_attribution_is_ours(seen):
+    """Recurrent writes among its parts, and the sum of all of them the logit before any soft cap."""
+    lens, ids, _, cache = seen
+    ours = direct_logit_attribution(lens, ids, [3])
+    whole = float(ours.before_cap)
+    with torch.no_grad():
+        parts = analysis.direct_logit_attribution(lens, ids, 3)
+        heads = analysis.direct_logit_attribution(lens, ids, 3, unit="head", cache=cache)
+    shares = dict(zip(parts.labels, parts.attribution.flatten().double(), strict=True))
+    scale = max(map(abs, ours.shares.flatten().tolist()))
+    assert [name for name in shares if name.endswith("_ssm_out")] == [f"{i}_ssm_out" for i in lens.cfg.state_layers]
+    for name, share in shares.items():
+        mine = [i for i, one in enumerate(ours.writers) if name == called(one)]
+        close(share.float(), ours.shares[mine].sum().float(), FORWARD, scale=scale)
+    for name, share in zip(heads.labels, heads.attribution.flatten(), strict=True):
+        if "H" in name:
+            layer, head = map(int, name[1:].split("H"))
+            close(share, ours.of(Writer("head", layer, head)).flatten()[0].float(), FORWARD, scale=scale)
+    for found in (parts, heads):
+        close(found.attribution.sum(), torch.tensor(whole), FORWARD, scale=scale)
+
+
+def test_attribution_patching_says_what_it_leaves_out():
+    """Falcon-H1 has heads and an MLP in every layer, so that it runs; the nodes that it has are what gradients give."""
+    lens, clean, corrupt = HybridLens(make("falcon_h1")), tokens(1, 3), tokens(1, 3, seed=1)
+
+    def metric(logits):
+        return logits[0, -1, 3] - logits[0, -1, 5]
+
+    with pytest.warns(UserWarning, match=r"no nodes for what recurrences write \(hook_ssm_out of layers 0, 1\)"):
+        found = analysis.attribution_patch(lens, clean, corrupt, metric)
+    assert {node.kind for node in found.node_scores} == {"embed", "attn_head_out", "mlp_out"}
+    ours = attribution_patch(lens, clean, corrupt, LogitDifference(3, 5), "blocks.1.hook_mlp_out", "p")
+    theirs = [value for node, value in found.node_scores.items() if node.kind == "mlp_out" and node.layer == 1]
+    close(torch.tensor(theirs), (ours.raw.flatten() - ours.corrupt).float(), GRADIENT)
 
 
 @pytest.mark.parametrize("family", ["jamba", "falcon_h1", "mamba2"])
 def test_activation_patching_goes_over_layers_that_have_the_point(family):
     """Every function of theirs, against a hook that does the same; NaN where a layer has no such point."""
     lens = HybridLens(make(family))
-    ids = tokens(1, 3)
+    ids = tokens(1, 2)
     other = ids.clone()
     other[0, 1] = (other[0, 1] + 7) % lens.cfg.d_vocab
 
@@ -125,7 +179,7 @@ def test_activation_patching_goes_over_layers_that_have_the_point(family):
         assert every.shape == (5, lens.cfg.n_layers, lens.cfg.n_heads)
         close(every[0, layer, head], expected, FORWARD)
         assert act_patching.get_act_patch_attn_head_by_pos_every(lens, other, cache, metric).shape == (
-            5, lens.cfg.n_layers, 3, lens.cfg.n_heads,
+            5, lens.cfg.n_layers, 2, lens.cfg.n_heads,
         )  # fmt: skip
         assert act_patching.get_act_patch_block_every(lens, other, cache, metric)[0].isfinite().all()
     with pytest.raises(InputError, match=r"analyses\.patching\.path_patch"):
