@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from hybridlens.display.markup import COLORS, Numbers, legend, noted, number, titled
+from hybridlens.display.markup import COLORS, Alone, Numbers, legend, noted, number, titled
 from hybridlens.errors import InputError
 
 _POINTS = 100
@@ -20,7 +20,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 460, 8, 112
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Alone):
     """Lines over one axis.
 
     Attributes:

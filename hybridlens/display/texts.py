@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from hybridlens.display.markup import COLORS, Numbers, count, legend, noted, number, shade, titled
+from hybridlens.display.markup import COLORS, Alone, Numbers, count, legend, noted, number, shade, titled
 from hybridlens.errors import InputError
 
 _TOKENS = 120
@@ -21,7 +21,7 @@ _CELLS = 170
 
 
 @dataclass(frozen=True)
-class TokenText:
+class TokenText(Alone):
     """Tokens as they stand in a text, coloured by a number each.
 
     Attributes:
@@ -83,7 +83,7 @@ class TokenText:
 
 
 @dataclass(frozen=True)
-class Strip:
+class Strip(Alone):
     """A row of kinds: the layers of a model, say.
 
     Attributes:
@@ -124,7 +124,7 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Words:
+class Words(Alone):
     """A paragraph, or a text that a model wrote, character by character (`literal`)."""
 
     text: str
