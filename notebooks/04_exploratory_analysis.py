@@ -66,11 +66,11 @@ cache
 # last norm and the unembedding. Up to what enters layer 6 neither answer is in sight.
 
 # %%
-read = cache.logit_lens(targets=[right, wrong])
+read = cache.logit_lens(targets=list(pair.texts))
 read
 
 # %%
-ranks = read.to_pandas().query("token == @right").set_index("state")["rank"]  # 0 is the likeliest
+ranks = read.to_pandas().query("token == @pair.texts[0]").set_index("state")["rank"]  # 0 is the likeliest
 assert ranks["6_pre"] > 10
 assert ranks["7_pre"] == 0
 
@@ -101,15 +101,11 @@ Curve(
 terms, names = cache.decompose_resid(pos_slice=-1, return_labels=True)
 added = cache.logit_attrs(terms, right, wrong, pos_slice=-1)[:, 0]
 torch.testing.assert_close(added.sum(), logit_difference(logits), atol=1e-4, rtol=1e-4)
-by_layer = {name: value for name, value in zip(names, added.tolist(), strict=True)}
-rows = torch.tensor(
-    [
-        [by_layer.get(f"{layer}_{kind}_out", float("nan")) for kind in ("ssm", "attn", "mlp")]
-        for layer in range(lens.cfg.n_layers)
-    ]
-)
-Grid(rows, [f"L{layer}" for layer in range(lens.cfg.n_layers)], ["recurrence", "attention", "MLP"], "layers", "parts",
-     "logits added to the difference")
+by_layer = dict(zip(names, added.tolist(), strict=True))
+parts, nothing = ("ssm", "attn", "mlp"), float("nan")
+rows = [[by_layer.get(f"{layer}_{part}_out", nothing) for part in parts] for layer in range(lens.cfg.n_layers)]
+all_layers = [f"L{layer}" for layer in range(lens.cfg.n_layers)]
+Grid(rows, all_layers, ["recurrence", "attention", "MLP"], "layers", "parts", "logits added to the difference")
 
 # %% [markdown]
 # One attention layer, the sixth, writes most of it; the last layer's experts add to it. The terms add up to the model's
@@ -131,7 +127,7 @@ Grid(by_head, layers, columns, "layers", "heads", "logits added to the differenc
 
 # %%
 shares = direct.direct_logit_attribution(lens, pair.clean_tokens, [pair.logit_difference])
-shares.plot()
+shares.plot(most=12)
 
 # %%
 shares.to_pandas().sort_values("share", key=abs, ascending=False).head(8)
@@ -147,8 +143,8 @@ shares.to_pandas().sort_values("share", key=abs, ascending=False).head(8)
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
 torch.manual_seed(0)
-sizes = Mamba2Config(vocab_size=64, hidden_size=32, num_heads=4, head_dim=16, state_size=8, num_hidden_layers=2, n_groups=1)
-mamba2 = hl.HybridLens(Mamba2ForCausalLM(sizes))
+sizes = {"vocab_size": 64, "hidden_size": 32, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1}
+mamba2 = hl.HybridLens(Mamba2ForCausalLM(Mamba2Config(num_hidden_layers=2, **sizes)))
 mamba2_logits, mamba2_cache = mamba2.run_with_cache(torch.arange(12)[None])
 heads, names = mamba2_cache.stack_head_results(pos_slice=-1, return_labels=True, incl_remainder=True)
 added = mamba2_cache.logit_attrs(heads, 5, 7, pos_slice=-1)
@@ -169,7 +165,7 @@ last = len(pair.clean_tokens) - 1
 shown = [*range(start, stop), *range(last - 8, last + 1)]
 position_heatmap(
     resid.normalised[:, shown].tolist(),
-    [f"L{layer}" for layer in range(lens.cfg.n_layers)],
+    all_layers,
     [resid.axes[1].labels[i] for i in shown],
     "layer",
     "restored",
@@ -199,7 +195,7 @@ assert resid.normalised[7, last] > 0.9 > 0.1 > resid.normalised[7, word]
 patched = patching.get_act_patch_attn_head_out_all_pos(lens, corrupt, cache, logit_difference)
 low, high = logit_difference(corrupt_logits), logit_difference(logits)
 restored = (patched - low) / (high - low)
-Grid(restored, [f"L{layer}" for layer in range(lens.cfg.n_layers)], columns, "layers", "heads", "restored", limit=1)
+Grid(restored, all_layers, columns, "layers", "heads", "restored", limit=1)
 
 # %%
 z = sweeps.sweep(lens, "z", pair.clean_tokens, pair.corrupt_tokens, pair.logit_difference)
@@ -211,24 +207,34 @@ z
 # share the work.
 
 # %%
-most = lambda values: set(values[-1].topk(4).indices.tolist())
-assert most(by_head) == most(z.normalised) == {0, 1, 2, 3}
-four = lens.run_with_hooks(
-    corrupt,
-    fwd_hooks=[("blocks.6.attn.hook_z", lambda x, hook: torch.cat([cache["z", 6][:, :, :4], x[:, :, 4:]], dim=2))],
-)
-print(f"one head restores at most {z.normalised.max():.2f}, the four together {(logit_difference(four) - low) / (high - low):.2f}")
+for found in (by_head, z.normalised):
+    assert set(found[-1].topk(4).indices.tolist()) == {0, 1, 2, 3}
+
+
+def four_from_clean(x, hook):
+    x[:, :, :4] = cache["z", 6][:, :, :4]
+    return x
+
+
+four = lens.run_with_hooks(corrupt, fwd_hooks=[("blocks.6.attn.hook_z", four_from_clean)])
+together = (logit_difference(four) - low) / (high - low)
+assert together > 0.95 > 0.3 > z.normalised.max()
+print(f"one head restores at most {z.normalised.max():.2f}, the four together {together:.2f}")
 
 # %% [markdown]
 # ## What do they look at?
 #
-# Their patterns, cropped to the needle and the last words of the question, with true positions on the axes. Hover over a
-# head to see it large.
+# Their patterns, cropped to the needle and the last words of the question, with true positions on the axes. Hover over
+# a head to see it large.
 
 # %%
 pattern = cache["pattern", 6][0, :4]
 texts = [lens.to_string([pair.clean_tokens[i]]) for i in shown]
 attention_heads(texts, pattern[:, shown][:, :, shown].numpy(), [f"L6 H{head}" for head in range(4)], positions=shown)
+
+# %% [markdown]
+# And what do they take from there? Each value put in alone, by
+# layer, shared head and position (the two prompts' tokens, where they differ):
 
 # %%
 values = sweeps.sweep(lens, "v_by_position", pair.clean_tokens, pair.corrupt_tokens, pair.logit_difference)

@@ -49,7 +49,7 @@ tokens = repeated_tokens(lens, rows=4, period=period)
 
 
 def losses(tokens, lens=lens, **options):
-    """The loss at each token but the first of the two halves, and its mean over both halves [row pos], nats."""
+    """Loss in nats: at each token, mean over prompts; and means over the first fifty and over the repeated ones."""
     loss = lens.run_with_hooks(tokens, return_type="loss", loss_per_token=True, **options)
     return loss.mean(0), float(loss[:, :period].mean()), float(loss[:, period + 1 :].mean())
 
@@ -102,13 +102,14 @@ recurrent
 #
 # ## Patterns
 #
-# Twelve random tokens, twice. The stripe off the diagonal, one token to the right of the earlier occurrence, is the
-# sign of induction. Hover over a head to see it large.
+# Twelve random tokens, twice; heads in the order of their induction scores. A stripe in the lower half, one token to
+# the right of the earlier occurrence, is the sign of induction; here it has gaps. Hover over a head to see it large.
 
 # %%
 short = repeated_tokens(lens, rows=1, period=12)
 _, cache = lens.run_with_cache(short, names_filter="blocks.6.attn.hook_pattern")
-attention_heads(lens.to_str_tokens(short[0]), cache["pattern", 6][0].numpy(), [f"L6 H{head}" for head in range(8)])
+order = [head for layer, head in scores.ranking("induction").order if layer == 6]
+attention_heads(lens.to_str_tokens(short[0]), cache["pattern", 6][0, order].numpy(), [f"L6 H{head}" for head in order])
 
 # %% [markdown]
 # The first layer with attention, and a recurrent layer's hidden attention, for comparison:
@@ -116,7 +117,7 @@ attention_heads(lens.to_str_tokens(short[0]), cache["pattern", 6][0].numpy(), [f
 # %%
 _, cache = lens.run_with_cache(short, names_filter=["blocks.2.attn.hook_pattern", "blocks.5.ssm.hook_pattern"])
 views = torch.cat([cache["pattern", 2][0, :3], cache.compute_ssm_effective_attention(layer=5)[0]])
-attention_heads(lens.to_str_tokens(short[0]), views.numpy(), ["L2 H0", "L2 H1", "L2 H2", "L5 recurrence"])
+attention_heads(lens.to_str_tokens(short[0]), views.numpy(), ["L2 H0", "L2 H1", "L2 H2", "L5 S0"])
 
 # %% [markdown]
 # ## What are they worth?
@@ -162,13 +163,11 @@ def accuracy(edits=()):
     return sum(map(niah.score, texts)) / (5 * len(texts))
 
 
-def kept(heads):
-    by_induction = scores.ranking("induction")
-    return sparsification.keep_heads(lens, by_induction, heads)
-
-
-retrieval = {"all": accuracy(), "the four": accuracy(kept(4)),
-             "the twelve others": accuracy([hl.Edit(name, fn) for name, fn in silenced(found)])}
+retrieval = {
+    "all": accuracy(),
+    "the four": accuracy(sparsification.keep_heads(lens, scores.ranking("induction"), 4)),
+    "the twelve others": accuracy([hl.Edit(name, fn) for name, fn in silenced(found)]),
+}
 assert retrieval["all"] == 1.0
 assert retrieval["the twelve others"] < 0.2 < 0.8 < retrieval["the four"]
 Table(("heads kept", "accuracy"), list(retrieval.items()))
@@ -195,7 +194,8 @@ static.plot()
 
 # %% [markdown]
 # The two agree, and the weights also name the missing half of the circuit: the writer of "the token before" is layer
-# 5's convolution, at lag 1. If that is so, without this one tap there is no induction, and without any other layer's
+# 5's convolution, at lag 1. (The plot shows retrieval strength, which `02_head_circuits.py`
+# explains.) If that is so, without this one tap there is no induction, and without any other layer's
 # there still is.
 
 # %%

@@ -15,9 +15,9 @@
 #
 # Activation patching makes a forward pass for every patch. Attribution patching estimates all of them from gradients:
 # two passes forward and one back, however many patches (Nanda 2023, "Attribution Patching"). It is a straight line
-# through a curved function, so this notebook, after TransformerLens' demo, measures on `tiny-recurrentgemma` where it is
-# right and where it is not. Then it goes from places to *edges* between parts, takes the best of them as a circuit, and
-# runs that: does the circuit do what the model does?
+# through a curved function, so this notebook, after TransformerLens' demo, measures on `tiny-recurrentgemma` where it
+# is right and where it is not. Then it goes from places to *edges* between parts, takes the best of them as a circuit,
+# and runs that: does the circuit do what the model does?
 
 # %%
 import torch
@@ -81,8 +81,8 @@ exact = sweeps.sweep(lens, "z", clean, corrupt, metric)
 exact
 
 # %%
-print(agreement(estimated, exact))
 assert agreement(estimated, exact).pearson > 0.99
+agreement(estimated, exact)
 
 # %% [markdown]
 # Heads are estimated almost perfectly. Other places are not. The residual stream, say, by layer and position around the
@@ -109,7 +109,7 @@ around_the_needle(measured_of["resid_pre"]).update_layout(height=340)
 around_the_needle(estimated_of["resid_pre"]).update_layout(height=340)
 
 # %% [markdown]
-# The places are right, the sizes are not: a whole stream is a large change, and the line misses by up to half of the
+# The place is right, the size is not: a whole stream is a large change, and the line misses by up to half of the
 # difference between the runs.
 
 # %%
@@ -132,7 +132,9 @@ errors = [
     agreement(attribution_sweep(lens, "resid_pre", clean, corrupt, metric, steps=n), measured_of["resid_pre"])
     for n in steps
 ]
-Table(("steps", "correlation", "largest error"), [(n, e.pearson, e.largest_error) for n, e in zip(steps, errors)])
+assert max(fit.largest_error for fit in errors) < 0.1 < agrees["resid_pre"].largest_error
+rows = [(n, fit.pearson, fit.largest_error) for n, fit in zip(steps, errors, strict=True)]
+Table(("steps", "correlation", "largest error"), rows)
 
 # %% [markdown]
 # ## Edges
@@ -158,7 +160,7 @@ edges.to_pandas().sort_values("score", key=abs, ascending=False).head(8)
 circuit = choose_circuit(lens, edges, 37)
 kept = run_circuits(lens, clean, corrupt, metric, [circuit])
 assert kept.normalised[0] > 0.95
-print(f"{int(circuit.kept.sum())} of {edges.scores.isfinite().sum()} edges keep {kept.normalised[0]:.3f} of the difference")
+print(f"kept: {kept.normalised[0]:.3f} of the difference")
 circuit
 
 # %% [markdown]
@@ -185,9 +187,9 @@ row = table.set_index("edges").loc[size]
 assert size < 0.15 * 368
 assert row["completeness"] < 0.05
 assert row["random faithfulness, mean"] < 0.1
-print(f"{size} edges are enough for 95 % of the difference; random circuits of that size keep "
-      f"{100 * row['random faithfulness, mean']:.0f} %, and without these edges the model keeps {100 * row['completeness']:.0f} %")
+print(f"{size} edges are enough for 95 % of the difference, {100 * row['completeness']:.0f} % is left without them;")
+print(f"random circuits of that size keep {100 * row['random faithfulness, mean']:.0f} %")
 
 # %% [markdown]
-# A tenth of the edges is the circuit, on this one pair: of other prompts it says nothing. Give `circuit_choice` the
-# edges of several pairs for one of more generality.
+# A tenth of the edges is the circuit, on this one pair: of other prompts it says nothing. `choose_circuit`
+# and `circuit_curves` take the edges of several pairs as well.
