@@ -24,6 +24,7 @@ import torch
 import hybridlens as hl
 from analyses import entropy, sparsification
 from hybridlens import niah
+from hybridlens.display import Grid, TokenText
 from hybridlens.viz import attention_heads
 
 lens = hl.load("tiny-recurrentgemma")
@@ -38,30 +39,33 @@ lens.cfg
 # %%
 (prompt,) = niah.grid(lens.tokenizer, lengths=[150], depths=[33])
 start, end = prompt.needle_span
-print(prompt.text[-420:])
-print("needle:", lens.to_string(prompt.tokens[start:end]))
+TokenText([lens.to_string([token]) for token in prompt.tokens], marked=[(start, end)])
 
 # %%
 answer = lens.generate([prompt.tokens])
-print(answer.text[0])
 assert niah.score(answer.text[0]) == 5.0
+answer
 
 # %% [markdown]
 # ## Hook points
 #
-# One namespace for attention and recurrent layers alike, in the order in which they fire. The letters are
-# axes: b batch, p query position, k key position, h query heads, g key/value heads, e head width, c recurrent
-# channels, n states per channel, d residual stream, f MLP, v vocabulary.
+# One namespace for attention and recurrent layers alike, in the order in which they fire. Below the table stands what
+# each axis letter means; `lazy` points are computed only when they are asked for.
 
 # %%
-for name, spec in lens.hook_points.items():
-    if spec.layer in (1, 2):
-        print(f"{name:34} {' '.join(spec.axes):8} {'only when asked for' if spec.lazy else ''}")
+lens.hook_points
+
+# %% [markdown]
+# All of them are in pandas as well. Those of the first layer with attention:
+
+# %%
+points = lens.hook_points.to_pandas()
+points[points["name"].str.startswith("blocks.2.attn")]
 
 # %% [markdown]
 # ## Cache
 #
-# `run_with_cache` returns TransformerLens' own `ActivationCache`, so its short names work.
+# `run_with_cache` returns a `HybridCache`: TransformerLens' `ActivationCache` for hybrids, so its short names work.
 
 # %%
 tokens = torch.tensor([prompt.tokens])
@@ -69,14 +73,15 @@ with torch.no_grad():
     logits, cache = lens.run_with_cache(tokens)
 pattern = cache["pattern", 5]
 print("attention:", tuple(pattern.shape), " recurrent state:", tuple(cache["state", 1, "ssm"].shape))
+cache
 
 # %% [markdown]
 # Which heads look at the needle while the model reads the last token of the question?
 
 # %%
-needle_mass = {layer: cache["pattern", layer][0, :, -1, start:end].sum(-1) for layer in lens.cfg.attention_layers}
-for layer, mass in needle_mass.items():
-    print(f"layer {layer}:", " ".join(f"{value:.2f}" for value in mass.tolist()))
+layers, heads = [f"L{layer}" for layer in lens.cfg.attention_layers], [f"H{head}" for head in range(lens.cfg.n_heads)]
+mass = torch.stack([cache["pattern", layer][0, :, -1, start:end].sum(-1) for layer in lens.cfg.attention_layers])
+Grid(mass, layers, heads, "layers", "heads", "attention to the needle", limit=1)
 
 # %% [markdown]
 # ## Edit
@@ -135,7 +140,7 @@ with torch.no_grad():
     state, _ = lens.prefill(tokens[:, :100])
     _, rest = lens.extend(state, tokens[:, 100:])
 print("largest difference to one run:", float((rest - logits[:, 100:]).abs().max()))
-print(f"{state.nbytes / 1024:.0f} KiB for {int(state.lengths[0])} tokens")
+state
 
 # %% [markdown]
 # ## Heads by entropy, and keeping the best
@@ -144,8 +149,12 @@ print(f"{state.nbytes / 1024:.0f} KiB for {int(state.lengths[0])} tokens")
 
 # %%
 ranking = entropy.rank_heads(lens, tokens)
-print(ranking.source)
-print([f"L{layer}H{head}" for layer, head in ranking.order[:6]])
+ranking
+
+# %%
+ranking.plot()
+
+# %%
 for k in (8, 4, 2, 1, 0):
     text = lens.generate(tokens, edits=sparsification.top_k(lens, k)).text[0]
     print(f"k = {k}: {niah.score(text):.1f} of 5")

@@ -26,6 +26,7 @@ from analyses import circuits, entropy, sparsification
 from analyses.experiment.filler import filler_tokens
 from analyses.heads.needle_heads import look
 from hybridlens import niah
+from hybridlens.display import Grid
 from hybridlens.viz import attention_heads
 from hybridlens.viz.circuits import Edge, Node, composition_graph, distance_curves, eigenvalue_plane
 from hybridlens.viz.heads import head_heatmap, pair_heatmap
@@ -34,10 +35,13 @@ lens = hl.load("tiny-recurrentgemma")
 text = filler_tokens(lens, 256, 8)
 found = circuits.circuits(lens, text, model="tiny-recurrentgemma")
 heads = [(layer, head) for layer in found.layers for head in range(found.n_heads)]
-for metric in found.metrics:
-    ranking = found.ranking(metric)
-    best = ", ".join(f"L{layer} H{head} {ranking.score(layer, head):.3f}" for layer, head in ranking.order[:3])
-    print(f"{metric:16} {best:45} {circuits.METRICS[metric].words}")
+found
+
+# %% [markdown]
+# Each number is a ranking of the heads:
+
+# %%
+found.ranking("retrieval")
 
 # %% [markdown]
 # ## Does a head copy?
@@ -128,15 +132,17 @@ print(found.linearised, [round(error, 2) for error in found.path_error.tolist()]
 # %%
 prompts = niah.grid(lens.tokenizer, lengths=[150, 200], depths=[0, 50, 100])
 rows = [list(prompt.tokens) for prompt in prompts]
+sizes = (16, 12, 8, 6, 5, 4, 2)
 rankings = {"retrieval strength": found.ranking("retrieval"), "entropy": entropy.rank_heads(lens, rows)}
 accuracy = {}
 for name, ranking in rankings.items():
-    for n in (16, 12, 8, 6, 5, 4, 2):
+    for n in sizes:
         edits = sparsification.keep_heads(lens, ranking, n)
         scores = [niah.score(answer) for answer in lens.generate(rows, max_new_tokens=24, edits=edits).text]
         accuracy[name, n] = sum(scores) / (5 * len(scores))
-    print(f"{name:20}", "  ".join(f"n = {n}: {100 * accuracy[name, n]:3.0f} %" for n in (16, 12, 8, 6, 5, 4, 2)))
 assert accuracy["retrieval strength", 16] == accuracy["entropy", 16] == 1.0
+values = [[accuracy[name, n] for n in sizes] for name in rankings]
+Grid(values, list(rankings), [str(n) for n in sizes], "rankings", "heads kept", "accuracy, 0 to 1")
 
 # %% [markdown]
 # Six prompts are an example. `hybridlens rankings` measures it: more rankings, intervals, what else is lost.

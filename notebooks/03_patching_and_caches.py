@@ -25,7 +25,6 @@ from analyses import kv_cache
 from analyses.patching import direct, edges, pairs, sweeps
 from analyses.patching.agreement import agreement
 from analyses.patching.gradients import attribution_sweep
-from hybridlens.viz.heads import head_heatmap
 from hybridlens.viz.positions import position_heatmap
 
 lens = hl.load("tiny-recurrentgemma")
@@ -40,8 +39,8 @@ print("attention in", lens.cfg.attention_layers, "- recurrent layers", lens.cfg.
 # %%
 (needles,) = kv_cache.needle_pairs(["paper"])
 pair = pairs.other_needle(lens, needles.needle_a, needles.needle_b, length=150, depth=50)
-print(pair.show())
 clean, corrupt, metric = pair.clean_tokens, pair.corrupt_tokens, pair.logit_difference
+pair
 
 # %% [markdown]
 # ## Values of the clean run, put into the corrupt one
@@ -54,7 +53,7 @@ by_head = {name: sweeps.sweep(lens, name, clean, corrupt, metric) for name in ("
 for name, found in by_head.items():
     (where, _), share = found.top(1)[0], float(found.normalised.max())
     print(f"{name}: at most {share:.2f} of the difference, at layer and head {where}")
-head_heatmap(by_head["z"].normalised.tolist(), lens.cfg.attention_layers, "restored", -1, 1).update_layout(height=220)
+by_head["z"].plot()
 
 # %% [markdown]
 # The values of one layer bring nearly all of it back, the keys nothing: what is exchanged is *what* is read, not where
@@ -90,15 +89,16 @@ for name, exact in {"v_by_position": found, "state": state, "z": by_head["z"]}.i
 
 # %% [markdown]
 # Edges say who told whom: which writer's difference reaches which reader directly. Read together they are the way of
-# the needle: an MLP at the needle's token, the value of one layer, its heads, the logits. Beside it, what the heads
+# the needle: an MLP at the needle's token, the value of one layer, its heads, the logits. Below it, what the heads
 # then add to the answer's logit; all shares of the model add up to it.
 
 # %%
-for writer, reader, score in edges.edge_attribution(lens, clean, corrupt, metric).top(6):
-    print(f"{writer.words:12} -> {reader.words:14} {score:+.1f}")
+edges.edge_attribution(lens, clean, corrupt, metric)
+
+# %%
 shares = direct.direct_logit_attribution(lens, clean, [metric])
-print(", ".join(f"{writer.words} {share:+.1f}" for writer, share in shares.top(4)))
 print(f"all shares {float(shares.total[0, 0]):.2f}, the model's own {float(shares.before_cap[0, 0]):.2f}")
+shares
 
 # %% [markdown]
 # ## Crossover: whose memory is believed?
@@ -110,10 +110,8 @@ print(f"all shares {float(shares.total[0, 0]):.2f}, the model's own {float(share
 needle_pairs = kv_cache.needle_pairs(["paper", "oslo", "code", "treasure"])
 prompts = kv_cache.prompt_pairs(lens.tokenizer, [150], [0, 50], needle_pairs)
 told = kv_cache.crossover(lens, prompts)
-for mix, shares_of in told.by_mix().items():
-    if mix.count(",") == 2:
-        print(f"{mix:32} tells A {100 * shares_of.a.mean:3.0f} %, B {100 * shares_of.b.mean:3.0f} %")
 assert told.shares("kv B, conv A, recurrent A").b.mean == 1.0
+told
 
 # %% [markdown]
 # The answer follows keys and values, whatever the recurrent layers remember. Layer by layer: which layer's keys and
@@ -153,7 +151,7 @@ for name, loss in (("keys and values dropped", dropped), ("recurrent layers rese
 prompt, span = list(prompts[1].a), list(range(*prompts[1].spans[0]))
 forget = kv_cache.Surgery(lambda state: kv_cache.drop(state, span), at=12)
 print("untouched:", kv_cache.generate_with(lens, [prompt]).text[0])
-print("forgotten:", kv_cache.generate_with(lens, [prompt], [forget]).text[0])
+kv_cache.generate_with(lens, [prompt], [forget])
 
 # %% [markdown]
 # ## Beyond the window
@@ -166,8 +164,10 @@ far = kv_cache.prompt_pairs(lens.tokenizer, [320], [0], needle_pairs)
 outside = kv_cache.crossover(lens, far, kv_cache.mixes(lens.cfg, by_layer=False))
 for mix in ("kv A, conv A, recurrent A", "kv B, conv B, recurrent B"):
     found_of = outside.shares(mix, inside=False)
-    print(f"{mix}: tells its needle in {100 * max(found_of.a.mean, found_of.b.mean):.0f} %, "
-          f"leaning towards B by {found_of.leaning:+.2f} nats")
+    print(
+        f"{mix}: tells its needle in {100 * max(found_of.a.mean, found_of.b.mean):.0f} %, "
+        f"leaning towards B by {found_of.leaning:+.2f} nats"
+    )
 
 # %% [markdown]
 # Nothing does. The answers tell neither needle, and which of the two prompts was read makes next to no difference even

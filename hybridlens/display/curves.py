@@ -10,17 +10,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 
-from hybridlens.display.markup import COLORS, Numbers, legend, noted, number, titled
+from hybridlens.display.markup import COLORS, Alone, Numbers, legend, noted, number, titled
 from hybridlens.errors import InputError
 
 _POINTS = 100
 """Of a line at most."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 460, 8, 112
 """Where the axes are, in pixels."""
+_NOTHING = 1e-3
+"""An end of the axis that is so near 0, by its length, is written as 0."""
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Alone):
     """Lines over one axis.
 
     Attributes:
@@ -58,9 +60,10 @@ class Curve:
         lines = zip(COLORS, self.lines.values(), strict=False)
         drawn = "".join(_stroke(run, color) for color, values in lines for run in self._runs(values, step, low, high))
         frame = f'<path d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}" fill="none" stroke="currentColor" stroke-opacity=".3"/>'
+        top, bottom = (0.0 if abs(end) < _NOTHING * (high - low) else end for end in (high, low))
         texts = (
-            f'<text x="54" y="12" text-anchor="end">{number(high, 3)}</text>'
-            f'<text x="54" y="114" text-anchor="end">{number(low, 3)}</text>'
+            f'<text x="54" y="12" text-anchor="end">{number(top, 3)}</text>'
+            f'<text x="54" y="114" text-anchor="end">{number(bottom, 3)}</text>'
             f'<text x="{_LEFT}" y="127">{number(self.x[0])}</text>'
             f'<text x="{_RIGHT}" y="127" text-anchor="end">{number(self.x[-1])}</text>'
         )

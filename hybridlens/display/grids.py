@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from hybridlens.display.markup import ACCENT, WARM, cut, noted, number, shade, titled, visible
+from hybridlens.display.markup import ACCENT, WARM, Alone, cut, noted, number, shade, titled, visible
 from hybridlens.display.tables import array
 from hybridlens.errors import InputError
 
@@ -29,7 +29,7 @@ _LEVELS = 16
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Alone):
     """Numbers [row, column], as coloured squares: a number for each layer and head, say.
 
     Attributes:

@@ -7,6 +7,7 @@ How it fails: a value of any kind is shown, cut to a length; no text gets in une
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, TypeAlias, cast
@@ -70,7 +71,33 @@ body{{background:var(--page);color:var(--ink);margin:0 auto;max-width:1120px;pad
 def fragment(name: str, summary: str, parts: Iterable[str]) -> str:
     """A piece of HTML that stands for itself: the name and summary of a result, and its parts, HTML each."""
     head = f'<p class="hl-s"><b>{escape(name)}</b> · {escape(summary)}</p>'
-    return f'<div class="hl"><style>{STYLE}</style>{head}{"".join(parts)}</div>'
+    return block(head + "".join(parts))
+
+
+def block(body: str) -> str:
+    """HTML in the style of fragments, which is given with it."""
+    return f'<div class="hl"><style>{STYLE}</style>{body}</div>'
+
+
+class Alone(ABC):
+    """A part of what results show that a notebook shows by itself as well, where it is a cell's last expression."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Keep `dataclass` from giving the class a `repr` of all its numbers."""
+        super().__init_subclass__(**options)
+        cls.__repr__ = Alone.__repr__
+
+    @abstractmethod
+    def html(self) -> str:
+        """A few kB of HTML, every text in it escaped."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}, drawn in a notebook>"
+
+    def _repr_html_(self) -> str:
+        return block(self.html())
 
 
 def page(title: str, body: str, policy: str = POLICY) -> str:

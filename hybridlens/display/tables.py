@@ -13,7 +13,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, overload
 
-from hybridlens.display.markup import Plain, cell, count, noted, shade, titled
+from hybridlens.display.markup import Alone, Plain, cell, count, noted, shade, titled
 from hybridlens.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def array(values: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Alone):
     """Rows under columns.
 
     Attributes:

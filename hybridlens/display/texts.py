@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from hybridlens.display.markup import COLORS, Numbers, count, legend, noted, number, shade, titled
+from hybridlens.display.markup import COLORS, Alone, Numbers, count, legend, noted, number, shade, titled
 from hybridlens.errors import InputError
 
 _TOKENS = 120
@@ -19,10 +19,13 @@ _TOKENS = 120
 _CELLS = 170
 """Of a strip."""
 
+_SPACES = " \u0120\u2581"
+"""How tokens write a space: as it is, or as the marks of byte-level and SentencePiece vocabularies."""
+
 
 @dataclass(frozen=True)
-class TokenText:
-    """Tokens as they stand in a text, coloured by a number each.
+class TokenText(Alone):
+    """Tokens as they stand in a text, coloured by a number each; where none of them has a space, they are set apart.
 
     Attributes:
         tokens: their texts, in order.
@@ -63,7 +66,8 @@ class TokenText:
             before = i
         out += [self._gap(len(self.tokens) - 1 - before)] if before < len(self.tokens) - 1 else []
         said = "" if values is None else f"{self.name}; full colour is {number(largest, 3)}"
-        return f'{titled(self.title)}<div class="hl-t">{"".join(out)}</div>{noted(said)}'
+        apart = "" if any(mark in token for token in self.tokens for mark in _SPACES) else " "
+        return f'{titled(self.title)}<div class="hl-t">{apart.join(out)}</div>{noted(said)}'
 
     def _shown(self, values: list[float] | None) -> set[int]:
         n = len(self.tokens)
@@ -83,7 +87,7 @@ class TokenText:
 
 
 @dataclass(frozen=True)
-class Strip:
+class Strip(Alone):
     """A row of kinds: the layers of a model, say.
 
     Attributes:
@@ -124,7 +128,7 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Words:
+class Words(Alone):
     """A paragraph, or a text that a model wrote, character by character (`literal`)."""
 
     text: str
