@@ -83,6 +83,7 @@ ORDER = (
     "interleaving",
     "hf_modules",
     "inline",
+    "reloaded",
     "invokes",
     "tracers",
     "weightless",
