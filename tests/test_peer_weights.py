@@ -134,7 +134,7 @@ def test_an_unembedding_of_its_own_is_read_though_the_configuration_ties_it():
     for folded in (False, True):
         rows = lens.weights(folded).W_U.T / (lens.ln_final.norm.module.weight + 1 if folded else 1)
         close(rows, head.weight, LAYER)
-    assert torch.equal(lens.W_E, model.get_input_embeddings().weight * lens.network.embed_scale)
+    assert torch.equal(lens.W_E, lens.embed(torch.arange(lens.cfg.d_vocab)))
     assert torch.equal(lens.tokens_to_residual_directions(5), head.weight[5])
 
 
