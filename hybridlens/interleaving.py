@@ -157,6 +157,7 @@ def put(location: str, value: Any) -> None:
 def request(event: Event, location: str, *rest: Any) -> Any:
     """Wait for the model, in the block that runs now."""
     mediator: Any = Mediator.current(location)
+    mediator.asked = mediator.__dict__.get("asked", 0) + 1  # by which a loop knows that it waits for something
     own = getattr(mediator, "request", None)
     return Mediator.event(event, location, *rest) if own is None else own(event, location, *rest)
 

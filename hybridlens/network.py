@@ -249,8 +249,20 @@ class HookedNetwork(nn.Module):
             eps=norm.eps,
             norm_offset=norm.style.offset,
             soft_cap=self.soft_cap,
-            tied=bool(config.tie_word_embeddings),
+            tied=self.tied,
         )
+
+    @property
+    def tied(self) -> bool:
+        """Whether embedding and unembedding are the same weights: as they are, or, where they are away, as configured.
+
+        A configuration goes on saying so when one of them was given weights of its own.
+        """
+        model = self.wrapped[0]
+        ends = [first_weight(end) for end in (model.get_input_embeddings(), model.get_output_embeddings())]
+        if any(weight is None or weight.is_meta for weight in ends):
+            return bool(model.config.tie_word_embeddings)
+        return bool(model.config.tie_word_embeddings) and ends[0] is ends[1]
 
     @property
     def idle_parameters(self) -> int:

@@ -8,25 +8,33 @@ How it fails: see `hybridlens.tracing`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, no_type_check
 
 from nnsight.intervention.barrier import Barrier
 from nnsight.intervention.editing import EditingTracer
 from nnsight.intervention.interleaver import Event, Mediator
+from nnsight.intervention.iterator import Iterations
 from nnsight.intervention.tracer import InterleavingTracer, Invoker
 from nnsight.tracing.tracer import Tracer, WithBlockNotFoundError, dec, inc, skip_context, skippable
 
+from hybridlens.boundary_words import shown
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.inline import InlineBlock, refuse
 from hybridlens.interleaving import request
 from hybridlens.invokes import Prompts, RowBatcher
+from hybridlens.reloaded import reread
 from hybridlens.shapes import Lengths
 from hybridlens.tokens import TokensLike
 
 if TYPE_CHECKING:
     from hybridlens.traces import Root, Run
+
+IDLE = 10_000
+"""Steps in a row that a loop without an end may ask for nothing."""
 
 
 class LensTracer(InterleavingTracer):
@@ -51,6 +59,7 @@ class LensTracer(InterleavingTracer):
                 "a trace was opened inside a trace of the same lens, whose forward pass is under way; end the first "
                 "`with lens.trace(...)` before the second, or use run_with_cache or run_with_hooks inside it"
             )
+        reread(sys._getframe(1).f_code)
         try:
             self.capture()
         except WithBlockNotFoundError:
@@ -104,6 +113,11 @@ class LensTracer(InterleavingTracer):
         return Invoker(self, Prompts(self.root.lens.batch(tokens, lengths), edits))
 
     @property
+    def iter(self) -> Steps:
+        """Steps of a generation: ``for step in tracer.iter[:3]:``; see `Steps`."""
+        return Steps()
+
+    @property
     def result(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What the run gives: logits and state of a forward pass, or a `Generation`; an invoke's rows of it."""
         return request(Event.VALUE, "result")
@@ -111,6 +125,53 @@ class LensTracer(InterleavingTracer):
     def barrier(self, n: int) -> Barrier:
         """As nnsight's; what was written in place before it is the model's by then."""
         return FlushingBarrier(n)
+
+
+class Steps(Iterations):
+    """Which steps of a run a loop goes over: ``tracer.iter[2]``, ``[:3]``, ``[0:6:2]``, ``[[0, 4]]``, or all, ``[:]``.
+
+    Raises:
+        InputError: for steps counted from the end, which is not known yet, or a loop without an end in which nothing
+            waits for the run.
+    """
+
+    by = 1
+    """Of a slice: from each step to the next."""
+
+    def __getitem__(self, key: slice | int | list[int]) -> Steps:
+        """The steps that an index, a slice or a list says."""
+        if not isinstance(key, slice):
+            return Steps(steps=[_step(i) for i in (key if isinstance(key, (list, tuple)) else [key])])
+        found = Steps(_step(key.start or 0), None if key.stop is None else _step(key.stop))
+        found.by = 1 if key.step is None else _step(key.step)
+        if found.by == 0:
+            raise InputError("tracer.iter was given a slice that goes on by 0, expected by 1 or more")
+        return found
+
+    def _indices(self) -> Iterator[int]:
+        if self.steps is not None:
+            yield from self.steps
+            return
+        if self.stop is not None:
+            yield from range(self.start, self.stop, self.by)
+            return
+        mediator: Any = Mediator.current("tracer.iter")
+        idle = 0
+        for step in itertools.count(self.start, self.by):
+            before = mediator.__dict__.get("asked", 0)
+            yield step
+            idle = idle + 1 if mediator.__dict__.get("asked", 0) == before else 0
+            if idle == IDLE:
+                raise InputError(
+                    f"a loop over tracer.iter[:] asked for nothing in {IDLE} steps in a row, and ends only where it "
+                    "asks for more than the run gives; read a hook point in it, or say where it ends: tracer.iter[:3]"
+                )
+
+
+def _step(given: Any) -> int:
+    if isinstance(given, bool) or not hasattr(given, "__index__") or given < 0:
+        raise InputError(f"tracer.iter was given {shown(given)}, expected steps counted from 0")
+    return int(given)
 
 
 class FlushingBarrier(Barrier):
@@ -133,6 +194,7 @@ class Session(Tracer):
     @no_type_check  # nnsight counts the frames between here and its user's
     def __enter__(self) -> Session:
         """As nnsight's; without a source the block runs where it stands."""
+        reread(sys._getframe(1).f_code)
         try:
             self.capture()
         except WithBlockNotFoundError:
@@ -157,6 +219,7 @@ class Editing(EditingTracer):
     @no_type_check  # nnsight counts the frames between here and its user's
     def __enter__(self) -> Any:
         """The tracer and the edited copy."""
+        reread(sys._getframe(1).f_code)
         try:
             self.capture()
         except WithBlockNotFoundError:

@@ -19,6 +19,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # small tensors: a second thread only waits for the first
 )
 
+import beartype  # noqa: F401  before nnsight, which puts `save` on every object, so that beartype cannot be imported
 import jaxtyping
 import pytest
 from checked_once import once

@@ -45,6 +45,22 @@ class Readable(Stored, text=True):
     scores: Float[Tensor, "layer head"]
 
 
+@dataclass(frozen=True)
+class Numbers(Stored):
+    """Without a tensor."""
+
+    loss: float
+    others: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ReadableNumbers(Stored, text=True):
+    """Likewise, to be read."""
+
+    loss: float
+    others: tuple[float, ...]
+
+
 def whole() -> Whole:
     """With a number that JSON has no word for, and one that is no round one."""
     scores = torch.tensor([[0.1, float("nan")], [float("-inf"), 1e-30]])
@@ -83,6 +99,25 @@ def test_another_number_in_the_file_is_noticed(tmp_path):
     save_file(tensors, path)
     with pytest.raises(InputError, match="is not a saved Whole"):
         Whole.load(path)
+
+
+def test_fields_may_share_their_tensor_or_parts_of_it(tmp_path):
+    held, scores = whole(), torch.rand(2, 2)
+    shared = Whole(scores, Part(scores), {"row": scores[1], "same": scores}, Pair(scores[0], torch.rand(0)), ())
+    read = Whole.load(shared.save(tmp_path / "shared.safetensors"))
+    for found, expected in ((read.scores, scores), (read.part.heads, scores), (read.by_layer["row"], scores[1])):
+        assert torch.equal(found, expected)
+    assert torch.equal(read.pair.first, scores[0])
+    empty = Whole(torch.rand(0, 3), Part(torch.rand(0, 3)), {}, held.pair, ())
+    assert Whole.load(empty.save(tmp_path / "empty.safetensors")).scores.shape == (0, 3)
+
+
+@pytest.mark.parametrize("cls", [Numbers, ReadableNumbers])
+def test_plain_numbers_that_are_not_finite(tmp_path, cls):
+    held = cls(float("nan"), (float("inf"), float("-inf"), 0.1))
+    read = cls.load(held.save(tmp_path / "numbers"))
+    assert read.loss != read.loss
+    assert read.others == held.others
 
 
 def test_numbers_as_text(tmp_path):

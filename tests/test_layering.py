@@ -86,6 +86,7 @@ ORDER = (
     "interleaving",
     "hf_modules",
     "inline",
+    "reloaded",
     "invokes",
     "tracers",
     "weightless",

@@ -124,6 +124,20 @@ def test_embedding_and_unembedding(seen):
     assert torch.equal(lens.tokens_to_residual_directions(5), lens.tokens_to_residual_directions(torch.tensor([5]))[0])
 
 
+def test_an_unembedding_of_its_own_is_read_though_the_configuration_ties_it():
+    model = make("gemma2")
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(torch.randn_like(head.weight))
+    lens = HybridLens(model)
+    assert model.config.tie_word_embeddings
+    assert not lens.cfg.tie_word_embeddings
+    for folded in (False, True):
+        rows = lens.weights(folded).W_U.T / (lens.ln_final.norm.module.weight + 1 if folded else 1)
+        close(rows, head.weight, LAYER)
+    assert torch.equal(lens.W_E, lens.embed(torch.arange(lens.cfg.d_vocab)))
+    assert torch.equal(lens.tokens_to_residual_directions(5), head.weight[5])
+
+
 def test_norms_are_folded_when_asked(seen):
     """Over the stream without its norm's weight, folded maps give what the run had."""
     lens, cache, _ = seen

@@ -352,6 +352,51 @@ def test_a_script_on_standard_input_traces_as_a_file_does(lens):
     SOURCES.pop(name)
 
 
+LOOP = """
+steps = []
+with lens.trace(ids, max_new_tokens=5, stop_at_eos=False) as tracer:
+    for step in tracer.iter[{}]:
+        steps.append((step, {}))
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*was never reached")
+@pytest.mark.parametrize("filename", ["<stdin>", "loop_in_a_file.py"])
+def test_loops_over_steps(lens, filename):
+    """A step of a slice counts, and a loop in which nothing waits for the run ends in one line."""
+    read = "lens.hook_logits.output.shape[1]"
+    ids = tokens(1, 5)
+
+    def run(body):
+        if not filename.startswith("<"):
+            linecache.cache[filename] = (len(body), None, body.splitlines(keepends=True), filename)
+        return run_as(body, filename, lens=lens, ids=ids)["steps"]
+
+    assert [step for step, _ in run(LOOP.format("0:5:2", read))] == [0, 2, 4]
+    assert [step for step, _ in run(LOOP.format("[1, 3]", read))] == [1, 3]
+    every_other = run(LOOP.format("1::2", read))
+    assert [step for step, _ in every_other] == [1, 3, 5]  # the last token of the prompt is read by itself
+    for given, said in ((":", "asked for nothing in"), (":-1", "steps counted from 0"), ("::0", "goes on by 0")):
+        with pytest.raises(HybridLensError, match=said) as caught:
+            run(LOOP.format(given, "None"))
+        assert "\n" not in str(caught.value)
+    assert clean(lens)
+
+
+def test_a_file_that_is_loaded_again_traces_what_it_says_now(lens, tmp_path):
+    """As `importlib.reload` and IPython's %autoreload do after an edit, whether or not lines move."""
+    file, ids = tmp_path / "helper.py", tokens(1, 4)
+    block = "    with lens.trace(ids):\n        seen = (lens.blocks[0].output * {}).save()\n"
+    body = f"def f(lens, ids):\n{block}    return seen\n"
+    for source, factor in ((body.format(1), 1), (body.format(2), 2), ("# moved\n\n" + body.format(33), 33)):
+        file.write_text(source)
+        f = run_as(source, str(file))["f"]
+        with torch.no_grad():
+            expected = lens.run_with_cache(ids)[1]["resid_post", 0] * factor
+            assert torch.equal(f(lens, ids), expected)
+            assert torch.equal(f(lens, ids), expected)
+
+
 def test_without_a_source_what_needs_one_is_refused(lens):
     for body in (
         "with lens.trace() as tracer:\n    with tracer.invoke(ids):\n        pass\n",

@@ -13,6 +13,7 @@ names it; one that cannot be written `ResultsError`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -160,7 +161,7 @@ def _plain(value: Any, tensors: dict[str, Tensor] | None, name: str = "") -> Any
         if tensors is not None:
             if name in tensors:
                 raise ValueError(f"two tensors of a result are named {name!r}")
-            tensors[name] = (torch.view_as_real(value) if value.is_complex() else value).contiguous()
+            tensors[name] = _apart((torch.view_as_real(value) if value.is_complex() else value).contiguous(), tensors)
             return {"complex" if value.is_complex() else "tensor": name}
         numbers = [None if x != x else str(x) if x in _INFINITE else x for x in value.flatten().tolist()]
         return {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape), "numbers": numbers}
@@ -173,7 +174,15 @@ def _plain(value: Any, tensors: dict[str, Tensor] | None, name: str = "") -> Any
     if isinstance(value, (list, tuple, frozenset)):
         parts = [inside(part, i) for i, part in enumerate(cast(list[Any], value))]
         return sorted(parts) if isinstance(value, frozenset) else parts
+    if isinstance(value, float) and not math.isfinite(value):  # which JSON has no word for
+        return str(value)
     return value
+
+
+def _apart(tensor: Tensor, others: Mapping[str, Tensor]) -> Tensor:
+    """A tensor that shares no memory with others, as a file has it."""
+    here = tensor.untyped_storage().data_ptr()
+    return tensor.clone() if any(other.untyped_storage().data_ptr() == here for other in others.values()) else tensor
 
 
 def _whole(value: Any, tensors: Mapping[str, Tensor]) -> Any:

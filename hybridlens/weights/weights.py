@@ -77,7 +77,7 @@ class Weights:
         """What the embedding is multiplied by, by its own module or behind it."""
         self.unembed_scale = network.unembed_scale
         """What logits are multiplied by, before any cap."""
-        self.tied = bool(model.config.tie_word_embeddings)
+        self.tied = network.tied
         """Whether embedding and unembedding are the same weights."""
         self._names = {id(module): name for name, module in model.named_modules()}
 
