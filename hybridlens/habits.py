@@ -113,8 +113,6 @@ LENS = CLASS | {
     "register_full_backward_hook": _ADDED._replace(
         here='lens.add_hook("blocks.2.hook_resid_post", fn, "bwd")', note="fn(gradient, hook)"
     ),
-    "modules": Habit("lens.hf_model.modules()", RUNNING, "a lens is no torch module"),
-    "named_modules": Habit("lens.hf_model.named_modules()", RUNNING, "a lens is no torch module"),
     "children": Habit("lens.hf_model.children()", RUNNING, "a lens is no torch module"),
     "get_submodule": Habit('lens.hf_model.get_submodule("model.layers.2")', RUNNING, "a lens is no torch module"),
     "apply": Habit("lens.hf_model.apply(lambda module: None)", RUNNING, "a lens is no torch module"),

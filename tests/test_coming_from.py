@@ -36,7 +36,9 @@ ROWS = [
 ]
 IDS = [f"{section}-{number}" for number, (section, *_) in enumerate(ROWS)]
 
-OF_MADE = set("cfg blocks ln_final unembed model lm_head transformer generator tokenizer output".split())
+OF_MADE = {
+    "cfg", "blocks", "ln_final", "unembed", "model", "lm_head", "transformer", "generator", "tokenizer", "output",
+}  # fmt: skip
 """What only a model that was made has."""
 GONE = {"from_pretrained", "run_with_saes", "run_with_cache_with_saes"}
 """What other libraries' subclasses have, or TransformerLens below 4."""
