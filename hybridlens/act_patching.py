@@ -44,8 +44,8 @@ def __getattr__(name: str) -> Any:
     """One of TransformerLens' functions, over the layers that have what it patches."""
     if name.startswith("get_act_patch_direct_path"):
         raise InputError(
-            f"{name} patches the inputs of single heads, which a lens has no points for; analyses.patching.path_patch "
-            "goes along paths between any heads and parts"
+            f"{name} patches the inputs of single heads, which a lens has no points for; "
+            "analyses.patching.paths.path_patch goes along paths between any heads and parts"
         )
     found = getattr(theirs, name, None) if name.startswith("get_act_patch") else None
     if not isinstance(found, partial):

@@ -78,6 +78,8 @@ def test_an_end_of_ones_own_and_no_bos(speaking):
     text = text[1:] if text[0] == bos else text
     assert bare[0, : len(text)].tolist() == text
     assert begun[0, : len(text) + 1].tolist() == [bos, *text]
+    twice = speaking.generate(speaking.tokenizer.bos_token + PROMPTS[0], 6, prepend_bos=True, return_type="tokens")
+    assert torch.equal(twice, begun)
 
 
 def test_generating_goes_on_from_what_was_read(lens):

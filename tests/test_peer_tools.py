@@ -182,7 +182,7 @@ def test_activation_patching_goes_over_layers_that_have_the_point(family):
             5, lens.cfg.n_layers, 2, lens.cfg.n_heads,
         )  # fmt: skip
         assert act_patching.get_act_patch_block_every(lens, other, cache, metric)[0].isfinite().all()
-    with pytest.raises(InputError, match=r"analyses\.patching\.path_patch"):
+    with pytest.raises(InputError, match=r"analyses\.patching\.paths\.path_patch"):
         _ = act_patching.get_act_patch_direct_path
     with pytest.raises(AttributeError, match="no attribute 'get_act_patch_none'"):
         _ = act_patching.get_act_patch_none

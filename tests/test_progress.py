@@ -46,6 +46,15 @@ def test_nothing_is_written_where_nobody_looks(lens: hl.HybridLens, capsys: pyte
     assert (said.out, said.err) == ("", "")
 
 
+def test_generation_shows_a_bar_when_it_is_asked_to(lens: hl.HybridLens, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watched(monkeypatch)
+    said = lens.generate([IDS], 3, stop_at_eos=False)
+    assert terminal.getvalue() == ""
+    assert lens.generate([IDS], 3, stop_at_eos=False, verbose=True).tokens.tolist() == said.tokens.tolist()
+    assert "new tokens" in terminal.getvalue()
+    assert "3/3" in terminal.getvalue()
+
+
 def test_a_notebook_is_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", sys)
     assert wanted()
