@@ -49,14 +49,14 @@ answer
 # %% [markdown]
 # ## Hook points
 #
-# One namespace for attention and recurrent layers alike, in the order in which they fire. Below the table stands what
-# each axis letter means; `lazy` points are computed only when they are asked for.
+# One namespace for attention and recurrent layers alike, in the order in which they fire, with what the axes are.
 
 # %%
 lens.hook_points
 
 # %% [markdown]
-# All of them are in pandas as well. Those of the first layer with attention:
+# All of them are in pandas as well, with a letter for each axis: b batch, p position, k key, h head, g key/value head,
+# e width of a head, c recurrent channel, d residual stream, f MLP. Those of the first layer with attention:
 
 # %%
 points = lens.hook_points.to_pandas()

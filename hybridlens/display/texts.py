@@ -67,7 +67,8 @@ class TokenText(Alone):
         out += [self._gap(len(self.tokens) - 1 - before)] if before < len(self.tokens) - 1 else []
         said = "" if values is None else f"{self.name}; full colour is {number(largest, 3)}"
         apart = "" if any(mark in token for token in self.tokens for mark in _SPACES) else " "
-        return f'{titled(self.title)}<div class="hl-t">{apart.join(out)}</div>{noted(said)}'
+        text = apart.join(out).replace(f"\n{apart}", "\n")
+        return f'{titled(self.title)}<div class="hl-t">{text}</div>{noted(said)}'
 
     def _shown(self, values: list[float] | None) -> set[int]:
         n = len(self.tokens)
