@@ -279,7 +279,7 @@ def test_distances_and_profiles() -> None:
         written(trace["y"], wanted)
     whole = replace(circuits, matching_free=None)
     assert set(charts(whole, "distance")) == {"all dimensions of the head", ""}
-    assert "Right:" not in section(rendered(whole), "distance")
+    assert "Then the dimensions that turn" not in section(rendered(whole), "distance")
 
 
 def test_a_model_without_rotary_embedding() -> None:

@@ -177,6 +177,21 @@ def test_few_prompt_pairs_are_called_few_in_every_sentence() -> None:
     assert not any("bootstrap" in part for part in article_of(answers("++", "--"), {}, a_record()).origin)
 
 
+def test_two_layers_that_share_the_needle_are_a_finding() -> None:
+    """Half of the prompts follow one layer's keys and values, half another's: both are named, nothing is too few."""
+    lens = planted("recurrentgemma", "head").lens
+    mixes, cells = tuple(kv_cache.mixes(lens.cfg)), list[CrossCell]()
+    first, second = lens.cfg.attention_layers[:2]
+    for mix in mixes:
+        for layer in (first, second):
+            follows = {(layer, "keys"), (layer, "values")} <= mix.from_b
+            cells += cells_of({mix.name: "B" if follows else "A"}, 1.0, 6)
+    _, _, which = finding(Crossover("m", mixes, tuple(cells), 1), {}, None)
+    assert which.startswith(f"Layers {first} and {second} share it, each deciding a part of the answers by itself;")
+    for layer in (first, second):
+        assert f"keys and values of layer {layer}: 50\u00a0% [" in which
+
+
 def test_following_counts_both_ways_round() -> None:
     """Of four prompts: the memory's needle told one way only, both ways, never, and neither told."""
     names = [following.INTACT, "kv B, conv A, recurrent A", "kv A, conv B, recurrent B"]

@@ -3,7 +3,6 @@
 import cmath
 import json
 import math
-import re
 
 import numpy as np
 import pytest
@@ -21,9 +20,8 @@ from hybridlens.viz.circuits import (
     eigenvalue_plane,
     strongest,
 )
-from hybridlens.viz.heads import correlation_matrix, head_heatmap, heatmap_width, pair_heatmap, short
+from hybridlens.viz.heads import correlation_matrix, head_heatmap, pair_heatmap, short
 from hybridlens.viz.layout import DASHES
-from hybridlens.viz.positions import position_width
 
 NAN, INF = math.nan, math.inf
 ANY = st.floats(allow_nan=True, allow_infinity=True, width=32)
@@ -32,30 +30,6 @@ ANY = st.floats(allow_nan=True, allow_infinity=True, width=32)
 def as_page(figure):
     """A figure as a page's code reads it; fails where JSON cannot hold it."""
     return json.loads(json.dumps(figure.to_plotly_json(), allow_nan=False))
-
-
-def test_labels_of_many_columns_keep_apart_on_narrow_screens():
-    """A figure of a phone has about 340 pixels: wider ones say so, with room for a label of every column."""
-    widths = {n: (heatmap_width(n), position_width(n)) for n in (2, 8, 12, 13, 16, 24, 40, 64)}
-    assert widths[2] == widths[8] == (None, None)
-    for n in (16, 24, 40, 64):
-        numbers, tokens = widths[n]
-        assert numbers >= 110 + 16 * n, "two digits of 12 pixels' height are 14 wide"
-        assert tokens >= 130 + 15 * n, "upright text of 11 pixels' height takes 15"
-    assert heatmap_width(8, label=40) > 340, "long names of rows leave no room for the squares"
-
-
-def test_a_notebooks_map_is_as_high_as_its_rows_need():
-    """Each name has its line of text; two rows do not fill the screen, and a height that was set is kept."""
-
-    def height(rows, **layout):
-        names = [f"L{row}" for row in range(rows)]
-        figure = pair_heatmap([[0.5]] * rows, names, ["all"], ("layer", ""), "x").update_layout(**layout)
-        return int(re.search(r"height:(\d+)px", figure._repr_html_())[1])
-
-    assert [height(2), height(2, height=333), height(90)] == [240, 333, 900]
-    assert height(30) >= 30 * 17 + 96
-    assert height(30, xaxis={"tickangle": -90}) > height(30)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def distances(circuits: HeadCircuits) -> Section:
     )
     if circuits.matching_free is not None:
         matching = (
-            f"Left: {matching} Right: the dimensions that turn, alone; the others are the same at every distance and "
+            f"First: {matching} Then the dimensions that turn, alone; the others are the same at every distance and "
             "have a map of their own above."
         )
     back = circuits.profile.shape[-1]
