@@ -162,7 +162,7 @@ class WeightFront(TokenFront, NamedStacks):
         Raises:
             InputError: no family has a part of the name.
         """
-        if part not in ("attn", "ssm", "mlp"):
+        if not isinstance(part, str) or part not in ("attn", "ssm", "mlp"):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"blocks_with({shown(part)}) was asked, expected 'attn', 'ssm' or 'mlp'")
         return [(layer, block) for layer, block in enumerate(self.network.blocks) if hasattr(block, part)]
 
@@ -185,8 +185,11 @@ class WeightFront(TokenFront, NamedStacks):
         """
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
-        ids = torch.as_tensor(tokens)
-        if ids.is_floating_point() or ids.dtype == torch.bool:
+        try:
+            ids = torch.as_tensor(tokens)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InputError(f"tokens = {shown(tokens)} given, expected a token, its id, or a tensor of ids") from error
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise InputError(f"tokens have dtype {ids.dtype}, expected integer ids")
         weights = Weights.of_model(self, folded=False)
         return weights.unembed(ids.reshape(-1)).view(*ids.shape, -1).to(self.hf_model.dtype)
