@@ -33,9 +33,10 @@ def usable(device: torch.device | str, named: str = "device") -> torch.device:
     try:
         place = torch.device(device)
         torch.empty(1, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())
-        problem = f"{named} {shown(str(device))} cannot be used here ({said[:300]}); expected {DEVICES}"
+        given = shown(str(device) if isinstance(device, torch.device) else device)
+        problem = f"{named} {given} cannot be used here ({said[:300]}); expected {DEVICES}"
         raise InputError(problem) from error
     return place
 

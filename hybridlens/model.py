@@ -22,6 +22,7 @@ from torch import nn
 from hybridlens.bridges import unwrapped
 from hybridlens.config import LensConfig
 from hybridlens.continuing import StateFront
+from hybridlens.display import Displayed
 from hybridlens.display.hooks import HookPoints
 from hybridlens.display.models import LensShown
 from hybridlens.elsewhere import HabitFront
@@ -38,14 +39,18 @@ from hybridlens.weight_front import WeightFront
 from hybridlens.weights.counting import count
 
 
-class ParameterCounts(NamedTuple):
-    """How many weights a model has."""
-
+class _ParameterCounts(NamedTuple):
     total: int
     non_embedding: int
     """Without the embedding and, where it is separate, the unembedding."""
     active: int
     """Of all, those that one token uses: without the experts it is not sent to."""
+
+
+class ParameterCounts(Displayed, _ParameterCounts):
+    """How many weights a model has."""
+
+    __slots__ = ()
 
 
 class HybridLens(

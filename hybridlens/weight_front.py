@@ -203,7 +203,7 @@ class WeightFront(TokenFront, NamedStacks):
         Raises:
             InputError: no family has a part of the name.
         """
-        if part not in ("attn", "ssm", "mlp"):
+        if not isinstance(part, str) or part not in ("attn", "ssm", "mlp"):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"blocks_with({shown(part)}) was asked, expected 'attn', 'ssm' or 'mlp'")
         cfg = self.network.cfg
         found = [(layer, block) for layer, block in enumerate(self.network.blocks) if hasattr(block, part)]

@@ -20,6 +20,8 @@ import hybridlens as hl
 from analyses.heads import entropy, manipulation, needle_heads, sparsification
 from analyses.heads.ranking import HeadRanking
 from analyses.patching import metrics, pairs
+from analyses.stream.linear_probe import linear_probe
+from analyses.stream.steering import steer
 from hybridlens import niah
 from hybridlens.boundary_words import shown
 from hybridlens.errors import HybridLensError
@@ -58,6 +60,7 @@ def the_examples() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         (lens.to_str_tokens, {"tokens": [1, 5]}),
         (lens, {"tokens": torch.tensor([[1, 5], [6, 7]]), "lengths": [2, 1]}),
         *the_front(lens),
+        *the_cache(lens),
         (sparsification.top_k, {"lens": lens, "k": 1, "phase": "decode", "scope": "layer", "semantics": "clean"}),
         (sparsification.keep_heads, {"lens": lens, "ranking": ranking, "n": 2, "phase": "both", "scope": "model"}),
         (sparsification.keep_each, {"lens": lens, "heads": [((1, 0),), None], "phase": "both"}),
@@ -118,6 +121,30 @@ def the_front(lens: hl.HybridLens) -> list[tuple[Callable[..., Any], dict[str, A
         (state.save, {"path": "saved"}),
         (hl.HybridState.load, {"path": "held"}),
         (hl.HybridState.cat, {"states": [state, state]}),
+    ]
+
+
+def the_cache(lens: hl.HybridLens) -> list[tuple[Callable[..., Any], dict[str, Any]]]:
+    """The cache, weights and directions, with arguments that are right."""
+    cache = lens.run_with_cache([[1, 5, 9], [1, 6, 7]])[1]
+    stack = cache.decompose_resid()
+    vector = torch.ones(lens.cfg.d_model)
+    return [
+        (cache.decompose_resid, {"layer": 2, "mlp_input": False, "mode": "all", "apply_ln": False, "pos_slice": None}),
+        (cache.accumulated_resid, {"layer": 2, "incl_mid": True, "apply_ln": True, "pos_slice": -1}),
+        (cache.stack_head_results, {"layer": 2, "incl_remainder": True, "pos_slice": None, "apply_ln": False}),
+        (cache.get_neuron_results, {"layer": 0, "neuron_slice": 1, "project_output_onto": vector}),
+        (cache.apply_ln_to_stack, {"residual_stack": stack, "layer": 2, "batch_slice": None, "has_batch_dim": True}),
+        (cache.logit_attrs, {"residual_stack": stack, "tokens": 5, "incorrect_tokens": 6, "pos_slice": None}),
+        (cache.logit_lens, {"layers": [0], "positions": -1, "vocab": None, "targets": [3], "chunk_size": 3}),
+        (cache.compute_ssm_state, {"layer": 0, "time_step": 1}),
+        (cache.apply_slice_to_batch_dim, {"batch_slice": 0}),
+        (cache.to, {"device": "cpu"}),
+        (lens.blocks_with, {"part": "ssm"}),
+        (lens.tokens_to_residual_directions, {"tokens": 5}),
+        (lens.accumulated_bias, {"layer": 2, "mlp_input": False, "include_mlp_biases": True}),
+        (linear_probe, {"features": torch.eye(4), "labels": [0, 1, 0, 1], "folds": 2, "shuffles": 1, "strength": 0.1}),
+        (steer, {"name": "hook_embed", "direction": vector, "scale": 1.0, "positions": [0], "lengths": [3]}),
     ]
 
 

@@ -46,6 +46,23 @@ def checked(value: Any) -> str:
     return source
 
 
+def test_weights_show_whose_they_are(lens: hl.HybridLens) -> None:
+    for folded in (False, True):
+        weights = lens.weights(folded)
+        for shown in (weights, weights.of_layers):
+            checked(shown)
+            assert f"{lens.cfg.family}, {lens.cfg.n_layers} layers" in repr(shown)
+            assert ("folded in" in repr(shown)) is folded
+            assert list(shown.to_pandas()["layer"]) == list(range(lens.cfg.n_layers))
+    block = next(weights.of_layers.vocabulary(20))
+    checked(block)
+    assert (block.start, tuple(block.E.shape)) == (0, (20, lens.cfg.d_model))
+    counts = lens.n_parameters
+    checked(counts)
+    total, inner, active = counts
+    assert repr(counts) == f"<ParameterCounts: total {total}, non_embedding {inner}, active {active}>"
+
+
 def test_a_lens_shows_its_layers(lens: hl.HybridLens) -> None:
     source = checked(lens)
     assert repr(lens).startswith(f"<HybridLens: {lens.cfg.family}, {lens.cfg.n_layers} layers (")

@@ -44,12 +44,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.experiment.artefacts import Stored
-from hybridlens.boundary import Positive, Seed, public
+from hybridlens.boundary import MOST, Positive, Seed, public
 from hybridlens.display import Displayed, Table, many, number
 from hybridlens.errors import InputError
 from hybridlens.viz.plotted import Plotted
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 Labels: TypeAlias = Sequence[int] | Sequence[str]
 """One for each example."""
 
-Folds: TypeAlias = Annotated[int, Ge(2)]
+Folds: TypeAlias = Annotated[int, Ge(2), Le(MOST)]
 Strength: TypeAlias = Annotated[float, Gt(0)]
 
 Shuffling: TypeAlias = Literal["examples", "groups", "within"]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hybridlens.boundary import public
+from hybridlens.boundary import Positive, public
 from hybridlens.cache.directions import TokenChoice, attributed, fitted, token_directions, token_ids
 from hybridlens.cache.held import Chosen, Labelled, counted, slice_of, taken
 from hybridlens.cache.readout import LogitLens, ReturnType, Translator, logit_lens, names_of, wanted_of
@@ -119,7 +119,7 @@ class ReadingCache(StreamCache):
         targets: TokenChoice | None = None,
         return_type: ReturnType = "logits",
         top_k: int | None = None,
-        chunk_size: int = 64,
+        chunk_size: Positive = 64,
     ) -> LogitLens:
         """What the model would say if it stopped at each layer: the last norm, the unembedding, soft cap and all.
 
@@ -141,8 +141,6 @@ class ReadingCache(StreamCache):
             InputError: choices that exclude each other, or that there are not.
             NotCachedError: some streams were not kept.
         """
-        if chunk_size < 1:
-            raise InputError(f"chunk_size = {chunk_size} given, expected a whole number from 1")
         stack, labels = cast(Labelled, self.accumulated_resid(None, incl_mid, False, positions, False, True))
         n = len(labels)
         wrong = [i for i in layers or () if not -n <= i < n]

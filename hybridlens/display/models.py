@@ -1,4 +1,4 @@
-"""What a lens and its configuration show: the layers as a strip of what mixes their tokens, and their sizes.
+"""What a lens, its configuration and its weights show: layers as a strip of what mixes their tokens, and their sizes.
 
 How it fails: nothing is computed, so nothing does; a size that the model does not say is left out.
 """
@@ -61,6 +61,25 @@ class LensShown(Displayed):
 
     def _config(self) -> LensConfig:
         return cast(Any, self).cfg
+
+
+class WeightsShown(Displayed):
+    """Of `Weights` and `StackedWeights`."""
+
+    cfg: LensConfig
+    folded: bool
+
+    def summary(self) -> str:
+        """Whose they are, where they are put, and whether norms are in them."""
+        return f"{about(self.cfg)}; norms {'folded in, float32' if self.folded else 'apart'}"
+
+    def table(self) -> Table:
+        """A row a layer."""
+        return layer_table(self.cfg)
+
+    def view(self) -> tuple[Piece, ...]:
+        """The kinds of layers, and the sizes of the whole."""
+        return (layer_kinds(self.cfg), model_sizes(self.cfg))
 
 
 def about(cfg: LensConfig) -> str:

@@ -15,19 +15,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hybridlens.config import AttentionConfig
+from hybridlens.display import Displayed
 from hybridlens.mixers.latent_attention import LatentParts
 from hybridlens.projections import Read
 
 
-class LatentMaps(NamedTuple):
-    """Keys and values of every head, from the normalised stream."""
-
+class _LatentMaps(NamedTuple):
     W_K: Float[Tensor, "kv_head d_model d_head"]
     W_V: Float[Tensor, "kv_head d_model d_value"]
     b_K: Float[Tensor, "kv_head d_head"] | None
     b_V: Float[Tensor, "kv_head d_value"] | None
     scale: float
     """What stands for the scale of the norm inside."""
+
+
+class LatentMaps(Displayed, _LatentMaps):
+    """Keys and values of every head, from the normalised stream."""
+
+    __slots__ = ()
 
 
 def latent_maps(

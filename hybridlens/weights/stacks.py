@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hybridlens.blocks import Block
 from hybridlens.boundary_words import shown
+from hybridlens.display.models import WeightsShown
 from hybridlens.errors import AbsentError, InputError
 from hybridlens.mixers.named import without_matrices
 from hybridlens.named_weights import NamedWeight
@@ -79,7 +80,7 @@ class NamedStacks:
         """
 
 
-class StackedWeights(NamedStacks):
+class StackedWeights(WeightsShown, NamedStacks):
     """The weights of a model under TransformerLens' names.
 
     Args:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from hybridlens.blocks import Block
 from hybridlens.config import LensConfig
+from hybridlens.display import Displayed
+from hybridlens.display.models import WeightsShown
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.mixers.attention import HookedAttention
 from hybridlens.mixers.latent_attention import LatentParts
@@ -40,9 +42,7 @@ SPARSE = 16
 """Where less than one token in so many is wanted, each is read by itself."""
 
 
-class VocabularyBlock(NamedTuple):
-    """Some tokens of the vocabulary, from `start` on."""
-
+class _VocabularyBlock(NamedTuple):
     start: int
     E: Float[Tensor, "token d_model"]
     """What enters the residual stream."""
@@ -50,7 +50,13 @@ class VocabularyBlock(NamedTuple):
     """What the residual stream is compared with: the unembedding's rows, times the final norm's weight."""
 
 
-class Weights:
+class VocabularyBlock(Displayed, _VocabularyBlock):
+    """Some tokens of the vocabulary, from `start` on."""
+
+    __slots__ = ()
+
+
+class Weights(WeightsShown):
     """The linear maps of a model.
 
     What a layer's weights are, its parts say (`hybridlens.mixers`, `hybridlens.mlps`); where they are, `tensors`.
