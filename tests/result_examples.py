@@ -5,37 +5,44 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from autoencoders import make as autoencoder
 from models import make
 from planted_memory import pairs as planted_pairs
 from planted_memory import planted
 
 import hybridlens as hl
-from analyses import kv_cache, states
+from analyses import kv_cache, probe, states, steering
 from analyses.experiment.running import Outcome
 from analyses.heads.entropy import rank_heads
+from analyses.heads.gathering import gather_scores, pairs
 from analyses.heads.needle_heads import look
+from analyses.heads.scores import head_scores
 from analyses.heads.treatment import Treatment
 from analyses.kv_cache.experiment import Crossed
 from analyses.kv_cache.following import KEYS_AND_VALUES, following, layer_memories
 from analyses.patching.agreement import agreement
 from analyses.patching.alignment import differences
 from analyses.patching.choosing import Measure
+from analyses.patching.circuit_curves import circuit_curves
 from analyses.patching.direct import direct_logit_attribution
 from analyses.patching.edges import edge_attribution
 from analyses.patching.effects import Patched, strongest
 from analyses.patching.gradients import attribution_sweep
 from analyses.patching.metrics import KullbackLeibler, LogitDifference, LogProbability, NeedleScore, OwnFunction, Rank
 from analyses.patching.pairs import Pair
+from analyses.patching.results import EdgeResult
 from analyses.patching.running import activation_patch
 from analyses.patching.sweeps import sweep, sweep_of
 from analyses.states.found import Found, OfPrompt
 from analyses.states.looking import look as look_hidden
 from analyses.states.texts import Measurable
+from analyses.stream import feature_attribution, fit_tuned_lens, loss_recovered, top_tokens, tuned_lens
 from analyses.study import views
 from analyses.study.benchmarks.results import BenchmarkResult
 from analyses.study.claim_rules import ablated
@@ -51,7 +58,7 @@ from tests.test_study_report import BASE, BENCHMARKS, VERDICTS, a_study, study_c
 
 IDS, OTHER = [3, 4, 5, 6, 7, 8, 9], [3, 4, 20, 6, 7, 8, 9]
 METRIC = LogitDifference(3, 7)
-SPANS = [(1, 3), (4, 5)]
+SPANS, SEGMENTS = [(1, 3), (4, 5)], [(1, 3), (3, 6)]
 HOSTILE = "<script>alert(1)</script>&amp;\n"
 
 
@@ -79,6 +86,37 @@ def of_heads() -> Iterator[Any]:
     yield Looks([(1, 2), ()], torch.rand(2, 1, 4), torch.rand(2, 1, 4))
 
 
+def of_attention() -> Iterator[Any]:
+    """Scores of heads, and pairs of them."""
+    yield head_scores(lens(), period=4, rows=1, draws=2)
+    gather = gather_scores(lens(), [IDS], [SEGMENTS], of="recurrent")
+    yield from (gather, gather_scores(lens(), [IDS], [SEGMENTS]))
+    yield pairs(gather, replace(gather, of="attention", layers=tuple(layer + 1 for layer in gather.layers)), 2)
+
+
+def of_circuits(edges: EdgeResult) -> Iterator[Any]:
+    """Circuits of growing size, beside random ones and without."""
+    for draws in (2, 0):
+        yield circuit_curves(lens(), IDS, OTHER, METRIC, edges, sizes=[6, 12], draws=draws)
+
+
+def of_streams() -> Iterator[Any]:
+    """Lenses, a direction and what it does, a probe, and an autoencoder judged."""
+    name, sae = "blocks.1.hook_resid_post", autoencoder(lens().cfg.d_model, "jumprelu")
+    tuned = fit_tuned_lens(lens(), [IDS, OTHER[:5]], steps=1)
+    yield from (tuned, replace(tuned, held_out=torch.full_like(tuned.held_out, torch.nan)))
+    yield tuned_lens(lens(), tuned, [IDS, OTHER[:5]], best=2)
+    direction = steering.difference(lens(), [(IDS, OTHER), (OTHER[:4], IDS[:4])], name)
+    yield from (direction, steering.effect(lens(), direction, [IDS, OTHER], METRIC, (-1.0, 2.0), draws=2))
+    prompts = torch.randint(3, 50, (8, 4), generator=torch.Generator().manual_seed(0))
+    yield probe.fit(lens(), prompts, [i % 2 for i in range(8)], name, folds=2, shuffles=2)
+    yield feature_attribution(lens(), sae, name, IDS, METRIC, (-1, 2))
+    yield loss_recovered(lens(), sae, name, [IDS, OTHER[:5]])
+    found = top_tokens(lens(), sae, name, [0, 3], [IDS, OTHER[:5]], 2)
+    yield found
+    yield replace(found.of(0)[0], token=HOSTILE, around=(HOSTILE, "b"), values=(1.0, 0.5))
+
+
 def of_patching() -> Iterator[Any]:
     """Sweeps, estimates, edges, shares, metrics and a pair."""
     exact, guessed = (run(lens(), "z", IDS, OTHER, METRIC) for run in (sweep, attribution_sweep))
@@ -86,6 +124,7 @@ def of_patching() -> Iterator[Any]:
     edges, direct = edge_attribution(lens(), IDS, OTHER, METRIC), direct_logit_attribution(lens(), IDS, [5, METRIC])
     measure = Measure("logit difference", METRIC, tuple(IDS), tuple(OTHER))
     yield Patched(a_pair(), (" a", " b"), measure, {"z": exact}, {"z": guessed}, edges, direct)
+    yield from of_circuits(edges)
     yield by_place
     yield activation_patch(lens(), IDS, OTHER, METRIC, targets=[[]])
     yield agreement(guessed, exact)
@@ -156,7 +195,8 @@ def of_studies() -> Iterator[Any]:
 @cache
 def examples() -> tuple[Any, ...]:
     """All of them."""
-    return tuple(one for part in (of_heads, of_patching, of_memories, of_states, of_studies) for one in part())
+    parts = (of_heads, of_attention, of_streams, of_patching, of_memories, of_states, of_studies)
+    return tuple(one for part in parts for one in part())
 
 
 def gathered(values: Iterable[Any]) -> dict[type, list[Any]]:

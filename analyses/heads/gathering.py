@@ -36,7 +36,8 @@ from analyses.heads.attended import PREFIX, HeadsOf, Shares, attended, head_name
 from analyses.heads.ranking import HeadRanking
 from hybridlens.boundary import Natural, public
 from hybridlens.boundary_words import Among
-from hybridlens.display import Grid, Table, listed, many
+from hybridlens.display import Displayed, Grid, Table, many
+from hybridlens.display.markup import Plain, cut
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import Span
@@ -52,13 +53,25 @@ SCORES = {
 Score: TypeAlias = Annotated[str, Among(tuple(SCORES))]
 
 
-class HeadPair(NamedTuple):
-    """A gather head, and an aggregate head in a later layer; each as kind, layer and head."""
+class _HeadPair(NamedTuple):
+    """Fields of `HeadPair`."""
 
     gather: tuple[str, int, int]
     aggregate: tuple[str, int, int]
     product: float
     """Of the two scores."""
+
+
+class HeadPair(Displayed, _HeadPair):
+    """A gather head, and an aggregate head in a later layer; each as kind, layer and head."""
+
+    __slots__ = ()
+
+    def row(self) -> dict[str, Plain]:
+        """Both heads in words, and the product."""
+        heads = {"gather": self.gather, "aggregate": self.aggregate}
+        words = {name: f"L{layer} {PREFIX[of]}{head}" for name, (of, layer, head) in heads.items()}
+        return {**words, "product": self.product}
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +129,7 @@ class GatherScores(Plotted, Stored):
             f"{name} L{layer} {PREFIX[self.of]}{head} {value:.2f} (even attention {even[name]:.2f})"
             for name, layer, head, value in best
         )
-        return f"best heads: {said}; layers {listed(self.layers)}; {self.source}"
+        return f"best heads: {said}; {many(len(self.layers), 'layer')}; {cut(self.source, 60)}"
 
     def table(self) -> Table:
         """A row a head."""

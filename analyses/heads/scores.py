@@ -37,7 +37,8 @@ from analyses.heads.ranking import HeadRanking
 from analyses.heads.repeats import MEASURES, SCORES, Wanted, looked_for, measured_of, repeated_tokens, without
 from hybridlens.boundary import Natural, Positive, Seed, public
 from hybridlens.boundary_words import Among
-from hybridlens.display import Grid, Table, listed
+from hybridlens.display import Grid, Table, many
+from hybridlens.display.markup import cut
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.tokens import TokensLike
@@ -110,7 +111,7 @@ class HeadScores(Plotted, Stored):
         """The best head of each score."""
         best = [(name, *self.top(name, 1)[0]) for name in SCORES]
         said = ", ".join(f"{name} L{layer} {PREFIX[self.of]}{head} {value:.2f}" for name, layer, head, value in best)
-        return f"best heads: {said}; layers {listed(self.layers)}; {self.source}"
+        return f"best heads: {said}; {many(len(self.layers), 'layer')}; {cut(self.source, 60)}"
 
     def table(self) -> Table:
         """A row a head."""

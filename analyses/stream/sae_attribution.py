@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from annotated_types import MinLen
@@ -33,12 +33,16 @@ from analyses.patching.metrics import LogitDifference, check_tokens
 from analyses.patching.snapshot import captured
 from analyses.stream.reading import token_point
 from hybridlens.boundary import Natural, Positive, public
-from hybridlens.display import Displayed, Table, number
+from hybridlens.display import Table, number
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.splicing import Autoencoder, decoded
 from hybridlens.tokens import TokensLike
+from hybridlens.viz.plotted import Plotted
 from hybridlens.weights import Weights
+
+if TYPE_CHECKING:
+    from hybridlens.viz.plot import Plot
 
 AFFINE = 1e-3
 """How far, of what a decoder gives, its features may be from adding up; rounding in float32 is a hundredth of that."""
@@ -48,7 +52,7 @@ BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureAttribution(Displayed, Stored):
+class FeatureAttribution(Plotted, Stored):
     """What each feature adds to a logit, or a difference of logits. All tensors are float64, on the CPU.
 
     Attributes:
@@ -119,6 +123,23 @@ class FeatureAttribution(Displayed, Stored):
         rows += [(said, None, float(share[-1])) for said, share in beside]
         title = f"{self.question}: shares at position {self.positions[-1]}"
         return (Table(("part", "activation", "share"), rows, heat=("share",), title=title),)
+
+    def plot(self, most: Positive = 20) -> Plot:
+        """The features with the largest shares, the bias and the error, down, at each position, across.
+
+        Args:
+            most: features drawn.
+        """
+        from hybridlens.viz.heads import pair_heatmap
+        from hybridlens.viz.plot import Plot
+        from hybridlens.viz.positions import literal
+
+        largest = self.shares.abs().amax(dim=0).argsort(descending=True, stable=True)[:most].sort().values
+        rows = [*(f"feature {self.features[i]}" for i in largest.tolist()), "decoder's bias", "error"]
+        values = torch.cat([self.shares[:, largest].T, self.bias[None], self.error[None]])
+        columns = [f"position {position}" for position in self.positions]
+        name = literal(f"share of the {self.question}", 80)
+        return Plot(pair_heatmap(values.tolist(), rows, columns, ("part", ""), name))
 
 
 @public

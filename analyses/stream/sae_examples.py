@@ -7,7 +7,7 @@ text several tokens may stand among them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nlargest
 from typing import Annotated
 
@@ -20,7 +20,8 @@ from analyses.experiment.artefacts import Stored
 from analyses.patching.alignment import token_strings
 from analyses.stream.reading import BATCH, Rows, batches, rows_of, token_point
 from hybridlens.boundary import Natural, Positive, public
-from hybridlens.display import Displayed, Table, TokenText, listed, many, visible
+from hybridlens.display import Displayed, Table, TokenText, listed, many, number, visible
+from hybridlens.display.markup import cut
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookFunction, HookPoint, reads_only
 from hybridlens.model import HybridLens
@@ -32,7 +33,7 @@ CONTEXT = 10
 
 
 @dataclass(frozen=True)
-class Example:
+class Example(Displayed):
     """A token at which a feature is active.
 
     Attributes:
@@ -50,6 +51,19 @@ class Example:
     activation: float
     around: tuple[str, ...]
     values: tuple[float, ...]
+
+    def summary(self) -> str:
+        """Which token, where, and how active the feature is."""
+        where = f"at position {self.position} of text {self.text}"
+        return f"{cut(visible(self.token))!r} {where}, activation {number(self.activation, 3)}"
+
+    def table(self) -> Table:
+        """A row for each token around it."""
+        return Table(("token", "activation"), tuple(zip(self.around, self.values, strict=True)))
+
+    def view(self) -> tuple[TokenText]:
+        """The tokens, coloured."""
+        return (TokenText(self.around, self.values, "activation"),)
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,7 @@ class FeatureExamples(Displayed, Stored, text=True):
 
     def summary(self) -> str:
         """Of which features, and the token at which the first is most active."""
-        first = f"; feature {self.features[0]} at {visible(self.examples[0][0].token)!r}" if self.examples[0] else ""
+        first = f"; feature {self.features[0]} at {cut(visible(self.examples[0][0].token))!r}" if self.examples[0] else ""
         return f"{many(len(self.features), 'feature')} at {self.name} over {many(self.tokens, 'token')}{first}"
 
     def table(self) -> Table:
@@ -99,7 +113,7 @@ class FeatureExamples(Displayed, Stored, text=True):
     def view(self) -> tuple[TokenText | Table, ...]:
         """The first examples with their tokens coloured."""
         shown = [
-            TokenText(one.around, one.values, "activation", title=f"feature {feature}, text {one.text}")
+            replace(*one.view(), title=f"feature {feature}, text {one.text}")
             for feature, found in zip(self.features, self.examples, strict=True)
             for one in found[:3]
         ]

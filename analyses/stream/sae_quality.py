@@ -90,7 +90,7 @@ class SaeQuality(Displayed, Stored):
         return (
             f"{number(100 * self.recovered, 3)} % of the loss recovered at {self.name} over {count(self.tokens)} tokens"
             f" ({self.ablation} ablation); L0 {number(self.l0, 3)}, {explained} explained, "
-            f" {count(len(self.dead))} of {count(len(self.frequency))} features dead"
+            f"{count(len(self.dead))} of {count(len(self.frequency))} features dead"
         )
 
     def table(self) -> Table:

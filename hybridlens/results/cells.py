@@ -33,7 +33,8 @@ from pydantic import (
 
 from hybridlens.boundary import Natural
 from hybridlens.boundary_words import Among, refusal
-from hybridlens.display import Displayed
+from hybridlens.display import Displayed, brief
+from hybridlens.display.markup import cut
 
 PHASES = ("generation", "prefill")
 MODES = ("keep", "omit", "only", "binary", "null")
@@ -80,7 +81,8 @@ class CellKey(NamedTuple):
 
     def words(self) -> str:
         """The key as people read it; of what has a default, only what differs from it."""
-        where = "control" if self.control else f"depth {self.depth:g} %"
+        known = isinstance(self.depth, (int, float))
+        where = "control" if self.control else f"depth {self.depth:g} %" if known else f"depth {brief(self.depth)}"
         parts = [self.phase, f"k {self.k}", f"length {self.length}", where]
         for name, default in CellKey._field_defaults.items():
             value = getattr(self, name)
@@ -148,6 +150,11 @@ class Cell(Displayed):
     def key(self) -> CellKey:
         """Which cell this is."""
         return CellKey(*(getattr(self, name) for name in CellKey._fields))
+
+    def summary(self) -> str:
+        """Which cell, its score, and how the text begins."""
+        which = f"{cut(brief(self.model), 40)}, {cut(self.key.words(), 80)}"
+        return f"{which}: score {brief(self.score)}, {cut(brief(self.text), 40)!r}"
 
 
 class Damage(NamedTuple):
