@@ -75,11 +75,18 @@ assert ranks["6_pre"] > 10
 assert ranks["7_pre"] == 0
 
 # %% [markdown]
-# The same at each of the last words of the prompt, asked what the model itself says next. It is after layer 6 that the
-# words of the answer appear.
+# The same at each of the last words of the prompt: how likely is, at each place of the stream, what the model itself
+# says next? Words that the question gives away build up from layer 4 on. The needle's own word, at the last position,
+# is not there before layer 6's attention has written, and then at once.
 
 # %%
-logit_lens(lens, clean, positions=(-9, None)).plot()
+stream = logit_lens(lens, clean, positions=(-9, None))
+stream.plot()
+
+# %%
+at_last = stream.to_pandas().groupby("place")["target_probability"].last()
+assert at_last["blocks.5.hook_resid_post"] < 0.01
+assert at_last["blocks.6.hook_resid_mid"] > 0.95
 
 # %% [markdown]
 # ## What each layer adds
@@ -102,13 +109,15 @@ terms, names = cache.decompose_resid(pos_slice=-1, return_labels=True)
 added = cache.logit_attrs(terms, right, wrong, pos_slice=-1)[:, 0]
 torch.testing.assert_close(added.sum(), logit_difference(logits), atol=1e-4, rtol=1e-4)
 by_layer = dict(zip(names, added.tolist(), strict=True))
+assert by_layer["6_attn_out"] > 0.7 * added.sum()
+assert max(abs(by_layer[f"{layer}_ssm_out"]) for layer in lens.cfg.ssm_layers) < 0.1 * added.sum()
 parts, nothing = ("ssm", "attn", "mlp"), float("nan")
 rows = [[by_layer.get(f"{layer}_{part}_out", nothing) for part in parts] for layer in range(lens.cfg.n_layers)]
 all_layers = [f"L{layer}" for layer in range(lens.cfg.n_layers)]
 Grid(rows, all_layers, ["recurrence", "attention", "MLP"], "layers", "parts", "logits added to the difference")
 
 # %% [markdown]
-# One attention layer, the sixth, writes most of it; the last layer's experts add to it. The terms add up to the model's
+# One attention layer, layer 6, writes most of it; the last layer's experts add to it. The terms add up to the model's
 # logit difference, which the assertion checks. No recurrent layer adds much by itself at the last position. That is
 # what they *write* there, and says nothing of what others read from them.
 #
@@ -184,6 +193,8 @@ print(f"at L7 the word holds {resid.normalised[7, word]:.2f} and the last positi
 assert start <= word < stop
 assert resid.normalised[6, word] > 0.9 > 0.1 > resid.normalised[6, last]
 assert resid.normalised[7, last] > 0.9 > 0.1 > resid.normalised[7, word]
+elsewhere = [position for position in range(last) if position != word]
+assert resid.normalised[:, elsewhere].max() < 0.1
 
 # %% [markdown]
 # ## By head

@@ -179,6 +179,34 @@ def test_pieces_are_small_and_harmless(piece: Piece) -> None:
     assert HOSTILE[:7] in found.text
 
 
+def test_a_piece_shows_itself_with_its_style() -> None:
+    """A grid as a cell's last expression: its own HTML below one style, and a line in place of all its numbers."""
+    grid = Grid(torch.arange(6.0).reshape(2, 3), ["a", "b"], ["x", "y", "z"], "rows", "columns", "number")
+    assert (
+        re.fullmatch(r'<div class="hl"><style>[^<]*</style>(.*)</div>', grid._repr_html_(), re.DOTALL)[1] == grid.html()
+    )
+    assert repr(grid) == "<Grid, drawn in a notebook>"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shown"),
+    [
+        (["In", "Lima", "\n", "it"], "In Lima ⏎\nit"),
+        (["In", " Lima", "\n", "it"], "In Lima⏎\nit"),
+        (["\u2581In", "\u2581Li", "ma"], "\u2581In\u2581Lima"),
+    ],
+)
+def test_tokens_stand_apart_where_none_has_a_space(tokens: list[str], shown: str) -> None:
+    """Words of a word-level vocabulary would run together; tokens that bring their spaces stay as they are."""
+    assert f'<div class="hl-t">{shown}</div>' in TokenText(tokens).html()
+
+
+def test_the_end_of_an_axis_that_is_all_but_0_is_0() -> None:
+    """By the length of the axis: 1e-6 is an end of its own where all values are as small."""
+    assert ">0<" in Curve([0, 1], {"": [-1.43e-6, 1.0]}, "x", "y").html()
+    assert ">−1.43e−06<" in Curve([0, 1], {"": [-1.43e-6, 0.0]}, "x", "y").html()
+
+
 def test_a_grid_shows_the_strongest_of_each_block() -> None:
     """One value of a million is not lost where squares stand for several."""
     import base64
