@@ -24,7 +24,10 @@ WORK = ROOT / "build" / "compat"
 VARIED = ("torch", "transformers", "transformer-lens")
 # Versions of these are chosen by what is varied.
 FOLLOW = {*VARIED, "tokenizers", "huggingface_hub", "hf-xet", "safetensors", "sympy", "networkx", "mpmath", "fsspec"}
-PARTS = ("contract", "loading", "state", "plain_way", "weights", "runs", "peer_weights", "bridges")
+PARTS = (
+    "contract", "loading", "state", "plain_way", "weights", "runs", "peer_weights", "bridges", "peer_tools",
+    "head_detector",
+)  # fmt: skip
 TESTS = [f"tests/test_{name}.py" for name in PARTS]
 OLDEST = {"oldest": {"torch", "transformers"}, "newest": set[str](), "peers": {"transformer-lens"}}
 """Which of the packages are the oldest in a kind of row; of the others the newest."""

@@ -48,7 +48,8 @@ def test_svd_interpreter(seen):
         close(found[:, 0].abs(), (folded.W_U.T @ V[:1].T).abs(), FORWARD)
     layer = next((i for i in range(lens.cfg.n_layers) if i not in lens.dense_mlp_layers), None)
     if layer is not None:
-        with pytest.raises(NotImplementedError, match="does not expose a single dense MLP weight"):
+        refused = r"does not expose a single dense MLP weight|'blocks\.\d+\.mlp\.W_in'"  # 4.3, 3.9
+        with pytest.raises((NotImplementedError, KeyError), match=refused):
             interpreter.get_singular_vectors("w_in", layer)
 
 
@@ -73,6 +74,7 @@ def test_patching_of_the_stream(seen):
 
 def test_logit_lens_reads_the_last_layer_as_the_model(seen):
     """Its own check of the readout against the logits passes, and the last layer's are the run's, soft cap included."""
+    pytest.importorskip("transformer_lens.tools.analysis.logit_lens", reason="a tool of TransformerLens 4.3")
     lens, ids, logits, cache = seen
     with torch.no_grad():
         last = cache["resid_post", -1][0, -1:]
@@ -191,6 +193,7 @@ def test_activation_patching_goes_over_layers_that_have_the_point(family):
 @pytest.mark.parametrize("point", ["blocks.0.hook_resid_post", "blocks.0.hook_ssm_out"])
 def test_interchange(point):
     """With all directions interchanged at the point, what comes out is what replacing it by a hook gives."""
+    pytest.importorskip("transformer_lens.tools.analysis.interchange", reason="a tool of TransformerLens 4.3")
     lens, base, source = HybridLens(make("jamba")), tokens(2, 3), tokens(2, 3, seed=1)
     positions = torch.tensor([1, 2])
 
