@@ -189,7 +189,7 @@ def test_choices_that_are_no_whole_numbers_in_a_row_are_refused(choice):
     """Cut to whole numbers, or with more axes, they would choose what nobody asked for."""
     _, cache = hl.HybridLens(make_calm("jamba")).run_with_cache(tokens(2, 4))
     for method in (cache.decompose_resid, cache.accumulated_resid, cache.stack_head_results):
-        with pytest.raises(InputError, match="pos_slice = .* given, expected one index"):
+        with pytest.raises(InputError, match=r"pos_slice = .* given, expected one index"):
             method(pos_slice=choice)
 
 
