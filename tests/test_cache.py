@@ -184,6 +184,15 @@ def test_positions_count_among_each_rows_own_tokens():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("choice", [[1.5], torch.ones(2), torch.tensor([[1, 2]]), [[1], [2, 3]]])
+def test_choices_that_are_no_whole_numbers_in_a_row_are_refused(choice):
+    """Cut to whole numbers, or with more axes, they would choose what nobody asked for."""
+    _, cache = hl.HybridLens(make_calm("jamba")).run_with_cache(tokens(2, 4))
+    for method in (cache.decompose_resid, cache.accumulated_resid, cache.stack_head_results):
+        with pytest.raises(InputError, match=r"pos_slice = .* given, expected one index"):
+            method(pos_slice=choice)
+
+
 def test_a_run_that_kept_one_position_needs_no_choice_of_positions():
     lens, prompt, _, full = run("jamba")
     for pos in (Slice(-1), -1):

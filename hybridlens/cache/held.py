@@ -43,8 +43,12 @@ def slice_of(given: Any, named: str) -> Slice:
         InputError: it is none.
     """
     try:
+        if isinstance(given, list) or hasattr(given, "dtype"):
+            some = torch.as_tensor(given)
+            if some.ndim > 1 or (some.numel() and (some.is_floating_point() or some.is_complex())):
+                raise ValueError("which would be cut to whole numbers, or add axes")
         return given if isinstance(given, Slice) else Slice(given)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{named} = {shown(given)} given, expected one index, a slice as a tuple (start, stop), a list, or None"
         ) from error
