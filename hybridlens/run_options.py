@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hybridlens.caching import PosSlice
+from hybridlens.display import Displayed
 from hybridlens.padding import Side
 from hybridlens.shapes import Lengths, Logits
 
@@ -61,12 +62,18 @@ class CacheOptions(HookOptions, total=False):
     """Keep only these query positions."""
 
 
-class LogitsAndLoss(NamedTuple):
-    """What ``return_type="both"`` gives."""
+class _Both(NamedTuple):
+    """Fields of `LogitsAndLoss`."""
 
     logits: Logits
     loss: Float[Tensor, "*place"]
     """Nats: a number, or [batch, pos − 1] for each token."""
+
+
+class LogitsAndLoss(Displayed, _Both):
+    """What ``return_type="both"`` gives."""
+
+    __slots__ = ()
 
 
 def takes_input(fn: Checked) -> Checked:

@@ -1,7 +1,7 @@
-"""Every result of analyses shows itself: found by reflection, so that a new one without a display fails.
+"""Every result of analyses shows itself, and what hybridlens' public names give: a new one without a display fails.
 
-What functions return is read off their annotations; `result_examples` has one result of every kind. Tables are compared
-with plain loops over the tensors.
+What functions return is read off their annotations, by reflection; `result_examples` has one result of every kind.
+Tables are compared with plain loops over the tensors.
 """
 
 import dataclasses
@@ -24,15 +24,20 @@ import analyses
 from analyses import states
 from analyses.circuits.results import HeadCircuits
 from analyses.experiment.per_prompt import PerPrompt
+from analyses.heads.gathering import SCORES as GATHERING
+from analyses.heads.gathering import GatherScores, HeadPair
 from analyses.heads.ranking import HeadRanking
+from analyses.heads.scores import SCORES, HeadScores
 from analyses.kv_cache import Crossover, DamageMap
+from analyses.patching.circuit_curves import CircuitCurves
 from analyses.patching.direct import DirectAttribution
 from analyses.patching.pairs import Pair
 from analyses.patching.results import EdgeResult, PatchResult
+from analyses.stream import Direction, FeatureAttribution, FeatureExamples, SteeringEffect, StreamLens, TunedLens
 from analyses.study import view_types
 from analyses.study.benchmarks.results import BenchmarkResult
 from analyses.study.rankings.results import RankingComparison
-from hybridlens.display import Displayed
+from hybridlens.display import Displayed, Table
 from hybridlens.viz.plotted import Plotted
 
 INTERNAL = {
@@ -62,6 +67,27 @@ INTERNAL = {
 }
 """Modules or classes of what is never handed to a user -> why."""
 
+PLAIN = {
+    "caching.CachingHooks": "hooks to pass on, and the dict that they fill",
+    "hook_handles.HookHandle": "what takes a hook off",
+    "layer_config.RecurrentConfig": "plain values; the configuration shows them all",
+    "layer_config.AttentionConfig": "plain values; the configuration shows them all",
+    "model.ParameterCounts": "three numbers",
+    "network.Output": "what the Hugging Face model would give",
+    "niah.rubric.Rule": "a text and its points; the needle shows them all",
+    "padding.Layout": "where rows lie in a batch",
+    "padding.TokenBatch": "tokens on their way into a run",
+    "results.cells.CellKey": "plain values, to look cells up by",
+    "results.statistics.Interval": "two numbers",
+    "results.summary.AccuracyPoint": "seven numbers",
+    "results.summary.Finding": "eight plain values",
+    "results.summary.TippingInterval": "three plain values",
+    "slots.KeySlots": "masks inside hook functions",
+    "splicing.Splice": "names of hook points while an autoencoder is in place",
+    "viz.embedding.Html": "HTML already",
+}
+"""Classes that public names of hybridlens give, and whose plain `repr` is enough -> why."""
+
 LOOKS = ("report", "sections", "composition_section", "benchmark_section", "explorer", "maps")
 """Modules that make pages."""
 
@@ -79,7 +105,8 @@ def is_result(kind: Any) -> bool:
 
 def returned(fn: Any) -> set[type]:
     """The classes that a function's annotation says it returns, alone or in lists, tuples and mappings."""
-    hints = typing.get_type_hints(fn, localns={"pandas": pd, "Plot": go.Figure})  # imported for the type checker alone
+    typed = {"pandas": pd, "Plot": go.Figure, "Root": object, "HFModule": torch.nn.Module}  # for type checkers alone
+    hints = typing.get_type_hints(fn, localns=typed)
     waiting, found = [hints.get("return")], set[type]()
     while waiting:
         one = waiting.pop()
@@ -113,6 +140,35 @@ def results() -> dict[type, str]:
         return any(name == one or name.startswith(f"{one}.") for one in INTERNAL)
 
     return {kind: where for kind, where in ours.items() if not internal(kind)}
+
+
+def public_results() -> dict[type, str]:
+    """What public names of hybridlens give, their methods, and those of the results found -> what gives it."""
+    homes = [importlib.import_module(f"hybridlens{part}") for part in ("", ".niah", ".results", ".tiny", ".viz")]
+    waiting = [getattr(home, name) for home in homes for name in getattr(home, "__all__", vars(home))]
+    found: dict[type, str] = {}
+    seen = set[int]()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or not getattr(one, "__module__", "").startswith("hybridlens"):
+            continue
+        seen.add(id(one))
+        members = [vars(base) for base in one.__mro__] if isinstance(one, type) else [{"__call__": one}]
+        for name, member in (pair for held in members for pair in held.items()):
+            fn = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+            public = not name.startswith("_") or name == "__call__"
+            if public and inspect.isfunction(fn) and fn.__module__.startswith("hybridlens."):
+                given = {kind for kind in returned(fn) if kind.__module__.startswith("hybridlens.")} - {Table}
+                waiting += [kind for kind in given if issubclass(kind, Displayed)]
+                found |= dict.fromkeys(given, fn.__qualname__)
+    return found
+
+
+def test_what_public_names_of_hybridlens_give_shows_itself() -> None:
+    """By reflection likewise; what is called plain is so, and is given."""
+    kinds = {kind: f"{kind.__module__}.{kind.__name__}".removeprefix("hybridlens.") for kind in public_results()}
+    assert {"cache.readout.LogitLens", "generation.Generation", "results.cells.Cell"} <= set(kinds.values())
+    assert sorted(name for kind, name in kinds.items() if not issubclass(kind, Displayed)) == sorted(PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -161,24 +217,24 @@ FIGURES = (
     HeadCircuits, HeadRanking, PatchResult, EdgeResult, DirectAttribution, Crossover, DamageMap, states.Flow,
     states.Sizes, states.Spectrum, states.Holding, states.Knockout, states.KnockoutMap, states.StateProbes,
     view_types.Fig2, view_types.Table1, view_types.JrtResult, view_types.Maps, view_types.NeedlesResult,
-    view_types.Contrast, view_types.SemanticsDifference, RankingComparison, BenchmarkResult, PerPrompt,
+    view_types.Contrast, view_types.SemanticsDifference, RankingComparison, BenchmarkResult, PerPrompt, HeadScores,
+    GatherScores, CircuitCurves, StreamLens, TunedLens, SteeringEffect, FeatureAttribution,
 )  # fmt: skip
 """Results that draw themselves, in a figure whose axes are named."""
 
 
 def test_those_with_a_figure_draw_it(shown: dict[type, list[Any]]) -> None:
     """A Plotly figure with something in it and axes that are named; whatever has `plot` gives a figure."""
-    for kind in FIGURES:
-        for one in shown[kind]:
-            figure = one.plot()
-            assert isinstance(figure, go.Figure), kind
-            assert figure.data, kind
-            titles = [figure.layout.xaxis.title.text, figure.layout.yaxis.title.text]
-            assert any(titles), kind
-            assert all("<script" not in (text or "") for text in titles)
+    assert [kind.__name__ for kind in FIGURES if not shown.get(kind)] == []
     for one in displayed(shown):
-        if isinstance(one, Plotted):
-            assert isinstance(one.plot(), go.Figure), type(one)
+        if isinstance(one, (Plotted, *FIGURES)):
+            figure = one.plot()
+            assert isinstance(figure, go.Figure), type(one)
+            if isinstance(one, FIGURES):
+                assert figure.data, type(one)
+                titles = [figure.layout.xaxis.title.text, figure.layout.yaxis.title.text]
+                assert any(titles), type(one)
+                assert all("<script" not in (text or "") for text in titles)
 
 
 def long(axes: dict[str, Any], values: dict[str, torch.Tensor]) -> list[tuple[Any, ...]]:
@@ -222,6 +278,12 @@ def test_tables_hold_every_number_in_its_place(shown: dict[type, list[Any]]) -> 
     ranked = shown[RankingComparison][0]
     scores = {name: getattr(ranked, name) for name in ("accuracy", "low", "high")}
     cells = shown[states.KnockoutMap][0]
+    scored, gather, read, tuned = (shown[k][0] for k in (HeadScores, GatherScores, StreamLens, TunedLens))
+    stream = {"entropy": read.entropy, "divergence": read.divergence, "target_logit": read.target_logits,
+              "target_probability": read.target_probabilities, "target_rank": read.target_ranks}  # fmt: skip
+    losses = {name: getattr(tuned, name) for name in ("held_out", "held_out_logit_lens")}
+    features, direction = shown[FeatureAttribution][0], shown[Direction][0]
+    added = {"activation": features.activations, "share": features.shares}
     for one, axes, values in (
         (flow, {**by_prompt, "position": None}, moves),
         (sizes, {**by_prompt, "position": sizes.positions}, ranks),
@@ -232,6 +294,12 @@ def test_tables_hold_every_number_in_its_place(shown: dict[type, list[Any]]) -> 
         (fig2, {"phase": fig2.phases, "k": fig2.ks}, vars(fig2.accuracy)),
         (ranked, {"ranking": ranked.names, "heads_kept": ranked.counts}, scores),
         (cells, {"row": None, "block": None}, {"value": cells.values, "change": cells.change}),
+        (scored, {"layer": scored.layers, "head": None}, {name: scored.mean(name) for name in SCORES}),
+        (gather, {"layer": gather.layers, "head": None}, {name: getattr(gather, name) for name in GATHERING}),
+        (read, {"place": read.places, "prompt": None, "pos": None}, stream),
+        (tuned, {"place": tuned.places}, losses),
+        (features, {"pos": features.positions, "feature": features.features}, added),
+        (direction, {"entry": None}, {"unit": direction.unit}),
     ):
         frame = one.to_pandas()
         same_rows(frame, long(axes, values), [*axes, *values])
@@ -261,6 +329,17 @@ def test_tables_of_other_shapes(shown: dict[type, list[Any]]) -> None:
         rows = [(group, *place, held, *more) for (group, place, *more), held in zip(
             lost, found.held * len(found.groups), strict=True)]  # fmt: skip
         same_rows(found.to_pandas(), rows, ["group", "start", "stop", "held", "damage", "score_a"])
+    for curves in shown[CircuitCurves]:
+        held = [curves.faithfulness.tolist(), curves.completeness.tolist()]
+        same_rows(curves.to_pandas(), list(zip(curves.sizes, *held, strict=True)),
+                  ["edges", "faithfulness", "completeness"])  # fmt: skip
+    (pushed,) = shown[SteeringEffect]
+    changes = (pushed.values - pushed.untouched).mean(dim=1).tolist()
+    same_rows(pushed.to_pandas(), list(zip(pushed.scales, changes, strict=True)), ["scale", "change"])
+    best = shown[FeatureExamples][0]
+    tops = [(number, one.position, one.activation) for number in best.features for one in best.of(number)]
+    same_rows(best.to_pandas(), tops, ["feature", "pos", "activation"])
+    assert shown[HeadPair][0].to_pandas()["value"].tolist()[2] == shown[HeadPair][0].product
     (maps,) = shown[view_types.Maps]
     want = [
         (*condition, length, depth, value.item())

@@ -252,10 +252,11 @@ SCRIPT = """
 import torch
 from models import make, tokens
 from hybridlens import Edit, HybridLens
+lens = HybridLens(make("jamba"))
 for call in (
     lambda: Edit("hook_embed", lambda x, hook: x, "generation"),
-    lambda: HybridLens(make("jamba")).generate(tokens(1, 5), 2, boundary="middle"),
-    lambda: HybridLens(make("jamba")).trace(tokens(1, 5), max_new_tokens=2, boundary="middle").__enter__(),
+    lambda: lens.generate(tokens(1, 5), 2, boundary="middle"),
+    lambda: lens.trace(tokens(1, 5), max_new_tokens=2, boundary="middle").__enter__(),
 ):
     try:
         call()

@@ -97,9 +97,9 @@ class FeatureExamples(Displayed, Stored, text=True):
 
     def summary(self) -> str:
         """Of which features, and the token at which the first is most active."""
-        first = ""
-        if self.examples[0]:
-            first = f"; feature {self.features[0]} at {cut(visible(self.examples[0][0].token))!r}"
+        first = (
+            f"; feature {self.features[0]} at {cut(visible(self.examples[0][0].token))!r}" if self.examples[0] else ""
+        )
         return f"{many(len(self.features), 'feature')} at {self.name} over {many(self.tokens, 'token')}{first}"
 
     def table(self) -> Table:
