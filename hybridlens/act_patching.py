@@ -73,7 +73,8 @@ def patched(
         lens: the model.
         corrupted_tokens: of the run that is patched.
         clean_cache: of the run that is patched in.
-        patching_metric: from logits to a number.
+        patching_metric: from logits to a number, or to one for each row where there is one row, as the metrics of
+            `analyses.patching` are.
         options: TransformerLens' own (`reduce`, `baseline`, `return_index_df`).
 
     Returns:
@@ -99,10 +100,14 @@ def patched(
     def sizes(layer: int) -> list[int]:
         return [pos if axis.endswith("pos") else heads(layer) for axis in axes[1:]]
 
+    def measured(logits: Tensor) -> Any:
+        value = patching_metric(logits)
+        return value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
+
     index = [(layer, *rest) for layer in layers for rest in itertools.product(*map(range, sizes(layer)))]
     table = pd.DataFrame(index, columns=list(axes))
     found = theirs.generic_activation_patch(
-        cast(Any, lens), tokens, clean_cache, patching_metric, setter, activation, index_df=table, **options
+        cast(Any, lens), tokens, clean_cache, measured, setter, activation, index_df=table, **options
     )
     if not isinstance(found, Tensor):
         return found

@@ -159,6 +159,8 @@ def test_activation_patching_goes_over_layers_that_have_the_point(family):
         _, cache = lens.run_with_cache(ids)
         mixed = act_patching.get_act_patch_mixer_out(lens, other, cache, metric)
         assert mixed.isfinite().all()
+        by_row = act_patching.get_act_patch_mixer_out(lens, other, cache, lambda logits: logits[:, -1, 3])
+        assert torch.equal(by_row, mixed)
         if not lens.attn_layers:
             with pytest.raises(InputError, match=r"no layer of this mamba2 model has attn\.hook_z"):
                 act_patching.get_act_patch_attn_head_out_all_pos(lens, other, cache, metric)
