@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hybridlens.errors import InputError
 from hybridlens.weights import Weights
-from hybridlens.weights.weights import BLOCK
+from hybridlens.weights.vocabulary import BLOCK
 
 TILE = 512
 """Columns of the symmetric product that are computed at once, from the diagonal on."""

@@ -9,7 +9,8 @@ from hybridlens.weights.digest import digest
 from hybridlens.weights.sources import FileTensors, ModelTensors, Tensors
 from hybridlens.weights.stacks import StackedWeights
 from hybridlens.weights.views import AttentionWeights, HeadWeights, MlpWeights, RecurrentWeights
-from hybridlens.weights.weights import VocabularyBlock, Weights
+from hybridlens.weights.vocabulary import VocabularyBlock
+from hybridlens.weights.weights import Weights
 
 __all__ = [
     "AttentionWeights",
