@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -185,6 +186,9 @@ def test_results_and_models_and_weights_show_themselves() -> None:
     )
     assert isinstance(cell, Displayed)
     assert "&lt;/td&gt;" in checked(cell)
+    assert repr(cell) == "<Cell: m, generation, k 1, length 10, depth 0 %: score 2, '</td>'>"
+    assert "depth –: score" in repr(replace(cell, depth=None)), "cells that are not valid show themselves too"
+    assert len(repr(replace(cell, model="m" * 300, text="t" * 300, ranking="r" * 300))) < 200
     points = Several([AccuracyPoint(0, 0.5, None, 4, 0, 0.2, 0.8), AccuracyPoint(1, 1.0, 0.0, 4, 4, 0.6, 1.0)])
     assert list(points.to_pandas()["accuracy"]) == [0.5, 1.0]
     info = tiny.info("tiny-jamba")
