@@ -72,7 +72,6 @@ PLAIN = {
     "hook_handles.HookHandle": "what takes a hook off",
     "layer_config.RecurrentConfig": "plain values; the configuration shows them all",
     "layer_config.AttentionConfig": "plain values; the configuration shows them all",
-    "model.ParameterCounts": "three numbers",
     "network.Output": "what the Hugging Face model would give",
     "niah.rubric.Rule": "a text and its points; the needle shows them all",
     "padding.Layout": "where rows lie in a batch",
