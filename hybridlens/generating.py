@@ -32,6 +32,7 @@ from hybridlens.generation import (
 )
 from hybridlens.hooks import Edit
 from hybridlens.padding import TokenBatch
+from hybridlens.run_options import takes_input
 from hybridlens.shapes import Lengths, Tokens
 from hybridlens.state import HybridState
 from hybridlens.text import TokenFront
@@ -110,6 +111,7 @@ class GenerateFront(TokenFront):
         **words: Unpack[Words],
     ) -> str | list[str] | Tokens: ...
 
+    @takes_input
     @public
     def generate(
         self,

@@ -64,7 +64,7 @@ def test_what_is_returned(speaking):
     skip = {"skip_special_tokens": True}
     assert texts == [speaking.tokenizer.decode(p + n, **skip) for p, n in zip(rows, made.tokens.tolist(), strict=True)]
     assert speaking.generate(PROMPTS, 6, return_type="input", padding_side="left") == texts
-    assert speaking.generate(PROMPTS[0], 6, return_type="input") == texts[0]
+    assert speaking.generate(input=PROMPTS[0], max_new_tokens=6, return_type="input") == texts[0]
     assert torch.equal(speaking.generate(torch.tensor([rows[0]]), 6, return_type="input"), ids[:1])
 
 

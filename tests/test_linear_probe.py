@@ -165,7 +165,7 @@ def test_what_cannot_be_is_refused_in_one_line():
         ("20 examples of 1 class given, expected at least two classes", {"labels": [1] * 20}),
         ("class '7' has 4 examples, fewer than the 5 folds; give more of it, or fewer folds",
          {"labels": [7] * 4 + [1] * 16}),
-        ("folds = 1 given, expected a whole number from 2 up", {"folds": 1}),
+        ("folds = 1 given, expected a whole number from 2 to 2147483647", {"folds": 1}),
         ("strength = 0.0 given, expected a finite number above 0", {"strength": 0.0}),
         ("shuffles = 0 given, expected a whole number from 1", {"shuffles": 0}),
         ("labels[0] = 0.5 given, expected labels to be a list of whole numbers or a list of strings",
