@@ -12,7 +12,8 @@ from autoencoders import config, saved, weights
 PAGE = (Path(__file__).parent.parent / "docs" / "analyses.md").read_text(encoding="utf-8")
 SECTIONS = {
     "Logit lens", "Tuned lens", "Steering", "Probes", "Sparse autoencoders",
-    "Circuits of edges (EAP-IG) and their curves", "Head scores", "Gather and aggregate heads", "Direct logit attribution", "Decompositions of a cache",
+    "Circuits of edges (EAP-IG) and their curves", "Head scores", "Gather and aggregate heads",
+    "Direct logit attribution", "Decompositions of a cache",
 }  # fmt: skip
 
 
