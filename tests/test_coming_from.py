@@ -36,12 +36,10 @@ ROWS = [
 ]
 IDS = [f"{section}-{number}" for number, (section, *_) in enumerate(ROWS)]
 
-OF_MADE = {
-    "cfg", "blocks", "ln_final", "unembed", "model", "lm_head", "transformer", "generator", "tokenizer", "output",
-}  # fmt: skip
+OF_MADE = {"cfg", "blocks", "ln_final", "unembed", "model", "lm_head", "transformer", "tokenizer", "output"}
 """What only a model that was made has."""
-GONE = {"from_pretrained", "run_with_saes", "run_with_cache_with_saes"}
-"""What other libraries' subclasses have, or TransformerLens below 4."""
+GONE = {"generator", "from_pretrained", "run_with_saes", "run_with_cache_with_saes"}
+"""What SAELens' subclass has, and what older versions had, whose users still type it."""
 CLASSES: dict[str, Any] = {
     "model": TransformerBridge, "cache": ActivationCache, "lm": LanguageModel, "tracer": InterleavingTracer,
     "patching": patching, "head_detector": head_detector, "TransformerBridge": TransformerBridge,
