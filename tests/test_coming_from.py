@@ -39,7 +39,7 @@ IDS = [f"{section}-{number}" for number, (section, *_) in enumerate(ROWS)]
 OF_MADE = {"cfg", "blocks", "ln_final", "unembed", "model", "lm_head", "transformer", "tokenizer", "output"}
 """What only a model that was made has."""
 GONE = {"generator", "from_pretrained", "run_with_saes", "run_with_cache_with_saes"}
-"""What SAELens' subclass has, and what older versions had, whose users still type it."""
+"""What SAELens' subclass has, and what newer versions deprecate or dropped, whose users still type it."""
 CLASSES: dict[str, Any] = {
     "model": TransformerBridge, "cache": ActivationCache, "lm": LanguageModel, "tracer": InterleavingTracer,
     "patching": patching, "head_detector": head_detector, "TransformerBridge": TransformerBridge,
