@@ -18,8 +18,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hybridlens.elsewhere import missing
 from hybridlens.errors import HookFunctionError
 from hybridlens.following import Following
+from hybridlens.habits import POINT
 from hybridlens.hook_functions import mismatch, of_trace
 from hybridlens.interleaving import Live, ThreadInterleaver
 
@@ -73,6 +75,8 @@ class HFModule(Live):
         )
 
     def __getattr__(self, name: str) -> Any:
+        if name in POINT and not hasattr(self._module, name):
+            raise missing(self, "a module in a trace", name, POINT)
         value = getattr(self._module, name)
         return self._wrapped(value) if isinstance(value, nn.Module) else value
 

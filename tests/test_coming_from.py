@@ -36,12 +36,10 @@ ROWS = [
 ]
 IDS = [f"{section}-{number}" for number, (section, *_) in enumerate(ROWS)]
 
-OF_MADE = {
-    "cfg", "blocks", "ln_final", "unembed", "model", "lm_head", "transformer", "generator", "tokenizer", "output",
-}  # fmt: skip
+OF_MADE = {"cfg", "blocks", "ln_final", "unembed", "model", "lm_head", "transformer", "tokenizer", "output"}
 """What only a model that was made has."""
-GONE = {"from_pretrained", "run_with_saes", "run_with_cache_with_saes"}
-"""What other libraries' subclasses have, or TransformerLens below 4."""
+GONE = {"generator", "from_pretrained", "run_with_saes", "run_with_cache_with_saes"}
+"""What SAELens' subclass has, and what newer versions deprecate or dropped, whose users still type it."""
 CLASSES: dict[str, Any] = {
     "model": TransformerBridge, "cache": ActivationCache, "lm": LanguageModel, "tracer": InterleavingTracer,
     "patching": patching, "head_detector": head_detector, "TransformerBridge": TransformerBridge,
@@ -243,6 +241,13 @@ def test_a_part_that_a_layer_lacks_says_which_have_it(names):
         _ = small_lens("mamba2").blocks[0].mlp
     with pytest.raises(AbsentError, match=r"this layer has no ssm; type lens\.cfg\.ssm_layers"):
         _ = names["lens"].blocks[2].ssm
+
+
+def test_a_module_of_hugging_faces_says_how_steps_are_walked(names):
+    for module in (names["lens"].lm_head, names["lens"].model.layers[2]):
+        with pytest.raises(AbsentError, match=r"no next; type lens\.trace\(tokens, max_new_tokens=3\)"):
+            module.next()
+        assert module.weight is not None if hasattr(module, "weight") else module.self_attn.q_proj.weight is not None
 
 
 def test_a_full_name_in_a_cache_is_no_shorthand(names):
