@@ -113,7 +113,8 @@ def _numbers(value: object, info: Any) -> object:
     return parse_list(flag(info.field_name), value) if isinstance(value, str) else value
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words_of(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
     return tuple(part.strip() for part in text.split(","))
 
 
@@ -183,7 +184,7 @@ Natural = Annotated[int, Field(ge=0)]
 Listed = Annotated[Item, BeforeValidator(_numbers), AfterValidator(once)]
 Numbers = Listed[tuple[Natural, ...]]
 MaybeNumbers = Listed[tuple[Natural, ...] | None]
-MaybeWords = Annotated[tuple[str, ...] | None, typed(_words), AfterValidator(once)]
+MaybeWords = Annotated[tuple[str, ...] | None, typed(words_of), AfterValidator(once)]
 Memory = Annotated[
     int,
     typed(_memory),

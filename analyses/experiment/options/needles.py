@@ -19,6 +19,7 @@ from analyses.experiment.options.base import (
     one_of,
     typed,
     unknown,
+    words_of,
 )
 from hybridlens import niah
 from hybridlens.errors import InputError, UnknownNameError, closest
@@ -103,7 +104,7 @@ def read_needles(given: str) -> tuple[niah.Needle, ...]:
         InputError: the file is refused.
         UnknownNameError: neither a file nor built-in names, or a name that the file lacks.
     """
-    names = niah.needle_set() if given == "all" else _words(given)
+    names = niah.needle_set() if given == "all" else words_of(given)
     unknown = [name for name in names if name not in niah.NEEDLES]
     if not unknown:
         return tuple(niah.NEEDLES[name] for name in names)
@@ -129,11 +130,7 @@ def _file(given: str) -> tuple[Path, tuple[str, ...]] | None:
     if given.endswith(".json") or Path(given).is_file():
         return Path(given), ()
     path, colon, names = given.rpartition(":")
-    return (Path(path), _words(names)) if colon and path.endswith(".json") else None
-
-
-def _words(given: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in given.split(","))
+    return (Path(path), words_of(names)) if colon and path.endswith(".json") else None
 
 
 def identity_of(needle: niah.Needle) -> str | list[Any]:
