@@ -41,20 +41,24 @@ class LensTracer(InterleavingTracer):
     """A trace of a lens.
 
     Args:
-        root: the handle that it is of.
         run: what it is to run.
         prompts: what is given to `lens.trace`; None where the block's invokes bring them.
     """
 
-    def __init__(self, root: Root, run: Run, prompts: Prompts | None) -> None:
-        super().__init__(root, run, *([] if prompts is None else [prompts]))
-        self.root = root
+    def __init__(self, run: Run, prompts: Prompts | None) -> None:
+        super().__init__(run.root, run, *([] if prompts is None else [prompts]))
+        self.run = run
         self._block: InlineBlock | None = None
+
+    def through(self, root: Root) -> LensTracer:
+        """The same trace, with the edits that another handle of the lens holds."""
+        self.envoy = self.run.root = root
+        return self
 
     @no_type_check  # nnsight counts the frames between here and its user's
     def __enter__(self) -> LensTracer:
         """As nnsight's; without a source the block runs where it stands."""
-        if self.root.interleaver.interleaving:
+        if self.run.root.interleaver.interleaving:
             raise InputError(
                 "a trace was opened inside a trace of the same lens, whose forward pass is under way; end the first "
                 "`with lens.trace(...)` before the second, or use run_with_cache or run_with_hooks inside it"
@@ -79,7 +83,8 @@ class LensTracer(InterleavingTracer):
     def _enter_inline(self) -> None:
         if not self.args:
             raise refuse("a trace of several invokes")
-        envoy, fn, args, batcher = self.root, self.fn, self.args, RowBatcher(self.root)
+        envoy, fn, args = self.run.root, self.run, self.args
+        batcher = RowBatcher(envoy)
 
         def run(block: InlineBlock) -> None:
             block.batch_group = batcher.add(*args)
@@ -109,8 +114,8 @@ class LensTracer(InterleavingTracer):
         """
         if tokens is None:
             return Invoker(self)
-        check_ahead(edits)
-        return Invoker(self, Prompts(self.root.lens.batch(tokens, lengths), edits))
+        self.run.plan.admit(edits)
+        return Invoker(self, Prompts(self.run.lens.batch(tokens, lengths), edits))
 
     @property
     def iter(self) -> Steps:
@@ -228,16 +233,3 @@ class Editing(EditingTracer):
             skip_context(self)
         return self, self.envoy
 
-
-def check_ahead(edits: Sequence[Edit]) -> None:
-    """Refuse edits that act in a pass ahead, which a trace would count as one of its own.
-
-    Raises:
-        InputError: naming the first.
-    """
-    early = [edit.hook for edit in edits if edit.ahead]
-    if early:
-        raise InputError(
-            f"an edit of {early[0]!r} acts in a pass ahead, which a trace would count as one of its own; give edits "
-            "that act ahead (those of top_k with scope 'model') to prefill, extend or generate"
-        )

@@ -101,7 +101,7 @@ class Root(Place, NNsight):  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def trace(self, tokens: TokensLike | None = None, **words: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As ``lens.trace``, with the edits that this handle holds."""
-        return self.lens.trace_by(self, tokens, **words)
+        return self.lens.trace(tokens, **words).through(self)
 
     def scan(self, tokens: TokensLike | None = None, **words: Any) -> Any:
         """As ``lens.scan``, with the edits that this handle holds."""
@@ -146,23 +146,43 @@ def _wrapped(lens: TraceFront, network: HookedNetwork, interleaver: ThreadInterl
 
 @dataclass(frozen=True)
 class Plan:
-    """What a trace is to run.
+    """What a trace is to run: what `TraceFront.trace` was given, under the same names.
 
-    Args:
-        max_new_tokens: of a generation; None for one forward pass.
-        edits: of all rows.
-        boundary: of a generation.
-        sampling: of a generation.
-        stop_at_eos: of a generation.
-        scan: on the meta device.
+    Raises:
+        InputError: for a scan of a generation, and for edits that `admit` refuses.
     """
 
     max_new_tokens: int | None
     edits: Sequence[Edit]
-    boundary: Boundary
+    boundary: Boundary | None
     sampling: Sampling | None
     stop_at_eos: bool
     scan: bool
+
+    def __post_init__(self) -> None:
+        if self.scan and self.max_new_tokens is not None:
+            raise InputError("a scan has no logits to choose tokens by; leave max_new_tokens or scan=True out")
+        self.admit(self.edits)
+
+    def admit(self, edits: Sequence[Edit]) -> None:
+        """Refuse edits, of the trace or of an invoke, that would act in passes other than those they are meant for.
+
+        Raises:
+            InputError: naming the first that acts in a pass ahead, which a trace would count as one of its own; or
+                that acts in one phase of a generation, where nobody said where the phases meet.
+        """
+        for edit in edits:
+            if edit.ahead:
+                raise InputError(
+                    f"an edit of {edit.hook!r} acts in a pass ahead, which a trace would count as one of its own; give "
+                    "edits that act ahead (those of top_k with scope 'model') to prefill, extend or generate"
+                )
+            if self.max_new_tokens is not None and self.boundary is None and edit.phase != "both":
+                raise InputError(
+                    f"an edit of {edit.hook!r} acts in {edit.phase} alone, and traces and generate begin decoding at "
+                    'different tokens; give trace boundary="last_prompt_token", as generate has it, or '
+                    '"first_new_token", as nnsight has it'
+                )
 
 
 class Run:
@@ -204,7 +224,7 @@ class Run:
             batch,
             plan.max_new_tokens,
             edits,
-            plan.boundary,
+            plan.boundary or "first_new_token",
             stop_at_eos=plan.stop_at_eos,
             sampling=plan.sampling,
             tokenizer=self.lens.tokenizer,
