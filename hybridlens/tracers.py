@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, no_type_check
+from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
 
 from nnsight.intervention.barrier import Barrier
 from nnsight.intervention.editing import EditingTracer
@@ -21,7 +21,9 @@ from nnsight.intervention.tracer import InterleavingTracer, Invoker
 from nnsight.tracing.tracer import Tracer, WithBlockNotFoundError, dec, inc, skip_context, skippable
 
 from hybridlens.boundary_words import shown
+from hybridlens.elsewhere import missing
 from hybridlens.errors import InputError
+from hybridlens.habits import TRACES, Habit
 from hybridlens.hooks import Edit
 from hybridlens.inline import InlineBlock, refuse
 from hybridlens.interleaving import request
@@ -29,6 +31,7 @@ from hybridlens.invokes import Prompts, RowBatcher
 from hybridlens.reloaded import reread
 from hybridlens.shapes import Lengths
 from hybridlens.tokens import TokensLike
+from hybridlens.written import check_gradients
 
 if TYPE_CHECKING:
     from hybridlens.traces import Root, Run
@@ -69,6 +72,7 @@ class LensTracer(InterleavingTracer):
         except WithBlockNotFoundError:
             self._enter_inline()
             return self
+        check_gradients(self.node)
         if skippable(self.node):
             skip_context(self)
         return self
@@ -218,6 +222,20 @@ class Session(Tracer):
         return False
 
 
+class Edited(NamedTuple):
+    """What ``with lens.edit() as (tracer, edited):`` binds."""
+
+    tracer: Editing
+    edited: Root
+
+    def __getattr__(self, name: str) -> Any:
+        """Asked for what one of the two has: how to take them apart."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        habit = Habit("with lens.edit() as (tracer, edited):", TRACES, "and edited.trace(tokens) behind its block")
+        raise missing(self, "what lens.edit() gives, a tuple of two,", name, {name: habit})
+
+
 class Editing(EditingTracer):
     """A block that acts in every trace of the edited copy that it gives."""
 
@@ -231,5 +249,4 @@ class Editing(EditingTracer):
             raise refuse("an edit that is kept") from None
         if skippable(self.node):
             skip_context(self)
-        return self, self.envoy
-
+        return Edited(self, self.envoy)

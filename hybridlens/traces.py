@@ -28,7 +28,7 @@ from hybridlens.errors import InputError
 from hybridlens.generation import generate
 from hybridlens.hf_modules import handing_out
 from hybridlens.hooks import Edit
-from hybridlens.interleaving import Live, ThreadInterleaver
+from hybridlens.interleaving import ROOT, Live, ThreadInterleaver
 from hybridlens.invokes import Prompts, RowBatcher, together
 from hybridlens.network import HookedNetwork
 from hybridlens.slots import KeySlots
@@ -141,6 +141,12 @@ def _wrapped(lens: TraceFront, network: HookedNetwork, interleaver: ThreadInterl
     return root
 
 
+def _unplaced(network: HookedNetwork) -> list[str]:
+    """Names of points that are no part of the network, but spliced in for the length of a block."""
+    parts = dict(network.named_modules())
+    return [name for name in network.points if name not in parts]
+
+
 # What is run.
 
 
@@ -204,9 +210,18 @@ class Run:
         model, root = self.lens.hf_model, self.root
         twin: Any = None
         if self.plan.scan:
+            if spliced := _unplaced(self.network):
+                raise InputError(
+                    f"a scan uses no weights, and an autoencoder with weights of its own stands in the model "
+                    f"({min(spliced)}); trace without scan=True, or leave the block of lens.splice(...) first"
+                )
             self.network = weightless(self.network)
             model = self.network.wrapped[0]
             twin = _wrapped(self.lens, self.network, root.interleaver)
+        for name, point in tuple(self.network.points.items()):
+            if point.envoy is None:  # spliced in since
+                path: Any = f"{ROOT}.{name}"
+                point.envoy = Place(point, path, root.interleaver)
         with handing_out(model, self.network.following, root.interleaver):
             yield
         del twin  # its handles were needed as long
