@@ -223,7 +223,7 @@ NAMES = {
     "blocks[1].hook_resid_pst": r"^blocks\.1 has no hook point hook_resid_pst; close names: hook_resid_post",
     "blocks[0].ssm.hook_stat": r"^blocks\.0\.ssm has no hook point hook_stat; close names: hook_state",
     "blocks[0].mlp.hook_pro": r"^blocks\.0\.mlp has no hook point hook_pro; close names: hook_pr",
-    "ln_final.hook_q_q_q_q_q_q": r"^ln_final has no hook point.*; it has hook_scale, hook_normalized; see lens\.hook_points$",
+    "ln_final.hook_q_q_q_q_q_q": r"^ln_final has no hook point.*; it has hook_scale, hook_normalized; see lens",
     "blocks[1].attn.output": r"^blocks\.1\.attn has no output; type lens\.blocks\[1\]\.hook_attn_out \(.*" + PAGE,
     "blocks[0].ssm.output": r"type lens\.blocks\[0\]\.hook_ssm_out \(",
     "blocks[1].ln2.output": r"type lens\.blocks\[1\]\.ln2\.hook_normalized \(.*before the norm's weight",

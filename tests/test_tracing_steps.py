@@ -64,17 +64,16 @@ def test_rows_and_invokes_have_the_same_steps(lens):
             for _ in tracer.iter[:N]:
                 walked.append(lens.hook_logits.output[:, -1].argmax(-1))
         assert torch.stack(walked, 1).tolist() == made
-    with lens.session():
-        for _ in range(1):
-            with lens.trace(max_new_tokens=N, stop_at_eos=False) as tracer:
-                with tracer.invoke(ROWS[0]):
-                    first = [].save()
-                    for _ in tracer.iter[:N]:
-                        first.append(lens.hook_logits.output[0, -1].argmax(-1).item())
-                with tracer.invoke(ROWS[1]):
-                    second = [].save()
-                    for _ in tracer.iter[:N]:
-                        second.append(lens.hook_logits.output[0, -1].argmax(-1).item())
+    with lens.session():  # noqa: SIM117 - a trace is a block of its own
+        with lens.trace(max_new_tokens=N, stop_at_eos=False) as tracer:
+            with tracer.invoke(ROWS[0]):
+                first = [].save()
+                for _ in tracer.iter[:N]:
+                    first.append(lens.hook_logits.output[0, -1].argmax(-1).item())
+            with tracer.invoke(ROWS[1]):
+                second = [].save()
+                for _ in tracer.iter[:N]:
+                    second.append(lens.hook_logits.output[0, -1].argmax(-1).item())
     assert [first, second] == made
 
 
