@@ -179,6 +179,9 @@ class SpliceFront:
             self.hook_dict[own] = self.network.points[own] = point
             sizes = tuple(point.sizes.get(axis) for axis in point.axes)
             self.hook_points[own] = HookSpec(own, point.axes, spec.layer, False, False, sizes)
+        traced: Any = getattr(self, "_nnsight", None)
+        if traced is not None:
+            traced.take_in()
         try:
             with attached(self.hook_dict, [(name, stand_in)]):
                 yield spliced

@@ -31,7 +31,7 @@ from hybridlens.invokes import Prompts, RowBatcher
 from hybridlens.reloaded import reread
 from hybridlens.shapes import Lengths
 from hybridlens.tokens import TokensLike
-from hybridlens.written import check_gradients
+from hybridlens.written import check
 
 if TYPE_CHECKING:
     from hybridlens.traces import Root, Run
@@ -72,7 +72,7 @@ class LensTracer(InterleavingTracer):
         except WithBlockNotFoundError:
             self._enter_inline()
             return self
-        check_gradients(self.node)
+        check(self.node)
         if skippable(self.node):
             skip_context(self)
         return self
@@ -210,6 +210,7 @@ class Session(Tracer):
             self._inline = True
             inc()
             return self
+        check(self.node)
         if skippable(self.node):
             skip_context(self)
         return self

@@ -94,6 +94,13 @@ class Root(Place, NNsight):  # pyright: ignore[reportIncompatibleMethodOverride]
     def _batch(self, invokes: list[Any], fn: Any) -> Any:
         return (together([inputs[0] for inputs, _ in invokes], self.lens.pad_token),), {}
 
+    def take_in(self) -> None:
+        """Serve points that were spliced in for the length of a block, too."""
+        for name, point in tuple(self.lens.network.points.items()):
+            if point.envoy is None:
+                path: Any = f"{ROOT}.{name}"
+                point.envoy = Place(point, path, self.interleaver)
+
     def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         """As nnsight's, with what the run needs standing ready."""
         with fn.ready():
@@ -127,7 +134,9 @@ class Root(Place, NNsight):  # pyright: ignore[reportIncompatibleMethodOverride]
 
 def wrap(lens: TraceFront) -> Root:
     """nnsight's view of the lens's network; made once, and known to every hook point."""
-    return _wrapped(lens, lens.network, ThreadInterleaver(weakref.WeakValueDictionary()))
+    root = _wrapped(lens, lens.network, ThreadInterleaver(weakref.WeakValueDictionary()))
+    root.take_in()
+    return root
 
 
 def _wrapped(lens: TraceFront, network: HookedNetwork, interleaver: ThreadInterleaver) -> Root:
@@ -218,10 +227,6 @@ class Run:
             self.network = weightless(self.network)
             model = self.network.wrapped[0]
             twin = _wrapped(self.lens, self.network, root.interleaver)
-        for name, point in tuple(self.network.points.items()):
-            if point.envoy is None:  # spliced in since
-                path: Any = f"{ROOT}.{name}"
-                point.envoy = Place(point, path, root.interleaver)
         with handing_out(model, self.network.following, root.interleaver):
             yield
         del twin  # its handles were needed as long

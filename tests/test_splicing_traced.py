@@ -127,6 +127,19 @@ def test_a_scan_refuses_and_a_splice_that_is_over_is_gone(lens):
     assert shape == (1, 4, 32)
 
 
+def test_a_splice_inside_a_trace_acts_from_there_on(lens):
+    t, sae = tokens(1, 5), make(32)
+    with torch.no_grad(), lens.splice("blocks.2.hook_resid_post", sae, error=False) as spliced:
+        wanted, cache = lens.run_with_cache(t, spliced.features)
+    with torch.no_grad(), lens.trace(t):
+        lens.blocks[1].output.save()
+        with lens.splice("blocks.2.hook_resid_post", sae, error=False) as spliced:
+            features = lens.hook_dict[spliced.features].output.save()
+            logits = lens.hook_logits.output.save()
+    assert torch.equal(features, cache[spliced.features])
+    assert torch.equal(logits, wanted)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda lens: pickle.loads(pickle.dumps(lens)), copy.copy])
 def test_a_copy_made_inside_the_block_has_no_points_that_never_fire(lens, copied):
     """A deep copy and a pickle are without the autoencoder; a shallow one is the same model, with it meanwhile."""

@@ -130,6 +130,44 @@ def test_gradients_that_are_kept_are_had(lens):
     assert float(of_weight.abs().max()) > 0
 
 
+def test_names_that_are_bound_twice_are_not_taken_for_live(lens):
+    ids = tokens(1, 4)
+    with lens.trace(ids):
+        x = lens.blocks[1].output
+        x = torch.ones_like(x, requires_grad=True)
+        lens.blocks[1].output = x
+        lens.hook_logits.output.square().sum().backward()
+        grad = x.grad.save()
+    lens.zero_grad()
+    assert float(grad.abs().max()) > 0
+
+
+# Blocks in blocks.
+
+
+def test_two_blocks_under_one_with_are_told_apart(lens):
+    ids = tokens(1, 3)
+
+    def in_a_session():
+        with lens.session(), lens.trace(ids):
+            lens.blocks[1].output.save()
+
+    def invoked():
+        with lens.trace() as tracer, tracer.invoke(ids):
+            lens.blocks[1].output.save()
+
+    for fault, inner in ((in_a_session, r"lens\.trace\(ids\)"), (invoked, r"tracer\.invoke\(ids\)")):
+        with pytest.raises(
+            InputError, match=rf"are opened by one `with`; type `with {inner}:` on a line of its own"
+        ) as caught:
+            fault()
+        assert "\n" not in str(caught.value)
+    with torch.no_grad(), lens.session():  # noqa: SIM117 - a trace is a block of its own
+        with lens.trace(ids):
+            x = lens.blocks[1].output.save()
+    assert x.shape == (1, 3, 32)
+
+
 # Values between invokes.
 
 PATCHED = """
