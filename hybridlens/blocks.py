@@ -15,17 +15,20 @@ Beside its branches a layer may have a block that writes nothing to the stream a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, no_type_check
 
 import torch
 from torch import nn
 
 from hybridlens.elsewhere import missing
+from hybridlens.first_row import refuse_first
 from hybridlens.habits import BLOCK
 from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory
+from hybridlens.near_points import Pointed
 from hybridlens.norms import HookedNorm
 from hybridlens.passes import Pass
 from hybridlens.shapes import Resid
@@ -85,7 +88,7 @@ class Branch:
     carried: float | None = None
 
 
-class Block(nn.Module):
+class Block(Pointed):
     """One layer.
 
     Args:
@@ -141,8 +144,10 @@ class Block(nn.Module):
         self.hook_resid_post = HookPoint("b p d", d=d_model)
 
     @property
+    @no_type_check  # who asks is found by the frames between
     def output(self) -> Any:
         """The residual stream behind the layer, live inside ``with lens.trace(...)``: its `hook_resid_post`."""
+        refuse_first(sys._getframe(1), self.hook_resid_post, "output")
         return self.hook_resid_post.output
 
     @output.setter
@@ -150,8 +155,10 @@ class Block(nn.Module):
         self.hook_resid_post.output = value
 
     @property
+    @no_type_check  # who asks is found by the frames between
     def input(self) -> Any:
         """The residual stream before the layer, live inside ``with lens.trace(...)``: its `hook_resid_pre`."""
+        refuse_first(sys._getframe(1), self.hook_resid_pre, "input")
         return self.hook_resid_pre.output
 
     @input.setter

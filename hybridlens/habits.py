@@ -159,6 +159,7 @@ BLOCK = PART | {
     "hook_out": Habit("lens.blocks[2].hook_resid_post", HOOKS),
     "norm": Habit("lens.blocks[2].ln1", HOOKS),
     "input_layernorm": Habit("lens.blocks[2].ln1", HOOKS),
+    "inputs": Habit("lens.blocks[2]", TRACES, "in a trace .input, the stream itself"),
     "next": _STEPS,
     "source": Habit("lens.hook_points", TRACES, "what is computed inside modules has hook points"),
     "skip": Habit("lens.trace(tokens)", TRACES, "in its block, lens.blocks[2].output = lens.blocks[2].input"),

@@ -26,6 +26,7 @@ from nnsight.util import apply
 from torch import Tensor, nn
 
 from hybridlens.errors import HookFunctionError
+from hybridlens.siblings import know_each_other
 from hybridlens.visits import version
 
 ROOT = "model"
@@ -75,6 +76,7 @@ class ThreadInterleaver(Interleaver, threading.local):
 
     def __enter__(self) -> ThreadInterleaver:
         """As nnsight's, in the thread that traces."""
+        know_each_other([mediator for mediator in self.mediators if not mediator.copy])
         self.mediators = [_own(mediator) if mediator.copy else mediator for mediator in self.mediators]
         self._runner = getcurrent()
         super().__enter__()

@@ -14,8 +14,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from hybridlens.near_points import Pointed
 from hybridlens.read_only import read_only
 
 
@@ -43,7 +44,7 @@ class NamedWeight(property):
         super().__init__(get, doc=doc)
 
 
-class NamedWeights(nn.Module, ABC):
+class NamedWeights(Pointed, ABC):
     """A part of a layer with weights under names."""
 
     @abstractmethod

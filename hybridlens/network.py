@@ -65,6 +65,11 @@ class HookedNetwork(nn.Module):
         experts = {part.parts.experts for part in self.modules() if isinstance(part, HookedMoe)}
         self.following = Following(model, cfg.d_vocab, experts)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy keeps: not the points that stand here for the length of a block, whose functions stay behind."""
+        parts = dict(self.named_modules())
+        return {**self.__dict__, "points": {name: point for name, point in self.points.items() if name in parts}}
+
     def _in_order(self, names: list[str]) -> list[str]:
         """Names of hook points in the order in which they fire."""
         for layer, block in enumerate(self.blocks):

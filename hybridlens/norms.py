@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hybridlens.devices import resident
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint
+from hybridlens.near_points import Pointed
 from hybridlens.shapes import Resid
 
 Rounding: TypeAlias = Literal["before", "after"]
@@ -105,7 +106,7 @@ ONE: dict[str, Any] = {"1": 1}
 """The size of the axis that has one entry, whose letter is no name."""
 
 
-class HookedNorm(nn.Module):
+class HookedNorm(Pointed):
     """A norm of the residual stream, with its scale and its normalised value, both float32, at hook points.
 
     Args:

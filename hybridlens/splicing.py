@@ -8,7 +8,8 @@ its features stand for goes on in its place, with what they leave out (the error
 f' and e' are f and e after their hooks. They stand at hook points of their own, under SAELens' names, for as long as
 the block lasts: ``spliced.features`` ("blocks.3.hook_resid_post.hook_sae_acts_post") and ``spliced.error``. So
 they are read and edited like anything else: in caches, by edits of generation in prefill and in every decode step, by
-backward hooks. A predicate on names is asked about them too.
+backward hooks; in a trace ``lens.hook_dict[spliced.features].output`` is live behind the output of the point itself,
+which is what the autoencoder reads, and before that of the error. A predicate on names is asked about them too.
 
 With the error kept and nothing edited, what goes on is x, bit for bit: it is computed as x + (decode(f') - x̂) +
 (e' - e). So are gradients: what is upstream of the point gets the model's own gradient, and the features that of
@@ -19,10 +20,9 @@ where its width is that of the last axis alone, each head (channel, expert) by i
 does not state its width needs `d_in` where a point has several such axes.
 
 How it fails: a point that has no numbers for each token, a width that does not fit, and a second autoencoder at one
-point raise `InputError`. In an nnsight trace features act, but are no `.output`: read them by a hook or a cache. At
-``ssm.hook_state`` a prompt's states are encoded as they come from the untouched recurrence, and those of a decode step
-as they come from the state before, spliced or not: that is how edits of states act. Autoencoders are computed in their
-own dtype and where they are.
+point raise `InputError`. At ``ssm.hook_state`` a prompt's states are encoded as they come from the untouched
+recurrence, and those of a decode step as they come from the state before, spliced or not: that is how edits of states
+act. Autoencoders are computed in their own dtype and where they are.
 """
 
 from __future__ import annotations
@@ -179,6 +179,9 @@ class SpliceFront:
             self.hook_dict[own] = self.network.points[own] = point
             sizes = tuple(point.sizes.get(axis) for axis in point.axes)
             self.hook_points[own] = HookSpec(own, point.axes, spec.layer, False, False, sizes)
+        traced: Any = getattr(self, "_nnsight", None)
+        if traced is not None:
+            traced.take_in()
         try:
             with attached(self.hook_dict, [(name, stand_in)]):
                 yield spliced
@@ -186,6 +189,13 @@ class SpliceFront:
             for own in points:
                 for held in (self.hook_points, self.hook_dict, self.network.points):
                     held.pop(own, None)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has the points of its own network: none that stood there for the length of a block."""
+        self.__dict__.update(state)
+        self.hook_dict = self.network.points
+        for name in set(self.hook_points) - set(self.hook_dict):
+            self.hook_points.pop(name)
 
 
 def _width(sae: Autoencoder) -> int | None:

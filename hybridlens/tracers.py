@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, no_type_check
+from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
 
 from nnsight.intervention.barrier import Barrier
 from nnsight.intervention.editing import EditingTracer
@@ -21,7 +21,9 @@ from nnsight.intervention.tracer import InterleavingTracer, Invoker
 from nnsight.tracing.tracer import Tracer, WithBlockNotFoundError, dec, inc, skip_context, skippable
 
 from hybridlens.boundary_words import shown
+from hybridlens.elsewhere import missing
 from hybridlens.errors import InputError
+from hybridlens.habits import TRACES, Habit
 from hybridlens.hooks import Edit
 from hybridlens.inline import InlineBlock, refuse
 from hybridlens.interleaving import request
@@ -29,6 +31,7 @@ from hybridlens.invokes import Prompts, RowBatcher
 from hybridlens.reloaded import reread
 from hybridlens.shapes import Lengths
 from hybridlens.tokens import TokensLike
+from hybridlens.written import check
 
 if TYPE_CHECKING:
     from hybridlens.traces import Root, Run
@@ -41,20 +44,24 @@ class LensTracer(InterleavingTracer):
     """A trace of a lens.
 
     Args:
-        root: the handle that it is of.
         run: what it is to run.
         prompts: what is given to `lens.trace`; None where the block's invokes bring them.
     """
 
-    def __init__(self, root: Root, run: Run, prompts: Prompts | None) -> None:
-        super().__init__(root, run, *([] if prompts is None else [prompts]))
-        self.root = root
+    def __init__(self, run: Run, prompts: Prompts | None) -> None:
+        super().__init__(run.root, run, *([] if prompts is None else [prompts]))
+        self.run = run
         self._block: InlineBlock | None = None
+
+    def through(self, root: Root) -> LensTracer:
+        """The same trace, with the edits that another handle of the lens holds."""
+        self.envoy = self.run.root = root
+        return self
 
     @no_type_check  # nnsight counts the frames between here and its user's
     def __enter__(self) -> LensTracer:
         """As nnsight's; without a source the block runs where it stands."""
-        if self.root.interleaver.interleaving:
+        if self.run.root.interleaver.interleaving:
             raise InputError(
                 "a trace was opened inside a trace of the same lens, whose forward pass is under way; end the first "
                 "`with lens.trace(...)` before the second, or use run_with_cache or run_with_hooks inside it"
@@ -65,6 +72,7 @@ class LensTracer(InterleavingTracer):
         except WithBlockNotFoundError:
             self._enter_inline()
             return self
+        check(self.node)
         if skippable(self.node):
             skip_context(self)
         return self
@@ -79,7 +87,8 @@ class LensTracer(InterleavingTracer):
     def _enter_inline(self) -> None:
         if not self.args:
             raise refuse("a trace of several invokes")
-        envoy, fn, args, batcher = self.root, self.fn, self.args, RowBatcher(self.root)
+        envoy, fn, args = self.run.root, self.run, self.args
+        batcher = RowBatcher(envoy)
 
         def run(block: InlineBlock) -> None:
             block.batch_group = batcher.add(*args)
@@ -109,8 +118,8 @@ class LensTracer(InterleavingTracer):
         """
         if tokens is None:
             return Invoker(self)
-        check_ahead(edits)
-        return Invoker(self, Prompts(self.root.lens.batch(tokens, lengths), edits))
+        self.run.plan.admit(edits)
+        return Invoker(self, Prompts(self.run.lens.batch(tokens, lengths), edits))
 
     @property
     def iter(self) -> Steps:
@@ -201,6 +210,7 @@ class Session(Tracer):
             self._inline = True
             inc()
             return self
+        check(self.node)
         if skippable(self.node):
             skip_context(self)
         return self
@@ -211,6 +221,20 @@ class Session(Tracer):
             return super().__exit__(exc_type, exc_value, exc_traceback)
         dec()
         return False
+
+
+class Edited(NamedTuple):
+    """What ``with lens.edit() as (tracer, edited):`` binds."""
+
+    tracer: Editing
+    edited: Root
+
+    def __getattr__(self, name: str) -> Any:
+        """Asked for what one of the two has: how to take them apart."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        habit = Habit("with lens.edit() as (tracer, edited):", TRACES, "and edited.trace(tokens) behind its block")
+        raise missing(self, "what lens.edit() gives, a tuple of two,", name, {name: habit})
 
 
 class Editing(EditingTracer):
@@ -226,18 +250,4 @@ class Editing(EditingTracer):
             raise refuse("an edit that is kept") from None
         if skippable(self.node):
             skip_context(self)
-        return self, self.envoy
-
-
-def check_ahead(edits: Sequence[Edit]) -> None:
-    """Refuse edits that act in a pass ahead, which a trace would count as one of its own.
-
-    Raises:
-        InputError: naming the first.
-    """
-    early = [edit.hook for edit in edits if edit.ahead]
-    if early:
-        raise InputError(
-            f"an edit of {early[0]!r} acts in a pass ahead, which a trace would count as one of its own; give edits "
-            "that act ahead (those of top_k with scope 'model') to prefill, extend or generate"
-        )
+        return Edited(self, self.envoy)

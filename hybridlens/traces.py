@@ -28,7 +28,7 @@ from hybridlens.errors import InputError
 from hybridlens.generation import generate
 from hybridlens.hf_modules import handing_out
 from hybridlens.hooks import Edit
-from hybridlens.interleaving import Live, ThreadInterleaver
+from hybridlens.interleaving import ROOT, Live, ThreadInterleaver
 from hybridlens.invokes import Prompts, RowBatcher, together
 from hybridlens.network import HookedNetwork
 from hybridlens.slots import KeySlots
@@ -94,6 +94,13 @@ class Root(Place, NNsight):  # pyright: ignore[reportIncompatibleMethodOverride]
     def _batch(self, invokes: list[Any], fn: Any) -> Any:
         return (together([inputs[0] for inputs, _ in invokes], self.lens.pad_token),), {}
 
+    def take_in(self) -> None:
+        """Serve points that were spliced in for the length of a block, too."""
+        for name, point in tuple(self.lens.network.points.items()):
+            if point.envoy is None:
+                path: Any = f"{ROOT}.{name}"
+                point.envoy = Place(point, path, self.interleaver)
+
     def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         """As nnsight's, with what the run needs standing ready."""
         with fn.ready():
@@ -101,7 +108,7 @@ class Root(Place, NNsight):  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def trace(self, tokens: TokensLike | None = None, **words: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As ``lens.trace``, with the edits that this handle holds."""
-        return self.lens.trace_by(self, tokens, **words)
+        return self.lens.trace(tokens, **words).through(self)
 
     def scan(self, tokens: TokensLike | None = None, **words: Any) -> Any:
         """As ``lens.scan``, with the edits that this handle holds."""
@@ -127,7 +134,9 @@ class Root(Place, NNsight):  # pyright: ignore[reportIncompatibleMethodOverride]
 
 def wrap(lens: TraceFront) -> Root:
     """nnsight's view of the lens's network; made once, and known to every hook point."""
-    return _wrapped(lens, lens.network, ThreadInterleaver(weakref.WeakValueDictionary()))
+    root = _wrapped(lens, lens.network, ThreadInterleaver(weakref.WeakValueDictionary()))
+    root.take_in()
+    return root
 
 
 def _wrapped(lens: TraceFront, network: HookedNetwork, interleaver: ThreadInterleaver) -> Root:
@@ -141,28 +150,54 @@ def _wrapped(lens: TraceFront, network: HookedNetwork, interleaver: ThreadInterl
     return root
 
 
+def _unplaced(network: HookedNetwork) -> list[str]:
+    """Names of points that are no part of the network, but spliced in for the length of a block."""
+    parts = dict(network.named_modules())
+    return [name for name in network.points if name not in parts]
+
+
 # What is run.
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a trace is to run.
+    """What a trace is to run: what `TraceFront.trace` was given, under the same names.
 
-    Args:
-        max_new_tokens: of a generation; None for one forward pass.
-        edits: of all rows.
-        boundary: of a generation.
-        sampling: of a generation.
-        stop_at_eos: of a generation.
-        scan: on the meta device.
+    Raises:
+        InputError: for a scan of a generation, and for edits that `admit` refuses.
     """
 
     max_new_tokens: int | None
     edits: Sequence[Edit]
-    boundary: Boundary
+    boundary: Boundary | None
     sampling: Sampling | None
     stop_at_eos: bool
     scan: bool
+
+    def __post_init__(self) -> None:
+        if self.scan and self.max_new_tokens is not None:
+            raise InputError("a scan has no logits to choose tokens by; leave max_new_tokens or scan=True out")
+        self.admit(self.edits)
+
+    def admit(self, edits: Sequence[Edit]) -> None:
+        """Refuse edits, of the trace or of an invoke, that would act in passes other than those they are meant for.
+
+        Raises:
+            InputError: naming the first that acts in a pass ahead, which a trace would count as one of its own; or
+                that acts in one phase of a generation, where nobody said where the phases meet.
+        """
+        for edit in edits:
+            if edit.ahead:
+                raise InputError(
+                    f"an edit of {edit.hook!r} acts in a pass ahead, which a trace would count as one of its own; give "
+                    "edits that act ahead (those of top_k with scope 'model') to prefill, extend or generate"
+                )
+            if self.max_new_tokens is not None and self.boundary is None and edit.phase != "both":
+                raise InputError(
+                    f"an edit of {edit.hook!r} acts in {edit.phase} alone, and traces and generate begin decoding at "
+                    'different tokens; give trace boundary="last_prompt_token", as generate has it, or '
+                    '"first_new_token", as nnsight has it'
+                )
 
 
 class Run:
@@ -184,6 +219,11 @@ class Run:
         model, root = self.lens.hf_model, self.root
         twin: Any = None
         if self.plan.scan:
+            if spliced := _unplaced(self.network):
+                raise InputError(
+                    f"a scan uses no weights, and an autoencoder with weights of its own stands in the model "
+                    f"({min(spliced)}); trace without scan=True, or leave the block of lens.splice(...) first"
+                )
             self.network = weightless(self.network)
             model = self.network.wrapped[0]
             twin = _wrapped(self.lens, self.network, root.interleaver)
@@ -204,7 +244,7 @@ class Run:
             batch,
             plan.max_new_tokens,
             edits,
-            plan.boundary,
+            plan.boundary or "first_new_token",
             stop_at_eos=plan.stop_at_eos,
             sampling=plan.sampling,
             tokenizer=self.lens.tokenizer,

@@ -5,8 +5,10 @@ nnsight takes seconds. A trace costs milliseconds, whatever the model, so inner 
 
 Threads may trace the same lens at once, each a run of its own (`hybridlens.interleaving`).
 
-How it fails: as nnsight does. Points are read in forward order, and reading one that has passed raises nnsight's
-OutOfOrderError. A trace inside a trace of the same lens, an edit that would outlive its traces in some ways of running
+How it fails: as nnsight does, but where nnsight would be silent: a layer's ``output[0]`` (`hybridlens.first_row`), a
+gradient that is None (`hybridlens.written`), a value of another invoke that is not there yet (`hybridlens.siblings`)
+raise `HybridLensError`s that say what to type. Points are read in forward order, and reading one that has passed raises
+nnsight's OutOfOrderError. A trace inside a trace of the same lens, an edit that would outlive its traces in some ways of running
 only, and a scan of a generation raise `InputError`.
 """
 
@@ -20,7 +22,6 @@ from hybridlens.boundary import Length, public
 from hybridlens.choosing import Sampling
 from hybridlens.continuing import no_autocast
 from hybridlens.decoding import Boundary
-from hybridlens.errors import InputError
 from hybridlens.hooks import Edit, HookPoint
 from hybridlens.shapes import Lengths
 from hybridlens.text import TokenFront
@@ -51,7 +52,7 @@ class TraceFront(TokenFront):
         lengths: Sequence[int] | Lengths | None = None,
         max_new_tokens: Length | None = None,
         edits: Sequence[Edit] = (),
-        boundary: Boundary = "last_prompt_token",
+        boundary: Boundary | None = None,
         sampling: Sampling | None = None,
         stop_at_eos: bool = True,
         scan: bool = False,
@@ -61,7 +62,8 @@ class TraceFront(TokenFront):
         Read points in forward order, assign to ``.output`` to edit, ``.save()`` what is to outlive the block. Blocks
         of layers have ``output`` and ``input`` as well, and so have modules of the Hugging Face model that run as a
         whole, under `model` and `lm_head`. With `max_new_tokens` the trace covers a generation, and ``tracer.iter``
-        walks its forward passes, prefill first.
+        walks its forward passes as nnsight's does: step 0 reads the prompt and chooses the first new token, step i
+        the one after i others.
 
         Args:
             tokens: the prompts; None where the block has a ``with tracer.invoke(prompt):`` for each, which sees its
@@ -69,51 +71,24 @@ class TraceFront(TokenFront):
             lengths: real tokens of each row of a tensor padded on the right.
             max_new_tokens: of a generation; None for one forward pass.
             edits: act in their phases and rows.
-            boundary: of a generation, as are the next two; see `generate`.
+            boundary: of a generation, as are the next two; see `generate`. None is "first_new_token", as nnsight has
+                it, and not the default of `generate`: where an edit acts in one phase alone, it has to be said.
             sampling: how tokens are drawn; None for the likeliest.
             stop_at_eos: a row ends with its end-of-text token.
             scan: run on the meta device: shapes without values, and no weight is used.
 
         Raises:
-            InputError: for tokens that cannot be run, a scan of a generation, or inside a trace of this lens.
+            InputError: for tokens that cannot be run, a scan of a generation, an edit of one phase in a generation
+                without a boundary, or inside a trace of this lens.
         """
-        return self.trace_by(
-            self.nnsight,
-            tokens,
-            lengths=lengths,
-            max_new_tokens=max_new_tokens,
-            edits=edits,
-            boundary=boundary,
-            sampling=sampling,
-            stop_at_eos=stop_at_eos,
-            scan=scan,
-        )
-
-    def trace_by(
-        self,
-        root: Root,
-        tokens: TokensLike | None = None,
-        *,
-        lengths: Sequence[int] | Lengths | None = None,
-        max_new_tokens: int | None = None,
-        edits: Sequence[Edit] = (),
-        boundary: Boundary = "last_prompt_token",
-        sampling: Sampling | None = None,
-        stop_at_eos: bool = True,
-        scan: bool = False,
-    ) -> Tracer:
-        """`trace` with the edits that a handle holds: ``edited.trace(...)``."""
-        from hybridlens.tracers import LensTracer, check_ahead
+        from hybridlens.tracers import LensTracer
         from hybridlens.traces import Plan, Prompts, Run
 
         if max_new_tokens is not None:
             no_autocast(self.device)
-            if scan:
-                raise InputError("a scan has no logits to choose tokens by; leave max_new_tokens or scan=True out")
-        check_ahead(edits)
-        prompts = None if tokens is None else Prompts(self._laid(tokens, lengths).batch)
         plan = Plan(max_new_tokens, edits, boundary, sampling, stop_at_eos, scan)
-        return LensTracer(root, Run(self, root, plan), prompts)
+        prompts = None if tokens is None else Prompts(self._laid(tokens, lengths).batch)
+        return LensTracer(Run(self, self.nnsight, plan), prompts)
 
     def scan(
         self,

@@ -100,10 +100,10 @@ def test_a_generation_is_traced_step_by_step(lens):
     ids, block = tokens(2, 9), attention_block(lens)
     name = f"blocks.{lens.cfg.attention_layers[0]}.attn.hook_pattern"
     record = []
-    lens.generate(ids, 4, [Edit(name, lambda x, hook: record.append(x.clone()))])
+    lens.generate(ids, 4, [Edit(name, lambda x, hook: record.append(x.clone()))], "first_new_token")
     with lens.trace(ids, max_new_tokens=4) as tracer:
         patterns = [].save()
-        for _ in tracer.iter[:5]:
+        for _ in tracer.iter[:4]:
             patterns.append(block.attn.hook_pattern.output)
     assert [p.shape for p in patterns] == [p.shape for p in record]
     assert all(torch.equal(a, b) for a, b in zip(patterns, record, strict=True))
@@ -114,7 +114,7 @@ def test_a_later_step_is_found_when_earlier_ones_were_not_wanted(lens):
     ids, block = tokens(2, 9), attention_block(lens)
     name = f"blocks.{lens.cfg.attention_layers[0]}.attn.hook_pattern"
     record = []
-    lens.generate(ids, 4, [Edit(name, lambda x, hook: record.append(x.clone()))])
+    lens.generate(ids, 4, [Edit(name, lambda x, hook: record.append(x.clone()))], "first_new_token")
     with lens.trace(ids, max_new_tokens=4) as tracer:
         for _ in tracer.iter[2]:
             lens.hook_logits.output.save()

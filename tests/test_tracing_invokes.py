@@ -246,9 +246,9 @@ def test_an_invoke_knows_where_its_own_tokens_stand(jamba):
                 scores.output.save()
                 stepped = scores.positions.save()
                 slots = scores.slots.query_positions.save()
-    assert read.tolist() == [[0, 1, 2, 3, 4]] * 2
-    assert stepped.tolist() == [[3], [5]]
-    assert slots.tolist() == [[3], [5]]
+    assert read.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    assert stepped.tolist() == [[4], [6]]
+    assert slots.tolist() == [[4], [6]]
 
 
 def test_an_empty_invoke_sees_all_rows_and_what_others_wrote(jamba):
@@ -285,7 +285,7 @@ def test_sampling_in_a_trace_draws_as_generate_does(jamba):
     made = jamba.generate(prompt(5), 6, sampling=how, stop_at_eos=False)
     with jamba.trace(prompt(5), max_new_tokens=6, sampling=how, stop_at_eos=False) as tracer:
         chosen = [].save()
-        for _ in tracer.iter[1:7]:
+        for _ in tracer.iter[:6]:
             chosen.append(jamba.hook_logits.output)
         drawn = tracer.result.save()
     assert torch.equal(drawn.tokens, made.tokens)
