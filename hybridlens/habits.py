@@ -232,22 +232,31 @@ _EDITS = Habit('lens.generate(tokens, 3, edits=[hl.Edit("hook_embed", fn)])', HO
 _LOOP = Habit("lens.generate([prompt] * 2, 3, do_sample=True)", RUNNING)
 _GIVEN = Habit("lens.generate(tokens, max_new_tokens=3)", RUNNING, "its tokens, text and state")
 
+_RUN = {
+    "input_ids": _TOKENIZED,
+    "attention_mask": _TOKENIZED,
+    "past_kv_cache": _EXTEND,
+    "past_key_values": _EXTEND,
+    "use_cache": Habit("lens.prefill(tokens)", STATES),
+    "edits": Habit('lens.prefill(tokens, edits=[hl.Edit("hook_embed", fn)])', HOOKS),
+    "output_hidden_states": _CACHED,
+    "output_attentions": _CACHED,
+    "labels": Habit('lens(tokens, return_type="loss")', RUNNING, "lens.loss_fn(logits, tokens) of any logits"),
+    "use_error_term": _SPLICE,
+    "saes": _SPLICE,
+}
+
 WORDS = {
     "RunFront.__call__": {
-        "input_ids": _TOKENIZED,
-        "attention_mask": _TOKENIZED,
-        "past_kv_cache": _EXTEND,
-        "past_key_values": _EXTEND,
-        "use_cache": Habit("lens.prefill(tokens)", STATES),
-        "fwd_hooks": _WITH_HOOKS,
-        "bwd_hooks": _WITH_HOOKS,
-        "edits": Habit('lens.prefill(tokens, edits=[hl.Edit("hook_embed", fn)])', HOOKS),
-        "names_filter": _CACHED,
-        "output_hidden_states": _CACHED,
-        "output_attentions": _CACHED,
-        "labels": Habit('lens(tokens, return_type="loss")', RUNNING, "lens.loss_fn(logits, tokens) of any logits"),
-        "use_error_term": _SPLICE,
-        "saes": _SPLICE,
+        **_RUN, "fwd_hooks": _WITH_HOOKS, "bwd_hooks": _WITH_HOOKS, "names_filter": _CACHED,
+    },
+    "RunFront.run_with_hooks": {**_RUN, "names_filter": _CACHED},
+    "RunFront.run_with_cache": {
+        **_RUN,
+        **dict.fromkeys(
+            ("fwd_hooks", "bwd_hooks"),
+            Habit('with lens.hooks(fwd_hooks=[("hook_embed", fn)]): lens.run_with_cache(tokens)', HOOKS),
+        ),
     },
     "GenerateFront.generate": {
         "input_ids": _GIVEN,
