@@ -9,8 +9,8 @@ says: dtype, and number of axes. pydantic is imported, and the check of a functi
 
 How it fails: in one line, `boundary_words.refusal`. Only what an annotation can say is checked here; what depends on
 a model (a layer that it lacks) is for the function. A call with too few arguments is Python's own TypeError; one with a
-keyword that there is not is one too, a `KeywordError`, which says what to type (`hybridlens.habits`) or what there is. `HybridLens` itself reads its tokens by
-`hybridlens.tokens`, which is quicker in a loop (`Unchecked`).
+keyword that there is not is one too, a `KeywordError`, which says what to type (`hybridlens.habits`) or what there is.
+`HybridLens` itself reads its tokens by `hybridlens.tokens`, which is quicker in a loop (`Unchecked`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,19 @@ import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, Unpack, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    Unpack,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from annotated_types import BaseMetadata, Ge, Le
 

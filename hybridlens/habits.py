@@ -42,35 +42,19 @@ class PointHabit(NamedTuple):
     note: str = ""
 
 
-_LOAD = Habit('hl.load("tiny-jamba")', RUNNING, "or a folder, or a hub id")
+LOAD = Habit('hl.load("tiny-jamba")', RUNNING, "or a folder, or a hub id")
+"""What opens a model."""
 _FOLDED = Habit("lens.weights(folded=True)", WEIGHTS, "norms are folded in what is asked for, never in the model")
 _SPLICE = Habit('lens.splice("blocks.2.hook_resid_post", sae)', SAES, "a `with` block")
 _ADDED = Habit('lens.add_hook("blocks.2.hook_resid_post", fn)', HOOKS, "fn(tensor, hook)")
 _THEIRS = Habit("lens.model.layers[2]", TRACES, "Hugging Face's modules, under Hugging Face's names")
 _CONFIG = Habit("lens.cfg", RUNNING, "Hugging Face's own is lens.hf_model.config")
 _STEPS = Habit("lens.trace(tokens, max_new_tokens=3)", TRACES, "`for step in tracer.iter[:]` walks its passes")
-_PATCHING = Habit("from hybridlens import act_patching", TOOLS)
-
-MODULE = {
-    "HookedTransformer": _LOAD,
-    "HookedRootModule": _LOAD,
-    "TransformerBridge": _LOAD._replace(note="hl.HybridLens.from_bridge(bridge) opens one that there is"),
-    "HookedMamba": _LOAD,
-    "LanguageModel": _LOAD._replace(section=TRACES),
-    "TransformersModel": _LOAD._replace(section=TRACES),
-    "StandardizedTransformer": _LOAD._replace(section=TRACES),
-    "NNsight": Habit("hl.HybridLens(lens.hf_model, lens.tokenizer)", TRACES, "a lens on a model that there is"),
-    "ActivationCache": Habit("hl.HybridCache", CACHE),
-    "HookedSAETransformer": _LOAD._replace(section=SAES),
-    "SAE": Habit("hl.load_sae(folder)", SAES),
-    "patching": _PATCHING,
-}
-"""Names asked of the library."""
 
 CLASS = {
-    "from_pretrained": _LOAD,
-    "from_pretrained_no_processing": _LOAD,
-    "boot_transformers": _LOAD,
+    "from_pretrained": LOAD,
+    "from_pretrained_no_processing": LOAD,
+    "boot_transformers": LOAD,
 }
 """Names asked of the class, as in ``HybridLens.from_pretrained``, or of a lens."""
 

@@ -63,6 +63,7 @@ def the_examples() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         *the_cache(lens),
         (sparsification.top_k, {"lens": lens, "k": 1, "phase": "decode", "scope": "layer", "semantics": "clean"}),
         (sparsification.keep_heads, {"lens": lens, "ranking": ranking, "n": 2, "phase": "both", "scope": "model"}),
+        (sparsification.silence_heads, {"lens": lens, "ranking": ranking, "n": 2, "phase": "both", "scope": "layer"}),
         (sparsification.keep_each, {"lens": lens, "heads": [((1, 0),), None], "phase": "both"}),
         (sparsification.keep_rows, {"lens": lens, "kept": kept, "phase": "both"}),
         (manipulation.manipulate, {"lens": lens, "mode": "omit", "span": (1, 3), "phase": "both"}),

@@ -234,13 +234,13 @@ class StackedWeights(WeightsShown, NamedStacks):
         if not self.attn_layers:
             shared = " of their own: attention here is a shared block's" if self.cfg.attention_layers else ""
             raise AbsentError(f"there is no {name}: no layer of this {self.cfg.family} model has heads{shared}")
-        return self._stack(name, self.attn_layers, "lens.attn_layers", lambda layer: self._of_heads(layer, name, compared))
+        return self._stack(name, "attn_layers", lambda layer: self._of_heads(layer, name, compared))
 
     def _mlps(self, name: str) -> Tensor:
         if not self.dense_mlp_layers:
             has = ", but mixtures of experts or shared ones" if self.cfg.mlp_layers else ""
             raise AbsentError(f"there is no {name}: no layer of this {self.cfg.family} model has a dense MLP{has}")
-        return self._stack(name, self.dense_mlp_layers, "lens.dense_mlp_layers", lambda layer: self._of_mlp(layer, name))
+        return self._stack(name, "dense_mlp_layers", lambda layer: self._of_mlp(layer, name))
 
     def _of_heads(self, layer: int, name: str, compared: bool = False) -> Tensor:
         """One layer's, keys and values of each query head, zeros where there is no bias."""
@@ -265,7 +265,8 @@ class StackedWeights(WeightsShown, NamedStacks):
             raise AbsentError(f"there is no {name}: the MLP of layer {layer} has no gate")
         return matrix.new_zeros(matrix.shape[1])
 
-    def _stack(self, name: str, layers: Sequence[int], where: str, read: Callable[[int], Any]) -> Tensor:
+    def _stack(self, name: str, where: str, read: Callable[[int], Any]) -> Tensor:
+        layers: tuple[int, ...] = getattr(self, where)
         found: list[Tensor] = [read(layer) for layer in layers]
         shapes = sorted({tuple(one.shape) for one in found})
         if len(shapes) > 1:
@@ -274,11 +275,11 @@ class StackedWeights(WeightsShown, NamedStacks):
                 f"{name} cannot be stacked, since layers have it in the shapes {each}; ask a layer for its own, as in "
                 "lens.blocks[0]"
             )
-        return stacked(found, layers, where)
+        return stacked(found, layers, f"lens.{where}")
 
 
 def _factored(left: Tensor, right: Tensor) -> FactoredMatrix:
-    """The product of two stacks; indices are the first one's, which knows its layers, where TransformerLens views it."""
+    """The product of two stacks; the first, which is indexed first, stays the one that knows its layers."""
     product = FactoredMatrix(left, right)
     product.A = left
     return product
