@@ -25,10 +25,11 @@ from hybridlens.boundary_words import shown
 from hybridlens.checkpoint_files import CONFIG, TOKENIZER, CheckpointFiles, opening
 from hybridlens.devices import usable
 from hybridlens.errors import CheckpointError, UnknownNameError, closest
-from hybridlens.families import FAMILIES, family_for, of_no_family, text_config
+from hybridlens.families import FAMILIES, family_for, is_known, of_no_family, text_config
 from hybridlens.families.fields import check_values
 from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
+from hybridlens.peers import architecture_of, official_name
 from hybridlens.weights import FileTensors, Weights
 from hybridlens.weights.finite import check_finite
 from hybridlens.weights.fit import check_fit, check_found, meta_model, warn_of_spares
@@ -128,12 +129,31 @@ def locate(name: str | Path) -> str:
     if text.strip() and _is_folder(text):
         return text
     if not _HUB_ID.fullmatch(text) or len(text) > 96 or "--" in text or ".." in text:
+        _refuse_short_name(text)
         raise UnknownNameError(
             f"model {shown(text)} is neither an embedded checkpoint ({', '.join(tiny.names())}) nor a folder, and a "
             f"hub id is written owner/name{closest(text, tiny.names())}; checkpoints of {len(FAMILIES)} families can "
             "be opened, which `hybridlens families` lists"
         )
     return text
+
+
+def _refuse_short_name(text: str) -> None:
+    """Say which model is meant by a name without owner, as TransformerLens and the hub have them, if any.
+
+    Raises:
+        CheckpointError: one of no family.
+        UnknownNameError: one that may be opened, by its hub id.
+    """
+    if not re.fullmatch(r"[\w.-]+", text, re.ASCII):
+        return
+    meant = official_name(text)
+    stem = text.lower().removeprefix("distil").split("-")[0]
+    kind = (architecture_of(meant) if meant else None) or (stem if stem in CONFIG_MAPPING else None)
+    if kind is not None and not is_known(kind):
+        raise of_no_family(f"'{text}'", kind)
+    if kind is not None and meant is not None and _HUB_ID.fullmatch(meant):
+        raise UnknownNameError(f"model {shown(text)} is short for a hub id; type hl.load({meant!r})")
 
 
 def read_config(source: str) -> Any:

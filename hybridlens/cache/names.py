@@ -74,8 +74,13 @@ def _spelled(key: Any, points: Mapping[str, HookPoint], n_layers: int) -> str:
     parts = cast(tuple[Any, ...], key)
     name, layer, part = cast(tuple[str, Any, Any], (*parts, None, None)[:3])
     if layer is not None and (isinstance(layer, bool) or not hasattr(layer, "__index__")):
+        whole = f"{layer}.hook_{name}"
+        if whole in points:
+            raise NotCachedError(f"{shown(key)} was given, but {layer} is of the whole model; type cache[{whole!r}]")
         raise NotCachedError(f"layer {shown(layer)} given in {shown(key)}, expected a whole number")
     at = None if layer is None else _counted(layer.__index__(), n_layers)
+    if at is None and f"{part}.hook_{name}" in points:
+        return f"{part}.hook_{name}"
     if part in PARTS and f"blocks.{at}.{part}.hook_{name}" in points:  # TransformerLens takes some for attention's
         return f"blocks.{at}.{part}.hook_{name}"
     return table_name(_with_part(get_act_name(name, at, part), points), points)
