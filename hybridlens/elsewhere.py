@@ -100,10 +100,25 @@ class HabitFront:
     from_pretrained = OfClass()
     from_pretrained_no_processing = OfClass()
     boot_transformers = OfClass()
+    boot_native = OfClass()
+    boot_tl_legacy = OfClass()
+    list_supported_models = OfClass()
+    check_model_support = OfClass()
 
     def __getattr__(self, name: str) -> Any:
         """Say what to type instead of a name that a lens has not."""
         found = getattr(type(self), name, None)
         if isinstance(found, property):  # it raised; Python asks here, and what it said must not be lost
             return found.__get__(self)
+        if name not in LENS and (holder := self._holder(name)) is not None:
+            raise AbsentError(f"a lens has no {name}; type lens.{holder}.{name}")
         raise missing(self, "a lens", name, LENS)
+
+    def _holder(self, name: str) -> str | None:
+        """What of a lens has a name that it has not itself: its configuration, or Hugging Face's model."""
+        made = self.__dict__
+        if name.startswith("_") or "network" not in made:
+            return None
+        if hasattr(made["network"].cfg, name):
+            return "cfg"
+        return "hf_model" if hasattr(made["hf_model"], name) else None

@@ -46,7 +46,7 @@ HYBRIDLENS = {
     "FactoredMatrix": Habit("from transformer_lens import FactoredMatrix", WEIGHTS, "lens.OV and lens.QK are theirs"),
     "SVDInterpreter": Habit("from transformer_lens import SVDInterpreter", TOOLS, "it takes a lens"),
     "evals": Habit("from transformer_lens import evals", TOOLS, "it takes a lens"),
-    "train": Habit("lens.train()", RUNNING, "lens.parameters() go into any optimizer of torch"),
+    "train": Habit("lens.parameters()", RUNNING, "for any optimizer of torch"),
     "utils": _ACT_NAME,
     "utilities": _ACT_NAME,
     "test_prompt": Habit("lens.test_prompt(prompt, ' eat', print_details=False)", RUNNING),

@@ -55,6 +55,12 @@ CLASS = {
     "from_pretrained": LOAD,
     "from_pretrained_no_processing": LOAD,
     "boot_transformers": LOAD,
+    "boot_native": LOAD,
+    "boot_tl_legacy": LOAD,
+    "list_supported_models": Habit(
+        "from hybridlens.families import FAMILIES", RUNNING, "`hybridlens families` shows them"
+    ),
+    "check_model_support": LOAD._replace(note="says in one line what it cannot open"),
 }
 """Names asked of the class, as in ``HybridLens.from_pretrained``, or of a lens."""
 
@@ -87,6 +93,32 @@ LENS = CLASS | {
     "layer_types": Habit("lens.cfg.layer_types", RUNNING),
     "config": _CONFIG,
     "save_pretrained": Habit("lens.hf_model.save_pretrained", RUNNING),
+    "attn": Habit("lens.blocks[2].attn", HOOKS),
+    "mlp": Habit("lens.blocks[2].mlp", HOOKS),
+    "ln1": Habit("lens.blocks[2].ln1", HOOKS),
+    "ln2": Habit("lens.blocks[2].ln2", HOOKS),
+    "block_hooks": Habit("lens.blocks[2]", HOOKS, "its hook points are attributes"),
+    "block_submodules": Habit("lens.model.layers[2]", TRACES, "Hugging Face's modules"),
+    "n_params": Habit("lens.n_parameters.non_embedding", WEIGHTS),
+    "num_params": Habit("lens.n_parameters.total", WEIGHTS),
+    "init_weights": Habit("from hybridlens.untrained import reinitialized", WEIGHTS, "a lens with weights drawn anew"),
+    "load_and_process_state_dict": Habit("lens.load_state_dict(lens.state_dict())", WEIGHTS, "nothing is processed"),
+    "set_ungroup_grouped_query_attention": Habit("lens.W_K", WEIGHTS, "repeated to query heads; hook_k is not"),
+    "move_model_modules_to_device": Habit('lens.to("cpu")', RUNNING),
+    "mps": Habit("lens.to(lens.device)", RUNNING, 'on a Mac "mps"'),
+    "type": Habit("lens.to(torch.float32)", RUNNING),
+    "compile": Habit("lens.hf_model", RUNNING, "Hugging Face's model may be compiled; runs of a lens are not"),
+    "clear_hook_registry": Habit("lens.reset_hooks(including_permanent=True)", HOOKS),
+    **dict.fromkeys(
+        (
+            "encoder_output",
+            "predict_next_sentence",
+            "to_sentence_pair_tokens",
+            "diffusion_generate",
+            "prepare_multimodal_inputs",
+        ),
+        Habit("lens.generate(tokens, max_new_tokens=3)", RUNNING, "a lens opens causal language models alone"),
+    ),
     "get_hook_point": Habit('lens.hook_dict["blocks.2.hook_resid_post"]', HOOKS),
     "mod_dict": Habit("lens.hook_dict", HOOKS),
     "hook_aliases": Habit("lens.hook_points", HOOKS),
@@ -165,6 +197,8 @@ _THEIR_CONFIG = Habit("lens.hf_model.config", RUNNING, "has it if the model has"
 
 CONFIG = {
     "n_params": Habit("lens.n_parameters", WEIGHTS, "has the counts"),
+    "attn_layers": Habit("lens.cfg.attention_layers", RUNNING, "lens.attn_layers are those of stacks of weights"),
+    "to_dict": Habit("lens.cfg.to_pandas()", RUNNING, "dataclasses.asdict makes a dict"),
     "attn_types": Habit("lens.cfg.layer_types", RUNNING, "lens.cfg.windows says how far each layer looks"),
     "use_local_attn": Habit("lens.cfg.windows", RUNNING, "of each layer, or lens.cfg.window of all"),
     "use_attn_scale": Habit(f"{_ATTENTION}.scale", WEIGHTS, "what scores are multiplied by"),
