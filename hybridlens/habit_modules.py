@@ -39,7 +39,6 @@ HYBRIDLENS = {
     "CONFIG": Habit("with lens.trace(tokens): pass", TRACES, "a lens runs here and needs no configuration"),
     "session": Habit("with lens.session(): pass", TRACES),
     "trace": Habit("with lens.trace(tokens): pass", TRACES),
-    "save": Habit("lens.hook_logits", TRACES, "in a trace .output.save()"),
     "ActivationCache": Habit("hl.HybridCache", CACHE),
     "HookedTransformerKeyValueCache*": _CACHED,
     "TransformerLensKeyValueCache*": _CACHED,
