@@ -98,8 +98,9 @@ def _homes(package: str, name: str) -> list[str]:
                 if not defined.search(path.read_text(encoding="utf-8")):
                     continue
                 parts = path.relative_to(folder).with_suffix("").parts
-                handed = len(parts) > 1 and f'"{name}"' in path.with_name("__init__.py").read_text(encoding="utf-8")
-                parts = parts[:-1] if parts[-1] == "__init__" or handed else parts
+                given = path.with_name("__init__.py")
+                handed = len(parts) > 1 and f'"{name}"' in given.read_text(encoding="utf-8")
+                parts = parts[:-1] if path == given or handed else parts
                 found[".".join((top, *parts))] = None
         found.pop(package, None)
         if found:

@@ -49,7 +49,7 @@ class Stack(ReadOnly):
 
     layers: tuple[int, ...] = ()
     """The layer of each entry."""
-    where: str = ""
+    listed_by: str = ""
     """What of a lens holds those, in order."""
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -65,7 +65,7 @@ class Stack(ReadOnly):
             if not hasattr(first, "__index__") or -len(self) <= first.__index__() < len(self):
                 raise  # at an other axis
             number, listed = first.__index__(), ", ".join(map(str, self.layers))
-            entry = f"[{self.where}.index({number})]" if number in self.layers else f"[0] to [{len(self) - 1}]"
+            entry = f"[{self.listed_by}.index({number})]" if number in self.layers else f"[0] to [{len(self) - 1}]"
             raise LayerIndexError(
                 f"[{number}] was asked of a stack of {len(self)}, which holds layers {listed} alone, in that order; "
                 f"type {entry}"
@@ -77,16 +77,16 @@ def read_only(tensor: Tensor) -> Tensor:
     return tensor if isinstance(tensor, ReadOnly) else tensor.detach().as_subclass(ReadOnly)
 
 
-def stacked(entries: Sequence[Tensor], layers: Sequence[int], where: str) -> Tensor:
+def stacked(entries: Sequence[Tensor], layers: Sequence[int], listed_by: str) -> Tensor:
     """A stack that cannot be written to, and knows its layers.
 
     Args:
         entries: of one shape, one for each layer.
         layers: their numbers.
-        where: what of a lens holds those, as in "lens.attn_layers".
+        listed_by: what of a lens holds those, as in "lens.attn_layers".
     """
     stack = torch.stack([entry.detach() for entry in entries]).as_subclass(Stack)
-    stack.layers, stack.where = tuple(layers), where
+    stack.layers, stack.listed_by = tuple(layers), listed_by
     return stack
 
 
