@@ -129,31 +129,25 @@ def locate(name: str | Path) -> str:
     if text.strip() and _is_folder(text):
         return text
     if not _HUB_ID.fullmatch(text) or len(text) > 96 or "--" in text or ".." in text:
-        _refuse_short_name(text)
+        near = _meant(text) or closest(text, tiny.names())
         raise UnknownNameError(
             f"model {shown(text)} is neither an embedded checkpoint ({', '.join(tiny.names())}) nor a folder, and a "
-            f"hub id is written owner/name{closest(text, tiny.names())}; checkpoints of {len(FAMILIES)} families can "
+            f"hub id is written owner/name{near}; checkpoints of {len(FAMILIES)} families can "
             "be opened, which `hybridlens families` lists"
         )
     return text
 
 
-def _refuse_short_name(text: str) -> None:
-    """Say which model is meant by a name without owner, as TransformerLens and the hub have them, if any.
-
-    Raises:
-        CheckpointError: one of no family.
-        UnknownNameError: one that may be opened, by its hub id.
-    """
+def _meant(text: str) -> str:
+    """Which model a name without owner stands for in TransformerLens and on the hub, as a clause; empty where none."""
     if not re.fullmatch(r"[\w.-]+", text, re.ASCII):
-        return
+        return ""
     meant = official_name(text)
     stem = text.lower().removeprefix("distil").split("-")[0]
     kind = (architecture_of(meant) if meant else None) or (stem if stem in CONFIG_MAPPING else None)
     if kind is not None and not is_known(kind):
-        raise of_no_family(f"'{text}'", kind)
-    if kind is not None and meant is not None and _HUB_ID.fullmatch(meant):
-        raise UnknownNameError(f"model {shown(text)} is short for a hub id; type hl.load({meant!r})")
+        return f"; {text} is a {kind}, of no family that hybridlens knows"
+    return f"; type hl.load({meant!r})" if kind is not None and meant is not None and _HUB_ID.fullmatch(meant) else ""
 
 
 def read_config(source: str) -> Any:
