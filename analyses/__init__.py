@@ -8,6 +8,8 @@ can be imported from here too: ``from analyses import entropy, scores, sparsific
 from importlib import import_module
 from typing import Any
 
+from hybridlens.imports import asked
+
 _HOMES = {
     **dict.fromkeys(
         ("entropy", "gathering", "manipulation", "ranking", "scores", "selection", "sparsification"), "heads"
@@ -20,4 +22,4 @@ def __getattr__(name: str) -> Any:
     """One of the modules named above, loaded when it is asked for."""
     if name in _HOMES:
         return import_module(f"analyses.{_HOMES[name]}.{name}")
-    raise AttributeError(f"module 'analyses' has no attribute {name!r}")
+    return asked(__name__, name)

@@ -8,8 +8,11 @@ import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hybridlens.imports import Pointers, asked
+
 if TYPE_CHECKING:
     from hybridlens import niah, tiny
+    from hybridlens.act_names import get_act_name
     from hybridlens.cache import HybridCache
     from hybridlens.choosing import Sampling
     from hybridlens.errors import HybridLensError
@@ -24,6 +27,8 @@ if "ipykernel" in sys.modules:  # tqdm warns once where a notebook has no ipywid
         warnings.filterwarnings("ignore", message="IProgress not found")
         import_module("tqdm.auto")
 
+Pointers.stand_ready()
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -35,11 +40,10 @@ _HOMES = {
     "HybridLensError": "errors",
     "HybridState": "state",
     "Sampling": "choosing",
+    "get_act_name": "act_names",
     "load": "loading",
     "load_sae": "sae",
     "load_weights": "loading",
-    "niah": "",
-    "tiny": "",
 }
 
 __all__ = [
@@ -51,6 +55,7 @@ __all__ = [
     "HybridLensError",
     "HybridState",
     "Sampling",
+    "get_act_name",
     "load",
     "load_sae",
     "load_weights",
@@ -61,16 +66,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
-    if home is None:
-        from hybridlens.elsewhere import typed_here
-        from hybridlens.errors import ElsewhereError
-        from hybridlens.habits import MODULE
-
-        if name in MODULE:
-            raise ElsewhereError(f"hybridlens has no {name}; {typed_here(MODULE[name])}")
-        raise AttributeError(f"module 'hybridlens' has no attribute {name!r}")
-    return getattr(import_module(f"hybridlens.{home}"), name) if home else import_module(f"hybridlens.{name}")
+    return asked(__name__, name) if home is None else getattr(import_module(f"hybridlens.{home}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *__all__])

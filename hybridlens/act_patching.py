@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hybridlens.errors import InputError
+from hybridlens.errors import AbsentError, InputError, closest
 from hybridlens.peers import patching as theirs
 from hybridlens.tokens import TokensLike
 from hybridlens.weight_front import WeightFront
@@ -49,7 +49,12 @@ def __getattr__(name: str) -> Any:
         )
     found = getattr(theirs, name, None) if name.startswith("get_act_patch") else None
     if not isinstance(found, partial):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if hasattr(theirs, name) and not name.startswith("_"):
+            raise AbsentError(
+                f"hybridlens.act_patching has no {name}; type from transformer_lens.patching import {name}"
+            )
+        near = closest(name, [there for there in dir(theirs) if there.startswith("get_act_patch")])
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")
     fixed: dict[str, Any] = cast(Any, found).keywords
     return partial(patched, fixed["activation_name"], tuple(fixed["index_axis_names"]), fixed["patch_setter"])
 

@@ -8,9 +8,9 @@ numbers are, and arrive inside as Python's own; a list or tuple arrives as a tup
 says: dtype, and number of axes. pydantic is imported, and the check of a function made, when it is first called.
 
 How it fails: in one line, `boundary_words.refusal`. Only what an annotation can say is checked here; what depends on
-a model (a layer that it lacks) is for the function. A call with too few or unknown arguments is Python's own
-TypeError, but for keywords of other libraries (`hybridlens.habits`). `HybridLens` itself reads its tokens by
-`hybridlens.tokens`, which is quicker in a loop (`Unchecked`).
+a model (a layer that it lacks) is for the function. A call with too few arguments is Python's own TypeError; one with a
+keyword that there is not is one too, a `KeywordError`, which says what to type (`hybridlens.habits`) or what there is.
+`HybridLens` itself reads its tokens by `hybridlens.tokens`, which is quicker in a loop (`Unchecked`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,19 @@ import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeAlias,
+    TypeVar,
+    Union,
+    Unpack,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from annotated_types import BaseMetadata, Ge, Le
 
@@ -91,6 +103,7 @@ def _compiled(fn: Callable[..., Any], hints: dict[str, Any]) -> Callable[..., tu
     from pydantic import ConfigDict, ValidationError, validate_call
 
     signature = inspect.signature(fn)
+    taken = _keywords(signature, hints)
     wanted = {key: _schema(hint) for key, hint in hints.items() if key in signature.parameters}
 
     def arguments(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -105,16 +118,14 @@ def _compiled(fn: Callable[..., Any], hints: dict[str, Any]) -> Callable[..., tu
 
     @functools.wraps(fn)
     def check(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if taken is not None and not kwargs.keys() <= taken.keys():
+            raise wrong_keyword(fn.__qualname__, next(word for word in kwargs if word not in taken), list(taken))
         try:
             return checked(*args, **kwargs)
         except ValidationError as error:
             faults = error.errors(include_url=False, include_context=False, include_input=False)
             if any(fault["type"] in SIGNATURE for fault in faults):
-                unknown = (str(fault["loc"][-1]) for fault in faults if fault["type"] == "unexpected_keyword_argument")
-                known = next(filter(None, (wrong_keyword(fn.__qualname__, word) for word in unknown)), None)
-                if known is None:
-                    return args, kwargs  # calling the function raises Python's TypeError
-                raise known from None
+                return args, kwargs  # calling the function raises Python's TypeError
             first = faults[0]["loc"][0]
             key = order[first] if isinstance(first, int) else str(first)
             value = args[first] if isinstance(first, int) else kwargs[key]
@@ -123,6 +134,20 @@ def _compiled(fn: Callable[..., Any], hints: dict[str, Any]) -> Callable[..., tu
         raise problem
 
     return check
+
+
+def _keywords(signature: inspect.Signature, hints: Mapping[str, Any]) -> dict[str, None] | None:
+    """What a function takes by keyword, those of a ``**options: Unpack[...]`` too; None for anything."""
+    found: dict[str, None] = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            found[name] = None
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            if get_origin(hints.get(name)) is not Unpack:
+                return None
+            found |= dict.fromkeys(get_args(hints[name])[0].__annotations__)
+    found.pop("self", None)
+    return found
 
 
 # Annotations as pydantic is to read them.

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
-from hybridlens.errors import AbsentError, KeywordError
+from hybridlens.errors import AbsentError, KeywordError, closest
 from hybridlens.habits import CLASS, LENS, PAGE, POINTS, WORDS, Habit
 
 
@@ -36,16 +36,24 @@ def missing(asked: object, called: str, name: str, habits: Mapping[str, Habit]) 
     return AttributeError(f"{type(asked).__name__!r} object has no attribute {name!r}", name=name, obj=asked)
 
 
-def wrong_keyword(function: str, word: str) -> KeywordError | None:
-    """The error of a keyword that a function does not take; None where nobody is known to have it.
+def wrong_keyword(function: str, word: str, taken: Collection[str]) -> KeywordError:
+    """The error of a keyword that a function does not take.
 
     Args:
         function: its qualified name.
         word: the keyword.
+        taken: those that it takes.
     """
     habit = WORDS.get(function, {}).get(word)
-    called = {"__call__": "lens(tokens)", "load": "hl.load"}.get(name := function.rpartition(".")[2], f"lens.{name}")
-    return None if habit is None else KeywordError(f"{called} takes no {word}; {typed_here(habit)}")
+    owner, _, name = function.rpartition(".")
+    if owner.endswith("Front"):
+        called = "lens(tokens)" if name == "__call__" else f"lens.{name}"
+    else:
+        called = owner if name == "__init__" else {"load": "hl.load"}.get(function, function.replace("<locals>.", ""))
+    if habit is not None:
+        return KeywordError(f"{called} takes no {word}; {typed_here(habit)}")
+    there = closest(word, taken) or f"; it takes {', '.join(taken) or 'none'}"
+    return KeywordError(f"{called} got an unexpected keyword argument {word!r}{there}")
 
 
 def other_point(name: str, points: Collection[str]) -> str | None:
@@ -92,10 +100,25 @@ class HabitFront:
     from_pretrained = OfClass()
     from_pretrained_no_processing = OfClass()
     boot_transformers = OfClass()
+    boot_native = OfClass()
+    boot_tl_legacy = OfClass()
+    list_supported_models = OfClass()
+    check_model_support = OfClass()
 
     def __getattr__(self, name: str) -> Any:
         """Say what to type instead of a name that a lens has not."""
         found = getattr(type(self), name, None)
         if isinstance(found, property):  # it raised; Python asks here, and what it said must not be lost
             return found.__get__(self)
+        if name not in LENS and (holder := self._holder(name)) is not None:
+            raise AbsentError(f"a lens has no {name}; type lens.{holder}.{name}")
         raise missing(self, "a lens", name, LENS)
+
+    def _holder(self, name: str) -> str | None:
+        """What of a lens has a name that it has not itself: its configuration, or Hugging Face's model."""
+        made = self.__dict__
+        if name.startswith("_") or "network" not in made:
+            return None
+        if hasattr(made["network"].cfg, name):
+            return "cfg"
+        return "hf_model" if hasattr(made["hf_model"], name) else None

@@ -27,7 +27,11 @@ class KeywordError(HybridLensError, TypeError):
 
 
 class ElsewhereError(UnknownNameError, ImportError):
-    """A name of another library, asked of this one; an `ImportError` too, the one that ``from … import`` lets out."""
+    """A name that is not where it is imported from; an `ImportError` too, which ``from … import`` lets out."""
+
+
+class LayerIndexError(UnknownNameError, IndexError):
+    """An entry that a stack over layers has not; an `IndexError` too, as of any sequence."""
 
 
 class NotCachedError(UnknownNameError, KeyError):

@@ -42,35 +42,25 @@ class PointHabit(NamedTuple):
     note: str = ""
 
 
-_LOAD = Habit('hl.load("tiny-jamba")', RUNNING, "or a folder, or a hub id")
+LOAD = Habit('hl.load("tiny-jamba")', RUNNING, "or a folder, or a hub id")
+"""What opens a model."""
 _FOLDED = Habit("lens.weights(folded=True)", WEIGHTS, "norms are folded in what is asked for, never in the model")
 _SPLICE = Habit('lens.splice("blocks.2.hook_resid_post", sae)', SAES, "a `with` block")
 _ADDED = Habit('lens.add_hook("blocks.2.hook_resid_post", fn)', HOOKS, "fn(tensor, hook)")
 _THEIRS = Habit("lens.model.layers[2]", TRACES, "Hugging Face's modules, under Hugging Face's names")
 _CONFIG = Habit("lens.cfg", RUNNING, "Hugging Face's own is lens.hf_model.config")
 _STEPS = Habit("lens.trace(tokens, max_new_tokens=3)", TRACES, "`for step in tracer.iter[:]` walks its passes")
-_PATCHING = Habit("from hybridlens import act_patching", TOOLS)
-
-MODULE = {
-    "HookedTransformer": _LOAD,
-    "HookedRootModule": _LOAD,
-    "TransformerBridge": _LOAD._replace(note="hl.HybridLens.from_bridge(bridge) opens one that there is"),
-    "HookedMamba": _LOAD,
-    "LanguageModel": _LOAD._replace(section=TRACES),
-    "TransformersModel": _LOAD._replace(section=TRACES),
-    "StandardizedTransformer": _LOAD._replace(section=TRACES),
-    "NNsight": Habit("hl.HybridLens(lens.hf_model, lens.tokenizer)", TRACES, "a lens on a model that there is"),
-    "ActivationCache": Habit("hl.HybridCache", CACHE),
-    "HookedSAETransformer": _LOAD._replace(section=SAES),
-    "SAE": Habit("hl.load_sae(folder)", SAES),
-    "patching": _PATCHING,
-}
-"""Names asked of the library."""
 
 CLASS = {
-    "from_pretrained": _LOAD,
-    "from_pretrained_no_processing": _LOAD,
-    "boot_transformers": _LOAD,
+    "from_pretrained": LOAD,
+    "from_pretrained_no_processing": LOAD,
+    "boot_transformers": LOAD,
+    "boot_native": LOAD,
+    "boot_tl_legacy": LOAD,
+    "list_supported_models": Habit(
+        "from hybridlens.families import FAMILIES", RUNNING, "`hybridlens families` shows them"
+    ),
+    "check_model_support": LOAD._replace(note="says in one line what it cannot open"),
 }
 """Names asked of the class, as in ``HybridLens.from_pretrained``, or of a lens."""
 
@@ -103,6 +93,32 @@ LENS = CLASS | {
     "layer_types": Habit("lens.cfg.layer_types", RUNNING),
     "config": _CONFIG,
     "save_pretrained": Habit("lens.hf_model.save_pretrained", RUNNING),
+    "attn": Habit("lens.blocks[2].attn", HOOKS),
+    "mlp": Habit("lens.blocks[2].mlp", HOOKS),
+    "ln1": Habit("lens.blocks[2].ln1", HOOKS),
+    "ln2": Habit("lens.blocks[2].ln2", HOOKS),
+    "block_hooks": Habit("lens.blocks[2]", HOOKS, "its hook points are attributes"),
+    "block_submodules": Habit("lens.model.layers[2]", TRACES, "Hugging Face's modules"),
+    "n_params": Habit("lens.n_parameters.non_embedding", WEIGHTS),
+    "num_params": Habit("lens.n_parameters.total", WEIGHTS),
+    "init_weights": Habit("from hybridlens.untrained import reinitialized", WEIGHTS, "a lens with weights drawn anew"),
+    "load_and_process_state_dict": Habit("lens.load_state_dict(lens.state_dict())", WEIGHTS, "nothing is processed"),
+    "set_ungroup_grouped_query_attention": Habit("lens.W_K", WEIGHTS, "repeated to query heads; hook_k is not"),
+    "move_model_modules_to_device": Habit('lens.to("cpu")', RUNNING),
+    "mps": Habit("lens.to(lens.device)", RUNNING, 'on a Mac "mps"'),
+    "type": Habit("lens.to(torch.float32)", RUNNING),
+    "compile": Habit("lens.hf_model", RUNNING, "Hugging Face's model may be compiled; runs of a lens are not"),
+    "clear_hook_registry": Habit("lens.reset_hooks(including_permanent=True)", HOOKS),
+    **dict.fromkeys(
+        (
+            "encoder_output",
+            "predict_next_sentence",
+            "to_sentence_pair_tokens",
+            "diffusion_generate",
+            "prepare_multimodal_inputs",
+        ),
+        Habit("lens.generate(tokens, max_new_tokens=3)", RUNNING, "a lens opens causal language models alone"),
+    ),
     "get_hook_point": Habit('lens.hook_dict["blocks.2.hook_resid_post"]', HOOKS),
     "mod_dict": Habit("lens.hook_dict", HOOKS),
     "hook_aliases": Habit("lens.hook_points", HOOKS),
@@ -182,6 +198,8 @@ _THEIR_CONFIG = Habit("lens.hf_model.config", RUNNING, "has it if the model has"
 
 CONFIG = {
     "n_params": Habit("lens.n_parameters", WEIGHTS, "has the counts"),
+    "attn_layers": Habit("lens.cfg.attention_layers", RUNNING, "lens.attn_layers are those of stacks of weights"),
+    "to_dict": Habit("lens.cfg.to_pandas()", RUNNING, "dataclasses.asdict makes a dict"),
     "attn_types": Habit("lens.cfg.layer_types", RUNNING, "lens.cfg.windows says how far each layer looks"),
     "use_local_attn": Habit("lens.cfg.windows", RUNNING, "of each layer, or lens.cfg.window of all"),
     "use_attn_scale": Habit(f"{_ATTENTION}.scale", WEIGHTS, "what scores are multiplied by"),
@@ -233,22 +251,31 @@ _EDITS = Habit('lens.generate(tokens, 3, edits=[hl.Edit("hook_embed", fn)])', HO
 _LOOP = Habit("lens.generate([prompt] * 2, 3, do_sample=True)", RUNNING)
 _GIVEN = Habit("lens.generate(tokens, max_new_tokens=3)", RUNNING, "its tokens, text and state")
 
+_RUN = {
+    "input_ids": _TOKENIZED,
+    "attention_mask": _TOKENIZED,
+    "past_kv_cache": _EXTEND,
+    "past_key_values": _EXTEND,
+    "use_cache": Habit("lens.prefill(tokens)", STATES),
+    "edits": Habit('lens.prefill(tokens, edits=[hl.Edit("hook_embed", fn)])', HOOKS),
+    "output_hidden_states": _CACHED,
+    "output_attentions": _CACHED,
+    "labels": Habit('lens(tokens, return_type="loss")', RUNNING, "lens.loss_fn(logits, tokens) of any logits"),
+    "use_error_term": _SPLICE,
+    "saes": _SPLICE,
+}
+
 WORDS = {
     "RunFront.__call__": {
-        "input_ids": _TOKENIZED,
-        "attention_mask": _TOKENIZED,
-        "past_kv_cache": _EXTEND,
-        "past_key_values": _EXTEND,
-        "use_cache": Habit("lens.prefill(tokens)", STATES),
-        "fwd_hooks": _WITH_HOOKS,
-        "bwd_hooks": _WITH_HOOKS,
-        "edits": Habit('lens.prefill(tokens, edits=[hl.Edit("hook_embed", fn)])', HOOKS),
-        "names_filter": _CACHED,
-        "output_hidden_states": _CACHED,
-        "output_attentions": _CACHED,
-        "labels": Habit('lens(tokens, return_type="loss")', RUNNING, "lens.loss_fn(logits, tokens) of any logits"),
-        "use_error_term": _SPLICE,
-        "saes": _SPLICE,
+        **_RUN, "fwd_hooks": _WITH_HOOKS, "bwd_hooks": _WITH_HOOKS, "names_filter": _CACHED,
+    },
+    "RunFront.run_with_hooks": {**_RUN, "names_filter": _CACHED},
+    "RunFront.run_with_cache": {
+        **_RUN,
+        **dict.fromkeys(
+            ("fwd_hooks", "bwd_hooks"),
+            Habit('with lens.hooks(fwd_hooks=[("hook_embed", fn)]): lens.run_with_cache(tokens)', HOOKS),
+        ),
     },
     "GenerateFront.generate": {
         "input_ids": _GIVEN,

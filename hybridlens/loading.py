@@ -25,10 +25,11 @@ from hybridlens.boundary_words import shown
 from hybridlens.checkpoint_files import CONFIG, TOKENIZER, CheckpointFiles, opening
 from hybridlens.devices import usable
 from hybridlens.errors import CheckpointError, UnknownNameError, closest
-from hybridlens.families import FAMILIES, family_for, of_no_family, text_config
+from hybridlens.families import FAMILIES, family_for, is_known, of_no_family, text_config
 from hybridlens.families.fields import check_values
 from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
+from hybridlens.peers import architecture_of, official_name
 from hybridlens.weights import FileTensors, Weights
 from hybridlens.weights.finite import check_finite
 from hybridlens.weights.fit import check_fit, check_found, meta_model, warn_of_spares
@@ -128,12 +129,25 @@ def locate(name: str | Path) -> str:
     if text.strip() and _is_folder(text):
         return text
     if not _HUB_ID.fullmatch(text) or len(text) > 96 or "--" in text or ".." in text:
+        near = _meant(text) or closest(text, tiny.names())
         raise UnknownNameError(
             f"model {shown(text)} is neither an embedded checkpoint ({', '.join(tiny.names())}) nor a folder, and a "
-            f"hub id is written owner/name{closest(text, tiny.names())}; checkpoints of {len(FAMILIES)} families can "
+            f"hub id is written owner/name{near}; checkpoints of {len(FAMILIES)} families can "
             "be opened, which `hybridlens families` lists"
         )
     return text
+
+
+def _meant(text: str) -> str:
+    """Which model a name without owner stands for in TransformerLens and on the hub, as a clause; empty where none."""
+    if not re.fullmatch(r"[\w.-]+", text, re.ASCII):
+        return ""
+    meant = official_name(text)
+    stem = text.lower().removeprefix("distil").split("-")[0]
+    kind = (architecture_of(meant) if meant else None) or (stem if stem in CONFIG_MAPPING else None)
+    if kind is not None and not is_known(kind):
+        return f"; {text} is a {kind}, of no family that hybridlens knows"
+    return f"; type hl.load({meant!r})" if kind is not None and meant is not None and _HUB_ID.fullmatch(meant) else ""
 
 
 def read_config(source: str) -> Any:

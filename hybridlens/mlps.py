@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hybridlens.config import MlpConfig
 from hybridlens.devices import resident
 from hybridlens.errors import AbsentError
+from hybridlens.habit_parts import MLP
 from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory
 from hybridlens.named_weights import NamedWeight, NamedWeights
@@ -97,6 +98,8 @@ class MlpParts:
 
 class MlpByName(NamedWeights):
     """The weights of an MLP under TransformerLens' names."""
+
+    habits = MLP
 
     W_in = NamedWeight("W_in", "Into the hidden layer, beside the gate where there is one [d_model d_mlp].")
     W_gate = NamedWeight("W_gate", "What the activation reads, where there is a gate [d_model d_mlp].")

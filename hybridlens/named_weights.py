@@ -5,17 +5,21 @@ They are read when asked for, so that a weight that was changed or exchanged sin
 (the stream behind its norm), ``x @ W_Q[h] + b_Q[h]`` is what `hook_q` holds of head h. A bias that the model has not is
 zeros. No norm is folded in; `hybridlens.weights` does that.
 
-How it fails: a name that a part lacks raises `AbsentError`, an `AttributeError`, in one line; weights that are no
+How it fails: a name that a part lacks raises `AbsentError`, an `AttributeError`, in one line, and so does one of
+others' (`hybridlens.habit_parts`); weights that are no
 plain matrices (adapters, quantised ones) `CheckpointError`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from hybridlens.elsewhere import missing
+from hybridlens.habits import Habit
 from hybridlens.near_points import Pointed
 from hybridlens.read_only import read_only
 
@@ -47,6 +51,9 @@ class NamedWeight(property):
 class NamedWeights(Pointed, ABC):
     """A part of a layer with weights under names."""
 
+    habits: Mapping[str, Habit] = {}
+    """What is said of names that it has not."""
+
     @abstractmethod
     def named_weight(self, name: str) -> Tensor:
         """The weight of that name.
@@ -60,7 +67,12 @@ class NamedWeights(Pointed, ABC):
         """What PyTorch finds; where a weight's own attribute failed, what that said, which PyTorch would hide."""
         if isinstance(getattr(type(self), name, None), NamedWeight):
             return self.named_weight(name)
-        return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in type(self).habits:
+                raise
+            raise missing(self, "this part", name, type(self).habits) from None
 
 
 def or_zeros(bias: Tensor | None, like: Tensor, *shape: int) -> Tensor:

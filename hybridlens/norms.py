@@ -17,6 +17,7 @@ from hybridlens.devices import resident
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint
 from hybridlens.near_points import Pointed
+from hybridlens.read_only import read_only
 from hybridlens.shapes import Resid
 
 Rounding: TypeAlias = Literal["before", "after"]
@@ -123,6 +124,12 @@ class HookedNorm(Pointed):
         self.hook_scale = HookPoint("b p 1", **ONE)
         width: dict[str, Any] = {axis: d_model}
         self.hook_normalized = HookPoint(f"b p {axis}", **width)
+
+    @property
+    def w(self) -> Float[Tensor, "d_model"]:
+        """What it multiplies a normalised value by, an offset of 1 included; read-only."""
+        weight = cast(Tensor, self.norm.module.weight)
+        return read_only(self.norm.weighted(torch.ones(weight.shape[0], device=weight.device), weight.dtype))
 
     def forward(self, x: Resid) -> Resid:
         """The normalised and weighted activation, in the dtype of `x`."""

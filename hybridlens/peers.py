@@ -5,6 +5,8 @@ meaning between the two. (SAELens asks for a TransformerLens below 4.) What two 
 all, is settled here and nowhere else.
 """
 
+from importlib import import_module
+
 from transformer_lens import head_detector, patching
 from transformer_lens.ActivationCache import ActivationCache
 from transformer_lens.FactoredMatrix import FactoredMatrix
@@ -24,8 +26,26 @@ __all__ = [
     "HookPoint",
     "Slice",
     "TransformerBridge",
+    "architecture_of",
     "composition_scores",
     "get_act_name",
     "head_detector",
+    "official_name",
     "patching",
 ]
+
+
+def official_name(name: str) -> str | None:
+    """The hub id that TransformerLens means by a short name ("pythia-70m"); None where it means none."""
+    aliases: dict[str, list[str]] = getattr(import_module("transformer_lens.supported_models"), "MODEL_ALIASES", {})
+    wanted = name.lower()
+    return next((model for model, known in aliases.items() if wanted in map(str.lower, (model, *known))), None)
+
+
+def architecture_of(model: str) -> str | None:
+    """The class of the model of a hub id, as TransformerLens' table of models has it; None where it has none."""
+    try:
+        found: str | None = import_module("transformer_lens.tools.model_registry.api").get_model_architecture(model)
+    except (ImportError, AttributeError):  # older versions have no table
+        return None
+    return found

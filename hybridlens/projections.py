@@ -2,7 +2,8 @@
 
 A `Projection` is a place in the model (a module and the name of its child) and the numbers that the family multiplies
 its input and output by. Adapters (LoRA) put another module into that place; quantised and offloaded weights answer to
-a call. So nothing here reads a weight where calling the module would not.
+a call. So nothing here reads a weight where calling the module would not; a PEFT adapter that is merged, or switched
+off, calls the module that it stands around, whose weights are then the map (`mapping`).
 
 How it fails: a child that is not there, or whose numbers are asked for and are not one matrix, raises
 `CheckpointError`.
@@ -10,9 +11,10 @@ How it fails: a child that is not there, or whose numbers are asked for and are 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -83,10 +85,10 @@ class Projection:
             CheckpointError: another module than a plain linear map stands in its place.
         """
         module = self.module
-        if type(module) is not nn.Linear:
+        if type(mapping(module)) is not nn.Linear:
             raise CheckpointError(
-                f"{self.name} is a {type(module).__name__}, whose weights are not one matrix; merge the adapter, or "
-                "load the model unquantised"
+                f"{self.name} is a {type(module).__name__}, whose weights are not one matrix; merge the adapter "
+                "(model.merge_adapter(), or model.merge_and_unload()), or load the model unquantised"
             )
         bias = None if self.bias() is None else _times(self._own(read(module, "bias"), 0), self.scale)
         return _times(self._own(read(module, "weight"), 0), self.scale * self.scale_in), bias
@@ -202,6 +204,21 @@ def _plain(module: nn.Module) -> bool:
     return type(module) is nn.Linear and all(getattr(hook, "of_trace", False) for hook in hooks)
 
 
+def mapping(module: nn.Module) -> nn.Module:
+    """The module whose weights are what a module computes: itself, or what a PEFT adapter of no effect stands around.
+
+    An adapter has none of its own while it is merged, and none while it is switched off; one that is both takes itself
+    out of the weights at its next call, so that they are not what it computes.
+    """
+    tuners: Any = sys.modules.get("peft.tuners.tuners_utils")
+    while tuners is not None and isinstance(module, tuners.BaseTunerLayer):
+        layer: Any = module
+        if bool(layer.merged) is bool(layer.disable_adapters):
+            break
+        module = cast(nn.Module, layer.base_layer)
+    return module
+
+
 def _times(tensor: Tensor, factor: float) -> Tensor:
     """A multiple; of 1 the tensor itself, so that a view stays one."""
     return tensor if factor == 1.0 else tensor * factor
@@ -215,13 +232,14 @@ def in_memory(module: nn.Module, name: str) -> Tensor:
     """
     *path, last = name.split(".")
     for part in path:
-        module = cast(nn.Module, getattr(module, part))
+        module = cast(nn.Module, getattr(mapping(module), part))
+    module = mapping(module)
     with resident(module):
         held = cast(nn.Parameter | None, module.__dict__["_parameters"].get(last))
         if held is None:
             raise CheckpointError(
-                f"{name} is not one matrix of its {type(module).__name__}; merge the adapter, or load the model "
-                "unquantised"
+                f"{name} is not one matrix of its {type(module).__name__}; merge the adapter (model.merge_adapter(), "
+                "or model.merge_and_unload()), or load the model unquantised"
             )
         tensor = held.detach()
     if tensor.device.type == "meta":

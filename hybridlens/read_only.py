@@ -7,7 +7,11 @@ back, a write to the second would do nothing, and one cannot see which of the tw
 What is computed from such a tensor is an ordinary one; what is a view of it (an index, a transpose) is read-only too.
 `clone` gives one's own.
 
-How it fails: a write in place (``W[0] = 0``, ``W.zero_()``, ``out=W``, ``W.data = …``) raises `InputError`.
+A stack over some of the layers (`stacked`) knows which, so that an index beyond its end, which was meant as a layer's
+number, is told where that layer stands.
+
+How it fails: a write in place (``W[0] = 0``, ``W.zero_()``, ``out=W``, ``W.data = …``) raises `InputError`, an index
+beyond a stack's end `LayerIndexError`, an `IndexError`.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hybridlens.errors import InputError
+from hybridlens.errors import InputError, LayerIndexError
 
 _NO_WRITES = frozenset({"requires_grad_", "detach_", "rename_"})
 """Methods whose names end like those of writes, and that leave the numbers alone."""
@@ -40,9 +44,50 @@ class ReadOnly(Tensor):
         return self.clone()
 
 
+class Stack(ReadOnly):
+    """A read-only stack over some layers; what is made of it is `ReadOnly`."""
+
+    layers: tuple[int, ...] = ()
+    """The layer of each entry."""
+    listed_by: str = ""
+    """What of a lens holds those, in order."""
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """An entry; the first of several indices is that of an entry, and no layer's number.
+
+        Raises:
+            LayerIndexError: there is none, saying where the layer of that number stands.
+        """
+        try:
+            return super().__getitem__(index)
+        except IndexError as error:
+            first: Any = index[0] if isinstance(index, tuple) and index else cast(Any, index)
+            if not hasattr(first, "__index__") or -len(self) <= first.__index__() < len(self):
+                raise  # at an other axis
+            number, listed = first.__index__(), ", ".join(map(str, self.layers))
+            entry = f"[{self.listed_by}.index({number})]" if number in self.layers else f"[0] to [{len(self) - 1}]"
+            raise LayerIndexError(
+                f"[{number}] was asked of a stack of {len(self)}, which holds layers {listed} alone, in that order; "
+                f"type {entry}"
+            ) from error
+
+
 def read_only(tensor: Tensor) -> Tensor:
     """The same numbers in the same memory, without a gradient, that cannot be written to."""
-    return tensor.detach().as_subclass(ReadOnly)
+    return tensor if isinstance(tensor, ReadOnly) else tensor.detach().as_subclass(ReadOnly)
+
+
+def stacked(entries: Sequence[Tensor], layers: Sequence[int], listed_by: str) -> Tensor:
+    """A stack that cannot be written to, and knows its layers.
+
+    Args:
+        entries: of one shape, one for each layer.
+        layers: their numbers.
+        listed_by: what of a lens holds those, as in "lens.attn_layers".
+    """
+    stack = torch.stack([entry.detach() for entry in entries]).as_subclass(Stack)
+    stack.layers, stack.listed_by = tuple(layers), listed_by
+    return stack
 
 
 def _called(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -92,6 +92,7 @@ class TokenFront:
         Raises:
             InputError: for ids outside the vocabulary.
         """
+        tokens = tokens_module.ids_of(tokens)
         rows = self._ids(tokens)
         texts = [cast(str, self._tokenizer.decode(row)) for row in rows]
         return texts if _is_batch(tokens) else texts[0]

@@ -1,9 +1,10 @@
 """From what a user may give as tokens to a batch of rows, and back to text.
 
-`tokens` is a tensor or array [batch, pos], a list of ids, a list of lists, a string, a list of strings, or a
-tokenizer's whole output. Rows of different lengths are padded on the right, where a causal model never looks, and
-their lengths travel with them, so that each row gives what it gives alone; `hybridlens.padding` has the rules for
-rows that come padded. A text that begins with its BOS, as a chat template writes it, gets no second one.
+`tokens` is a tensor or array [batch, pos], a list of ids, a list of lists, a string, a list of strings, a tokenizer's
+whole output, or one or several prompts of `hybridlens.niah`, which know their ids. Rows of different lengths are padded
+on the right, where a causal model never looks, and their lengths travel with them, so that each row gives what it gives
+alone; `hybridlens.padding` has the rules for rows that come padded. A text that begins with its BOS, as a chat template
+writes it, gets no second one.
 
 How it fails: an empty prompt, a batch of none, ids outside the vocabulary, a prompt longer than the
 context, text that is no valid Unicode and text without a tokenizer each raise `InputError`.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +27,22 @@ from hybridlens.errors import InputError
 from hybridlens.padding import Layout, TokenBatch, found, mask_of, moved
 from hybridlens.shapes import Lengths
 
+
+@runtime_checkable
+class Encoded(Protocol):
+    """A prompt that knows its ids, and how its text became them."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Special tokens included."""
+        ...
+
+    @property
+    def add_special_tokens(self) -> bool:
+        """Whether the tokenizer added those."""
+        ...
+
+
 TokensLike: TypeAlias = Annotated[
     Tensor
     | np.ndarray
@@ -33,7 +50,9 @@ TokensLike: TypeAlias = Annotated[
     | Mapping[str, Any]
     | Sequence[int | np.integer[Any]]
     | Sequence[str]
-    | Sequence[Sequence[int] | np.ndarray | Tensor],
+    | Sequence[Sequence[int] | np.ndarray | Tensor]
+    | Encoded
+    | Sequence[Encoded],
     Unchecked("tokens"),
 ]
 
@@ -80,6 +99,7 @@ def as_batch(
         InputError: see the module.
     """
     mask = None
+    tokens = ids_of(tokens)
     if isinstance(tokens, Mapping):
         tokens, mask = _output(tokens)
     if isinstance(tokens, np.ndarray):
@@ -150,6 +170,7 @@ def rows_of_ids(tokens: Any, d_vocab: int) -> list[list[int]]:
     """
     if isinstance(tokens, str):
         raise InputError(f"the text {shown(tokens)} was given, expected ids of tokens")
+    tokens = ids_of(tokens)
     if isinstance(tokens, Mapping):
         tokens, _ = _output(cast(Mapping[str, Any], tokens))
     if isinstance(tokens, np.ndarray):
@@ -160,6 +181,17 @@ def rows_of_ids(tokens: Any, d_vocab: int) -> list[list[int]]:
         rows = [[]] if isinstance(tokens, Sequence) and not len(tokens) else _rows(tokens, None)[1]
     _check_ids((token for row in rows for token in row), d_vocab)
     return rows
+
+
+def ids_of(given: Any) -> Any:
+    """The ids of a prompt that knows them, or of each of several; anything else as it is."""
+    if isinstance(given, (str, Tensor, np.ndarray, Mapping)):
+        return given
+    if isinstance(given, Encoded):
+        return given.tokens
+    if isinstance(given, (list, tuple)) and given and all(isinstance(one, Encoded) for one in given):
+        return [one.tokens for one in given]
+    return given
 
 
 def _output(given: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -207,7 +239,8 @@ def _rows(tokens: Any, tokenizer: Any, prepend_bos: bool | None = None) -> tuple
     """Whether text was given, and the ids of each row."""
     if isinstance(tokens, str):
         return True, [encode(tokens, tokenizer, prepend_bos)]
-    if not isinstance(tokens, Iterable) or isinstance(tokens, (bytes, bytearray, memoryview, set, frozenset, Mapping)):
+    unordered = isinstance(tokens, (set, frozenset)) or hasattr(tokens, "keys")
+    if not isinstance(tokens, Iterable) or unordered or isinstance(tokens, (bytes, bytearray, memoryview)):
         raise InputError(f"tokens are {shown(tokens)}, {EXPECTED}")
     items = list(cast(Iterable[Any], tokens))
     if not items:

@@ -63,6 +63,7 @@ def the_examples() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         *the_cache(lens),
         (sparsification.top_k, {"lens": lens, "k": 1, "phase": "decode", "scope": "layer", "semantics": "clean"}),
         (sparsification.keep_heads, {"lens": lens, "ranking": ranking, "n": 2, "phase": "both", "scope": "model"}),
+        (sparsification.silence_heads, {"lens": lens, "ranking": ranking, "n": 2, "phase": "both", "scope": "layer"}),
         (sparsification.keep_each, {"lens": lens, "heads": [((1, 0),), None], "phase": "both"}),
         (sparsification.keep_rows, {"lens": lens, "kept": kept, "phase": "both"}),
         (manipulation.manipulate, {"lens": lens, "mode": "omit", "span": (1, 3), "phase": "both"}),
@@ -179,6 +180,7 @@ JUNK: tuple[Any, ...] = (
 
 
 SILENT: list[tuple[str, Callable[[Any, Any], Any]]] = [
+    ("tokens are a value of class HybridCache", lambda lens, ranking: lens(lens.run_with_cache([[1, 5]])[1])),
     ("n = 2.5 given", lambda lens, ranking: sparsification.keep_heads(lens, ranking, 2.5)),
     ("n = 1.0 given", lambda lens, ranking: sparsification.keep_heads(lens, ranking, 1.0)),
     ("phase 'bogus' does not exist", lambda lens, _: sparsification.keep_rows(lens, torch.ones(1, 2, 4) > 0, "bogus")),

@@ -5,6 +5,8 @@ And what users type from habit ends in one line that names something to type her
 
 import ast
 import copy
+import importlib
+import importlib.util
 import inspect
 import linecache
 import pickle
@@ -23,9 +25,15 @@ from transformer_lens import ActivationCache, TransformerBridge, head_detector, 
 from transformer_lens.utilities import components_utils
 
 import hybridlens as hl
-from hybridlens import habits
+from hybridlens import habit_modules, habit_parts, habits
 from hybridlens.display import Displayed
-from hybridlens.errors import AbsentError, ElsewhereError, HybridLensError, KeywordError, NotCachedError
+from hybridlens.errors import (
+    AbsentError,
+    ElsewhereError,
+    HybridLensError,
+    KeywordError,
+    NotCachedError,
+)
 
 PAGE = (Path(__file__).parent.parent / "docs" / "coming-from.md").read_text(encoding="utf-8")
 ROWS = [
@@ -127,8 +135,9 @@ def test_nothing_of_it_stays(names):
 # What is typed from habit.
 
 TABLES = {"LENS": habits.LENS, "BLOCK": habits.BLOCK, "POINT": habits.POINT, "CONFIG": habits.CONFIG}
+TABLES |= {"ATTENTION": habit_parts.ATTENTION, "MLP": habit_parts.MLP, "RECURRENCE": habit_parts.RECURRENCE}
 TABLES |= {f"WORDS {where}": words for where, words in habits.WORDS.items()}
-EVERY = [(where, name, habit) for where, table in {**TABLES, "MODULE": habits.MODULE}.items()
+EVERY = [(where, name, habit) for where, table in {**TABLES, **habit_modules.MODULES}.items()
          for name, habit in table.items()]  # fmt: skip
 
 
@@ -143,18 +152,20 @@ def asked(where: str, name: str, names: dict[str, Any]) -> Any:
         return getattr(lens.hook_embed, name)
     if where == "CONFIG":
         return getattr(lens.cfg, name)
-    if where == "MODULE":
-        return getattr(hl, name)
+    if where in ("ATTENTION", "RECURRENCE"):
+        return getattr(lens.blocks[2].attn if where == "ATTENTION" else lens.blocks[1].ssm, name)
+    if where == "MLP":
+        return getattr(lens.blocks[1 if name in ("hook_pre", "hook_post", "hook_pre_linear") else 2].mlp, name)
     if where == "WORDS load":
         return hl.load("tiny-jamba", **{name: True})
-    method = {"__call__": lens, "generate": lens.generate, "trace": lens.trace}[where.rpartition(".")[2]]
+    name_of_method = where.rpartition(".")[2]
+    method = lens if name_of_method == "__call__" else getattr(lens, name_of_method)
     return method(tokens, **{name: True})
 
 
-@pytest.mark.parametrize("where", [*TABLES, "MODULE"])
+@pytest.mark.parametrize("where", TABLES)
 def test_a_habit_ends_in_a_line_that_says_what_to_type(where, names):
-    kind = {"MODULE": ElsewhereError}.get(where, KeywordError if where.startswith("WORDS") else AbsentError)
-    pythons = {"MODULE": ImportError}.get(where, TypeError if where.startswith("WORDS") else AttributeError)
+    kind, pythons = (KeywordError, TypeError) if where.startswith("WORDS") else (AbsentError, AttributeError)
     for name, habit in ((name, habit) for table, name, habit in EVERY if table == where):
         if name in ("ssm", "mlp"):
             continue  # this model's layer 2 has an MLP; see below
@@ -166,6 +177,26 @@ def test_a_habit_ends_in_a_line_that_says_what_to_type(where, names):
         assert "\n" not in said
         assert isinstance(caught.value, HybridLensError)
         assert isinstance(caught.value, pythons)
+
+
+@pytest.mark.parametrize("package", habit_modules.MODULES)
+def test_names_of_modules_say_it_asked_or_imported(package):
+    """`hasattr` is false of them, `getattr` takes its default, and an import ends in the same line."""
+    module = importlib.import_module(package)
+    for pattern, habit in habit_modules.MODULES[package].items():
+        name = pattern.replace("*", "Any")
+        assert not hasattr(module, name)
+        assert getattr(module, name, None) is None
+        with pytest.raises(AbsentError) as asked:
+            getattr(module, name)
+        said = str(asked.value)
+        assert re.search(rf"^{package} has no {name}; type {re.escape(habit.here)}( |;)", said), said
+        assert said.endswith(f"; see {habit.section!r} in docs/coming-from.md")
+        for code in (f"from {package} import {name}", f"import {package}.{name}", f"from {package}.{name} import x"):
+            with pytest.raises(ElsewhereError) as imported:
+                exec(code)
+            assert str(imported.value) == said
+            assert isinstance(imported.value, ImportError)
 
 
 @pytest.mark.parametrize("section", habits.SECTIONS)
@@ -270,8 +301,8 @@ def test_missing_names_that_nobody_has_are_pythons(names):
         with pytest.raises(AttributeError, match=rf"'{owner}' object has no attribute 'nothing_at_all'") as caught:
             _ = thing.nothing_at_all
         assert not isinstance(caught.value, HybridLensError)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = hl.nothing
+    with pytest.raises(AttributeError, match="no attribute 'nothing_at_all'"):
+        _ = hl.nothing_at_all
     for call in (lens, lens.generate, lens.trace):
         with pytest.raises(TypeError, match="nothing_at_all"):
             call(names["tokens"], nothing_at_all=1)
@@ -307,8 +338,3 @@ def test_hasattr_copies_and_inspection(names):
     assert isinstance(lens, Displayed)
     assert "generate" in dict(inspect.getmembers(hl.HybridLens))
     assert {"LanguageModel", "HookedTransformer"}.isdisjoint(dir(hl))
-
-
-def test_names_that_are_imported_say_it_too():
-    with pytest.raises(ImportError, match=r"hybridlens has no HookedTransformer; type hl\.load"):
-        exec("from hybridlens import HookedTransformer")

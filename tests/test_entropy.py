@@ -203,7 +203,7 @@ def test_rankings_refuse(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="2 rows of scores names layers"):
         HeadRanking(torch.zeros(2, 2), (4,), "made up", True)
     ranking = ranking_of([[1.0, 2.0], [3.0, 4.0]])
-    with pytest.raises(InputError, match=r"5 heads to keep were given, expected 0\.\.4"):
+    with pytest.raises(InputError, match=r"the best 5 heads were asked for, expected 0\.\.4"):
         ranking.kept(5)
     with pytest.raises(InputError, match=r"expected 0\.\.2, the heads of each layer"):
         ranking.kept(3, "layer")

@@ -25,7 +25,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ORDER = (
     "errors",
     "habits",
+    "habit_modules",
+    "habit_parts",
     "elsewhere",
+    "imports",
     "supported",
     "checkpoint_files",
     "boundary_words",
@@ -37,6 +40,7 @@ ORDER = (
     "slots",
     "indices",
     "peers",
+    "act_names",
     "aliases",
     "hook_functions",
     "visits",
@@ -111,6 +115,7 @@ ORDER = (
     "loading",
     "results",
     "viz",
+    "__main__",
 )
 
 # What only a command or a model may load; importing these takes seconds.

@@ -286,6 +286,42 @@ def test_adapters_are_refused_by_name():
     assert lens.blocks[1].attn.W_K.shape == (4, 32, 8)
 
 
+def test_adapters_without_effect_show_what_they_stand_around(peft_model):
+    """Merged ones have their part in it, those switched off have none; merged and switched off, they take it out."""
+    lens, adapted, merged, bare = peft_model
+    asked = (
+        lambda lens: lens.W_Q, lambda lens: lens.blocks[0].ssm.W_in, lambda lens: lens.W_E,
+        lambda lens: lens.blocks[1].attn.W_Q, lambda lens: lens.weights(folded=True).W_O,
+        lambda lens: lens.weights().recurrent(0).parts.W_in,
+    )  # fmt: skip
+    adapted.merge_adapter()
+    for ask in asked:
+        close(ask(lens), ask(merged))
+        assert not torch.equal(ask(lens), ask(bare))
+    with adapted.disable_adapter():
+        for ask in asked:
+            with pytest.raises(CheckpointError, match=r"merge_adapter\(\), or model.merge_and_unload"):
+                ask(lens)
+        lens([[5, 6]])  # which takes it out
+        for ask in asked:
+            close(ask(lens), ask(bare), scale=float(ask(merged).abs().max()))  # rounded when it was put in
+    for ask in asked:
+        with pytest.raises(CheckpointError, match=r"merge_adapter\(\), or model.merge_and_unload"):
+            ask(lens)
+
+
+@pytest.fixture
+def peft_model():
+    """A lens on a model with an adapter, the PEFT model, and lenses on the model with the adapter in it and without."""
+    peft = pytest.importorskip("peft")
+    model = make("jamba")
+    bare = HybridLens(copy.deepcopy(model))
+    modules = ["q_proj", "o_proj", "in_proj", "embed_tokens"]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=modules, r=2, init_lora_weights=False)).eval()
+    lens = HybridLens(adapted.base_model.model)
+    return lens, adapted, HybridLens(copy.deepcopy(adapted).merge_and_unload()), bare
+
+
 def test_blocks_and_parameters_by_name(seen):
     lens, cache, _ = seen
     assert isinstance(cache, ActivationCache)

@@ -137,7 +137,7 @@ def test_refusals() -> None:
         answer(key, copying=random_ranking(lens, 0))
     with pytest.raises(UnknownNameError, match=r"ranking 'copyng' was not given; there is none"):
         answer(key)
-    with pytest.raises(InputError, match=r"9 heads to keep were given, expected 0\.\.8"):
+    with pytest.raises(InputError, match=r"the best 9 heads were asked for, expected 0\.\.8"):
         answer(key._replace(k=9), copyng=random_ranking(lens, 0))
     with pytest.raises(InputError, match=r"the ranking has layers \[2, 5\] with 4 heads, but the model has .*\[1, 5\]"):
         answer(key, copyng=random_ranking(benchmark_lens("recurrentgemma"), 0))

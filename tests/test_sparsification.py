@@ -14,7 +14,7 @@ import hybridlens as hl
 from analyses.heads.entropy import head_entropy, published_entropy, rank_heads
 from analyses.heads.ranking import HeadRanking
 from analyses.heads.selection import lowest
-from analyses.heads.sparsification import heads_kept, keep_heads, top_k
+from analyses.heads.sparsification import heads_kept, keep_heads, silence_heads, top_k
 from hybridlens.continuing import Prefill
 from hybridlens.errors import HookFunctionError, InputError, UnknownNameError
 from hybridlens.hooks import HookPoint
@@ -344,20 +344,22 @@ def test_keep_heads_silences_the_others(family: str, scope: str) -> None:
     ids = tokens(2, 9, seed=11)
     ranking = rank_heads(lens, ids)
     most = 2 * HEADS if scope == "model" else HEADS
-    for n in range(most + 1):
+    cases = [(keep_heads, n, ranking.kept(n, scope)) for n in range(most + 1)]
+    cases.append((silence_heads, 3, ~ranking.kept(3, scope)))
+    for chosen, n, speaking in cases:
         alive: dict[int, torch.Tensor] = {}
 
         def keep(z: torch.Tensor, hook: HookPoint, alive: dict = alive) -> None:
             alive[int(hook.name.split(".")[1])] = (z.abs().amax((0, 1, 3)) > 0).clone()
 
         names = [f"blocks.{layer}.attn.hook_z" for layer in lens.cfg.attention_layers]
-        edits = [*keep_heads(lens, ranking, n, scope=scope), *(hl.Edit(name, keep) for name in names)]
+        edits = [*chosen(lens, ranking, n, scope=scope), *(hl.Edit(name, keep) for name in names)]
         state, _ = lens.prefill(ids, edits)
         found = torch.stack([alive[layer] for layer in lens.cfg.attention_layers])
-        assert torch.equal(found, ranking.kept(n, scope))
+        assert torch.equal(found, speaking)
         lens.extend(state, ids[:, :1], edits)
         assert torch.equal(torch.stack([alive[layer] for layer in lens.cfg.attention_layers]), found)
-    assert keep_heads(lens, ranking, most, scope=scope) == []
+    assert keep_heads(lens, ranking, most, scope=scope) == silence_heads(lens, ranking, 0, scope=scope) == []
 
 
 def test_keep_heads_refuses_another_models_ranking() -> None:
@@ -365,5 +367,5 @@ def test_keep_heads_refuses_another_models_ranking() -> None:
     other = HeadRanking(torch.zeros(1, 3), (1,), "made up", True)
     with pytest.raises(InputError, match=r"layers \[1\] with 3 heads, but the model has attention layers \[1\]"):
         keep_heads(lens, other, 1)
-    with pytest.raises(InputError, match="9 heads to keep were given"):
+    with pytest.raises(InputError, match="the best 9 heads were asked for"):
         keep_heads(lens, HeadRanking(torch.zeros(1, 4), (1,), "made up", True), 9)

@@ -107,7 +107,7 @@ class HeadRanking(Plotted, Stored, text=True):
         contests = self.contests(scope)
         if n > len(contests[0]):
             where = "each layer" if scope == "layer" else "the model"
-            raise InputError(f"{n} heads to keep were given, expected 0..{len(contests[0])}, the heads of {where}")
+            raise InputError(f"the best {n} heads were asked for, expected 0..{len(contests[0])}, the heads of {where}")
         return [pair for heads in contests for pair in heads[:n]]
 
     @public

@@ -11,7 +11,7 @@ Heads compete inside their layer, or (scope "model") across all attention layers
 average. For that, a pass ahead of each forward pass over the same tokens and state reads every layer's scores
 before any head is dropped.
 
-`keep_rows` keeps the same heads throughout, `keep_heads` those of a `HeadRanking`.
+`keep_rows` keeps the same heads throughout, `keep_heads` those of a `HeadRanking`; `silence_heads` silences those.
 
 How it fails: an edit of `hook_attn_scores` that stands before these edits is seen by the ranking. k = 0
 silences attention, but RecurrentGemma still adds the bias of its output projection. With scope "model" each pass
@@ -156,6 +156,27 @@ def keep_heads(
     """
     check_ranking(lens, ranking)
     return keep_rows(lens, ranking.kept(n, scope), phase)
+
+
+@public
+def silence_heads(
+    lens: HybridLens, ranking: HeadRanking, n: Natural, phase: Phase = "both", scope: Scope = "model"
+) -> list[Edit]:
+    """Edits that silence the best `n` heads of a ranking and keep the others: what `keep_heads` does, the other way.
+
+    Args:
+        lens: the model.
+        ranking: of this model's heads.
+        n: how many heads are silent.
+        phase: when they are.
+        scope: "model": n of all heads; "layer": n of each layer.
+
+    Raises:
+        InputError: the ranking is of another model's heads, or n is more than there are.
+        UnknownNameError: a phase or scope that does not exist.
+    """
+    check_ranking(lens, ranking)
+    return keep_rows(lens, ~ranking.kept(n, scope), phase)
 
 
 @public

@@ -66,7 +66,10 @@ def _spelled(key: Any, points: Mapping[str, HookPoint], n_layers: int) -> str:
     if isinstance(key, str):
         if "." in key or table_name(key, points) in points:  # a full name, whether there is one or not
             return table_name(key, points)
-        return _with_part(get_act_name(key), points)
+        found = _with_part(get_act_name(key), points)
+        if found not in points and any(point.startswith("blocks.") and point.endswith(f".{found}") for point in points):
+            raise NotCachedError(f"{shown(key)} was given without its layer; type cache[{key!r}, layer]")
+        return found
     if not isinstance(key, tuple) or not key or not isinstance(key[0], str) or len(key) > 3:
         raise NotCachedError(
             f"{shown(key)} names no activation; expected a hook point's name, or (name, layer), as in ('resid_post', 2)"
@@ -74,11 +77,24 @@ def _spelled(key: Any, points: Mapping[str, HookPoint], n_layers: int) -> str:
     parts = cast(tuple[Any, ...], key)
     name, layer, part = cast(tuple[str, Any, Any], (*parts, None, None)[:3])
     if layer is not None and (isinstance(layer, bool) or not hasattr(layer, "__index__")):
+        if f"{layer}.hook_{name}" in points:
+            raise _of_the_model(key, f"{layer}.hook_{name}")
         raise NotCachedError(f"layer {shown(layer)} given in {shown(key)}, expected a whole number")
     at = None if layer is None else _counted(layer.__index__(), n_layers)
+    if at is None and f"{part}.hook_{name}" in points:
+        return f"{part}.hook_{name}"
+    if at is not None and part is None:
+        if f"blocks.{at}.{name}" in points:  # without its layer, as in ("attn.hook_z", 2)
+            return f"blocks.{at}.{name}"
+        if f"hook_{name}" in points:
+            raise _of_the_model(key, f"hook_{name}")
     if part in PARTS and f"blocks.{at}.{part}.hook_{name}" in points:  # TransformerLens takes some for attention's
         return f"blocks.{at}.{part}.hook_{name}"
     return table_name(_with_part(get_act_name(name, at, part), points), points)
+
+
+def _of_the_model(key: Any, name: str) -> NotCachedError:
+    return NotCachedError(f"{shown(key)} was given, but {name} is a point of the whole model; type cache[{name!r}]")
 
 
 def _counted(layer: int, n_layers: int) -> int:

@@ -64,7 +64,7 @@ FAMILIES: tuple[Family, ...] = (
     MINIMAX,
 )
 
-__all__ = ["FAMILIES", "Family", "family_for", "of_no_family", "text_config"]
+__all__ = ["FAMILIES", "Family", "family_for", "is_known", "of_no_family", "text_config"]
 
 
 def family_for(config: Any, whose: str, named: Sequence[str] | None = None) -> Family:
@@ -114,6 +114,11 @@ def text_config(config: Any, whose: str) -> Any:
             text.quantization_config = config.quantization_config
         return text
     return config
+
+
+def is_known(given: str) -> bool:
+    """Whether there is a family of a model's class, or of its `model_type`."""
+    return _stem(given) in {_stem(family.architecture) for family in FAMILIES}
 
 
 def of_no_family(whose: str, given: str) -> CheckpointError:

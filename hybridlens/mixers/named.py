@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hybridlens.config import AttentionConfig
 from hybridlens.errors import AbsentError
+from hybridlens.habit_parts import ATTENTION, RECURRENCE
 from hybridlens.mixers.linear import RecurrentParts
 from hybridlens.named_weights import NamedWeight, NamedWeights, or_zeros
 from hybridlens.projections import Projection, Read, in_memory
@@ -26,6 +27,8 @@ class AttentionByName(NamedWeights):
 
     cfg: AttentionConfig
     parts: Any
+
+    habits = ATTENTION
 
     W_Q = NamedWeight("W_Q", "Queries [head d_in d_head].")
     W_K = NamedWeight("W_K", "Keys, of each query head [head d_in d_head].")
@@ -74,6 +77,7 @@ class RecurrenceByName(NamedWeights):
     """
 
     out: Projection
+    habits = RECURRENCE
 
     W_in = NamedWeight("W_in", "What enters the convolution, or the recurrence [d_model channel].")
     b_in = NamedWeight("b_in", "Of the same [channel].")

@@ -10,7 +10,7 @@ numbers are not its weights (quantised, not finite, or away on another device).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hybridlens.checkpoint_files import INDEX, SINGLE, CheckpointFiles, opening
 from hybridlens.errors import CheckpointError
-from hybridlens.projections import floating, no_weights
+from hybridlens.projections import floating, mapping, no_weights
 from hybridlens.weights.finite import is_finite
 from hybridlens.weights.naming import Naming
 
@@ -55,7 +55,10 @@ class ModelTensors:
                 "the model is quantised, so its stored numbers are not its weights; load it in float32, bfloat16 or "
                 "float16"
             )
-        self.tensors: Mapping[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        self.tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        for name, module in model.named_modules(remove_duplicate=False):
+            if (inner := mapping(module)) is not module:
+                self.tensors |= {f"{name}.{own}": tensor for own, tensor in inner.named_parameters(recurse=False)}
 
     def has(self, name: str) -> bool:
         """See `Tensors`."""
@@ -74,6 +77,12 @@ class ModelTensors:
 
     def _found(self, name: str) -> Tensor:
         if name not in self.tensors:
+            module, _, last = name.rpartition(".")
+            if f"{module}.base_layer.{last}" in self.tensors:
+                raise CheckpointError(
+                    f"the weight {name} has an adapter around it; merge it (model.merge_adapter(), or "
+                    "model.merge_and_unload())"
+                )
             raise CheckpointError(f"the model has no weight {name}, which its configuration asks for")
         return self.tensors[name]
 

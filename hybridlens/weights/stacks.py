@@ -30,7 +30,7 @@ from hybridlens.errors import AbsentError, InputError
 from hybridlens.mixers.named import without_matrices
 from hybridlens.named_weights import NamedWeight
 from hybridlens.peers import CompositionScores, FactoredMatrix, composition_scores
-from hybridlens.read_only import read_only
+from hybridlens.read_only import read_only, stacked
 from hybridlens.stream import WritesBias
 from hybridlens.weights.views import AttentionWeights, MlpWeights, RecurrentWeights
 from hybridlens.weights.weights import Weights
@@ -146,12 +146,12 @@ class StackedWeights(WeightsShown, NamedStacks):
 
         With norms folded in, those of queries and keys are too, up to their scales.
         """
-        return FactoredMatrix(read_only(self._heads("W_Q", True)), read_only(self._heads("W_K", True)).mT)
+        return _factored(self._heads("W_Q", True), read_only(self._heads("W_K", True)).mT)
 
     @property
     def OV(self) -> FactoredMatrix:
         """``W_V[l, h] @ W_O[l, h]``; a gate on what heads read, where there is one, is left out."""
-        return FactoredMatrix(self.W_V, self.W_O)
+        return _factored(self.W_V, self.W_O)
 
     def all_composition_scores(self, mode: Mode) -> CompositionScores:
         """How much of what a head writes an other one reads through its queries, keys or values.
@@ -234,13 +234,13 @@ class StackedWeights(WeightsShown, NamedStacks):
         if not self.attn_layers:
             shared = " of their own: attention here is a shared block's" if self.cfg.attention_layers else ""
             raise AbsentError(f"there is no {name}: no layer of this {self.cfg.family} model has heads{shared}")
-        return self._stack(name, self.attn_layers, lambda layer: self._of_heads(layer, name, compared))
+        return self._stack(name, "attn_layers", lambda layer: self._of_heads(layer, name, compared))
 
     def _mlps(self, name: str) -> Tensor:
         if not self.dense_mlp_layers:
             has = ", but mixtures of experts or shared ones" if self.cfg.mlp_layers else ""
             raise AbsentError(f"there is no {name}: no layer of this {self.cfg.family} model has a dense MLP{has}")
-        return self._stack(name, self.dense_mlp_layers, lambda layer: self._of_mlp(layer, name))
+        return self._stack(name, "dense_mlp_layers", lambda layer: self._of_mlp(layer, name))
 
     def _of_heads(self, layer: int, name: str, compared: bool = False) -> Tensor:
         """One layer's, keys and values of each query head, zeros where there is no bias."""
@@ -265,7 +265,8 @@ class StackedWeights(WeightsShown, NamedStacks):
             raise AbsentError(f"there is no {name}: the MLP of layer {layer} has no gate")
         return matrix.new_zeros(matrix.shape[1])
 
-    def _stack(self, name: str, layers: Sequence[int], read: Callable[[int], Any]) -> Tensor:
+    def _stack(self, name: str, where: str, read: Callable[[int], Any]) -> Tensor:
+        layers: tuple[int, ...] = getattr(self, where)
         found: list[Tensor] = [read(layer) for layer in layers]
         shapes = sorted({tuple(one.shape) for one in found})
         if len(shapes) > 1:
@@ -274,4 +275,11 @@ class StackedWeights(WeightsShown, NamedStacks):
                 f"{name} cannot be stacked, since layers have it in the shapes {each}; ask a layer for its own, as in "
                 "lens.blocks[0]"
             )
-        return torch.stack(found)
+        return stacked(found, layers, f"lens.{where}")
+
+
+def _factored(left: Tensor, right: Tensor) -> FactoredMatrix:
+    """The product of two stacks; the first, which is indexed first, stays the one that knows its layers."""
+    product = FactoredMatrix(left, right)
+    product.A = left
+    return product
