@@ -34,6 +34,7 @@ ORDER = (
     "display",
     "progress",
     "devices",
+    "at_once",
     "slots",
     "indices",
     "peers",

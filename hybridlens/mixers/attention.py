@@ -25,6 +25,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from hybridlens.at_once import rows_at_once
 from hybridlens.config import AttentionConfig
 from hybridlens.hooks import HookPoint, unchanged, wanted
 from hybridlens.memory import KeyValues, Memory
@@ -39,7 +40,10 @@ from hybridlens.slots import KeySlots
 from hybridlens.stream import HeadReads, HeadWrites
 
 QUERY_BLOCK = 1 << 22
-"""Scores (batch × heads × queries × keys) held at once where all hook functions take blocks of queries."""
+"""Scores (batch × heads × queries × keys) held at once on a CPU where all hook functions take blocks of queries."""
+
+SCORE_BYTES = 16
+"""What a score takes at once: itself, its weight in float32, an edited weight, and what hook functions make of it."""
 
 FUSED_BLOCK = 512
 """Queries that the fused kernel takes at once where a window, or held keys, need a mask; a larger window takes more."""
@@ -179,7 +183,8 @@ class HookedAttention(AttentionByName):
         if not wanted(*points):
             return self._fused(q, keys, values, slots)
         queries = q.shape[1]
-        step = max(1, QUERY_BLOCK // (q.shape[0] * q.shape[2] * keys.shape[2]))
+        width = q.shape[0] * q.shape[2] * keys.shape[2]
+        step = rows_at_once(queries, width, q.device, on_cpu=QUERY_BLOCK, each=SCORE_BYTES)
         if queries <= step or torch.is_grad_enabled() or not all(point.takes_blocks() for point in points):
             z = self._hooked(q, keys, values, slots, self.parts.soft_cap is not None and _at_once(queries, slots))
             return self._fused(q, keys, values, slots) if z is None else z
