@@ -156,4 +156,3 @@ def test_what_a_step_costs_with_top_k(lens: hl.HybridLens, held: int, semantics:
     assert kept.all <= 1.15 * plain.all
     assert kept.launches <= 1.15 * plain.launches
     assert kept.crossings == plain.crossings
-    print(plain.launches, kept.launches, plain.all, kept.all, kept.crossings, held, semantics)
