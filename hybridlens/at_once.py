@@ -18,8 +18,11 @@ PAYS = 1 << 27
 SHARE = 4
 """What is done at once takes at most one part in so many of the memory that is free."""
 
-UNASKED = 1 << 22
+UNASKED = 1 << 24
 """So few numbers, a decode step's, are done at once without asking what is free."""
+
+LEAST = 1 << 20
+"""Of more than these, so many are done at once however little is free."""
 
 
 def rows_at_once(rows: int, width: int, device: torch.device, *, on_cpu: int, each: int) -> int:
@@ -37,11 +40,11 @@ def rows_at_once(rows: int, width: int, device: torch.device, *, on_cpu: int, ea
     """
     if device.type == "cpu":
         return max(1, on_cpu // width)
-    most = PAYS
-    if rows * width > UNASKED:
-        free = free_memory(device)
-        while free is not None and most > UNASKED and most * each * SHARE > free:
-            most //= 2
+    if rows == 1 or rows * width <= UNASKED:
+        return rows
+    most, free = PAYS, free_memory(device)
+    while free is not None and most > LEAST and most * each * SHARE > free:
+        most //= 2
     pieces = -(-rows // max(1, most // width))
     return -(-rows // pieces)
 

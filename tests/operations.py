@@ -10,7 +10,6 @@ import weakref
 from collections import Counter
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -56,7 +55,7 @@ class Operations(TorchDispatchMode):
 
     def _holds(self, value: Tensor) -> None:
         storage = value.untyped_storage()
-        place = storage._cdata
+        place = storage._cdata  # pyright: ignore[reportPrivateUsage]
         if place not in self._living:
             self._living[place] = storage.nbytes()
             self.peak = max(self.peak, sum(self._living.values()))

@@ -218,7 +218,6 @@ def keep_rows(lens: HybridLens, kept: Bool[Tensor, "*batch attn_layer head"], ph
 
 def _silencer(kept: Bool[Tensor, "*batch head"]) -> HookFunction:
     """A hook function that sets z to 0 where a head is not kept, in the row that does not keep it or in all."""
-
     dropped = AtHand(~kept[..., None])
 
     @reads_only

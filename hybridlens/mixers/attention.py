@@ -302,7 +302,10 @@ def attention_scores(
 ) -> Pattern:
     """q·k times `scale`, softly capped where there is a cap, -inf where the mask forbids."""
     groups, queries = keys.shape[1], q.shape[1]
-    folded = rearrange(q, "b p (g r) e -> b g (r p) e", g=groups)  # a group's heads are queries of its one key head
+    if queries == 1:  # a group's heads are queries of its one key head
+        folded = q[:, 0].unflatten(1, (groups, -1))
+    else:
+        folded = rearrange(q, "b p (g r) e -> b g (r p) e", g=groups)
     scores = torch.matmul(folded, keys.transpose(2, 3)).mul_(scale)
     if soft_cap is not None:
         graph = scores.requires_grad

@@ -93,7 +93,9 @@ def steps(rows: Rows, lens: HybridLens, ids: Tensor) -> None:
         prompt = ids[:, :1024].expand(batch, -1)
         ways: dict[str, list[Any]] = {"without": [], "top-k": top_k(lens, lens.cfg.n_heads // 2)}
         first = decoding(rows, lens, prompt, count, [])
-        seconds = {name: min(decoding(rows, lens, prompt, count, edits) for _ in range(2)) for name, edits in ways.items()}
+        seconds = {
+            name: min(decoding(rows, lens, prompt, count, edits) for _ in range(2)) for name, edits in ways.items()
+        }
         rows.add(f"a step, batch {batch}: its lengths new", f"{first * 1e3:.2f} ms")
         for name, took in seconds.items():
             rows.add(f"a step, batch {batch}, {name}: its lengths known", f"{took * 1e3:.2f} ms")
