@@ -29,6 +29,7 @@ from hybridlens.at_once import rows_at_once
 from hybridlens.config import AttentionConfig
 from hybridlens.hooks import HookPoint, unchanged, wanted
 from hybridlens.memory import KeyValues, Memory
+from hybridlens.mixers.any_length import any_length
 from hybridlens.mixers.named import AttentionByName
 from hybridlens.mixers.rotary import Rotary
 from hybridlens.mixers.writing import value_of, written
@@ -242,7 +243,8 @@ def fused_attention(
         mask = slots.mask(q.device)
         if mask is not None and mask.shape[1] > 1:
             mask = mask[:, :, 0].unflatten(1, (-1, groups))
-        z = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+        with any_length(q.device):
+            z = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
         return z.reshape(q.shape[0], 1, -1, z.shape[3])
     if _at_once(queries, slots) or ((slots.plain or slots.open) and soft_cap is None):
         return _fused(q, keys, values, slots, scale, soft_cap)

@@ -1,8 +1,9 @@
 """What top-k by entropy costs at real width in bfloat16: operations, time and memory, while reading and while decoding.
 
 The models are those of `gpu.speed`. Operations are those that PyTorch dispatches, views counted apart; a scan kernel of
-Triton's is none of them, so that the ratios are rather too high. A step's time is taken twice, since what is built for
-lengths that come for the first time (plans of cuDNN's attention) belongs to whichever run comes first.
+Triton's is none of them, so that the ratios are rather too high. A step's time is taken twice, since what is made for
+lengths that come for the first time (plans of cuDNN's attention, see `hybridlens.mixers.any_length`) would count for
+whichever run comes first.
 
 How it fails: with memory short the blocks are smaller and the operations more; so it runs alone.
 """
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from operations import Operations
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from analyses.heads.entropy import focus_key
 from analyses.heads.sparsification import top_k
@@ -24,6 +24,7 @@ from gpu.rows import Rows, off, timed
 from gpu.speed import configs, decoding, made, peak
 from hybridlens import HybridLens, at_once
 from hybridlens.decoding import Decoding, begin, decode
+from hybridlens.mixers import attention
 from hybridlens.tokens import TokenBatch
 
 READING, STEP = 1.5, 1.15
@@ -125,13 +126,15 @@ def cut(rows: Rows, lens: HybridLens, ids: Tensor) -> None:
 
 
 def first_time(rows: Rows, lens: HybridLens, ids: Tensor) -> None:
-    """Steps of lengths never met before, with and without cuDNN's attention: what its plans cost."""
-    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    count = 16 if rows.cuda else 2
+    """Steps of lengths never met before, as they are and with cuDNN's attention: what its plans cost."""
+    count, ours = 16 if rows.cuda else 2, attention.any_length
     for name, length, chosen in (
-        ("any attention", ids.shape[1] // 5, nullcontext()),
-        ("any but cuDNN's attention", ids.shape[1] // 3, sdpa_kernel(others)),
+        ("as it is", ids.shape[1] // 5, ours),
+        ("with cuDNN's attention", ids.shape[1] // 3, lambda device: nullcontext()),
     ):
-        with chosen:
+        attention.any_length = chosen
+        try:
             first, again = (decoding(rows, lens, ids[:, :length], count, []) for _ in range(2))
-        rows.add(f"a step by {name}: its lengths new, and known", f"{first * 1e3:.2f} ms, {again * 1e3:.2f} ms")
+        finally:
+            attention.any_length = ours
+        rows.add(f"a step {name}: its lengths new, and known", f"{first * 1e3:.2f} ms, {again * 1e3:.2f} ms")
