@@ -126,7 +126,10 @@ def cut(rows: Rows, lens: HybridLens, ids: Tensor) -> None:
 
 
 def first_time(rows: Rows, lens: HybridLens, ids: Tensor) -> None:
-    """Steps of lengths never met before, as they are and with cuDNN's attention: what its plans cost."""
+    """A prompt of a length never met before; steps of such lengths, as they are and with cuDNN's attention."""
+    part = ids[:, : ids.shape[1] * 3 // 4 - 1]
+    once, again = (timed(lambda: lens.prefill(part, last_only=True), rows.device, 1, warm) for warm in (0, 1))
+    rows.add(f"reading {part.shape[1]} tokens: the length new, and known", f"{once * 1e3:.1f} ms, {again * 1e3:.1f} ms")
     count, ours = 16 if rows.cuda else 2, attention.any_length
     for name, length, chosen in (
         ("as it is", ids.shape[1] // 5, ours),
