@@ -37,6 +37,7 @@ ORDER = (
     "display",
     "progress",
     "devices",
+    "at_once",
     "slots",
     "indices",
     "peers",

@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from analyses.heads.ranking import HeadRanking
+from hybridlens.at_once import rows_at_once
 from hybridlens.boundary import Positive, public
 from hybridlens.boundary_words import Among
 from hybridlens.errors import InputError
@@ -35,11 +37,14 @@ SEMANTICS = ("clean", "published")
 QUERIES = ("all", "last")
 Queries: TypeAlias = Annotated[str, Among(QUERIES)]
 Entropies: TypeAlias = Float[Tensor, "batch head query"]
-Rows: TypeAlias = Float[Tensor, "row key"]
+Rows: TypeAlias = Float[Tensor, "*row key"]
 
 CHUNK = 2**18
-"""Scores of which the entropy is computed at a time, unless one query has more keys; a megabyte, which stays in the
-processor's cache, and is worth the call to a second thread."""
+"""Scores of which a CPU computes the entropy at a time, unless one query has more keys; a megabyte, which stays in its
+cache, and is worth the call to a second thread."""
+
+SCORE_BYTES = 12
+"""What a score takes meanwhile, published semantics in bfloat16 the most."""
 
 FARTHEST = -80.0
 """Scores farther below a query's highest count as this far below: their weights are under 2e-35, yet normal floats."""
@@ -78,6 +83,10 @@ def published_entropy(pattern: Pattern) -> Entropies:
     Raises:
         InputError: for float16, where 1e-12 is 0 and the formula gives NaN.
     """
+    return _published(pattern)
+
+
+def _published(pattern: Rows) -> Float[Tensor, "*row"]:
     check_semantics("published", pattern.dtype)
     shifted = pattern + EPSILON
     return (shifted * shifted.log2()).sum(dim=-1)
@@ -87,19 +96,24 @@ def focus_key(scores: Pattern, semantics: str = "clean") -> Entropies:
     """What heads are sorted by, lowest first, computed from attention scores before softmax.
 
     Clean: the entropy of softmax(scores) in float32. Published: `published_entropy` of the pattern as the
-    model holds it, with its sign turned. Queries are worked through in groups, so that little memory is needed
-    beside the scores.
+    model holds it, with its sign turned. Queries are worked through in groups of a size that suits the device, so that
+    little memory is needed beside the scores.
 
     Raises:
         InputError: for published semantics in float16.
     """
-    formula = score_entropy if semantics == "clean" else _published_key
-    rows = scores.detach().flatten(0, 2)
-    parts = [formula(part) for part in rows.split(max(1, CHUNK // rows.shape[1]))]
-    return torch.cat(parts).view(scores.shape[:3])
+    clean = score_entropy if scores.device.type == "cpu" else launched_entropy
+    formula = clean if semantics == "clean" else _published_key
+    rows, width = scores.shape[:3].numel(), scores.shape[3]
+    step = rows_at_once(rows, width, scores.device, on_cpu=CHUNK, each=SCORE_BYTES)
+    if scores.requires_grad:
+        scores = scores.detach()
+    if rows <= step:
+        return formula(scores)
+    return torch.cat([formula(part) for part in scores.flatten(0, 2).split(step)]).view(scores.shape[:3])
 
 
-def score_entropy(scores: Rows) -> Float[Tensor, "row"]:
+def score_entropy(scores: Rows) -> Float[Tensor, "*row"]:
     """Entropy of softmax(scores), in bits, with one exponential and no logarithm a score.
 
     With d the distance of a score from its row's highest and Z = Σ exp d, the weights are exp(d) / Z, so that
@@ -116,9 +130,21 @@ def score_entropy(scores: Rows) -> Float[Tensor, "row"]:
     return bits.masked_fill_(bits < NOTHING, 0.0)
 
 
-def _published_key(scores: Rows) -> Float[Tensor, "row"]:
-    pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
-    return -published_entropy(pattern[None, None])[0, 0]
+def launched_entropy(scores: Rows) -> Float[Tensor, "*row"]:
+    """What `score_entropy` gives, in a third of the operations and of the passes over memory.
+
+    A logarithm a score costs a GPU nothing, and softmax is one launch there; on a CPU this takes twice as long.
+
+    Args:
+        scores: before softmax, −inf where the mask forbids.
+    """
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    bits = torch.special.entr(weights, out=weights).sum(dim=-1).mul_(LOG2_E)
+    return F.threshold(bits, NOTHING, 0.0)
+
+
+def _published_key(scores: Rows) -> Float[Tensor, "*row"]:
+    return -_published(torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype))
 
 
 @public
@@ -169,7 +195,7 @@ def rank_heads(
     ends = torch.full((n,), width, device=batch.tokens.device) if batch.lengths is None else batch.lengths
     at = torch.arange(width, device=ends.device)
     averaged = at == ends[:, None] - 1 if queries == "last" else at < ends[:, None]
-    totals = torch.zeros(len(layers), lens.cfg.n_heads, dtype=torch.float64)
+    totals: dict[str, Tensor] = {}  # each where its layer computes, so that no batch waits for the one before
     batches = (part.split(batch_size) for part in (batch.tokens, ends, averaged))
     with counted(n, "prompts") as done:
         for rows, real, chosen in zip(*batches, strict=True):
@@ -179,9 +205,10 @@ def rank_heads(
             def add(scores: Tensor, hook: HookPoint, chosen: Tensor = chosen) -> None:
                 keys = focus_key(scores, semantics).double()
                 first = 0 if hook.slots is None else hook.slots.first
-                here = chosen[:, first : first + keys.shape[2]]
-                masked = keys.masked_fill(~here.to(keys.device)[:, None], 0.0)
-                totals[names.index(str(hook.name))] += masked.sum(dim=(0, 2)).cpu()
+                counts = chosen[:, first : first + keys.shape[2]].to(keys.device)
+                masked = keys.masked_fill(~counts[:, None], 0.0)
+                name, here = str(hook.name), masked.sum(dim=(0, 2))
+                totals[name] = totals[name] + here if name in totals else here
 
             with torch.no_grad():
                 lens.run_with_hooks(rows, [(names, add)], lengths=real)
@@ -189,4 +216,5 @@ def rank_heads(
     words = "all tokens" if queries == "all" else "the last token"
     prompts = "1 prompt" if n == 1 else f"{n} prompts"
     source = f"mean attention entropy in bits ({semantics}) over {words} of {prompts}"
-    return HeadRanking((totals / averaged.sum().item()).float(), layers, source, lower_is_better=True)
+    means = torch.stack([totals[name].cpu() for name in names]) / averaged.sum().item()
+    return HeadRanking(means.float(), layers, source, lower_is_better=True)

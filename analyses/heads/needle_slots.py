@@ -112,5 +112,7 @@ def look_up(tables: NeedleTables, pattern: Pattern, hook: HookPoint) -> NeedleSl
     check_rows("modes", rows, batch, hook)
     at = (slots.key_positions + 1).clamp(max=tables.needle.shape[1] - 1)
     needle, kept = (table.to(device).expand(batch, -1).gather(1, at) for table in (tables.needle, tables.kept))
-    binary = torch.arange(batch if tables.binary.numel() else 0) if rows == 1 else tables.binary
-    return NeedleSlots(needle[:, None, None], kept[:, None, None], binary.to(device), slots)
+    binary = tables.binary.to(device)
+    if rows == 1:
+        binary = torch.arange(batch if binary.numel() else 0, device=device)
+    return NeedleSlots(needle[:, None, None], kept[:, None, None], binary, slots)

@@ -22,7 +22,7 @@ from hybridlens.hooks import HookPoint
 Kept: TypeAlias = Bool[Tensor, "batch head query"]
 
 COUNTED = 16
-"""Up to so many heads, ranks at many queries are found faster by comparing every two heads than by sorting."""
+"""Up to so many heads, a CPU finds ranks at many queries faster by comparing every two heads than by sorting."""
 
 
 def check_rows(what: str, given: int, batch: int, hook: HookPoint) -> None:
@@ -46,16 +46,23 @@ def lowest(keys: Entropies, k: Int[Tensor, "rows"]) -> Kept:
         k: heads kept, one for all rows or one for each.
     """
     heads, places = keys.shape[1], k.to(keys.device)
+    if keys.device.type != "cpu":
+        return ranks(keys) < places.view(-1, 1, 1)
     if heads > COUNTED or keys.shape[2] == 1:
         order = keys.argsort(dim=1, stable=True)
-        first = torch.arange(heads, device=keys.device)[None, :, None] < places[:, None, None]
+        first = torch.arange(heads)[None, :, None] < places[:, None, None]
         return torch.empty_like(order, dtype=torch.bool).scatter_(1, order, first.expand_as(order))
     by_head = keys.transpose(0, 1).contiguous()
-    ranks = torch.zeros(by_head.shape, dtype=torch.uint8, device=keys.device)  # how many heads come before
+    before = torch.zeros(by_head.shape, dtype=torch.uint8)  # how many heads come before
     for head, key in enumerate(by_head):
-        ranks[:head] += key < by_head[:head]
-        ranks[head + 1 :] += key <= by_head[head + 1 :]
-    return (ranks < places[None, :, None]).transpose(0, 1)
+        before[:head] += key < by_head[:head]
+        before[head + 1 :] += key <= by_head[head + 1 :]
+    return (before < places[None, :, None]).transpose(0, 1)
+
+
+def ranks(keys: Entropies) -> Int[Tensor, "batch head query"]:
+    """How many heads come before each one, ties by head index; two launches, where a CPU has quicker ways."""
+    return keys.argsort(dim=1, stable=True).argsort(dim=1)
 
 
 def across_layers(keys: Sequence[Entropies], k: Int[Tensor, "rows"]) -> list[Kept]:
@@ -63,11 +70,29 @@ def across_layers(keys: Sequence[Entropies], k: Int[Tensor, "rows"]) -> list[Kep
 
     Args:
         keys: of each layer, what to sort by.
-        k: heads kept per layer on average, one for all rows or one for each.
+        k: heads kept of all layers together, one for all rows or one for each.
     """
+    if len(keys) == 1:
+        return [lowest(keys[0], k)]
     home = keys[0].device
     together = torch.cat([layer.to(home) for layer in keys], dim=1)
-    return list(lowest(together, k * len(keys)).chunk(len(keys), dim=1))
+    return list(lowest(together, k).chunk(len(keys), dim=1))
+
+
+class AtHand:
+    """A tensor on whatever device asks for it, copied there once: a copy at every step would have it wait each time."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self._copies: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor:
+        """The tensor, or its copy on `device`."""
+        if device == self.value.device:
+            return self.value
+        if device not in self._copies:
+            self._copies[device] = self.value.to(device)
+        return self._copies[device]
 
 
 class QueryBlocks:

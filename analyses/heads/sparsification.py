@@ -31,7 +31,7 @@ from torch import Tensor
 
 from analyses.heads.entropy import check_semantics, focus_key
 from analyses.heads.ranking import HeadRanking, Scope
-from analyses.heads.selection import Kept, QueryBlocks, across_layers, check_rows
+from analyses.heads.selection import AtHand, Kept, QueryBlocks, across_layers, check_rows
 from hybridlens.boundary import Natural, public
 from hybridlens.errors import HookFunctionError, InputError
 from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, reads_only
@@ -103,7 +103,7 @@ def heads_kept(k: HeadsKept, n_heads: int) -> Int[Tensor, "rows"]:
 def _contest(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str, ahead: bool) -> list[Edit]:
     """The edits of layers whose heads compete: read their scores, in a pass ahead or not, then silence heads."""
     keys = [QueryBlocks() for _ in layers]
-    kept: list[Kept] = []
+    together, kept = AtHand(rows * len(layers)), list[Kept]()
 
     def reader(at: int) -> HookFunction:
         @by_query
@@ -119,8 +119,9 @@ def _contest(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str, 
         @reads_only
         def silence(z: Queries, hook: HookPoint) -> Queries:
             if not kept:
-                kept.extend(across_layers([layer.whole() for layer in keys], rows))
-            return _silenced(z, kept[at])
+                found = [layer.whole() for layer in keys]
+                kept.extend(across_layers(found, together.on(found[0].device)))
+            return _silenced(z, ~kept[at])
 
         return silence
 
@@ -132,9 +133,9 @@ def _contest(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str, 
     return edits
 
 
-def _silenced(z: Queries, kept: Bool[Tensor, "*batch head query"]) -> Queries:
-    """z with 0 where a head is not kept; without the first axis the same in every row, of one query at every one."""
-    return z.masked_fill(~kept.to(z.device).mT[..., None], 0.0)
+def _silenced(z: Queries, dropped: Bool[Tensor, "*batch head query"]) -> Queries:
+    """z with 0 where a head is dropped; without the first axis the same in every row, of one query at every one."""
+    return z.masked_fill(dropped.to(z.device).mT[..., None], 0.0)
 
 
 @public
@@ -238,6 +239,7 @@ def keep_rows(lens: HybridLens, kept: Bool[Tensor, "*batch attn_layer head"], ph
 
 def _silencer(kept: Bool[Tensor, "*batch head"]) -> HookFunction:
     """A hook function that sets z to 0 where a head is not kept, in the row that does not keep it or in all."""
+    dropped = AtHand(~kept[..., None])
 
     @reads_only
     def silence(z: Queries, hook: HookPoint) -> Queries:
@@ -246,7 +248,7 @@ def _silencer(kept: Bool[Tensor, "*batch head"]) -> HookFunction:
                 f"kept heads at '{hook.name}' were given for {len(kept)} rows, but the batch has {len(z)}; "
                 "give those of every row"
             )
-        return _silenced(z, kept[..., None])
+        return _silenced(z, dropped.on(z.device))
 
     return silence
 

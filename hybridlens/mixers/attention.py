@@ -25,9 +25,11 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from hybridlens.at_once import rows_at_once
 from hybridlens.config import AttentionConfig
 from hybridlens.hooks import HookPoint, unchanged, wanted
 from hybridlens.memory import KeyValues, Memory
+from hybridlens.mixers.any_length import any_length
 from hybridlens.mixers.named import AttentionByName
 from hybridlens.mixers.rotary import Rotary
 from hybridlens.mixers.writing import value_of, written
@@ -39,7 +41,10 @@ from hybridlens.slots import KeySlots
 from hybridlens.stream import HeadReads, HeadWrites
 
 QUERY_BLOCK = 1 << 22
-"""Scores (batch × heads × queries × keys) held at once where all hook functions take blocks of queries."""
+"""Scores (batch × heads × queries × keys) held at once on a CPU where all hook functions take blocks of queries."""
+
+SCORE_BYTES = 16
+"""What a score takes at once: itself, its weight in float32, an edited weight, and what hook functions make of it."""
 
 FUSED_BLOCK = 512
 """Queries that the fused kernel takes at once where a window, or held keys, need a mask; a larger window takes more."""
@@ -179,7 +184,8 @@ class HookedAttention(AttentionByName):
         if not wanted(*points):
             return self._fused(q, keys, values, slots)
         queries = q.shape[1]
-        step = max(1, QUERY_BLOCK // (q.shape[0] * q.shape[2] * keys.shape[2]))
+        width = q.shape[0] * q.shape[2] * keys.shape[2]
+        step = rows_at_once(queries, width, q.device, on_cpu=QUERY_BLOCK, each=SCORE_BYTES)
         if queries <= step or torch.is_grad_enabled() or not all(point.takes_blocks() for point in points):
             z = self._hooked(q, keys, values, slots, self.parts.soft_cap is not None and _at_once(queries, slots))
             return self._fused(q, keys, values, slots) if z is None else z
@@ -237,7 +243,8 @@ def fused_attention(
         mask = slots.mask(q.device)
         if mask is not None and mask.shape[1] > 1:
             mask = mask[:, :, 0].unflatten(1, (-1, groups))
-        z = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
+        with any_length(q.device):
+            z = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
         return z.reshape(q.shape[0], 1, -1, z.shape[3])
     if _at_once(queries, slots) or ((slots.plain or slots.open) and soft_cap is None):
         return _fused(q, keys, values, slots, scale, soft_cap)
@@ -297,7 +304,10 @@ def attention_scores(
 ) -> Pattern:
     """q·k times `scale`, softly capped where there is a cap, -inf where the mask forbids."""
     groups, queries = keys.shape[1], q.shape[1]
-    folded = rearrange(q, "b p (g r) e -> b g (r p) e", g=groups)  # a group's heads are queries of its one key head
+    if queries == 1:  # a group's heads are queries of its one key head
+        folded = q[:, 0].unflatten(1, (groups, -1))
+    else:
+        folded = rearrange(q, "b p (g r) e -> b g (r p) e", g=groups)
     scores = torch.matmul(folded, keys.transpose(2, 3)).mul_(scale)
     if soft_cap is not None:
         graph = scores.requires_grad

@@ -1,4 +1,4 @@
-"""Speed at real width in bfloat16: prefill, decode and top-k against the untouched model and what the card can do.
+"""Speed at real width in bfloat16: prefill and decode against the untouched model and what the card can do.
 
 RecurrentGemma is the 2B model at full size, Jamba has Jamba-Mini's width and eight of its layers; weights are random.
 The two ceilings, of arithmetic and of memory, are measured first on this card: a product of large matrices, and a copy.
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import JambaConfig, JambaForCausalLM, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
-from analyses.heads.sparsification import top_k
 from gpu.contract import forget
 from gpu.rows import Rows, off, settle, timed
 from hybridlens import HybridLens
@@ -144,7 +143,7 @@ def prefilled(rows: Rows, lens: HybridLens, ids: Tensor, ceilings: Ceilings) -> 
 
 
 def decoded(rows: Rows, lens: HybridLens, ids: Tensor, ceilings: Ceilings) -> None:
-    """Tokens a second, alone and with top-k in every layer, and what reading all weights once would allow."""
+    """Tokens a second, and what reading all weights once would allow."""
     counted = lens.n_parameters
     read = 2 * counted.active  # an embedding that is not the unembedding is read in one row alone
     if lens.hf_model.get_output_embeddings().weight is not lens.hf_model.get_input_embeddings().weight:
@@ -157,12 +156,6 @@ def decoded(rows: Rows, lens: HybridLens, ids: Tensor, ceilings: Ceilings) -> No
         if batch == 1:
             about += f", {1 / plain / limit:.0%} of the {limit:.0f} that the weights' bytes allow"
         rows.add(f"decode, batch {batch}: tokens/s", f"{batch / plain:.0f} ({about})")
-        for k in (1, lens.cfg.n_heads // 2):
-            kept = decoding(rows, lens, ids[:, :1024].expand(batch, -1), steps, top_k(lens, k))
-            rows.add(f"decode, batch {batch}: top-{k} of every layer ÷ without", f"{kept / plain:.2f}")
-    whole = timed(lambda: lens.prefill(ids, top_k(lens, lens.cfg.n_heads // 2, "both"), last_only=True), rows.device, 1)
-    bare = timed(lambda: lens.prefill(ids, last_only=True), rows.device, 1)
-    rows.add(f"prefill of {ids.shape[1]} tokens with top-k ÷ without", f"{whole / bare:.2f} ({whole * 1e3:.0f} ms)")
 
 
 def decoding(rows: Rows, lens: HybridLens, ids: Tensor, steps: int, edits: list[Any]) -> float:
