@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hybridlens.errors import CachedWarning, CheckpointError, HybridLensError
-from hybridlens.hub import CONFIG, HubSnapshot, snapshot
+from hybridlens.hub import HubSnapshot, snapshot
 from hybridlens.hub_words import one_line
 
 GENERATION = "generation_config.json"
@@ -58,7 +58,7 @@ class CheckpointFiles:
         if not Path(self.source).is_dir():
             self.hub = snapshot(self.source, revision)
         elif revision is not None:
-            raise CheckpointError(f"revision {revision!r} given, but '{self.source}' is a folder; only hub ids have any")
+            raise CheckpointError(f"revision {revision!r} given for the folder '{self.source}'; only hub ids have any")
         self.folder = Path(self.source) if self.hub is None else self.hub.folder
 
     @classmethod
@@ -112,7 +112,8 @@ class CheckpointFiles:
         self.hub.fetch([GENERATION, *_BESIDE, *templates])
         unknown = [file for file in (GENERATION, *TOKENIZER[:1]) if not self.at_hand([file])]
         if self.hub.sizes is None and unknown:
-            said = f"'{self.source}': the cache holds no {' and no '.join(unknown)}; should there be any, {self.hub.refused}"
+            absent = " and no ".join(unknown)
+            said = f"'{self.source}': the cache holds no {absent}; should there be any, {self.hub.refused}"
             warnings.warn(said, CachedWarning, stacklevel=4)
 
     def fetch_weights(self) -> None:
@@ -124,7 +125,7 @@ class CheckpointFiles:
         if self.hub is not None:
             files = self.weights()
             if self.hub.sizes is not None and (lost := sorted(set(files) - set(self.hub.sizes))):
-                raise CheckpointError(f"'{self.source}' lacks its shard {lost[0]}, which {INDEX} names; report it there")
+                raise CheckpointError(f"'{self.source}' lacks its shard {lost[0]}, which {INDEX} names; tell its owner")
             self.hub.fetch(files)
 
     def weights(self) -> list[str]:

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +106,8 @@ def _asked(repo: str, revision: str | None, commit: str) -> HubSnapshot:
     """A commit that the hub has just named: its files listed, and what the revision is noted for times without it."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
 
-    folder = Path(snapshot_download(repo, revision=commit, allow_patterns=[CONFIG]))
+    mute = _counting(lambda _: None)
+    folder = Path(snapshot_download(repo, revision=commit, allow_patterns=[CONFIG], tqdm_class=mute))
     if revision != commit:
         ref = folder.parent.parent / "refs" / (revision or MAIN)
         if not ref.is_file() or ref.read_text() != commit:
@@ -113,7 +115,8 @@ def _asked(repo: str, revision: str | None, commit: str) -> HubSnapshot:
             part = ref.with_name(f"{ref.name}.{os.getpid()}.part")
             part.write_text(commit)
             part.replace(ref)
-    return HubSnapshot(repo, commit, folder, {file.path: file.size for file in get_cached_repo_tree(repo, commit)})
+    listed = get_cached_repo_tree(repo, revision=commit)
+    return HubSnapshot(repo, commit, folder, {file.path: file.size for file in listed})
 
 
 def _cached(repo: str, revision: str | None, error: Exception) -> HubSnapshot:
@@ -139,9 +142,10 @@ def _cached(repo: str, revision: str | None, error: Exception) -> HubSnapshot:
         missing = f"'{repo}'" + (f" at revision {revision}" if revision else "")
         if not away(error):
             raise CheckpointError(why) from error
-        raise CheckpointError(f"the cache holds nothing of {missing}{others}, and {why}, then run this again") from error
+        found = f"the cache holds nothing of {missing}{others}"
+        raise CheckpointError(f"{found}, and {why}, then run this again") from error
     try:
-        sizes = {file.path: file.size for file in get_cached_repo_tree(repo, commit)}
+        sizes = {file.path: file.size for file in get_cached_repo_tree(repo, revision=commit)}
     except CachedRepoTreeNotFoundError:
         sizes = None
     if not isinstance(error, OfflineModeIsEnabled):  # who is offline by choice knows it
@@ -153,32 +157,18 @@ def _cached(repo: str, revision: str | None, error: Exception) -> HubSnapshot:
 def _fetched(found: HubSnapshot, files: Sequence[str], advance: Callable[[int], None]) -> None:
     """Fetch files side by side; what stops one, or Ctrl-C, stops all within a few seconds."""
     from huggingface_hub import hf_hub_download
-    from tqdm import tqdm
 
     stopped = threading.Event()
 
-    class Counting(tqdm[Any]):
-        """What the client tells how far it is, and that shows nothing itself."""
+    def count(more: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError("stopped")
+        advance(more)
 
-        def __init__(self, *given: Any, **options: Any) -> None:
-            super().__init__(*given, **{**options, "disable": True})
-            self.update(options.get("initial") or 0)
-
-        def update(self, n: float | None = 1) -> None:
-            if stopped.is_set():
-                raise InterruptedError("stopped")
-            advance(int(n or 0))
-
-        def update_transfer(self, n: float | None = 1) -> None:
-            """Of the same bytes, on their way; counted when they are there."""
-
-        def set_transfer_postfix_str(self, *_: Any) -> None:
-            """Likewise."""
-
+    counting = _counting(count)
     with _quiet(), ThreadPoolExecutor(AT_ONCE) as pool:
         waiting = [
-            pool.submit(hf_hub_download, found.repo, file, revision=found.commit, tqdm_class=Counting)
-            for file in files
+            pool.submit(hf_hub_download, found.repo, file, revision=found.commit, tqdm_class=counting) for file in files
         ]
         try:
             for one in waiting:
@@ -189,13 +179,39 @@ def _fetched(found: HubSnapshot, files: Sequence[str], advance: Callable[[int], 
             raise
 
 
+def _counting(count: Callable[[int], None]) -> Any:
+    """What the client takes for a bar: it tells how many more bytes there are, and shows nothing."""
+    from tqdm import tqdm
+
+    bar: Any = tqdm
+
+    class Counting(bar):
+        """See `_counting`."""
+
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **{**options, "disable": True})
+            self.update(options.get("initial") or 0)
+
+        def update(self, n: float | None = 1) -> None:
+            """More bytes."""
+            count(int(n or 0))
+
+        def update_transfer(self, n: float | None = 1) -> None:
+            """Of the same bytes, on their way; counted when they are there."""
+
+        def set_transfer_postfix_str(self, *_: Any) -> None:
+            """Likewise."""
+
+    return Counting
+
+
 @contextmanager
 def _quiet() -> Generator[None]:
     """Without the client's own lines: what has to be said is said by us."""
     from huggingface_hub import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     try:
         yield
     finally:

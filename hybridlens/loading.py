@@ -22,11 +22,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTo
 from hybridlens import tiny
 from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
-from hybridlens.checkpoint_files import CONFIG, TOKENIZER, CheckpointFiles, opening
+from hybridlens.checkpoint_files import TOKENIZER, CheckpointFiles, opening
 from hybridlens.devices import usable
 from hybridlens.errors import CheckpointError, UnknownNameError, closest
 from hybridlens.families import FAMILIES, family_for, of_no_family, text_config
 from hybridlens.families.fields import check_values
+from hybridlens.hub import CONFIG
 from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
 from hybridlens.weights import FileTensors, Weights
