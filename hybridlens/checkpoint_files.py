@@ -209,9 +209,9 @@ class CheckpointFiles:
                 f"'{self.source}' holds pickled parts of a distributed checkpoint ({min(parts)}), which can run code "
                 "when they are read; convert them to safetensors first"
             )
-        for file in _OBJECTS:
+        for file in _BESIDE:
             if (self.folder / file).exists():
-                self.json(file)
+                _ = self.json(file) if file in _OBJECTS else self.path(file)
 
     def _instead(self) -> str:
         """What a checkpoint without safetensors files holds."""
