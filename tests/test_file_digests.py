@@ -7,6 +7,7 @@ import hashlib
 import os
 
 import pytest
+import torch
 
 from hybridlens.results import file_digests as kept
 from hybridlens.results import hash_weights, provenance
@@ -105,3 +106,15 @@ def test_large_weights_count_with_their_files_digests(tmp_path, reads, monkeypat
     assert hash_weights(tmp_path, names[:1]) != large
     write(tmp_path / "two.safetensors", b"twp" * 10)
     assert hash_weights(tmp_path) != large
+
+
+def test_large_models_in_memory_are_hashed_side_by_side(monkeypatch):
+    """Every bit, name and shape counts, as of small ones; the order in which they are given does not."""
+    first = torch.arange(6.0)
+    held = {"a": first, "b": first.to(torch.bfloat16)}
+    small = hash_weights(held)
+    monkeypatch.setattr(provenance, "LARGE", 10)
+    changes = ({"a": first.view(2, 3)}, {"a": torch.nextafter(first, first + 1)}, {"c": first}, {"b": first})
+    digests = {hash_weights(held), *(hash_weights({**held, **change}) for change in changes), small}
+    assert len(digests) == 6
+    assert hash_weights(dict(reversed(held.items()))) in digests

@@ -34,9 +34,10 @@ class Client:
     def __init__(self, hub: Hub, home: Path) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
         changes = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        changes |= {"OMP_NUM_THREADS": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
         self.hub, self.home = hub, home
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "hub_client"], env={**kept, **changes, "OMP_NUM_THREADS": "1", "HF_HUB_ETAG_TIMEOUT": "1"}, cwd=home,
+            [sys.executable, "-m", "hub_client"], env={**kept, **changes}, cwd=home,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 

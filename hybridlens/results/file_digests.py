@@ -1,4 +1,4 @@
-"""SHA-256 of large files, worked out once for as long as a file stays what it is.
+"""SHA-256 of large weights: of a file worked out once, for as long as it stays what it is.
 
 A digest is kept in a folder of the user's (``HYBRIDLENS_CACHE``, else ``hybridlens`` in ``XDG_CACHE_HOME`` or
 ``~/.cache``) with the file's size, inode, and its times of change to the nanosecond, that of the inode among them,
@@ -24,15 +24,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hybridlens.progress import sized
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 1 << 24
 """Bytes hashed at a time."""
 SETTLED = 60.0
 """Seconds."""
 AT_ONCE = 8
+HASHING = "hashing weights"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -62,11 +66,32 @@ def file_digests(files: Sequence[Path]) -> list[str]:
     found = [_known(file.resolve()) for file in files]
     unknown = [place for place, digest in enumerate(found) if digest is None]
     total = sum(files[place].stat().st_size for place in unknown)
-    with sized(total, "hashing weights") as advance, ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
+    with sized(total, HASHING) as advance, ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
         made = pool.map(lambda place: _read(files[place].resolve(), advance), unknown)
         for place, digest in zip(unknown, made, strict=True):
             found[place] = digest
     return [digest for digest in found if digest is not None]
+
+
+def tensor_digests(tensors: Sequence[Tensor]) -> list[str]:
+    """SHA-256 (64 hex digits) of each tensor's bytes, with a bar; nothing of them is kept."""
+
+    def made(tensor: Tensor) -> str:
+        digest = hashlib.sha256(held_bytes(tensor)).hexdigest()
+        advance(tensor.nbytes)
+        return digest
+
+    total = sum(tensor.nbytes for tensor in tensors)
+    with sized(total, HASHING) as advance, ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
+        return list(pool.map(made, tensors))
+
+
+def held_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's numbers, one behind the other, in the host's memory."""
+    import torch
+
+    held: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(held)
 
 
 def folder() -> Path:

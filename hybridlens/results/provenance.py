@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hybridlens.errors import ResultsError
-from hybridlens.results.file_digests import CHUNK, file_digests
+from hybridlens.results.file_digests import CHUNK, file_digests, held_bytes, tensor_digests
 
 # The packages whose version can change a result. hybridlens is among them.
 CORE_PACKAGES = (
@@ -86,8 +86,8 @@ def hash_json(value: object) -> str:
 def hash_weights(source: Path | Mapping[str, Any], names: Sequence[str] | None = None) -> str:
     """SHA-256 (64 hex digits) of a model's weights.
 
-    Files that have more than `LARGE` bytes together count with digests of their own, which are kept (see
-    `file_digests`), fewer with their contents in one pass.
+    More than `LARGE` bytes count with a digest of each file or tensor, made side by side, and kept of files (see
+    `file_digests`); fewer with their contents in one pass.
 
     Args:
         source: a folder with *.safetensors files (names and contents are hashed), or a state dict, name ->
@@ -115,12 +115,12 @@ def hash_weights(source: Path | Mapping[str, Any], names: Sequence[str] | None =
                     digest.update(chunk)
         return digest.hexdigest()
 
-    import torch
-
-    for name in sorted(source):
-        tensor = source[name].detach().cpu().contiguous()
+    tensors = [source[name].detach() for name in sorted(source)]
+    large = sum(tensor.nbytes for tensor in tensors) > LARGE
+    digests = tensor_digests(tensors) if large else []
+    for place, (name, tensor) in enumerate(zip(sorted(source), tensors, strict=True)):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(digests[place].encode() if large else held_bytes(tensor))
     return digest.hexdigest()
 
 

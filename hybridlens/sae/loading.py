@@ -40,6 +40,7 @@ def load_sae(
     name: str | Path,
     folder: str = "",
     *,
+    revision: str | None = None,
     norm_scaling_factor: Annotated[float, Gt(0)] | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -49,6 +50,7 @@ def load_sae(
     Args:
         name: a folder, or a hub id (owner/name).
         folder: inside it; SAELens calls it the autoencoder's id: "blocks.8.hook_resid_pre".
+        revision: of a hub id: a branch, a tag or a commit.
         norm_scaling_factor: what activations are multiplied by, where the autoencoder was trained on such that have an
             expected length of √d_in; it is folded into the weights.
         dtype: of the weights.
@@ -63,7 +65,7 @@ def load_sae(
         raise UnknownNameError(f"autoencoder {shown(text)} is neither a folder nor a hub id (owner/name)")
     if folder and (not _INSIDE.fullmatch(folder) or ".." in folder):
         raise CheckpointError(f"folder {shown(folder)} given, expected the path of one inside {shown(text)}")
-    files, prefix = CheckpointFiles(text), f"{folder}/" if folder else ""
+    files, prefix = CheckpointFiles(text, revision), f"{folder}/" if folder else ""
     where = f"'{text}': {prefix}{CONFIG}"
     raw = files.json(prefix + CONFIG)
     if raw is None:
