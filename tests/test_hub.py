@@ -153,6 +153,12 @@ def test_what_may_not_be_read_says_how_to_get_leave(hub, client, shards):
     client.refused("the hub does not accept your token", name="us/nothing", token="hf_false")
     hub.publish("us/private", shards, private=True)
     client.refused("the hub has no model 'us/private' that you may see", name="us/private")
+    kept = client("load", "us/private", token="hf_allowed")
+    seen = client("load", "us/private")
+    assert seen["value"] == kept["value"]
+    (line,) = seen["warnings"]
+    assert "that you may see" in line
+    assert "the cache's copy of 'us/private' is opened instead" in line
 
 
 AWAY = {503: "answers with 503", 429: "answers with 429", 0: "cannot be reached", -1: "cannot be reached"}
@@ -185,6 +191,22 @@ def test_without_a_connection_the_cache_is_opened(hub, client, folder, shards):
     client.refused("'us/small'", "model.safetensors.index.json", "not in the cache", "HF_HUB_OFFLINE", name="us/small",
                    offline=True, do="weights")  # fmt: skip
     client.refused("the cache holds nothing of 'us/cold', and HF_HUB_OFFLINE", name="us/cold", offline=True)
+
+
+def test_a_cache_that_other_programs_filled(client, folder):
+    """Without a list of what there is on the hub: what a model is opened with in silence is asked for aloud."""
+    home = client.home / "hf" / "hub" / "models--us--foreign"
+    place = home / "snapshots" / ("a" * 40)
+    place.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("a" * 40)
+    (place / "config.json").write_bytes((folder / "config.json").read_bytes())
+    client.refused("'us/foreign' has no weights in the cache, and HF_HUB_OFFLINE", name="us/foreign", offline=True)
+    (place / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    found = client("load", "us/foreign", offline=True)
+    assert found["value"]["logits"] == pytest.approx(logits(folder).tolist())
+    (line,) = found["warnings"]
+    assert "the cache holds no generation_config.json and no tokenizer.json" in line
 
 
 def test_weights_alone_fetch_only_the_shards_of_what_is_read(hub, client, shards):
@@ -248,6 +270,12 @@ def test_commands_take_a_revision_and_a_study_notes_the_commit(hub, client, fold
     assert table["value"] == 0
     assert "blocks.0." in table["out"]
     assert hub.fetched() == ["config.json"]
+    few = ("--lengths", "110", "--depths", "50", "--heads", "0")
+    scored = client("run", "niah", "--model", "us/study", *few, "--out", "niah")
+    assert scored["value"] == 0, scored
+    facts = json.loads((client.home / "niah" / "run.json").read_text())["facts"]
+    assert facts["commit"] == commit
+    assert "revision" not in facts
     done = client("run", "circuits", "--model", "us/study", "--revision", "v1", "--sample", "4", "--out", "circuits")
     assert done["value"] == 0, done
     record = json.loads((client.home / "circuits" / "run.json").read_text())
