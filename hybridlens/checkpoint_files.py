@@ -24,18 +24,19 @@ from hybridlens.hub_words import one_line
 GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+TOKENIZER = "tokenizer_config.json"
+VOCABULARIES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+    "tiktoken.model", "tekken.json",
+)  # fmt: skip
+"""Files of which a tokenizer has one, as transformers looks for them."""
 
 LARGEST = 1 << 28
 """Bytes of the largest JSON file that is read; the indices of the largest checkpoints have some 10 MB."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_OBJECTS = (GENERATION, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_BESIDE = (
-    *_OBJECTS, "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
-    "sentencepiece.bpe.model", "tiktoken.model", "tekken.json", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
-"""Files of tokenizers, as transformers looks for them."""
+_OBJECTS = (GENERATION, TOKENIZER, "special_tokens_map.json", "added_tokens.json")
+_BESIDE = (*_OBJECTS, *VOCABULARIES, "merges.txt", "chat_template.jinja", "chat_template.json")
 _TEMPLATES = "additional_chat_templates/"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -109,8 +110,8 @@ class CheckpointFiles:
         if self.hub is None:
             return
         templates = [name for name in self.names() if name.startswith(_TEMPLATES) and name.endswith(".jinja")]
-        self.hub.fetch([GENERATION, *_BESIDE, *templates])
-        unknown = [file for file in (GENERATION, *TOKENIZER[:1]) if not self.at_hand([file])]
+        self.hub.fetch([*_BESIDE, *templates])
+        unknown = [file for file in (GENERATION, VOCABULARIES[0]) if not self.at_hand([file])]
         if self.hub.sizes is None and unknown:
             absent = " and no ".join(unknown)
             said = f"'{self.source}': the cache holds no {absent}; should there be any, {self.hub.refused}"

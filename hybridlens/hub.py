@@ -32,8 +32,14 @@ SECONDS = 5.0
 AT_ONCE = 4
 """Files that are fetched side by side."""
 
+_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"[\w][\w.+-]*(/[\w][\w.+-]*)*", re.ASCII)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a name has the form of a hub id: owner/name."""
+    return bool(_ID.fullmatch(text)) and len(text) <= 96 and "--" not in text and ".." not in text
 
 
 class HubSnapshot(NamedTuple):
@@ -85,6 +91,8 @@ def snapshot(repo: str, revision: str | None = None) -> HubSnapshot:
     Raises:
         CheckpointError: see the module.
     """
+    if not is_hub_id(repo):
+        raise CheckpointError(f"'{one_line(repo)}' is neither a folder nor a hub id (owner/name)")
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise CheckpointError(f"revision {one_line(repr(revision))} given, expected a branch, a tag or a commit")
     from huggingface_hub import HfApi

@@ -11,7 +11,7 @@ raised behind it.
 
 from __future__ import annotations
 
-import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTo
 from hybridlens import tiny
 from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
-from hybridlens.checkpoint_files import TOKENIZER, CheckpointFiles, opening
+from hybridlens.checkpoint_files import TOKENIZER, VOCABULARIES, CheckpointFiles, opening
 from hybridlens.devices import usable
-from hybridlens.errors import CheckpointError, UnknownNameError, closest
+from hybridlens.errors import CheckpointError, LeftOutWarning, UnknownNameError, closest
 from hybridlens.families import FAMILIES, family_for, of_no_family, text_config
 from hybridlens.families.fields import check_values
-from hybridlens.hub import CONFIG
+from hybridlens.hub import CONFIG, is_hub_id
 from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
 from hybridlens.weights import FileTensors, Weights
@@ -38,7 +38,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 _AS_IT_IS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Classes of tokenizers that are what tokenizer.json says."""
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
 @public
@@ -164,7 +163,7 @@ def locate(name: str | Path) -> str:
         return str(tiny.path(text))
     if text.strip() and _is_folder(text):
         return text
-    if not _HUB_ID.fullmatch(text) or len(text) > 96 or "--" in text or ".." in text:
+    if not is_hub_id(text):
         raise UnknownNameError(
             f"model {shown(text)} is neither an embedded checkpoint ({', '.join(tiny.names())}) nor a folder, and a "
             f"hub id is written owner/name{closest(text, tiny.names())}; checkpoints of {len(FAMILIES)} families can "
@@ -205,12 +204,15 @@ def read_tokenizer(source: str | CheckpointFiles) -> Any:
         CheckpointError: for one that cannot be read.
     """
     files = CheckpointFiles.of(source)
-    if not any((files.folder / file).exists() for file in TOKENIZER):
+    if not any((files.folder / file).exists() for file in VOCABULARIES):
+        if (files.folder / TOKENIZER).exists():
+            said = f"'{files.source}' has a {TOKENIZER} and no vocabulary ({VOCABULARIES[0]})"
+            warnings.warn(f"{said}; opened without a tokenizer", LeftOutWarning, stacklevel=4)
         return None
     with opening(f"the tokenizer of '{files.source}' cannot be read"):
         tokenizer: Any = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
         tokenizer.name_or_path = files.source
-        said = (files.json("tokenizer_config.json") or {}).get("tokenizer_class")
+        said = (files.json(TOKENIZER) or {}).get("tokenizer_class")
         if said in _AS_IT_IS and type(tokenizer).__name__ not in _AS_IT_IS:
             model: Any = (files.json("tokenizer.json") or {}).get("model") or {}
             if model.get("type") != type(tokenizer.backend_tokenizer.model).__name__:

@@ -9,6 +9,7 @@ from models import FAMILIES, make, tokens
 from transformers import JambaConfig, JambaForCausalLM, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from hybridlens import HybridLens, HybridLensError, load, load_weights
+from hybridlens.errors import LeftOutWarning
 
 
 @pytest.fixture(params=FAMILIES)
@@ -115,6 +116,17 @@ def test_a_git_lfs_pointer_is_named_for_what_it_is(folder):
     for way in (load, load_weights):
         with pytest.raises(HybridLensError, match=r"model\.safetensors is a Git LFS pointer"):
             way(folder)
+
+
+def test_without_a_vocabulary_there_is_no_tokenizer(folder):
+    """Settings of one alone are said to be left out; ids can be used, and text says what is missing."""
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    with pytest.warns(LeftOutWarning, match=r"no vocabulary \(tokenizer\.json\); opened without a tokenizer"):
+        lens = load(folder)
+    assert lens.tokenizer is None
+    assert lens.to_tokens([1, 2]).tolist() == [[1, 2]]
+    with pytest.raises(HybridLensError, match="tokenizer"):
+        lens.to_tokens("a city")
 
 
 def test_answers_end_as_generation_config_says(folder):

@@ -25,13 +25,13 @@ from hybridlens.boundary_words import shown
 from hybridlens.checkpoint_files import CheckpointFiles, one_line, opening
 from hybridlens.devices import usable
 from hybridlens.errors import CheckpointError, UnknownNameError
+from hybridlens.hub import is_hub_id
 from hybridlens.sae.autoencoder import SparseAutoencoder
 from hybridlens.sae.config import parsed
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _INSIDE = re.compile(r"[\w.=-]+(/[\w.=-]+)*", re.ASCII)
 
 
@@ -61,7 +61,7 @@ def load_sae(
         CheckpointError: see the module.
     """
     text, place = str(name), usable(device)
-    if not Path(text).is_dir() and (not _HUB_ID.fullmatch(text) or ".." in text):
+    if not Path(text).is_dir() and not is_hub_id(text):
         raise UnknownNameError(f"autoencoder {shown(text)} is neither a folder nor a hub id (owner/name)")
     if folder and (not _INSIDE.fullmatch(folder) or ".." in folder):
         raise CheckpointError(f"folder {shown(folder)} given, expected the path of one inside {shown(text)}")
