@@ -11,54 +11,132 @@ a checkpoint into one such line, the original behind it.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+import warnings
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from hybridlens.errors import CheckpointError, HybridLensError
+from hybridlens.errors import CachedWarning, CheckpointError, HybridLensError
+from hybridlens.hub import HubSnapshot, snapshot
+from hybridlens.hub_words import one_line
 
-CONFIG = "config.json"
+GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+TOKENIZER = "tokenizer_config.json"
+VOCABULARIES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+    "tiktoken.model", "tekken.json",
+)  # fmt: skip
+"""Files of which a tokenizer has one, as transformers looks for them."""
 
 LARGEST = 1 << 28
 """Bytes of the largest JSON file that is read; the indices of the largest checkpoints have some 10 MB."""
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_OBJECTS = (GENERATION, TOKENIZER, "special_tokens_map.json", "added_tokens.json")
+_BESIDE = (*_OBJECTS, *VOCABULARIES, "merges.txt", "chat_template.jinja", "chat_template.json")
+_TEMPLATES = "additional_chat_templates/"
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class CheckpointFiles:
-    """The files of a folder, or of a hub id, which are fetched, or taken from the cache, as they are asked for."""
+    """The files of a folder, or of a hub id, which are fetched, or taken from the cache, as they are asked for.
 
-    def __init__(self, source: str | Path) -> None:
+    Args:
+        source: a folder or a hub id.
+        revision: of a hub id: a branch, a tag or a commit; None for its main branch.
+
+    Raises:
+        CheckpointError: the hub does not have it, or cannot be asked and nothing is in the cache; or a revision of a
+            folder.
+    """
+
+    def __init__(self, source: str | Path, revision: str | None = None) -> None:
         self.source = str(source)
-        self.local = Path(self.source).is_dir()
+        self.hub: HubSnapshot | None = None
+        if not Path(self.source).is_dir():
+            self.hub = snapshot(self.source, revision)
+        elif revision is not None:
+            raise CheckpointError(f"revision {revision!r} given for the folder '{self.source}'; only hub ids have any")
+        self.folder = Path(self.source) if self.hub is None else self.hub.folder
+
+    @classmethod
+    def of(cls, source: str | Path | CheckpointFiles) -> CheckpointFiles:
+        """Those of a folder or a hub id; what has been opened is given back."""
+        return source if isinstance(source, CheckpointFiles) else cls(source)
+
+    @property
+    def commit(self) -> str | None:
+        """Of a hub id."""
+        return None if self.hub is None else self.hub.commit
+
+    def names(self) -> tuple[str, ...]:
+        """The files at the top of the folder, or all of the hub id's."""
+        if self.hub is not None:
+            return self.hub.names()
+        return tuple(sorted(path.name for path in self.folder.iterdir()))
+
+    def at_hand(self, files: Iterable[str]) -> bool:
+        """Whether nothing of these has to be fetched."""
+        return all((self.folder / file).is_file() for file in files)
 
     def path(self, file: str) -> Path | None:
         """Where a file is; None where the checkpoint has no such file.
 
         Raises:
-            CheckpointError: it is there and cannot be fetched.
+            CheckpointError: it is there and cannot be fetched, or is a Git LFS pointer.
         """
-        if self.local:
-            path = Path(self.source) / file
-            return path if path.is_file() else None
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            return Path(hf_hub_download(self.source, file))
-        except LocalEntryNotFoundError as error:
-            if file in (INDEX, SINGLE, CONFIG):  # which of them a checkpoint has is found by asking
-                return None
-            raise CheckpointError(f"'{self.source}': {file} cannot be fetched: {one_line(error)}") from error
-        except EntryNotFoundError:
+        path = self.folder / file
+        if self.hub is not None:
+            self.hub.fetch([file])
+        if not path.is_file():
             return None
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            raise CheckpointError(f"'{self.source}': {file} cannot be fetched: {one_line(error)}") from error
+        with path.open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise CheckpointError(
+                    f"'{self.source}': {file} is a Git LFS pointer, not the file itself; run `git lfs pull` there, or "
+                    "fetch it with `hf download`"
+                )
+        return path
+
+    def fetch_beside(self) -> None:
+        """Of a hub id, have at hand what a model is opened with besides its weights: tokenizer and generation.
+
+        Raises:
+            CheckpointError: it cannot be fetched.
+        """
+        if self.hub is None:
+            return
+        templates = [name for name in self.names() if name.startswith(_TEMPLATES) and name.endswith(".jinja")]
+        self.hub.fetch([*_BESIDE, *templates])
+        unknown = [file for file in (GENERATION, VOCABULARIES[0]) if not self.at_hand([file])]
+        if self.hub.sizes is None and unknown:
+            absent = " and no ".join(unknown)
+            said = f"'{self.source}': the cache holds no {absent}; should there be any, {self.hub.refused}"
+            warnings.warn(said, CachedWarning, stacklevel=4)
+
+    def fetch_weights(self) -> None:
+        """Of a hub id, have all of its weights at hand; none is fetched where the index names one that is missing.
+
+        Raises:
+            CheckpointError: they cannot be fetched, or see `shards`.
+        """
+        if self.hub is not None:
+            files = self.weights()
+            if self.hub.sizes is not None and (lost := sorted(set(files) - set(self.hub.sizes))):
+                raise CheckpointError(f"'{self.source}' lacks its shard {lost[0]}, which {INDEX} names; tell its owner")
+            self.hub.fetch(files)
+
+    def weights(self) -> list[str]:
+        """The files that hold the weights.
+
+        Raises:
+            CheckpointError: see `shards`.
+        """
+        shards = self.shards()
+        return [SINGLE] if shards is None else sorted(set(shards.values()))
 
     def json(self, file: str) -> dict[str, Any] | None:
         """What a JSON file holds; None where there is no such file.
@@ -68,7 +146,7 @@ class CheckpointFiles:
         """
         path = self.path(file)
         if path is None:
-            if self.local and (Path(self.source) / file).exists():
+            if (self.folder / file).exists():
                 raise CheckpointError(f"'{self.source}': {file} is no file; fetch the checkpoint again")
             return None
         try:
@@ -96,7 +174,7 @@ class CheckpointFiles:
             CheckpointError: there are no safetensors files, or the index is damaged, or names a file that is not one
                 of them.
         """
-        if self.path(SINGLE) is not None:
+        if SINGLE in self.names():
             return None
         index = self.json(INDEX)
         if index is None:
@@ -120,34 +198,36 @@ class CheckpointFiles:
             CheckpointError: an adapter, which would be left out or put in without a word; a checkpoint in pickled
                 parts; a damaged file of the tokenizer or of generation.
         """
-        if not self.local:
-            return
-        folder = Path(self.source)
-        if (folder / "adapter_config.json").exists():
+        names = self.names()
+        if "adapter_config.json" in names:
             raise CheckpointError(
                 f"'{self.source}' holds an adapter (adapter_config.json); merge it into the weights and give the "
                 "merged model, or remove it to open the model without it"
             )
-        parts = [path.name for path in folder.iterdir() if path.name == ".metadata" or path.suffix == ".distcp"]
+        parts = [name for name in names if name == ".metadata" or name.endswith(".distcp")]
         if parts:
             raise CheckpointError(
                 f"'{self.source}' holds pickled parts of a distributed checkpoint ({min(parts)}), which can run code "
                 "when they are read; convert them to safetensors first"
             )
-        for file in _OBJECTS:
-            self.json(file)
+        for file in _BESIDE:
+            if (self.folder / file).exists():
+                _ = self.json(file) if file in _OBJECTS else self.path(file)
 
     def _instead(self) -> str:
         """What a checkpoint without safetensors files holds."""
-        if not self.local:
-            return f"has no {SINGLE} and no {INDEX} that can be fetched; safetensors are all that is read"
-        folder = Path(self.source)
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+        names = self.names()
+        pickles = sorted(name for name in names if name.endswith(_PICKLES))
         if pickles:
             return (
-                f"holds pickled weights ({pickles[0]}), which can run code when they are read; "
-                "convert them to safetensors first"
+                f"holds pickled weights ({pickles[0]}), which can run code when they are read; convert them to "
+                "safetensors first: transformers' from_pretrained and save_pretrained do"
+                + ("" if self.hub is None else ", and many have a pull request that does: revision='refs/pr/1'")
             )
+        if made := sorted(name for name in names if name.endswith(".gguf")):
+            return f"holds weights in GGUF alone ({made[0]}), which are not read; give the model that they were made of"
+        if self.hub is not None and self.hub.sizes is None:
+            return f"has no weights in the cache, and {self.hub.refused}, then run this again"
         return f"holds no weights, expected {SINGLE} or its shards with {INDEX}"
 
 
@@ -163,14 +243,6 @@ def opening(what: str) -> Generator[None]:
         raise
     except Exception as error:
         raise CheckpointError(f"{what}: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line, or its kind where it has none."""
-    text = " ".join(str(error).split())
-    if not text:
-        return type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def _plain(file: str) -> bool:

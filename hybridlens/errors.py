@@ -66,6 +66,10 @@ class LeftOutWarning(UserWarning):
     """A checkpoint holds something beside the text model that is opened: a vision tower, a head for several tokens."""
 
 
+class CachedWarning(UserWarning):
+    """The hub could not be asked, and what the cache holds of a model is opened as it is."""
+
+
 def closest(name: str, known: Iterable[str], n: int = 3) -> str:
     """A clause that offers the names nearest to `name`, or an empty string when none is near.
 

@@ -12,6 +12,7 @@ raised behind it.
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTo
 from hybridlens import tiny
 from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
-from hybridlens.checkpoint_files import CONFIG, TOKENIZER, CheckpointFiles, opening
+from hybridlens.checkpoint_files import TOKENIZER, VOCABULARIES, CheckpointFiles, opening
 from hybridlens.devices import usable
-from hybridlens.errors import CheckpointError, UnknownNameError, closest
+from hybridlens.errors import CheckpointError, LeftOutWarning, UnknownNameError, closest
 from hybridlens.families import FAMILIES, family_for, is_known, of_no_family, text_config
 from hybridlens.families.fields import check_values
+from hybridlens.hub import CONFIG, is_hub_id
 from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
 from hybridlens.peers import architecture_of, official_name
@@ -38,63 +40,83 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 _AS_IT_IS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Classes of tokenizers that are what tokenizer.json says."""
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
 @public
 def load(
-    name: str | Path,
+    name: str | Path | CheckpointFiles,
     *,
+    revision: str | None = None,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device | None = None,
     device_map: Any = None,
+    max_memory: Any = None,
+    offload_folder: str | Path | None = None,
 ) -> HybridLens:
     """Open a checkpoint.
 
     Args:
-        name: an embedded checkpoint (`hybridlens models` lists them), a folder, or a hub id.
-        dtype: "float32", "bfloat16" or "float16".
+        name: an embedded checkpoint (`hybridlens models` lists them), a folder, or a hub id; or what `checkpoint` gave.
+        revision: of a hub id: a branch, a tag or a commit.
+        dtype: "float32", "bfloat16" or "float16"; "auto" for the one that the checkpoint has.
         device: where to put the whole model.
         device_map: accelerate's map, such as "auto", instead of `device`.
+        max_memory: of that map, the most that each device may hold, as accelerate has it: {0: "20GB", "cpu": "60GB"}.
+        offload_folder: of that map, where weights that fit nowhere are put.
 
     Raises:
         UnknownNameError: for a name that is neither embedded, a folder, nor of the form of a hub id.
         CheckpointError: for a checkpoint that cannot be opened.
     """
-    kind = resolve_dtype(dtype)
+    kind = "auto" if dtype == "auto" else resolve_dtype(dtype)
+    placing = {"max_memory": max_memory, "offload_folder": offload_folder}
+    placing = {option: value for option, value in placing.items() if value is not None}
+    if placing and device_map is None:
+        raise CheckpointError(f"{min(placing)} given without device_map, whose it is; give device_map='auto' too")
     if device is not None and device_map is not None:
         raise CheckpointError(f"device {device} and device_map {shown(device_map)} given; give one of them")
     place = None if device is None else usable(device)
-    source = locate(name)
-    config = read_config(source)
+    held = checkpoint(name, revision)
+    source = held.source
+    config = read_config(held)
     family = family_for(config, f"'{source}'")
     family.configure(config)
     quantised = getattr(config, "quantization_config", None) is not None
-    CheckpointFiles(source).check_beside()
-    files = FileTensors(source)
+    held.fetch_beside()
+    held.check_beside()
+    tokenizer = read_tokenizer(held)
+    held.fetch_weights()
+    files = FileTensors(held)
     if not quantised:
         check_fit(family, config, files)
     warn_of_spares(family, files)
     with opening(f"'{name}' cannot be loaded"):
         model, found = getattr(transformers, family.architecture).from_pretrained(
-            source, config=config, dtype=kind, device_map=device_map, use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True,
+            held.folder, config=config, dtype=kind, device_map=device_map, use_safetensors=True,
+            trust_remote_code=False, output_loading_info=True, **placing,
         )  # fmt: skip
+        model.config.name_or_path = source
         model = model.eval()
         model = model if place is None else model.to(place)
     check_found(family, found, source)
     check_finite(model, source)
-    return HybridLens(model, read_tokenizer(source))
+    if model.dtype not in DTYPES.values():
+        raise CheckpointError(f"'{source}' has weights in {model.dtype}; give dtype=, one of {', '.join(DTYPES)}")
+    return HybridLens(model, tokenizer)
 
 
 @public
-def load_weights(name: str | Path, *, device: str | torch.device = "cpu") -> Weights:
+def load_weights(
+    name: str | Path | CheckpointFiles, *, revision: str | None = None, device: str | torch.device = "cpu"
+) -> Weights:
     """The linear maps of a checkpoint, read straight from its safetensors files; no model is made.
 
     They are those of the model that `load` opens in float32, whatever dtype the files have.
 
     Args:
-        name: an embedded checkpoint, a folder, or a hub id, of which only the shards needed are fetched.
+        name: an embedded checkpoint, a folder, or a hub id, of which only the shards needed are fetched; or what
+            `checkpoint` gave.
+        revision: of a hub id: a branch, a tag or a commit.
         device: where what is read is put.
 
     Raises:
@@ -102,19 +124,34 @@ def load_weights(name: str | Path, *, device: str | torch.device = "cpu") -> Wei
         CheckpointError: for a checkpoint that cannot be opened, a missing shard or tensor, or quantised weights.
     """
     place = usable(device)
-    source = locate(name)
-    config = read_config(source)
+    held = checkpoint(name, revision)
+    source = held.source
+    config = read_config(held)
     if getattr(config, "quantization_config", None) is not None:
         raise CheckpointError(f"'{name}' is quantised, so its stored numbers are not its weights; give the original")
     family = family_for(config, f"'{source}'")
     cfg = family.configure(config)
-    CheckpointFiles(source).check_beside()
-    files = FileTensors(source)
+    held.check_beside()
+    files = FileTensors(held)
     if files.complete():
         check_fit(family, config, files)
     warn_of_spares(family, files)
     model = meta_model(family, config, source)  # what is where, at no cost of memory
-    return Weights(HookedNetwork(model.eval(), family, cfg), FileTensors(source, model), place)
+    return Weights(HookedNetwork(model.eval(), family, cfg), FileTensors(held, model), place)
+
+
+def checkpoint(name: str | Path | CheckpointFiles, revision: str | None = None) -> CheckpointFiles:
+    """The files of an embedded checkpoint, a folder, or a hub id, whose revision is then a commit for good.
+
+    Raises:
+        UnknownNameError: the name is none of them.
+        CheckpointError: the hub does not have it, or cannot be asked; or a revision of what is no hub id.
+    """
+    if isinstance(name, CheckpointFiles):
+        if revision is not None:
+            raise CheckpointError(f"revision {shown(revision)} given for '{name.source}', which is open already")
+        return name
+    return CheckpointFiles(locate(name), revision)
 
 
 def locate(name: str | Path) -> str:
@@ -128,7 +165,7 @@ def locate(name: str | Path) -> str:
         return str(tiny.path(text))
     if text.strip() and _is_folder(text):
         return text
-    if not _HUB_ID.fullmatch(text) or len(text) > 96 or "--" in text or ".." in text:
+    if not is_hub_id(text):
         near = _meant(text) or closest(text, tiny.names())
         raise UnknownNameError(
             f"model {shown(text)} is neither an embedded checkpoint ({', '.join(tiny.names())}) nor a folder, and a "
@@ -147,29 +184,33 @@ def _meant(text: str) -> str:
     kind = (architecture_of(meant) if meant else None) or (stem if stem in CONFIG_MAPPING else None)
     if kind is not None and not is_known(kind):
         return f"; {text} is a {kind}, of no family that hybridlens knows"
-    return f"; type hl.load({meant!r})" if kind is not None and meant is not None and _HUB_ID.fullmatch(meant) else ""
+    return f"; type hl.load({meant!r})" if kind is not None and meant is not None and is_hub_id(meant) else ""
 
 
-def read_config(source: str) -> Any:
+def read_config(source: str | CheckpointFiles) -> Any:
     """The configuration of a checkpoint's text model, without its weights.
 
     Raises:
         CheckpointError: when there is none, it cannot be read, it is of a model that transformers does not know, or a
             field holds what no model can have.
     """
-    raw = CheckpointFiles(source).json(CONFIG)
+    held = CheckpointFiles.of(source)
+    source = held.source
+    raw = held.json(CONFIG)
     if raw is not None:
         check_values(raw, f"'{source}': {CONFIG}")
         kind = raw.get("model_type")
         if isinstance(kind, str) and kind not in CONFIG_MAPPING:
             raise of_no_family(f"'{source}'", kind)
     with opening(f"'{source}' has no configuration that can be read"):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    return text_config(config, f"'{source}'")
+        config = AutoConfig.from_pretrained(held.folder, trust_remote_code=False)
+    config = text_config(config, f"'{source}'")
+    config.name_or_path = source
+    return config
 
 
-def read_tokenizer(source: str) -> Any:
-    """The tokenizer of a checkpoint; None for a folder that holds none.
+def read_tokenizer(source: str | CheckpointFiles) -> Any:
+    """The tokenizer of a checkpoint; None where it holds none.
 
     Of some kinds of model (Qwen3.5) transformers makes the tokenizer that the kind is published with, whatever
     tokenizer_config.json says; one of another sort (words, unigrams) would lose its tokens by it, and is read as it is.
@@ -177,16 +218,20 @@ def read_tokenizer(source: str) -> Any:
     Raises:
         CheckpointError: for one that cannot be read.
     """
-    if Path(source).is_dir() and not any((Path(source) / file).exists() for file in TOKENIZER):
+    files = CheckpointFiles.of(source)
+    if not any((files.folder / file).exists() for file in VOCABULARIES):
+        if (files.folder / TOKENIZER).exists():
+            said = f"'{files.source}' has a {TOKENIZER} and no vocabulary ({VOCABULARIES[0]})"
+            warnings.warn(f"{said}; opened without a tokenizer", LeftOutWarning, stacklevel=4)
         return None
-    with opening(f"the tokenizer of '{source}' cannot be read"):
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        files = CheckpointFiles(source)
-        said = (files.json("tokenizer_config.json") or {}).get("tokenizer_class")
+    with opening(f"the tokenizer of '{files.source}' cannot be read"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
+        tokenizer.name_or_path = files.source
+        said = (files.json(TOKENIZER) or {}).get("tokenizer_class")
         if said in _AS_IT_IS and type(tokenizer).__name__ not in _AS_IT_IS:
             model: Any = (files.json("tokenizer.json") or {}).get("model") or {}
             if model.get("type") != type(tokenizer.backend_tokenizer.model).__name__:
-                return PreTrainedTokenizerFast.from_pretrained(source)
+                return PreTrainedTokenizerFast.from_pretrained(files.folder)
         return tokenizer
 
 

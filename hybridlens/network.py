@@ -19,7 +19,7 @@ from hybridlens.blocks import Block
 from hybridlens.config import LensConfig, Opened
 from hybridlens.devices import execution_device, first_weight
 from hybridlens.errors import InputError
-from hybridlens.families.spec import Family
+from hybridlens.families.spec import Family, ends_of
 from hybridlens.following import Following
 from hybridlens.hooks import HookPoint
 from hybridlens.mlps import HookedMoe
@@ -44,7 +44,7 @@ class HookedNetwork(nn.Module):
         super().__init__()
         self.wrapped = (model,)
         self.family = family
-        self.cfg = cfg
+        self.cfg = cfg = replace(cfg, eos_token_ids=ends_of(model, cfg.eos_token_ids))
         self.signature = signature(cfg)
         self.embed_scale = family.embed_scale(model.config)
         self.unembed_scale = family.unembed_scale(model.config)

@@ -11,12 +11,16 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Lock
 
 Advance = Callable[[int], None]
 """Called with how many more are done."""
 
 Stages = Callable[[int, int], None]
 """Called with how many are done and how many there are in all."""
+
+SMALL = 1 << 22
+"""Bytes that are done too soon for a bar."""
 
 _HIDDEN: ContextVar[bool] = ContextVar("hidden", default=False)
 
@@ -32,6 +36,16 @@ def wanted() -> bool:
 def hidden() -> Generator[None]:
     """No bars of what is called inside."""
     token = _HIDDEN.set(True)
+    try:
+        yield
+    finally:
+        _HIDDEN.reset(token)
+
+
+@contextmanager
+def shown() -> Generator[None]:
+    """Bars again inside `hidden`: of what comes before whatever hides them has a bar of its own."""
+    token = _HIDDEN.set(False)
     try:
         yield
     finally:
@@ -56,6 +70,29 @@ def counted(total: int, what: str, given: Advance | None = None) -> Generator[Ad
 
         def advance(more: int) -> None:
             bar.update(more)
+
+        yield advance
+
+
+@contextmanager
+def sized(total: int, what: str) -> Generator[Advance]:
+    """A bar over so many bytes, to be moved on from any thread; others inside are hidden.
+
+    Args:
+        total: how many there are; of fewer than `SMALL`, no bar is shown.
+        what: is done with them, in a few words.
+    """
+    if total < SMALL or not wanted():
+        yield _nothing
+        return
+    from tqdm.auto import tqdm
+
+    lock = Lock()
+    with tqdm(total=total, desc=what, leave=False, unit="B", unit_scale=True, unit_divisor=1024) as bar, hidden():
+
+        def advance(more: int) -> None:
+            with lock:
+                bar.update(more)
 
         yield advance
 

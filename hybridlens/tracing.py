@@ -8,8 +8,8 @@ Threads may trace the same lens at once, each a run of its own (`hybridlens.inte
 How it fails: as nnsight does, but where nnsight would be silent: a layer's ``output[0]`` (`hybridlens.first_row`), a
 gradient that is None (`hybridlens.written`), a value of another invoke that is not there yet (`hybridlens.siblings`)
 raise `HybridLensError`s that say what to type. Points are read in forward order, and reading one that has passed raises
-nnsight's OutOfOrderError. A trace inside a trace of the same lens, an edit that would outlive its traces in some ways of running
-only, and a scan of a generation raise `InputError`.
+nnsight's OutOfOrderError. A trace inside a trace of the same lens, an edit that would outlive its traces in some ways
+of running only, and a scan of a generation raise `InputError`.
 """
 
 from __future__ import annotations

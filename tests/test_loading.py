@@ -8,7 +8,8 @@ from bounds import close
 from models import FAMILIES, make, tokens
 from transformers import JambaConfig, JambaForCausalLM, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
-from hybridlens import HybridLens, HybridLensError, load
+from hybridlens import HybridLens, HybridLensError, load, load_weights
+from hybridlens.errors import LeftOutWarning
 
 
 @pytest.fixture(params=FAMILIES)
@@ -62,8 +63,8 @@ def test_names_that_stand_for_nothing_are_refused(case):
         load(name)
 
 
-def rewrite(folder, **changes):
-    path = folder / "config.json"
+def rewrite(folder, file="config.json", **changes):
+    path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -101,6 +102,61 @@ def test_a_damaged_weights_file_is_one_line(folder):
     with pytest.raises(HybridLensError, match=r"model\.safetensors cannot be read") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_git_lfs_pointer_is_named_for_what_it_is(folder):
+    """What `git clone` leaves without git-lfs, of weights and of a tokenizer."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    (folder / "tokenizer.json").write_bytes(pointer)
+    with pytest.raises(HybridLensError, match=r"tokenizer\.json is a Git LFS pointer.*git lfs pull") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    (folder / "tokenizer.json").unlink()
+    (folder / "model.safetensors").write_bytes(pointer)
+    for way in (load, load_weights):
+        with pytest.raises(HybridLensError, match=r"model\.safetensors is a Git LFS pointer"):
+            way(folder)
+
+
+def test_without_a_vocabulary_there_is_no_tokenizer(folder):
+    """Settings of one alone are said to be left out; ids can be used, and text says what is missing."""
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    with pytest.warns(LeftOutWarning, match=r"no vocabulary \(tokenizer\.json\); opened without a tokenizer"):
+        lens = load(folder)
+    assert lens.tokenizer is None
+    assert lens.to_tokens([1, 2]).tolist() == [[1, 2]]
+    with pytest.raises(HybridLensError, match="tokenizer"):
+        lens.to_tokens("a city")
+
+
+def test_answers_end_as_generation_config_says(folder):
+    """Models of chats name their end of turn there alone; a row stops where the library's own does."""
+    ids = tokens(1, 6)
+    free = load(folder).generate(ids, max_new_tokens=8, stop_at_eos=False).tokens[0].tolist()
+    end = free[3]
+    rewrite(folder, "generation_config.json", eos_token_id=[2, end])
+    lens = load(folder)
+    made = lens.generate(ids, max_new_tokens=8)
+    said = made.tokens[0, : int(made.lengths[0])].tolist()
+    theirs = lens.hf_model.generate(ids, max_new_tokens=8, do_sample=False)[0, 6:].tolist()
+    assert lens.cfg.eos_token_ids == (2, end)
+    assert said == theirs == free[: free.index(end) + 1]
+    (folder / "generation_config.json").unlink()
+    assert load(folder).cfg.eos_token_ids == (lens.hf_model.config.eos_token_id,)
+
+
+def test_dtype_and_places_are_passed_on(folder, tmp_path):
+    """The checkpoint's own dtype; accelerate's budget, of which 20 kB leave most layers on the disk."""
+    assert str(load(folder, dtype="auto").dtype) == "torch.float32"
+    load(folder, dtype="bfloat16").hf_model.save_pretrained(tmp_path / "narrow")
+    assert str(load(tmp_path / "narrow", dtype="auto").dtype) == "torch.bfloat16"
+    away = load(folder, device_map="auto", max_memory={"cpu": "20kB"}, offload_folder=tmp_path / "away")
+    assert "disk" in away.hf_model.hf_device_map.values()
+    for option in ({"max_memory": {"cpu": "20kB"}}, {"offload_folder": tmp_path}):
+        with pytest.raises(HybridLensError, match=f"{next(iter(option))} given without device_map"):
+            load(folder, **option)
+    with pytest.raises(HybridLensError, match="revision 'main' given for the folder"):
+        load(folder, revision="main")
 
 
 PUBLISHED = {

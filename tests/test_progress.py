@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -13,7 +14,7 @@ import hybridlens as hl
 from analyses import circuits
 from analyses.patching.metrics import Rank
 from analyses.patching.sweeps import sweep
-from hybridlens.progress import counted, hidden, staged, wanted
+from hybridlens.progress import counted, hidden, shown, sized, staged, wanted
 
 IDS, OTHER = [3, 4, 5, 6, 7], [3, 4, 20, 6, 7]
 
@@ -53,6 +54,21 @@ def test_generation_shows_a_bar_when_it_is_asked_to(lens: hl.HybridLens, monkeyp
     assert lens.generate([IDS], 3, stop_at_eos=False, verbose=True).tokens.tolist() == said.tokens.tolist()
     assert "new tokens" in terminal.getvalue()
     assert "3/3" in terminal.getvalue()
+
+
+def test_bytes_are_counted_from_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few enough have no bar; `shown` brings it back where a command hides others'."""
+    terminal = watched(monkeypatch)
+    with sized(1000, "fetching") as advance:
+        advance(1000)
+    with hidden(), sized(8 << 20, "fetching") as advance:
+        advance(8 << 20)
+    assert terminal.getvalue() == ""
+    with hidden(), shown(), sized(8 << 20, "fetching us/model") as advance, ThreadPoolExecutor(4) as pool:
+        list(pool.map(advance, [1 << 20] * 8))
+    assert "fetching us/model" in terminal.getvalue()
+    assert "8.00M/8.00M" in terminal.getvalue()
+    assert wanted()
 
 
 def test_a_notebook_is_somebody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,13 +23,16 @@ from analyses.experiment.artefacts import Tensors
 from analyses.experiment.checkpoints import check_device, meta_lens, open_model, quieten
 from analyses.experiment.filler import filler_tokens
 from analyses.experiment.options.circuits import CircuitsConfig
-from analyses.experiment.running import Experiment, Progress, model_facts
+from analyses.experiment.running import Experiment, Progress, commit_facts, model_facts
 from analyses.heads.needle_heads import Look, look
 from analyses.heads.ranking import HeadRanking, ranking_table
 from hybridlens import niah, tiny
+from hybridlens.checkpoint_files import CheckpointFiles
 from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
+from hybridlens.loading import checkpoint
 from hybridlens.model import HybridLens
+from hybridlens.progress import shown
 from hybridlens.results import Folder, Manifest, hash_json
 from hybridlens.viz.article import Article
 from hybridlens.weights import Weights, digest
@@ -66,6 +69,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         self.source = source
         self.options = options
         self.tokens = tokens
+        self.commit = None
         self.weights = source if isinstance(source, Weights) else Weights.of_model(source)
         self.check(options, self.weights.cfg)
         self.distances = check_distances(self.weights, options.distances)
@@ -79,15 +83,24 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
     @classmethod
     def opened(cls, options: CircuitsConfig, device: str, dtype: str) -> CircuitsRun:
         """See `Experiment`; the model is loaded where it is to be run."""
-        cls.check(options, meta_lens(options.model).cfg)
+        with shown():
+            files = checkpoint(options.model, options.revision)
+            cls.check(options, meta_lens(files).cfg)
+            made = cls._made(files, options, device, dtype)
+        made.commit = files.commit
+        return made
+
+    @classmethod
+    def _made(cls, files: CheckpointFiles, options: CircuitsConfig, device: str, dtype: str) -> CircuitsRun:
+        """With the model where it is to be run, else its weights alone."""
         if options.model in tiny.names() if options.measure is None else options.measure:
-            lens = open_model(options.model, device, dtype)
+            lens = open_model(files, device, dtype)
             length = min(TEXT_TOKENS, lens.cfg.n_ctx or TEXT_TOKENS)
             return cls(lens, options, filler_tokens(lens, length, TEXT_ROWS, options.seed))
         quieten()
         if check_device(device) == "auto":
             raise InputError("--device auto spreads a model, but weights are read from files here; name one device")
-        return cls(hl.load_weights(options.model, device=device), options)
+        return cls(hl.load_weights(files, device=device), options)
 
     def manifest(self) -> Manifest:
         """See `Experiment`."""
@@ -103,7 +116,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
             job=self.job,
             command=options.command,
             settings={"memory": options.memory, "device": str(cfg.device)},
-            facts=model_facts(cfg),
+            facts={**commit_facts(self.commit, options.revision), **model_facts(cfg)},
         )
 
     def run(self, folder: Folder, progress: Progress) -> Found:

@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 from analyses.experiment.options.base import Options, flag
 
 MODEL = "An embedded model (see `hybridlens models`), a folder, or a hub id."
+REVISION = str(Options.model_fields["revision"].description)
 DEVICE = "cpu, cuda, cuda:N, mps, or auto to spread the model."
 DTYPE = "float32, bfloat16 or float16."
 

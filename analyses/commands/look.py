@@ -8,21 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from analyses.commands.declared import DEVICE, DTYPE, MODEL
+from analyses.commands.declared import DEVICE, DTYPE, MODEL, REVISION
 from hybridlens.errors import InputError
 
 Model = Annotated[str, typer.Option("--model", help=MODEL)]
+Revision = Annotated[str | None, typer.Option(help=REVISION)]
 
 
 def hooks(
     model: Model,
     layer: Annotated[int | None, typer.Option(help="Only the points of this layer.")] = None,
+    revision: Revision = None,
 ) -> None:
     """Every hook point of a model, with its shape. Needs the configuration only, no weights."""
     from analyses.commands.hook_points import hook_table
     from analyses.experiment.checkpoints import meta_lens
 
-    lens = meta_lens(model)
+    lens = meta_lens(model, revision)
     if layer is not None and not 0 <= layer < lens.cfg.n_layers:
         raise InputError(f"--layer {layer} given, expected 0..{lens.cfg.n_layers - 1}, the layers of {model}")
     typer.echo(hook_table(lens, layer))
@@ -56,6 +58,7 @@ def heads(
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
     device: Annotated[str, typer.Option(help=DEVICE)] = "cpu",
     dtype: Annotated[str, typer.Option(help=DTYPE)] = "float32",
+    revision: Revision = None,
 ) -> None:
     """Attention heads by mean entropy, the most focused first.
 
@@ -65,14 +68,18 @@ def heads(
     from analyses.heads.entropy import rank_heads
     from analyses.heads.ranking import ranking_table
     from hybridlens import niah as benchmark
+    from hybridlens.loading import checkpoint
+    from hybridlens.progress import shown
 
     if prompt is not None and prompts is not None:
         raise InputError("--prompt and --prompts given; give one of them")
     texts = [prompt] if prompt is not None else read_prompts(prompts) if prompts is not None else None
     if out is not None and not out.parent.is_dir():
         raise InputError(f"--out {out} cannot be written: {out.parent} is no folder; make it or name another file")
-    meta_lens(model).cfg.need_attention("ranking heads")
-    lens = open_model(model, device, dtype)
+    with shown():
+        files = checkpoint(model, revision)
+        meta_lens(files).cfg.need_attention("ranking heads")
+        lens = open_model(files, device, dtype)
     if texts is None:
         length = benchmark.shortest_length(lens.tokenizer, seed=seed)
         tokens: Any = [list(p.tokens) for p in benchmark.grid(lens.tokenizer, [length], [50], seed=seed)]

@@ -6,22 +6,22 @@ is read.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import transformers
 
 import hybridlens as hl
+from hybridlens.checkpoint_files import CheckpointFiles
 from hybridlens.devices import DEVICES, usable
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.families import family_for
-from hybridlens.loading import locate, read_config, resolve_dtype
+from hybridlens.loading import checkpoint, read_config, resolve_dtype
 from hybridlens.model import HybridLens
 from hybridlens.results import hash_weights
 from hybridlens.weights.fit import meta_model
 
 
-def meta_lens(name: str) -> HybridLens:
+def meta_lens(name: str | CheckpointFiles, revision: str | None = None) -> HybridLens:
     """A lens over a model of the checkpoint's shapes that holds no weights: names and sizes, in seconds.
 
     Raises:
@@ -29,11 +29,11 @@ def meta_lens(name: str) -> HybridLens:
         CheckpointError: for a configuration that cannot be read, or of no known family.
     """
     quieten()
-    source = locate(name)
-    config = read_config(source)
-    family = family_for(config, f"'{source}'")
+    files = checkpoint(name, revision)
+    config = read_config(files)
+    family = family_for(config, f"'{files.source}'")
     family.configure(config)
-    return HybridLens(meta_model(family, config, source))
+    return HybridLens(meta_model(family, config, files.source))
 
 
 def check_device(device: str) -> str:
@@ -47,7 +47,7 @@ def check_device(device: str) -> str:
     return device
 
 
-def open_model(name: str, device: str, dtype: str) -> HybridLens:
+def open_model(name: str | CheckpointFiles, device: str, dtype: str) -> HybridLens:
     """The model that ``--model`` names, on a device; "auto" spreads it over what there is.
 
     Raises:
@@ -66,26 +66,18 @@ def quieten() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def weights_hash(name: str, lens: HybridLens) -> str:
+def weights_hash(files: CheckpointFiles, lens: HybridLens) -> str:
     """Digest of a checkpoint's weights: of its files where they are at hand, else of the tensors.
 
     Raises:
         CheckpointError: the weights are neither in files nor in memory.
     """
-    folder = _folder(locate(name))
-    if folder is not None and any(folder.glob("*.safetensors")):
-        return hash_weights(folder)
+    names = files.weights()
+    if files.at_hand(names):
+        return hash_weights(files.folder, names)
     tensors: dict[str, Any] = lens.hf_model.state_dict()
     if any(tensor.device.type == "meta" for tensor in tensors.values()):
-        raise CheckpointError(f"the weights of '{name}' are offloaded and their files were not found; give a folder")
+        raise CheckpointError(
+            f"the weights of '{files.source}' are offloaded and their files were not found; give a folder"
+        )
     return hash_weights(tensors)
-
-
-def _folder(source: str) -> Path | None:
-    """Where a checkpoint's files are: its folder, or its place in the hub's cache."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(source, "config.json")
-    return Path(found).parent if isinstance(found, str) else None

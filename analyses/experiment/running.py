@@ -23,9 +23,10 @@ from hybridlens.config import LensConfig
 from hybridlens.display import Displayed, Piece, Table, Words, brief
 from hybridlens.display.markup import cut
 from hybridlens.errors import InputError
+from hybridlens.families.spec import eos_ids
 from hybridlens.model import HybridLens
 from hybridlens.niah import MAX_SCORE
-from hybridlens.progress import hidden, staged
+from hybridlens.progress import hidden, shown, staged
 from hybridlens.results import CellKey, Folder, Manifest, hash_json, hash_weights, write_atomic
 from hybridlens.viz.article import REPORT, Article, render_article
 
@@ -112,6 +113,8 @@ class Experiment(ABC, Generic[O, T]):
     def __init__(self, lens: HybridLens, options: O, weights_hash: str | None = None) -> None:
         self.lens = lens
         self.options = options
+        self.commit: str | None = None
+        """Of a hub id: the one that was opened."""
         self.weights_hash = hash_weights(lens.hf_model.state_dict()) if weights_hash is None else weights_hash
         self.check(options, lens.cfg)
 
@@ -123,12 +126,17 @@ class Experiment(ABC, Generic[O, T]):
             HybridLensError: a checkpoint, device or dtype that cannot be used; or see `check` and the class.
         """
         from analyses.experiment.checkpoints import meta_lens, open_model, weights_hash
+        from hybridlens.loading import checkpoint
 
-        cfg = meta_lens(options.model).cfg
-        cls.check(options, cfg)
-        cls.check_memory(options, cfg, dtype)
-        lens = open_model(options.model, device, dtype)
-        return cls(lens, options, weights_hash(options.model, lens))
+        with shown():
+            files = checkpoint(options.model, options.revision)
+            cfg = meta_lens(files).cfg
+            cls.check(options, cfg)
+            cls.check_memory(options, cfg, dtype)
+            lens = open_model(files, device, dtype)
+            made = cls(lens, options, weights_hash(files, lens))
+        made.commit = files.commit
+        return made
 
     @classmethod
     def check(cls, options: O, cfg: LensConfig) -> None:
@@ -201,14 +209,31 @@ class Experiment(ABC, Generic[O, T]):
             arguments={**arguments, "dtype": str(lens.dtype).removeprefix("torch.")},
             seed=int(getattr(self.options, "seed", 0)),
             max_score=MAX_SCORE,
-            config_hash=hash_json(lens.hf_model.config.to_diff_dict()),
+            config_hash=_config_hash(lens),
             weights_hash=self.weights_hash,
             job=self.job,
             command=self.options.command,
             settings={**settings, "device": str(lens.device)},
-            facts={**model_facts(lens.cfg), "parameters": lens.n_parameters.total, **(facts or {})},
+            facts={
+                **commit_facts(self.commit, self.options.revision),
+                **model_facts(lens.cfg),
+                "parameters": lens.n_parameters.total,
+                **(facts or {}),
+            },
             growing=growing,
         )
+
+
+def _config_hash(lens: HybridLens) -> str:
+    """Digest of a model's configuration, and of the tokens that end its answers where others are named for that."""
+    config = lens.hf_model.config
+    ends = lens.cfg.eos_token_ids
+    return hash_json(config.to_diff_dict() if ends == eos_ids(config) else [config.to_diff_dict(), list(ends)])
+
+
+def commit_facts(commit: str | None, revision: str | None) -> dict[str, Any]:
+    """What a record says of where on the hub a model was had: nothing of what was not."""
+    return {} if commit is None else {"commit": commit, **({} if revision is None else {"revision": revision})}
 
 
 def model_facts(cfg: LensConfig) -> dict[str, Any]:

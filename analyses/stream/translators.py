@@ -26,9 +26,10 @@ from analyses.experiment.artefacts import Stored
 from analyses.stream.logit_lens import read_places
 from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
-from hybridlens.checkpoint_files import CONFIG, CheckpointFiles, one_line
+from hybridlens.checkpoint_files import CheckpointFiles, one_line
 from hybridlens.display import Curve, Table, many, number
 from hybridlens.errors import CheckpointError, InputError
+from hybridlens.hub import CONFIG
 from hybridlens.model import HybridLens
 from hybridlens.viz.plotted import Plotted
 

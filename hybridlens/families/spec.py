@@ -148,6 +148,19 @@ def eos_ids(config: PreTrainedConfig) -> tuple[int, ...]:
     return tuple(eos) if isinstance(eos, list) else (eos,)
 
 
+def ends_of(model: Any, config_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """The tokens that end what a model writes: those of its generation_config.json, where that has any.
+
+    Models of chats list their end of turn there alone, and transformers' `generate` stops by it.
+
+    Args:
+        model: the Hugging Face model.
+        config_ids: those of its configuration, which count otherwise.
+    """
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return config_ids if named is None else tuple(named) if isinstance(named, list) else (named,)
+
+
 _BOOKKEEPING = frozenset(
     {"_name_or_path", "_attn_implementation", "_attn_implementation_autoset", "_experts_implementation",
      "architectures", "auto_map", "dtype", "torch_dtype", "head_dim", "id2label", "label2id", "model_type",

@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hybridlens.errors import ResultsError
+from hybridlens.results.file_digests import CHUNK, file_digests, held_bytes, tensor_digests
 
 # The packages whose version can change a result. hybridlens is among them.
 CORE_PACKAGES = (
@@ -39,7 +40,8 @@ CORE_PACKAGES = (
     "numpy",
 )
 
-_CHUNK = 1 << 24  # bytes hashed at a time
+LARGE = 1 << 30
+"""Bytes of weights that are hashed within seconds."""
 
 
 def _version(package: str) -> str | None:
@@ -81,34 +83,44 @@ def hash_json(value: object) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def hash_weights(source: Path | Mapping[str, Any]) -> str:
+def hash_weights(source: Path | Mapping[str, Any], names: Sequence[str] | None = None) -> str:
     """SHA-256 (64 hex digits) of a model's weights.
+
+    More than `LARGE` bytes count with a digest of each file or tensor, made side by side, and kept of files (see
+    `file_digests`); fewer with their contents in one pass.
 
     Args:
         source: a folder with *.safetensors files (names and contents are hashed), or a state dict, name ->
             tensor (names, dtypes, shapes and bytes are hashed). The two give different digests.
+        names: of the folder's files, those that count; None for all *.safetensors.
 
     Raises:
         ResultsError: the folder holds no safetensors file.
     """
     digest = hashlib.sha256()
     if isinstance(source, Path):
-        files = sorted(source.glob("*.safetensors"))
+        files = sorted(source.glob("*.safetensors")) if names is None else [source / name for name in sorted(names)]
         if not files:
             raise ResultsError(f"no *.safetensors file in {source}; give the folder that holds the weights")
-        for file in files:
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        sizes = [file.stat().st_size for file in files]
+        large = sum(sizes) > LARGE
+        digests = file_digests(files) if large else []
+        for place, (file, size) in enumerate(zip(files, sizes, strict=True)):
+            digest.update(f"{file.name}\0{size}\0".encode())
+            if large:
+                digest.update(digests[place].encode())
+                continue
             with file.open("rb") as stream:
-                while chunk := stream.read(_CHUNK):
+                while chunk := stream.read(CHUNK):
                     digest.update(chunk)
         return digest.hexdigest()
 
-    import torch
-
-    for name in sorted(source):
-        tensor = source[name].detach().cpu().contiguous()
+    tensors = [source[name].detach() for name in sorted(source)]
+    large = sum(tensor.nbytes for tensor in tensors) > LARGE
+    digests = tensor_digests(tensors) if large else []
+    for place, (name, tensor) in enumerate(zip(sorted(source), tensors, strict=True)):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(digests[place].encode() if large else held_bytes(tensor))
     return digest.hexdigest()
 
 

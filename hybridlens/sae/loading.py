@@ -25,13 +25,13 @@ from hybridlens.boundary_words import shown
 from hybridlens.checkpoint_files import CheckpointFiles, one_line, opening
 from hybridlens.devices import usable
 from hybridlens.errors import CheckpointError, UnknownNameError
+from hybridlens.hub import is_hub_id
 from hybridlens.sae.autoencoder import SparseAutoencoder
 from hybridlens.sae.config import parsed
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _INSIDE = re.compile(r"[\w.=-]+(/[\w.=-]+)*", re.ASCII)
 
 
@@ -40,6 +40,7 @@ def load_sae(
     name: str | Path,
     folder: str = "",
     *,
+    revision: str | None = None,
     norm_scaling_factor: Annotated[float, Gt(0)] | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -49,6 +50,7 @@ def load_sae(
     Args:
         name: a folder, or a hub id (owner/name).
         folder: inside it; SAELens calls it the autoencoder's id: "blocks.8.hook_resid_pre".
+        revision: of a hub id: a branch, a tag or a commit.
         norm_scaling_factor: what activations are multiplied by, where the autoencoder was trained on such that have an
             expected length of √d_in; it is folded into the weights.
         dtype: of the weights.
@@ -59,11 +61,11 @@ def load_sae(
         CheckpointError: see the module.
     """
     text, place = str(name), usable(device)
-    if not Path(text).is_dir() and (not _HUB_ID.fullmatch(text) or ".." in text):
+    if not Path(text).is_dir() and not is_hub_id(text):
         raise UnknownNameError(f"autoencoder {shown(text)} is neither a folder nor a hub id (owner/name)")
     if folder and (not _INSIDE.fullmatch(folder) or ".." in folder):
         raise CheckpointError(f"folder {shown(folder)} given, expected the path of one inside {shown(text)}")
-    files, prefix = CheckpointFiles(text), f"{folder}/" if folder else ""
+    files, prefix = CheckpointFiles(text, revision), f"{folder}/" if folder else ""
     where = f"'{text}': {prefix}{CONFIG}"
     raw = files.json(prefix + CONFIG)
     if raw is None:

@@ -108,7 +108,8 @@ class FileTensors:
     """The weights of a checkpoint's safetensors files.
 
     Args:
-        source: a folder, or a hub id whose files are fetched, or taken from the cache, as they are needed.
+        source: a folder, or a hub id whose files are fetched, or taken from the cache, as they are needed; or either
+            as it was opened.
         model: whose tensors they are, its weights away or not: names are then the model's, whatever they are in the
             files, and what is read has to have the model's shape. None for names as they are in the files.
 
@@ -116,9 +117,9 @@ class FileTensors:
         CheckpointError: there are no safetensors files, or their index cannot be read, or names anything else.
     """
 
-    def __init__(self, source: str | Path, model: Any = None) -> None:
-        self.source = str(source)
-        self._on_disk = CheckpointFiles(source)
+    def __init__(self, source: str | Path | CheckpointFiles, model: Any = None) -> None:
+        self._on_disk = CheckpointFiles.of(source)
+        self.source = self._on_disk.source
         self._open: tuple[str, Any] | None = None
         shards = self._on_disk.shards()
         self._files = dict.fromkeys(self._names(SINGLE), SINGLE) if shards is None else shards
@@ -183,7 +184,7 @@ class FileTensors:
 
     def complete(self) -> bool:
         """Whether every file is at hand, so that all of them can be looked at without fetching any."""
-        return self._on_disk.local and all(self._on_disk.path(file) is not None for file in set(self._files.values()))
+        return self._on_disk.at_hand(set(self._files.values()))
 
     def stored(self) -> dict[str, Stored]:
         """What the files hold, by their headers.

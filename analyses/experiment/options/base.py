@@ -39,6 +39,7 @@ class Options(BaseModel):
 
     model: str
     """What results call the model: an embedded one, a folder, or a hub id."""
+    revision: str | None = Field(None, description="Of a hub id: a branch, a tag or a commit.")
     command: str = ""
     """The command line, to be recorded."""
 
