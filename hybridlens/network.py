@@ -92,7 +92,8 @@ class HookedNetwork(nn.Module):
             InputError: for a state of another model or batch size.
         """
         weights = self.following.check()
-        tokens = tokens.to(execution_device(self.wrapped[0].get_input_embeddings(), tokens.device))
+        home = execution_device(self.wrapped[0].get_input_embeddings(), tokens.device)
+        tokens = tokens.to(home, non_blocking=home.type != "cpu")
         devices = self._devices(tokens.device)
         if state is not None:
             self._check(state, tokens.shape[0], weights, devices)
@@ -214,8 +215,10 @@ class HookedNetwork(nn.Module):
         """The logits at every position, or at each row's last token."""
         head = self.wrapped[0].get_output_embeddings()
         resid = self.ln_final(resid.to(execution_device(head, resid.device)))
-        if last_only:
-            last = resid.shape[1] - 1 if lengths is None else lengths.to(resid.device).clamp(min=1) - 1
+        if last_only and lengths is None:
+            resid = resid[:, -1:]
+        elif last_only and lengths is not None:
+            last = lengths.to(resid.device, non_blocking=True).clamp(min=1) - 1
             resid = resid[torch.arange(resid.shape[0], device=resid.device), last][:, None]
         return self.hook_logits(self.unembed(resid))
 
@@ -287,7 +290,8 @@ class HookedNetwork(nn.Module):
 
     def _state(self, run: Pass, layers: tuple[Memories, ...], weights: str) -> HybridState:
         positions = run.key_positions if self.attends else run.key_positions[:, :0]  # no keys, no slots
-        return HybridState(self.signature, run.lengths, positions, layers, self.windows[0], weights, self.windows[1])
+        state = HybridState(self.signature, run.lengths, positions, layers, self.windows[0], weights, self.windows[1])
+        return state.planned_as(run.plan if self.attends or run.plan is None else run.plan.unslotted())
 
     def _dtype(self, module: nn.Module) -> torch.dtype:
         """Of a module's weights; of the model where they are packed."""
