@@ -190,6 +190,11 @@ class HookedNetwork(nn.Module):
         )
         return Output(logits, replace(after, layers=after.layers[:layer] + kept))
 
+    @property
+    def observed(self) -> bool:
+        """Whether any hook function, or a trace, acts in this thread's passes now."""
+        return any(point.asked() for point in self.points.values())
+
     def _devices(self, default: torch.device) -> list[torch.device]:
         """Where each layer computes."""
         return [execution_device(cast(Block, block).home[0], default) for block in self.blocks]

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from hybridlens.shapes import KeyPositions, Lengths, Positions, Resid, Tokens, Valid
 from hybridlens.slot_plan import SlotPlan
