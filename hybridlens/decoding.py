@@ -26,8 +26,10 @@ from torch import Tensor
 
 from hybridlens.decoding_batch import AHEAD, KEPT, Batch, Between, Decoding, EditsOf, Start, untouched
 from hybridlens.errors import UnknownNameError
+from hybridlens.fixed_steps import FixedSteps, captured
 from hybridlens.hooks import Edit, HookFunction, NameFilter, attached, check_phase, resolve
 from hybridlens.network import HookedNetwork, Output
+from hybridlens.passes import trimmed
 from hybridlens.shapes import Lengths, Tokens
 from hybridlens.state import HybridState
 from hybridlens.tokens import TokenBatch
@@ -189,15 +191,23 @@ def decode(network: HookedNetwork, start: Start, how: Decoding) -> Decoded:
             if how.between is not None:
                 batch.state = how.between(batch.state, step)
             edits = how.edits(batch.rows)
+            capture = captured(how.capture, network, batch.state, edits, batch.left, batch.uncaptured)
             with editing(network, edits, "decode") as forward:
-                observed = bool(edits) or network.observed
-                ahead = batch.ahead(observed, False)
+                steps = FixedSteps(network, batch.state, batch.left, batch.masked) if capture else None
+                ahead = batch.ahead(bool(edits) or network.observed, capture)
                 while True:
-                    logits, batch.state = forward(batch.unread[:, None], batch.reading, batch.state)
-                    batch.choose(logits[:, 0])
+                    if steps is None:
+                        logits, batch.state = forward(batch.unread[:, None], batch.reading, batch.state)
+                        logits = logits[:, 0]
+                    else:
+                        logits, batch.state = steps.read(batch.unread, batch.alive), steps.view
+                    batch.choose(logits, back=steps is None)
                     step += 1
                     batch.look(ahead)
-                    if not batch.running or batch.crowded or how.between is not None:
+                    over = not batch.running or batch.crowded or how.between is not None
+                    if over or (steps is not None and steps.full):
                         break
                 batch.look(0)
+                if steps is not None:
+                    batch.state = trimmed(steps.state())
     return Decoded(batch.said, batch.margins, batch.state, batch.rows)

@@ -140,6 +140,18 @@ class Batch:
         return sum(self.alive) / len(self.rows) <= KEPT
 
     @property
+    def masked(self) -> bool:
+        """Whether a row may come to read no more while others go on."""
+        return self.how.ended == "stay" and len(self.rows) > 1 and not self.how.certain
+
+    @property
+    def uncaptured(self) -> str | None:
+        """Why steps cannot be captured, as far as it hangs on how the batch goes on."""
+        if self.how.between is not None:
+            return "the state is exchanged between steps; leave one of the two out"
+        return None
+
+    @property
     def reading(self) -> Lengths | None:
         """How many tokens each row reads in the next pass, on the host; None for one each."""
         return None if self.how.ended == "leave" or all(self.alive) else torch.tensor(self.alive).long()

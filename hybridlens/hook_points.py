@@ -122,7 +122,7 @@ class HookPoint(HandleHolder):
             return EditedActivation(x, None)
         value, frozen = self._visited(x)
         mask = None if unchanged(x, value) else differing(x, value)
-        if frozen is None or not (frozen.is_meta or bool(frozen.any())):
+        if frozen is None:
             return EditedActivation(value, mask)
         return EditedActivation(value, frozen if mask is None else mask | frozen)
 

@@ -137,6 +137,8 @@ class KeyValues(Memory):
     """Keys (after rotary) and values held by an attention mixer."""
 
     kind = "attention"
+    fixed: ClassVar[bool] = False
+    """Whether it is of a fixed number of slots, some of them not yet taken."""
 
     k: HeldKeys
     v: Float[Tensor, "batch kv_head key d_value"]
@@ -271,6 +273,11 @@ KINDS: dict[str, type[Memory]] = {kind.kind: kind for kind in (KeyValues, Latent
 def taken(value: Tensor, chosen: Tensor, axis: int) -> Tensor:
     """The entries numbered `chosen` along an axis, as a copy; numbers on the host are sent without waiting."""
     return value.index_select(axis, chosen.to(value.device, non_blocking=True))
+
+
+def roomy(kind: type[KeyValues], k: Tensor, v: Tensor, end: int, kept: KeptKeys | None) -> KeyValues:
+    """Keys and values of which slots up to `end` are in use, and those behind are free for tokens to come."""
+    return kind(k[:, :, :end], v[:, :, :end], kept, _Room(_Buffer(k, v, end), end))
 
 
 def _joined(memories: Sequence[KeyValues], slots: Sequence[int]) -> tuple[list[int], int]:

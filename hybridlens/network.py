@@ -190,6 +190,11 @@ class HookedNetwork(nn.Module):
         )
         return Output(logits, replace(after, layers=after.layers[:layer] + kept))
 
+    def through(self, tokens: Tokens, run: Pass, state: HybridState) -> tuple[Logits, list[Memories]]:
+        """A pass that somebody else has laid out: its logits, and what each layer remembers; nothing is checked."""
+        resid, layers = self._through(0, self._embedded(tokens, run), run, state, self._devices(tokens.device))
+        return self._unembedded(resid, None, False), layers
+
     @property
     def observed(self) -> bool:
         """Whether any hook function, or a trace, acts in this thread's passes now."""
