@@ -142,13 +142,18 @@ def begin(
     if lengths is None:
         head, head_lengths, last = tokens[:, :-1], None, tokens[:, -1]
     else:
-        head, head_lengths, last = tokens[:, :-1], lengths - 1, tokens.gather(1, lengths[:, None] - 1)[:, 0]
+        head, head_lengths, last = tokens[:, :-1], lengths - 1, _last(tokens, lengths)
     if head.shape[1] > 0:
         with editing(network, edits, "prefill") as forward:
             state = forward(head, head_lengths, state, True).state
     elif state is None:
         state = network.empty_state(tokens.shape[0])
     return Start(state, None, last)
+
+
+def _last(tokens: Tokens, lengths: Lengths) -> Int[Tensor, "batch"]:
+    """Each row's last real token; lengths may be on the host."""
+    return tokens.gather(1, (lengths - 1)[:, None].to(tokens.device, non_blocking=True))[:, 0]
 
 
 @torch.no_grad()
@@ -193,7 +198,10 @@ def decode(network: HookedNetwork, start: Start, how: Decoding) -> Decoded:
             edits = how.edits(batch.rows)
             capture = captured(how.capture, network, batch.state, edits, batch.left, batch.uncaptured)
             with editing(network, edits, "decode") as forward:
-                steps = FixedSteps(network, batch.state, batch.left, batch.masked) if capture else None
+                steps = None
+                if capture:
+                    asked = how.capture is True
+                    steps = FixedSteps(network, batch.state, batch.left, batch.masked, asked)
                 ahead = batch.ahead(bool(edits) or network.observed, capture)
                 while True:
                     if steps is None:

@@ -67,6 +67,8 @@ class FixedPass(Pass):
         fixed: the state that it goes on from, and writes to.
     """
 
+    fixed = True
+
     def __init__(self, fixed: FixedState) -> None:
         self._made = {}
         self._steps = fixed.step
@@ -110,9 +112,7 @@ class FixedState:
         self.reading = torch.ones(state.batch, dtype=torch.bool, device=device) if masked else None
         self._places: dict[int, Place] = {self.held: Place(self.next)}
         layers = tuple({name: self._fixed(memory) for name, memory in held.items()} for held in state.layers)
-        self.view = replace(
-            state, layers=layers, lengths=self.lengths, key_positions=self.key_positions, planned=None
-        )
+        self.view = replace(state, layers=layers, lengths=self.lengths, key_positions=self.key_positions, planned=None)
 
     def _fixed(self, memory: Memory) -> Memory:
         if not isinstance(memory, KeyValues):

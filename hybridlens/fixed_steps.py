@@ -10,6 +10,7 @@ act; others, traces, models on several devices and weights that are away are ref
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -39,13 +40,16 @@ class FixedSteps:
         state: what was read; it is not changed.
         steps: how many there may be, at least one; at most `ROOM` are.
         masked: whether some rows may read no more in the end.
+        asked: whether it was asked for: a step that cannot be recorded raises then, and else runs as it is.
 
     Raises:
         InputError: a step reads a value of a tensor.
     """
 
-    def __init__(self, network: HookedNetwork, state: HybridState, steps: int, masked: bool) -> None:
-        self.network = network
+    def __init__(
+        self, network: HookedNetwork, state: HybridState, steps: int, masked: bool, asked: bool = True
+    ) -> None:
+        self.network, self.asked = network, asked
         self.device = state.lengths.device
         self.fixed = FixedState(state, min(steps, ROOM), masked)
         self.tokens = torch.zeros(state.batch, 1, dtype=torch.long, device=self.device)
@@ -76,13 +80,25 @@ class FixedSteps:
             logits = self._first()
         else:
             if self._again is None:
-                self._again = record(self._step, self.device)
-                if self.device.type != "cuda":  # it was done while it was recorded
-                    self.fixed.taken += 1
-                    return self._logits
-            logits = self._again()
+                self._again = self._recorded()
+                if self.device.type == "cuda" or self._again == self._step:
+                    logits = self._again()
+                else:  # it was done while it was recorded
+                    logits = self._logits
+            else:
+                logits = self._again()
         self.fixed.taken += 1
         return logits
+
+    def _recorded(self) -> Work:
+        """The step, recorded; its writes come last, so that one which cannot be is done over from its start."""
+        try:
+            return record(self._step, self.device)
+        except InputError as error:
+            if self.asked:
+                raise
+            warnings.warn(f"steps run one by one: {error}", RuntimeWarning, stacklevel=2)
+            return self._step
 
     def state(self) -> HybridState:
         """After all that was read; no step may follow."""

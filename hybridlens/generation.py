@@ -88,6 +88,7 @@ def generate(
     tokenizer: Any = None,
     pad: int = 0,
     verbose: bool = False,
+    capture: bool | None = None,
 ) -> Generation:
     """See `HybridLens.generate`.
 
@@ -105,6 +106,7 @@ def generate(
         tokenizer: for text.
         pad: id that fills rows that ended early.
         verbose: show a progress bar.
+        capture: see `Decoding`.
 
     Raises:
         UnknownNameError: for a boundary that does not exist.
@@ -128,6 +130,7 @@ def generate(
         tokenizer=tokenizer,
         pad=pad,
         verbose=verbose,
+        capture=capture,
     )
 
 
@@ -150,12 +153,20 @@ def continue_from(
     tokenizer: Any = None,
     pad: int = 0,
     verbose: bool = False,
+    capture: bool | None = None,
 ) -> Generation:
     """Decode from what was read, all of it under decode rules; see `generate`."""
     stops = tuple(network.cfg.eos_token_ids if ends is None else ends) if stop_at_eos else ()
     with counted(max_new_tokens if verbose else 0, "new tokens") as advance:  # of none there is no bar
         how = Decoding(
-            max_new_tokens, stops, choose=choose, edits=lambda rows: edits, between=between, pad=pad, said=advance
+            max_new_tokens,
+            stops,
+            choose=choose,
+            edits=lambda rows: edits,
+            between=between,
+            pad=pad,
+            capture=capture,
+            said=advance,
         )
         said, _, state, _ = decode(network, start, how)
     counts = [len(row) for row in said]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -31,6 +31,8 @@ class Pass:
         state: what was read before; None for nothing.
     """
 
+    fixed: ClassVar[bool] = False
+    """Whether it is to be recorded and done again, so that nothing in it may wait or be of another size next time."""
     positions: Positions
     """Absolute position of each new token."""
     valid: Valid | None

@@ -42,6 +42,7 @@ class Sweep:
         max_new_tokens: at most so many for each answer.
         memory: bytes that may be held beside the weights.
         rows: most rows that answer together; None for as many as fit.
+        capture: record decode steps and do them again; see `hybridlens.decoding.Decoding`.
 
     Attributes:
         tally: what reading has cost so far.
@@ -59,6 +60,7 @@ class Sweep:
         max_new_tokens: int = 40,
         memory: int = DEFAULT,
         rows: int | None = None,
+        capture: bool | None = None,
     ) -> None:
         check_boundary(boundary)
         for name, value in (("max_new_tokens", max_new_tokens), ("rows", rows)):
@@ -68,6 +70,7 @@ class Sweep:
         self.treating = treating
         self.boundary: Boundary = boundary
         self.max_new_tokens = max_new_tokens
+        self.capture = capture
         self.budget = Budget(costs_of(lens.cfg, lens.dtype), memory, rows)
         self.tally = Tally()
 
@@ -127,6 +130,7 @@ class Sweep:
                     self.boundary,
                     self.max_new_tokens,
                     tokenizer=self.lens.tokenizer,
+                    capture=self.capture,
                 )
                 yield [Answered(row.job, one) for row, one in zip(batch, said, strict=True)]
             del rows[:full]

@@ -95,7 +95,7 @@ class LatentAttention(HookedAttention):
         if memory.fixed:
             if edited:
                 raise InputError(
-                    "a captured step holds latents alone, but a hook changed keys or values of latent attention; change "
+                    "a captured step holds latents alone, but a hook changed keys or values made of them; change "
                     "attn.hook_kv_latent, or leave capture out"
                 )
             keys, values = (t.transpose(1, 2) for t in self.unfolded(memory.k[:, 0], memory.v[:, 0]))
