@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import torch
 
+from hybridlens import machine
 from hybridlens.decoding import Boundary, check_boundary
 from hybridlens.engine.answering import Row, answer
-from hybridlens.engine.budget import DEFAULT, Budget, costs_of
+from hybridlens.engine.budget import Budget, costs_of
 from hybridlens.engine.reading import Reader, Tally
 from hybridlens.engine.work import Answer, Job, Treating, reading_of
 from hybridlens.errors import InputError
@@ -40,7 +41,7 @@ class Sweep:
         treating: how the jobs' treatments act.
         boundary: which rules read the last token of a prompt.
         max_new_tokens: at most so many for each answer.
-        memory: bytes that may be held beside the weights.
+        memory: bytes that may be held beside the weights; None for a share of what is free (`machine.budget`).
         rows: most rows that answer together; None for as many as fit.
         capture: record decode steps and do them again; see `hybridlens.decoding.Decoding`.
 
@@ -58,7 +59,7 @@ class Sweep:
         treating: Treating,
         boundary: Boundary = "last_prompt_token",
         max_new_tokens: int = 40,
-        memory: int = DEFAULT,
+        memory: int | None = None,
         rows: int | None = None,
         capture: bool | None = None,
     ) -> None:
@@ -71,7 +72,8 @@ class Sweep:
         self.boundary: Boundary = boundary
         self.max_new_tokens = max_new_tokens
         self.capture = capture
-        self.budget = Budget(costs_of(lens.cfg, lens.dtype), memory, rows)
+        held = machine.budget(machine.devices_of(lens.hf_model)) if memory is None else memory
+        self.budget = Budget(costs_of(lens.cfg, lens.dtype), held, rows)
         self.tally = Tally()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[list[Answered]]:
