@@ -202,7 +202,7 @@ def decode(network: HookedNetwork, start: Start, how: Decoding) -> Decoded:
                 if capture:
                     asked = how.capture is True
                     steps = FixedSteps(network, batch.state, batch.left, batch.masked, asked)
-                ahead = batch.ahead(bool(edits) or network.observed, capture)
+                ahead = batch.ahead(bool(edits) or network.observed is not None, capture)
                 while True:
                     if steps is None:
                         logits, batch.state = forward(batch.unread[:, None], batch.reading, batch.state)

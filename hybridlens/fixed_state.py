@@ -20,6 +20,9 @@ from hybridlens.memory import KeyValues, Latents, Memory, NewKeys, NewValues, Re
 from hybridlens.passes import Pass
 from hybridlens.state import HybridState, Memories
 
+EVEN = 16
+"""Slots are a multiple of this: fused attention copies a mask of any other width."""
+
 
 class Place(NamedTuple):
     """Where the next token's keys go."""
@@ -84,7 +87,7 @@ class FixedPass(Pass):
 
 
 class FixedState:
-    """A state's tensors with room for `steps` more tokens of each row; the state itself is not changed.
+    """A state's tensors with room for at least `steps` more tokens of each row; the state itself is not changed.
 
     Args:
         state: what was read.
@@ -101,9 +104,10 @@ class FixedState:
 
     def __init__(self, state: HybridState, steps: int, masked: bool) -> None:
         plan, device = state.plan, state.lengths.device
-        self.held, self.steps, self.taken = state.key_positions.shape[1], steps, 0
+        self.held, self.taken = state.key_positions.shape[1], 0
+        self.steps = steps + -(self.held + steps) % EVEN
         self.attends = any(isinstance(m, KeyValues) for held in state.layers for m in held.values())
-        self.slots = self.held + steps if self.attends else 0
+        self.slots = self.held + self.steps if self.attends else 0
         self.begins = plan is None or 0 in plan.lengths
         self.lengths = state.lengths.clone()
         self.key_positions = F.pad(state.key_positions, (0, self.slots - self.held), value=-1).contiguous()

@@ -140,7 +140,7 @@ def why_not(network: HookedNetwork, state: HybridState, edits: Sequence[Edit]) -
             f"an edit of {python[0].hook!r} is Python, which a captured step runs once; mark its function with "
             "hybridlens.hooks.capturable if it is made of tensor operations alone, without rows= and ahead="
         )
-    hooked = next((name for name, point in network.points.items() if point.asked()), None)
+    hooked = network.observed
     if hooked is not None:
         return f"a hook, or a trace, acts at '{hooked}'; leave it out, or give an edit that is capturable"
     devices = {device.type for device in state.devices}

@@ -142,6 +142,10 @@ class HookPoint(HandleHolder):
             or (self.envoy is not None and self._awaited())
         )
 
+    def traced(self) -> bool:
+        """Whether a trace of this model runs in this thread, wherever it waits."""
+        return self.envoy is not None and bool(self.envoy.interleaver.busy)
+
     def takes_blocks(self) -> bool:
         """Whether everybody who wants this activation will take it a block of queries at a time."""
         if self._on_module() or self._awaited():

@@ -196,9 +196,15 @@ class HookedNetwork(nn.Module):
         return self._unembedded(resid, None, False), layers
 
     @property
-    def observed(self) -> bool:
-        """Whether any hook function, or a trace, acts in this thread's passes now."""
-        return any(point.asked() for point in self.points.values())
+    def observed(self) -> str | None:
+        """Where a hook function, or a trace, acts in this thread's passes now; None where none does."""
+        for name, point in self.points.items():
+            if point.asked() or point.traced():
+                return name
+        for name, module in self.wrapped[0].named_modules():
+            if module._forward_hooks or module._forward_pre_hooks:
+                return name or type(module).__name__
+        return None
 
     def _devices(self, default: torch.device) -> list[torch.device]:
         """Where each layer computes."""

@@ -79,6 +79,7 @@ def test_steps_after_the_first_two_run_no_python(family: str, monkeypatch) -> No
 def test_room_is_made_anew(family: str, monkeypatch) -> None:
     """With room for three steps at a time: four recordings, and passed keys of a window dropped between them."""
     monkeypatch.setattr("hybridlens.fixed_steps.ROOM", 3)
+    monkeypatch.setattr("hybridlens.fixed_state.EVEN", 1)
     network = HybridLens(make(family, 3)).network
     plain, fixed = (run(network, Decoding(12, capture=capture)) for capture in (False, True))
     assert fixed.tokens == plain.tokens
@@ -206,3 +207,14 @@ def test_experts_that_the_library_would_wait_for_are_captured_too(family: str) -
     model.config._experts_implementation = "eager"
     captured = HybridLens(model).generate(tokens(2, 8), 6, stop_at_eos=False, capture=True)
     assert torch.equal(said.tokens, captured.tokens)
+
+
+def test_a_hook_on_a_module_of_the_model_is_refused_beside_a_captured_step() -> None:
+    """A captured step would call it twice and no more."""
+    model = make("jamba", 3)
+    lens = HybridLens(model)
+    handle = model.lm_head.register_forward_hook(lambda module, given, out: None)
+    with pytest.raises(InputError, match=r"a hook, or a trace, acts at 'lm_head'"):
+        lens.generate(tokens(1, 6), 6, capture=True)
+    handle.remove()
+    assert lens.generate(tokens(1, 6), 6, capture=True).tokens.shape[0] == 1

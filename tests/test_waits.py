@@ -8,6 +8,7 @@ from unread import Away, OnDevice, Waited, read, send, sent
 from hybridlens import HybridLens
 from hybridlens import decoding_batch as batches
 from hybridlens.decoding import Decoding, begin, decode
+from hybridlens.fixed_steps import FixedSteps
 from hybridlens.network import HookedNetwork
 from hybridlens.tokens import TokenBatch
 
@@ -40,7 +41,8 @@ def test_what_would_wait_is_refused(waiting) -> None:
 def test_passes_wait_for_nothing(family: str) -> None:
     """With padding and without, beyond windows, for rows that stop reading, and for several tokens after others.
 
-    Weights, tokens and all that is made of them refuse to be read; lengths are on the host.
+    Weights, tokens and all that is made of them refuse to be read; lengths are on the host. A step of fixed shapes
+    takes nothing from there at all.
     """
     network, ids = HybridLens(send(make(family))).network, sent(tokens(3, 12))
     network.following.check()
@@ -49,6 +51,10 @@ def test_passes_wait_for_nothing(family: str) -> None:
         network(ids[:, :1], None, plain.state)
         state = network(ids[:, :1], torch.tensor([1, 0, 1]), padded.state, True).state
         network(ids[:, :3], torch.tensor([3, 0, 2]), state, True)
+        steps = FixedSteps(network, padded.state, 2, masked=True)
+        steps.read(ids[:, 0], [True, False, True])
+    with Away(alone=True):
+        steps._step()
     assert isinstance(plain.logits, OnDevice)
 
 

@@ -45,7 +45,15 @@ def read(value: Tensor) -> Tensor:
 
 
 class Away(TorchFunctionMode):
-    """The length of a ``with`` block in which waiting raises."""
+    """The length of a ``with`` block in which waiting raises.
+
+    Args:
+        alone: nothing may be sent from the host at all, as in a step that is recorded.
+    """
+
+    def __init__(self, alone: bool = False) -> None:
+        super().__init__()
+        self.alone = alone
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
@@ -61,11 +69,11 @@ class Away(TorchFunctionMode):
                 if isinstance(index, Tensor) and (index.dtype == torch.bool or not isinstance(index, OnDevice)):
                     raise Waited(f"{name} by {'a mask' if index.dtype == torch.bool else 'indices on the host'}")
         if name == "to" and not isinstance(first, OnDevice) and _device(args[1:], kwargs):
-            if not kwargs.get("non_blocking"):
+            if self.alone or not kwargs.get("non_blocking"):
                 raise Waited("a tensor of the host is sent to the device, and waited for")
             return sent(func(*args, **kwargs).clone())
         if name == "copy_" and isinstance(first, OnDevice) and not isinstance(args[1], OnDevice):
-            if not (kwargs.get("non_blocking") or args[2:]):
+            if self.alone or not (kwargs.get("non_blocking") or args[2:]):
                 raise Waited("copy_ from the host")
             return func(first, sent(args[1].clone()))
         out = func(*args, **kwargs)
