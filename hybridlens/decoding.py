@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hybridlens.decoding_batch import AHEAD, KEPT, Batch, Between, Decoding, EditsOf, Start, untouched

@@ -10,7 +10,7 @@ How it fails: more steps than there is room for would overwrite the last slot; `
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -140,7 +140,7 @@ class FixedState:
                     into += list(memory.tensors().values())
                     new += [given[part] for part in memory.tensors()]
         if into:
-            torch._foreach_copy_(into, new)
+            torch._foreach_copy_(into, new)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         self.lengths.add_(1 if self.reading is None else self.reading)
         for place in self._places.values():
             place.slot.add_(1)
@@ -163,4 +163,4 @@ class FixedState:
 
 def unfixed(memory: Memory) -> bool:
     """Whether a memory has something that a fixed one cannot: keys and values held beside latents."""
-    return isinstance(memory, Latents) and cast(Latents, memory).unfolded_k is not None
+    return isinstance(memory, Latents) and memory.unfolded_k is not None

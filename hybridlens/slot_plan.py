@@ -27,7 +27,8 @@ class Stretch(NamedTuple):
     """Of the first."""
     position: int
     """Of the first, in the text."""
-    count: int
+    size: int
+    """Tokens."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class SlotPlan:
         for length, row in zip(self.lengths, self.rows, strict=True):
             for stretch in row:
                 slot = max(stretch.slot + max(0, length - window + 1 - stretch.position), start)
-                if slot < stretch.slot + stretch.count:
+                if slot < stretch.slot + stretch.size:
                     first = min(first, slot)
                     break
         return first - start
