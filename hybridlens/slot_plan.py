@@ -171,7 +171,7 @@ def _extended(row: tuple[Stretch, ...], new: Stretch) -> tuple[Stretch, ...]:
     if row:
         slot, position, count = row[-1]
         if slot + count == new.slot and position + count == new.position:
-            return (*row[:-1], Stretch(slot, position, count + new.count))
+            return (*row[:-1], Stretch(slot, position, count + new.size))
     return (*row, new)
 
 
