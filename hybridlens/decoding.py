@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hybridlens.decoding_batch import AHEAD, KEPT, Batch, Between, Decoding, EditsOf, Start, untouched
+from hybridlens.devices import sent
 from hybridlens.errors import UnknownNameError
 from hybridlens.fixed_steps import FixedSteps, captured
 from hybridlens.hooks import Edit, HookFunction, NameFilter, attached, check_phase, resolve
@@ -153,7 +154,7 @@ def begin(
 
 def _last(tokens: Tokens, lengths: Lengths) -> Int[Tensor, "batch"]:
     """Each row's last real token; lengths may be on the host."""
-    return tokens.gather(1, (lengths - 1)[:, None].to(tokens.device, non_blocking=True))[:, 0]
+    return tokens.gather(1, sent(lengths - 1, tokens.device)[:, None])[:, 0]
 
 
 @torch.no_grad()

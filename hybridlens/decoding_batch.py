@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hybridlens.choosing import Chooser, check_finite, greedy, two_best
-from hybridlens.devices import Coming
+from hybridlens.devices import Coming, sent
 from hybridlens.hooks import Edit
 from hybridlens.shapes import Lengths
 from hybridlens.state import HybridState
@@ -179,7 +179,7 @@ class Batch:
             places = [place for place, runs in enumerate(self.alive) if runs]
             self.rows = [self.rows[place] for place in places]
             self.state, self.alive = self.state.select(places), [True] * len(places)
-            self.unread = self.unread[torch.tensor(places).to(self.unread.device, non_blocking=True)]
+            self.unread = self.unread[sent(torch.tensor(places), self.unread.device)]
 
     def choose(self, logits: Float[Tensor, "row vocab"], back: bool = True) -> None:
         """Choose every row's next token; `look` says later what became of it.
@@ -197,7 +197,7 @@ class Batch:
         self.unread = chosen
         if self.how.ended == "stay" and not all(self.alive):
             ended = ~torch.tensor(self.alive)
-            self.unread = chosen.masked_fill(ended.to(chosen.device, non_blocking=True), self.how.pad)
+            self.unread = chosen.masked_fill(sent(ended, chosen.device), self.how.pad)
         coming = Coming(torch.cat([best.double(), chosen[:, None].to(best.device).double()], dim=1))  # all exact
         self.waiting.append(_Made(coming, self.unread, self.state if back and not self.how.certain else None))
         self.made += 1

@@ -41,6 +41,11 @@ def usable(device: torch.device | str, named: str = "device") -> torch.device:
     return place
 
 
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; one of the host is on its way, and nobody waits for that: it may not be written to then."""
+    return value.to(device, non_blocking=value.device.type == "cpu")
+
+
 class Coming:
     """A tensor on its way to the host; whoever wants it waits for its own work alone, not for what came after.
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hybridlens.devices import sent
 from hybridlens.display import brief
 from hybridlens.errors import InputError
 from hybridlens.shapes import ConvState, HeldKeys, KeptKeys
@@ -272,7 +273,7 @@ KINDS: dict[str, type[Memory]] = {kind.kind: kind for kind in (KeyValues, Latent
 
 def taken(value: Tensor, chosen: Tensor, axis: int) -> Tensor:
     """The entries numbered `chosen` along an axis, as a copy; numbers on the host are sent without waiting."""
-    return value.index_select(axis, chosen.to(value.device, non_blocking=True))
+    return value.index_select(axis, sent(chosen, value.device))
 
 
 def roomy(kind: type[KeyValues], k: Tensor, v: Tensor, end: int, kept: KeptKeys | None) -> KeyValues:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hybridlens.blocks import Block
 from hybridlens.config import LensConfig, Opened
-from hybridlens.devices import execution_device, first_weight
+from hybridlens.devices import execution_device, first_weight, sent
 from hybridlens.errors import InputError
 from hybridlens.families.spec import Family
 from hybridlens.following import Following
@@ -92,8 +92,7 @@ class HookedNetwork(nn.Module):
             InputError: for a state of another model or batch size.
         """
         weights = self.following.check()
-        home = execution_device(self.wrapped[0].get_input_embeddings(), tokens.device)
-        tokens = tokens.to(home, non_blocking=home.type != "cpu")
+        tokens = sent(tokens, execution_device(self.wrapped[0].get_input_embeddings(), tokens.device))
         devices = self._devices(tokens.device)
         if state is not None:
             self._check(state, tokens.shape[0], weights, devices)
@@ -234,7 +233,7 @@ class HookedNetwork(nn.Module):
         if last_only and lengths is None:
             resid = resid[:, -1:]
         elif last_only and lengths is not None:
-            last = lengths.to(resid.device, non_blocking=True).clamp(min=1) - 1
+            last = sent(lengths, resid.device).clamp(min=1) - 1
             resid = resid[torch.arange(resid.shape[0], device=resid.device), last][:, None]
         return self.hook_logits(self.unembed(resid))
 

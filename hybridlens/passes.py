@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from hybridlens.devices import sent
 from hybridlens.shapes import KeyPositions, Lengths, Positions, Resid, Tokens, Valid
 from hybridlens.slot_plan import SlotPlan
 from hybridlens.slots import KeySlots
@@ -65,7 +66,7 @@ class Pass:
             self.plan = before.append(new, self.counts)
             self.begins = 0 in before.lengths
         if lengths is not None:
-            lengths = lengths.to(device, non_blocking=True)
+            lengths = sent(lengths, device)
             self.valid = self._steps < lengths[:, None]
         if state is None:
             self.positions = self._steps.expand(batch, new)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from hybridlens.boundary import Positive, public
 from hybridlens.boundary_words import shown
-from hybridlens.devices import usable
+from hybridlens.devices import sent, usable
 from hybridlens.display.memories import StateShown
 from hybridlens.errors import InputError
 from hybridlens.indices import Rows, numbers_of
@@ -203,7 +203,7 @@ class HybridState(StateShown):
         if wrong:
             raise InputError(f"select: row {shown(wrong[0])} does not exist, the state holds rows 0..{self.batch - 1}")
         index = torch.as_tensor(numbers, dtype=torch.long)
-        known, at = self.known, {device: index.to(device, non_blocking=True) for device in self.devices}
+        known, at = self.known, {device: sent(index, device) for device in self.devices}
         selected = self.map(lambda t: t[at[t.device]])
         return selected.planned_as(None if known is None else known.select(numbers))
 
