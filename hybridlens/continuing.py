@@ -106,8 +106,10 @@ class StateFront(TokenFront):
         no_autocast(batch.tokens.device)
         n_ctx = self.network.cfg.n_ctx
         if n_ctx is not None:
-            new = batch.tokens.shape[1] if batch.lengths is None else batch.lengths
-            check_context(max((state.lengths + new).tolist(), default=0), n_ctx)
+            new = [batch.tokens.shape[1]] * state.batch if batch.lengths is None else batch.lengths.tolist()
+            plan = state.plan
+            read = (0,) * state.batch if plan is None else plan.lengths
+            check_context(max(map(sum, zip(read, new, strict=False)), default=0), n_ctx)
         with self.editing(edits, phase) as forward:
             logits, after = forward(batch.tokens, batch.lengths, state, last_only)
         return Prefill(after, logits)

@@ -18,75 +18,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from hybridlens.choosing import Chooser, check_finite, greedy, two_best
+from hybridlens.decoding_batch import AHEAD, KEPT, Batch, Between, Decoding, EditsOf, Start, untouched
+from hybridlens.devices import sent
 from hybridlens.errors import UnknownNameError
+from hybridlens.fixed_steps import FixedSteps, captured
 from hybridlens.hooks import Edit, HookFunction, NameFilter, attached, check_phase, resolve
 from hybridlens.network import HookedNetwork, Output
+from hybridlens.passes import trimmed
 from hybridlens.shapes import Lengths, Tokens
 from hybridlens.state import HybridState
 from hybridlens.tokens import TokenBatch
 
+__all__ = [
+    "AHEAD",
+    "BOUNDARIES",
+    "KEPT",
+    "Between",
+    "Boundary",
+    "Decoded",
+    "Decoding",
+    "EditsOf",
+    "Forward",
+    "Start",
+    "begin",
+    "check_boundary",
+    "decode",
+    "editing",
+    "first_logits",
+    "untouched",
+]
+
 Boundary: TypeAlias = Literal["last_prompt_token", "first_new_token"]
 BOUNDARIES = ("last_prompt_token", "first_new_token")
 
-KEPT = 0.8
-"""Where ended rows leave, they are taken out when no more than this share of the batch is still running."""
-
 Forward: TypeAlias = Callable[..., Output]
 """A forward pass under edits; takes what `HookedNetwork.forward` takes."""
-
-Between: TypeAlias = Callable[[HybridState, int], HybridState]
-"""Gives the state that a decode step is to go on from: (the state before it, the step's number from 0)."""
-
-EditsOf: TypeAlias = Callable[[Sequence[int]], Sequence[Edit]]
-"""The edits of a batch that holds these rows, row i of the batch being the i-th of them."""
-
-
-class Start(NamedTuple):
-    """Where decoding begins: what has been read, and what makes the first new token."""
-
-    state: HybridState
-    logits: Float[Tensor, "batch vocab"] | None
-    """What chooses it; None where decode step 0 is still to read `unread`."""
-    unread: Int[Tensor, "batch"] | None = None
-    """Each prompt's last token, if decode step 0 reads it."""
-
-
-def untouched(rows: Sequence[int]) -> Sequence[Edit]:
-    """No edits, whatever the rows."""
-    return ()
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How a batch goes on from its `Start`.
-
-    Args:
-        max_new_tokens: at most so many for each row.
-        ends: a row ends with any of these tokens.
-        stopped: whether a row that has said these tokens has ended, too; None for never.
-        choose: picks the next tokens. It is given the logits of ended rows as well, as long as the batch holds them.
-        edits: those of phase "decode" or "both" act; asked for again whenever rows have left.
-        between: gives the state that each step goes on from.
-        ended: rows that have ended "stay" in the batch and read no more, or "leave" it, reading on until they do.
-        pad: what is read in place of the tokens of ended rows that stay; its value does not matter.
-    """
-
-    max_new_tokens: int
-    ends: tuple[int, ...] = ()
-    stopped: Callable[[Sequence[int]], bool] | None = None
-    choose: Chooser = greedy
-    edits: EditsOf = untouched
-    between: Between | None = None
-    ended: Literal["stay", "leave"] = "stay"
-    pad: int = 0
 
 
 class Decoded(NamedTuple):
@@ -171,13 +143,18 @@ def begin(
     if lengths is None:
         head, head_lengths, last = tokens[:, :-1], None, tokens[:, -1]
     else:
-        head, head_lengths, last = tokens[:, :-1], lengths - 1, tokens.gather(1, lengths[:, None] - 1)[:, 0]
+        head, head_lengths, last = tokens[:, :-1], lengths - 1, _last(tokens, lengths)
     if head.shape[1] > 0:
         with editing(network, edits, "prefill") as forward:
             state = forward(head, head_lengths, state, True).state
     elif state is None:
         state = network.empty_state(tokens.shape[0])
     return Start(state, None, last)
+
+
+def _last(tokens: Tokens, lengths: Lengths) -> Int[Tensor, "batch"]:
+    """Each row's last real token; lengths may be on the host."""
+    return tokens.gather(1, sent(lengths - 1, tokens.device)[:, None])[:, 0]
 
 
 @torch.no_grad()
@@ -209,78 +186,37 @@ def decode(network: HookedNetwork, start: Start, how: Decoding) -> Decoded:
         HybridLensError: the logits of a running row are not finite; said with the row and the number of the token.
         InputError: for a state of another model.
     """
-    batch, step = _Batch(start, how), 0
+    batch, step = Batch(start, how), 0
     with torch.no_grad():
         if start.logits is not None:
             batch.choose(start.logits)
+            batch.look(0)
         del start  # its state can be freed once the next one is there
         while batch.running:
             batch.make_room()
             if how.between is not None:
                 batch.state = how.between(batch.state, step)
-            with editing(network, how.edits(batch.rows), "decode") as forward:
+            edits = how.edits(batch.rows)
+            capture = captured(how.capture, network, batch.state, edits, batch.left, batch.uncaptured)
+            with editing(network, edits, "decode") as forward:
+                steps = None
+                if capture:
+                    asked = how.capture is True
+                    steps = FixedSteps(network, batch.state, batch.left, batch.masked, asked)
+                ahead = batch.ahead(bool(edits) or network.observed is not None, capture)
                 while True:
-                    logits, batch.state = forward(batch.unread[:, None], batch.reading, batch.state)
-                    batch.choose(logits[:, 0])
+                    if steps is None:
+                        logits, batch.state = forward(batch.unread[:, None], batch.reading, batch.state)
+                        logits = logits[:, 0]
+                    else:
+                        logits, batch.state = steps.read(batch.unread, batch.alive), steps.view
+                    batch.choose(logits, back=steps is None)
                     step += 1
-                    if not batch.running or batch.crowded or how.between is not None:
+                    batch.look(ahead)
+                    over = not batch.running or batch.crowded or how.between is not None
+                    if over or (steps is not None and steps.full):
                         break
+                batch.look(0)
+                if steps is not None:
+                    batch.state = trimmed(steps.state())
     return Decoded(batch.said, batch.margins, batch.state, batch.rows)
-
-
-class _Batch:
-    """A batch on its way through `decode`: which rows it holds, what they have said, and what they read next."""
-
-    def __init__(self, start: Start, how: Decoding) -> None:
-        self.how = how
-        self.state = start.state
-        self.rows = list(range(start.state.batch))
-        self.alive: Bool[Tensor, "row"] = torch.full((len(self.rows),), how.max_new_tokens > 0)
-        self.unread = torch.zeros(len(self.rows), dtype=torch.long) if start.unread is None else start.unread
-        self.said: list[list[int]] = [[] for _ in self.rows]
-        self.margins = torch.full((len(self.rows),), torch.inf)
-        self.ends = torch.tensor(how.ends, dtype=torch.long)
-
-    @property
-    def running(self) -> bool:
-        """Whether any row goes on."""
-        return bool(self.alive.any())
-
-    @property
-    def crowded(self) -> bool:
-        """Whether so many rows have ended that they are to leave."""
-        if self.how.ended == "stay" or len(self.rows) == 1:
-            return False
-        return float(self.alive.float().mean()) <= KEPT
-
-    @property
-    def reading(self) -> Lengths | None:
-        """How many tokens each row reads in the next pass; None for one each."""
-        if self.how.ended == "leave" or bool(self.alive.all()):
-            return None
-        return self.alive.long().to(self.state.lengths.device)
-
-    def make_room(self) -> None:
-        """Take out the rows that have ended, with their states, once they crowd the batch."""
-        if self.crowded:
-            left = self.alive.nonzero()[:, 0].tolist()
-            self.rows = [self.rows[place] for place in left]
-            self.state, self.unread, self.alive = self.state.select(left), self.unread[left], self.alive[left]
-
-    def choose(self, logits: Float[Tensor, "row vocab"]) -> None:
-        """Give every running row its next token, and end those that are at their end."""
-        alive = self.alive
-        going = [row for row, runs in zip(self.rows, alive.tolist(), strict=True) if runs]
-        if not going:
-            return
-        best, made = two_best(logits), len(self.said[going[0]])
-        check_finite(best[alive, 0], going, [made] * len(going))
-        self.margins[going] = torch.minimum(self.margins[going], best[alive, 0] - best[alive, 1])
-        chosen = self.how.choose(logits).cpu()
-        for row, token in zip(going, chosen[alive].tolist(), strict=True):
-            self.said[row].append(token)
-        self.unread = chosen if self.how.ended == "leave" else chosen.masked_fill(~alive, self.how.pad)
-        ended = torch.isin(chosen, self.ends)
-        if self.how.stopped is not None:
-            ended[alive] |= torch.tensor([self.how.stopped(self.said[row]) for row in going])
-        self.alive = alive & ~ended & (made + 1 < self.how.max_new_tokens)

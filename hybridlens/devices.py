@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hybridlens.boundary_words import shown
 from hybridlens.errors import InputError
@@ -39,6 +39,36 @@ def usable(device: torch.device | str, named: str = "device") -> torch.device:
         problem = f"{named} {given} cannot be used here ({said[:300]}); expected {DEVICES}"
         raise InputError(problem) from error
     return place
+
+
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; one of the host is on its way, and nobody waits for that: it may not be written to then."""
+    return value.to(device, non_blocking=value.device.type == "cpu")
+
+
+class Coming:
+    """A tensor on its way to the host; whoever wants it waits for its own work alone, not for what came after.
+
+    Args:
+        value: where it is computed.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if value.device.type != "cuda":
+            self._value = value.cpu()
+            return
+        self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        with torch.cuda.device(value.device):
+            self._value.copy_(value, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def here(self) -> Tensor:
+        """The tensor, on the host."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._value
 
 
 def resident(*modules: nn.Module) -> AbstractContextManager[None]:

@@ -56,6 +56,7 @@ class Words(TypedDict, total=False):
     prepend_bos: bool | None
     padding_side: Literal["left", "right"] | None
     verbose: bool
+    capture: bool | None
 
 
 def is_text(tokens: Any) -> bool:
@@ -75,7 +76,8 @@ def _start(given: Prefill) -> Start:
     state, logits = given
     if logits.shape[1] == 1 or state.batch == 1:
         return Start(state, logits[:, -1].detach())
-    if int(state.lengths.max()) != logits.shape[1]:  # of tokens after others: how many each row had is not known
+    plan = state.plan  # of tokens after others: how many each row had is not known
+    if plan is None or max(plan.lengths) != logits.shape[1]:
         raise InputError(
             f"logits at {logits.shape[1]} positions of {state.batch} rows do not say which are each row's last; "
             "extend with last_only=True"
@@ -135,6 +137,7 @@ class GenerateFront(TokenFront):
         prepend_bos: bool | None = None,
         padding_side: Literal["left", "right"] | None = None,
         verbose: bool = False,
+        capture: bool | None = None,
     ) -> Generation | str | list[str] | Tokens:
         """Continue each prompt; the likeliest tokens unless something says to draw.
 
@@ -165,6 +168,9 @@ class GenerateFront(TokenFront):
             prepend_bos: whether a BOS stands before each text; None for the tokenizer's own way.
             padding_side: accepted, and of no effect: padding is found on either side.
             verbose: show a progress bar, in a notebook or a terminal.
+            capture: record a decode step once and do it again for each token (`hybridlens.fixed_steps`), which gives
+                the same but for rounding and is many times faster on a GPU. None: there, wherever it can be; True: or
+                say why it cannot; False: never.
 
         Raises:
             InputError: for tokens that cannot be run, words that contradict each other, a state alone, or when
@@ -183,13 +189,14 @@ class GenerateFront(TokenFront):
             seed=seed,
         )
         ends = None if eos_token_id is None else self._ends(eos_token_id)
-        words: dict[str, Any] = {"stop_at_eos": stop_at_eos, "ends": ends, "verbose": verbose}
+        words: dict[str, Any] = {"stop_at_eos": stop_at_eos, "ends": ends, "verbose": verbose, "capture": capture}
         words |= {"tokenizer": self.tokenizer, "pad": self.pad_token}
         if isinstance(tokens, Prefill):
             prompts: list[list[int]] = [[] for _ in range(tokens.state.batch)]
             if state is not None or lengths is not None:
                 raise InputError("what prefill gave holds its own state and lengths; leave state= and lengths= out")
-            check_context(int(tokens.state.lengths.max()) + max_new_tokens - 1, self.network.cfg.n_ctx)
+            plan = tokens.state.plan
+            check_context(max(plan.lengths if plan else (0,)) + max_new_tokens - 1, self.network.cfg.n_ctx)
             choose = greedy if chosen is None else sampler(chosen)
             made = continue_from(self.network, _start(tokens), max_new_tokens, edits, choose=choose, **words)
         elif isinstance(tokens, HybridState):

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
 
 from hybridlens.boundary import Length, public
 from hybridlens.choosing import Chooser, Sampling, greedy, sampler
@@ -89,6 +88,7 @@ def generate(
     tokenizer: Any = None,
     pad: int = 0,
     verbose: bool = False,
+    capture: bool | None = None,
 ) -> Generation:
     """See `HybridLens.generate`.
 
@@ -106,16 +106,18 @@ def generate(
         tokenizer: for text.
         pad: id that fills rows that ended early.
         verbose: show a progress bar.
+        capture: see `Decoding`.
 
     Raises:
         UnknownNameError: for a boundary that does not exist.
         InputError: when prompt and new tokens exceed the model's context.
         HybridLensError: the model's logits are not finite.
     """
-    lengths = torch.tensor(batch.tokens.shape[1]) if batch.lengths is None else batch.lengths.cpu()
-    if state is not None:
-        lengths = lengths + state.lengths.cpu()
-    check_context(int(lengths.max()) + max_new_tokens - 1, network.cfg.n_ctx)  # the last one is not read
+    plan = None if state is None else state.plan
+    read = [0] * len(batch.tokens) if plan is None else plan.lengths
+    new = [batch.tokens.shape[1]] * len(read) if batch.lengths is None else batch.lengths.tolist()
+    longest = max(map(sum, zip(read, new, strict=False)), default=0)
+    check_context(longest + max_new_tokens - 1, network.cfg.n_ctx)  # the last one is not read
     return continue_from(
         network,
         begin(network, batch, edits, boundary, state),
@@ -128,6 +130,7 @@ def generate(
         tokenizer=tokenizer,
         pad=pad,
         verbose=verbose,
+        capture=capture,
     )
 
 
@@ -150,16 +153,21 @@ def continue_from(
     tokenizer: Any = None,
     pad: int = 0,
     verbose: bool = False,
+    capture: bool | None = None,
 ) -> Generation:
     """Decode from what was read, all of it under decode rules; see `generate`."""
     stops = tuple(network.cfg.eos_token_ids if ends is None else ends) if stop_at_eos else ()
     with counted(max_new_tokens if verbose else 0, "new tokens") as advance:  # of none there is no bar
-
-        def moving(logits: Tensor) -> Tensor:
-            advance(1)
-            return choose(logits)
-
-        how = Decoding(max_new_tokens, stops, choose=moving, edits=lambda rows: edits, between=between, pad=pad)
+        how = Decoding(
+            max_new_tokens,
+            stops,
+            choose=choose,
+            edits=lambda rows: edits,
+            between=between,
+            pad=pad,
+            capture=capture,
+            said=advance,
+        )
         said, _, state, _ = decode(network, start, how)
     counts = [len(row) for row in said]
     longest = max(counts)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -26,6 +28,33 @@ def by_query(fn: HookFunction) -> HookFunction:
     """
     fn.by_query = True  # pyright: ignore[reportFunctionMemberAccess]
     return fn
+
+
+def capturable(fn: HookFunction) -> HookFunction:
+    """Mark a hook function made of tensor operations alone, of fixed shapes, which may act in captured decode steps.
+
+    It is called in the first steps and not after: what it did to its tensor is then done again. So it may hang on
+    nothing but that tensor, and tensors that stay; whatever else it counts or keeps, it does so once or twice only.
+    """
+    fn.capturable = True  # pyright: ignore[reportFunctionMemberAccess]
+    return fn
+
+
+class _Capturing(threading.local):
+    now = False
+
+
+_HERE = _Capturing()
+
+
+@contextmanager
+def capturing() -> Generator[None]:
+    """While a step of fixed shapes runs in this thread: no value may be read, so that what hooks return is new."""
+    before, _HERE.now = _HERE.now, True
+    try:
+        yield
+    finally:
+        _HERE.now = before
 
 
 def of_trace(fn: Callable[..., object]) -> Callable[..., object]:
@@ -52,11 +81,11 @@ def unchanged(before: Tensor, after: Tensor) -> bool:
 
     Most hooks only read. Where a costlier formula is needed to make an edit count, the model runs it only
     after a real change, so that a read, or writing the same value back, changes no bit. Two tensors on the meta
-    device, which has no values, cannot be compared, and count as different.
+    device, which has no values, cannot be compared, and count as different; so do two in a captured step.
     """
     if after is before:
         return True
-    if before.is_meta:
+    if before.is_meta or _HERE.now:
         return False
     if torch.equal(after, before):
         return True

@@ -122,7 +122,7 @@ class HookPoint(HandleHolder):
             return EditedActivation(x, None)
         value, frozen = self._visited(x)
         mask = None if unchanged(x, value) else differing(x, value)
-        if frozen is None or not (frozen.is_meta or bool(frozen.any())):
+        if frozen is None:
             return EditedActivation(value, mask)
         return EditedActivation(value, frozen if mask is None else mask | frozen)
 
@@ -141,6 +141,10 @@ class HookPoint(HandleHolder):
             or bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
             or (self.envoy is not None and self._awaited())
         )
+
+    def traced(self) -> bool:
+        """Whether a trace of this model runs in this thread, wherever it waits."""
+        return self.envoy is not None and bool(self.envoy.interleaver.busy)
 
     def takes_blocks(self) -> bool:
         """Whether everybody who wants this activation will take it a block of queries at a time."""

@@ -25,7 +25,7 @@ from hybridlens.boundary_words import shown
 from hybridlens.display.hooks import EditShown
 from hybridlens.elsewhere import other_point
 from hybridlens.errors import HookFunctionError, UnknownNameError, closest
-from hybridlens.hook_functions import HookFunction, by_query, mismatch, reads_only, unchanged
+from hybridlens.hook_functions import HookFunction, by_query, capturable, mismatch, reads_only, unchanged
 from hybridlens.hook_handles import Direction, Directions, HookHandle
 from hybridlens.hook_points import EditedActivation, HookPoint, HookSpec, wanted
 from hybridlens.indices import Rows, rows_of
@@ -45,6 +45,7 @@ __all__ = [
     "Phase",
     "attached",
     "by_query",
+    "capturable",
     "check_name",
     "check_phase",
     "reads_only",

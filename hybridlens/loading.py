@@ -20,7 +20,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-from hybridlens import tiny
+from hybridlens import machine, tiny
 from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
 from hybridlens.checkpoint_files import TOKENIZER, VOCABULARIES, CheckpointFiles, opening
@@ -28,6 +28,7 @@ from hybridlens.devices import usable
 from hybridlens.errors import CheckpointError, LeftOutWarning, UnknownNameError, closest
 from hybridlens.families import FAMILIES, family_for, is_known, of_no_family, text_config
 from hybridlens.families.fields import check_values
+from hybridlens.families.spec import Family
 from hybridlens.hub import CONFIG, is_hub_id
 from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
@@ -59,7 +60,8 @@ def load(
         name: an embedded checkpoint (`hybridlens models` lists them), a folder, or a hub id; or what `checkpoint` gave.
         revision: of a hub id: a branch, a tag or a commit.
         dtype: "float32", "bfloat16" or "float16"; "auto" for the one that the checkpoint has.
-        device: where to put the whole model.
+        device: where to put the whole model; "auto" for the GPU that has room for it, all of them where none has, or
+            the CPU (`hybridlens.machine.choose`).
         device_map: accelerate's map, such as "auto", instead of `device`.
         max_memory: of that map, the most that each device may hold, as accelerate has it: {0: "20GB", "cpu": "60GB"}.
         offload_folder: of that map, where weights that fit nowhere are put.
@@ -75,12 +77,15 @@ def load(
         raise CheckpointError(f"{min(placing)} given without device_map, whose it is; give device_map='auto' too")
     if device is not None and device_map is not None:
         raise CheckpointError(f"device {device} and device_map {shown(device_map)} given; give one of them")
-    place = None if device is None else usable(device)
+    place = None if device in (None, machine.SPREAD) else usable(device)
     held = checkpoint(name, revision)
     source = held.source
     config = read_config(held)
     family = family_for(config, f"'{source}'")
     family.configure(config)
+    if device == machine.SPREAD:
+        chosen = machine.choose(_bytes(family, config, source, kind))
+        place, device_map = None if chosen.device is None else usable(chosen.device), chosen.device_map
     quantised = getattr(config, "quantization_config", None) is not None
     held.fetch_beside()
     held.check_beside()
@@ -247,6 +252,12 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if name not in DTYPES:
         raise UnknownNameError(f"dtype {name!r} given, expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def _bytes(family: Family, config: Any, source: str, kind: torch.dtype | str) -> int:
+    """Of a model's weights in a dtype; "auto" for the configuration's."""
+    held = getattr(config, "dtype", None) or torch.float32 if isinstance(kind, str) else kind
+    return sum(weight.numel() for weight in meta_model(family, config, source).parameters()) * held.itemsize
 
 
 def _is_folder(text: str) -> bool:

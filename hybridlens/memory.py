@@ -18,9 +18,10 @@ from typing import ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from hybridlens.devices import sent
 from hybridlens.display import brief
 from hybridlens.errors import InputError
 from hybridlens.shapes import ConvState, HeldKeys, KeptKeys
@@ -28,7 +29,7 @@ from hybridlens.shapes import ConvState, HeldKeys, KeptKeys
 M = TypeVar("M", bound="Memory")
 NewKeys: TypeAlias = Float[Tensor, "batch kv_head new width"]
 NewValues: TypeAlias = Float[Tensor, "batch kv_head new d_value"]
-Used: TypeAlias = Bool[Tensor, "key"]
+Numbered: TypeAlias = Int[Tensor, "key"]
 
 SLACK = 32
 """Key slots made ahead when decoding, so that most steps copy no key."""
@@ -59,12 +60,13 @@ class Memory:
         """The same with `fn` applied to every tensor."""
         return self.of({name: fn(value) for name, value in self.tensors().items()})
 
-    def row(self: M, index: int, used: Used | None) -> M:
+    def row(self: M, index: int, chosen: Numbered | None, slots: int) -> M:
         """One row, as a copy.
 
         Args:
             index: which.
-            used: the key slots to keep; None for all.
+            chosen: the key slots to keep, rising, on the host; None for all.
+            slots: that its state has.
         """
         return self.map(lambda value: value[index : index + 1].clone())
 
@@ -136,6 +138,8 @@ class KeyValues(Memory):
     """Keys (after rotary) and values held by an attention mixer."""
 
     kind = "attention"
+    fixed: ClassVar[bool] = False
+    """Whether it is of a fixed number of slots, some of them not yet taken."""
 
     k: HeldKeys
     v: Float[Tensor, "batch kv_head key d_value"]
@@ -169,13 +173,11 @@ class KeyValues(Memory):
         nothing = torch.zeros_like(self.k[..., 0], dtype=torch.bool)
         return nothing if self.kept is None else ~self.kept
 
-    def row(self, index: int, used: Used | None) -> KeyValues:
+    def row(self, index: int, chosen: Numbered | None, slots: int) -> KeyValues:
         """One row, as a copy, with the key slots that are used."""
-        at = slice(index, index + 1)
-        if used is None:
-            return self.map(lambda value: value[at].clone())
-        slots = used[used.shape[0] - self.slots :].nonzero()[:, 0].to(self.k.device)
-        return self.map(lambda value: value[at, :, slots])
+        if chosen is None:
+            return super().row(index, None, slots)
+        return self.map(lambda value: value[index : index + 1]).keep(chosen, slots)
 
     def newest(self, slots: int) -> KeyValues:
         """Without the oldest keys where it holds more than `slots`."""
@@ -188,8 +190,8 @@ class KeyValues(Memory):
 
     def keep(self, chosen: Tensor, slots: int) -> KeyValues:
         """With some key slots alone; see `Memory.keep`."""
-        own = (chosen[chosen >= slots - self.slots] - (slots - self.slots)).to(self.k.device)
-        return self.map(lambda value: value[:, :, own])
+        own = chosen[chosen >= slots - self.slots] - (slots - self.slots)
+        return self.map(lambda value: taken(value, own, axis=2))
 
     @property
     def slots(self) -> int:
@@ -267,6 +269,16 @@ class Latents(KeyValues):
 
 KINDS: dict[str, type[Memory]] = {kind.kind: kind for kind in (KeyValues, Latents, Recurrent)}
 """The kinds of memory by the name under which they are saved."""
+
+
+def taken(value: Tensor, chosen: Tensor, axis: int) -> Tensor:
+    """The entries numbered `chosen` along an axis, as a copy; numbers on the host are sent without waiting."""
+    return value.index_select(axis, sent(chosen, value.device))
+
+
+def roomy(kind: type[KeyValues], k: Tensor, v: Tensor, end: int, kept: KeptKeys | None) -> KeyValues:
+    """Keys and values of which slots up to `end` are in use, and those behind are free for tokens to come."""
+    return kind(k[:, :, :end], v[:, :, :end], kept, _Room(_Buffer(k, v, end), end))
 
 
 def _joined(memories: Sequence[KeyValues], slots: Sequence[int]) -> tuple[list[int], int]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.integrations.moe import batched_mm_experts_forward
 
 from hybridlens.config import MlpConfig
 from hybridlens.devices import resident
@@ -62,6 +64,16 @@ class Mixture(Protocol):
             weights: the weight of each of these, as `hook_expert_weights` holds them.
         """
         ...
+
+
+def waits(experts: Any) -> bool:
+    """Whether the library's experts, as they are configured, ask the device which of them have tokens.
+
+    Its loop does ("eager"), and so do PyTorch's grouped products where they have no kernel: on a GPU, in other dtypes
+    than bfloat16. Then "batched_mm" does not: it copies the weights of each token's experts, which a decode step bears.
+    """
+    how, weight = experts.config._experts_implementation, experts.down_proj
+    return how == "eager" or (how == "grouped_mm" and weight.is_cuda and weight.dtype != torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +223,9 @@ class HookedMoe(MlpByName):
         routed = parts.route(self.hook_router_logits(logits), self.chosen)
         weights = self.hook_expert_weights(routed.weights).flatten(0, 1)
         indices = self.hook_expert_indices(routed.indices).flatten(0, 1)
-        out = parts.experts(self._read(x).flatten(0, 1), indices, weights).unflatten(0, x.shape[:2])
+        experts = parts.experts
+        run_experts = partial(batched_mm_experts_forward, experts) if run.fixed and waits(experts) else experts
+        out = run_experts(self._read(x).flatten(0, 1), indices, weights).unflatten(0, x.shape[:2])
         out = out if parts.widen is None else parts.widen(out)
         out = out if parts.scale == 1.0 else out * parts.scale
         if parts.shared is None:

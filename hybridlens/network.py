@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hybridlens.blocks import Block
 from hybridlens.config import LensConfig, Opened
-from hybridlens.devices import execution_device, first_weight
+from hybridlens.devices import execution_device, first_weight, sent
 from hybridlens.errors import InputError
 from hybridlens.families.spec import Family, ends_of
 from hybridlens.following import Following
@@ -97,7 +97,7 @@ class HookedNetwork(nn.Module):
             InputError: for a state of another model or batch size.
         """
         weights = self.following.check()
-        tokens = tokens.to(execution_device(self.wrapped[0].get_input_embeddings(), tokens.device))
+        tokens = sent(tokens, execution_device(self.wrapped[0].get_input_embeddings(), tokens.device))
         devices = self._devices(tokens.device)
         if state is not None:
             self._check(state, tokens.shape[0], weights, devices)
@@ -194,6 +194,22 @@ class HookedNetwork(nn.Module):
         )
         return Output(logits, replace(after, layers=after.layers[:layer] + kept))
 
+    def through(self, tokens: Tokens, run: Pass, state: HybridState) -> tuple[Logits, list[Memories]]:
+        """A pass that somebody else has laid out: its logits, and what each layer remembers; nothing is checked."""
+        resid, layers = self._through(0, self._embedded(tokens, run), run, state, self._devices(tokens.device))
+        return self._unembedded(resid, None, False), layers
+
+    @property
+    def observed(self) -> str | None:
+        """Where a hook function, or a trace, acts in this thread's passes now; None where none does."""
+        for name, point in self.points.items():
+            if point.asked() or point.traced():
+                return name
+        for name, module in self.wrapped[0].named_modules():
+            if module._forward_hooks or module._forward_pre_hooks:
+                return name or type(module).__name__
+        return None
+
     def _devices(self, default: torch.device) -> list[torch.device]:
         """Where each layer computes."""
         return [execution_device(cast(Block, block).home[0], default) for block in self.blocks]
@@ -219,8 +235,10 @@ class HookedNetwork(nn.Module):
         """The logits at every position, or at each row's last token."""
         head = self.wrapped[0].get_output_embeddings()
         resid = self.ln_final(resid.to(execution_device(head, resid.device)))
-        if last_only:
-            last = resid.shape[1] - 1 if lengths is None else lengths.to(resid.device).clamp(min=1) - 1
+        if last_only and lengths is None:
+            resid = resid[:, -1:]
+        elif last_only and lengths is not None:
+            last = sent(lengths, resid.device).clamp(min=1) - 1
             resid = resid[torch.arange(resid.shape[0], device=resid.device), last][:, None]
         return self.hook_logits(self.unembed(resid))
 
@@ -292,7 +310,8 @@ class HookedNetwork(nn.Module):
 
     def _state(self, run: Pass, layers: tuple[Memories, ...], weights: str) -> HybridState:
         positions = run.key_positions if self.attends else run.key_positions[:, :0]  # no keys, no slots
-        return HybridState(self.signature, run.lengths, positions, layers, self.windows[0], weights, self.windows[1])
+        state = HybridState(self.signature, run.lengths, positions, layers, self.windows[0], weights, self.windows[1])
+        return state.planned_as(run.plan if self.attends or run.plan is None else run.plan.unslotted())
 
     def _dtype(self, module: nn.Module) -> torch.dtype:
         """Of a module's weights; of the model where they are packed."""

@@ -1,18 +1,22 @@
 """One forward pass before any layer runs: positions, padding, and which keys each query may look at.
 
-What queries may see is said once for each window that the model's attention layers have (`KeySlots`).
+What queries may see is said once for each window that the model's attention layers have (`KeySlots`). What must be
+known of it before anything runs is planned on the host (`SlotPlan`), so that no pass waits for the device.
+
+How it fails: lengths that are on a device, and a state whose tensors somebody else made, are read once per pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor
 
+from hybridlens.devices import sent
 from hybridlens.shapes import KeyPositions, Lengths, Positions, Resid, Tokens, Valid
+from hybridlens.slot_plan import SlotPlan
 from hybridlens.slots import KeySlots
 from hybridlens.state import HybridState
 
@@ -28,6 +32,8 @@ class Pass:
         state: what was read before; None for nothing.
     """
 
+    fixed: ClassVar[bool] = False
+    """Whether it is to be recorded and done again, so that nothing in it may wait or be of another size next time."""
     positions: Positions
     """Absolute position of each new token."""
     valid: Valid | None
@@ -36,6 +42,12 @@ class Pass:
     """Absolute position of each key slot, the held ones first; -1 where a row does not use it."""
     lengths: Lengths
     """Tokens that each row has read after the pass."""
+    plan: SlotPlan | None
+    """Lengths and slots after the pass, on the host; None on the meta device, where nothing can be read."""
+    counts: tuple[int, ...] | None
+    """`lengths` of the arguments, on the host."""
+    begins: bool
+    """Whether any row's text begins in this pass, as far as is known."""
     embedded: Resid | None
     """What entered block 0, where layers read it besides the stream; else None."""
 
@@ -47,8 +59,14 @@ class Pass:
         self.continued = state is not None
         self.valid = None
         self.embedded = None
+        self.plan, self.counts, self.begins = None, None, True
+        before = SlotPlan.empty(batch) if state is None else state.plan
+        if before is not None and not (lengths is not None and lengths.is_meta):
+            self.counts = None if lengths is None else tuple(lengths.tolist())
+            self.plan = before.append(new, self.counts)
+            self.begins = 0 in before.lengths
         if lengths is not None:
-            lengths = lengths.to(device)
+            lengths = sent(lengths, device)
             self.valid = self._steps < lengths[:, None]
         if state is None:
             self.positions = self._steps.expand(batch, new)
@@ -89,12 +107,9 @@ class Pass:
         held = held if held.shape[1] == keys else held[:, held.shape[1] - keys :]
         if not self.continued:
             return KeySlots(positions, held, causal=True, window=window)
-        # Where every query sees every key, no mask is needed; off the CPU, asking would cost more than it saves.
-        if self._steps.shape[0] == 1 and self.device.type == "cpu":
-            oldest: Tensor | int = 0 if window is None else (positions - window + 1).clamp_(min=0)
-            seen = held >= oldest
-            if bool((seen if valid is None else seen | ~valid).all()):
-                return KeySlots(positions, held, causal=False, open=True)
+        one = self._steps.shape[0] == 1
+        if one and self.plan is not None and self.plan.all_seen(window, keys, self.counts):  # no mask is needed
+            return KeySlots(positions, held, causal=False, open=True)
         return KeySlots(positions, held, causal=False, window=window, valid=valid)
 
     def to(self, device: torch.device) -> Pass:
@@ -105,6 +120,7 @@ class Pass:
         def moved() -> Pass:
             other = object.__new__(Pass)
             other._made, other.continued = {}, self.continued
+            other.plan, other.counts, other.begins = self.plan, self.counts, self.begins
             other._steps, other.positions = self._steps.to(device), self.positions.to(device)
             other.valid = None if self.valid is None else self.valid.to(device)
             other.key_positions, other.lengths = self.key_positions.to(device), self.lengths.to(device)
@@ -116,8 +132,10 @@ class Pass:
 
 def trimmed(state: HybridState) -> HybridState:
     """The state without the leading key slots that no row's next token can see: in each layer, and then in all."""
-    if state.key_positions.device.type == "meta":
+    plan = state.plan if state.window is not None or state.windows else None
+    if plan is None:
         return state
+    kept = state
     if state.windows:
         passed: dict[tuple[int | None, int], int] = {}  # layers of one window mostly hold as many slots
         layers = list(state.layers)
@@ -127,25 +145,14 @@ def trimmed(state: HybridState) -> HybridState:
                 continue
             key = window, memories["attn"].slots
             if key not in passed:
-                passed[key] = _passed(state.positions_in(layer), state.lengths, window)
+                passed[key] = plan.passed(window, key[1])
             if passed[key]:
                 layers[layer] = {**memories, "attn": memories["attn"].newest(key[1] - passed[key])}
-        state = replace(state, layers=tuple(layers))
-    slots = state.key_positions.shape[1]
-    start = 0 if state.window is None else _passed(state.key_positions, state.lengths, state.window)
+        kept = replace(state, layers=tuple(layers))
+    slots = kept.key_positions.shape[1]
+    start = 0 if kept.window is None else plan.passed(kept.window, slots)
     if not start:
-        return state
-    newest = state.each(lambda memory: memory.newest(slots - start))
-    return replace(newest, key_positions=state.key_positions[:, start:].clone())
-
-
-def _passed(positions: KeyPositions, lengths: Lengths, window: int) -> int:
-    """How many leading key slots no row's next token can see."""
-    slots = positions.shape[1]
-    if slots < window:
-        return 0
-    visible = positions > lengths[:, None] - window
-    if bool(visible[:, 0].any()):
-        return 0
-    needed = visible.any(dim=0)
-    return int(needed.int().argmax()) if bool(needed.any()) else slots
+        return kept
+    newest = kept.each(lambda memory: memory.newest(slots - start))
+    positions = kept.key_positions[:, start:].clone()
+    return replace(newest, key_positions=positions).planned_as(plan.drop(start))

@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -32,12 +32,13 @@ from torch import Tensor
 
 from hybridlens.boundary import Positive, public
 from hybridlens.boundary_words import shown
-from hybridlens.devices import usable
+from hybridlens.devices import sent, usable
 from hybridlens.display.memories import StateShown
 from hybridlens.errors import InputError
 from hybridlens.indices import Rows, numbers_of
-from hybridlens.memory import KINDS, KeyValues, Memory
+from hybridlens.memory import KINDS, KeyValues, Memory, taken
 from hybridlens.shapes import KeyPositions, Lengths
+from hybridlens.slot_plan import Planned, SlotPlan
 
 Memories: TypeAlias = Mapping[str, Memory]
 """What a layer remembers, by the name of its mixer: ``attn``, ``ssm``."""
@@ -59,6 +60,7 @@ class HybridState(StateShown):
         window: keys that a query of the model sees at most, itself included; None: all.
         weights: fingerprint of the weights that made it; empty where it is not known.
         windows: `window` by layer, where layers differ; empty where they are alike.
+        planned: what is known of lengths and positions on the host; see `plan`.
     """
 
     model: str
@@ -68,6 +70,29 @@ class HybridState(StateShown):
     window: int | None = None
     weights: str = ""
     windows: tuple[int | None, ...] = ()
+    planned: Planned | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def plan(self) -> SlotPlan | None:
+        """Lengths and positions as numbers; None on the meta device.
+
+        Known of what a pass gave, and of rows taken out of that or put together; else the tensors are read.
+        """
+        known = self.known
+        if known is not None or self.lengths.is_meta:
+            return known
+        return SlotPlan.of(self.key_positions, self.lengths)
+
+    @property
+    def known(self) -> SlotPlan | None:
+        """`plan`, if no tensor has to be read for it."""
+        known = self.planned
+        return known.plan if known is not None and known.holds(self.lengths, self.key_positions) else None
+
+    def planned_as(self, plan: SlotPlan | None) -> HybridState:
+        """The same, with a plan that is known to be its tensors'."""
+        made = None if plan is None else Planned.now(plan, self.lengths, self.key_positions)
+        return replace(self, planned=made)
 
     @property
     def visible(self) -> Bool[Tensor, "batch key"]:
@@ -91,6 +116,11 @@ class HybridState(StateShown):
     def batch(self) -> int:
         """Rows held."""
         return self.lengths.shape[0]
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where its tensors are."""
+        return {t.device for t in self.tensors().values()}
 
     @property
     def nbytes(self) -> int:
@@ -137,7 +167,7 @@ class HybridState(StateShown):
             InputError: it cannot be used, or is a dtype: positions are whole numbers, and recurrent states float32.
         """
         place = usable(device)
-        return self.map(lambda t: t.to(place))
+        return self.map(lambda t: t.to(place)).planned_as(None if place.type == "meta" else self.known)
 
     @contextmanager
     def lent(self) -> Generator[None]:
@@ -157,7 +187,9 @@ class HybridState(StateShown):
     @public
     def repeat(self, n: Positive) -> HybridState:
         """Each row `n` times in a row: rows a, b become a, a, b, b."""
-        return self.map(lambda t: t.repeat_interleave(n, dim=0))
+        known, rows = self.known, [row for row in range(self.batch) for _ in range(n)]
+        repeated = self.map(lambda t: t.repeat_interleave(n, dim=0))
+        return repeated.planned_as(None if known is None else known.select(rows))
 
     @public
     def select(self, rows: Rows) -> HybridState:
@@ -171,7 +203,9 @@ class HybridState(StateShown):
         if wrong:
             raise InputError(f"select: row {shown(wrong[0])} does not exist, the state holds rows 0..{self.batch - 1}")
         index = torch.as_tensor(numbers, dtype=torch.long)
-        return self.map(lambda t: t[index.to(t.device)])
+        known, at = self.known, {device: sent(index, device) for device in self.devices}
+        selected = self.map(lambda t: t[at[t.device]])
+        return selected.planned_as(None if known is None else known.select(numbers))
 
     def keep_slots(self, slots: slice | Tensor) -> HybridState:
         """With these key slots alone, in every layer that holds them.
@@ -190,15 +224,20 @@ class HybridState(StateShown):
         Args:
             window: leave out keys, too, that a sliding window of this size has passed.
         """
-        oldest = 0 if window is None else (self.lengths[:, None] - window + 1).clamp(min=0)
-        used = self.key_positions >= oldest
-        whole = bool(used.all())
+        plan = self.plan
+        if plan is None:
+            raise InputError("split: the state is on the meta device, which holds no numbers, expected one that does")
 
         def row(i: int) -> HybridState:
-            here = None if whole else used[i]
-            layers = tuple({mixer: memory.row(i, here) for mixer, memory in held.items()} for held in self.layers)
-            positions = self.key_positions[i : i + 1, used[i]]
-            return replace(self, lengths=self.lengths[i : i + 1].clone(), key_positions=positions, layers=layers)
+            own, held = plan.alone(i, 0 if window is None else max(0, plan.lengths[i] - window + 1))
+            here = None if len(held) == plan.slots else torch.tensor(held, dtype=torch.long)
+            layers = tuple(
+                {mixer: memory.row(i, here, plan.slots) for mixer, memory in layer.items()} for layer in self.layers
+            )
+            positions = self.key_positions[i : i + 1]
+            positions = positions.clone() if here is None else taken(positions, here, axis=1)
+            alone = replace(self, lengths=self.lengths[i : i + 1].clone(), key_positions=positions, layers=layers)
+            return alone.planned_as(own)
 
         return [row(i) for i in range(self.batch)]
 
@@ -225,7 +264,10 @@ class HybridState(StateShown):
             F.pad(state.key_positions, (0, slots - state.key_positions.shape[1]), value=-1) for state in states
         ]
         lengths = torch.cat([state.lengths for state in states])
-        return replace(states[0], lengths=lengths, key_positions=torch.cat(positions), layers=layers)
+        whole = replace(states[0], lengths=lengths, key_positions=torch.cat(positions), layers=layers)
+        known = [state.known for state in states]
+        plans = [plan for plan in known if plan is not None]
+        return whole.planned_as(SlotPlan.cat(plans) if len(plans) == len(known) else None)
 
     @public
     def save(self, path: str | Path) -> None:

@@ -94,7 +94,7 @@ def the_front(lens: hl.HybridLens) -> list[tuple[Callable[..., Any], dict[str, A
     return [
         (lens.prefill, {"tokens": rows, "edits": [hl.Edit("hook_embed", fn)], "lengths": [2, 1], "last_only": True}),
         (lens.extend, {"state": state, "tokens": rows, "edits": (), "phase": "decode", "last_only": False}),
-        (lens.generate, {"tokens": rows, "max_new_tokens": 2, "boundary": "first_new_token", "edits": ()}),
+        (lens.generate, {"tokens": rows, "max_new_tokens": 2, "boundary": "first_new_token", "capture": True}),
         (lens.generate, {"tokens": rows, "max_new_tokens": 2, "stop_at_eos": True, "sampling": how, "lengths": [2, 1]}),
         (lens.key_positions, {"state": state, "new_tokens": 2}),
         (lens.run_with_hooks, {"tokens": rows, "fwd_hooks": pairs, "lengths": [2, 1]}),

@@ -77,7 +77,6 @@ def test_circuits_measured_on_text(tmp_path, capsys):
         (["--distances", "x"], "--distances"),
         (["--sample", "1"], "--sample 1 given, expected greater than or equal to 2"),
         (["--model", "tiny-gamma"], "neither an embedded checkpoint"),
-        (["--device", "auto"], "--device auto spreads a model"),
         (["--device", "abacus"], "abacus"),
         (["--memory", "lots"], "expected a size such as 2GB"),
     ],

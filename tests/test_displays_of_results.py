@@ -81,6 +81,7 @@ PLAIN = {
     "results.summary.AccuracyPoint": "seven numbers",
     "results.summary.Finding": "eight plain values",
     "results.summary.TippingInterval": "three plain values",
+    "slot_plan.SlotPlan": "numbers of a state's slots, for who runs it",
     "slots.KeySlots": "masks inside hook functions",
     "splicing.Splice": "names of hook points while an autoencoder is in place",
     "viz.embedding.Html": "HTML already",

@@ -26,10 +26,9 @@ from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.running import Experiment, Progress, commit_facts, model_facts
 from analyses.heads.needle_heads import Look, look
 from analyses.heads.ranking import HeadRanking, ranking_table
-from hybridlens import niah, tiny
+from hybridlens import machine, niah, tiny
 from hybridlens.checkpoint_files import CheckpointFiles
 from hybridlens.config import LensConfig
-from hybridlens.errors import InputError
 from hybridlens.loading import checkpoint
 from hybridlens.model import HybridLens
 from hybridlens.progress import shown
@@ -98,9 +97,8 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
             length = min(TEXT_TOKENS, lens.cfg.n_ctx or TEXT_TOKENS)
             return cls(lens, options, filler_tokens(lens, length, TEXT_ROWS, options.seed))
         quieten()
-        if check_device(device) == "auto":
-            raise InputError("--device auto spreads a model, but weights are read from files here; name one device")
-        return cls(hl.load_weights(files, device=device), options)
+        place = machine.choose(0).device if check_device(device) == "auto" else device
+        return cls(hl.load_weights(files, device=place or "cpu"), options)
 
     def manifest(self) -> Manifest:
         """See `Experiment`."""
@@ -115,7 +113,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
             weights_hash=digest(self.weights),
             job=self.job,
             command=options.command,
-            settings={"memory": options.memory, "device": str(cfg.device)},
+            settings={"memory": self._memory, "device": str(cfg.device)},
             facts={**commit_facts(self.commit, options.revision), **model_facts(cfg)},
         )
 
@@ -129,7 +127,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
 
         found = folder.take("circuits.safetensors", "circuits", HeadCircuits.load, lambda: circuits(
             self.source, self.tokens, model=options.model, sample_size=options.sample, distances=self.distances,
-            seed=options.seed, memory=options.memory, stage=kept, progress=progress,
+            seed=options.seed, memory=self._memory, stage=kept, progress=progress,
         ))  # fmt: skip
         rankings = {
             metric: folder.take(f"rankings/{metric}.json", metric, HeadRanking.load, partial(found.ranking, metric))
@@ -137,6 +135,12 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         }
         folder.drop("parts")
         return Found(found, rankings)
+
+    @property
+    def _memory(self) -> int:
+        """Bytes for compositions."""
+        given = self.options.memory
+        return machine.budget({self.weights.cfg.device}) if given is None else given
 
     def page(self, result: Found, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""

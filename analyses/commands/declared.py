@@ -26,8 +26,8 @@ from analyses.experiment.options.base import Options, flag
 
 MODEL = "An embedded model (see `hybridlens models`), a folder, or a hub id."
 REVISION = str(Options.model_fields["revision"].description)
-DEVICE = "cpu, cuda, cuda:N, mps, or auto to spread the model."
-DTYPE = "float32, bfloat16 or float16."
+DEVICE = "cpu, cuda, cuda:N, mps; auto for the GPU with room for the model, all of them, or the CPU."
+DTYPE = "float32, bfloat16 or float16; auto for the checkpoint's."
 
 typed_words: ContextVar[tuple[str, ...]] = ContextVar("typed_words", default=())
 """What stands after the command's name, for the record of a run."""
@@ -74,9 +74,14 @@ def command(declared: Declared) -> Callable[..., None]:
 
 def carry_out(kind: Any, options: Options, folder: Path, device: str, dtype: str) -> None:
     """Run an experiment, with a bar that shows how far it is, and print what came out."""
+    from analyses.experiment.checkpoints import placed
     from analyses.experiment.running import conduct
+    from hybridlens.model import HybridLens
 
     experiment = kind.opened(options, device, dtype)
+    memory = getattr(options, "memory", 0)
+    if isinstance(getattr(experiment, "lens", None), HybridLens) and ("auto" in (device, dtype) or memory is None):
+        typer.echo(placed(experiment.lens, memory), err=True)
     with progress_bar(options.model, kind.unit) as progress:
         outcome = conduct(experiment, folder, progress)
     for line in outcome.damaged:
@@ -137,6 +142,6 @@ def _typed(default: object) -> str | None:
 def _common(declared: Declared) -> list[inspect.Parameter]:
     return [
         _option("out", Path | None, None, f"Folder of the results; results/MODEL{_ending(declared)} when left out."),
-        _option("device", str, "cpu", DEVICE),
-        _option("dtype", str, "float32", DTYPE),
+        _option("device", str, "auto", DEVICE),
+        _option("dtype", str, "auto", DTYPE),
     ]

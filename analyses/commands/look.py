@@ -56,8 +56,8 @@ def heads(
     semantics: Annotated[str, typer.Option(help="clean, or published: what the authors' code did.")] = "clean",
     out: Annotated[Path | None, typer.Option(help="JSON file to write the ranking to.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help=DEVICE)] = "cpu",
-    dtype: Annotated[str, typer.Option(help=DTYPE)] = "float32",
+    device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
+    dtype: Annotated[str, typer.Option(help=DTYPE)] = "auto",
     revision: Revision = None,
 ) -> None:
     """Attention heads by mean entropy, the most focused first.

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import transformers
 
 import hybridlens as hl
+from hybridlens import machine
 from hybridlens.checkpoint_files import CheckpointFiles
 from hybridlens.devices import DEVICES, usable
+from hybridlens.display.markup import size
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.families import family_for
 from hybridlens.loading import checkpoint, read_config, resolve_dtype
@@ -48,16 +51,31 @@ def check_device(device: str) -> str:
 
 
 def open_model(name: str | CheckpointFiles, device: str, dtype: str) -> HybridLens:
-    """The model that ``--model`` names, on a device; "auto" spreads it over what there is.
+    """The model that ``--model`` names, on a device; "auto" for where it fits, and for the checkpoint's own dtype.
 
     Raises:
         HybridLensError: for a checkpoint, device or dtype that cannot be used.
     """
     quieten()
-    kind = resolve_dtype(dtype)
-    if check_device(device) == "auto":
-        return hl.load(name, dtype=kind, device_map="auto")
-    return hl.load(name, dtype=kind, device=device)
+    kind = dtype if dtype == "auto" else resolve_dtype(dtype)
+    return hl.load(name, dtype=kind, device=check_device(device))
+
+
+def checkpoint_dtype(name: str, revision: str | None = None) -> torch.dtype:
+    """What a checkpoint's configuration says of its weights; float32 where it says nothing."""
+    return getattr(read_config(checkpoint(name, revision)), "dtype", None) or torch.float32
+
+
+def placed(lens: HybridLens, memory: int | None) -> str:
+    """Where a model is, in which dtype, and how much may be held beside it, in a line.
+
+    Args:
+        lens: the model.
+        memory: what was said of that; None for a share of what is free.
+    """
+    devices = machine.devices_of(lens.hf_model)
+    most = size(machine.budget(devices) if memory is None else memory)
+    return f"on {machine.words(devices)}, in {str(lens.dtype).removeprefix('torch.')}; {most} beside the weights"
 
 
 def quieten() -> None:

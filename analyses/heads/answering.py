@@ -24,7 +24,6 @@ from analyses.heads.treatment import Treatment, treat
 from hybridlens import niah
 from hybridlens.decoding import Boundary
 from hybridlens.engine import Answer, Job, Spans, Sweep, Tally
-from hybridlens.engine.budget import DEFAULT
 from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, CellKey, Run
@@ -132,7 +131,7 @@ def answer_cells(
     todo: Sequence[CellKey],
     rubrics: Mapping[tuple[str, str], niah.Rubric],
     max_new_tokens: int,
-    memory: int = DEFAULT,
+    memory: int | None = None,
     rows: int | None = None,
     tally: Callable[[Tally], None] = lambda tally: None,
     rankings: Rankings = NO_RANKINGS,
@@ -145,7 +144,7 @@ def answer_cells(
         todo: the cells wanted.
         rubrics: by the needle's name and semantics.
         max_new_tokens: at most so many in an answer.
-        memory: bytes that may be held beside the weights.
+        memory: bytes that may be held beside the weights; None for a share of what is free.
         rows: most that answer together; None for as many as fit. Neither changes a cell.
         tally: given what reading cost, at the end of each sweep.
         rankings: what the static rankings that cells name stand for.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from analyses.experiment.checkpoints import checkpoint_dtype
 from analyses.experiment.options.needles import PromptOptions
 from analyses.heads.entropy import check_semantics
 from hybridlens import niah
@@ -117,5 +118,9 @@ def check_budget(options: PromptOptions, cfg: LensConfig, dtype: str) -> None:
     Raises:
         InputError: saying how much is needed.
     """
-    costs = costs_of(cfg, resolve_dtype(dtype))
+    if options.memory is None:
+        return
+    costs = costs_of(
+        cfg, checkpoint_dtype(options.model, options.revision) if dtype == "auto" else resolve_dtype(dtype)
+    )
     Budget(costs, options.memory).check(max(options.lengths or (1,)) + options.max_new_tokens)

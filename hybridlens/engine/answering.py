@@ -47,6 +47,7 @@ def answer(
     max_new_tokens: int,
     stop_at_eos: bool = True,
     tokenizer: Any = None,
+    capture: bool | None = None,
 ) -> list[Answer]:
     """What each row says, greedily: its text, tokens and margin.
 
@@ -58,6 +59,7 @@ def answer(
         max_new_tokens: at most so many for each row.
         stop_at_eos: a row ends with its end-of-text token.
         tokenizer: for text; None for empty ones.
+        capture: see `hybridlens.decoding.Decoding`.
 
     Raises:
         HybridLensError: the model's logits are not finite.
@@ -67,7 +69,7 @@ def answer(
         return treating.edits([rows[i].treatment for i in held], [rows[i].spans for i in held], "decode")
 
     ends = network.cfg.eos_token_ids if stop_at_eos else ()
-    how = Decoding(max_new_tokens, tuple(ends), edits=edits, ended="leave")
+    how = Decoding(max_new_tokens, tuple(ends), edits=edits, ended="leave", capture=capture)
     said = decode(network, _start(rows, boundary), how)
     return [
         Answer(text, tuple(row), margin)

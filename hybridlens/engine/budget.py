@@ -18,9 +18,7 @@ import torch
 
 from hybridlens.config import LensConfig
 from hybridlens.errors import InputError
-
-DEFAULT = 2 * 2**30
-"""Bytes, where nothing is said."""
+from hybridlens.machine import MODEST
 
 UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 
@@ -109,7 +107,7 @@ class Budget:
     """
 
     costs: Costs
-    memory: int = DEFAULT
+    memory: int = MODEST
     rows: int | None = None
     """Most rows that answer together; None for as many as fit, at most `WIDEST`."""
 

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import torch
 
+from hybridlens import machine
 from hybridlens.decoding import Boundary, check_boundary
 from hybridlens.engine.answering import Row, answer
-from hybridlens.engine.budget import DEFAULT, Budget, costs_of
+from hybridlens.engine.budget import Budget, costs_of
 from hybridlens.engine.reading import Reader, Tally
 from hybridlens.engine.work import Answer, Job, Treating, reading_of
 from hybridlens.errors import InputError
@@ -40,8 +41,9 @@ class Sweep:
         treating: how the jobs' treatments act.
         boundary: which rules read the last token of a prompt.
         max_new_tokens: at most so many for each answer.
-        memory: bytes that may be held beside the weights.
+        memory: bytes that may be held beside the weights; None for a share of what is free (`machine.budget`).
         rows: most rows that answer together; None for as many as fit.
+        capture: record decode steps and do them again; see `hybridlens.decoding.Decoding`.
 
     Attributes:
         tally: what reading has cost so far.
@@ -57,8 +59,9 @@ class Sweep:
         treating: Treating,
         boundary: Boundary = "last_prompt_token",
         max_new_tokens: int = 40,
-        memory: int = DEFAULT,
+        memory: int | None = None,
         rows: int | None = None,
+        capture: bool | None = None,
     ) -> None:
         check_boundary(boundary)
         for name, value in (("max_new_tokens", max_new_tokens), ("rows", rows)):
@@ -68,7 +71,9 @@ class Sweep:
         self.treating = treating
         self.boundary: Boundary = boundary
         self.max_new_tokens = max_new_tokens
-        self.budget = Budget(costs_of(lens.cfg, lens.dtype), memory, rows)
+        self.capture = capture
+        held = machine.budget(machine.devices_of(lens.hf_model)) if memory is None else memory
+        self.budget = Budget(costs_of(lens.cfg, lens.dtype), held, rows)
         self.tally = Tally()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[list[Answered]]:
@@ -127,6 +132,7 @@ class Sweep:
                     self.boundary,
                     self.max_new_tokens,
                     tokenizer=self.lens.tokenizer,
+                    capture=self.capture,
                 )
                 yield [Answered(row.job, one) for row, one in zip(batch, said, strict=True)]
             del rows[:full]

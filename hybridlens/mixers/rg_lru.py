@@ -115,9 +115,8 @@ def block_sigmoid(
 
 
 def _starts(run: Pass) -> Tensor | None:
-    """True at position 0 [b p 1]; None where no row is there, as far as that can be told without waiting for a GPU."""
-    starts = (run.positions == 0)[..., None]
-    return None if run.device.type == "cpu" and not bool(starts.any()) else starts
+    """True at position 0 [b p 1]; None where no row is there."""
+    return (run.positions == 0)[..., None] if run.begins else None
 
 
 def decay_and_multiplier(

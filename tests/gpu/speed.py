@@ -19,8 +19,10 @@ from transformers import JambaConfig, JambaForCausalLM, RecurrentGemmaConfig, Re
 
 from gpu.contract import forget
 from gpu.rows import Rows, off, settle, timed
+from gpu.syncs import waits
 from hybridlens import HybridLens
 from hybridlens.decoding import Decoding, begin, decode
+from hybridlens.fixed_steps import FixedSteps
 from hybridlens.recurrences.scan import use_kernels
 from hybridlens.tokens import TokenBatch
 
@@ -156,15 +158,53 @@ def decoded(rows: Rows, lens: HybridLens, ids: Tensor, ceilings: Ceilings) -> No
         if batch == 1:
             about += f", {1 / plain / limit:.0%} of the {limit:.0f} that the weights' bytes allow"
         rows.add(f"decode, batch {batch}: tokens/s", f"{batch / plain:.0f} ({about})")
+        captured(rows, lens, ids[:, :1024].expand(batch, -1), steps, plain, limit)
 
 
-def decoding(rows: Rows, lens: HybridLens, ids: Tensor, steps: int, edits: list[Any]) -> float:
-    """Seconds of one decode step."""
-    start = begin(lens.network, TokenBatch(ids, None), (), "last_prompt_token")
-    decode(lens.network, start, Decoding(4, edits=lambda batch: edits))
+def captured(rows: Rows, lens: HybridLens, ids: Tensor, steps: int, plain: float, limit: float) -> None:
+    """The same decoding in captured steps: tokens a second, with and without the recording, logits, tokens."""
+    batch, network = ids.shape[0], lens.network
+    start = begin(network, TokenBatch(ids, None), (), "last_prompt_token")
+    ways = [decode(network, start, Decoding(min(16, steps), capture=capture)) for capture in (False, True)]
+    same = sum(a == b for a, b in zip(ways[0].tokens, ways[1].tokens, strict=True))
+    closest = float(ways[0].margins.min())
+    rows.add(f"decode, batch {batch}: rows that say the same captured", f"{same} (closest choice {closest:.2g})", batch)
+    state = start.state
+    fixed, mine, theirs = FixedSteps(network, state, steps + 8, masked=False), list[Tensor](), list[Tensor]()
+    for t in range(6):
+        out = network(ids[:, t : t + 1], None, state)
+        state = out.state
+        theirs.append(out.logits[:, 0].cpu())
+        mine.append(fixed.read(ids[:, t], None).cpu())
+    rows.most(
+        f"decode, batch {batch}: logits, captured against plain", off(torch.stack(mine), torch.stack(theirs)), 0.05
+    )
+    token = ids[:, 0]
     settle(rows.device)
     began = time.perf_counter()
-    decode(lens.network, start, Decoding(steps, edits=lambda batch: edits))
+    for _ in range(steps):
+        token = fixed.read(token, None).argmax(dim=-1)
+    settle(rows.device)
+    each = (time.perf_counter() - began) / steps
+    about = f"{each * 1e3:.2f} ms a step, {plain / each:.1f} × the plain step"
+    about += f", {1 / each / limit:.0%} of the {limit:.0f} that the weights' bytes allow" if batch == 1 else ""
+    rows.add(f"decode, batch {batch}, captured: tokens/s", f"{batch / each:.0f} ({about})")
+    whole = decoding(rows, lens, ids, steps, [], capture=True)
+    rows.add(f"decode, batch {batch}, {steps} steps, recording and all", f"{whole * 1e3:.2f} ms a step")
+    with waits(rows.device) as found:
+        fixed.read(token, None)
+    rows.judge(f"decode, batch {batch}: waits of a captured step", not found, dict(found) or 0, 0)
+
+
+def decoding(
+    rows: Rows, lens: HybridLens, ids: Tensor, steps: int, edits: list[Any], capture: bool | None = False
+) -> float:
+    """Seconds of one decode step."""
+    start = begin(lens.network, TokenBatch(ids, None), (), "last_prompt_token")
+    decode(lens.network, start, Decoding(4, edits=lambda batch: edits, capture=capture))
+    settle(rows.device)
+    began = time.perf_counter()
+    decode(lens.network, start, Decoding(steps, edits=lambda batch: edits, capture=capture))
     settle(rows.device)
     return (time.perf_counter() - began) / steps
 

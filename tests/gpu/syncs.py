@@ -1,4 +1,4 @@
-"""Where a decode step and a forward pass without hooks wait for the device, as file and line.
+"""Where a decode step and a forward pass without hooks wait for the device, as file and line; nowhere, it should be.
 
 On a GPU torch itself says so (`torch.cuda.set_sync_debug_mode`). On a CPU the operations that would have to wait are
 counted: those that read a value, or make a tensor whose size hangs on one.
@@ -41,16 +41,19 @@ def main(rows: Rows, argument: str) -> None:
 
 def one(rows: Rows, family: str, places: dict[str, list[str]]) -> None:
     """The waits of a family's passes, at two depths, so that what is per layer shows."""
-    lens = HybridLens(models.make(family).to(rows.device))
+    dtype = torch.bfloat16 if rows.cuda else torch.float32  # in which grouped products of experts have a kernel
+    lens = HybridLens(models.make(family).to(rows.device, dtype))
     ids = models.tokens(1, 40).to(rows.device)
     state = lens.prefill(ids).state
     state = lens.extend(state, ids[:, :1]).state  # room for keys is made in the first step
     layers = lens.cfg.n_layers
     new = ids[:, :1]
+    given, several, lengths = new.cpu(), ids.expand(3, -1), torch.tensor([40, 9, 23])
     ways: dict[str, Callable[[], object]] = {
         "forward": lambda: lens.network(ids),
+        "padded": lambda: lens.network(several, lengths, None, True),
         "step": lambda: lens.network(new, None, state),
-        "extend": lambda: lens.extend(state, new),
+        "extend": lambda: lens.extend(state, given),  # of ids on the device, their range would be read
     }
     counts: dict[str, tuple[Counter[str], int]] = {}
     for what, run in ways.items():
@@ -58,17 +61,16 @@ def one(rows: Rows, family: str, places: dict[str, list[str]]) -> None:
         with waits(rows.device) as found:
             run()
         counts[what] = found, 1
-    steps = 8
-    batch = TokenBatch(ids, None)
-    start = begin(lens.network, batch, (), "last_prompt_token")
-    decode(lens.network, start, Decoding(2))
-    start = begin(lens.network, batch, (), "last_prompt_token")
-    with waits(rows.device) as found:
-        decode(lens.network, start, Decoding(steps))
-    counts["token of generate"] = found, steps
-    rows.add(
-        f"{family}, {layers} layers: waits", ", ".join(f"{w} {sum(c.values()) / n:g}" for w, (c, n) in counts.items())
-    )
+    steps, batch = 8, TokenBatch(ids, None)
+    for what, ends in (("token that nothing ends", ()), ("token", (models.VOCAB,))):  # an end that never comes
+        decode(lens.network, begin(lens.network, batch, (), "last_prompt_token"), Decoding(2, ends, capture=False))
+        start = begin(lens.network, batch, (), "last_prompt_token")
+        with waits(rows.device) as found:
+            decode(lens.network, start, Decoding(steps, ends, capture=False))
+        counts[what] = found, steps
+    waited = ", ".join(f"{w} {sum(c.values()) / n:g}" for w, (c, n) in counts.items())
+    none = not any(sum(found.values()) for found, _ in counts.values())
+    rows.judge(f"{family}, {layers} layers: waits", none, waited, 0)
     for what, (places_of, runs) in counts.items():
         for where, times in places_of.items():
             places.setdefault(where, []).append(f"{family} {what} {times / runs:g}")

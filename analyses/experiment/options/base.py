@@ -187,13 +187,12 @@ Numbers = Listed[tuple[Natural, ...]]
 MaybeNumbers = Listed[tuple[Natural, ...] | None]
 MaybeWords = Annotated[tuple[str, ...] | None, typed(words_of), AfterValidator(once)]
 Memory = Annotated[
-    int,
+    Annotated[int, Field(ge=1)] | None,
     typed(_memory),
     Field(
-        ge=1,
-        description="What may be held beside the weights, like 2GB; changes no result.",
-        json_schema_extra={"typed": "2GB"},
+        description="What may be held beside the weights, like 2GB; a share of what is free when left out. Changes no "
+        "result.",
+        json_schema_extra={"typed": None},
     ),
 ]
-MEMORY = 2 * 2**30
 Seed = Annotated[int, Field(ge=0, description="Of everything that is drawn.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from analyses.experiment.options.base import MEMORY, MaybeNumbers, Memory, Options, Seed, one_of
+from analyses.experiment.options.base import MaybeNumbers, Memory, Options, Seed, one_of
 
 METRICS = (
     "copying", "copying_share", "matching", "matching_share", "previous", "induction", "induction_match", "retrieval"
@@ -28,5 +28,5 @@ class CircuitsConfig(Options):
         description="Run the model on filler text for the linear paths and their error; by default only embedded "
         "models are run. Otherwise weights are read straight from the files, and no model is made.",
     )
-    memory: Memory = MEMORY
+    memory: Memory = None
     seed: Seed = 0

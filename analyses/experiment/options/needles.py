@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from analyses.experiment.options.base import (
-    MEMORY,
     Item,
     MaybeNumbers,
     Memory,
@@ -161,7 +160,7 @@ class PromptOptions(Options):
     haystack: Filler = Field(None, description=FILLER)
     template: Annotated[str, one_of(tuple(niah.TEMPLATES))] = Field("base", description="base or instruct.")
     batch_size: int | None = Field(None, ge=1, description="Most rows that answer together; changes no result.")
-    memory: Memory = MEMORY
+    memory: Memory = None
     seed: Seed = 0
     max_new_tokens: int = Field(40, ge=1, le=100_000)
     """Length of the answers."""
