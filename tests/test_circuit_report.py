@@ -85,7 +85,7 @@ def a_look(text: str = "a", seed: int = 0) -> Look:
     draw = torch.Generator().manual_seed(seed)
     patterns = torch.rand(2, HEADS, 4, 4, generator=draw).tril()
     ranking = HeadRanking(torch.rand(2, HEADS, generator=draw), LAYERS, "needle mass", lower_is_better=False)
-    return Look(ranking, [5, 6, 7, 8, 9], [0, 2, 3, 4], patterns, [text, "b", "c", "d"])
+    return Look(ranking, [5, 6, 7, 8, 9], [0, 2, 3, 4], [3], patterns, [text, "b", "c", "d"])
 
 
 @cache
