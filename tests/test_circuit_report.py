@@ -177,7 +177,7 @@ def test_the_finding_says_what_was_given() -> None:
     assert "L5 H0 (0.700), L5 H1 (0.600), L5 H2 (0.500)" in retrieve
     assert copy.startswith("3 of 6 heads copy")
     assert copy.endswith("most: L2 H0 (0.900), L2 H1 (0.600), L5 H2 (0.510).")
-    assert match.startswith("1 of 6 heads match equal tokens")
+    assert match.startswith("1 of 6 heads matches equal tokens")
     assert "above 0 for 4 of 6 heads and highest for L5 H2 (0.750, through L2 H1)" in induct
     assert "convolution for 3 of them, from another head for 1" in induct
     assert "at the mean of 99 tokens; on real activations that misses 0.250 to 0.875" in linear

@@ -94,7 +94,7 @@ BENCHMARKS = [
 
 VERDICTS = [
     Verdict("a", "H1", "Claim one.", "0 %", "k = 0: 1.0 %; k = 1: 2.0 %", "holds", "Rule one.", ""),
-    Verdict("b", "H1", "Claim two.", "–", "x: 50.0 % [40.0, 60.0]", "fails", "Rule two.", ""),
+    Verdict("b", "H1", "Claim two.", "–", "x: 50.0 % (40.0 to 60.0)", "fails", "Rule two.", ""),
     Verdict("c", "H3", "Claim three.", "–", "–", "not tested here", "Rule three.", "undecided: so"),
 ]
 

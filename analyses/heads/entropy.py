@@ -23,6 +23,7 @@ from torch import Tensor
 from analyses.heads.ranking import HeadRanking
 from hybridlens.boundary import Positive, public
 from hybridlens.boundary_words import Among
+from hybridlens.display import many
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, by_query, reads_only
 from hybridlens.model import HybridLens
@@ -187,6 +188,5 @@ def rank_heads(
                 lens.run_with_hooks(rows, [(names, add)], lengths=real)
             done(len(rows))
     words = "all tokens" if queries == "all" else "the last token"
-    prompts = "1 prompt" if n == 1 else f"{n} prompts"
-    source = f"mean attention entropy in bits ({semantics}) over {words} of {prompts}"
+    source = f"mean attention entropy in bits ({semantics}) over {words} of {many(n, 'prompt')}"
     return HeadRanking((totals / averaged.sum().item()).float(), layers, source, lower_is_better=True)

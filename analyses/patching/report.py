@@ -19,6 +19,7 @@ from analyses.patching.choosing import WORDS
 from analyses.patching.effects import Patched, Place, effect, number, strongest
 from analyses.patching.maps import maps
 from analyses.patching.results import PatchResult
+from hybridlens.display import many
 from hybridlens.niah import MAX_SCORE
 from hybridlens.viz.article import Article
 from hybridlens.viz.positions import visible
@@ -154,8 +155,8 @@ def _estimates(found: Patched) -> str:
     where = f"{low}, where {sections.NONE}" if still else low
     worst = max(agrees, key=lambda name: agrees[name].largest_error)
     return (
-        f"Gradients estimate the same patches with a correlation of {number(middle)} (median of {len(known)} sweeps; "
-        f"lowest {number(known[low].pearson)}, {where}); the largest error is "
+        f"Gradients estimate the same patches with a correlation of {number(middle)} (median of "
+        f"{many(len(known), 'sweep')}; lowest {number(known[low].pearson)}, {where}); the largest error is "
         f"{number(agrees[worst].largest_error)}, in {worst}."
     )
 
@@ -176,9 +177,10 @@ def _origin(found: Patched, record: Mapping[str, Any]) -> tuple[str, ...]:
     passes = sum(result.forwards for result in found.exact.values())
     arguments: Mapping[str, Any] = record.get("arguments", {})
     return (
-        f"{patches:,} patches in {len(found.exact)} sweeps and {passes:,} forward passes",
+        f"{many(patches, 'patch', 'patches')} in {many(len(found.exact), 'sweep')} and "
+        f"{many(passes, 'forward pass', 'forward passes')}",
         f"pair: {arguments.get('pair', found.pair.kind)}",
-        f"{len(found.measure.clean)} tokens"
+        many(len(found.measure.clean), "token")
         + ("" if found.pair.kind == "own" else f", needle at {arguments.get('depth', '?')} %"),
         "denoising" if found.denoises else "noising",
         f"seed {record.get('seed')}",

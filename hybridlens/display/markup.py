@@ -140,6 +140,11 @@ def many(n: int, one: str, several: str = "") -> str:
     return f"{count(n)} {one if n == 1 else several or one + 's'}"
 
 
+def every(n: int, one: str, several: str = "") -> str:
+    """All of a number of things, as a title has it: All 12 answers, The one answer."""
+    return f"The one {one}" if n == 1 else f"All {many(n, one, several)}"
+
+
 def size(n_bytes: int) -> str:
     """Bytes in words: "512 B", "33.1 kB", "1.2 GB"."""
     scaled, unit = float(n_bytes), "B"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from hybridlens.display import many
 from hybridlens.errors import InputError
 from hybridlens.viz.embedding import CIRCUITSVIS, Html
 
@@ -85,7 +86,7 @@ def attention_heads(
     """
     labels = heads if heads is not None else [f"Head {i}" for i in range(pattern.shape[0])]
     figure = PatternFigure("attention heads", tokens, pattern, labels, positions=positions)
-    words = f"Attention of {len(labels)} {'head' if len(labels) == 1 else 'heads'} over {len(tokens)} tokens."
+    words = f"Attention of {many(len(labels), 'head')} over {many(len(tokens), 'token')}."
     return Html(CIRCUITSVIS, props(figure), words, name)
 
 
