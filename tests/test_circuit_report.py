@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from bounds import close, written
+from packed import attention
 
 from analyses.circuits.composition import KINDS, Composition
 from analyses.circuits.labels import MEANING, number
@@ -301,12 +302,12 @@ def test_patterns_stand_beside_their_scores() -> None:
     assert [at for at in drawn["places"] if at is not None] == seen.shown
     scores = dict(zip(NAMES, circuits.retrieval.flatten().tolist(), strict=True))
     assert [name.split(":")[0] for name in drawn["attentionHeadNames"]] == sorted(scores, key=lambda n: -scores[n])
-    for label, pattern in zip(drawn["attentionHeadNames"], drawn["attention"], strict=True):
+    for label, pattern in zip(drawn["attentionHeadNames"], attention(drawn), strict=True):
         name, score = label.split(": ")
         assert float(score) == pytest.approx(scores[name], abs=0.00501)
         wanted = seen.patterns.flatten(0, 1)[NAMES.index(name)]
         rows = [[value for value in row if value is not None] for row in pattern]  # gaps between cropped tokens
-        close(torch.tensor([row for row in rows if row]), wanted, extra=5e-5)  # four decimals
+        close(torch.tensor([row for row in rows if row]), wanted, extra=5e-5)  # of 16 bits
     text = section(source, "patterns")
     for name in NAMES:
         mass = float(seen.ranking.scores.flatten()[NAMES.index(name)])

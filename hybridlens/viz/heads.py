@@ -137,8 +137,8 @@ def _heatmap(
         "zmax": float(most if most > least else least + 1),
         "xgap": 2 if len(columns) <= 40 else 0,
         "ygap": 2 if len(rows) <= 40 else 0,
-        "customdata": [[name] * len(columns)] * len(rows),
-        "hovertemplate": "%{y}, %{x}: <b>%{z:.3~g}</b><extra>%{customdata}</extra>",
+        "meta": [name],
+        "hovertemplate": "%{y}, %{x}: <b>%{z:.3~g}</b><extra>%{meta[0]}</extra>",
     }
     if len(columns) <= _WRITTEN:
         largest = max((abs(value) for value in known), default=0.0) or 1

@@ -39,7 +39,7 @@ const Page = (() => {
   };
   // circuitsvis takes seconds for large patterns, so each is drawn in a turn of its own, after the rest.
   const drawPatterns = (patterns) => patterns.forEach((props, i) => setTimeout(() => {
-    HybridlensPattern.draw(byId(`pattern-${i}`), props, dark.matches);
+    HybridlensPattern.draw(byId(`pattern-${i}`), Packed.open(props), dark.matches);
   }, 50 * (i + 1)));
   const smallMap = (rows) => {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
