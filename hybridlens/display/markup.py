@@ -43,7 +43,7 @@ vertical-align:top;font-weight:400;max-width:46ch;overflow-wrap:break-word;white
 .hl .hl-m td,.hl .hl-m th{border:0;padding:3px 5px!important;text-align:center!important;white-space:nowrap}
 .hl .hl-m th{color:var(--hl-soft);font-size:11.5px}.hl .hl-m td{min-width:2.4em;font-size:11.5px}
 .hl .hl-x,.hl .hl-x+td{padding-left:8px!important}
-.hl [style*="--v"]{background:color-mix(in srgb,var(--c,#12908c) calc(var(--v)*72%),transparent)!important}
+.hl [style*="--v"]{background:color-mix(in srgb,var(--c,#12908c) calc(var(--v)*56%),transparent)!important}
 .hl .hl-t{font:12.5px/1.9 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap;margin:4px 0 6px;
 overflow-wrap:anywhere}.hl .hl-t span{border-radius:3px;padding:2px 0}.hl .hl-u{border-bottom:2px solid #c0622f}
 .hl .hl-b span{display:inline-block;min-width:2em;margin:0 2px 4px 0;text-align:center;font-size:11px}

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import plotly.graph_objects as go
 
 from hybridlens.errors import InputError
-from hybridlens.viz.layout import MAP_COLORS, heatmap, plain, ticks
+from hybridlens.viz.inks import MAP_COLORS
+from hybridlens.viz.layout import heatmap, plain, ticks
 
 SIGNED_COLORS = ((0.0, "#7c3210"), (0.25, "#d9956f"), (0.5, "#f3ece2"), (0.75, "#7db8b1"), (1.0, "#0c5359"))
 """Below 0, nothing, above 0; `common.js` has their counterparts for dark pages."""

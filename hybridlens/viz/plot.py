@@ -16,6 +16,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from hybridlens.display.markup import many
+from hybridlens.viz.inks import ink_numbers
 
 _HEIGHT = 420
 """Pixels of a figure that is no heatmap and does not say its own."""
@@ -38,6 +39,7 @@ class Plot(go.Figure):
         from hybridlens.viz.embedding import PLOTLY, Html
 
         made = cast(dict[str, Any], json.loads(cast(str, self.to_json())))
+        ink_numbers(made)
         for trace in made["data"]:
             if "z" in trace:
                 trace["z"] = _colours(trace["z"])
