@@ -31,7 +31,7 @@ from analyses.patching.metrics import LogitDifference
 from hybridlens import niah
 from hybridlens.boundary import Length, Percent, Seed, public
 from hybridlens.display import Displayed, Piece, Table, TokenText, many
-from hybridlens.display.markup import cut
+from hybridlens.display.markup import parted
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import Haystack, Needle, Prompt, Rule, Span, full_match_rubric
@@ -102,7 +102,7 @@ class Pair(Displayed):
 
     def summary(self) -> str:
         """How long the prompts are, how many tokens differ, and both answers."""
-        said = " | ".join(repr(cut(answer.strip(), 30)) for answer in self.said)
+        said = " | ".join(map(repr, parted(*(answer.strip() for answer in self.said), 30)))
         tokens = many(len(self.clean_tokens), "token")
         differ = many(len(self.differences), "differs", "differ")
         return f"{self.kind} pair, {tokens} each, {differ}; the model says {said}"

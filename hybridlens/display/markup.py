@@ -120,6 +120,14 @@ def cut(text: str, most: int = LONGEST) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def parted(one: str, other: str, most: int) -> tuple[str, str]:
+    """Two texts of at most so many characters: those where they part, where both begin alike for longer than that."""
+    first = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start = max(first - most // 3, 0) if one != other and first >= most - 1 else 0
+    said_one, said_other = (cut(f"…{text[start + 1 :]}" if start else text, most) for text in (one, other))
+    return said_one, said_other
+
+
 def number(value: float | int, digits: int = 4) -> str:
     """A number in a few digits, with a minus sign; whole numbers in full."""
     if isinstance(value, int):
