@@ -316,7 +316,7 @@ def test_notes_stand_where_they_belong() -> None:
     assert "1.000 of the distinct ones" in section(source, "costs")
     total = len(study_cells())
     assert f"seconds, all sessions|{0.25 * total:,.1f}" in section(source, "costs")
-    assert f"as if each cell were alone|{7 * total:,}" in section(source, "costs")
+    assert f"each cell counted by itself|{7 * total:,}" in section(source, "costs")
 
 
 def test_missing_cells_leave_a_line_and_no_more() -> None:

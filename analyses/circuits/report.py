@@ -102,13 +102,13 @@ def _induction(circuits: HeadCircuits) -> str:
 
 
 def _linearised(circuits: HeadCircuits) -> str:
-    begin = f"All that is said of recurrent layers takes them for linear, {circuits.linearised}"
+    begin = f"Recurrent layers are taken for linear here, {circuits.linearised}"
     if circuits.path_error is None:
         return f"{begin}; how far that is off was not measured."
     missed = spread(circuits.path_error, number)
     return (
         f"{begin}; on real activations that misses {missed} of the spread of what they write (0: exact, 1: no better "
-        "than a constant), so it says what a layer's convolution can pass on, not all that the layer does."
+        "than a constant). So scores say what a layer's convolution can pass on, not all that the layer does."
     )
 
 

@@ -166,9 +166,9 @@ def _places(maps: Mapping[str, DamageMap], where: str) -> list[str]:
     dropped, reset, replaced = (maps.get(f"{where}-{kind}") for kind in sections.KINDS)
     if dropped is None or reset is None or replaced is None:
         return []
-    said = "Written down" if where == "inside" else "Outside the window"
+    said = "Damage shows where the needle is written down" if where == "inside" else "Outside the window likewise"
     return [
-        f"{said}, in one prompt ({many(len(dropped.tokens), 'token')}, needle “{dropped.pair}”): dropping keys and "
+        f"{said}. In one prompt ({many(len(dropped.tokens), 'token')}, needle “{dropped.pair}”), dropping keys and "
         f"values costs most at {_worst(dropped)}, resetting recurrent layers at {_worst(reset)}, replacing their "
         f"states at {_worst(replaced)}."
     ]

@@ -102,7 +102,7 @@ class Pair(Displayed):
 
     def summary(self) -> str:
         """How long the prompts are, how many tokens differ, and both answers."""
-        said = " | ".join(map(repr, parted(*(answer.strip() for answer in self.said), 30)))
+        said = " | ".join(map(repr, parted(self.said[0].strip(), self.said[1].strip(), 30)))
         tokens = many(len(self.clean_tokens), "token")
         differ = many(len(self.differences), "differs", "differ")
         return f"{self.kind} pair, {tokens} each, {differ}; the model says {said}"

@@ -81,9 +81,9 @@ def finding(found: Patched) -> tuple[str, ...]:
         said.append(_estimates(found))
     if found.direct is not None:
         raising = [(w, share) for w, share in found.direct.top(len(found.direct.writers)) if share > 0]
-        parts = ", ".join(f"{w.words} {share:+.1f}" for w, share in raising[:3])
+        parts = ", ".join(f"{w.words} ({share:+.1f})" for w, share in raising[:3])
         if parts:
-            said.append(f"Directly, the clean answer's logit is raised over the other's most by {parts}.")
+            said.append(f"Of what parts write straight to the logits, most for the clean answer comes from {parts}.")
     return tuple(sentence for sentence in said if sentence)
 
 

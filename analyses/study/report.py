@@ -242,7 +242,7 @@ def _costs(cells: Sequence[Cell], notes: Sequence[str]) -> Section:
         ("cells", f"{len(cells):,}"),
         ("seconds, all sessions", f"{seconds:,.1f}"),
         ("milliseconds a cell", f"{1000 * seconds / len(cells):,.1f}"),
-        ("tokens generated, as if each cell were alone", f"{sum(counted):,}" if counted else "–"),
+        ("tokens generated, each cell counted by itself", f"{sum(counted):,}" if counted else "–"),
     ]
     return Section("costs", "Costs", (*(Words(note) for note in notes), Table(("", ""), tuple(rows))))
 
