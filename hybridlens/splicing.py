@@ -35,7 +35,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridlens.boundary import Positive, public
 from hybridlens.errors import HookFunctionError, InputError
@@ -106,17 +106,28 @@ class Splice:
         """What goes on in the place of an activation.
 
         Raises:
-            HookFunctionError: the autoencoder gives something of another shape than it read.
+            HookFunctionError: the autoencoder cannot read so many numbers, or gives something of another shape.
         """
         read = x if _takes_heads(self.sae) else x.flatten(x.ndim - self.n_axes)
         read = read.to(**_home(self.sae, x))
         if error is None:
-            return self._decoded(features(self.sae.encode(read)), read).view(x.shape).to(x)
+            return self._decoded(features(self._encoded(read)), read).view(x.shape).to(x)
         # A second pair of passes, so that the features' gradient is that of what they add, the error held.
-        again = self._decoded(self.sae.encode(read), read)
-        back = self._decoded(features(self.sae.encode(read)), read)
+        again = self._decoded(self._encoded(read), read)
+        back = self._decoded(features(self._encoded(read)), read)
         left = (read - again).view(x.shape)
         return x + ((back - again).view(x.shape) + (error(left) - left)).to(x)
+
+    def _encoded(self, read: Float[Tensor, "*rows"]) -> Float[Tensor, "*batch feature"]:
+        try:
+            return self.sae.encode(read)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise HookFunctionError(
+                f"the autoencoder at '{self.name}' cannot read the {read.shape[-1]} numbers of each token there "
+                f"({str(error).partition(chr(10))[0]}); expected one that reads {read.shape[-1]}"
+            ) from error
 
     def _decoded(self, features: Float[Tensor, "*batch feature"], read: Float[Tensor, "*rows"]) -> Tensor:
         back = decoded(self.sae, features, read)
@@ -205,7 +216,9 @@ def _width(sae: Autoencoder) -> int | None:
         width = getattr(holder, "d_in", None)
         if isinstance(width, int):
             return width
-    weight = getattr(given, "W_dec", None)
+    weight, encoder = getattr(given, "W_dec", None), getattr(given, "encoder", None)
+    if isinstance(encoder, nn.Linear):
+        return encoder.in_features
     return int(weight.shape[-1]) if isinstance(weight, Tensor) and weight.ndim == 2 else None
 
 

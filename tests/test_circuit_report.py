@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from bounds import close, written
+from packed import attention
 
 from analyses.circuits.composition import KINDS, Composition
 from analyses.circuits.labels import MEANING, number
@@ -85,7 +86,7 @@ def a_look(text: str = "a", seed: int = 0) -> Look:
     draw = torch.Generator().manual_seed(seed)
     patterns = torch.rand(2, HEADS, 4, 4, generator=draw).tril()
     ranking = HeadRanking(torch.rand(2, HEADS, generator=draw), LAYERS, "needle mass", lower_is_better=False)
-    return Look(ranking, [5, 6, 7, 8, 9], [0, 2, 3, 4], patterns, [text, "b", "c", "d"])
+    return Look(ranking, [5, 6, 7, 8, 9], [0, 2, 3, 4], [3], patterns, [text, "b", "c", "d"])
 
 
 @cache
@@ -177,7 +178,7 @@ def test_the_finding_says_what_was_given() -> None:
     assert "L5 H0 (0.700), L5 H1 (0.600), L5 H2 (0.500)" in retrieve
     assert copy.startswith("3 of 6 heads copy")
     assert copy.endswith("most: L2 H0 (0.900), L2 H1 (0.600), L5 H2 (0.510).")
-    assert match.startswith("1 of 6 heads match equal tokens")
+    assert match.startswith("1 of 6 heads matches equal tokens")
     assert "above 0 for 4 of 6 heads and highest for L5 H2 (0.750, through L2 H1)" in induct
     assert "convolution for 3 of them, from another head for 1" in induct
     assert "at the mean of 99 tokens; on real activations that misses 0.250 to 0.875" in linear
@@ -301,12 +302,12 @@ def test_patterns_stand_beside_their_scores() -> None:
     assert [at for at in drawn["places"] if at is not None] == seen.shown
     scores = dict(zip(NAMES, circuits.retrieval.flatten().tolist(), strict=True))
     assert [name.split(":")[0] for name in drawn["attentionHeadNames"]] == sorted(scores, key=lambda n: -scores[n])
-    for label, pattern in zip(drawn["attentionHeadNames"], drawn["attention"], strict=True):
+    for label, pattern in zip(drawn["attentionHeadNames"], attention(drawn), strict=True):
         name, score = label.split(": ")
         assert float(score) == pytest.approx(scores[name], abs=0.00501)
         wanted = seen.patterns.flatten(0, 1)[NAMES.index(name)]
         rows = [[value for value in row if value is not None] for row in pattern]  # gaps between cropped tokens
-        close(torch.tensor([row for row in rows if row]), wanted, extra=5e-5)  # four decimals
+        close(torch.tensor([row for row in rows if row]), wanted, extra=5e-5)  # of 16 bits
     text = section(source, "patterns")
     for name in NAMES:
         mass = float(seen.ranking.scores.flatten()[NAMES.index(name)])

@@ -51,7 +51,7 @@ def test_niah_writes_a_run_and_prints_its_table(
     table = pd.read_parquet(out / "cells.parquet")
     assert len(table) == 2 * 2 * 3
     assert sorted(table["k"].unique()) == [0, 4]
-    rows = [re.sub(r"\[.*?\]", "", line).split() for line in printed.splitlines()[2:-1]]  # without the intervals
+    rows = [re.sub(r"\(.*?\)", "", line).split() for line in printed.splitlines()[2:-1]]  # without the intervals
     assert [row[0] for row in rows] == ["4", "0"]
     for row in rows:
         for column, (phase, control) in enumerate(

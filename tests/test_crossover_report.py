@@ -47,8 +47,8 @@ def test_the_finding_names_the_planted_memory(family: str, where: str) -> None:
     holds, _, which, places = finding(found, maps, None)
     if where == "head":
         assert holds.startswith("Keys and values hold the needle, and not the recurrent state:")
-        assert "keys and values decide 100\u00a0% [" in holds
-        assert "recurrent states 0\u00a0% [" in holds
+        assert "keys and values decide 100\u00a0% (" in holds
+        assert "recurrent states 0\u00a0% (" in holds
         assert f"follows keys and values of layer {layer}: 100\u00a0%" in which
         assert f"keys and values of layer {layer}, head {head}: 100\u00a0%" in which
         assert re.search(rf"dropping keys and values costs most at positions \S+ .*, in the needle \(.*layer {layer}",
@@ -81,9 +81,9 @@ def cells_of(told: dict[str, str], seen: float, n: int = 12) -> list[CrossCell]:
 @pytest.mark.parametrize(
     ("keeps", "says"),
     [
-        (None, "nothing keeps it: the model tells it in 0\u00a0% [0, 26] of 12 prompt pairs"),
-        ("recurrent", "keys and values of later tokens decide 0\u00a0% [0, 26] of the answers, recurrent states 100"),
-        ("kv", "keys and values of later tokens decide 100\u00a0% [74, 100] of the answers, recurrent states 0"),
+        (None, "nothing keeps it: the model tells it in 0\u00a0% (0 to 26) of 12 prompt pairs"),
+        ("recurrent", "keys and values of later tokens decide 0\u00a0% (0 to 26) of the answers, recurrent states 100"),
+        ("kv", "keys and values of later tokens decide 100\u00a0% (74 to 100) of the answers, recurrent states 0"),
     ],
 )
 def test_what_keeps_a_needle_outside_the_window(keeps: str | None, says: str) -> None:
@@ -133,7 +133,7 @@ def answers(kv: str, recurrent: str, told: str = "", seen: float = 1.0) -> Cross
     ("kv", "recurrent", "verdict"),
     [
         ("++", "--", "2 prompt pairs are too few to tell which kind of memory holds the needle: keys and values decide "
-         "100\u00a0% [16, 100] of the answers, recurrent states 0\u00a0% [0, 84]."),
+         "100\u00a0% (16 to 100) of the answers, recurrent states 0\u00a0% (0 to 84)."),
         ("+", "-", "1 prompt pair is too few to tell which kind of memory holds the needle: "),
         ("-", "-", "1 prompt pair is too few to tell which kind of memory holds the needle: "),
         ("--" * 2, "--" * 2, "4 prompt pairs are too few to tell which"),
@@ -149,7 +149,7 @@ def test_the_verdict_says_no_more_than_the_intervals(kv: str, recurrent: str, ve
     """From answers written by hand: sure of one, of none and of both, and too few to tell between."""
     said, of = finding(answers(kv, recurrent), {}, None)
     assert said.startswith(verdict)
-    assert of.startswith(f"That is of {len(kv)} prompt pair")
+    assert of.startswith(f"These are shares of the answers of {len(kv)} prompt pair")
 
 
 def test_few_prompt_pairs_are_called_few_in_every_sentence() -> None:
@@ -167,10 +167,10 @@ def test_few_prompt_pairs_are_called_few_in_every_sentence() -> None:
         assert which.startswith(start)
     outside, still = "Once the needle has left the window of 64 tokens, ", "the model still tells it in 100\u00a0% "
     for sign, n, start in (
-        ("-", 2, "2 prompt pairs are too few to tell whether anything keeps it: the model tells it in 0\u00a0% [0"),
-        ("-", 12, "nothing keeps it: the model tells it in 0\u00a0% [0, 26] of 12 prompt pairs"),
-        ("+", 2, f"{still}[16, 100] of 2 prompt pairs; what keeps it (2 prompt pairs are too few to tell which): keys"),
-        ("+", 12, f"{still}[74, 100] of 12 prompt pairs; what keeps it: keys and values of later tokens decide 100"),
+        ("-", 2, "2 prompt pairs are too few to tell whether anything keeps it: the model tells it in 0\u00a0% (0"),
+        ("-", 12, "nothing keeps it: the model tells it in 0\u00a0% (0 to 26) of 12 prompt pairs"),
+        ("+", 2, f"{still}(16 to 100) of 2 prompt pairs; what keeps it (2 prompt pairs are too few to tell which): "),
+        ("+", 12, f"{still}(74 to 100) of 12 prompt pairs; what keeps it: keys and values of later tokens decide 100"),
     ):
         (said,) = finding(answers(sign * n, "-" * n, sign * n, 0.0), {}, 64)
         assert said.startswith(outside + start)
@@ -189,7 +189,7 @@ def test_two_layers_that_share_the_needle_are_a_finding() -> None:
     _, _, which = finding(Crossover("m", mixes, tuple(cells), 1), {}, None)
     assert which.startswith(f"Layers {first} and {second} share it, each deciding a part of the answers by itself;")
     for layer in (first, second):
-        assert f"keys and values of layer {layer}: 50\u00a0% [" in which
+        assert f"keys and values of layer {layer}: 50\u00a0% (" in which
 
 
 def test_following_counts_both_ways_round() -> None:

@@ -25,9 +25,12 @@ from hybridlens.display import (
     Table,
     TokenText,
     Words,
+    every,
+    many,
     number,
     size,
 )
+from hybridlens.display.markup import parted
 from hybridlens.errors import InputError
 from hybridlens.viz import Plot, Plotted
 
@@ -316,3 +319,22 @@ def test_numbers_in_words() -> None:
         "1.0 MB",
         "2.5 GB",
     ]
+
+
+def test_counts_in_words_are_grammatical() -> None:
+    assert [many(n, "mix", "mixes") for n in (0, 1, 1200)] == ["0 mixes", "1 mix", "1,200 mixes"]
+    assert [every(n, "answer") for n in (1, 12)] == ["The one answer", "All 12 answers"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("eat a pie", "fly a kite", ("eat a pie", "fly a ki…")),
+        ("0123456789abcdefX", "0123456789abcdefY", ("…efX", "…efY")),
+        ("0123456789abcdefXtail", "0123456789abcdef", ("…efXtail", "…ef")),
+        ("0123456789abcdefXlong tail", "0123456789abcdefYlong tail", ("…efXlong…", "…efYlong…")),
+        ("0123456789", "0123456789", ("01234567…", "01234567…")),
+    ],
+)
+def test_texts_that_begin_alike_are_shown_where_they_part(one: str, other: str, said: tuple[str, str]) -> None:
+    assert parted(one, other, 9) == said

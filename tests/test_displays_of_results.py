@@ -26,6 +26,7 @@ from analyses.circuits.results import HeadCircuits
 from analyses.experiment.per_prompt import PerPrompt
 from analyses.heads.gathering import SCORES as GATHERING
 from analyses.heads.gathering import GatherScores, HeadPair
+from analyses.heads.needle_heads import Look
 from analyses.heads.ranking import HeadRanking
 from analyses.heads.scores import SCORES, HeadScores
 from analyses.kv_cache import Crossover, DamageMap
@@ -316,6 +317,14 @@ def test_tables_of_other_shapes(shown: dict[type, list[Any]]) -> None:
     ranking = shown[HeadRanking][0]
     rows = [(i, layer, head, ranking.score(layer, head)) for i, (layer, head) in enumerate(ranking.order, 1)]
     same_rows(ranking.to_pandas(), rows, ["place", "layer", "head", "score"])
+    (looked,) = shown[Look]
+    assert looked.queries == [6, 7]  # the last of seven tokens, and the first of two of the answer
+    frame = looked.to_pandas()
+    for row, pattern in zip(frame.itertuples(), looked.patterns.flatten(0, 1).tolist(), strict=True):
+        both = [(a + b) / 2 for a, b in zip(pattern[6], pattern[7], strict=True)]
+        assert (row.key, row.weight) == (both.index(max(both)), pytest.approx(max(both)))
+        assert row.needle == pytest.approx(both[1] + both[2], rel=1e-5)
+        assert looked.ranking.order[row.place - 1] == (row.layer, row.head)
     edges = shown[EdgeResult][0]
     there = [
         (w.words, r.words, edges.scores[i, j].item())

@@ -13,7 +13,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "analyses.md").read_text(encodin
 SECTIONS = {
     "Logit lens", "Tuned lens", "Steering", "Probes", "Sparse autoencoders",
     "Circuits of edges (EAP-IG) and their curves", "Head scores", "Gather and aggregate heads",
-    "Direct logit attribution", "Decompositions of a cache",
+    "Heads that look at the needle", "Direct logit attribution", "Decompositions of a cache",
 }  # fmt: skip
 
 
@@ -55,6 +55,8 @@ def test_what_the_examples_say_holds(scope):
     assert scope["curves"].sizes[0] <= 20
     assert scope["quality"].tokens == 2 * len(lens.to_tokens(scope["prompt"])[0])
     assert scope["read"].name == "blocks.0.ssm.hook_state"
+    assert len(scope["looked"].to_pandas()) == len(lens.cfg.attention_layers) * lens.cfg.n_heads
+    assert scope["looked"].ranking.best(1)[0][0] == 6  # the layer of the README's sweeps
 
 
 def test_names_in_the_text_exist(scope):
@@ -65,7 +67,7 @@ def test_names_in_the_text_exist(scope):
         "direction": ("unit", "size", "spread", "explained"), "found": ("values", "random", "change", "p_value"),
         "read": ("predict", "weight", "direction", "shuffled"), "scores": ("previous", "duplicate", "ranking"),
         "circuit": ("edges", "size", "complement"), "curves": ("random_faithfulness", "interval", "smallest"),
-        "gather": ("aggregate", "even_aggregate", "ranking"),
+        "gather": ("aggregate", "even_aggregate", "ranking"), "looked": ("ranking", "patterns", "shown", "queries"),
     }  # fmt: skip
     for name, parts in of.items():
         for part in parts:

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from random_lens import benchmark_lens
 
+from analyses.experiment import running
 from analyses.experiment.artefacts import Values
+from analyses.experiment.drawing import digest_of, drawing_code
 from analyses.experiment.options.base import Options
 from analyses.experiment.running import Experiment, Progress, Stopped, conduct
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
@@ -197,6 +199,47 @@ def test_what_a_stage_depends_on_is_in_its_signature(finished: Path) -> None:
     assert other.made == ["deep/second.json"]
     assert outcome.result["third"] == [0, 2, 2, 3]
     assert [line.split(" ")[0] for line in outcome.damaged] == ["deep/second.json", "third.json"]
+
+
+def test_a_report_is_drawn_anew_by_other_code_and_nothing_else_is(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what is stored: no stage is run, no other file is written, and the run stays complete."""
+    good = contents(finished)
+    report, kept = finished / "report.html", {p: p.stat().st_mtime_ns for p in finished.rglob("*.json")}
+    report_before = report.stat().st_mtime_ns
+    monkeypatch.setattr(running, "drawing_code", lambda: "other code")
+    again = Declared(Small(model="m"))
+    outcome = conduct(again, finished)
+    assert (again.made, outcome.damaged) == ([], ())
+    assert contents(finished) == good
+    assert report.stat().st_mtime_ns > report_before
+    assert {path for path, time in kept.items() if path.stat().st_mtime_ns != time} == {finished / "run.json"}
+    assert outcome.record["status"] == json.loads((finished / "run.json").read_text())["status"] == "complete"
+    report_before = report.stat().st_mtime_ns
+    assert conduct(Declared(Small(model="m")), finished).damaged == ()
+    assert report.stat().st_mtime_ns == report_before
+    monkeypatch.setattr(running, "drawing_code", lambda: "code of a third day")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    (line,) = conduct(Declared(Small(model="m")), finished).damaged
+    assert line.startswith("report.html was drawn by another version of the code")
+    assert report.stat().st_mtime_ns == report_before
+
+
+def test_the_code_of_reports_is_told_by_every_file_of_it(tmp_path: Path) -> None:
+    """A file that changes, comes or moves is other code; what Python compiles of it is not."""
+    (tmp_path / "a" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "a" / "x.py").write_text("1")
+    seen = [digest_of((tmp_path / "a",), ["1"]), digest_of((tmp_path / "a",), ["2"])]
+    (tmp_path / "a" / "__pycache__" / "x.pyc").write_text("1")
+    assert digest_of((tmp_path / "a",), ["1"]) == seen[0]
+    for name, text in (("x.py", "2"), ("y.css", ""), ("x.py", "1")):
+        (tmp_path / "a" / name).write_text(text)
+        seen.append(digest_of((tmp_path / "a",), ["1"]))
+    (tmp_path / "a" / "x.py").rename(tmp_path / "a" / "z.py")
+    seen.append(digest_of((tmp_path / "a",), ["1"]))
+    assert len(set(seen)) == len(seen)
+    assert len(drawing_code()) == 64
 
 
 def test_another_run_is_refused_before_anything_is_made(finished: Path) -> None:

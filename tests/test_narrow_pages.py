@@ -3,7 +3,8 @@
 import re
 
 from hybridlens.viz.heads import SIGNED_COLORS, heatmap_width, pair_heatmap
-from hybridlens.viz.layout import COLORS, INK, MAP_COLORS
+from hybridlens.viz.inks import MAP_COLORS
+from hybridlens.viz.layout import COLORS, INK
 from hybridlens.viz.positions import position_width
 from hybridlens.viz.templating import asset
 

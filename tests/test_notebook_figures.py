@@ -1,5 +1,6 @@
 """Figures in notebooks: which of them holds the library that they are drawn with, and what is in their HTML."""
 
+import base64
 import json
 import re
 import sys
@@ -131,6 +132,22 @@ def test_a_plot_is_its_figure_in_html() -> None:
     assert data["data"][0]["name"] == "</script>"
     assert go.Figure(data).data[0].y == (3, 4)
     assert getattr(figure, "_ipython_display_", None) is None
+
+
+def test_colours_are_kept_in_few_digits() -> None:
+    """What is told apart by a colour, whatever it came as; places keep all of theirs."""
+    values = np.random.default_rng(0).normal(size=(3, 4))
+    for given in (values, values.tolist(), [[None, 1.0], [2, 0.125]]):
+        shown = Plot(go.Heatmap(z=given, x=[0.123456789, 1, 2, 3]))._repr_html_()
+        (trace,) = json.loads(re.search(r'"plotly", (\{.+\}), \d+\);', shown)[1])["data"]
+        assert trace["x"][0] == 0.123456789
+        z = trace["z"]
+        if given is values:
+            assert z["dtype"] == "f4"
+            z = np.frombuffer(base64.b64decode(z["bdata"]), "<f4").reshape(3, 4)
+        else:
+            assert max(len(repr(value)) for row in z for value in row) < 12
+        np.testing.assert_allclose(np.array(z, dtype=float), np.array(given, dtype=float), rtol=5.1e-5)
 
 
 def test_a_figure_that_no_build_draws_is_shown_as_plotly_does(monkeypatch: pytest.MonkeyPatch) -> None:

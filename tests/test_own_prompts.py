@@ -110,7 +110,7 @@ def test_metrics_name_tokens_as_text_where_they_know_it() -> None:
     assert plain.words == "logit of token 4 minus that of token 2"
     assert told.words == "logit of “eat” minus that of “fly”"
     assert metrics.LogProbability((4, 2), ("eat", "fly")).words == "log-probability of “eat”, “fly”"
-    assert metrics.Rank(4, ("eat",)).words == "rank of “eat” (1 is the likeliest)"
+    assert metrics.Rank(4, ("eat",)).words == "rank of “eat” (0 is the likeliest)"
 
 
 def test_own_prompts_from_the_command_line(jamba: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

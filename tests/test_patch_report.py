@@ -110,7 +110,7 @@ def test_the_finding_says_what_it_is_about() -> None:
     parts = (Writer("embed"), Writer("head", 2, 0), Writer("head", 2, 1), Writer("mlp", 2))
     one = torch.ones(1, 1, dtype=torch.float64)
     direct = DirectAttribution(shares[:, None, None].double(), parts, (3,), ("a less b",), one, one, one[0], "m", (1,))
-    assert report.finding(patched(exact, direct=direct))[-1].endswith("most by L2 head 1 +1.5, L2 head 0 +0.5.")
+    assert report.finding(patched(exact, direct=direct))[-1].endswith("comes from L2 head 1 (+1.5), L2 head 0 (+0.5).")
     noisy = replace(direct, logits=one + 1e-7)  # as a device may round what has no cap
     capped = replace(direct, logits=one / 2)
     for found, says in ((direct, False), (noisy, False), (capped, True)):

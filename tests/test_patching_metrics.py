@@ -35,7 +35,7 @@ def test_logit_metrics_are_what_they_say():
     close(LogProbability((7,))(LOGITS).double(), expected, LAYER, dtype=torch.float32)
     for row in range(4):
         order = sorted(range(VOCAB), key=lambda token, row=row: (-float(LOGITS[row, -1, token]), token))
-        assert [Rank(token)(LOGITS)[row] for token in range(VOCAB)] == [order.index(t) + 1 for t in range(VOCAB)]
+        assert [Rank(token)(LOGITS)[row] for token in range(VOCAB)] == [order.index(t) for t in range(VOCAB)]
     for count in (1, 3, 6):
         reference = torch.randn(count, VOCAB)
         p, q = reference.double().softmax(-1), LOGITS[:, 6 - count :].double().softmax(-1)
@@ -49,7 +49,7 @@ def test_logit_metrics_are_what_they_say():
 def test_ties_rank_as_greedy_decoding_has_them():
     """Of equal logits the lowest id comes first, so that rank 1 is the token that `argmax` takes."""
     flat = torch.zeros(1, 2, 5)
-    assert [int(Rank(token)(flat)) for token in range(5)] == [1, 2, 3, 4, 5]
+    assert [int(Rank(token)(flat)) for token in range(5)] == [0, 1, 2, 3, 4]
     assert int(flat[0, -1].argmax()) == 0
 
 
@@ -173,7 +173,7 @@ def test_metrics_have_words():
     assert [metric.words for metric in metrics] == [
         "logit of token 1 minus that of token 2",
         "log-probability of token 3",
-        "rank of token 4 (1 is the likeliest)",
+        "rank of token 4 (0 is the likeliest)",
         "divergence from the reference at the last 2 positions, in nats",
         "needle score of up to 12 new tokens (0 to 5)",
         "total",

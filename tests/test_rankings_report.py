@@ -25,6 +25,7 @@ from hybridlens.viz.blocks import Chart, ChartGrid
 from hybridlens.viz.charts import Curve, band_chart
 from hybridlens.viz.entries import Value
 from hybridlens.viz.templating import POLICY
+from hybridlens.viz.words import INTERVALS
 from tests.test_viz import HOSTILE, Page, a_record, data_of
 
 COUNTS, LAYERS, HEADS, PROMPTS = (0, 1, 2, 3, 4, 5, 6), (2, 5), 3, 12
@@ -188,8 +189,8 @@ def test_areas_and_heads_needed() -> None:
 def test_the_finding_is_what_the_words_say() -> None:
     found = a_comparison(note="chosen on the way")
     page = article(found)
-    assert [*page.finding, *page.notes] == sentences(found)
-    assert page.notes == ("chosen on the way",)
+    assert page.notes == ("chosen on the way", INTERVALS)
+    assert [*page.finding, page.notes[0]] == sentences(found)
 
 
 def test_agreement_and_orders() -> None:

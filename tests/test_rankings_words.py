@@ -63,7 +63,7 @@ def test_words_name_a_winner_only_where_there_is_one() -> None:
     assert "No ranking was found to do worse than entropy at run time." in said
     silent = made_up({"one": [0.0] * 9, "two": [0.0] * 9})
     assert sentences(silent) == [
-        "toy answers none of the 40 prompts with all its heads, so no ranking can be judged by what it keeps."
+        "toy answers 0 of 40 prompts with all its heads, so no ranking can be judged by what it keeps."
     ]
 
 

@@ -22,6 +22,8 @@ def test_the_examples_run_without_a_warning(tmp_path, monkeypatch):
             path.write_text(block, encoding="utf-8")
             exec(compile(block, str(path), "exec"), scope)
     assert scope["out"].text
+    for name, place in (("untouched", "San Francisco"), ("steered", "Lima")):  # as the README says
+        assert f"best thing to do in {place} is" in scope[name].text[0]
     assert scope["pattern"].shape[1] == scope["lens"].cfg.n_heads
 
 

@@ -5,6 +5,8 @@ loses nothing there, and what its features add to an answer is known.
 """
 
 import math
+import statistics
+from dataclasses import replace
 
 import planted_memory
 import pytest
@@ -56,16 +58,14 @@ def planted():
     return lens, layer, [list(pair.a) for pair in pairs], [VALUES.index(pair.name.split("-")[0]) for pair in pairs]
 
 
-def loss_by_hand(lens, hooks=()):
-    """Mean cross-entropy over all next tokens, text by text."""
-    total, n = 0.0, 0
+def losses_by_hand(lens, hooks=()):
+    """Cross-entropy of every next token, text by text."""
+    found = []
     for text in TEXTS:
         with torch.no_grad():
             logits = lens.run_with_hooks([text], list(hooks))[0].double()
-        for pos, following in enumerate(text[1:]):
-            total -= float(logits[pos].log_softmax(-1)[following])
-            n += 1
-    return total / n
+        found += [-float(logits[pos].log_softmax(-1)[following]) for pos, following in enumerate(text[1:])]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -84,27 +84,34 @@ def test_losses_and_counts_are_those_written_out(jamba, name, d_in, ablation, tm
         held = [jamba.run_with_cache([text], name)[1][name][0] for text in TEXTS]
     x = torch.cat(held)
     mean = x.mean(dim=0) if ablation == "mean" else torch.zeros_like(x[0])
+    untouched = losses_by_hand(jamba)
+    ablated = losses_by_hand(jamba, [(name, lambda a, hook: mean.expand_as(a))])
     for value, own in [
-        (found.untouched, loss_by_hand(jamba)),
-        (found.spliced, loss_by_hand(jamba, [(name, lambda a, hook: sae(a).detach())])),
-        (found.ablated, loss_by_hand(jamba, [(name, lambda a, hook: mean.expand_as(a))])),
+        (found.untouched, untouched),
+        (found.spliced, losses_by_hand(jamba, [(name, lambda a, hook: sae(a).detach())])),
+        (found.ablated, ablated),
     ]:
-        assert value == pytest.approx(own, rel=1e-5)
+        assert value == pytest.approx(statistics.fmean(own), rel=1e-5)
+    costs = [one - other for one, other in zip(ablated, untouched, strict=True)]
+    wanted = 2 * statistics.stdev(costs) / len(costs) ** 0.5
+    assert found.resolution == pytest.approx(wanted, rel=1e-3)  # differences of losses of 4 in float32
     rows = x.reshape(-1, d_in).double()
     features, back = sae.encode(rows.float()).detach(), sae(rows.float()).detach().double()
     assert found.l0 == pytest.approx(float((features != 0).sum(dim=1).double().mean()))
     assert torch.allclose(found.frequency, (features != 0).double().mean(dim=0))
     varied = (x.double() - x.double().mean(dim=0)).square().sum()
     assert found.explained == pytest.approx(float(1 - (rows - back).square().sum() / varied), rel=1e-4)
-    cost = found.ablated - found.untouched
-    assert found.recovered == pytest.approx((found.ablated - found.spliced) / cost)
+    share = (found.ablated - found.spliced) / found.cost if found.cost > found.resolution else math.nan
+    assert found.recovered == pytest.approx(share, nan_ok=True)
     assert found.dead == tuple(i for i in range(D_SAE) if not bool((features[:, i] != 0).any()))
     assert found.tokens == 15
-    assert SaeQuality.load(found.save(tmp_path / "quality.safetensors")).recovered == found.recovered
+    again = SaeQuality.load(found.save(tmp_path / "quality.safetensors"))
+    assert (again.cost, again.resolution) == (found.cost, found.resolution)
 
 
 def test_a_perfect_autoencoder_recovers_all_and_an_empty_one_nothing(planted, tmp_path):
-    lens, layer, prompts, _ = planted
+    lens, layer, asked, values = planted
+    prompts = [[*prompt, VALUE_AXES[value]] * 3 for prompt, value in zip(asked, values, strict=True)]  # with the answer
     name = f"blocks.{layer}.hook_mixer_out"
     whole = loss_recovered(lens, axis_sae(VALUE_AXES, planted_memory.D_MODEL), name, prompts)
     assert whole.recovered == pytest.approx(1.0, abs=1e-4)
@@ -112,10 +119,27 @@ def test_a_perfect_autoencoder_recovers_all_and_an_empty_one_nothing(planted, tm
     none = loss_recovered(lens, axis_sae([20, 21], planted_memory.D_MODEL), name, prompts)  # where nothing is written
     assert none.recovered == pytest.approx(0.0, abs=1e-4)
     assert none.dead == (0, 1)
-    assert "loss recovered" in repr(whole)
+    assert whole.cost > whole.resolution  # so that its share means something
+    assert f"{whole.untouched:.4g} nats untouched" in repr(whole)
+    assert "100 % recovered" in repr(whole)
     silent = loss_recovered(lens, axis_sae([20], planted_memory.D_MODEL), "blocks.5.hook_mlp_out", prompts)
     assert math.isnan(silent.recovered)  # it writes nothing, so that ablating it costs nothing
+    assert "no share recovered, as ablating costs 0, not more than its error" in repr(silent)
     assert SaeQuality.load(silent.save(tmp_path / "silent.safetensors")).explained is None
+
+
+def test_a_cost_within_its_error_has_no_share(jamba):
+    """Two runs that cost next to nothing: a stream that is hardly touched, and one token, whose error nobody knows."""
+    name = "blocks.1.hook_resid_post"
+    few = loss_recovered(jamba, make(32), name, [[3, 1]])
+    assert few.resolution == math.inf
+    assert math.isnan(few.recovered)
+    known = replace(few, untouched=2.0, spliced=2.5, ablated=2.1, resolution=0.15)
+    assert math.isnan(known.recovered)  # not -400 %
+    assert "costs 0.1, not more than its error 0.15" in repr(known)
+    assert math.isnan(known.to_pandas()["value"][5])
+    assert replace(known, ablated=3.0).recovered == pytest.approx(0.5)
+    assert math.isnan(replace(known, ablated=1.0).recovered)  # the model does better without
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ features reconstructs nothing, so a spliced one that lost its error would be far
 """
 
 import math
+import re
 import threading
+from types import SimpleNamespace
 
 import planted_memory
 import pytest
@@ -296,6 +298,17 @@ def test_misuse_is_refused_in_one_line(jamba):
         def decode(self, features):
             return features
 
+    linear = SimpleNamespace(encode=torch.nn.Linear(31, 4), decode=torch.nn.Linear(4, 31))  # which says no width
+    with jamba.splice(POINT, linear), pytest.raises(HookFunctionError) as caught:
+        jamba(tokens(1, 3))
+    assert re.fullmatch(
+        rf"the autoencoder at '{re.escape(POINT)}' cannot read the 32 numbers of each token there "
+        r"\(.*3x32 and 31x4.*\); expected one that reads 32",
+        str(caught.value),
+    )
+    linear.encoder = linear.encode
+    with pytest.raises(InputError, match="reads 31 numbers, but"), jamba.splice(POINT, linear):
+        pass
     with jamba.splice(POINT, Wrong(sae)), pytest.raises(HookFunctionError, match="gave back"):
         jamba(tokens(1, 3))
     assert not [name for name in jamba.hook_dict if "sae" in name]

@@ -104,6 +104,9 @@ def test_pairs_of_any_length_are_measured_as_they_are(jamba):
         (found.explained, ((d @ unit) ** 2).sum() / (d**2).sum()), (found.unit @ torch.tensor(unit).float(), 1.0),
     ]:  # fmt: skip
         assert float(value) == pytest.approx(float(own), rel=1e-4)
+    one = steering.difference(jamba, given[:1], name)
+    assert one.spread != one.spread  # of one pair there is none
+    assert "spread –" in repr(one)
     main = steering.pca(jamba, given, name)
     import numpy as np
 

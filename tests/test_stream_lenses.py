@@ -15,9 +15,10 @@ from planted_memory import VALUE_AXES, VALUES
 from safetensors.torch import save_file
 
 import hybridlens as hl
+from analyses.patching.metrics import Rank
 from analyses.stream import TunedLens, fit_tuned_lens, load_published, logit_lens, stream_places, tuned_lens
 from analyses.stream.lens_result import StreamLens
-from analyses.stream.reading import unembedded
+from hybridlens.cache.readout import ranks_of, stream_logits
 from hybridlens.errors import CheckpointError, InputError, UnknownNameError
 
 FAMILIES = ("recurrentgemma", "gemma2", "falcon_h1", "mamba2", "minimax")
@@ -50,7 +51,7 @@ def test_the_last_place_is_the_models_own(family):
         ]:
             torch.testing.assert_close(values[-1, row, :n].double(), own, **near)
             assert bool(values[:, row, n:].isnan().all())
-        assert found.target_ranks[-1, row, :n].tolist() == (1 + (logits > logits[:, [target]]).sum(-1)).tolist()
+        assert found.target_ranks[-1, row, :n].tolist() == (logits > logits[:, [target]]).sum(-1).tolist()
         assert float(found.divergence[-1, row, :n].abs().max()) == 0.0
         assert found.top_tokens[-1, row, :n].tolist() == logits.topk(3).indices.tolist()
     assert float(found.divergence[0].nanmean()) > 0.01
@@ -81,8 +82,8 @@ def test_a_planted_answer_stands_in_the_stream_behind_its_layer_and_not_before(w
     found = logit_lens(lens, [list(pair.a) for pair in pairs], targets=answers, positions=-1)
     written = found.places.index(f"blocks.{layer}.hook_resid_mid")
     ranks = found.target_ranks[:, :, 0]
-    assert bool((ranks[written:] == 1).all())
-    assert bool((ranks[:written] > 1).all())
+    assert bool((ranks[written:] == 0).all())
+    assert bool((ranks[:written] > 0).all())
     assert found.top(written, prompt=1)[0][0] == pairs[1].name.split("-")[0]
     assert f"blocks.{layer}.hook_resid_mid" in found._repr_html_()
     assert len(found.to_pandas()) == len(found.places) * 3
@@ -134,7 +135,8 @@ def test_maps_of_zeros_are_the_logit_lens_and_other_maps_are_what_they_say(gemma
     for number, place in enumerate(places):
         x = cache[place][0]
         moved = x + torch.einsum("od,pd->po", weight[number], x) + bias[number]
-        torch.testing.assert_close(read.target_logits[number, 0], unembedded(gemma, moved)[:, 5], rtol=1e-4, atol=1e-4)
+        own = stream_logits(gemma, moved)[:, 5]
+        torch.testing.assert_close(read.target_logits[number, 0], own, rtol=1e-4, atol=1e-4)
     again = StreamLens.load(read.save(tmp_path / "read.safetensors"))
     assert torch.equal(again.target_logits, read.target_logits)
 
@@ -207,3 +209,18 @@ def test_misuse_is_refused_in_one_line(gemma):
     with pytest.raises(UnknownNameError, match="does not exist"):
         logit_lens(gemma, PROMPTS, places=["blocks.9.hook_resid_pre"])
     assert math.isfinite(float(tuned.held_out.mean()))
+
+
+def test_both_lenses_and_the_metric_read_one_rank(gemma):
+    """Of a cache and of prompts, at the same places: the same logits, and ranks from 0; of equals the lowest id."""
+    tokens = PROMPTS[0]
+    found = logit_lens(gemma, [tokens], targets=7, positions=-1, places=["blocks.1.hook_resid_post"])
+    _, cache = gemma.run_with_cache([tokens])
+    read = cache.logit_lens(layers=[2, -1], targets=7)
+    assert read.target_ranks[:, 0, 0].tolist() == found.target_ranks[:, 0, 0].tolist()
+    torch.testing.assert_close(read.values[:, 0, 0], found.target_logits[:, 0, 0], rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        logits = gemma([tokens])
+    assert float(Rank(7)(logits)) == found.target_ranks[-1, 0, 0]
+    flat = torch.tensor([[1.0, 2.0, 2.0, 0.0]])
+    assert ranks_of(flat, torch.tensor([[0, 1, 2, 3]])).tolist() == [[2, 0, 1, 3]]

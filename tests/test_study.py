@@ -176,7 +176,10 @@ def test_published_table_1_is_refused_where_the_authors_code_does_nothing() -> N
 def test_costs_are_said_in_words() -> None:
     assert cost_words(Tally()) == "Nothing was left to read."
     words = cost_words(Tally(distinct=1000, prefilled=1020, dropped=3))
-    assert "1,020 tokens, 1.020 of the distinct ones, 3 snapshots dropped" in words
+    assert (
+        "1,020 tokens were read, 1.020 times as many as are distinct. For want of memory 3 snapshots were dropped"
+        in words
+    )
 
 
 def test_near_ties_are_kept_with_the_cells() -> None:

@@ -94,7 +94,7 @@ BENCHMARKS = [
 
 VERDICTS = [
     Verdict("a", "H1", "Claim one.", "0 %", "k = 0: 1.0 %; k = 1: 2.0 %", "holds", "Rule one.", ""),
-    Verdict("b", "H1", "Claim two.", "–", "x: 50.0 % [40.0, 60.0]", "fails", "Rule two.", ""),
+    Verdict("b", "H1", "Claim two.", "–", "x: 50.0 % (40.0 to 60.0)", "fails", "Rule two.", ""),
     Verdict("c", "H3", "Claim three.", "–", "–", "not tested here", "Rule three.", "undecided: so"),
 ]
 
@@ -316,7 +316,7 @@ def test_notes_stand_where_they_belong() -> None:
     assert "1.000 of the distinct ones" in section(source, "costs")
     total = len(study_cells())
     assert f"seconds, all sessions|{0.25 * total:,.1f}" in section(source, "costs")
-    assert f"as if each cell were alone|{7 * total:,}" in section(source, "costs")
+    assert f"each cell counted by itself|{7 * total:,}" in section(source, "costs")
 
 
 def test_missing_cells_leave_a_line_and_no_more() -> None:

@@ -181,9 +181,8 @@ def test_tipping_points_of_one_to_four_heads(lost: Any, said: str) -> None:
     """Retrieval lost at these k. At 0 only: one head is enough, which is not what the paper says."""
     found = by_id(curve({k: 0.0 if k in lost else 5.0 for k in range(HEADS + 1)}))["h1-tipping"]
     assert found.outcome == ("fails" if not lost else said)
-    assert found.measured == f"tipping point {max(lost, default='none')} [{max(lost, default='none')}, " + (
-        f"{max(lost, default='none')}] of 8 heads"
-    )
+    tips = max(lost, default="none")
+    assert found.measured == f"tipping point {tips} of 8 heads ({tips} to {tips})"
 
 
 def test_an_uncertain_tipping_point_decides_nothing() -> None:
@@ -191,7 +190,7 @@ def test_an_uncertain_tipping_point_decides_nothing() -> None:
     cells = curve({k: 0.0 if k < 5 else some(50) if k == 5 else 5.0 for k in range(HEADS + 1)})
     found = by_id(cells)["h1-tipping"]
     assert (found.outcome, found.reason) == ("not tested here", "undecided: the interval reaches beyond 1 … 4")
-    assert "[4, 5]" in found.measured
+    assert "(4 to 5)" in found.measured
 
 
 def test_an_abrupt_fall_ends_at_zero() -> None:
@@ -296,7 +295,7 @@ def test_little_is_under_ten_points(drop: float, stderr: float | None, said: str
     rows = [row("tiny_grammar", 8, 0.9, stderr), row("tiny_grammar", 0, 0.9 - drop, stderr)]
     found = by_id([], rows)["h2-general-ablated"]
     assert found.outcome == said
-    assert f"tiny_grammar, k = 0 of 8: {-100 * drop:+.1f} points" in found.measured
+    assert f"tiny_grammar, k = 0 of 8: −{100 * drop:.1f} points" in found.measured
 
 
 def test_every_general_task_counts() -> None:

@@ -14,6 +14,7 @@ import pytest
 from bounds import close
 from hypothesis import given
 from hypothesis import strategies as st
+from packed import attention
 
 import hybridlens.viz
 from analyses.study.groups import Base
@@ -254,7 +255,7 @@ def test_report_holds_every_cell_and_pattern(tmp_path: Path) -> None:
         for c in sweep("written")
     }  # fmt: skip
     assert [round(x) for x in data["charts"][0]["data"][0]["x"]] == list(KS)
-    np.testing.assert_allclose(data["patterns"][0]["attention"], figure.pattern, rtol=0, atol=5e-5)  # four digits
+    np.testing.assert_allclose(attention(data["patterns"][0]), figure.pattern, rtol=0, atol=0.5 / 32767)  # 16 bits
     text = " ".join(page.text)
     for words in ("With all 8 heads", "k = 2", "start of the context", "end, next to the question", "a note"):
         assert words in text
@@ -364,7 +365,7 @@ def test_cropped_tokens_keep_their_positions_and_show_gaps() -> None:
     whole = props(a_pattern(["a", "b", "c", "d"]))
     assert whole["places"] == [0, 1, 2, 3]
     kept = [0, 2, 3, 5]
-    for with_gaps, head in zip(drawn["attention"], whole["attention"], strict=True):
+    for with_gaps, head in zip(attention(drawn), attention(whole), strict=True):
         assert [[with_gaps[q][k] for k in kept] for q in kept] == head
         assert all(with_gaps[q][k] is None for q in range(6) for k in range(6) if not {q, k} <= set(kept))
 
@@ -374,6 +375,17 @@ def test_signed_values_get_a_symmetric_range() -> None:
     signed = a_pattern(["a", "b"], pattern=np.array([[[3.0, 0], [-7, 1]], [[1, 0], [0, 1]]]))
     assert (props(signed)["minValue"], props(signed)["maxValue"]) == (-7.0, 7.0)
     assert props(a_pattern(["a", "b"]))["maxValue"] == 1.0
+
+
+def test_weights_are_packed_as_they_are_drawn() -> None:
+    """Of 16 bits each; of a causal pattern only what is drawn, of another all, none of it hidden as if it were."""
+    whole = np.random.default_rng(0).normal(size=(2, 5, 5))
+    for pattern, kept in ((np.tril(whole), 15), (whole, 25)):
+        drawn = props(a_pattern(list("abcde"), pattern=pattern))
+        assert drawn["maskUpperTri"] == (kept == 15)
+        assert len(drawn["packed"]) == 4 * -(-2 * 2 * kept // 3)
+        np.testing.assert_allclose(attention(drawn), pattern, rtol=0, atol=0.51 * np.abs(pattern).max() / 32767)
+    assert np.array_equal(attention(props(a_pattern(["a", "b"], pattern=np.zeros((2, 2, 2))))), np.zeros((2, 2, 2)))
 
 
 @pytest.mark.parametrize(

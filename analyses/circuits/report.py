@@ -14,6 +14,7 @@ from analyses.circuits.labels import number, spread, writer_of
 from analyses.circuits.results import METRICS, HeadCircuits, name_of
 from analyses.experiment.text import columns
 from analyses.heads.needle_heads import Look
+from hybridlens.display import many
 from hybridlens.viz.article import Article
 
 HALF = 0.5
@@ -22,6 +23,18 @@ HALF = 0.5
 _NAMED = 3
 
 _PATHS = {"copying": "from the token looked at to the logits", "matching": "from a token's query to its own key"}
+_DOES = {
+    "copying": (
+        "copies, that is, raises the logit of the token that it looks at",
+        "copy, that is, raise the logit of the token that they look at",
+    ),
+    "matching": (
+        "matches equal tokens, that is, looks at tokens like its own",
+        "match equal tokens, that is, look at tokens like their own",
+    ),
+}
+"""What a head that scores high does; and what several do."""
+
 _STRENGTH = "how much a head's keys read of a writer that tells the token before × how much the head copies"
 
 
@@ -56,13 +69,9 @@ def finding(circuits: HeadCircuits) -> tuple[str, ...]:
         f"By their weights alone, the heads of {circuits.model} made for retrieval are {best}: by retrieval strength, "
         "how much a head copies what it looks at × how well it looks at the token behind an earlier copy of its own."
     ]
-    for metric, verb, of in (("copying", "copy", "OV"), ("matching", "match equal tokens", "QK")):
-        many = int((circuits.score(metric) > HALF).sum())
-        does = {
-            "copying": "raise the logit of the token that they look at",
-            "matching": "look at tokens like their own",
-        }
-        which = f"{many} of {n} heads {verb}, that is, {does[metric]}"
+    for metric, of in (("copying", "OV"), ("matching", "QK")):
+        above = int((circuits.score(metric) > HALF).sum())
+        which = f"{above} of {many(n, 'head')} {_DOES[metric][above != 1]}"
         by = f"{metric} score Σλ ÷ Σ|λ| above {HALF:g}, over the eigenvalues λ of the {of} circuit, {_PATHS[metric]}"
         said.append(f"{which} ({by}); most: {_best(circuits, metric)}.")
     said.append(_induction(circuits))
@@ -85,21 +94,21 @@ def _induction(circuits: HeadCircuits) -> str:
     by_lag = sum("lag" in writer for writer in through)
     best = found[0]
     return (
-        f"Induction strength, {_STRENGTH}, is above 0 for {len(found)} of {circuits.copying.numel()} heads and highest "
-        f"for {name_of(best)} ({number(ranking.score(*best))}, through {through[0]}). The signal of the token before "
-        f"would come from a recurrent layer's convolution for {by_lag} of them, from another head for "
+        f"Induction strength, {_STRENGTH}, is above 0 for {len(found)} of {many(circuits.copying.numel(), 'head')} and "
+        f"highest for {name_of(best)} ({number(ranking.score(*best))}, through {through[0]}). The signal of the token "
+        f"before would come from a recurrent layer's convolution for {by_lag} of them, from another head for "
         f"{len(found) - by_lag}."
     )
 
 
 def _linearised(circuits: HeadCircuits) -> str:
-    begin = f"All that is said of recurrent layers takes them for linear, {circuits.linearised}"
+    begin = f"Recurrent layers are taken for linear here, {circuits.linearised}"
     if circuits.path_error is None:
         return f"{begin}; how far that is off was not measured."
     missed = spread(circuits.path_error, number)
     return (
         f"{begin}; on real activations that misses {missed} of the spread of what they write (0: exact, 1: no better "
-        "than a constant), so it says what a layer's convolution can pass on, not all that the layer does."
+        "than a constant). So scores say what a layer's convolution can pass on, not all that the layer does."
     )
 
 
@@ -107,9 +116,9 @@ def _origin(circuits: HeadCircuits, record: Mapping[str, Any]) -> tuple[str, ...
     """How much there is, from what."""
     layers, ssm = len(circuits.layers), len(circuits.ssm_layers)
     return (
-        f"{circuits.copying.numel()} heads in {layers} attention {'layer' if layers == 1 else 'layers'}",
-        f"{ssm} recurrent {'layer' if ssm == 1 else 'layers'} taken for writers, linearised {circuits.linearised}",
-        f"{circuits.sample:,} tokens sampled, seed {record.get('seed')}",
+        f"{many(circuits.copying.numel(), 'head')} in {many(layers, 'attention layer')}",
+        f"{many(ssm, 'recurrent layer')} taken for writers, linearised {circuits.linearised}",
+        f"{many(circuits.sample, 'token')} sampled, seed {record.get('seed')}",
     )
 
 

@@ -15,6 +15,7 @@ from analyses.circuits.labels import MEANING, number, titled, writer_of
 from analyses.circuits.results import METRICS, SCALES, Head, HeadCircuits, name_of
 from analyses.heads.needle_heads import Look, figure_of
 from analyses.heads.ranking import HeadRanking
+from hybridlens.display import every, many
 from hybridlens.viz.blocks import Chart, ChartGrid, Patterns, Section, Table, Words
 from hybridlens.viz.circuits import distance_curves, eigenvalue_plane
 from hybridlens.viz.entries import Entry
@@ -37,14 +38,15 @@ def top_heads(circuits: HeadCircuits) -> Section:
     places = ("1st", "2nd", "3rd", "4th")[: len(rows[0]) - 2]
     words = (
         f"The heads that score highest, by each metric, and the median of all {circuits.copying.numel()}. Shares are "
-        f"among {circuits.sample:,} sampled tokens; among fewer they would be higher. All scores are of direct paths: "
-        "from the embedding through one head, or through one writer and one head. λ are the eigenvalues of the product "
-        "of weights named beside them; a lag-1 writer is what passes the token before on, an earlier head or a tap of "
-        "a recurrent layer's convolution."
+        f"among {many(circuits.sample, 'sampled token')}; among fewer they would be higher. All scores are of direct "
+        "paths: from the embedding through one head, or through one writer and one head. λ are the eigenvalues of the "
+        "product of weights named beside them; a lag-1 writer is what passes the token before on, an earlier head or a "
+        "tap of a recurrent layer's convolution."
     )
     through = {head: writer_of(circuits, head) for head in circuits.heads}
-    every = _table(circuits, "inducts through", through, f"All {len(through)} heads")
-    return Section("heads", "Heads by metric", (Words(words), Table(("metric", *places, "median"), tuple(rows)), every))
+    scores = _table(circuits, "inducts through", through, every(len(through), "head"))
+    top = Table(("metric", *places, "median"), tuple(rows))
+    return Section("heads", "Heads by metric", (Words(words), top, scores))
 
 
 def scores(circuits: HeadCircuits) -> Section:

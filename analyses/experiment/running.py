@@ -3,7 +3,7 @@
 An `Experiment` declares what it is (`manifest`), what it makes (`run`, stage by stage, each through `Folder.take` or
 the cells' `Run`), how that reads as a page and as lines for a terminal. `conduct` does the rest, the same for all:
 refuses another run's folder before anything is written, locks it, takes up what is there, marks it complete, and
-writes the report where something is new.
+writes the report where something is new: a result, or the code that draws it (`drawing`).
 
 How it fails: whatever a model or its options rule out is refused before the folder is touched. A run that is stopped
 raises `Stopped`, which says how to go on.
@@ -11,6 +11,7 @@ raises `Stopped`, which says how to go on.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+from analyses.experiment.drawing import drawing_code
 from analyses.experiment.options.base import Options
 from hybridlens.config import LensConfig
 from hybridlens.display import Displayed, Piece, Table, Words, brief
@@ -265,13 +267,24 @@ def conduct(experiment: Experiment[Any, T], path: Path, progress: Progress | Non
     try:
         with Folder.open(path, manifest, expected) as folder:
             result = _run(experiment, folder, progress)
-            folder.finish()
-            record = folder.record
-            if folder.begun or folder.stored(REPORT, None, Page.load) is None:
-                folder.put(REPORT, None, Page(render_article(experiment.page(result, record), record)))
+            if folder.begun or not folder.complete or not _drawn(folder):
+                folder.begin()
+                folder.finish()
+                record = folder.record
+                folder.put(REPORT, drawing_code(), Page(render_article(experiment.page(result, record), record)))
             return Outcome(path, path / REPORT, result, folder.record, tuple(folder.damaged))
     except KeyboardInterrupt as stop:
         raise Stopped(path, stop) from None
+
+
+def _drawn(folder: Folder) -> bool:
+    """Whether a report is there, whole and drawn by the code that there is now, or no other may be written."""
+    if folder.made_of(REPORT, drawing_code()) is not False:
+        return folder.stored(REPORT, drawing_code(), Page.load) is not None
+    if os.access(folder.path, os.W_OK):
+        return False
+    folder.doubt(f"{REPORT} was drawn by another version of the code; the folder cannot be written, so it was left")
+    return True
 
 
 def result_of(experiment: Experiment[Any, T], path: Path | None = None, progress: Progress | None = None) -> T:

@@ -25,5 +25,5 @@ def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def percent_interval(mean: float, low: float, high: float) -> str:
-    """A share with its interval, in percent: "98.4 [96.0, 100.0]"."""
-    return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    """A share with its interval, in percent: "98.4 (96.0 to 100.0)"."""
+    return f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"

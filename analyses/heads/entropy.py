@@ -25,6 +25,7 @@ from analyses.heads.ranking import HeadRanking
 from hybridlens.at_once import rows_at_once
 from hybridlens.boundary import Positive, public
 from hybridlens.boundary_words import Among
+from hybridlens.display import many
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, by_query, reads_only
 from hybridlens.model import HybridLens
@@ -214,7 +215,6 @@ def rank_heads(
                 lens.run_with_hooks(rows, [(names, add)], lengths=real)
             done(len(rows))
     words = "all tokens" if queries == "all" else "the last token"
-    prompts = "1 prompt" if n == 1 else f"{n} prompts"
-    source = f"mean attention entropy in bits ({semantics}) over {words} of {prompts}"
+    source = f"mean attention entropy in bits ({semantics}) over {words} of {many(n, 'prompt')}"
     means = torch.stack([totals[name].cpu() for name in names]) / averaged.sum().item()
     return HeadRanking(means.float(), layers, source, lower_is_better=True)

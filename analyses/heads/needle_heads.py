@@ -24,6 +24,7 @@ from analyses.experiment.per_prompt import per_prompt
 from analyses.heads.ranking import HeadRanking
 from hybridlens.boundary import Few, Length, Natural, Positive, public
 from hybridlens.display import Piece, Table, TokenText, many, number
+from hybridlens.display.markup import Plain
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, reads_only
 from hybridlens.model import HybridLens
@@ -52,6 +53,8 @@ class _Look(NamedTuple):
     """Ids of the prompt's and the answer's tokens."""
     shown: list[int]
     """Positions in `tokens` that `patterns` holds, ascending."""
+    queries: list[int]
+    """Of these, the positions that choose the answer's tokens: the prompt's last, and the answer's but its last."""
     patterns: Float[Tensor, "attn_layer head shown shown"]
     """Attention weights between the positions shown; rows need not sum to 1."""
     texts: list[str]
@@ -71,9 +74,28 @@ class Look(Plotted, _Look):
         return f"{read}; most to the needle: {best} ({most})"
 
     def table(self) -> Table:
-        """The attention from each position shown to each other, by layer and head."""
-        axes = {"layer": self.ranking.layers, "head": None, "query": self.shown, "key": self.shown}
-        return Table.of({"weight": self.patterns}, axes, {"query": "position that looks", "key": "position looked at"})
+        """A row a head: its attention to the needle, and the position that it looks at most."""
+        keys = self.patterns[:, :, [self.shown.index(query) for query in self.queries]].mean(dim=2)
+        places = {head: place for place, head in enumerate(self.ranking.order, start=1)}
+        rows: list[tuple[Plain, ...]] = []
+        for i, layer in enumerate(self.ranking.layers):
+            for head, seen in enumerate(keys[i]):
+                at = int(seen.argmax())
+                text = self.texts[at] if self.texts else None
+                own = (layer, head, places[layer, head], self.ranking.score(layer, head))
+                rows.append((*own, self.shown[at], text, float(seen[at])))
+        return Table(
+            ("layer", "head", "place", "needle", "key", "token", "weight"),
+            rows,
+            {
+                "place": "1 for the head that attends to the needle most",
+                "needle": "its mean attention to the needle while answering",
+                "key": "the position drawn that it looks at most while answering, counted from 0",
+                "token": "what stands there",
+                "weight": "its mean attention to that position",
+            },
+            ("needle",),
+        )
 
     def view(self) -> tuple[Piece, ...]:
         """Every head's attention to the needle, and what is drawn."""
@@ -125,7 +147,7 @@ def look(lens: HybridLens, prompt: Sequence[Natural], answer: Sequence[Natural],
     ranking = HeadRanking(torch.stack(masses), layers, source, lower_is_better=False)
     ids = [tokens[position] for position in shown]
     texts = [] if lens.tokenizer is None else to_strings(ids, lens.tokenizer)
-    return Look(ranking, tokens, shown, torch.stack(patterns), texts)
+    return Look(ranking, tokens, shown, [query for query in queries if query in shown], torch.stack(patterns), texts)
 
 
 @public

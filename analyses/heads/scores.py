@@ -187,7 +187,7 @@ def head_scores(
             )
 
         found.append(attended(lens, prompts, of, layers, measured))
-    kind = "given prompts" if tokens is not None else f"{period} random tokens, twice, {draws} × {rows} prompts"
+    kind = "given prompts" if tokens is not None else f"{period} random tokens, twice, {draws} × {many(rows, 'prompt')}"
     words = "mean over queries that have such keys" if measure == "mean" else "share of all attention"
     scores: Any = dict(zip(SCORES, torch.stack(found, dim=1), strict=True))
     return HeadScores(**scores, layers=layers, of=of, source=f"{words}, of {of} heads, on {kind}")

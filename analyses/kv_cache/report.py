@@ -15,8 +15,9 @@ from analyses.kv_cache import sections
 from analyses.kv_cache.crossover_results import Crossover, Share
 from analyses.kv_cache.damage import DamageMap, touches
 from analyses.kv_cache.following import EVERYTHING, Following, following, layer_memories, whole
+from hybridlens.display import many
 from hybridlens.viz.article import Article
-from hybridlens.viz.words import percent
+from hybridlens.viz.words import INTERVALS, percent
 
 ENOUGH = 0.5
 """A memory that more than this share of answers follows is said to hold the needle."""
@@ -43,13 +44,14 @@ def article_of(found: Crossover, maps: Mapping[str, DamageMap], record: Mapping[
         sections.combinations(found, windowed),
     ]
     partly = sections.partly(found)
-    part = f"Of {partly} prompt pairs the last token sees only a part of the needle; they are in neither group."
+    group = "it is in neither group" if partly == 1 else "they are in neither group"
+    part = f"In {_pairs(partly)} the last token sees only a part of the needle; {group}."
     return Article(
         subject="crossover",
         over="Memories of two prompts exchanged",
         origin=_origin(found, record),
         finding=finding(found, maps, window),
-        notes=(MIXED, part) if partly else (MIXED,),
+        notes=(MIXED, *([part] if partly else []), INTERVALS),
         sections=tuple(section for section in shown if section is not None),
     )
 
@@ -80,9 +82,10 @@ def _holds(found: Crossover, where: str) -> list[str]:
     return [
         f"{verdict or f'{_too_few(intact.n)} which kind of memory holds the needle'}{where}: keys and values decide "
         f"{_share(kv)} of the answers, recurrent states {_share(recurrent)}.",
-        f"That is of {_pairs(intact.n)}, each memory set against all else and either way round; untouched, the model "
-        f"tells {percent(intact.memory.mean)}. With the values alone from the other prompt {percent(values)} tell the "
-        f"other needle, with the keys alone {percent(keys)}.",
+        f"These are shares of the answers of {_pairs(intact.n)}, with 95 % intervals over pairs; each memory was set "
+        f"against all others, either way round. Untouched, the model tells its needle in "
+        f"{percent(intact.memory.mean)}. With the values alone from the other prompt it tells the other needle "
+        f"in {percent(values)}, with the keys alone in {percent(keys)}.",
     ]
 
 
@@ -163,11 +166,11 @@ def _places(maps: Mapping[str, DamageMap], where: str) -> list[str]:
     dropped, reset, replaced = (maps.get(f"{where}-{kind}") for kind in sections.KINDS)
     if dropped is None or reset is None or replaced is None:
         return []
-    said = "Written down" if where == "inside" else "Outside the window"
+    said = "Damage shows where the needle is written down" if where == "inside" else "Outside the window likewise"
     return [
-        f"{said}, in one prompt ({len(dropped.tokens)} tokens, needle “{dropped.pair}”): dropping keys and values "
-        f"costs most at {_worst(dropped)}, resetting recurrent layers at {_worst(reset)}, replacing their states at "
-        f"{_worst(replaced)}."
+        f"{said}. In one prompt ({many(len(dropped.tokens), 'token')}, needle “{dropped.pair}”), dropping keys and "
+        f"values costs most at {_worst(dropped)}, resetting recurrent layers at {_worst(reset)}, replacing their "
+        f"states at {_worst(replaced)}."
     ]
 
 
@@ -187,7 +190,7 @@ def _worst(found: DamageMap) -> str:
 
 
 def _pairs(n: int) -> str:
-    return "1 prompt pair" if n == 1 else f"{n} prompt pairs"
+    return many(n, "prompt pair")
 
 
 def _too_few(n: int) -> str:
@@ -197,7 +200,7 @@ def _too_few(n: int) -> str:
 def _share(one: Following) -> str:
     """A share that follows the memory, with its interval."""
     low, high = one.memory.interval
-    return f"{percent(one.memory.mean)} [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{percent(one.memory.mean)} ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _origin(found: Crossover, record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -206,10 +209,9 @@ def _origin(found: Crossover, record: Mapping[str, Any]) -> tuple[str, ...]:
     needles = len({cell.pair for cell in found.cells})
     lengths = sorted({cell.length for cell in found.cells})
     return (
-        f"{len(found.cells):,} answers from {len(found.mixes)} mixes of {pairs}",
-        f"{needles} {'pair' if needles == 1 else 'pairs'} of needles",
+        f"{many(len(found.cells), 'answer')} from {many(len(found.mixes), 'mix', 'mixes')} of {pairs}",
+        many(needles, "pair of needles", "pairs of needles"),
         f"{', '.join(map(str, lengths))} tokens",
-        "shares with 95 % intervals over prompt pairs",
         f"seed {record.get('seed')}",
     )
 
@@ -224,5 +226,5 @@ def crossover_table(found: Crossover, model: str, window: int | None) -> str:
             others = [f"{100 * share.mean:.1f}" for share in (one.rest, one.neither)]
             where = "" if window is None else "inside" if inside else "outside"
             rows.append([where, memory.words, told, *others, f"{one.shift:+.1f}".replace("-0.0", "+0.0")])
-    title = f"{model}: answers in % [95 % interval over prompt pairs]; shift towards the memory's needle in nats"
+    title = f"{model}: answers in % (95 % interval over prompt pairs); shift towards the memory's needle in nats"
     return f"{title}\n{columns(rows, left=2)}"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from analyses.kv_cache.crossover_results import Crossover, Share
 from analyses.kv_cache.damage import DamageMap
 from analyses.kv_cache.following import KEYS_AND_VALUES, Following, following, layer_memories, named, whole
+from hybridlens.display import every, many
 from hybridlens.viz.blocks import Answers, Block, Chart, ChartGrid, HeatTable, Section, Table, Words
 from hybridlens.viz.entries import Entry, Value, interval, percent, signed
 from hybridlens.viz.heads import heatmap_height, heatmap_width, pair_heatmap
@@ -49,7 +50,7 @@ def followed(found: Crossover, windowed: bool) -> Section:
     for inside, name in _regions(found, windowed).items():
         shown = [(memory.words, following(found, memory, inside)) for memory in whole(found)]
         rows = [((words, shift_words(one.shift)), one[:3], one.n) for words, one in shown]
-        blocks.append(_shares_table(f"{name}: {rows[0][2]} prompt pairs", columns, rows))
+        blocks.append(_shares_table(f"{name}: {many(rows[0][2], 'prompt pair')}", columns, rows))
     return Section("memories", "Which memory the answer follows", tuple(blocks))
 
 
@@ -101,7 +102,7 @@ def combinations(found: Crossover, windowed: bool) -> Section:
         if cell.mix in names
     )
     header = ("memories", "needles", "length", "depth", "needle seen", "told", "answer")
-    blocks.append(Answers(f"All {len(answers):,} answers", header, answers, (6,)))
+    blocks.append(Answers(every(len(answers), "answer"), header, answers, (6,)))
     return Section("combinations", "Every combination", tuple(blocks))
 
 
@@ -165,8 +166,8 @@ def _intact(found: DamageMap) -> str:
     a, b = (f"{round(value, 1) + 0.0:.1f}".replace("-", "−") for value in values)
     start, stop = found.spans[-1]
     return (
-        f"a prompt of {len(found.tokens)} tokens, needle “{found.pair}” at {start}–{stop - 1}; log-probability of A's "
-        f"words {a}, of B's {b}."
+        f"a prompt of {many(len(found.tokens), 'token')}, needle “{found.pair}” at {start}–{stop - 1}; log-probability "
+        f"of A's words {a}, of B's {b}."
     )
 
 

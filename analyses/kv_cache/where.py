@@ -35,7 +35,7 @@ from analyses.kv_cache.recurrent_places import RecurrentWhere
 from analyses.kv_cache.telling import logprobs
 from hybridlens.boundary import Natural, Positive, public
 from hybridlens.config import LensConfig
-from hybridlens.display import Displayed
+from hybridlens.display import Displayed, many
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
@@ -128,7 +128,7 @@ def drop_map(
         positions = [[position for position in held[place] if position in own] for place in places]
         return drop(state.repeat(len(places)), positions, layers=group.layers, heads=group.heads)
 
-    what = f"keys and values of {block} positions dropped"
+    what = f"keys and values of {many(block, 'position')} dropped"
     there = {place: bool(positions) for place, positions in held.items()}
     return _mapped(lens, pair, what, chosen, there, state, changed, rows, edits, max_new_tokens)
 

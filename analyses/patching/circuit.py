@@ -116,7 +116,7 @@ def circuit_of(lens: HybridLens, edges: Sequence[tuple[Writer, Reader]]) -> Circ
                 "of writers_of(lens) and readers of readers_of(lens)"
             )
         kept[writers.index(writer), readers.index(reader)] = True
-    return Circuit(kept, writers, readers, f"{len(edges)} edges given", lens.network.signature)
+    return Circuit(kept, writers, readers, f"{many(len(edges), 'edge')} given", lens.network.signature)
 
 
 @public

@@ -26,6 +26,7 @@ from analyses.patching.results import EdgeResult
 from analyses.patching.writers import HEAD_READERS, Reader
 from hybridlens.boundary import Natural, Positive, Seed, public
 from hybridlens.boundary_words import Among
+from hybridlens.display import many
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 
@@ -75,8 +76,8 @@ def choose_circuit(lens: HybridLens, edges: Scored, n: Natural, how: Way = "gree
     feeds = feeding(lens, writers, readers)
     chosen = _greedy(sizes, feeds, readers.index(Reader("logits")), n) if how == "greedy" else _top(sizes, n)
     words = "back from the logits" if how == "greedy" else "of all"
-    source = f"the {n} edges of the largest scores, chosen {words}: {results[0].metric}"
-    source += f", mean of {len(results)} prompt pairs" if len(results) > 1 else ""
+    source = f"the {many(n, 'edge')} of the largest scores, chosen {words}: {results[0].metric}"
+    source += f", mean of {many(len(results), 'prompt pair')}" if len(results) > 1 else ""
     return Circuit(on_paths(chosen, feeds, writers, readers), writers, readers, source, lens.network.signature)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from analyses.patching.effects import KINDS, Patched, effect, number
 from analyses.patching.results import Axis, PatchResult
 from analyses.patching.sweeps import SWEEPS
+from hybridlens.display import many
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Words
 from hybridlens.viz.heads import SIGNED_COLORS, heatmap_height, heatmap_width, pair_heatmap, short
 from hybridlens.viz.positions import literal, position_heatmap, position_height, position_width
@@ -92,8 +93,8 @@ def left_out(found: Patched, columns: Sequence[int]) -> str:
     rest = torch.tensor([i for i in range(length) if i not in set(columns)])
     most = float(_strengths(found)[rest].max())
     return (
-        f"Maps by position show {len(columns)} of {length} positions, each {tokens}: the needle, the end, and wherever "
-        f"a patch moves more than {MOVES:g}. At the other {len(rest)} no patch moves more than "
+        f"Maps by position show {len(columns)} of {many(length, 'position')}, each {tokens}: the needle, the end, and "
+        f"wherever a patch moves more than {MOVES:g}. At the other {len(rest)} no patch moves more than "
         f"{number(most) if most >= 0.005 else '0.005'}."
     )
 
@@ -104,7 +105,7 @@ def _position_map(name: str, result: PatchResult, columns: Sequence[int], needle
     rows = [" ".join(words) for words in product(*map(_names, others))]
     flat = effect(result).movedim(at, -1)[..., list(columns)].reshape(len(rows), -1)
     best = flat.abs().amax(dim=1).argsort(descending=True, stable=True)[:MOST_ROWS].sort().values
-    note = "" if len(rows) <= MOST_ROWS else f", the {MOST_ROWS} strongest of {len(rows)} rows"
+    note = "" if len(rows) <= MOST_ROWS else f", the {MOST_ROWS} strongest of {many(len(rows), 'row')}"
     labels = [result.axes[at].labels[i] for i in columns]
     start, stop = needle or (0, 0)
     marked = [i for i, position in enumerate(columns) if start <= position < stop]

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hybridlens.boundary import Length, Natural, public
+from hybridlens.cache.readout import ranks_of
 from hybridlens.decoding import Start
 from hybridlens.display import Displayed
 from hybridlens.errors import InputError
@@ -145,7 +146,7 @@ class LogProbability(Metric):
 @public
 @dataclass(frozen=True)
 class Rank(LogitMetric):
-    """Rank of a token among all, 1 for the likeliest; of equals, the lowest id comes first.
+    """Rank of a token among all, 0 for the likeliest; of equals, the lowest id comes first.
 
     Args:
         token: whose rank.
@@ -158,15 +159,13 @@ class Rank(LogitMetric):
     @property
     def words(self) -> str:
         """What is measured."""
-        return f"rank of {named((self.token,), self.texts)[0]} (1 is the likeliest)"
+        return f"rank of {named((self.token,), self.texts)[0]} (0 is the likeliest)"
 
     def __call__(self, logits: Logits) -> PerRow:
-        """The rank, 1 to the size of the vocabulary."""
+        """The rank, from 0 to the size of the vocabulary less 1."""
         check_tokens((self.token,), logits.shape[-1])
         last = logits[:, -1].float()
-        own = last[:, self.token, None]
-        before = (last > own).sum(dim=1) + (last[:, : self.token] == own).sum(dim=1)
-        return 1 + before.float()
+        return ranks_of(last, torch.full((len(last), 1), self.token, device=last.device))[:, 0].float()
 
 
 @public

@@ -31,7 +31,7 @@ from analyses.patching.metrics import LogitDifference
 from hybridlens import niah
 from hybridlens.boundary import Length, Percent, Seed, public
 from hybridlens.display import Displayed, Piece, Table, TokenText, many
-from hybridlens.display.markup import cut
+from hybridlens.display.markup import parted
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import Haystack, Needle, Prompt, Rule, Span, full_match_rubric
@@ -102,9 +102,10 @@ class Pair(Displayed):
 
     def summary(self) -> str:
         """How long the prompts are, how many tokens differ, and both answers."""
-        said = " | ".join(repr(cut(answer.strip(), 30)) for answer in self.said)
+        said = " | ".join(map(repr, parted(self.said[0].strip(), self.said[1].strip(), 30)))
         tokens = many(len(self.clean_tokens), "token")
-        return f"{self.kind} pair, {tokens} each, {len(self.differences)} differ; the model says {said}"
+        differ = many(len(self.differences), "differs", "differ")
+        return f"{self.kind} pair, {tokens} each, {differ}; the model says {said}"
 
     def table(self) -> Table:
         """A row a position: the tokens of both prompts, and whether they differ."""
@@ -126,8 +127,9 @@ class Pair(Displayed):
         """Where the prompts differ, in lines of text."""
         found = self.differences
         lines = [
-            f"{self.kind} pair: {len(self.clean_tokens)} tokens each, of which {len(found)} differ; "
-            f"the last {len(self.begun)} are what both answers begin with"
+            f"{self.kind} pair: {many(len(self.clean_tokens), 'token')} each, of which "
+            f"{many(len(found), 'differs', 'differ')}; the last {many(len(self.begun), 'is', 'are')} what both answers "
+            "begin with",
         ]
         for run in neighbours(found):
             places = str(run[0].position) + ("" if len(run) == 1 else f"-{run[-1].position}")

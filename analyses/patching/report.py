@@ -19,6 +19,7 @@ from analyses.patching.choosing import WORDS
 from analyses.patching.effects import Patched, Place, effect, number, strongest
 from analyses.patching.maps import maps
 from analyses.patching.results import PatchResult
+from hybridlens.display import many
 from hybridlens.niah import MAX_SCORE
 from hybridlens.viz.article import Article
 from hybridlens.viz.positions import visible
@@ -80,9 +81,9 @@ def finding(found: Patched) -> tuple[str, ...]:
         said.append(_estimates(found))
     if found.direct is not None:
         raising = [(w, share) for w, share in found.direct.top(len(found.direct.writers)) if share > 0]
-        parts = ", ".join(f"{w.words} {share:+.1f}" for w, share in raising[:3])
+        parts = ", ".join(f"{w.words} ({share:+.1f})" for w, share in raising[:3])
         if parts:
-            said.append(f"Directly, the clean answer's logit is raised over the other's most by {parts}.")
+            said.append(f"Of what parts write straight to the logits, most for the clean answer comes from {parts}.")
     return tuple(sentence for sentence in said if sentence)
 
 
@@ -154,8 +155,8 @@ def _estimates(found: Patched) -> str:
     where = f"{low}, where {sections.NONE}" if still else low
     worst = max(agrees, key=lambda name: agrees[name].largest_error)
     return (
-        f"Gradients estimate the same patches with a correlation of {number(middle)} (median of {len(known)} sweeps; "
-        f"lowest {number(known[low].pearson)}, {where}); the largest error is "
+        f"Gradients estimate the same patches with a correlation of {number(middle)} (median of "
+        f"{many(len(known), 'sweep')}; lowest {number(known[low].pearson)}, {where}); the largest error is "
         f"{number(agrees[worst].largest_error)}, in {worst}."
     )
 
@@ -176,9 +177,10 @@ def _origin(found: Patched, record: Mapping[str, Any]) -> tuple[str, ...]:
     passes = sum(result.forwards for result in found.exact.values())
     arguments: Mapping[str, Any] = record.get("arguments", {})
     return (
-        f"{patches:,} patches in {len(found.exact)} sweeps and {passes:,} forward passes",
+        f"{many(patches, 'patch', 'patches')} in {many(len(found.exact), 'sweep')} and "
+        f"{many(passes, 'forward pass', 'forward passes')}",
         f"pair: {arguments.get('pair', found.pair.kind)}",
-        f"{len(found.measure.clean)} tokens"
+        many(len(found.measure.clean), "token")
         + ("" if found.pair.kind == "own" else f", needle at {arguments.get('depth', '?')} %"),
         "denoising" if found.denoises else "noising",
         f"seed {record.get('seed')}",

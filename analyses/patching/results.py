@@ -22,7 +22,7 @@ from torch import Tensor
 from analyses.experiment.artefacts import Stored
 from analyses.patching.writers import Reader, Writer
 from hybridlens.boundary_words import Among
-from hybridlens.display import Grid, Piece, Table, count, number, visible
+from hybridlens.display import Grid, Piece, Table, count, many, number, visible
 from hybridlens.display.markup import cut
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.viz.plotted import Plotted
@@ -293,7 +293,7 @@ class EdgeResult(Compared):
 
     def summary(self) -> str:
         """What was estimated, of how many edges, and the strongest."""
-        edges = f"{count(int((~self.scores.isnan()).sum()))} edges"
+        edges = many(int((~self.scores.isnan()).sum()), "edge")
         best = "".join(f"; most: {w.words} → {r.words} {number(score, 3)}" for w, r, score in self.top(1))
         return f"{self.about(self.corrupt)}, {edges}{best}"
 

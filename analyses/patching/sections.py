@@ -15,6 +15,7 @@ from analyses.patching.direct import DirectAttribution
 from analyses.patching.effects import Patched, Place, number, strongest
 from analyses.patching.results import EdgeResult
 from analyses.patching.sweeps import SWEEPS
+from hybridlens.display import many
 from hybridlens.viz.blocks import Section, Table, Words
 from hybridlens.viz.entries import Entry
 from hybridlens.viz.positions import visible
@@ -44,9 +45,9 @@ def prompts(found: Patched) -> Section:
     into, back = ("clean run are put into the corrupt", "comes back"), ("corrupt run are put into the clean", "is lost")
     put, happens = into if found.denoises else back
     text = (
-        f"Both prompts have {len(found.measure.clean)} tokens, at {len(differ)} of which they differ.{begun} Measured: "
-        f"{one.metric}{parts}; {number(one.clean)} after the clean prompt, {number(one.corrupt or 0.0)} after the "
-        f"corrupt one. Values of the {put} one; an effect is the share of the difference that {happens}."
+        f"Both prompts have {many(len(found.measure.clean), 'token')}, at {len(differ)} of which they differ.{begun} "
+        f"Measured: {one.metric}{parts}; {number(one.clean)} after the clean prompt, {number(one.corrupt or 0.0)} "
+        f"after the corrupt one. Values of the {put} one; an effect is the share of the difference that {happens}."
     )
     return Section("pair", "Two prompts", (Words(text), Table(("position", "clean", "corrupt"), tuple(rows))))
 
@@ -57,7 +58,7 @@ def places(found: Patched) -> Section:
     for name, result in found.exact.items():
         first, *others = strongest(result, 3)
         best = [shown(first), *(shown(place) for place in others if place.effect >= LEAST_SHOWN)]
-        what = SWEEPS[name].words, f"{SWEEPS[name].point} · {result.raw.numel():,} patches"
+        what = SWEEPS[name].words, f"{SWEEPS[name].point} · {many(result.raw.numel(), 'patch', 'patches')}"
         rows.append((what, *best, *[""] * (3 - len(best))))
     text = (
         "One patch at a time. Each row is a kind of place, with its three strongest patches and the share of the "

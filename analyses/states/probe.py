@@ -81,7 +81,8 @@ class Read(Plotted, Stored):
     def summary(self) -> str:
         """How many places, and the best of them."""
         best = float(self.accuracy.nan_to_num(-1.0).max()) if self.accuracy.numel() else torch.nan
-        return f"{many(self.accuracy.numel(), 'place')}, {self.shuffled.shape[-1]} shuffles; best accuracy {best:.1%}"
+        shuffles = many(self.shuffled.shape[-1], "shuffle")
+        return f"{many(self.accuracy.numel(), 'place')}, {shuffles}; best accuracy {best:.1%}"
 
     def table(self) -> Table:
         """A row a place: accuracy, selectivity and p-value; layers and heads by their places."""

@@ -14,6 +14,7 @@ from analyses.experiment.text import columns
 from analyses.patching.alignment import token_strings
 from analyses.states import sections
 from analyses.states.found import Found
+from hybridlens.display import many
 from hybridlens.model import HybridLens
 from hybridlens.viz.article import Article
 from hybridlens.viz.entries import percent
@@ -42,7 +43,7 @@ def article_of(found: Found, record: Mapping[str, Any], lens: HybridLens) -> Art
         subject="states",
         over="What recurrent states hold",
         origin=(
-            f"{len(found.prompts)} prompts",
+            many(len(found.prompts), "prompt"),
             f"{' to '.join(map(str, dict.fromkeys((lengths[0], lengths[-1]))))} tokens",
             f"recurrent layers {', '.join(map(str, found.prompts[0].spectrum.layers))}",
         ),
@@ -61,7 +62,7 @@ def finding(found: Found) -> tuple[str, ...]:
 def states_table(found: Found, model: str) -> Iterable[str]:
     """What was found, a line a layer, for a terminal."""
     header, *rows = sections.layer_rows(found)
-    yield f"{model}: means over {len(found.prompts)} prompts and all heads; shares in percent"
+    yield f"{model}: means over {many(len(found.prompts), 'prompt')} and all heads; shares in percent"
     yield columns([header, *rows])
     yield from finding(found)
 
@@ -105,7 +106,8 @@ def _knocked(found: Found) -> Iterable[str]:
         if one.what == "write" and len(one.heads) == max(len(k.heads) for k in found.knockouts.values()):
             far = one.p_value <= sections.SURE
             least = 1 / (1 + len(one.random))
-            could = "" if least <= sections.SURE else f"; with {len(one.random)} sets it cannot be below {least:.2g}"
+            sets = many(len(one.random), "set")
+            could = "" if least <= sections.SURE else f"; with {sets} it cannot be below {least:.2g}"
             yield (
                 f"Without what {sections.heads_words(one.heads)} wrote of the needle, the {one.metric} goes from "
                 f"{one.untouched:.2f} to {one.value:.2f}, {'further than' if far else 'no further than'} without as "
@@ -119,7 +121,8 @@ def _probed(found: Found) -> Iterable[str]:
     if probes is None:
         return
     best, n = sections.best_probe(probes), sum(probes.heads)
-    sure = "" if best.p <= sections.SURE else f", which the best of {n} heads may be by chance (p = {best.p:.2g})"
+    chance = f", which the best of {many(n, 'head')} may be by chance (p = {best.p:.2g})"
+    sure = "" if best.p <= sections.SURE else chance
     yield (
         f"Which of two needles a prompt has is read off the state of {best.where} by a linear probe in "
         f"{percent(best.accuracy)} of the prompts, with shuffled labels in {percent(best.shuffled)}{sure}."

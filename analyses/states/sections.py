@@ -15,6 +15,7 @@ from torch import Tensor
 from analyses.states.found import Found, OfPrompt
 from analyses.states.looking import HiddenHeads, shown_positions
 from analyses.states.probe import Read, StateProbes
+from hybridlens.display import many
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Patterns, Section, Table, Words
 from hybridlens.viz.curves import lasting_curves, token_curves
 from hybridlens.viz.entries import Entry, percent
@@ -56,7 +57,7 @@ def half_lives(found: Found) -> Section:
     layers = found.prompts[0].spectrum.layers
     lasts = {f"L{layer}": _half_lives(found, i).tolist() for i, layer in _few(layers)}
     figure = lasting_curves(lasts, _length(found), "half-life, tokens", "parts of the state that last so long")
-    chosen = "" if len(lasts) == len(layers) else f" Drawn are {len(lasts)} of {len(layers)} layers."
+    chosen = "" if len(lasts) == len(layers) else f" Drawn are {len(lasts)} of {many(len(layers), 'layer')}."
     text = (
         "A part of a state that each token multiplies by a has lost half of what it held after ln 2 / E[−ln a] tokens, "
         f"the mean going over the tokens of the prompts.{chosen}"
@@ -155,7 +156,7 @@ def held(found: Found) -> Section:
         needle = place == len(of.holding.spans) - 1 and of.prompt.needle is not None
         curves = _by_layer(of, of.holding.share[..., place, :], 5)
         curves["if all held the same"] = of.holding.even[place].tolist()
-        title = "The needle" if needle else f"The first {span[1]} tokens"
+        title = "The needle" if needle else f"The first {many(span[1], 'token')}"
         figure = token_curves(curves, of.holding.positions, "share of the state", of.prompt.needle)
         charts.append(Chart(figure, f"{title}: share of the states over the prompt, by layer", title))
     text = (
@@ -179,7 +180,7 @@ def hidden(found: Found, seen: HiddenHeads, texts: Sequence[str]) -> Section:
     names = [f"L{layer} S{head}" for layer, head in seen.heads]
     shown = [texts[at] for at in seen.positions]
     what = "hold most of the needle at the end" if of.prompt.needle is not None else "keep longest, one a layer"
-    note = f"{len(shown)} of {len(of.prompt.tokens)} tokens; the heads that {what}"
+    note = f"{len(shown)} of {many(len(of.prompt.tokens), 'token')}; the heads that {what}"
     title, at = "What each position reads of each token's value", seen.positions
     figures = [PatternFigure(title, shown, seen.reads.numpy(), names, note, at)]
     if seen.erases is not None:
@@ -198,7 +199,7 @@ def knocked(found: Found) -> Section:
     for one in found.knockouts.values():
         spread = one.random_change
         what = "what they wrote of the needle" if one.what == "write" else "what they read at the last token"
-        drawn = f"{len(one.random)} sets of {'the same layers' if one.pool == 'layers' else 'the whole model'}"
+        drawn = f"{many(len(one.random), 'set')} of {'the same layers' if one.pool == 'layers' else 'the whole model'}"
         rows.append((
             (heads_words(one.heads), what), f"{one.untouched:.3f}", f"{one.value:.3f}", _signed(one.change),
             (_signed(spread.mean()), f"{_signed(spread.min())} to {_signed(spread.max())}, {drawn}"),
@@ -228,10 +229,10 @@ def probed(probes: StateProbes) -> Section:
     text = (
         "Which of two needles a prompt has, read off after its last token by a linear probe (ridge regression, "
         f"{probes.folds} folds, both prompts of an essay in one fold): accuracy, its mean when labels are shuffled "
-        f"{probes.states.shuffled.shape[-1]} times, and p, the share of shuffles, the labels themselves included, that "
-        f"are read as well. Guessing is right in {percent(probes.majority)}. The best of several heads is best by "
-        "chance too, and its p here is of that head alone. What the stream that enters the layer tells as well, or its "
-        "convolution, the state need not have remembered."
+        f"{many(probes.states.shuffled.shape[-1], 'time')}, and p, the share of shuffles, the labels themselves "
+        f"included, that are read as well. Guessing is right in {percent(probes.majority)}. The best of several heads "
+        "is best by chance too, and its p here is of that head alone. What the stream that enters the layer tells as "
+        "well, or its convolution, the state need not have remembered."
     )
     header = ("best head of the layer", "state", "mean over heads", "stream into the layer", "convolution")
     return Section("probes", "What a linear probe reads", (Words(text), Table(header, tuple(rows))))
@@ -262,7 +263,7 @@ def heads_words(heads: Sequence[tuple[int, int]]) -> str:
     names = [f"L{layer} S{head}" for layer, head in heads]
     if len(names) <= 3:
         return " and ".join(names)
-    return f"{len(names)} heads ({', '.join(names[:3])}, …)"
+    return f"{many(len(names), 'head')} ({', '.join(names[:3])}, …)"
 
 
 def tokens(half_life: float) -> str:
@@ -282,8 +283,9 @@ def span_shares(found: Found, needle: bool) -> SpanShare | None:
     layer, head = of[0][0].holding.layers[place // shares.shape[1]], place % shares.shape[1]
     sizes = {span[1] - span[0] for one, _ in of for span in [_span(one, needle)] if span is not None}
     even = sum(sizes) / len(sizes) / (sum(len(one.prompt.tokens) for one, _ in of) / len(of))
-    many = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
-    return SpanShare(f"{many} tokens", float(shares.nanmean()), float(shares.max()), f"L{layer} S{head}", even)
+    few, most = (min(sizes), max(sizes))
+    size = many(most, "token") if few == most else f"{few} to {many(most, 'token')}"
+    return SpanShare(size, float(shares.nanmean()), float(shares.max()), f"L{layer} S{head}", even)
 
 
 def _span(of: OfPrompt, needle: bool) -> tuple[int, int] | None:

@@ -60,7 +60,7 @@ class Spectrum(Plotted, Stored):
         layers, heads, entries = self.log_decay.shape
         parts = f"{many(layers, 'layer')} × {many(heads, 'head')} × {many(entries, 'entry', 'entries')}"
         middle = f"median half-life {number(float(self.half_life.median()), 3)} tokens"
-        return f"{parts}; {middle}; {float(self.beyond.mean()):.0%} outlast the prompts ({self.length} tokens)"
+        return f"{parts}; {middle}; {float(self.beyond.mean()):.0%} outlast the prompts ({many(self.length, 'token')})"
 
     def table(self) -> Table:
         """A row a part of a state."""

@@ -27,7 +27,7 @@ class Direction(Displayed, Stored):
         name: the hook point.
         unit: u, of length 1, in the shape of an activation at one token; float32, on the CPU.
         size: the mean of d_i · u: how far apart the two sides stand along it.
-        spread: the standard deviation of d_i · u.
+        spread: the standard deviation of d_i · u; NaN of one pair.
         explained: Σ (d_i · u)² ÷ Σ ‖d_i‖²: the share of what the pairs differ in that lies along it.
         method: "difference" of means, or "pca".
         pairs: how many there were.
@@ -117,7 +117,8 @@ def measured_along(
         raise InputError(f"the two sides of the pairs do not differ at {name!r}, so that there is no direction")
     along = differences @ (unit / length)
     total = float(differences.square().sum())
+    spread = float(along.std(correction=0)) if len(along) > 1 else float("nan")
     return Direction(
-        name, (unit / length).float().view(shape), float(along.mean()), float(along.std(correction=0)),
+        name, (unit / length).float().view(shape), float(along.mean()), spread,
         float(along.square().sum()) / total, method, len(differences), position, model,
     )  # fmt: skip

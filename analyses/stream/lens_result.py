@@ -39,7 +39,7 @@ class StreamLens(Plotted, Stored):
         targets: the token asked about, at each position; -1 where nothing was read.
         target_logits: its logit there, after any soft cap.
         target_probabilities: its probability.
-        target_ranks: its rank, 1 for the likeliest; of equals the lowest id comes first.
+        target_ranks: its rank, 0 for the likeliest; of equals the lowest id comes first.
         positions: of each prompt, from its start; -1 where it has fewer than others.
         prompts: their tokens.
         texts: token -> text, of all tokens named here.
@@ -105,6 +105,7 @@ class StreamLens(Plotted, Stored):
             {
                 "pos": "by number among the positions read; `positions` has them from the prompt's start",
                 "entropy": f"of what is read there, in {self.unit}",
+                "target_rank": "how many tokens come before it there; 0 is the likeliest",
                 "divergence": f"KL of the model's answer from what is read there, in {self.unit}",
             },
         )

@@ -159,7 +159,7 @@ class Probe(Plotted, Stored):
         """The accuracy of the true labels beside those of shuffles."""
         from analyses.stream.dots import dots
 
-        sets = {"true labels": [self.accuracy], f"{len(self.shuffled)} shuffles": self.shuffled.tolist()}
+        sets = {"true labels": [self.accuracy], many(len(self.shuffled), "shuffle"): self.shuffled.tolist()}
         return dots(sets, "accuracy, 0 to 1")
 
 

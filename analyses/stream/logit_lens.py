@@ -3,7 +3,8 @@
 What stands in the stream goes through the model's final norm, its unembedding, multipliers and soft cap
 (nostalgebraist 2020, "interpreting GPT: the logit lens"), so that the last place gives the model's own logits. Of a
 distribution p that is read there and the model's own q: entropy -Σ p log p, divergence Σ q log(q ÷ p), and logit,
-probability and rank of a token asked about. `analyses.stream.tuned_lens` has an affine map before it.
+probability and rank (0 is the likeliest) of a token asked about. `analyses.stream.tuned_lens` has an affine map before
+it.
 
 A stream is read alike behind attention, recurrent layers and MLPs. Nothing is run twice: one forward pass for a batch
 of prompts, and an unembedding for each place and position that is asked for.
@@ -26,8 +27,9 @@ from torch import Tensor
 from analyses.patching.alignment import token_strings
 from analyses.patching.snapshot import keeping
 from analyses.stream.lens_result import UNITS, StreamLens, Unit
-from analyses.stream.reading import BATCH, batches, blocks_of, picked, rows_of, unembedded
+from analyses.stream.reading import BATCH, batches, blocks_of, picked, rows_of
 from hybridlens.boundary import Natural, Positive, public
+from hybridlens.cache.readout import ranks_of, stream_logits
 from hybridlens.errors import InputError
 from hybridlens.hooks import check_name
 from hybridlens.model import HybridLens
@@ -188,24 +190,22 @@ class _Found(NamedTuple):
             tokens: what is asked about; None for the model's own answer.
             own: prompt and number of each position, where it goes.
         """
-        final = unembedded(lens, streams[places[-1]]).float()
+        final = stream_logits(lens, streams[places[-1]]).float()
         target = final.argmax(dim=-1) if tokens is None else tokens.to(final.device)
         answer = final.log_softmax(dim=-1)
         self.targets[own] = target.cpu()
         for number, place in enumerate(places):
             last = number == len(places) - 1
-            logits = final if last else unembedded(lens, translate(place, streams[place])).float().to(final.device)
+            logits = final if last else stream_logits(lens, translate(place, streams[place])).float().to(final.device)
             log = answer if last else logits.log_softmax(dim=-1)
             asked = logits.gather(1, target[:, None])
-            earlier = torch.arange(logits.shape[1], device=logits.device) < target[:, None]
-            ahead = (logits > asked).sum(dim=1) + ((logits == asked) & earlier).sum(dim=1)
             best = log.topk(self.likely.shape[-1], dim=-1)
             where = (number, *own)
             self.entropy[where] = -expected(log, log).cpu()
             self.divergence[where] = expected(answer, answer - log).cpu()
             self.logits[where] = asked[:, 0].cpu()
             self.probabilities[where] = log.gather(1, target[:, None])[:, 0].exp().cpu()
-            self.ranks[where] = 1 + ahead.float().cpu()
+            self.ranks[where] = ranks_of(logits, target[:, None])[:, 0].float().cpu()
             self.likely[where], self.top[where] = best.values.exp().cpu(), best.indices.cpu()
 
 

@@ -20,13 +20,11 @@ from transformer_lens.utilities.slice import Slice
 
 from analyses.patching.alignment import places_of
 from hybridlens.boundary_words import shown
-from hybridlens.devices import execution_device
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookFunction, HookPoint, check_name, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.padding import TokenBatch
 from hybridlens.running import PosSlice
-from hybridlens.shapes import Logits
 from hybridlens.tokens import TokensLike
 
 Key = TypeVar("Key", bound=Hashable)
@@ -172,27 +170,6 @@ def activations(
             parts[name].append(part.to("cpu", torch.float32))
     back = torch.tensor(order).argsort()
     return {name: torch.cat(found)[back] for name, found in parts.items()}, positions
-
-
-def unembedded(lens: HybridLens, resid: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
-    """The logits that the model would give if a residual stream were its last one.
-
-    The final norm with its own scale, the unembedding, multipliers and soft cap: the model's, past its hook points, and
-    differentiable. Of what leaves the last layer it is the model's own logits.
-
-    Args:
-        lens: the model.
-        resid: any number of residual streams; computed where the unembedding is.
-    """
-    network = lens.network
-    head = lens.hf_model.get_output_embeddings()
-    x = resid.to(execution_device(head, resid.device)).flatten(0, -2)[None]
-    norm = network.ln_final
-    if norm.as_weight:
-        x = x.to(cast(Tensor, norm.norm.module.weight).dtype)
-    wide = x.float()
-    logits: Logits = network.unembed(norm.norm.weighted(wide / norm.norm.scale(wide), x.dtype))
-    return logits.reshape(*resid.shape[:-1], -1)
 
 
 def blocks_of(lens: HybridLens, n: int) -> int:

@@ -10,9 +10,11 @@ reconstruction in the activation's place, and with the activation ablated. The s
 the variance explained, 1 - Σ ‖x - x̂‖² ÷ Σ ‖x - x̄‖²; and how often each feature is active, so that those never
 active on these texts (dead ones) are told.
 
-How it fails: where ablating an activation costs next to nothing, the share recovered divides by that and means little;
-it is NaN where it costs nothing. "Dead" is said of these texts alone. Where the autoencoder reads each head by itself,
-every head counts as an activation of its own.
+How it fails: where ablating an activation costs no more than these texts can tell from nothing (twice the standard
+error of the cost over the tokens predicted, or what the model's dtype rounds), there is no share: it is NaN, and the
+summary says why. Tokens of a text are not independent, so that a cost a little above that may still be chance. "Dead"
+is said of these texts alone. Where the autoencoder reads each head by itself, every head counts as an activation of its
+own.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from analyses.experiment.artefacts import Stored
 from analyses.patching.snapshot import keeping
 from analyses.stream.reading import BATCH, LOGITS, Rows, batches, rows_of, token_point
 from hybridlens.boundary import Positive, public
-from hybridlens.display import Displayed, Table, count, number
+from hybridlens.display import Displayed, Table, number
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookFunction, HookPoint, reads_only
 from hybridlens.model import HybridLens
@@ -39,8 +41,8 @@ from hybridlens.tokens import TokensLike
 Ablation: TypeAlias = Literal["zero", "mean"]
 """What the activation is set to: 0, or its mean over the tokens of the texts."""
 
-SAME = 1e-9
-"""Two losses that differ by less of the larger one are the same: that much is rounding in float64."""
+ERRORS = 2.0
+"""A cost is told from none where it is larger than so many of its standard errors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,8 @@ class SaeQuality(Displayed, Stored):
         spliced: the same with the reconstruction in the activation's place.
         ablated: the same with the activation ablated.
         ablation: "zero" or "mean".
+        resolution: costs of the ablation up to here are not told from none, in nats: twice the standard error of the
+            mean cost over the tokens predicted, at least what the model's dtype rounds; infinite for one token.
         l0: features active at once, the mean.
         explained: share of the activations' variance that reconstructions hold; None where they do not vary.
         frequency: how often each feature is active, of all activations; float64.
@@ -65,6 +69,7 @@ class SaeQuality(Displayed, Stored):
     spliced: float
     ablated: float
     ablation: Ablation
+    resolution: float
     l0: float
     explained: float | None
     frequency: Float[Tensor, "feature"]
@@ -72,12 +77,14 @@ class SaeQuality(Displayed, Stored):
     model: str
 
     @property
+    def cost(self) -> float:
+        """What the ablation costs, in nats a token; below 0 where the model does better without the activation."""
+        return self.ablated - self.untouched
+
+    @property
     def recovered(self) -> float:
-        """The share of the loss recovered; NaN where the ablation costs nothing."""
-        cost = self.ablated - self.untouched
-        if abs(cost) <= SAME * max(abs(self.ablated), abs(self.untouched)):
-            return float("nan")
-        return (self.ablated - self.spliced) / cost
+        """The share of the loss recovered; NaN where the ablation's cost is not told from none."""
+        return (self.ablated - self.spliced) / self.cost if self.cost > self.resolution else float("nan")
 
     @property
     def dead(self) -> tuple[int, ...]:
@@ -85,12 +92,14 @@ class SaeQuality(Displayed, Stored):
         return tuple((self.frequency == 0).nonzero()[:, 0].tolist())
 
     def summary(self) -> str:
-        """The share recovered, and how sparse and true the features are."""
-        explained = "no variance" if self.explained is None else f"{number(100 * self.explained, 3)} % of variance"
+        """The three losses, and the share recovered or why there is none."""
+        share = f"{number(100 * self.recovered, 3)} % recovered"
+        if not self.cost > self.resolution:
+            error = number(self.resolution, 2)
+            share = f"no share recovered, as ablating costs {number(self.cost, 2)}, not more than its error {error}"
         return (
-            f"{number(100 * self.recovered, 3)} % of the loss recovered at {self.name} over {count(self.tokens)} tokens"
-            f" ({self.ablation} ablation); L0 {number(self.l0, 3)}, {explained} explained, "
-            f"{count(len(self.dead))} of {count(len(self.frequency))} features dead"
+            f"loss at {self.name} {number(self.untouched)} nats untouched, {number(self.spliced)} spliced, "
+            f"{number(self.ablated)} ablated ({self.ablation}): {share}; L0 {number(self.l0, 3)}"
         )
 
     def table(self) -> Table:
@@ -99,6 +108,8 @@ class SaeQuality(Displayed, Stored):
             ("loss, untouched (nats a token)", self.untouched),
             ("loss with the reconstruction", self.spliced),
             (f"loss with the activation ablated ({self.ablation})", self.ablated),
+            ("cost of the ablation", self.cost),
+            ("cost not told from none, up to", self.resolution),
             ("share of the loss recovered", self.recovered),
             ("features active at once (L0)", self.l0),
             ("share of variance explained", self.explained),
@@ -142,12 +153,10 @@ def loss_recovered(
         raise InputError("texts of one token given, expected at least two in one of them: the loss is of the next one")
     sums = _Sums()
 
-    def run(look: Callable[[Rows], list[tuple[str, HookFunction]]]) -> float:
-        return _loss(lens, rows, batch_size, look, progress)
+    def run(look: Callable[[Rows], list[tuple[str, HookFunction]]]) -> Float[Tensor, "predicted"]:
+        return _losses(lens, rows, batch_size, look, progress)
 
-    with lens.splice(
-        name, sae, d_in=d_in
-    ) as spliced:  # the error kept: the model is untouched, and features can be read
+    with lens.splice(name, sae, d_in=d_in) as spliced:  # the error kept: the model is untouched, features can be read
 
         def look(read: Rows) -> list[tuple[str, HookFunction]]:
             points = (name, sums.activations), (spliced.features, sums.features), (spliced.error, sums.errors)
@@ -164,9 +173,20 @@ def loss_recovered(
 
     ablated = run(lambda read: [(name, ablate)])
     return SaeQuality(
-        name, untouched, without, ablated, ablation, float(sums.active.sum() / sums.rows), sums.explained(),
+        name, float(untouched.mean()), float(without.mean()), float(ablated.mean()), ablation,
+        _resolution(untouched, ablated, lens.dtype), float(sums.active.sum() / sums.rows), sums.explained(),
         sums.active / sums.rows, sum(map(len, rows)), lens.network.signature,
     )  # fmt: skip
+
+
+def _resolution(
+    untouched: Float[Tensor, "predicted"], ablated: Float[Tensor, "predicted"], dtype: torch.dtype
+) -> float:
+    """The largest mean difference of two losses that is not told from none."""
+    if len(untouched) < 2:
+        return float("inf")
+    error = float((ablated - untouched).std()) / len(untouched) ** 0.5
+    return max(ERRORS * error, torch.finfo(dtype).eps * float(torch.maximum(untouched, ablated).mean()))
 
 
 @public
@@ -253,15 +273,15 @@ class _Sums:
 
 
 @torch.no_grad()
-def _loss(
+def _losses(
     lens: HybridLens,
     rows: Sequence[Sequence[int]],
     batch_size: int,
     look: Callable[[Rows], list[tuple[str, HookFunction]]],
     progress: Callable[[int], None] | None,
-) -> float:
-    """The mean cross-entropy of the next token, in nats."""
-    total, n = 0.0, 0
+) -> Float[Tensor, "predicted"]:
+    """The cross-entropy of each next token, in nats: float64 on the CPU."""
+    found = list[Tensor]()
     size = max(1, min(batch_size, LOGITS // (lens.cfg.d_vocab * max(map(len, rows)))))
     for read in batches(lens, rows, size):
         with lens.hooks(look(read)):
@@ -269,8 +289,7 @@ def _loss(
         told = read.valid[:, 1:].to(logits.device)
         log = logits[:, :-1][told].float().log_softmax(dim=-1)
         following = read.batch.tokens[:, 1:].to(logits.device)[told]
-        total -= float(log.gather(1, following[:, None]).double().sum())
-        n += len(following)
+        found.append(-log.gather(1, following[:, None])[:, 0].to("cpu", torch.float64))
         if progress is not None:
             progress(len(read.batch.tokens))
-    return total / n
+    return torch.cat(found)

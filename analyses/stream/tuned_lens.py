@@ -25,9 +25,10 @@ from torch import Tensor
 from analyses.patching.snapshot import keeping
 from analyses.stream.lens_result import StreamLens, Unit
 from analyses.stream.logit_lens import Places, Targets, expected, read_places, read_stream
-from analyses.stream.reading import BATCH, LOGITS, batches, rows_of, unembedded
+from analyses.stream.reading import BATCH, LOGITS, batches, rows_of
 from analyses.stream.translators import TunedLens, affine
 from hybridlens.boundary import Positive, Seed, public
+from hybridlens.cache.readout import stream_logits
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.running import PosSlice
@@ -199,12 +200,12 @@ def _streams(
 @torch.no_grad()
 def _answer(lens: HybridLens, resid: Float[Tensor, "token d_model"]) -> Float[Tensor, "token vocab"]:
     """The model's own log-probabilities."""
-    return unembedded(lens, resid).float().log_softmax(dim=-1)
+    return stream_logits(lens, resid).float().log_softmax(dim=-1)
 
 
 def _divergence(
     answer: Float[Tensor, "token vocab"], lens: HybridLens, resid: Float[Tensor, "token d_model"]
 ) -> Float[Tensor, "token"]:
     """KL(model ‖ read there), in nats."""
-    log = unembedded(lens, resid).float().log_softmax(dim=-1).to(answer.device)
+    log = stream_logits(lens, resid).float().log_softmax(dim=-1).to(answer.device)
     return expected(answer, answer - log)

@@ -17,6 +17,7 @@ from itertools import product
 from analyses.study.evidence import Check, Evidence, Finding, Rule, judge, less, percent, points, untested
 from analyses.study.groups import Estimate, Group, Place, accuracy, chance, common, compare
 from analyses.study.views import tipping, tipping_spread
+from hybridlens.display import many
 
 NEAR_ZERO = 0.10
 NEAR_PERFECT = 0.90
@@ -104,7 +105,7 @@ def tipping_range(evidence: Evidence) -> Finding:
     if spread is None or len(curve) < 2 or evidence.n_heads not in curve:
         return untested("not run: k = 0 … n_heads, generation")
     ends = ["none" if end is None else str(end) for end in (tipping(curve), spread.low, spread.high)]
-    words = f"tipping point {ends[0]} [{ends[1]}, {ends[2]}] of {evidence.n_heads} heads"
+    words = f"tipping point {ends[0]} of {many(evidence.n_heads, 'head')} ({ends[1]} to {ends[2]})"
     low, high = spread.low or 0, spread.high or 0
     if low >= 1 and high <= 4:
         return Finding(words, "holds", "")

@@ -22,6 +22,7 @@ from analyses.study.views import curves, modes
 from hybridlens.display import Displayed
 from hybridlens.display.markup import cut
 from hybridlens.results import Cell, paired_difference
+from hybridlens.viz.entries import signed
 
 Outcome: TypeAlias = Literal["holds", "fails", "not tested here"]
 
@@ -131,23 +132,22 @@ def less(estimate: Estimate | None, threshold: float) -> Estimate | None:
 
 
 def percent(name: str, group: Group) -> str:
-    """An accuracy in words: "k = 0: 1.5 % [0.0, 4.2], n = 100, chance 0.0 %"; its name alone where it was not run."""
+    """An accuracy in words: "k = 0: 1.5 % (0.0 to 4.2), n = 100, chance 0.0 %"; its name alone where it was not run."""
     found, floor = accuracy(group), chance(group)
     if found is None:
         return name
     chance_level = "" if floor is None else f", chance {100 * floor:.1f} %"
-    return (
-        f"{name}: {100 * found.mean:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}], n = {found.n}{chance_level}"
-    )
+    interval = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+    return f"{name}: {100 * found.mean:.1f} % ({interval}), n = {found.n}{chance_level}"
 
 
 def points(name: str, found: Estimate | None) -> str:
-    """A difference in words: "mmlu: -6.0 points [-8.1, -3.9]"; its name alone where it was not run."""
+    """A difference in words: "mmlu: −6.0 points (−8.1 to −3.9)"; its name alone where it was not run."""
     if found is None:
         return name
     if math.isnan(found.low):
-        return f"{name}: {100 * found.mean:+.1f} points, no interval"
-    return f"{name}: {100 * found.mean:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+        return f"{name}: {signed(100 * found.mean)} points, no interval"
+    return f"{name}: {signed(100 * found.mean)} points ({signed(100 * found.low, 100 * found.high)})"
 
 
 class Evidence:

@@ -33,7 +33,7 @@ from hybridlens.results import finding as found_of
 from hybridlens.viz import PatternFigure
 from hybridlens.viz.article import Article
 from hybridlens.viz.blocks import Hypothesis, Patterns, Section, Table, VerdictRow, Verdicts, Words
-from hybridlens.viz.words import END, START, headline
+from hybridlens.viz.words import END, INTERVALS, START, headline
 
 HYPOTHESES = {
     "H1": "retrieval depends on attention alone",
@@ -122,7 +122,7 @@ def page_of(found: Judged, record: Mapping[str, Any], ran: Collection[str]) -> A
         over="Retrieval and attention in a hybrid model: the paper's experiments",
         origin=_origin(cells, record, study.base),
         finding=finding(cells, benchmark_rows, verdicts, study.base, model),
-        notes=tuple(note for note in notes if kinds[note] == _LEFT_OUT),
+        notes=(*(note for note in notes if kinds[note] == _LEFT_OUT), *([INTERVALS] if cells else [])),
         sections=tuple(sections),
     )
 
@@ -158,7 +158,7 @@ def niah_page(
         over="Needle in a haystack, heads kept by lowest entropy",
         origin=_origin(cells, record, base),
         finding=tuple(headline(found, model, base.n_heads)),
-        notes=tuple(notes),
+        notes=(*notes, INTERVALS),
         sections=(
             _section("fig2", [replace(cell, jrt=False) for cell in cells], base),
             _answers(cells, base, (), full=True),
@@ -184,7 +184,7 @@ def accuracy_table(cells: Sequence[Cell], model: str) -> str:
             row.append("" if point is None else percent_interval(point.accuracy, point.low, point.high))
             row.append("" if point is None or point.chance is None else f"{100 * point.chance:.1f}")
     header = ["heads kept", *(name for phase in phases for name in (phase, "chance"))]
-    title = f"{model}: accuracy in % of the highest score [95 % interval over prompts] (chance: the needle left out)"
+    title = f"{model}: accuracy in % of the highest score (95 % interval over prompts); chance: the needle left out"
     return f"{title}\n{columns([header, *rows.values()], left=0)}"
 
 
@@ -201,7 +201,7 @@ def verdict_table(judged: Sequence[Verdict], model: str) -> str:
         for found in tested
     ]
     left = len(judged) - len(tested)
-    more = f"{left} {'claim is' if left == 1 else 'claims are'} not tested here; the report says why"
+    more = f"{many(left, 'claim is', 'claims are')} not tested here; the report says why"
     lines = [f"{model}: the paper's claims", *([columns(rows, left=3)] if rows else []), *([more] if left else [])]
     return "\n".join(lines)
 
@@ -227,10 +227,10 @@ def _ties(cells: Sequence[Cell]) -> Section:
     """How many answers hung on rounding."""
     known = [cell for cell in cells if cell.margin is not None]
     found = near_ties(cells)
-    unknown = "" if len(known) == len(cells) else f" Of {len(cells) - len(known):,} cells it was not recorded."
+    unknown = "" if len(known) == len(cells) else f" It was not recorded of {many(len(cells) - len(known), 'cell')}."
     words = (
-        f"In {len(found):,} of {len(known):,} cells the two best logits of some token lay within {NEAR:g} of each "
-        f"other, where rounding may decide the token.{unknown}"
+        f"In {len(found):,} of {many(len(known), 'cell')} the two best logits of some token lay within {NEAR:g} of "
+        f"each other, where rounding may decide the token.{unknown}"
     )
     return Section("near-ties", "Near ties", (Words(words), *((tied(found),) if found else ())))
 
@@ -242,7 +242,7 @@ def _costs(cells: Sequence[Cell], notes: Sequence[str]) -> Section:
         ("cells", f"{len(cells):,}"),
         ("seconds, all sessions", f"{seconds:,.1f}"),
         ("milliseconds a cell", f"{1000 * seconds / len(cells):,.1f}"),
-        ("tokens generated, as if each cell were alone", f"{sum(counted):,}" if counted else "–"),
+        ("tokens generated, each cell counted by itself", f"{sum(counted):,}" if counted else "–"),
     ]
     return Section("costs", "Costs", (*(Words(note) for note in notes), Table(("", ""), tuple(rows))))
 
@@ -253,7 +253,7 @@ def _origin(cells: Sequence[Cell], record: Mapping[str, Any], base: Base) -> tup
     rules = f"{base.semantics} semantics, answering from {BOUNDARY_WORDS[base.boundary]}"
     if not cells:
         return (f"seed {record.get('seed')}",)
-    counts = f"{len(cells) - controls:,} answers with the needle in the prompt, {controls:,} without"
+    counts = f"{many(len(cells) - controls, 'answer')} with the needle in the prompt, {controls:,} without"
     return counts, rules, f"seed {record.get('seed')}"
 
 

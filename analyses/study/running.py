@@ -26,6 +26,7 @@ from analyses.study.prompts import check_budget
 from analyses.study.report import Judged, page_of, score_table, verdict_table
 from analyses.study.verdict import verdicts
 from hybridlens.config import LensConfig
+from hybridlens.display import many
 from hybridlens.engine import Tally
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, CellKey, Folder, Manifest, Run
@@ -125,10 +126,12 @@ def cost_words(cost: Tally) -> str:
     """One sentence about what reading the prompts of a session cost."""
     if not cost.distinct:
         return "Nothing was left to read."
-    again = f", {cost.dropped} snapshots dropped for want of memory" if cost.dropped else ""
+    dropped = many(cost.dropped, "snapshot was", "snapshots were")
+    again = f" For want of memory {dropped} dropped and read again." if cost.dropped else ""
     return (
-        f"Prompts were read once for all that share a beginning and a treatment: {cost.prefilled:,} tokens, "
-        f"{cost.prefilled / cost.distinct:.3f} of the distinct ones{again}."
+        "What prompts begin with alike was read once for each treatment of the heads: "
+        f"{many(cost.prefilled, 'token was', 'tokens were')} read, {cost.prefilled / cost.distinct:.3f} times as many "
+        f"as are distinct.{again}"
     )
 
 

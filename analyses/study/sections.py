@@ -15,6 +15,7 @@ import torch
 from analyses.study import views
 from analyses.study.explorer import BOUNDARY_WORDS, condition_words, differing
 from analyses.study.groups import Base
+from hybridlens.display import many
 from hybridlens.results import Cell, TippingInterval
 from hybridlens.viz.blocks import Block, Chart, HeatTable, Table, Words
 from hybridlens.viz.charts import ACCURACY, bar_chart, line_chart
@@ -128,7 +129,7 @@ def needles(cells: Sequence[Cell], base: Base) -> list[Block]:
         ),
         HeatTable(
             "needle ↓   heads kept →",
-            (*view.needles, ("mean", f"over {len(view.needles)} needles")),
+            (*view.needles, ("mean", f"over {many(len(view.needles), 'needle')}")),
             tuple(kept(k) for k in view.ks),
             values,
         ),
@@ -164,8 +165,8 @@ def semantics(cells: Sequence[Cell], base: Base) -> list[Block]:
     return [
         Words(
             "The same conditions under clean semantics and as the authors' code ran them, prompts of its builder "
-            f"included. Of {view.n_cells:,} cells that were run under both, {view.n_text:,} have another text and "
-            f"{view.n_score:,} another score."
+            f"included. Of {many(view.n_cells, 'cell')} run under both, {many(view.n_text, 'has', 'have')} "
+            f"another text and {view.n_score:,} another score."
         ),
         Table(header, _rows(names, view.accuracy, view.difference)),
         differing(view.differing) if view.differing else Words("No cell differs."),
@@ -217,4 +218,5 @@ def _prompts(found: views.Accuracies) -> str:
     if not counts.numel():
         return ""
     low, high = int(counts.min()), int(torch.max(counts))
-    return f"Each is over {low if low == high else f'{low} to {high}'} prompts; below it, its 95 % interval."
+    over = many(high, "prompt") if low == high else f"{low} to {many(high, 'prompt')}"
+    return f"Each is over {over}; below it, its 95 % interval."

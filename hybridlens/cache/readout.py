@@ -23,7 +23,6 @@ from hybridlens.cache.directions import token_ids
 from hybridlens.devices import execution_device
 from hybridlens.display import Displayed, Grid, Piece, Table, many
 from hybridlens.errors import InputError
-from hybridlens.network import HookedNetwork
 from hybridlens.text import TokenFront
 
 ReturnType: TypeAlias = Literal["logits", "log_probs", "probs"]
@@ -65,7 +64,7 @@ class LogitLens(Displayed):
         top_ids: the tokens along the last axis, where the largest were asked for.
         vocab_ids: the same, where some were asked for.
         target_ids: the tokens asked for; one a row, or [token] for all rows.
-        target_ranks: of each of these, how many tokens have a larger logit.
+        target_ranks: of each of these, how many tokens come before it: 0 is the likeliest (`ranks_of`).
         target_names: the texts that they were asked for by; None where ids were given.
     """
 
@@ -95,7 +94,8 @@ class LogitLens(Displayed):
             return Table.of({"token": self.top_ids, **values}, {**axes, "place": None})
         if self._by_row and self.target_ids is not None:
             return Table.of({"token": self.target_ids, **{name: one[..., 0] for name, one in values.items()}}, axes)
-        return Table.of(values, {**axes, "token": self._tokens}, {"rank": "how many tokens have a larger logit"})
+        meanings = {"rank": "how many tokens come before it; 0 is the likeliest"}
+        return Table.of(values, {**axes, "token": self._tokens}, meanings)
 
     def view(self) -> tuple[Piece, ...]:
         """Squares where there is one number a state for each token, row or position; else the table."""
@@ -106,7 +106,7 @@ class LogitLens(Displayed):
             return (Grid(self.values.flatten(1), self.labels, names, "states of the stream", "tokens", name),)
         if ranks is not None and ranks.shape[-1] == 1 and len(self.lead) == 1 and inside <= WIDEST:
             places = [str(i) for i in range(inside)]
-            what = "rank of the token, 0 for the first"
+            what = "rank of the token, 0 for the likeliest"
             return (Grid(ranks[..., 0], self.labels, places, "states of the stream", f"{self.lead[0]}s", what),)
         return (self.table(),)
 
@@ -123,7 +123,7 @@ class LogitLens(Displayed):
         return [number if name is None else name for number, name in zip(numbers, names, strict=True)]
 
     def rank_trajectory(self, target: str | int | None = None) -> Int[Tensor, "entry *lead"]:
-        """How many tokens have a larger logit than a target, state by state.
+        """The rank of a target, state by state: 0 where it is the likeliest.
 
         Args:
             target: as it was asked for, a text or an id; None for the only one.
@@ -168,15 +168,14 @@ def logit_lens(
         names: texts that targets were asked for by.
         axes: what the stack's axes between entries and width are.
     """
-    network, lead = lens.network, stack.shape[:-1]
-    home = execution_device(lens.hf_model.get_output_embeddings(), stack.device)
+    lead = stack.shape[:-1]
     targets = wanted.targets
     if wanted.by_row and targets is not None:
         targets = targets.expand(lead).reshape(-1)
     parts = list[_Part]()
     for at, some in enumerate(stack.flatten(0, -2).split(rows)):
         own = targets[at * rows : (at + 1) * rows] if wanted.by_row and targets is not None else targets
-        parts.append(_read(network, some.to(home), normed, wanted._replace(targets=own), return_type))
+        parts.append(_read(stream_logits(lens, some, normed), wanted._replace(targets=own), return_type))
 
     def whole(name: str) -> Tensor | None:
         found = [getattr(part, name) for part in parts]
@@ -205,10 +204,41 @@ class _Part(NamedTuple):
     ranks: Int[Tensor, "row selected"] | None
 
 
-def _read(
-    network: HookedNetwork, x: Float[Tensor, "row d_model"], normed: bool, wanted: Wanted, return_type: ReturnType
-) -> _Part:
-    logits = network.unembed(network.ln_final.unhooked(x[None]) if normed else x[None])[0]
+def stream_logits(
+    lens: TokenFront, resid: Float[Tensor, "*batch d_model"], normed: bool = True
+) -> Float[Tensor, "*batch vocab"]:
+    """The logits that the model would give if a state of the stream were its last one.
+
+    The last norm with its own scale, the unembedding, multipliers and soft cap: the model's, past its hook points, and
+    differentiable. Of what leaves the last layer it is the model's own logits.
+
+    Args:
+        lens: the model.
+        resid: any number of states; read where the unembedding is.
+        normed: whether the last norm is applied first.
+    """
+    network = lens.network
+    home = execution_device(lens.hf_model.get_output_embeddings(), resid.device)
+    rows = resid.to(home).flatten(0, -2)[None]
+    logits = network.unembed(network.ln_final.unhooked(rows) if normed else rows)
+    return logits.reshape(*resid.shape[:-1], -1)
+
+
+def ranks_of(logits: Float[Tensor, "row vocab"], ids: Int[Tensor, "row selected"]) -> Int[Tensor, "row selected"]:
+    """The ranks of tokens: how many come before each, from 0 for the likeliest, as TransformerLens' test_prompt counts.
+
+    Of equal logits the lowest id comes first, so that the token of rank 0 is the one that argmax names.
+    """
+    every = torch.arange(logits.shape[1], device=logits.device)
+
+    def of(one: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
+        own = logits.gather(1, one[:, None])
+        return ((logits > own) | ((logits == own) & (every < one[:, None]))).sum(dim=1)
+
+    return torch.stack([of(one) for one in ids.unbind(1)], dim=1)
+
+
+def _read(logits: Float[Tensor, "row vocab"], wanted: Wanted, return_type: ReturnType) -> _Part:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_probs = logits.log_softmax(dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
@@ -220,8 +250,7 @@ def _read(
     if wanted.targets is not None:
         ids = wanted.targets.to(logits.device)
         ids = ids[:, None] if wanted.by_row else ids.expand(len(logits), -1)
-        ranks = [(logits > one[:, None]).sum(dim=-1) for one in logits.gather(1, ids).unbind(1)]
-        return _Part(values.gather(1, ids), entropy, None, torch.stack(ranks, dim=1))
+        return _Part(values.gather(1, ids), entropy, None, ranks_of(logits, ids))
     if wanted.vocab is not None:
         return _Part(values[:, wanted.vocab.to(logits.device)], entropy, None, None)
     return _Part(values, entropy, None, None)

@@ -9,7 +9,7 @@ Nothing heavy is imported before it is needed.
 
 from hybridlens.display.curves import Curve
 from hybridlens.display.grids import Grid
-from hybridlens.display.markup import brief, count, listed, many, number, size, visible
+from hybridlens.display.markup import brief, count, every, listed, many, number, size, visible
 from hybridlens.display.several import Named, Several
 from hybridlens.display.shown import Displayed, Piece
 from hybridlens.display.tables import Table
@@ -28,6 +28,7 @@ __all__ = [
     "Words",
     "brief",
     "count",
+    "every",
     "listed",
     "many",
     "number",

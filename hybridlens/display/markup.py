@@ -43,7 +43,7 @@ vertical-align:top;font-weight:400;max-width:46ch;overflow-wrap:break-word;white
 .hl .hl-m td,.hl .hl-m th{border:0;padding:3px 5px!important;text-align:center!important;white-space:nowrap}
 .hl .hl-m th{color:var(--hl-soft);font-size:11.5px}.hl .hl-m td{min-width:2.4em;font-size:11.5px}
 .hl .hl-x,.hl .hl-x+td{padding-left:8px!important}
-.hl [style*="--v"]{background:color-mix(in srgb,var(--c,#12908c) calc(var(--v)*72%),transparent)!important}
+.hl [style*="--v"]{background:color-mix(in srgb,var(--c,#12908c) calc(var(--v)*56%),transparent)!important}
 .hl .hl-t{font:12.5px/1.9 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap;margin:4px 0 6px;
 overflow-wrap:anywhere}.hl .hl-t span{border-radius:3px;padding:2px 0}.hl .hl-u{border-bottom:2px solid #c0622f}
 .hl .hl-b span{display:inline-block;min-width:2em;margin:0 2px 4px 0;text-align:center;font-size:11px}
@@ -120,6 +120,14 @@ def cut(text: str, most: int = LONGEST) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def parted(one: str, other: str, most: int) -> tuple[str, str]:
+    """Two texts of at most so many characters: those where they part, where both begin alike for longer than that."""
+    first = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start = max(first - most // 3, 0) if one != other and first >= most - 1 else 0
+    said_one, said_other = (cut(f"…{text[start + 1 :]}" if start else text, most) for text in (one, other))
+    return said_one, said_other
+
+
 def number(value: float | int, digits: int = 4) -> str:
     """A number in a few digits, with a minus sign; whole numbers in full."""
     if isinstance(value, int):
@@ -138,6 +146,11 @@ def count(n: int) -> str:
 def many(n: int, one: str, several: str = "") -> str:
     """A number of things in words: 1 layer, 1,204 layers."""
     return f"{count(n)} {one if n == 1 else several or one + 's'}"
+
+
+def every(n: int, one: str, several: str = "") -> str:
+    """All of a number of things, as a title has it: All 12 answers, The one answer."""
+    return f"The one {one}" if n == 1 else f"All {many(n, one, several)}"
 
 
 def size(n_bytes: int) -> str:

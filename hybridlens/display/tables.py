@@ -13,7 +13,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, overload
 
-from hybridlens.display.markup import Alone, Plain, cell, count, noted, shade, titled
+from hybridlens.display.markup import Alone, Plain, cell, count, many, noted, shade, titled
 from hybridlens.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Table(Alone):
 
     def _left_out(self) -> str:
         rows, columns = len(self.rows) - self.most, len(self.columns) - MOST_COLUMNS
-        parts = [f"{count(rows)} of {count(len(self.rows))} rows" if rows > 0 else ""]
+        parts = [f"{count(rows)} of {many(len(self.rows), 'row')}" if rows > 0 else ""]
         parts.append(f"columns {', '.join(self.columns[MOST_COLUMNS:])}" if columns > 0 else "")
         said = " and ".join(part for part in parts if part)
         return f"{said} left out here; to_pandas() has everything" if said else ""

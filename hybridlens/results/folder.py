@@ -197,6 +197,11 @@ class Folder:
             self.put(name, depends, found)
         return found
 
+    def made_of(self, name: str, depends: object) -> bool | None:
+        """Whether an artefact is listed as made of these values; None where it is not listed."""
+        stated = self._listed.get(name)
+        return None if stated is None else stated.depends == self._signature(depends)
+
     def stored(self, name: str, depends: object, load: Callable[[Path], _T]) -> _T | None:
         """The artefact of a stage where it is whole and of the same values, else None; damage is named."""
         stated, path = self._listed.get(name), self.path / name

@@ -8,7 +8,7 @@ one that mixes conditions, since a mean over them would be of nothing; needles, 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from hybridlens.display import Several
+from hybridlens.display import Several, many
 from hybridlens.errors import ResultsError
 from hybridlens.results.cells import PHASES, Cell
 from hybridlens.results.statistics import DRAWS, LEVEL, bootstrap_interval, resampled_means
@@ -145,8 +145,8 @@ def tipping_interval(
     prompts = dict.fromkeys(key._replace(k=0) for key in found)
     missing = [key for prompt in prompts for k in ks if (key := prompt._replace(k=k)) not in found]
     if missing:
-        count = "1 cell is" if len(missing) == 1 else f"{len(missing)} cells are"
-        raise ResultsError(f"{count} missing, first {missing[0].words()}; run the sweep to its end")
+        lacking = many(len(missing), "cell is", "cells are")
+        raise ResultsError(f"{lacking} missing, first {missing[0].words()}; run the sweep to its end")
     scores = np.array([[float(found[prompt._replace(k=k)]) for k in ks] for prompt in prompts])
     means = resampled_means(scores, draws, seed)
     fallen = means[:, :-1] < means[:, -1:] / 2

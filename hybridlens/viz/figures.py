@@ -12,7 +12,8 @@ from hybridlens.errors import ResultsError
 from hybridlens.results import Cell, accuracy_points, phases_of
 from hybridlens.viz.charts import ACCURACY, Curve, line_chart
 from hybridlens.viz.entries import Value
-from hybridlens.viz.layout import MAP_COLORS, heatmap
+from hybridlens.viz.inks import MAP_COLORS
+from hybridlens.viz.layout import heatmap
 from hybridlens.viz.words import PHASE_TITLES, depth_label
 
 
@@ -89,7 +90,8 @@ def map_figure(
         "zmax": 100,
         "xgap": 2,
         "ygap": 2,
-        "texttemplate": "%{z:.0f}",
+        "text": [["" if value is None else f"{value:.0f}" for value in row] for row in values],
+        "texttemplate": "%{text}",
         "textfont": {"size": 11},
         "hovertemplate": "length %{x}, %{y}: <b>%{z:.0f} %</b><extra></extra>",
     }

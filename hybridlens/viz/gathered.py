@@ -13,6 +13,7 @@ from markupsafe import Markup
 from hybridlens.viz import bundles, templating
 from hybridlens.viz.blocks import Answers, Chart, Explorer, Map, MapGroup
 from hybridlens.viz.figures import map_figure
+from hybridlens.viz.inks import MAP_COLORS, ink_numbers, inks
 from hybridlens.viz.patterns import PatternFigure, props
 from hybridlens.viz.words import END, LEFT_OUT, START
 
@@ -36,7 +37,9 @@ class Gathered:
 
     def chart(self, chart: Chart) -> int:
         """The number of a figure."""
-        self.charts.append(chart.figure.to_plotly_json())
+        figure = chart.figure.to_plotly_json()
+        ink_numbers(figure)
+        self.charts.append(figure)
         return len(self.charts) - 1
 
     def pattern(self, figure: PatternFigure) -> int:
@@ -59,6 +62,7 @@ class Gathered:
             "leftOut": LEFT_OUT,
             "ends": {"0": START, "100": END},
             "figure": map_figure([0], [0], [[None]]).to_plotly_json(),
+            "inks": inks(MAP_COLORS),
         }
         return ""
 

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import plotly.graph_objects as go
 
 from hybridlens.errors import InputError
-from hybridlens.viz.layout import MAP_COLORS, heatmap, plain, ticks
+from hybridlens.viz.inks import MAP_COLORS
+from hybridlens.viz.layout import heatmap, plain, ticks
 
 SIGNED_COLORS = ((0.0, "#7c3210"), (0.25, "#d9956f"), (0.5, "#f3ece2"), (0.75, "#7db8b1"), (1.0, "#0c5359"))
 """Below 0, nothing, above 0; `common.js` has their counterparts for dark pages."""
@@ -137,8 +138,8 @@ def _heatmap(
         "zmax": float(most if most > least else least + 1),
         "xgap": 2 if len(columns) <= 40 else 0,
         "ygap": 2 if len(rows) <= 40 else 0,
-        "customdata": [[name] * len(columns)] * len(rows),
-        "hovertemplate": "%{y}, %{x}: <b>%{z:.3~g}</b><extra>%{customdata}</extra>",
+        "meta": [name],
+        "hovertemplate": "%{y}, %{x}: <b>%{z:.3~g}</b><extra>%{meta[0]}</extra>",
     }
     if len(columns) <= _WRITTEN:
         largest = max((abs(value) for value in known), default=0.0) or 1

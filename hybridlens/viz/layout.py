@@ -18,7 +18,6 @@ from hybridlens.viz.plot import Plot
 COLORS = ("#0f6e74", "#b4532a", "#5b4a9e", "#7d6608", "#5c6468", "#a8326e")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-MAP_COLORS = ((0.0, "#f3ece2"), (0.5, "#7db8b1"), (1.0, "#0c5359"))
 INK = "#2b2b2b"
 PERCENT = {"ticksuffix": " %", "range": [-3, 104], "dtick": 25}
 """Of an axis of shares, the whole of it."""

@@ -7,6 +7,7 @@ How it fails: `InputError` for shapes that do not fit, values that are not finit
 it can paint (about 128; a browser needs minutes above that).
 """
 
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from hybridlens.display import many
 from hybridlens.errors import InputError
 from hybridlens.viz.embedding import CIRCUITSVIS, Html
 
@@ -85,15 +87,16 @@ def attention_heads(
     """
     labels = heads if heads is not None else [f"Head {i}" for i in range(pattern.shape[0])]
     figure = PatternFigure("attention heads", tokens, pattern, labels, positions=positions)
-    words = f"Attention of {len(labels)} {'head' if len(labels) == 1 else 'heads'} over {len(tokens)} tokens."
+    words = f"Attention of {many(len(labels), 'head')} over {many(len(tokens), 'token')}."
     return Html(CIRCUITSVIS, props(figure), words, name)
 
 
 def props(figure: PatternFigure) -> dict[str, Any]:
-    """The properties that circuitsvis' `AttentionHeads` takes, as JSON values rounded to 4 decimals.
+    """The properties that circuitsvis' `AttentionHeads` takes, as JSON values, the weights packed (`assets/packed.js`).
 
-    Beside them "places": where each token stands in the prompt. Between tokens that are no neighbours there is one more
-    row and column, whose values and place are None.
+    "packed" is base64 of whole numbers of 16 bits, which times "step" are the weights: of every head, query and key,
+    or, where no query attends to a later key, of the keys up to each query. Beside them "places": where each token
+    stands in the prompt. Between tokens that are no neighbours there is one more row and column, whose place is None.
     """
     low, high = float(figure.pattern.min()), float(figure.pattern.max())
     limit = 1.0 if low >= 0 and high <= 1 else max(abs(low), abs(high))
@@ -101,15 +104,17 @@ def props(figure: PatternFigure) -> dict[str, Any]:
     shown: list[int | None] = []
     for i, at in enumerate(places):
         shown += [None, i] if i and at > places[i - 1] + 1 else [i]
-    values = np.round(figure.pattern.astype(np.float64), 4).tolist()
+    step = limit / np.iinfo(np.int16).max or 1.0
+    values = np.rint(figure.pattern.astype(np.float64) / step).astype("<i2")
+    causal = not np.triu(figure.pattern, 1).any()
+    kept = values[:, *np.tril_indices(values.shape[-1])] if causal else values
     return {
         "tokens": ["" if i is None else figure.tokens[i] for i in shown],
         "places": [None if i is None else places[i] for i in shown],
-        "attention": [
-            [[None if q is None or k is None else head[q][k] for k in shown] for q in shown] for head in values
-        ],
+        "packed": b64encode(kept.tobytes()).decode(),
+        "step": step,
         "attentionHeadNames": figure.heads,
         "minValue": -limit,
         "maxValue": limit,
-        "maskUpperTri": True,
+        "maskUpperTri": causal,
     }

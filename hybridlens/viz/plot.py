@@ -8,12 +8,15 @@ How it fails: a figure with a trace that the builds of this package do not draw 
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from typing import Any, cast
 
+import numpy as np
 import plotly.graph_objects as go
 
 from hybridlens.display.markup import many
+from hybridlens.viz.inks import ink_numbers
 
 _HEIGHT = 420
 """Pixels of a figure that is no heatmap and does not say its own."""
@@ -36,6 +39,10 @@ class Plot(go.Figure):
         from hybridlens.viz.embedding import PLOTLY, Html
 
         made = cast(dict[str, Any], json.loads(cast(str, self.to_json())))
+        ink_numbers(made)
+        for trace in made["data"]:
+            if "z" in trace:
+                trace["z"] = _colours(trace["z"])
         layout = cast(Mapping[str, Any], made.get("layout", {}))
         height = int(layout.get("height") or self._height())
         return Html(PLOTLY, {"data": made["data"], "layout": layout}, "A Plotly figure.", height=height).shown()
@@ -59,3 +66,17 @@ class Plot(go.Figure):
 
     def _kinds(self) -> set[str]:
         return {str(trace.type) for trace in self._traces()}
+
+
+def _colours(values: Any) -> Any:
+    """Numbers that are shown as colours, as JSON has them: in five digits, or as 32 bits each where they were 64."""
+    match values:
+        case list():
+            return [_colours(value) for value in cast(list[Any], values)]
+        case float():
+            return float(f"{values:.5g}")
+        case {"dtype": "f8", "bdata": str(data), **rest}:
+            short = np.frombuffer(b64decode(data), "<f8").astype("<f4")
+            return {"dtype": "f4", "bdata": b64encode(short.tobytes()).decode(), **rest}
+        case _:
+            return values

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from hybridlens.errors import HybridLensError
 from hybridlens.viz.entries import interval, percent
+from hybridlens.viz.inks import ink_on_percent
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 
@@ -55,7 +56,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     made.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "separators": (",", ":"), "allow_nan": False}
-    made.filters |= {"percent": percent, "interval": interval}
+    made.filters |= {"percent": percent, "interval": interval, "ink": ink_on_percent}
     return made
 
 

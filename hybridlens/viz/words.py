@@ -6,6 +6,7 @@ curve. How it fails: an empty list of findings raises `ResultsError`.
 
 from collections.abc import Sequence
 
+from hybridlens.display import many
 from hybridlens.errors import ResultsError
 from hybridlens.results import Finding
 
@@ -18,6 +19,12 @@ START = "start of the context"
 END = "end, next to the question"
 LEFT_OUT = "needle left out"
 DASH = "–"
+INTERVALS = (
+    "A 95 % interval says where a mean might lie with other prompts of this kind: prompts are drawn again, with "
+    "replacement, from those that were run, and it goes from the 2.5 % to the 97.5 % point of the means. It is widened "
+    "where so few prompts may have missed another kind by chance."
+)
+"""What intervals in reports are (`hybridlens.results.statistics`)."""
 _CLOSE = 0.1  # accuracies nearer than this to chance are said to be near it
 
 
@@ -28,7 +35,7 @@ def percent(value: float) -> str:
 
 def heads(k: int) -> str:
     """A number of heads in words: "no attention", "1 head", "5 heads"."""
-    return "no attention" if k == 0 else f"{k} head{'s' if k > 1 else ''}"
+    return "no attention" if k == 0 else many(k, "head")
 
 
 def depth_label(depth: float | int | None) -> str:

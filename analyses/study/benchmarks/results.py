@@ -248,5 +248,5 @@ def _score(row: BenchmarkRow) -> str:
 
 
 def _change(change: Difference) -> str:
-    interval = "" if change.interval is None else f" [{change.interval.low:+.1f}, {change.interval.high:+.1f}]"
+    interval = "" if change.interval is None else f" ({change.interval.low:+.1f} to {change.interval.high:+.1f})"
     return f"{change.value:+.1f}{interval}"

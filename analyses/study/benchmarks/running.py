@@ -30,6 +30,7 @@ from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow, Row
 from analyses.study.benchmarks.tasks import FOLDER, Loaded, check_tasks, load_tasks, quiet, require, seeded
 from hybridlens.config import LensConfig
 from hybridlens.decoding import Boundary
+from hybridlens.display import many
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens
@@ -124,7 +125,7 @@ class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):
         return Article(
             subject="benchmarks",
             over="Benchmarks of general ability under fewer heads",
-            origin=(f"{len(result.tasks)} tasks at k = {', '.join(map(str, result.ks))}",),
+            origin=(f"{many(len(result.tasks), 'task')} at k = {', '.join(map(str, result.ks))}",),
             finding=(),
             notes=(),
             sections=(Section("benchmarks", "Scores", (Table(tuple(header), tuple(map(tuple, rows))),)),),

@@ -11,6 +11,7 @@ from analyses.experiment.options.rankings import RankingsConfig
 from analyses.study.prompts import check_tokenizer, longest, prompts_of
 from hybridlens import niah
 from hybridlens.config import LensConfig
+from hybridlens.display import many
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 
@@ -41,7 +42,7 @@ def counts_of(cfg: LensConfig, config: RankingsConfig) -> tuple[tuple[int, ...],
         return tuple(range(most + 1)), None
     steps = {0, 1, most} | {n << i for n in (2, 3) for i in range(most.bit_length())}
     counts = tuple(sorted(n for n in steps if n <= most))
-    return counts, f"Of {most} heads of {where}, {len(counts)} numbers kept were run: {', '.join(map(str, counts))}."
+    return counts, f"Of the {many(most, 'head')} of {where}, so many were kept in turn: {', '.join(map(str, counts))}."
 
 
 def prompt_lengths(lens: HybridLens, config: RankingsConfig) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from hybridlens.display import many
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.niah import Prompt
@@ -63,4 +64,4 @@ def in_words(prompts: Sequence[Prompt]) -> str:
     """What the prompts are, for the source of a ranking: how many, and how long."""
     lengths = sorted({len(prompt.tokens) for prompt in prompts})
     size = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
-    return f"{len(prompts)} needle prompt{'s' if len(prompts) > 1 else ''} of {size} tokens"
+    return f"{many(len(prompts), 'needle prompt')} of {size} tokens"

@@ -17,14 +17,15 @@ from analyses.experiment.text import columns
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.curves import Value as Measured
 from analyses.study.rankings.results import BANDS, RankingComparison, is_draw
-from analyses.study.rankings.words import heads_of, sentences
+from analyses.study.rankings.words import sentences
+from hybridlens.display import many
 from hybridlens.viz.article import Article
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Table, Words
 from hybridlens.viz.charts import Curve, band_chart
 from hybridlens.viz.entries import Entry, Value, entry, percent
 from hybridlens.viz.heads import correlation_matrix, head_heatmap, heatmap_height, heatmap_width
 from hybridlens.viz.layout import COLORS
-from hybridlens.viz.words import DASH
+from hybridlens.viz.words import DASH, INTERVALS
 
 
 def article_of(
@@ -44,19 +45,19 @@ def article_of(
         subject="rankings of heads",
         over="Which heads keep retrieval? Rankings of attention heads side by side",
         origin=(
-            f"{len(comparison.names)} rankings, {comparison.scores.shape[1]} prompts",
+            f"{many(len(comparison.names), 'ranking')}, {many(comparison.scores.shape[1], 'prompt')}",
             f"other heads silent {when}",
             f"seed {record.get('seed')}",
         ),
         finding=tuple(line for line in sentences(comparison) if line not in comparison.notes),
-        notes=comparison.notes,
+        notes=(*comparison.notes, INTERVALS),
         sections=tuple(section for section in (*made, _orders(comparison, given)) if section is not None),
     )
 
 
 def rankings_table(found: RankingComparison) -> str:
     """Each ranking's area under accuracy against heads kept, and the fewest heads that keep half of it."""
-    rows = [["ranking", "area [95 %]", "fewest heads", "accuracy at a quarter, half of the heads"]]
+    rows = [["ranking", "area (95 % interval)", "fewest heads", "accuracy at a quarter, half of the heads"]]
     most = found.counts[-1]
     at = [min(range(len(found.counts)), key=lambda i, n=n: abs(found.counts[i] - n)) for n in (most / 4, most / 2)]
     for row, name in enumerate(found.names):
@@ -66,12 +67,12 @@ def rankings_table(found: RankingComparison) -> str:
         rows.append(
             [
                 name,
-                f"{area.value:.2f} [{area.low:.2f}, {area.high:.2f}]",
+                f"{area.value:.2f} ({area.low:.2f} to {area.high:.2f})",
                 DASH if found.full == 0 else str(needed.heads),
                 ", ".join(texts),
             ]
         )
-    return f"{found.model}: rankings of {most} heads\n{columns(rows, left=1)}"
+    return f"{found.model}: rankings of {many(most, 'head')}\n{columns(rows, left=1)}"
 
 
 def _curves(comparison: RankingComparison) -> Section:
@@ -82,7 +83,8 @@ def _curves(comparison: RankingComparison) -> Section:
         "The mean score over all prompts when only the best heads of a ranking are left; largest area under the curve "
         "first. The mean of random draws is the level to beat."
     )
-    more = f" {others} rankings with smaller areas have charts of their own below." if others else ""
+    own = "ranking with a smaller area has a chart", "rankings with smaller areas have charts"
+    more = f" {many(others, *own)} of {'its' if others == 1 else 'their'} own below." if others else ""
     curves = {name: comparison.curve(name) for name in comparison.by_area()}
     seen = "accuracy against heads kept, by ranking; numbers in the table below"
     chart = _chart(comparison, [curves[name] for name in names], BANDS, seen, height=480)
@@ -114,7 +116,7 @@ def _areas(comparison: RankingComparison) -> Section:
     if comparison.draws:
         found = comparison.draw_area
         low, high, mean = (f"{float(value):.3f}" for value in (found.min(), found.max(), found.mean()))
-        blocks.append(Words(f"{len(comparison.draws)} random orders: areas from {low} to {high}, mean {mean}."))
+        blocks.append(Words(f"{many(len(comparison.draws), 'random order')}: areas from {low} to {high}, mean {mean}."))
     return Section("areas", "Areas and heads needed", tuple(blocks))
 
 
@@ -180,7 +182,7 @@ def _ability(comparison: RankingComparison) -> Section | None:
             whole = _with_all(values)
             base = f"; the untouched model has {percent(whole)}" if whole == whole else ""
             blocks.append(Words(f"Accuracy on {task}, by the number of heads kept{base}."))
-            blocks.append(Table(("ranking", *map(heads_of, found.task_counts)), tuple(lines)))
+            blocks.append(Table(("ranking", *(many(n, "head") for n in found.task_counts)), tuple(lines)))
     return Section("ability", "What else is lost", tuple(blocks)) if blocks else None
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 
 from analyses.study.rankings.results import RANDOM, RUN_TIME, RankingComparison
+from hybridlens.display import many
 
 
 def sentences(found: RankingComparison) -> list[str]:
@@ -24,7 +25,7 @@ def sentences(found: RankingComparison) -> list[str]:
     """
     if found.full == 0:
         return [
-            f"{found.model} answers none of the {found.scores.shape[1]} prompts with all its heads, "
+            f"{found.model} answers 0 of {many(found.scores.shape[1], 'prompt')} with all its heads, "
             "so no ranking can be judged by what it keeps."
         ]
     return [*_best(found), _untouched(found), *_against_reference(found), *_draws(found), *_losses(found), *found.notes]
@@ -46,8 +47,9 @@ def _untouched(found: RankingComparison) -> str:
     when = "in reading and answering" if found.phase == "both" else "in answering"
     where = "the model's" if found.scope == "model" else "each layer's"
     return (
-        f"{found.model} scores {100 * found.full:.1f} % on {found.scores.shape[1]} prompts with all of {where} "
-        f"{found.counts[-1]} heads and {100 * float(found.accuracy[0, 0]):.1f} % with none; heads are silent {when}."
+        f"{found.model} scores {100 * found.full:.1f} % on {many(found.scores.shape[1], 'prompt')} with all of {where} "
+        f"{many(found.counts[-1], 'head')} and {100 * float(found.accuracy[0, 0]):.1f} % with none; "
+        f"heads are silent {when}."
     )
 
 
@@ -59,7 +61,7 @@ def _best(found: RankingComparison) -> list[str]:
     numbers = (
         f"The area of {best} under accuracy, over all numbers of heads kept, is {area.value:.3f} (95 % interval "
         f"{area.low:.3f} to {area.high:.3f}); it keeps half of the untouched accuracy with "
-        f"{heads_of(needed.heads)}{sure}."
+        f"{many(needed.heads, 'head')}{sure}."
     )
     if others:
         first = (
@@ -81,9 +83,9 @@ def _against_reference(found: RankingComparison) -> list[str]:
             by = "{:+.2f}, {:+.2f} to {:+.2f}".format(*difference).replace("-", "−")
             groups[difference.sign].append(f"{name} ({by})")
     one = {-1: "does worse than", 1: "does better than", 0: "is not told apart from"}
-    many = {-1: "do worse than", 1: "do better than", 0: "are not told apart from"}
+    several = {-1: "do worse than", 1: "do better than", 0: "are not told apart from"}
     said = [
-        f"{_listed(names)} {(one if len(names) == 1 else many)[sign]} {found.reference}, by area."
+        f"{_listed(names)} {(one if len(names) == 1 else several)[sign]} {found.reference}, by area."
         for sign, names in groups.items()
         if names
     ]
@@ -98,7 +100,7 @@ def _draws(found: RankingComparison) -> list[str]:
     mean, low, high = (float(area) for area in (found.draw_area.mean(), found.draw_area.min(), found.draw_area.max()))
     said = [
         f"Random orders of the heads have an area of {mean:.3f} on average, from {low:.3f} to {high:.3f} over "
-        f"{len(found.draws)} draws."
+        f"{many(len(found.draws), 'draw')}."
     ]
     beaten = [name for name in found.ranked if found.difference(name, RANDOM).sign <= 0]
     if beaten:
@@ -114,14 +116,9 @@ def _losses(found: RankingComparison) -> list[str]:
     if math.isnan(at) or math.isnan(full):
         return []
     return [
-        f"With the {heads_of(n)} that {best} needs, held-out filler costs {at:.3f} nats a token; the untouched model "
-        f"has {full:.3f}."
+        f"With the {many(n, 'head')} that {best} needs, held-out filler costs {at:.3f} nats a token; the untouched "
+        f"model has {full:.3f}."
     ]
-
-
-def heads_of(n: int) -> str:
-    """A number of heads: "1 head", "2 heads"."""
-    return "1 head" if n == 1 else f"{n} heads"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -39,7 +39,7 @@ const Page = (() => {
   };
   // circuitsvis takes seconds for large patterns, so each is drawn in a turn of its own, after the rest.
   const drawPatterns = (patterns) => patterns.forEach((props, i) => setTimeout(() => {
-    HybridlensPattern.draw(byId(`pattern-${i}`), props, dark.matches);
+    HybridlensPattern.draw(byId(`pattern-${i}`), Packed.open(props), dark.matches);
   }, 50 * (i + 1)));
   const smallMap = (rows) => {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -60,10 +60,13 @@ const Page = (() => {
     return svg;
   };
   // A map of percentages with one square marked; the controls, where there are some, below an empty row.
-  const drawMap = (id, figure, change, percentages, gapRow, [row, column]) => {
+  const drawMap = (id, { figure, inks }, change, percentages, gapRow, [row, column]) => {
     const trace = Object.assign(structuredClone(figure.data[0]), change);
     trace.z = percentages.slice();
     if (gapRow >= 0) trace.z.splice(gapRow, 0, trace.z[0].map(() => null));
+    const ink = inks[dark.matches ? 1 : 0];
+    trace.text = trace.z.map((values) => values.map((value) => (value === null
+      ? "" : `<span style="color:${ink[Math.round(value)]}">${value.toFixed(0)}</span>`)));
     const scale = stops();
     trace.colorscale = [[0, scale[0]], [0.5, scale[1]], [1, scale[2]]];
     const layout = themed(figure.layout);

@@ -49,7 +49,7 @@ const show = (id, library, data, height) => {
   };
   const plainly = (dark) => {
     const parts = library === "circuitsvis"
-      ? data.attention.map((rows, i) => [data.attentionHeadNames[i], squares(rows, dark)])
+      ? Packed.open(data).attention.map((rows, i) => [data.attentionHeadNames[i], squares(rows, dark)])
       : data.data.map((trace) => [trace.name || trace.type || "", Array.isArray(trace.z) ? squares(trace.z, dark) : curve(trace)]);
     const figures = parts.map(([name, picture]) => {
       const made = element("div", {}, element("div", { textContent: name }), picture);
@@ -65,7 +65,7 @@ const show = (id, library, data, height) => {
   const libraries = {
     circuitsvis: {
       there: () => window.CircuitsVis && window.HybridlensPattern,
-      draw: (dark) => { host.style.maxWidth = "760px"; HybridlensPattern.draw(host, data, dark); },
+      draw: (dark) => { host.style.maxWidth = "760px"; HybridlensPattern.draw(host, Packed.open(data), dark); },
     },
     plotly: {
       there: () => window.Plotly,

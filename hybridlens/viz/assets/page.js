@@ -80,7 +80,7 @@
     const gapRow = depths.indexOf(null);
     const labels = depths.map((depth) => depthWords(depth).replace(", ", "<br>"));
     if (gapRow >= 0) labels.splice(gapRow, 0, " ");
-    Page.drawMap("map", explorer.figure, { x: lengths.map(String), y: labels }, shares(map()), gapRow, [now.row, now.column]);
+    Page.drawMap("map", explorer, { x: lengths.map(String), y: labels }, shares(map()), gapRow, [now.row, now.column]);
     byId("map-title").textContent = map().words;
   };
   const drawOutput = () => {

@@ -3,7 +3,8 @@
 const Theme = (() => {
   const LIGHTER = { "#0f6e74": "#6fc3bd", "#b4532a": "#e6a27a", "#5b4a9e": "#b3a6ef", "#7d6608": "#dcc25a",
     "#5c6468": "#b5babc", "#2b2b2b": "#e6e4df", "#a8326e": "#ee9cc8",
-    "#f3ece2": "#2a2e30", "#7db8b1": "#2f7d7c", "#0c5359": "#a6ebdd", "#d9956f": "#9c5a35", "#7c3210": "#f6c3a2" };
+    "#f3ece2": "#2a2e30", "#7db8b1": "#2f7d7c", "#0c5359": "#a6ebdd", "#d9956f": "#9c5a35", "#7c3210": "#f6c3a2",
+    "#000001": "#ffffff", "#fffffe": "#000000" };
   // A layout in the colours of its page: ink, page, grid, card, line.
   const layout = (given, colors) => {
     const copy = structuredClone(given);
@@ -16,7 +17,7 @@ const Theme = (() => {
   // Numbers in the squares of a heatmap only where they fit.
   const spare = (trace, width) => {
     if (!trace.texttemplate || !Array.isArray(trace.text)) return;
-    const longest = Math.max(...trace.text.flat().map((text) => text.length));
+    const longest = Math.max(...trace.text.flat().map((text) => text.replace(/<[^>]*>/g, "").length));
     if ((width - 130) / trace.x.length < 6 + 6.5 * longest) delete trace.texttemplate;
   };
   // Traces and layout of a figure, as Plotly draws it on a page of such a width and such colours.
