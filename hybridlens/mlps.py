@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hybridlens.config import MlpConfig
 from hybridlens.devices import resident
-from hybridlens.errors import AbsentError
+from hybridlens.errors import AbsentError, InputError
 from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory
 from hybridlens.named_weights import NamedWeight, NamedWeights
@@ -25,6 +25,15 @@ from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read, in_memory
 from hybridlens.routing import Route
 from hybridlens.shapes import Resid
+
+ONE_BY_ONE = "eager"
+"""transformers' plain loop over experts."""
+
+
+def grouped(module: nn.Module) -> bool:
+    """Whether a module holds experts that transformers runs together, which it cannot do in float64."""
+    way = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    return hasattr(module, "_is_expert_parallel") and way != ONE_BY_ONE
 
 
 class ExpertWrite(NamedTuple):
@@ -208,6 +217,11 @@ class HookedMoe(MlpByName):
         routed = parts.route(self.hook_router_logits(logits), self.chosen)
         weights = self.hook_expert_weights(routed.weights).flatten(0, 1)
         indices = self.hook_expert_indices(routed.indices).flatten(0, 1)
+        if x.dtype == torch.float64 and grouped(parts.experts):
+            raise InputError(
+                "the model is in float64, in which transformers cannot run its experts together, as its configuration "
+                f"says; call lens.hf_model.set_experts_implementation({ONE_BY_ONE!r}) first, as lens.double() does"
+            )
         out = parts.experts(self._read(x).flatten(0, 1), indices, weights).unflatten(0, x.shape[:2])
         out = out if parts.widen is None else parts.widen(out)
         out = out if parts.scale == 1.0 else out * parts.scale
