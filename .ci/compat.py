@@ -26,7 +26,7 @@ VARIED = ("torch", "transformers", "transformer-lens")
 FOLLOW = {*VARIED, "tokenizers", "huggingface_hub", "hf-xet", "safetensors", "sympy", "networkx", "mpmath", "fsspec"}
 PARTS = (
     "contract", "loading", "state", "plain_way", "weights", "runs", "peer_weights", "bridges", "peer_tools",
-    "head_detector",
+    "head_detector", "coming_from",
 )  # fmt: skip
 TESTS = [f"tests/test_{name}.py" for name in PARTS]
 OLDEST = {"oldest": {"torch", "transformers"}, "newest": set[str](), "peers": {"transformer-lens"}}

@@ -19,7 +19,7 @@ from transformers.integrations.moe import batched_mm_experts_forward
 
 from hybridlens.config import MlpConfig
 from hybridlens.devices import resident
-from hybridlens.errors import AbsentError
+from hybridlens.errors import AbsentError, InputError
 from hybridlens.habit_parts import MLP
 from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory
@@ -28,6 +28,15 @@ from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read, in_memory
 from hybridlens.routing import Route
 from hybridlens.shapes import Resid
+
+ONE_BY_ONE = "eager"
+"""transformers' plain loop over experts."""
+
+
+def grouped(module: nn.Module) -> bool:
+    """Whether a module holds experts that transformers runs together, which it cannot do in float64."""
+    way = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    return hasattr(module, "_is_expert_parallel") and way != ONE_BY_ONE
 
 
 class ExpertWrite(NamedTuple):
@@ -224,6 +233,11 @@ class HookedMoe(MlpByName):
         weights = self.hook_expert_weights(routed.weights).flatten(0, 1)
         indices = self.hook_expert_indices(routed.indices).flatten(0, 1)
         experts = parts.experts
+        if x.dtype == torch.float64 and grouped(experts):
+            raise InputError(
+                "the model is in float64, in which transformers cannot run its experts together, as its configuration "
+                f"says; call lens.hf_model.set_experts_implementation({ONE_BY_ONE!r}) first, as lens.double() does"
+            )
         run_experts = partial(batched_mm_experts_forward, experts) if run.fixed and waits(experts) else experts
         out = run_experts(self._read(x).flatten(0, 1), indices, weights).unflatten(0, x.shape[:2])
         out = out if parts.widen is None else parts.widen(out)

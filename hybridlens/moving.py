@@ -19,6 +19,7 @@ from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
 from hybridlens.devices import usable
 from hybridlens.errors import InputError
+from hybridlens.mlps import ONE_BY_ONE, grouped
 
 MOST_DEVICES = 128
 """Numbers of GPUs are below it, as torch has them."""
@@ -30,13 +31,16 @@ class ModuleFront:
     """What is asked of a torch module; `HybridLens` builds on it."""
 
     hf_model: Any
+    _experts_before: dict[str, str | None] | None = None
+    """How transformers ran the model's experts before a cast to float64; None unless it was cast."""
 
     # Where the weights are, and how wide.
 
     def to(self: Lens, *where: Any, device: Any = None, dtype: Any = None) -> Lens:
         """Move the weights to a device, cast them, or both; returns the lens.
 
-        States that were read before belong to the device and dtype that they were read on.
+        States that were read before belong to the device and dtype that they were read on. In float64, of which torch
+        has no grouped product, transformers runs experts one by one until the next cast.
 
         Args:
             where: a device, a dtype, both in either order, or a tensor that has them.
@@ -66,7 +70,19 @@ class ModuleFront:
             raise InputError(
                 f"the model cannot be moved to {place or 'its device'} in {dtype or 'its dtype'}: {said}"
             ) from error
+        if dtype is not None:
+            self._suit_experts(dtype)
         return self
+
+    def _suit_experts(self, dtype: torch.dtype) -> None:
+        """Have transformers run experts as this dtype allows."""
+        model = self.hf_model
+        if dtype != torch.float64 and self._experts_before is not None:
+            model.set_experts_implementation(self._experts_before)
+            self._experts_before = None
+        elif dtype == torch.float64 and any(grouped(module) for module in model.modules()):
+            self._experts_before = model.get_experts_implementation()
+            model.set_experts_implementation(ONE_BY_ONE)
 
     def cpu(self: Lens) -> Lens:
         """Move the weights to the CPU."""

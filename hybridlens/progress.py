@@ -2,7 +2,9 @@
 
 A function that is given a callback of its own reports to that instead. Inside `hidden` nothing is shown: whatever has
 a bar already, as commands and lists of prompts do, hides those of what it calls. tqdm is imported when the first bar
-is shown. How it fails: it does not; a bar that is not wanted costs a call that does nothing.
+is shown. Where a notebook has no ipywidgets a bar is text among its other output, since what was wiped from standard
+error would stay there as an empty strip. How it fails: it does not; a bar that is not wanted costs a call that does
+nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
+from typing import Any
 
 Advance = Callable[[int], None]
 """Called with how many more are done."""
@@ -29,7 +32,16 @@ def wanted() -> bool:
     """Whether a bar would be seen: in a notebook, or where standard error is a terminal, and not inside `hidden`."""
     if _HIDDEN.get():
         return False
-    return "ipykernel.zmqshell" in sys.modules or bool(sys.stderr and sys.stderr.isatty())
+    return _notebook() or bool(sys.stderr and sys.stderr.isatty())
+
+
+def _notebook() -> bool:
+    return "ipykernel.zmqshell" in sys.modules
+
+
+def _written() -> Any:
+    """Where bars are text; None for where tqdm has them."""
+    return sys.stdout if _notebook() else None
 
 
 @contextmanager
@@ -66,7 +78,7 @@ def counted(total: int, what: str, given: Advance | None = None) -> Generator[Ad
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, desc=what, leave=False) as bar, hidden():
+    with tqdm(total=total, desc=what, leave=False, file=_written()) as bar, hidden():
 
         def advance(more: int) -> None:
             bar.update(more)
@@ -105,7 +117,7 @@ def staged(what: str, given: Stages | None = None) -> Generator[Stages]:
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=None, desc=what, leave=False) as bar, hidden():
+    with tqdm(total=None, desc=what, leave=False, file=_written()) as bar, hidden():
 
         def tell(done: int, total: int) -> None:
             bar.total = total

@@ -45,6 +45,31 @@ def test_a_cast_lens_is_one_of_a_cast_model(family):
     assert torch.equal(lens.float()(IDS), hl.HybridLens(model.float())(IDS))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["jamba", "qwen3_5", "kimi_linear"])
+def test_in_float64(family):
+    """It runs, experts too, and gives what the library gives, which rounds some to float32; back it is as it was."""
+    lens = hl.HybridLens(make(family, 4))
+    narrow, experts = lens(IDS), lens.hf_model.get_experts_implementation()
+    wide = lens.double()(IDS)
+    plain = lens.hf_model(IDS).logits
+    assert wide.dtype == plain.dtype == torch.float64
+    assert (wide - plain).abs().max() <= 64 * torch.finfo(torch.float32).eps * plain.abs().max()
+    state = lens.prefill(IDS[:, :-2]).state
+    assert torch.allclose(lens.extend(state, IDS[:, -2:]).logits, wide[:, -2:], rtol=1e-5, atol=1e-5)
+    assert lens.generate(IDS, 3).tokens.shape == (len(IDS), 3)
+    assert torch.equal(lens.float()(IDS), narrow)
+    assert lens.hf_model.get_experts_implementation() == experts
+
+
+def test_experts_of_a_model_given_in_float64():
+    lens = hl.HybridLens(make("jamba", 4).double())
+    with pytest.raises(InputError, match=r"float64.*call lens\.hf_model\.set_experts_implementation\('eager'\) first"):
+        lens(IDS)
+    lens.hf_model.set_experts_implementation("eager")
+    assert lens(IDS).dtype == torch.float64
+
+
 def test_the_ways_to_say_where(lens):
     for given in (("cpu",), (torch.device("cpu"), torch.float16), (torch.zeros(1).half(),)):
         lens.to(*given)

@@ -79,6 +79,20 @@ def test_a_notebook_is_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wanted()
 
 
+def test_a_notebook_keeps_no_empty_strip_of_standard_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JupyterLab shows what is on standard error on red, wiped or not; other output goes on where the bar was."""
+    monkeypatch.setitem(sys.modules, "ipykernel.zmqshell", sys)
+    with counted(4, "things") as done:
+        done(4)
+    said = capsys.readouterr()
+    assert "things:" in said.out
+    assert said.out.endswith("\r")
+    assert said.out.rsplit("\r", 2)[1].strip() == ""
+    assert said.err == ""
+
+
 def test_a_bar_counts_to_the_end_and_hides_those_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = watched(monkeypatch)
     with counted(4, "outer things") as done:

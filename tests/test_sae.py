@@ -85,6 +85,22 @@ def test_files_of_saelens_6_are_read(architecture, tmp_path):
     assert not any(weight.requires_grad for weight in sae.parameters())
 
 
+def test_files_of_training_are_read(tmp_path):
+    """What SAELens 6.54 writes beside the weights while it trains, and what it then finishes to be used."""
+    own = {
+        "jumprelu": {
+            "decoder_init_norm": 0.1, "jumprelu_init_threshold": 0.01, "jumprelu_bandwidth": 0.05, "target_l0": None,
+            "jumprelu_sparsity_loss_mode": "step", "l0_coefficient": 1.0, "l0_warm_up_steps": 0,
+            "pre_act_loss_coefficient": None, "jumprelu_tanh_scale": 4.0, "jumprelu_ste_to_input": False,
+        },
+        "topk": {"decoder_init_norm": 0.1, "use_sparse_activations": False, "aux_loss_coefficient": 1.0},
+    }  # fmt: skip
+    x = torch.randn(3, D_IN)
+    for architecture, fields in own.items():
+        saved(tmp_path / architecture, config(architecture, D_IN) | fields, weights(architecture, D_IN))
+        assert torch.equal(hl.load_sae(tmp_path / architecture)(x), make(D_IN, architecture)(x))
+
+
 def test_older_files_are_read(tmp_path):
     """Flat fields, older names, an activation in place of the architecture, training's own fields, a factor of ones."""
     old = {
@@ -114,6 +130,7 @@ def test_a_factor_of_activations_is_folded_in(tmp_path):
     ("changes", "said"),
     [
         ({"mystery": 3}, "the field 'mystery' is unknown"),
+        ({"architecture": "matching_pursuit", "residual_threshold": 0.1}, "architecture is 'matching_pursuit'"),
         ({"architecture": "temporal"}, "architecture is 'temporal', expected one of standard, gated, jumprelu, topk"),
         ({"normalize_activations": "batch"}, "normalize_activations is 'batch', expected one of none"),
         ({"d_sae": 0}, "d_sae is 0, expected a whole number from 1 up"),

@@ -25,6 +25,7 @@ from hybridlens.mixers.matrix_state import MatrixState, Projected, ValueWeights
 from hybridlens.mixers.recurring import Dynamics, Trajectory, state_trajectory
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.delta import Delta, DeltaTerms, Inner
+from hybridlens.recurrences.terms import wide
 from hybridlens.shapes import Resid
 
 UNIT = 1e-6
@@ -120,11 +121,11 @@ class GatedDelta(MatrixState[Delta]):
         return DeltaTerms(self.hook_decay(self._decay(a)), v, k, q, beta)
 
     def _decay(self, a: Float[Tensor, "batch pos rate"]) -> Float[Tensor, "batch pos rec_head *address"]:
-        """exp(-A softplus(a + b)), float32."""
+        """exp(-A softplus(a + b)), float32 at least."""
         parts = self.parts
         rates = parts.mixer if parts.rates is None else parts.rates
         with resident(rates):
-            step, speed = F.softplus(a.float() + rates.dt_bias), rates.A_log.float().exp().flatten()
+            step, speed = F.softplus(wide(a) + rates.dt_bias), wide(rates.A_log).exp().flatten()
         if not parts.by_channel:
             return torch.exp(-speed * step)
         return torch.exp(-speed[:, None] * step.unflatten(-1, (len(speed), -1)))
@@ -136,8 +137,8 @@ class GatedDelta(MatrixState[Delta]):
         return self.recurrence.with_recalls(terms, initial, self.hook_recall.edited)
 
     def _unit(self, x: Float[Tensor, "batch pos key_channel"]) -> Float[Tensor, "batch pos key_head address"]:
-        """Unit vectors, float32."""
-        split = x.float().unflatten(-1, (self.parts.key_heads, -1))
+        """Unit vectors, float32 at least."""
+        split = wide(x).unflatten(-1, (self.parts.key_heads, -1))
         return split * torch.rsqrt(split.pow(2).sum(dim=-1, keepdim=True) + UNIT)
 
     def _by_head(self, x: Float[Tensor, "batch pos key_head address"]) -> Float[Tensor, "batch pos rec_head address"]:

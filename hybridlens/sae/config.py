@@ -37,24 +37,26 @@ COMPUTED = {
 
 PASSED_OVER = {
     "act_store_device", "activations_mixing_fraction", "adam_beta1", "adam_beta2", "autocast", "autocast_lm",
-    "b_dec_init_method", "cached_activations_path", "checkpoint_path", "compile_llm", "compile_sae", "context_size",
-    "d_head", "dataset_path", "dataset_trust_remote_code", "dead_feature_threshold", "dead_feature_window",
-    "decoder_heuristic_init", "decoder_orthogonal_init", "device", "disable_concat_sequences",
-    "eval_batch_size_prompts", "eval_every_n_wandb_logs", "exclude_special_tokens", "expansion_factor",
-    "feature_reinit_scale", "feature_sampling_method", "feature_sampling_window", "finetuning_method",
-    "finetuning_tokens", "from_pretrained_path", "hook_eval", "hook_layer", "init_encoder_as_decoder_transpose",
-    "is_dataset_tokenized", "jumprelu_bandwidth", "jumprelu_init_threshold", "l0_lambda", "l1_coefficient",
-    "l1_warm_up_steps", "llm_compilation_mode", "log_activations_store_to_wandb", "log_optimizer_state_to_wandb",
-    "log_to_wandb", "log_weights_to_wandb", "lp_norm", "lr", "lr_decay_steps", "lr_end", "lr_scheduler_name",
-    "lr_warm_up_steps", "model_class_name", "model_from_pretrained_kwargs", "model_kwargs", "model_name",
-    "mse_loss_normalization", "n_batches_in_buffer", "n_batches_in_store_buffer", "n_checkpoints", "n_eval_batches",
-    "n_restart_cycles", "neuronpedia_id", "noise_scale", "normalize_sae_decoder", "prefetch_llm_batches",
-    "prepend_bos", "resume", "run_name", "sae_compilation_mode", "sae_lens_training_version", "sae_lens_version",
-    "scale_sparsity_penalty_by_decoder_norm", "seed", "seqpos_slice", "sequence_separator_token", "sparsity",
-    "store_batch_size", "store_batch_size_prompts", "streaming", "tokens_per_buffer", "total_training_steps",
-    "total_training_tokens", "train_batch_size", "train_batch_size_tokens", "training_tokens",
-    "use_cached_activations", "use_chat_formatting", "use_ghost_grads", "verbose", "wandb_entity", "wandb_id",
-    "wandb_log_frequency", "wandb_project",
+    "aux_loss_coefficient", "b_dec_init_method", "cached_activations_path", "checkpoint_path", "compile_llm",
+    "compile_sae", "context_size", "d_head", "dataset_path", "dataset_trust_remote_code", "dead_feature_threshold",
+    "dead_feature_window", "decoder_heuristic_init", "decoder_init_norm", "decoder_orthogonal_init", "device",
+    "disable_concat_sequences", "eval_batch_size_prompts", "eval_every_n_wandb_logs", "exclude_special_tokens",
+    "expansion_factor", "feature_reinit_scale", "feature_sampling_method", "feature_sampling_window",
+    "finetuning_method", "finetuning_tokens", "from_pretrained_path", "hook_eval", "hook_layer",
+    "init_encoder_as_decoder_transpose", "is_dataset_tokenized", "jumprelu_bandwidth", "jumprelu_init_threshold",
+    "jumprelu_sparsity_loss_mode", "jumprelu_ste_to_input", "jumprelu_tanh_scale", "l0_coefficient", "l0_lambda",
+    "l0_warm_up_steps", "l1_coefficient", "l1_warm_up_steps", "llm_compilation_mode", "log_activations_store_to_wandb",
+    "log_optimizer_state_to_wandb", "log_to_wandb", "log_weights_to_wandb", "lp_norm", "lr", "lr_decay_steps", "lr_end",
+    "lr_scheduler_name", "lr_warm_up_steps", "matryoshka_widths", "model_class_name", "model_from_pretrained_kwargs",
+    "model_kwargs", "model_name", "mse_loss_normalization", "n_batches_in_buffer", "n_batches_in_store_buffer",
+    "n_checkpoints", "n_eval_batches", "n_restart_cycles", "neuronpedia_id", "noise_scale", "normalize_sae_decoder",
+    "pre_act_loss_coefficient", "prefetch_llm_batches", "prepend_bos", "resume", "run_name", "sae_compilation_mode",
+    "sae_lens_training_version", "sae_lens_version", "scale_sparsity_penalty_by_decoder_norm", "seed", "seqpos_slice",
+    "sequence_separator_token", "sparsity", "store_batch_size", "store_batch_size_prompts", "streaming", "target_l0",
+    "tokens_per_buffer", "topk_threshold_lr", "total_training_steps", "total_training_tokens", "train_batch_size",
+    "train_batch_size_tokens", "training_tokens", "use_cached_activations", "use_chat_formatting", "use_ghost_grads",
+    "use_matryoshka_aux_loss", "use_sparse_activations", "verbose", "wandb_entity", "wandb_id", "wandb_log_frequency",
+    "wandb_project",
 }  # fmt: skip
 """Fields that say how it was trained, on what, or where it is to be put."""
 
@@ -104,6 +106,7 @@ def parsed(raw: Mapping[str, Any], where: str) -> SaeConfig:
         CheckpointError: see the module.
     """
     held = {RENAMED.get(key, key): value for key, value in raw.items()}
+    k, architecture = _active(held, where)
     for key in held:
         if key not in COMPUTED and key not in PASSED_OVER:
             raise CheckpointError(
@@ -122,7 +125,6 @@ def parsed(raw: Mapping[str, Any], where: str) -> SaeConfig:
         )
     if held.get("finetuning_scaling_factor"):
         raise CheckpointError(f"{where}: finetuning_scaling_factor is set, which is not supported; merge it into W_dec")
-    k, architecture = _active(held, where)
     scaled = held.get("normalize_activations")
     if scaled is None or isinstance(scaled, bool):
         scaled = "expected_average_only_in" if scaled else "none"
