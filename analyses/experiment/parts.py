@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 Tell = Callable[[int], None]
-"""Called with how many more units of a part are done."""
+"""Called with how many units of a part are done."""
 
 
 class Part(NamedTuple):

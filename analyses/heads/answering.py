@@ -239,9 +239,15 @@ def answering_parts(
 
     def make(keys: Sequence[CellKey], tell: Tell) -> None:
         lacking = [key for key in keys if key not in store.done]
-        tell(len(keys) - len(lacking))
+        done = len(keys) - len(lacking)
+
+        def moved(cells: int) -> None:
+            nonlocal done
+            done += cells
+            tell(done)
+
         limits = (options.max_new_tokens, options.memory, options.batch_size)
-        for cells in answer_cells(lens, grid, lacking, rubrics, *limits, lambda _: None, rankings, tell):
+        for cells in answer_cells(lens, grid, lacking, rubrics, *limits, lambda _: None, rankings, moved):
             store.add(cells)
 
     made: list[Part] = []
