@@ -126,6 +126,8 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
     def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
         """See `Experiment`: the vocabulary and composition, then each layer; strengths come with the report."""
         options = self.options
+        if folder.stored("circuits.safetensors", "circuits", HeadCircuits.load) is not None:
+            return []
         stages = Stages(
             self.source, self.tokens, None, options.sample, self.distances, options.seed, options.memory,
             partial(_kept, folder),

@@ -6,7 +6,8 @@ How it fails: it does not. Every process that knows the parts comes to the same 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 Tell = Callable[[int], None]
 """Called with how many units of a part are done."""
@@ -44,3 +45,9 @@ def share(parts: Sequence[Part], shard: int, shards: int) -> list[Part]:
         if least == shard:
             mine.append(index)
     return [parts[index] for index in sorted(mine)]
+
+
+def loaded(experiment: str) -> Any:
+    """The class of an experiment that is named "module:Class"."""
+    module, _, name = experiment.partition(":")
+    return getattr(import_module(module), name)

@@ -139,6 +139,8 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
         if wave:
             found = self._found(folder, lambda done: None)
             return [stage(name, take) for name, take in self._maps(folder, found).items()]
+        if folder.stored("crossover.json", self._mixed, Crossover.load) is not None:
+            return []
         names = [pair.name for pair in self.pairs]
         return [
             Part(name, len(self.mixes) * names.count(name), names.count(name), partial(self._part, folder, name))
@@ -147,8 +149,11 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
 
     def _found(self, folder: Folder, progress: Callable[[int], None]) -> Crossover:
         """The answers of all pairs."""
-        depends = [[mix.name, mix.group] for mix in self.mixes]
-        return folder.take("crossover.json", depends, Crossover.load, partial(self._crossed, folder, progress))
+        return folder.take("crossover.json", self._mixed, Crossover.load, partial(self._crossed, folder, progress))
+
+    @property
+    def _mixed(self) -> list[list[str]]:
+        return [[mix.name, mix.group] for mix in self.mixes]
 
     def _maps(self, folder: Folder, found: Crossover) -> dict[str, Callable[[], DamageMap]]:
         """Each map by its name, as what takes it from the folder or makes it."""

@@ -102,7 +102,7 @@ class Folder:
         cls(path, manifest, expected)  # refuses another run before the folder is made or touched
         with usable(path):
             path.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with locked(path):
             folder = cls(path, manifest, expected)
             folder._refuse_a_stranger()
             if folder.known:
@@ -327,8 +327,18 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    """Hold the folder for this process; a process that ends lets go of it."""
+def locked(
+    folder: Path, refusal: str = "is being written by another process; wait for it, or give another --out folder"
+) -> Generator[None]:
+    """Hold a folder for this process; a process that ends lets go of it.
+
+    Args:
+        folder: that exists.
+        refusal: what is said of one that another process holds.
+
+    Raises:
+        ResultsError: another process holds it.
+    """
     with usable(folder):
         handle = os.open(folder, os.O_RDONLY)
     try:
@@ -338,9 +348,7 @@ def _locked(folder: Path) -> Generator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise ResultsError(
-                    f"{folder} is being written by another process; wait for it, or give another --out folder"
-                ) from error
+                raise ResultsError(f"{folder} {refusal}") from error
         yield
     finally:
         os.close(handle)
