@@ -25,7 +25,7 @@ class Part(NamedTuple):
     """Makes what the folder lacks of it."""
 
 
-def stage(name: str, make: Callable[[], object], size: float = 1) -> Part:
+def stage(name: str, make: Callable[[], object], size: float = 1.0) -> Part:
     """A part that is one unit."""
 
     def made(tell: Tell) -> None:

@@ -47,7 +47,7 @@ DEFAULT = (
 )  # fmt: skip
 """The sweeps that are made unless others are asked for; those of them that a model has."""
 
-MEASURED = 8
+MEASURED = 8.0
 """A sweep that is measured takes about as long as so many that are estimated."""
 
 _T = TypeVar("_T")
@@ -146,21 +146,24 @@ class PatchRun(Experiment[PatchConfig, Patched]):
         """See `Experiment`: each sweep, measured and estimated; edges and direct attribution come with the report."""
         kinds = [("", self._swept), *([(", estimated", self._guessed)] if self.estimating else [])]
         return [
-            stage(f"{name}{words}", partial(make, folder, name), 1 if words else MEASURED)
+            stage(f"{name}{words}", partial(make, folder, name), 1.0 if words else MEASURED)
             for name in self.wanted
             for words, make in kinds
         ]
 
     def _swept(self, folder: Folder, name: str) -> PatchResult:
-        options, sides = self.options, self.sides[1:]
-        made = partial(
-            sweep, self.lens, name, *sides, direction=options.direction, batch_size=options.batch_size
+        lens, sides, options = self.lens, self.sides[1:], self.options
+        return folder.take(
+            f"sweeps/{name}.safetensors", name, PatchResult.load,
+            lambda: sweep(lens, name, *sides, direction=options.direction, batch_size=options.batch_size),
         )  # fmt: skip
-        return folder.take(f"sweeps/{name}.safetensors", name, PatchResult.load, made)
 
     def _guessed(self, folder: Folder, name: str) -> PatchResult:
-        made = partial(attribution_sweep, self.lens, name, *self.sides[1:], direction=self.options.direction)
-        return folder.take(f"attribution/{name}.safetensors", name, PatchResult.load, made)
+        lens, sides, direction = self.lens, self.sides[1:], self.options.direction
+        return folder.take(
+            f"attribution/{name}.safetensors", name, PatchResult.load,
+            lambda: attribution_sweep(lens, name, *sides, direction=direction),
+        )  # fmt: skip
 
     def page(self, result: Patched, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""

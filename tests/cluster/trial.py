@@ -1,4 +1,4 @@
-"""Every command that a cluster shares, on a real Slurm: jobs are killed in every way, and the results are one process's.
+"""Every command that a cluster shares, on a real Slurm: jobs are killed in every way, and results are one process's.
 
 `make cluster-test` runs it. Arrays of eight shards are killed by `scancel`, by SIGKILL and by their time limit, and the
 process that waits for them too; each command is then given again until it is done, and its results compared with those
@@ -119,7 +119,7 @@ def killed_in_every_way(words: Sequence[str], out: str) -> str:
     wait("a first portion", lambda: cells_done(out) or process.poll() is not None)
     jobs = running()
     say("running:", jobs)
-    first, *others = sorted(jobs)
+    first = min(jobs)
     say(f"kill -9 {jobs[first]} (job {first})")
     os.kill(jobs[first], signal.SIGKILL)
     wait("another job", lambda: [job for job in running() if job != first])
@@ -174,9 +174,8 @@ def main() -> int:
     model = ["--model", "model"]
     small = ["--lengths", "110,140", "--depths", "0,50,100"]
     trials: list[tuple[str, list[str], Callable[[Sequence[str], str], str]]] = [
-        ("reproduce", ["fig2", "maps", *model, "--lengths", "110,120,130,140", "--depths", "0,25,50,75,100",
-                       "--batch-size", "4"], killed_in_every_way),
-        ("niah", [*model, "--lengths", "400,410,420,430", "--batch-size", "1"], timed_out),
+        ("reproduce", ["fig2", "scope", *model, *small, "--batch-size", "4"], killed_in_every_way),
+        ("niah", [*model, "--lengths", "300,350", "--depths", "0,20,40,60,80,100", "--batch-size", "1"], timed_out),
         ("rankings", [*model, *small, "--draws", "2", "--batch-size", "16"], plain),
         ("patch", [*model, "--sweeps", "resid_pre,attn_out,ssm_out,v"], plain),
         ("crossover", [*model, *small], plain),

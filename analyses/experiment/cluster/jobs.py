@@ -16,12 +16,11 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from analyses.experiment.cluster.shards import Task
 from analyses.experiment.options.cluster import ClusterConfig
 from hybridlens.errors import InputError
 from hybridlens.results.provenance import SHARDS
@@ -38,7 +37,8 @@ DELAY = 90
 REQUEUES = 10_000
 """How often submitit queues a job again; `Task.checkpoint` ends what is futile."""
 
-Place = tuple[str, ...]
+Call = Callable[[], object]
+"""A `Task`, or any other call that can be pickled."""
 
 
 class Jobs(ABC):
@@ -69,7 +69,7 @@ class Jobs(ABC):
         return int(min(DELAY, (self.limit or YEAR) / 4))
 
     @abstractmethod
-    def submit(self, tasks: Sequence[Task]) -> list[str]:
+    def submit(self, tasks: Sequence[Call]) -> list[str]:
         """Submit tasks; returns their names.
 
         Raises:
@@ -89,7 +89,7 @@ class SlurmJobs(Jobs):
             config = config.model_copy(update={"time": HOURS})
         super().__init__(config, folder, title, device)
 
-    def submit(self, tasks: Sequence[Task]) -> list[str]:
+    def submit(self, tasks: Sequence[Call]) -> list[str]:
         """See `Jobs`."""
         config = self.config
         given: dict[str, Any] = {
@@ -141,7 +141,7 @@ class LocalJobs(Jobs):
         self.most = min(config.array_parallelism or config.shards, config.shards)
         self._running: dict[int, Any] = {}
 
-    def submit(self, tasks: Sequence[Task]) -> list[str]:
+    def submit(self, tasks: Sequence[Call]) -> list[str]:
         """See `Jobs`; each has GPUs of its own."""
         gpus = self.config.gpus_for(self.device)
         names: list[str] = []

@@ -16,7 +16,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -223,14 +223,12 @@ def _logged(path: Path) -> Generator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(stream) for stream in (1, 2)]
-    with path.open("ab") as log:
-        for stream in (1, 2):
-            os.dup2(log.fileno(), stream)
     try:
-        yield
+        with path.open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+            for stream in (1, 2):
+                os.dup2(log.fileno(), stream)
+            yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         for stream, copy in zip((1, 2), kept, strict=True):
             os.dup2(copy, stream)
             os.close(copy)

@@ -66,7 +66,7 @@ def _shared(folder: Path, plan: Plan) -> list[str]:
     merging = plan.wave >= plan.waves
     names = plan.names()
     placed = {name: one for name, one in plan.placed.items() if name in names and one.wave == plan.wave}
-    jobs = jobs_of(ClusterConfig(cluster=plan.cluster), folder, plan.job, "cpu")
+    jobs = jobs_of(ClusterConfig.on(plan.cluster), folder, plan.job, "cpu")
     alive = jobs.alive([one.job for one in placed.values()])
     stage = "putting the results together" if merging else f"wave {plan.wave + 1} of {plan.waves}"
     lines = [f"{plan.job} of {plan.model}: {stage}, {plan.shards} shards on {plan.cluster}"]
@@ -90,7 +90,9 @@ def _shared(folder: Path, plan: Plan) -> list[str]:
     known = [report for report in here if report is not None]
     unit = known[0].unit if known else "unit"
     done, total = sum(r.done for r in known), sum(r.total for r in known)
-    more = f" so far; {len(names) - len(known)} shards have not begun" if len(known) < len(names) else ""
+    absent = len(names) - len(known)
+    words = "1 shard has" if absent == 1 else f"{absent} shards have"
+    more = f" so far; {words} not begun" if absent else ""
     left = [_left(report) for report in known]
     times = [one for one in left if one is not None]
     about = f"; about {_words(max(times))} left" if times and done < total else ""

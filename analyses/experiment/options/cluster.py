@@ -48,6 +48,12 @@ class ClusterConfig(Checked):
         None, ge=1, description="With --cluster: jobs that run at a time, at most; all when left out."
     )
 
+    @classmethod
+    def on(cls, cluster: str) -> ClusterConfig:
+        """A cluster, and nothing else said of it."""
+        given: dict[str, Any] = {"cluster": cluster}
+        return cls(**given)
+
     @property
     def shards(self) -> int:
         """How many jobs share the work."""

@@ -42,7 +42,7 @@ from hybridlens.viz.blocks import Section, Table
 BOOTSTRAP = 1000
 """Draws of lm-eval's standard errors where there is no formula."""
 
-TASK = 20_000
+TASK = 20_000.0
 """About how many tokens of a sweep's prompts a task takes as long as."""
 
 COMPARED = ("limit", "num_fewshot", "version", "scope", "semantics", "boundary", "apply_chat_template",
