@@ -1,7 +1,7 @@
-"""Work shared among jobs: the shares are a division, results are those of one process, and whatever ends a job is met.
+"""Jobs that share work, and the process that waits for them: whatever ends a job is met, and told in one line.
 
-The jobs of these tests run in this process, but for one that is a process of submitit's. `tests/cluster/trial.py` does
-the same on a real Slurm, where jobs are killed.
+The jobs of these tests run in this process, but for one that is a process of submitit's. `tests/cluster/trial.py` has
+them on a real Slurm.
 """
 
 import sys
@@ -9,230 +9,22 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from random_lens import benchmark_lens
+from sharing import NUMBERS, NUMBERS_CLASS, Numbers, NumbersConfig, report_of, shard
 
-from analyses.circuits.experiment import CircuitsRun
 from analyses.cli import main
-from analyses.experiment.artefacts import Values
 from analyses.experiment.cluster import submitting
 from analyses.experiment.cluster.jobs import Jobs, LocalJobs
 from analyses.experiment.cluster.plan import Report, place_of, read_plan, write_report
-from analyses.experiment.cluster.shards import Shard, Task
+from analyses.experiment.cluster.shards import Task
 from analyses.experiment.cluster.status import results_digest, status_lines
 from analyses.experiment.cluster.submitting import Left, submit
-from analyses.experiment.options.base import Options
-from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.options.cluster import ClusterConfig, without_cluster
-from analyses.experiment.options.crossover import CrossoverConfig
-from analyses.experiment.options.patch import PatchConfig
-from analyses.experiment.options.prompts import OwnPair
-from analyses.experiment.options.rankings import RankingsConfig
-from analyses.experiment.options.states import StatesConfig
-from analyses.experiment.options.study import NiahConfig, StudyConfig
-from analyses.experiment.parts import Part, share, stage
-from analyses.experiment.running import Experiment, conduct
-from analyses.heads import answering
-from analyses.heads.portions import Work, portions
-from analyses.kv_cache.experiment import CrossoverRun
-from analyses.patching.experiment import PatchRun
-from analyses.states.experiment import StatesRun
-from analyses.study.niah import NiahRun
-from analyses.study.rankings.sweep import RankingsRun
-from analyses.study.running import StudyRun
-from hybridlens import niah
-from hybridlens.decoding import BOUNDARIES, Boundary
-from hybridlens.engine import Job
+from analyses.experiment.running import conduct
 from hybridlens.errors import HybridLensError, InputError, ResultsError
-from hybridlens.results import Folder, Manifest
-from hybridlens.viz.article import Article
-
-PROMPTS: dict[str, Any] = {"lengths": (110,), "depths": (0, 100), "max_new_tokens": 3, "batch_size": 2}
-NIAH = NiahConfig(model="random", heads=(0, 4), control=False, **PROMPTS)
-STUDY = StudyConfig(model="random", experiments=("fig2", "scope"), heads=(1,), control=False, **PROMPTS)
-RANKINGS = RankingsConfig(
-    model="random", rankings=("copying",), counts=(0, 4, 8), draws=1, needles=(niah.PAPER_NEEDLE,), run_time=False,
-    filler_rows=0, tasks=(), **PROMPTS,
-)  # fmt: skip
-PATCH = PatchConfig(model="random", sweeps=("attn_out", "ssm_out"), length=110, attribution=False)
-CROSSOVER = CrossoverConfig(
-    model="random", prompts=(OwnPair("one", "the first of the words", "the last of the words", (" a", " b")),),
-    max_new_tokens=2,
-)  # fmt: skip
-CIRCUITS = CircuitsConfig(model="random", sample=10)
-STATES = StatesConfig(model="random", length=110, depths=(50,), knockouts=False, probes=False)
-
-
-class NumbersConfig(Options):
-    n: int = 4
-
-
-class Numbers(Experiment[NumbersConfig, int]):
-    """The sum of some squares, each in a file of its own, and no model."""
-
-    job = "numbers"
-    unit = "square"
-    opened_times = 0
-
-    def __init__(self, options: NumbersConfig) -> None:
-        self.options = options
-
-    @classmethod
-    def opened(cls, options: NumbersConfig, device: str, dtype: str) -> "Numbers":
-        Numbers.opened_times += 1
-        return cls(options)
-
-    def manifest(self) -> Manifest:
-        options = self.options
-        return Manifest(
-            model=options.model, arguments={"n": options.n}, seed=0, max_score=0, config_hash="", weights_hash="",
-            job=self.job, command=options.command,
-        )  # fmt: skip
-
-    def square(self, folder: Folder, i: int) -> int:
-        return folder.take(f"squares/{i}.json", i, Values.load, lambda: Values(i * i)).value
-
-    def parts(self, folder: Folder, wave: int) -> list[Part]:
-        return [stage(f"square {i}", partial(self.square, folder, i)) for i in range(self.options.n)]
-
-    def run(self, folder: Folder, progress: Any) -> int:
-        return sum(self.square(folder, i) for i in range(self.options.n))
-
-    def page(self, result: int, record: Mapping[str, Any]) -> Article:
-        return Article("numbers", "Numbers", (), (str(result),), (), ())
-
-    def table(self, result: int) -> list[str]:
-        return [f"sum {result}"]
-
-
-NUMBERS = NumbersConfig(model="none")
-
-
-def shard(folder: Path, wave: int, number: int, shards: int) -> Shard:
-    kind = f"{__name__}:Numbers"
-    return Shard(kind, NUMBERS, "cpu", "float32", folder, shards, wave, "token", shard=number)
-
-
-def report_of(task: Task) -> Report:
-    return Report(token=task.token, wave=task.wave, began=time.time(), told=0.0)
-
-
-def work(experiment: Experiment[Any, Any], folder: Path, wave: int, number: int, shards: int) -> Report:
-    """What a shard's job does when its model is loaded."""
-    task = shard(folder, wave, number, shards)
-    place_of(folder, task.name).mkdir(parents=True, exist_ok=True)
-    report = report_of(task)
-    task.work(experiment, report)
-    return report
-
-
-def results(experiment: Experiment[Any, Any], path: Path, shards: Sequence[Path] = ()) -> str:
-    """The digest of what an experiment finds, without a report."""
-    with Folder.open(path, experiment.manifest(), experiment.expected()) as folder:
-        for one in shards:
-            folder.adopt(one)
-        experiment.run(folder, lambda done, total: None)
-        assert not folder.damaged
-        folder.finish()
-    return results_digest(path)
-
-
-@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 9))
-def test_shares_are_a_division(sizes: list[int], shards: int) -> None:
-    """Every part is in one share, in its order, and no share has more than the mean and one part."""
-    parts = [Part(str(i), 1, size, lambda tell: None) for i, size in enumerate(sizes)]
-    shares = [share(parts, k, shards) for k in range(shards)]
-    assert sorted(int(part.name) for one in shares for part in one) == list(range(len(parts)))
-    for one in shares:
-        assert one == sorted(one, key=lambda part: int(part.name))
-        assert sum(part.size for part in one) <= sum(sizes) / shards + max(sizes, default=0)
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4), st.sampled_from(BOUNDARIES)), max_size=60, unique=True),
-    st.integers(1, 12),
-)
-def test_portions_are_whole_families(kinds: list[tuple[int, int, Boundary]], rows: int) -> None:
-    """Each answer is in one portion, of one boundary; what is read under one treatment is parted only where wide."""
-    made_of = [
-        Work(Job((0,) * length, treatment, answering, ()), boundary, ())
-        for treatment, length, boundary in kinds
-        for answering in range(3)
-    ]
-    made = portions(made_of, rows)
-    assert sorted(map(id, made_of)) == sorted(id(piece) for portion in made for piece in portion)
-    for portion in made:
-        assert len({piece.boundary for piece in portion}) == 1
-    for family in {(piece.boundary, piece.job.reading) for piece in made_of}:
-        of = [piece for piece in made_of if (piece.boundary, piece.job.reading) == family]
-        holding = [portion for portion in made if any(piece in of for piece in portion)]
-        assert len(holding) == 1 or (len(of) > 2 * rows and len(holding) <= len({len(p.job.tokens) for p in of}))
-    for one, after in pairwise(made):
-        assert one[0].boundary != after[0].boundary or len(one) + len(after) > rows
-
-
-EXPERIMENTS = {
-    "niah": (NiahRun, NIAH),
-    "study": (StudyRun, STUDY),
-    "rankings": (RankingsRun, RANKINGS),
-    "patch": (PatchRun, PATCH),
-    "crossover": (CrossoverRun, CROSSOVER),
-    "circuits": (CircuitsRun, CIRCUITS),
-    "states": (StatesRun, STATES),
-}
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_shards_find_what_one_process_finds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three shards, the last first: cells and artefacts equal to the last bit, and the last job answers nothing.
-
-    Margins are stored to a ten thousandth, texts come from a random model: other batches would show in them.
-    """
-    kind: Any
-    kind, options = EXPERIMENTS[name]
-    experiment = kind(benchmark_lens("jamba"), options)
-    one, many = results(experiment, tmp_path / "one"), tmp_path / "many"
-    totals = [
-        [work(experiment, many, wave, number, 3).total for number in (2, 1, 0)] for wave in range(experiment.waves)
-    ]
-    assert all(any(wave) for wave in totals)
-    assert any(sum(total > 0 for total in wave) > 1 for wave in totals)
-
-    def refused(*args: Any) -> Any:
-        raise AssertionError("the last job answers nothing")
-
-    monkeypatch.setattr(answering, "answer_cells", refused)
-    assert results(experiment, many, [place_of(many, str(number)) for number in range(3)]) == one
-
-
-def test_a_killed_shard_answers_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in the midst of its second portion: the first is kept, the second answered whole again, bit for bit."""
-    experiment = NiahRun(benchmark_lens("jamba"), NIAH)
-    one = results(experiment, tmp_path / "one")
-    many, real, calls = tmp_path / "many", answering._cell, 0
-
-    def killed(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 8:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(answering, "_cell", killed)
-    with pytest.raises(KeyboardInterrupt):
-        work(experiment, many, 0, 0, 1)
-    kept = (place_of(many, "0") / "cells.jsonl").read_bytes()
-    assert 0 < kept.count(b"\n") < 7
-    work(experiment, many, 0, 0, 1)
-    assert (place_of(many, "0") / "cells.jsonl").read_bytes().startswith(kept)
-    assert results(experiment, many, [place_of(many, "0")]) == one
 
 
 class Here(Jobs):
@@ -286,7 +78,7 @@ def give(folder: Path, options: NumbersConfig = NUMBERS, **more: Any) -> list[st
     """What the command prints."""
     lines: list[str] = []
     config = ClusterConfig(**{"cluster": "local", "jobs": 2, **more})
-    submit(f"{__name__}:Numbers", options, folder, "cpu", "float32", config, lines.append)
+    submit(NUMBERS_CLASS, options, folder, "cpu", "float32", config, lines.append)
     return lines
 
 

@@ -8,6 +8,7 @@ build/cluster/trial.log. Exit status 1 where any result differs.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -113,29 +114,51 @@ def cells_done(out: str) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (WORK / out / "shards").glob("*/cells.jsonl"))
 
 
+def midway(out: str) -> tuple[str, str, int]:
+    """A shard that has done some of its work and not all: its name, job and process. Waits until there is one."""
+    found: list[tuple[str, str, int]] = []
+
+    def look() -> bool:
+        processes = running()
+        shards = WORK / out / "shards"
+        placed = json.loads((shards / "plan.json").read_text())["placed"] if (shards / "plan.json").exists() else {}
+        for name, one in placed.items():
+            told = shards / name / "progress.json"
+            report = json.loads(told.read_text()) if told.exists() else {"token": ""}
+            begun = name != "merge" and report["token"] == one["token"] and 0 < report["done"] < report["total"]
+            if begun and one["job"] in processes:
+                found.append((name, one["job"], processes[one["job"]]))
+        return bool(found)
+
+    wait("a shard that is midway", look)
+    return found[0]
+
+
 def killed_in_every_way(words: Sequence[str], out: str) -> str:
-    """Eight shards, of which one is cancelled, one killed, and the process that waits killed too; what it printed."""
+    """Eight shards, of which one is killed, one cancelled, and the process that waits killed too; what it printed."""
     process = shared(words, out, ["--jobs", "8"])
-    wait("a first portion", lambda: cells_done(out) or process.poll() is not None)
-    jobs = running()
-    say("running:", jobs)
-    first = min(jobs)
-    say(f"kill -9 {jobs[first]} (job {first})")
-    os.kill(jobs[first], signal.SIGKILL)
-    wait("another job", lambda: [job for job in running() if job != first])
-    job = next(job for job in sorted(running(), reverse=True) if job != first)
-    say(f"scancel {job}")
+    name, job, pid = midway(out)
+    say(f"kill -9 {pid} (shard {name}, job {job}), {cells_done(out)} cells stored")
+    os.kill(pid, signal.SIGKILL)
+    wait("its end", lambda: job not in running())
+    name, job, pid = midway(out)
+    say(f"scancel {job} (shard {name}), {cells_done(out)} cells stored")
     subprocess.run(["scancel", job], check=True)
+    wait("its end", lambda: job not in running())
     for line in status(out).splitlines():
         say("  ", line)
-    before = cells_done(out)
-    wait("another portion", lambda: cells_done(out) > before or process.poll() is not None)
-    say(f"kill -9 {process.pid} (the process that waits)")
+    name, job, _ = midway(out)
+    say(f"kill -9 {process.pid} (the process that waits), while shard {name} runs, {cells_done(out)} cells stored")
     process.kill()
     process.communicate()
+    printed = ""
     for _ in range(6):
         say("the same command again")
         process = shared(words, out, ["--jobs", "8"])
+        if not printed:
+            name, job, pid = midway(out)
+            say(f"kill -9 {pid} (shard {name}, job {job}), {cells_done(out)} cells stored")
+            os.kill(pid, signal.SIGKILL)
         printed = ended(process)
         if process.returncode == 0:
             return printed

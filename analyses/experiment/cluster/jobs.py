@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -212,7 +213,8 @@ def _refused(where: str) -> Generator[None]:
 @contextmanager
 def _unheard() -> Generator[None]:
     """What is started inside does not hear Ctrl-C, nor that the terminal is closed."""
-    heard = (signal.SIGINT, signal.SIGHUP) if sys.platform != "win32" else ()
+    here = threading.current_thread() is threading.main_thread()
+    heard = (signal.SIGINT, signal.SIGHUP) if here and sys.platform != "win32" else ()
     before = [signal.signal(number, signal.SIG_IGN) for number in heard]
     try:
         yield
