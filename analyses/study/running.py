@@ -4,8 +4,8 @@
 paper's claims. Each experiment is also a function here (`fig2`, `table1`, …) that takes a lens and returns its typed
 result, with or without a folder.
 
-How it fails: see `analyses.experiment`. A study that was killed goes on with the same command, and loses the batch in
-hand.
+How it fails: see `analyses.experiment`. A study that was killed goes on with the same command, and loses the
+portion in hand (`analyses.heads.portions`).
 """
 
 from __future__ import annotations

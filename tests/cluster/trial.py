@@ -115,7 +115,7 @@ def cells_done(out: str) -> int:
 
 
 def midway(out: str) -> tuple[str, str, int]:
-    """A shard that has done some of its work and not all: its name, job and process. Waits until there is one."""
+    """A shard that has done some of its work, a third at most: its name, job and process. Waits until there is one."""
     found: list[tuple[str, str, int]] = []
 
     def look() -> bool:
@@ -125,7 +125,7 @@ def midway(out: str) -> tuple[str, str, int]:
         for name, one in placed.items():
             told = shards / name / "progress.json"
             report = json.loads(told.read_text()) if told.exists() else {"token": ""}
-            begun = name != "merge" and report["token"] == one["token"] and 0 < report["done"] < report["total"]
+            begun = name != "merge" and report["token"] == one["token"] and 0 < report["done"] <= report["total"] / 3
             if begun and one["job"] in processes:
                 found.append((name, one["job"], processes[one["job"]]))
         return bool(found)
