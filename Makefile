@@ -30,7 +30,7 @@ SET_default := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COM
 SET_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 SETS := default $(shell grep -qm1 avx2 /proc/cpuinfo 2>/dev/null && echo avx2)
 
-.PHONY: help demo $(PARTS) test lint types unit numerics $(addprefix numerics-,$(SETS)) notebooks compat families-table
+.PHONY: help demo $(PARTS) test lint types unit numerics $(addprefix numerics-,$(SETS)) notebooks compat cluster-test families-table
 
 # Tests and notebooks may use no network; nothing may report home.
 export HF_HUB_OFFLINE := 1
@@ -47,6 +47,7 @@ help:
 	@echo "make demo   the paper's experiments, head circuits, patching, crossover and states of two tiny hybrids, into $(RESULTS)/"
 	@echo "make test   lint, types, tests, the numerical ones under other instruction sets too, and notebooks"
 	@echo "make families-table  what works for each family, into hybridlens/supported.json"
+	@echo "make cluster-test  experiments shared among jobs of a real Slurm, which are killed: some minutes, as root"
 	@echo "make compat the oldest and newest torch and transformers, and every Python: minutes each, gigabytes fetched"
 
 $(VENV)/pyvenv.cfg:
@@ -104,6 +105,13 @@ families-table: $(VENV)/.installed-dev
 # Throw-away environments under build/compat, one after the other, and a table of what passed in which.
 compat: $(VENV)/pyvenv.cfg
 	$(BIN)/python .ci/compat.py
+
+# On a real Slurm of one node, begun for it: needs Debian's slurm-wlm and munge, and to be root; minutes. What was done
+# to which job, and a table of what came out, stand in build/cluster/trial.log. COMMANDS="patch niah" tries some alone.
+cluster-test: $(VENV)/.installed-dev
+	@mkdir -p build
+	@slurm=$$(mktemp -d) && eval "$$(tests/cluster/slurm $$slurm)" && trap "$$slurm/stop" EXIT && \
+		OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m cluster.trial $(COMMANDS)
 
 # The reviewed sources are percent-format .py files; they are converted and run from top to bottom.
 notebooks: $(VENV)/.installed-dev

@@ -29,7 +29,7 @@ from analyses.study.rankings.results import (
 )
 from hybridlens import niah
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
-from hybridlens.results import Cell, accuracy_points, tipping_interval, tipping_point
+from hybridlens.results import Cell, accuracy_points, read_run, tipping_interval, tipping_point
 
 NEW = 4
 SMALL = RankingsConfig(
@@ -298,7 +298,7 @@ def test_calibration_prompts_share_nothing_with_the_test(trained: hl.HybridLens)
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    """Stopped after the first batch; then nothing is answered twice, another ranking joins, and a changed one not."""
+    """Stopped after the first portion; then nothing is answered twice, another ranking joins, and a changed one not."""
     lens = benchmark_lens("jamba")
     sets = {"one": drawn(lens, 0), "two": drawn(lens, 1)}
     config = SMALL.but(counts=(0, 3, 8), batch_size=2, draws=0, lengths=(110,), filler_rows=1, filler_length=24)
@@ -307,17 +307,17 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
 
     def stop(done: int, total: int) -> None:
         seen.append((done, total))
-        if done:
+        if (folder / "cells.jsonl").exists() and (folder / "cells.jsonl").stat().st_size:
             raise KeyboardInterrupt
 
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         sweep.compare(lens, sets, config, folder, "w", stop)
-    done = seen[-1][0]
-    assert 0 < done < seen[-1][1]
+    kept = len(read_run(folder).cells)
+    assert 0 < kept < seen[-1][1]
     again: list[tuple[int, int]] = []
     found = sweep.compare(lens, sets, config, folder, "w", lambda *at: again.append(at))
-    assert again[0] == (done, seen[-1][1])
+    assert again[0] == (kept, seen[-1][1])
     close(found.scores, whole.scores, equal_nan=True)
     close(found.ability.loss, whole.ability.loss, equal_nan=True)
     stamp = (folder / "ability.json").stat().st_mtime_ns

@@ -8,21 +8,23 @@ How it fails: see `analyses.experiment` and `analyses.circuits.running`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 import hybridlens as hl
 from analyses.circuits.report import article_of, circuits_table
 from analyses.circuits.results import HeadCircuits
-from analyses.circuits.running import check_distances, circuits
+from analyses.circuits.running import Stages, check_distances, circuits
 from analyses.experiment.artefacts import Tensors
 from analyses.experiment.checkpoints import check_device, meta_lens, open_model, quieten
 from analyses.experiment.filler import filler_tokens
 from analyses.experiment.options.circuits import CircuitsConfig
+from analyses.experiment.parts import Part, stage
 from analyses.experiment.running import Experiment, Progress, commit_facts, model_facts
 from analyses.heads.needle_heads import Look, look
 from analyses.heads.ranking import HeadRanking, ranking_table
@@ -61,6 +63,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
     """
 
     job = "circuits"
+    waves = 2
 
     def __init__(
         self, source: HybridLens | Weights, options: CircuitsConfig, tokens: Int[Tensor, "batch pos"] | None = None
@@ -120,14 +123,9 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
     def run(self, folder: Folder, progress: Progress) -> Found:
         """See `Experiment`."""
         options = self.options
-
-        def kept(name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-            file = f"parts/{name}.safetensors"
-            return folder.take(file, name, Tensors.load, lambda: Tensors(dict(make()))).named
-
         found = folder.take("circuits.safetensors", "circuits", HeadCircuits.load, lambda: circuits(
             self.source, self.tokens, model=options.model, sample_size=options.sample, distances=self.distances,
-            seed=options.seed, memory=self._memory, stage=kept, progress=progress,
+            seed=options.seed, memory=self._memory, stage=partial(_kept, folder), progress=progress,
         ))  # fmt: skip
         rankings = {
             metric: folder.take(f"rankings/{metric}.json", metric, HeadRanking.load, partial(found.ranking, metric))
@@ -141,6 +139,19 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         """Bytes for compositions."""
         given = self.options.memory
         return machine.budget({self.weights.cfg.device}) if given is None else given
+
+    def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
+        """See `Experiment`: the vocabulary and composition, then each layer; strengths come with the report."""
+        options = self.options
+        if folder.stored("circuits.safetensors", "circuits", HeadCircuits.load) is not None:
+            return []
+        stages = Stages(
+            self.source, self.tokens, None, options.sample, self.distances, options.seed, self._memory,
+            partial(_kept, folder),
+        )  # fmt: skip
+        if wave:
+            return [stage(f"layer {n}", partial(_quietly, stages.layer, n)) for n in self.weights.cfg.attention_layers]
+        return [stage(name, partial(_quietly, getattr, stages, name)) for name in ("shared", "composed")]
 
     def page(self, result: Found, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""
@@ -160,3 +171,15 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         (prompt,) = niah.grid(lens.tokenizer, [length], [50], seed=self.options.seed)
         answer = lens.generate([list(prompt.tokens)], max_new_tokens=20)
         return look(lens, prompt.tokens, answer.tokens[0, : int(answer.lengths[0])].tolist(), prompt.needle_spans)
+
+
+def _kept(folder: Folder, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a stage of the circuits, from the folder or made now."""
+    file = f"parts/{name}.safetensors"
+    return folder.take(file, name, Tensors.load, lambda: Tensors(dict(make()))).named
+
+
+def _quietly(make: Callable[..., object], *of: object) -> None:
+    """A stage made without a graph of gradients."""
+    with torch.no_grad():
+        make(*of)

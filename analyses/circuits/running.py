@@ -11,7 +11,8 @@ before anything is computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias, cast
+from functools import cached_property, partial
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -49,6 +50,7 @@ MEMORY = 2 * 10**9
 """Bytes for composition."""
 
 
+T = TypeVar("T")
 Make: TypeAlias = Callable[[], Mapping[str, Tensor]]
 Stage: TypeAlias = Callable[[str, Make], dict[str, Tensor]]
 
@@ -101,56 +103,113 @@ def circuits(
             back by; tokens without a lens.
         CheckpointError: weights that are missing or cannot be read.
     """
-    weights = source if isinstance(source, Weights) else Weights.of_model(source)
-    cfg = weights.cfg
-    cfg.need_stream_heads("circuits of heads")
-    if sample_size < 2:
-        raise InputError(f"a sample of {sample_size} tokens given, expected at least 2: a token has to beat another")
-    if tokens is not None and isinstance(source, Weights):
-        raise InputError("tokens were given with weights alone; give a lens, which can run them, or leave them out")
-    at = check_distances(weights, distances)
+    stages = Stages(source, tokens, lengths, sample_size, distances, seed, memory, stage)
+    cfg = stages.weights.cfg
     total, done = 4 + len(cfg.attention_layers), 0
     with staged("circuits", progress) as tell, torch.no_grad():
 
-        def take(name: str, make: Make) -> dict[str, Tensor]:
+        def took(made: T) -> T:
             nonlocal done
-            found = stage(name, make)
             done += 1
             tell(done, total)
-            return found
+            return made
 
         tell(0, total)
-        shared = take("vocabulary", lambda: products(weights)._asdict())
-        if tokens is None or isinstance(source, Weights):
-            measured = Measured(paths_at_rest(weights, leave_out=True))
-        else:
-            measured = measure(source, weights, *source.batch(tokens, lengths))
-        paths = measured.paths
-        chosen = sample(weights, sample_size, seed)
-        E, U = weights.embed(chosen), weights.unembed(chosen)
-        tell(done := done + 1, total)
-        means = shared["mean"].expand(len(cfg.attention_layers), -1) if measured.means is None else measured.means
-        layers = [
-            take(f"layer-{layer}", lambda layer=layer, mean=mean: _layer(weights, layer, shared, E, U, mean, at))
-            for layer, mean in zip(cfg.attention_layers, means, strict=True)
-        ]
+        took(stages.shared)
+        measured, sampled = stages.measured, took(stages.sampled)
+        layers = [took(stages.layer(layer)) for layer in cfg.attention_layers]
         scores = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
-        composed = Composition(**take("composition", lambda: compositions(weights, paths, KINDS, memory)._asdict()))
-        strengths = take("strength", lambda: _strengths(weights, composed, scores, paths, shared["EE"], at))
+        composed = took(stages.composed)
+        strengths = took(stages.strengths(scores))
     return HeadCircuits(
         model=model or cfg.family,
         layers=cfg.attention_layers,
-        ssm_layers=tuple(path.layer for path in paths),
-        sample=len(chosen),
-        distances=at,
+        ssm_layers=tuple(path.layer for path in measured.paths),
+        sample=len(sampled[0]),
+        distances=stages.distances,
         **{"matching_rotary": None, "matching_free": None, **scores},
         composition=composed,
         linearised=f"at the mean of {measured.tokens} tokens" if measured.tokens else "at rest",
         path_error=measured.error,
         gate_error=measured.gate_error,
-        notes=notes_of(cfg, [path.layer for path in paths], measured.gate_error),
+        notes=notes_of(cfg, [path.layer for path in measured.paths], measured.gate_error),
         **strengths,
     )
+
+
+class Stages:
+    """What circuits are made of, each stage made when it is first asked for; arguments and errors as `circuits`.
+
+    Attributes:
+        weights: of the model.
+        distances: from query to key, ascending.
+    """
+
+    def __init__(
+        self,
+        source: HybridLens | Weights,
+        tokens: TokensLike | None = None,
+        lengths: Sequence[int] | Lengths | None = None,
+        sample_size: int = SAMPLE,
+        distances: Sequence[int] | None = None,
+        seed: int = 0,
+        memory: int = MEMORY,
+        stage: Stage = lambda name, make: dict(make()),
+    ) -> None:
+        self.weights = weights = source if isinstance(source, Weights) else Weights.of_model(source)
+        weights.cfg.need_stream_heads("circuits of heads")
+        if sample_size < 2:
+            raise InputError(
+                f"a sample of {sample_size} tokens given, expected at least 2: a token has to beat another"
+            )
+        if tokens is not None and isinstance(source, Weights):
+            raise InputError("tokens were given with weights alone; give a lens, which can run them, or leave them out")
+        self.distances = check_distances(weights, distances)
+        self._source, self._tokens, self._lengths = source, tokens, lengths
+        self._sample, self._seed, self._memory, self._stage = sample_size, seed, memory, stage
+
+    @cached_property
+    def shared(self) -> dict[str, Tensor]:
+        """What all heads share: products over the vocabulary."""
+        return self._stage("vocabulary", lambda: products(self.weights)._asdict())
+
+    @cached_property
+    def measured(self) -> Measured:
+        """The linear paths, made anew in every process."""
+        source, tokens = self._source, self._tokens
+        if tokens is None or isinstance(source, Weights):
+            return Measured(paths_at_rest(self.weights, leave_out=True))
+        return measure(source, self.weights, *source.batch(tokens, self._lengths))
+
+    @cached_property
+    def sampled(self) -> tuple[Tensor, Tensor]:
+        """Embeddings and unembeddings of the sample."""
+        chosen = sample(self.weights, self._sample, self._seed)
+        return self.weights.embed(chosen), self.weights.unembed(chosen)
+
+    def layer(self, layer: int) -> dict[str, Tensor]:
+        """All scores of one attention layer's heads but composition."""
+        layers = self.weights.cfg.attention_layers
+        means = self.shared["mean"].expand(len(layers), -1) if self.measured.means is None else self.measured.means
+        mean = means[layers.index(layer)]
+        made = partial(_layer, self.weights, layer, self.shared, *self.sampled, mean, self.distances)
+        return self._stage(f"layer-{layer}", made)
+
+    @cached_property
+    def composed(self) -> Composition:
+        """Composition of every writer with every later head."""
+        paths = self.measured.paths
+
+        def made() -> dict[str, Tensor]:
+            return compositions(self.weights, paths, KINDS, self._memory)._asdict()
+
+        return Composition(**self._stage("composition", made))
+
+    def strengths(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Induction and retrieval, from the scores of all layers."""
+        paths, EE = self.measured.paths, self.shared["EE"]
+        made = partial(_strengths, self.weights, self.composed, scores, paths, EE, self.distances)
+        return self._stage("strength", made)
 
 
 def check_distances(weights: Weights, distances: Sequence[int] | None) -> tuple[int, ...]:

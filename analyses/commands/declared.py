@@ -15,7 +15,6 @@ import types
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
@@ -23,6 +22,8 @@ import typer
 from pydantic.fields import FieldInfo
 
 from analyses.experiment.options.base import Options, flag
+from analyses.experiment.options.cluster import ClusterConfig, cluster_of, without_cluster
+from analyses.experiment.parts import loaded
 
 MODEL = "An embedded model (see `hybridlens models`), a folder, or a hub id."
 REVISION = str(Options.model_fields["revision"].description)
@@ -46,20 +47,30 @@ class Declared(NamedTuple):
     positional: str = ""
     """The field that is given without a name."""
 
+    def load(self) -> Any:
+        """The experiment's class."""
+        return loaded(self.experiment)
+
 
 def command(declared: Declared) -> Callable[..., None]:
     """The function that typer makes the command of."""
 
     def call(**given: Any) -> None:
         out, device, dtype = (given.pop(name) for name in ("out", "device", "dtype"))
+        cluster = cluster_of({name: given.pop(name) for name in ClusterConfig.model_fields})
         positional = given.get(declared.positional)
         if isinstance(positional, list):
             given[declared.positional] = tuple(positional)
-        options = declared.options(**given, command=shlex.join(["hybridlens", *typed_words.get()]))
+        words = ["hybridlens", *without_cluster(typed_words.get())]  # of which nothing but where it is run is lost
+        options = declared.options(**given, command=shlex.join(words))
         name = Path(options.model).name[:100] + _ending(declared)
         folder = Path("results", name) if out is None else out
-        module, _, name = declared.experiment.partition(":")
-        carry_out(getattr(import_module(module), name), options, folder, device, dtype)
+        if cluster is None:
+            carry_out(declared.load(), options, folder, device, dtype)
+        else:
+            from analyses.experiment.cluster.submitting import submit
+
+            submit(declared.experiment, options, folder, device, dtype, cluster, typer.echo)
 
     offered = [
         _parameter(name, field, declared) for name, field in declared.options.model_fields.items() if field.description
@@ -144,4 +155,5 @@ def _common(declared: Declared) -> list[inspect.Parameter]:
         _option("out", Path | None, None, f"Folder of the results; results/MODEL{_ending(declared)} when left out."),
         _option("device", str, "auto", DEVICE),
         _option("dtype", str, "auto", DTYPE),
+        *(_parameter(name, field, declared) for name, field in ClusterConfig.model_fields.items()),
     ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from analyses.experiment.drawing import drawing_code
 from analyses.experiment.options.base import Options
+from analyses.experiment.parts import Part, stage
 from hybridlens.config import LensConfig
 from hybridlens.display import Displayed, Piece, Table, Words, brief
 from hybridlens.display.markup import cut
@@ -111,6 +112,8 @@ class Experiment(ABC, Generic[O, T]):
     """What its progress counts."""
     of_heads: ClassVar[bool] = True
     """Whether it is about attention heads, and so nothing for a model without any."""
+    waves: ClassVar[int] = 1
+    """How often its work can be shared: parts of a wave need what the waves before have made."""
 
     def __init__(self, lens: HybridLens, options: O, weights_hash: str | None = None) -> None:
         self.lens = lens
@@ -182,6 +185,18 @@ class Experiment(ABC, Generic[O, T]):
     def run(self, folder: Folder, progress: Progress) -> T:
         """Make what the folder does not hold yet."""
 
+    def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
+        """The work of one wave in parts that several processes can share; all in one where it is not divided.
+
+        Parts depend on the experiment and on what earlier waves and sessions left, not on what is done of this one.
+        Whatever they leave undone, `run` does.
+
+        Args:
+            folder: where they are made; adopted into the run's own, `run` finds what they made.
+            wave: which, from 0.
+        """
+        return [stage(self.job, lambda: self.run(folder, lambda done, total: None))]
+
     @abstractmethod
     def page(self, result: T, record: Mapping[str, Any]) -> Article:
         """The report's contents."""
@@ -251,13 +266,16 @@ def model_facts(cfg: LensConfig) -> dict[str, Any]:
     }
 
 
-def conduct(experiment: Experiment[Any, T], path: Path, progress: Progress | None = None) -> Outcome[T]:
+def conduct(
+    experiment: Experiment[Any, T], path: Path, progress: Progress | None = None, shards: Sequence[Path] = ()
+) -> Outcome[T]:
     """Make what a folder does not hold yet of an experiment, then its report.
 
     Args:
         experiment: what to run.
         path: made when it does not exist; a run of the same in it is gone on with.
         progress: see `Progress`; a bar is shown without.
+        shards: other folders of the same run, whose work is taken over.
 
     Raises:
         ResultsError: the folder holds something else, or cannot be used.
@@ -266,6 +284,8 @@ def conduct(experiment: Experiment[Any, T], path: Path, progress: Progress | Non
     manifest, expected = experiment.manifest(), experiment.expected()
     try:
         with Folder.open(path, manifest, expected) as folder:
+            for shard in shards:
+                folder.adopt(shard)
             result = _run(experiment, folder, progress)
             if folder.begun or not folder.complete or not _drawn(folder):
                 folder.begin()

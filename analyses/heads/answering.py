@@ -14,16 +14,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple, cast
+from typing import cast
 
 from analyses.experiment.options.needles import PromptOptions
+from analyses.experiment.parts import Part, Tell
+from analyses.heads.portions import Work, portions
 from analyses.heads.ranking import HeadRanking, check_name
 from analyses.heads.sparsification import check_ranking
 from analyses.heads.treatment import Treatment, treat
-from hybridlens import niah
+from hybridlens import machine, niah
 from hybridlens.decoding import Boundary
-from hybridlens.engine import Answer, Job, Spans, Sweep, Tally
+from hybridlens.engine import Answer, Budget, Job, Spans, Sweep, Tally, costs_of
 from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, CellKey, Run
@@ -67,14 +70,6 @@ class Treated:
     def places(self, treatment: Hashable) -> bool:
         """Whether it looks at the needle."""
         return cast(Treatment, treatment).mode != "keep"
-
-
-class Work(NamedTuple):
-    """Cells that share one answer."""
-
-    job: Job
-    boundary: Boundary
-    keys: tuple[CellKey, ...]
 
 
 def treatments(
@@ -125,6 +120,27 @@ def work_of(todo: Sequence[CellKey], grid: Grid, n_heads: int, rankings: Ranking
     return [Work(job, boundary, tuple(found)) for (job, boundary), found in keys.items()]
 
 
+def held(lens: HybridLens, memory: int | None) -> int:
+    """Bytes that may be held beside the weights: what was said, else a share of what is free."""
+    return machine.budget(machine.devices_of(lens.hf_model)) if memory is None else memory
+
+
+def portions_of(
+    lens: HybridLens,
+    grid: Grid,
+    max_new_tokens: int,
+    memory: int | None = None,
+    rows: int | None = None,
+    rankings: Rankings = NO_RANKINGS,
+) -> list[list[Work]]:
+    """The portions of a whole grid, see `analyses.heads.portions`; arguments and errors as `answer_cells`."""
+    for ranking in rankings.values():
+        check_ranking(lens, ranking)
+    longest = max((len(prompt.tokens) for prompt in grid.values()), default=0) + max_new_tokens
+    batch = Budget(costs_of(lens.cfg, lens.dtype), held(lens, memory), rows).answering_rows(longest)
+    return portions(work_of(list(grid), grid, lens.cfg.n_heads, rankings), batch)
+
+
 def answer_cells(
     lens: HybridLens,
     grid: Grid,
@@ -135,38 +151,59 @@ def answer_cells(
     rows: int | None = None,
     tally: Callable[[Tally], None] = lambda tally: None,
     rankings: Rankings = NO_RANKINGS,
+    moved: Callable[[int], None] = lambda cells: None,
 ) -> Iterator[list[Cell]]:
-    """Answer and score cells, a batch at a time.
+    """Answer and score cells, a portion at a time, each in the order of the grid.
 
     Args:
         lens: the model, with a tokenizer.
-        grid: the prompts of all cells.
+        grid: the prompts of all cells, whose portions do not depend on what is wanted of them.
         todo: the cells wanted.
         rubrics: by the needle's name and semantics.
         max_new_tokens: at most so many in an answer.
         memory: bytes that may be held beside the weights; None for a share of what is free.
-        rows: most that answer together; None for as many as fit. Neither changes a cell.
+        rows: most that answer together; None for as many as fit. Neither changes a cell, but for rounding.
         tally: given what reading cost, at the end of each sweep.
         rankings: what the static rankings that cells name stand for.
+        moved: told after each batch how many more cells are answered.
 
     Raises:
         InputError: a budget too small, prompts that do not fit the model, or a ranking of another model's heads.
         UnknownNameError: a cell names a ranking that is not given.
     """
-    for ranking in rankings.values():
-        check_ranking(lens, ranking)
-    work = work_of(todo, grid, lens.cfg.n_heads, rankings)
-    boundaries: list[Boundary] = list(dict.fromkeys(piece.boundary for piece in work))
-    for boundary in boundaries:
-        mine = [piece for piece in work if piece.boundary == boundary]
-        sweep = Sweep(lens, Treated(lens), boundary, max_new_tokens, memory, rows)
+    memory = held(lens, memory)
+    wanted, place = set(todo), {key: index for index, key in enumerate(grid)}
+    for portion in portions_of(lens, grid, max_new_tokens, memory, rows, rankings):
+        mine = [piece._replace(keys=tuple(key for key in piece.keys if key in wanted)) for piece in portion]
+        mine = [piece for piece in mine if piece.keys]
+        if mine:
+            cells = _answered(lens, grid, mine, rubrics, max_new_tokens, memory, rows, tally, moved)
+            yield sorted(cells, key=lambda cell: place[cell.key])
+
+
+def _answered(
+    lens: HybridLens,
+    grid: Grid,
+    portion: Sequence[Work],
+    rubrics: Mapping[tuple[str, str], niah.Rubric],
+    max_new_tokens: int,
+    memory: int,
+    rows: int | None,
+    tally: Callable[[Tally], None],
+    moved: Callable[[int], None],
+) -> list[Cell]:
+    """The cells of one portion, in the order in which they are known."""
+    sweep = Sweep(lens, Treated(lens), portion[0].boundary, max_new_tokens, memory, rows)
+    cells: list[Cell] = []
+    started = time.perf_counter()
+    for batch in sweep.run([piece.job for piece in portion]):
+        pairs = [(key, answered.answer) for answered in batch for key in portion[answered.job].keys]
+        seconds = (time.perf_counter() - started) / len(pairs)
+        cells += [_cell(key, grid[key], answer, rubrics[key.needle, key.semantics], seconds) for key, answer in pairs]
+        moved(len(pairs))
         started = time.perf_counter()
-        for batch in sweep.run([piece.job for piece in mine]):
-            pairs = [(key, answered.answer) for answered in batch for key in mine[answered.job].keys]
-            seconds = (time.perf_counter() - started) / len(pairs)
-            yield [_cell(key, grid[key], answer, rubrics[key.needle, key.semantics], seconds) for key, answer in pairs]
-            started = time.perf_counter()
-        tally(sweep.tally)
+    tally(sweep.tally)
+    return cells
 
 
 def answer_all(
@@ -179,17 +216,87 @@ def answer_all(
     tally: Callable[[Tally], None] = lambda tally: None,
     rankings: Rankings = NO_RANKINGS,
 ) -> list[Cell]:
-    """Answer the cells of a grid that a folder lacks, a batch at a time, and write their table; returns all.
+    """Answer the cells of a grid that a folder lacks, a portion at a time, and write their table; returns all.
 
     Errors as `answer_cells` and `Run`.
     """
-    progress(len(store.done & grid.keys()), len(grid))
-    limits = (options.max_new_tokens, options.memory, options.batch_size)
-    for cells in answer_cells(lens, grid, store.todo, rubrics, *limits, tally, rankings):
-        store.add(cells)
-        progress(len(store.done & grid.keys()), len(grid))
+    answer = partial(_answer_some, lens, store, grid, rubrics, options, progress, tally, rankings)
+    if store.beside:  # what shards have answered is taken over in the order in which one process answers
+        for keys in _keys_of(lens, grid, options, rankings):
+            store.take_over(keys)
+            if not store.done.issuperset(keys):
+                answer([key for key in keys if key not in store.done])
+    else:
+        answer(store.todo)
     store.write()
     return store.cells
+
+
+def answering_parts(
+    lens: HybridLens,
+    store: Run,
+    grid: Grid,
+    rubrics: Mapping[tuple[str, str], niah.Rubric],
+    options: PromptOptions,
+    rankings: Rankings = NO_RANKINGS,
+) -> list[Part]:
+    """A part for each portion of which cells are neither in this folder's run nor beside it; errors as `answer_all`."""
+
+    def make(keys: Sequence[CellKey], tell: Tell) -> None:
+        lacking = [key for key in keys if key not in store.done]
+        done = len(keys) - len(lacking)
+
+        def moved(cells: int) -> None:
+            nonlocal done
+            done += cells
+            tell(done)
+
+        limits = (options.max_new_tokens, options.memory, options.batch_size)
+        for cells in answer_cells(lens, grid, lacking, rubrics, *limits, lambda _: None, rankings, moved):
+            store.add(cells)
+
+    made: list[Part] = []
+    for index, keys in enumerate(_keys_of(lens, grid, options, rankings)):
+        wanted = [key for key in keys if key not in store.beside]
+        if wanted:
+            tokens = sum(len(grid[key].tokens) for key in wanted)
+            made.append(Part(f"portion {index}", len(wanted), tokens, partial(make, wanted)))
+    return made
+
+
+def _keys_of(lens: HybridLens, grid: Grid, options: PromptOptions, rankings: Rankings) -> list[list[CellKey]]:
+    """The cells of each portion, in the grid's order."""
+    place = {key: index for index, key in enumerate(grid)}
+    limits = (options.max_new_tokens, options.memory, options.batch_size)
+    return [
+        sorted((key for piece in portion for key in piece.keys), key=place.__getitem__)
+        for portion in portions_of(lens, grid, *limits, rankings)
+    ]
+
+
+def _answer_some(
+    lens: HybridLens,
+    store: Run,
+    grid: Grid,
+    rubrics: Mapping[tuple[str, str], niah.Rubric],
+    options: PromptOptions,
+    progress: Callable[[int, int], None],
+    tally: Callable[[Tally], None],
+    rankings: Rankings,
+    todo: Sequence[CellKey],
+) -> None:
+    """Answer some cells of a grid and store them."""
+    done = len(store.done & grid.keys())
+
+    def moved(cells: int) -> None:
+        nonlocal done
+        done += cells
+        progress(done, len(grid))
+
+    moved(0)
+    limits = (options.max_new_tokens, options.memory, options.batch_size)
+    for cells in answer_cells(lens, grid, todo, rubrics, *limits, tally, rankings, moved):
+        store.add(cells)
 
 
 def _cell(key: CellKey, prompt: niah.Prompt, answer: Answer, rubric: niah.Rubric, seconds: float) -> Cell:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyses.experiment.options.crossover import CrossoverConfig
+from analyses.experiment.parts import Part, stage
 from analyses.experiment.running import Experiment, Progress
 from analyses.kv_cache.crossover import crossover
 from analyses.kv_cache.crossover_results import Crossover
@@ -83,6 +84,7 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
 
     job = "crossover"
     unit = "answer"
+    waves = 2
 
     def __init__(self, lens: HybridLens, options: CrossoverConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)
@@ -122,37 +124,66 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
     def run(self, folder: Folder, progress: Progress) -> Crossed:
         """See `Experiment`."""
         total = len(self.mixes) * len(self.pairs) + len(KINDS) * (1 if self.lens.cfg.window is None else 2)
-        depends = [[mix.name, mix.group] for mix in self.mixes]
         progress(0, total)
-        crossed = partial(self._crossed, folder, lambda done: progress(done, total))
-        found = folder.take("crossover.json", depends, Crossover.load, crossed)
+        found = self._found(folder, lambda done: progress(done, total))
         maps: dict[str, DamageMap] = {}
-        for where, pair in examples(found, self.pairs).items():
-            step = self.options.block or max(LEAST_BLOCK, -(-pair.length // PLACES))
-            for kind in KINDS:
-                name = f"{where}-{kind}"
-                made = partial(_map, self.lens, pair, kind, step)
-                maps[name] = folder.take(f"maps/{name}.json", [pair.a, pair.b, kind, step], DamageMap.load, made)
-                progress(len(found.cells) + len(maps), total)
+        for name, take in self._maps(folder, found).items():
+            maps[name] = take()
+            progress(len(found.cells) + len(maps), total)
         progress(total, total)
         folder.drop("parts")
         return Crossed(found, maps)
+
+    def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
+        """See `Experiment`: the answers of the pairs of each needle, then each map of those that are shown."""
+        if wave:
+            found = self._found(folder, lambda done: None)
+            return [stage(name, take) for name, take in self._maps(folder, found).items()]
+        if folder.stored("crossover.json", self._mixed, Crossover.load) is not None:
+            return []
+        names = [pair.name for pair in self.pairs]
+        return [
+            Part(name, len(self.mixes) * names.count(name), names.count(name), partial(self._part, folder, name))
+            for name in dict.fromkeys(names)
+        ]
+
+    def _found(self, folder: Folder, progress: Callable[[int], None]) -> Crossover:
+        """The answers of all pairs."""
+        return folder.take("crossover.json", self._mixed, Crossover.load, partial(self._crossed, folder, progress))
+
+    @property
+    def _mixed(self) -> list[list[str]]:
+        return [[mix.name, mix.group] for mix in self.mixes]
+
+    def _maps(self, folder: Folder, found: Crossover) -> dict[str, Callable[[], DamageMap]]:
+        """Each map by its name, as what takes it from the folder or makes it."""
+        maps: dict[str, Callable[[], DamageMap]] = {}
+        for where, pair in examples(found, self.pairs).items():
+            step = self.options.block or max(LEAST_BLOCK, -(-pair.length // PLACES))
+            for kind in KINDS:
+                made = partial(_map, self.lens, pair, kind, step)
+                depends, file = [pair.a, pair.b, kind, step], f"maps/{where}-{kind}.json"
+                maps[f"{where}-{kind}"] = partial(folder.take, file, depends, DamageMap.load, made)
+        return maps
 
     def _crossed(self, folder: Folder, progress: Callable[[int], None]) -> Crossover:
         """The answers of all pairs, those of one needle after those of another; cells as `crossover` orders them."""
         parts: list[Crossover] = []
         done = 0
         for name in dict.fromkeys(pair.name for pair in self.pairs):  # whose pairs stand together
-            made = partial(
-                crossover, self.lens, [pair for pair in self.pairs if pair.name == name], self.mixes,
-                max_new_tokens=self.options.max_new_tokens, rows=self.options.rows,
-                done=lambda more, done=done: progress(done + more),
-            )  # fmt: skip
-            parts.append(folder.take(f"parts/{name}.json", [mix.name for mix in self.mixes], Crossover.load, made))
+            parts.append(self._part(folder, name, lambda more, done=done: progress(done + more)))
             done += len(parts[-1].cells)
             progress(done)
         cells = tuple(cell for mix in self.mixes for part in parts for cell in part.answers(mix.name))
         return Crossover(self.lens.network.signature, self.mixes, cells, self.options.max_new_tokens)
+
+    def _part(self, folder: Folder, name: str, done: Callable[[int], None]) -> Crossover:
+        """The answers of the pairs of one needle."""
+        made = partial(
+            crossover, self.lens, [pair for pair in self.pairs if pair.name == name], self.mixes,
+            max_new_tokens=self.options.max_new_tokens, rows=self.options.rows, done=done,
+        )  # fmt: skip
+        return folder.take(f"parts/{name}.json", [mix.name for mix in self.mixes], Crossover.load, made)
 
     def page(self, result: Crossed, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from analyses.experiment.artefacts import Values
 from analyses.experiment.options.needles import identity_of
 from analyses.experiment.options.patch import PatchConfig
+from analyses.experiment.parts import Part, stage
 from analyses.experiment.running import Experiment, Progress
 from analyses.patching.choosing import WITH_GRADIENT, make_pair, measure
 from analyses.patching.direct import DirectAttribution, direct_logit_attribution
@@ -45,6 +46,9 @@ DEFAULT = (
     "state", "router",
 )  # fmt: skip
 """The sweeps that are made unless others are asked for; those of them that a model has."""
+
+MEASURED = 8.0
+"""A sweep that is measured takes about as long as so many that are estimated."""
 
 _T = TypeVar("_T")
 
@@ -109,19 +113,10 @@ class PatchRun(Experiment[PatchConfig, Patched]):
         total = len(names) + len(guessed) + self.estimating + 1
         progress(0, total)
         folder.take("pair.json", [pair.said], Values.load, lambda: Values(_pair_values(pair)))
-
-        def swept(name: str) -> PatchResult:
-            sides = self.sides[1:]
-            return sweep(self.lens, name, *sides, direction=options.direction, batch_size=options.batch_size)
-
-        def guess(name: str) -> PatchResult:
-            return attribution_sweep(self.lens, name, *self.sides[1:], direction=options.direction)
-
         for name in names:
-            file = f"{name}.safetensors"
-            exact[name] = folder.take(f"sweeps/{file}", name, PatchResult.load, partial(swept, name))
+            exact[name] = self._swept(folder, name)
             if name in guessed:
-                estimated[name] = folder.take(f"attribution/{file}", name, PatchResult.load, partial(guess, name))
+                estimated[name] = self._guessed(folder, name)
             progress(len(exact) + len(estimated), total)
         edges = direct = None
         summed = (self.estimating or pair.answers is not None) and is_sum(self.lens.cfg)
@@ -146,6 +141,29 @@ class PatchRun(Experiment[PatchConfig, Patched]):
         answers = pair.texts or None
         points = None if self.rubric is None else niah.score(pair.said[0], self.rubric)
         return Patched(pair, answers, self.measure, exact, estimated, edges, direct, points)
+
+    def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
+        """See `Experiment`: each sweep, measured and estimated; edges and direct attribution come with the report."""
+        kinds = [("", self._swept), *([(", estimated", self._guessed)] if self.estimating else [])]
+        return [
+            stage(f"{name}{words}", partial(make, folder, name), 1.0 if words else MEASURED)
+            for name in self.wanted
+            for words, make in kinds
+        ]
+
+    def _swept(self, folder: Folder, name: str) -> PatchResult:
+        lens, sides, options = self.lens, self.sides[1:], self.options
+        return folder.take(
+            f"sweeps/{name}.safetensors", name, PatchResult.load,
+            lambda: sweep(lens, name, *sides, direction=options.direction, batch_size=options.batch_size),
+        )  # fmt: skip
+
+    def _guessed(self, folder: Folder, name: str) -> PatchResult:
+        lens, sides, direction = self.lens, self.sides[1:], self.options.direction
+        return folder.take(
+            f"attribution/{name}.safetensors", name, PatchResult.load,
+            lambda: attribution_sweep(lens, name, *sides, direction=direction),
+        )  # fmt: skip
 
     def page(self, result: Patched, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""

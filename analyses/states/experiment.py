@@ -15,12 +15,13 @@ compare with; probes where no other needle answers the same question in as many 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from analyses.experiment.options.needles import identity_of
 from analyses.experiment.options.states import StatesConfig
+from analyses.experiment.parts import Part, stage
 from analyses.experiment.running import Experiment, Progress
 from analyses.kv_cache.pairs import PromptPair, prompt_pairs
 from analyses.kv_cache.twins import paired
@@ -105,6 +106,11 @@ class StatesRun(Experiment[StatesConfig, Found]):
         probes = self._probed(folder)
         progress(total, total)
         return Found(tuple(found), hidden, knocked, probes, self.options.first)
+
+    def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
+        """See `Experiment`: the measures of each prompt, and the probes; the rest comes with the report."""
+        prompts = [stage(prompt.name, partial(self._measured, folder, prompt)) for prompt in self.prompts]
+        return [*prompts, stage("probes", partial(self._probed, folder))]
 
     def page(self, result: Found, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""

@@ -14,12 +14,14 @@ from typing import Any
 
 from analyses.experiment.options.needles import PAPER, VERSIONS, arguments_of
 from analyses.experiment.options.study import NiahConfig
+from analyses.experiment.parts import Part
 from analyses.experiment.running import Experiment, Progress
 from analyses.heads import needle_heads
-from analyses.heads.answering import Grid, answer_all
+from analyses.heads.answering import Grid, answer_all, answering_parts
 from analyses.study.groups import Base
 from analyses.study.prompts import check_budget, check_heads, prompts_of
 from analyses.study.report import accuracy_table, niah_page
+from hybridlens import niah
 from hybridlens.config import LensConfig
 from hybridlens.errors import ResultsError
 from hybridlens.model import HybridLens
@@ -80,9 +82,16 @@ class NiahRun(Experiment[NiahConfig, list[Cell]]):
 
     def run(self, folder: Folder, progress: Progress) -> list[Cell]:
         """See `Experiment`."""
-        rubrics = {(key.needle, key.semantics): self.options.hidden.rubric for key in self.grid}
         store = Run(folder, self.expected())
-        return answer_all(self.lens, store, self.grid, rubrics, self.options, progress)
+        return answer_all(self.lens, store, self.grid, self._rubrics(), self.options, progress)
+
+    def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
+        """See `Experiment`: portions of the cells."""
+        store = Run(folder, self.expected())
+        return answering_parts(self.lens, store, self.grid, self._rubrics(), self.options)
+
+    def _rubrics(self) -> dict[tuple[str, str], niah.Rubric]:
+        return {(key.needle, key.semantics): self.options.hidden.rubric for key in self.grid}
 
     def page(self, result: list[Cell], record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""

@@ -4,20 +4,21 @@
 paper's claims. Each experiment is also a function here (`fig2`, `table1`, …) that takes a lens and returns its typed
 result, with or without a folder.
 
-How it fails: see `analyses.experiment`. A study that was killed goes on with the same command, and loses the batch in
-hand.
+How it fails: see `analyses.experiment`. A study that was killed goes on with the same command, and loses the
+portion in hand (`analyses.heads.portions`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, TypeVar
 
 from analyses.experiment.options.needles import arguments_of
 from analyses.experiment.options.study import StudyConfig
+from analyses.experiment.parts import Part
 from analyses.experiment.running import Experiment, Progress, result_of
-from analyses.heads.answering import answer_all
+from analyses.heads.answering import answer_all, answering_parts
 from analyses.study import views
 from analyses.study.benchmarks.running import BenchmarkRun
 from analyses.study.evidence import ModelFacts
@@ -106,6 +107,13 @@ class StudyRun(Experiment[StudyConfig, Judged]):
             rows = self.benchmarks.run(folder, lambda done, _: progress(len(cells) + done, total)).rows
         facts = ModelFacts(options.model, lens.cfg.family, lens.cfg.window, study.base)
         return Judged(study, cells, rows, verdicts(cells, rows, facts), notes)
+
+    def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
+        """See `Experiment`: portions of the cells, and each task and k of the benchmarks."""
+        options, cells = self.options, self.study.cells
+        store = Run(folder, self.expected())
+        made = answering_parts(self.lens, store, cells, rubrics_of(options, cells), options)
+        return made if self.benchmarks is None else [*made, *self.benchmarks.parts(folder, wave)]
 
     def page(self, result: Judged, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""

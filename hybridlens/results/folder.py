@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from hybridlens.errors import HybridLensError, ResultsError
-from hybridlens.results.cells import CellKey
+from hybridlens.results.cells import Cell, CellKey
 from hybridlens.results.files import read_good
-from hybridlens.results.provenance import clear_parts, hash_json, read_json, usable
+from hybridlens.results.provenance import clear_parts, hash_json, read_json, share_file, usable
 from hybridlens.results.record import (
     FORMAT,
     RECORD,
@@ -64,6 +64,7 @@ class Folder:
         fingerprint: digest of what makes two runs the same.
         damaged: one line for everything stored that could not be trusted.
         begun: whether this session has written anything.
+        beside: cells of adopted folders, which a `Run` may take over.
     """
 
     def __init__(self, path: Path, manifest: Manifest, expected: Mapping[CellKey, str] | None) -> None:
@@ -78,6 +79,7 @@ class Folder:
         elif self.fingerprint in _signs(path):
             self.damaged.append(f"{RECORD} does not match its digest; written anew, and every result made again")
         self.begun = False
+        self.beside: dict[CellKey, Cell] = {}
         self._written: Record | None = None
         self._closing: list[Callable[[], Mapping[str, Any]]] = []
 
@@ -100,7 +102,7 @@ class Folder:
         cls(path, manifest, expected)  # refuses another run before the folder is made or touched
         with usable(path):
             path.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with locked(path):
             folder = cls(path, manifest, expected)
             folder._refuse_a_stranger()
             if folder.known:
@@ -247,6 +249,33 @@ class Folder:
             self.doubt(f"{name} does not match its digest; made again")
             self.put(name, depends, made)
 
+    def adopt(self, source: Path, cells: bool = True) -> None:
+        """Take over what another folder of the same run holds: its artefacts, as the same files, and its good cells.
+
+        Args:
+            source: a folder that this or another process has written; nothing is done where none has begun.
+            cells: whether its cells are wanted.
+
+        Raises:
+            ResultsError: it holds another run, or the system refuses.
+        """
+        record = read_record(source)
+        if record is None:
+            return
+        refuse_another_run(source, record.compared, self._compared)
+        if cells:
+            self.beside |= read_good(source, self.fingerprint, self.manifest.max_score)[0]
+        found: dict[str, Listed] = {}
+        for name, stated in record.artefacts.items():
+            target = self.path / name
+            if name not in self._listed and (source / name).is_file():
+                with usable(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    share_file(source / name, target)
+                found[name] = stated
+        if found:
+            self.note(artefacts={**self._listed, **found})
+
     def agree(self, values: Mapping[str, Any]) -> None:
         """Fix what names stand for in a run that grows: a later session may bring other names, but no other value.
 
@@ -303,8 +332,18 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    """Hold the folder for this process; a process that ends lets go of it."""
+def locked(
+    folder: Path, refusal: str = "is being written by another process; wait for it, or give another --out folder"
+) -> Generator[None]:
+    """Hold a folder for this process; a process that ends lets go of it.
+
+    Args:
+        folder: that exists.
+        refusal: what is said of one that another process holds.
+
+    Raises:
+        ResultsError: another process holds it.
+    """
     with usable(folder):
         handle = os.open(folder, os.O_RDONLY)
     try:
@@ -314,9 +353,7 @@ def _locked(folder: Path) -> Generator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise ResultsError(
-                    f"{folder} is being written by another process; wait for it, or give another --out folder"
-                ) from error
+                raise ResultsError(f"{folder} {refusal}") from error
         yield
     finally:
         os.close(handle)

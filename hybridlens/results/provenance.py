@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
@@ -42,6 +43,9 @@ CORE_PACKAGES = (
 
 LARGE = 1 << 30
 """Bytes of weights that are hashed within seconds."""
+
+SHARDS = "shards"
+"""Within a run's folder: those of the jobs that share its work, runs of their own."""
 
 
 def _version(package: str) -> str | None:
@@ -158,14 +162,36 @@ def write_atomic(path: Path, data: bytes) -> Path:
     return path
 
 
+def share_file(source: Path, target: Path) -> None:
+    """Have a file under another name too, as a link where the disk allows, else as a copy: no file is changed in place.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(name)
+    try:
+        part.unlink()
+        try:
+            os.link(source, part)
+        except OSError:
+            shutil.copyfile(source, part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def clear_parts(folder: Path) -> None:
     """Remove what killed runs left of files half written, in a folder that no other process writes.
 
-    Where the folder cannot be written they stay, and harm nobody: it may be shown from there all the same.
+    Folders of shards, which jobs of a cluster may be writing, are left alone. Where the folder cannot be written the
+    files stay, and harm nobody: it may be shown from there all the same.
     """
     for part in folder.rglob(".*.part"):
-        with suppress(OSError):
-            part.unlink()
+        if SHARDS not in part.relative_to(folder).parts:
+            with suppress(OSError):
+                part.unlink()
 
 
 def read_json(path: Path) -> Any:

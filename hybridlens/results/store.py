@@ -62,11 +62,13 @@ class Run:
     Attributes:
         folder: the run's folder.
         expected: key -> prompt hash of every cell of this session's grid, in the order they are to run.
+        beside: cells of the grid that stand in adopted folders (`Folder.adopt`).
     """
 
     def __init__(self, folder: Folder, expected: Mapping[CellKey, str]) -> None:
         self.folder = folder
         self.expected = expected
+        self.beside = {key: c for key, c in folder.beside.items() if expected.get(key) == c.prompt_hash}
         self._growing = folder.manifest.growing is not None
         self._journal = -1
         self._good, damage = read_good(folder.path, folder.fingerprint, folder.manifest.max_score)
@@ -128,6 +130,12 @@ class Run:
     def all_cells(self) -> list[Cell]:
         """Every finished cell of the folder: `cells`, or in a study those of all sessions as they were added."""
         return list(self._good.values()) if self._growing else self.cells
+
+    def take_over(self, keys: Sequence[CellKey]) -> None:
+        """Store those of some cells that stand beside this folder and are still to run, in the order given."""
+        cells = [self.beside[key] for key in keys if key in self.beside and key not in self._good]
+        if cells:
+            self.add(cells)
 
     def _begin(self) -> None:
         """Open the journal for this session, mended where it was damaged."""

@@ -25,8 +25,8 @@ DIGITS = 18
 Self = TypeVar("Self", bound="Options")
 
 
-class Options(BaseModel):
-    """Options of an experiment, all checked; make a changed copy with `but`.
+class Checked(BaseModel):
+    """Values that are all checked when they are made.
 
     Raises:
         InputError: a value of the wrong type, or out of its range.
@@ -37,12 +37,6 @@ class Options(BaseModel):
         frozen=True, strict=True, extra="forbid", arbitrary_types_allowed=True, validate_default=True
     )
 
-    model: str
-    """What results call the model: an embedded one, a folder, or a hub id."""
-    revision: str | None = Field(None, description="Of a hub id: a branch, a tag or a commit.")
-    command: str = ""
-    """The command line, to be recorded."""
-
     if not TYPE_CHECKING:
 
         def __init__(self, **given):
@@ -50,6 +44,16 @@ class Options(BaseModel):
                 super().__init__(**given)
             except ValidationError as error:
                 raise refusal(error, type(self).model_fields) from None
+
+
+class Options(Checked):
+    """Options of an experiment; make a changed copy with `but`."""
+
+    model: str
+    """What results call the model: an embedded one, a folder, or a hub id."""
+    revision: str | None = Field(None, description="Of a hub id: a branch, a tag or a commit.")
+    command: str = ""
+    """The command line, to be recorded."""
 
     def but(self: Self, **changes: Any) -> Self:
         """The same options with some of them changed, checked again."""

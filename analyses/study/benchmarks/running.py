@@ -15,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ from typing import Any, cast
 import torch
 
 from analyses.experiment.options.benchmarks import BenchmarkConfig
+from analyses.experiment.parts import Part, stage
 from analyses.experiment.running import Experiment, Progress, result_of
 from analyses.heads.sparsification import top_k
 from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow, Rows, mean_row
@@ -40,6 +42,9 @@ from hybridlens.viz.blocks import Section, Table
 
 BOOTSTRAP = 1000
 """Draws of lm-eval's standard errors where there is no formula."""
+
+TASK = 20_000.0
+"""About how many tokens of a sweep's prompts a task takes as long as."""
 
 COMPARED = ("limit", "num_fewshot", "version", "scope", "semantics", "boundary", "apply_chat_template",
             "fewshot_as_multiturn", "system_instruction", "max_length", "seed")  # fmt: skip
@@ -94,30 +99,38 @@ class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):
     def run(self, folder: Folder, progress: Progress) -> BenchmarkResult:
         """See `Experiment`."""
         options, loaded = self.options, self.loaded
-        growing = self.manifest().growing
-        files = _files(options.include)
         rows: list[BenchmarkRow] = []
         done = 0
         progress(done, self.pairs)
-        for name, task in loaded.tasks.items():
-            depends = [growing, files, _documents(task)]
-            for k in self.ks:
-                found = folder.take(
-                    f"benchmarks/{name.replace('/', '-')}-{k}.json", [*depends, name, k], Rows.load,
-                    lambda task=task, k=k: Rows(tuple(_run(self.lens, options, self.edits[k], task, k))),
-                )  # fmt: skip
-                rows += found.rows
-                done += 1
-                progress(done, self.pairs)
+        for take in self._stages(folder).values():
+            rows += take().rows
+            done += 1
+            progress(done, self.pairs)
         rows += _summaries(loaded, rows, self.ks)
         order = [*loaded.tasks, *loaded.groups, *loaded.sets]
         rows.sort(key=lambda row: (order.index(row.task), self.ks.index(row.k)))
         versions = environment()
         versions["packages"]["lm-eval"] = metadata.version("lm-eval")
-        arguments = {**(growing or {}), "the model's weights (their hash)": self.weights_hash}
+        arguments = {**(self.manifest().growing or {}), "the model's weights (their hash)": self.weights_hash}
         result = BenchmarkResult(options.model, self.lens.cfg.n_heads, tuple(rows), arguments, versions)
         folder.keep("benchmarks.json", [asdict(row) for row in rows], result)
         return result
+
+    def _stages(self, folder: Folder) -> dict[str, Callable[[], Rows]]:
+        """Each task and k by name, as what takes it from the folder or makes it."""
+        options, growing, files = self.options, self.manifest().growing, _files(self.options.include)
+        stages: dict[str, Callable[[], Rows]] = {}
+        for name, task in self.loaded.tasks.items():
+            depends = [growing, files, _documents(task)]
+            for k in self.ks:
+                made = partial(_made, self.lens, options, self.edits[k], task, k)
+                file = f"benchmarks/{name.replace('/', '-')}-{k}.json"
+                stages[f"{name}, k = {k}"] = partial(folder.take, file, [*depends, name, k], Rows.load, made)
+        return stages
+
+    def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
+        """See `Experiment`: each task and k."""
+        return [stage(name, take, TASK) for name, take in self._stages(folder).items()]
 
     def page(self, result: BenchmarkResult, record: Mapping[str, Any]) -> Article:
         """See `Experiment`."""
@@ -169,6 +182,10 @@ def _check_fewshot(loaded: Loaded, wanted: int | None) -> None:
             raise InputError(f"num_fewshot {wanted} given, but task {name!r} is made for none; run it without")
         if wanted is not None or given is None:
             task.set_config(key="num_fewshot", value=wanted or 0)
+
+
+def _made(lens: HybridLens, config: BenchmarkConfig, edits: Sequence[Edit], task: Any, k: int) -> Rows:
+    return Rows(tuple(_run(lens, config, edits, task, k)))
 
 
 def _run(lens: HybridLens, config: BenchmarkConfig, edits: Sequence[Edit], task: Any, k: int) -> list[BenchmarkRow]:

@@ -54,7 +54,11 @@ NAMES: tuple[str, ...] = (*RUNTIME, *FROM_WEIGHTS)
 
 
 def make_rankings(
-    lens: HybridLens, config: RankingsConfig, prompts: Sequence[Prompt], folder: Folder
+    lens: HybridLens,
+    config: RankingsConfig,
+    prompts: Sequence[Prompt],
+    folder: Folder,
+    names: Sequence[str] | None = None,
 ) -> dict[str, HeadRanking]:
     """The rankings that a comparison wants, by name.
 
@@ -63,6 +67,7 @@ def make_rankings(
         config: the comparison's.
         prompts: the calibration prompts.
         folder: of the run.
+        names: some of those that are wanted; all when left out.
 
     Raises:
         UnknownNameError: one that is wanted does not exist.
@@ -84,8 +89,15 @@ def make_rankings(
             f"rankings/{name.replace(' ', '-')}.json", [*depends, name], HeadRanking.load,
             lambda name=name: (running() if name in RUNTIME else static())[name],
         )
-        for name in check_names(config)
+        for name in (check_names(config) if names is None else names)
     }  # fmt: skip
+
+
+def kinds_of(config: RankingsConfig) -> list[tuple[str, ...]]:
+    """The names of the rankings wanted, those together that are made together; errors as `check_names`."""
+    names = check_names(config)
+    kinds = (tuple(name for name in names if (name in RUNTIME) is running) for running in (True, False))
+    return [kind for kind in kinds if kind]
 
 
 def check_names(config: RankingsConfig) -> tuple[str, ...]:

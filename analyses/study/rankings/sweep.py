@@ -10,20 +10,22 @@ their last bits are the same ranking.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyses.experiment.options.needles import arguments_of
 from analyses.experiment.options.rankings import RankingsConfig
+from analyses.experiment.parts import Part, stage
 from analyses.experiment.running import Experiment, Progress, result_of
-from analyses.heads.answering import Grid, Rankings, answer_all
+from analyses.heads.answering import Grid, Rankings, answer_all, answering_parts
 from analyses.heads.ranking import check_name
 from analyses.heads.sparsification import check_ranking
 from analyses.study.prompts import check_budget
 from analyses.study.rankings.ability import counts_of_tasks, measure
 from analyses.study.rankings.calibration import calibration_prompts, counts_of, judging_prompts
-from analyses.study.rankings.candidates import FROM_WEIGHTS, check_names, make_rankings, random_rankings
+from analyses.study.rankings.candidates import FROM_WEIGHTS, check_names, kinds_of, make_rankings, random_rankings
 from analyses.study.rankings.report import article_of, rankings_table
 from analyses.study.rankings.results import (
     RANDOM,
@@ -36,6 +38,7 @@ from analyses.study.rankings.results import (
     rows_of,
 )
 from analyses.study.rankings.words import sentences
+from hybridlens import niah
 from hybridlens.config import LensConfig
 from hybridlens.display import Piece, Table
 from hybridlens.errors import InputError
@@ -46,6 +49,10 @@ from hybridlens.viz.plotted import Plotted
 
 if TYPE_CHECKING:
     from hybridlens.viz.plot import Plot
+
+
+ABILITIES = 4
+"""One part in so many of the work on the cells is about what the abilities take."""
 
 
 class _Compared(NamedTuple):
@@ -93,6 +100,7 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
 
     job = "rankings"
     unit = "cell"
+    waves = 2
 
     def __init__(
         self,
@@ -149,21 +157,47 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
         """See `Experiment`."""
         lens, options, given = self.lens, self.options, self.given
         if given is None:
-            given = chosen(lens, make_rankings(lens, options, self.calibration, folder), options)
+            given = self._made(folder)
         bases, grid = self.grid(given)
         store = Run(folder, {key: prompt.hash for key, prompt in grid.items()})
         folder.agree(_orders(given))
-        rubrics = {(needle.name, "clean"): needle.rubric for needle in options.hidden}
-        cells = answer_all(lens, store, grid, rubrics, options, progress, rankings=given)
-        names = ("scope", "seed", "filler_rows", "filler_length", "tasks", "task_counts", "task_limit")
-        depends = [{name: getattr(options, name) for name in names}, list(self.counts)]
-        depends += [list(rows_of(given, options.run_time)), {name: one.order for name, one in given.items()}]
-        ability = folder.take("ability.json", depends, Ability.load, lambda: measure(lens, given, self.counts, options))
+        cells = answer_all(lens, store, grid, self._rubrics(), options, progress, rankings=given)
+        ability = self._ability(folder, given)
         found = comparison(
             {cell.key: cell for cell in cells}, bases, given, self.counts, self.layers, options.run_time,
             options.phase, ability, self.notes,
         )  # fmt: skip
         return Compared(found, given)
+
+    def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
+        """See `Experiment`: the rankings, then portions of the cells and the abilities."""
+        lens, options = self.lens, self.options
+        if wave == 0:
+            kinds = () if self.given is not None else kinds_of(options)
+            return [stage(", ".join(kind), partial(self._made, folder, kind)) for kind in kinds]
+        given = self.given or self._made(folder)
+        _, grid = self.grid(given)
+        store = Run(folder, {key: prompt.hash for key, prompt in grid.items()})
+        portions = answering_parts(lens, store, grid, self._rubrics(), options, given)
+        tokens = sum(portion.size for portion in portions)
+        return [stage("abilities", partial(self._ability, folder, given), tokens / ABILITIES), *portions]
+
+    def _made(self, folder: Folder, names: Sequence[str] | None = None) -> Rankings:
+        """The rankings that the options name, checked, and random ones; of some names, these alone and unchecked."""
+        lens, options = self.lens, self.options
+        made = make_rankings(lens, options, self.calibration, folder, names)
+        return made if names is not None else chosen(lens, made, options)
+
+    def _rubrics(self) -> dict[tuple[str, str], niah.Rubric]:
+        return {(needle.name, "clean"): needle.rubric for needle in self.options.hidden}
+
+    def _ability(self, folder: Folder, given: Rankings) -> Ability:
+        options = self.options
+        names = ("scope", "seed", "filler_rows", "filler_length", "tasks", "task_counts", "task_limit")
+        depends = [{name: getattr(options, name) for name in names}, list(self.counts)]
+        depends += [list(rows_of(given, options.run_time)), {name: one.order for name, one in given.items()}]
+        made = partial(measure, self.lens, given, self.counts, options)
+        return folder.take("ability.json", depends, Ability.load, made)
 
     def grid(self, given: Rankings) -> tuple[list[CellKey], Grid]:
         """A cell at each prompt, and every cell of every row with its prompt."""

@@ -1,0 +1,93 @@
+"""Where an experiment's work is shared among jobs: the options that come with every experiment's command.
+
+How it fails: see `analyses.experiment.options.base`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from analyses.experiment.options.base import Checked, Memory, flag, one_of
+from hybridlens.errors import InputError
+
+CLUSTERS = ("slurm", "local")
+
+JOBS = 8
+"""On Slurm, where nothing is said; on one machine there are no more than processors."""
+
+
+class ClusterConfig(Checked):
+    """Options of a cluster, all of which change no result."""
+
+    cluster: Annotated[str | None, one_of(CLUSTERS, "--cluster")] = Field(
+        None,
+        description="slurm, or local for processes of this machine: share the work among jobs, which go on where they "
+        "were killed, and put the results together. Needs hybridlens[cluster].",
+    )
+    jobs: int | None = Field(
+        None, ge=1, le=1000, description="With --cluster: jobs that share the work; 8, or as many as processors."
+    )
+    gpus: int | None = Field(
+        None, ge=0, le=1024, description="With --cluster: GPUs of each job; one where --device is cuda."
+    )
+    time: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        description="With --cluster: hours that a job may take before it is queued again; 12 on Slurm.",
+    )
+    partition: str | None = Field(None, min_length=1, description="With --cluster slurm: the partition.")
+    mem: Annotated[Memory | None, Field(json_schema_extra={"typed": None})] = Field(
+        None, description="With --cluster slurm: memory of each job, like 64GB."
+    )
+    array_parallelism: int | None = Field(
+        None, ge=1, description="With --cluster: jobs that run at a time, at most; all when left out."
+    )
+
+    @classmethod
+    def on(cls, cluster: str) -> ClusterConfig:
+        """A cluster, and nothing else said of it."""
+        given: dict[str, Any] = {"cluster": cluster}
+        return cls(**given)
+
+    @property
+    def shards(self) -> int:
+        """How many jobs share the work."""
+        if self.jobs is not None:
+            return self.jobs
+        return JOBS if self.cluster == "slurm" else min(JOBS, os.cpu_count() or 1)
+
+    def gpus_for(self, device: str) -> int:
+        """GPUs of each job."""
+        return (device.startswith("cuda") or device == "auto") if self.gpus is None else self.gpus
+
+
+def cluster_of(given: Mapping[str, Any]) -> ClusterConfig | None:
+    """The cluster that is asked for; None for this process.
+
+    Raises:
+        InputError: a wrong value, or options of a cluster without one.
+    """
+    config = ClusterConfig(**given)
+    if config.cluster is not None:
+        return config
+    other = next((name for name, value in given.items() if value is not None), None)
+    if other is not None:
+        raise InputError(f"{flag(other)} given without --cluster; give --cluster slurm or local")
+    return None
+
+
+def without_cluster(words: Sequence[str]) -> list[str]:
+    """The words of a command without the options of a cluster."""
+    flags = {flag(name) for name in ClusterConfig.model_fields}
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if not skip and word.partition("=")[0] not in flags:
+            kept.append(word)
+        skip = not skip and word in flags
+    return kept

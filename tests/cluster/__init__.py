@@ -1,0 +1,1 @@
+"""A trial on a real Slurm, outside the tests: see `trial`."""
