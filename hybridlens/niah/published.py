@@ -75,7 +75,7 @@ class Ends(NamedTuple):
     """The tokens with which sentences end."""
 
     alone: frozenset[int]
-    """Those of a "." by itself: what the authors' code looks for."""
+    """Those of a "." by itself: what the authors' code looks for. A space of its own before it ends no sentence."""
     inside: tuple[tuple[int, ...], ...]
     """Those of each mark behind a letter, where they hold nothing else."""
 
@@ -90,7 +90,8 @@ class Ends(NamedTuple):
             ids = tuple(i for i, (start, _) in zip(found.ids, found.offsets, strict=True) if start > 0)
             if ids and unknown not in ids:
                 inside.append(ids)
-        return cls(frozenset(encode(tokenizer, ".", special=False).ids), tuple(inside))
+        alone = (i for i in encode(tokenizer, ".", special=False).ids if str(tokenizer.decode([i])).strip())
+        return cls(frozenset(alone), tuple(inside))
 
     def before(self, ids: Sequence[int], point: int) -> bool:
         """Whether a sentence ends just before `point`."""
