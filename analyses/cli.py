@@ -23,6 +23,7 @@ from typer._click.exceptions import ClickException  # pyright: ignore[reportPriv
 from analyses.commands.declared import command, typed_words
 from analyses.commands.experiments import EXPERIMENTS
 from analyses.commands.look import families, heads, hooks, models
+from analyses.commands.planning import plan
 from hybridlens.boundary_words import sound
 from hybridlens.errors import HybridLensError
 from hybridlens.progress import hidden
@@ -38,7 +39,7 @@ app = typer.Typer(
 
 for _declared in EXPERIMENTS:
     app.command(_declared.name)(command(_declared))
-for _command in (hooks, models, families, heads):
+for _command in (hooks, models, families, heads, plan):
     app.command()(_command)
 
 

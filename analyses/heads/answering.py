@@ -126,6 +126,28 @@ def work_of(todo: Sequence[CellKey], grid: Grid, n_heads: int, rankings: Ranking
     return [Work(job, boundary, tuple(found)) for (job, boundary), found in keys.items()]
 
 
+def portions_of(
+    lens: HybridLens,
+    grid: Grid,
+    max_new_tokens: int,
+    memory: int = DEFAULT,
+    rows: int | None = None,
+    rankings: Rankings = NO_RANKINGS,
+) -> list[list[Work]]:
+    """What is read and answered together of a whole grid: a sweep each; arguments and errors as `answer_cells`."""
+    for ranking in rankings.values():
+        check_ranking(lens, ranking)
+    return sweeps(work_of(list(grid), grid, lens.cfg.n_heads, rankings))
+
+
+def sweeps(work: Sequence[Work]) -> list[list[Work]]:
+    """Some work, by its boundary."""
+    found: dict[Boundary, list[Work]] = {}
+    for piece in work:
+        found.setdefault(piece.boundary, []).append(piece)
+    return list(found.values())
+
+
 def answer_cells(
     lens: HybridLens,
     grid: Grid,
@@ -156,11 +178,8 @@ def answer_cells(
     """
     for ranking in rankings.values():
         check_ranking(lens, ranking)
-    work = work_of(todo, grid, lens.cfg.n_heads, rankings)
-    boundaries: list[Boundary] = list(dict.fromkeys(piece.boundary for piece in work))
-    for boundary in boundaries:
-        mine = [piece for piece in work if piece.boundary == boundary]
-        sweep = Sweep(lens, Treated(lens), boundary, max_new_tokens, memory, rows)
+    for mine in sweeps(work_of(todo, grid, lens.cfg.n_heads, rankings)):
+        sweep = Sweep(lens, Treated(lens), mine[0].boundary, max_new_tokens, memory, rows)
         started = time.perf_counter()
         for batch in sweep.run([piece.job for piece in mine]):
             pairs = [(key, answered.answer) for answered in batch for key in mine[answered.job].keys]

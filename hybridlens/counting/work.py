@@ -138,7 +138,7 @@ class ModelWork:
 
 
 def pairs(start: int, count: int, window: int | None) -> int:
-    """How many keys `count` queries behind `start` tokens see in all, each itself included: Σ min(position + 1, window).
+    """How many keys queries see in all, each its own included: the sum of min(position + 1, window).
 
     Args:
         start: tokens before the first query.

@@ -84,7 +84,8 @@ class _Reader(Reader):
     def __init__(self, *given: object, passes: list[Pass]) -> None:
         super().__init__(*given)  # pyright: ignore[reportArgumentType]
         self.passes = passes
-        self.costs = costs_of(self.lens.cfg, self.lens.dtype)
+        self.cfg = self.lens.cfg
+        self.costs = costs_of(self.cfg, self.lens.dtype)
 
     def _through(self, stretch: Stretch, before: Sequence[HybridState | None]) -> list[Reached]:
         read = list(stretch.starts)
@@ -92,7 +93,7 @@ class _Reader(Reader):
             counts = tuple(len(part) for part in parts)
             self.passes.append(Pass(tuple(read), counts, max(counts), bool(stretch.edits)))
             read = [start + count for start, count in zip(read, counts, strict=True)]
-        return [Reached(sized(self.lens.cfg, self.costs, stop), None) for stop in stretch.stops]
+        return [Reached(sized(self.cfg, self.costs, stop), None) for stop in stretch.stops]
 
 
 def sized(cfg: LensConfig, costs: Costs, tokens: int) -> HybridState:
