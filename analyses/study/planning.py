@@ -116,26 +116,42 @@ class StudyPlan(Displayed):
 
     def summary(self) -> str:
         """Model, machine, cells and hours."""
-        hours = _hours(self.whole.hours)
-        return f"{self.model} on {self.machine.name}: {many(self.whole.cells, 'cell')}, about {hours} hours"
+        cells = many(self.whole.cells, "cell")
+        return f"{self.model} on {self.machine.name}: {cells}, about {_three(self.whole.hours)} hours"
 
     def table(self) -> Table:
         """A row for each experiment, and for all."""
-        columns = (
-            "experiment", "cells", "answers", "tokens of prompts", "tokens read", "tokens written, at most",
-            "answers a batch", "Pflop", "TB moved", "hours",
-        )  # fmt: skip
-        rows = [
+        columns = {
+            "experiment": "",
+            "cells": "",
+            "answers": "cells that come to the same are answered once",
+            "tokens of prompts": "what reading each answer's prompt alone would read",
+            "tokens read": "every shared beginning once",
+            "tokens written": "at most: answers that end sooner have fewer",
+            "answers a batch": "at most",
+            "Tflop": "floating-point operations, 10¹²",
+            "TB moved": "weights and states, 10¹² bytes",
+            "hours": "of one process",
+        }
+        rows: list[tuple[str | int | float, ...]] = [
             (
-                one.experiment, one.cells, one.answers, one.tokens, one.expense.read, one.expense.written, one.rows,
-                round(one.expense.operations / 1e15, 2), round(one.expense.moved / 1e12, 2), round(one.hours, 3),
+                one.experiment,
+                one.cells,
+                one.answers,
+                one.tokens,
+                one.expense.read,
+                one.expense.written,
+                one.rows,
+                _three(one.expense.operations / 1e12),
+                _three(one.expense.moved / 1e12),
+                _three(one.hours),
             )
             for one in self.parts
-        ]  # fmt: skip
-        if self.jobs is None:
-            return Table(columns, rows)
-        jobs = [round(one.hours_of(self.jobs), 3) for one in self.parts]
-        return Table((*columns, "hours a job"), [(*row, hours) for row, hours in zip(rows, jobs, strict=True)])
+        ]
+        if self.jobs is not None:
+            columns["hours a job"] = f"of the longest of {many(self.jobs, 'job')}"
+            rows = [(*row, _three(one.hours_of(self.jobs))) for row, one in zip(rows, self.parts, strict=True)]
+        return Table(tuple(columns), rows, {name: meaning for name, meaning in columns.items() if meaning})
 
     def lines(self) -> list[str]:
         """What stands around the table in a terminal."""
@@ -143,6 +159,7 @@ class StudyPlan(Displayed):
         return [
             f"{self.model}, {self.dtype}, on {self.machine.name}: weights {size(self.weights)}, beside them at most "
             f"{size(self.memory)} (--memory){gpus}",
+            f"The work has {many(len(self.whole.portions), 'portion')}, which jobs can share.",
             *self.notes,
         ]
 
@@ -265,8 +282,13 @@ def text_of(found: StudyPlan) -> str:
 
 
 def _cell(value: object) -> str:
-    return count(value) if isinstance(value, int) else str(value)
+    return count(value) if isinstance(value, int) else f"{value:,.0f}" if _large(value) else str(value)
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:.2g}"
+def _large(value: object) -> bool:
+    return isinstance(value, float) and value >= 100
+
+
+def _three(value: float) -> float:
+    """A number in three digits."""
+    return float(f"{value:.3g}")

@@ -60,7 +60,7 @@ class Machine(NamedTuple):
         """Operations a second, at most."""
         return self.wide if dtype.itemsize >= 4 else self.narrow
 
-    def seconds(self, operations: float, moved: float, dtype: torch.dtype) -> float:
+    def seconds(self, operations: float | int, moved: float | int, dtype: torch.dtype) -> float:
         """How long so many operations, and bytes moved, take: the longer of the two, at the shares reached.
 
         Args:

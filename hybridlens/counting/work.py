@@ -27,6 +27,8 @@ from hybridlens.config import LayerConfig
 from hybridlens.errors import CheckpointError
 from hybridlens.mlps import HookedMoe
 from hybridlens.network import HookedNetwork
+from hybridlens.projections import Adapted
+from hybridlens.shared_block import SharedBlock
 
 
 @runtime_checkable
@@ -189,12 +191,24 @@ def _layer(block: Block, has: LayerConfig) -> LayerWork:
 
 def _matrices(block: Block, moe: HookedMoe | None) -> Iterator[torch.Tensor]:
     """The weights of a layer that every token is multiplied by."""
-    routed = set[nn.Module]() if moe is None else set(moe.parts.experts.modules())
-    for module in block.home[0].modules():
-        if isinstance(module, nn.Linear | nn.Conv1d) and module not in routed:
+    home = block.home[0]
+    apart = set[nn.Module]() if moe is None else set(moe.parts.experts.modules())
+    if block.shared is not None:  # of the adapters that a shared block has for each of its uses, one is this layer's
+        apart |= {part for module in home.modules() if isinstance(module, nn.ModuleList) for part in module.modules()}
+        yield from _adapters(block.shared)
+    for module in home.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d) and module not in apart:
             yield module.weight
     if moe is not None and not isinstance(moe.parts.router, nn.Linear):
         yield cast(torch.Tensor, moe.parts.router.weight)
     for part in block.parts.values():
         if isinstance(part, HasMatrices):
             yield from part.matrices()
+
+
+def _adapters(shared: SharedBlock) -> Iterator[torch.Tensor]:
+    """The weights of a shared block's adapters in one layer, the first map of each as often as it is used."""
+    parts = (*vars(shared.attn.parts).values(), *vars(shared.mlp.parts).values())
+    adapted = [part for part in parts if isinstance(part, Adapted)]
+    yield from (cast(torch.Tensor, part.narrow.module.weight) for part in adapted)
+    yield from {id(part.widen.module): cast(torch.Tensor, part.widen.module.weight) for part in adapted}.values()

@@ -13,9 +13,11 @@ estimates; how soon snapshots are dropped hangs on them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from hybridlens.config import LensConfig
 from hybridlens.engine.answering import Row
@@ -23,7 +25,7 @@ from hybridlens.engine.budget import Costs, costs_of
 from hybridlens.engine.reading import Reached, Reader, Stretch
 from hybridlens.engine.sweep import Sweep
 from hybridlens.engine.work import Answer, Job
-from hybridlens.memory import Recurrent
+from hybridlens.memory import Memory
 from hybridlens.state import HybridState
 
 
@@ -96,6 +98,13 @@ class _Reader(Reader):
         return [Reached(sized(self.cfg, self.costs, stop), None) for stop in stretch.stops]
 
 
+@dataclass(frozen=True, repr=False)
+class _Sized(Memory):
+    """So many bytes."""
+
+    held: Tensor
+
+
 def sized(cfg: LensConfig, costs: Costs, tokens: int) -> HybridState:
     """A state of one row that holds no numbers, of the size that one has in the engine.
 
@@ -107,6 +116,6 @@ def sized(cfg: LensConfig, costs: Costs, tokens: int) -> HybridState:
     seen = {window: tokens if window is None else min(tokens, window - 1) for window in costs.keys}
     held = costs.row + sum(seen[window] * size for window, size in costs.keys.items())
     slots = max(seen.values(), default=0)
-    nothing = torch.empty(1, held, dtype=torch.uint8, device="meta")
+    nothing = _Sized(torch.empty(1, held, dtype=torch.uint8, device="meta"))
     positions = torch.empty(1, slots, dtype=torch.long, device="meta")
-    return HybridState("", torch.tensor([tokens]), positions, ({"ssm": Recurrent(recurrent=nothing)},), cfg.window)
+    return HybridState("", torch.tensor([tokens]), positions, ({"all": nothing},), cfg.window)
