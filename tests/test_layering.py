@@ -113,6 +113,7 @@ ORDER = (
     "head_detector",
     "untrained",
     "engine",
+    "counting",
     "niah",
     "tiny",
     "loading",

@@ -18,7 +18,7 @@ from pathlib import Path
 from analyses.experiment.options.planning import PlanConfig
 from analyses.heads.answering import Treated, portions_of
 from analyses.study.experiments import Study, plan
-from analyses.study.prompts import check_budget
+from analyses.study.running import StudyRun
 from hybridlens import tiny
 from hybridlens.checkpoint_files import CheckpointFiles
 from hybridlens.counting import SPARE, Expense, Machine, Prices, machine_of, work_of
@@ -181,7 +181,8 @@ def study_plan(config: PlanConfig, dtype: str = "float32", lens: HybridLens | No
     if lens is None:
         lens = planned_lens(config, dtype, notes)
     kind = str(lens.dtype).removeprefix("torch.")
-    check_budget(config, lens.cfg, kind)
+    StudyRun.check(config, lens.cfg)
+    StudyRun.check_memory(config, lens.cfg, kind)
     prices = Prices(work_of(lens.network), costs_of(lens.cfg, lens.dtype), lens.dtype, machine)
     study = plan(lens, config)
     parts = list[Planned]()
