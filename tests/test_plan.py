@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 from command_line import refused
-from result_examples import MACHINES, Expense, Planned, StudyPlan, Tally
 
 import hybridlens as hl
 from analyses.cli import main
 from analyses.experiment.options.planning import PlanConfig
 from analyses.heads.answering import answer_cells
 from analyses.study.experiments import plan, rubrics_of
-from analyses.study.planning import PACKAGED, STANDING_IN, study_plan
-from hybridlens.engine import Sweep
+from analyses.study.planning import PACKAGED, STANDING_IN, Planned, StudyPlan, study_plan
+from hybridlens.counting import MACHINES, Expense
+from hybridlens.engine import Sweep, Tally
+from tests.benchmarks import recipes
 
 SMALL = {"lengths": (200,), "depths": (0, 100), "heads": (0, 4), "max_new_tokens": 4}
 GOOGLE = "google/recurrentgemma-2b"
@@ -113,3 +114,27 @@ def test_packaged_configurations_are_of_the_sizes_that_the_paper_gives():
     for name, size in sizes.items():
         assert meta_lens(str(PACKAGED / name)).n_parameters.non_embedding == size
         assert json.loads((Path(PACKAGED) / name / "config.json").read_text(encoding="utf-8"))["architectures"]
+
+
+@pytest.mark.parametrize("name", ["sizes", "trials"])
+def test_tables_of_the_recipes_are_what_the_code_says(name):
+    page = recipes.PAGE.read_text(encoding="utf-8")
+    assert recipes.held(name, page) == recipes.markdown(recipes.TABLES[name]())
+
+
+def test_the_table_of_whole_grids_has_a_row_for_each_experiment_of_each_model():
+    """Its numbers take a minute; those that a plan shares with the other tables are compared."""
+    rows = [line.split(" | ") for line in recipes.held("studies", recipes.PAGE.read_text(encoding="utf-8")).split("\n")]
+    trials = recipes.held("trials", recipes.PAGE.read_text(encoding="utf-8"))
+    found = [(row[0].removeprefix("| "), row[1], row[2]) for row in rows[2:]]
+    for model in recipes.MODELS:
+        gpus = next(line.split(" | ")[1] for line in trials.split("\n") if model in line)
+        names = ("fig2", "fig3-jrt", *(("table1",) if "gemma" in model else ()), "together")
+        assert [row for row in found if row[0] == model] == [(model, gpus, name) for name in names]
+
+
+def test_the_example_of_the_recipes_runs():
+    page = recipes.PAGE.read_text(encoding="utf-8")
+    scope: dict[str, object] = {}
+    exec(compile(page.split("```python\n")[1].split("```")[0], "recipes.py", "exec"), scope)
+    assert scope["plan"].whole.experiment == "fig2"

@@ -35,7 +35,13 @@ class Expense(NamedTuple):
 
     def plus(self, other: Expense) -> Expense:
         """Both together."""
-        return Expense(*(one + two for one, two in zip(self, other, strict=True)))
+        return Expense(
+            self.read + other.read,
+            self.written + other.written,
+            self.operations + other.operations,
+            self.moved + other.moved,
+            self.seconds + other.seconds,
+        )
 
 
 class Prices(NamedTuple):
