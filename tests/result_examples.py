@@ -48,7 +48,7 @@ from analyses.study.benchmarks.results import BenchmarkResult
 from analyses.study.claim_rules import ablated
 from analyses.study.evidence import Evidence, ModelFacts
 from analyses.study.groups import Base, accuracy, grouped
-from analyses.study.planning import Planned, StudyPlan
+from analyses.study.plan_types import Planned, StudyPlan
 from analyses.study.rankings.retrieval import Looks
 from analyses.study.rankings.sweep import Compared
 from analyses.study.report import Judged

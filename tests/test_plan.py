@@ -11,7 +11,8 @@ from analyses.cli import main
 from analyses.experiment.options.planning import PlanConfig
 from analyses.heads.answering import answer_cells
 from analyses.study.experiments import plan, rubrics_of
-from analyses.study.planning import PACKAGED, STANDING_IN, Planned, StudyPlan, study_plan
+from analyses.study.plan_types import Planned, StudyPlan
+from analyses.study.planning import PACKAGED, STANDING_IN, study_plan
 from hybridlens.counting import MACHINES, Expense
 from hybridlens.engine import Sweep, Tally
 from tests.benchmarks import recipes

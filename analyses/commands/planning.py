@@ -5,12 +5,15 @@ How it fails: see `analyses.study.planning`, in one line.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from analyses.commands.declared import Declared, dtype_option, signed
 from analyses.experiment.options.planning import PlanConfig
+
+if TYPE_CHECKING:
+    from analyses.study.plan_types import StudyPlan
 
 PLAN = Declared(
     "plan",
@@ -25,7 +28,7 @@ PLAN = Declared(
 
 
 def _plan(**given: Any) -> None:
-    from analyses.study.planning import study_plan, text_of
+    from analyses.study.planning import study_plan
     from hybridlens.progress import shown
 
     dtype = given.pop("dtype")
@@ -36,3 +39,20 @@ def _plan(**given: Any) -> None:
 
 
 plan = signed(_plan, PLAN, [dtype_option()])
+
+
+def text_of(found: StudyPlan) -> str:
+    """A plan as text for a terminal."""
+    from analyses.experiment.text import columns
+
+    table = found.table()
+    rows = [list(table.columns), *[[_cell(value) for value in row] for row in table.rows]]
+    return "\n".join([columns(rows), *found.lines()])
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if _large(value) else str(value)
+
+
+def _large(value: object) -> bool:
+    return isinstance(value, float) and value >= 100

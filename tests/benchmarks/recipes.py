@@ -13,7 +13,8 @@ from pathlib import Path
 
 from analyses.experiment.checkpoints import meta_lens
 from analyses.experiment.options.planning import PlanConfig
-from analyses.study.planning import PACKAGED, StudyPlan, study_plan
+from analyses.study.plan_types import StudyPlan
+from analyses.study.planning import PACKAGED, study_plan
 from hybridlens.counting import MACHINES, Prices, work_of
 from hybridlens.display import size
 from hybridlens.engine import Budget, costs_of
