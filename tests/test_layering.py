@@ -119,6 +119,7 @@ ORDER = (
     "head_detector",
     "untrained",
     "engine",
+    "counting",
     "niah",
     "tiny",
     "loading",

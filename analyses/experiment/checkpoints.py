@@ -61,7 +61,7 @@ def open_model(name: str | CheckpointFiles, device: str, dtype: str) -> HybridLe
     return hl.load(name, dtype=kind, device=check_device(device))
 
 
-def checkpoint_dtype(name: str, revision: str | None = None) -> torch.dtype:
+def checkpoint_dtype(name: str | CheckpointFiles, revision: str | None = None) -> torch.dtype:
     """What a checkpoint's configuration says of its weights; float32 where it says nothing."""
     return getattr(read_config(checkpoint(name, revision)), "dtype", None) or torch.float32
 
