@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from hybridlens.adapters import switches
+
 SAMPLE = 4096
 """Values of a tensor that are read."""
 
@@ -74,7 +76,8 @@ class Fingerprint:
         if fresh or self._seen is None or self._seen.stale():
             self._text = fingerprint(self.model)
             self._seen = _snapshot(self.model)
-        return self._text
+        on = switches(self.model)  # adapters switched on or off, which no weight shows
+        return self._text if not on else hashlib.sha256(f"{self._text}\0{on}".encode()).hexdigest()[:DIGITS]
 
 
 class _Marks(NamedTuple):

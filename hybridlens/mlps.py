@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hybridlens.adapters import effective
 from hybridlens.config import MlpConfig
 from hybridlens.devices import resident
 from hybridlens.errors import AbsentError
@@ -206,7 +207,7 @@ class HookedMoe(MlpByName):
         """The write to the residual stream; a mixture remembers nothing."""
         parts, router = self.parts, self.parts.router
         with resident(router):
-            weight: Any = router.weight
+            weight = effective(router)
             logits = F.linear(x.float(), weight.float()) if parts.wide else F.linear(x, weight)
         routed = parts.route(self.hook_router_logits(logits), self.chosen)
         weights = self.hook_expert_weights(routed.weights).flatten(0, 1)

@@ -153,6 +153,8 @@ class Projection:
                 return weight[:, inputs.to(weight.device)].T * (self.scale * self.scale_in)
         weight = first_weight(module)
         device, dtype = (inputs.device, torch.float32) if weight is None else (weight.device, weight.dtype)
+        if not dtype.is_floating_point or dtype.itemsize == 1:  # packed numbers, which say nothing of what it takes
+            dtype = torch.float32
         return self.linear(F.one_hot(inputs.to(device), d_in).to(dtype))
 
     def _own(self, packed: Tensor, dim: int) -> Tensor:
@@ -200,8 +202,12 @@ class Adapted(Projection):
 
 def _plain(module: nn.Module) -> bool:
     """Whether the module is its weight and bias, and nothing else; what a trace puts there aside."""
-    hooks = (*module.__dict__["_forward_hooks"].values(), *module.__dict__["_forward_pre_hooks"].values())
-    return type(module) is nn.Linear and all(getattr(hook, "of_trace", False) for hook in hooks)
+    held = module.__dict__
+    hooks = (*held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values())
+    if type(module) is not nn.Linear or not all(getattr(hook, "of_trace", False) for hook in hooks):
+        return False
+    weight = held["_parameters"].get("weight")  # of a type of its own (torchao) it answers to a call; None: it is away
+    return type(weight) in (nn.Parameter, Tensor) and (weight.is_floating_point() and weight.element_size() > 1)
 
 
 def mapping(module: nn.Module) -> nn.Module:
