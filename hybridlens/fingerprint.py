@@ -32,6 +32,7 @@ SAMPLE = 4096
 DIGITS = 16
 """Hexadecimal digits of a fingerprint: 64 bits."""
 
+_PLAIN = (nn.Parameter, Tensor)
 _addresses: Any = Tensor.data_ptr  # calls from C: these are asked of every tensor at every step
 _lengths: Any = Tensor.numel
 
@@ -148,9 +149,17 @@ def _snapshot(model: nn.Module) -> _Snapshot:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers by name, each once."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    """Parameters and buffers by name, each once; of one that is made of others (a torchao weight) those."""
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        yield from _parts(name, tensor)
+
+
+def _parts(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
+    if type(tensor) in _PLAIN or not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _parts(f"{name}.{part}", getattr(tensor, part))
 
 
 def _sample(tensor: Tensor) -> bytes:

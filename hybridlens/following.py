@@ -38,6 +38,7 @@ class Following:
         self.model = model
         self.d_vocab = d_vocab
         self._called = (*called, *read)
+        self._placed = ""  # the fingerprint with which adapters were last looked at
         self.fingerprint = Fingerprint(model)
         bypassed = {
             name: module for name, module in model.named_modules() if module not in called and not _simple(module)
@@ -73,9 +74,11 @@ class Following:
                 f"the embedding has {rows} rows now, and had {self.d_vocab} when the lens was made; open the model "
                 "anew with HybridLens(model, tokenizer)"
             )
-        if fresh:
+        now = self.fingerprint.now(fresh=fresh)
+        if now != self._placed:
             check_places(self.model, self._is_called)
-        return self.fingerprint.now(fresh=fresh)
+            self._placed = now
+        return now
 
     def _is_called(self, module: nn.Module) -> bool:
         return any(module is one for one in self._called)

@@ -42,6 +42,12 @@ _WITH_CODE["qwen35moe"] = _WITH_CODE["qwen35"] | {
     "expert_feed_forward_length", "expert_shared_feed_forward_length", "expert_count", "expert_used_count",
 }  # fmt: skip
 
+_LARGEST = {"gemma2": 46, "gemma3": 62}
+"""Layers of the one size of Gemma whose scores are not scaled by the width of a head."""
+
+_OF_NO_MODEL = {"unk_token_id"}
+"""Fields that transformers puts into configurations which have no such field, of the tokenizer's entries."""
+
 _WITHOUT_EFFECT = {"rope.scaling.original_context_length", "rope.scaling.finetuned", "pooling_type"}
 """On what the model computes, as long as no scaling is named."""
 
@@ -103,6 +109,10 @@ def read_config(held: CheckpointFiles) -> Any:
         )
     with opening(f"'{held.source}': no configuration can be made of its metadata"):
         config: Any = AutoConfig.from_pretrained(held.folder, gguf_file=held.gguf)
+    for field in _OF_NO_MODEL & set(vars(config)):
+        delattr(config, field)
+    if kind == "mamba":
+        del config.max_position_embeddings  # which a recurrence has none of
     _check_entries(entries, kind, config, held.source)
     return config
 
@@ -110,7 +120,8 @@ def read_config(held: CheckpointFiles) -> Any:
 def loading(held: CheckpointFiles) -> dict[str, Any]:
     """What ``from_pretrained`` is given so that it reads the file into plain weights."""
     config: Any = transformers.GgufConfig
-    return {"gguf_file": held.gguf, "quantization_config": config(dequantize=True)}
+    # shapes that differ are told by the loader, and refused with the rest of what it tells
+    return {"gguf_file": held.gguf, "quantization_config": config(dequantize=True), "ignore_mismatched_sizes": True}
 
 
 def check_tensors(model: Any, held: CheckpointFiles) -> None:
@@ -155,6 +166,9 @@ def _check_entries(entries: Mapping[str, Any], kind: str, config: Any, source: s
     width = entries.get(f"{kind}.attention.key_length")
     if width and hasattr(config, "head_dim"):
         config.head_dim = width
+    if kind in _LARGEST:  # llama.cpp has the same rule in its code; no entry tells
+        large = config.num_hidden_layers == _LARGEST[kind]
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if large else config.head_dim
     for name, said in entries.items():
         if not name.startswith(f"{kind}."):
             continue

@@ -97,7 +97,8 @@ def load(
         device_map, place = {"": place}, None  # some kinds cannot be moved later
     held.fetch_beside()
     held.check_beside()
-    tokenizer = _tokenizer(held, lora, config)
+    own = None if lora in (None, held) else read_tokenizer(lora)  # an adapter may come with its own
+    tokenizer = read_tokenizer(held) if own is None else own
     held.fetch_weights()
     if held.gguf is not None:
         gguf_files.check_tensors(meta_model(family, config, source), held)
@@ -282,24 +283,6 @@ def read_tokenizer(source: str | CheckpointFiles) -> Any:
             if model.get("type") != type(tokenizer.backend_tokenizer.model).__name__:
                 return PreTrainedTokenizerFast.from_pretrained(files.folder)
         return tokenizer
-
-
-def _tokenizer(held: CheckpointFiles, lora: CheckpointFiles | None, config: Any) -> Any:
-    """The tokenizer that goes with a model, or with the adapter on it, which may have one of its own.
-
-    Raises:
-        CheckpointError: for one that cannot be read, or gives ids that the model has no row for.
-    """
-    own = None if lora is None or lora is held else read_tokenizer(lora)
-    tokenizer = read_tokenizer(held) if own is None else own
-    highest = max(tokenizer.get_vocab().values(), default=-1) if tokenizer is not None else -1
-    if highest >= config.vocab_size:
-        whose = held if own is None or lora is None else lora
-        raise CheckpointError(
-            f"the tokenizer of '{whose.source}' gives ids up to {highest}, but the model has {config.vocab_size} rows "
-            "(vocab_size); resize the model (resize_token_embeddings) and save it with its tokenizer"
-        )
-    return tokenizer
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
