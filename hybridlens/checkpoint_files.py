@@ -198,7 +198,7 @@ class CheckpointFiles:
             return None
         index = self.json(INDEX)
         if index is None:
-            raise CheckpointError(f"'{self.source}' {self._instead()}")
+            raise CheckpointError(f"'{self.source}' {self.instead()}")
         listed: object = index.get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise CheckpointError(f"'{self.source}': {INDEX} is damaged (no weight_map to files); fetch it again")
@@ -230,7 +230,7 @@ class CheckpointFiles:
             if (self.folder / file).exists() or (self.folder / file).is_symlink():
                 _ = self.json(file) if file in _OBJECTS else self.path(file)
 
-    def _instead(self) -> str:
+    def instead(self) -> str:
         """What a checkpoint without safetensors files holds."""
         names = self.names()
         pickles = sorted(name for name in names if name.endswith(_PICKLES))

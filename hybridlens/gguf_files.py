@@ -45,8 +45,8 @@ _WITH_CODE["qwen35moe"] = _WITH_CODE["qwen35"] | {
 _LARGEST = {"gemma2": 46, "gemma3": 62}
 """Layers of the one size of Gemma whose scores are not scaled by the width of a head."""
 
-_OF_NO_MODEL = {"unk_token_id"}
-"""Fields that transformers puts into configurations which have no such field, of the tokenizer's entries."""
+_OF_NO_MODEL = {"unk_token_id", "_model_name_or_path"}
+"""Fields that transformers puts into configurations which have no such field: of its tokenizer, of its name."""
 
 _WITHOUT_EFFECT = {"rope.scaling.original_context_length", "rope.scaling.finetuned", "pooling_type"}
 """On what the model computes, as long as no scaling is named."""
@@ -92,7 +92,7 @@ def read_config(held: CheckpointFiles) -> Any:
     """
     if find_spec("gguf") is None:
         raise CheckpointError(f"'{held.source}' is a GGUF file, and the package that reads them is missing; pip install gguf")
-    file = str(held.folder / str(held.gguf))
+    file = str(held.path(str(held.gguf)))
     with opening(f"'{held.source}' is no GGUF file that can be read"):
         entries, _ = _fast.read_gguf_metadata(file)
     kind = str(entries.get("general.architecture"))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from hybridlens import adapters, gguf_files, tiny
 from hybridlens.boundary import public
@@ -92,7 +93,7 @@ def load(
     config = read_config(held)
     family = family_for(config, f"'{source}'")
     family.configure(config)
-    quantised = getattr(config, "quantization_config", None) is not None
+    quantised = _is_quantised(config, source)
     if quantised and place is not None:
         device_map, place = {"": place}, None  # some kinds cannot be moved later
     held.fetch_beside()
@@ -239,6 +240,8 @@ def read_config(source: str | CheckpointFiles) -> Any:
         config.name_or_path = source
         return config
     raw = held.json(CONFIG)
+    if raw is None and any(name.endswith(GGUF) for name in held.names()):
+        raise CheckpointError(f"'{source}' {held.instead()}")
     if raw is None and adapters.ADAPTER in held.names():
         raise CheckpointError(
             f"'{source}' holds an adapter (adapter_config.json) and no model; save the merged model, and its tokenizer, "
@@ -283,6 +286,25 @@ def read_tokenizer(source: str | CheckpointFiles) -> Any:
             if model.get("type") != type(tokenizer.backend_tokenizer.model).__name__:
                 return PreTrainedTokenizerFast.from_pretrained(files.folder)
         return tokenizer
+
+
+def _is_quantised(config: Any, source: str) -> bool:
+    """Whether a checkpoint says that its numbers stand for weights.
+
+    Raises:
+        CheckpointError: in a way that transformers does not know: it would take the numbers for the weights.
+    """
+    held: Any = getattr(config, "quantization_config", None)
+    if held is None:
+        return False
+    method = held.get("quant_method") if isinstance(held, dict) else held.quant_method
+    known = (*AUTO_QUANTIZER_MAPPING, "bitsandbytes", None)  # None: of bitsandbytes, in old files
+    if getattr(method, "value", method) not in known:
+        raise CheckpointError(
+            f"'{source}' is quantised by {shown(method)}, which transformers does not know; it knows "
+            f"{', '.join(AUTO_QUANTIZER_MAPPING)}"
+        )
+    return True
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -29,6 +29,7 @@ def write(file: Path, model: Any, family: str, quantised: str = "F32", tokens: l
     for name, value in (entries | {name.replace("__", "."): value for name, value in more.items()}).items():
         _put(writer, f"{kind}.{name}", value)
     tokens = tokens or [f"t{i}" for i in range(config.vocab_size)]
+    writer.add_name("A model")
     writer.add_tokenizer_model("llama" if family in ("llama", "gemma3") else "gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
