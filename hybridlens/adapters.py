@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 
 from hybridlens.boundary_words import shown
@@ -83,7 +82,8 @@ def found(held: CheckpointFiles, adapter: object, merge: bool, base: Callable[[s
     model = base(named)
     if CONFIG not in model.names():
         raise CheckpointError(
-            f"'{held.source}' is an adapter of '{named}', which holds no model ({CONFIG}); give hl.load(base, adapter=…)"
+            f"'{held.source}' is an adapter of '{named}', which holds no model ({CONFIG}); give "
+            "hl.load(base, adapter=…)"
         )
     return Opened(model, there)
 

@@ -63,7 +63,9 @@ class CheckpointFiles:
         if given.suffix == GGUF and given.is_file():
             self.gguf = given.name
             if revision is not None:
-                raise CheckpointError(f"revision {revision!r} given for the file '{self.source}'; only hub ids have any")
+                raise CheckpointError(
+                    f"revision {revision!r} given for the file '{self.source}'; only hub ids have any"
+                )
         elif not given.is_dir():
             self.hub = snapshot(self.source, revision)
         elif revision is not None:
@@ -266,8 +268,8 @@ def _check_link(path: Path, source: str) -> None:
     """Name a symbolic link that leads nowhere: the library would say that there is no such file."""
     if path.is_symlink() and not path.exists():
         raise CheckpointError(
-            f"'{source}': {path.name} is a link to '{path.readlink()}', which is not there; fetch the checkpoint again, "
-            "or copy it with what its links lead to (cp -L)"
+            f"'{source}': {path.name} is a link to '{path.readlink()}', which is not there; fetch the checkpoint "
+            "again, or copy it with what its links lead to (cp -L)"
         )
 
 

@@ -53,7 +53,7 @@ _WITHOUT_EFFECT = {"rope.scaling.original_context_length", "rope.scaling.finetun
 
 
 def _windows(config: Any, said: object) -> object:
-    """A pattern of windows as the configuration has it, in the form of what the file says: a period, or layer by layer."""
+    """The configuration's pattern of windows, in the form of what the file says: a period, or layer by layer."""
     windowed = [kind == "sliding_attention" for kind in config.layer_types]
     if isinstance(said, list):
         return windowed
@@ -91,7 +91,9 @@ def read_config(held: CheckpointFiles) -> Any:
         CheckpointError: see the module.
     """
     if find_spec("gguf") is None:
-        raise CheckpointError(f"'{held.source}' is a GGUF file, and the package that reads them is missing; pip install gguf")
+        raise CheckpointError(
+            f"'{held.source}' is a GGUF file, and the package that reads them is missing; pip install gguf"
+        )
     file = str(held.path(str(held.gguf)))
     with opening(f"'{held.source}' is no GGUF file that can be read"):
         entries, _ = _fast.read_gguf_metadata(file)

@@ -244,8 +244,8 @@ def read_config(source: str | CheckpointFiles) -> Any:
         raise CheckpointError(f"'{source}' {held.instead()}")
     if raw is None and adapters.ADAPTER in held.names():
         raise CheckpointError(
-            f"'{source}' holds an adapter (adapter_config.json) and no model; save the merged model, and its tokenizer, "
-            "and give that: hl.load(…, merge=True).hf_model.save_pretrained(…)"
+            f"'{source}' holds an adapter (adapter_config.json) and no model; save the merged model, and its "
+            "tokenizer, and give that: hl.load(…, merge=True).hf_model.save_pretrained(…)"
         )
     if raw is not None:
         check_values(raw, f"'{source}': {CONFIG}")

@@ -15,8 +15,10 @@ ARCHITECTURES = {"llama": "llama", "qwen3": "qwen3", "gemma3": "gemma3", "mamba"
 """Of each family of `models`, llama.cpp's name."""
 
 
-def write(file: Path, model: Any, family: str, quantised: str = "F32", tokens: list[str] | None = None, **more: Any) -> Path:
-    """Write a model, matrices in a type of ggml's; `more` are entries of its metadata, dots written as two underscores."""
+def write(
+    file: Path, model: Any, family: str, quantised: str = "F32", tokens: list[str] | None = None, **more: Any
+) -> Path:
+    """Write a model, matrices in a type of ggml's; `more` are entries of its metadata, a dot written as `__`."""
     config, kind = model.config, ARCHITECTURES[family]
     writer = gguf.GGUFWriter(str(file), kind)
     entries: dict[str, Any] = {
@@ -38,7 +40,8 @@ def write(file: Path, model: Any, family: str, quantised: str = "F32", tokens: l
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
-    places = gguf.get_tensor_name_map(next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == kind), config.num_hidden_layers)
+    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
+    places = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     tied = config.tie_word_embeddings
     for name, tensor in model.state_dict().items():
         if tied and name == "lm_head.weight":

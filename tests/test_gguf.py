@@ -106,7 +106,7 @@ def test_weights_alone_are_refused(tmp_path):
     file = write(tmp_path / "model.gguf", make("llama", **CHANGES["llama"]), "llama")
     with pytest.raises(CheckpointError, match=r"is a GGUF file, whose weights are read with the model"):
         hl.load_weights(file)
-    with pytest.raises(CheckpointError, match=r"in GGUF alone \(model\.gguf\); give the file itself: hl\.load of '.*model\.gguf'"):
+    with pytest.raises(CheckpointError, match=r"in GGUF alone \(model\.gguf\); give the file itself: hl\.load"):
         hl.load(tmp_path)
 
 

@@ -83,15 +83,17 @@ class MergedTensors:
                 weight = f"{match['module']}.weight" if match else name
                 if match is None or not self.base.has(weight):
                     raise CheckpointError(
-                        f"the adapter '{self.source}' holds {name}, for which the model's files have no place; open the "
-                        "model with hl.load(…, merge=True), whose lens has the weights if it fits"
+                        f"the adapter '{self.source}' holds {name}, for which the model's files have no place; open "
+                        "the model with hl.load(…, merge=True), whose lens has the weights if it fits"
                     )
                 held.setdefault(match["module"], {})[match["side"]] = floating(name, stream.get_tensor(name)).float()
         pairs: dict[str, _Pair] = {}
         for module, sides in held.items():
             shape = self.base.shape(f"{module}.weight")
             if set(sides) != {"A", "B"} or (sides["B"].shape[0], sides["A"].shape[1]) != shape:
-                raise CheckpointError(f"the adapter '{self.source}' does not fit {module}.weight of shape {list(shape)}")
+                raise CheckpointError(
+                    f"the adapter '{self.source}' does not fit {module}.weight of shape {list(shape)}"
+                )
             pairs[f"{module}.weight"] = _Pair(sides["A"], sides["B"] * _scale(settings, module, len(sides["A"])))
         return pairs
 
