@@ -24,12 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from hybridlens.adapters import switches
+
 SAMPLE = 4096
 """Values of a tensor that are read."""
 
 DIGITS = 16
 """Hexadecimal digits of a fingerprint: 64 bits."""
 
+_PLAIN = (nn.Parameter, Tensor)
 _addresses: Any = Tensor.data_ptr  # calls from C: these are asked of every tensor at every step
 _lengths: Any = Tensor.numel
 
@@ -71,7 +74,8 @@ class Fingerprint:
         if fresh or self._seen is None or self._seen.stale():
             self._text = fingerprint(self.model)
             self._seen = _snapshot(self.model)
-        return self._text
+        on = switches(self.model)  # adapters switched on or off, which no weight shows
+        return self._text if not on else hashlib.sha256(f"{self._text}\0{on}".encode()).hexdigest()[:DIGITS]
 
 
 class _Marks(NamedTuple):
@@ -142,9 +146,17 @@ def _snapshot(model: nn.Module) -> _Snapshot:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers by name, each once."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    """Parameters and buffers by name, each once; of one that is made of others (a torchao weight) those."""
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        yield from _parts(name, tensor)
+
+
+def _parts(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
+    if type(tensor) in _PLAIN or not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _parts(f"{name}.{part}", getattr(tensor, part))
 
 
 def _samples(tensors: Sequence[Tensor]) -> list[bytes]:

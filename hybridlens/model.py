@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
+from hybridlens.adapters import without_wrapper
 from hybridlens.bridges import unwrapped
 from hybridlens.config import LensConfig
 from hybridlens.continuing import StateFront
@@ -70,7 +71,8 @@ class HybridLens(
     It computes what the model does in evaluation mode; dropout is never applied.
 
     Args:
-        hf_model: a causal language model of one of the families (`hybridlens.families`), left as it is.
+        hf_model: a causal language model of one of the families (`hybridlens.families`), left as it is; or a PEFT
+            model of one, whose adapters are followed.
         tokenizer: its tokenizer, for text; None to work with token ids only.
 
     Raises:
@@ -78,6 +80,7 @@ class HybridLens(
     """
 
     def __init__(self, hf_model: Any, tokenizer: Any = None) -> None:
+        hf_model = without_wrapper(hf_model)
         family = family_for(getattr(hf_model, "config", None), "the model", [type(hf_model).__name__])
         self.hf_model = hf_model
         self.tokenizer = tokenizer

@@ -62,8 +62,9 @@ class HookedNetwork(nn.Module):
         for name in self._in_order(list(named)):
             named[name].name = name
             self.points[name] = named[name]
-        experts = {part.parts.experts for part in self.modules() if isinstance(part, HookedMoe)}
-        self.following = Following(model, cfg.d_vocab, experts)
+        mixtures = [part.parts for part in self.modules() if isinstance(part, HookedMoe)]
+        experts, routers = {parts.experts for parts in mixtures}, {parts.router for parts in mixtures}
+        self.following = Following(model, cfg.d_vocab, experts, routers)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy keeps: not the points that stand here for the length of a block, whose functions stay behind."""
