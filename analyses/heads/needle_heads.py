@@ -115,12 +115,13 @@ def look(lens: HybridLens, prompt: Sequence[Natural], answer: Sequence[Natural],
 
     @reads_only
     def measure(pattern: Pattern, hook: HookPoint) -> None:
-        weights = pattern[0].float()
-        masses.append(weights[:, queries][:, :, keys].sum(-1).mean(-1).cpu())
-        patterns.append(weights[:, shown][:, :, shown].cpu())
+        weights = pattern[0]  # what is read of it alone becomes float32
+        masses.append(weights[:, queries][:, :, keys].float().sum(-1).mean(-1).cpu())
+        patterns.append(weights[:, shown][:, :, shown].float().cpu())
 
     with torch.no_grad():
-        lens.run_with_hooks([tokens], [([f"blocks.{layer}.attn.hook_pattern" for layer in layers], measure)])
+        hooks = [([f"blocks.{layer}.attn.hook_pattern" for layer in layers], measure)]
+        lens.run_with_hooks([tokens], hooks, return_type=None)
     source = f"mean attention to the needle while answering, over {len(queries)} queries of one prompt"
     ranking = HeadRanking(torch.stack(masses), layers, source, lower_is_better=False)
     ids = [tokens[position] for position in shown]
