@@ -8,8 +8,8 @@ microseconds.
 How it fails: torch does not count what is written through ``parameter.data`` in place
 (``weight.data.mul_(2)``, ``weight.data += delta``); after such an edit `Fingerprint.now` answers as before until
 ``now(fresh=True)``. Of a large tensor 4,096 values are looked at, so a change of a few entries may be missed where
-`Fingerprint` did not see it either. Weights that accelerate keeps elsewhere (on the meta device) count with name,
-shape and dtype alone.
+`Fingerprint` did not see it either. Weights that accelerate keeps elsewhere (offloaded) are read there once, and again
+when the model was offloaded anew; weights that are nowhere (on the meta device) count with name, shape and dtype alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from hybridlens.devices import away, weights_once
+
 SAMPLE = 4096
 """Values of a tensor that are read."""
 
@@ -34,19 +36,43 @@ _addresses: Any = Tensor.data_ptr  # calls from C: these are asked of every tens
 _lengths: Any = Tensor.numel
 
 
-def fingerprint(model: nn.Module) -> str:
+class _Away(NamedTuple):
+    """What was seen of a weight that accelerate keeps elsewhere."""
+
+    keeper: object
+    """accelerate's hook, which knows where it is."""
+    sample: bytes
+
+
+def fingerprint(model: nn.Module, seen: dict[str, _Away] | None = None) -> str:
     """A digest of every parameter and buffer: name, shape, dtype, and evenly spread values, 16 hexadecimal digits.
 
     The device does not count: the same weights have the same fingerprint wherever they are, unless on meta.
+
+    Args:
+        model: whose weights they are.
+        seen: what was seen of weights that are away, by name, which is taken as it was and added to; None to read all.
     """
     digest = hashlib.sha256()
+    seen = {} if seen is None else seen
     for name, tensor in _tensors(model):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        if tensor.device.type == "meta":
-            digest.update(b"meta")
-        else:
-            digest.update(_sample(tensor))
+        digest.update(_sample_away(model, name, tensor, seen) if tensor.device.type == "meta" else _sample(tensor))
     return digest.hexdigest()[:DIGITS]
+
+
+def _sample_away(model: nn.Module, name: str, tensor: Tensor, seen: dict[str, _Away]) -> bytes:
+    """`_sample` of a weight that is on the meta device."""
+    place, _, own = name.rpartition(".")
+    module = model.get_submodule(place)
+    keeper = module.__dict__.get("_hf_hook")
+    known = seen.get(name)
+    if known is None or known.keeper is not keeper:
+        kept = away(module, own)
+        if kept is None:
+            return b"meta"
+        known = seen[name] = _Away(keeper, _sample(kept, tensor.dtype))
+    return known.sample
 
 
 class Fingerprint:
@@ -59,11 +85,12 @@ class Fingerprint:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._seen: _Snapshot | None = None
+        self._away: dict[str, _Away] = {}
         self._text = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy keeps: not what was seen, which is another model's memory."""
-        return {"model": self.model, "_seen": None, "_text": ""}
+        return {"model": self.model, "_seen": None, "_away": {}, "_text": ""}
 
     def now(self, *, fresh: bool = False) -> str:
         """The fingerprint of the weights as they are.
@@ -72,7 +99,7 @@ class Fingerprint:
             fresh: read the weights whether or not anything says that they changed.
         """
         if fresh or self._seen is None or self._seen.stale():
-            self._text = fingerprint(self.model)
+            self._text = fingerprint(self.model, self._away)
             self._seen = _snapshot(self.model)
         return self._text
 
@@ -146,13 +173,13 @@ def _snapshot(model: nn.Module) -> _Snapshot:
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers by name, each once."""
-    yield from model.named_parameters()
+    yield from weights_once(model)
     yield from model.named_buffers()
 
 
-def _sample(tensor: Tensor) -> bytes:
+def _sample(tensor: Tensor, dtype: torch.dtype | None = None) -> bytes:
     """Up to `SAMPLE` values as bytes; an odd step, so that not one column of a matrix is all that is seen."""
     flat = tensor.detach().reshape(-1)
     step = -(-flat.numel() // SAMPLE) | 1
-    held: Any = flat[::step].cpu().contiguous().view(torch.uint8).numpy()
+    held: Any = flat[::step].to("cpu", dtype).contiguous().view(torch.uint8).numpy()
     return bytes(held)

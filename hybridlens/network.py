@@ -224,9 +224,14 @@ class HookedNetwork(nn.Module):
         )
         return Output(logits, replace(after, layers=after.layers[:layer] + kept))
 
+    @property
+    def homes(self) -> tuple[nn.Module, ...]:
+        """The family's layers."""
+        return tuple(cast(Block, block).home[0] for block in self.blocks)
+
     def _devices(self, default: torch.device) -> list[torch.device]:
         """Where each layer computes."""
-        return [execution_device(cast(Block, block).home[0], default) for block in self.blocks]
+        return [execution_device(home, default) for home in self.homes]
 
     def _through(
         self,

@@ -22,7 +22,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hybridlens.devices import first_weight, resident
+from hybridlens.devices import execution_device, first_weight, resident
 from hybridlens.errors import CheckpointError
 
 Read: TypeAlias = Callable[[nn.Module, str], Tensor]
@@ -152,8 +152,8 @@ class Projection:
                 weight = self._own(cast(Tensor, module.weight), 0)
                 return weight[:, inputs.to(weight.device)].T * (self.scale * self.scale_in)
         weight = first_weight(module)
-        device, dtype = (inputs.device, torch.float32) if weight is None else (weight.device, weight.dtype)
-        return self.linear(F.one_hot(inputs.to(device), d_in).to(dtype))
+        dtype = torch.float32 if weight is None else weight.dtype
+        return self.linear(F.one_hot(inputs.to(execution_device(module, inputs.device)), d_in).to(dtype))
 
     def _own(self, packed: Tensor, dim: int) -> Tensor:
         return packed if self.part is None else packed.chunk(self.part[1], dim)[self.part[0]]
