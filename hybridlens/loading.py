@@ -32,6 +32,7 @@ from hybridlens.hub import CONFIG, is_hub_id
 from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
 from hybridlens.peers import architecture_of, official_name
+from hybridlens.placing import check_placing, placing, warn_of_offloading
 from hybridlens.weights import FileTensors, Weights
 from hybridlens.weights.finite import check_finite
 from hybridlens.weights.fit import check_fit, check_found, meta_model, warn_of_spares
@@ -62,17 +63,15 @@ def load(
         device: where to put the whole model.
         device_map: accelerate's map, such as "auto", instead of `device`.
         max_memory: of that map, the most that each device may hold, as accelerate has it: {0: "20GB", "cpu": "60GB"}.
-        offload_folder: of that map, where weights that fit nowhere are put.
+        offload_folder: of that map, where weights that fit nowhere are put, if the checkpoint's own files do not hold
+            them as they are. What is not kept at hand is said (`OffloadedWarning`).
 
     Raises:
         UnknownNameError: for a name that is neither embedded, a folder, nor of the form of a hub id.
         CheckpointError: for a checkpoint that cannot be opened.
     """
     kind = "auto" if dtype == "auto" else resolve_dtype(dtype)
-    placing = {"max_memory": max_memory, "offload_folder": offload_folder}
-    placing = {option: value for option, value in placing.items() if value is not None}
-    if placing and device_map is None:
-        raise CheckpointError(f"{min(placing)} given without device_map, whose it is; give device_map='auto' too")
+    options = check_placing(device_map, max_memory, offload_folder)
     if device is not None and device_map is not None:
         raise CheckpointError(f"device {device} and device_map {shown(device_map)} given; give one of them")
     place = None if device is None else usable(device)
@@ -90,10 +89,10 @@ def load(
     if not quantised:
         check_fit(family, config, files)
     warn_of_spares(family, files)
-    with opening(f"'{name}' cannot be loaded"):
+    with opening(f"'{name}' cannot be loaded"), placing(source, offload_folder):
         model, found = getattr(transformers, family.architecture).from_pretrained(
             held.folder, config=config, dtype=kind, device_map=device_map, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True, **placing,
+            trust_remote_code=False, output_loading_info=True, **options,
         )  # fmt: skip
         model.config.name_or_path = source
         model = model.eval()
@@ -102,7 +101,9 @@ def load(
     check_finite(model, source)
     if model.dtype not in DTYPES.values():
         raise CheckpointError(f"'{source}' has weights in {model.dtype}; give dtype=, one of {', '.join(DTYPES)}")
-    return HybridLens(model, tokenizer)
+    lens = HybridLens(model, tokenizer)
+    warn_of_offloading(model, source)
+    return lens
 
 
 @public

@@ -138,8 +138,8 @@ class HybridLens(
         """
         model = self.hf_model
         total = count(model)
-        ends = {id(w): w.numel() for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
-        inner = total - sum(ends.values())
+        ends = [end.weight.numel() for end in (model.get_input_embeddings(), model.get_output_embeddings())]
+        inner = total - (ends[0] if self.network.tied else sum(ends))
         return ParameterCounts(total, inner, total - self.network.idle_parameters)
 
 

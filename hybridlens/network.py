@@ -256,10 +256,8 @@ class HookedNetwork(nn.Module):
         return self.hook_logits(self.unembed(_last(resid, lengths) if last_only else resid))
 
     def _normed(self, resid: Resid) -> Resid:
-        """What the last norm gives, where the unembedding computes."""
-        head, norm = self.wrapped[0].get_output_embeddings(), self.ln_final.norm.module
-        normed = self.ln_final(resid.to(execution_device(norm, resid.device)))
-        return normed.to(execution_device(head, normed.device))
+        """What the last norm gives."""
+        return self.ln_final(resid.to(execution_device(self.ln_final.norm.module, resid.device)))
 
     def unembed(self, normed: Resid) -> Logits:
         """The logits of what the last norm gives, after multiplier and soft cap, past the hook points."""
@@ -271,7 +269,7 @@ class HookedNetwork(nn.Module):
     def uncapped(self, normed: Resid) -> Logits:
         """The same before the soft cap: linear in what the last norm gives."""
         head = self.wrapped[0].get_output_embeddings()
-        logits = head(normed.to(self._dtype(head)))
+        logits = head(normed.to(execution_device(head, normed.device), self._dtype(head)))
         logits = logits if self.unembed_scale == 1.0 else logits * self.unembed_scale
         return logits.float() if self.family.logits_in_float32 else logits
 

@@ -74,8 +74,8 @@ class Norm:
                 "cannot follow; merge the adapter, or open the model with the norm it has now"
             )
         if "_hf_hook" in norm.__dict__:
-            with resident(norm):
-                return self._times(norm.weight, normalized, dtype)
+            with resident(norm):  # which brings what it reads to where it computes, as calling the module does
+                return self._times(norm.weight, normalized.to(norm.weight.device), dtype)
         return self._times(norm.weight, normalized, dtype)
 
     def _times(self, weight: Tensor, normalized: Tensor, dtype: torch.dtype) -> Tensor:

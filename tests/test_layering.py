@@ -115,6 +115,7 @@ ORDER = (
     "engine",
     "niah",
     "tiny",
+    "placing",
     "loading",
     "results",
     "viz",
