@@ -114,12 +114,13 @@ def check_places(model: nn.Module, layers: Iterable[nn.Module]) -> None:
         if "_hf_hook" in module.__dict__:
             weight = next((w for w in module.__dict__["_parameters"].values() if w is not None), None)
             brought = _brought_to(module)
-            if weight is not None and brought is not None and weight.device.type != "meta" != brought.type:
-                if not _same(weight.device, brought):
-                    raise CheckpointError(
-                        f"the weights of {names[id(module)]} are on {weight.device}, but it computes on {brought}: they "
-                        "are tied to weights that device_map has elsewhere; put both on one device"
-                    )
+            if weight is None or brought is None or "meta" in (weight.device.type, brought.type):
+                continue
+            if not _same(weight.device, brought):
+                raise CheckpointError(
+                    f"the weights of {names[id(module)]} are on {weight.device}, but it computes on {brought}: they are "
+                    "tied to weights that device_map has elsewhere; put both on one device"
+                )
     for layer in layers:
         parts = (part for part in layer.modules() if part.__dict__["_parameters"])
         places = dict.fromkeys(str(execution_device(part, torch.device("meta"))) for part in parts)

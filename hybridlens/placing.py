@@ -19,7 +19,7 @@ from hybridlens.devices import usable, weights_once
 from hybridlens.display import size
 from hybridlens.errors import CheckpointError, OffloadedWarning
 
-FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "os error 122", "File too large", "os error 27")
+FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 """How Python, and the library that writes safetensors, say that a disk is full."""
 
 

@@ -89,9 +89,7 @@ class _Mode(TorchFunctionMode):
             place = CPU
         elif name in ("copy_", "__setitem__"):
             place = PLACES.get(args[0])
-        elif name in ("type_as", "view_as", "expand_as"):
-            place = PLACES.get(args[1])
-        elif name == "to" and len(args) > 1 and isinstance(args[1], Tensor):
+        elif name == "type_as" or (name == "to" and len(args) > 1 and isinstance(args[1], Tensor)):
             place = PLACES.get(args[1])
         else:
             place = next((PLACES.get(t) for t in tensors if PLACES.get(t).type == KIND), CPU)

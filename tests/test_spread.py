@@ -18,8 +18,8 @@ from hybridlens.devices import check_places
 from hybridlens.errors import HybridLensError, OffloadedWarning
 
 DIFFERING = ("recurrentgemma", "jamba", "mamba2", "qwen3", "kimi_linear", "zamba2")
-"""Families whose layers have nothing in common: scans, experts, matrix states, rotary embeddings of the model's own and of
-a layer's, latents, a shared block; the others are put together from these parts."""
+"""Families whose layers have nothing in common: scans, experts, matrix states, rotary embeddings of the model's own and
+of a layer's, latents, a shared block; the others are put together from these parts."""
 
 IDS = tokens(2, 4)
 
@@ -160,9 +160,9 @@ def test_what_load_moves_out_is_said_and_what_it_cannot_is_one_line(tmp_path):
     folder, little = tmp_path / "model", {"cpu": "20kB"}
     make("jamba").save_pretrained(folder)
     right = hl.load(folder)(IDS)
-    with pytest.raises(HybridLensError, match="does not fit into the memory.*give offload_folder="):
+    with pytest.raises(HybridLensError, match=r"does not fit into the memory.*give offload_folder="):
         hl.load(folder, device_map="auto", max_memory=little)
-    with pytest.raises(HybridLensError, match="offload_folder .*config.json' is a file, expected a folder"):
+    with pytest.raises(HybridLensError, match=r"offload_folder .*config\.json' is a file, expected a folder"):
         hl.load(folder, device_map="auto", max_memory=little, offload_folder=folder / "config.json")
     with pytest.raises(HybridLensError, match="max_memory = '1GB' given, expected the most of each place"):
         hl.load(folder, device_map="auto", max_memory="1GB")

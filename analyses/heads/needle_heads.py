@@ -131,7 +131,8 @@ def look(lens: HybridLens, prompt: Sequence[Natural], answer: Sequence[Natural],
     with torch.no_grad():
         lens.run_with_hooks([tokens], [(names, measure)], return_type=None)
     source = f"mean attention to the needle while answering, over {len(queries)} queries of one prompt"
-    ranking = HeadRanking(torch.stack([torch.cat(masses[name], dim=1).mean(-1) for name in names]), layers, source, lower_is_better=False)
+    means = torch.stack([torch.cat(masses[name], dim=1).mean(-1) for name in names])
+    ranking = HeadRanking(means, layers, source, lower_is_better=False)
     ids = [tokens[position] for position in shown]
     texts = [] if lens.tokenizer is None else to_strings(ids, lens.tokenizer)
     return Look(ranking, tokens, shown, torch.stack([drawn[name] for name in names]), texts)
