@@ -118,8 +118,8 @@ def check_places(model: nn.Module, layers: Iterable[nn.Module]) -> None:
                 continue
             if not _same(weight.device, brought):
                 raise CheckpointError(
-                    f"the weights of {names[id(module)]} are on {weight.device}, but it computes on {brought}: they are "
-                    "tied to weights that device_map has elsewhere; put both on one device"
+                    f"the weights of {names[id(module)]} are on {weight.device}, but it computes on {brought}: they "
+                    "are tied to weights that device_map has elsewhere; put both on one device"
                 )
     for layer in layers:
         parts = (part for part in layer.modules() if part.__dict__["_parameters"])
@@ -140,7 +140,7 @@ def _brought_to(module: nn.Module) -> torch.device | None:
 
 def _same(one: torch.device, other: torch.device) -> bool:
     """Whether two names are of one device: "cuda" is "cuda:0" unless another was chosen."""
-    return one.type == other.type and (one.index == other.index or None in (one.index, other.index))
+    return one.type == other.type and (str(one) == str(other) or not (":" in str(one) and ":" in str(other)))
 
 
 def first_weight(module: nn.Module) -> nn.Parameter | None:
