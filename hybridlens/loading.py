@@ -34,6 +34,7 @@ from hybridlens.hub import CONFIG, is_hub_id
 from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
 from hybridlens.peers import architecture_of, official_name
+from hybridlens.placing import check_placing, placing, warn_of_offloading
 from hybridlens.weights import FileTensors, Tensors, Weights
 from hybridlens.weights.finite import check_finite
 from hybridlens.weights.fit import check_fit, check_found, meta_model, warn_of_spares
@@ -76,17 +77,15 @@ def load(
             the CPU (`hybridlens.machine.choose`).
         device_map: accelerate's map, such as "auto", instead of `device`.
         max_memory: of that map, the most that each device may hold, as accelerate has it: {0: "20GB", "cpu": "60GB"}.
-        offload_folder: of that map, where weights that fit nowhere are put.
+        offload_folder: of that map, where weights that fit nowhere are put, if the checkpoint's own files do not hold
+            them as they are. What is not kept at hand is said (`OffloadedWarning`).
 
     Raises:
         UnknownNameError: for a name that is neither embedded, a folder, nor of the form of a hub id.
         CheckpointError: for a checkpoint that cannot be opened.
     """
     kind = "auto" if dtype == "auto" else resolve_dtype(dtype)
-    placing = {"max_memory": max_memory, "offload_folder": offload_folder}
-    placing = {option: value for option, value in placing.items() if value is not None}
-    if placing and device_map is None:
-        raise CheckpointError(f"{min(placing)} given without device_map, whose it is; give device_map='auto' too")
+    options = check_placing(device_map, max_memory, offload_folder)
     if device is not None and device_map is not None:
         raise CheckpointError(f"device {device} and device_map {shown(device_map)} given; give one of them")
     place = None if device in (None, machine.SPREAD) else usable(device)
@@ -108,16 +107,16 @@ def load(
     held.fetch_weights()
     if held.gguf is not None:
         gguf_files.check_tensors(meta_model(family, config, source), held)
-        placing |= gguf_files.loading(held)
+        options |= gguf_files.loading(held)
     else:
         files = FileTensors(held)
         if not quantised:
             check_fit(family, config, files)
         warn_of_spares(family, files)
-    with opening(f"'{source}' cannot be loaded"):
+    with opening(f"'{source}' cannot be loaded"), placing(source, offload_folder):
         model, found = getattr(transformers, family.architecture).from_pretrained(
             held.folder, config=config, dtype=kind, device_map=device_map, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True, adapter_kwargs=dict(adapters.NOWHERE), **placing,
+            trust_remote_code=False, output_loading_info=True, adapter_kwargs=dict(adapters.NOWHERE), **options,
         )  # fmt: skip
         model.config.name_or_path = source
         model = model.eval()
@@ -130,7 +129,9 @@ def load(
     check_finite(model, source)
     if model.dtype not in DTYPES.values():
         raise CheckpointError(f"'{source}' has weights in {model.dtype}; give dtype=, one of {', '.join(DTYPES)}")
-    return HybridLens(model, tokenizer)
+    lens = HybridLens(model, tokenizer)
+    warn_of_offloading(model, source)
+    return lens
 
 
 @public

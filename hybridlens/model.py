@@ -23,6 +23,7 @@ from hybridlens.adapters import without_wrapper
 from hybridlens.bridges import unwrapped
 from hybridlens.config import LensConfig
 from hybridlens.continuing import StateFront
+from hybridlens.devices import check_places
 from hybridlens.display import Displayed
 from hybridlens.display.hooks import HookPoints
 from hybridlens.display.models import LensShown
@@ -76,7 +77,7 @@ class HybridLens(
         tokenizer: its tokenizer, for text; None to work with token ids only.
 
     Raises:
-        CheckpointError: for a model of another family, or a configuration it was not built for.
+        CheckpointError: for a model of another family, a configuration it was not built for, or a layer on two devices.
     """
 
     def __init__(self, hf_model: Any, tokenizer: Any = None) -> None:
@@ -85,6 +86,7 @@ class HybridLens(
         self.hf_model = hf_model
         self.tokenizer = tokenizer
         self.network = HookedNetwork(hf_model, family, family.configure(hf_model.config))
+        check_places(hf_model, self.network.homes)
         self.hook_dict: dict[str, HookPoint] = self.network.points
         self.hook_points = HookPoints({name: _spec(name, point) for name, point in self.hook_dict.items()})
 
@@ -139,8 +141,8 @@ class HybridLens(
         """
         model = self.hf_model
         total = count(model)
-        ends = {id(w): w.numel() for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
-        inner = total - sum(ends.values())
+        ends = [end.weight.numel() for end in (model.get_input_embeddings(), model.get_output_embeddings())]
+        inner = total - (ends[0] if self.network.tied else sum(ends))
         return ParameterCounts(total, inner, total - self.network.idle_parameters)
 
 

@@ -23,7 +23,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hybridlens.devices import first_weight, resident
+from hybridlens.devices import execution_device, first_weight, resident
 from hybridlens.errors import CheckpointError, InputError
 
 Read: TypeAlias = Callable[[nn.Module, str], Tensor]
@@ -176,10 +176,10 @@ class Projection:
                 weight = self._own(cast(Tensor, module.weight), 0)
                 return weight[:, inputs.to(weight.device)].T * (self.scale * self.scale_in)
         weight = first_weight(module)
-        device, dtype = (inputs.device, torch.float32) if weight is None else (weight.device, weight.dtype)
+        dtype = torch.float32 if weight is None else weight.dtype
         if not dtype.is_floating_point or dtype.itemsize == 1:  # packed numbers, which say nothing of what it takes
             dtype = torch.float32
-        return self.linear(F.one_hot(inputs.to(device), d_in).to(dtype))
+        return self.linear(F.one_hot(inputs.to(execution_device(module, inputs.device)), d_in).to(dtype))
 
     def _own(self, packed: Tensor, dim: int) -> Tensor:
         return packed if self.part is None else packed.chunk(self.part[1], dim)[self.part[0]]

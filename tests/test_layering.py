@@ -124,6 +124,7 @@ ORDER = (
     "niah",
     "tiny",
     "gguf_files",
+    "placing",
     "loading",
     "results",
     "viz",
