@@ -6,7 +6,7 @@ keeps the most focused heads while answering and in the one that does so while r
 `benchmarks.plain`: the library's own model and `generate`, one prompt at a time; two of its cells of each version are
 timed and stand for all others of theirs.
 
-How it fails: that time is the library's loop over tokens, a loop of launches, so that it hangs on the processor as well.
+How it fails: that time is the library's loop over tokens, a loop of launches, so that it hangs on the processor too.
 """
 
 from __future__ import annotations
