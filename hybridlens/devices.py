@@ -45,8 +45,11 @@ def usable(device: torch.device | str, named: str = "device") -> torch.device:
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; one of the host is on its way, and nobody waits for that: it may not be written to then."""
-    return value.to(device, non_blocking=value.device.type == "cpu")
+    """A tensor on a device; one of the host is on its way, and nobody waits for that.
+
+    Pinned memory would be read later, when its owner may have written to it; that alone is waited for.
+    """
+    return value.to(device, non_blocking=value.device.type == "cpu" and not value.is_pinned())
 
 
 class Coming:
