@@ -183,7 +183,7 @@ class Folder:
             self._written = record
 
     def settle(self, name: str, given: int | None, find: Callable[[], int]) -> int:
-        """A setting that is fixed once for the whole run, in all its sessions and shards (`hybridlens.results.settled`).
+        """A setting that is fixed once for the whole run, in all sessions and shards (`hybridlens.results.settled`).
 
         Args:
             name: its name.

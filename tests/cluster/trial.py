@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "cluster"
@@ -118,7 +119,7 @@ def cells_done(out: str) -> int:
 
 
 def midway(out: str, process: subprocess.Popen[str], but: Sequence[str] = ()) -> tuple[str, str, int]:
-    """A shard that has done some of its work, half at most: its name, job and process. Waits until there is one.
+    """A shard that has stored some of its cells, and not nearly all: its name, job and process. Waits for one.
 
     Args:
         out: the folder of the results.
@@ -133,8 +134,10 @@ def midway(out: str, process: subprocess.Popen[str], but: Sequence[str] = ()) ->
         placed = json.loads((shards / "plan.json").read_text())["placed"] if (shards / "plan.json").exists() else {}
         for name, one in placed.items():
             told = shards / name / "progress.json"
-            report = json.loads(told.read_text()) if told.exists() else {"token": ""}
-            begun = report["token"] == one["token"] and 0 < report["done"] <= report["total"] / 2
+            report: dict[str, Any] = json.loads(told.read_text()) if told.exists() else {"token": ""}
+            journal = shards / name / "cells.jsonl"
+            stored = journal.read_bytes().count(b"\n") if journal.exists() else 0
+            begun = report["token"] == one["token"] and 0 < stored <= 0.75 * report["total"]
             if begun and name not in ("merge", *but) and one["job"] in processes:
                 found.append((name, one["job"], processes[one["job"]]))
         return bool(found)
@@ -215,11 +218,11 @@ def main() -> int:
     long = ["--lengths", "260,300,340", "--depths", "0,20,40,50,60,80,100", "--batch-size", "1"]
     trials: list[tuple[str, list[str], Callable[[Sequence[str], str], str]]] = [
         ("reproduce", ["fig2", *model, *many], killed_in_every_way),
+        ("niah", [*model, *long], timed_out),
         ("rankings", [*model, *small, "--draws", "2", "--batch-size", "16"], plain),
         ("patch", [*model, "--sweeps", "resid_pre,attn_out,ssm_out,v"], plain),
         ("crossover", [*model, *small], plain),
         ("circuits", [*model, "--sample", "64"], plain),
-        ("niah", [*model, *long], timed_out),
     ]
     wanted = sys.argv[1:]
     rows: list[tuple[str, str, str, bool, bool]] = []

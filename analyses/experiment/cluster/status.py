@@ -46,7 +46,7 @@ def _whole(folder: Path) -> list[str]:
     cells = record.get("cells")
     held = "" if cells is None else f", {len(found.cells)} of {cells} cells done"
     stopped = record["status"] == "running" and not is_locked(folder)
-    word = "stopped; the same command goes on" if stopped else record["status"]
+    word = "stopped, and goes on with the same command" if stopped else record["status"]
     left = None if stopped or record["status"] != "running" else _time_left(folder, record, len(found.cells))
     about = "" if left is None else f"; about {_words(left)} left"
     lines = [f"{record['job']} of {record['model']}: {word}{held}{about}", *record["remarks"]]
