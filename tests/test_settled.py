@@ -27,7 +27,7 @@ from analyses.heads.answering import portions_of
 from analyses.study.niah import NiahRun
 from hybridlens import HybridLens, machine
 from hybridlens.engine import Budget, costs_of
-from hybridlens.errors import ResultsError
+from hybridlens.errors import InputError, ResultsError
 from hybridlens.results import Folder, Run, read_run
 from hybridlens.results.locks import is_locked, locked
 from hybridlens.results.settled import forget, settle_among, settled
@@ -182,6 +182,17 @@ def test_a_machine_with_less_goes_on_in_smaller_batches_and_says_so(
     assert line in status_lines(tmp_path)
     with open_numbers(tmp_path / "other") as folder:
         assert room(folder, wide, [CPU]) == (wide, wide)
+
+
+def test_what_is_not_enough_is_not_settled(lens: HybridLens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where not a single row fits the run is refused; when there is more, the same command goes on."""
+    experiment = NiahRun(lens, NIAH.but(depths=(0,), heads=(4,)))
+    found(monkeypatch, 100, 2 * GB)
+    with pytest.raises(InputError, match="but a single row of 113 tokens needs at least"):
+        results(experiment, tmp_path)
+    assert not (tmp_path / "run.json").exists()
+    results(experiment, tmp_path)
+    assert read_run(tmp_path).record["settled"] == {"memory": 2 * GB}
 
 
 def test_budgets_are_round(monkeypatch: pytest.MonkeyPatch) -> None:

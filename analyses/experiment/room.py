@@ -6,7 +6,7 @@ what is computed at once gets smaller, and the run's record says that rounding m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -25,19 +25,33 @@ class Room(NamedTuple):
     """What may be computed at once in this one."""
 
 
-def room(folder: Folder, memory: int | None, devices: Iterable[torch.device]) -> Room:
+def room(
+    folder: Folder,
+    memory: int | None,
+    devices: Iterable[torch.device],
+    check: Callable[[int], object] = lambda settled: None,
+) -> Room:
     """What a run has settled, now at the latest, and what of it is here.
 
     Args:
         folder: the run's.
         memory: what the user says; it is taken as it is said. None for a share of what is free when it is settled.
         devices: that the model is on.
+        check: raises where so much is not enough; then nothing is settled, and another try may have more.
 
     Raises:
         ResultsError: see `Folder.settle`.
     """
     on = set(devices)
-    settled = folder.settle("memory", memory, lambda: machine.budget(on))
+    if memory is not None:
+        check(memory)
+
+    def find() -> int:
+        found = machine.budget(on)
+        check(found)
+        return found
+
+    settled = folder.settle("memory", memory, find)
     here = settled if memory is not None else machine.within(on, settled)
     if here < settled:
         folder.remark(

@@ -126,9 +126,12 @@ def held(lens: HybridLens, memory: int | None) -> int:
     return machine.budget(machine.devices_of(lens.hf_model)) if memory is None else memory
 
 
-def room_of(lens: HybridLens, store: Run, options: PromptOptions) -> Room:
-    """What a run's portions are cut by, and what is here; errors as `analyses.experiment.room`."""
-    return room(store.folder, options.memory, machine.devices_of(lens.hf_model))
+def room_of(lens: HybridLens, store: Run, grid: Grid, options: PromptOptions) -> Room:
+    """What a run's portions are cut by, and what is here; errors as `answer_cells` and `analyses.experiment.room`."""
+    longest = max((len(prompt.tokens) for prompt in grid.values()), default=0) + options.max_new_tokens
+    costs = costs_of(lens.cfg, lens.dtype)
+    on = machine.devices_of(lens.hf_model)
+    return room(store.folder, options.memory, on, lambda found: Budget(costs, found).check(longest))
 
 
 def portions_of(
@@ -230,7 +233,7 @@ def answer_all(
     Errors as `answer_cells` and `Run`.
     """
     if store.todo:
-        memory = room_of(lens, store, options)
+        memory = room_of(lens, store, grid, options)
         answer = partial(_answer_some, lens, store, grid, rubrics, options, memory, progress, tally, rankings)
         if store.beside:  # what shards have answered is taken over in the order in which one process answers
             for keys in _keys_of(lens, grid, options, memory, rankings):
@@ -270,7 +273,7 @@ def answering_parts(
             store.add(cells)
 
     made: list[Part] = []
-    memory = room_of(lens, store, options)
+    memory = room_of(lens, store, grid, options)
     for index, keys in enumerate(_keys_of(lens, grid, options, memory, rankings)):
         wanted = [key for key in keys if key not in store.beside]
         if wanted:

@@ -237,7 +237,7 @@ def _gpus() -> int:
     """How many GPUs this machine has."""
     import torch
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return torch.cuda.device_count()
 
 
 def _runs(process: int) -> bool:

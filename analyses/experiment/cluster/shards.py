@@ -179,7 +179,8 @@ class Shard(Task):
                     report.done_before, report.began = done, time.time()
                 self.tell(report, done, at_once=True)
                 print(f"{time.strftime('%H:%M:%S')} {part.name}: {done} of {report.total}", flush=True)
-            print("\n".join(folder.record["remarks"]), flush=True)
+            for line in folder.record["remarks"]:
+                print(line, flush=True)
 
 
 @dataclass
