@@ -16,7 +16,7 @@ from random_lens import benchmark_lens
 from sharing import NUMBERS, Numbers, results, work
 from study_cells import grid
 
-from analyses.commands.declared import _named
+from analyses.commands.declared import Declared, default_folder
 from analyses.experiment.cluster.plan import place_of
 from analyses.experiment.cluster.status import status_lines
 from analyses.experiment.options.base import Options
@@ -251,5 +251,8 @@ def test_a_look_at_a_lock_refuses_nobody(tmp_path: Path) -> None:
 
 
 def test_revisions_have_folders_of_their_own() -> None:
+    """What a revision may hold and a folder's name may not is a dash there."""
+    niah = Declared("niah", NiahConfig, "", "", folder="")
     for revision, name in ((None, "base"), ("v2.1", "base@v2.1"), ("refs/pr/3", "base@refs-pr-3")):
-        assert _named(Options(model="org/base", revision=revision)) == name
+        assert default_folder(Options(model="org/base", revision=revision), niah) == Path("results", name)
+    assert default_folder(Options(model="base", revision="x"), niah._replace(folder=None)).name == "base@x-niah"

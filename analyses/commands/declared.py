@@ -64,7 +64,7 @@ def command(declared: Declared) -> Callable[..., None]:
             given[declared.positional] = tuple(positional)
         words = ["hybridlens", *without_cluster(typed_words.get())]  # of which nothing but where it is run is lost
         options = declared.options(**given, command=shlex.join(words))
-        folder = Path("results", _named(options) + _ending(declared)) if out is None else out
+        folder = default_folder(options, declared) if out is None else out
         if cluster is None:
             carry_out(declared.load(), options, folder, device, dtype)
         else:
@@ -92,10 +92,13 @@ def carry_out(kind: Any, options: Options, folder: Path, device: str, dtype: str
 
     experiment = kind.opened(options, device, dtype)
     memory = getattr(options, "memory", 0)
-    if isinstance(getattr(experiment, "lens", None), HybridLens) and ("auto" in (device, dtype) or memory is None):
-        typer.echo(placed(experiment.lens, settled(folder, "memory") if memory is None else memory), err=True)
+
+    def tell() -> None:
+        if isinstance(getattr(experiment, "lens", None), HybridLens) and ("auto" in (device, dtype) or memory is None):
+            typer.echo(placed(experiment.lens, settled(folder, "memory") if memory is None else memory), err=True)
+
     with progress_bar(options.model, kind.unit) as progress:
-        outcome = conduct(experiment, folder, progress)
+        outcome = conduct(experiment, folder, progress, opened=tell)
     for line in outcome.damaged:
         typer.echo(f"damaged and made again: {line}", err=True)
     for line in outcome.record["remarks"]:
@@ -105,10 +108,10 @@ def carry_out(kind: Any, options: Options, folder: Path, device: str, dtype: str
     typer.echo(f"report: {outcome.report}")
 
 
-def _named(options: Options) -> str:
-    """What the name of a folder of results begins with: the model's, and the revision where one is given."""
+def default_folder(options: Options, declared: Declared) -> Path:
+    """Where results go: a folder for each model and command, and for each revision that is named."""
     of = "" if options.revision is None else "@" + re.sub(r"[^\w.-]", "-", options.revision)[:60]
-    return Path(options.model).name[:100] + of
+    return Path("results", f"{Path(options.model).name[:100]}{of}{_ending(declared)}")
 
 
 def _ending(declared: Declared) -> str:

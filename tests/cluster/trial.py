@@ -233,7 +233,7 @@ def main() -> int:
         one = run([name, *words, "--out", f"{name}-one"])
         if one.returncode:
             say(one.stderr[-500:])
-        say(f"{name}: shared, {way.__doc__}")
+        say(f"{name}: shared. {(way.__doc__ or '').splitlines()[0]}")
         printed = way([name, *words], f"{name}-shared")
         again = run([name, *words, "--out", f"{name}-shared", "--cluster", "slurm"]).stdout.strip()
         say("once more:", again)

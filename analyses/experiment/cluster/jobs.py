@@ -99,7 +99,7 @@ class SlurmJobs(Jobs):
             "slurm_array_parallelism": config.array_parallelism or len(tasks),
             "name": self.title,
             "slurm_partition": config.partition,
-            "gpus_per_node": config.gpus_for(self.device, self._has_gpus) or None,
+            "gpus_per_node": config.gpus_for(self.device, self.has_gpus) or None,
             "mem_gb": None if config.mem is None else config.mem / 2**30,
         }
         with _refused("Slurm"):
@@ -109,7 +109,7 @@ class SlurmJobs(Jobs):
                 jobs = [executor.submit(task) for task in tasks]
             return [job.job_id for job in jobs]
 
-    def _has_gpus(self) -> bool:
+    def has_gpus(self) -> bool:
         """Whether Slurm knows of GPUs in the partition; False where it does not answer."""
         of = [] if self.config.partition is None else [f"--partition={self.config.partition}"]
         try:
