@@ -55,7 +55,13 @@ def budget(devices: Iterable[torch.device]) -> int:
         devices: that the model is on.
     """
     each = [found for found in map(_allowed, set(devices)) if found is not None]
-    return _round(max(1, min(each, default=MODEST)))
+    return rounded(max(1, min(each, default=MODEST)))
+
+
+def rounded(size: int) -> int:
+    """A size cut to its two highest binary digits."""
+    below = max(0, size.bit_length() - 2)
+    return size >> below << below
 
 
 def within(devices: Iterable[torch.device], settled: int) -> int:
@@ -104,12 +110,6 @@ def _allowed(device: torch.device) -> int | None:
     if device.type == "cuda" and found is not None:
         return int(SHARE * found)
     return MODEST if found is None else min(MODEST, found // 2)
-
-
-def _round(size: int) -> int:
-    """A size cut to its two highest binary digits."""
-    below = max(0, size.bit_length() - 2)
-    return size >> below << below
 
 
 def _available() -> int | None:
