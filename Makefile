@@ -106,9 +106,13 @@ families-table: $(VENV)/.installed-dev
 compat: $(VENV)/pyvenv.cfg
 	$(BIN)/python .ci/compat.py
 
-# On a real Slurm of one node, begun for it: needs Debian's slurm-wlm and munge, and to be root; minutes. What was done
-# to which job, and a table of what came out, stand in build/cluster/trial.log. COMMANDS="patch niah" tries some alone.
+# On a real Slurm of one node, begun for it: needs Debian's slurm-wlm and munge, and to be root; a quarter of an hour.
+# What was done to which job, and a table of what came out, stand in build/cluster/trial.log. COMMANDS="patch niah" tries
+# some alone.
 cluster-test: $(VENV)/.installed-dev
+	@for need in slurmctld slurmd sbatch munged; do command -v $$need >/dev/null || { \
+		echo "make cluster-test: $$need is missing; as root: apt-get install slurm-wlm munge" >&2; exit 1; }; done
+	@[ "$$(id -u)" = 0 ] || { echo "make cluster-test: has to be root, which begins Slurm's daemons" >&2; exit 1; }
 	@mkdir -p build
 	@slurm=$$(mktemp -d) && eval "$$(tests/cluster/slurm $$slurm)" && trap "$$slurm/stop" EXIT && \
 		OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m cluster.trial $(COMMANDS)

@@ -2,6 +2,9 @@
 
 A number is asked of the device when it is needed, and nothing is kept: what other processes hold counts as it is then.
 
+A run settles its budget once and keeps it (`hybridlens.results.Folder.settle`); so budgets are round numbers, which
+two machines alike come to however much their other processes hold, within reason.
+
 How it fails: memory that another process takes afterwards is not known of; a budget leaves a share of what is free.
 """
 
@@ -46,11 +49,31 @@ def free(device: torch.device) -> int | None:
 def budget(devices: Iterable[torch.device]) -> int:
     """Bytes that may be held beside the weights, where nobody says: by the device that has the least free.
 
+    Rounded down to two binary digits: 1, 1.5, 2, 3, 4, 6, 8, 12, … GB.
+
     Args:
         devices: that the model is on.
     """
     each = [found for found in map(_allowed, set(devices)) if found is not None]
-    return max(1, min(each, default=MODEST))
+    return rounded(max(1, min(each, default=MODEST)))
+
+
+def rounded(size: int) -> int:
+    """A size cut to its two highest binary digits."""
+    below = max(0, size.bit_length() - 2)
+    return size >> below << below
+
+
+def within(devices: Iterable[torch.device], settled: int) -> int:
+    """Of a budget that was settled before, maybe elsewhere, what may be held here: all of it where so much is free.
+
+    Args:
+        devices: that the model is on.
+        settled: bytes.
+    """
+    here = set(devices)
+    each = [found for found in map(free, here) if found is not None]
+    return settled if min(each, default=settled) >= settled else min(settled, budget(here))
 
 
 def choose(weights: int) -> Chosen:

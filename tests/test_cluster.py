@@ -4,6 +4,7 @@ The jobs of these tests run in this process, but for one that is a process of su
 them on a real Slurm.
 """
 
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from sharing import NUMBERS, NUMBERS_CLASS, Numbers, NumbersConfig, report_of, s
 
 from analyses.cli import main
 from analyses.experiment.cluster import submitting
-from analyses.experiment.cluster.jobs import Jobs, LocalJobs
+from analyses.experiment.cluster.jobs import Jobs, LocalJobs, SlurmJobs
 from analyses.experiment.cluster.plan import Report, place_of, read_plan, write_report
 from analyses.experiment.cluster.shards import Task
 from analyses.experiment.cluster.status import results_digest, status_lines
@@ -72,6 +73,19 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Here:
     monkeypatch.setattr(submitting, "jobs_of", lambda *given: jobs)
     monkeypatch.setattr("analyses.experiment.cluster.status.jobs_of", lambda *given: jobs)
     return jobs
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What each of Slurm's commands prints, and under "asked" the last one that was given."""
+    printed: dict[str, str] = {}
+
+    def run(words: Sequence[str], **given: Any) -> subprocess.CompletedProcess[str]:
+        printed["asked"] = " ".join(words)
+        return subprocess.CompletedProcess(words, 0, printed[words[0]], "")
+
+    monkeypatch.setattr("subprocess.run", run)
+    return printed
 
 
 def give(folder: Path, options: NumbersConfig = NUMBERS, **more: Any) -> list[str]:
@@ -253,6 +267,17 @@ def test_a_process_of_submitits(tmp_path: Path) -> None:
     assert seen
     assert (tmp_path / "made").exists()
     assert jobs.alive([name, "1"]) == {}
+
+
+@pytest.mark.parametrize(("said", "some"), [("(null)\n", 0), ("gpu:a100:4(S:0-1)\n(null)\n", 1)])
+def test_a_gpu_is_asked_for_where_there_are_some(said: str, some: int, tmp_path: Path, slurm: dict[str, str]) -> None:
+    """By what Slurm says of the partition, unless the user says how many, or which device."""
+    slurm["sinfo"] = said
+    for device, given, expected in (("auto", None, some), ("cpu", None, 0), ("cuda:1", None, 1), ("cpu", 3, 3)):
+        config = ClusterConfig(cluster="slurm", gpus=given, partition="main")
+        jobs = SlurmJobs(config, tmp_path, "test", device)
+        assert config.gpus_for(device, jobs.has_gpus) == expected
+    assert slurm["asked"] == "sinfo --noheader --format=%G --partition=main"
 
 
 def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

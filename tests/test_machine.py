@@ -30,8 +30,8 @@ def test_a_model_goes_where_it_fits(gpus) -> None:
 
 def test_a_budget_is_a_share_of_what_is_free_where_least_is(gpus) -> None:
     card, other = torch.device("cuda", 0), torch.device("cuda", 1)
-    assert machine.budget([other]) == int(machine.SHARE * 62 * GB)
-    assert machine.budget([card, other]) == int(machine.SHARE * 12 * GB)
+    assert machine.budget([other]) == 32 * GB  # of 0.7 x 62
+    assert machine.budget([card, other]) == 8 * GB  # of 0.7 x 12
     assert machine.words([other]) == "cuda:1 (A card, 66.6 GB free)"
 
 

@@ -25,6 +25,7 @@ from analyses.experiment.checkpoints import check_device, meta_lens, open_model,
 from analyses.experiment.filler import filler_tokens
 from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.parts import Part, stage
+from analyses.experiment.room import room
 from analyses.experiment.running import Experiment, Progress, commit_facts, model_facts
 from analyses.heads.needle_heads import Look, look
 from analyses.heads.ranking import HeadRanking, ranking_table
@@ -116,7 +117,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
             weights_hash=digest(self.weights),
             job=self.job,
             command=options.command,
-            settings={"memory": self._memory, "device": str(cfg.device)},
+            settings={"memory": options.memory, "device": str(cfg.device)},
             facts={**commit_facts(self.commit, options.revision), **model_facts(cfg)},
         )
 
@@ -125,7 +126,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         options = self.options
         found = folder.take("circuits.safetensors", "circuits", HeadCircuits.load, lambda: circuits(
             self.source, self.tokens, model=options.model, sample_size=options.sample, distances=self.distances,
-            seed=options.seed, memory=self._memory, stage=partial(_kept, folder), progress=progress,
+            seed=options.seed, memory=self._room(folder), stage=partial(_kept, folder), progress=progress,
         ))  # fmt: skip
         rankings = {
             metric: folder.take(f"rankings/{metric}.json", metric, HeadRanking.load, partial(found.ranking, metric))
@@ -134,11 +135,9 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         folder.drop("parts")
         return Found(found, rankings)
 
-    @property
-    def _memory(self) -> int:
+    def _room(self, folder: Folder) -> int:
         """Bytes for compositions."""
-        given = self.options.memory
-        return machine.budget({self.weights.cfg.device}) if given is None else given
+        return room(folder, self.options.memory, {self.weights.cfg.device}).here
 
     def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
         """See `Experiment`: the vocabulary and composition, then each layer; strengths come with the report."""
@@ -146,8 +145,8 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         if folder.stored("circuits.safetensors", "circuits", HeadCircuits.load) is not None:
             return []
         stages = Stages(
-            self.source, self.tokens, None, options.sample, self.distances, options.seed, self._memory,
-            partial(_kept, folder),
+            self.source, self.tokens, None, options.sample, self.distances, options.seed,
+            self._room(folder), partial(_kept, folder),
         )  # fmt: skip
         if wave:
             return [stage(f"layer {n}", partial(_quietly, stages.layer, n)) for n in self.weights.cfg.attention_layers]

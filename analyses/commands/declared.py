@@ -10,6 +10,7 @@ How it fails: see `analyses.experiment`: one line for whatever is wrong, and for
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import types
 from collections.abc import Callable, Generator
@@ -63,8 +64,7 @@ def command(declared: Declared) -> Callable[..., None]:
             given[declared.positional] = tuple(positional)
         words = ["hybridlens", *without_cluster(typed_words.get())]  # of which nothing but where it is run is lost
         options = declared.options(**given, command=shlex.join(words))
-        name = Path(options.model).name[:100] + _ending(declared)
-        folder = Path("results", name) if out is None else out
+        folder = default_folder(options, declared) if out is None else out
         if cluster is None:
             carry_out(declared.load(), options, folder, device, dtype)
         else:
@@ -99,18 +99,30 @@ def carry_out(kind: Any, options: Options, folder: Path, device: str, dtype: str
     from analyses.experiment.checkpoints import placed
     from analyses.experiment.running import conduct
     from hybridlens.model import HybridLens
+    from hybridlens.results.settled import settled
 
     experiment = kind.opened(options, device, dtype)
     memory = getattr(options, "memory", 0)
-    if isinstance(getattr(experiment, "lens", None), HybridLens) and ("auto" in (device, dtype) or memory is None):
-        typer.echo(placed(experiment.lens, memory), err=True)
+
+    def tell() -> None:
+        if isinstance(getattr(experiment, "lens", None), HybridLens) and ("auto" in (device, dtype) or memory is None):
+            typer.echo(placed(experiment.lens, settled(folder, "memory") if memory is None else memory), err=True)
+
     with progress_bar(options.model, kind.unit) as progress:
-        outcome = conduct(experiment, folder, progress)
+        outcome = conduct(experiment, folder, progress, opened=tell)
     for line in outcome.damaged:
         typer.echo(f"damaged and made again: {line}", err=True)
+    for line in outcome.record["remarks"]:
+        typer.echo(line, err=True)
     for line in experiment.table(outcome.result):
         typer.echo(line)
     typer.echo(f"report: {outcome.report}")
+
+
+def default_folder(options: Options, declared: Declared) -> Path:
+    """Where results go: a folder for each model and command, and for each revision that is named."""
+    of = "" if options.revision is None else "@" + re.sub(r"[^\w.-]", "-", options.revision)[:60]
+    return Path("results", f"{Path(options.model).name[:100]}{of}{_ending(declared)}")
 
 
 def _ending(declared: Declared) -> str:

@@ -71,7 +71,7 @@ def placed(lens: HybridLens, memory: int | None) -> str:
 
     Args:
         lens: the model.
-        memory: what was said of that; None for a share of what is free.
+        memory: what was said of that, or is settled; None for a share of what is free.
     """
     devices = machine.devices_of(lens.hf_model)
     most = size(machine.budget(devices) if memory is None else memory)

@@ -267,7 +267,11 @@ def model_facts(cfg: LensConfig) -> dict[str, Any]:
 
 
 def conduct(
-    experiment: Experiment[Any, T], path: Path, progress: Progress | None = None, shards: Sequence[Path] = ()
+    experiment: Experiment[Any, T],
+    path: Path,
+    progress: Progress | None = None,
+    shards: Sequence[Path] = (),
+    opened: Callable[[], object] = lambda: None,
 ) -> Outcome[T]:
     """Make what a folder does not hold yet of an experiment, then its report.
 
@@ -276,6 +280,7 @@ def conduct(
         path: made when it does not exist; a run of the same in it is gone on with.
         progress: see `Progress`; a bar is shown without.
         shards: other folders of the same run, whose work is taken over.
+        opened: called when nothing has been refused, before anything is made.
 
     Raises:
         ResultsError: the folder holds something else, or cannot be used.
@@ -284,6 +289,7 @@ def conduct(
     manifest, expected = experiment.manifest(), experiment.expected()
     try:
         with Folder.open(path, manifest, expected) as folder:
+            opened()
             for shard in shards:
                 folder.adopt(shard)
             result = _run(experiment, folder, progress)

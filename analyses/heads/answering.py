@@ -20,6 +20,7 @@ from typing import cast
 
 from analyses.experiment.options.needles import PromptOptions
 from analyses.experiment.parts import Part, Tell
+from analyses.experiment.room import Room, room
 from analyses.heads.portions import Work, portions
 from analyses.heads.ranking import HeadRanking, check_name
 from analyses.heads.sparsification import check_ranking
@@ -125,6 +126,14 @@ def held(lens: HybridLens, memory: int | None) -> int:
     return machine.budget(machine.devices_of(lens.hf_model)) if memory is None else memory
 
 
+def room_of(lens: HybridLens, store: Run, grid: Grid, options: PromptOptions) -> Room:
+    """What a run's portions are cut by, and what is here; errors as `answer_cells` and `analyses.experiment.room`."""
+    longest = max((len(prompt.tokens) for prompt in grid.values()), default=0) + options.max_new_tokens
+    costs = costs_of(lens.cfg, lens.dtype)
+    on = machine.devices_of(lens.hf_model)
+    return room(store.folder, options.memory, on, lambda found: Budget(costs, found).check(longest))
+
+
 def portions_of(
     lens: HybridLens,
     grid: Grid,
@@ -152,6 +161,7 @@ def answer_cells(
     tally: Callable[[Tally], None] = lambda tally: None,
     rankings: Rankings = NO_RANKINGS,
     moved: Callable[[int], None] = lambda cells: None,
+    here: int | None = None,
 ) -> Iterator[list[Cell]]:
     """Answer and score cells, a portion at a time, each in the order of the grid.
 
@@ -166,6 +176,7 @@ def answer_cells(
         tally: given what reading cost, at the end of each sweep.
         rankings: what the static rankings that cells name stand for.
         moved: told after each batch how many more cells are answered.
+        here: bytes that batches may hold where that is less than `memory`, which portions are cut by.
 
     Raises:
         InputError: a budget too small, prompts that do not fit the model, or a ranking of another model's heads.
@@ -177,7 +188,8 @@ def answer_cells(
         mine = [piece._replace(keys=tuple(key for key in piece.keys if key in wanted)) for piece in portion]
         mine = [piece for piece in mine if piece.keys]
         if mine:
-            cells = _answered(lens, grid, mine, rubrics, max_new_tokens, memory, rows, tally, moved)
+            held_here = memory if here is None else here
+            cells = _answered(lens, grid, mine, rubrics, max_new_tokens, held_here, rows, tally, moved)
             yield sorted(cells, key=lambda cell: place[cell.key])
 
 
@@ -220,14 +232,18 @@ def answer_all(
 
     Errors as `answer_cells` and `Run`.
     """
-    answer = partial(_answer_some, lens, store, grid, rubrics, options, progress, tally, rankings)
-    if store.beside:  # what shards have answered is taken over in the order in which one process answers
-        for keys in _keys_of(lens, grid, options, rankings):
-            store.take_over(keys)
-            if not store.done.issuperset(keys):
-                answer([key for key in keys if key not in store.done])
+    if store.todo:
+        memory = room_of(lens, store, grid, options)
+        answer = partial(_answer_some, lens, store, grid, rubrics, options, memory, progress, tally, rankings)
+        if store.beside:  # what shards have answered is taken over in the order in which one process answers
+            for keys in _keys_of(lens, grid, options, memory, rankings):
+                store.take_over(keys)
+                if not store.done.issuperset(keys):
+                    answer([key for key in keys if key not in store.done])
+        else:
+            answer(store.todo)
     else:
-        answer(store.todo)
+        progress(len(grid), len(grid))
     store.write()
     return store.cells
 
@@ -251,12 +267,14 @@ def answering_parts(
             done += cells
             tell(done)
 
-        limits = (options.max_new_tokens, options.memory, options.batch_size)
-        for cells in answer_cells(lens, grid, lacking, rubrics, *limits, lambda _: None, rankings, moved):
+        limits = (options.max_new_tokens, memory.settled, options.batch_size)
+        quiet = (lambda _: None, rankings, moved, memory.here)
+        for cells in answer_cells(lens, grid, lacking, rubrics, *limits, *quiet):
             store.add(cells)
 
     made: list[Part] = []
-    for index, keys in enumerate(_keys_of(lens, grid, options, rankings)):
+    memory = room_of(lens, store, grid, options)
+    for index, keys in enumerate(_keys_of(lens, grid, options, memory, rankings)):
         wanted = [key for key in keys if key not in store.beside]
         if wanted:
             tokens = sum(len(grid[key].tokens) for key in wanted)
@@ -264,10 +282,12 @@ def answering_parts(
     return made
 
 
-def _keys_of(lens: HybridLens, grid: Grid, options: PromptOptions, rankings: Rankings) -> list[list[CellKey]]:
+def _keys_of(
+    lens: HybridLens, grid: Grid, options: PromptOptions, memory: Room, rankings: Rankings
+) -> list[list[CellKey]]:
     """The cells of each portion, in the grid's order."""
     place = {key: index for index, key in enumerate(grid)}
-    limits = (options.max_new_tokens, options.memory, options.batch_size)
+    limits = (options.max_new_tokens, memory.settled, options.batch_size)
     return [
         sorted((key for piece in portion for key in piece.keys), key=place.__getitem__)
         for portion in portions_of(lens, grid, *limits, rankings)
@@ -280,6 +300,7 @@ def _answer_some(
     grid: Grid,
     rubrics: Mapping[tuple[str, str], niah.Rubric],
     options: PromptOptions,
+    memory: Room,
     progress: Callable[[int, int], None],
     tally: Callable[[Tally], None],
     rankings: Rankings,
@@ -294,8 +315,8 @@ def _answer_some(
         progress(done, len(grid))
 
     moved(0)
-    limits = (options.max_new_tokens, options.memory, options.batch_size)
-    for cells in answer_cells(lens, grid, todo, rubrics, *limits, tally, rankings, moved):
+    limits = (options.max_new_tokens, memory.settled, options.batch_size)
+    for cells in answer_cells(lens, grid, todo, rubrics, *limits, tally, rankings, moved, memory.here):
         store.add(cells)
 
 

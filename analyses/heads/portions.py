@@ -9,8 +9,9 @@ A portion holds whole families, the prompts read under one treatment, whose shar
 families are put together until they fill a batch; one that fills several is cut by the lengths of its prompts, which
 share little more than the trunk.
 
-How it fails: it does not. Batches depend on the model's sizes, the memory and the rows allowed, and so do portions:
-cells are equal to the last bit between runs of equal settings on equal machines, else to rounding.
+How it fails: it does not. Batches depend on the model's sizes, the memory and the rows allowed, and so do portions;
+the memory is settled once for a run (`analyses.experiment.room`). Cells are equal to the last bit between runs that
+settled the same, on machines that compute the same; else to rounding.
 """
 
 from __future__ import annotations

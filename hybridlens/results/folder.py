@@ -13,9 +13,7 @@ How it fails: a folder that holds another run, that another process is writing, 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +23,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from hybridlens.errors import HybridLensError, ResultsError
 from hybridlens.results.cells import Cell, CellKey
 from hybridlens.results.files import read_good
+from hybridlens.results.locks import locked
 from hybridlens.results.provenance import clear_parts, hash_json, read_json, share_file, usable
 from hybridlens.results.record import (
     FORMAT,
@@ -41,6 +40,7 @@ from hybridlens.results.record import (
     started,
     write_record,
 )
+from hybridlens.results.settled import settle_among, settled
 
 
 @runtime_checkable
@@ -64,12 +64,16 @@ class Folder:
         fingerprint: digest of what makes two runs the same.
         damaged: one line for everything stored that could not be trusted.
         begun: whether this session has written anything.
+        whole: of a shard's folder, the folder of the run that it is a share of; None for a run's own.
         beside: cells of adopted folders, which a `Run` may take over.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, expected: Mapping[CellKey, str] | None) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, expected: Mapping[CellKey, str] | None, whole: Path | None = None
+    ) -> None:
         self.path = path
         self.manifest = manifest
+        self.whole = whole
         self.damaged: list[str] = []
         self._compared = compared_values(manifest, expected)
         self.fingerprint = fingerprint_of(self._compared)
@@ -85,13 +89,20 @@ class Folder:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, manifest: Manifest, expected: Mapping[CellKey, str] | None = None) -> Generator[Folder]:
+    def open(
+        cls,
+        path: Path,
+        manifest: Manifest,
+        expected: Mapping[CellKey, str] | None = None,
+        whole: Path | None = None,
+    ) -> Generator[Folder]:
         """A run in `path`: a new one, or the one that is there. One process at a time can hold a folder.
 
         Args:
             path: made when it does not exist.
             manifest: what the run is.
             expected: key -> prompt hash of the run's cells, where it has some.
+            whole: see the class.
 
         Raises:
             ResultsError: the folder's run had other arguments, another process holds it, it holds something else, or
@@ -103,7 +114,7 @@ class Folder:
         with usable(path):
             path.mkdir(parents=True, exist_ok=True)
         with locked(path):
-            folder = cls(path, manifest, expected)
+            folder = cls(path, manifest, expected, whole)
             folder._refuse_a_stranger()
             if folder.known:
                 clear_parts(path)
@@ -170,6 +181,32 @@ class Folder:
         if record != self._written:
             write_record(self.path, record)
             self._written = record
+
+    def settle(self, name: str, given: int | None, find: Callable[[], int]) -> int:
+        """A setting that is fixed once for the whole run, in all sessions and shards (`hybridlens.results.settled`).
+
+        Args:
+            name: its name.
+            given: what the user says, which counts from now on; None where nothing is said.
+            find: what it is where nothing has been said or settled yet.
+
+        Raises:
+            ResultsError: it cannot be written.
+        """
+        value = given
+        if value is None and self.whole is not None:
+            value = settle_among(self.whole, name, find)
+        elif value is None:
+            value = settled(self.path, name)
+            value = find() if value is None else value
+        if self.begin().settled.get(name) != value:
+            self.note(settled={**self.begin().settled, name: value})
+        return value
+
+    def remark(self, line: str) -> None:
+        """Keep what a reader of the results has to know of how they were made, once."""
+        if self._record is None or line not in self._record.remarks:
+            self.note(remarks=[*self.begin().remarks, line])
 
     def doubt(self, line: str) -> None:
         """Name something stored that cannot be trusted."""
@@ -275,6 +312,8 @@ class Folder:
                 found[name] = stated
         if found:
             self.note(artefacts={**self._listed, **found})
+        for line in record.remarks:
+            self.remark(line)
 
     def agree(self, values: Mapping[str, Any]) -> None:
         """Fix what names stand for in a run that grows: a later session may bring other names, but no other value.
@@ -329,31 +368,3 @@ def _signs(folder: Path) -> tuple[str, ...]:
 def _digest(path: Path) -> str:
     with usable(path):
         return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@contextmanager
-def locked(
-    folder: Path, refusal: str = "is being written by another process; wait for it, or give another --out folder"
-) -> Generator[None]:
-    """Hold a folder for this process; a process that ends lets go of it.
-
-    Args:
-        folder: that exists.
-        refusal: what is said of one that another process holds.
-
-    Raises:
-        ResultsError: another process holds it.
-    """
-    with usable(folder):
-        handle = os.open(folder, os.O_RDONLY)
-    try:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ResultsError(f"{folder} {refusal}") from error
-        yield
-    finally:
-        os.close(handle)

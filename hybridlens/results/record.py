@@ -80,7 +80,9 @@ class Record(Manifest):
     """What `run.json` holds: what the run is, how far it has come, and what else its folder holds.
 
     `compared` is what has to be equal to go on, by the names that the user knows; `damaged` has a line for everything
-    that was found damaged and made again; `cells` is None for a run without. Times are in UTC.
+    that was found damaged and made again; `settled` has the settings that were fixed once for the whole run, and
+    `remarks` a line for what a reader of the results has to know of how they were made; `cells` is None for a run
+    without. Times are in UTC.
     """
 
     format: int = FORMAT
@@ -92,6 +94,8 @@ class Record(Manifest):
     sessions: list[Session]
     damaged: list[str]
     artefacts: dict[str, Listed]
+    settled: dict[str, int] = field(default_factory=dict[str, int])
+    remarks: list[str] = field(default_factory=list[str])
     cells: int | None = None
     cells_done: int | None = None
 
@@ -211,6 +215,8 @@ def started(old: Record | None, manifest: Manifest, compared: dict[str, Any]) ->
         sessions=[*(old.sessions if old else ()), session],
         damaged=list(old.damaged) if old else [],
         artefacts=dict(old.artefacts) if old else {},
+        settled=dict(old.settled) if old else {},
+        remarks=list(old.remarks) if old else [],
     )
 
 

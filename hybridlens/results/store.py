@@ -1,8 +1,9 @@
 """A run's cells: what is done, and going on where it stopped.
 
-Finished cells are appended to `cells.jsonl`, a batch at a time and flushed to the disk; a kill at any moment costs at
-most the batch being written. `cells.parquet` is the table for readers, written whole whenever a run is closed. The two
-back each other up: a cell counts as done when either holds a good copy.
+Finished cells are appended to `cells.jsonl`, as many at a time as are given, and flushed to the disk; a kill at any
+moment costs at most those that were not given yet: experiments give a portion of their grid at a time. `cells.parquet`
+is the table for readers, written whole whenever a run is closed. The two back each other up: a cell counts as done
+when either holds a good copy.
 
 A run has one grid. A study (`Manifest.growing`) may be opened with another grid each time: cells of earlier sessions
 that are not in it stay where they are.
@@ -151,11 +152,11 @@ class Run:
         self.folder.note(cells=len(self.expected.keys() | self._good.keys()), cells_done=len(self._good))
 
     def add(self, cells: Sequence[Cell]) -> None:
-        """Store a batch of finished cells; when this returns, they are on the disk.
+        """Store some finished cells; when this returns, they are on the disk.
 
         Raises:
-            ResultsError: a cell is not of this grid, is of another prompt, or holds an impossible value; none of the
-                batch is stored then. Or the disk refuses it.
+            ResultsError: a cell is not of this grid, is of another prompt, or holds an impossible value; none of
+                them is stored then. Or the disk refuses it.
         """
         for cell in cells:
             wanted = self.expected.get(cell.key)

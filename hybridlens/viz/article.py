@@ -83,12 +83,14 @@ def _provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield "seed", record.get("seed")
     yield from ((name.replace("_", "-"), value) for name, value in record.get("arguments", {}).items())
     yield from (record.get("growing") or {}).items()
-    yield from ((name.replace("_", "-"), value) for name, value in sessions[-1].get("settings", {}).items())
+    settings = {**sessions[-1].get("settings", {}), **record.get("settled", {})}
+    yield from ((name.replace("_", "-"), value) for name, value in settings.items())
     yield "started", record.get("created")
     yield "finished", record.get("finished") or "not yet"
     yield "python", machine.get("python")
     yield "platform", machine.get("platform")
     yield "packages", ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    yield from (("note", line) for line in record.get("remarks", []))
     yield from (("damaged, mended", line) for line in record.get("damaged", []))
 
 

@@ -6,6 +6,7 @@ made into DIR and runs the ordinary command there, which finds its work done, or
 report. So the results are those of one process, and a job that is killed, or queued again, goes on with what it has.
 
     DIR/shards/plan.json        what is shared, and the job of each shard; written by whoever submits
+    DIR/shards/settled-memory.json   the memory that work is cut by, as the first shard has settled it for all
     DIR/shards/K/progress.json  how far shard K is, or what it failed of; written by its job
     DIR/shards/K/log            what it printed
     DIR/shards/merge/           the same of the last job

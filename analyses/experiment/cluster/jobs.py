@@ -99,7 +99,7 @@ class SlurmJobs(Jobs):
             "slurm_array_parallelism": config.array_parallelism or len(tasks),
             "name": self.title,
             "slurm_partition": config.partition,
-            "gpus_per_node": config.gpus_for(self.device) or None,
+            "gpus_per_node": config.gpus_for(self.device, self.has_gpus) or None,
             "mem_gb": None if config.mem is None else config.mem / 2**30,
         }
         with _refused("Slurm"):
@@ -108,6 +108,15 @@ class SlurmJobs(Jobs):
             with executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
             return [job.job_id for job in jobs]
+
+    def has_gpus(self) -> bool:
+        """Whether Slurm knows of GPUs in the partition; False where it does not answer."""
+        of = [] if self.config.partition is None else [f"--partition={self.config.partition}"]
+        try:
+            asked = ["sinfo", "--noheader", "--format=%G", *of]
+            return "gpu" in subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            return False
 
     def alive(self, jobs: Sequence[str]) -> Mapping[str, str]:
         """See `Jobs`; a cancelled job is known for some minutes."""
@@ -143,8 +152,9 @@ class LocalJobs(Jobs):
         self._running: dict[int, Any] = {}
 
     def submit(self, tasks: Sequence[Call]) -> list[str]:
-        """See `Jobs`; each has GPUs of its own."""
-        gpus = self.config.gpus_for(self.device)
+        """See `Jobs`; each has GPUs of its own while there are enough, and shares them where there are more jobs."""
+        there = _gpus()
+        gpus = self.config.gpus_for(self.device, lambda: bool(there))
         names: list[str] = []
         for task in tasks:
             self._running = {slot: job for slot, job in self._running.items() if not job.done()}
@@ -155,7 +165,7 @@ class LocalJobs(Jobs):
                     timeout_min=YEAR if self.limit is None else self.limit / 60,
                     signal_delay_s=self.delay,
                     gpus_per_node=gpus,
-                    visible_gpus=tuple(range(slot * gpus, (slot + 1) * gpus)),
+                    visible_gpus=tuple(n % max(1, there) for n in range(slot * gpus, (slot + 1) * gpus)),
                 )
                 job = executor.submit(task)
             self._running[slot] = job
@@ -221,6 +231,13 @@ def _unheard() -> Generator[None]:
     finally:
         for number, handler in zip(heard, before, strict=True):
             signal.signal(number, handler)
+
+
+def _gpus() -> int:
+    """How many GPUs this machine has."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _runs(process: int) -> bool:

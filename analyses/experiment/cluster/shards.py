@@ -159,7 +159,7 @@ class Shard(Task):
         """
         manifest, expected = experiment.manifest(), experiment.expected()
         Folder(self.folder, manifest, expected)  # refuses another run
-        with Folder.open(place_of(self.folder, self.name), manifest, expected) as folder:
+        with Folder.open(place_of(self.folder, self.name), manifest, expected, self.folder) as folder:
             folder.adopt(self.folder)
             for shard in range(self.shards):
                 if shard != self.shard:
@@ -179,6 +179,8 @@ class Shard(Task):
                     report.done_before, report.began = done, time.time()
                 self.tell(report, done, at_once=True)
                 print(f"{time.strftime('%H:%M:%S')} {part.name}: {done} of {report.total}", flush=True)
+            for line in folder.record["remarks"]:
+                print(line, flush=True)
 
 
 @dataclass
@@ -207,7 +209,7 @@ class Merge(Task):
         outcome = conduct(experiment, self.folder, progress, shards)
         damaged = [f"damaged and made again: {line}" for line in outcome.damaged]
         report.done = report.total
-        report.said = [*damaged, *experiment.table(outcome.result)]
+        report.said = [*damaged, *outcome.record["remarks"], *experiment.table(outcome.result)]
         print("\n".join(report.said), flush=True)
 
 

@@ -7,8 +7,10 @@ raises `ResultsError`.
 from __future__ import annotations
 
 import time
-from datetime import timedelta
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from analyses.experiment.cluster.jobs import jobs_of
 from analyses.experiment.cluster.plan import LOG, MERGE, Plan, Report, place_of, read_plan, read_report
@@ -16,6 +18,8 @@ from analyses.experiment.options.cluster import ClusterConfig
 from analyses.experiment.text import columns
 from hybridlens.results import hash_json, read_run
 from hybridlens.results.cells import FIELDS
+from hybridlens.results.files import JOURNAL
+from hybridlens.results.locks import is_locked
 from hybridlens.results.record import RECORD
 from hybridlens.viz.article import REPORT
 
@@ -40,11 +44,27 @@ def _whole(folder: Path) -> list[str]:
     found = read_run(folder)
     record = found.record
     cells = record.get("cells")
-    held = "" if cells is None else f", {len(found.cells)} of {cells} cells"
-    lines = [f"{record['job']} of {record['model']}: {record['status']}{held}"]
+    held = "" if cells is None else f", {len(found.cells)} of {cells} cells done"
+    stopped = record["status"] == "running" and not is_locked(folder)
+    word = "stopped, and goes on with the same command" if stopped else record["status"]
+    left = None if stopped or record["status"] != "running" else _time_left(folder, record, len(found.cells))
+    about = "" if left is None else f"; about {_words(left)} left"
+    lines = [f"{record['job']} of {record['model']}: {word}{held}{about}", *record["remarks"]]
     if record["status"] == "complete":
         lines += [f"report: {folder / REPORT}", f"results, but for times: sha256 {results_digest(folder)}"]
     return lines
+
+
+def _time_left(folder: Path, record: Mapping[str, Any], done: int) -> float | None:
+    """Seconds that a run of cells has still to go, at the pace of its session; None where that is not known yet."""
+    journal = folder / JOURNAL
+    if record["cells"] is None or done >= record["cells"] or not journal.exists():
+        return None
+    told, began = journal.stat().st_mtime, datetime.fromisoformat(record["sessions"][-1]["started"]).timestamp()
+    made = done - record["cells_done"]  # which a session writes when it begins, and when it ends
+    if made <= 0 or told <= began:
+        return None
+    return max(0.0, (record["cells"] - done) * (told - began) / made - (time.time() - told))
 
 
 def results_digest(folder: Path) -> str:

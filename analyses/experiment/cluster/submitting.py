@@ -33,9 +33,10 @@ from analyses.experiment.options.base import Options
 from analyses.experiment.options.cluster import ClusterConfig
 from analyses.experiment.parts import loaded
 from hybridlens.errors import InputError, ResultsError
-from hybridlens.results.folder import locked
+from hybridlens.results.locks import locked
 from hybridlens.results.provenance import SHARDS, usable
 from hybridlens.results.record import read_record
+from hybridlens.results.settled import forget
 from hybridlens.viz.article import REPORT
 
 FUTILE = 2
@@ -91,6 +92,7 @@ def submit(
     with locked(folder / SHARDS, "already has a process that submits its jobs; wait for it, or stop it"):
         plan = read_plan(folder)
         if plan is None or plan.complete:
+            forget(folder)
             plan = Plan(
                 asked=wanted, experiment=experiment, job=kind.job, model=options.model, command=options.command,
                 cluster=str(config.cluster), shards=config.shards, waves=kind.waves,

@@ -6,7 +6,7 @@ How it fails: see `analyses.experiment.options.base`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -32,7 +32,10 @@ class ClusterConfig(Checked):
         None, ge=1, le=1000, description="With --cluster: jobs that share the work; 8, or as many as processors."
     )
     gpus: int | None = Field(
-        None, ge=0, le=1024, description="With --cluster: GPUs of each job; one where --device is cuda."
+        None,
+        ge=0,
+        le=1024,
+        description="With --cluster: GPUs of each job; one where --device is cuda, or auto and there are some.",
     )
     time: float | None = Field(
         None,
@@ -61,9 +64,16 @@ class ClusterConfig(Checked):
             return self.jobs
         return JOBS if self.cluster == "slurm" else min(JOBS, os.cpu_count() or 1)
 
-    def gpus_for(self, device: str) -> int:
-        """GPUs of each job."""
-        return (device.startswith("cuda") or device == "auto") if self.gpus is None else self.gpus
+    def gpus_for(self, device: str, has_some: Callable[[], bool]) -> int:
+        """GPUs of each job.
+
+        Args:
+            device: for each job, as typed.
+            has_some: whether there are GPUs where jobs run; asked where the device is "auto".
+        """
+        if self.gpus is not None:
+            return self.gpus
+        return int(device.startswith("cuda") or (device == "auto" and has_some()))
 
 
 def cluster_of(given: Mapping[str, Any]) -> ClusterConfig | None:
