@@ -13,7 +13,7 @@ import inspect
 import shlex
 import types
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -24,11 +24,16 @@ from pydantic.fields import FieldInfo
 from analyses.experiment.options.base import Options, flag
 from analyses.experiment.options.cluster import ClusterConfig, cluster_of, without_cluster
 from analyses.experiment.parts import loaded
+from hybridlens.effort import Effort, watching
+from hybridlens.progress import words
 
 MODEL = "An embedded model (see `hybridlens models`), a folder, or a hub id."
 REVISION = str(Options.model_fields["revision"].description)
 DEVICE = "cpu, cuda, cuda:N, mps; auto for the GPU with room for the model, all of them, or the CPU."
 DTYPE = "float32, bfloat16 or float16; auto for the checkpoint's."
+
+SPEED = 600.0
+"""Seconds over which the time left is judged by."""
 
 typed_words: ContextVar[tuple[str, ...]] = ContextVar("typed_words", default=())
 """What stands after the command's name, for the record of a run."""
@@ -110,15 +115,28 @@ def _ending(declared: Declared) -> str:
 
 @contextmanager
 def progress_bar(title: str, unit: str) -> Generator[Callable[[int, int], None]]:
-    """A bar to report (done, total) to; none where standard error is no terminal."""
+    """A bar to report (done, total) to, which moves with every layer of a pass; none where there is no terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[words]}"))
+    off = not console.is_terminal
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeLeft(), console=console, disable=off, speed_estimate_period=SPEED
+    ) as bar:
+        task = bar.add_task(title, total=None, words="")
+
+        def show(effort: Effort) -> None:
+            if effort.what and effort.what != bar.tasks[0].description:
+                bar.reset(task, description=effort.what)
+            total = None if effort.total is None else 1.0
+            bar.update(task, completed=effort.share, total=total, words=words(effort, unit))
+
+        effort = Effort(show)
+        with nullcontext() if off else watching(effort):
+            yield effort.tell
 
 
 def _option(name: str, annotation: Any, default: Any, help_text: str) -> inspect.Parameter:

@@ -6,6 +6,7 @@ memory. What a treatment does is said by a `Treating`; nothing here knows any ex
 """
 
 from hybridlens.engine.budget import Budget, Costs, costs_of, in_words, parse_memory
+from hybridlens.engine.foreseeing import Foreseeing
 from hybridlens.engine.reading import Tally
 from hybridlens.engine.sweep import Answered, Sweep
 from hybridlens.engine.tree import distinct_prefixes
@@ -16,6 +17,7 @@ __all__ = [
     "Answered",
     "Budget",
     "Costs",
+    "Foreseeing",
     "Job",
     "Spans",
     "Sweep",

@@ -9,6 +9,7 @@ Then, each step and each side in a process of its own, watched from outside (`wa
   the library's `generate`, a cell at a time, with plain hooks where heads are silenced (`plain`);
 * ``circuits``: the command, nothing of the files in memory before: what is read of the disk, against the files' size.
 
+Seconds are those of the clock, and in brackets those of processors, which other work on the machine changes less.
 What a step gave is kept beside the checkpoints and not measured again without ``--again``. `longest silence` is how
 long a command's terminal showed nothing new. The library has no counterpart to circuits.
 """
@@ -37,7 +38,8 @@ from tests.benchmarks.watching import GB, Watched, forgotten, watched
 
 STEPS = ("load", "500", "4096", "fig2", "circuits")
 SIDES = ("ours", "theirs")
-HEAD = ("model", "step", "ours, s", "theirs, s", "times faster", "ours, GB held", "theirs, GB held", "what else")
+HEAD = ("model", "step", "ours, s (of processors)", "theirs, s", "times faster", "ours, GB held", "theirs, GB held",
+        "what else")  # fmt: skip
 SHARE = 0.6
 """Of the memory that is free, what a checkpoint may be, as experts are chosen."""
 
@@ -84,7 +86,7 @@ def command(place: Place, *arguments: str) -> tuple[Watched, Path]:
 def told(seen: Watched) -> dict[str, Any]:
     """What was seen of a command."""
     return {
-        "seconds": seen.seconds, **seen.held._asdict(), "first": seen.first, "silence": seen.silence,
+        "seconds": seen.seconds, "cpu": seen.cpu, **seen.held._asdict(), "first": seen.first, "silence": seen.silence,
         "read": seen.read,
     }  # fmt: skip
 
@@ -129,7 +131,7 @@ def rows(place: Place) -> list[list[str]]:
             made.append(_of_command(place, step, mine, other))
             continue
         for phase in dict.fromkeys(name for side in (mine, other) for name in side.get("phases", {})):
-            if phase == "load" and step != "load":
+            if phase == "import" or (phase == "load" and step != "load"):
                 continue
             a = mine.get("phases", {}).get(phase, {})
             b = other.get("phases", {}).get("answer" if phase != "load" else phase, {})
@@ -163,8 +165,9 @@ def _of_command(place: Place, step: str, mine: dict[str, Any], other: dict[str, 
 
 
 def _row(place: Place, what: str, mine: dict[str, Any], other: dict[str, Any], said: str) -> list[str]:
-    faster = f"{other['seconds'] / mine['seconds']:.2f}" if mine and other else "–"
-    seconds = [f"{side['seconds']:.1f}" if side else "–" for side in (mine, other)]
+    ratios = [f"{other[of] / mine[of]:.2f}" for of in ("seconds", "cpu")] if mine and other else []
+    faster = f"{ratios[0]} ({ratios[1]})" if ratios else "–"
+    seconds = [f"{side['seconds']:.1f} ({side['cpu']:.1f})" if side else "–" for side in (mine, other)]
     held = [f"{side['anonymous']:.2f} + {side['mapped']:.2f} mapped" if side else "–" for side in (mine, other)]
     return [place.name, what, *seconds, faster, *held, said]
 

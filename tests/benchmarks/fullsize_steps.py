@@ -102,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--length", type=int)
     parser.add_argument("--new", type=int, default=0)
     options = parser.parse_args(arguments)
+    say("import")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if options.side == "fig2":

@@ -52,6 +52,8 @@ class Watched(NamedTuple):
     """What was seen."""
 
     seconds: float
+    cpu: float
+    """Seconds of processors, which other work on the machine changes less."""
     held: Held
     """Most at any time."""
     first: float
@@ -59,7 +61,7 @@ class Watched(NamedTuple):
     silence: float
     """The longest, in seconds, from one thing shown to the next or to the end."""
     phases: dict[str, dict[str, Any]]
-    """What the process said of each, with its "seconds", "anonymous" and "mapped" (most held, GB)."""
+    """What the process said of each, with "seconds", "cpu", "anonymous" and "mapped" (most held, GB)."""
     said: str
     """All that it wrote to standard output."""
     shown: str
@@ -88,13 +90,13 @@ def watched(command: Sequence[str], environment: Mapping[str, str] | None = None
     first, silence, said, shown = -1.0, 0.0, b"", b""
     most = phase = Held(0.0, 0.0)
     phases: dict[str, dict[str, Any]] = {}
-    pending, read, open_ends = b"", 0, {out, ours}
+    pending, read, cpu, cpu_before, open_ends = b"", 0, 0.0, 0.0, {out, ours}
     while open_ends:
         ready, _, _ = select.select(list(open_ends), [], [], EVERY)
         now = time.perf_counter()
         seen = Held.of(process.pid)
         most, phase = most.most(seen), phase.most(seen)
-        read = max(read, _read_by(process.pid))
+        read, cpu = max(read, _read_by(process.pid)), max(cpu, _cpu_of(process.pid))
         for end in ready:
             data = _read(end)
             if not data:
@@ -109,8 +111,9 @@ def watched(command: Sequence[str], environment: Mapping[str, str] | None = None
                 for line in lines:
                     told = _phase(line)
                     if told is not None:
-                        phases[told.pop("phase")] = {"seconds": now - before, **phase._asdict(), **told}
-                        before, phase = now, seen
+                        took = {"seconds": now - before, "cpu": cpu - cpu_before, **phase._asdict()}
+                        phases[str(told["phase"])] = took | told
+                        before, cpu_before, phase = now, cpu, seen
     status = process.wait()
     os.close(ours)
     process.stdout.close()
@@ -120,7 +123,7 @@ def watched(command: Sequence[str], environment: Mapping[str, str] | None = None
     if status:
         sys.stderr.write(text)
         raise ProcessFailedError(f"{' '.join(command)} ended with {status}: {text.strip()[-400:]}")
-    return Watched(seconds, most, first if first >= 0 else seconds, silence, phases, said.decode(), text, read)
+    return Watched(seconds, cpu, most, first if first >= 0 else seconds, silence, phases, said.decode(), text, read)
 
 
 def _read(end: int) -> bytes:
@@ -128,6 +131,15 @@ def _read(end: int) -> bytes:
         return os.read(end, 1 << 16)
     except OSError:  # a terminal whose other end is closed
         return b""
+
+
+def _cpu_of(process: int) -> float:
+    """Seconds of processors that a process has had; of none, nothing."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _read_by(process: int) -> int:
