@@ -61,6 +61,8 @@ class Effort:
         self._ahead: tuple[Ahead, ...] = ()
         self._since = 0.0
         """Work since the part in hand began."""
+        self._within = 0.0
+        """How much of the stage in hand is done, where it was said."""
         self._share = 0.0
         if what:
             self._show(self)
@@ -69,7 +71,14 @@ class Effort:
         """So many stages are over, of so many."""
         if self._part(done) != self._part(self.done):
             self._since = 0.0
+        if done != self.done:
+            self._within = 0.0
         self.done, self.total = done, total
+        self._show(self)
+
+    def within(self, share: float) -> None:
+        """So much of the stage in hand is done, 0 … 1: of one of which nothing was foreseen."""
+        self._within = min(share, 1.0)
         self._show(self)
 
     def foresee(self, ahead: Sequence[Ahead]) -> None:
@@ -90,7 +99,10 @@ class Effort:
         foreseen, work = sum(one.stages for one in self._ahead), sum(one.work for one in self._ahead)
         each = work / foreseen if work else 1.0  # of what was not foreseen
         whole = work + each * max(0, self.total - foreseen)
-        done = each * (min(self.done, self._first) + max(0, self.done - self._first - foreseen))
+        others = min(self.done, self._first) + max(0, self.done - self._first - foreseen)
+        if self.done < self.total and not self._first <= self.done < self._first + foreseen:
+            others += self._within
+        done = each * others
         at = self._first
         for one in self._ahead:
             inside = min(max(self.done - at, 0), one.stages)
@@ -141,6 +153,19 @@ def foresee(ahead: Sequence[Ahead]) -> None:
     effort = _LOOKING.get()
     if effort is not None:
         effort.foresee(ahead)
+
+
+def pieces(n: int) -> Callable[[], None]:
+    """To be called whenever another of `n` pieces of the stage in hand is done."""
+    effort, done = _LOOKING.get(), 0
+
+    def another() -> None:
+        nonlocal done
+        done += 1
+        if effort is not None:
+            effort.within(done / n)
+
+    return another
 
 
 def turn_to(what: str) -> None:

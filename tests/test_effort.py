@@ -2,12 +2,15 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models import make
 
 import hybridlens as hl
+from analyses.circuits import circuits
 from analyses.experiment.running import conduct
+from analyses.heads.answering import Treated
 from analyses.study import niah
 from hybridlens import tiny
 from hybridlens.effort import LEAST, Ahead, Effort, foresee, layer_done, watched, watching
@@ -64,6 +67,17 @@ def test_what_was_done_before_and_what_nobody_foresaw_count_as_the_mean() -> Non
     assert (effort.what, effort.share) == ("report", 0.0)
 
 
+def test_circuits_move_within_their_stages() -> None:
+    """A stage that goes through the vocabulary, a layer's heads or pairs of layers is no single jump."""
+    effort, shares = recorder()
+    lens = hl.HybridLens(make("recurrentgemma", 3))
+    with watching(effort):
+        circuits(lens, sample_size=2, progress=effort.tell)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert len(shares) > 3 * (effort.total or 0)
+
+
 def test_nobody_looking_costs_nothing() -> None:
     """Nothing is kept of what is told then."""
     foresee([Ahead(1, 1.0)])
@@ -72,29 +86,13 @@ def test_nobody_looking_costs_nothing() -> None:
     assert (effort.tokens, shares) == (0.0, [])
 
 
-class Untouched:
-    """Treatments that do nothing."""
-
-    def edits(self, *_: object) -> list[hl.Edit]:
-        return []
-
-    def together(self, treatment: object) -> object:
-        return treatment
-
-    def causal(self, treatment: object) -> bool:
-        return True
-
-    def places(self, treatment: object) -> bool:
-        return False
-
-
 def test_a_sweep_takes_what_was_foreseen() -> None:
     """Prompts that share a beginning: read tokens and answering steps add up to the forecast where none ends early."""
     lens = hl.HybridLens(make("recurrentgemma", 3))
     shared = (5, 6, 7, 8) * 10
     jobs = [Job((*shared, *(9, 10) * (5 * n)), None, None) for n in range(1, 4)]
-    sweep = Sweep(lens, Untouched(), max_new_tokens=6)
-    forecast = Foreseeing(Untouched(), sweep.budget, "last_prompt_token", 6).work(jobs)
+    sweep = Sweep(lens, Treated(lens), max_new_tokens=6)
+    forecast = Foreseeing(Treated(lens), sweep.budget, "last_prompt_token", 6).work(jobs)
     # trunk 40, then the longest branch's 30 (10 and 20 lie on its way), each but its last token; one batch of answers
     assert forecast == 40 + 29 + 6 * LEAST
     effort, shares = recorder()
@@ -112,7 +110,8 @@ def test_a_command_moves_in_small_steps_through_cells_and_report(tmp_path: Path)
     """Few cells of long prompts: no large jump while they are read and answered, and the report moves as well."""
     name = tiny.names()[0]
     lens = hl.load(name)
-    options = niah.NiahConfig(model=name, lengths=(200,), depths=(0, 50), heads=(2, 8), control=False, max_new_tokens=2)
+    lists: dict[str, Any] = {"lengths": (200,), "depths": (0, 50), "heads": (2, 8)}
+    options = niah.NiahConfig(model=name, control=False, max_new_tokens=2, **lists)
     shown: list[tuple[str, float]] = []
     effort = Effort(lambda now: shown.append((now.what, now.share)))
     with watching(effort):

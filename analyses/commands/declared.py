@@ -25,7 +25,7 @@ from analyses.experiment.options.base import Options, flag
 from analyses.experiment.options.cluster import ClusterConfig, cluster_of, without_cluster
 from analyses.experiment.parts import loaded
 from hybridlens.effort import Effort, watching
-from hybridlens.progress import words
+from hybridlens.progress import wanted, words
 
 MODEL = "An embedded model (see `hybridlens models`), a folder, or a hub id."
 REVISION = str(Options.model_fields["revision"].description)
@@ -71,7 +71,7 @@ def command(declared: Declared) -> Callable[..., None]:
         name = Path(options.model).name[:100] + _ending(declared)
         folder = Path("results", name) if out is None else out
         if cluster is None:
-            carry_out(declared.load(), options, folder, device, dtype)
+            carry_out(declared, options, folder, device, dtype)
         else:
             from analyses.experiment.cluster.submitting import submit
 
@@ -88,8 +88,11 @@ def command(declared: Declared) -> Callable[..., None]:
     return call
 
 
-def carry_out(kind: Any, options: Options, folder: Path, device: str, dtype: str) -> None:
+def carry_out(declared: Declared, options: Options, folder: Path, device: str, dtype: str) -> None:
     """Run an experiment, with a bar that shows how far it is, and print what came out."""
+    if wanted():
+        typer.echo(f"opening {options.model}", err=True)  # before what takes its time to be imported
+    kind = declared.load()
     from analyses.experiment.checkpoints import placed
     from analyses.experiment.running import conduct
     from hybridlens.model import HybridLens

@@ -191,7 +191,7 @@ def _ahead(
 ) -> list[Ahead]:
     """The cells of each portion, and the work that they take."""
     treating, budget = Treated(lens), Budget(costs_of(lens.cfg, lens.dtype), memory, rows)
-    by = {one: Foreseeing(treating, budget, cast(Boundary, one), max_new_tokens) for one in BOUNDARIES}
+    by = {one: Foreseeing(treating, budget, one, max_new_tokens) for one in BOUNDARIES}
     return [
         Ahead(sum(len(piece.keys) for piece in mine), by[mine[0].boundary].work([piece.job for piece in mine]))
         for mine in left

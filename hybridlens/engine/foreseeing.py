@@ -28,7 +28,8 @@ class Foreseeing:
     """
 
     def __init__(self, treating: Treating, budget: Budget, boundary: Boundary, max_new_tokens: int) -> None:
-        self.treating, self.budget, self.boundary = treating, budget, boundary
+        self.treating, self.budget = treating, budget
+        self.boundary: Boundary = boundary
         self.max_new_tokens = max_new_tokens
         self._known: dict[Prompts, int] = {}
         """Distinct tokens of prompts, which many treatments read."""

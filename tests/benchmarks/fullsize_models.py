@@ -91,7 +91,7 @@ def fields_of(name: str, smallest: bool = False, experts: int | None = None) -> 
     return fields | ({"num_experts": experts} if experts is not None and "num_experts" in fields else {})
 
 
-def written(folder: Path, name: str, fields: dict[str, Any], moved: Callable[[int], None]) -> Path:
+def written(folder: Path, name: str, fields: dict[str, Any], moved: Callable[[int], object]) -> Path:
     """The checkpoint's folder, made where it is not there yet or is of another configuration.
 
     Args:
