@@ -2,7 +2,7 @@
 
 The process says what it has done in lines of JSON on standard output, each with a "phase"; what was measured since the
 line before belongs to that phase. Standard error is a terminal to it, so that its progress bars are what a user sees:
-a silence is time without anything new there.
+a silence is time in which nothing but clocks goes on there.
 
 Memory is what Linux says of the process every `EVERY` seconds: anonymous pages, which are the process's own, and pages
 of mapped files, which the system takes back when it wants to. How it fails: a peak between two looks is not seen.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def watched(command: Sequence[str], environment: Mapping[str, str] | None = None
     os.close(theirs)
     assert process.stdout is not None
     out = process.stdout.fileno()
-    first, silence, said, shown = -1.0, 0.0, b"", b""
+    first, silence, said, shown, last = -1.0, 0.0, b"", b"", ""
     most = phase = Held(0.0, 0.0)
     phases: dict[str, dict[str, Any]] = {}
     pending, read, cpu, cpu_before, open_ends = b"", 0, 0.0, 0.0, {out, ours}
@@ -104,7 +105,8 @@ def watched(command: Sequence[str], environment: Mapping[str, str] | None = None
             elif end == ours:
                 shown += data
                 first = now - began if first < 0 else first
-                silence, shown_at = max(silence, now - shown_at), now
+                if (news := without_clock(data.decode(errors="replace"))) != last:
+                    last, silence, shown_at = news, max(silence, now - shown_at), now
             else:
                 said += data
                 *lines, pending = (pending + data).split(b"\n")
@@ -124,6 +126,11 @@ def watched(command: Sequence[str], environment: Mapping[str, str] | None = None
         sys.stderr.write(text)
         raise ProcessFailedError(f"{' '.join(command)} ended with {status}: {text.strip()[-400:]}")
     return Watched(seconds, cpu, most, first if first >= 0 else seconds, silence, phases, said.decode(), text, read)
+
+
+def without_clock(text: str) -> str:
+    """What a terminal is told, but for times, rates, colours and places."""
+    return re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|-:--:--|\d+(:\d\d)+", "", text)).strip()
 
 
 def _read(end: int) -> bytes:
