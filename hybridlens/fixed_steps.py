@@ -18,6 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from hybridlens.effort import layer_done
 from hybridlens.errors import InputError
 from hybridlens.fixed_state import FixedPass, FixedState, unfixed
 from hybridlens.hook_functions import capturing
@@ -100,6 +101,8 @@ class FixedSteps:
                     logits = self._logits
             else:
                 logits = self._again()
+                if self._again != self._step:  # else its layers have told
+                    layer_done(tokens.shape[0], 1)
         self.fixed.taken += 1
         return logits
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hybridlens.blocks import Block
 from hybridlens.config import LensConfig, Opened
 from hybridlens.devices import execution_device, first_weight, sent
+from hybridlens.effort import layer_done
 from hybridlens.errors import InputError
 from hybridlens.families.spec import Family, ends_of
 from hybridlens.following import Following
@@ -265,6 +266,7 @@ class HookedNetwork(nn.Module):
             if layer >= first and (stop is None or layer < stop):
                 resid, held = block(resid, run, None if state is None else state.layers[layer], devices[layer])
                 layers.append(held)
+                layer_done(resid.shape[0] * resid.shape[1], len(self.blocks))
         return resid, layers
 
     def _unembedded(self, resid: Resid, lengths: Lengths | None, last_only: bool) -> Float[Tensor, "batch read vocab"]:

@@ -1,5 +1,7 @@
 """Progress bars of what takes long: tqdm's, in a notebook or a terminal; elsewhere, and in tests, there are none.
 
+A bar counts stages, and moves with every layer of every pass of a model in between (`hybridlens.effort`).
+
 A function that is given a callback of its own reports to that instead. Inside `hidden` nothing is shown: whatever has
 a bar already, as commands and lists of prompts do, hides those of what it calls. tqdm is imported when the first bar
 is shown. Where a notebook has no ipywidgets a bar is text among its other output, since what was wiped from standard
@@ -15,6 +17,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
 from typing import Any
+
+from hybridlens.effort import Effort, watching
 
 Advance = Callable[[int], None]
 """Called with how many more are done."""
@@ -76,14 +80,9 @@ def counted(total: int, what: str, given: Advance | None = None) -> Generator[Ad
     if given is not None or total < 2 or not wanted():
         yield given or _nothing
         return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=what, leave=False, file=_written()) as bar, hidden():
-
-        def advance(more: int) -> None:
-            bar.update(more)
-
-        yield advance
+    with _bar(what) as effort:
+        effort.tell(0, total)
+        yield lambda more: effort.tell(effort.done + more, total)
 
 
 @contextmanager
@@ -115,15 +114,37 @@ def staged(what: str, given: Stages | None = None) -> Generator[Stages]:
     if given is not None or not wanted():
         yield given or _nothing
         return
+    with _bar(what) as effort:
+        yield effort.tell
+
+
+@contextmanager
+def _bar(what: str) -> Generator[Effort]:
+    """A bar of stages, and of the passes that go into them."""
     from tqdm.auto import tqdm
 
-    with tqdm(total=None, desc=what, leave=False, file=_written()) as bar, hidden():
+    with tqdm(total=0, desc=what, leave=False, file=_written(), miniters=0) as bar:
 
-        def tell(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+        def show(effort: Effort) -> None:
+            total = effort.total or 0
+            if effort.what and bar.desc != f"{effort.what}: ":
+                bar.set_description(effort.what, refresh=False)
+                bar.reset(total)
+            if bar.total != total:
+                bar.reset(total)
+            bar.bar_format = f"{{l_bar}}{{bar}}| {words(effort)} [{{elapsed}}<{{remaining}}]"
+            bar.update(effort.share * total - bar.n)
 
-        yield tell
+        effort = Effort(show)
+        with watching(effort), hidden():
+            yield effort
+
+
+def words(effort: Effort, unit: str = "") -> str:
+    """How much is done, in numbers: stages, named where there is a `unit`, and tokens where a model runs."""
+    stages = "" if effort.what else f"{effort.done}/{effort.total or '?'}{unit and f' {unit}s'}"
+    tokens = f"{effort.tokens:,.0f} tokens" if effort.tokens else ""
+    return ", ".join(filter(None, (stages, tokens)))
 
 
 def _nothing(*_: int) -> None:

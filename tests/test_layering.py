@@ -30,6 +30,7 @@ ORDER = (
     "elsewhere",
     "imports",
     "supported",
+    "effort",
     "progress",
     "hub_words",
     "hub",

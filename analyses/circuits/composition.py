@@ -36,6 +36,7 @@ from analyses.circuits.grams import BAND, Grams, Packing, dtype_for, head_writer
 from analyses.circuits.paths import LinearPath
 from hybridlens.config import LensConfig
 from hybridlens.display import Grid, Piece, Table, count, many
+from hybridlens.effort import pieces
 from hybridlens.errors import InputError, UnknownNameError
 from hybridlens.viz.plotted import Plotted
 from hybridlens.weights import Weights
@@ -172,9 +173,13 @@ class _Compositions:
         self.scores = torch.full((len(kinds), layers, heads, written), torch.nan, dtype=torch.float64)
         self.writer_squared = torch.zeros(written, dtype=torch.float64)
         self.reader_squared = torch.zeros(len(kinds), layers, heads, dtype=torch.float64)
+        self._moved = pieces(1)
 
     def run(self) -> Composition:
         """All scores."""
+        written = len(self.writer_squared)
+        reading = -(-written // self.capacity) * len(self.weights.cfg.attention_layers) * len(self.packing.bands)
+        self._moved = pieces(written + reading)
         for layer, column, grams in self._writers():
             if len(self.layers) == self.capacity:
                 self._read()
@@ -209,6 +214,7 @@ class _Compositions:
             self.packing.double(band, row)
         self.layers.append(layer)
         self.columns.append(column)
+        self._moved()
 
     def _read(self) -> None:
         """Let the readers of later layers pass by the group, and empty it."""
@@ -229,6 +235,7 @@ class _Compositions:
                 total += self.packing.products(band, held[:earlier], passing)
                 if new:
                     self.reader_squared[:, i] += self.packing.squared(band, passing).view(-1, cfg.n_heads).cpu()
+                self._moved()
             scores = total.clamp(min=0).sqrt().T.reshape(len(self.kinds), cfg.n_heads, earlier)
             self.scores[:, i, :, self.columns[:earlier]] = scores.cpu()
         self.layers, self.columns = [], []

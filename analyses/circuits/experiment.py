@@ -73,6 +73,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         self.options = options
         self.tokens = tokens
         self.commit = None
+        self.weights_hash = ""
         self.weights = source if isinstance(source, Weights) else Weights.of_model(source)
         self.check(options, self.weights.cfg)
         self.distances = check_distances(self.weights, options.distances)
@@ -90,6 +91,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
             files = checkpoint(options.model, options.revision)
             cls.check(options, meta_lens(files).cfg)
             made = cls._made(files, options, device, dtype)
+            made.weights_hash = digest(made.weights)
         made.commit = files.commit
         return made
 
@@ -114,7 +116,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
             seed=options.seed,
             max_score=0,
             config_hash=hash_json(self.weights.config.to_diff_dict()),
-            weights_hash=digest(self.weights),
+            weights_hash=self.weights_hash or digest(self.weights),
             job=self.job,
             command=options.command,
             settings={"memory": options.memory, "device": str(cfg.device)},

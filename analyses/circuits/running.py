@@ -30,6 +30,7 @@ from analyses.circuits.sums import real_lengths, sums
 from analyses.circuits.vocabulary import products, sample
 from hybridlens.blocks import Block
 from hybridlens.config import LensConfig
+from hybridlens.effort import pieces
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.progress import staged
@@ -237,19 +238,25 @@ def _layer(
     """All scores of one layer's heads but composition."""
     attention = weights.attention(layer)
     unit = E / E.square().mean(-1, keepdim=True).sqrt().clamp(min=TINY)
-    ov = ov_eigenvalues(attention, shared["UE"])
+    done = pieces(2 * len(at) + 5)
+
+    def took(made: T) -> T:
+        done()
+        return made
 
     def over(part: str) -> Tensor:
-        by_distance = (qk_eigenvalues(attention, shared["EE"], distance, part) for distance in at)
+        by_distance = (took(qk_eigenvalues(attention, shared["EE"], distance, part)) for distance in at)
         return torch.stack([positivity(found) for found in by_distance], dim=-1)
+
+    ov = took(ov_eigenvalues(attention, shared["UE"]))
 
     found = {
         "matching": over("all"),
         "copying": positivity(ov),
         "ov_eigenvalues": ov,
-        "copying_share": copying_share(attention, E, U),
-        "matching_share": matching_share(attention, unit, at[0]),
-        "qk_eigenvalues": qk_eigenvalues(attention, shared["EE"], at[0]),
+        "copying_share": took(copying_share(attention, E, U)),
+        "matching_share": took(matching_share(attention, unit, at[0])),
+        "qk_eigenvalues": took(qk_eigenvalues(attention, shared["EE"], at[0])),
         "profile": profile(attention, mean, min(_window(weights.cfg) or BACK, weights.cfg.n_ctx or BACK)),
     }
     if attention.rotary is not None:
@@ -278,7 +285,10 @@ def _strengths(
     one_back = composed.excess_recurrent[k, ..., min(1, lag_share.shape[1] - 1) if paths else slice(0)].flatten(2)
     found = induction(composed.excess_heads[k], one_back, scores["profile"], lag_share, scores["copying"])
     layers = zip(map(weights.attention, weights.cfg.attention_layers), found.writer, strict=True)
-    matches = [induction_matching(weights, layer, writers, paths, EE, at).cpu() for layer, writers in layers]
+    done, matches = pieces(len(found.writer)), list[Tensor]()
+    for layer, writers in layers:
+        matches.append(induction_matching(weights, layer, writers, paths, EE, at).cpu())
+        done()
     match = torch.stack(matches)
     return {
         "lag_share": lag_share,

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hybridlens.effort import pieces
 from hybridlens.errors import InputError
 from hybridlens.weights import Weights
 from hybridlens.weights.vocabulary import BLOCK
@@ -59,6 +60,7 @@ def products(weights: Weights, block: int = BLOCK) -> Products:
     EE = torch.zeros(d, d, device=weights.cfg.device)
     UE = torch.zeros_like(EE)
     total, sum_E, sum_U = (torch.zeros(d, device=weights.cfg.device) for _ in range(3))
+    done = pieces(-(-weights.cfg.d_vocab // block))
     for _, E, U in weights.vocabulary(block):
         for start in range(0, d, TILE):  # on and above the diagonal
             EE[start : start + TILE, start:].addmm_(E[:, start : start + TILE].T, E[:, start:])
@@ -68,6 +70,7 @@ def products(weights: Weights, block: int = BLOCK) -> Products:
         sum_U += U.sum(0)
         rms = torch.linalg.vector_norm(E, dim=1) / d**0.5
         total += torch.where(rms > 0, 1 / rms, 0.0) @ E
+        done()
     n = weights.cfg.d_vocab
     EE.addr_(sum_E, sum_E, alpha=-1 / n)
     above = EE.triu(1)

@@ -14,7 +14,7 @@ import re
 import shlex
 import types
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -25,11 +25,16 @@ from pydantic.fields import FieldInfo
 from analyses.experiment.options.base import Options, flag
 from analyses.experiment.options.cluster import ClusterConfig, cluster_of, without_cluster
 from analyses.experiment.parts import loaded
+from hybridlens.effort import Effort, watching
+from hybridlens.progress import wanted, words
 
 MODEL = "An embedded model (see `hybridlens models`), a folder, or a hub id."
 REVISION = str(Options.model_fields["revision"].description)
 DEVICE = "cpu, cuda, cuda:N, mps; auto for the GPU with room for the model, all of them, or the CPU."
 DTYPE = "float32, bfloat16 or float16; auto for the checkpoint's."
+
+SPEED = 600.0
+"""Seconds over which the time left is judged by."""
 
 typed_words: ContextVar[tuple[str, ...]] = ContextVar("typed_words", default=())
 """What stands after the command's name, for the record of a run."""
@@ -66,7 +71,7 @@ def command(declared: Declared) -> Callable[..., None]:
         options = declared.options(**given, command=shlex.join(words))
         folder = default_folder(options, declared) if out is None else out
         if cluster is None:
-            carry_out(declared.load(), options, folder, device, dtype)
+            carry_out(declared, options, folder, device, dtype)
         else:
             from analyses.experiment.cluster.submitting import submit
 
@@ -94,8 +99,11 @@ def signed(call: Callable[..., None], declared: Declared, others: list[inspect.P
     return call
 
 
-def carry_out(kind: Any, options: Options, folder: Path, device: str, dtype: str) -> None:
+def carry_out(declared: Declared, options: Options, folder: Path, device: str, dtype: str) -> None:
     """Run an experiment, with a bar that shows how far it is, and print what came out."""
+    if wanted():
+        typer.echo(f"opening {options.model}", err=True)  # before what takes its time to be imported
+    kind = declared.load()
     from analyses.experiment.checkpoints import placed
     from analyses.experiment.running import conduct
     from hybridlens.model import HybridLens
@@ -108,7 +116,7 @@ def carry_out(kind: Any, options: Options, folder: Path, device: str, dtype: str
         if isinstance(getattr(experiment, "lens", None), HybridLens) and ("auto" in (device, dtype) or memory is None):
             typer.echo(placed(experiment.lens, settled(folder, "memory") if memory is None else memory), err=True)
 
-    with progress_bar(options.model, kind.unit) as progress:
+    with progress_bar(Path(options.model).name, kind.unit) as progress:
         outcome = conduct(experiment, folder, progress, opened=tell)
     for line in outcome.damaged:
         typer.echo(f"damaged and made again: {line}", err=True)
@@ -133,15 +141,28 @@ def _ending(declared: Declared) -> str:
 
 @contextmanager
 def progress_bar(title: str, unit: str) -> Generator[Callable[[int, int], None]]:
-    """A bar to report (done, total) to; none where standard error is no terminal."""
+    """A bar to report (done, total) to, which moves with every layer of a pass; none where there is no terminal."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[words]}"))
+    off = not console.is_terminal
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeLeft(), console=console, disable=off, speed_estimate_period=SPEED
+    ) as bar:
+        task = bar.add_task(title, total=None, words="")
+
+        def show(effort: Effort) -> None:
+            if effort.what and effort.what != bar.tasks[0].description:
+                bar.reset(task, description=effort.what)
+            total = None if effort.total is None else 1.0
+            bar.update(task, completed=effort.share, total=total, words=words(effort, unit))
+
+        effort = Effort(show)
+        with nullcontext() if off else watching(effort):
+            yield effort.tell
 
 
 def _option(name: str, annotation: Any, default: Any, help_text: str) -> inspect.Parameter:

@@ -20,6 +20,7 @@ from hybridlens.errors import CheckpointError, InputError
 from hybridlens.families import family_for
 from hybridlens.loading import checkpoint, read_config, resolve_dtype
 from hybridlens.model import HybridLens
+from hybridlens.progress import wanted
 from hybridlens.results import hash_weights
 from hybridlens.weights.fit import meta_model
 
@@ -58,7 +59,12 @@ def open_model(name: str | CheckpointFiles, device: str, dtype: str) -> HybridLe
     """
     quieten()
     kind = dtype if dtype == "auto" else resolve_dtype(dtype)
-    return hl.load(name, dtype=kind, device=check_device(device))
+    if wanted():
+        transformers.logging.enable_progress_bar()
+    try:
+        return hl.load(name, dtype=kind, device=check_device(device))
+    finally:
+        transformers.logging.disable_progress_bar()
 
 
 def checkpoint_dtype(name: str | CheckpointFiles, revision: str | None = None) -> torch.dtype:
@@ -79,7 +85,7 @@ def placed(lens: HybridLens, memory: int | None) -> str:
 
 
 def quieten() -> None:
-    """Keep transformers from reporting what is no news here: loading bars, slow paths that are not taken."""
+    """Keep transformers from reporting what is no news here: bars that nobody sees, slow paths that are not taken."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 

@@ -25,6 +25,7 @@ from analyses.experiment.parts import Part, stage
 from hybridlens.config import LensConfig
 from hybridlens.display import Displayed, Piece, Table, Words, brief
 from hybridlens.display.markup import cut
+from hybridlens.effort import turn_to
 from hybridlens.errors import InputError
 from hybridlens.families.spec import eos_ids
 from hybridlens.model import HybridLens
@@ -278,7 +279,7 @@ def conduct(
     Args:
         experiment: what to run.
         path: made when it does not exist; a run of the same in it is gone on with.
-        progress: see `Progress`; a bar is shown without.
+        progress: see `Progress`; a bar is shown without, which goes on through the report.
         shards: other folders of the same run, whose work is taken over.
         opened: called when nothing has been refused, before anything is made.
 
@@ -292,12 +293,14 @@ def conduct(
             opened()
             for shard in shards:
                 folder.adopt(shard)
-            result = _run(experiment, folder, progress)
-            if folder.begun or not folder.complete or not _drawn(folder):
-                folder.begin()
-                folder.finish()
-                record = folder.record
-                folder.put(REPORT, drawing_code(), Page(render_article(experiment.page(result, record), record)))
+            with staged(experiment.job, progress) as tell, hidden():
+                result = experiment.run(folder, tell)
+                if folder.begun or not folder.complete or not _drawn(folder):
+                    turn_to("report")
+                    folder.begin()
+                    folder.finish()
+                    record = folder.record
+                    folder.put(REPORT, drawing_code(), Page(render_article(experiment.page(result, record), record)))
             return Outcome(path, path / REPORT, result, folder.record, tuple(folder.damaged))
     except KeyboardInterrupt as stop:
         raise Stopped(path, stop) from None
@@ -319,11 +322,6 @@ def result_of(experiment: Experiment[Any, T], path: Path | None = None, progress
         return conduct(experiment, path, progress).result
     with TemporaryDirectory(prefix="hybridlens-") as folder:
         manifest, expected = experiment.manifest(), experiment.expected()
-        with Folder.open(Path(folder), manifest, expected) as held:
-            return _run(experiment, held, progress)
-
-
-def _run(experiment: Experiment[Any, T], folder: Folder, progress: Progress | None) -> T:
-    """What an experiment makes, with one bar for all of it."""
-    with staged(experiment.job, progress) as tell, hidden():
-        return experiment.run(folder, tell)
+        opened = Folder.open(Path(folder), manifest, expected)
+        with opened as held, staged(experiment.job, progress) as tell, hidden():
+            return experiment.run(held, tell)

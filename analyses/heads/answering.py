@@ -26,8 +26,9 @@ from analyses.heads.ranking import HeadRanking, check_name
 from analyses.heads.sparsification import check_ranking
 from analyses.heads.treatment import Treatment, treat
 from hybridlens import machine, niah
-from hybridlens.decoding import Boundary
-from hybridlens.engine import Answer, Budget, Job, Spans, Sweep, Tally, costs_of
+from hybridlens.decoding import BOUNDARIES, Boundary
+from hybridlens.effort import Ahead, foresee, watched
+from hybridlens.engine import Answer, Budget, Foreseeing, Job, Spans, Sweep, Tally, costs_of
 from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, CellKey, Run
@@ -184,13 +185,30 @@ def answer_cells(
     """
     memory = held(lens, memory)
     wanted, place = set(todo), {key: index for index, key in enumerate(grid)}
+    left: list[list[Work]] = []
     for portion in portions_of(lens, grid, max_new_tokens, memory, rows, rankings):
         mine = [piece._replace(keys=tuple(key for key in piece.keys if key in wanted)) for piece in portion]
-        mine = [piece for piece in mine if piece.keys]
+        left.append([piece for piece in mine if piece.keys])
+    if watched():
+        foresee(_ahead(lens, left, max_new_tokens, memory, rows))
+    for mine in left:
         if mine:
             held_here = memory if here is None else here
             cells = _answered(lens, grid, mine, rubrics, max_new_tokens, held_here, rows, tally, moved)
             yield sorted(cells, key=lambda cell: place[cell.key])
+
+
+def _ahead(
+    lens: HybridLens, left: Sequence[Sequence[Work]], max_new_tokens: int, memory: int, rows: int | None
+) -> list[Ahead]:
+    """The cells of each portion, and the work that they take."""
+    treating, budget = Treated(lens), Budget(costs_of(lens.cfg, lens.dtype), memory, rows)
+    by = {one: Foreseeing(treating, budget, one, max_new_tokens) for one in BOUNDARIES}
+    return [
+        Ahead(sum(len(piece.keys) for piece in mine), by[mine[0].boundary].work([piece.job for piece in mine]))
+        for mine in left
+        if mine
+    ]
 
 
 def _answered(

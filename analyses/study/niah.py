@@ -23,6 +23,7 @@ from analyses.study.prompts import check_budget, check_heads, prompts_of
 from analyses.study.report import accuracy_table, niah_page
 from hybridlens import niah
 from hybridlens.config import LensConfig
+from hybridlens.effort import LEAST, Ahead, foresee
 from hybridlens.errors import ResultsError
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, CellKey, Folder, Manifest, Run
@@ -146,6 +147,9 @@ def needle_figures(lens: HybridLens, grid: Grid, cells: Sequence[Cell]) -> list[
     middle = median_high({cell.length for cell in hidden})
     best = min(hidden, key=lambda c: (-c.k, -c.score, abs(c.length - middle), abs((c.depth or 0) - 50)))
     prompt = grid[best.key]
+    foresee(
+        [Ahead(1, 2 * len(prompt.tokens) + ANSWER_TOKENS * LEAST)]
+    )  # it is read to be answered, and to be looked at
     answer = lens.generate([list(prompt.tokens)], ANSWER_TOKENS)
     ids = answer.tokens[0, : int(answer.lengths[0])].tolist()
     seen = needle_heads.look(lens, prompt.tokens, ids, prompt.needle_spans)

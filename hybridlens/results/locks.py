@@ -19,6 +19,7 @@ from hybridlens.results.provenance import usable
 MOMENT = 0.1
 """Seconds after which a held lock is tried for once more: someone may only have looked (`is_locked`)."""
 
+
 @contextmanager
 def locked(
     folder: Path, refusal: str = "is being written by another process; wait for it, or give another --out folder"

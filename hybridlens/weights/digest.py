@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridlens.progress import counted
 from hybridlens.weights.sources import Tensors
+from hybridlens.weights.vocabulary import BLOCK
 from hybridlens.weights.weights import Weights
 
 
@@ -44,11 +46,16 @@ def digest(weights: Weights) -> str:
     """
     hashing = _Hashing(weights.tensors)
     read = Weights(weights.network, hashing)
-    for _ in read.vocabulary():
-        pass
-    for layer in read.cfg.attention_layers:
-        if not read.cfg.layers[layer].shared:
+    cfg = read.cfg
+    attention = [layer for layer in cfg.attention_layers if not cfg.layers[layer].shared]
+    blocks = -(-cfg.d_vocab // BLOCK)
+    with counted(blocks + len(attention) + len(cfg.ssm_layers), "hashing weights") as done:
+        for _ in read.vocabulary():
+            done(1)
+        for layer in attention:
             read.attention(layer)
-    for layer in read.cfg.ssm_layers:
-        read.recurrent(layer)
+            done(1)
+        for layer in cfg.ssm_layers:
+            read.recurrent(layer)
+            done(1)
     return hashing.digest.hexdigest()
