@@ -23,6 +23,7 @@ from typer._click.exceptions import ClickException  # pyright: ignore[reportPriv
 from analyses.commands.declared import command, typed_words
 from analyses.commands.experiments import EXPERIMENTS
 from analyses.commands.look import families, heads, hooks, models
+from analyses.commands.planning import plan
 from analyses.commands.status import status
 from hybridlens.boundary_words import sound
 from hybridlens.errors import HybridLensError
@@ -39,7 +40,7 @@ app = typer.Typer(
 
 for _declared in EXPERIMENTS:
     app.command(_declared.name)(command(_declared))
-for _command in (hooks, models, families, heads, status):
+for _command in (hooks, models, families, heads, plan, status):
     app.command()(_command)
 
 

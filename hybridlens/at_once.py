@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import torch
 
+from hybridlens.hook_functions import in_captured_step
+
 PAYS = 1 << 27
 """Numbers at once off the CPU: one pass over them takes an H100 some 0.2 ms, twenty times as long as its launch."""
 
@@ -19,7 +21,8 @@ SHARE = 4
 """What is done at once takes at most one part in so many of the memory that is free."""
 
 UNASKED = 1 << 24
-"""So few numbers, a decode step's, are done at once without asking what is free."""
+"""So few numbers, a decode step's, are done at once without asking what is free; in a captured step, which cannot ask,
+they are as many at the most."""
 
 LEAST = 1 << 20
 """Of more than these, so many are done at once however little is free."""
@@ -42,7 +45,7 @@ def rows_at_once(rows: int, width: int, device: torch.device, *, on_cpu: int, ea
         return max(1, on_cpu // width)
     if rows == 1 or rows * width <= UNASKED:
         return rows
-    most, free = PAYS, free_memory(device)
+    most, free = (UNASKED, None) if in_captured_step() else (PAYS, free_memory(device))
     while free is not None and most > LEAST and most * each * SHARE > free:
         most //= 2
     pieces = -(-rows // max(1, most // width))

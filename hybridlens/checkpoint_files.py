@@ -22,6 +22,7 @@ from hybridlens.hub import HubSnapshot, snapshot
 from hybridlens.hub_words import one_line
 
 GENERATION = "generation_config.json"
+GGUF = ".gguf"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TOKENIZER = "tokenizer_config.json"
@@ -56,11 +57,20 @@ class CheckpointFiles:
     def __init__(self, source: str | Path, revision: str | None = None) -> None:
         self.source = str(source)
         self.hub: HubSnapshot | None = None
-        if not Path(self.source).is_dir():
+        self.gguf: str | None = None
+        """The one file that is the checkpoint, where it is one in GGUF."""
+        given = Path(self.source)
+        if given.suffix == GGUF and given.is_file():
+            self.gguf = given.name
+            if revision is not None:
+                raise CheckpointError(
+                    f"revision {revision!r} given for the file '{self.source}'; only hub ids have any"
+                )
+        elif not given.is_dir():
             self.hub = snapshot(self.source, revision)
         elif revision is not None:
             raise CheckpointError(f"revision {revision!r} given for the folder '{self.source}'; only hub ids have any")
-        self.folder = Path(self.source) if self.hub is None else self.hub.folder
+        self.folder = self.hub.folder if self.hub is not None else given if self.gguf is None else given.parent
 
     @classmethod
     def of(cls, source: str | Path | CheckpointFiles) -> CheckpointFiles:
@@ -73,7 +83,9 @@ class CheckpointFiles:
         return None if self.hub is None else self.hub.commit
 
     def names(self) -> tuple[str, ...]:
-        """The files at the top of the folder, or all of the hub id's."""
+        """The files at the top of the folder, or all of the hub id's; of a GGUF file that one."""
+        if self.gguf is not None:
+            return (self.gguf,)
         if self.hub is not None:
             return self.hub.names()
         return tuple(sorted(path.name for path in self.folder.iterdir()))
@@ -89,8 +101,11 @@ class CheckpointFiles:
             CheckpointError: it is there and cannot be fetched, or is a Git LFS pointer.
         """
         path = self.folder / file
+        if self.gguf not in (None, file):
+            return None
         if self.hub is not None:
             self.hub.fetch([file])
+        _check_link(path, self.source)
         if not path.is_file():
             return None
         with path.open("rb") as stream:
@@ -135,6 +150,8 @@ class CheckpointFiles:
         Raises:
             CheckpointError: see `shards`.
         """
+        if self.gguf is not None:
+            return [self.gguf]
         shards = self.shards()
         return [SINGLE] if shards is None else sorted(set(shards.values()))
 
@@ -146,7 +163,7 @@ class CheckpointFiles:
         """
         path = self.path(file)
         if path is None:
-            if (self.folder / file).exists():
+            if self.gguf is None and (self.folder / file).exists():
                 raise CheckpointError(f"'{self.source}': {file} is no file; fetch the checkpoint again")
             return None
         try:
@@ -174,11 +191,16 @@ class CheckpointFiles:
             CheckpointError: there are no safetensors files, or the index is damaged, or names a file that is not one
                 of them.
         """
+        if self.gguf is not None:
+            raise CheckpointError(
+                f"'{self.source}' is a GGUF file, whose weights are read with the model: open it with hl.load, whose "
+                "lens has them; load_weights and circuits need the safetensors of the model that it was made of"
+            )
         if SINGLE in self.names():
             return None
         index = self.json(INDEX)
         if index is None:
-            raise CheckpointError(f"'{self.source}' {self._instead()}")
+            raise CheckpointError(f"'{self.source}' {self.instead()}")
         listed: object = index.get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise CheckpointError(f"'{self.source}': {INDEX} is damaged (no weight_map to files); fetch it again")
@@ -195,15 +217,11 @@ class CheckpointFiles:
         """What lies in a folder beside the weights and would be opened with them.
 
         Raises:
-            CheckpointError: an adapter, which would be left out or put in without a word; a checkpoint in pickled
-                parts; a damaged file of the tokenizer or of generation.
+            CheckpointError: a checkpoint in pickled parts; a damaged file of the tokenizer or of generation.
         """
+        if self.gguf is not None:
+            return
         names = self.names()
-        if "adapter_config.json" in names:
-            raise CheckpointError(
-                f"'{self.source}' holds an adapter (adapter_config.json); merge it into the weights and give the "
-                "merged model, or remove it to open the model without it"
-            )
         parts = [name for name in names if name == ".metadata" or name.endswith(".distcp")]
         if parts:
             raise CheckpointError(
@@ -211,10 +229,10 @@ class CheckpointFiles:
                 "when they are read; convert them to safetensors first"
             )
         for file in _BESIDE:
-            if (self.folder / file).exists():
+            if (self.folder / file).exists() or (self.folder / file).is_symlink():
                 _ = self.json(file) if file in _OBJECTS else self.path(file)
 
-    def _instead(self) -> str:
+    def instead(self) -> str:
         """What a checkpoint without safetensors files holds."""
         names = self.names()
         pickles = sorted(name for name in names if name.endswith(_PICKLES))
@@ -225,7 +243,8 @@ class CheckpointFiles:
                 + ("" if self.hub is None else ", and many have a pull request that does: revision='refs/pr/1'")
             )
         if made := sorted(name for name in names if name.endswith(".gguf")):
-            return f"holds weights in GGUF alone ({made[0]}), which are not read; give the model that they were made of"
+            here = f"'{Path(self.source) / made[0]}'" if self.hub is None else "that file, fetched with `hf download`"
+            return f"holds weights in GGUF alone ({made[0]}); give the file itself: hl.load of {here}"
         if self.hub is not None and self.hub.sizes is None:
             return f"has no weights in the cache, and {self.hub.refused}, then run this again"
         return f"holds no weights, expected {SINGLE} or its shards with {INDEX}"
@@ -243,6 +262,15 @@ def opening(what: str) -> Generator[None]:
         raise
     except Exception as error:
         raise CheckpointError(f"{what}: {one_line(error)}") from error
+
+
+def _check_link(path: Path, source: str) -> None:
+    """Name a symbolic link that leads nowhere: the library would say that there is no such file."""
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(
+            f"'{source}': {path.name} is a link to '{path.readlink()}', which is not there; fetch the checkpoint "
+            "again, or copy it with what its links lead to (cp -L)"
+        )
 
 
 def _plain(file: str) -> bool:

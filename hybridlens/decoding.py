@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor
 from hybridlens.decoding_batch import AHEAD, KEPT, Batch, Between, Decoding, EditsOf, Start, untouched
 from hybridlens.devices import sent
 from hybridlens.errors import UnknownNameError
-from hybridlens.fixed_steps import FixedSteps, captured
+from hybridlens.fixed_steps import Attaching, FixedSteps, captured
 from hybridlens.hooks import Edit, HookFunction, NameFilter, attached, check_phase, resolve
 from hybridlens.network import HookedNetwork, Output
 from hybridlens.passes import trimmed
@@ -84,6 +85,24 @@ def check_boundary(boundary: str) -> None:
         raise UnknownNameError(f"boundary {boundary!r} does not exist; expected one of {', '.join(BOUNDARIES)}")
 
 
+class Twice(NamedTuple):
+    """A forward pass with one ahead of it."""
+
+    network: HookedNetwork
+    ahead: Attaching
+    now: Attaching
+
+    def __call__(
+        self, tokens: Tokens, lengths: Lengths | None = None, state: HybridState | None = None, last_only: bool = False
+    ) -> Output:
+        """What `HookedNetwork.forward` gives in the second."""
+        lent = nullcontext() if state is None else state.lent()
+        with self.ahead(), lent, torch.no_grad():
+            self.network(tokens, lengths, state, True)
+        with self.now():
+            return self.network(tokens, lengths, state, last_only)
+
+
 @contextmanager
 def editing(network: HookedNetwork, edits: Sequence[Edit], phase: Literal["prefill", "decode"]) -> Generator[Forward]:
     """Those of `edits` that act in `phase`, for the length of a ``with`` block, which gets the forward pass.
@@ -101,16 +120,7 @@ def editing(network: HookedNetwork, edits: Sequence[Edit], phase: Literal["prefi
             yield network
         return
 
-    def twice(
-        tokens: Tokens, lengths: Lengths | None = None, state: HybridState | None = None, last_only: bool = False
-    ) -> Output:
-        lent = nullcontext() if state is None else state.lent()
-        with attached(network.points, ahead), lent, torch.no_grad():
-            network(tokens, lengths, state, True)
-        with attached(network.points, now):
-            return network(tokens, lengths, state, last_only)
-
-    yield twice
+    yield Twice(network, partial(attached, network.points, ahead), partial(attached, network.points, now))
 
 
 @torch.no_grad()
@@ -202,7 +212,8 @@ def decode(network: HookedNetwork, start: Start, how: Decoding) -> Decoded:
                 steps = None
                 if capture:
                     asked = how.capture is True
-                    steps = FixedSteps(network, batch.state, batch.left, batch.masked, asked)
+                    passes = (forward.ahead, forward.now) if isinstance(forward, Twice) else (nullcontext,)
+                    steps = FixedSteps(network, batch.state, batch.left, batch.masked, asked, passes)
                 ahead = batch.ahead(bool(edits) or network.observed is not None, capture)
                 while True:
                     if steps is None:

@@ -1,21 +1,24 @@
 """Where modules compute, and how weights that are away are brought in.
 
 accelerate's hooks bring the weights of an offloaded module in when the module is called. Where a weight is used
-without calling its module, `resident` does the same; without offloading it does nothing.
+without calling its module, `resident` does the same; without offloading it does nothing. `away` reads a weight from
+where accelerate keeps it, without bringing it in.
 
-How it fails: a device that this machine lacks raises `InputError`.
+How it fails: a device that this machine lacks raises `InputError`; a model that is spread so that it cannot run
+(`check_places`) `CheckpointError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hybridlens.boundary_words import shown
-from hybridlens.errors import InputError
+from hybridlens.errors import CheckpointError, InputError
 
 DEVICES = "cpu, cuda, cuda:N or mps"
 
@@ -42,8 +45,11 @@ def usable(device: torch.device | str, named: str = "device") -> torch.device:
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; one of the host is on its way, and nobody waits for that: it may not be written to then."""
-    return value.to(device, non_blocking=value.device.type == "cpu")
+    """A tensor on a device; one of the host is on its way, and nobody waits for that.
+
+    Pinned memory would be read later, when its owner may have written to it; that alone is waited for.
+    """
+    return value.to(device, non_blocking=value.device.type == "cpu" and not value.is_pinned())
 
 
 class Coming:
@@ -84,13 +90,37 @@ NOTHING = nullcontext()
 
 @contextmanager
 def _fetched(hooked: list[nn.Module]) -> Generator[None]:
-    for module in hooked:
-        module.__dict__["_hf_hook"].pre_forward(module)
-    try:
-        yield
-    finally:
+    with ExitStack() as fetched:
         for module in hooked:
-            module.__dict__["_hf_hook"].post_forward(module, torch.empty(0))
+            hook = module.__dict__["_hf_hook"]
+            hook.pre_forward(module)
+            fetched.callback(hook.post_forward, module, torch.empty(0))
+        yield
+
+
+def away(module: nn.Module, name: str) -> Tensor | None:
+    """A weight of a module whose weights accelerate keeps elsewhere, from there; None where it does not.
+
+    Of a file it is mapped: what is not looked at is not read.
+
+    Args:
+        module: that holds it, on the meta device.
+        name: its name there.
+    """
+    hook = module.__dict__.get("_hf_hook")
+    for part in getattr(hook, "hooks", (hook,)):
+        kept: Any = getattr(part, "weights_map", None)
+        if kept is not None:
+            return kept[name]
+    return None
+
+
+def weights_once(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """``model.named_parameters()``; of weights that are tied and away, which then are two, the one that is tied to."""
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, weight in model.named_parameters():
+        if not (weight.device.type == "meta" and name in tied):
+            yield name, weight
 
 
 def execution_device(module: nn.Module, default: torch.device) -> torch.device:
@@ -103,6 +133,47 @@ def execution_device(module: nn.Module, default: torch.device) -> torch.device:
     hooks = (part.__dict__.get("_hf_hook") for part in module.modules())
     devices = (getattr(hook, "execution_device", None) for hook in hooks)
     return next((torch.device(device) for device in devices if device is not None), weight.device)
+
+
+def check_places(model: nn.Module, layers: Iterable[nn.Module]) -> None:
+    """Refuse a model that accelerate spread over devices so that tensors of two would meet.
+
+    Raises:
+        CheckpointError: a layer is on several devices, or a module's weights on another than it computes on, as
+            happens to tied weights that a map puts on two devices.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    for module in model.modules():
+        if "_hf_hook" in module.__dict__:
+            weight = next((w for w in module.__dict__["_parameters"].values() if w is not None), None)
+            brought = _brought_to(module)
+            if weight is None or brought is None or "meta" in (weight.device.type, brought.type):
+                continue
+            if not _same(weight.device, brought):
+                raise CheckpointError(
+                    f"the weights of {names[id(module)]} are on {weight.device}, but it computes on {brought}: they "
+                    "are tied to weights that device_map has elsewhere; put both on one device"
+                )
+    for layer in layers:
+        parts = (part for part in layer.modules() if part.__dict__["_parameters"])
+        places = dict.fromkeys(str(execution_device(part, torch.device("meta"))) for part in parts)
+        places.pop("meta", None)
+        if len(places) > 1:
+            raise CheckpointError(
+                f"{names.get(id(layer), type(layer).__name__)} is spread over {' and '.join(places)}, but a layer "
+                "computes on one device; give device_map whole layers"
+            )
+
+
+def _brought_to(module: nn.Module) -> torch.device | None:
+    """Where accelerate brings what a module reads; None where it leaves it."""
+    device = getattr(module.__dict__["_hf_hook"], "execution_device", None)
+    return None if device is None else torch.device(device)
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    """Whether two names are of one device: "cuda" is "cuda:0" unless another was chosen."""
+    return one.type == other.type and (str(one) == str(other) or not (":" in str(one) and ":" in str(other)))
 
 
 def first_weight(module: nn.Module) -> nn.Parameter | None:

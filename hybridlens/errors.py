@@ -66,6 +66,10 @@ class LeftOutWarning(UserWarning):
     """A checkpoint holds something beside the text model that is opened: a vision tower, a head for several tokens."""
 
 
+class OffloadedWarning(UserWarning):
+    """Part of a model stays on the disk or in host memory, and is brought in anew by each pass."""
+
+
 class CachedWarning(UserWarning):
     """The hub could not be asked, and what the cache holds of a model is opened as it is."""
 

@@ -8,8 +8,8 @@ microseconds.
 How it fails: torch does not count what is written through ``parameter.data`` in place
 (``weight.data.mul_(2)``, ``weight.data += delta``); after such an edit `Fingerprint.now` answers as before until
 ``now(fresh=True)``. Of a large tensor 4,096 values are looked at, so a change of a few entries may be missed where
-`Fingerprint` did not see it either. Weights that accelerate keeps elsewhere (on the meta device) count with name,
-shape and dtype alone.
+`Fingerprint` did not see it either. Weights that accelerate keeps elsewhere (offloaded) are read there once, and again
+when the model was offloaded anew; weights that are nowhere (on the meta device) count with name, shape and dtype alone.
 """
 
 from __future__ import annotations
@@ -24,26 +24,59 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from hybridlens.adapters import switches
+from hybridlens.devices import away, weights_once
+
 SAMPLE = 4096
 """Values of a tensor that are read."""
 
 DIGITS = 16
 """Hexadecimal digits of a fingerprint: 64 bits."""
 
+_PLAIN = (nn.Parameter, Tensor)
 _addresses: Any = Tensor.data_ptr  # calls from C: these are asked of every tensor at every step
 _lengths: Any = Tensor.numel
 
 
-def fingerprint(model: nn.Module) -> str:
+class _Away(NamedTuple):
+    """What was seen of a weight that accelerate keeps elsewhere."""
+
+    keeper: object
+    """accelerate's hook, which knows where it is."""
+    sample: bytes
+
+
+def fingerprint(model: nn.Module, seen: dict[str, _Away] | None = None) -> str:
     """A digest of every parameter and buffer: name, shape, dtype, and evenly spread values, 16 hexadecimal digits.
 
     The device does not count: the same weights have the same fingerprint wherever they are, unless on meta.
+
+    Args:
+        model: whose weights they are.
+        seen: what was seen of weights that are away, by name, which is taken as it was and added to; None to read all.
     """
     digest, named = hashlib.sha256(), list(_tensors(model))
+    seen = {} if seen is None else seen
     for (name, tensor), sample in zip(named, _samples([tensor for _, tensor in named]), strict=True):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(sample)
+        digest.update(_sample_away(model, name, tensor, seen) if sample is None else sample)
     return digest.hexdigest()[:DIGITS]
+
+
+def _sample_away(model: nn.Module, name: str, tensor: Tensor, seen: dict[str, _Away]) -> bytes:
+    """`_sample` of a weight that is on the meta device."""
+    place, _, own = name.rpartition(".")
+    module = dict(model.named_modules()).get(place)
+    if module is None:  # a part of a weight that is made of others
+        return b"meta"
+    keeper = module.__dict__.get("_hf_hook")
+    known = seen.get(name)
+    if known is None or known.keeper is not keeper:
+        kept = away(module, own)
+        if kept is None:
+            return b"meta"
+        known = seen[name] = _Away(keeper, bytes(_bytes(_sample(kept, tensor.dtype))))
+    return known.sample
 
 
 class Fingerprint:
@@ -56,11 +89,12 @@ class Fingerprint:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._seen: _Snapshot | None = None
+        self._away: dict[str, _Away] = {}
         self._text = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy keeps: not what was seen, which is another model's memory."""
-        return {"model": self.model, "_seen": None, "_text": ""}
+        return {"model": self.model, "_seen": None, "_away": {}, "_text": ""}
 
     def now(self, *, fresh: bool = False) -> str:
         """The fingerprint of the weights as they are.
@@ -69,9 +103,10 @@ class Fingerprint:
             fresh: read the weights whether or not anything says that they changed.
         """
         if fresh or self._seen is None or self._seen.stale():
-            self._text = fingerprint(self.model)
+            self._text = fingerprint(self.model, self._away)
             self._seen = _snapshot(self.model)
-        return self._text
+        on = switches(self.model)  # adapters switched on or off, which no weight shows
+        return self._text if not on else hashlib.sha256(f"{self._text}\0{on}".encode()).hexdigest()[:DIGITS]
 
 
 class _Marks(NamedTuple):
@@ -142,20 +177,28 @@ def _snapshot(model: nn.Module) -> _Snapshot:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers by name, each once."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    """Parameters and buffers by name, each once; of one that is made of others (a torchao weight) those."""
+    for name, tensor in chain(weights_once(model), model.named_buffers()):
+        yield from _parts(name, tensor)
 
 
-def _samples(tensors: Sequence[Tensor]) -> list[bytes]:
-    """Up to `SAMPLE` values of each as bytes, "meta" where there are none; those of one device come in one copy."""
-    found, devices = [b"meta"] * len(tensors), dict[torch.device, list[int]]()
+def _parts(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
+    if type(tensor) in _PLAIN or not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _parts(f"{name}.{part}", getattr(tensor, part))
+
+
+def _samples(tensors: Sequence[Tensor]) -> list[bytes | None]:
+    """Up to `SAMPLE` values of each as bytes, None where there are none; those of one device come in one copy."""
+    found, devices = list[bytes | None]([None] * len(tensors)), dict[torch.device, list[int]]()
     for place, tensor in enumerate(tensors):
         if tensor.device.type != "meta":
             devices.setdefault(tensor.device, []).append(place)
     for places in devices.values():
         parts = [_sample(tensors[place]) for place in places]
-        held = memoryview(cast(Any, torch.cat(parts).cpu().numpy()))
+        held = _bytes(torch.cat(parts))
         end = 0
         for place, part in zip(places, parts, strict=True):
             end += part.numel()
@@ -163,8 +206,12 @@ def _samples(tensors: Sequence[Tensor]) -> list[bytes]:
     return found
 
 
-def _sample(tensor: Tensor) -> Tensor:
+def _sample(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Values as bytes, where they are; an odd step, so that not one column of a matrix is all that is seen."""
     flat = tensor.detach().reshape(-1)
     step = -(-flat.numel() // SAMPLE) | 1
-    return flat[::step].contiguous().view(torch.uint8)
+    return flat[::step].to(dtype or flat.dtype).contiguous().view(torch.uint8)
+
+
+def _bytes(values: Tensor) -> memoryview:
+    return memoryview(cast(Any, values.cpu().numpy()))

@@ -11,7 +11,9 @@ act; others, traces, models on several devices and weights that are away are ref
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ from hybridlens.hook_functions import capturing
 from hybridlens.hooks import Edit
 from hybridlens.network import HookedNetwork
 from hybridlens.recorded import Work, record
-from hybridlens.state import HybridState
+from hybridlens.state import HybridState, Memories
 from hybridlens.visits import reading
 
 ROOM = 256
@@ -31,6 +33,10 @@ ROOM = 256
 
 FEWEST = 4
 """Steps that are worth the recording, where nobody asked for it."""
+
+
+Attaching: TypeAlias = Callable[[], AbstractContextManager[None]]
+"""Has hooks act for the length of a pass."""
 
 
 class FixedSteps:
@@ -42,15 +48,22 @@ class FixedSteps:
         steps: how many there may be, at least one; at most `ROOM` are.
         masked: whether some rows may read no more in the end.
         asked: whether it was asked for: a step that cannot be recorded raises then, and else runs as it is.
+        passes: what is attached in each pass of a step, the last of which counts; others are passes ahead.
 
     Raises:
         InputError: a step reads a value of a tensor.
     """
 
     def __init__(
-        self, network: HookedNetwork, state: HybridState, steps: int, masked: bool, asked: bool = True
+        self,
+        network: HookedNetwork,
+        state: HybridState,
+        steps: int,
+        masked: bool,
+        asked: bool = True,
+        passes: Sequence[Attaching] = (nullcontext,),
     ) -> None:
-        self.network, self.asked = network, asked
+        self.network, self.asked, self.passes = network, asked, passes
         self.device = state.lengths.device
         self.fixed = FixedState(state, min(steps, ROOM), masked)
         self.tokens = torch.zeros(state.batch, 1, dtype=torch.long, device=self.device)
@@ -120,12 +133,18 @@ class FixedSteps:
         return logits
 
     def _step(self) -> Tensor:
-        network, run = self.network, FixedPass(self.fixed)
-        with capturing(), reading(run.positions, None), torch.no_grad():
-            logits, layers = network.through(self.tokens, run, self.fixed.view)
+        with capturing(), torch.no_grad():
+            for attaching in self.passes[:-1]:  # they write the keys that the last one writes again
+                self._pass(attaching)
+            logits, layers = self._pass(self.passes[-1])
             self.fixed.advance(layers)
         self._logits = logits[:, 0]
         return self._logits
+
+    def _pass(self, attaching: Attaching) -> tuple[Tensor, list[Memories]]:
+        run = FixedPass(self.fixed)
+        with attaching(), reading(run.positions, None):
+            return self.network.through(self.tokens, run, self.fixed.view)
 
 
 def why_not(network: HookedNetwork, state: HybridState, edits: Sequence[Edit]) -> str | None:
@@ -137,11 +156,11 @@ def why_not(network: HookedNetwork, state: HybridState, edits: Sequence[Edit]) -
         edits: those that are to act.
     """
     acting = [edit for edit in edits if edit.acts_in("decode")]
-    python = [edit for edit in acting if not getattr(edit.fn, "capturable", False) or edit.ahead or edit.rows]
+    python = [edit for edit in acting if not getattr(edit.fn, "capturable", False) or edit.rows]
     if python:
         return (
             f"an edit of {python[0].hook!r} is Python, which a captured step runs once; mark its function with "
-            "hybridlens.hooks.capturable if it is made of tensor operations alone, without rows= and ahead="
+            "hybridlens.hooks.capturable if it is made of tensor operations alone, without rows="
         )
     hooked = network.observed
     if hooked is not None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from hybridlens.adapters import check_places
 from hybridlens.errors import InputError
 from hybridlens.fingerprint import Fingerprint
 
@@ -28,11 +29,16 @@ class Following:
         model: the Hugging Face model.
         d_vocab: rows of its embedding when the lens was made.
         called: modules that the lens calls as a whole, besides plain linear maps.
+        read: modules of which it reads the weight, with what adapters add to that.
     """
 
-    def __init__(self, model: Any, d_vocab: int, called: Collection[nn.Module]) -> None:
+    def __init__(
+        self, model: Any, d_vocab: int, called: Collection[nn.Module], read: Collection[nn.Module] = ()
+    ) -> None:
         self.model = model
         self.d_vocab = d_vocab
+        self._called = (*called, *read)
+        self._placed = ""  # the fingerprint with which adapters were last looked at
         self.fingerprint = Fingerprint(model)
         bypassed = {
             name: module for name, module in model.named_modules() if module not in called and not _simple(module)
@@ -68,7 +74,14 @@ class Following:
                 f"the embedding has {rows} rows now, and had {self.d_vocab} when the lens was made; open the model "
                 "anew with HybridLens(model, tokenizer)"
             )
-        return self.fingerprint.now(fresh=fresh)
+        now = self.fingerprint.now(fresh=fresh)
+        if now != self._placed:
+            check_places(self.model, self._is_called)
+            self._placed = now
+        return now
+
+    def _is_called(self, module: nn.Module) -> bool:
+        return any(module is one for one in self._called)
 
 
 def _simple(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ import torch
 from hybridlens.boundary import Length, public
 from hybridlens.choosing import Chooser, Sampling, greedy, sampler
 from hybridlens.decoding import Between, Boundary, Decoding, Start, begin, decode
+from hybridlens.devices import sent
 from hybridlens.display.memories import GenerationShown
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
@@ -173,7 +174,8 @@ def continue_from(
     longest = max(counts)
     tokens = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in said], dtype=torch.long)
     device = state.lengths.device
-    return Generation(tokens.to(device), torch.tensor(counts, device=device), decode_text(tokenizer, said), state)
+    lengths = sent(torch.tensor(counts), device)
+    return Generation(sent(tokens, device), lengths, decode_text(tokenizer, said), state)
 
 
 def joined(prompts: Sequence[Sequence[int]], made: Generation, pad: int) -> Tokens:

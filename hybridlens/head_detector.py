@@ -79,7 +79,7 @@ def detect_head(
         tokens = row[None, :count]
         wanted = _wanted(detection_pattern, tokens)
         names = [f"blocks.{layer}.attn.hook_pattern" for layer in chosen]
-        held = cache if cache is not None else lens.run_with_cache(tokens, names)[1]
+        held = cache if cache is not None else lens.run_with_cache(tokens, names, return_type=None)[1]
         scores = torch.full((cfg.n_layers, cfg.n_heads), torch.nan)
         for layer, name in zip(chosen, names, strict=True):
             scores[layer, : cfg.attention(layer).n_heads] = -1.0

@@ -57,6 +57,11 @@ def capturing() -> Generator[None]:
         _HERE.now = before
 
 
+def in_captured_step() -> bool:
+    """Whether a step of fixed shapes runs in this thread, in which nothing may be asked of a device."""
+    return _HERE.now
+
+
 def of_trace(fn: Callable[..., object]) -> Callable[..., object]:
     """Mark a function that stands on a module for the length of a trace, and does nothing unless its block asks."""
     fn.of_trace = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -68,6 +68,24 @@ class AttentionConfig:
         """Heads of what is held of a token."""
         return self.n_kv_heads if self.latent is None else 1
 
+    @property
+    def score_work(self) -> int:
+        """Floating-point operations of one query's scores with one key, all heads."""
+        return 2 * self.n_heads * self.d_head
+
+    @property
+    def pair_work(self) -> int:
+        """Those of a query and a key: scores, and the sum of values."""
+        return self.score_work + 2 * self.n_heads * self.d_value
+
+    @property
+    def unfolding_work(self) -> int:
+        """Those of making keys and values of a token that is held as a latent, in each pass; 0 without latents."""
+        if self.latent is None:
+            return 0
+        own = self.d_head - self.latent.d_shared
+        return 2 * self.latent.d_latent * self.n_kv_heads * (own + self.latent.d_value)
+
     def memory(self, itemsize: int) -> MemorySize:
         """What is held of each token, in the model's dtype."""
         width = 2 * self.n_kv_heads * self.d_head if self.latent is None else self.latent.d_held
@@ -95,6 +113,17 @@ class RecurrentConfig:
     def d_state(self) -> int | None:
         """State size of a channel, or the address width of a matrix state; None where a channel's is one number."""
         return self.state_shape[-1] if len(self.state_shape) > 1 else None
+
+    @property
+    def state_work(self) -> int:
+        """Floating-point operations that a token does to the state, done one token after the other.
+
+        A multiplication and an addition for each number of the state, and as many where a readout sums over it; twice
+        that where what a key recalls is erased first. What chunks of tokens do beside is not counted.
+        """
+        size = prod(self.state_shape) if self.state_shape else 0
+        passes = 1 + (len(self.state_shape) > 1)
+        return 2 * size * passes * (2 if self.kind.endswith("_delta") else 1)
 
     def memory(self, itemsize: int) -> MemorySize:
         """The convolution's last inputs, in the model's dtype, and the state, in float32."""

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-from hybridlens import machine, tiny
+from hybridlens import adapters, gguf_files, machine, tiny
 from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
-from hybridlens.checkpoint_files import TOKENIZER, VOCABULARIES, CheckpointFiles, opening
+from hybridlens.checkpoint_files import GGUF, TOKENIZER, VOCABULARIES, CheckpointFiles, opening
 from hybridlens.devices import usable
 from hybridlens.errors import CheckpointError, LeftOutWarning, UnknownNameError, closest
 from hybridlens.families import FAMILIES, family_for, is_known, of_no_family, text_config
@@ -33,9 +34,11 @@ from hybridlens.hub import CONFIG, is_hub_id
 from hybridlens.model import HybridLens
 from hybridlens.network import HookedNetwork
 from hybridlens.peers import architecture_of, official_name
-from hybridlens.weights import FileTensors, Weights
+from hybridlens.placing import check_placing, placing, warn_of_offloading
+from hybridlens.weights import FileTensors, Tensors, Weights
 from hybridlens.weights.finite import check_finite
 from hybridlens.weights.fit import check_fit, check_found, meta_model, warn_of_spares
+from hybridlens.weights.merged import MergedTensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,6 +51,8 @@ def load(
     name: str | Path | CheckpointFiles,
     *,
     revision: str | None = None,
+    adapter: str | Path | bool | None = None,
+    merge: bool = False,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device | None = None,
     device_map: Any = None,
@@ -56,29 +61,35 @@ def load(
 ) -> HybridLens:
     """Open a checkpoint.
 
+    An adapter of PEFT is opened with the model that it names, or with `name` where `adapter` says so, and followed: its
+    layers run, and hook points show what they give. Quantised weights stay as they are; those of a GGUF file are
+    dequantised.
+
     Args:
-        name: an embedded checkpoint (`hybridlens models` lists them), a folder, or a hub id; or what `checkpoint` gave.
+        name: an embedded checkpoint (`hybridlens models` lists them), a folder, a GGUF file, or a hub id; or what
+            `checkpoint` gave.
         revision: of a hub id: a branch, a tag or a commit.
+        adapter: the folder or hub id of an adapter to put on the model; None for the one that lies in the folder, if
+            there is one; False for none.
+        merge: merge the adapter into the weights, as PEFT does it, instead of following it.
         dtype: "float32", "bfloat16" or "float16"; "auto" for the one that the checkpoint has.
         device: where to put the whole model; "auto" for the GPU that has room for it, all of them where none has, or
             the CPU (`hybridlens.machine.choose`).
         device_map: accelerate's map, such as "auto", instead of `device`.
         max_memory: of that map, the most that each device may hold, as accelerate has it: {0: "20GB", "cpu": "60GB"}.
-        offload_folder: of that map, where weights that fit nowhere are put.
+        offload_folder: of that map, where weights that fit nowhere are put, if the checkpoint's own files do not hold
+            them as they are. What is not kept at hand is said (`OffloadedWarning`).
 
     Raises:
         UnknownNameError: for a name that is neither embedded, a folder, nor of the form of a hub id.
         CheckpointError: for a checkpoint that cannot be opened.
     """
     kind = "auto" if dtype == "auto" else resolve_dtype(dtype)
-    placing = {"max_memory": max_memory, "offload_folder": offload_folder}
-    placing = {option: value for option, value in placing.items() if value is not None}
-    if placing and device_map is None:
-        raise CheckpointError(f"{min(placing)} given without device_map, whose it is; give device_map='auto' too")
+    options = check_placing(device_map, max_memory, offload_folder)
     if device is not None and device_map is not None:
         raise CheckpointError(f"device {device} and device_map {shown(device_map)} given; give one of them")
     place = None if device in (None, machine.SPREAD) else usable(device)
-    held = checkpoint(name, revision)
+    held, lora = adapters.found(checkpoint(name, revision), adapter, merge, checkpoint)
     source = held.source
     config = read_config(held)
     family = family_for(config, f"'{source}'")
@@ -86,33 +97,51 @@ def load(
     if device == machine.SPREAD:
         chosen = machine.choose(_bytes(family, config, source, kind))
         place, device_map = None if chosen.device is None else usable(chosen.device), chosen.device_map
-    quantised = getattr(config, "quantization_config", None) is not None
+    quantised = _is_quantised(config, source)
+    if quantised and place is not None:
+        device_map, place = {"": place}, None  # some kinds cannot be moved later
     held.fetch_beside()
     held.check_beside()
-    tokenizer = read_tokenizer(held)
+    own = None if lora in (None, held) else read_tokenizer(lora)  # an adapter may come with its own
+    tokenizer = read_tokenizer(held) if own is None else own
     held.fetch_weights()
-    files = FileTensors(held)
-    if not quantised:
-        check_fit(family, config, files)
-    warn_of_spares(family, files)
-    with opening(f"'{name}' cannot be loaded"):
+    if held.gguf is not None:
+        gguf_files.check_tensors(meta_model(family, config, source), held)
+        options |= gguf_files.loading(held)
+    else:
+        files = FileTensors(held)
+        if not quantised:
+            check_fit(family, config, files)
+        warn_of_spares(family, files)
+    with opening(f"'{source}' cannot be loaded"), placing(source, offload_folder):
         model, found = getattr(transformers, family.architecture).from_pretrained(
             held.folder, config=config, dtype=kind, device_map=device_map, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True, **placing,
+            trust_remote_code=False, output_loading_info=True, adapter_kwargs=dict(adapters.NOWHERE), **options,
         )  # fmt: skip
         model.config.name_or_path = source
         model = model.eval()
         model = model if place is None else model.to(place)
     check_found(family, found, source)
+    if held.gguf is not None:
+        gguf_files.plain(model)
+    if lora is not None:
+        model = adapters.put_on(model, lora, merge)
     check_finite(model, source)
     if model.dtype not in DTYPES.values():
         raise CheckpointError(f"'{source}' has weights in {model.dtype}; give dtype=, one of {', '.join(DTYPES)}")
-    return HybridLens(model, tokenizer)
+    lens = HybridLens(model, tokenizer)
+    warn_of_offloading(model, source)
+    return lens
 
 
 @public
 def load_weights(
-    name: str | Path | CheckpointFiles, *, revision: str | None = None, device: str | torch.device = "cpu"
+    name: str | Path | CheckpointFiles,
+    *,
+    revision: str | None = None,
+    adapter: str | Path | bool | None = None,
+    merge: bool = False,
+    device: str | torch.device = "cpu",
 ) -> Weights:
     """The linear maps of a checkpoint, read straight from its safetensors files; no model is made.
 
@@ -122,6 +151,8 @@ def load_weights(
         name: an embedded checkpoint, a folder, or a hub id, of which only the shards needed are fetched; or what
             `checkpoint` gave.
         revision: of a hub id: a branch, a tag or a commit.
+        adapter: as in `load`; what it adds can be read as weights only where it is merged.
+        merge: add a LoRA adapter's matrices to the weights that it is for.
         device: where what is read is put.
 
     Raises:
@@ -129,11 +160,16 @@ def load_weights(
         CheckpointError: for a checkpoint that cannot be opened, a missing shard or tensor, or quantised weights.
     """
     place = usable(device)
-    held = checkpoint(name, revision)
+    held, lora = adapters.found(checkpoint(name, revision), adapter, merge, checkpoint)
     source = held.source
+    if lora is not None and not merge:
+        raise CheckpointError(
+            f"'{lora.source}' holds an adapter (adapter_config.json), which the weights in the files do not have; give "
+            "merge=True to read them with it, or adapter=False for the model without it"
+        )
     config = read_config(held)
     if getattr(config, "quantization_config", None) is not None:
-        raise CheckpointError(f"'{name}' is quantised, so its stored numbers are not its weights; give the original")
+        raise CheckpointError(f"'{source}' is quantised, so its stored numbers are not its weights; give the original")
     family = family_for(config, f"'{source}'")
     cfg = family.configure(config)
     held.check_beside()
@@ -142,7 +178,10 @@ def load_weights(
         check_fit(family, config, files)
     warn_of_spares(family, files)
     model = meta_model(family, config, source)  # what is where, at no cost of memory
-    return Weights(HookedNetwork(model.eval(), family, cfg), FileTensors(held, model), place)
+    tensors: Tensors = FileTensors(held, model)
+    if lora is not None:
+        tensors = MergedTensors(tensors, lora, model)
+    return Weights(HookedNetwork(model.eval(), family, cfg), tensors, place)
 
 
 def checkpoint(name: str | Path | CheckpointFiles, revision: str | None = None) -> CheckpointFiles:
@@ -168,7 +207,7 @@ def locate(name: str | Path) -> str:
     text = str(name)
     if text in tiny.names():
         return str(tiny.path(text))
-    if text.strip() and _is_folder(text):
+    if text.strip() and _is_there(text):
         return text
     if not is_hub_id(text):
         near = _meant(text) or closest(text, tiny.names())
@@ -201,7 +240,19 @@ def read_config(source: str | CheckpointFiles) -> Any:
     """
     held = CheckpointFiles.of(source)
     source = held.source
+    if held.gguf is not None:
+        config = gguf_files.read_config(held)
+        check_values(config.to_dict(), f"'{source}': its metadata")
+        config.name_or_path = source
+        return config
     raw = held.json(CONFIG)
+    if raw is None and any(name.endswith(GGUF) for name in held.names()):
+        raise CheckpointError(f"'{source}' {held.instead()}")
+    if raw is None and adapters.ADAPTER in held.names():
+        raise CheckpointError(
+            f"'{source}' holds an adapter (adapter_config.json) and no model; save the merged model, and its "
+            "tokenizer, and give that: hl.load(…, merge=True).hf_model.save_pretrained(…)"
+        )
     if raw is not None:
         check_values(raw, f"'{source}': {CONFIG}")
         kind = raw.get("model_type")
@@ -224,6 +275,9 @@ def read_tokenizer(source: str | CheckpointFiles) -> Any:
         CheckpointError: for one that cannot be read.
     """
     files = CheckpointFiles.of(source)
+    if files.gguf is not None:
+        with opening(f"the tokenizer in '{files.source}' cannot be read"):
+            return AutoTokenizer.from_pretrained(files.folder, gguf_file=files.gguf)
     if not any((files.folder / file).exists() for file in VOCABULARIES):
         if (files.folder / TOKENIZER).exists():
             said = f"'{files.source}' has a {TOKENIZER} and no vocabulary ({VOCABULARIES[0]})"
@@ -238,6 +292,25 @@ def read_tokenizer(source: str | CheckpointFiles) -> Any:
             if model.get("type") != type(tokenizer.backend_tokenizer.model).__name__:
                 return PreTrainedTokenizerFast.from_pretrained(files.folder)
         return tokenizer
+
+
+def _is_quantised(config: Any, source: str) -> bool:
+    """Whether a checkpoint says that its numbers stand for weights.
+
+    Raises:
+        CheckpointError: in a way that transformers does not know: it would take the numbers for the weights.
+    """
+    held: Any = getattr(config, "quantization_config", None)
+    if held is None:
+        return False
+    method = held.get("quant_method") if isinstance(held, dict) else held.quant_method
+    known = (*AUTO_QUANTIZER_MAPPING, "bitsandbytes", None)  # None: of bitsandbytes, in old files
+    if getattr(method, "value", method) not in known:
+        raise CheckpointError(
+            f"'{source}' is quantised by {shown(method)}, which transformers does not know; it knows "
+            f"{', '.join(AUTO_QUANTIZER_MAPPING)}"
+        )
+    return True
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -260,8 +333,9 @@ def _bytes(family: Family, config: Any, source: str, kind: torch.dtype | str) ->
     return sum(weight.numel() for weight in meta_model(family, config, source).parameters()) * held.itemsize
 
 
-def _is_folder(text: str) -> bool:
+def _is_there(text: str) -> bool:
+    """Whether this is a folder, or a GGUF file."""
     try:
-        return Path(text).is_dir()
+        return Path(text).is_dir() or (Path(text).suffix == GGUF and Path(text).is_file())
     except (OSError, ValueError):  # too long for a name, or with a zero in it
         return False

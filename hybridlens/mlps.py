@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.integrations.moe import batched_mm_experts_forward
 
+from hybridlens.adapters import effective
 from hybridlens.config import MlpConfig
 from hybridlens.devices import resident
 from hybridlens.errors import AbsentError, InputError
@@ -227,7 +228,7 @@ class HookedMoe(MlpByName):
         """The write to the residual stream; a mixture remembers nothing."""
         parts, router = self.parts, self.parts.router
         with resident(router):
-            weight: Any = router.weight
+            weight = effective(router)
             logits = F.linear(x.float(), weight.float()) if parts.wide else F.linear(x, weight)
         routed = parts.route(self.hook_router_logits(logits), self.chosen)
         weights = self.hook_expert_weights(routed.weights).flatten(0, 1)

@@ -19,9 +19,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
+from hybridlens.adapters import without_wrapper
 from hybridlens.bridges import unwrapped
 from hybridlens.config import LensConfig
 from hybridlens.continuing import StateFront
+from hybridlens.devices import check_places
 from hybridlens.display import Displayed
 from hybridlens.display.hooks import HookPoints
 from hybridlens.display.models import LensShown
@@ -70,18 +72,21 @@ class HybridLens(
     It computes what the model does in evaluation mode; dropout is never applied.
 
     Args:
-        hf_model: a causal language model of one of the families (`hybridlens.families`), left as it is.
+        hf_model: a causal language model of one of the families (`hybridlens.families`), left as it is; or a PEFT
+            model of one, whose adapters are followed.
         tokenizer: its tokenizer, for text; None to work with token ids only.
 
     Raises:
-        CheckpointError: for a model of another family, or a configuration it was not built for.
+        CheckpointError: for a model of another family, a configuration it was not built for, or a layer on two devices.
     """
 
     def __init__(self, hf_model: Any, tokenizer: Any = None) -> None:
+        hf_model = without_wrapper(hf_model)
         family = family_for(getattr(hf_model, "config", None), "the model", [type(hf_model).__name__])
         self.hf_model = hf_model
         self.tokenizer = tokenizer
         self.network = HookedNetwork(hf_model, family, family.configure(hf_model.config))
+        check_places(hf_model, self.network.homes)
         self.hook_dict: dict[str, HookPoint] = self.network.points
         self.hook_points = HookPoints({name: _spec(name, point) for name, point in self.hook_dict.items()})
 
@@ -136,8 +141,8 @@ class HybridLens(
         """
         model = self.hf_model
         total = count(model)
-        ends = {id(w): w.numel() for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
-        inner = total - sum(ends.values())
+        ends = [end.weight.numel() for end in (model.get_input_embeddings(), model.get_output_embeddings())]
+        inner = total - (ends[0] if self.network.tied else sum(ends))
         return ParameterCounts(total, inner, total - self.network.idle_parameters)
 
 

@@ -22,7 +22,7 @@ from hybridlens.effort import layer_done
 from hybridlens.errors import InputError
 from hybridlens.families.spec import Family, ends_of
 from hybridlens.following import Following
-from hybridlens.hooks import HookPoint
+from hybridlens.hooks import HookPoint, wanted
 from hybridlens.mlps import HookedMoe
 from hybridlens.passes import Pass, trimmed
 from hybridlens.shapes import Lengths, Logits, Resid, Tokens
@@ -63,8 +63,9 @@ class HookedNetwork(nn.Module):
         for name in self._in_order(list(named)):
             named[name].name = name
             self.points[name] = named[name]
-        experts = {part.parts.experts for part in self.modules() if isinstance(part, HookedMoe)}
-        self.following = Following(model, cfg.d_vocab, experts)
+        mixtures = [part.parts for part in self.modules() if isinstance(part, HookedMoe)]
+        experts, routers = {parts.experts for parts in mixtures}, {parts.router for parts in mixtures}
+        self.following = Following(model, cfg.d_vocab, experts, routers)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy keeps: not the points that stand here for the length of a block, whose functions stay behind."""
@@ -114,6 +115,7 @@ class HookedNetwork(nn.Module):
         lengths: Lengths | None = None,
         start: int | None = None,
         stop: int | None = None,
+        last_only: bool = False,
     ) -> Resid | Logits:
         """Part of a pass over rows that read nothing before; no state comes out, and other layers' hooks stay silent.
 
@@ -122,6 +124,7 @@ class HookedNetwork(nn.Module):
             lengths: real tokens of each row; None where all rows are full.
             start: the first layer to run; the number of layers for none; None to begin with the tokens.
             stop: the layer whose residual stream is wanted, which does not run; None for the logits.
+            last_only: unembed only each row's last real token.
 
         Raises:
             InputError: a start behind layer 0 in a model whose layers read the embedding too (`reads_embedding`).
@@ -142,7 +145,35 @@ class HookedNetwork(nn.Module):
             elif self.reads_embedding:
                 run.embedded = given
             resid, _ = self._through(start or 0, given, run, None, devices, stop)
-            return self._unembedded(resid, lengths, False) if stop is None else resid
+            return self._unembedded(resid, lengths, last_only) if stop is None else resid
+
+    def unread(
+        self,
+        given: Tokens | Resid,
+        lengths: Lengths | None = None,
+        start: int | None = None,
+        last_only: bool = False,
+    ) -> None:
+        """A pass for its hooks alone, over rows that read nothing before.
+
+        Behind the last layer it goes as far as somebody listens: at the last norm, at the unembedding, or at the
+        logits, which at all positions are the largest tensor of a pass.
+
+        Args:
+            given: tokens; with `start`, the residual stream that enters that layer.
+            lengths: real tokens of each row; None where all rows are full.
+            start: as for `stretch`.
+            last_only: unembed only each row's last real token.
+        """
+        resid = self.stretch(given, lengths, start, self.cfg.n_layers)
+        head, norm = self.wrapped[0].get_output_embeddings(), self.ln_final
+        run = Pass(resid.new_zeros(resid.shape[:2], dtype=torch.long), lengths, None)
+        with reading(run.positions, lengths):
+            if not (wanted(norm.hook_scale, norm.hook_normalized, self.hook_logits) or _heard(head, norm.norm.module)):
+                return
+            normed = self._normed(resid)
+            if wanted(self.hook_logits) or _heard(head):
+                self.hook_logits(self.unembed(_last(normed, lengths) if last_only else normed))
 
     def _embedded(self, tokens: Tokens, run: Pass) -> Resid:
         """What enters layer 0."""
@@ -211,9 +242,14 @@ class HookedNetwork(nn.Module):
                 return name or type(module).__name__
         return None
 
+    @property
+    def homes(self) -> tuple[nn.Module, ...]:
+        """The family's layers."""
+        return tuple(cast(Block, block).home[0] for block in self.blocks)
+
     def _devices(self, default: torch.device) -> list[torch.device]:
         """Where each layer computes."""
-        return [execution_device(cast(Block, block).home[0], default) for block in self.blocks]
+        return [execution_device(home, default) for home in self.homes]
 
     def _through(
         self,
@@ -235,23 +271,24 @@ class HookedNetwork(nn.Module):
 
     def _unembedded(self, resid: Resid, lengths: Lengths | None, last_only: bool) -> Float[Tensor, "batch read vocab"]:
         """The logits at every position, or at each row's last token."""
-        head = self.wrapped[0].get_output_embeddings()
-        resid = self.ln_final(resid.to(execution_device(head, resid.device)))
-        if last_only and lengths is None:
-            resid = resid[:, -1:]
-        elif last_only and lengths is not None:
-            last = sent(lengths, resid.device).clamp(min=1) - 1
-            resid = resid[torch.arange(resid.shape[0], device=resid.device), last][:, None]
-        return self.hook_logits(self.unembed(resid))
+        resid = self._normed(resid)
+        return self.hook_logits(self.unembed(_last(resid, lengths) if last_only else resid))
+
+    def _normed(self, resid: Resid) -> Resid:
+        """What the last norm gives."""
+        return self.ln_final(resid.to(execution_device(self.ln_final.norm.module, resid.device)))
 
     def unembed(self, normed: Resid) -> Logits:
         """The logits of what the last norm gives, after multiplier and soft cap, past the hook points."""
-        return self.capped(self.uncapped(normed))
+        logits, head, cap = self.uncapped(normed), self.wrapped[0].get_output_embeddings(), self.soft_cap
+        if cap is None or logits.requires_grad or type(head) is not nn.Linear or _heard(head):
+            return self.capped(logits)
+        return logits.div_(cap).tanh_().mul_(cap)  # nobody else has them: without room for two more of their size
 
     def uncapped(self, normed: Resid) -> Logits:
         """The same before the soft cap: linear in what the last norm gives."""
         head = self.wrapped[0].get_output_embeddings()
-        logits = head(normed.to(self._dtype(head)))
+        logits = head(normed.to(execution_device(head, normed.device), self._dtype(head)))
         logits = logits if self.unembed_scale == 1.0 else logits * self.unembed_scale
         return logits.float() if self.family.logits_in_float32 else logits
 
@@ -339,6 +376,19 @@ class HookedNetwork(nn.Module):
                         f"the state is {tensor.dtype} on {tensor.device}, but the model is {dtype} on "
                         f"{device}; read the prompt again with this model, or move the state with state.to"
                     )
+
+
+def _last(resid: Resid, lengths: Lengths | None) -> Float[Tensor, "batch one d_model"]:
+    """Of each row its last real token."""
+    if lengths is None:
+        return resid[:, -1:]
+    last = sent(lengths, resid.device).clamp(min=1) - 1
+    return resid[torch.arange(resid.shape[0], device=resid.device), last][:, None]
+
+
+def _heard(*modules: nn.Module) -> bool:
+    """Whether somebody put a hook on any of these modules."""
+    return any(module.__dict__["_forward_hooks"] or module.__dict__["_forward_pre_hooks"] for module in modules)
 
 
 def signature(cfg: LensConfig) -> str:

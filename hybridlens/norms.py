@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hybridlens.devices import resident
+from hybridlens.devices import execution_device, resident
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint
 from hybridlens.near_points import Pointed
@@ -74,8 +74,8 @@ class Norm:
                 "cannot follow; merge the adapter, or open the model with the norm it has now"
             )
         if "_hf_hook" in norm.__dict__:
-            with resident(norm):
-                return self._times(norm.weight, normalized, dtype)
+            with resident(norm):  # which brings what it reads to where it computes, as calling the module does
+                return self._times(norm.weight, normalized.to(norm.weight.device), dtype)
         return self._times(norm.weight, normalized, dtype)
 
     def _times(self, weight: Tensor, normalized: Tensor, dtype: torch.dtype) -> Tensor:
@@ -129,7 +129,8 @@ class HookedNorm(Pointed):
     def w(self) -> Float[Tensor, "d_model"]:
         """What it multiplies a normalised value by, an offset of 1 included; read-only."""
         weight = cast(Tensor, self.norm.module.weight)
-        return read_only(self.norm.weighted(torch.ones(weight.shape[0], device=weight.device), weight.dtype))
+        ones = torch.ones(weight.shape[0], device=execution_device(self.norm.module, weight.device))
+        return read_only(self.norm.weighted(ones, weight.dtype))
 
     def forward(self, x: Resid) -> Resid:
         """The normalised and weighted activation, in the dtype of `x`."""

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hybridlens.boundary_words import shown
+from hybridlens.devices import sent
 from hybridlens.errors import InputError
 from hybridlens.shapes import Lengths, Tokens
 
@@ -60,7 +61,7 @@ class Layout(NamedTuple):
         lengths = self.batch.lengths
         if lengths is None:
             return None
-        return torch.arange(self.batch.tokens.shape[1], device=device) < lengths.to(device)[:, None]
+        return torch.arange(self.batch.tokens.shape[1], device=device) < sent(lengths, device)[:, None]
 
     def blanked(self, value: Tensor) -> Tensor:
         """A result [batch, pos, …] at the positions given; at those of padding, which mean nothing, NaN."""

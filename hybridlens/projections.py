@@ -6,12 +6,13 @@ a call. So nothing here reads a weight where calling the module would not; a PEF
 off, calls the module that it stands around, whose weights are then the map (`mapping`).
 
 How it fails: a child that is not there, or whose numbers are asked for and are not one matrix, raises
-`CheckpointError`.
+`CheckpointError`; one that is taken apart by head and rounds its input (8-bit layers do), `InputError`.
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
@@ -22,11 +23,14 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hybridlens.devices import first_weight, resident
-from hybridlens.errors import CheckpointError
+from hybridlens.devices import execution_device, first_weight, resident
+from hybridlens.errors import CheckpointError, InputError
 
 Read: TypeAlias = Callable[[nn.Module, str], Tensor]
 """Gives a weight by the module that holds it and its name there, dotted: in the shape it is stored in, as float32."""
+
+_ADDING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Modules that are no plain map, seen to be linear all the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +140,28 @@ class Projection:
                 out = einsum(x if self.scale_in == 1.0 else x * self.scale_in, weight, "b p h e, h e d -> b p h d")
             return out if self.scale == 1.0 else out * self.scale
         bias = self(torch.zeros_like(x[:1, :1].flatten(-2)))  # an adapter, or weights that only the module can read
-        alone = [self(_only(x, head).flatten(-2)) - bias for head in range(x.shape[2])]
-        return torch.stack(alone, dim=2)
+        alone = torch.stack([self(_only(x, head).flatten(-2)) - bias for head in range(x.shape[2])], dim=2)
+        if module not in _ADDING:
+            self._check_adds_up(x, alone, bias)
+            _ADDING.add(module)
+        return alone
+
+    def _check_adds_up(self, x: Tensor, alone: Tensor, bias: Tensor) -> None:
+        """Whether parts of the input add up, looked at once a module: what rounds its input is no linear map.
+
+        Raises:
+            InputError: they do not, by more than rounding explains.
+        """
+        with torch.no_grad():
+            off = (self(x.flatten(-2)) - bias - alone.sum(2)).abs().max()
+            scale = alone.abs().sum(2).max() + bias.abs().max()
+            allowed = 16 * (x.shape[2] * x.shape[3]) ** 0.5 * torch.finfo(alone.dtype).eps * scale
+        if not bool(off <= allowed):
+            raise InputError(
+                f"{self.name} is a {type(self.module).__name__}, which rounds what it reads, so that what heads add "
+                "does not add up to what it gives; edit hook_z or hook_attn_out, or load the model unquantised or with "
+                "weights alone quantised"
+            )
 
     def rows(self, inputs: Int[Tensor, "chosen"], d_in: int) -> Float[Tensor, "chosen d_out"]:
         """What a 1 at each of some inputs adds.
@@ -152,8 +176,10 @@ class Projection:
                 weight = self._own(cast(Tensor, module.weight), 0)
                 return weight[:, inputs.to(weight.device)].T * (self.scale * self.scale_in)
         weight = first_weight(module)
-        device, dtype = (inputs.device, torch.float32) if weight is None else (weight.device, weight.dtype)
-        return self.linear(F.one_hot(inputs.to(device), d_in).to(dtype))
+        dtype = torch.float32 if weight is None else weight.dtype
+        if not dtype.is_floating_point or dtype.itemsize == 1:  # packed numbers, which say nothing of what it takes
+            dtype = torch.float32
+        return self.linear(F.one_hot(inputs.to(execution_device(module, inputs.device)), d_in).to(dtype))
 
     def _own(self, packed: Tensor, dim: int) -> Tensor:
         return packed if self.part is None else packed.chunk(self.part[1], dim)[self.part[0]]
@@ -200,8 +226,12 @@ class Adapted(Projection):
 
 def _plain(module: nn.Module) -> bool:
     """Whether the module is its weight and bias, and nothing else; what a trace puts there aside."""
-    hooks = (*module.__dict__["_forward_hooks"].values(), *module.__dict__["_forward_pre_hooks"].values())
-    return type(module) is nn.Linear and all(getattr(hook, "of_trace", False) for hook in hooks)
+    held = module.__dict__
+    hooks = (*held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values())
+    if type(module) is not nn.Linear or not all(getattr(hook, "of_trace", False) for hook in hooks):
+        return False
+    weight = held["_parameters"].get("weight")  # of a type of its own (torchao) it answers to a call; None: it is away
+    return type(weight) in (nn.Parameter, Tensor) and (weight.is_floating_point() and weight.element_size() > 1)
 
 
 def mapping(module: nn.Module) -> nn.Module:

@@ -38,6 +38,8 @@ class RunOptions(TypedDict, total=False):
     """Of rows of different lengths, as they are given (with `lengths`) and given back."""
     lengths: Sequence[int] | Lengths | None
     """Real tokens of each row of a tensor that is padded, on the right if `padding_side` says nothing else."""
+    last_only: bool
+    """Logits of each row's last token only, [b 1 v], at `hook_logits` too; all of a long prompt's take gigabytes."""
 
 
 class HookOptions(RunOptions, total=False):

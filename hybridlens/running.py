@@ -71,13 +71,15 @@ class RunFront(TokenFront, HookFront):
         prepend_bos: bool | None = None,
         padding_side: Side | None = None,
         lengths: Sequence[int] | Lengths | None = None,
+        last_only: bool = False,
     ) -> Tensor | LogitsAndLoss | None:
         """Logits at every position, or a loss; hooks that were added, or set by ``with lens.hooks(...)``, fire.
 
         Args:
             tokens: a tensor [batch, pos], ids, or text; with `start_at_layer`, a residual stream.
             return_type: "logits"; "loss", the cross entropy of each next token in nats, the mean over all; "both", as
-                ``logits, loss``; None for nothing, when hooks are all that is wanted.
+                ``logits, loss``; None for nothing, when hooks are all that is wanted: logits are then computed only
+                where a hook asks for them.
             loss_per_token: see `RunOptions`, as for all that follow.
 
         Returns:
@@ -97,17 +99,22 @@ class RunFront(TokenFront, HookFront):
             raise InputError("a loss needs tokens, and start_at_layer has none; use lens.loss_fn(logits, tokens)")
         if start is not None and stop is not None and stop < start:
             raise InputError(f"stop_at_layer = {stop} given, which comes before start_at_layer = {start}")
+        if last_only and (stop is not None or return_type in ("loss", "both")):
+            wanted = "a residual stream" if stop is not None else "a loss"
+            raise InputError(f"last_only = True given, which leaves out logits, where {wanted} is asked for")
         laid, given = self._rows(tokens, start, lengths, prepend_bos, padding_side)
         counts = laid.batch.lengths
         with given_as(counts, laid.left):
+            if stop is None and return_type is None:
+                return self.network.unread(given, counts, start, last_only)
             if start is None and stop is None:
-                out = self.network(given, counts).logits
+                out = self.network(given, counts, None, last_only).logits
             else:
-                out = self.network.stretch(given, counts, start, stop)
-        if stop is not None or return_type == "logits":
+                out = self.network.stretch(given, counts, start, stop, last_only)
+        if last_only:
+            return out
+        if stop is not None or return_type == "logits" or return_type is None:
             return laid.blanked(out)
-        if return_type is None:
-            return None
         loss = self._loss(laid, out, loss_per_token)
         return LogitsAndLoss(laid.blanked(out), loss) if return_type == "both" else loss
 
@@ -241,7 +248,8 @@ class RunFront(TokenFront, HookFront):
             tokens: as for a plain call.
             names_filter: a name, names or a predicate; None for every point but the hidden attention of
                 recurrent layers, which grows with the square of the length and must be asked for; an empty list
-                for none.
+                for none. The logits that come beside the cache are of all positions whatever is kept: gigabytes of a
+                long prompt, which ``return_type=None`` leaves out, and ``last_only=True`` but for the last.
             return_cache_object: an `ActivationCache`, not a dict.
             return_type: as for a plain call, and `options` too.
             incl_bwd: also the gradients of the loss, under the point's name and ``_grad``; the weights get none.
@@ -270,6 +278,11 @@ class RunFront(TokenFront, HookFront):
             pos_slice=pos_slice,
             layouts=layouts,
         )
+        if options.get("last_only") and pos_slice is not None and any(name == "hook_logits" for name, _ in forward):
+            raise InputError(
+                "last_only = True and pos_slice given, but hook_logits then holds the last position alone; leave one "
+                "of them out, or hook_logits of names_filter"
+            )
         with self.hooks(forward, backward, reset_hooks_end, clear_contexts):
             if incl_bwd:
                 out = self._differentiated(tokens, options)

@@ -15,7 +15,7 @@ from torch import Tensor
 from hybridlens import tokens as tokens_module
 from hybridlens.boundary import Natural, public
 from hybridlens.boundary_words import Unchecked, shown
-from hybridlens.devices import execution_device, first_weight
+from hybridlens.devices import execution_device, first_weight, sent
 from hybridlens.errors import InputError
 from hybridlens.network import HookedNetwork
 from hybridlens.padding import Layout, Side, TokenBatch, padding_token, sided
@@ -226,8 +226,8 @@ class TokenFront:
         )
         laid = sided(laid, tokens, lengths, padding_side)
         rows, counts = laid.batch
-        counts = None if counts is None else counts.to(self.device)
-        return Layout(TokenBatch(rows.to(self.device), counts), laid.left)
+        counts = None if counts is None else sent(counts, self.device)
+        return Layout(TokenBatch(sent(rows, self.device), counts), laid.left)
 
     def _ids(self, tokens: Any) -> list[list[int]]:
         """Rows of ids as they were given, padding and all; an empty row is one of no text."""

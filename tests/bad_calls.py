@@ -116,6 +116,8 @@ def the_front(lens: hl.HybridLens) -> list[tuple[Callable[..., Any], dict[str, A
         (hl.load, {"name": "nowhere", "revision": None, "dtype": "float32", "device": "cpu", "device_map": None}),
         (hl.load, {"name": "nowhere", "device_map": "cpu", "max_memory": {"cpu": "1GB"}, "offload_folder": "away"}),
         (hl.load_weights, {"name": "nowhere", "revision": "main", "device": "cpu"}),
+        (hl.load, {"name": "nowhere", "adapter": "nowhere/either", "merge": True}),
+        (hl.load_weights, {"name": "nowhere", "adapter": "nowhere/either", "merge": True}),
         (state.split, {"window": 2}),
         (state.select, {"rows": [1, 0]}),
         (state.repeat, {"n": 2}),

@@ -48,9 +48,12 @@ from analyses.study.benchmarks.results import BenchmarkResult
 from analyses.study.claim_rules import ablated
 from analyses.study.evidence import Evidence, ModelFacts
 from analyses.study.groups import Base, accuracy, grouped
+from analyses.study.plan_types import Planned, StudyPlan
 from analyses.study.rankings.retrieval import Looks
 from analyses.study.rankings.sweep import Compared
 from analyses.study.report import Judged
+from hybridlens.counting import MACHINES, Expense
+from hybridlens.engine import Tally
 from hybridlens.niah import NEEDLES, Prompt
 from tests.test_circuit_report import random_circuits
 from tests.test_rankings_report import a_comparison, orders
@@ -190,6 +193,8 @@ def of_studies() -> Iterator[Any]:
     yield Judged(a_study("fig2"), cells[:5], BENCHMARKS, VERDICTS)
     yield ablated(Evidence(cells, BENCHMARKS, ModelFacts("m", "jamba", None, BASE)))
     yield Outcome(Path("a"), Path("a/report.html"), views.fig2(cells, BASE), {}, ())
+    part = Planned("fig2", 12, 10, 3, 900, Tally(300, 300), 5, 2, Expense(300, 400, 10**15, 10**12, 90.0), (40.0, 50.0))
+    yield StudyPlan("m", "bfloat16", MACHINES["h100"], 10**9, 2 * 10**9, 2, (part,), ("One.",))
 
 
 @cache

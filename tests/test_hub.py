@@ -225,7 +225,7 @@ def test_weights_alone_fetch_only_the_shards_of_what_is_read(hub, client, shards
 
 REPOSITORIES = {
     "bin": ({"pytorch_model.bin": b"p"}, "pickled weights (pytorch_model.bin)", "save_pretrained", "refs/pr/1"),
-    "gguf": ({"q4.gguf": b"GGUF"}, "GGUF alone (q4.gguf)", "give the model that they were made of"),
+    "gguf": ({"q4.gguf": b"GGUF"}, "GGUF alone (q4.gguf)", "give the file itself", "hf download"),
     "nothing": ({}, "holds no weights, expected model.safetensors"),
     "adapter": ({"adapter_config.json": b"{}", "model.safetensors": b"x"}, "holds an adapter (adapter_config.json)"),
     "field": ({"config.json": b'{"model_type": "jamba", "hidden_size": "wide"}'}, "config.json", "hidden_size"),

@@ -62,6 +62,7 @@ def test_a_tokenizer_with_another_full_stop_inside_a_text() -> None:
     stop = next(i for i, token in enumerate(text) if tokenizer.decode([token]).strip() == ".")
     alone = published.Ends(frozenset({tokenizer.convert_tokens_to_ids("▁")}), ends.inside)
     assert alone.before(text, stop + 1)
+    assert all(tokenizer.decode([i]).strip() for i in ends.alone)  # its space stands before rare words too
     assert not alone.before(text, stop)
     # a word-level tokenizer reads "。" as its unknown word, which must not end sentences
     assert published.Ends.of(word_level()).inside == ((word_level().convert_tokens_to_ids("."),),)

@@ -35,7 +35,7 @@ def test_a_row_ends_with_its_end_of_text_token(model):
     ids = tokens(4, 9)
     free = HybridLens(model).generate(ids, 6, stop_at_eos=False).tokens
     stop = int(free[1, 2])
-    model.config.eos_token_id = stop
+    model.config.eos_token_id = model.generation_config.eos_token_id = stop  # the library reads the latter
     out = HybridLens(model).generate(ids, 6)
     for row in range(4):
         expected = free[row].tolist()

@@ -58,6 +58,17 @@ def test_passes_wait_for_nothing(family: str) -> None:
     assert isinstance(plain.logits, OnDevice)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_of_the_host_are_sent_without_waiting(family: str) -> None:
+    """A prompt and what follows it, through the lens, as ids that are on the host."""
+    lens, ids = HybridLens(send(make(family, 3))), tokens(2, 12)
+    lens.network.following.check()
+    with torch.no_grad(), Away():
+        state = lens.network(sent(ids)).state
+        assert isinstance(lens.extend(state, ids[:, :3]).logits, OnDevice)
+        assert isinstance(lens.batch([[3, 4, 5], [6]]).lengths, OnDevice)
+
+
 class Copied:
     """Stands for `devices.Coming`: a copy is on its way, and only `here` waits for it."""
 

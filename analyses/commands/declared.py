@@ -77,10 +77,21 @@ def command(declared: Declared) -> Callable[..., None]:
 
             submit(declared.experiment, options, folder, device, dtype, cluster, typer.echo)
 
+    return signed(call, declared, _common(declared))
+
+
+def signed(call: Callable[..., None], declared: Declared, others: list[inspect.Parameter]) -> Callable[..., None]:
+    """A function that takes any words, as one that takes the options that are declared.
+
+    Args:
+        call: takes them by name.
+        declared: the command's name, help and options.
+        others: what it takes beside them.
+    """
     offered = [
         _parameter(name, field, declared) for name, field in declared.options.model_fields.items() if field.description
     ]
-    parameters = [_option("model", str, inspect.Parameter.empty, MODEL), *offered, *_common(declared)]
+    parameters = [_option("model", str, inspect.Parameter.empty, MODEL), *offered, *others]
     call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__doc__ = declared.help
@@ -175,6 +186,11 @@ def _common(declared: Declared) -> list[inspect.Parameter]:
     return [
         _option("out", Path | None, None, f"Folder of the results; results/MODEL{_ending(declared)} when left out."),
         _option("device", str, "auto", DEVICE),
-        _option("dtype", str, "auto", DTYPE),
+        dtype_option(),
         *(_parameter(name, field, declared) for name, field in ClusterConfig.model_fields.items()),
     ]
+
+
+def dtype_option() -> inspect.Parameter:
+    """``--dtype``, as every command of an experiment has it."""
+    return _option("dtype", str, "auto", DTYPE)

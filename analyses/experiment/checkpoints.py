@@ -67,7 +67,7 @@ def open_model(name: str | CheckpointFiles, device: str, dtype: str) -> HybridLe
         transformers.logging.disable_progress_bar()
 
 
-def checkpoint_dtype(name: str, revision: str | None = None) -> torch.dtype:
+def checkpoint_dtype(name: str | CheckpointFiles, revision: str | None = None) -> torch.dtype:
     """What a checkpoint's configuration says of its weights; float32 where it says nothing."""
     return getattr(read_config(checkpoint(name, revision)), "dtype", None) or torch.float32
 

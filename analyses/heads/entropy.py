@@ -212,7 +212,7 @@ def rank_heads(
                 totals[name] = totals[name] + here if name in totals else here
 
             with torch.no_grad():
-                lens.run_with_hooks(rows, [(names, add)], lengths=real)
+                lens.run_with_hooks(rows, [(names, add)], lengths=real, return_type=None)
             done(len(rows))
     words = "all tokens" if queries == "all" else "the last token"
     source = f"mean attention entropy in bits ({semantics}) over {words} of {many(n, 'prompt')}"

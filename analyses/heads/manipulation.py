@@ -49,7 +49,7 @@ from analyses.heads.needle_slots import Needle, NeedleTables, look_up, needle_ta
 from hybridlens.boundary import public
 from hybridlens.boundary_words import Among
 from hybridlens.errors import HookFunctionError, InputError
-from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, reads_only
+from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, capturable, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.niah.prompt import SemanticsLike
 from hybridlens.shapes import Pattern
@@ -145,6 +145,7 @@ def is_causal(mode: Mode, semantics: SemanticsLike) -> bool:
 
 
 def _clean(tables: NeedleTables) -> HookFunction:
+    @capturable
     @by_query
     @reads_only
     def rewrite(pattern: Pattern, hook: HookPoint) -> Pattern:
@@ -161,6 +162,7 @@ def _clean(tables: NeedleTables) -> HookFunction:
 
 
 def _published_answering(tables: NeedleTables) -> HookFunction:
+    @capturable
     @by_query
     @reads_only
     def rewrite(pattern: Pattern, hook: HookPoint) -> Pattern:

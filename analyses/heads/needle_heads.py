@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from hybridlens.boundary import Few, Length, Natural, Positive, public
 from hybridlens.display import Piece, Table, TokenText, many, number
 from hybridlens.display.markup import Plain
 from hybridlens.errors import InputError
-from hybridlens.hooks import HookPoint, reads_only
+from hybridlens.hooks import HookPoint, by_query, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.niah import Span
 from hybridlens.shapes import Pattern
@@ -132,22 +132,33 @@ def look(lens: HybridLens, prompt: Sequence[Natural], answer: Sequence[Natural],
     queries = list(range(len(prompt) - 1, max(len(tokens) - 1, len(prompt))))
     keys = sorted({position for start, end in needles for position in range(start, end)})
     shown = crop(len(prompt), len(answer), needles[-1])
-    masses: list[Tensor] = []
-    patterns: list[Tensor] = []
+    masses: dict[str, list[Tensor]] = {}  # of the queries asked about, by hook point
+    drawn: dict[str, Tensor] = {}
 
+    @by_query
     @reads_only
     def measure(pattern: Pattern, hook: HookPoint) -> None:
-        weights = pattern[0].float()
-        masses.append(weights[:, queries][:, :, keys].sum(-1).mean(-1).cpu())
-        patterns.append(weights[:, shown][:, :, shown].cpu())
+        weights, name = pattern[0], cast(str, hook.name)  # what is read of it alone becomes float32
+        first = 0 if hook.slots is None else hook.slots.first
+        here = range(first, first + weights.shape[1])
+        asked = [query - first for query in queries if query in here]
+        if asked:
+            masses.setdefault(name, []).append(weights[:, asked][:, :, keys].float().sum(-1).cpu())
+        rows = [row for row, query in enumerate(shown) if query in here]
+        seen = [key for key in shown if key < weights.shape[2]]
+        whole = drawn.setdefault(name, torch.zeros(len(weights), len(shown), len(shown)))
+        whole[:, rows, : len(seen)] = weights[:, [shown[row] - first for row in rows]][:, :, seen].float().cpu()
 
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
     with torch.no_grad():
-        lens.run_with_hooks([tokens], [([f"blocks.{layer}.attn.hook_pattern" for layer in layers], measure)])
+        lens.run_with_hooks([tokens], [(names, measure)], return_type=None)
     source = f"mean attention to the needle while answering, over {len(queries)} queries of one prompt"
-    ranking = HeadRanking(torch.stack(masses), layers, source, lower_is_better=False)
+    means = torch.stack([torch.cat(masses[name], dim=1).mean(-1) for name in names])
+    ranking = HeadRanking(means, layers, source, lower_is_better=False)
     ids = [tokens[position] for position in shown]
     texts = [] if lens.tokenizer is None else to_strings(ids, lens.tokenizer)
-    return Look(ranking, tokens, shown, [query for query in queries if query in shown], torch.stack(patterns), texts)
+    asked_there = [query for query in queries if query in shown]
+    return Look(ranking, tokens, shown, asked_there, torch.stack([drawn[name] for name in names]), texts)
 
 
 @public

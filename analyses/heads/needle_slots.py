@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from analyses.heads.selection import check_rows
+from hybridlens.devices import sent
 from hybridlens.errors import HookFunctionError, InputError
 from hybridlens.hooks import HookPoint
 from hybridlens.niah import Span
@@ -97,7 +98,7 @@ def needle_tables(
         needle[row, [position + 1 for position in found]] = True
     inside, outside = torch.tensor(kept).unbind(dim=1)
     stays = torch.where(needle, inside[:, None], outside[:, None])
-    return NeedleTables(needle.to(device), stays.to(device), torch.tensor(binary).nonzero()[:, 0].to(device))
+    return NeedleTables(*(sent(table, device) for table in (needle, stays, torch.tensor(binary).nonzero()[:, 0])))
 
 
 def look_up(tables: NeedleTables, pattern: Pattern, hook: HookPoint) -> NeedleSlots:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from analyses.heads.attended import Shares
 from hybridlens.boundary import Positive, Seed, public
+from hybridlens.devices import sent
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
 from hybridlens.shapes import Tokens
@@ -48,7 +49,7 @@ def repeated_tokens(lens: HybridLens, rows: Positive, period: Positive, seed: Se
     rng = torch.Generator().manual_seed(seed)
     drawn = torch.stack([known[torch.randperm(len(known), generator=rng)[:period]] for _ in range(rows)])
     first = torch.full((rows, 0 if bos is None else 1), 0 if bos is None else bos)
-    return torch.cat([first, drawn, drawn], dim=1).to(lens.device)
+    return sent(torch.cat([first, drawn, drawn], dim=1), lens.device)
 
 
 def looked_for(tokens: Tokens, exclude_first: bool = False) -> dict[str, Wanted]:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from analyses.heads.entropy import Entropies
+from hybridlens.devices import sent
 from hybridlens.errors import HookFunctionError
 from hybridlens.hooks import HookPoint
 
@@ -91,7 +92,7 @@ class AtHand:
         if device == self.value.device:
             return self.value
         if device not in self._copies:
-            self._copies[device] = self.value.to(device)
+            self._copies[device] = sent(self.value, device)
         return self._copies[device]
 
 

@@ -34,7 +34,7 @@ from analyses.heads.ranking import HeadRanking, Scope
 from analyses.heads.selection import AtHand, Kept, QueryBlocks, across_layers, check_rows
 from hybridlens.boundary import Natural, public
 from hybridlens.errors import HookFunctionError, InputError
-from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, reads_only
+from hybridlens.hooks import Edit, HookFunction, HookPoint, Phase, by_query, capturable, reads_only
 from hybridlens.model import HybridLens
 from hybridlens.niah.prompt import SemanticsLike
 from hybridlens.shapes import Pattern, Queries
@@ -106,6 +106,7 @@ def _contest(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str, 
     together, kept = AtHand(rows * len(layers)), list[Kept]()
 
     def reader(at: int) -> HookFunction:
+        @capturable
         @by_query
         @reads_only
         def read(scores: Pattern, hook: HookPoint) -> None:
@@ -116,6 +117,7 @@ def _contest(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str, 
         return read
 
     def silencer(at: int) -> HookFunction:
+        @capturable
         @reads_only
         def silence(z: Queries, hook: HookPoint) -> Queries:
             if not kept:
@@ -241,6 +243,7 @@ def _silencer(kept: Bool[Tensor, "*batch head"]) -> HookFunction:
     """A hook function that sets z to 0 where a head is not kept, in the row that does not keep it or in all."""
     dropped = AtHand(~kept[..., None])
 
+    @capturable
     @reads_only
     def silence(z: Queries, hook: HookPoint) -> Queries:
         if kept.ndim > 1 and len(kept) != len(z):

@@ -35,6 +35,7 @@ from analyses.kv_cache.recurrent_places import RecurrentWhere
 from analyses.kv_cache.telling import logprobs
 from hybridlens.boundary import Natural, Positive, public
 from hybridlens.config import LensConfig
+from hybridlens.devices import sent
 from hybridlens.display import Displayed, many
 from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
@@ -229,7 +230,7 @@ def _read_on(lens: HybridLens, state: HybridState, rest: Sequence[Sequence[int]]
     if not any(rest):
         return state
     rows = [torch.tensor(row, dtype=torch.long) for row in rest]
-    tokens = pad_sequence(rows, batch_first=True, padding_value=lens.pad_token).to(lens.device)
+    tokens = sent(pad_sequence(rows, batch_first=True, padding_value=lens.pad_token), lens.device)
     lengths = torch.tensor([len(row) for row in rest], device=lens.device)
     with torch.no_grad(), lens.editing(edits, "prefill") as forward:
         return forward(tokens, lengths, state, True).state

@@ -142,7 +142,7 @@ def measure(
     sides = pair.clean_tokens, pair.corrupt_tokens
     if name == "kl":
         with torch.no_grad():
-            logits, others = (lens(torch.tensor([side], device=lens.device))[:, -1:] for side in sides)
+            logits, others = (lens.prefill([list(side)], last_only=True).logits for side in sides)
         metric = KullbackLeibler(logits[0, -1])
         if float(metric(others)[0]) < ALIKE:
             raise InputError(

@@ -36,7 +36,6 @@ from analyses.patching.snapshot import captured
 from analyses.patching.writers import Writer, head_writes
 from hybridlens.blocks import Block
 from hybridlens.boundary import public
-from hybridlens.devices import execution_device
 from hybridlens.display import Piece, Table, many, number
 from hybridlens.display.markup import cut, visible
 from hybridlens.errors import InputError
@@ -298,11 +297,10 @@ def _own(
 ) -> tuple[Float[Tensor, "pos token"], Float[Tensor, "pos token"]]:
     """The model's own logits of some tokens, before any soft cap and after."""
     network, found = lens.network, list[tuple[Tensor, Tensor]]()
-    head = lens.hf_model.get_output_embeddings()
-    x = network.ln_final(resid[None].to(execution_device(head, resid.device)))
-    tokens = tokens.to(x.device)
+    x = network.ln_final(resid[None])
     for part in x.split(max(1, LOGITS // lens.cfg.d_vocab), dim=1):
         before = network.uncapped(part)
+        tokens = tokens.to(before.device)
         found.append((before[0][:, tokens], network.capped(before)[0][:, tokens]))
     before, after = (torch.cat(rows) for rows in zip(*found, strict=True))
     return before, after

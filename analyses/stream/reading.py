@@ -20,6 +20,7 @@ from transformer_lens.utilities.slice import Slice
 
 from analyses.patching.alignment import places_of
 from hybridlens.boundary_words import shown
+from hybridlens.devices import sent
 from hybridlens.errors import InputError
 from hybridlens.hooks import HookFunction, HookPoint, check_name, reads_only
 from hybridlens.model import HybridLens
@@ -133,7 +134,7 @@ def at_last(kept: dict[Key, Tensor], key: Key, last: Int[Tensor, "batch"]) -> Ho
 
     @reads_only
     def keep(x: Tensor, hook: HookPoint) -> None:
-        kept[key] = x[torch.arange(len(last), device=x.device), last.to(x.device)]
+        kept[key] = x[torch.arange(len(last), device=x.device), sent(last, x.device)]
 
     return keep
 

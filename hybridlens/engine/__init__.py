@@ -8,6 +8,7 @@ memory. What a treatment does is said by a `Treating`; nothing here knows any ex
 from hybridlens.engine.budget import Budget, Costs, costs_of, in_words, parse_memory
 from hybridlens.engine.foreseeing import Foreseeing
 from hybridlens.engine.reading import Tally
+from hybridlens.engine.rehearsal import Rehearsal
 from hybridlens.engine.sweep import Answered, Sweep
 from hybridlens.engine.tree import distinct_prefixes
 from hybridlens.engine.work import Answer, Job, Spans, Treating
@@ -19,6 +20,7 @@ __all__ = [
     "Costs",
     "Foreseeing",
     "Job",
+    "Rehearsal",
     "Spans",
     "Sweep",
     "Tally",

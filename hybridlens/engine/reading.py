@@ -22,6 +22,7 @@ from torch import Tensor
 from hybridlens.engine.budget import Budget
 from hybridlens.engine.tree import grow
 from hybridlens.engine.work import Reading, Treating, symbols
+from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
 from hybridlens.state import HybridState
 
@@ -38,6 +39,43 @@ class Read(NamedTuple):
     """Of one row."""
     logits: Tensor | None
     """[1 v], of its last token; None for an empty prompt."""
+
+
+class Reached(NamedTuple):
+    """The end of a stretch of tokens."""
+
+    state: HybridState
+    """Of one row."""
+    logits: Tensor | None
+    """[1 v], of its last token."""
+
+
+class Stretch(NamedTuple):
+    """Tokens of several rows that are read together, in as many passes as they have pieces."""
+
+    rows: tuple[tuple[int, ...], ...]
+    """Whole prompts."""
+    starts: tuple[int, ...]
+    """How many tokens of each have been read."""
+    stops: tuple[int, ...]
+    """Up to which each is to be read."""
+    block: int
+    """Tokens of a row in one pass, at most."""
+    edits: Sequence[Edit]
+
+    @property
+    def new(self) -> int:
+        """Tokens to read, of all rows."""
+        return sum(self.stops) - sum(self.starts)
+
+    def pieces(self) -> Iterator[list[tuple[int, ...]]]:
+        """What each pass reads of each row, which may be nothing."""
+        longest = max(stop - start for start, stop in zip(self.starts, self.stops, strict=True))
+        for offset in range(0, longest, self.block):
+            yield [
+                row[start + offset : max(start + offset, min(start + offset + self.block, stop))]
+                for row, start, stop in zip(self.rows, self.starts, self.stops, strict=True)
+            ]
 
 
 @dataclass
@@ -117,10 +155,9 @@ class Reader:
             batch = self._choose(ready)
             chosen = set(batch)
             ready = [segment for segment in ready if segment not in chosen]
-            states, logits = self._run(batch)
             done: list[Read] = []
-            for row, (segment, state) in enumerate(zip(batch, states, strict=True)):
-                done += [Read(index, state, logits[row : row + 1]) for index in segment.ends]
+            for segment, (state, logits) in zip(batch, self._run(batch), strict=True):
+                done += [Read(index, state, logits) for index in segment.ends]
                 if segment.children:
                     segment.state, segment.held = state, state.nbytes
                     kept.add(segment)
@@ -179,48 +216,51 @@ class Reader:
         treatment = segment.reading.treatment
         return treatment is None or self.treating.causal(treatment)
 
-    def _run(self, batch: Sequence[_Segment]) -> tuple[list[HybridState], Tensor]:
-        """The state at the end of each segment, and the logits of its last token [row v]."""
-        lens = self.lens
+    def _run(self, batch: Sequence[_Segment]) -> list[Reached]:
+        """The state at the end of each segment, and the logits of its last token."""
         bases = [segment.base() for segment in batch]
         starts = [0 if base is None else base.stop for base in bases]
-        sizes = [segment.stop - start for segment, start in zip(batch, starts, strict=True)]
-        state = None
-        if any(starts):
-            empty = lens.network.empty_state(1)
-            held = [None if base is None else base.state for base in bases]
-            state = HybridState.cat([empty if one is None else one for one in held])
         rows = [segment.reading for segment in batch]
         edits = self.treating.edits([row.treatment for row in rows], [row.spans for row in rows], "prefill")
-        block = max(sizes)
+        stops = [segment.stop for segment in batch]
+        block = max(stop - start for start, stop in zip(starts, stops, strict=True))
         if self._causal(batch[0]):
-            block = min(block, self.budget.block(len(batch), max(segment.stop for segment in batch), bool(edits)))
+            block = min(block, self.budget.block(len(batch), max(stops), bool(edits)))
+        stretch = Stretch(tuple(row.tokens for row in rows), tuple(starts), tuple(stops), block, edits)
+        reached = self._through(stretch, [None if base is None else base.state for base in bases])
+        for parts in stretch.pieces():
+            self.tally.passes += 1
+            self.tally.padding += len(parts) * max(map(len, parts)) - sum(map(len, parts))
+        self.tally.prefilled += stretch.new
+        return reached
+
+    def _through(self, stretch: Stretch, before: Sequence[HybridState | None]) -> list[Reached]:
+        """Read some stretches of tokens at once.
+
+        Args:
+            stretch: the tokens.
+            before: the state at the start of each; None for nothing read.
+        """
+        lens, state = self.lens, None
+        if any(stretch.starts):
+            empty = lens.network.empty_state(1)
+            state = HybridState.cat([empty if one is None else one for one in before])
         logits: Tensor | None = None
-        with torch.no_grad(), lens.editing(edits, "prefill") as forward:
-            for offset in range(0, max(sizes), block):
-                tokens, lengths = self._piece(rows, starts, sizes, offset, block)
+        with torch.no_grad(), lens.editing(stretch.edits, "prefill") as forward:
+            for parts in stretch.pieces():
+                tokens, lengths = self._padded(parts)
                 out = forward(tokens, lengths, state, True)
                 state, now = out.state, out.logits[:, 0]
                 if logits is None or lengths is None:
                     logits = now
                 else:  # a row that had no more tokens keeps what its last one gave
                     logits = torch.where((lengths > 0).to(now.device)[:, None], now, logits)
-                self.tally.passes += 1
-                self.tally.padding += tokens.numel()
-        self.tally.prefilled += sum(sizes)
-        self.tally.padding -= sum(sizes)
         assert state is not None
         assert logits is not None
-        return state.split(lens.cfg.window), logits
+        return [Reached(one, logits[row : row + 1]) for row, one in enumerate(state.split(lens.cfg.window))]
 
-    def _piece(
-        self, rows: Sequence[Reading], starts: Sequence[int], sizes: Sequence[int], offset: int, block: int
-    ) -> tuple[Tensor, Tensor | None]:
+    def _padded(self, parts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
         """The next tokens of each row, padded on the right, and how many they are (None: all alike)."""
-        parts = [
-            row.tokens[start + offset : start + max(offset, min(offset + block, size))]
-            for row, start, size in zip(rows, starts, sizes, strict=True)
-        ]
         longest = max(map(len, parts))
         tokens = torch.tensor([[*part, *[self.lens.pad_token] * (longest - len(part))] for part in parts])
         counts = torch.tensor([len(part) for part in parts])

@@ -93,7 +93,7 @@ class Sweep:
             wanted.setdefault(reading_of(job, self.boundary, self.treating), []).append(index)
         readings = [reading_of(jobs[members[0]], self.boundary, self.treating) for members in wanted.values()]
         members = list(wanted.values())
-        reader = Reader(self.lens, self.treating, self.budget, self.tally)
+        reader = self._reader()
         waiting: dict[Hashable, list[Row]] = {}
         try:
             for done in reader.read(readings):
@@ -125,14 +125,22 @@ class Sweep:
             full = len(rows) if everything or crowded else len(rows) - len(rows) % size
             for start in range(0, full, size):
                 batch = rows[start : start + size]
-                said = answer(
-                    self.lens.network,
-                    batch,
-                    self.treating,
-                    self.boundary,
-                    self.max_new_tokens,
-                    tokenizer=self.lens.tokenizer,
-                    capture=self.capture,
-                )
+                said = self._say(batch)
                 yield [Answered(row.job, one) for row, one in zip(batch, said, strict=True)]
             del rows[:full]
+
+    def _reader(self) -> Reader:
+        """What reads the prompts, and counts it in the tally."""
+        return Reader(self.lens, self.treating, self.budget, self.tally)
+
+    def _say(self, batch: Sequence[Row]) -> list[Answer]:
+        """What the rows of a batch say."""
+        return answer(
+            self.lens.network,
+            batch,
+            self.treating,
+            self.boundary,
+            self.max_new_tokens,
+            tokenizer=self.lens.tokenizer,
+            capture=self.capture,
+        )

@@ -72,6 +72,11 @@ class RgLru(DiagonalMixer[Diagonal]):
         self.hook_pattern.lazily(lambda: op.hidden_attention(terms))
         return self.out(y * gate), remember(conv, final)
 
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """The weights of its gates, which no linear map of the family's holds."""
+        lru = self.wrapped[0].rg_lru
+        return lru.input_gate_weight, lru.recurrent_gate_weight
+
     @property
     def head_states(self) -> HeadStates:
         """Its blocks of channels: what gates are made of is read within a block. The readout is the state itself."""

@@ -72,8 +72,9 @@ class Rotary:
         return _turn(q, cos, sin), _turn(k, cos, sin)
 
     def _made(self, q: Queries, run: Pass) -> tuple[Tensor, Tensor]:
-        """Cosines, and sines with the signs under which they meet a head's halves exchanged."""
-        cos, sin = self.embedding(q, run.positions, *(() if self.kind is None else (self.kind,)))
+        """Cosines, and sines with the signs under which they meet a head's halves exchanged; where the queries are."""
+        made = self.embedding(q, run.positions, *(() if self.kind is None else (self.kind,)))
+        cos, sin = (part.to(q.device) for part in made)  # a model spread over devices has the module on one of them
         first, second = sin.chunk(2, dim=-1)
         return cos[:, :, None], torch.cat([-first, second], dim=-1)[:, :, None]
 

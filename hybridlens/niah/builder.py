@@ -15,6 +15,7 @@ from typing import NamedTuple
 from hybridlens.boundary import Length, Percent, Seed, public
 from hybridlens.errors import InputError
 from hybridlens.niah import clean, published
+from hybridlens.niah.checks import check_plain, warn_special, warn_unscored, warn_without_bos
 from hybridlens.niah.encoding import Tokenizer, check_open_end, warn_unknown
 from hybridlens.niah.haystack import Haystack, essays
 from hybridlens.niah.lengths import DEFAULT_DEPTHS, PAPER_MAX_LENGTH, check_axis, default_lengths
@@ -57,26 +58,30 @@ def grid(
     Raises:
         UnknownNameError: an unknown template or builder.
         InputError: lengths or depths out of range or repeated; a needle
-            that does not fit the shortest length; a tokenizer without offsets, or one that ends prompts
-            with its end-of-text token; a haystack that is empty or holds the needle.
+            that does not fit the shortest length, or holds a special token; a tokenizer without offsets, or one
+            that ends prompts with its end-of-text token; a haystack that is empty or holds the needle.
 
     Warns:
         UserWarning: the tokenizer does not know some words of needle, question or template; the published
-            builder puts the needle of several depths in one place.
+            builder puts the needle of several depths in one place; and what `hybridlens.niah.checks` warns of: an
+            answer that could not get every point, prompts without their BOS, special tokens in the haystack.
     """
     plan = _plan(tokenizer, lengths, depths, haystack, needle, template, jrt, semantics, seed)
     warn_unknown(tokenizer, [needle.sentence, plan.frame.render([""] * plan.frame.readings).text])
+    warn_unscored(tokenizer, needle)
+    warn_without_bos(plan.frame)
     frame, longest = plan.frame, max(plan.lengths)
-    if plan.semantics == "clean":
-        supply = clean.make_supply(frame, plan.haystack, longest)
-        cells = [clean.clean_prompts(frame, supply, length, plan.depths) for length in plan.lengths]
+    if plan.supply is not None:
+        cells = [clean.clean_prompts(frame, plan.supply, length, plan.depths) for length in plan.lengths]
     else:
         ids = published.haystack_ids(tokenizer, plan.haystack, longest)
         ends = published.Ends.of(tokenizer)
         found = {length: published.places(frame, ids, length, plan.depths, ends) for length in plan.lengths}
         _say_where(found)
         cells = [published.published_prompts(frame, ids, length, at) for length, at in found.items()]
-    return Prompts(prompt for row in cells for prompt in row)
+    prompts = Prompts(prompt for row in cells for prompt in row)
+    warn_special(frame, prompts, plan.haystack.name)
+    return prompts
 
 
 @public
@@ -101,9 +106,9 @@ def controls(
         as the grid's prompts of their length.
     """
     plan = _plan(tokenizer, lengths, depths, haystack, needle, template, jrt, semantics, seed)
-    if plan.semantics == "clean":
-        supply = clean.make_supply(plan.frame, plan.haystack, max(plan.lengths))
-        return Prompts(clean.clean_control(plan.frame, supply, length, len(plan.depths)) for length in plan.lengths)
+    if plan.supply is not None:
+        depths, supply = plan.depths, plan.supply
+        return Prompts(clean.clean_control(plan.frame, supply, length, len(depths)) for length in plan.lengths)
     ids = published.haystack_ids(tokenizer, plan.haystack, max(plan.lengths))
     return Prompts(published.published_control(plan.frame, ids, length) for length in plan.lengths)
 
@@ -161,7 +166,8 @@ class _Plan(NamedTuple):
     lengths: tuple[int, ...]
     depths: tuple[int, ...]
     haystack: Haystack
-    semantics: str
+    supply: clean.Supply | None
+    """What clean prompts are made of; None for the published builder."""
 
 
 def _plan(
@@ -177,6 +183,7 @@ def _plan(
 ) -> _Plan:
     """Every check of `grid`, and the defaults filled in."""
     frame = make_frame(tokenizer, needle, template, jrt)
+    check_plain(tokenizer, needle)
     check_open_end(tokenizer, frame.encode(frame.render([""] * frame.readings)))
     percent = check_axis("depths", DEFAULT_DEPTHS if depths is None else depths)
     if lengths is None:
@@ -190,8 +197,9 @@ def _plan(
             f"haystack {source.name!r} already holds the needle {needle.sentence!r}, so its controls would "
             "hold it too; remove it there or hide another needle"
         )
-    if semantics == "clean":
-        clean.check_fit(frame, clean.make_supply(frame, source, max(tokens)), tokens, len(percent))
-    else:
+    if semantics == "published":
         published.check_fit(frame, tokens)
-    return _Plan(frame, tokens, percent, source, semantics)
+        return _Plan(frame, tokens, percent, source, None)
+    supply = clean.make_supply(frame, source, max(tokens))
+    clean.check_fit(frame, supply, tokens, len(percent))
+    return _Plan(frame, tokens, percent, source, supply)

@@ -17,12 +17,9 @@ from typing import NamedTuple
 
 from hybridlens.errors import InputError
 from hybridlens.niah.filler import WINDOW, Piece, fragments, pieces, plan
-from hybridlens.niah.haystack import Haystack
+from hybridlens.niah.haystack import CHARS_PER_TOKEN, Haystack
 from hybridlens.niah.lengths import places
 from hybridlens.niah.prompt import Frame, Prompt, Span
-
-CHARS_PER_TOKEN = 64
-"""Of a long haystack the first `CHARS_PER_TOKEN` · longest prompt characters are used, at least."""
 
 ATTEMPTS = 16
 """How many windows of sentences are tried for the exact end of a prompt."""
@@ -202,10 +199,12 @@ def clean_prompts(frame: Frame, supply: Supply, length: int, depths: Sequence[in
         last = at[depth] == len(common.texts)
         fill, place = common, at[depth]
         contexts, spans = _contexts(frame, fill, needle, place)
-        if frame.count(contexts) != length:
+        draft = frame.draft(contexts)
+        if draft.length != length:
             fill = _search(frame, supply, length, cap, needle, None if last else place, place + (not last))
             contexts, spans = _contexts(frame, fill, needle, len(fill.texts) if last else place)
-        prompts.append(frame.prompt(contexts, spans, length, depth, "clean"))
+            draft = frame.draft(contexts)
+        prompts.append(frame.prompt(draft, spans, length, depth, "clean"))
     return prompts
 
 
@@ -214,7 +213,7 @@ def clean_control(frame: Frame, supply: Supply, length: int, n_places: int) -> P
     cap = _cap(frame, length, n_places)
     fill = _search(frame, supply, length, cap, None, None, n_places - 1)
     contexts, _ = _contexts(frame, fill, None, 0)
-    return frame.prompt(contexts, (), length, None, "clean")
+    return frame.prompt(frame.draft(contexts), (), length, None, "clean")
 
 
 def _long_enough(usable: Sequence[Piece], room: int) -> list[Piece]:

@@ -24,6 +24,9 @@ from hybridlens.niah.essays import essay_sentences
 TEXT_SUFFIXES = (".txt", ".md", ".text")
 """File endings (lower case) that `read_haystack` takes for text."""
 
+CHARS_PER_TOKEN = 64
+"""Of a long haystack the first `CHARS_PER_TOKEN` · longest prompt characters are used, at least."""
+
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _SENTENCE_END = re.compile(
     r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[^a-z\s])"  # white space, and a new start

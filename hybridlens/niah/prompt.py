@@ -27,6 +27,7 @@ from hybridlens.niah.templates import (
     TEMPLATES,
     Template,
     TemplateName,
+    on_a_fixed_day,
 )
 
 Semantics = Literal["clean", "published"]
@@ -135,6 +136,18 @@ class Body(NamedTuple):
     context_starts: tuple[int, ...]
 
 
+class Draft(NamedTuple):
+    """A rendered prompt and its tokens, which are made once and counted before they are kept."""
+
+    body: Body
+    encoding: Encoding
+
+    @property
+    def length(self) -> int:
+        """How many tokens it has."""
+        return len(self.encoding.ids)
+
+
 @dataclass(frozen=True)
 class Frame:
     """Everything that the prompts of one grid share.
@@ -173,7 +186,10 @@ class Frame:
             return Body(text, tuple(starts))
         chat = str(
             self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+                [{"role": "user", "content": text}],
+                tokenize=False,
+                add_generation_prompt=True,
+                **on_a_fixed_day(self.tokenizer.chat_template),
             )
         )
         if chat.count(text) != 1:
@@ -186,35 +202,39 @@ class Frame:
     def special(self, body: Body) -> bool:
         """Whether the tokenizer is to add its special tokens: not where a chat template has written a BOS."""
         bos = self.tokenizer.special_tokens_map.get("bos_token")
-        return not self.chat or (bos is not None and not body.text.startswith(str(bos)))
+        return not self.chat or (bos is not None and str(bos) not in body.text[: body.context_starts[0]])
 
     def encode(self, body: Body) -> Encoding:
         """The prompt's tokens, with one BOS where the tokenizer has one."""
         return encode(self.tokenizer, body.text, special=self.special(body))
 
+    def draft(self, contexts: Sequence[str]) -> Draft:
+        """The prompt around `contexts`, one for each reading, and its tokens."""
+        body = self.render(contexts)
+        return Draft(body, self.encode(body))
+
     def count(self, contexts: Sequence[str]) -> int:
         """How many tokens the prompt around `contexts` has."""
-        return len(self.encode(self.render(contexts)).ids)
+        return self.draft(contexts).length
 
     def prompt(
         self,
-        contexts: Sequence[str],
+        draft: Draft,
         needles: Sequence[Span],
         length: int,
         depth: int | None,
         semantics: Semantics,
     ) -> Prompt:
-        """The prompt around `contexts`.
+        """A draft with its needle found.
 
         Args:
-            contexts: the haystack with the needle in it, one for each reading.
+            draft: around the haystack with the needle in it.
             needles: the needle's characters in each context; none in a control.
             length: the requested number of tokens, kept as it is.
             depth: the requested depth in percent, kept as it is.
             semantics: "published" lowers the spans by one.
         """
-        body = self.render(contexts)
-        encoding = self.encode(body)
+        body, encoding = draft
         shift = 1 if semantics == "published" else 0
         spans: list[Span] = []
         for at, (first, last) in zip(body.context_starts, needles, strict=False):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from hybridlens.errors import InputError
 from hybridlens.niah.encoding import Tokenizer, encode
-from hybridlens.niah.haystack import Haystack
+from hybridlens.niah.haystack import CHARS_PER_TOKEN, Haystack
 from hybridlens.niah.prompt import Frame, Prompt, Span
 
 BUFFER = 200
@@ -32,7 +32,10 @@ MARKS = (".", "。", "！", "？", "…")
 
 def haystack_ids(tokenizer: Tokenizer, haystack: Haystack, longest: int) -> tuple[int, ...]:
     """The haystack's first `longest` tokens, without special ones; a shorter haystack is repeated."""
-    ids = encode(tokenizer, haystack.text, special=False).ids
+    text = haystack.text[: CHARS_PER_TOKEN * longest]
+    ids = encode(tokenizer, text, special=False).ids
+    if len(ids) < 2 * longest and len(text) < len(haystack.text):  # of long tokens, or white space
+        ids = encode(tokenizer, haystack.text, special=False).ids
     if not ids:
         raise InputError(f"haystack {haystack.name!r} is empty: it has no tokens; give one with text")
     return tuple(islice(ids * (1 + longest // len(ids)), longest))
@@ -72,7 +75,7 @@ class Ends(NamedTuple):
     """The tokens with which sentences end."""
 
     alone: frozenset[int]
-    """Those of a "." by itself: what the authors' code looks for."""
+    """Those of a "." by itself: what the authors' code looks for. A space of its own before it ends no sentence."""
     inside: tuple[tuple[int, ...], ...]
     """Those of each mark behind a letter, where they hold nothing else."""
 
@@ -87,7 +90,8 @@ class Ends(NamedTuple):
             ids = tuple(i for i, (start, _) in zip(found.ids, found.offsets, strict=True) if start > 0)
             if ids and unknown not in ids:
                 inside.append(ids)
-        return cls(frozenset(encode(tokenizer, ".", special=False).ids), tuple(inside))
+        alone = (i for i in encode(tokenizer, ".", special=False).ids if str(tokenizer.decode([i])).strip())
+        return cls(frozenset(alone), tuple(inside))
 
     def before(self, ids: Sequence[int], point: int) -> bool:
         """Whether a sentence ends just before `point`."""
@@ -130,7 +134,8 @@ def published_prompts(frame: Frame, ids: Sequence[int], length: int, at: Mapping
         before, after = tuple(context[:point]), tuple(context[point:])
         text = _decode(frame.tokenizer, before + needle + after)
         span = _needle_chars(frame, text, before, needle)
-        prompts.append(frame.prompt([text] * frame.readings, [span] * frame.readings, length, depth, "published"))
+        draft = frame.draft([text] * frame.readings)
+        prompts.append(frame.prompt(draft, [span] * frame.readings, length, depth, "published"))
     return prompts
 
 
@@ -145,4 +150,4 @@ def _needle_chars(frame: Frame, text: str, before: Sequence[int], needle: Sequen
 def published_control(frame: Frame, ids: Sequence[int], length: int) -> Prompt:
     """The prompt of one length with filler in the needle's stead, of equal budget."""
     text = _decode(frame.tokenizer, ids[: length - BUFFER])
-    return frame.prompt([text] * frame.readings, (), length, None, "published")
+    return frame.prompt(frame.draft([text] * frame.readings), (), length, None, "published")

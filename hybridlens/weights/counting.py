@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridlens.devices import weights_once
 from hybridlens.errors import CheckpointError
 
 _PACKED = (torch.uint8, torch.int32)  # several weights in each: bitsandbytes' four bits, GPTQ's and AWQ's words
@@ -42,4 +43,4 @@ def count(model: Any) -> int:
         CheckpointError: some are packed, and do not say how.
     """
     packed = [(name, buffer) for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] == "qweight"]
-    return sum(entries(name, weight) for name, weight in (*model.named_parameters(), *packed))
+    return sum(entries(name, weight) for name, weight in (*weights_once(model), *packed))

@@ -48,7 +48,9 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def _floating(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    """What holds numbers that can be looked at: neither whole numbers, nor away, nor in eight bits."""
+    """What holds numbers that can be looked at: neither whole numbers, nor away, nor packed, nor in eight bits."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if type(tensor) not in (nn.Parameter, Tensor):
+            continue
         if tensor.is_floating_point() and tensor.element_size() > 1 and tensor.device.type != "meta":
             yield name, tensor

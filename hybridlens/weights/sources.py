@@ -16,9 +16,10 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridlens.checkpoint_files import INDEX, SINGLE, CheckpointFiles, opening
+from hybridlens.devices import away
 from hybridlens.errors import CheckpointError
 from hybridlens.projections import floating, mapping, no_weights
 from hybridlens.weights.finite import is_finite
@@ -43,7 +44,7 @@ class Tensors(Protocol):
 
 
 class ModelTensors:
-    """The weights of a model in memory.
+    """The weights of a model in memory, or of where accelerate keeps those that it moved out.
 
     Raises:
         CheckpointError: the model is quantised.
@@ -55,6 +56,7 @@ class ModelTensors:
                 "the model is quantised, so its stored numbers are not its weights; load it in float32, bfloat16 or "
                 "float16"
             )
+        self.model: nn.Module = model
         self.tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         for name, module in model.named_modules(remove_duplicate=False):
             if (inner := mapping(module)) is not module:
@@ -72,7 +74,13 @@ class ModelTensors:
         """See `Tensors`."""
         tensor = self._found(name)
         if tensor.device.type == "meta":
-            raise CheckpointError(f"the weight {name} is not in memory; give a folder, whose files are read directly")
+            module, _, own = name.rpartition(".")
+            kept = away(mapping(self.model.get_submodule(module)), own)
+            if kept is None:
+                raise CheckpointError(
+                    f"the weight {name} is not in memory; give a folder, whose files are read directly"
+                )
+            return floating(name, kept[start:stop].to(tensor.dtype))
         return floating(name, tensor.detach()[start:stop])
 
     def _found(self, name: str) -> Tensor:

@@ -32,7 +32,8 @@ def manipulated(pattern: Tensor, mode: str, columns: Sequence[int], first: int) 
     """The attention weights [1 head query key] under a mode; `first` is the position of the first query."""
     if mode == "keep":
         return pattern
-    inside = torch.zeros(pattern.shape[-1], dtype=torch.bool)
+    device = pattern.device
+    inside = torch.zeros(pattern.shape[-1], dtype=torch.bool, device=device)
     inside[list(columns)] = True
     if mode == "omit":
         return pattern * ~inside
@@ -40,8 +41,8 @@ def manipulated(pattern: Tensor, mode: str, columns: Sequence[int], first: int) 
         return pattern * 0
     if mode == "only":
         return pattern * inside
-    queries = torch.arange(first, first + pattern.shape[2])
-    seen = inside & (torch.arange(pattern.shape[-1]) <= queries[:, None])
+    queries = torch.arange(first, first + pattern.shape[2], device=device)
+    seen = inside & (torch.arange(pattern.shape[-1], device=device) <= queries[:, None])
     count = seen.sum(-1, keepdim=True).clamp(min=1)
     return (pattern * seen).sum(-1, keepdim=True) / count * seen
 
@@ -75,17 +76,24 @@ def patched(model: Any, prefill: Stage, decode: Stage, columns: Sequence[int]) -
 
 def answer(lens: Any, tokens: Sequence[int], prefill: Stage, decode: Stage, columns: Sequence[int] = ()) -> str:
     """One cell: the greedy text of 40 tokens."""
-    model = lens.hf_model
+    return lens.tokenizer.decode(said(lens.hf_model, tokens, prefill, decode, columns), skip_special_tokens=True)
+
+
+def said(
+    model: Any, tokens: Sequence[int], prefill: Stage, decode: Stage, columns: Sequence[int] = (), new: int = 40
+) -> list[int]:
+    """One cell: the `new` tokens that the model says, greedily."""
     for module in model.modules():  # the library keeps recurrent state on its modules
         for name in ("conv1d_state", "recurrent_states"):
             if hasattr(module, name):
                 setattr(module, name, None)
-    ids = torch.tensor([list(tokens)])
+    ids = torch.tensor([list(tokens)], device=model.device)
+    named: dict[str, Any] = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new, "do_sample": False}
     untouched = Stage()
     with torch.no_grad():
         if prefill == untouched and decode == untouched:
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
+            out = model.generate(ids, **named)
         else:
             with patched(model, prefill, decode, columns):
-                out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
-    return lens.tokenizer.decode(out[0, len(tokens) :], skip_special_tokens=True)
+                out = model.generate(ids, **named)
+    return out[0, len(tokens) :].tolist()

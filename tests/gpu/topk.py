@@ -19,11 +19,16 @@ from operations import Operations
 from torch import Tensor
 
 from analyses.heads.entropy import focus_key
+from analyses.heads.manipulation import MODES
 from analyses.heads.sparsification import top_k
+from analyses.heads.treatment import Treatment, treat
 from gpu.rows import Rows, off, timed
 from gpu.speed import configs, decoding, made, peak
+from gpu.syncs import waits
 from hybridlens import HybridLens, at_once
-from hybridlens.decoding import Decoding, begin, decode
+from hybridlens.decoding import Decoded, Decoding, Start, Twice, begin, decode
+from hybridlens.fixed_steps import FixedSteps
+from hybridlens.hooks import Edit
 from hybridlens.mixers import attention
 from hybridlens.tokens import TokenBatch
 
@@ -88,8 +93,8 @@ def reading(rows: Rows, lens: HybridLens, ids: Tensor) -> None:
 
 
 def steps(rows: Rows, lens: HybridLens, ids: Tensor) -> None:
-    """A decode step: operations, and time once all lengths have been met."""
-    count = 32 if rows.cuda else 4
+    """A decode step: operations, and time once all lengths have been met; the same captured."""
+    count = 16 if rows.cuda else 4
     for batch in (1, 16):
         prompt = ids[:, :1024].expand(batch, -1)
         ways: dict[str, list[Any]] = {"without": [], "top-k": top_k(lens, lens.cfg.n_heads // 2)}
@@ -103,6 +108,42 @@ def steps(rows: Rows, lens: HybridLens, ids: Tensor) -> None:
         rows.add(f"a step, batch {batch}: top-k ÷ without", f"{seconds['top-k'] / seconds['without']:.2f}")
         found = {name: operations(lens, prompt, edits) for name, edits in ways.items()}
         judged(rows, f"8 steps, batch {batch}", found["top-k"], found["without"], STEP)
+        captured(rows, lens, prompt)
+
+
+def captured(rows: Rows, lens: HybridLens, ids: Tensor) -> None:
+    """Captured steps: time, waits, and whether they say what plain ones do; rows of several k and modes, too."""
+    batch, n, network = ids.shape[0], lens.cfg.n_heads, lens.network
+    start, bare = begin(network, TokenBatch(ids, None), (), "last_prompt_token"), 0.0
+    mixed = [Treatment(1 + row % n, MODES[(row + 1) % len(MODES)]) for row in range(batch)]
+    ways: dict[str, list[Edit]] = {
+        "without": [],
+        "top-k": top_k(lens, n // 2),
+        "top-k of the whole model, a pass ahead": top_k(lens, n // 2, scope="model"),
+        "each row under another k and mode": treat(lens, mixed, [(4, 12)] * batch, "decode"),
+    }
+    for name, edits in ways.items():
+        with rows.check(f"a captured step, batch {batch}, {name}"), lens.editing(edits, "decode") as forward:
+            passes = (forward.ahead, forward.now) if isinstance(forward, Twice) else (nullcontext,)
+            steps = FixedSteps(network, start.state, 24, masked=False, passes=passes)
+            run = partial(steps.read, ids[:, 0], None)
+            each = timed(run, rows.device, runs=16, warm=3)
+            bare = bare or each
+            rows.add(f"a captured step, batch {batch}, {name}", f"{each * 1e3:.2f} ms, {each / bare:.2f} of without")
+            with waits(rows.device) as found:
+                run()
+            rows.judge(f"a captured step, batch {batch}, {name}: waits", not found, dict(found) or 0, 0)
+        if edits:
+            with rows.check(f"8 captured steps, batch {batch}, {name}"):
+                plain, fixed = (said(lens, start, edits, capture) for capture in (False, True))
+                same = sum(a == b for a, b in zip(plain.tokens, fixed.tokens, strict=True))
+                about = f"{same} (closest choice {float(plain.margins.min()):.2g})"
+                rows.add(f"8 steps, batch {batch}, {name}: rows that say the same captured", about, batch)
+
+
+def said(lens: HybridLens, start: Start, edits: list[Edit], capture: bool) -> Decoded:
+    """Eight tokens of each row."""
+    return decode(lens.network, start, Decoding(8, edits=lambda rows: edits, capture=capture))
 
 
 def operations(lens: HybridLens, ids: Tensor, edits: list[Any]) -> Operations:

@@ -1,0 +1,242 @@
+"""Adapters of PEFT, from their folders and in memory, against PEFT's own model and its own merged one.
+
+Every adapter is random and moves the logits by about their own size, so that half of one, or none, is seen at once.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from bounds import FORWARD, LAYER, close
+from models import make, tokens
+from safetensors.torch import save_file
+
+import hybridlens as hl
+from hybridlens.errors import CheckpointError, InputError
+from hybridlens.weights import Weights
+
+IDS = tokens(2, 6)
+FAMILY = "jamba"
+FEW = ["q_proj", "o_proj", "in_proj", "gate_proj"]
+
+
+def adapted(model=None, seed=0, **settings):
+    """A PEFT model with random adapters."""
+    torch.manual_seed(seed)
+    settings = {"r": 2, "target_modules": FEW, "init_lora_weights": False, "task_type": "CAUSAL_LM", **settings}
+    return peft.get_peft_model(make(FAMILY) if model is None else model, peft.LoraConfig(**settings)).eval()
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a base model, one with its adapter, and the logits of both."""
+    folder = tmp_path_factory.mktemp("adapters")
+    model = make(FAMILY)
+    model.save_pretrained(folder / "base")
+    with torch.no_grad():
+        base = model(IDS).logits
+        model = adapted(hl.load(folder / "base").hf_model, rank_pattern={"o_proj": 3}, alpha_pattern={"o_proj": 5})
+        model.save_pretrained(folder / "lora")
+        logits = model(IDS).logits
+        assert float((logits - base).abs().max()) > 0.3 * float(base.abs().max())
+    return folder, base, logits
+
+
+@pytest.fixture
+def folders(made, tmp_path):
+    return Path(shutil.copytree(made[0], tmp_path / "m"))
+
+
+def both_in_one(folders):
+    for file in (folders / "lora").iterdir():
+        shutil.copy(file, folders / "base")
+    return folders / "base"
+
+
+def refused(call, *words, error=CheckpointError):
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+# From folders.
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("way", ["alone", "both in one folder", "named beside the model"])
+def test_an_adapter_is_followed_or_merged(folders, made, way, merge):
+    """A folder that held both gave the base model without a word where PEFT was absent."""
+    _, base, logits = made
+    if way == "alone":
+        lens = hl.load(folders / "lora", merge=merge)
+    elif way == "both in one folder":
+        lens = hl.load(both_in_one(folders), merge=merge)
+        close(hl.load(folders / "base", adapter=False)(IDS), base, FORWARD)
+    else:
+        lens = hl.load(folders / "base", adapter=folders / "lora", merge=merge)
+    close(lens(IDS), logits, FORWARD)
+    assert merge is not any("lora" in name for name, _ in lens.hf_model.named_parameters())
+
+
+def test_points_states_and_decoding_are_the_adapted_models(folders, made):
+    """What heads write adds up to attention's output less its bias; in chunks and step by step the logits are its."""
+    lens = hl.load(folders / "lora")
+    _, cache = lens.run_with_cache(IDS)
+    layer = lens.cfg.attention_layers[0]
+    close(cache["result", layer].sum(2), cache["attn_out", layer], LAYER)
+    state = lens.prefill(IDS[:, :3]).state
+    close(lens.extend(state, IDS[:, 3:]).logits[:, -1], made[2][:, -1], FORWARD)
+    said = lens.hf_model.generate(IDS[:1], max_new_tokens=5, do_sample=False, eos_token_id=None)
+    assert lens.generate(IDS[:1], 5, stop_at_eos=False).tokens.tolist() == said[:, 6:].tolist()
+
+
+def test_weights_in_files_are_merged_or_refused(folders):
+    """W + scale · B · A of the two folders is what PEFT merges, with ranks and alphas of single modules."""
+    refused(lambda: hl.load_weights(folders / "lora"), "holds an adapter", "merge=True", "adapter=False")
+    merged = hl.load(folders / "lora", merge=True)
+    own, files = Weights.of_model(merged), hl.load_weights(folders / "lora", merge=True)
+    layer = merged.cfg.attention_layers[0]
+    for name in ("W_Q", "W_K", "W_V", "W_O"):
+        close(getattr(files.attention(layer), name), getattr(own.attention(layer), name), LAYER)
+    recurrent = merged.cfg.ssm_layers[0]
+    close(files.recurrent(recurrent).parts.W_in, own.recurrent(recurrent).parts.W_in, LAYER)
+    refused(lambda: Weights.of_model(hl.load(folders / "lora")).attention(layer), "merge")
+
+
+def test_scales_of_rank_stabilised_adapters(folders):
+    adapted(hl.load(folders / "base").hf_model, use_rslora=True, r=4).save_pretrained(folders / "rs")
+    own = Weights.of_model(hl.load(folders / "rs", merge=True)).attention(1)
+    close(hl.load_weights(folders / "rs", merge=True).attention(1).W_Q, own.W_Q, LAYER)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"use_dora": True}, "use_dora True"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save ['lm_head']"),
+        ({"target_parameters": ["experts.down_proj"]}, "target_parameters ['experts.down_proj']"),
+        ({"target_modules": ["embed_tokens"]}, "model.embed_tokens"),
+    ],
+)
+def test_other_kinds_are_followed_and_not_read_in_half(folders, settings, word):
+    """Their matrices are no W + B · A, or not all that they change."""
+    model = adapted(hl.load(folders / "base").hf_model, **settings)
+    model.save_pretrained(folders / "other")
+    close(hl.load(folders / "other")(IDS), model(IDS).logits, FORWARD)
+    refused(lambda: hl.load_weights(folders / "other", merge=True), word, "merge=True")
+
+
+def broken(name):
+    """Changes to the folders, and what is then said."""
+
+    def settings(folders, **changes):
+        file = folders / "lora" / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    def pickled(folders):
+        (folders / "lora" / "adapter_model.safetensors").rename(folders / "lora" / "adapter_model.bin")
+
+    def misfit(folders):
+        save_file(
+            {"base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight": torch.ones(2, 5)},
+            folders / "lora" / "adapter_model.safetensors",
+        )
+
+    return {
+        "no base": (lambda f: settings(f, base_model_name_or_path=None), "names no base model"),
+        "base gone": (lambda f: settings(f, base_model_name_or_path="./gone/x"), "'./gone/x', which is neither"),
+        "base empty": (lambda f: settings(f, base_model_name_or_path=str(f)), "holds no model (config.json)"),
+        "pickled": (pickled, "pickled adapter weights (adapter_model.bin)"),
+        "prompts": (lambda f: settings(f, peft_type="XLORA"), "the adapter"),
+        "misfit": (misfit, "the adapter"),
+        "damaged": (lambda f: (f / "lora" / "adapter_config.json").write_text("["), "adapter_config.json is damaged"),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["no base", "base gone", "base empty", "pickled", "prompts", "misfit", "damaged"])
+def test_adapters_that_cannot_be_opened(folders, name):
+    change, said = broken(name)
+    change(folders)
+    refused(lambda: hl.load(folders / "lora"), said)
+
+
+def test_what_is_asked_for_and_is_not_there(folders, monkeypatch):
+    refused(lambda: hl.load(folders / "base", merge=True), "merge=True given", "holds no adapter")
+    refused(lambda: hl.load(folders / "base", adapter="no/such/one"), "adapter 'no/such/one' given, expected a folder")
+    refused(lambda: hl.load(folders / "base", adapter=folders / "base"), "holds no adapter (adapter_config.json)")
+    refused(lambda: hl.load(folders / "lora", adapter=False), "is an adapter alone")
+    monkeypatch.setattr("hybridlens.adapters.find_spec", lambda name: None)
+    refused(lambda: hl.load(folders / "lora"), "PEFT", "pip install peft")
+    refused(lambda: hl.load(both_in_one(folders)), "PEFT", "pip install peft", "adapter=False")
+
+
+def test_a_tied_embedding_is_followed_and_not_merged(tmp_path):
+    """PEFT would merge what is on the one into both."""
+    make("gemma3").save_pretrained(tmp_path / "base")
+    model = adapted(hl.load(tmp_path / "base").hf_model, target_modules=["embed_tokens"])
+    model.save_pretrained(tmp_path / "lora")
+    close(hl.load(tmp_path / "lora")(IDS), model(IDS).logits, FORWARD)
+    refused(lambda: hl.load(tmp_path / "lora", merge=True), "tie_word_embeddings", "leave merge out")
+
+
+# In memory.
+
+
+def test_a_peft_model_is_opened_as_it_is():
+    model = adapted()
+    lens = hl.HybridLens(model)
+    close(lens(IDS), model(IDS).logits, FORWARD)
+    assert lens.hf_model is model.get_base_model()
+
+
+@pytest.mark.parametrize("family", ["jamba", "minimax", "qwen3_next", "granitemoehybrid"])
+def test_an_adapter_on_a_router_is_followed(family):
+    """Its weight was read past the adapter: the logits were as far from PEFT's as from zero, without a word."""
+    name = "router.weight" if family in ("jamba", "granitemoehybrid") else "mlp.gate.weight"
+    model = make(family)
+    base, older = model(IDS).logits, hl.HybridLens(model)
+    model = adapted(model, target_modules=[], target_parameters=[name])
+    logits = model(IDS).logits
+    assert float((logits - base).abs().max()) > 0.3 * float(base.abs().max())
+    close(hl.HybridLens(model)(IDS), logits, 16 * FORWARD)
+    refused(lambda: older(IDS), "an adapter (ParamWrapper) stands around", "open the model anew", error=InputError)
+    with model.disable_adapter():
+        close(hl.HybridLens(model)(IDS), base, FORWARD)
+
+
+def test_a_state_belongs_to_the_adapters_that_are_on():
+    """Switching one off changes no weight, and the state was gone on from."""
+    model = adapted()
+    lens = hl.HybridLens(model)
+    state = lens.prefill(IDS).state
+    with model.disable_adapter(), pytest.raises(InputError, match="other weights"):
+        lens.extend(state, IDS[:, :1])
+    lens.extend(state, IDS[:, :1])
+
+
+def test_prompts_and_replicated_layers_are_refused():
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(make("llama"), config)
+    refused(lambda: hl.HybridLens(model), "PROMPT_TUNING", "in part")
+    refused(lambda: hl.HybridLens(adapted(alora_invocation_tokens=[3])), "alora_invocation_tokens", "in part")
+
+
+def test_peft_is_not_asked_of_those_without_it(monkeypatch):
+    """Neither imported nor needed for a model without adapters."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
+        monkeypatch.delitem(sys.modules, name)
+    hl.HybridLens(make("llama"))(IDS)
+    assert "peft" not in sys.modules
