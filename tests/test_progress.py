@@ -12,8 +12,10 @@ from models import make
 
 import hybridlens as hl
 from analyses import circuits
+from analyses.commands.declared import progress_bar
 from analyses.patching.metrics import Rank
 from analyses.patching.sweeps import sweep
+from hybridlens.effort import layer_done, turn_to
 from hybridlens.progress import counted, hidden, shown, sized, staged, wanted
 
 IDS, OTHER = [3, 4, 5, 6, 7], [3, 4, 20, 6, 7]
@@ -126,6 +128,30 @@ def test_functions_show_theirs_or_tell_their_caller(lens: hl.HybridLens, monkeyp
     sweep(lens, "z", [IDS, OTHER], [OTHER, IDS], Rank(3))
     assert "prompts: 100%" in terminal.getvalue()
     assert terminal.getvalue().count("patches:") == before.count("patches:")
+
+
+def test_a_command_shows_stages_tokens_and_what_it_turns_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of four layers over 80 tokens are 60 through all; the report has no cells. A pipe shows nothing."""
+    with progress_bar("model", "cell") as tell:
+        tell(0, 8)
+        layer_done(80, 4)
+    terminal = watched(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "100")
+    with progress_bar("model", "cell") as tell:
+        tell(2, 8)
+        for _ in range(3):
+            layer_done(80, 4)
+    first = terminal.getvalue()
+    assert "25%" in first
+    assert "2/8 cells, 60 tokens" in first
+    with progress_bar("model", "cell") as tell:
+        tell(8, 8)
+        turn_to("report")
+        layer_done(80, 4)
+    last = terminal.getvalue().removeprefix(first).splitlines()[-2]
+    assert "report" in last
+    assert "cells" not in last
+    assert "20 tokens" in last
 
 
 def test_an_error_leaves_no_bar_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

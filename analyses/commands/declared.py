@@ -112,7 +112,7 @@ def carry_out(declared: Declared, options: Options, folder: Path, device: str, d
     memory = getattr(options, "memory", 0)
     if isinstance(getattr(experiment, "lens", None), HybridLens) and ("auto" in (device, dtype) or memory is None):
         typer.echo(placed(experiment.lens, memory), err=True)
-    with progress_bar(options.model, kind.unit) as progress:
+    with progress_bar(Path(options.model).name, kind.unit) as progress:
         outcome = conduct(experiment, folder, progress)
     for line in outcome.damaged:
         typer.echo(f"damaged and made again: {line}", err=True)

@@ -195,7 +195,7 @@ def made(name: str, options: argparse.Namespace) -> Place:
     """A model's checkpoint, written where it is not there."""
     experts = experts_of(name, options.folder, options.experts, options.smallest)
     fields = fields_of(name, options.smallest, experts)
-    with tqdm(total=size_of(name, fields), desc=f"writing {name}", unit="B", unit_scale=True) as bar:
+    with tqdm(total=size_of(name, fields), desc=f"writing {name}", unit="B", unit_scale=True, leave=False) as bar:
         checkpoint = written(options.folder, name, fields, bar.update)
     results = options.folder / "results"
     results.mkdir(exist_ok=True)
