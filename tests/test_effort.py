@@ -14,7 +14,7 @@ from analyses.heads.answering import Treated
 from analyses.study import niah
 from hybridlens import tiny
 from hybridlens.effort import LEAST, Ahead, Effort, foresee, layer_done, watched, watching
-from hybridlens.engine import Foreseeing, Job, Sweep
+from hybridlens.engine import Job, Rehearsal, Sweep
 
 
 def recorder() -> tuple[Effort, list[float]]:
@@ -91,19 +91,20 @@ def test_a_sweep_takes_what_was_foreseen() -> None:
     lens = hl.HybridLens(make("recurrentgemma", 3))
     shared = (5, 6, 7, 8) * 10
     jobs = [Job((*shared, *(9, 10) * (5 * n)), None, None) for n in range(1, 4)]
-    sweep = Sweep(lens, Treated(lens), max_new_tokens=6)
-    forecast = Foreseeing(Treated(lens), sweep.budget, "last_prompt_token", 6).work(jobs)
-    # trunk 40, then the longest branch's 30 (10 and 20 lie on its way), each but its last token; one batch of answers
-    assert forecast == 40 + 29 + 6 * LEAST
+    given = (lens, Treated(lens), "last_prompt_token", 6)
+    rehearsal = Rehearsal(*given)
+    rehearsal.rehearse(jobs)
+    # the trunk, all but its last token, is read with what the shortest adds; two passes add ten; one batch answers
+    assert rehearsal.work == 49 + 2 * LEAST + 6 * LEAST
     effort, shares = recorder()
     with watching(effort):
         effort.tell(0, 3)
-        effort.foresee([Ahead(3, forecast)])
-        for batch in sweep.run(jobs):
+        effort.foresee([Ahead(3, rehearsal.work)])
+        for batch in Sweep(*given).run(jobs):
             effort.tell(effort.done + len(batch), 3)
     assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    assert max(b - a for a, b in pairwise(shares)) < 0.5
+    assert shares[-2] == pytest.approx(1.0)  # all of the work, before the cells are told
+    assert max(b - a for a, b in pairwise(shares)) < 49 / rehearsal.work
 
 
 def test_a_command_moves_in_small_steps_through_cells_and_report(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from analyses.heads.ranking import HeadRanking, check_name
 from analyses.heads.sparsification import check_ranking
 from analyses.heads.treatment import Treatment, treat
 from hybridlens import machine, niah
-from hybridlens.decoding import BOUNDARIES, Boundary
+from hybridlens.decoding import Boundary
 from hybridlens.effort import Ahead, foresee, watched
-from hybridlens.engine import Answer, Budget, Foreseeing, Job, Spans, Sweep, Tally, costs_of
+from hybridlens.engine import Answer, Budget, Job, Rehearsal, Spans, Sweep, Tally, costs_of
 from hybridlens.hooks import Edit, Phase
 from hybridlens.model import HybridLens
 from hybridlens.results import Cell, CellKey, Run
@@ -202,13 +202,13 @@ def _ahead(
     lens: HybridLens, left: Sequence[Sequence[Work]], max_new_tokens: int, memory: int, rows: int | None
 ) -> list[Ahead]:
     """The cells of each portion, and the work that they take."""
-    treating, budget = Treated(lens), Budget(costs_of(lens.cfg, lens.dtype), memory, rows)
-    by = {one: Foreseeing(treating, budget, one, max_new_tokens) for one in BOUNDARIES}
-    return [
-        Ahead(sum(len(piece.keys) for piece in mine), by[mine[0].boundary].work([piece.job for piece in mine]))
-        for mine in left
-        if mine
-    ]
+    ahead: list[Ahead] = []
+    for mine in left:
+        if mine:
+            rehearsal = Rehearsal(lens, Treated(lens), mine[0].boundary, max_new_tokens, memory, rows)
+            rehearsal.rehearse([piece.job for piece in mine])
+            ahead.append(Ahead(sum(len(piece.keys) for piece in mine), rehearsal.work))
+    return ahead
 
 
 def _answered(

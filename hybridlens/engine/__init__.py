@@ -6,7 +6,6 @@ memory. What a treatment does is said by a `Treating`; nothing here knows any ex
 """
 
 from hybridlens.engine.budget import Budget, Costs, costs_of, in_words, parse_memory
-from hybridlens.engine.foreseeing import Foreseeing
 from hybridlens.engine.reading import Tally
 from hybridlens.engine.rehearsal import Rehearsal
 from hybridlens.engine.sweep import Answered, Sweep
@@ -18,7 +17,6 @@ __all__ = [
     "Answered",
     "Budget",
     "Costs",
-    "Foreseeing",
     "Job",
     "Rehearsal",
     "Spans",

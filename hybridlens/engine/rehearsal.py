@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hybridlens.config import LensConfig
+from hybridlens.effort import cost
 from hybridlens.engine.answering import Row
 from hybridlens.engine.budget import Costs, costs_of
 from hybridlens.engine.reading import Reached, Reader, Stretch
@@ -68,6 +69,12 @@ class Rehearsal(Sweep):
         self.batches: list[Batch] = []
         for _ in self.run(jobs):
             pass
+
+    @property
+    def work(self) -> float:
+        """Of all that was rehearsed, in the unit of `hybridlens.effort`."""
+        read = sum(cost(float(len(one.counts) * one.width)) for one in self.passes)
+        return read + sum(one.steps * cost(float(len(one.lengths))) for one in self.batches)
 
     def _reader(self) -> Reader:
         return _Reader(self.lens, self.treating, self.budget, self.tally, passes=self.passes)
