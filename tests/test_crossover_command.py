@@ -58,7 +58,7 @@ def test_the_folder_holds_what_the_functions_give(
     assert {a.get("id") for tag, a in page.tags if tag == "section"} >= {"memories", "layers", "written"}
     told = kv_cache.following.following(found, kv_cache.following.KEYS_AND_VALUES, True)
     line = next(line for line in printed.splitlines() if "keys and values" in line)
-    assert f" {100 * told.memory.mean:.1f} [" in line
+    assert f" {100 * told.memory.mean:.1f} (" in line
     before = (out / "crossover.json").read_bytes(), (out / "run.json").read_bytes()
     assert main(command(checkpoint, out)) == 0
     assert capsys.readouterr().out == printed

@@ -37,6 +37,7 @@ from analyses.patching.results import EdgeResult, PatchResult
 from analyses.stream import Direction, FeatureAttribution, FeatureExamples, SteeringEffect, StreamLens, TunedLens
 from analyses.study import view_types
 from analyses.study.benchmarks.results import BenchmarkResult
+from analyses.study.plan_types import StudyPlan
 from analyses.study.rankings.results import RankingComparison
 from hybridlens.display import Displayed, Table
 from hybridlens.viz.plotted import Plotted
@@ -106,7 +107,7 @@ def is_result(kind: Any) -> bool:
 
 def returned(fn: Any) -> set[type]:
     """The classes that a function's annotation says it returns, alone or in lists, tuples and mappings."""
-    typed = {"pandas": pd, "Plot": go.Figure, "Root": object, "HFModule": torch.nn.Module}  # for type checkers alone
+    typed = {"pandas": pd, "Plot": go.Figure, "Root": object, "HFModule": torch.nn.Module, "StudyPlan": StudyPlan}  # for type checkers alone
     hints = typing.get_type_hints(fn, localns=typed)
     waiting, found = [hints.get("return")], set[type]()
     while waiting:

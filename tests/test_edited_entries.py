@@ -78,7 +78,8 @@ def test_frozen_entries_count_though_they_keep_their_value(point):
     value, mask = edited(point, x, lambda x, hook: hook.freeze(at(0, 2)))
     assert torch.equal(value, x)
     assert torch.equal(mask, at(0, 2))
-    assert edited(point, x, lambda x, hook: hook.freeze(torch.zeros(SHAPE, dtype=torch.bool))).mask is None
+    none = edited(point, x, lambda x, hook: hook.freeze(torch.zeros(SHAPE, dtype=torch.bool))).mask
+    assert none is None or not none.any()  # whether any is frozen is not asked, since on a device it would wait
 
 
 def test_masks_broadcast_and_add_up_over_calls_and_functions(point):

@@ -27,7 +27,7 @@ from analyses.kv_cache.mixes import Mix, mixes
 from analyses.kv_cache.pairs import PromptPair
 from analyses.kv_cache.where import Group, drop_map, recurrent_groups, recurrent_map
 from hybridlens import Edit, HybridLens
-from hybridlens.errors import InputError, UnknownNameError
+from hybridlens.errors import InputError, KeywordError, UnknownNameError
 from hybridlens.niah import PAPER_RUBRIC
 from hybridlens.state import HybridState
 
@@ -122,7 +122,7 @@ def test_reset_is_a_row_that_has_read_nothing(family):
     for name in changed:
         assert torch.equal(after.tensors()[name], empty.tensors()[name])
     untouched(state, after, changed)
-    with pytest.raises(UnknownNameError, match="'heads' given, but a place is named by layers, rows here"):
+    with pytest.raises(KeywordError, match="'heads'; it takes state, layers, rows"):
         kv_cache.reset(state, heads=1)
 
 

@@ -139,7 +139,7 @@ def test_metrics_by_name_tell_the_prompts_apart(family: str) -> None:
     by_hand = {
         "logit-difference": lambda x: x[right] - x[wrong],
         "log-probability": lambda x: x.log_softmax(0)[right],
-        "rank": lambda x: 1.0 + float((x > x[right]).sum()),
+        "rank": lambda x: float((x > x[right]).sum()),
     }
     for name, value in by_hand.items():
         measure = choosing.measure(lens, pair, niah.PAPER_RUBRIC, name)

@@ -129,7 +129,7 @@ def test_keywords_near_those_that_there_are(lens, tokens):
         (lambda: lens.run_with_cache(tokens, name_filter="hook_embed"), r"lens\.run_with_cache got .*: names_filter"),
         (lambda: lens.run_with_cache(tokens, fwd_hooks=pairs), r"type with lens\.hooks\(fwd_hooks="),
         (lambda: lens.add_hook(name="hook_embed", fn=1), r"lens\.add_hook got .* it takes name, hook, dir, is_perm"),
-        (lambda: hl.load("tiny-jamba", dtpye="float32"), r"^hl\.load got .* 'dtpye'; close names: dtype$"),
+        (lambda: hl.load("tiny-jamba", dtpye="float32"), r"^hl\.load got .* 'dtpye'; close names: dtype\b"),
         (lambda: hl.Edit(name="hook_embed", fn=1), r"^Edit got an unexpected keyword argument 'name'; it takes hook"),
         (lambda: lens.hook_points(), r"a table and no method; type lens\.hook_dict\.values\(\)"),
     ):

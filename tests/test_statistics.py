@@ -153,7 +153,7 @@ def test_the_table_prints_the_interval() -> None:
     cells = cells_of({0: [0.0] * 100, 4: [5.0] * 50 + [2.5] * 50})
     low, high = (100 * end for end in bootstrap_interval([1.0] * 50 + [0.5] * 50))
     lines = accuracy_table(cells, "m").splitlines()
-    assert "[95 % interval over prompts]" in lines[0]
+    assert "(95 % interval over prompts)" in lines[0]
     assert [line.split() for line in lines[1:]] == [
         ["heads", "kept", "generation", "chance"],
         ["4", "75.0", f"[{low:.1f},", f"{high:.1f}]"],

@@ -23,18 +23,15 @@ READING_SHARE = 0.15
 BANDWIDTH_SHARE = 0.5
 """Of the peak, that is taken for what moving weights and states reaches; not measured, since launches hid it."""
 
-LAYER_SECONDS = 0.0038
-"""That a decode step takes for each layer whatever it computes, since small kernels are launched one by one: 100 ms for
-the 26 layers of RecurrentGemma-2B."""
-
-MIXTURE_SECONDS = 0.015
-"""And besides for each mixture of experts: 91 ms for the eight layers of a Jamba, four of them mixtures."""
+LAYER_SECONDS = 0.00023
+"""That a captured decode step takes for each layer whatever it computes, its recording shared among 32 steps: 9.3 ms for
+the 26 layers of RecurrentGemma-2B on an H100, of which 3.2 are taken for moving its weights; 5.0 for eight of a Jamba."""
 
 CORE_LAYER_SECONDS = 0.0005
 """`LAYER_SECONDS` on a CPU, where it is Python's time."""
 
-TREATED_READING, TREATED_STEP = 1.5, 1.15
-"""How many times as long top-k may take while reading and while decoding: what the GPU run holds its operations to."""
+TREATED_READING, TREATED_STEP = 1.24, 1.08
+"""How many times as long top-k takes while reading and while decoding, on an H100: the larger of docs/gpu.md's two."""
 
 SPARE = 2 * 2**30
 """Bytes of a device that its runtime and the allocator's rounding are taken to need."""
@@ -53,7 +50,7 @@ class Machine(NamedTuple):
     bandwidth: float
     """Bytes a second between memory and processor, at most."""
     layer_seconds: float = LAYER_SECONDS
-    mixture_seconds: float = MIXTURE_SECONDS
+    mixture_seconds: float = 0.0
     share: float = READING_SHARE
 
     def peak(self, dtype: torch.dtype) -> float:

@@ -1,8 +1,8 @@
 """PyTorch's fused attention where every step has a number of keys that none had before.
 
-For each shape that it meets anew cuDNN's attention makes a plan, some 60 ms of work on an H100's host, and PyTorch
-prefers it there: a decode step, which reads one key more than the last, then takes several times as long as all the
-rest of it. The other kernels take any shape, and for a single query are as fast.
+For each shape that it meets anew cuDNN's attention makes a plan, some 50 ms of work on an H100's host, and PyTorch
+prefers it there: a decode step, which reads one key more than the last, then takes two to three times as long. The
+other kernels take any shape; at lengths that are known they were up to a third slower (docs/gpu.md).
 
 How it fails: the choice of kernels is the process's, so that other threads go without cuDNN's attention meanwhile.
 """
