@@ -221,7 +221,7 @@ def main() -> int:
         ("niah", [*model, *long], timed_out),
         ("rankings", [*model, *small, "--draws", "2", "--batch-size", "16"], plain),
         ("patch", [*model, "--sweeps", "resid_pre,attn_out,ssm_out,v"], plain),
-        ("crossover", [*model, *small], plain),
+        ("crossover", [*model, *small, "--needles", "paper,oslo"], plain),
         ("circuits", [*model, "--sample", "64"], plain),
     ]
     wanted = sys.argv[1:]
