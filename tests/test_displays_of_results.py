@@ -48,7 +48,9 @@ INTERNAL = {
     "circuits.running.Measured": "what circuits puts into its result",
     "circuits.strength.Induction": "what circuits puts into its result",
     "circuits.vocabulary.Products": "what circuits puts into its result",
-    "heads.answering.Work": "for the engine",
+    "experiment.parts.Part": "work that processes share",
+    "heads.answering.Room": "for the engine",
+    "heads.portions.Work": "for the engine",
     "heads.needle_slots": "masks inside hook functions",
     "kv_cache.places.KeyPlace": "masks of one function of surgery",
     "patching.over.Grid": "patches that a sweep plans",
@@ -107,7 +109,8 @@ def is_result(kind: Any) -> bool:
 
 def returned(fn: Any) -> set[type]:
     """The classes that a function's annotation says it returns, alone or in lists, tuples and mappings."""
-    typed = {"pandas": pd, "Plot": go.Figure, "Root": object, "HFModule": torch.nn.Module, "StudyPlan": StudyPlan}  # for type checkers alone
+    only_checked = {"Root": object, "HFModule": torch.nn.Module, "StudyPlan": StudyPlan}  # of type checkers
+    typed = {"pandas": pd, "Plot": go.Figure, **only_checked}
     hints = typing.get_type_hints(fn, localns=typed)
     waiting, found = [hints.get("return")], set[type]()
     while waiting:

@@ -148,7 +148,7 @@ def test_metrics_by_name_tell_the_prompts_apart(family: str) -> None:
             close(ours, float(value(ends[side][0, -1])), FORWARD)
     kl = choosing.measure(lens, pair, niah.PAPER_RUBRIC, "kl").metric
     p, q = (ends[side][0, -1].log_softmax(0) for side in (pair.clean_tokens, pair.corrupt_tokens))
-    close(float(kl(ends[pair.corrupt_tokens])[0]), float((p.exp() * (p - q)).sum()), FORWARD)
+    close(kl(ends[pair.corrupt_tokens])[0], (p.exp() * (p - q)).sum(), FORWARD)
     score = choosing.measure(lens, pair, niah.PAPER_RUBRIC, "score")
     assert (score.clean, score.corrupt) == (pair.clean_prompt.tokens, pair.corrupt_prompt.tokens)
     with pytest.raises(InputError, match=r"answers both prompts alike .* give --metric kl or score"):

@@ -156,8 +156,8 @@ def test_the_table_prints_the_interval() -> None:
     assert "(95 % interval over prompts)" in lines[0]
     assert [line.split() for line in lines[1:]] == [
         ["heads", "kept", "generation", "chance"],
-        ["4", "75.0", f"[{low:.1f},", f"{high:.1f}]"],
-        ["0", "0.0", "[0.0,", "3.6]"],
+        ["4", "75.0", f"({low:.1f}", "to", f"{high:.1f})"],
+        ["0", "0.0", "(0.0", "to", "3.6)"],
     ]
 
 

@@ -24,8 +24,8 @@ BANDWIDTH_SHARE = 0.5
 """Of the peak, that is taken for what moving weights and states reaches; not measured, since launches hid it."""
 
 LAYER_SECONDS = 0.00023
-"""That a captured decode step takes for each layer whatever it computes, its recording shared among 32 steps: 9.3 ms for
-the 26 layers of RecurrentGemma-2B on an H100, of which 3.2 are taken for moving its weights; 5.0 for eight of a Jamba."""
+"""That a captured decode step takes for each layer whatever it computes, its recording shared among 32 steps: 9.3 ms
+for the 26 layers of RecurrentGemma-2B on an H100, of which moving its weights takes 3.2; 5.0 for eight of a Jamba."""
 
 CORE_LAYER_SECONDS = 0.0005
 """`LAYER_SECONDS` on a CPU, where it is Python's time."""
