@@ -25,12 +25,12 @@ NUMERICS := tests/test_contract.py::test_read_is_true tests/test_niah_run.py::te
 	tests/test_patching.py::test_random_targets_equal_the_plain_loop[noise-$(family)]) \
 	$(foreach name,state scan scan_kernels weights entropy direct linear_paths circuit_eigen,tests/test_$(name).py)
 # Instruction sets other than the machine's own, which the plain run uses: torch's kernels, and with them those of the
-# libraries that multiply its matrices. The first runs everywhere.
+# libraries that multiply its matrices. The first runs everywhere, and in `make test`; `make numerics-avx2` by hand.
 SET_default := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 SET_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
-SETS := default $(shell grep -qm1 avx2 /proc/cpuinfo 2>/dev/null && echo avx2)
+SETS := default
 
-.PHONY: help demo $(PARTS) test lint types unit numerics $(addprefix numerics-,$(SETS)) notebooks compat cluster-test families-table
+.PHONY: help demo $(PARTS) test lint types unit numerics numerics-default numerics-avx2 notebooks compat cluster-test families-table
 
 # Tests and notebooks may use no network; nothing may report home.
 export HF_HUB_OFFLINE := 1
@@ -94,7 +94,7 @@ unit: $(VENV)/.installed-dev
 # tests/conftest.py refuses to run where torch does not use the set that is asked for.
 numerics: $(addprefix numerics-,$(SETS))
 
-$(addprefix numerics-,$(SETS)): numerics-%: $(VENV)/.installed-dev
+numerics-default numerics-avx2: numerics-%: $(VENV)/.installed-dev
 	$(SET_$*) $(BIN)/python -m pytest -q --numprocesses auto --dist worksteal $(NUMERICS)
 
 # What `hybridlens families` shows, made by the checks that the tests run; the tests fail where it says something else.

@@ -49,7 +49,7 @@ INTERNAL = {
     "circuits.strength.Induction": "what circuits puts into its result",
     "circuits.vocabulary.Products": "what circuits puts into its result",
     "experiment.parts.Part": "work that processes share",
-    "heads.answering.Room": "for the engine",
+    "experiment.room.Room": "memory of a run",
     "heads.portions.Work": "for the engine",
     "heads.needle_slots": "masks inside hook functions",
     "kv_cache.places.KeyPlace": "masks of one function of surgery",

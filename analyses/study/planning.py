@@ -25,7 +25,7 @@ from hybridlens.counting import Expense, Machine, Prices, machine_of, work_of
 from hybridlens.engine import Rehearsal, Tally, costs_of
 from hybridlens.errors import CheckpointError
 from hybridlens.loading import checkpoint, read_tokenizer, resolve_dtype
-from hybridlens.machine import BESIDE, MODEST, SHARE
+from hybridlens.machine import BESIDE, MODEST, SHARE, rounded
 from hybridlens.model import HybridLens
 
 PACKAGED = Path(__file__).parent / "paper_models"
@@ -78,7 +78,7 @@ def _beside(weights: int, machine: Machine) -> int:
     if machine.memory is None:
         return MODEST
     devices = -(-int(BESIDE * weights) // machine.memory)
-    return int(SHARE * (machine.memory - weights / devices))
+    return rounded(int(SHARE * (machine.memory - weights / devices)))
 
 
 def _planned(lens: HybridLens, study: Study, config: PlanConfig, prices: Prices, name: str) -> Planned:
