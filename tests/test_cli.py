@@ -314,7 +314,7 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize("cells", [8])
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])  # SIGINT: tests/test_experiment.py
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_killed_command_goes_on(
     sent: signal.Signals, status: int, cells: int, checkpoint: Path, tmp_path: Path
 ) -> None:

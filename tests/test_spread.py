@@ -10,7 +10,7 @@ import logging
 import pytest
 import torch
 from bounds import FORWARD, near
-from models import ROWS, make, tokens
+from models import make, tokens
 from pretended import pretended
 
 import hybridlens as hl
