@@ -13,10 +13,12 @@ import pytest
 import torch
 from bounds import FORWARD, LAYER, close
 from models import make, tokens
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import hybridlens as hl
+from analyses.experiment.checkpoints import open_model, weights_hash
 from hybridlens.errors import CheckpointError, InputError
+from hybridlens.loading import checkpoint
 from hybridlens.weights import Weights
 
 IDS = tokens(2, 6)
@@ -89,6 +91,19 @@ def test_an_adapter_is_followed_or_merged(folders, made, way, merge):
         lens = hl.load(folders / "base", adapter=folders / "lora", merge=merge)
     close(lens(IDS), logits, FORWARD)
     assert merge is not any("lora" in name for name, _ in lens.hf_model.named_parameters())
+
+
+def test_a_run_is_of_the_adapted_model_and_says_so(folders):
+    """What is recorded as the weights of a run differs with the adapter that lies beside them."""
+    files = checkpoint(folders / "base")
+    alone = weights_hash(files, open_model(files, "cpu", "float32"))
+    both = checkpoint(both_in_one(folders))
+    adapted_too = weights_hash(both, open_model(both, "cpu", "float32"))
+    assert alone != adapted_too
+    weights = load_file(folders / "base" / "adapter_model.safetensors")
+    save_file({name: weight * 2 for name, weight in weights.items()}, folders / "base" / "adapter_model.safetensors")
+    again = checkpoint(folders / "base")
+    assert weights_hash(again, open_model(again, "cpu", "float32")) not in (alone, adapted_too)
 
 
 def test_points_states_and_decoding_are_the_adapted_models(folders, made):

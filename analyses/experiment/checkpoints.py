@@ -13,6 +13,7 @@ import transformers
 
 import hybridlens as hl
 from hybridlens import machine
+from hybridlens.adapters import switches
 from hybridlens.checkpoint_files import CheckpointFiles
 from hybridlens.devices import DEVICES, usable
 from hybridlens.display.markup import size
@@ -97,7 +98,7 @@ def weights_hash(files: CheckpointFiles, lens: HybridLens) -> str:
         CheckpointError: the weights are neither in files nor in memory.
     """
     names = files.weights()
-    if files.at_hand(names):
+    if files.at_hand(names) and not switches(lens.hf_model):  # an adapter's weights lie beside them
         return hash_weights(files.folder, names)
     tensors: dict[str, Any] = lens.hf_model.state_dict()
     if any(tensor.device.type == "meta" for tensor in tensors.values()):
