@@ -48,19 +48,8 @@ class FixedKeys(KeyValues):
 
 
 @dataclass(frozen=True, repr=False)
-class FixedLatents(Latents):
+class FixedLatents(FixedKeys, Latents):
     """The same for latents."""
-
-    fixed = True
-
-    place: Place | None = field(default=None, repr=False, compare=False)
-
-    def append(self, k: NewKeys, v: NewValues) -> KeyValues:
-        """Itself, with those of one token written in."""
-        assert self.place is not None
-        self.k.index_copy_(2, self.place.slot, k)
-        self.v.index_copy_(2, self.place.slot, v)
-        return self
 
 
 class FixedPass(Pass):
