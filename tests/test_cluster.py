@@ -254,18 +254,25 @@ def test_a_job_whose_time_is_too_short_is_not_queued_for_ever(tmp_path: Path) ->
     assert task.checkpoint().function is task
 
 
-def test_a_process_of_submitits(tmp_path: Path) -> None:
-    """A call is carried to a process of its own, seen while it runs, and gone afterwards."""
+def test_a_process_of_submitits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call is carried to a process of its own, seen from its first moment while it runs, and gone afterwards."""
+    begun, end = tmp_path / "begun", tmp_path / "end"
     jobs = LocalJobs(ClusterConfig(cluster="local", jobs=1), tmp_path, "test", "cpu")
-    task: Any = partial(Path.touch, tmp_path / "made")
-    (name,) = jobs.submit([task])
-    end = time.monotonic() + 120
-    seen = False
-    while jobs.alive([name]) and time.monotonic() < end:
-        seen = True
+    held = f"touch '{begun}'; until [ -e '{end}' ]; do sleep 0.05; done"
+    (name,) = jobs.submit([partial(subprocess.run, ["sh", "-c", held], check=True)])
+    with monkeypatch.context() as context:  # words of a process are empty between its start and its first instruction
+        context.setattr(Path, "read_bytes", lambda _: b"")
+        assert set(jobs.alive([name, "1"])) == {name}
+    until = time.monotonic() + 120
+    while not begun.exists() and time.monotonic() < until:
         time.sleep(0.05)
-    assert seen
-    assert (tmp_path / "made").exists()
+    assert begun.exists()
+    assert set(jobs.alive([name, "1"])) == {name}
+    other = LocalJobs(ClusterConfig(cluster="local", jobs=1), tmp_path, "test", "cpu")
+    assert set(other.alive([name, "1"])) == {name}, "a process that waits anew sees it too"
+    end.touch()
+    while jobs.alive([name]) and time.monotonic() < until:
+        time.sleep(0.05)
     assert jobs.alive([name, "1"]) == {}
 
 

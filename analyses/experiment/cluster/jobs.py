@@ -174,9 +174,8 @@ class LocalJobs(Jobs):
 
     def alive(self, jobs: Sequence[str]) -> Mapping[str, str]:
         """See `Jobs`."""
-        for job in self._running.values():
-            job.done()  # lets go of processes that have ended
-        return {job: "running" for job in jobs if _runs(int(job))}
+        mine = {job.job_id for job in self._running.values() if not job.done()}  # `done` lets go of what has ended
+        return {job: "running" for job in jobs if job in mine or _runs(int(job))}
 
 
 def jobs_of(config: ClusterConfig, folder: Path, title: str, device: str) -> Jobs:
@@ -241,7 +240,7 @@ def _gpus() -> int:
 
 
 def _runs(process: int) -> bool:
-    """Whether a process of submitit's has this number."""
+    """Whether a process of submitit's has this number; not for one that starts, whose words are not there yet."""
     try:
         os.kill(process, 0)
         words = Path(f"/proc/{process}/cmdline")
