@@ -183,6 +183,17 @@ def test_a_prompt_longer_than_the_context(jamba: Path, tmp_path: Path, capsys: p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_terminal_shows_something_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is opened, before anything is; a file gets the error alone."""
+    assert main(["circuits", "--model", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("hybridlens: ")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["circuits", "--model", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("opening nowhere\nhybridlens: ")
+
+
 @pytest.mark.parametrize("command", ["niah", "hooks", "heads"])
 def test_unknown_models(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A misspelled embedded model gets the close name; a path that is not there says so."""

@@ -26,7 +26,7 @@ from analyses.experiment.options.base import Options, flag
 from analyses.experiment.options.cluster import ClusterConfig, cluster_of, without_cluster
 from analyses.experiment.parts import loaded
 from hybridlens.effort import Effort, watching
-from hybridlens.progress import wanted, words
+from hybridlens.progress import shown, wanted, words
 
 MODEL = "An embedded model (see `hybridlens models`), a folder, or a hub id."
 REVISION = str(Options.model_fields["revision"].description)
@@ -101,7 +101,9 @@ def signed(call: Callable[..., None], declared: Declared, others: list[inspect.P
 
 def carry_out(declared: Declared, options: Options, folder: Path, device: str, dtype: str) -> None:
     """Run an experiment, with a bar that shows how far it is, and print what came out."""
-    if wanted():
+    with shown():
+        seen = wanted()
+    if seen:
         typer.echo(f"opening {options.model}", err=True)  # before what takes its time to be imported
     kind = declared.load()
     from analyses.experiment.checkpoints import placed

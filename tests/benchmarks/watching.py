@@ -10,13 +10,16 @@ of mapped files, which the system takes back when it wants to. How it fails: a p
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import re
 import select
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,6 +84,7 @@ def watched(command: Sequence[str], environment: Mapping[str, str] | None = None
         ProcessFailedError: it failed.
     """
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # without a width, tqdm draws nothing
     began = before = shown_at = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, **(environment or {})}
