@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,13 +87,15 @@ class TokenFront:
         tokens = laid.as_given(laid.batch.tokens)
         return tokens if move_to_device else tokens.cpu()
 
-    def to_string(self, tokens: TokensLike) -> str | list[str]:
-        """The text of a row of tokens, or of each row of a batch.
+    def to_string(self, tokens: Annotated[TokensLike | int, Unchecked("tokens")]) -> str | list[str]:
+        """The text of a row of tokens, or of each row of a batch; of one id too.
 
         Raises:
             InputError: for ids outside the vocabulary.
         """
         tokens = tokens_module.ids_of(tokens)
+        if isinstance(tokens, (int, np.integer)) and not isinstance(tokens, bool):
+            tokens = [tokens]
         rows = self._ids(tokens)
         texts = [cast(str, self._tokenizer.decode(row)) for row in rows]
         return texts if _is_batch(tokens) else texts[0]

@@ -329,6 +329,12 @@ def test_blocks_and_parameters_by_name(seen):
     named = lens.tl_parameters()
     assert named["unembed.W_U"].shape == (lens.cfg.d_model, lens.cfg.d_vocab)
     assert {f"blocks.{i}.attn.W_V" for i in lens.attn_layers} == {n for n in named if n.endswith("attn.W_V")}
+    lacking = next(i for i in range(lens.cfg.n_layers + 1) if i not in lens.attn_layers)
+    having = ", ".join(map(str, lens.attn_layers))
+    with pytest.raises(KeyError) as caught:
+        _ = named[f"blocks.{lacking}.attn.W_V"]
+    assert f"no parameter 'blocks.{lacking}.attn.W_V'" in str(caught.value)
+    assert not having or f": layers with attn.W_V are {having}; see" in str(caught.value)
 
 
 def test_configuration_under_their_names(seen):
