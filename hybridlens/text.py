@@ -7,7 +7,7 @@ How it fails: text without a tokenizer, a text that is not one token where one i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from hybridlens.network import HookedNetwork
 from hybridlens.padding import Layout, Side, TokenBatch, padding_token, sided
 from hybridlens.shapes import Lengths, Tokens
 from hybridlens.tokens import TokensLike
+
+OneOrMore: TypeAlias = Annotated[TokensLike | int | np.integer[Any], Unchecked("tokens")]
+"""Tokens, or the id of one."""
 
 
 class TokenFront:
@@ -87,7 +90,7 @@ class TokenFront:
         tokens = laid.as_given(laid.batch.tokens)
         return tokens if move_to_device else tokens.cpu()
 
-    def to_string(self, tokens: Annotated[TokensLike | int, Unchecked("tokens")]) -> str | list[str]:
+    def to_string(self, tokens: OneOrMore) -> str | list[str]:
         """The text of a row of tokens, or of each row of a batch; of one id too.
 
         Raises:
