@@ -28,7 +28,7 @@ from hybridlens.first_row import refuse_first
 from hybridlens.habits import BLOCK
 from hybridlens.hooks import HookPoint
 from hybridlens.memory import Memory
-from hybridlens.near_points import Pointed
+from hybridlens.near_points import InPasses
 from hybridlens.norms import HookedNorm
 from hybridlens.passes import Pass
 from hybridlens.shapes import Resid
@@ -88,7 +88,7 @@ class Branch:
     carried: float | None = None
 
 
-class Block(Pointed):
+class Block(InPasses):
     """One layer.
 
     Args:

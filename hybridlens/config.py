@@ -25,7 +25,7 @@ from hybridlens.layer_config import (
     MlpConfig,
     RecurrentConfig,
 )
-from hybridlens.peer_config import Opened, PeerNames
+from hybridlens.peer_config import Opened, PeerNames, fixed
 
 __all__ = [
     "AttentionConfig",
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 
+@fixed
 @dataclass(frozen=True)
 class LensConfig(PeerNames, ConfigShown):
     """Sizes and structure of a model, under TransformerLens' names where it has them (`hybridlens.peer_config`)."""

@@ -6,6 +6,7 @@ means a defect of ours. All classes derive from `ValueError` too, so that ``exce
 in existing notebooks keeps working.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Iterable
 
@@ -42,6 +43,14 @@ class NotCachedError(UnknownNameError, KeyError):
         return Exception.__str__(self)
 
 
+class NotHeldError(UnknownNameError, KeyError):
+    """A weight that a dictionary of parameters does not hold; a `KeyError` too, as of any mapping."""
+
+    def __str__(self) -> str:
+        """The line itself, where a `KeyError` would show its repr."""
+        return Exception.__str__(self)
+
+
 class HookFunctionError(HybridLensError):
     """A hook function returned something that cannot stand in for the activation."""
 
@@ -52,6 +61,10 @@ class CheckpointError(HybridLensError):
 
 class InputError(HybridLensError):
     """Tokens, prompts, needles, rubrics or arguments that cannot be used."""
+
+
+class FixedError(InputError, dataclasses.FrozenInstanceError):
+    """An assignment to what says what a model is; an `AttributeError` too, as of any frozen dataclass."""
 
 
 class RowsError(InputError, AssertionError):

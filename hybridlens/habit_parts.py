@@ -1,8 +1,8 @@
-"""What users type from habit as names of a layer's attention, MLP and recurrence; see `hybridlens.habits`."""
+"""What users type from habit as names of norms, attention, MLPs and recurrences; see `hybridlens.habits`."""
 
 from __future__ import annotations
 
-from hybridlens.habits import HOOKS, STATES, TRACES, WEIGHTS, Habit
+from hybridlens.habits import HOOKS, RUNNING, STATES, TRACES, WEIGHTS, Habit
 
 _WRITTEN = "what a part writes has its point on the layer"
 
@@ -10,6 +10,16 @@ _WRITTEN = "what a part writes has its point on the layer"
 def _theirs(path: str) -> Habit:
     return Habit(f"lens.model.layers[{path}", TRACES, "Hugging Face's module, under the family's own names")
 
+
+_NO_BIAS = Habit("lens.blocks[2].ln1.w", WEIGHTS, "root-mean-square norms have a weight and no bias")
+
+NORM = {
+    "eps": Habit("lens.cfg.eps", RUNNING),
+    "weight": Habit("lens.blocks[2].ln1.w", WEIGHTS, "an offset of 1 included"),
+    "b": _NO_BIAS,
+    "bias": _NO_BIAS,
+}
+"""Names asked of a norm."""
 
 ATTENTION = {
     **{name: _theirs(f"2].self_attn.{name}_proj") for name in ("q", "k", "v", "o")},

@@ -90,6 +90,11 @@ LENS = CLASS | {
     "hf_generate": Habit("lens.hf_model.generate(tokens, max_new_tokens=3)", RUNNING, "without hooks"),
     "generate_stream": Habit("lens.generate(tokens, max_new_tokens=3, verbose=True)", RUNNING),
     "input_to_embed": Habit("lens(tokens, stop_at_layer=0)", RUNNING),
+    "get_residual": Habit("lens(tokens, stop_at_layer=0)", RUNNING),
+    **dict.fromkeys(
+        ("sample_datapoint", "load_sample_training_dataset", "dataset"),
+        Habit("lens.to_tokens(prompt)", RUNNING, "of a text of one's own: a lens brings no training data"),
+    ),
     "layer_types": Habit("lens.cfg.layer_types", RUNNING),
     "config": _CONFIG,
     "save_pretrained": Habit("lens.hf_model.save_pretrained", RUNNING),
@@ -103,6 +108,7 @@ LENS = CLASS | {
     "num_params": Habit("lens.n_parameters.total", WEIGHTS),
     "init_weights": Habit("from hybridlens.untrained import reinitialized", WEIGHTS, "a lens with weights drawn anew"),
     "load_and_process_state_dict": Habit("lens.load_state_dict(lens.state_dict())", WEIGHTS, "nothing is processed"),
+    "fill_missing_keys": Habit("lens.load_state_dict(lens.state_dict())", WEIGHTS, "keys are Hugging Face's"),
     "set_ungroup_grouped_query_attention": Habit("lens.W_K", WEIGHTS, "repeated to query heads; hook_k is not"),
     "move_model_modules_to_device": Habit('lens.to("cpu")', RUNNING),
     "mps": Habit("lens.to(lens.device)", RUNNING, 'on a Mac "mps"'),
@@ -121,6 +127,10 @@ LENS = CLASS | {
     ),
     "get_hook_point": Habit('lens.hook_dict["blocks.2.hook_resid_post"]', HOOKS),
     "mod_dict": Habit("lens.hook_dict", HOOKS),
+    "setup": Habit("lens.hook_dict", HOOKS, "points have their names from the first"),
+    "hook_tokens": Habit("lens.hook_embed", HOOKS),
+    "check_and_add_hook": _ADDED,
+    "is_caching": Habit("lens.run_with_cache(tokens)", CACHE, "nothing is cached but in its own run"),
     "hook_aliases": Habit("lens.hook_points", HOOKS),
     "cache_all": Habit("lens.add_caching_hooks()", HOOKS, "lens.reset_hooks() ends it"),
     "cache_some": Habit('lens.add_caching_hooks(["blocks.2.hook_resid_post"])', HOOKS, "lens.reset_hooks() ends it"),
@@ -239,6 +249,18 @@ CONFIG = {
     "dt_rank": Habit("lens.hf_model.config.mamba_dt_rank", STATES),
 }  # fmt: skip
 """Names asked of ``lens.cfg``."""
+
+_SWITCHED = Habit("lens.hook_points", HOOKS, "nothing is to be switched on: what is hooked is computed")
+
+ASSIGNED = {
+    **dict.fromkeys(("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"), _SWITCHED),
+    "default_prepend_bos": Habit("lens.to_tokens(prompt, prepend_bos=False)", RUNNING, "said at each call"),
+    "device": Habit('lens.to("cpu")', RUNNING),
+    "dtype": Habit("lens.to(torch.float32)", RUNNING),
+}
+"""Names of ``lens.cfg`` that users assign to."""
+OPENED_ANEW = Habit("hl.HybridLens(lens.hf_model, lens.tokenizer)", RUNNING, "a lens on a model as it is by then")
+"""Instead of an assignment to any other."""
 
 _TOKENIZED = Habit('lens(lens.tokenizer(["a", "a b"], padding=True, return_tensors="pt"))', RUNNING,
                    "a tokenizer's output is taken whole, with its mask")  # fmt: skip

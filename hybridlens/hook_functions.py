@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from hybridlens.errors import HybridLensError
+from hybridlens.shapes import AXES
 
 HookFunction: TypeAlias = Callable[..., Tensor | None]
 """``fn(tensor, hook=point)``: returns a replacement, or None to leave the activation as it is."""
@@ -66,6 +69,20 @@ def of_trace(fn: Callable[..., object]) -> Callable[..., object]:
     """Mark a function that stands on a module for the length of a trace, and does nothing unless its block asks."""
     fn.of_trace = True  # pyright: ignore[reportFunctionMemberAccess]
     return fn
+
+
+def noted(error: Exception, point: str | None, axes: Sequence[str], given: Tensor) -> None:
+    """Note on what a hook function raised where that was, and which axes it was given.
+
+    Args:
+        error: of the user's own; the library's say it all already.
+        point: the hook point's name.
+        axes: its axis letters.
+        given: the activation, or its gradient.
+    """
+    if not isinstance(error, HybridLensError):
+        sizes = ", ".join(f"{AXES[axis]} {size}" for axis, size in zip(axes, given.shape, strict=False))
+        error.add_note(f"in the hook function on {point!r}, called as fn(tensor, hook=point) with a tensor of {sizes}")
 
 
 def mismatch(before: Tensor, after: object, who: str) -> str | None:

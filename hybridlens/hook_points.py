@@ -9,7 +9,8 @@ the point, in the order in which they came (`hybridlens.hook_handles`): those th
 those attached for a run (`hybridlens.hooks.attached`) alike.
 
 How it fails: a hook function that returns another shape, dtype or device, or that writes to a read-only point,
-raises `HookFunctionError` naming the point.
+raises `HookFunctionError` naming the point. What it raises itself comes out as it is, with a note that names the point
+and the axes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hybridlens.display.hooks import HookSpecShown
 from hybridlens.elsewhere import missing
 from hybridlens.errors import HookFunctionError
 from hybridlens.habits import POINT
-from hybridlens.hook_functions import HookFunction, differing, mismatch, unchanged
+from hybridlens.hook_functions import HookFunction, differing, mismatch, noted, unchanged
 from hybridlens.hook_handles import HandleHolder, HookHandle
 from hybridlens.shapes import Positions
 from hybridlens.slots import KeySlots
@@ -277,7 +278,11 @@ class HookPoint(HandleHolder):
         else:
             given = value if reads else value.clone()
         before = version(given)
-        out = fn(given, hook=self)
+        try:
+            out = fn(given, hook=self)
+        except Exception as error:
+            noted(error, self.name, self.axes, given)
+            raise
         if out is None:  # on the meta device only the count of writings tells whether there was one
             return value if given.is_meta and version(given) == before else given
         problem = mismatch(value, out, "the hook function")
@@ -305,7 +310,11 @@ class HookPoint(HandleHolder):
 
     def _applied_to_gradient(self, fn: HookFunction, grad: Tensor) -> Tensor:
         """A gradient after one backward hook, which may return a tensor, a tuple of one, or None."""
-        out = _alone(fn(grad, hook=self))
+        try:
+            out = _alone(fn(grad, hook=self))
+        except Exception as error:
+            noted(error, self.name, self.axes, grad)
+            raise
         if out is None:
             return grad
         problem = mismatch(grad, out, "the backward hook function")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hybridlens.elsewhere import missing
 from hybridlens.habits import Habit
-from hybridlens.near_points import Pointed
+from hybridlens.near_points import InPasses
 from hybridlens.read_only import read_only
 
 
@@ -48,7 +48,7 @@ class NamedWeight(property):
         super().__init__(get, doc=doc)
 
 
-class NamedWeights(Pointed, ABC):
+class NamedWeights(InPasses, ABC):
     """A part of a layer with weights under names."""
 
     habits: Mapping[str, Habit] = {}

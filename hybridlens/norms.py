@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hybridlens.devices import execution_device, resident
+from hybridlens.elsewhere import missing
 from hybridlens.errors import InputError
+from hybridlens.habit_parts import NORM
 from hybridlens.hooks import HookPoint
 from hybridlens.near_points import Pointed
 from hybridlens.read_only import read_only
@@ -131,6 +133,15 @@ class HookedNorm(Pointed):
         weight = cast(Tensor, self.norm.module.weight)
         ones = torch.ones(weight.shape[0], device=execution_device(self.norm.module, weight.device))
         return read_only(self.norm.weighted(ones, weight.dtype))
+
+    def __getattr__(self, name: str) -> Any:
+        """What PyTorch finds; for a name of others', what to type instead."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in NORM:
+                raise
+            raise missing(self, "this norm", name, NORM) from None
 
     def forward(self, x: Resid) -> Resid:
         """The normalised and weighted activation, in the dtype of `x`."""

@@ -2,22 +2,34 @@
 
 How it fails: a name of theirs that would tell none raises `AbsentError`, an `AttributeError`, and says what to type
 (`hybridlens.habits`); so do names that are known of an opened model alone (``lens.cfg``), where only a configuration
-was read. Sizes that differ from layer to layer raise `InputError`, as in `LensConfig`.
+was read. Sizes that differ from layer to layer raise `InputError`, as in `LensConfig`. An assignment raises
+`FixedError`, an `AttributeError`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from hybridlens.bos import prepends_bos
-from hybridlens.elsewhere import missing
-from hybridlens.errors import AbsentError, InputError
-from hybridlens.habits import CONFIG
+from hybridlens.elsewhere import missing, typed_here
+from hybridlens.errors import AbsentError, FixedError, InputError
+from hybridlens.habits import ASSIGNED, CONFIG, OPENED_ANEW
 from hybridlens.layer_config import AttentionConfig, LayerConfig
 
 T = TypeVar("T")
+
+
+def fixed(kind: type[T]) -> type[T]:
+    """A frozen dataclass of what a model is, whose refusal of an assignment says what to type instead."""
+
+    def refuse(_: object, name: str, value: object) -> NoReturn:
+        instead = typed_here(ASSIGNED.get(name, OPENED_ANEW))
+        raise FixedError(f"cfg.{name} cannot be assigned to, since cfg only says what the model is; {instead}")
+
+    kind.__setattr__ = refuse  # pyright: ignore[reportAttributeAccessIssue]
+    return kind
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ How it fails: text without a tokenizer, a text that is not one token where one i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,9 @@ from hybridlens.network import HookedNetwork
 from hybridlens.padding import Layout, Side, TokenBatch, padding_token, sided
 from hybridlens.shapes import Lengths, Tokens
 from hybridlens.tokens import TokensLike
+
+OneOrMore: TypeAlias = Annotated[TokensLike | int | np.integer[Any], Unchecked("tokens")]
+"""Tokens, or the id of one."""
 
 
 class TokenFront:
@@ -86,13 +90,15 @@ class TokenFront:
         tokens = laid.as_given(laid.batch.tokens)
         return tokens if move_to_device else tokens.cpu()
 
-    def to_string(self, tokens: TokensLike) -> str | list[str]:
-        """The text of a row of tokens, or of each row of a batch.
+    def to_string(self, tokens: OneOrMore) -> str | list[str]:
+        """The text of a row of tokens, or of each row of a batch; of one id too.
 
         Raises:
             InputError: for ids outside the vocabulary.
         """
         tokens = tokens_module.ids_of(tokens)
+        if isinstance(tokens, (int, np.integer)) and not isinstance(tokens, bool):
+            tokens = [tokens]
         rows = self._ids(tokens)
         texts = [cast(str, self._tokenizer.decode(row)) for row in rows]
         return texts if _is_batch(tokens) else texts[0]

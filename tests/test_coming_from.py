@@ -5,6 +5,7 @@ And what users type from habit ends in one line that names something to type her
 
 import ast
 import copy
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -28,7 +29,7 @@ from transformer_lens.utilities import components_utils
 import hybridlens as hl
 from hybridlens import habit_modules, habit_parts, habits
 from hybridlens.display import Displayed
-from hybridlens.errors import AbsentError, ElsewhereError, HybridLensError, KeywordError, NotCachedError
+from hybridlens.errors import AbsentError, ElsewhereError, FixedError, HybridLensError, KeywordError, NotCachedError
 from hybridlens.peers import TransformerBridge
 
 PAGE = (Path(__file__).parent.parent / "docs" / "coming-from.md").read_text(encoding="utf-8")
@@ -133,10 +134,12 @@ def test_nothing_of_it_stays(names):
 # What is typed from habit.
 
 TABLES = {"LENS": habits.LENS, "BLOCK": habits.BLOCK, "POINT": habits.POINT, "CONFIG": habits.CONFIG}
+TABLES |= {"NORM": habit_parts.NORM}
 TABLES |= {"ATTENTION": habit_parts.ATTENTION, "MLP": habit_parts.MLP, "RECURRENCE": habit_parts.RECURRENCE}
 TABLES |= {f"WORDS {where}": words for where, words in habits.WORDS.items()}
 EVERY = [(where, name, habit) for where, table in {**TABLES, **habit_modules.MODULES}.items()
          for name, habit in table.items()]  # fmt: skip
+EVERY += [("ASSIGNED", name, habit) for name, habit in {**habits.ASSIGNED, "n_ctx": habits.OPENED_ANEW}.items()]
 
 
 def asked(where: str, name: str, names: dict[str, Any]) -> Any:
@@ -148,6 +151,8 @@ def asked(where: str, name: str, names: dict[str, Any]) -> Any:
         return getattr(lens.blocks[0 if name == "attn" else 2], name)
     if where == "POINT":
         return getattr(lens.hook_embed, name)
+    if where == "NORM":
+        return getattr(lens.blocks[2].ln1, name)
     if where == "CONFIG":
         return getattr(lens.cfg, name)
     if where in ("ATTENTION", "RECURRENCE"):
@@ -175,6 +180,35 @@ def test_a_habit_ends_in_a_line_that_says_what_to_type(where, names):
         assert "\n" not in said
         assert isinstance(caught.value, HybridLensError)
         assert isinstance(caught.value, pythons)
+
+
+def test_an_assignment_to_the_configuration_says_what_to_type(names):
+    cfg = names["lens"].cfg
+    for name, habit in ((name, habit) for table, name, habit in EVERY if table == "ASSIGNED"):
+        before = getattr(cfg, name)
+        with pytest.raises(
+            FixedError, match=rf"^cfg\.{name} cannot be .*; type {re.escape(habit.here)}( |;)"
+        ) as caught:
+            setattr(cfg, name, None)
+        assert isinstance(caught.value, dataclasses.FrozenInstanceError)
+        assert getattr(cfg, name) == before
+    assert dataclasses.replace(cfg, n_ctx=7).n_ctx == 7
+
+
+def test_layers_and_parts_that_are_called_alone_say_what_gives_the_same(names, tmp_path):
+    """What they say to type gives what the part, or the layer, writes for a stream."""
+    lens, cache = names["lens"], names["cache"]
+    for layer, part in ((1, ""), (1, "ssm"), (1, "mlp"), (2, "attn"), (2, "mlp")):
+        called, resid = lens.blocks[layer], cache["resid_pre", layer]
+        called = getattr(called, part) if part else called
+        with pytest.raises(KeywordError, match=rf"^blocks\.{layer}\.?{part} was called with a tensor alone") as caught:
+            called(resid)
+        assert isinstance(caught.value, TypeError)
+        found = run(
+            re.search(r"; type (lens.*?\)) \(resid", str(caught.value))[1], {**names, "resid": resid}, tmp_path / "c.py"
+        )
+        given = found[1][f"blocks.{layer}.hook_{part}_out"] if part else found
+        assert given.allclose(cache[f"{part}_out" if part else "resid_post", layer], atol=1e-5)
 
 
 @pytest.mark.parametrize("package", habit_modules.MODULES)

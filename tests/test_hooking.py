@@ -290,6 +290,22 @@ def test_an_added_function_is_held_to_what_others_are(one):
         one(IDS)
 
 
+def test_what_a_function_raises_comes_out_with_the_point_and_its_axes():
+    """Habits of theirs that end so: a query head's number where keys and values are shared, no word for the point."""
+    one = HybridLens(make("jamba"))
+    called = "in the hook function on 'hook_embed', called as fn(tensor, hook=point) with a tensor of batch 2, pos 7, "
+    for fn, kind, words in ((lambda x, hook: x[:, :, 99], IndexError, "index 99"), (lambda x: x, TypeError, "'hook'")):
+        one.add_hook("hook_embed", fn)
+        with pytest.raises(kind, match=words) as caught:
+            one(IDS)
+        assert caught.value.__notes__ == [called + f"d_model {one.cfg.d_model}"]
+        one.reset_hooks()
+    one.add_hook("hook_embed", lambda x, hook: 1 / 0, "bwd")
+    with pytest.raises(ZeroDivisionError) as caught:
+        one(IDS).sum().backward()
+    assert caught.value.__notes__ == [called + f"d_model {one.cfg.d_model}"]
+
+
 @torch.no_grad()
 def test_lazy_points_are_computed_for_added_functions_and_blocks_taken(one):
     """`hook_result` is there only when asked for; a function of single queries is given blocks of a long prompt."""

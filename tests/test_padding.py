@@ -187,6 +187,7 @@ def test_ids_of_numpy_and_torch_are_ids() -> None:
     assert torch.equal(given.batch.lengths, torch.tensor([3, 2]))
     assert lens.to_str_tokens(rows) == lens.to_str_tokens([3, 4, 5])
     assert lens.to_string(np.array([[3, 4], [5, 6]])) == [lens.to_string([3, 4]), lens.to_string([5, 6])]
+    assert lens.to_string(3) == lens.to_string(np.int64(3)) == lens.to_string([3])
 
 
 def test_text_that_the_tokenizer_cannot_read_is_said() -> None:

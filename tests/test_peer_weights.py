@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from bounds import FORWARD, LAYER, close
@@ -227,8 +228,12 @@ def test_nothing_is_written_to_what_is_handed_out(folded):
         for write in (inside, torch.Tensor.zero_, lambda w: w.T.mul_(2), lambda w: torch.exp(w, out=w)):
             with pytest.raises(InputError, match=r"clone\(\) it for a copy"):
                 write(handed)
+        for array in (handed.numpy(), np.asarray(handed), handed.mT.numpy()):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 0
+        handed.numpy().copy()[0] = 0
         own = handed.clone()
-        own.zero_()
+        own.zero_().numpy()[0] = 1
         assert type(handed @ handed.mT) is torch.Tensor
     assert all(torch.equal(before[name], value) for name, value in lens.hf_model.state_dict().items())
     lens.hf_model.model.layers[1].self_attn.q_proj.weight.data.mul_(2)
@@ -329,6 +334,12 @@ def test_blocks_and_parameters_by_name(seen):
     named = lens.tl_parameters()
     assert named["unembed.W_U"].shape == (lens.cfg.d_model, lens.cfg.d_vocab)
     assert {f"blocks.{i}.attn.W_V" for i in lens.attn_layers} == {n for n in named if n.endswith("attn.W_V")}
+    lacking = next(i for i in range(lens.cfg.n_layers + 1) if i not in lens.attn_layers)
+    having = ", ".join(map(str, lens.attn_layers))
+    with pytest.raises(KeyError) as caught:
+        _ = named[f"blocks.{lacking}.attn.W_V"]
+    assert f"no parameter 'blocks.{lacking}.attn.W_V'" in str(caught.value)
+    assert not having or f": layers with attn.W_V are {having}; see" in str(caught.value)
 
 
 def test_configuration_under_their_names(seen):

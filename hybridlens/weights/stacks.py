@@ -32,6 +32,7 @@ from hybridlens.named_weights import NamedWeight
 from hybridlens.peers import CompositionScores, FactoredMatrix, composition_scores
 from hybridlens.read_only import read_only, stacked
 from hybridlens.stream import WritesBias
+from hybridlens.weights.parameters import Parameters
 from hybridlens.weights.views import AttentionWeights, MlpWeights, RecurrentWeights
 from hybridlens.weights.weights import Weights
 
@@ -218,14 +219,14 @@ class StackedWeights(WeightsShown, NamedStacks):
         Raises:
             CheckpointError: some are no plain matrices.
         """
-        found = {"embed.W_E": self.W_E, "unembed.W_U": self.W_U, "unembed.b_U": self.b_U}
+        found = Parameters({"embed.W_E": self.W_E, "unembed.W_U": self.W_U, "unembed.b_U": self.b_U})
         for layer in self.attn_layers:
             names = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
-            found |= {f"blocks.{layer}.attn.{name}": read_only(self._of_heads(layer, name)) for name in names}
+            found.update({f"blocks.{layer}.attn.{name}": read_only(self._of_heads(layer, name)) for name in names})
         for layer in self.dense_mlp_layers:
             gated = self.cfg.layers[layer].mlp is not None and self.mlp(layer).W_gate is not None
             names = ("W_in", "W_out", "b_in", "b_out", *(("W_gate", "b_gate") if gated else ()))
-            found |= {f"blocks.{layer}.mlp.{name}": read_only(self._of_mlp(layer, name)) for name in names}
+            found.update({f"blocks.{layer}.mlp.{name}": read_only(self._of_mlp(layer, name)) for name in names})
         return found
 
     # Reading.
