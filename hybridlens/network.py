@@ -27,6 +27,7 @@ from hybridlens.mlps import HookedMoe
 from hybridlens.passes import Pass, trimmed
 from hybridlens.shapes import Lengths, Logits, Resid, Tokens
 from hybridlens.state import HybridState, Memories
+from hybridlens.state_origin import check_state, signature
 from hybridlens.visits import reading
 
 
@@ -358,24 +359,7 @@ class HookedNetwork(nn.Module):
         return weight.dtype if weight is not None and weight.is_floating_point() else self.wrapped[0].dtype
 
     def _check(self, state: HybridState, batch: int, weights: str, devices: Sequence[torch.device]) -> None:
-        if state.model != self.signature:
-            raise InputError(f"the state is of a model {state.model}, but this model is {self.signature}")
-        if state.weights and weights and state.weights != weights:
-            raise InputError(
-                "the state was made by other weights than the model has now; read the prompt again with this model"
-            )
-        if state.batch != batch:
-            raise InputError(f"the state holds {state.batch} rows, but {batch} rows of tokens were given")
-        dtype = self._dtype(self.wrapped[0])
-        for held, device in zip(state.layers, devices, strict=True):
-            for memory in held.values():
-                name, tensor = next(iter(memory.tensors().items()))  # keys, the convolution's inputs, or a state alone
-                held_as = torch.float32 if name == "recurrent" else dtype
-                if (tensor.dtype, tensor.device) != (held_as, device):
-                    raise InputError(
-                        f"the state is {tensor.dtype} on {tensor.device}, but the model is {dtype} on "
-                        f"{device}; read the prompt again with this model, or move the state with state.to"
-                    )
+        check_state(state, batch, self.signature, weights, self._dtype(self.wrapped[0]), devices)
 
 
 def _last(resid: Resid, lengths: Lengths | None) -> Float[Tensor, "batch one d_model"]:
@@ -389,22 +373,3 @@ def _last(resid: Resid, lengths: Lengths | None) -> Float[Tensor, "batch one d_m
 def _heard(*modules: nn.Module) -> bool:
     """Whether somebody put a hook on any of these modules."""
     return any(module.__dict__["_forward_hooks"] or module.__dict__["_forward_pre_hooks"] for module in modules)
-
-
-def signature(cfg: LensConfig) -> str:
-    """The architecture in one line: whose states fit whom.
-
-    For the families of hybridlens 0.1.0 it is what that version wrote.
-    """
-    shapes = {"x".join(map(str, r.state_shape[1:])) or str(len(r.state_shape)) for r in cfg.recurrences} or {"0"}
-    wide = (r.d_conv_channels if len(r.state_shape) > 2 and r.d_conv else r.d_channels for r in cfg.recurrences)
-    channels = {str(width) for width in wide} or {"0"}
-    windows = sorted({str(window) for window in cfg.windows}) or [str(cfg.window)]
-    latents = {f"latent{a.latent.d_latent}+{a.latent.d_shared}" for a in cfg.attentions if a.latent is not None}
-    kinds = [kind[0] for kind in cfg.layer_types]
-    for layer, window in enumerate(cfg.windows):
-        kinds[layer] = "w" if window is not None else kinds[layer]
-    return (
-        f"{cfg.family}:{cfg.n_layers}x{cfg.d_model}:{cfg.n_kv_heads}x{cfg.d_head}{''.join(sorted(latents))}"
-        f":{'/'.join(sorted(channels))}x{'/'.join(sorted(shapes))}x{cfg.d_conv}:{'/'.join(windows)}:" + "".join(kinds)
-    )

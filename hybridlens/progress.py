@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from threading import Lock
 from typing import Any
@@ -49,23 +49,22 @@ def _written() -> Any:
 
 
 @contextmanager
-def hidden() -> Generator[None]:
+def _inside(hidden: bool) -> Generator[None]:
+    token = _HIDDEN.set(hidden)
+    try:
+        yield
+    finally:
+        _HIDDEN.reset(token)
+
+
+def hidden() -> AbstractContextManager[None]:
     """No bars of what is called inside."""
-    token = _HIDDEN.set(True)
-    try:
-        yield
-    finally:
-        _HIDDEN.reset(token)
+    return _inside(hidden=True)
 
 
-@contextmanager
-def shown() -> Generator[None]:
+def shown() -> AbstractContextManager[None]:
     """Bars again inside `hidden`: of what comes before whatever hides them has a bar of its own."""
-    token = _HIDDEN.set(False)
-    try:
-        yield
-    finally:
-        _HIDDEN.reset(token)
+    return _inside(hidden=False)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 from bounds import FORWARD
 from checkpoint_folders import make_folders, refused, rewrite
 from models import FAMILIES, ROWS, make, tokens
+from published import PUBLISHED
 from safetensors.torch import save_file
 
 import hybridlens as hl
@@ -323,35 +324,23 @@ def test_the_loader_is_told_in_one_line_too(folder, monkeypatch):
     assert isinstance(caught.value.__cause__, Strange)
 
 
-PUBLISHED = {
-    "recurrentgemma": {
-        "architectures": ["RecurrentGemmaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
-        "attention_window_size": 2048, "block_types": ["recurrent", "recurrent", "attention"], "bos_token_id": 2,
-        "conv1d_width": 4, "embeddings_scale_by_sqrt_dim": True, "eos_token_id": 1, "final_w_init_variance_scale": 0.07,
-        "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2560, "intermediate_size": 15360,
-        "logits_soft_cap": 30.0, "lru_width": 2560, "model_type": "recurrent_gemma", "num_attention_heads": 10,
-        "num_hidden_layers": 26, "num_key_value_heads": 1, "pad_token_id": 0, "partial_rotary_factor": 0.5,
-        "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "torch_dtype": "bfloat16", "use_cache": True,
-        "vocab_size": 256000, "w_init_variance_scale": 0.01,
-    },
-    "jamba": {
-        "architectures": ["JambaForCausalLM"], "attention_dropout": 0.0, "attn_layer_offset": 4, "attn_layer_period": 8,
-        "bos_token_id": 1, "eos_token_id": [2, 518], "expert_layer_offset": 1, "expert_layer_period": 2,
-        "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336, "mamba_conv_bias": True,
-        "mamba_d_conv": 4, "mamba_d_state": 16, "mamba_dt_rank": 256, "mamba_expand": 2,
-        "mamba_inner_layernorms": True, "mamba_proj_bias": False, "max_position_embeddings": 262144,
-        "model_type": "jamba", "n_ctx": 262144, "num_attention_heads": 32, "num_experts": 16, "num_experts_per_tok": 2,
-        "num_hidden_layers": 32, "num_key_value_heads": 8, "num_logits_to_keep": 1, "pad_token_id": 0,
-        "rms_norm_eps": 1e-06, "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-        "vocab_size": 65536,
-    },
+CARRIED = {
+    "recurrentgemma": (
+        "RecurrentGemma-2B", {"attention_dropout": 0.0, "embeddings_scale_by_sqrt_dim": True, "use_cache": True},
+    ),
+    "jamba": (
+        "Jamba-v0.1", {"eos_token_id": [2, 518], "max_position_embeddings": 262144, "torch_dtype": "bfloat16"},
+    ),
 }  # fmt: skip
+"""Family -> a published model of it, and fields of its file as older versions of the library wrote it."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_published_configurations_pass(family, tmp_path):
     """With the fields that old ones carry; a lens of their shapes is made without weights."""
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[family]))
+    name, carried = CARRIED[family]
+    fields = {field.removeprefix("_"): value for field, value in PUBLISHED[name].fields.items()} | carried
+    (tmp_path / "config.json").write_text(json.dumps(fields))
     lens = meta_lens(str(tmp_path))
-    assert lens.cfg.d_model == PUBLISHED[family]["hidden_size"]
-    assert lens.cfg.n_layers == PUBLISHED[family]["num_hidden_layers"]
+    assert lens.cfg.d_model == fields["hidden_size"]
+    assert lens.cfg.n_layers == fields["num_hidden_layers"]

@@ -25,7 +25,7 @@ from analyses.heads.ranking import HeadRanking
 from hybridlens.viz.article import Article, render_article, write_article
 from hybridlens.viz.blocks import Chart, ChartGrid
 from hybridlens.viz.templating import POLICY, circuitsvis_bundle
-from tests.test_viz import HOSTILE, Page, a_record, data_of
+from tests.report_pages import HOSTILE, Page, a_record, data_of
 
 LAYERS, SSM, HEADS, LAGS, BACK = (2, 5), (0, 1, 3, 4), 3, 2, 40
 DISTANCES = (1, 2, 16)

@@ -10,7 +10,7 @@ import pytest
 from bounds import FORWARD, close
 from command_line import refused
 from markupsafe import Markup
-from test_viz import Page
+from report_pages import Page
 
 import hybridlens as hl
 from analyses import kv_cache

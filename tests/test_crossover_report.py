@@ -9,7 +9,7 @@ from bounds import close
 from models import FAMILIES
 from planted_memory import pairs as planted_pairs
 from planted_memory import planted
-from test_viz import HOSTILE, Page, a_record, data_of
+from report_pages import HOSTILE, Page, a_record, data_of
 
 from analyses import kv_cache
 from analyses.kv_cache import Crossover, DamageMap, following, sections

@@ -87,10 +87,12 @@ def test_names_that_say_no_place_are_refused(exact: HybridLens) -> None:
         lambda **where: kv_cache.swap_recurrent(state, state, **where),
         lambda **where: kv_cache.project_out(state, direction, **where),
     ):
-        with pytest.raises(KeywordError, match=r"unexpected keyword argument 'layer'; close names: layers\b"):
+        with pytest.raises(KeywordError, match=r"^'layer' given, but a place is named by layers, .* names: layers$"):
             call(layer=0)
+    with pytest.raises(KeywordError, match=r"'part' given, .* rows, positions, channels here; close names: parts$"):
+        kv_cache.zero(state, part="keys")
     for name in ("positions", "channels"):
-        with pytest.raises(KeywordError, match=f"keyword argument '{name}'; it takes .*layers, heads, rows$"):
+        with pytest.raises(KeywordError, match=f"^'{name}' given, but a place is named by layers, heads, rows here$"):
             kv_cache.keep_ends(state, 1, 1, **{name: [0]})
     for call in (
         lambda: kv_cache.decay(state, 0.5, layers=0, heads=0),

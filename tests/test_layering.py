@@ -64,6 +64,7 @@ ORDER = (
     "peer_config",
     "config",
     "passes",
+    "state_origin",
     "fixed_state",
     "fingerprint",
     "read_only",

@@ -122,7 +122,7 @@ def test_reset_is_a_row_that_has_read_nothing(family):
     for name in changed:
         assert torch.equal(after.tensors()[name], empty.tensors()[name])
     untouched(state, after, changed)
-    with pytest.raises(KeywordError, match="'heads'; it takes state, layers, rows"):
+    with pytest.raises(KeywordError, match=r"^'heads' given, but a place is named by layers, rows here$"):
         kv_cache.reset(state, heads=1)
 
 

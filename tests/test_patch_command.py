@@ -12,7 +12,7 @@ from bounds import FORWARD, close
 from command_line import refused
 from models import FAMILIES
 from random_lens import benchmark_lens
-from test_viz import Page
+from report_pages import Page
 
 import hybridlens as hl
 from analyses.cli import main

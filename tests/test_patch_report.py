@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from random_lens import benchmark_lens
-from test_viz import HOSTILE, Page, a_record, data_of
+from report_pages import HOSTILE, Page, a_record, data_of
 
 from analyses.patching import choosing, maps, pairs, report, sections, sweeps
 from analyses.patching.direct import DirectAttribution
@@ -69,12 +69,12 @@ def patched(
 @pytest.mark.parametrize(
     ("keys", "values", "state", "says"),
     [
-        (0.1, 0.9, 0.2, r"The needle is carried by values: .* L5 KV head 1 at 50 .* 0\.90 .*recurrent states at most"),
-        (0.0, 0.1, 0.8, r"carried by recurrent states: .* L2 at 50 .* 0\.80 of the logit difference, values at most"),
+        (0.1, 0.9, 0.2, r"The needle is carried by values: .* L5 KV head 1 at position 50 “.* 0\.90 .*states at most"),
+        (0.0, 0.1, 0.8, r"by recurrent states: .* L2 at position 50 “.* 0\.80 of the logit difference, values at most"),
         (0.7, 0.6, 0.0, r"More than one memory .* keys most .* 0\.70 .* values at most 0\.60 .*states under 0\.01"),
         (0.4, 0.3, 0.0, r"More than one memory .* keys most .* 0\.40 .* values at most 0\.30 .*states under 0\.01"),
         (0.0, 0.01, 0.33, r"A part of the needle is carried by recurrent states, next to nothing by other .* 0\.33 of"),
-        (0.1, 0.2, 0.0, r"No keys, values or recurrent state .* by itself: .* KV head 1 at 50 .* 0\.20 of"),
+        (0.1, 0.2, 0.0, r"No keys, values or recurrent state .* by itself: .* KV head 1 at position 50 “.* 0\.20 of"),
     ],
 )
 def test_the_finding_says_which_memory(keys: float, values: float, state: float, says: str, direction: str) -> None:
@@ -164,9 +164,11 @@ def test_the_finding_follows_the_stream_and_names_heads() -> None:
     estimated = {"z": a_result("z", {(1, 2): 0.875, (0, 0): 0.125})}
     outputs, stream, gradients = report.finding(patched(exact, estimated))
     at = base().strings[0]
-    assert f"attention 0.62 (L5 at {last} {at[last]}), MLPs 0.25 (L2 at 50 {at[50]})" in outputs
+    assert f"attention 0.62 (L5 at position {last} “{at[last]}”), MLPs 0.25 (L2 at position 50 “{at[50]}”)" in outputs
     assert "Single heads: L5 H2 0.38, L2 H0 0.12" in outputs
-    assert f"50 {at[50]} at L2 (0.75); {last} {at[last]} at L5 (0.50)" in stream
+    assert f"position 50 “{at[50]}”, layer 2 (0.75); position {last} “{at[last]}”, layer 5 (0.50)" in stream
+    (spread,) = report.finding(patched({"resid_pre": a_result("resid_pre", {(0, 50): 0.75, (1, 50): 0.5})}))
+    assert spread.endswith(f"the position that restores most: position 50 “{at[50]}”, layers 2 to 5 (0.50 to 0.75).")
     assert "largest error is 0.50, in z" in gradients
 
 

@@ -26,7 +26,7 @@ from hybridlens.viz.charts import Curve, band_chart
 from hybridlens.viz.entries import Value
 from hybridlens.viz.templating import POLICY
 from hybridlens.viz.words import INTERVALS
-from tests.test_viz import HOSTILE, Page, a_record, data_of
+from tests.report_pages import HOSTILE, Page, a_record, data_of
 
 COUNTS, LAYERS, HEADS, PROMPTS = (0, 1, 2, 3, 4, 5, 6), (2, 5), 3, 12
 STATIC = ("entropy", "copying", "matching", "previous", "induction", "retrieval")

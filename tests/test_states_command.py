@@ -9,7 +9,7 @@ import pytest
 import torch
 from bounds import FORWARD, near
 from command_line import refused
-from test_viz import Page
+from report_pages import Page
 
 import hybridlens as hl
 from analyses import states

@@ -28,7 +28,7 @@ from hybridlens.viz.article import render_article, write_article
 from hybridlens.viz.blocks import Explorer
 from hybridlens.viz.entries import difference, entry, interval, percent
 from hybridlens.viz.templating import POLICY, circuitsvis_bundle
-from tests.test_viz import HOSTILE, Page, a_record, data_of
+from tests.report_pages import HOSTILE, Page, a_record, data_of
 
 LENGTHS, DEPTHS, N_HEADS = (64, 96, 128), (0, 50, 100), 4
 PAIRS = ((64, 120), (96, 184))

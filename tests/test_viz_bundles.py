@@ -14,7 +14,7 @@ import test_rankings_report
 import test_study_report
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs_version
-from test_viz import Page, a_pattern, a_record, rendered, sweep
+from report_pages import Page, a_pattern, a_record, rendered, sweep
 
 import hybridlens.viz
 from analyses.kv_cache import report as crossover_report

@@ -56,17 +56,11 @@ def notes_of(
     found: list[str] = []
     gated = [index for index, attention in enumerate(cfg.attentions) if attention.gated]
     if gated:
-        off = "how far that is off was not measured"
-        if gate_error is not None:
-            missed = spread(gate_error[gated], "{:.2f}".format)
-            off = f"on real activations that misses {missed} of the spread of what heads write"
+        off = _off(gate_error, gated, "that")
         found.append(f"OV circuits have output gates at rest, at their value for input 0; {off}.")
     behind = [index for index, attention in enumerate(cfg.attentions) if attention.normed_after]
     if behind:
-        off = "how far that is off was not measured"
-        if gate_error is not None:
-            missed = spread(gate_error[behind], "{:.2f}".format)
-            off = f"on real activations one scale for all tokens misses {missed} of the spread of what heads write"
+        off = _off(gate_error, behind, "one scale for all tokens")
         found.append(
             "OV circuits have the weight of the norm behind attention in them; its scale, one positive number a token "
             f"that all heads of a layer share, takes no part; {off}."
@@ -83,6 +77,14 @@ def notes_of(
             f"Recurrent {which} pass nothing on at rest and are no writers here; on real text they are measured."
         )
     return tuple(found)
+
+
+def _off(gate_error: Float[Tensor, "attn_layer head"] | None, layers: list[int], what: str) -> str:
+    """How much something leaves out of what the heads of some attention layers write, so far as it was measured."""
+    if gate_error is None:
+        return "how far that is off was not measured"
+    missed = spread(gate_error[layers], "{:.2f}".format)
+    return f"on real activations {what} misses {missed} of the spread of what heads write"
 
 
 def spread(values: Tensor, form: Callable[[float], str]) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Unpack
 
-from analyses.kv_cache.places import KeyPlace, Positions, WhereKeys, check_where, key_place, keys_of, layers_of, placed
+from analyses.kv_cache.places import KeyPlace, Positions, WhereKeys, key_place, keys_of, layers_of, placed
 from hybridlens.boundary import Natural, public
 from hybridlens.state import HybridState
 
@@ -34,9 +34,9 @@ def drop(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -
 
     Raises:
         InputError: see `places`.
-        UnknownNameError: see `places`.
+        KeywordError: see `places`.
     """
-    return _without(state, _place(state, where, positions))
+    return _without(state, key_place(state, positions=positions, **where))
 
 
 @placed
@@ -46,7 +46,7 @@ def keep(state: HybridState, positions: Positions, **where: Unpack[WhereKeys]) -
 
     Takes what `drop` takes and raises the same.
     """
-    place, kept = _place(state, where), _place(state, where, positions)
+    place, kept = key_place(state, **where), key_place(state, positions=positions, **where)
     return _without(state, place._replace(slots=place.slots & ~kept.slots))
 
 
@@ -57,7 +57,7 @@ def keep_last(state: HybridState, n: Natural, **where: Unpack[WhereKeys]) -> Hyb
 
     Raises:
         InputError: `n` is no whole number from 0 on; see `places`.
-        UnknownNameError: see `keep_ends`.
+        KeywordError: see `keep_ends`.
     """
     return keep_ends(state, 0, n, **where)
 
@@ -79,16 +79,11 @@ def keep_ends(state: HybridState, first: Natural, last: Natural, **where: Unpack
 
     Raises:
         InputError: a number of positions that is no whole number from 0 on; see `places`.
-        UnknownNameError: positions or channels given, since what is kept follows from first and last; see `places`.
+        KeywordError: positions or channels given, since what is kept follows from first and last; see `places`.
     """
-    place, at = _place(state, where), state.key_positions
+    place, at = key_place(state, **where), state.key_positions
     ends = (at < first) | (at >= state.lengths[:, None] - last)
     return _without(state, place._replace(slots=place.slots & ~ends))
-
-
-def _place(state: HybridState, where: WhereKeys, positions: Positions = None) -> KeyPlace:
-    check_where(where, WhereKeys)
-    return key_place(state, positions=positions, **where)
 
 
 def _without(state: HybridState, gone: KeyPlace) -> HybridState:

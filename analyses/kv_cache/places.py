@@ -6,20 +6,21 @@ need no care. Every row may have positions of its own: a list of lists, one for 
 
 How it fails: a layer of the other kind, a head, channel or row that is not there, a head or channel of latents, and a
 position that the cache does not hold (it never was, has left the window, or was dropped) raise `InputError`, naming
-those that there are; a name that says no place, such as `layer` for `layers`, raises `UnknownNameError`.
+those that there are; a name that says no place, such as `layer` for `layers`, raises `KeywordError`.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args, get_type_hints
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from hybridlens.errors import InputError, UnknownNameError, closest
+from hybridlens.errors import InputError, KeywordError, closest
 from hybridlens.memory import KeyValues, Latents
 from hybridlens.shapes import HeldKeys
 from hybridlens.state import HybridState
@@ -60,7 +61,11 @@ Placed = TypeVar("Placed", bound=Callable[..., Any])
 
 
 def placed(fn: Placed) -> Placed:
-    """Have the signature of a function name every keyword that its ``**where`` takes, for help and completion."""
+    """Have a function name every keyword that its ``**where`` takes, for help and completion, and refuse any other.
+
+    Raises:
+        KeywordError: by the function, when it is called with one.
+    """
     (keywords,) = get_args(get_type_hints(fn)["where"])
     written = inspect.signature(fn)
     there = [p for p in written.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -68,8 +73,18 @@ def placed(fn: Placed) -> Placed:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint.__forward_arg__)
         for name, hint in keywords.__annotations__.items()
     ]
-    cast(Any, fn).__signature__ = written.replace(parameters=[*there, *named])
-    return fn
+    known = [p.name for p in (*there, *named)]
+
+    @functools.wraps(fn)
+    def at(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name not in known:
+                names, near = ", ".join(p.name for p in named), closest(name, known, 1)
+                raise KeywordError(f"{name!r} given, but a place is named by {names} here{near}")
+        return fn(*args, **kwargs)
+
+    cast(Any, at).__signature__ = written.replace(parameters=[*there, *named])
+    return cast(Placed, at)
 
 
 class KeyPlace(NamedTuple):
@@ -101,7 +116,6 @@ class KeyPlace(NamedTuple):
 
 def key_place(state: HybridState, **where: Unpack[Where]) -> KeyPlace:
     """What `Where` names in one state; of latents no heads or channels, since each is of all heads' keys and values."""
-    check_where(where, Where)
     heads, positions = where.get("heads"), where.get("positions")
     chosen = layers_of(state, where.get("layers"), "attention", heads)
     for layer in chosen:
@@ -236,15 +250,6 @@ def mask(given: Indices, size: int, what: str) -> Bool[Tensor, "size"]:
     chosen = torch.zeros(size, dtype=torch.bool)
     chosen[indices(given, size, what)] = True
     return chosen
-
-
-def check_where(where: Mapping[str, object], kind: type) -> None:
-    """Refuse what is no name of a `TypedDict` of places, which would otherwise change everything."""
-    known = tuple(kind.__annotations__)
-    for name in where:
-        if name not in known:
-            near = closest(name, known, 1)
-            raise UnknownNameError(f"{name!r} given, but a place is named by {', '.join(known)} here{near}")
 
 
 def shown(positions: Sequence[int]) -> str:

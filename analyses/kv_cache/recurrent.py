@@ -9,7 +9,7 @@ value row and address column; what else is where, `recurrent_places` says.
 How it fails: a layer without a recurrence, a channel, head or row that is not there, positions asked of the recurrent
 state, or outside what the convolution holds, heads of layers that have none, channels of a matrix state, and states
 that do not fit each other raise `InputError` with one line; a name that says no place, such as `layer`, raises
-`UnknownNameError`.
+`KeywordError`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ def reset(state: HybridState, **where: Unpack[WhereLayers]) -> HybridState:
     Raises:
         InputError: see the module.
     """
-    check_recurrent(state, layers_of(state, where.get("layers"), "recurrent"), "both", where, WhereLayers)
     return zero_recurrent(state, **where)
 
 
@@ -162,7 +161,7 @@ def _rewritten(
 ) -> HybridState:
     """The state with what `fn` makes of some memories; all else is shared with the given one."""
     chosen = layers_of(state, where.get("layers"), "recurrent")
-    check_recurrent(state, chosen, parts, where, RecurrentWhere)
+    check_recurrent(state, chosen, parts, where)
     for layer in chosen:
         for part in state.layers[layer]["ssm"].tensors() if parts == "both" else (parts,):
             held = held_part(state, layer, part)

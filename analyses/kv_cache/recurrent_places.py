@@ -9,14 +9,14 @@ How it fails: what the layer at hand does not have raises `InputError`; see `rec
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypedDict, cast
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from analyses.kv_cache.places import Indices, check_where, indices, mask, not_held
+from analyses.kv_cache.places import Indices, indices, mask, not_held
 from hybridlens.errors import InputError
 from hybridlens.memory import Recurrent
 from hybridlens.state import HybridState
@@ -53,14 +53,11 @@ OF_MATRICES = ("heads", "values", "addresses")
 """Names of places that matrix states alone have."""
 
 
-def check_recurrent(
-    state: HybridState, layers: Sequence[int], parts: str, where: Mapping[str, object], kind: type
-) -> None:
-    """Refuse names that say no place, and places that the layers or the parts of their memory do not have."""
-    for name in ("heads", "head"):
-        if where.get(name) is not None and not any(is_matrix(state, layer) for layer in layers):
-            raise InputError(f"{name} {where[name]!r} given, but recurrent layers have no heads; leave {name} out")
-    check_where(where, kind)
+def check_recurrent(state: HybridState, layers: Sequence[int], parts: str, where: RecurrentWhere) -> None:
+    """Refuse places that the layers or the parts of their memory do not have."""
+    heads = where.get("heads")
+    if heads is not None and not any(is_matrix(state, layer) for layer in layers):
+        raise InputError(f"heads {heads!r} given, but recurrent layers have no heads; leave heads out")
     if where.get("positions") is not None and parts != "conv":
         raise InputError(
             "positions given, but a recurrent state has none; give part 'conv' for the convolution's inputs"

@@ -6,6 +6,7 @@ below 0 is away from the other run. How it fails: runs that the metric does not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 KINDS = {"layer": "L{}", "head": "H{}", "kv_head": "KV head {}", "expert": "expert {}", "channel": "channels {}",
          "rec_head": "recurrent head {}"}  # fmt: skip
-"""Axis of a result -> how an entry is called; positions are called by their labels."""
+"""Axis of a result -> how an entry is called; positions are called by `position`."""
 
 
 class _Patched(NamedTuple):
@@ -102,12 +103,18 @@ def strongest(found: PatchResult, n: int = 1) -> list[Place]:
 
 
 def _place_words(found: PatchResult, place: Sequence[int]) -> str:
-    """A patch in words: "L5 KV head 0 at 56 eat|fly"."""
+    """A patch in words: "L5 KV head 0 at position 56 “eat|fly”"."""
     parts = [
-        f"at {visible(axis.labels[i])}" if axis.name == "pos" else KINDS.get(axis.name, "{}").format(axis.labels[i])
+        f"at {position(axis.labels[i])}" if axis.name == "pos" else KINDS.get(axis.name, "{}").format(axis.labels[i])
         for axis, i in zip(found.axes, place, strict=True)
     ]
     return " ".join(sorted(parts, key=lambda part: part.startswith("at ")))
+
+
+def position(label: str) -> str:
+    """A position of a result in words, from its label "56 eat|fly": "position 56 “eat|fly”"."""
+    one = re.fullmatch(r"(\d+) (.*)", label, re.DOTALL)  # several patched together have no tokens in their label
+    return f"position {one[1]} {visible(f'“{one[2]}”')}" if one else f"position {label}"
 
 
 def number(value: float, sign: str = "") -> str:

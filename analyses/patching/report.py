@@ -16,7 +16,7 @@ from analyses.kv_cache.pairs import LEAST
 from analyses.patching import sections
 from analyses.patching.agreement import agreement
 from analyses.patching.choosing import WORDS
-from analyses.patching.effects import Patched, Place, effect, number, strongest
+from analyses.patching.effects import Patched, Place, effect, number, position, strongest
 from analyses.patching.maps import maps
 from analyses.patching.results import PatchResult
 from hybridlens.display import many
@@ -138,9 +138,9 @@ def _stream(exact: Mapping[str, PatchResult], does: str) -> str:
     parts: list[str] = []
     for at, run in groupby(best, key=lambda one: one[1]):
         there, _, strengths = zip(*run, strict=True)
-        span = " to ".join(f"L{layer}" for layer in dict.fromkeys((there[0], there[-1])))
+        span = " to ".join(dict.fromkeys((there[0], there[-1])))
         ends = " to ".join(dict.fromkeys(number(end) for end in (min(strengths), max(strengths))))
-        parts.append(f"{visible(positions[at])} at {span} ({ends})")
+        parts.append(f"{position(positions[at])}, layer{'s' * (len(there) > 1)} {span} ({ends})")
     return f"In the residual stream {where[name]} each layer, the position that {does} most: {'; '.join(parts)}."
 
 

@@ -1,8 +1,9 @@
 """Checkpoints at full size, written to disk once: published configurations, random bfloat16 weights, in shards.
 
-RecurrentGemma-2B whole, and one period (eight layers) of Jamba-Mini, of whose experts as many as asked for: all
-sixteen of four layers are 22.5 GB. Tensors bear the names that the published files have, one for each expert, which
-the library stacks when it opens them. A small tokenizer of this project stands beside them, so that commands run.
+RecurrentGemma-2B whole, and one period (eight layers) of Jamba-Mini, whose sizes are Jamba-v0.1's, of whose experts as
+many as asked for: all sixteen of four layers are 22.5 GB. Tensors bear the names that the published files have, one for
+each expert, which the library stacks when it opens them. A small tokenizer of this project stands beside them, so that
+commands run.
 
 Weights are drawn tensor by tensor, so that a checkpoint of any size takes the memory of its largest tensor and a shard.
 Projections have variance 1 / inputs, norms scale by about 1, decays are those that the papers start from.
@@ -23,6 +24,7 @@ from torch import Tensor
 from transformers import JambaConfig, JambaForCausalLM, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from hybridlens import tiny
+from tests.published import PUBLISHED
 
 SHARD = 2_000_000_000
 """Bytes of a shard."""
@@ -47,16 +49,7 @@ class FullSize(NamedTuple):
 MODELS = {
     "recurrentgemma-2b": FullSize(
         RecurrentGemmaConfig, RecurrentGemmaForCausalLM, "tiny-recurrentgemma",
-        {
-            "model_type": "recurrent_gemma", "architectures": ["RecurrentGemmaForCausalLM"], "num_hidden_layers": 26,
-            "vocab_size": 256000, "hidden_size": 2560, "intermediate_size": 15360, "num_attention_heads": 10,
-            "num_key_value_heads": 1, "head_dim": 256, "lru_width": 2560, "attention_window_size": 2048,
-            "conv1d_width": 4, "logits_soft_cap": 30.0, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-            "partial_rotary_factor": 0.5, "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False,
-            "_block_types": ["recurrent", "recurrent", "attention"], "w_init_variance_scale": 0.01,
-            "final_w_init_variance_scale": 0.07692307692307693, "pad_token_id": 0, "bos_token_id": 2,
-            "eos_token_id": 1, "torch_dtype": "bfloat16",
-        },
+        PUBLISHED["RecurrentGemma-2B"].fields,
         {
             "num_hidden_layers": 3, "vocab_size": 800, "hidden_size": 32, "intermediate_size": 64, "lru_width": 32,
             "num_attention_heads": 4, "head_dim": 8, "attention_window_size": 64,
@@ -64,18 +57,7 @@ MODELS = {
     ),
     "jamba-mini-8": FullSize(
         JambaConfig, JambaForCausalLM, "tiny-jamba",
-        {
-            "model_type": "jamba", "architectures": ["JambaForCausalLM"], "num_hidden_layers": 8, "vocab_size": 65536,
-            "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8,
-            "num_experts": 16, "num_experts_per_tok": 2, "attn_layer_period": 8, "attn_layer_offset": 4,
-            "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 16, "mamba_d_conv": 4,
-            "mamba_expand": 2, "mamba_dt_rank": 256, "mamba_conv_bias": True, "mamba_proj_bias": False,
-            "mamba_inner_layernorms": True, "use_mamba_kernels": True, "hidden_act": "silu", "rms_norm_eps": 1e-6,
-            "sliding_window": None, "tie_word_embeddings": False, "n_ctx": 262144, "num_logits_to_keep": 1,
-            "calc_logits_for_entire_prompt": False, "attention_dropout": 0.0, "output_router_logits": False,
-            "router_aux_loss_coef": 0.001, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-            "torch_dtype": "bfloat16",
-        },
+        PUBLISHED["Jamba-v0.1"].fields | {"num_hidden_layers": 8, "torch_dtype": "bfloat16"},
         {
             "vocab_size": 800, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
             "num_key_value_heads": 2, "mamba_dt_rank": 4, "mamba_d_state": 4,
