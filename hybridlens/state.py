@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,21 @@ Memories: TypeAlias = Mapping[str, Memory]
 
 FORMAT = 2
 """Of saved states; 1 is that of hybridlens 0.1.0, with one mixer a layer."""
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """What knows where a model computes: a lens."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go."""
+        ...
+
+    @property
+    def layer_devices(self) -> tuple[torch.device, ...]:
+        """Where each layer computes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -160,12 +175,23 @@ class HybridState(StateShown):
         return self.map(Tensor.detach)
 
     @public
-    def to(self, device: torch.device | str) -> HybridState:
-        """The state on another device.
+    def to(self, device: torch.device | str | Placed) -> HybridState:
+        """The state on another device, or, given a lens, where its model goes on from it, layer by layer.
+
+        Args:
+            device: where to; or a lens, whose layers may be on several.
 
         Raises:
-            InputError: it cannot be used, or is a dtype: positions are whole numbers, and recurrent states float32.
+            InputError: it cannot be used, or is a dtype: positions are whole numbers, and recurrent states float32; or
+                a lens with other layers.
         """
+        if isinstance(device, Placed):
+            home, places = device.device, device.layer_devices
+            if len(places) != len(self.layers):
+                raise InputError(f"to: the state is of {len(self.layers)} layers, but the lens has {len(places)}")
+            layers = tuple(_moved(memories, place) for memories, place in zip(self.layers, places, strict=True))
+            lengths, positions = self.lengths.to(home), self.key_positions.to(home)
+            return replace(self, lengths=lengths, key_positions=positions, layers=layers).planned_as(self.known)
         place = usable(device)
         return self.map(lambda t: t.to(place)).planned_as(None if place.type == "meta" else self.known)
 
@@ -318,6 +344,10 @@ class HybridState(StateShown):
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{shown(str(path))} is not a saved HybridState ({_line(error)})") from error
+
+
+def _moved(memories: Memories, place: torch.device) -> Memories:
+    return {mixer: memory.map(lambda t: t.to(place)) for mixer, memory in memories.items()}
 
 
 def _seen(positions: KeyPositions, lengths: Lengths, window: int | None) -> Bool[Tensor, "batch key"]:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 KIND = "mtia"
 CPU = torch.device("cpu")
 
-FREE = {"copy_", "to", "equal"}  # between devices; `equal` of tests
+FREE = {"copy_", "to", "equal", "grad", "backward"}  # between devices; `equal` of tests
 INDEXING = {"__getitem__", "__setitem__", "index_put", "index_put_"}
 
 
@@ -77,12 +77,18 @@ class _Mode(TorchFunctionMode):
             return out
         tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         asked, args, kwargs = self.asked(name, args, kwargs)
+        if name.startswith("_foreach"):
+            return self.each(name, func, args, kwargs)
         self.check(name, args, kwargs, tensors)
         if name == "numpy" and PLACES.get(args[0]).type == KIND:
             raise TypeError("can't convert a tensor of a pretended device to numpy")
         if name == "histc":  # of whole numbers where the device is not the CPU, which is what it is computed on
             args = (args[0].float(), *args[1:])
         out = func(*args, **kwargs)
+        if name == "grad":  # each where its input is
+            inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+            inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
+            return tuple(g if g is None else PLACES.put(g, PLACES.get(x)) for g, x in zip(out, inputs, strict=True))
         if asked is not None:
             place = asked
         elif name == "cpu":
@@ -124,6 +130,14 @@ class _Mode(TorchFunctionMode):
             found = PLACES.get(args[0])
             found = found if found.type == KIND else None
         return (found if found is None or found.type != "meta" else None), args, kwargs
+
+    def each(self, name, func, args, kwargs):
+        """An optimiser's operation on lists of tensors, which it sorts by devices first, and here cannot."""
+        lists = [given for given in args if isinstance(given, (list, tuple)) and isinstance(given[0], Tensor)]
+        for together in zip(*lists, strict=True):
+            self.check(name, (), {}, together)
+        out = func(*args, **kwargs)
+        return out and type(out)(PLACES.put(one, PLACES.get(own)) for one, own in zip(out, lists[0], strict=True))
 
     def check(self, name, args, kwargs, tensors):
         if name in FREE:
