@@ -216,7 +216,7 @@ class HookedNetwork(nn.Module):
                 self._check(state, resid.shape[0], weights, devices)
         tokens = resid.new_zeros(resid.shape[:2], dtype=torch.long)
         run = Pass(tokens, lengths, before)
-        run.embedded = embedded
+        run.embedded = None if embedded is None else embedded.to(resid.device)
         with reading(run.positions, lengths):
             resid, layers = self._through(layer, resid, run, before, devices)
             logits = self._unembedded(resid, lengths, last_only)

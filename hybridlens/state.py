@@ -48,7 +48,7 @@ FORMAT = 2
 
 
 @runtime_checkable
-class Placed(Protocol):
+class Lens(Protocol):
     """What knows where a model computes: a lens."""
 
     @property
@@ -175,7 +175,7 @@ class HybridState(StateShown):
         return self.map(Tensor.detach)
 
     @public
-    def to(self, device: torch.device | str | Placed) -> HybridState:
+    def to(self, device: torch.device | str | Lens) -> HybridState:
         """The state on another device, or, given a lens, where its model goes on from it, layer by layer.
 
         Args:
@@ -185,7 +185,7 @@ class HybridState(StateShown):
             InputError: it cannot be used, or is a dtype: positions are whole numbers, and recurrent states float32; or
                 a lens with other layers.
         """
-        if isinstance(device, Placed):
+        if isinstance(device, Lens):
             home, places = device.device, device.layer_devices
             if len(places) != len(self.layers):
                 raise InputError(f"to: the state is of {len(self.layers)} layers, but the lens has {len(places)}")

@@ -65,7 +65,7 @@ class _Mode(TorchFunctionMode):
             out = func(*args, **kwargs)
             if attribute == "device":
                 return PLACES.get(args[0])
-            if attribute in ("data", "grad", "T", "mT", "H", "mH") and isinstance(out, Tensor):
+            if isinstance(out, Tensor):
                 return PLACES.put(out, PLACES.get(args[0]))
             if attribute == "is_cpu":
                 return PLACES.get(args[0]).type == "cpu"
