@@ -110,6 +110,11 @@ def patched(lens):
     )
 
 
+def gone_on(lens):
+    """A run that is taken up in the middle."""
+    return activation_patch(lens, IDS, THEIRS, METRIC, f"blocks.{lens.cfg.n_layers - 1}.hook_mixer_out", "p")
+
+
 def ablated(lens):
     names = ["hook_embed", *(f"blocks.{layer}.hook_mixer_out" for layer in range(lens.cfg.n_layers)), LAST]
     return (

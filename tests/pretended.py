@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 KIND = "mtia"
 CPU = torch.device("cpu")
 
-FREE = {"copy_", "to", "equal", "grad", "backward"}  # between devices; `equal` of tests
+FREE = {"copy_", "to", "grad", "backward"}  # between devices
 INDEXING = {"__getitem__", "__setitem__", "index_put", "index_put_"}
 
 

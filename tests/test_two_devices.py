@@ -23,9 +23,9 @@ from hybridlens.errors import InputError
 
 ONE, OTHER = "mtia:0", "mtia:1"
 CASES = [("jamba", run) for run in (*EVERYWHERE, *OF_HEADS)]
-CASES += [("recurrentgemma", run) for run in (every.followed, every.answered, every.weighed, every.rewritten)]
-CASES += [("mamba2", run) for run in (every.followed, every.remade, every.cached)]
-CASES += [("zamba2", every.patched)]
+CASES += [("recurrentgemma", run) for run in (every.followed, every.weighed, every.rewritten)]
+CASES += [("mamba2", run) for run in (every.remade, every.cached)]
+CASES += [("zamba2", every.gone_on)]
 """All of it on one model; on others what they have otherwise: tied ends, windows, matrix states, a shared block."""
 
 
