@@ -112,13 +112,13 @@ def patched(lens):
 
 def gone_on(lens):
     """A run that is taken up in the middle."""
-    return activation_patch(lens, IDS, THEIRS, METRIC, f"blocks.{lens.cfg.n_layers - 1}.hook_mixer_out", "p")
+    return activation_patch(lens, IDS, THEIRS, METRIC, f"blocks.{lens.cfg.n_layers - 2}.hook_mixer_out", "p")
 
 
 def ablated(lens):
     names = ["hook_embed", *(f"blocks.{layer}.hook_mixer_out" for layer in range(lens.cfg.n_layers)), LAST]
     return (
-        ablate(lens, IDS, METRIC, names, "p"), ablate(lens, IDS, METRIC, names, kind="mean"),
+        ablate(lens, IDS, METRIC, names, "p", kind="zero"), ablate(lens, IDS, METRIC, names, kind="mean"),
         ablate(lens, IDS, METRIC, names, kind="resample", prompts=[THEIRS, IDS[::-1]], corrupt=THEIRS),
     )  # fmt: skip
 
