@@ -273,13 +273,16 @@ class HybridState(StateShown):
         """The rows of several states in one; rows with fewer key slots than others get unused ones.
 
         Raises:
-            InputError: there are none, or they are of different models or weights.
+            InputError: there are none, or they are of different models or weights, or on other devices than others.
         """
         if any(state.model != states[0].model for state in states):
             models = ", ".join(sorted({state.model for state in states}))
             raise InputError(f"cat: states of {models} were given, expected all of one model")
         if any(state.weights != states[0].weights for state in states):
             raise InputError("cat: states made by different weights of one architecture were given; expected one model")
+        places = list(dict.fromkeys(" and ".join(sorted(map(str, state.devices))) for state in states))
+        if len(places) > 1:
+            raise InputError(f"cat: states on {', others on '.join(places)} were given; move them by state.to(lens)")
         slots = max(state.key_positions.shape[1] for state in states)
         each = [state.key_positions.shape[1] for state in states]
         layers = tuple(

@@ -110,6 +110,8 @@ def test_states_go_back_to_where_layers_compute(tmp_path):
             InputError, match=r"the state is torch.float32 on cpu.*move the state with state.to\(lens\)"
         ):
             lens.extend(loaded, MORE)
+        with pytest.raises(InputError, match=r"cat: states on cpu, others on mtia:0 and mtia:1 were given"):
+            hl.HybridState.cat([loaded, state])
         back = loaded.to(lens)
         assert lens.layer_devices == tuple(torch.device((ONE, OTHER)[i % 2]) for i in range(lens.cfg.n_layers))
         assert {name: t.device for name, t in back.tensors().items()} == {
