@@ -3,8 +3,8 @@
 Inside ``with pretended():`` a tensor may be put on "mtia:0", "mtia:1", … (of PyTorch's kinds of devices one that no
 kernel here asks for by name). Its numbers stay in this machine's memory and are computed there, to the bit as on the
 CPU; but it says that it is on that device, what is computed from it is too, and an operation on tensors of two devices
-raises `Apart`, as PyTorch's own would. Allowed are, as in PyTorch, moving, copying and gradients, a number (a tensor without
-axes) of the CPU beside any, and indices of the CPU into any.
+raises `Apart`, as PyTorch's own would. Allowed are, as in PyTorch, moving, copying and gradients, a number (a tensor
+without axes) of the CPU beside any, and indices of the CPU into any.
 
 accelerate's own hooks run inside, so that a model is spread as it would be.
 """
