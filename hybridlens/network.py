@@ -101,7 +101,7 @@ class HookedNetwork(nn.Module):
         """
         weights = self.following.check()
         tokens = sent(tokens, execution_device(self.wrapped[0].get_input_embeddings(), tokens.device))
-        devices = self._devices(tokens.device)
+        devices = self.devices(tokens.device)
         if state is not None:
             self._check(state, tokens.shape[0], weights, devices)
         run = Pass(tokens, lengths, state)
@@ -137,7 +137,7 @@ class HookedNetwork(nn.Module):
                 f"the tokens with a hook on 'blocks.{start}.hook_resid_pre' that puts the stream in place"
             )
         given = given.to(execution_device(self.wrapped[0].get_input_embeddings(), given.device))
-        devices = self._devices(given.device)
+        devices = self.devices(given.device)
         tokens = given if start is None else given.new_zeros(given.shape[:2], dtype=torch.long)
         run = Pass(tokens, lengths, None)
         with reading(run.positions, lengths):
@@ -211,13 +211,13 @@ class HookedNetwork(nn.Module):
         """
         if not 0 <= layer <= self.cfg.n_layers:
             raise InputError(f"layer {layer} given, expected 0..{self.cfg.n_layers}")
-        weights, devices = self.following.check(), self._devices(resid.device)
+        weights, devices = self.following.check(), self.devices(resid.device)
         for state in (after, before):
             if state is not None:
                 self._check(state, resid.shape[0], weights, devices)
         tokens = resid.new_zeros(resid.shape[:2], dtype=torch.long)
         run = Pass(tokens, lengths, before)
-        run.embedded = embedded
+        run.embedded = None if embedded is None else embedded.to(resid.device)
         with reading(run.positions, lengths):
             resid, layers = self._through(layer, resid, run, before, devices)
             logits = self._unembedded(resid, lengths, last_only)
@@ -229,7 +229,7 @@ class HookedNetwork(nn.Module):
 
     def through(self, tokens: Tokens, run: Pass, state: HybridState) -> tuple[Logits, list[Memories]]:
         """A pass that somebody else has laid out: its logits, and what each layer remembers; nothing is checked."""
-        resid, layers = self._through(0, self._embedded(tokens, run), run, state, self._devices(tokens.device))
+        resid, layers = self._through(0, self._embedded(tokens, run), run, state, self.devices(tokens.device))
         return self._unembedded(resid, None, False), layers
 
     @property
@@ -248,7 +248,7 @@ class HookedNetwork(nn.Module):
         """The family's layers."""
         return tuple(cast(Block, block).home[0] for block in self.blocks)
 
-    def _devices(self, default: torch.device) -> list[torch.device]:
+    def devices(self, default: torch.device) -> list[torch.device]:
         """Where each layer computes."""
         return [execution_device(home, default) for home in self.homes]
 
@@ -341,7 +341,7 @@ class HookedNetwork(nn.Module):
         """The memory of `batch` rows that have read nothing."""
         model = self.wrapped[0]
         dtype, layers = cast(torch.dtype, model.dtype), list[Memories]()
-        for block, device in zip(self.blocks, self._devices(model.device), strict=True):
+        for block, device in zip(self.blocks, self.devices(model.device), strict=True):
             mixers = cast(Block, block).mixers
             layers.append({name: mixer.empty(batch, dtype, device) for name, mixer in mixers.items()})
         device = execution_device(model.get_input_embeddings(), model.device)

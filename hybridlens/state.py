@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,21 @@ Memories: TypeAlias = Mapping[str, Memory]
 
 FORMAT = 2
 """Of saved states; 1 is that of hybridlens 0.1.0, with one mixer a layer."""
+
+
+@runtime_checkable
+class Lens(Protocol):
+    """What knows where a model computes: a lens."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go."""
+        ...
+
+    @property
+    def layer_devices(self) -> tuple[torch.device, ...]:
+        """Where each layer computes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -160,12 +175,23 @@ class HybridState(StateShown):
         return self.map(Tensor.detach)
 
     @public
-    def to(self, device: torch.device | str) -> HybridState:
-        """The state on another device.
+    def to(self, device: torch.device | str | Lens) -> HybridState:
+        """The state on another device, or, given a lens, where its model goes on from it, layer by layer.
+
+        Args:
+            device: where to; or a lens, whose layers may be on several.
 
         Raises:
-            InputError: it cannot be used, or is a dtype: positions are whole numbers, and recurrent states float32.
+            InputError: it cannot be used, or is a dtype: positions are whole numbers, and recurrent states float32; or
+                a lens with other layers.
         """
+        if isinstance(device, Lens):
+            home, places = device.device, device.layer_devices
+            if len(places) != len(self.layers):
+                raise InputError(f"to: the state is of {len(self.layers)} layers, but the lens has {len(places)}")
+            layers = tuple(_moved(memories, place) for memories, place in zip(self.layers, places, strict=True))
+            lengths, positions = self.lengths.to(home), self.key_positions.to(home)
+            return replace(self, lengths=lengths, key_positions=positions, layers=layers).planned_as(self.known)
         place = usable(device)
         return self.map(lambda t: t.to(place)).planned_as(None if place.type == "meta" else self.known)
 
@@ -247,13 +273,16 @@ class HybridState(StateShown):
         """The rows of several states in one; rows with fewer key slots than others get unused ones.
 
         Raises:
-            InputError: there are none, or they are of different models or weights.
+            InputError: there are none, or they are of different models or weights, or on other devices than others.
         """
         if any(state.model != states[0].model for state in states):
             models = ", ".join(sorted({state.model for state in states}))
             raise InputError(f"cat: states of {models} were given, expected all of one model")
         if any(state.weights != states[0].weights for state in states):
             raise InputError("cat: states made by different weights of one architecture were given; expected one model")
+        places = list(dict.fromkeys(" and ".join(sorted(map(str, state.devices))) for state in states))
+        if len(places) > 1:
+            raise InputError(f"cat: states on {', others on '.join(places)} were given; move them by state.to(lens)")
         slots = max(state.key_positions.shape[1] for state in states)
         each = [state.key_positions.shape[1] for state in states]
         layers = tuple(
@@ -318,6 +347,10 @@ class HybridState(StateShown):
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{shown(str(path))} is not a saved HybridState ({_line(error)})") from error
+
+
+def _moved(memories: Memories, place: torch.device) -> Memories:
+    return {mixer: memory.map(lambda t: t.to(place)) for mixer, memory in memories.items()}
 
 
 def _seen(positions: KeyPositions, lengths: Lengths, window: int | None) -> Bool[Tensor, "batch key"]:

@@ -66,5 +66,5 @@ def check_state(
             if (tensor.dtype, tensor.device) != (held_as, device):
                 raise InputError(
                     f"the state is {tensor.dtype} on {tensor.device}, but the model is {dtype} on "
-                    f"{device}; read the prompt again with this model, or move the state with state.to"
+                    f"{device}; read the prompt again with this model, or move the state with state.to(lens)"
                 )

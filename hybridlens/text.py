@@ -42,6 +42,11 @@ class TokenFront:
         return execution_device(embedding, self.hf_model.device if weight is None else weight.device)
 
     @property
+    def layer_devices(self) -> tuple[torch.device, ...]:
+        """Where each layer computes, and what it remembers lies."""
+        return tuple(self.network.devices(self.device))
+
+    @property
     def pad_token(self) -> int:
         """The id that fills shorter rows; its value never matters."""
         given = getattr(self.tokenizer, "pad_token_id", None), self.hf_model.config.pad_token_id

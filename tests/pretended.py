@@ -3,8 +3,8 @@
 Inside ``with pretended():`` a tensor may be put on "mtia:0", "mtia:1", … (of PyTorch's kinds of devices one that no
 kernel here asks for by name). Its numbers stay in this machine's memory and are computed there, to the bit as on the
 CPU; but it says that it is on that device, what is computed from it is too, and an operation on tensors of two devices
-raises `Apart`, as PyTorch's own would. Allowed are, as in PyTorch, moving and copying, a number (a tensor without
-axes) of the CPU beside any, and indices of the CPU into any.
+raises `Apart`, as PyTorch's own would. Allowed are, as in PyTorch, moving, copying and gradients, a number (a tensor
+without axes) of the CPU beside any, and indices of the CPU into any.
 
 accelerate's own hooks run inside, so that a model is spread as it would be.
 """
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 KIND = "mtia"
 CPU = torch.device("cpu")
 
-FREE = {"copy_", "to", "equal"}  # between devices; `equal` of tests
+FREE = {"copy_", "to", "grad", "backward"}  # between devices
 INDEXING = {"__getitem__", "__setitem__", "index_put", "index_put_"}
 
 
@@ -65,7 +65,7 @@ class _Mode(TorchFunctionMode):
             out = func(*args, **kwargs)
             if attribute == "device":
                 return PLACES.get(args[0])
-            if attribute in ("data", "grad", "T", "mT", "H", "mH") and isinstance(out, Tensor):
+            if isinstance(out, Tensor):
                 return PLACES.put(out, PLACES.get(args[0]))
             if attribute == "is_cpu":
                 return PLACES.get(args[0]).type == "cpu"
@@ -77,12 +77,18 @@ class _Mode(TorchFunctionMode):
             return out
         tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
         asked, args, kwargs = self.asked(name, args, kwargs)
+        if name.startswith("_foreach"):
+            return self.each(name, func, args, kwargs)
         self.check(name, args, kwargs, tensors)
         if name == "numpy" and PLACES.get(args[0]).type == KIND:
             raise TypeError("can't convert a tensor of a pretended device to numpy")
         if name == "histc":  # of whole numbers where the device is not the CPU, which is what it is computed on
             args = (args[0].float(), *args[1:])
         out = func(*args, **kwargs)
+        if name == "grad":  # each where its input is
+            inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+            inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
+            return tuple(g if g is None else PLACES.put(g, PLACES.get(x)) for g, x in zip(out, inputs, strict=True))
         if asked is not None:
             place = asked
         elif name == "cpu":
@@ -124,6 +130,14 @@ class _Mode(TorchFunctionMode):
             found = PLACES.get(args[0])
             found = found if found.type == KIND else None
         return (found if found is None or found.type != "meta" else None), args, kwargs
+
+    def each(self, name, func, args, kwargs):
+        """An optimiser's operation on lists of tensors, which it sorts by devices first, and here cannot."""
+        lists = [given for given in args if isinstance(given, (list, tuple)) and isinstance(given[0], Tensor)]
+        for together in zip(*lists, strict=True):
+            self.check(name, (), {}, together)
+        out = func(*args, **kwargs)
+        return out and type(out)(PLACES.put(one, PLACES.get(own)) for one, own in zip(out, lists[0], strict=True))
 
     def check(self, name, args, kwargs, tensors):
         if name in FREE:

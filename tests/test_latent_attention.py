@@ -5,7 +5,7 @@ import torch
 from bounds import FORWARD, GRADIENT, apart, close, quotient
 from models import make, make_smooth, tokens
 
-from analyses.kv_cache import swap, zero
+from analyses.kv_cache import mean, means, swap, zero
 from analyses.patching.edges import edge_attribution
 from analyses.patching.writers import Reader, Writer
 from hybridlens import Edit, HybridLens, HybridLensError, HybridState
@@ -53,6 +53,15 @@ def test_an_edit_while_reading_goes_on_in_later_steps(lens, name, tmp_path):
         _, first = lens.extend(state, ids[[1, 0], 7:8])
         close(two, whole[:, 5:7], FORWARD, what=name)
         close(first[[1, 0]], whole[:, 7:8], FORWARD, what=name)
+
+
+def test_means_of_other_texts_are_put_in(lens):
+    """Latents and shared keys are not equally wide, for which every mean was refused."""
+    with torch.no_grad():
+        state, other = lens.prefill(tokens(1, 6)).state, lens.prefill(tokens(2, 7, seed=1)).state
+    given, found = (one.layers[LAYER]["attn"] for one in (other, mean(state, values=means(other))))
+    for name, value in found.tensors().items():
+        close(value, given.tensors()[name].mean(dim=(0, 2), keepdim=True).expand_as(value), 14, what=name)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -86,8 +86,8 @@ def mean(
             return _mean(x, _all_keys(state, layer), (2,)).to(x.dtype).expand_as(x)
         if layer not in values:
             raise InputError(f"no mean for layer {layer} given, only for {', '.join(map(str, values)) or 'none'}")
-        size = (x.shape[1], x.shape[3])
-        for shape in (list(given.shape) for given in values[layer]):
+        for given, own in zip(values[layer], (held.k, held.v), strict=True):
+            shape, size = list(given.shape), (own.shape[1], own.shape[3])
             if tuple(shape) != size:
                 raise InputError(f"a mean of shape {shape} given for layer {layer}, expected [kv_head, d_head] {size}")
         given = values[layer].keys if part == "keys" else values[layer].values

@@ -67,7 +67,7 @@ def swap(
                 "positions that both hold, or read both texts in batches of the same lengths"
             )
         at = at.clamp(min=0)
-        if given.kept is not None and bool((meant & ~given.kept.gather(2, at)).any()):
+        if given.kept is not None and bool((meant & ~given.kept.to(x.device).gather(2, at)).any()):
             raise InputError(
                 f"the giving state has dropped keys of layer {layer} that the receiving one holds; "
                 "swap only positions, heads and layers that both hold"
@@ -100,8 +100,9 @@ def _source_slots(
     state: HybridState, other: HybridState, place: KeyPlace, mapping: Mapping[int, int]
 ) -> Int[Tensor, "batch key"]:
     """The slot of `other` that each slot of `state` takes from; 0 where it takes nothing."""
-    if not mapping and torch.equal(state.key_positions, other.key_positions):
-        return torch.arange(state.key_positions.shape[1], device=state.key_positions.device).expand(state.batch, -1)
+    at = state.key_positions
+    if not mapping and torch.equal(at, other.key_positions.to(at.device)):
+        return torch.arange(at.shape[1], device=at.device).expand(state.batch, -1)
     ours, theirs, visible, meant = (
         part.cpu() for part in (state.key_positions, other.key_positions, other.visible, place.slots)
     )

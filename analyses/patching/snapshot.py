@@ -76,7 +76,7 @@ def _put(writes: Sequence[Write]) -> HookFunction:
         for name, row, here, value in writes:
             if value.is_floating_point() != tensor.is_floating_point():
                 raise InputError(f"'{name}' holds {tensor.dtype}, so it cannot be given values of {value.dtype}")
-            out[row][here] = value.to(tensor.dtype)
+            out[row][here] = value.to(tensor.device, tensor.dtype)
         return out
 
     return put

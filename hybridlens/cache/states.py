@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from hybridlens.boundary_words import shown
 from hybridlens.cache.held import Held
+from hybridlens.cache.residual import stacked
 from hybridlens.errors import InputError
 from hybridlens.peers import Slice
 
@@ -81,4 +81,4 @@ def _gathered(held: Held, found: dict[int, Tensor], layer: int | None) -> PerLay
     if layer is not None:
         return next(iter(found.values()))
     alike = len({tuple(one.shape) for one in found.values()}) == 1
-    return torch.stack(list(found.values())) if alike and len(found) == held.n_layers else found
+    return stacked(list(found.values())) if alike and len(found) == held.n_layers else found
