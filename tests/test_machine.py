@@ -35,6 +35,13 @@ def test_a_budget_is_a_share_of_what_is_free_where_least_is(gpus) -> None:
     assert machine.words([other]) == "cuda:1 (A card, 66.6 GB free)"
 
 
+def test_free_memory_of_an_apple_gpu_is_what_the_system_leaves_it(monkeypatch) -> None:
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 9 * GB)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2 * GB)
+    assert machine.free(torch.device("mps")) == 7 * GB
+    assert machine.free(torch.device("meta")) is None
+
+
 def test_without_a_gpu_models_go_to_the_cpu_and_budgets_are_modest(monkeypatch) -> None:
     """At most 2 GB, and half of what is free where that is less."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
