@@ -162,7 +162,9 @@ def why_not(network: HookedNetwork, state: HybridState, edits: Sequence[Edit]) -
     latent = _unfolded_in(network)
     held = next((name for edit in acting for name in resolve(edit.hook, network.points) if name in latent), None)
     if held is not None:
-        return f"a captured step makes keys and values of latents anew, past edits of {held!r}; edit hook_kv_latent there"
+        return (
+            f"a captured step makes keys and values of latents anew, past edits of {held!r}; edit hook_kv_latent there"
+        )
     hooked = network.observed
     if hooked is not None:
         return f"a hook, or a trace, acts at '{hooked}'; leave it out, or give an edit that is capturable"

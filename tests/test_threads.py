@@ -11,6 +11,7 @@ import pytest
 import torch
 from models import FAMILIES, make, tokens
 
+from analyses.heads.sparsification import top_k
 from hybridlens import Edit, HybridLens
 from hybridlens.hooks import by_query
 
@@ -102,6 +103,25 @@ def test_hooks_edits_and_plain_runs_beside_each_other(lens):
         return seen
 
     agree([no_grad(job) for job in (freezing, decoding, reading, lambda: {"logits": lens(ids)})])
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_threads_under_the_same_edits_choose_their_own_heads(lens, scope):
+    """Each thread has read its scores before any drops a head: with another's entropies it would drop other heads."""
+    edits, layer = top_k(lens, 1, "both", scope), lens.cfg.attention_layers[0]
+    meeting = threading.Barrier(2, timeout=60)
+
+    def job(seed, meet):
+        def wait(pattern, hook):
+            meet()
+
+        waiting = Edit(f"blocks.{layer}.attn.hook_pattern", wait, ahead=scope == "model")
+        return no_grad(lambda: lens.prefill(tokens(1, 9, seed=seed), edits=[*edits, waiting]).logits)
+
+    alone = [job(seed, lambda: None)() for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        together = [pool.submit(job(seed, meeting.wait)) for seed in (0, 1)]
+    assert all(torch.equal(one, made.result()) for one, made in zip(alone, together, strict=True))
 
 
 def test_traces_at_once(lens):
