@@ -18,6 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from hybridlens.devices import sent
 from hybridlens.effort import layer_done
 from hybridlens.errors import InputError
 from hybridlens.fixed_state import FixedPass, FixedState, unfixed
@@ -87,10 +88,10 @@ class FixedSteps:
             tokens: [b].
             alive: which rows read theirs; None for all. Only where `masked`.
         """
-        self.tokens.copy_(tokens[:, None], non_blocking=True)
+        self.tokens.copy_(sent(tokens, self.device)[:, None])
         if self.fixed.reading is not None:
             now = torch.ones_like(self.fixed.reading) if alive is None else torch.tensor(alive)
-            self.fixed.reading.copy_(now, non_blocking=True)
+            self.fixed.reading.copy_(sent(now, self.device))
         if self.fixed.taken == 0:
             logits = self._first()
         elif self._again is not None:

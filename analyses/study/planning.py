@@ -155,6 +155,6 @@ def assumed(machine: Machine) -> tuple[str, ...]:
         "Every answer is taken to be as long as it may be; those that end sooner take less.",
         f"Hours assume {100 * machine.share:.0f} % of {machine.name}'s peak while reading, at least "
         f"{1000 * machine.layer_seconds:g} ms a layer{captured} and {1000 * machine.mixture_seconds:g} ms more a "
-        f"mixture of experts in each pass, {1000 * machine.shape_seconds:g} ms more where a pass has another shape than "
-        "all before it, and one device's speed however many hold the weights.",
+        f"mixture of experts in each pass, {1000 * machine.shape_seconds:g} ms more where a pass has a shape that none "
+        "before it had, and one device's speed however many hold the weights.",
     )

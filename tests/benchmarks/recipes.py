@@ -107,10 +107,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("names", nargs="*", help=", ".join(TABLES))
     for name in parser.parse_args().names or TABLES:
-        page = PAGE.read_text(encoding="utf-8")
-        between = f"<!-- {name} -->\n{{}}\n<!-- end -->"
-        page = page.replace(between.format(held(name, page)), between.format(markdown(TABLES[name]())))
-        PAGE.write_text(page, encoding="utf-8")
+        table = markdown(TABLES[name]())
+        page, between = PAGE.read_text(encoding="utf-8"), f"<!-- {name} -->\n{{}}\n<!-- end -->"
+        PAGE.write_text(page.replace(between.format(held(name, page)), between.format(table)), encoding="utf-8")
 
 
 if __name__ == "__main__":
