@@ -5,11 +5,13 @@ without calling its module, `resident` does the same; without offloading it does
 where accelerate keeps it, without bringing it in.
 
 How it fails: a device that this machine lacks raises `InputError`; a model that is spread so that it cannot run
-(`check_places`) `CheckpointError`.
+(`check_places`) `CheckpointError`. What one thread has done with, accelerate takes from all: passes over weights that
+are away go one after the other (`alone`), so that a hook which waits for another thread's pass waits for ever.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -88,6 +90,19 @@ def resident(*modules: nn.Module) -> AbstractContextManager[None]:
 
 
 NOTHING = nullcontext()
+
+
+_AWAY = threading.RLock()
+"""Held by the thread that runs a model whose weights are away."""
+
+
+def alone(model: nn.Module) -> AbstractContextManager[object]:
+    """Have other threads' passes wait for the length of a ``with`` block, if a model has weights away."""
+    if "_hf_hook" not in model.__dict__:
+        return NOTHING
+    hooks = (part.__dict__.get("_hf_hook") for part in model.modules())
+    each = (one for hook in hooks for one in getattr(hook, "hooks", (hook,)))
+    return _AWAY if any(getattr(one, "offload", False) for one in each) else NOTHING
 
 
 @contextmanager
