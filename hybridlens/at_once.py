@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 
+from hybridlens import machine
 from hybridlens.hook_functions import in_captured_step
 
 PAYS = 1 << 27
@@ -45,18 +46,8 @@ def rows_at_once(rows: int, width: int, device: torch.device, *, on_cpu: int, ea
         return max(1, on_cpu // width)
     if rows == 1 or rows * width <= UNASKED:
         return rows
-    most, free = (UNASKED, None) if in_captured_step() else (PAYS, free_memory(device))
+    most, free = (UNASKED, None) if in_captured_step() else (PAYS, machine.free(device))
     while free is not None and most > LEAST and most * each * SHARE > free:
         most //= 2
     pieces = -(-rows // max(1, most // width))
     return -(-rows // pieces)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device, those that PyTorch keeps for itself included; None if unknown."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return None

@@ -72,7 +72,8 @@ class Decoding:
             that can be on a GPU, where it is many times faster.
         ahead: steps to run before the tokens of one are looked at, where no hook could tell; None for `AHEAD` off the
             CPU and none there.
-        said: called with 1 whenever tokens were chosen.
+        said: called with 1 whenever tokens were chosen, and with less than 0 where some of them do not count, having
+            been chosen in steps run ahead of an end.
     """
 
     max_new_tokens: int
@@ -198,7 +199,7 @@ class Batch:
         if self.how.ended == "stay" and not all(self.alive):
             ended = ~torch.tensor(self.alive)
             self.unread = chosen.masked_fill(sent(ended, chosen.device), self.how.pad)
-        coming = Coming(torch.cat([best.double(), chosen[:, None].to(best.device).double()], dim=1))  # all exact
+        coming = Coming(torch.cat([best, chosen[:, None].to(best.device).float()], dim=1))  # ids are exact: below 2**24
         self.waiting.append(_Made(coming, self.unread, self.state if back and not self.how.certain else None))
         self.made += 1
         if self.how.said is not None:
@@ -211,7 +212,7 @@ class Batch:
 
     def _look(self, step: _Made) -> None:
         numbers, how = step.coming.here(), self.how
-        best, tokens = numbers[:, :2].float(), [int(token) for token in numbers[:, 2].tolist()]
+        best, tokens = numbers[:, :2], [int(token) for token in numbers[:, 2].tolist()]
         self._check(best)
         going = [place for place, runs in enumerate(self.alive) if runs]
         rows = [self.rows[place] for place in going]
@@ -224,6 +225,8 @@ class Batch:
         ended = not all(self.alive[place] for place in going)
         if self.waiting and ended and (how.ended == "stay" or not self.running) and step.state is not None:
             self.state, self.unread, self.made = step.state, step.unread, self.made - len(self.waiting)
+            if how.said is not None:
+                how.said(-len(self.waiting))
             self.waiting.clear()
         elif not self.running:
             self.waiting.clear()

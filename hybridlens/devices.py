@@ -5,11 +5,13 @@ without calling its module, `resident` does the same; without offloading it does
 where accelerate keeps it, without bringing it in.
 
 How it fails: a device that this machine lacks raises `InputError`; a model that is spread so that it cannot run
-(`check_places`) `CheckpointError`.
+(`check_places`) `CheckpointError`. What one thread has done with, accelerate takes from all: passes over weights that
+are away go one after the other (`alone`), so that a hook which waits for another thread's pass waits for ever.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -45,11 +47,13 @@ def usable(device: torch.device | str, named: str = "device") -> torch.device:
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; one of the host is on its way, and nobody waits for that.
+    """A tensor on a device; one of the host is on its way to a GPU of NVIDIA's, and nobody waits for that.
 
-    Pinned memory would be read later, when its owner may have written to it; that alone is waited for.
+    Pinned memory would be read later, when its owner may have written to it; that alone is waited for. So would all of
+    the host's memory on its way to one of Apple's (pytorch/pytorch#189690), when it may have been freed.
     """
-    return value.to(device, non_blocking=value.device.type == "cpu" and not value.is_pinned())
+    waits = value.device.type != "cpu" or device.type != "cuda" or value.is_pinned()
+    return value.to(device, non_blocking=not waits)
 
 
 class Coming:
@@ -86,6 +90,19 @@ def resident(*modules: nn.Module) -> AbstractContextManager[None]:
 
 
 NOTHING = nullcontext()
+
+
+_AWAY = threading.RLock()
+"""Held by the thread that runs a model whose weights are away."""
+
+
+def alone(model: nn.Module) -> AbstractContextManager[object]:
+    """Have other threads' passes wait for the length of a ``with`` block, if a model has weights away."""
+    if "_hf_hook" not in model.__dict__:
+        return NOTHING
+    hooks = (part.__dict__.get("_hf_hook") for part in model.modules())
+    each = (one for hook in hooks for one in getattr(hook, "hooks", (hook,)))
+    return _AWAY if any(getattr(one, "offload", False) for one in each) else NOTHING
 
 
 @contextmanager

@@ -18,11 +18,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from hybridlens.devices import sent
 from hybridlens.effort import layer_done
 from hybridlens.errors import InputError
 from hybridlens.fixed_state import FixedPass, FixedState, unfixed
 from hybridlens.hook_functions import capturing
-from hybridlens.hooks import Edit
+from hybridlens.hooks import Edit, resolve
 from hybridlens.network import HookedNetwork
 from hybridlens.recorded import Work, record
 from hybridlens.state import HybridState, Memories
@@ -67,6 +68,7 @@ class FixedSteps:
         self.device = state.lengths.device
         self.fixed = FixedState(state, min(steps, ROOM), masked)
         self.tokens = torch.zeros(state.batch, 1, dtype=torch.long, device=self.device)
+        self._recordable = True
         self._again: Work | None = None
 
     @property
@@ -86,35 +88,31 @@ class FixedSteps:
             tokens: [b].
             alive: which rows read theirs; None for all. Only where `masked`.
         """
-        self.tokens.copy_(tokens[:, None], non_blocking=True)
+        self.tokens.copy_(sent(tokens, self.device)[:, None])
         if self.fixed.reading is not None:
             now = torch.ones_like(self.fixed.reading) if alive is None else torch.tensor(alive)
-            self.fixed.reading.copy_(now, non_blocking=True)
+            self.fixed.reading.copy_(sent(now, self.device))
         if self.fixed.taken == 0:
             logits = self._first()
+        elif self._again is not None:
+            logits = self._again()
+            layer_done(tokens.shape[0], 1)
         else:
-            if self._again is None:
-                self._again = self._recorded()
-                if self.device.type == "cuda" or self._again == self._step:
-                    logits = self._again()
-                else:  # it was done while it was recorded
-                    logits = self._logits
-            else:
-                logits = self._again()
-                if self._again != self._step:  # else its layers have told
-                    layer_done(tokens.shape[0], 1)
+            logits = self._recorded() if self._recordable else self._step()
         self.fixed.taken += 1
         return logits
 
-    def _recorded(self) -> Work:
-        """The step, recorded; its writes come last, so that one which cannot be is done over from its start."""
+    def _recorded(self) -> Tensor:
+        """A step that is recorded; its writes come last, so that one which cannot be is done over from its start."""
         try:
-            return record(self._step, self.device)
+            self._again = record(self._step, self.device)
         except InputError as error:
             if self.asked:
                 raise
+            self._recordable = False
             warnings.warn(f"steps run one by one: {error}", RuntimeWarning, stacklevel=2)
-            return self._step
+            return self._step()
+        return self._again() if self.device.type == "cuda" else self._logits  # elsewhere it was done meanwhile
 
     def state(self) -> HybridState:
         """After all that was read; no step may follow."""
@@ -162,6 +160,12 @@ def why_not(network: HookedNetwork, state: HybridState, edits: Sequence[Edit]) -
             f"an edit of {python[0].hook!r} is Python, which a captured step runs once; mark its function with "
             "hybridlens.hooks.capturable if it is made of tensor operations alone, without rows="
         )
+    latent = _unfolded_in(network)
+    held = next((name for edit in acting for name in resolve(edit.hook, network.points) if name in latent), None)
+    if held is not None:
+        return (
+            f"a captured step makes keys and values of latents anew, past edits of {held!r}; edit hook_kv_latent there"
+        )
     hooked = network.observed
     if hooked is not None:
         return f"a hook, or a trace, acts at '{hooked}'; leave it out, or give an edit that is capturable"
@@ -175,6 +179,12 @@ def why_not(network: HookedNetwork, state: HybridState, edits: Sequence[Edit]) -
     if torch.is_grad_enabled() and any(t.requires_grad for t in state.tensors().values()):
         return "the state holds a graph of gradients; give state.detach()"
     return None
+
+
+def _unfolded_in(network: HookedNetwork) -> set[str]:
+    """The hook points of keys and values that latent attention makes of what it holds."""
+    layers = (layer for layer, has in enumerate(network.cfg.layers) if has.attn is not None and has.attn.latent)
+    return {f"blocks.{layer}.attn.{name}" for layer in layers for name in ("hook_k", "hook_v")}
 
 
 def captured(

@@ -43,6 +43,8 @@ def free(device: torch.device) -> int | None:
     if device.type == "cuda":
         unused, _ = torch.cuda.mem_get_info(device)
         return unused + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return _available() if device.type == "cpu" else None
 
 

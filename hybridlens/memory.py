@@ -12,6 +12,7 @@ How it fails: a memory that is appended to with gradients on copies its keys eac
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, NamedTuple, TypeAlias, TypeVar
@@ -124,6 +125,25 @@ class _Buffer:
     k: Tensor
     v: Tensor
     used: int
+    by: int = 0
+    """The thread that took the last of them."""
+
+    def take(self, end: int) -> bool:
+        """Have the slot behind the first `end`, if there is one and nobody else has it; threads may want the same."""
+        with _TAKING:
+            free = self.used == end < self.k.shape[2]
+            if free:
+                self.used, self.by = end + 1, threading.get_ident()
+            return free
+
+    def give_back(self, used: int) -> None:
+        """Have all but the first `used` slots free again, if it was this thread that took them."""
+        with _TAKING:
+            if self.by == threading.get_ident():
+                self.used = used
+
+
+_TAKING = threading.Lock()
 
 
 class _Room(NamedTuple):
@@ -158,13 +178,11 @@ class KeyValues(Memory):
         if new != 1 or torch.is_grad_enabled():
             return type(self)(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2), kept)
         room = self.room
-        if room is None or room.end != room.buffer.used or room.end == room.buffer.k.shape[2]:
-            buffer = _Buffer(_with_slack(self.k), _with_slack(self.v), held)
-            room = _Room(buffer, held)
+        if room is None or not room.buffer.take(room.end):
+            room = _Room(_Buffer(_with_slack(self.k), _with_slack(self.v), held + 1), held)
         buffer, end = room.buffer, room.end
         buffer.k.narrow(2, end, 1).copy_(k)
         buffer.v.narrow(2, end, 1).copy_(v)
-        buffer.used = end + 1
         keys, values = buffer.k.narrow(2, end - held, held + 1), buffer.v.narrow(2, end - held, held + 1)
         return type(self)(keys, values, kept, _Room(buffer, end + 1))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hybridlens.blocks import Block
 from hybridlens.config import LensConfig, Opened
-from hybridlens.devices import execution_device, first_weight, sent
+from hybridlens.devices import alone, execution_device, first_weight, sent
 from hybridlens.effort import layer_done
 from hybridlens.errors import InputError
 from hybridlens.families.spec import Family, ends_of
@@ -105,7 +105,7 @@ class HookedNetwork(nn.Module):
         if state is not None:
             self._check(state, tokens.shape[0], weights, devices)
         run = Pass(tokens, lengths, state)
-        with reading(run.positions, lengths):
+        with alone(self.wrapped[0]), reading(run.positions, lengths):
             resid, layers = self._through(0, self._embedded(tokens, run), run, state, devices)
             logits = self._unembedded(resid, lengths, last_only)
         return Output(logits, trimmed(self._state(run, tuple(layers), weights)))
@@ -140,7 +140,7 @@ class HookedNetwork(nn.Module):
         devices = self.devices(given.device)
         tokens = given if start is None else given.new_zeros(given.shape[:2], dtype=torch.long)
         run = Pass(tokens, lengths, None)
-        with reading(run.positions, lengths):
+        with alone(self.wrapped[0]), reading(run.positions, lengths):
             if start is None:
                 given = self._embedded(tokens, run)
             elif self.reads_embedding:
@@ -169,7 +169,7 @@ class HookedNetwork(nn.Module):
         resid = self.stretch(given, lengths, start, self.cfg.n_layers)
         head, norm = self.wrapped[0].get_output_embeddings(), self.ln_final
         run = Pass(resid.new_zeros(resid.shape[:2], dtype=torch.long), lengths, None)
-        with reading(run.positions, lengths):
+        with alone(self.wrapped[0]), reading(run.positions, lengths):
             if not (wanted(norm.hook_scale, norm.hook_normalized, self.hook_logits) or _heard(head, norm.norm.module)):
                 return
             normed = self._normed(resid)
@@ -218,7 +218,7 @@ class HookedNetwork(nn.Module):
         tokens = resid.new_zeros(resid.shape[:2], dtype=torch.long)
         run = Pass(tokens, lengths, before)
         run.embedded = None if embedded is None else embedded.to(resid.device)
-        with reading(run.positions, lengths):
+        with alone(self.wrapped[0]), reading(run.positions, lengths):
             resid, layers = self._through(layer, resid, run, before, devices)
             logits = self._unembedded(resid, lengths, last_only)
         kept = tuple(  # as a sliding window left them

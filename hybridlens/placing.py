@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,9 +39,14 @@ def check_placing(device_map: Any, max_memory: Any, offload_folder: str | Path |
             raise CheckpointError(
                 f"max_memory = {shown(max_memory)} given, expected the most of each place: {{0: '20GB', 'cpu': '60GB'}}"
             )
-        for place in cast(Mapping[Any, Any], max_memory):
+        given["max_memory"] = held = dict(cast(Mapping[Any, Any], max_memory))  # accelerate writes to what it is given
+        for place, most in held.items():
             if isinstance(place, int):
                 usable(f"cuda:{place}", "max_memory's GPU")
+            if not isinstance(most, Real | str):
+                raise CheckpointError(
+                    f"max_memory[{place!r}] = {shown(most)} given, expected bytes, or text like '20GB'"
+                )
     if offload_folder is not None and Path(offload_folder).exists() and not Path(offload_folder).is_dir():
         raise CheckpointError(f"offload_folder '{offload_folder}' is a file, expected a folder")
     return given

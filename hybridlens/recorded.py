@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -29,6 +30,9 @@ READS = (
     "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount",
 )  # fmt: skip
 """Operations that give the host a value, or whose result's size hangs on one."""
+
+TAKEN = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+"""What gives the host all values of a tensor that is there, by no operation."""
 
 
 def record(work: Work, device: torch.device) -> Work:
@@ -55,11 +59,10 @@ def reads(func: Any, args: tuple[Any, ...]) -> str | None:
     return None
 
 
-def refused(what: str, place: str) -> InputError:
+def refused(why: str, place: str) -> InputError:
     """The error for work that cannot be recorded."""
     return InputError(
-        f"a decode step cannot be captured: {what} waits for the device ({place}); leave capture out, or edit with "
-        "tensor operations alone"
+        f"a decode step cannot be captured: {why} ({place}); leave capture out, or edit with tensor operations alone"
     )
 
 
@@ -109,7 +112,9 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         what = reads(func, args)
         if what is not None:
-            raise refused(what, _place())
+            raise refused(f"{what} waits for the device", _place())
+        if func is torch.ops.aten.lift_fresh.default:  # a constant of the work: each time anew, as it was
+            func, args = torch.ops.aten.clone.default, (args[0].clone(),)
         flat, spec = tree_flatten((args, kwargs or {}))
         taken = [self._taken(value) for value in flat]
         out = func(*args, **(kwargs or {}))
@@ -126,8 +131,17 @@ class _Recorder(TorchDispatchMode):
         return _Ref(self.numbers[id(value)]) if isinstance(value, Tensor) and id(value) in self.numbers else value
 
 
+class _Taking(TorchFunctionMode):
+    """Refuses what no dispatch mode sees."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in TAKEN:
+            raise refused(f"{func.__name__} waits for the device", _place())
+        return func(*args, **(kwargs or {}))
+
+
 def _listed(work: Work) -> Work:
-    with _Recorder() as recorder:
+    with _Recorder() as recorder, _Taking():
         out = work()
     steps, last = recorder.steps, recorder.numbers[id(out)]
 

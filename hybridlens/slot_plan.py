@@ -5,7 +5,8 @@ a pass runs (how many slots a window has passed, whether every query sees every 
 time. A `SlotPlan` says the same as plain numbers: each row's tokens as a few `Stretch`es of consecutive slots and
 positions. A pass makes the plan of its outcome from that of its start and the number of new tokens.
 
-How it fails: nothing here reads a tensor but `SlotPlan.of`, which waits for it.
+How it fails: nothing here reads a tensor but `SlotPlan.of`, which waits for it. Tensors made in PyTorch's inference
+mode do not count what is written to them, so that a plan of theirs goes on saying what they held.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ class HybridState(StateShown):
             yield
         finally:
             for room, before in zip(rooms, used, strict=True):
-                room.buffer.used = before
+                room.buffer.give_back(before)
 
     @public
     def repeat(self, n: Positive) -> HybridState:

@@ -20,7 +20,7 @@ import hybridlens as hl
 from analyses.heads.entropy import NOTHING, launched_entropy, score_entropy
 from analyses.heads.selection import lowest, ranks
 from analyses.heads.sparsification import top_k
-from hybridlens import at_once
+from hybridlens import machine
 from hybridlens.at_once import LEAST, PAYS, SHARE, UNASKED, rows_at_once
 from hybridlens.decoding import editing
 from hybridlens.recurrences import scan
@@ -40,7 +40,7 @@ def test_a_cpu_does_what_its_cache_holds(rows: int, width: int, cached: int) -> 
 def test_elsewhere_it_fits_what_is_free(rows: int, width: int, free: int, each: int) -> None:
     """Never more than pays, nor than a share of the memory, but for single rows and what is too little to ask."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(at_once, "free_memory", lambda device: free)
+        patch.setattr(machine, "free", lambda device: free)
         step = rows_at_once(rows, width, GPU, on_cpu=1, each=each)
     assert 1 <= step <= rows
     least = rows * width if rows * width <= UNASKED else LEAST
@@ -53,27 +53,16 @@ def test_elsewhere_it_fits_what_is_free(rows: int, width: int, free: int, each: 
 
 def test_small_differences_of_free_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step's few scores are done without asking; a prompt's in pieces that change by halves."""
-    monkeypatch.setattr(at_once, "free_memory", lambda device: pytest.fail("asked"))
+    monkeypatch.setattr(machine, "free", lambda device: pytest.fail("asked"))
     assert rows_at_once(1, HEADS * TOKENS, GPU, on_cpu=1, each=16) == 1
     found: dict[int, int] = {}
     for free in range(2**30, 2**36, 2**28):
-        monkeypatch.setattr(at_once, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(machine, "free", lambda device, free=free: free)
         found[free] = rows_at_once(TOKENS, HEADS * TOKENS, GPU, on_cpu=1, each=16)
     assert sorted(set(found.values())) == [256, 512, 1024, 2048]
     assert list(found.values()) == sorted(found.values())
-    monkeypatch.setattr(at_once, "free_memory", lambda device: None)
+    monkeypatch.setattr(machine, "free", lambda device: None)
     assert rows_at_once(TOKENS, HEADS * TOKENS, GPU, on_cpu=1, each=16) == 2048
-
-
-def test_free_memory_counts_what_pytorch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3_000, 80_000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50_000)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 42_000)
-    assert at_once.free_memory(GPU) == 11_000
-    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 9_000)
-    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2_000)
-    assert at_once.free_memory(torch.device("mps")) == 7_000
-    assert at_once.free_memory(torch.device("meta")) is None
 
 
 @pytest.mark.parametrize("size", [0.0, 0.3, 3.0, 30.0, 300.0])
@@ -134,7 +123,7 @@ def test_what_reading_costs_with_top_k(lens: hl.HybridLens, semantics: str, monk
     plain, kept = counted(lens, [], ids, None), counted(lens, edits, ids, None)
     assert kept.all <= 1.5 * plain.all
     assert kept.launches <= 1.5 * plain.launches
-    monkeypatch.setattr(at_once, "free_memory", lambda device: 2 * 2**30)
+    monkeypatch.setattr(machine, "free", lambda device: 2 * 2**30)
     little = counted(lens, edits, ids, None)
     assert little.peak - plain.peak <= 2**30 / 2
     assert kept.peak > little.peak

@@ -10,7 +10,7 @@ from models import FAMILIES, make, rounding, tokens
 from analyses.heads.answering import Treated
 from analyses.heads.manipulation import MODES
 from analyses.heads.treatment import Treatment, treat
-from hybridlens import HybridLens, at_once
+from hybridlens import HybridLens, at_once, machine
 from hybridlens.decoding import Decoded, Decoding, begin, decode
 from hybridlens.engine import Answer, Job, Sweep
 from hybridlens.hook_functions import capturing
@@ -96,7 +96,7 @@ def test_the_engine_answers_the_same_captured(family: str) -> None:
 
 def test_a_captured_step_asks_no_device_what_is_free(monkeypatch) -> None:
     """Pieces are of the size that is taken without asking, and as many as there have to be."""
-    monkeypatch.setattr(at_once, "free_memory", lambda device: pytest.fail("asked"))
+    monkeypatch.setattr(machine, "free", lambda device: pytest.fail("asked"))
     with capturing():
         step = at_once.rows_at_once(4096, 1 << 14, torch.device("meta"), on_cpu=1, each=16)
     assert step == at_once.UNASKED // (1 << 14)

@@ -14,7 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridlens import HybridLens
-from hybridlens.counting import MACHINES, machine_of, pairs, work_of
+from hybridlens.counting import MACHINES, Prices, Shape, machine_of, pairs, work_of
+from hybridlens.engine import costs_of
+from hybridlens.engine.rehearsal import Batch, Pass
 from hybridlens.errors import CheckpointError, UnknownNameError
 
 LENGTH = 9
@@ -130,3 +132,27 @@ def test_seconds_are_the_longer_of_computing_and_moving():
     assert machine.seconds(1e15, 1e9, torch.bfloat16) == computing
     assert machine.seconds(0, 3.35e12, torch.bfloat16) == pytest.approx(2.0)
     assert machine.seconds(1e15, 0, torch.float32) == pytest.approx(1e15 / (67e12 * 0.15))
+
+
+@pytest.mark.parametrize(("family", "plans"), [("jamba", 1), ("mamba2", 0)])
+def test_what_launches_and_plans_take_is_counted(family, plans):
+    """Small models compute in no time: a pass takes its launches, and once for each shape what attention plans.
+
+    Of 40 steps one is run as it is, one is recorded, and 39 are captured; after 256 there is another of each; of three
+    none is. On a CPU there are no captured steps and no plans.
+    """
+    lens, card, core = HybridLens(make(family, 1)), MACHINES["h100"], MACHINES["cpu"]
+    prices = Prices(work_of(lens.network), costs_of(lens.cfg, lens.dtype), lens.dtype, card)
+    launches = lens.cfg.n_layers * card.layer_seconds
+    captured = lens.cfg.n_layers * (card.captured_seconds or 0.0)
+    one, met = Pass((3,), (5,), 5, False), set[Shape]()
+    assert prices.all([one, one], [], met).seconds == pytest.approx(2 * launches + plans * card.shape_seconds)
+    assert prices.all([one, one._replace(starts=(4,), counts=(4,), width=4)], [], met).seconds == pytest.approx(
+        2 * launches + plans * card.shape_seconds
+    )
+    for steps, plain in ((3, 3), (40, 2), (300, 4)):
+        expected = plain * launches + (steps - (plain if steps == 3 else plain // 2)) * captured
+        assert prices.answering(Batch((4, 4), steps, steps, False)).seconds == pytest.approx(expected)
+    slow = prices._replace(machine=core)
+    each = lens.cfg.n_layers * core.layer_seconds + len(lens.cfg.moe_layers) * core.mixture_seconds
+    assert slow.all([one], [Batch((4,), 40, 40, False)]).seconds == pytest.approx(41 * each)

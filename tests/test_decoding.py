@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from models import FAMILIES, make, tokens
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from analyses import kv_cache
 from hybridlens import Edit, HybridLens, HybridLensError
 from hybridlens.choosing import check_finite, two_best
-from hybridlens.decoding import Decoding, begin, decode
+from hybridlens.decoding import Decoding, Start, begin, decode
 from hybridlens.engine import Job, Sweep
 from hybridlens.generation import continue_from
 
@@ -110,6 +112,30 @@ def test_margins_are_the_smallest_gap_of_the_two_best_logits(lens: HybridLens) -
         best = logits.topk(2).values
         gap = (best[:, 0] - best[:, 1]).min()
         assert near(torch.tensor(margin), gap, float(logits.abs().max()))
+
+
+class Wide(TorchDispatchMode):
+    """The operations that gave float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = list[str]()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.found += [str(func) for value in tree_flatten(out)[0] if getattr(value, "dtype", None) == torch.float64]
+        return out
+
+
+def test_nothing_of_a_step_is_in_float64(lens: HybridLens) -> None:
+    """Apple's GPUs have none. The last token is told exactly all the same, of as many as a vocabulary may have."""
+    with Wide() as wide:
+        lens.generate(tokens(2, 6), max_new_tokens=2)
+    assert wide.found == []
+    logits = torch.zeros(1, 2**20)
+    logits[0, -1] = 1
+    start = Start(lens.network.empty_state(1), logits)
+    assert decode(lens.network, start, Decoding(1)).tokens == [[2**20 - 1]]
 
 
 def test_no_new_tokens_are_no_step(lens: HybridLens) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from bounds import FORWARD, near
@@ -10,7 +11,7 @@ from models import EVERY_FAMILY, FAMILIES, make, rounding, tokens
 from hybridlens import Edit, HybridLens
 from hybridlens.decoding import Decoded, Decoding, begin, decode
 from hybridlens.errors import InputError
-from hybridlens.fixed_steps import FixedSteps
+from hybridlens.fixed_steps import FixedSteps, why_not
 from hybridlens.hooks import capturable
 from hybridlens.network import HookedNetwork
 from hybridlens.recorded import record
@@ -101,6 +102,13 @@ def test_steps_run_ahead_leave_nothing_behind(family: str, ended, capture: bool)
         assert torch.equal(now.margins, ahead.margins)
         for name, tensor in now.state.tensors().items():
             assert torch.equal(tensor, ahead.state.tensors()[name]), name
+
+
+def test_steps_that_were_run_for_nothing_are_no_progress() -> None:
+    """What is told adds up to the tokens that the longest row has, though more were chosen."""
+    network, told = HybridLens(make("jamba", 3)).network, list[int]()
+    made = run(network, Decoding(12, ENDS, ahead=3, said=told.append))
+    assert told.count(1) > sum(told) == max(map(len, made.tokens))
 
 
 def test_a_hook_sees_no_step_that_is_run_for_nothing() -> None:
@@ -197,6 +205,45 @@ def test_a_recorded_piece_of_work_is_done_again_on_the_same_tensors() -> None:
     total.zero_()
     again = record(work, torch.device("cpu"))
     assert runs([again] * 4) == expected
+
+
+def test_constants_of_recorded_work_are_made_anew() -> None:
+    """A constant that is written to in place begins with its value each time."""
+    x = torch.arange(3.0)
+
+    def work() -> torch.Tensor:
+        count = torch.tensor([1.0, 2.0, 3.0])
+        return count.add_(x) * 2
+
+    again = record(work, torch.device("cpu"))
+    assert [again().tolist() for _ in range(2)] == [[2.0, 6.0, 10.0]] * 2
+
+
+@pytest.mark.parametrize(
+    ("take", "said"),
+    [
+        (lambda x: x.tolist()[0], "tolist waits for the device"),
+        (lambda x: float(x.numpy()[0]), "numpy waits for the device"),
+        (lambda x: float(np.asarray(x)[0]), "__array__ waits for the device"),
+    ],
+)
+def test_values_that_are_taken_without_an_operation_are_refused(take, said: str) -> None:
+    """Recorded, the first run's value would stand in all others."""
+    x = torch.arange(3.0)
+    with pytest.raises(InputError, match=f"cannot be captured: {said}"):
+        record(lambda: x * take(x), torch.device("cpu"))
+
+
+def test_keys_made_of_latents_are_not_edited_in_captured_steps() -> None:
+    """They are made anew at each step; that is known before one is tried. Latents themselves can be edited."""
+    lens = HybridLens(make("kimi_linear", 3))
+    state = lens.prefill(tokens(1, 6)).state.detach()
+    layer = lens.cfg.attention_layers[0]
+    double = capturable(lambda x, hook: 2 * x)
+    for name, said in (("hook_k", "edit hook_kv_latent there"), ("hook_v", "hook_v"), ("hook_kv_latent", None)):
+        why = why_not(lens.network, state, [Edit(f"blocks.{layer}.attn.{name}", double)])
+        assert (why is None) == (said is None)
+        assert said is None or said in str(why)
 
 
 @pytest.mark.parametrize("family", ["jamba", "nemotron_h"])

@@ -5,6 +5,7 @@ import torch
 
 from analyses.heads.answering import Treated
 from hybridlens import load, machine
+from hybridlens.devices import sent
 from hybridlens.engine import Sweep
 
 GB = 2**30
@@ -33,6 +34,27 @@ def test_a_budget_is_a_share_of_what_is_free_where_least_is(gpus) -> None:
     assert machine.budget([other]) == 32 * GB  # of 0.7 x 62
     assert machine.budget([card, other]) == 8 * GB  # of 0.7 x 12
     assert machine.words([other]) == "cuda:1 (A card, 66.6 GB free)"
+
+
+def test_free_memory_of_an_apple_gpu_is_what_the_system_leaves_it(monkeypatch) -> None:
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 9 * GB)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2 * GB)
+    assert machine.free(torch.device("mps")) == 7 * GB
+    assert machine.free(torch.device("meta")) is None
+
+
+def test_only_what_is_sent_to_cuda_is_not_waited_for(monkeypatch) -> None:
+    """An Apple GPU would read memory of the host that is gone by then, without a word."""
+    asked: list[tuple[str, bool]] = []
+
+    def to(value, device, non_blocking=False):
+        asked.append((device.type, non_blocking))
+        return value
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    for kind in ("cuda", "mps", "cpu"):
+        sent(torch.zeros(1), torch.device(kind))
+    assert asked == [("cuda", True), ("mps", False), ("cpu", False)]
 
 
 def test_without_a_gpu_models_go_to_the_cpu_and_budgets_are_modest(monkeypatch) -> None:

@@ -101,6 +101,23 @@ def test_snapshots_that_do_not_fit_are_dropped_as_the_sweep_drops_them():
     assert real.tally.prefilled > real.tally.distinct
 
 
+def test_rows_of_all_kinds_together_wait_within_the_budget():
+    """Prompts read one by one, whose answers may not share a batch: what is left waiting holds no more than it may."""
+    lens, left = weightless(HybridLens(make("jamba", 3))), list[int]()
+
+    class Counted(Rehearsal):
+        def _answer(self, waiting, jobs, everything):
+            yield from super()._answer(waiting, jobs, everything)
+            left.append(sum({id(row.state): row.held for rows in waiting.values() for row in rows}.values()))
+
+    work = [Job((3, *range(4, 4 + 2**n)), None, Silent(1) if n % 2 else None) for n in range(6)]
+    planned = Counted(lens, Silencing(lens), "first_new_token", NEW)
+    planned.budget = Roomy(planned.budget.costs, 4 * sized(lens.cfg, planned.budget.costs, 33).nbytes)
+    planned.rehearse([job._replace(tokens=(40 + n, *job.tokens)) for n, job in enumerate(work)])
+    assert len(planned.passes) >= 4
+    assert 0 < max(left) <= planned.budget.waiting
+
+
 class Roomy(Budget):
     """A budget that has room for passes, whatever it leaves for snapshots."""
 

@@ -166,12 +166,15 @@ def test_what_load_moves_out_is_said_and_what_it_cannot_is_one_line(tmp_path):
         hl.load(folder, device_map="auto", max_memory=little, offload_folder=folder / "config.json")
     with pytest.raises(HybridLensError, match="max_memory = '1GB' given, expected the most of each place"):
         hl.load(folder, device_map="auto", max_memory="1GB")
+    with pytest.raises(HybridLensError, match=r"max_memory\['cpu'\] = None given, expected bytes, or text"):
+        hl.load(folder, device_map="auto", max_memory={"cpu": None})
     with pytest.raises(HybridLensError, match="max_memory's GPU 'cuda:77' cannot be used here"):
         hl.load(folder, device_map="auto", max_memory={77: "1GB"})
     with pytest.warns(OffloadedWarning, match=r"opened with .*B on the disk, of .*B in all, which each pass brings in"):
         lens = hl.load(folder, device_map="auto", max_memory=little, offload_folder=tmp_path / "away")
     near(lens(IDS), right, FORWARD)  # a mapped file begins elsewhere in memory, and sums go another way
     assert list((tmp_path / "away").iterdir())
+    assert little == {"cpu": "20kB"}, "the caller's own table was written to"
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):

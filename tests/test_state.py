@@ -1,6 +1,9 @@
 """States as values: what goes on from one never changes it, however many share its keys."""
 
 import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILIES, KINDS, WITH_ATTENTION, make, tokens
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybridlens import HybridLens
 from hybridlens.errors import InputError
@@ -117,6 +121,47 @@ def test_lent_slots_come_back(lens: HybridLens) -> None:
         assert all(a is not None and b is not None and a.buffer is b.buffer for a, b in zip(rooms, moved, strict=True))
         expected = lens([[*tokens(1, 6)[0].tolist(), 1, 3, 9]])[:, -1]
         close(next_logits(lens, after, 9)[:, 0], expected, FORWARD)
+
+
+class Meanwhile(TorchDispatchMode):
+    """Has another thread do something just before the first write in place."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__()
+        self.act: Callable[[], object] | None = act
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        act, self.act = (self.act, None) if func is torch.ops.aten.copy_.default else (None, self.act)
+        if act is not None:
+            thread = threading.Thread(target=act)
+            thread.start()
+            thread.join()
+        return func(*args, **(kwargs or {}))
+
+
+def test_threads_that_go_on_from_one_state_take_slots_of_their_own() -> None:
+    """One comes in between another's look at the free slot and its write there; neither reads the other's key."""
+    with torch.no_grad():
+        memory = KeyValues(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2)).append(*torch.ones(2, 1, 1, 1, 2))
+        made: list[KeyValues] = []
+        with Meanwhile(torch.no_grad()(lambda: made.append(memory.append(*torch.full((2, 1, 1, 1, 2), 5.0))))):
+            mine = memory.append(*torch.full((2, 1, 1, 1, 2), 7.0))
+    for held, last in ((mine, 7.0), (made[0], 5.0)):
+        assert held.k[0, 0, :, 0].tolist() == held.v[0, 0, :, 0].tolist() == [0.0, 0.0, 0.0, 1.0, last]
+
+
+def test_a_slot_that_another_thread_took_meanwhile_is_not_given_back() -> None:
+    """What it took while this one had slots lent stays its own."""
+    lens = HybridLens(make("jamba", 5))
+    with torch.no_grad():
+        state = lens.extend(lens.prefill(tokens(1, 6)).state, [[1]]).state
+        taken: list[HybridState] = []
+        with state.lent(), ThreadPoolExecutor(1) as pool:
+            pool.submit(torch.no_grad()(lambda: taken.append(lens.extend(state, [[2]]).state))).result()
+        before = taken[0].clone()
+        lens.extend(state, [[3]])
+    for name, tensor in taken[0].tensors().items():
+        assert torch.equal(tensor, before.tensors()[name]), name
 
 
 def test_states_with_gradients_are_never_written_to(lens: HybridLens) -> None:

@@ -5,12 +5,13 @@ another thread in any of its runs would show. The threads meet before each run, 
 """
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
 from models import FAMILIES, make, tokens
 
+from analyses.heads.sparsification import top_k
 from hybridlens import Edit, HybridLens
 from hybridlens.hooks import by_query
 
@@ -102,6 +103,44 @@ def test_hooks_edits_and_plain_runs_beside_each_other(lens):
         return seen
 
     agree([no_grad(job) for job in (freezing, decoding, reading, lambda: {"logits": lens(ids)})])
+
+
+@pytest.mark.parametrize("scope", ["layer", "model"])
+def test_threads_under_the_same_edits_choose_their_own_heads(lens, scope):
+    """Each thread has read its scores before any drops a head: with another's entropies it would drop other heads."""
+    edits, layer = top_k(lens, 1, "both", scope), lens.cfg.attention_layers[0]
+    meeting = threading.Barrier(2, timeout=60)
+
+    def job(seed, meet):
+        def pause(pattern, hook):
+            meet()
+
+        waiting = Edit(f"blocks.{layer}.attn.hook_pattern", pause, ahead=scope == "model")
+        return no_grad(lambda: lens.prefill(tokens(1, 9, seed=seed), edits=[*edits, waiting]).logits)
+
+    alone = [job(seed, lambda: None)() for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        together = [pool.submit(job(seed, meeting.wait)) for seed in (0, 1)]
+    assert all(torch.equal(one, made.result()) for one, made in zip(alone, together, strict=True))
+
+
+def test_threads_take_turns_with_weights_that_are_away():
+    """One comes in while another has a layer's weights at hand, which it would have taken away: now it waits."""
+    from accelerate import cpu_offload
+
+    lens = HybridLens(make("jamba"))
+    cpu_offload(lens.hf_model, execution_device=torch.device("cpu"))
+    other, second = no_grad(lambda: lens(tokens(1, 9, seed=1))), []
+
+    def come_in(x, hook):
+        if not second:
+            second.append(pool.submit(other))
+            wait(second, timeout=0.2)  # more than it takes, if it may
+
+    with ThreadPoolExecutor(1) as pool:
+        hooked = no_grad(lambda: lens.run_with_hooks(tokens(1, 9), [("blocks.0.ssm.hook_in", come_in)]))()
+    assert torch.equal(hooked, no_grad(lambda: lens(tokens(1, 9)))())
+    assert torch.equal(second[0].result(), other())
 
 
 def test_traces_at_once(lens):

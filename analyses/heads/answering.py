@@ -184,16 +184,16 @@ def answer_cells(
         UnknownNameError: a cell names a ranking that is not given.
     """
     memory = held(lens, memory)
+    held_here = memory if here is None else here
     wanted, place = set(todo), {key: index for index, key in enumerate(grid)}
     left: list[list[Work]] = []
     for portion in portions_of(lens, grid, max_new_tokens, memory, rows, rankings):
         mine = [piece._replace(keys=tuple(key for key in piece.keys if key in wanted)) for piece in portion]
         left.append([piece for piece in mine if piece.keys])
     if watched():
-        foresee(_ahead(lens, left, max_new_tokens, memory, rows))
+        foresee(_ahead(lens, left, max_new_tokens, held_here, rows))
     for mine in left:
         if mine:
-            held_here = memory if here is None else here
             cells = _answered(lens, grid, mine, rubrics, max_new_tokens, held_here, rows, tally, moved)
             yield sorted(cells, key=lambda cell: place[cell.key])
 

@@ -22,6 +22,7 @@ but in which nothing is edited.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -100,10 +101,22 @@ def heads_kept(k: HeadsKept, n_heads: int) -> Int[Tensor, "rows"]:
     return rows
 
 
+class _Found(threading.local):
+    """What the pass of a thread has found so far; threads may run under the same edits.
+
+    Args:
+        layers: how many compete.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.keys = [QueryBlocks() for _ in range(layers)]
+        self.kept: list[Kept] = []
+        """Of each layer, once all have been read."""
+
+
 def _contest(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str, ahead: bool) -> list[Edit]:
     """The edits of layers whose heads compete: read their scores, in a pass ahead or not, then silence heads."""
-    keys = [QueryBlocks() for _ in layers]
-    together, kept = AtHand(rows * len(layers)), list[Kept]()
+    together, found = AtHand(rows * len(layers)), _Found(len(layers))
 
     def reader(at: int) -> HookFunction:
         @capturable
@@ -111,8 +124,8 @@ def _contest(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str, 
         @reads_only
         def read(scores: Pattern, hook: HookPoint) -> None:
             check_rows("numbers of heads", rows.numel(), scores.shape[0], hook)
-            kept.clear()
-            keys[at].add(focus_key(scores, semantics), hook)
+            found.kept.clear()
+            found.keys[at].add(focus_key(scores, semantics), hook)
 
         return read
 
@@ -120,10 +133,10 @@ def _contest(layers: Sequence[int], rows: Tensor, phase: Phase, semantics: str, 
         @capturable
         @reads_only
         def silence(z: Queries, hook: HookPoint) -> Queries:
-            if not kept:
-                found = [layer.whole() for layer in keys]
-                kept.extend(across_layers(found, together.on(found[0].device)))
-            return _silenced(z, ~kept[at])
+            if not found.kept:
+                keys = [layer.whole() for layer in found.keys]
+                found.kept.extend(across_layers(keys, together.on(keys[0].device)))
+            return _silenced(z, ~found.kept[at])
 
         return silence
 

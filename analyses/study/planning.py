@@ -21,7 +21,7 @@ from analyses.study.plan_types import Planned, StudyPlan
 from analyses.study.running import StudyRun
 from hybridlens import tiny
 from hybridlens.checkpoint_files import CheckpointFiles
-from hybridlens.counting import Expense, Machine, Prices, machine_of, work_of
+from hybridlens.counting import Expense, Machine, Prices, Shape, machine_of, work_of
 from hybridlens.engine import Rehearsal, Tally, costs_of
 from hybridlens.errors import CheckpointError
 from hybridlens.loading import checkpoint, read_tokenizer, resolve_dtype
@@ -84,12 +84,12 @@ def _beside(weights: int, machine: Machine) -> int:
 def _planned(lens: HybridLens, study: Study, config: PlanConfig, prices: Prices, name: str) -> Planned:
     """What the cells of a study take."""
     limits = (config.max_new_tokens, config.memory, config.batch_size)
-    tally, expense, portions = Tally(), Expense(), list[float]()
+    tally, expense, portions, met = Tally(), Expense(), list[float](), set[Shape]()
     answers, tokens, rows, batches = 0, 0, 0, 0
     for portion in portions_of(lens, study.cells, *limits):
         sweep = Rehearsal(lens, Treated(lens), portion[0].boundary, *limits)
         sweep.rehearse([piece.job for piece in portion])
-        cost = prices.all(sweep.passes, sweep.batches)
+        cost = prices.all(sweep.passes, sweep.batches, met)
         tally, expense = tally + sweep.tally, expense.plus(cost)
         portions.append(cost.seconds)
         answers += len(portion)
@@ -149,9 +149,12 @@ def _tokenizer(files: CheckpointFiles, notes: list[str]) -> object:
 
 def assumed(machine: Machine) -> tuple[str, ...]:
     """What an estimate of hours on a machine stands on, in words."""
+    each = machine.captured_seconds
+    captured = "" if each is None else f" ({1000 * each:g} ms in captured decode steps)"
     return (
         "Every answer is taken to be as long as it may be; those that end sooner take less.",
         f"Hours assume {100 * machine.share:.0f} % of {machine.name}'s peak while reading, at least "
-        f"{1000 * machine.layer_seconds:g} ms a layer and {1000 * machine.mixture_seconds:g} ms more a mixture of "
-        "experts in each pass, and one device's speed however many hold the weights.",
+        f"{1000 * machine.layer_seconds:g} ms a layer{captured} and {1000 * machine.mixture_seconds:g} ms more a "
+        f"mixture of experts in each pass, {1000 * machine.shape_seconds:g} ms more where a pass has a shape that none "
+        "before it had, and one device's speed however many hold the weights.",
     )

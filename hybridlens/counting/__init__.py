@@ -5,7 +5,7 @@
 """
 
 from hybridlens.counting.machines import MACHINES, SPARE, Machine, machine_of
-from hybridlens.counting.rehearsed import Expense, Prices
+from hybridlens.counting.rehearsed import Expense, Prices, Shape
 from hybridlens.counting.work import LayerWork, ModelWork, pairs, work_of
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Machine",
     "ModelWork",
     "Prices",
+    "Shape",
     "machine_of",
     "pairs",
     "work_of",

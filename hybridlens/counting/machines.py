@@ -23,12 +23,19 @@ READING_SHARE = 0.15
 BANDWIDTH_SHARE = 0.5
 """Of the peak, that is taken for what moving weights and states reaches; not measured, since launches hid it."""
 
-LAYER_SECONDS = 0.00023
-"""That a captured decode step takes for each layer whatever it computes, its recording shared among 32 steps: 9.3 ms
-for the 26 layers of RecurrentGemma-2B on an H100, of which moving its weights takes 3.2; 5.0 for eight of a Jamba."""
+LAYER_SECONDS = 0.0022
+"""That a pass takes for each layer at least, to launch its kernels: 53 ms for the 26 layers of RecurrentGemma-2B, 19 ms
+for eight of a Jamba."""
+
+CAPTURED_SECONDS = 0.00022
+"""The same of a captured decode step: 5.8 ms for the 26; the eight took 4.1, which is what moving their weights takes.
+The first step of a batch is run as it is, and the second takes as long to be recorded: 32 steps of 9.3 and 5.0 ms."""
 
 CORE_LAYER_SECONDS = 0.0005
 """`LAYER_SECONDS` on a CPU, where it is Python's time."""
+
+SHAPE_SECONDS = 0.05
+"""That a pass takes besides where none before had as many rows, tokens and keys: cuDNN's attention plans anew."""
 
 TREATED_READING, TREATED_STEP = 1.24, 1.08
 """How many times as long top-k takes while reading and while decoding, on an H100: the larger of docs/gpu.md's two."""
@@ -50,6 +57,9 @@ class Machine(NamedTuple):
     bandwidth: float
     """Bytes a second between memory and processor, at most."""
     layer_seconds: float = LAYER_SECONDS
+    captured_seconds: float | None = CAPTURED_SECONDS
+    """None where decode steps are run as they are."""
+    shape_seconds: float = SHAPE_SECONDS
     mixture_seconds: float = 0.0
     share: float = READING_SHARE
 
@@ -75,7 +85,7 @@ MACHINES = {
         Machine("h100", 80 * 10**9, 989e12, 67e12, 3.35e12),
         Machine("h200", 141 * 10**9, 989e12, 67e12, 4.8e12),
         # One core with 256-bit vectors: 32 operations a cycle at 2.5 GHz; bfloat16 is no faster there.
-        Machine("cpu", None, 80e9, 80e9, 20e9, CORE_LAYER_SECONDS, 2 * CORE_LAYER_SECONDS, 0.5),
+        Machine("cpu", None, 80e9, 80e9, 20e9, CORE_LAYER_SECONDS, None, 0.0, 2 * CORE_LAYER_SECONDS, 0.5),
     )
 }
 """By name. "cpu" is one core of a common server, with half of its peak taken to be reached."""

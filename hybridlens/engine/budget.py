@@ -100,11 +100,7 @@ def costs_of(cfg: LensConfig, dtype: torch.dtype) -> Costs:
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes, and what they allow for a model.
-
-    Raises:
-        InputError: for a budget of no bytes.
-    """
+    """Bytes, and what they allow for a model."""
 
     costs: Costs
     memory: int = MODEST

@@ -115,10 +115,11 @@ class Sweep:
         self, waiting: dict[Hashable, list[Row]], jobs: Sequence[Job], everything: bool
     ) -> Iterator[list[Answered]]:
         """Answer the rows that fill batches, or all of them; rows of like length together."""
+        held = {id(row.state): row.held for rows in waiting.values() for row in rows}
+        crowded = sum(held.values()) > self.budget.waiting
         for kind, rows in waiting.items():
             longest = max((len(jobs[row.job].tokens) for row in rows), default=0) + self.max_new_tokens
             size = self.budget.answering_rows(longest, kind is not None)
-            crowded = sum({id(row.state): row.held for row in rows}.values()) > self.budget.waiting
             if not everything and len(rows) < size and not crowded:
                 continue
             rows.sort(key=lambda row: len(jobs[row.job].tokens))

@@ -24,8 +24,6 @@ class Segment:
     """A sequence that holds these symbols."""
     ends: list[int] = field(default_factory=list[int])
     """The sequences that end with it."""
-    children: int = 0
-    """How many segments follow it."""
 
     @property
     def size(self) -> int:
@@ -78,7 +76,7 @@ def distinct_prefixes(sequences: Sequence[Sequence[Hashable]]) -> int:
 
 
 def _in_order(nodes: list[Segment]) -> list[Segment]:
-    """The segments depth first, so that each comes after its parent, with their children counted."""
+    """The segments depth first, so that each comes after its parent."""
     below: dict[int, list[int]] = {}
     for index, node in enumerate(nodes):
         if node.parent is not None:
@@ -92,6 +90,5 @@ def _in_order(nodes: list[Segment]) -> list[Segment]:
         place[index] = len(ordered)
         ordered.append(node)
         node.parent = None if node.parent is None else place[node.parent]
-        node.children = len(below.get(index, []))
         stack += reversed(below.get(index, []))
     return ordered

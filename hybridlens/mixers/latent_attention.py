@@ -21,7 +21,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hybridlens.config import AttentionConfig, LatentConfig
-from hybridlens.errors import InputError
 from hybridlens.hooks import HookPoint, unchanged
 from hybridlens.memory import Latents, Memory
 from hybridlens.mixers.attention import AttentionParts, HookedAttention
@@ -93,11 +92,7 @@ class LatentAttention(HookedAttention):
             memory = cast(Latents, before.append(latent[:, None], shared[:, None]))
         keys, values = k.transpose(1, 2), v.transpose(1, 2)
         if memory.fixed:
-            if edited:
-                raise InputError(
-                    "a captured step holds latents alone, but a hook changed keys or values made of them; change "
-                    "attn.hook_kv_latent, or leave capture out"
-                )
+            assert not edited  # such hooks keep steps from being captured (`fixed_steps.why_not`)
             keys, values = (t.transpose(1, 2) for t in self.unfolded(memory.k[:, 0], memory.v[:, 0]))
         elif before is not None and before.k.shape[2]:
             old_k, old_v = before.unfolded_k, before.unfolded_v

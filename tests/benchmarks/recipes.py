@@ -24,7 +24,7 @@ from hybridlens.loading import resolve_dtype
 PAGE = Path(__file__).parent.parent.parent / "docs" / "recipes.md"
 MODELS = ("google/recurrentgemma-2b", "google/recurrentgemma-9b", "ai21labs/AI21-Jamba-Mini-1.6")
 MEMORY = {MODELS[0]: "40GB", MODELS[1]: "40GB", MODELS[2]: "30GB"}
-GPU, DTYPE, LENGTH = "h100", "bfloat16", 4096
+GPU, DTYPE, LENGTH, STEPS = "h100", "bfloat16", 4096, 40
 TRIAL = {"lengths": (1000, 4000), "depths": (0, 50, 100), "heads": (0, 5)}
 
 
@@ -36,20 +36,21 @@ def planned(model: str, experiments: tuple[str, ...], **grid: object) -> StudyPl
 
 def sizes() -> list[list[str]]:
     """What each model is and does, from its configuration."""
-    head = ["", "weights", "a row at 4,096 tokens", "answers a batch", "reading 4,096 tokens", "a decode step, one row"]
-    rows = [head]
+    head = ["", "weights", "a row at 4,096 tokens", "answers a batch", "reading 4,096 tokens"]
+    rows = [[*head, f"a decode step of {STEPS}, one row"]]
     for model in MODELS:
         lens = meta_lens(str(PACKAGED / model))
         lens.hf_model.to(resolve_dtype(DTYPE))
         work, costs = work_of(lens.network), costs_of(lens.cfg, lens.dtype)
         prices = Prices(work, costs, lens.dtype, MACHINES[GPU])
         read = prices.reading(Pass((0,), (LENGTH,), LENGTH, False))
-        step = prices.answering(Batch((LENGTH,), 1, 1, False))
+        said = prices.answering(Batch((LENGTH,), STEPS, STEPS, False))
         budget = Budget(costs, PlanConfig(model=model, memory=MEMORY[model]).memory)
         rows.append([
             model, size(work.parameters * lens.dtype.itemsize), size(costs.state(LENGTH)),
             str(budget.answering_rows(LENGTH + 40)), f"{read.operations / 1e12:.1f} Tflop, {read.seconds:.2f} s",
-            f"{step.operations / 1e9:.1f} Gflop, {step.moved / 1e9:.1f} GB, {step.seconds:.2f} s",
+            f"{said.operations / STEPS / 1e9:.1f} Gflop, {said.moved / STEPS / 1e9:.1f} GB, "
+            f"{said.seconds / STEPS:.3f} s",
         ])  # fmt: skip
     return rows
 
@@ -106,10 +107,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("names", nargs="*", help=", ".join(TABLES))
     for name in parser.parse_args().names or TABLES:
-        page = PAGE.read_text(encoding="utf-8")
-        between = f"<!-- {name} -->\n{{}}\n<!-- end -->"
-        page = page.replace(between.format(held(name, page)), between.format(markdown(TABLES[name]())))
-        PAGE.write_text(page, encoding="utf-8")
+        table = markdown(TABLES[name]())
+        page, between = PAGE.read_text(encoding="utf-8"), f"<!-- {name} -->\n{{}}\n<!-- end -->"
+        PAGE.write_text(page.replace(between.format(held(name, page)), between.format(table)), encoding="utf-8")
 
 
 if __name__ == "__main__":
