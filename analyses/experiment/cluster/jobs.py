@@ -4,6 +4,9 @@ Submitit writes the batch script, carries the call, hears the queue's signals an
 (`Task.checkpoint`). Whether a job is still there is asked of Slurm by `squeue`, since `sacct`, which submitit asks,
 needs accounting, which not every cluster has; of processes by their number.
 
+A job imports what the process that submits it does: not what lies in the folder that it starts in, such as a user's
+own folder of the name of one of our packages.
+
 How it fails: without submitit, or where the cluster refuses a job, `InputError` with one line. A queue that does not
 answer tells nothing: every job counts as being there until it does.
 """
@@ -11,6 +14,7 @@ answer tells nothing: every job counts as being there until it does.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import analyses
 from analyses.experiment.options.cluster import ClusterConfig
 from hybridlens.errors import InputError
 from hybridlens.results.provenance import SHARDS
@@ -48,10 +53,12 @@ class Jobs(ABC):
     Attributes:
         most: how many this process lets run at a time; None where the cluster sees to it.
         wait: seconds between two looks.
+        grace: seconds until one that is gone without a word is believed to be: its last word may not be seen yet.
     """
 
     most: int | None = None
     wait = 5.0
+    grace = 60.0
 
     def __init__(self, config: ClusterConfig, folder: Path, title: str, device: str) -> None:
         self.config = config
@@ -79,7 +86,7 @@ class Jobs(ABC):
 
     @abstractmethod
     def alive(self, jobs: Sequence[str]) -> Mapping[str, str]:
-        """Those of some jobs that wait, run or were cancelled, with the cluster's word for what they do."""
+        """Those of some jobs that wait or run, or were ended for good (`AWAY`), with the cluster's word for it."""
 
 
 class SlurmJobs(Jobs):
@@ -101,9 +108,12 @@ class SlurmJobs(Jobs):
             "slurm_partition": config.partition,
             "gpus_per_node": config.gpus_for(self.device, self.has_gpus) or None,
             "mem_gb": None if config.mem is None else config.mem / 2**30,
+            "slurm_additional_parameters": {"requeue": True},  # also where a site has it otherwise
         }
-        with _refused("Slurm"):
-            executor = _submitit().AutoExecutor(self.folder, "slurm", slurm_max_num_timeout=REQUEUES)
+        with _refused("Slurm"), _outside():
+            executor = _submitit().AutoExecutor(
+                self.folder, "slurm", slurm_max_num_timeout=REQUEUES, slurm_python=_python()
+            )
             executor.update_parameters(**{name: value for name, value in given.items() if value is not None})
             with executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
@@ -119,32 +129,44 @@ class SlurmJobs(Jobs):
             return False
 
     def alive(self, jobs: Sequence[str]) -> Mapping[str, str]:
-        """See `Jobs`; a cancelled job is known for some minutes."""
+        """See `Jobs`; one that was ended is known for some minutes. Of one that waits, why, if that says something."""
         if not jobs:
             return {}
         arrays = ",".join(dict.fromkeys(job.partition("_")[0] for job in jobs))
         try:
-            asked = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i|%T"]
+            asked = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i|%T|%r"]
             answer = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return dict.fromkeys(jobs, "unknown")
         if answer.returncode and "Invalid job id" not in answer.stderr:
             return dict.fromkeys(jobs, "unknown")
-        states = dict(line.strip().split("|") for line in answer.stdout.splitlines() if "|" in line)
-        return {job: states[job].lower() for job in jobs if states.get(job, "") in STILL}
+        found: dict[str, str] = {}
+        for line in answer.stdout.splitlines():
+            job, state, reason = (*line.strip().split("|", 2), "", "")[:3]
+            if state and state not in ENDED:
+                waits = state in ("PENDING", "REQUEUE_HOLD", "SPECIAL_EXIT") and reason not in USUAL
+                found[job] = f"{state.lower()} ({reason})" if waits else state.lower()
+        return {job: found[job] for job in jobs if job in found}
 
 
-STILL = frozenset(
-    ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
-     "PREEMPTED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT", "CANCELLED")
-)  # fmt: skip
-"""Slurm's words for a job that will go on by itself, and for one that someone has taken away."""
+ENDED = frozenset(("BOOT_FAIL", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "PREEMPTED", "TIMEOUT"))
+"""Slurm's words for a job that is over; whatever else it may say of one, now or one day, the job is still there."""
+
+AWAY = {
+    "cancelled": "someone has cancelled it",
+    "out_of_memory": "it took more main memory than it had, and was killed; give the same command with more --mem",
+}
+"""Words for a job that was ended for good, and what a person is told: it is not submitted again unless asked for."""
+
+USUAL = ("", "None", "Priority", "Resources")
+"""Why jobs wait where all is well."""
 
 
 class LocalJobs(Jobs):
     """Processes of this machine, which go on where the one that submits them is stopped."""
 
     wait = 0.5
+    grace = 0.0
 
     def __init__(self, config: ClusterConfig, folder: Path, title: str, device: str) -> None:
         super().__init__(config, folder, title, device)
@@ -155,17 +177,20 @@ class LocalJobs(Jobs):
         """See `Jobs`; each has GPUs of its own while there are enough, and shares them where there are more jobs."""
         there = _gpus()
         gpus = self.config.gpus_for(self.device, lambda: bool(there))
+        if 0 < len(there) < gpus:
+            raise InputError(f"--gpus {gpus} given, expected at most {len(there)}: this machine has no more")
+        there = there or tuple(range(gpus))
         names: list[str] = []
         for task in tasks:
             self._running = {slot: job for slot, job in self._running.items() if not job.done()}
             slot = next(slot for slot in range(len(self._running) + 1) if slot not in self._running)
             with _refused("this machine"), _unheard():
-                executor = _submitit().LocalExecutor(self.folder, max_num_timeout=REQUEUES)
+                executor = _submitit().LocalExecutor(self.folder, max_num_timeout=REQUEUES, python=_python())
                 executor.update_parameters(
                     timeout_min=YEAR if self.limit is None else self.limit / 60,
                     signal_delay_s=self.delay,
                     gpus_per_node=gpus,
-                    visible_gpus=tuple(n % max(1, there) for n in range(slot * gpus, (slot + 1) * gpus)),
+                    visible_gpus=tuple(there[n % len(there)] for n in range(slot * gpus, (slot + 1) * gpus)),
                 )
                 job = executor.submit(task)
             self._running[slot] = job
@@ -175,7 +200,7 @@ class LocalJobs(Jobs):
     def alive(self, jobs: Sequence[str]) -> Mapping[str, str]:
         """See `Jobs`."""
         mine = {job.job_id for job in self._running.values() if not job.done()}  # `done` lets go of what has ended
-        return {job: "running" for job in jobs if job in mine or _runs(int(job))}
+        return {job: "running" for job in jobs if job in mine or _runs(int(job), self.folder)}
 
 
 def jobs_of(config: ClusterConfig, folder: Path, title: str, device: str) -> Jobs:
@@ -190,9 +215,11 @@ def need(config: ClusterConfig) -> None:
         InputError: submitit, or Slurm, is not installed.
     """
     _submitit()
-    if config.cluster == "slurm" and shutil.which("sbatch") is None:
+    lacking = next((name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None), None)
+    if config.cluster == "slurm" and lacking is not None:
         raise InputError(
-            "--cluster slurm given, but there is no sbatch here; run it where jobs are submitted, or --cluster local"
+            f"--cluster slurm given, but there is no {lacking} here; run it where jobs are submitted, or "
+            "--cluster local"
         )
 
 
@@ -232,18 +259,52 @@ def _unheard() -> Generator[None]:
             signal.signal(number, handler)
 
 
-def _gpus() -> int:
-    """How many GPUs this machine has."""
+@contextmanager
+def _outside() -> Generator[None]:
+    """Without what a job of Slurm's is told of itself: jobs that it submits would take that for theirs."""
+    inside = "SLURM_JOB_ID" in os.environ
+    told = [name for name in os.environ if inside and name.startswith("SLURM_") and name != "SLURM_CONF"]
+    kept = {name: os.environ.pop(name) for name in told}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _python() -> str:
+    """How a job starts Python: with the folder that it starts in among those it imports from only if we lie there."""
+    ours = Path(str(analyses.__file__)).parents[1]
+    return shlex.quote(sys.executable) + ("" if ours.samefile(Path.cwd()) else " -P")
+
+
+def _gpus() -> tuple[int, ...]:
+    """The numbers of the GPUs that this process may use.
+
+    Raises:
+        InputError: they are told otherwise than by numbers, which submitit cannot pass on.
+    """
     import torch
 
-    return torch.cuda.device_count()
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None or not count:
+        return tuple(range(count))
+    words = [word.strip() for word in named.split(",")][:count]
+    if not all(word.isdecimal() for word in words):
+        raise InputError(f"CUDA_VISIBLE_DEVICES is {named!r}, expected numbers: --cluster local gives each job some")
+    return tuple(map(int, words))
 
 
-def _runs(process: int) -> bool:
-    """Whether a process of submitit's has this number; not for one that starts, whose words are not there yet."""
+def _runs(process: int, folder: Path) -> bool:
+    """Whether a process of submitit's for this folder has this number.
+
+    Not for one that starts, whose words are not there yet.
+    """
     try:
         os.kill(process, 0)
-        words = Path(f"/proc/{process}/cmdline")
-        return not Path("/proc/self").exists() or b"submitit" in words.read_bytes()
-    except OSError:
+        if not Path("/proc/self").exists():
+            return True
+        *_, module, place, _ = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+        return module == b"submitit.local._local" and folder.samefile(os.fsdecode(place))
+    except (OSError, ValueError):
         return False
