@@ -95,7 +95,7 @@ def _shared(folder: Path, plan: Plan) -> list[str]:
     for name in names:
         one, report = placed.get(name), read_report(folder, name)
         told = report if one is not None and report is not None and report.token == one.token else None
-        state = _state(None if one is None else alive.get(one.job, ""), told)
+        state = _state(alive.get(one.job, "") if one is not None and one.job else None, told)
         left = None if told is None else _left(told)
         job = "–" if one is None else one.job or "–"
         rows.append([
