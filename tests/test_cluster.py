@@ -19,11 +19,12 @@ from sharing import NUMBERS, NUMBERS_CLASS, Numbers, NumbersConfig, report_of, s
 
 from analyses.cli import main
 from analyses.experiment.cluster import submitting
-from analyses.experiment.cluster.jobs import Jobs, LocalJobs, SlurmJobs, _gpus
+from analyses.experiment.cluster.jobs import Jobs, LocalJobs, SlurmJobs
 from analyses.experiment.cluster.plan import Report, place_of, read_plan, write_report
 from analyses.experiment.cluster.shards import Merge, Task
 from analyses.experiment.cluster.status import results_digest, status_lines
 from analyses.experiment.cluster.submitting import Left, submit
+from analyses.experiment.cluster.surroundings import own_gpus
 from analyses.experiment.options.cluster import ClusterConfig, without_cluster
 from analyses.experiment.options.study import NiahConfig
 from analyses.experiment.running import conduct
@@ -474,10 +475,10 @@ def test_gpus_of_this_machine_are_those_of_this_process(monkeypatch: pytest.Monk
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if named is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-        assert _gpus() == expected
+        assert own_gpus() == expected
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a,GPU-2b")
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES is 'GPU-1a,GPU-2b', expected numbers"):
-        _gpus()
+        own_gpus()
 
 
 def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,20 +13,14 @@ answer tells nothing: every job counts as being there until it does.
 
 from __future__ import annotations
 
-import os
-import shlex
 import shutil
-import signal
 import subprocess
-import sys
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import analyses
+from analyses.experiment.cluster.surroundings import outside, own_gpus, python_words, refused, runs, submitit, unheard
 from analyses.experiment.options.cluster import ClusterConfig
 from hybridlens.errors import InputError
 from hybridlens.results.provenance import SHARDS
@@ -110,9 +104,9 @@ class SlurmJobs(Jobs):
             "mem_gb": None if config.mem is None else config.mem / 2**30,
             "slurm_additional_parameters": {"requeue": True},  # also where a site has it otherwise
         }
-        with _refused("Slurm"), _outside():
-            executor = _submitit().AutoExecutor(
-                self.folder, "slurm", slurm_max_num_timeout=REQUEUES, slurm_python=_python()
+        with refused("Slurm"), outside():
+            executor = submitit().AutoExecutor(
+                self.folder, "slurm", slurm_max_num_timeout=REQUEUES, slurm_python=python_words()
             )
             executor.update_parameters(**{name: value for name, value in given.items() if value is not None})
             with executor.batch():
@@ -175,7 +169,7 @@ class LocalJobs(Jobs):
 
     def submit(self, tasks: Sequence[Call]) -> list[str]:
         """See `Jobs`; each has GPUs of its own while there are enough, and shares them where there are more jobs."""
-        there = _gpus()
+        there = own_gpus()
         gpus = self.config.gpus_for(self.device, lambda: bool(there))
         if 0 < len(there) < gpus:
             raise InputError(f"--gpus {gpus} given, expected at most {len(there)}: this machine has no more")
@@ -184,8 +178,8 @@ class LocalJobs(Jobs):
         for task in tasks:
             self._running = {slot: job for slot, job in self._running.items() if not job.done()}
             slot = next(slot for slot in range(len(self._running) + 1) if slot not in self._running)
-            with _refused("this machine"), _unheard():
-                executor = _submitit().LocalExecutor(self.folder, max_num_timeout=REQUEUES, python=_python())
+            with refused("this machine"), unheard():
+                executor = submitit().LocalExecutor(self.folder, max_num_timeout=REQUEUES, python=python_words())
                 executor.update_parameters(
                     timeout_min=YEAR if self.limit is None else self.limit / 60,
                     signal_delay_s=self.delay,
@@ -200,7 +194,7 @@ class LocalJobs(Jobs):
     def alive(self, jobs: Sequence[str]) -> Mapping[str, str]:
         """See `Jobs`."""
         mine = {job.job_id for job in self._running.values() if not job.done()}  # `done` lets go of what has ended
-        return {job: "running" for job in jobs if job in mine or _runs(int(job), self.folder)}
+        return {job: "running" for job in jobs if job in mine or runs(int(job), self.folder)}
 
 
 def jobs_of(config: ClusterConfig, folder: Path, title: str, device: str) -> Jobs:
@@ -214,97 +208,10 @@ def need(config: ClusterConfig) -> None:
     Raises:
         InputError: submitit, or Slurm, is not installed.
     """
-    _submitit()
+    submitit()
     lacking = next((name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None), None)
     if config.cluster == "slurm" and lacking is not None:
         raise InputError(
             f"--cluster slurm given, but there is no {lacking} here; run it where jobs are submitted, or "
             "--cluster local"
         )
-
-
-def _submitit() -> Any:
-    try:
-        import submitit
-    except ImportError as error:
-        raise InputError(
-            "--cluster needs submitit, which is not installed; pip install 'hybridlens[cluster]'"
-        ) from error
-    return submitit
-
-
-@contextmanager
-def _refused(where: str) -> Generator[None]:
-    """What a cluster refuses, as one line."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    try:
-        yield
-    except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else type(error).__name__)
-        raise InputError(f"{where} refuses the jobs ({said}); see --partition, --time, --mem and --gpus") from error
-
-
-@contextmanager
-def _unheard() -> Generator[None]:
-    """What is started inside does not hear Ctrl-C, nor that the terminal is closed."""
-    here = threading.current_thread() is threading.main_thread()
-    heard = (signal.SIGINT, signal.SIGHUP) if here and sys.platform != "win32" else ()
-    before = [signal.signal(number, signal.SIG_IGN) for number in heard]
-    try:
-        yield
-    finally:
-        for number, handler in zip(heard, before, strict=True):
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _outside() -> Generator[None]:
-    """Without what a job of Slurm's is told of itself: jobs that it submits would take that for theirs."""
-    inside = "SLURM_JOB_ID" in os.environ
-    told = [name for name in os.environ if inside and name.startswith("SLURM_") and name != "SLURM_CONF"]
-    kept = {name: os.environ.pop(name) for name in told}
-    try:
-        yield
-    finally:
-        os.environ.update(kept)
-
-
-def _python() -> str:
-    """How a job starts Python: with the folder that it starts in among those it imports from only if we lie there."""
-    ours = Path(str(analyses.__file__)).parents[1]
-    return shlex.quote(sys.executable) + ("" if ours.samefile(Path.cwd()) else " -P")
-
-
-def _gpus() -> tuple[int, ...]:
-    """The numbers of the GPUs that this process may use.
-
-    Raises:
-        InputError: they are told otherwise than by numbers, which submitit cannot pass on.
-    """
-    import torch
-
-    count = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None or not count:
-        return tuple(range(count))
-    words = [word.strip() for word in named.split(",")][:count]
-    if not all(word.isdecimal() for word in words):
-        raise InputError(f"CUDA_VISIBLE_DEVICES is {named!r}, expected numbers: --cluster local gives each job some")
-    return tuple(map(int, words))
-
-
-def _runs(process: int, folder: Path) -> bool:
-    """Whether a process of submitit's for this folder has this number.
-
-    Not for one that starts, whose words are not there yet.
-    """
-    try:
-        os.kill(process, 0)
-        if not Path("/proc/self").exists():
-            return True
-        *_, module, place, _ = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-        return module == b"submitit.local._local" and folder.samefile(os.fsdecode(place))
-    except (OSError, ValueError):
-        return False
