@@ -193,7 +193,7 @@ def test_what_fails_is_told_at_once(here: Here, tmp_path: Path, monkeypatch: pyt
 
     with pytest.raises(Left):
         submit(NUMBERS_CLASS, NUMBERS, tmp_path, "cpu", "float32", ClusterConfig(cluster="local", jobs=2), stop)
-    assert said[-1] == "1 failed, the others go on: the model is not there"
+    assert said[-1] == "shard 1 failed, the others go on: the model is not there"
 
 
 def test_the_last_word_of_a_job_may_be_seen_late(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +290,14 @@ def test_stopped_and_joined(here: Here, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(here, "alive", ends)
     give(tmp_path)
     assert here.submitted == ["0", "1", "merge"]
+
+
+def test_names_that_no_job_knows_are_refused_before_any_is_submitted(here: Here, tmp_path: Path) -> None:
+    for device, dtype, line in (("gpu", "auto", "--device 'gpu' given, expected cpu"), ("cuda", "float8", "float8")):
+        with pytest.raises(HybridLensError, match=line):
+            submit(NUMBERS_CLASS, NUMBERS, tmp_path, device, dtype, ClusterConfig(cluster="local"), print)
+    assert list(tmp_path.iterdir()) == []
+    assert here.submitted == []
 
 
 def test_one_process_submits(here: Here, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from analyses.experiment.cluster.jobs import AWAY, Jobs, jobs_of, need
 from analyses.experiment.cluster.plan import (
     MERGE,
+    PLAN,
     Placed,
     Plan,
     Report,
@@ -80,7 +81,7 @@ def submit(
         say: given what the command prints, line by line.
 
     Raises:
-        InputError: submitit is missing, or the cluster refuses.
+        InputError: submitit is missing, no such device or dtype exists anywhere, or the cluster refuses.
         ResultsError: the folder's jobs are another command's, someone else waits for them, or some have failed.
         Left: Ctrl-C or SIGTERM.
     """
@@ -89,10 +90,13 @@ def submit(
         say(f"finished, nothing to submit: {folder}")
         return
     need(config)
+    _check_names(device, dtype)
     kind = loaded(experiment)
     with usable(folder):
         (folder / SHARDS).mkdir(parents=True, exist_ok=True)
     with locked(folder / SHARDS, "already has a process that submits its jobs; wait for it, or stop it"):
+        for part in (folder / SHARDS).glob(f".{PLAN}.*.part"):  # which a process that was killed has left
+            part.unlink(missing_ok=True)
         plan = read_plan(folder)
         if plan is None or plan.complete:
             forget(folder)
@@ -130,6 +134,26 @@ def finished(folder: Path, wanted: str, command: str) -> bool:
     if plan is not None and plan.asked == wanted:
         return plan.complete
     return bool(command) and any(session.command == command for session in record.sessions)
+
+
+def _check_names(device: str, dtype: str) -> None:
+    """Refuse now what every job would refuse, maybe after hours in a queue.
+
+    Raises:
+        InputError: a device that no machine has.
+        UnknownNameError: a dtype that there is not.
+    """
+    import torch
+
+    from hybridlens.devices import DEVICES
+    from hybridlens.loading import resolve_dtype
+
+    if dtype != "auto":
+        resolve_dtype(dtype)
+    try:
+        torch.device("cpu" if device == "auto" else device)
+    except RuntimeError as error:
+        raise InputError(f"--device {device!r} given, expected {DEVICES} or auto") from error
 
 
 class Waiting:
@@ -196,7 +220,7 @@ class Waiting:
             for name in failed:
                 if self.plan.placed[name].token not in self.told:
                     self.told.add(self.plan.placed[name].token)
-                    self.say(f"{name} failed, the others go on: {self._failure(name)}")
+                    self.say(f"shard {name} failed, the others go on: {self._failure(name)}")
             time.sleep(self.jobs.wait)
 
     def _look(self, names: list[str]) -> dict[str, str]:
