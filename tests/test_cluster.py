@@ -19,7 +19,7 @@ from sharing import NUMBERS, NUMBERS_CLASS, Numbers, NumbersConfig, report_of, s
 
 from analyses.cli import main
 from analyses.experiment.cluster import submitting
-from analyses.experiment.cluster.jobs import Jobs, LocalJobs, SlurmJobs
+from analyses.experiment.cluster.jobs import Jobs, LocalJobs, SlurmJobs, shards_of
 from analyses.experiment.cluster.plan import Report, place_of, read_plan, write_report
 from analyses.experiment.cluster.shards import Merge, Task
 from analyses.experiment.cluster.status import results_digest, status_lines
@@ -484,6 +484,12 @@ def test_gpus_of_this_machine_are_those_of_this_process(monkeypatch: pytest.Monk
         if named is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
         assert own_gpus() == expected
+    for given, device, expected in (
+        ({}, "auto", 2), ({}, "cpu", 8), ({"gpus": 2}, "cuda", 1), ({"jobs": 5}, "cuda", 5), ({"gpus": 3}, "cuda", 1),
+    ):  # fmt: skip
+        with monkeypatch.context() as context:
+            context.setattr("os.cpu_count", lambda: 64)
+            assert shards_of(ClusterConfig(cluster="local", **given), device) == expected
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a,GPU-2b")
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES is 'GPU-1a,GPU-2b', expected numbers"):
         own_gpus()

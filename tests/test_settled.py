@@ -203,7 +203,7 @@ def test_jobs_go_on_with_another_memory_and_cut_nothing_otherwise(
 ) -> None:
     """More than the first jobs had changes no bit; less makes batches smaller, which the run says."""
     wide, narrow = budgets
-    options = NIAH.but(memory=narrow)
+    options = NIAH.but(memory=narrow, heads=(1,))
     first, more = NiahRun(lens, options), NiahRun(lens, options.but(memory=wide))
     assert asked(options, "cpu", "auto") == asked(more.options, "cpu", "auto") != asked(NIAH.but(seed=1), "cpu", "auto")
     one, many = results(first, tmp_path / "one"), tmp_path / "many"

@@ -202,6 +202,15 @@ def jobs_of(config: ClusterConfig, folder: Path, title: str, device: str) -> Job
     return (SlurmJobs if config.cluster == "slurm" else LocalJobs)(config, folder, title, device)
 
 
+def shards_of(config: ClusterConfig, device: str) -> int:
+    """How many jobs share the work: of this machine no more than have GPUs of their own, unless it is said."""
+    if config.jobs is not None or config.cluster == "slurm" or device == "cpu":
+        return config.shards
+    there = own_gpus()
+    each = config.gpus_for(device, lambda: bool(there))
+    return max(1, min(config.shards, len(there) // each)) if each and there else config.shards
+
+
 def need(config: ClusterConfig) -> None:
     """Refuse what cannot be used.
 

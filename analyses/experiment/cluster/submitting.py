@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from analyses.experiment.cluster.jobs import AWAY, Jobs, jobs_of, need
+from analyses.experiment.cluster.jobs import AWAY, Jobs, jobs_of, need, shards_of
 from analyses.experiment.cluster.plan import (
     MERGE,
     PLAN,
@@ -102,7 +102,7 @@ def submit(
             forget(folder)
             plan = Plan(
                 asked=wanted, experiment=experiment, job=kind.job, model=options.model, command=options.command,
-                cluster=str(config.cluster), shards=config.shards, waves=kind.waves,
+                cluster=str(config.cluster), shards=shards_of(config, device), waves=kind.waves,
             )  # fmt: skip
         elif plan.asked != wanted:
             raise ResultsError(

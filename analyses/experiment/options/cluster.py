@@ -29,7 +29,10 @@ class ClusterConfig(Checked):
         "were killed, and put the results together. Needs hybridlens[cluster].",
     )
     jobs: int | None = Field(
-        None, ge=1, le=1000, description="With --cluster: jobs that share the work; 8, or as many as processors."
+        None,
+        ge=1,
+        le=1000,
+        description="With --cluster: jobs that share the work; 8, or as many as processors or GPUs here.",
     )
     gpus: int | None = Field(
         None,
@@ -59,7 +62,7 @@ class ClusterConfig(Checked):
 
     @property
     def shards(self) -> int:
-        """How many jobs share the work."""
+        """How many jobs share the work, as far as GPUs do not matter."""
         if self.jobs is not None:
             return self.jobs
         return JOBS if self.cluster == "slurm" else min(JOBS, os.cpu_count() or 1)
