@@ -4,6 +4,7 @@ The jobs of these tests run in this process, but for one that is a process of su
 them on a real Slurm.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -18,14 +19,17 @@ from sharing import NUMBERS, NUMBERS_CLASS, Numbers, NumbersConfig, report_of, s
 
 from analyses.cli import main
 from analyses.experiment.cluster import submitting
-from analyses.experiment.cluster.jobs import Jobs, LocalJobs, SlurmJobs
+from analyses.experiment.cluster.jobs import Jobs, LocalJobs, SlurmJobs, shards_of
 from analyses.experiment.cluster.plan import Report, place_of, read_plan, write_report
-from analyses.experiment.cluster.shards import Task
+from analyses.experiment.cluster.shards import Merge, Task
 from analyses.experiment.cluster.status import results_digest, status_lines
 from analyses.experiment.cluster.submitting import Left, submit
+from analyses.experiment.cluster.surroundings import own_gpus
 from analyses.experiment.options.cluster import ClusterConfig, without_cluster
+from analyses.experiment.options.study import NiahConfig
 from analyses.experiment.running import conduct
 from hybridlens.errors import HybridLensError, InputError, ResultsError
+from hybridlens.results.settled import forget
 
 
 class Here(Jobs):
@@ -37,6 +41,7 @@ class Here(Jobs):
     """
 
     wait = 0.0
+    grace = 0.0
 
     def __init__(self) -> None:
         self.config = ClusterConfig(cluster="local", jobs=2)
@@ -133,7 +138,7 @@ def test_jobs_that_end_without_a_word_are_submitted_again(here: Here, tmp_path: 
     here.submitted.clear()
     here.killed = {"1": 3}
     with pytest.raises(
-        ResultsError, match=r"1 of 2 jobs failed \(ended without a word: cancelled, killed or lost\); see"
+        ResultsError, match=r"1 of 2 jobs failed \(ended without a word: killed, or its node lost\); see"
     ):
         give(tmp_path / "often")
     assert here.submitted == ["0", "1", "1", "1"]
@@ -162,10 +167,94 @@ def test_errors_are_told_and_not_tried_again(here: Here, tmp_path: Path) -> None
 
 def test_a_cancelled_job_is_left_alone_until_asked_for(here: Here, tmp_path: Path) -> None:
     here.killed, here.states = {"0": 1}, {"job-1": "cancelled"}
-    with pytest.raises(ResultsError, match="1 of 2 jobs failed"):
+    with pytest.raises(ResultsError, match=r"1 of 2 jobs failed \(someone has cancelled it\)"):
         give(tmp_path)
     give(tmp_path)
     assert here.submitted == ["0", "1", "0", "merge"]
+
+
+def test_a_job_without_memory_enough_is_told_and_not_tried_again(here: Here, tmp_path: Path) -> None:
+    here.killed, here.states = {"0": 1}, {"job-1": "out_of_memory"}
+    with pytest.raises(ResultsError, match=r"1 of 2 jobs failed \(it took more main memory .* with more --mem\)"):
+        give(tmp_path)
+    assert any(line.startswith("0 out_of_memory: it took more main memory") for line in status_lines(tmp_path))
+    assert give(tmp_path, mem=None)[-1] == f"report: {tmp_path / 'report.html'}"
+
+
+def test_what_fails_is_told_at_once(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only when the others are done."""
+    here.failing, here.killed, here.states = {"1"}, {"0": 1}, {"job-1": "running"}
+    said: list[str] = []
+
+    def stop(line: str) -> None:
+        said.append(line)
+        if "failed" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Left):
+        submit(NUMBERS_CLASS, NUMBERS, tmp_path, "cpu", "float32", ClusterConfig(cluster="local", jobs=2), stop)
+    assert said[-1] == "shard 1 failed, the others go on: the model is not there"
+
+
+def test_the_last_word_of_a_job_may_be_seen_late(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS: a job is gone, and its report is there only some looks later; it is not submitted again."""
+    here.grace = 60.0
+    real, looks = submitting.read_report, 0
+
+    def late(folder: Path, name: str) -> Report | None:
+        nonlocal looks
+        looks += name == "0"
+        return None if looks < 5 else real(folder, name)
+
+    monkeypatch.setattr(submitting, "read_report", late)
+    give(tmp_path)
+    assert here.submitted == ["0", "1", "merge"]
+
+
+def test_a_job_that_was_replaced_ends_at_once(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that waits is killed as it submits: its job starts later, beside the one submitted in its place."""
+    lost: list[Task] = []
+
+    def killed(tasks: Sequence[Task]) -> list[str]:
+        lost.extend(tasks)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(here, "submit", killed)
+        with pytest.raises(Left):
+            give(tmp_path)
+    assert sum("not yet submitted" in line for line in "\n".join(status_lines(tmp_path)).splitlines()) == 2
+    real = here.submit
+
+    def beside(tasks: Sequence[Task]) -> list[str]:
+        if lost:
+            (tmp_path / "shards" / "0" / "progress.json").write_text("the other's")
+            lost.pop(0)()
+            assert (tmp_path / "shards" / "0" / "progress.json").read_text() == "the other's"
+            lost.clear()
+        return real(tasks)
+
+    monkeypatch.setattr(here, "submit", beside)
+    give(tmp_path)
+    assert here.submitted == ["0", "1", "merge"]
+    log = (place_of(tmp_path, "0") / "log").read_text()
+    assert "was submitted again meanwhile: nothing is left to do here" in log
+    assert log.count(" begins") == 1
+
+
+def test_another_number_of_jobs_is_not_passed_over(here: Here, tmp_path: Path) -> None:
+    here.failing = {"1"}
+    with pytest.raises(ResultsError):
+        give(tmp_path)
+    here.failing = set()
+    assert give(tmp_path, jobs=5)[0] == "--jobs 5 given, but the work was divided among 2 before, and stays so"
+
+
+def test_status_of_a_finished_folder_whose_record_is_gone(here: Here, tmp_path: Path) -> None:
+    give(tmp_path)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ResultsError, match=r"run\.json is missing"):
+        status_lines(tmp_path)
 
 
 def test_stopped_and_joined(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +290,14 @@ def test_stopped_and_joined(here: Here, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(here, "alive", ends)
     give(tmp_path)
     assert here.submitted == ["0", "1", "merge"]
+
+
+def test_names_that_no_job_knows_are_refused_before_any_is_submitted(here: Here, tmp_path: Path) -> None:
+    for device, dtype, line in (("gpu", "auto", "--device 'gpu' given, expected cpu"), ("cuda", "float8", "float8")):
+        with pytest.raises(HybridLensError, match=line):
+            submit(NUMBERS_CLASS, NUMBERS, tmp_path, device, dtype, ClusterConfig(cluster="local"), print)
+    assert list(tmp_path.iterdir()) == []
+    assert here.submitted == []
 
 
 def test_one_process_submits(here: Here, tmp_path: Path) -> None:
@@ -245,13 +342,63 @@ def test_a_job_whose_time_is_too_short_is_not_queued_for_ever(tmp_path: Path) ->
     task = shard(tmp_path, 0, 0, 1)
     task.limit, task.began = 3600.0, time.time() - 3500
     with pytest.raises(
-        InputError, match=r"no part of shard 0 was done in 0\.97 hours; give more --time, or smaller parts"
+        InputError, match=r"no part of shard 0 of 1, wave 1 was done in 0\.97 hours; give the same command with more"
     ):
         task.checkpoint()
-    task.made = 1
+    task.spent, task.before = 0.0, (1, 0)  # its folder holds something else than when it began
     assert task.checkpoint().function is task
-    task.made, task.began = 0, time.time() - 60
-    assert task.checkpoint().function is task
+    task.before = (0, 0)
+    for _ in range(3):  # stopped before its time was up, as jobs of a few minutes are: the same, told later
+        task.began = time.time() - 1000
+        if task.spent < 1900:
+            assert task.checkpoint().function is task
+    with pytest.raises(InputError, match=r"was done in 0\.83 hours"):
+        task.checkpoint()
+
+
+def test_the_last_job_is_not_queued_for_ever_either(tmp_path: Path) -> None:
+    """Progress that is not stored is none; what it takes over counts once."""
+    task = Merge(NUMBERS_CLASS, NUMBERS, "cpu", "float32", tmp_path, 1, 1, "token", 3600.0)
+    task.began = time.time() - 3500
+    with pytest.raises(InputError, match="no part of putting the results together was done"):
+        task.checkpoint()
+
+
+def test_a_queue_that_takes_no_job_back(tmp_path: Path) -> None:
+    """`scontrol requeue` is refused inside the signal's handler: the job counts as gone, and not as failed."""
+    task = shard(tmp_path, 0, 0, 1)
+    place_of(tmp_path, "0").mkdir(parents=True)
+    for error in (subprocess.CalledProcessError(1, "scontrol"), SystemExit(-1)):
+        report = report_of(task)
+        task.began = time.time()
+        task.checkpoint()
+        with pytest.raises(type(error)), task._reported(report):
+            raise error
+        assert (report.state, report.error) == ("queued", "")
+        task.leaving = False
+    report = report_of(task)
+    with pytest.raises(RuntimeError), task._reported(report):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert report.error == "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB"  # these have no --memory
+    task.options = NiahConfig(model="m")
+    assert task._line(MemoryError()).endswith("; give the same command with less --memory")
+
+
+def test_all_jobs_are_on_a_gpu_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the device is left to them, by the first that asks."""
+    task = shard(tmp_path, 0, 0, 1)
+    assert task._device() == "cpu"
+    task.device = "auto"
+
+    def on(gpu: bool) -> str:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+        return task._device()
+
+    assert [on(True), on(True)] == ["auto", "auto"]
+    with pytest.raises(InputError, match="there is no GPU here, and other jobs of this run have one; ask for one with"):
+        on(False)
+    forget(tmp_path)
+    assert [on(False), on(True)] == ["cpu", "cpu"]
 
 
 def test_a_process_of_submitits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,11 +427,72 @@ def test_a_process_of_submitits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_gpu_is_asked_for_where_there_are_some(said: str, some: int, tmp_path: Path, slurm: dict[str, str]) -> None:
     """By what Slurm says of the partition, unless the user says how many, or which device."""
     slurm["sinfo"] = said
-    for device, given, expected in (("auto", None, some), ("cpu", None, 0), ("cuda:1", None, 1), ("cpu", 3, 3)):
+    for device, given, expected in (("auto", None, some), ("cpu", None, 0), ("cuda:0", None, 1), ("cpu", 3, 3)):
         config = ClusterConfig(cluster="slurm", gpus=given, partition="main")
         jobs = SlurmJobs(config, tmp_path, "test", device)
         assert config.gpus_for(device, jobs.has_gpus) == expected
     assert slurm["asked"] == "sinfo --noheader --format=%G --partition=main"
+    with pytest.raises(InputError, match="--device cuda:1 given, but each job counts its own GPUs from 0, and has 1"):
+        ClusterConfig(cluster="slurm").gpus_for("cuda:1", lambda: True)
+
+
+def test_what_slurm_says_of_jobs(tmp_path: Path, slurm: dict[str, str]) -> None:
+    """What it says of a job that is over is known; with any other word, known or not, the job is there."""
+    slurm["squeue"] = (
+        "7_0|RUNNING|None\n7_1|PENDING|Resources\n7_2|PENDING|PartitionTimeLimit\n7_3|POWER_UP_NODE|None\n"
+        "7_4|COMPLETED|None\n7_5|PREEMPTED|None\n7_6|TIMEOUT|TimeLimit\n7_7|OUT_OF_MEMORY|OutOfMemory\n"
+        "7_8|CANCELLED|None\n9|NODE_FAIL|None\n"
+    )
+    jobs = SlurmJobs(ClusterConfig(cluster="slurm"), tmp_path, "test", "cpu")
+    assert jobs.alive([*(f"7_{n}" for n in range(10)), "9"]) == {
+        "7_0": "running", "7_1": "pending", "7_2": "pending (PartitionTimeLimit)", "7_3": "power_up_node",
+        "7_7": "out_of_memory", "7_8": "cancelled",
+    }  # fmt: skip
+    assert "--jobs=7,9" in slurm["asked"]
+    assert jobs.alive([]) == {}
+
+
+def test_a_job_of_slurms_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From within another job, and from a folder that holds a package of the user's: neither is the new job's.
+
+    `sbatch` and `srun` are stood in for, by a script that keeps what it is given.
+    """
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for name in ("sbatch", "srun"):
+        (bin_ / name).write_text(f"#!/bin/sh\nenv > '{tmp_path}/env'\ncp \"$1\" '{tmp_path}/script'\necho job 12\n")
+        (bin_ / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "3")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "3")
+    monkeypatch.setenv("SLURM_CONF", "conf")
+    monkeypatch.chdir(tmp_path)
+    jobs = SlurmJobs(ClusterConfig(cluster="slurm", time=1.0), tmp_path, "test", "cpu")
+    assert jobs.submit([len, len]) == ["12_0", "12_1"]
+    script, env = (tmp_path / "script").read_text(), (tmp_path / "env").read_text()
+    assert "#SBATCH --requeue\n" in script
+    assert f"{sys.executable} -P -u -m submitit.core._submit" in script
+    assert "SLURM_CONF=conf" in env
+    assert "SLURM_ARRAY_JOB_ID" not in env
+    assert os.environ["SLURM_JOB_ID"] == "3"
+
+
+def test_gpus_of_this_machine_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for named, expected in ((None, (0, 1)), ("3,1", (3, 1))):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if named is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+        assert own_gpus() == expected
+    for given, device, expected in (
+        ({}, "auto", 2), ({}, "cpu", 8), ({"gpus": 2}, "cuda", 1), ({"jobs": 5}, "cuda", 5), ({"gpus": 3}, "cuda", 1),
+    ):  # fmt: skip
+        with monkeypatch.context() as context:
+            context.setattr("os.cpu_count", lambda: 64)
+            assert shards_of(ClusterConfig(cluster="local", **given), device) == expected
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1a,GPU-2b")
+    with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES is 'GPU-1a,GPU-2b', expected numbers"):
+        own_gpus()
 
 
 def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +502,8 @@ def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         (["--jobs", "3"], "--jobs given without --cluster; give --cluster slurm or local"),
         (["--cluster", "slurmm"], "--cluster 'slurmm' does not exist"),
         (["--cluster", "local", "--jobs", "0"], "--jobs 0 given, expected greater than or equal to 1"),
-        (["--cluster", "local", "--mem", "much"], "--memory 'much' given, expected a size such as 2GB"),
+        (["--cluster", "slurm", "--mem", "much"], "--mem 'much' given, expected a size such as 2GB"),
+        (["--cluster", "local", "--mem", "2GB"], "--mem given with --cluster local, which has none; leave it out"),
         (["--cluster", "slurm"], "--cluster slurm given, but there is no sbatch here"),
     ):
         monkeypatch.setattr("shutil.which", lambda name: None)

@@ -1,6 +1,9 @@
 """The memory that a run's work is cut by: settled once, whoever asks first, and kept by all sessions and shards."""
 
+import errno
+import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,7 +20,7 @@ from sharing import NUMBERS, Numbers, results, work
 from study_cells import grid
 
 from analyses.commands.declared import Declared, default_folder
-from analyses.experiment.cluster.plan import place_of
+from analyses.experiment.cluster.plan import asked, place_of
 from analyses.experiment.cluster.status import status_lines
 from analyses.experiment.options.base import Options
 from analyses.experiment.options.study import NiahConfig
@@ -29,7 +32,8 @@ from hybridlens import HybridLens, machine
 from hybridlens.engine import Budget, costs_of
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.results import Folder, Run, read_run
-from hybridlens.results.locks import is_locked, locked
+from hybridlens.results.locks import LOCK, is_locked, locked
+from hybridlens.results.provenance import read_json, write_json
 from hybridlens.results.settled import forget, settle_among, settled
 
 GB = 2**30
@@ -77,7 +81,7 @@ def test_the_first_answer_is_kept_until_a_user_says_another(tmp_path: Path) -> N
     assert settled(tmp_path, "other") is None
 
 
-def test_shards_that_begin_at_once_agree(tmp_path: Path) -> None:
+def test_shards_that_begin_at_once_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of sixteen would find another number; one file, whole, is left. What the run itself settled comes first."""
     (tmp_path / "shards").mkdir()
     ready = Barrier(16)
@@ -87,30 +91,40 @@ def test_shards_that_begin_at_once_agree(tmp_path: Path) -> None:
             ready.wait(30)  # all have seen that there is none
             return number + 1
 
-        return settle_among(tmp_path, "memory", find)
+        return settle_among(tmp_path, "memory", int, find)
 
     with ThreadPoolExecutor(16) as pool:
         (value,) = set(pool.map(settling, range(16)))
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["settled-memory.json"]
     with open_numbers(tmp_path) as folder:  # one process goes on with what shards have begun
         assert folder.settle("memory", None, lambda: 99) == value
-        folder.settle("memory", 42, lambda: 99)
-    assert settle_among(tmp_path, "memory", lambda: 99) == value
+        assert folder.settle("memory", 42, lambda: 99) == value  # and cuts the work as they do
+    assert settle_among(tmp_path, "memory", int, lambda: 99) == value
     forget(tmp_path)  # as a new plan does
-    assert settle_among(tmp_path, "memory", lambda: 99) == 42
+    with open_numbers(tmp_path) as folder:
+        assert folder.settle("memory", 42, lambda: 99) == 42
+    with open_numbers(place_of(tmp_path, "0"), tmp_path) as folder:
+        assert folder.settle("memory", None, lambda: 99) == 42
     path = tmp_path / "shards" / "settled-memory.json"
     path.write_text("4")
     path.write_text("4 2")
+    monkeypatch.setattr("hybridlens.results.settled.MOMENTS", 2)
     with pytest.raises(ResultsError, match=r"settled-memory\.json is damaged; remove it, and give the same command"):
-        settle_among(tmp_path, "memory", lambda: 99)
+        settle_among(tmp_path, "memory", int, lambda: 99)
 
 
 def test_disks_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is there before it is whole: who reads it then waits for the rest."""
+
     def refused(*given: Any) -> None:
         raise PermissionError("no links here")
 
     monkeypatch.setattr("os.link", refused)
-    assert [settle_among(tmp_path, "memory", lambda n=n: n) for n in (5, 6)] == [5, 5]
+    assert [settle_among(tmp_path, "memory", int, lambda n=n: n) for n in (5, 6)] == [5, 5]
+    path = tmp_path / "shards" / "settled-memory.json"
+    path.write_text("")
+    monkeypatch.setattr("hybridlens.results.settled.time.sleep", lambda seconds: path.write_text("7"))
+    assert settle_among(tmp_path, "memory", int, lambda: 8) == 7
 
 
 def test_a_run_goes_on_with_what_it_settled(
@@ -184,6 +198,34 @@ def test_a_machine_with_less_goes_on_in_smaller_batches_and_says_so(
         assert room(folder, wide, [CPU]) == (wide, wide)
 
 
+def test_jobs_go_on_with_another_memory_and_cut_nothing_otherwise(
+    lens: HybridLens, budgets: tuple[int, int], tmp_path: Path
+) -> None:
+    """More than the first jobs had changes no bit; less makes batches smaller, which the run says."""
+    wide, narrow = budgets
+    options = NIAH.but(memory=narrow, heads=(1,))
+    first, more = NiahRun(lens, options), NiahRun(lens, options.but(memory=wide))
+    assert asked(options, "cpu", "auto") == asked(more.options, "cpu", "auto") != asked(NIAH.but(seed=1), "cpu", "auto")
+    one, many = results(first, tmp_path / "one"), tmp_path / "many"
+    totals = [work(kind, many, 0, number, 2).total for number, kind in enumerate((first, more))]
+    assert sum(totals) == len(first.grid)  # a division of the work still
+    assert min(totals) > 0
+    assert results(more, many, [place_of(many, str(number)) for number in range(2)]) == one
+    assert read_run(many).record["remarks"] == []
+    for number, memory in enumerate((wide, narrow)):
+        with open_numbers(place_of(tmp_path / "less", str(number)), tmp_path / "less") as folder:
+            assert room(folder, memory, [CPU]) == (wide, memory)
+            assert ["it ran smaller batches" in line for line in folder.record["remarks"]] == [True] * number
+
+
+def test_another_memory_in_one_process_is_said(tmp_path: Path) -> None:
+    for memory in (2 * GB, 2 * GB, GB):
+        with open_numbers(tmp_path) as folder:
+            assert room(folder, memory, [CPU]) == (memory, memory)
+    (line,) = read_run(tmp_path).record["remarks"]
+    assert line.startswith("the run was begun with 2 GB beside the weights and went on with 1 GB: its work was cut")
+
+
 def test_what_is_not_enough_is_not_settled(lens: HybridLens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where not a single row fits the run is refused; when there is more, the same command goes on."""
     experiment = NiahRun(lens, NIAH.but(depths=(0,), heads=(4,)))
@@ -248,6 +290,58 @@ def test_a_look_at_a_lock_refuses_nobody(tmp_path: Path) -> None:
             assert is_locked(tmp_path)
     with pytest.raises(ResultsError, match="cannot be used"):
         is_locked(tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_is_one_that_all_nodes_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS keeps locks on folders to the node, and refuses to lock what is not open for writing: as it does here.
+
+    A lock that is got on a file which its holder has removed meanwhile is none. A disk without locks is told of.
+    """
+    real = fcntl.flock
+
+    def on_nfs(handle: int, how: int) -> None:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return
+        if how & fcntl.LOCK_EX and fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(handle, how)
+
+    monkeypatch.setattr("fcntl.flock", on_nfs)
+    with locked(tmp_path), pytest.raises(ResultsError, match="is being written by another process"), locked(tmp_path):
+        pass
+
+    def removed(handle: int, how: int) -> None:
+        monkeypatch.setattr("fcntl.flock", on_nfs)
+        (tmp_path / LOCK).unlink()
+
+    monkeypatch.setattr("fcntl.flock", removed)
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+
+    def none(handle: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.warns(UserWarning, match=r"knows no locks \(Function not implemented\)"), locked(tmp_path):
+        assert not is_locked(tmp_path)
+
+
+def test_a_file_that_another_node_replaces_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stale while it is read, as NFS has it; for ever, it is refused in one line."""
+    path = write_json(tmp_path / "progress.json", {"done": 1})
+    real, stale = Path.read_bytes, [1, 1, 1]
+
+    def read(file: Path) -> bytes:
+        if stale and stale.pop():
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(file)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert read_json(path) == {"done": 1}
+    stale += [1] * 1000
+    with pytest.raises(ResultsError, match="Stale file handle"):
+        read_json(path)
 
 
 def test_revisions_have_folders_of_their_own() -> None:

@@ -78,11 +78,12 @@ def placed(lens: HybridLens, memory: int | None) -> str:
 
     Args:
         lens: the model.
-        memory: what was said of that, or is settled; None for a share of what is free.
+        memory: what was said of that, or is settled; None for a share of what is free, 0 where it does not matter.
     """
     devices = machine.devices_of(lens.hf_model)
-    most = size(machine.budget(devices) if memory is None else memory)
-    return f"on {machine.words(devices)}, in {str(lens.dtype).removeprefix('torch.')}; {most} beside the weights"
+    most = machine.budget(devices) if memory is None else memory
+    beside = f"; {size(most)} beside the weights" if most else ""
+    return f"on {machine.words(devices)}, in {str(lens.dtype).removeprefix('torch.')}{beside}"
 
 
 def quieten() -> None:

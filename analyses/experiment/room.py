@@ -1,7 +1,8 @@
 """How much memory a run's work is cut by, which is settled once for all of its processes, and how much is here.
 
-How it fails: a machine that has less free than the run was begun with does not stop it: what is cut stays as it is,
-what is computed at once gets smaller, and the run's record says that rounding may differ.
+How it fails: a machine that has less free than the run was begun with does not stop it, nor does a smaller size that
+is given to jobs that go on: what is cut stays as it is, what is computed at once gets smaller, and the run's record
+says that rounding may differ.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def room(
 
     Args:
         folder: the run's.
-        memory: what the user says; it is taken as it is said. None for a share of what is free when it is settled.
+        memory: what the user says; it is taken as it is said, but of shared work that was begun with less. None for a
+            share of what is free when it is settled.
         devices: that the model is on.
         check: raises where so much is not enough; then nothing is settled, and another try may have more.
 
@@ -51,11 +53,17 @@ def room(
         check(found)
         return found
 
+    before = folder.record["settled"].get("memory")
     settled = folder.settle("memory", memory, find)
-    here = settled if memory is not None else machine.within(on, settled)
+    if before is not None and before != settled:
+        folder.remark(
+            f"the run was begun with {in_words(before)} beside the weights and went on with {in_words(settled)}: its "
+            "work was cut otherwise from then on, and what was made is the same but for rounding"
+        )
+    here = machine.within(on, settled) if memory is None else min(settled, memory)
     if here < settled:
         folder.remark(
-            f"the run was begun with {in_words(settled)} beside the weights; a machine that went on with it had "
+            f"the run was begun with {in_words(settled)} beside the weights; a process that went on with it had "
             f"{in_words(here)}: it ran smaller batches, and what it made is the same but for rounding"
         )
     return Room(settled, here)

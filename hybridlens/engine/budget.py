@@ -36,8 +36,12 @@ NARROWEST = 64
 """Tokens a row that a pass should take at least, when rows are read together."""
 
 
-def parse_memory(text: str) -> int:
+def parse_memory(text: str, option: str = "--memory") -> int:
     """Bytes of a size such as ``2GB``, ``500 MB`` or ``1.5gb``; 1 KB is 1024 bytes.
+
+    Args:
+        text: the size.
+        option: what it was given as, for the error.
 
     Raises:
         InputError: it is no size.
@@ -45,7 +49,7 @@ def parse_memory(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", text.upper())
     unit = "" if match is None else match[2] if match[2].endswith("B") or not match[2] else f"{match[2]}B"
     if match is None or unit == "B" or float(match[1]) <= 0:
-        raise InputError(f"--memory {text!r} given, expected a size such as 2GB or 500MB")
+        raise InputError(f"{option} {text!r} given, expected a size such as 2GB or 500MB")
     return int(float(match[1]) * UNITS[unit])
 
 

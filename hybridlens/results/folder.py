@@ -40,7 +40,7 @@ from hybridlens.results.record import (
     started,
     write_record,
 )
-from hybridlens.results.settled import settle_among, settled
+from hybridlens.results.settled import agreed, settle_among, settled
 
 
 @runtime_checkable
@@ -187,18 +187,23 @@ class Folder:
 
         Args:
             name: its name.
-            given: what the user says, which counts from now on; None where nothing is said.
+            given: what the user says, which counts from now on; but where shards have begun to share the work, as
+                long as they do. None where nothing is said.
             find: what it is where nothing has been said or settled yet.
 
         Raises:
             ResultsError: it cannot be written.
         """
-        value = given
-        if value is None and self.whole is not None:
-            value = settle_among(self.whole, name, find)
-        elif value is None:
-            value = settled(self.path, name)
-            value = find() if value is None else value
+
+        def first() -> int:
+            held = settled(self.whole or self.path, name) if given is None else given
+            return find() if held is None else held
+
+        if self.whole is None:
+            shared = agreed(self.path, name, int)
+            value = first() if shared is None else shared
+        else:
+            value = settle_among(self.whole, name, int, first)
         if self.begin().settled.get(name) != value:
             self.note(settled={**self.begin().settled, name: value})
         return value

@@ -6,6 +6,7 @@ killed run meets the old file or the new one, never a part; what a killed run le
 still there.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -43,6 +44,9 @@ CORE_PACKAGES = (
 
 LARGE = 1 << 30
 """Bytes of weights that are hashed within seconds."""
+
+STALE = 10
+"""How often a file that others replace is opened, at most."""
 
 SHARDS = "shards"
 """Within a run's folder: those of the jobs that share its work, runs of their own."""
@@ -197,14 +201,21 @@ def clear_parts(folder: Path) -> None:
 def read_json(path: Path) -> Any:
     """The value of a JSON file; None where it is missing, a folder, or no JSON that can be read whole.
 
+    On NFS, a file that another node replaces between its opening and its reading is stale: the new one is read.
+
     Raises:
         ResultsError: the system refuses to read it.
     """
     with usable(path):
-        try:
-            return json.loads(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
-            return None
+        for left in reversed(range(STALE)):
+            try:
+                return json.loads(path.read_bytes())
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+                return None
+            except OSError as error:
+                if error.errno != errno.ESTALE or not left:
+                    raise
+    return None
 
 
 def write_json(path: Path, value: object) -> Path:

@@ -237,9 +237,9 @@ def main() -> int:
         printed = way([name, *words], f"{name}-shared")
         again = run([name, *words, "--out", f"{name}-shared", "--cluster", "slurm"]).stdout.strip()
         say("once more:", again)
-        settled = WORK / f"{name}-shared" / "shards" / "settled-memory.json"
-        if settled.exists():
-            say("memory settled by the first shard:", settled.read_text().strip())
+        record = WORK / f"{name}-shared" / "run.json"
+        if record.exists():
+            say("settled by the first shard:", json.loads(record.read_text())["settled"])
         same = table(one.stdout) == table(printed)
         rows.append((name, digest(f"{name}-one"), digest(f"{name}-shared"), same, again.startswith("finished")))
     say("command    one process       shared            equal  table  finished")

@@ -6,12 +6,14 @@ made into DIR and runs the ordinary command there, which finds its work done, or
 report. So the results are those of one process, and a job that is killed, or queued again, goes on with what it has.
 
     DIR/shards/plan.json        what is shared, and the job of each shard; written by whoever submits
-    DIR/shards/settled-memory.json   the memory that work is cut by, as the first shard has settled it for all
+    DIR/shards/settled-memory.json   the memory that work is cut by, as the first shard has settled it for all; and
+    DIR/shards/settled-device.json   the kind of device, where that is left to the jobs; both until the work is done
     DIR/shards/K/progress.json  how far shard K is, or what it failed of; written by its job
     DIR/shards/K/log            what it printed
     DIR/shards/merge/           the same of the last job
     DIR/shards/jobs/            submitit's own files
 
-`plan` holds these files, `shards` what a job does, `jobs` how jobs are submitted and seen, `submitting` the process
-that waits for them, `status` what a person is shown. How it fails: one line, as everywhere; of a shard, in its report.
+`plan` holds these files, `shards` what a job does, `surroundings` what it is started in, `jobs` how jobs are submitted
+and seen, `submitting` the process that waits for them, `status` what a person is shown. How it fails: one line, as
+everywhere; of a shard, in its report.
 """

@@ -4,24 +4,23 @@ Submitit writes the batch script, carries the call, hears the queue's signals an
 (`Task.checkpoint`). Whether a job is still there is asked of Slurm by `squeue`, since `sacct`, which submitit asks,
 needs accounting, which not every cluster has; of processes by their number.
 
+A job imports what the process that submits it does: not what lies in the folder that it starts in, such as a user's
+own folder of the name of one of our packages.
+
 How it fails: without submitit, or where the cluster refuses a job, `InputError` with one line. A queue that does not
 answer tells nothing: every job counts as being there until it does.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
-import sys
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analyses.experiment.cluster.surroundings import outside, own_gpus, python_words, refused, runs, submitit, unheard
 from analyses.experiment.options.cluster import ClusterConfig
 from hybridlens.errors import InputError
 from hybridlens.results.provenance import SHARDS
@@ -48,10 +47,12 @@ class Jobs(ABC):
     Attributes:
         most: how many this process lets run at a time; None where the cluster sees to it.
         wait: seconds between two looks.
+        grace: seconds until one that is gone without a word is believed to be: its last word may not be seen yet.
     """
 
     most: int | None = None
     wait = 5.0
+    grace = 60.0
 
     def __init__(self, config: ClusterConfig, folder: Path, title: str, device: str) -> None:
         self.config = config
@@ -79,7 +80,7 @@ class Jobs(ABC):
 
     @abstractmethod
     def alive(self, jobs: Sequence[str]) -> Mapping[str, str]:
-        """Those of some jobs that wait, run or were cancelled, with the cluster's word for what they do."""
+        """Those of some jobs that wait or run, or were ended for good (`AWAY`), with the cluster's word for it."""
 
 
 class SlurmJobs(Jobs):
@@ -101,9 +102,12 @@ class SlurmJobs(Jobs):
             "slurm_partition": config.partition,
             "gpus_per_node": config.gpus_for(self.device, self.has_gpus) or None,
             "mem_gb": None if config.mem is None else config.mem / 2**30,
+            "slurm_additional_parameters": {"requeue": True},  # also where a site has it otherwise
         }
-        with _refused("Slurm"):
-            executor = _submitit().AutoExecutor(self.folder, "slurm", slurm_max_num_timeout=REQUEUES)
+        with refused("Slurm"), outside():
+            executor = submitit().AutoExecutor(
+                self.folder, "slurm", slurm_max_num_timeout=REQUEUES, slurm_python=python_words()
+            )
             executor.update_parameters(**{name: value for name, value in given.items() if value is not None})
             with executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
@@ -119,32 +123,44 @@ class SlurmJobs(Jobs):
             return False
 
     def alive(self, jobs: Sequence[str]) -> Mapping[str, str]:
-        """See `Jobs`; a cancelled job is known for some minutes."""
+        """See `Jobs`; one that was ended is known for some minutes. Of one that waits, why, if that says something."""
         if not jobs:
             return {}
         arrays = ",".join(dict.fromkeys(job.partition("_")[0] for job in jobs))
         try:
-            asked = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i|%T"]
+            asked = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i|%T|%r"]
             answer = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return dict.fromkeys(jobs, "unknown")
         if answer.returncode and "Invalid job id" not in answer.stderr:
             return dict.fromkeys(jobs, "unknown")
-        states = dict(line.strip().split("|") for line in answer.stdout.splitlines() if "|" in line)
-        return {job: states[job].lower() for job in jobs if states.get(job, "") in STILL}
+        found: dict[str, str] = {}
+        for line in answer.stdout.splitlines():
+            job, state, reason = (*line.strip().split("|", 2), "", "")[:3]
+            if state and state not in ENDED:
+                waits = state in ("PENDING", "REQUEUE_HOLD", "SPECIAL_EXIT") and reason not in USUAL
+                found[job] = f"{state.lower()} ({reason})" if waits else state.lower()
+        return {job: found[job] for job in jobs if job in found}
 
 
-STILL = frozenset(
-    ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
-     "PREEMPTED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT", "CANCELLED")
-)  # fmt: skip
-"""Slurm's words for a job that will go on by itself, and for one that someone has taken away."""
+ENDED = frozenset(("BOOT_FAIL", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "PREEMPTED", "TIMEOUT"))
+"""Slurm's words for a job that is over; whatever else it may say of one, now or one day, the job is still there."""
+
+AWAY = {
+    "cancelled": "someone has cancelled it",
+    "out_of_memory": "it took more main memory than it had, and was killed; give the same command with more --mem",
+}
+"""Words for a job that was ended for good, and what a person is told: it is not submitted again unless asked for."""
+
+USUAL = ("", "None", "Priority", "Resources")
+"""Why jobs wait where all is well."""
 
 
 class LocalJobs(Jobs):
     """Processes of this machine, which go on where the one that submits them is stopped."""
 
     wait = 0.5
+    grace = 0.0
 
     def __init__(self, config: ClusterConfig, folder: Path, title: str, device: str) -> None:
         super().__init__(config, folder, title, device)
@@ -153,19 +169,22 @@ class LocalJobs(Jobs):
 
     def submit(self, tasks: Sequence[Call]) -> list[str]:
         """See `Jobs`; each has GPUs of its own while there are enough, and shares them where there are more jobs."""
-        there = _gpus()
+        there = own_gpus()
         gpus = self.config.gpus_for(self.device, lambda: bool(there))
+        if 0 < len(there) < gpus:
+            raise InputError(f"--gpus {gpus} given, expected at most {len(there)}: this machine has no more")
+        there = there or tuple(range(gpus))
         names: list[str] = []
         for task in tasks:
             self._running = {slot: job for slot, job in self._running.items() if not job.done()}
             slot = next(slot for slot in range(len(self._running) + 1) if slot not in self._running)
-            with _refused("this machine"), _unheard():
-                executor = _submitit().LocalExecutor(self.folder, max_num_timeout=REQUEUES)
+            with refused("this machine"), unheard():
+                executor = submitit().LocalExecutor(self.folder, max_num_timeout=REQUEUES, python=python_words())
                 executor.update_parameters(
                     timeout_min=YEAR if self.limit is None else self.limit / 60,
                     signal_delay_s=self.delay,
                     gpus_per_node=gpus,
-                    visible_gpus=tuple(n % max(1, there) for n in range(slot * gpus, (slot + 1) * gpus)),
+                    visible_gpus=tuple(there[n % len(there)] for n in range(slot * gpus, (slot + 1) * gpus)),
                 )
                 job = executor.submit(task)
             self._running[slot] = job
@@ -175,12 +194,21 @@ class LocalJobs(Jobs):
     def alive(self, jobs: Sequence[str]) -> Mapping[str, str]:
         """See `Jobs`."""
         mine = {job.job_id for job in self._running.values() if not job.done()}  # `done` lets go of what has ended
-        return {job: "running" for job in jobs if job in mine or _runs(int(job))}
+        return {job: "running" for job in jobs if job in mine or runs(int(job), self.folder)}
 
 
 def jobs_of(config: ClusterConfig, folder: Path, title: str, device: str) -> Jobs:
     """Where the jobs of a cluster are."""
     return (SlurmJobs if config.cluster == "slurm" else LocalJobs)(config, folder, title, device)
+
+
+def shards_of(config: ClusterConfig, device: str) -> int:
+    """How many jobs share the work: of this machine no more than have GPUs of their own, unless it is said."""
+    if config.jobs is not None or config.cluster == "slurm" or device == "cpu":
+        return config.shards
+    there = own_gpus()
+    each = config.gpus_for(device, lambda: bool(there))
+    return max(1, min(config.shards, len(there) // each)) if each and there else config.shards
 
 
 def need(config: ClusterConfig) -> None:
@@ -189,61 +217,10 @@ def need(config: ClusterConfig) -> None:
     Raises:
         InputError: submitit, or Slurm, is not installed.
     """
-    _submitit()
-    if config.cluster == "slurm" and shutil.which("sbatch") is None:
+    submitit()
+    lacking = next((name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None), None)
+    if config.cluster == "slurm" and lacking is not None:
         raise InputError(
-            "--cluster slurm given, but there is no sbatch here; run it where jobs are submitted, or --cluster local"
+            f"--cluster slurm given, but there is no {lacking} here; run it where jobs are submitted, or "
+            "--cluster local"
         )
-
-
-def _submitit() -> Any:
-    try:
-        import submitit
-    except ImportError as error:
-        raise InputError(
-            "--cluster needs submitit, which is not installed; pip install 'hybridlens[cluster]'"
-        ) from error
-    return submitit
-
-
-@contextmanager
-def _refused(where: str) -> Generator[None]:
-    """What a cluster refuses, as one line."""
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    try:
-        yield
-    except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else type(error).__name__)
-        raise InputError(f"{where} refuses the jobs ({said}); see --partition, --time, --mem and --gpus") from error
-
-
-@contextmanager
-def _unheard() -> Generator[None]:
-    """What is started inside does not hear Ctrl-C, nor that the terminal is closed."""
-    here = threading.current_thread() is threading.main_thread()
-    heard = (signal.SIGINT, signal.SIGHUP) if here and sys.platform != "win32" else ()
-    before = [signal.signal(number, signal.SIG_IGN) for number in heard]
-    try:
-        yield
-    finally:
-        for number, handler in zip(heard, before, strict=True):
-            signal.signal(number, handler)
-
-
-def _gpus() -> int:
-    """How many GPUs this machine has."""
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _runs(process: int) -> bool:
-    """Whether a process of submitit's has this number; not for one that starts, whose words are not there yet."""
-    try:
-        os.kill(process, 0)
-        words = Path(f"/proc/{process}/cmdline")
-        return not Path("/proc/self").exists() or b"submitit" in words.read_bytes()
-    except OSError:
-        return False

@@ -6,6 +6,7 @@ How it fails: a file that is missing or damaged is none: what it told of is plan
 from __future__ import annotations
 
 import time
+import uuid
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,9 +29,9 @@ class Placed(BaseModel):
     """A job that was submitted."""
 
     job: str
-    """The cluster's name of it."""
+    """The cluster's name of it; empty while it is being submitted."""
     token: str
-    """Of this submission, which its reports bear."""
+    """Of this submission, which its reports bear; greater than those of the submissions before it."""
     wave: int
     done: int = 0
     """Units that its shard had done before."""
@@ -41,9 +42,9 @@ class Placed(BaseModel):
 class Plan(BaseModel):
     """What is shared, and among whom."""
 
-    format: int = 1
+    format: Literal[1] = 1
     asked: str
-    """Digest of the experiment's options."""
+    """Digest of the experiment's options that a result or the division of the work depends on."""
     experiment: str
     job: str
     model: str
@@ -60,6 +61,15 @@ class Plan(BaseModel):
     def names(self) -> list[str]:
         """The jobs of the present wave."""
         return [MERGE] if self.wave >= self.waves else [str(shard) for shard in range(self.shards)]
+
+    def present(self) -> dict[str, Placed]:
+        """The latest job of each shard that has one in the present wave."""
+        found = {name: self.placed.get(name) for name in self.names()}
+        return {name: one for name, one in found.items() if one is not None and one.wave == self.wave}
+
+    def jobs(self) -> list[str]:
+        """The cluster's names of these."""
+        return [one.job for one in self.present().values() if one.job]
 
 
 class Report(BaseModel):
@@ -94,10 +104,15 @@ def place_of(folder: Path, name: str) -> Path:
     return folder / SHARDS / name
 
 
+def new_token() -> str:
+    """A token for a submission, greater than those of earlier ones."""
+    return f"{time.time_ns():016x}-{uuid.uuid4().hex}"
+
+
 def asked(options: Options, device: str, dtype: str) -> str:
-    """A digest of all that an experiment is asked for."""
+    """A digest of all that an experiment is asked for, but for the memory, by which work that was begun is not cut."""
     values = options.model_dump(
-        mode="json", exclude={"command"}, fallback=lambda v: getattr(v, "hash", None) or repr(v)
+        mode="json", exclude={"command", "memory"}, fallback=lambda v: getattr(v, "hash", None) or repr(v)
     )
     return hash_json([type(options).__name__, values, device, dtype])[:32]
 

@@ -4,13 +4,19 @@ Both are calls that submitit carries to where they run. The model is loaded once
 shard's log, and how far it is into its report, twice a second at most. Where the queue wants the job's place, or its
 time is up, submitit calls `checkpoint`, and the job is queued again as it is: what it has made stands in its folder.
 
-How it fails: what is raised is the report's last word, and submitit's. A job whose time was up before a single part was
-made would be queued for ever: that is refused in one line.
+A job begins by asking the plan whether it is still the one that is to do this: one that waited in the queue while
+another was submitted in its place ends at once. Where ``--device auto`` leaves the device to the jobs, the first says
+for all whether it is a GPU.
+
+How it fails: what is raised is the report's last word, and submitit's. A job that would be queued again and again
+before a single part is made is refused in one line.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import time
 import traceback
@@ -21,7 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analyses.experiment.cluster.plan import LOG, MERGE, Report, place_of, write_report
+import torch
+
+from analyses.experiment.cluster.plan import LOG, MERGE, Report, place_of, read_plan, write_report
 from analyses.experiment.options.base import Options
 from analyses.experiment.parts import loaded, share
 from analyses.experiment.running import Experiment, conduct
@@ -29,12 +37,17 @@ from hybridlens.errors import HybridLensError, InputError
 from hybridlens.progress import hidden
 from hybridlens.results import Folder
 from hybridlens.results.files import JOURNAL
+from hybridlens.results.record import read_record
+from hybridlens.results.settled import settle_among
 
 OFTEN = 0.5
 """Seconds between two reports, at least."""
 
 NEARLY = 0.8
-"""Of the time allowed: a job that has run for so long was stopped because its time was up."""
+"""Of the time allowed: a job that has run for so long, in one piece or in several, and made no part, never will."""
+
+DEATH_SIGNAL = 1
+"""Linux's `PR_SET_PDEATHSIG`."""
 
 
 @dataclass
@@ -51,6 +64,10 @@ class Task(ABC):
         wave: which part of it this is of.
         token: of the submission.
         limit: seconds that the job may take; None for no end.
+        began: when it was called.
+        before: what its folder held then.
+        spent: seconds that it has run, whenever it was called, since something was made.
+        leaving: whether it is to be queued again.
     """
 
     experiment: str
@@ -62,8 +79,10 @@ class Task(ABC):
     wave: int
     token: str
     limit: float | None = None
-    made: int = field(default=0, init=False)
     began: float = field(default=0.0, init=False)
+    before: tuple[int, int] = field(default=(0, 0), init=False)
+    spent: float = field(default=0.0, init=False)
+    leaving: bool = field(default=False, init=False)
 
     @property
     @abstractmethod
@@ -71,9 +90,14 @@ class Task(ABC):
         """Of the shard."""
 
     @property
+    @abstractmethod
     def words(self) -> str:
         """What the job is, in its log."""
-        return f"shard {self.name} of {self.shards}, wave {self.wave + 1},"
+
+    @property
+    def place(self) -> Path:
+        """The folder of its results."""
+        return place_of(self.folder, self.name)
 
     @abstractmethod
     def work(self, experiment: Experiment[Any, Any], report: Report) -> None:
@@ -81,31 +105,66 @@ class Task(ABC):
 
     def __call__(self) -> None:
         """Load the model and do the work."""
+        _end_with_its_controller()
         self.began = now = time.time()
-        self.made = 0
-        place_of(self.folder, self.name).mkdir(parents=True, exist_ok=True)
+        self.leaving = False
+        at = time.strftime("%Y-%m-%d %H:%M:%S")
+        logs = place_of(self.folder, self.name)
+        logs.mkdir(parents=True, exist_ok=True)
         report = Report(token=self.token, wave=self.wave, began=now, told=now)
-        with _logged(place_of(self.folder, self.name) / LOG), self._reported(report), hidden():
-            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.words} begins", flush=True)
-            experiment = loaded(self.experiment).opened(self.options, self.device, self.dtype)
-            report.unit, report.began = experiment.unit, time.time()
-            self.work(experiment, report)
+        with _logged(logs / LOG):
+            if self._replaced():
+                print(f"{at} {self.words} was submitted again meanwhile: nothing is left to do here", flush=True)
+                return
+            with self._reported(report), hidden():
+                print(f"{at} {self.words} begins", flush=True)
+                self.before = _held(self.place)
+                experiment = loaded(self.experiment).opened(self.options, self._device(), self.dtype)
+                report.unit, report.began = experiment.unit, time.time()
+                self.work(experiment, report)
 
     def checkpoint(self) -> Any:
         """What is queued again when the job has to make room: itself, with all that it has stored.
 
         Raises:
-            InputError: its time was up, and no part was made.
+            InputError: it has had about all the time that it may take, in one piece or several, and made no part.
         """
         from submitit.helpers import DelayedSubmission
 
-        ran = time.time() - self.began
-        if self.limit is not None and not self.made and ran >= NEARLY * self.limit:
+        made = _held(self.place) != self.before
+        self.spent = 0.0 if made else self.spent + time.time() - self.began
+        if self.limit is not None and self.spent >= NEARLY * self.limit:
             raise InputError(
-                f"no part of shard {self.name} was done in {ran / 3600:.2g} hours; give more --time, or smaller parts "
-                "(--batch-size)"
+                f"no part of {self.words.rstrip(',')} was done in {self.spent / 3600:.2g} hours; give the same command "
+                "with more --time"
             )
+        self.leaving = True
         return DelayedSubmission(self)
+
+    def _replaced(self) -> bool:
+        """Whether another job was submitted for this one's work, after it."""
+        plan = read_plan(self.folder)
+        placed = None if plan is None else plan.placed.get(self.name)
+        return placed is not None and placed.token > self.token
+
+    def _device(self) -> str:
+        """Where to load the model: where it is left to the jobs, on a GPU in all of them or in none.
+
+        Raises:
+            InputError: the others have one, and this one has none.
+        """
+        if self.device != "auto":
+            return self.device
+        here = "cuda" if torch.cuda.is_available() else "cpu"
+        kind = settle_among(self.folder, "device", str, lambda: here)
+        if kind != here:
+            if kind != "cpu":
+                raise InputError(
+                    "there is no GPU here, and other jobs of this run have one; ask for one with --gpus, or name a "
+                    "--partition of nodes that have some"
+                )
+            print("--device auto: the CPU, as the first job of this run had no GPU", flush=True)
+        return "cpu" if kind == "cpu" else "auto"
 
     def tell(self, report: Report, done: int, at_once: bool = False) -> None:
         """Report so many units done."""
@@ -119,13 +178,11 @@ class Task(ABC):
         write_report(self.folder, self.name, report)
         try:
             yield
-        except SystemExit:  # submitit's, after `checkpoint`
-            report.state = "queued"
-            raise
         except BaseException as error:
-            lines = " ".join(str(error).split())
-            report.error = lines if isinstance(error, HybridLensError) else f"{type(error).__name__}: {lines}"[:500]
-            report.state = "failed"
+            if self.leaving:  # submitit ends the job; or the queue refuses it, and whoever waits submits it again
+                report.state = "queued"
+                raise
+            report.error, report.state = self._line(error), "failed"
             if not isinstance(error, HybridLensError):
                 traceback.print_exc()
             print(report.error, file=sys.stderr, flush=True)
@@ -134,6 +191,15 @@ class Task(ABC):
             report.state = "done"
         finally:
             write_report(self.folder, self.name, report)
+
+    def _line(self, error: BaseException) -> str:
+        """What ended it, on one line."""
+        words = " ".join(str(error).split())
+        if isinstance(error, HybridLensError):
+            return words
+        lacking = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in words.lower())
+        advice = "; give the same command with less --memory" if lacking and hasattr(self.options, "memory") else ""
+        return f"{type(error).__name__}: {words}"[:500] + advice
 
 
 @dataclass
@@ -150,6 +216,11 @@ class Shard(Task):
     def name(self) -> str:
         """Its number."""
         return str(self.shard)
+
+    @property
+    def words(self) -> str:
+        """See `Task`."""
+        return f"shard {self.name} of {self.shards}, wave {self.wave + 1},"
 
     def work(self, experiment: Experiment[Any, Any], report: Report) -> None:
         """See `Task`; what the run has, and the waves before made in any shard, is there beforehand.
@@ -168,14 +239,13 @@ class Shard(Task):
             report.total = sum(part.units for part in mine)
             report.began = time.time()
             self.tell(report, 0, at_once=True)
-            done = 0
+            done, made = 0, False
             for part in mine:
-                before = _held(folder)
+                before = _held(self.place)
                 part.make(lambda more, done=done: self.tell(report, done + more))
                 done += part.units
-                if _held(folder) != before:
-                    self.made += 1
-                elif not self.made:  # an earlier job had made it
+                made = made or _held(self.place) != before
+                if not made:  # an earlier job had made it
                     report.done_before, report.began = done, time.time()
                 self.tell(report, done, at_once=True)
                 print(f"{time.strftime('%H:%M:%S')} {part.name}: {done} of {report.total}", flush=True)
@@ -197,11 +267,15 @@ class Merge(Task):
         """See `Task`."""
         return "putting the results together"
 
+    @property
+    def place(self) -> Path:
+        """See `Task`."""
+        return self.folder
+
     def work(self, experiment: Experiment[Any, Any], report: Report) -> None:
         """See `Task`."""
 
         def progress(done: int, total: int) -> None:
-            self.made += done > report.done
             report.total = total
             self.tell(report, done)
 
@@ -213,10 +287,20 @@ class Merge(Task):
         print("\n".join(report.said), flush=True)
 
 
-def _held(folder: Folder) -> tuple[int, int]:
+def _held(folder: Path) -> tuple[int, int]:
     """What tells whether something was stored: the number of artefacts, and bytes of cells."""
-    cells = folder.path / JOURNAL
-    return len(folder.record["artefacts"]), cells.stat().st_size if cells.exists() else 0
+    record, cells = read_record(folder), folder / JOURNAL
+    return 0 if record is None else len(record.artefacts), cells.stat().st_size if cells.exists() else 0
+
+
+def _end_with_its_controller() -> None:
+    """Have a process of this machine end with submitit's that started it: its number is the one that people know."""
+    controller = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+    if controller is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != int(controller):  # it has ended before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from analyses.experiment.cluster.jobs import jobs_of
-from analyses.experiment.cluster.plan import LOG, MERGE, Plan, Report, place_of, read_plan, read_report
+from analyses.experiment.cluster.jobs import AWAY, jobs_of
+from analyses.experiment.cluster.plan import LOG, Plan, Report, place_of, read_plan, read_report
 from analyses.experiment.options.cluster import ClusterConfig
 from analyses.experiment.text import columns
 from hybridlens.results import hash_json, read_run
@@ -34,7 +34,7 @@ def status_lines(folder: Path) -> list[str]:
     """
     plan = read_plan(folder)
     lines = [] if plan is None or plan.complete else _shared(folder, plan)
-    if plan is None or (folder / RECORD).exists():
+    if not lines or (folder / RECORD).exists():
         lines += _whole(folder)
     return lines
 
@@ -84,10 +84,9 @@ def results_digest(folder: Path) -> str:
 def _shared(folder: Path, plan: Plan) -> list[str]:
     """Of the jobs that share its work."""
     merging = plan.wave >= plan.waves
-    names = plan.names()
-    placed = {name: one for name, one in plan.placed.items() if name in names and one.wave == plan.wave}
+    names, placed = plan.names(), plan.present()
     jobs = jobs_of(ClusterConfig.on(plan.cluster), folder, plan.job, "cpu")
-    alive = jobs.alive([one.job for one in placed.values()])
+    alive = jobs.alive(plan.jobs())
     stage = "putting the results together" if merging else f"wave {plan.wave + 1} of {plan.waves}"
     lines = [f"{plan.job} of {plan.model}: {stage}, {plan.shards} shards on {plan.cluster}"]
     rows = [["shard", "state", "job", "done", "seconds each", "left"]]
@@ -96,16 +95,17 @@ def _shared(folder: Path, plan: Plan) -> list[str]:
     for name in names:
         one, report = placed.get(name), read_report(folder, name)
         told = report if one is not None and report is not None and report.token == one.token else None
-        state = _state(None if one is None else alive.get(one.job, ""), told)
+        state = _state(alive.get(one.job, "") if one is not None and one.job else None, told)
         left = None if told is None else _left(told)
+        job = "–" if one is None else one.job or "–"
         rows.append([
-            name, state, "–" if one is None else one.job, "–" if told is None else f"{told.done}/{told.total}",
+            name, state, job, "–" if told is None else f"{told.done}/{told.total}",
             "–" if told is None or told.pace is None else f"{told.pace:.2g}",
             "–" if left is None or state != "running" else _words(left),
         ])  # fmt: skip
         here.append(told)
-        if state in ("failed", "ended", "cancelled"):
-            below.append(f"{name} {state}: {_last(folder, name, told)}")
+        if state in ("failed", "ended", *AWAY):
+            below.append(f"{name} {state}: {AWAY.get(state) or _last(folder, name, told)}")
     lines += [columns(rows, left=3), *below]
     known = [report for report in here if report is not None]
     unit = known[0].unit if known else "unit"
@@ -148,7 +148,7 @@ def _last(folder: Path, name: str, report: Report | None) -> str:
     """The last line of what a job that is gone has said."""
     if report is not None and report.error:
         return report.error
-    log = place_of(folder, MERGE if name == MERGE else name) / LOG
+    log = place_of(folder, name) / LOG
     try:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     except OSError:

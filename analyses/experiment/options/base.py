@@ -176,12 +176,14 @@ def one_of(known: Sequence[str], what: str | None = None) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _memory(text: str) -> int:
+def _memory(value: object, info: Any) -> object:
     from hybridlens.engine import parse_memory  # which loads torch
 
-    if len(text) > DIGITS:
-        raise InputError(f"--memory {text[:15]!r}... given, expected a size such as 2GB or 500MB")
-    return parse_memory(text)
+    if not isinstance(value, str):
+        return value
+    if len(value) > DIGITS:
+        raise InputError(f"{flag(info.field_name)} {value[:15]!r}... given, expected a size such as 2GB or 500MB")
+    return parse_memory(value, flag(info.field_name))
 
 
 Item = TypeVar("Item")
@@ -192,7 +194,7 @@ MaybeNumbers = Listed[tuple[Natural, ...] | None]
 MaybeWords = Annotated[tuple[str, ...] | None, typed(words_of), AfterValidator(once)]
 Memory = Annotated[
     Annotated[int, Field(ge=1)] | None,
-    typed(_memory),
+    BeforeValidator(_memory),
     Field(
         description="What may be held beside the weights, like 2GB; a share of what is free when left out. Changes no "
         "result.",

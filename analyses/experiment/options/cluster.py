@@ -29,7 +29,10 @@ class ClusterConfig(Checked):
         "were killed, and put the results together. Needs hybridlens[cluster].",
     )
     jobs: int | None = Field(
-        None, ge=1, le=1000, description="With --cluster: jobs that share the work; 8, or as many as processors."
+        None,
+        ge=1,
+        le=1000,
+        description="With --cluster: jobs that share the work; 8, or as many as processors or GPUs here.",
     )
     gpus: int | None = Field(
         None,
@@ -59,7 +62,7 @@ class ClusterConfig(Checked):
 
     @property
     def shards(self) -> int:
-        """How many jobs share the work."""
+        """How many jobs share the work, as far as GPUs do not matter."""
         if self.jobs is not None:
             return self.jobs
         return JOBS if self.cluster == "slurm" else min(JOBS, os.cpu_count() or 1)
@@ -70,10 +73,19 @@ class ClusterConfig(Checked):
         Args:
             device: for each job, as typed.
             has_some: whether there are GPUs where jobs run; asked where the device is "auto".
+
+        Raises:
+            InputError: the device is none of a job's own.
         """
-        if self.gpus is not None:
-            return self.gpus
-        return int(device.startswith("cuda") or (device == "auto" and has_some()))
+        gpus = self.gpus
+        if gpus is None:
+            gpus = int(device.startswith("cuda") or (device == "auto" and has_some()))
+        number = device.removeprefix("cuda:")
+        if number.isdecimal() and int(number) >= gpus:
+            raise InputError(
+                f"--device {device} given, but each job counts its own GPUs from 0, and has {gpus}; give --device cuda"
+            )
+        return gpus
 
 
 def cluster_of(given: Mapping[str, Any]) -> ClusterConfig | None:
@@ -84,6 +96,9 @@ def cluster_of(given: Mapping[str, Any]) -> ClusterConfig | None:
     """
     config = ClusterConfig(**given)
     if config.cluster is not None:
+        of_slurm = next((name for name in ("partition", "mem") if getattr(config, name) is not None), None)
+        if config.cluster != "slurm" and of_slurm is not None:
+            raise InputError(f"{flag(of_slurm)} given with --cluster {config.cluster}, which has none; leave it out")
         return config
     other = next((name for name, value in given.items() if value is not None), None)
     if other is not None:
