@@ -250,6 +250,14 @@ class CheckpointFiles:
         return f"holds no weights, expected {SINGLE} or its shards with {INDEX}"
 
 
+def is_here(name: str | Path) -> bool:
+    """Whether this is a folder, or a GGUF file."""
+    try:
+        return Path(name).is_dir() or (Path(name).suffix == GGUF and Path(name).is_file())
+    except (OSError, ValueError):  # too long for a name, or with a zero in it
+        return False
+
+
 @contextmanager
 def opening(what: str) -> Generator[None]:
     """Turn whatever is raised inside the block into one `CheckpointError`: "`what`: the reason".
