@@ -4,7 +4,8 @@ What a lens hands out of a model's weights is a view of them where it can be, an
 in it, a norm folded in, layers stacked. A write to the first would change the Hugging Face model behind the lens's
 back, a write to the second would do nothing, and one cannot see which of the two one has. So both are refused.
 
-What is computed from such a tensor is an ordinary one; what is a view of it (an index, a transpose) is read-only too.
+What is computed from such a tensor is an ordinary one; what is a view of it (an index, a transpose) is read-only too,
+and so is the array that NumPy has of it (``W.numpy()``), which says so in NumPy's words.
 `clone` gives one's own.
 
 A stack over some of the layers (`stacked`) knows which, so that an index beyond its end, which was meant as a layer's
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,6 +127,8 @@ def _guarded(made: Any, places: set[tuple[str, int]]) -> Any:
     """`made`, with the tensors in it that share memory with one that was read-only read-only too."""
     if isinstance(made, (tuple, list)) and type(made) in (tuple, list):
         return type(made)(_guarded(one, places) for one in cast(Sequence[Any], made))
+    if isinstance(made, np.ndarray) and not made.flags.owndata:
+        made.flags.writeable = False
     if not isinstance(made, Tensor) or isinstance(made, ReadOnly) or made.layout != torch.strided:
         return made
     return made.as_subclass(ReadOnly) if made.numel() and _place(made) in places else made

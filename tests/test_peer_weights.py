@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from bounds import FORWARD, LAYER, close
@@ -272,6 +273,18 @@ def test_folded_latents_have_maps():
     held = lens.weights(folded=True)
     assert held.W_K.shape == (1, 4, 32, 9)
     assert held.OV.shape == (1, 4, 32, 32)
+
+
+def test_numpys_view_of_a_weight_cannot_be_written_to():
+    """It was a way into the model's memory that nothing saw."""
+    lens = HybridLens(make("jamba"))
+    for array in (lens.W_E.numpy(), lens.W_E[0].numpy(), np.asarray(lens.W_U)):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+    lens.W_E.clone().numpy()[...] = 0
+    (lens.W_E + 0).numpy()[...] = 0
+    np.array(lens.W_E)[...] = 0
+    assert float(lens.W_E.abs().max()) > 0
 
 
 def test_adapters_are_refused_by_name():
