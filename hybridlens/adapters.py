@@ -123,10 +123,11 @@ def put_on(model: Any, files: CheckpointFiles, merge: bool) -> Any:
         given: dict[str, Any] = {"model_id": str(files.folder), "adapter_name": "default", "torch_device": "cpu"}
         adapted: Any = peft.PeftModel.from_pretrained(model, **given, use_safetensors=True).eval()
         report: Any = adapted.load_adapter(**given)  # once more, for what it says of itself
-    base = without_wrapper(adapted)
+    _check_kinds(adapted)
     _check_whole(files, adapted.peft_config["default"], report)
     if not merge:
-        return base
+        return without_wrapper(adapted)
+    base = adapted.get_base_model()
     if base.config.tie_word_embeddings and _around(base.get_input_embeddings(), base.get_output_embeddings()):
         raise CheckpointError(
             f"the adapter '{files.source}' is on an embedding that is also the unembedding (tie_word_embeddings): "
@@ -190,13 +191,30 @@ def without_wrapper(model: Any) -> Any:
     """The model with PEFT's layers in it that a PEFT model runs; any other as it is.
 
     Raises:
-        CheckpointError: its adapter is more than layers in the model's places.
+        CheckpointError: its adapter is more than layers in the model's places, or is on norms.
     """
     peft: Any = sys.modules.get("peft")
-    if peft is None or not isinstance(model, peft.PeftModel):
+    if peft is None:
         return model
-    held: Any = model
-    for name, config in held.peft_config.items():
+    if isinstance(model, peft.PeftModel):
+        _check_kinds(model)
+        model = cast(Any, model).get_base_model()
+    for name, part in model.named_modules():
+        if type(part).__name__ == "LNTuningLayer":  # which shows nothing of the norm inside, not even its epsilon
+            raise CheckpointError(
+                f"an adapter (LNTuningLayer) stands around {name}, a norm, which a lens reads and does not call; merge "
+                "it (hl.load(…, merge=True) or model.merge_and_unload())"
+            )
+    return model
+
+
+def _check_kinds(model: Any) -> None:
+    """Refuse kinds of adapters of which a lens would run a part.
+
+    Raises:
+        CheckpointError: naming it.
+    """
+    for name, config in model.peft_config.items():
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         whole = config.is_prompt_learning or kind.upper() in _WHOLE
         marks = ("alora_invocation_tokens", "layer_replication")
@@ -207,7 +225,6 @@ def without_wrapper(model: Any) -> Any:
                 f"the adapter {shown(name)} is a {kind} {said}: a lens would run it in part; merge it where PEFT can "
                 "(merge_and_unload) and open the merged model, or use one of LoRA's kind"
             )
-    return held.get_base_model()
 
 
 def switches(model: nn.Module) -> str:

@@ -1,40 +1,29 @@
-"""Adapters of PEFT, from their folders and in memory, against PEFT's own model and its own merged one.
+"""Adapters of PEFT, from their folders, against PEFT's own model and its own merged one.
 
 Every adapter is random and moves the logits by about their own size, so that half of one, or none, is seen at once.
 """
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import peft
-import peft.helpers
 import pytest
 import torch
+from adapted_models import FAMILY, FEW, IDS, adapted, refused
 from bounds import FORWARD, LAYER, close
-from models import make, tokens
+from models import make
 from safetensors.torch import load_file, save_file
 
 import hybridlens as hl
 from analyses.cli import main
 from analyses.experiment.checkpoints import open_model, weights_hash
-from hybridlens.errors import CheckpointError, InputError
 from hybridlens.loading import checkpoint
 from hybridlens.weights import Weights
 from hybridlens.weights.merged import targeted
 
-IDS = tokens(2, 6)
-FAMILY = "jamba"
 OTHER = "base_model.model.model.layers.9.self_attn.q_proj"
-FEW = ["q_proj", "o_proj", "in_proj", "gate_proj"]
-
-
-def adapted(model=None, seed=0, **settings):
-    """A PEFT model with random adapters."""
-    torch.manual_seed(seed)
-    settings = {"r": 2, "target_modules": FEW, "init_lora_weights": False, "task_type": "CAUSAL_LM", **settings}
-    return peft.get_peft_model(make(FAMILY) if model is None else model, peft.LoraConfig(**settings)).eval()
+NORM = "input_layernorm"
 
 
 @pytest.fixture(autouse=True)
@@ -67,15 +56,6 @@ def both_in_one(folders):
     for file in (folders / "lora").iterdir():
         shutil.copy(file, folders / "base")
     return folders / "base"
-
-
-def refused(call, *words, error=CheckpointError):
-    with pytest.raises(error) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 # From folders.
@@ -313,83 +293,12 @@ def test_a_tied_embedding_is_followed_and_not_merged(tmp_path):
     refused(lambda: hl.load(tmp_path / "lora", merge=True), "tie_word_embeddings", "leave merge out")
 
 
-# In memory.
-
-
-@pytest.mark.parametrize("saved", ["lm_head", "embed_tokens"])
-def test_a_module_that_was_saved_whole_is_the_one_whose_weights_are_shown(saved):
-    """W_U was the base's, where the base's is tied to its embedding; otherwise there was none."""
-    model = adapted(make("gemma3"), target_modules=["q_proj"], modules_to_save=[saved])
-    module = model.get_base_model().lm_head if saved == "lm_head" else model.get_base_model().model.embed_tokens
-    module.weight.add_(torch.randn_like(module.weight))
-    lens = hl.HybridLens(model)
-    close(lens(IDS), model(IDS).logits, FORWARD)
-    own, other = (lens.W_U.T, lens.W_E) if saved == "lm_head" else (lens.W_E, lens.W_U.T)
-    scale = lens.W_E.norm() / model.get_base_model().model.embed_tokens.weight.norm()
-    close(own * (1 / scale if saved == "embed_tokens" else 1), module.weight, FORWARD)
-    assert not torch.allclose(other, own)
-    with model.disable_adapter():
-        close(lens.W_U.T * scale, lens.W_E, FORWARD)
-
-
-def test_an_adapter_on_an_unembedding_that_was_the_embedding_is_not_left_out():
-    """W_U was the base's."""
-    lens = hl.HybridLens(adapted(make("gemma3"), target_modules=["lm_head"]))
-    refused(lambda: lens.W_U, "lm_head.weight has an adapter around it", "merge it")
-
-
-def test_a_state_belongs_to_the_strength_of_adapters():
-    """No weight shows it, and the state was gone on from."""
-    model = adapted()
-    lens = hl.HybridLens(model)
-    state = lens.prefill(IDS).state
-    with peft.helpers.rescale_adapter_scale(model, 0.5), pytest.raises(InputError, match="other weights"):
-        lens.extend(state, IDS[:, :1])
-    lens.extend(state, IDS[:, :1])
-
-
-def test_a_peft_model_is_opened_as_it_is():
-    model = adapted()
-    lens = hl.HybridLens(model)
-    close(lens(IDS), model(IDS).logits, FORWARD)
-    assert lens.hf_model is model.get_base_model()
-
-
-@pytest.mark.parametrize("family", ["jamba", "minimax", "qwen3_next", "granitemoehybrid"])
-def test_an_adapter_on_a_router_is_followed(family):
-    """Its weight was read past the adapter: the logits were as far from PEFT's as from zero, without a word."""
-    name = "router.weight" if family in ("jamba", "granitemoehybrid") else "mlp.gate.weight"
-    model = make(family)
-    base, older = model(IDS).logits, hl.HybridLens(model)
-    model = adapted(model, target_modules=[], target_parameters=[name])
-    logits = model(IDS).logits
-    assert float((logits - base).abs().max()) > 0.3 * float(base.abs().max())
-    close(hl.HybridLens(model)(IDS), logits, 16 * FORWARD)
-    refused(lambda: older(IDS), "an adapter (ParamWrapper) stands around", "open the model anew", error=InputError)
-    with model.disable_adapter():
-        close(hl.HybridLens(model)(IDS), base, FORWARD)
-
-
-def test_a_state_belongs_to_the_adapters_that_are_on():
-    """Switching one off changes no weight, and the state was gone on from."""
-    model = adapted()
-    lens = hl.HybridLens(model)
-    state = lens.prefill(IDS).state
-    with model.disable_adapter(), pytest.raises(InputError, match="other weights"):
-        lens.extend(state, IDS[:, :1])
-    lens.extend(state, IDS[:, :1])
-
-
-def test_prompts_and_replicated_layers_are_refused():
-    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    model = peft.get_peft_model(make("llama"), config)
-    refused(lambda: hl.HybridLens(model), "PROMPT_TUNING", "in part")
-    refused(lambda: hl.HybridLens(adapted(alora_invocation_tokens=[3])), "alora_invocation_tokens", "in part")
-
-
-def test_peft_is_not_asked_of_those_without_it(monkeypatch):
-    """Neither imported nor needed for a model without adapters."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
-        monkeypatch.delitem(sys.modules, name)
-    hl.HybridLens(make("llama"))(IDS)
-    assert "peft" not in sys.modules
+def test_an_adapter_on_norms_is_merged_or_refused(folders):
+    """Its layer shows nothing of the norm: Python's own error came out."""
+    model = peft.get_peft_model(hl.load(folders / "base").hf_model, peft.LNTuningConfig(target_modules=[NORM])).eval()
+    for name, weight in model.named_parameters():
+        weight.add_(torch.rand_like(weight) * ("ln_tuning" in name))
+    model.save_pretrained(folders / "norms")
+    close(hl.load(folders / "norms", merge=True)(IDS), model(IDS).logits, FORWARD)
+    for call in (lambda: hl.load(folders / "norms"), lambda: hl.HybridLens(model.get_base_model())):
+        refused(call, f"stands around model.layers.0.{NORM}", "merge=True")

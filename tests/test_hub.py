@@ -219,7 +219,8 @@ def test_an_adapter_goes_on_the_commit_that_it_names_with_its_own_tokenizer(hub,
         peft.get_peft_model(hl.load(folder).hf_model, settings).save_pretrained(tmp_path)
     expected = logits(tmp_path)
     file = tmp_path / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "us/base", "revision": "v1"}))
+    named = {"base_model_name_or_path": "us/base", "revision": "v1"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **named}))
     make("jamba", seed=3).save_pretrained(tmp_path / "newer")
     hub.publish("us/base", read(tmp_path / "newer"))
     hub.repositories["us/base"].commit(older, "v1")

@@ -187,9 +187,7 @@ class Frame:
         fixed = on_a_fixed_day(self.tokenizer.chat_template)
         message = [{"role": "user", "content": text}]
         try:
-            chat = str(
-                self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, **fixed)
-            )
+            chat = str(self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, **fixed))
         except Exception as error:  # a template is a program, and may raise anything
             raise InputError(
                 f"the tokenizer's chat template fails on a user's message ({' '.join(str(error).split())[:200]}); set "
