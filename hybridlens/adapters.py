@@ -4,7 +4,8 @@ An adapter is followed by running its layers, which PEFT puts into the model's p
 PEFT itself; one of the two for all of it. What of PEFT is no layer in a place of the model (prompts of its own, layers
 that are replicated, adapters that are switched on by what the prompt holds) would act only in part: it is refused.
 
-How it fails: `CheckpointError` in one line: PEFT is missing, the files are, or the kind of adapter is one of those.
+How it fails: `CheckpointError` in one line: PEFT is missing, the files are, the kind of adapter is one of those, or its
+files and the model do not have exactly each other's tensors, of which PEFT would put on a part.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ def without_wrapper(model: Any) -> Any:
         return model
     if isinstance(model, peft.PeftModel):
         _check_kinds(model)
-        model = cast(Any, model).get_base_model()
+        model = model.get_base_model()
     for name, part in model.named_modules():
         if type(part).__name__ == "LNTuningLayer":  # which shows nothing of the norm inside, not even its epsilon
             raise CheckpointError(

@@ -61,8 +61,8 @@ def load(
 ) -> HybridLens:
     """Open a checkpoint.
 
-    An adapter of PEFT is opened with the model that it names, or with `name` where `adapter` says so, and followed: its
-    layers run, and hook points show what they give. Quantised weights stay as they are; those of a GGUF file are
+    An adapter of PEFT is opened with the model that it names, at the revision that it names, or with `name` where
+    `adapter` says so, and followed: its layers run, and hook points show what they give. Quantised weights stay as they are; those of a GGUF file are
     dequantised.
 
     Args:
