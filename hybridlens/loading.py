@@ -62,8 +62,8 @@ def load(
     """Open a checkpoint.
 
     An adapter of PEFT is opened with the model that it names, at the revision that it names, or with `name` where
-    `adapter` says so, and followed: its layers run, and hook points show what they give. Quantised weights stay as they are; those of a GGUF file are
-    dequantised.
+    `adapter` says so, and followed: its layers run, and hook points show what they give. Quantised weights stay as they
+    are; those of a GGUF file are dequantised.
 
     Args:
         name: an embedded checkpoint (`hybridlens models` lists them), a folder, a GGUF file, or a hub id; or what
