@@ -4,7 +4,8 @@ An adapter is followed by running its layers, which PEFT puts into the model's p
 PEFT itself; one of the two for all of it. What of PEFT is no layer in a place of the model (prompts of its own, layers
 that are replicated, adapters that are switched on by what the prompt holds) would act only in part: it is refused.
 
-How it fails: `CheckpointError` in one line: PEFT is missing, the files are, or the kind of adapter is one of those.
+How it fails: `CheckpointError` in one line: PEFT is missing, the files are, the kind of adapter is one of those, or its
+files and the model do not have exactly each other's tensors, of which PEFT would put on a part.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from hybridlens.boundary_words import shown
-from hybridlens.checkpoint_files import CheckpointFiles, opening
+from hybridlens.checkpoint_files import INDEX, SINGLE, CheckpointFiles, is_here, opening
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.hub import CONFIG, is_hub_id
 
@@ -30,6 +32,9 @@ NOWHERE = {"subfolder": ".no-adapter"}
 _WHOLE = ("XLORA", "POLY", "ADAPTION_PROMPT")
 """Kinds that do more than exchange layers for layers."""
 
+_SHARED = ("vblora_vector_bank", "prompt_encoder")
+"""What PEFT has in several places of a model and in one of a file."""
+
 
 class Opened(NamedTuple):
     """What a name stands for: a model's files, and those of the adapter that goes on it."""
@@ -38,25 +43,27 @@ class Opened(NamedTuple):
     adapter: CheckpointFiles | None
 
 
-def found(held: CheckpointFiles, adapter: object, merge: bool, base: Callable[[str], CheckpointFiles]) -> Opened:
+def found(
+    held: CheckpointFiles, adapter: object, merge: bool, base: Callable[[str, str | None], CheckpointFiles]
+) -> Opened:
     """The files of a model and of the adapter on it.
 
     Args:
         held: what was opened: a model, an adapter, or both in one folder.
         adapter: the folder or hub id of one to put on it; False for none; None for what lies there.
         merge: asked for with it.
-        base: opens the model that an adapter names as its own.
+        base: opens the model that an adapter names as its own, at the revision that it names.
 
     Raises:
         CheckpointError: there is none to merge, or its files cannot be used.
     """
     names = held.names()
-    alone = CONFIG not in names
+    alone = CONFIG not in names or (ADAPTER in names and not any(map(_holds_model, names)))
     if adapter is False and not alone:
         there = None
     elif adapter is None or adapter is False:
         there = held if ADAPTER in names else None
-    elif isinstance(adapter, (str, Path)) and (Path(adapter).is_dir() or is_hub_id(str(adapter))):
+    elif isinstance(adapter, (str, Path)) and (is_here(adapter) or is_hub_id(str(adapter))):
         there = CheckpointFiles(adapter)
     else:
         raise CheckpointError(f"adapter {shown(adapter)} given, expected a folder or hub id of one, or False for none")
@@ -74,12 +81,15 @@ def found(held: CheckpointFiles, adapter: object, merge: bool, base: Callable[[s
         raise CheckpointError(
             f"'{held.source}' is an adapter whose {ADAPTER} names no base model; give hl.load(base, adapter=…)"
         )
-    if not (Path(named).is_dir() or is_hub_id(named)):
+    if not (is_here(named) or is_hub_id(named)):
         raise CheckpointError(
             f"'{held.source}' is an adapter of '{named}', which is neither a folder here nor a hub id; give "
             "hl.load(base, adapter=…) with the folder that its base model is in now"
         )
-    model = base(named)
+    revision = settings.get("revision")
+    if revision is not None and not isinstance(revision, str):
+        raise CheckpointError(f"'{held.source}': {ADAPTER} has revision {shown(revision)}, expected a text or null")
+    model = base(named, None if is_here(named) else revision or None)
     if CONFIG not in model.names():
         raise CheckpointError(
             f"'{held.source}' is an adapter of '{named}', which holds no model ({CONFIG}); give "
@@ -92,7 +102,8 @@ def put_on(model: Any, files: CheckpointFiles, merge: bool) -> Any:
     """A model with an adapter on it, or in its weights: the same object, its layers or weights exchanged.
 
     Raises:
-        CheckpointError: PEFT is missing, or the adapter cannot be put on this model, or not followed.
+        CheckpointError: PEFT is missing, or the adapter cannot be put on this model, or not all of it, or not
+            followed; or parts of the model are kept elsewhere (offloaded).
     """
     if find_spec("peft") is None:
         raise CheckpointError(
@@ -103,11 +114,21 @@ def put_on(model: Any, files: CheckpointFiles, merge: bool) -> Any:
 
     if files.path(WEIGHTS) is None:
         raise _no_weights(files)
+    if any(weight.is_meta for weight in model.parameters()):  # PEFT would move it all, and write its files anew
+        raise CheckpointError(
+            f"the adapter '{files.source}' cannot be put on a model that is kept elsewhere in part (offloaded); give "
+            "more memory (max_memory), or save the merged model and give that"
+        )
+    _check_rows(model, files)
     with opening(f"the adapter '{files.source}' cannot be put on the model"):
-        adapted: Any = peft.PeftModel.from_pretrained(model, str(files.folder), use_safetensors=True).eval()
-    base = without_wrapper(adapted)
+        given: dict[str, Any] = {"model_id": str(files.folder), "adapter_name": "default", "torch_device": "cpu"}
+        adapted: Any = peft.PeftModel.from_pretrained(model, **given, use_safetensors=True).eval()
+        report: Any = adapted.load_adapter(**given)  # once more, for what it says of itself
+    _check_kinds(adapted)
+    _check_whole(files, adapted.peft_config["default"], report)
     if not merge:
-        return base
+        return without_wrapper(adapted)
+    base = adapted.get_base_model()
     if base.config.tie_word_embeddings and _around(base.get_input_embeddings(), base.get_output_embeddings()):
         raise CheckpointError(
             f"the adapter '{files.source}' is on an embedding that is also the unembedding (tie_word_embeddings): "
@@ -117,17 +138,84 @@ def put_on(model: Any, files: CheckpointFiles, merge: bool) -> Any:
         return adapted.merge_and_unload(safe_merge=True)
 
 
+def _check_rows(model: Any, files: CheckpointFiles) -> None:
+    """Refuse an adapter for a vocabulary of another size: its rows are not all in its file.
+
+    Raises:
+        CheckpointError: saying both sizes.
+    """
+    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    rows = {f"base_model.model.{name}": len(part.weight) for name, part in model.named_modules() if id(part) in ends}
+    with (
+        opening(f"'{files.source}': {WEIGHTS} cannot be read"),
+        safe_open(str(files.path(WEIGHTS)), framework="pt") as stream,
+    ):
+        for name in stream.keys():  # noqa: SIM118 (it is no mapping)
+            has, asked = stream.get_slice(name).get_shape()[0], rows.get(name.removesuffix(".weight"))
+            if asked not in (None, has):
+                raise CheckpointError(
+                    f"the adapter '{files.source}' is for a vocabulary of {has} tokens ({name}), and the model has "
+                    f"{asked}; put it on yourself, model.resize_token_embeddings({has}) first, and give HybridLens the "
+                    "PEFT model"
+                )
+
+
+def _check_whole(files: CheckpointFiles, config: Any, report: Any) -> None:
+    """Refuse an adapter of which PEFT left something out, or made something up.
+
+    Args:
+        files: the adapter's.
+        config: its settings, as PEFT has them.
+        report: what PEFT says of its weights: those that the model has and the file has not, and the other way round.
+
+    Raises:
+        CheckpointError: naming the first.
+    """
+    unknown = [name for name, value in (files.json(ADAPTER) or {}).items() if value and not hasattr(config, name)]
+    if unknown:
+        raise CheckpointError(
+            f"the adapter '{files.source}' has {unknown[0]} in its {ADAPTER}, which the PEFT here does not know; pip "
+            "install -U peft"
+        )
+    lost = [name for name in report.missing_keys if not any(shared in name for shared in _SHARED)]
+    for names, said in (
+        (lost, f"holds no {{}}, which its {ADAPTER} asks for; it is damaged, or of another model"),
+        (report.unexpected_keys, "holds {}, for which the model has no place; it is of another model"),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            name = min(names).removeprefix("base_model.model.").replace(".default", "")
+            raise CheckpointError(f"the adapter '{files.source}' {said.format(name + more)}")
+
+
 def without_wrapper(model: Any) -> Any:
     """The model with PEFT's layers in it that a PEFT model runs; any other as it is.
 
     Raises:
-        CheckpointError: its adapter is more than layers in the model's places.
+        CheckpointError: its adapter is more than layers in the model's places, or is on norms.
     """
     peft: Any = sys.modules.get("peft")
-    if peft is None or not isinstance(model, peft.PeftModel):
+    if peft is None:
         return model
-    held: Any = model
-    for name, config in held.peft_config.items():
+    if isinstance(model, peft.PeftModel):
+        _check_kinds(model)
+        model = model.get_base_model()
+    for name, part in model.named_modules():
+        if type(part).__name__ == "LNTuningLayer":  # which shows nothing of the norm inside, not even its epsilon
+            raise CheckpointError(
+                f"an adapter (LNTuningLayer) stands around {name}, a norm, which a lens reads and does not call; merge "
+                "it (hl.load(…, merge=True) or model.merge_and_unload())"
+            )
+    return model
+
+
+def _check_kinds(model: Any) -> None:
+    """Refuse kinds of adapters of which a lens would run a part.
+
+    Raises:
+        CheckpointError: naming it.
+    """
+    for name, config in model.peft_config.items():
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         whole = config.is_prompt_learning or kind.upper() in _WHOLE
         marks = ("alora_invocation_tokens", "layer_replication")
@@ -138,16 +226,17 @@ def without_wrapper(model: Any) -> Any:
                 f"the adapter {shown(name)} is a {kind} {said}: a lens would run it in part; merge it where PEFT can "
                 "(merge_and_unload) and open the merged model, or use one of LoRA's kind"
             )
-    return held.get_base_model()
 
 
 def switches(model: nn.Module) -> str:
-    """Which adapters of a model are on: they change what it computes and none of its weights. Empty for none."""
+    """Which adapters of a model are on, and how strongly: it changes what it computes and no weight. Empty for none."""
     tuners: Any = sys.modules.get("peft.tuners.tuners_utils")
     if tuners is None:
         return ""
-    layers: list[Any] = [part for part in model.modules() if isinstance(part, tuners.BaseTunerLayer)]
-    return ";".join(f"{layer.active_adapters}{layer.disable_adapters}{layer.merged}" for layer in layers)
+    kinds = (tuners.BaseTunerLayer, sys.modules["peft.utils.other"].AuxiliaryTrainingWrapper)
+    layers: list[Any] = [part for part in model.modules() if isinstance(part, kinds)]
+    marks = ("active_adapters", "disable_adapters", "merged", "scaling")
+    return ";".join(" ".join(str(getattr(layer, mark, "")) for mark in marks) for layer in layers)
 
 
 def check_places(model: nn.Module, called: Callable[[nn.Module], bool]) -> None:
@@ -176,7 +265,8 @@ def check_places(model: nn.Module, called: Callable[[nn.Module], bool]) -> None:
         if not (idle or called(part) or isinstance(inside, (nn.Linear, nn.Embedding))):
             raise InputError(
                 f"an adapter ({type(part).__name__}) stands around {name}, a {type(inside).__name__}, which this lens "
-                "does not call as a whole; open the model anew with HybridLens, or merge it (model.merge_and_unload())"
+                "does not call as a whole; open the model anew with HybridLens, or merge it (hl.load(…, merge=True) or "
+                "model.merge_and_unload())"
             )
         passed = f"{name}."
 
@@ -206,6 +296,11 @@ def _around(*modules: nn.Module) -> bool:
     """Whether an adapter stands around one of the modules."""
     tuners: Any = sys.modules["peft.tuners.tuners_utils"]
     return any(isinstance(module, tuners.BaseTunerLayer) for module in modules)
+
+
+def _holds_model(name: str) -> bool:
+    """Whether a file is of a model's weights; some trainers leave the model's config.json beside an adapter alone."""
+    return name in (SINGLE, INDEX) or name.startswith("pytorch_model")
 
 
 def _settings(files: CheckpointFiles) -> dict[str, Any]:

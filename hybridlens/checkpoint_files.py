@@ -83,12 +83,17 @@ class CheckpointFiles:
         return None if self.hub is None else self.hub.commit
 
     def names(self) -> tuple[str, ...]:
-        """The files at the top of the folder, or all of the hub id's; of a GGUF file that one."""
+        """The files at the top of the folder, or all of the hub id's; of a GGUF file that one.
+
+        Raises:
+            CheckpointError: the folder cannot be read.
+        """
         if self.gguf is not None:
             return (self.gguf,)
         if self.hub is not None:
             return self.hub.names()
-        return tuple(sorted(path.name for path in self.folder.iterdir()))
+        with opening(f"'{self.source}' cannot be read"):
+            return tuple(sorted(path.name for path in self.folder.iterdir()))
 
     def at_hand(self, files: Iterable[str]) -> bool:
         """Whether nothing of these has to be fetched."""
@@ -98,7 +103,7 @@ class CheckpointFiles:
         """Where a file is; None where the checkpoint has no such file.
 
         Raises:
-            CheckpointError: it is there and cannot be fetched, or is a Git LFS pointer.
+            CheckpointError: it is there and cannot be fetched or read, or is a Git LFS pointer.
         """
         path = self.folder / file
         if self.gguf not in (None, file):
@@ -108,7 +113,7 @@ class CheckpointFiles:
         _check_link(path, self.source)
         if not path.is_file():
             return None
-        with path.open("rb") as stream:
+        with opening(f"'{self.source}': {file} cannot be read"), path.open("rb") as stream:
             if stream.read(len(_POINTER)) == _POINTER:
                 raise CheckpointError(
                     f"'{self.source}': {file} is a Git LFS pointer, not the file itself; run `git lfs pull` there, or "
@@ -248,6 +253,14 @@ class CheckpointFiles:
         if self.hub is not None and self.hub.sizes is None:
             return f"has no weights in the cache, and {self.hub.refused}, then run this again"
         return f"holds no weights, expected {SINGLE} or its shards with {INDEX}"
+
+
+def is_here(name: str | Path) -> bool:
+    """Whether this is a folder, or a GGUF file."""
+    try:
+        return Path(name).is_dir() or (Path(name).suffix == GGUF and Path(name).is_file())
+    except (OSError, ValueError):  # too long for a name, or with a zero in it
+        return False
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from hybridlens import adapters, gguf_files, machine, tiny
 from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
-from hybridlens.checkpoint_files import GGUF, TOKENIZER, VOCABULARIES, CheckpointFiles, opening
+from hybridlens.checkpoint_files import GGUF, TOKENIZER, VOCABULARIES, CheckpointFiles, is_here, opening
 from hybridlens.devices import usable
 from hybridlens.errors import CheckpointError, LeftOutWarning, UnknownNameError, closest
 from hybridlens.families import FAMILIES, family_for, is_known, of_no_family, text_config
@@ -61,9 +61,9 @@ def load(
 ) -> HybridLens:
     """Open a checkpoint.
 
-    An adapter of PEFT is opened with the model that it names, or with `name` where `adapter` says so, and followed: its
-    layers run, and hook points show what they give. Quantised weights stay as they are; those of a GGUF file are
-    dequantised.
+    An adapter of PEFT is opened with the model that it names, at the revision that it names, or with `name` where
+    `adapter` says so, and followed: its layers run, and hook points show what they give. Quantised weights stay as they
+    are; those of a GGUF file are dequantised.
 
     Args:
         name: an embedded checkpoint (`hybridlens models` lists them), a folder, a GGUF file, or a hub id; or what
@@ -102,7 +102,11 @@ def load(
         device_map, place = {"": place}, None  # some kinds cannot be moved later
     held.fetch_beside()
     held.check_beside()
-    own = None if lora in (None, held) else read_tokenizer(lora)  # an adapter may come with its own
+    own = None
+    if lora is not None and lora is not held:  # it may come with its own tokenizer
+        lora.fetch_beside()
+        lora.check_beside()
+        own = read_tokenizer(lora)
     tokenizer = read_tokenizer(held) if own is None else own
     held.fetch_weights()
     if held.gguf is not None:
@@ -165,7 +169,8 @@ def load_weights(
     if lora is not None and not merge:
         raise CheckpointError(
             f"'{lora.source}' holds an adapter (adapter_config.json), which the weights in the files do not have; give "
-            "merge=True to read them with it, or adapter=False for the model without it"
+            "merge=True to read them with it, or adapter=False for the model without it; a command reads the merged "
+            "model: hl.load(…, merge=True).hf_model.save_pretrained(…)"
         )
     config = read_config(held)
     if getattr(config, "quantization_config", None) is not None:
@@ -198,6 +203,15 @@ def checkpoint(name: str | Path | CheckpointFiles, revision: str | None = None) 
     return CheckpointFiles(locate(name), revision)
 
 
+def model_files(files: CheckpointFiles) -> CheckpointFiles:
+    """The files of the model that `load` opens: where there is an adapter alone, those of the model that it names.
+
+    Raises:
+        CheckpointError: it names none, or the files cannot be used.
+    """
+    return adapters.found(files, None, False, checkpoint).model
+
+
 def locate(name: str | Path) -> str:
     """The folder or hub id that a name stands for.
 
@@ -207,7 +221,7 @@ def locate(name: str | Path) -> str:
     text = str(name)
     if text in tiny.names():
         return str(tiny.path(text))
-    if text.strip() and _is_there(text):
+    if text.strip() and is_here(text):
         return text
     if not is_hub_id(text):
         near = _meant(text) or closest(text, tiny.names())
@@ -285,12 +299,12 @@ def read_tokenizer(source: str | CheckpointFiles) -> Any:
         return None
     with opening(f"the tokenizer of '{files.source}' cannot be read"):
         tokenizer: Any = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
-        tokenizer.name_or_path = files.source
         said = (files.json(TOKENIZER) or {}).get("tokenizer_class")
         if said in _AS_IT_IS and type(tokenizer).__name__ not in _AS_IT_IS:
             model: Any = (files.json("tokenizer.json") or {}).get("model") or {}
             if model.get("type") != type(tokenizer.backend_tokenizer.model).__name__:
-                return PreTrainedTokenizerFast.from_pretrained(files.folder)
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(files.folder)
+        tokenizer.name_or_path = files.source
         return tokenizer
 
 
@@ -331,11 +345,3 @@ def _bytes(family: Family, config: Any, source: str, kind: torch.dtype | str) ->
     """Of a model's weights in a dtype; "auto" for the configuration's."""
     held = getattr(config, "dtype", None) or torch.float32 if isinstance(kind, str) else kind
     return sum(weight.numel() for weight in meta_model(family, config, source).parameters()) * held.itemsize
-
-
-def _is_there(text: str) -> bool:
-    """Whether this is a folder, or a GGUF file."""
-    try:
-        return Path(text).is_dir() or (Path(text).suffix == GGUF and Path(text).is_file())
-    except (OSError, ValueError):  # too long for a name, or with a zero in it
-        return False

@@ -25,6 +25,7 @@ from hybridlens.following import Following
 from hybridlens.hooks import HookPoint, wanted
 from hybridlens.mlps import HookedMoe
 from hybridlens.passes import Pass, trimmed
+from hybridlens.projections import same_weight
 from hybridlens.shapes import Lengths, Logits, Resid, Tokens
 from hybridlens.state import HybridState, Memories
 from hybridlens.state_origin import check_state, signature
@@ -319,13 +320,11 @@ class HookedNetwork(nn.Module):
     def tied(self) -> bool:
         """Whether embedding and unembedding are the same weights: as they are, or, where they are away, as configured.
 
-        A configuration goes on saying so when one of them was given weights of its own.
+        A configuration goes on saying so when one of them was given weights of its own, or an adapter.
         """
         model = self.wrapped[0]
-        ends = [first_weight(end) for end in (model.get_input_embeddings(), model.get_output_embeddings())]
-        if any(weight is None or weight.is_meta for weight in ends):
-            return bool(model.config.tie_word_embeddings)
-        return bool(model.config.tie_word_embeddings) and ends[0] is ends[1]
+        same = same_weight(model.get_input_embeddings(), model.get_output_embeddings())
+        return bool(model.config.tie_word_embeddings) and same is not False
 
     @property
     def idle_parameters(self) -> int:

@@ -238,15 +238,31 @@ def mapping(module: nn.Module) -> nn.Module:
     """The module whose weights are what a module computes: itself, or what a PEFT adapter of no effect stands around.
 
     An adapter has none of its own while it is merged, and none while it is switched off; one that is both takes itself
-    out of the weights at its next call, so that they are not what it computes.
+    out of the weights at its next call, so that they are not what it computes. Of a module that was saved whole
+    (`modules_to_save`) it is the one that runs.
     """
     tuners: Any = sys.modules.get("peft.tuners.tuners_utils")
-    while tuners is not None and isinstance(module, tuners.BaseTunerLayer):
+    while tuners is not None:
         layer: Any = module
-        if bool(layer.merged) is bool(layer.disable_adapters):
+        if isinstance(module, tuners.BaseTunerLayer) and bool(layer.merged) is not bool(layer.disable_adapters):
+            module = cast(nn.Module, layer.base_layer)
+        elif isinstance(module, sys.modules["peft.utils.other"].ModulesToSaveWrapper):
+            idle = layer.disable_adapters or not layer.active_adapters
+            module = layer.original_module if idle else layer.modules_to_save[layer.active_adapters[0]]
+        else:
             break
-        module = cast(nn.Module, layer.base_layer)
     return module
+
+
+def same_weight(one: nn.Module, other: nn.Module) -> bool | None:
+    """Whether two modules compute with the same weight, which an adapter on either ends; None where they are away."""
+    tuners: Any = sys.modules.get("peft.tuners.tuners_utils")
+    kinds = () if tuners is None else (tuners.BaseTunerLayer, sys.modules["peft.utils.other"].AuxiliaryTrainingWrapper)
+    both = mapping(one), mapping(other)
+    if any(isinstance(module, kinds) for module in both):
+        return False
+    weights = [first_weight(module) for module in both]
+    return None if any(weight is None or weight.is_meta for weight in weights) else weights[0] is weights[1]
 
 
 def _times(tensor: Tensor, factor: float) -> Tensor:

@@ -4,8 +4,8 @@ What a lens hands out of a model's weights is a view of them where it can be, an
 in it, a norm folded in, layers stacked. A write to the first would change the Hugging Face model behind the lens's
 back, a write to the second would do nothing, and one cannot see which of the two one has. So both are refused.
 
-What is computed from such a tensor is an ordinary one; what is a view of it (an index, a transpose, numpy's array of
-the same memory) is read-only too.
+What is computed from such a tensor is an ordinary one; what is a view of it (an index, a transpose) is read-only too,
+and so is the array that NumPy has of it (``W.numpy()``), which says so in NumPy's words.
 `clone` gives one's own.
 
 A stack over some of the layers (`stacked`) knows which, so that an index beyond its end, which was meant as a layer's

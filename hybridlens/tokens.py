@@ -56,8 +56,6 @@ TokensLike: TypeAlias = Annotated[
     Unchecked("tokens"),
 ]
 
-"""Of a shorter row, where its padding stands."""
-
 OUTPUT = {
     "input_ids",
     "attention_mask",

@@ -287,6 +287,19 @@ def test_one_file_counts_before_an_index(shards, made):
     assert hl.load(shards).hf_model.model.embed_tokens.weight.equal(other.model.embed_tokens.weight)
 
 
+def test_what_may_not_be_read_is_one_line(folder, monkeypatch):
+    """Of another user's files Python's own error came out."""
+
+    def may_not(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with monkeypatch.context() as changed:
+        changed.setattr(Path, "open", may_not)
+        refused(folder, "config.json cannot be read", "Permission denied")
+    monkeypatch.setattr(Path, "iterdir", may_not)
+    refused(folder, "cannot be read", "Permission denied")
+
+
 def test_an_adapter_beside_the_weights(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/etc"}')
     refused(folder, "holds an adapter (adapter_config.json)")

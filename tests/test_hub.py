@@ -209,6 +209,29 @@ def test_a_cache_that_other_programs_filled(client, folder):
     assert "the cache holds no generation_config.json and no tokenizer.json" in line
 
 
+def test_an_adapter_goes_on_the_commit_that_it_names_with_its_own_tokenizer(hub, client, folder, tmp_path):
+    """The base's revision in its settings was passed over for the main branch, and its tokenizer was not fetched."""
+    peft = pytest.importorskip("peft")
+    older = {name: held for name, held in read(folder).items() if "token" not in name}
+    with torch.no_grad():
+        torch.manual_seed(0)
+        settings = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        peft.get_peft_model(hl.load(folder).hf_model, settings).save_pretrained(tmp_path)
+    expected = logits(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    named = {"base_model_name_or_path": "us/base", "revision": "v1"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **named}))
+    make("jamba", seed=3).save_pretrained(tmp_path / "newer")
+    hub.publish("us/base", read(tmp_path / "newer"))
+    hub.repositories["us/base"].commit(older, "v1")
+    hub.publish("us/lora", read(tmp_path) | {name: held for name, held in read(folder).items() if "token" in name})
+    for offline in (False, True):
+        found = client("load", "us/lora", offline=offline)
+        assert found["error"] is None
+        assert found["value"]["tokenizer"]
+        torch.testing.assert_close(torch.tensor(found["value"]["logits"]), expected)
+
+
 def test_weights_alone_fetch_only_the_shards_of_what_is_read(hub, client, shards):
     """Of one attention layer, against the index: no shard without a tensor of it, and nothing of a tokenizer."""
     index = json.loads((shards / "model.safetensors.index.json").read_text())["weight_map"]

@@ -179,6 +179,19 @@ def test_templates_to_the_letter() -> None:
     assert last.endswith(f"\n\nQUESTION: {ask}\n\nANSWER: Here is the most relevant sentence in the context: ")
 
 
+@pytest.mark.parametrize(
+    "template",
+    ["{{ raise_exception('Only system first') }}", "{% if %}", "{{ no.such.name }}", {"tool_use": "x"}],
+)
+def test_a_chat_template_that_fails_is_one_line(template) -> None:
+    """What jinja raises, and what transformers does where several have no default, came out as it was."""
+    tokenizer = copy.deepcopy(unigram())
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match=r"chat template fails on a user's message \(.*use template 'base'") as caught:
+        niah.grid(tokenizer, [400], [50], template="instruct")
+    assert "\n" not in str(caught.value)
+
+
 def test_chat_template_wraps_the_prompt() -> None:
     """Instruct prompts go through the chat template: its marks, one BOS, exact count, span on the needle."""
     tokenizer = copy.deepcopy(unigram())

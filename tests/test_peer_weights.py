@@ -279,6 +279,18 @@ def test_folded_latents_have_maps():
     assert held.OV.shape == (1, 4, 32, 32)
 
 
+def test_numpys_view_of_a_weight_cannot_be_written_to():
+    """It was a way into the model's memory that nothing saw."""
+    lens = HybridLens(make("jamba"))
+    for array in (lens.W_E.numpy(), lens.W_E[0].numpy(), np.asarray(lens.W_U)):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+    lens.W_E.clone().numpy()[...] = 0
+    (lens.W_E + 0).numpy()[...] = 0
+    np.array(lens.W_E)[...] = 0
+    assert float(lens.W_E.abs().max()) > 0
+
+
 def test_adapters_are_refused_by_name():
     """An adapter's base weights are not the map that runs: handing them out would be wrong without a word."""
     peft = pytest.importorskip("peft")

@@ -19,10 +19,10 @@ from hybridlens.devices import DEVICES, usable
 from hybridlens.display.markup import size
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.families import family_for
-from hybridlens.loading import checkpoint, read_config, resolve_dtype
+from hybridlens.loading import checkpoint, model_files, read_config, resolve_dtype
 from hybridlens.model import HybridLens
 from hybridlens.progress import wanted
-from hybridlens.results import hash_weights
+from hybridlens.results import hash_json, hash_weights
 from hybridlens.weights.fit import meta_model
 
 
@@ -34,7 +34,7 @@ def meta_lens(name: str | CheckpointFiles, revision: str | None = None) -> Hybri
         CheckpointError: for a configuration that cannot be read, or of no known family.
     """
     quieten()
-    files = checkpoint(name, revision)
+    files = model_files(checkpoint(name, revision))
     config = read_config(files)
     family = family_for(config, f"'{files.source}'")
     family.configure(config)
@@ -70,7 +70,7 @@ def open_model(name: str | CheckpointFiles, device: str, dtype: str) -> HybridLe
 
 def checkpoint_dtype(name: str | CheckpointFiles, revision: str | None = None) -> torch.dtype:
     """What a checkpoint's configuration says of its weights; float32 where it says nothing."""
-    return getattr(read_config(checkpoint(name, revision)), "dtype", None) or torch.float32
+    return getattr(read_config(model_files(checkpoint(name, revision))), "dtype", None) or torch.float32
 
 
 def placed(lens: HybridLens, memory: int | None) -> str:
@@ -98,12 +98,21 @@ def weights_hash(files: CheckpointFiles, lens: HybridLens) -> str:
     Raises:
         CheckpointError: the weights are neither in files nor in memory.
     """
-    names = files.weights()
-    if files.at_hand(names) and not switches(lens.hf_model):  # an adapter's weights lie beside them
+    if not switches(lens.hf_model) and files.at_hand(names := files.weights()):
         return hash_weights(files.folder, names)
+    return lens_hash(lens)
+
+
+def lens_hash(lens: HybridLens) -> str:
+    """Digest of the weights of a model in memory, and of how strongly its adapters act, if it has any.
+
+    Raises:
+        CheckpointError: some weights are not in memory.
+    """
     tensors: dict[str, Any] = lens.hf_model.state_dict()
     if any(tensor.device.type == "meta" for tensor in tensors.values()):
         raise CheckpointError(
-            f"the weights of '{files.source}' are offloaded and their files were not found; give a folder"
+            f"the weights of '{lens.cfg.model_name}' are offloaded and their files were not found; give a folder"
         )
-    return hash_weights(tensors)
+    adapted = switches(lens.hf_model)
+    return hash_json([hash_weights(tensors), adapted]) if adapted else hash_weights(tensors)

@@ -31,7 +31,7 @@ from hybridlens.families.spec import eos_ids
 from hybridlens.model import HybridLens
 from hybridlens.niah import MAX_SCORE
 from hybridlens.progress import hidden, shown, staged
-from hybridlens.results import CellKey, Folder, Manifest, hash_json, hash_weights, write_atomic
+from hybridlens.results import CellKey, Folder, Manifest, hash_json, write_atomic
 from hybridlens.viz.article import REPORT, Article, render_article
 
 Progress = Callable[[int, int], None]
@@ -117,11 +117,13 @@ class Experiment(ABC, Generic[O, T]):
     """How often its work can be shared: parts of a wave need what the waves before have made."""
 
     def __init__(self, lens: HybridLens, options: O, weights_hash: str | None = None) -> None:
+        from analyses.experiment.checkpoints import lens_hash
+
         self.lens = lens
         self.options = options
         self.commit: str | None = None
         """Of a hub id: the one that was opened."""
-        self.weights_hash = hash_weights(lens.hf_model.state_dict()) if weights_hash is None else weights_hash
+        self.weights_hash = lens_hash(lens) if weights_hash is None else weights_hash
         self.check(options, lens.cfg)
 
     @classmethod

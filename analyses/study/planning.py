@@ -24,7 +24,7 @@ from hybridlens.checkpoint_files import CheckpointFiles
 from hybridlens.counting import Expense, Machine, Prices, Shape, machine_of, work_of
 from hybridlens.engine import Rehearsal, Tally, costs_of
 from hybridlens.errors import CheckpointError
-from hybridlens.loading import checkpoint, read_tokenizer, resolve_dtype
+from hybridlens.loading import checkpoint, model_files, read_tokenizer, resolve_dtype
 from hybridlens.machine import BESIDE, MODEST, SHARE, rounded
 from hybridlens.model import HybridLens
 
@@ -120,7 +120,7 @@ def _files(config: PlanConfig, notes: list[str]) -> CheckpointFiles:
     """The files of what the options name; the packaged configuration where the hub does not give one of the paper's."""
     own = PACKAGED / config.model
     try:
-        return checkpoint(config.model, config.revision)
+        return model_files(checkpoint(config.model, config.revision))
     except CheckpointError as error:
         if config.revision is not None or own not in {path.parent for path in PACKAGED.rglob("config.json")}:
             raise

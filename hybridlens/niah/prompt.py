@@ -5,7 +5,7 @@ turns a context into the prompt's text and knows where in that text the context 
 needle's characters, and through the tokenizer's offsets its tokens, follow from where the needle was put.
 
 How it fails: a chat template that rewrites the message (beyond stripping its ends) hides where the
-context went; that is refused.
+context went; that is refused, as is one that fails.
 """
 
 import hashlib
@@ -184,14 +184,15 @@ class Frame:
         text += self.template.closing
         if not self.chat:
             return Body(text, tuple(starts))
-        chat = str(
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}],
-                tokenize=False,
-                add_generation_prompt=True,
-                **on_a_fixed_day(self.tokenizer.chat_template),
-            )
-        )
+        fixed = on_a_fixed_day(self.tokenizer.chat_template)
+        message = [{"role": "user", "content": text}]
+        try:
+            chat = str(self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, **fixed))
+        except Exception as error:  # a template is a program, and may raise anything
+            raise InputError(
+                f"the tokenizer's chat template fails on a user's message ({' '.join(str(error).split())[:200]}); set "
+                "tokenizer.chat_template to one that works, or use template 'base'"
+            ) from error
         if chat.count(text) != 1:
             raise InputError(
                 "the tokenizer's chat template changes or repeats the user's message, so the needle can not "

@@ -21,6 +21,7 @@ from hybridlens.adapters import ADAPTER, WEIGHTS
 from hybridlens.checkpoint_files import CheckpointFiles, opening
 from hybridlens.errors import CheckpointError
 from hybridlens.projections import floating
+from hybridlens.weights.finite import is_finite
 from hybridlens.weights.sources import Tensors
 
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -33,6 +34,15 @@ _PLAIN = {
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),  # others change the base's weights
 }  # fmt: skip
 """Settings under which an adapter is two matrices a module, and what they then are."""
+
+
+_ASIDE = (
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "lora_dropout", "task_type", "inference_mode", "revision",
+    "base_model_name_or_path", "auto_mapping", "peft_version", "megatron_config", "megatron_core", "loftq_config",
+    "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "ensure_weight_tying", "runtime_config",
+)  # fmt: skip
+"""Settings that are read here, or say how an adapter was trained."""
 
 
 class _Pair(NamedTuple):
@@ -63,7 +73,18 @@ class MergedTensors:
                     f"the adapter '{self.source}' has {name} {settings[name]!r}, which cannot be read as weights; open "
                     "the model with hl.load(…, merge=True), whose lens has them"
                 )
-        self._pairs = self._read(files, settings)
+        if unknown := [name for name, value in settings.items() if value and name not in {*_PLAIN, *_ASIDE}]:
+            raise CheckpointError(
+                f"the adapter '{self.source}' has {unknown[0]} {settings[unknown[0]]!r:.80}, of which nothing is known "
+                "here; open the model with hl.load(…, merge=True), whose lens has the weights if PEFT knows it"
+            )
+        self._pairs = self._read(files, settings, set(model.state_dict()))
+        for name, _ in model.named_modules():
+            if targeted(settings, name) and f"{name}.weight" not in self._pairs:
+                raise CheckpointError(
+                    f"the adapter '{self.source}' holds no matrices for {name}, which its {ADAPTER} names; it is "
+                    "damaged, or of another model"
+                )
         ties: dict[str, str] = getattr(model, "_tied_weights_keys", None) or {}
         tied = [name for pair in ties.items() for name in pair if name in self._pairs]
         if tied and model.config.tie_word_embeddings:
@@ -72,7 +93,7 @@ class MergedTensors:
                 "the one it would change the other; open the model with hl.load, which follows it"
             )
 
-    def _read(self, files: CheckpointFiles, settings: dict[str, Any]) -> dict[str, _Pair]:
+    def _read(self, files: CheckpointFiles, settings: dict[str, Any], own: set[str]) -> dict[str, _Pair]:
         held: dict[str, dict[str, Tensor]] = {}
         with (
             opening(f"'{self.source}': {WEIGHTS} cannot be read"),
@@ -81,12 +102,17 @@ class MergedTensors:
             for name in stream.keys():  # noqa: SIM118 (it is no mapping)
                 match = _NAME.fullmatch(name)
                 weight = f"{match['module']}.weight" if match else name
-                if match is None or not self.base.has(weight):
+                if match is None or weight not in own or not self.base.has(weight):
                     raise CheckpointError(
-                        f"the adapter '{self.source}' holds {name}, for which the model's files have no place; open "
+                        f"the adapter '{self.source}' holds {name}, for which the model has no place as a matrix; open "
                         "the model with hl.load(…, merge=True), whose lens has the weights if it fits"
                     )
-                held.setdefault(match["module"], {})[match["side"]] = floating(name, stream.get_tensor(name)).float()
+                tensor = floating(name, stream.get_tensor(name)).float()
+                if not is_finite(tensor):
+                    raise CheckpointError(
+                        f"the adapter '{self.source}': {name} holds numbers that are infinite or none; fetch it again"
+                    )
+                held.setdefault(match["module"], {})[match["side"]] = tensor
         pairs: dict[str, _Pair] = {}
         for module, sides in held.items():
             shape = self.base.shape(f"{module}.weight")
@@ -120,3 +146,25 @@ def _scale(settings: dict[str, Any], module: str, rank: int) -> float:
             alpha = own
             break
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def targeted(settings: dict[str, Any], module: str) -> bool:
+    """Whether an adapter is for a module, as PEFT matches names to its settings."""
+    targets: Any = settings.get("target_modules") or ()
+    if _named(settings.get("exclude_modules") or (), module) or not _named(targets, module):
+        return False
+    layers: Any = settings.get("layers_to_transform")
+    if layers in (None, []) or isinstance(targets, str) or module in targets:
+        return True
+    patterns: Any = settings.get("layers_pattern") or r"[^.]*"
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    found = (re.match(rf"(?:.*?\.)?{pattern}\.(\d+)\.", module) for pattern in patterns)
+    number = next((int(match[1]) for match in found if match), None)
+    return number in layers if isinstance(layers, list) else number == layers
+
+
+def _named(names: Any, module: str) -> bool:
+    """Whether a pattern of the whole name, or a list of its last parts, is of a module."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)

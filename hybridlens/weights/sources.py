@@ -86,7 +86,7 @@ class ModelTensors:
     def _found(self, name: str) -> Tensor:
         if name not in self.tensors:
             module, _, last = name.rpartition(".")
-            if f"{module}.base_layer.{last}" in self.tensors:
+            if any(f"{module}.{inside}.{last}" in self.tensors for inside in ("base_layer", "original_module")):
                 raise CheckpointError(
                     f"the weight {name} has an adapter around it; merge it (model.merge_adapter(), or "
                     "model.merge_and_unload())"
