@@ -228,10 +228,11 @@ def test_nothing_is_written_to_what_is_handed_out(folded):
         for write in (inside, torch.Tensor.zero_, lambda w: w.T.mul_(2), lambda w: torch.exp(w, out=w)):
             with pytest.raises(InputError, match=r"clone\(\) it for a copy"):
                 write(handed)
-        for array in (handed.numpy(), np.asarray(handed), handed.mT.numpy()):
+        for array in (handed.numpy(), handed[0].numpy(), np.asarray(handed), handed.mT.numpy()):
             with pytest.raises(ValueError, match="read-only"):
                 array[0] = 0
         handed.numpy().copy()[0] = 0
+        (handed + 0).numpy()[0] = 0
         own = handed.clone()
         own.zero_().numpy()[0] = 1
         assert type(handed @ handed.mT) is torch.Tensor
@@ -277,18 +278,6 @@ def test_folded_latents_have_maps():
     held = lens.weights(folded=True)
     assert held.W_K.shape == (1, 4, 32, 9)
     assert held.OV.shape == (1, 4, 32, 32)
-
-
-def test_numpys_view_of_a_weight_cannot_be_written_to():
-    """It was a way into the model's memory that nothing saw."""
-    lens = HybridLens(make("jamba"))
-    for array in (lens.W_E.numpy(), lens.W_E[0].numpy(), np.asarray(lens.W_U)):
-        with pytest.raises(ValueError, match="read-only"):
-            array[...] = 0
-    lens.W_E.clone().numpy()[...] = 0
-    (lens.W_E + 0).numpy()[...] = 0
-    np.array(lens.W_E)[...] = 0
-    assert float(lens.W_E.abs().max()) > 0
 
 
 def test_adapters_are_refused_by_name():
