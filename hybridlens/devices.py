@@ -47,12 +47,12 @@ def usable(device: torch.device | str, named: str = "device") -> torch.device:
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; one of the host is on its way to a GPU of NVIDIA's, and nobody waits for that.
+    """A tensor on a device; one of the host is on its way, and nobody waits for that.
 
-    Pinned memory would be read later, when its owner may have written to it; that alone is waited for. So would all of
-    the host's memory on its way to one of Apple's (pytorch/pytorch#189690), when it may have been freed.
+    Pinned memory would be read later, when its owner may have written to it, and is waited for. So would all of
+    the host's memory on its way to an Apple GPU (pytorch/pytorch#189690), when it may have been freed.
     """
-    waits = value.device.type != "cpu" or device.type != "cuda" or value.is_pinned()
+    waits = value.device.type != "cpu" or device.type == "mps" or value.is_pinned()
     return value.to(device, non_blocking=not waits)
 
 

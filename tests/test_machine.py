@@ -43,7 +43,7 @@ def test_free_memory_of_an_apple_gpu_is_what_the_system_leaves_it(monkeypatch) -
     assert machine.free(torch.device("meta")) is None
 
 
-def test_only_what_is_sent_to_cuda_is_not_waited_for(monkeypatch) -> None:
+def test_what_is_sent_to_an_apple_gpu_is_waited_for(monkeypatch) -> None:
     """An Apple GPU would read memory of the host that is gone by then, without a word."""
     asked: list[tuple[str, bool]] = []
 
@@ -54,7 +54,7 @@ def test_only_what_is_sent_to_cuda_is_not_waited_for(monkeypatch) -> None:
     monkeypatch.setattr(torch.Tensor, "to", to)
     for kind in ("cuda", "mps", "cpu"):
         sent(torch.zeros(1), torch.device(kind))
-    assert asked == [("cuda", True), ("mps", False), ("cpu", False)]
+    assert asked == [("cuda", True), ("mps", False), ("cpu", True)]
 
 
 def test_without_a_gpu_models_go_to_the_cpu_and_budgets_are_modest(monkeypatch) -> None:
