@@ -26,10 +26,11 @@ class CapacityConfig(AnswerOptions):
     facts: Annotated[MaybeNumbers, AfterValidator(_some)] = Field(
         None, description="Numbers of facts in a prompt, like 1,2,4; 1,2,4,8,16 as far as they fit when left out."
     )
-    form: Annotated[str, one_of(FORMS)] = Field(
+    form: Annotated[str, one_of(FORMS, "--form")] = Field(
         "best-thing", description="What facts say: best-thing (the paper's form) or secret-word (shorter)."
     )
     length: int | None = Field(
         None, ge=1, le=10**6, description="Tokens of every prompt; about what the most facts need when left out."
     )
     prompts: int = Field(48, ge=1, le=10_000, description="Prompts for each number of facts, each with its control.")
+    max_new_tokens: int = Field(40, ge=1, le=100_000, description="Longest answer, in tokens.")

@@ -160,9 +160,7 @@ def filler(length: int, prompts: int, seed: int) -> niah.Haystack:
     return niah.essays(seed, prompts * (length // SENTENCE + WINDOW))
 
 
-def fact_prompts(
-    laid: Sequence[Laid], counts: Sequence[int], length: int, haystack: niah.Haystack
-) -> list[FactPrompt]:
+def fact_prompts(laid: Sequence[Laid], counts: Sequence[int], length: int, haystack: niah.Haystack) -> list[FactPrompt]:
     """Every prompt with every number of facts, and its control after it: number of facts by number of facts.
 
     Args:
@@ -205,9 +203,7 @@ def places_of(asked: int, n: int, most: int) -> list[int]:
     return [asked if start <= asked < stop else start + min(into, stop - start - 1) for start, stop in ends]
 
 
-def _supply(
-    one: Laid, known: Sequence[Piece], plain: Sequence[str], start: int, length: int, name: str
-) -> Supply:
+def _supply(one: Laid, known: Sequence[Piece], plain: Sequence[str], start: int, length: int, name: str) -> Supply:
     """Sentences from one on, and round again, enough for a prompt: none names a key or says half of a value of it."""
     phrases = {niah.normalise(rule.phrase) for fact in one.facts for rule in fact.rubric}
     phrases |= {niah.normalise(fact.name) for fact in one.facts}

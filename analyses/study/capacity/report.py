@@ -33,8 +33,8 @@ def article_of(found: Capacity, record: Mapping[str, Any]) -> Article:
     """The page's contents, from what was found and the run's `run.json`."""
     window = record.get("facts", {}).get("window")
     beyond = (
-        f"Attention sees the last {window} tokens only, and prompts have {found.length}: facts at their start have left "
-        "it, whatever their number."
+        f"Attention sees the last {window} tokens only, and prompts have {found.length}: facts at their start have "
+        "left it, whatever their number."
     )
     shown = (sections.recalled, sections.held, sections.by_place, sections.memory, sections.answers)
     return Article(

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from analyses.experiment.artefacts import Stored
 from analyses.study.rankings.curves import Value
+from hybridlens.boundary import Positive, public
 from hybridlens.config import LensConfig
 from hybridlens.display import Displayed, Piece, Table, listed, many, number, size
 from hybridlens.display.markup import cut
@@ -202,7 +203,8 @@ class Capacity(Plotted, Stored, text=True):
     memory: MemorySizes
     answers: tuple[FactAnswer, ...]
 
-    def of(self, condition: str, facts: int, control: bool = False) -> list[FactAnswer]:
+    @public
+    def of(self, condition: str, facts: Positive, control: bool = False) -> list[FactAnswer]:
         """The answers under one condition with one number of facts, prompt by prompt.
 
         Raises:
@@ -219,16 +221,26 @@ class Capacity(Plotted, Stored, text=True):
             raise ResultsError(f"no answer under {condition!r} with {facts} facts; run the cells first")
         return found
 
-    def recall(self, condition: str, facts: int) -> Recall:
+    @public
+    def recall(self, condition: str, facts: Positive) -> Recall:
         """What one number of facts gives under one condition; errors as `of`."""
         there, left_out = self.of(condition, facts), self.of(condition, facts, control=True)
-        right, guessed = ([float(a.told == "right") for a in some] for some in (there, left_out))
+        right = [float(a.told == "right") for a in there]
+        guessed = [float(a.told == "right") for a in left_out]
         above = sum(right) / len(right) - sum(guessed) / len(guessed)
         low, high = paired_difference(right, guessed)
-        shares = (_share([float(a.told == told) for a in there]) for told in ("right", "other", "neither"))
-        held = Value(facts * above, facts * low, facts * high)
-        score = _share([a.score / MAX_SCORE for a in there])
-        return Recall(condition, facts, len(there), *shares, _share(guessed), Value(above, low, high), held, score)
+        return Recall(
+            condition=condition,
+            facts=facts,
+            n=len(there),
+            right=_share(right),
+            other=_share([float(a.told == "other") for a in there]),
+            neither=_share([float(a.told == "neither") for a in there]),
+            control=_share(guessed),
+            above=Value(above, low, high),
+            held=Value(facts * above, facts * low, facts * high),
+            score=_share([a.score / MAX_SCORE for a in there]),
+        )
 
     @cached_property
     def recalls(self) -> tuple[Recall, ...]:

@@ -27,9 +27,9 @@ THIRDS = ("first third", "middle third", "last third")
 def recalled(found: Capacity) -> Section:
     """Whose value answers give, with each number of facts."""
     text = (
-        f"Every prompt has {found.length} tokens; where it has fewer facts, filler stands in their place, and the asked "
-        "one stays. Its value is given, another fact's, or none; the control is the same prompt with the asked fact "
-        "left out, whose value can then only be guessed. All conditions hold while reading and answering."
+        f"Every prompt has {found.length} tokens; where it has fewer facts, filler stands in their place, and the "
+        "asked one stays. An answer gives its value, another fact's, or none; the control is the same prompt with the "
+        "asked fact left out, whose value can then only be guessed. Conditions hold while reading and answering."
     )
     blocks: list[Block] = [Words(text), Chart(found.plot(), "recall by number of facts and condition, with intervals")]
     columns = ("asked fact's", "another's", "none's", "control: asked fact's")
@@ -82,8 +82,8 @@ def held_chart(found: Capacity) -> go.Figure:
             hovertemplate="%{x} facts: <b>%{y:.2f}</b> held, 95 %: %{customdata[0]:.2f} to %{customdata[1]:.2f}",
             **stroke(i, 2.2, 7),
         )
-    across = axis("facts in the prompt", **ticks(found.counts))
-    return lay_out(figure, across, axis("facts held<br>bars: 95 % interval over prompts"), (70, 16, 50, 60), legend=LEGEND)
+    across, up = axis("facts in the prompt", **ticks(found.counts)), axis("facts held<br>bars: 95 % interval")
+    return lay_out(figure, across, up, (70, 16, 50, 60), legend=LEGEND)
 
 
 def by_place(found: Capacity) -> Section:
