@@ -27,8 +27,10 @@ def command(checkpoint: Path, out: Path, *more: str) -> list[str]:
 def test_a_killed_run_goes_on_and_ends_the_same(
     jamba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Killed at the eleventh of 16 cells: what was finished is kept, the rest made, and the result is equal byte for
-    byte; a further call prints the same and answers nothing."""
+    """Killed at the eleventh of 16 cells: what was finished is kept, and the result is equal byte for byte.
+
+    A further call prints the same and answers nothing.
+    """
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(command(jamba, whole)) == 0
     printed = capsys.readouterr().out

@@ -117,7 +117,7 @@ def memory(found: Capacity) -> Section:
     for condition in found.conditions:
         best, there = found.most_held(condition), memory_of(found, condition)
         bits = found.bits * max(0.0, best.held.value)
-        share = DASH if not there else f"{bits / (8 * there):.1e}"
+        share = f"{bits / (8 * there):.1e}" if there and bits else DASH
         rows.append((condition, size(there), f"{best.held.value:.1f} of {best.facts}", f"{bits:.0f}", share))
     header = ("condition", "memory", "facts held at most", "bits of values", "share of the memory's bits")
     text = (
