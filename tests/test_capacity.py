@@ -19,7 +19,7 @@ import hybridlens as hl
 from analyses.experiment.options import capacity as options
 from analyses.study.capacity import SILENT, UNTOUCHED, Capacity, CapacityConfig, CapacityRun, capacity
 from analyses.study.capacity import experiment as capacity_run
-from analyses.study.capacity.forms import FORMS, NEITHER, draw_facts, told
+from analyses.study.capacity.forms import FORMS, MOST, NEITHER, draw_facts, strangers, telling, told
 from analyses.study.capacity.prompts import FactPrompt, fact_prompts, filler, lay, least_length, places_of, usual_length
 from analyses.study.capacity.report import article_of, capacity_table, finding
 from analyses.study.capacity.results import memory_sizes
@@ -54,7 +54,8 @@ def test_only_the_number_of_facts_changes(kind: str, form: str) -> None:
         text, plain = one.prompt.text, niah.normalise(one.prompt.text)
         assert len(one.prompt.tokens) == length
         assert tokenizer(text)["input_ids"] == list(one.prompt.tokens)
-        assert len(one.others) == one.n - 1
+        assert len(one.others) == len(one.strangers) == one.n - 1
+        assert not any(phrase in plain for fact in one.strangers for phrase in telling(fact))
         context = text[: text.index("\n\nQUESTION: ")]
         assert text.count(one.asked.question) == 1
         assert context.count(one.asked.sentence) == (not one.control)
@@ -107,18 +108,29 @@ def test_draws_repeat_and_differ() -> None:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_no_two_facts_share_a_key_or_half_of_a_value(name: str) -> None:
-    """At the most facts that a form has; one more is refused."""
+def test_no_two_facts_share_a_key_or_a_telling_phrase(name: str) -> None:
+    """At the most facts that there are; one more is refused. Strangers share none with them, and are never told."""
     assert tuple(FORMS) == options.FORMS
     form = FORMS[name]
-    facts = draw_facts(form, form.most, random.Random(3))
-    assert len({fact.name for fact in facts}) == form.most
-    for half in (0, 1):
-        assert len({fact.rubric[half].phrase for fact in facts}) == form.most
+    facts = draw_facts(form, MOST, random.Random(3))
+    assert len({fact.name for fact in facts}) == MOST
+    phrases = [phrase for fact in facts for phrase in telling(fact)]
+    assert len(set(phrases)) == len(phrases) >= MOST
+    others = strangers(form, facts, 20, random.Random(4))
+    assert len(others) == 20
     for i, fact in enumerate(facts):
         assert told(fact.sentence, facts) == i
-    with pytest.raises(InputError, match=rf"--facts {form.most + 1} given, expected at most {form.most}"):
-        draw_facts(form, form.most + 1, random.Random(3))
+        assert told(fact.sentence, others) == NEITHER
+    with pytest.raises(InputError, match=rf"--facts {MOST + 1} given, expected at most {MOST}"):
+        draw_facts(form, MOST + 1, random.Random(3))
+
+
+def test_a_name_alone_tells_no_secret_word() -> None:
+    """One of thirty is too easily guessed; colour and noun tell."""
+    facts = draw_facts(FORMS["secret-word"], 2, random.Random(0))
+    thing, name = (rule.phrase for rule in facts[1].rubric[:2])
+    assert told(f"The secret word of Oslo is {thing} of nobody", facts) == 1
+    assert told(f"The secret word of Oslo is the red thing {name}", facts) == NEITHER
 
 
 def test_the_value_that_is_given_tells_the_fact() -> None:
@@ -194,6 +206,7 @@ def test_an_oracle_that_holds_two_facts_is_found_to_hold_two() -> None:
     four = found.recall(SILENT, 4)
     assert (four.right.value, four.other.value, four.neither.value, four.control.value) == (0.5, 0.5, 0.0, 0.0)
     assert four.score.value == 0.5
+    assert four.strange.value == 0.0
     assert four.held.low < 2.0 < four.held.high == 4 * four.above.high
     for one in found.answers:
         assert (one.given == one.asked) == (one.told == "right")
@@ -201,6 +214,13 @@ def test_an_oracle_that_holds_two_facts_is_found_to_hold_two() -> None:
     assert table.loc[(table.condition == SILENT) & (table.facts == 4), "held"].item() == 2.0
     assert {bar.name for bar in found.plot().data} >= {UNTOUCHED, SILENT}
     assert "2.00" in capacity_table(found).splitlines()[-2]
+
+
+def test_other_facts_values_have_a_chance_level() -> None:
+    """An oracle that says a stranger's value where there is one tells no fact of the prompt, and is caught at it."""
+    found = a_capacity(lambda key, one: one.strangers[-1].sentence if one.strangers else "")
+    for one in found.recalls:
+        assert (one.strange.value, one.neither.value, one.other.value) == (float(one.facts > 1), 1.0, 0.0)
 
 
 def test_what_is_guessed_counts_for_nothing() -> None:

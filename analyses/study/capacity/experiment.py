@@ -179,6 +179,7 @@ def _answer(condition: str, prompt: FactPrompt, cell: Cell) -> FactAnswer:
         told=which,
         asked=prompt.asked.name,
         given="" if given == NEITHER else facts[given].name,
+        strange=told(cell.text, prompt.strangers) != NEITHER,
         score=cell.score,
         text=cell.text,
     )

@@ -1,11 +1,11 @@
 """Facts of one form with a key that a question names and a value that it asks for; and which fact an answer tells.
 
-A fact is a `niah.Needle`, with its rubric: each half of the value is worth 1.5 points of 5. Keys are cities; both
-halves of a value are some fact's alone within a prompt, so that half of it tells which one is given. Words are those
-of the embedded models' tokenizer (`hybridlens.tiny.words`), and all are common English.
+A fact is a `niah.Needle`, with its rubric: phrases of the value that are worth `LEAST` points tell it, since within a
+prompt they are one fact's alone, and each is one of several hundred that could be drawn. Keys are cities. Words are
+those of the embedded models' tokenizer (`hybridlens.tiny.words`), and all are common English.
 
-How it fails: a form has only so many facts of different keys and values (`Form.most`), and more are refused. Facts are
-drawn from few words each, so that a model may say a half by chance: read recall beside its control.
+How it fails: a form has only so many facts (`MOST`), and more are refused. Some of several hundred phrases are said by
+chance where facts are many: read recall beside its control, and other facts' values beside those of `strangers`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from hybridlens.tiny import words as w
 WHOLE = 2 * LEAST
 """Points of an answer that gives a whole value."""
 
+MOST = len(w.CITIES)
+"""Facts of different keys."""
+
 NEITHER = -1
 """In place of a fact's index: the answer tells none."""
 
@@ -36,9 +39,6 @@ class Form(NamedTuple):
     """A fact of a key and the parts of a value."""
     parts: tuple[tuple[str, ...], ...]
     """The words or phrases that each part of a value is drawn from."""
-    most: int
-    """Facts of different keys, both halves of whose values differ as well."""
-    keys: tuple[str, ...] = w.CITIES
 
     @property
     def bits(self) -> float:
@@ -52,31 +52,57 @@ def _best_thing(key: str, value: Sequence[str]) -> niah.Needle:
 
 
 def _secret_word(key: str, value: Sequence[str]) -> niah.Needle:
+    """Of the value the first phrase alone tells the fact: a name is one of thirty."""
     color, noun, name = value
-    sentence = f"The secret word of {key} is the {color} {noun} of {name}."
-    return niah.in_steps(key, sentence, f"What is the secret word of {key}?", f"the {color} {noun}", f"of {name}")
+    thing = f"the {color} {noun}"
+    sentence = f"The secret word of {key} is {thing} of {name}."
+    rubric = (
+        niah.Rule(thing, LEAST, "add"),
+        niah.Rule(f"of {name}", 1.0, "add"),
+        niah.Rule(f"{thing} of {name}", 4.0, "set"),
+        niah.Rule(sentence, niah.MAX_SCORE, "set"),
+    )
+    return niah.Needle(key, sentence, f"What is the secret word of {key}?", rubric)
 
 
 FORMS: dict[str, Form] = {
-    "best-thing": Form(_best_thing, (w.ACTIVITIES, w.PARK_VERBS, w.PARKS, w.DAYS), len(w.CITIES)),
-    "secret-word": Form(_secret_word, (w.COLORS, w.NOUNS, w.NAMES), len(w.NAMES)),
+    "best-thing": Form(_best_thing, (w.ACTIVITIES, w.PARK_VERBS, w.PARKS, w.DAYS)),
+    "secret-word": Form(_secret_word, (w.COLORS, w.NOUNS, w.NAMES)),
 }
 """By the names that `analyses.experiment.options.capacity.FORMS` lists."""
 
 
 def draw_facts(form: Form, n: int, rng: random.Random) -> list[niah.Needle]:
-    """`n` facts, each named after its key; no two share a key or half of a value.
+    """`n` facts, each named after its key; no two share a key or a phrase that tells a fact.
 
-    Parts of which there are fewer than facts come again in the order in which they came first: as the parts of a half
-    are of numbers whose least common multiple is above `Form.most`, halves stay different.
+    Parts of which there are fewer than facts come again in the order in which they came first: as the parts of a phrase
+    are of numbers whose least common multiple is above `MOST`, phrases stay different.
 
     Raises:
-        InputError: more facts than the form has.
+        InputError: more facts than there are.
     """
-    if n > form.most:
-        raise InputError(f"--facts {n} given, expected at most {form.most}: a form has no more of different values")
+    if n > MOST:
+        raise InputError(f"--facts {n} given, expected at most {MOST}: there are no more of different keys")
     parts = [_around(part, n, rng) for part in form.parts]
-    return [form.make(key, value) for key, *value in zip(rng.sample(form.keys, n), *parts, strict=True)]
+    return [form.make(key, value) for key, *value in zip(rng.sample(w.CITIES, n), *parts, strict=True)]
+
+
+def telling(fact: niah.Needle) -> set[str]:
+    """The phrases of a fact's value that tell it, normalised."""
+    return {niah.normalise(rule.phrase) for rule in fact.rubric if rule.mode == "add" and rule.points >= LEAST}
+
+
+def strangers(form: Form, facts: Sequence[niah.Needle], n: int, rng: random.Random) -> list[niah.Needle]:
+    """`n` facts that share no telling phrase with those given: how often they are told is chance.
+
+    Raises:
+        InputError: more facts than there are.
+    """
+    known = {phrase for fact in facts for phrase in telling(fact)}
+    found: list[niah.Needle] = []
+    while len(found) < n:
+        found += [fact for fact in draw_facts(form, min(n, MOST), rng) if not telling(fact) & known]
+    return found[:n]
 
 
 def _around(items: Sequence[Item], n: int, rng: random.Random) -> list[Item]:
@@ -88,8 +114,8 @@ def _around(items: Sequence[Item], n: int, rng: random.Random) -> list[Item]:
 def told(text: str, facts: Sequence[niah.Needle]) -> int:
     """The fact whose value an answer gives: its index, or `NEITHER`.
 
-    It is the fact by whose rubric the answer has most points, at least `LEAST`, which is half of a value. Of several
-    whose whole values are said, the one said first; of several of which halves are said, none.
+    It is the fact by whose rubric the answer has most points, at least `LEAST`. Of several whose whole values are said,
+    the one said first; of several of which parts are said, none.
 
     Args:
         text: the answer.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import NamedTuple
 
-from analyses.study.capacity.forms import FORMS, draw_facts
+from analyses.study.capacity.forms import FORMS, draw_facts, strangers
 from hybridlens import niah
 from hybridlens.display import Displayed, Table, many
 from hybridlens.errors import InputError
@@ -49,6 +49,7 @@ class FactPrompt(Displayed):
         prompt: text, tokens and the asked fact's span; its depth is that of the place in percent.
         spans: the others' half-open token ranges.
         depth: of the asked fact's place in percent of the context, in a control too.
+        strangers: as many facts as there are others, which are nowhere in the prompt and share no telling phrase.
     """
 
     number: int
@@ -59,6 +60,7 @@ class FactPrompt(Displayed):
     prompt: niah.Prompt
     spans: tuple[niah.Span, ...]
     depth: int
+    strangers: tuple[niah.Needle, ...]
 
     @property
     def control(self) -> bool:
@@ -96,6 +98,8 @@ class Laid(NamedTuple):
     """The place of the one that is asked for."""
     least: int
     """Tokens of the prompt with all facts and no filler."""
+    strangers: tuple[niah.Needle, ...]
+    """One less than there are facts; see `FactPrompt`."""
 
 
 def lay(
@@ -125,7 +129,8 @@ def lay(
             check_open_end(tokenizer, draft.encoding)
             warn_without_bos(frame)
         costs = [piece.cost for piece in pieces(tokenizer, [fact.sentence for fact in facts])]
-        made.append(Laid(frame, tuple(facts), tuple(costs), places[number], draft.length))
+        others = strangers(FORMS[form], facts, most - 1, random.Random(f"strangers {seed} {form} {most} {number}"))
+        made.append(Laid(frame, tuple(facts), tuple(costs), places[number], draft.length, tuple(others)))
     return made
 
 
@@ -255,7 +260,8 @@ def _prompt(one: Laid, number: int, n: int, control: bool, supply: Supply, lengt
                 ranges = (token_span(draft.encoding, start + spans[p][0], start + spans[p][1]) for p in others)
                 facts = tuple(one.facts[place] for place in others)
                 rank = places.index(one.asked)
-                return FactPrompt(number, n, rank, frame.needle, facts, prompt, tuple(ranges), depth)
+                strange = one.strangers[: n - 1]
+                return FactPrompt(number, n, rank, frame.needle, facts, prompt, tuple(ranges), depth, strange)
             room += length - draft.length
     raise InputError(
         f"no choice of the haystack's sentences makes a prompt of exactly {length} tokens with {many(n, 'fact')}; give "

@@ -61,7 +61,8 @@ def finding(found: Capacity) -> tuple[str, ...]:
     if last.right.value < 1:
         said.append(
             f"With {many(last.facts, 'fact')}, the untouched model's answers give another fact's value in "
-            f"{percent(last.other.value)} and none's in {percent(last.neither.value)}."
+            f"{percent(last.other.value)} (by chance {percent(last.strange.value)}) and none's in "
+            f"{percent(last.neither.value)}."
         )
     said.append(f"For a prompt of {found.length} tokens the model has {found.memory.summary()}.")
     return tuple(said)
@@ -114,9 +115,20 @@ def _share(one: Recall) -> str:
 
 def capacity_table(found: Capacity) -> str:
     """Recall, confusion and facts held, as text for a terminal."""
-    rows = [["condition", "facts", "right (95 % interval)", "another's", "none's", "control", "facts held"]]
+    rows = [
+        [
+            "condition",
+            "facts",
+            "right (95 % interval)",
+            "another's",
+            "none's",
+            "chance: right",
+            "another's",
+            "facts held",
+        ]
+    ]
     for one in found.recalls:
-        shares = (f"{100 * share.value:.1f}" for share in (one.other, one.neither, one.control))
+        shares = (f"{100 * share.value:.1f}" for share in (one.other, one.neither, one.control, one.strange))
         low, high = (f"{x:.2f}".replace("-0.00", "0.00") for x in (one.held.low, one.held.high))
         rows.append(
             [

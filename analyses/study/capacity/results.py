@@ -6,7 +6,8 @@ of its facts that it could tell, and
 
     facts held = n × (recall − recall in the control),
 
-where in the control the asked fact has given way to filler: what is said there is guessed. Both are means over the
+where in the control the asked fact has given way to filler: what is said there is guessed. (How often another fact's
+value is guessed is seen by facts that are nowhere in the prompt, `Recall.strange`.) Both are means over the
 same prompts, so the interval of the difference is that of a paired one (`hybridlens.results.paired_difference`), and
 that of facts held n times it.
 
@@ -58,6 +59,7 @@ class FactAnswer(Displayed):
         told: whose value is given: "right", the asked fact's; "other", another's; or "neither".
         asked: the key that is asked for.
         given: the key whose value is given; empty where none is.
+        strange: whether the value of a stranger is given, of as many as there are other facts (`forms.strangers`).
         score: points by the asked fact's rubric, 0 to 5.
         text: the answer.
     """
@@ -71,6 +73,7 @@ class FactAnswer(Displayed):
     told: Told
     asked: str
     given: str
+    strange: bool
     score: float
     text: str
 
@@ -165,13 +168,14 @@ class Recall(Displayed, _Recall):
         return Table(("measure", "value", "low", "high"), rows, note=f"over {many(self.n, 'prompt')}")
 
 
-MEASURES = ("right", "other", "neither", "control", "above", "held", "score")
+MEASURES = ("right", "other", "neither", "strange", "control", "above", "held", "score")
 """The measured fields of `Recall`."""
 
 MEANINGS = {
     "right": "share of answers that give the asked fact's value",
     "other": "share that give another fact's",
     "neither": "share that give none's",
+    "strange": "share that give the value of one of as many facts as the others, which are nowhere in the prompt",
     "control": "share that give the asked fact's value where it was left out",
     "above": "right less control",
     "held": "facts held: facts × (right − control)",
@@ -236,6 +240,7 @@ class Capacity(Plotted, Stored, text=True):
             right=_share(right),
             other=_share([float(a.told == "other") for a in there]),
             neither=_share([float(a.told == "neither") for a in there]),
+            strange=_share([float(a.strange) for a in there]),
             control=_share(guessed),
             above=Value(above, low, high),
             held=Value(facts * above, facts * low, facts * high),
@@ -274,7 +279,7 @@ class Capacity(Plotted, Stored, text=True):
                 value: Value = getattr(one, name)
                 row += [*value] if name in ends else [value.value]
             rows.append(row)
-        heat = ("right", "other", "neither", "control")
+        heat = ("right", "other", "neither", "strange", "control")
         return Table(tuple(columns), rows, MEANINGS, heat, note=f"95 % intervals over prompts; {self.memory.summary()}")
 
     def view(self) -> tuple[Piece, ...]:

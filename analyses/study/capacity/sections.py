@@ -29,15 +29,17 @@ def recalled(found: Capacity) -> Section:
     text = (
         f"Every prompt has {found.length} tokens; where it has fewer facts, filler stands in their place, and the "
         "asked one stays. An answer gives its value, another fact's, or none; the control is the same prompt with the "
-        "asked fact left out, whose value can then only be guessed. Conditions hold while reading and answering."
+        "asked fact left out, whose value can then only be guessed. How often another's is guessed is seen by as many "
+        "facts that are nowhere in the prompt. Conditions hold while reading and answering."
     )
     blocks: list[Block] = [Words(text), Chart(found.plot(), "recall by number of facts and condition, with intervals")]
-    columns = ("asked fact's", "another's", "none's", "control: asked fact's")
+    columns = ("asked fact's", "another's", "none's", "chance: asked fact's", "chance: another's")
     for condition in found.conditions:
         curve = found.curve(condition)
         rows = tuple(many(one.facts, "fact") for one in curve)
         values = tuple(
-            tuple(_value(share, one.n) for share in (one.right, one.other, one.neither, one.control)) for one in curve
+            tuple(_value(share, one.n) for share in (one.right, one.other, one.neither, one.control, one.strange))
+            for one in curve
         )
         blocks.append(HeatTable(f"{condition}: answers that give …", rows, columns, values))
     return Section("recall", "Recall against the number of facts", tuple(blocks))
