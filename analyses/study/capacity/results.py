@@ -6,10 +6,10 @@ of its facts that it could tell, and
 
     facts held = n × (recall − recall in the control),
 
-where in the control the asked fact has given way to filler: what is said there is guessed. (How often another fact's
-value is guessed is seen by facts that are nowhere in the prompt, `Recall.strange`.) Both are means over the
-same prompts, so the interval of the difference is that of a paired one (`hybridlens.results.paired_difference`), and
-that of facts held n times it.
+where in the control the asked fact has given way to filler: what is said there is guessed. Recall and control are means
+over the same prompts, so the interval of their difference is a paired one (`hybridlens.results.paired_difference`), and
+that of facts held n times it. How often another fact's value is guessed is seen by facts that are nowhere in the prompt
+(`Recall.strange`).
 
 How it fails: a fact counts as held when it is told, so a state that holds more than its model can read out holds more
 than this says. The largest of several estimates is above the true largest on average. An interval is over prompts.
@@ -141,8 +141,11 @@ class _Recall(NamedTuple):
     """Share that give another fact's."""
     neither: Value
     """The rest."""
+    strange: Value
+    """Share that give the value of one of as many facts as the others that are nowhere in the prompt: the chance of
+    another fact's."""
     control: Value
-    """Share that give the asked fact's value where it was left out."""
+    """Share that give the asked fact's value where it was left out: the chance level of it."""
     above: Value
     """Of the asked fact's value: its share less that of the control, over the same prompts."""
     held: Value
