@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from random_lens import benchmark_lens
+from test_capacity import a_capacity
 
 import hybridlens as hl
 from analyses.heads import entropy, manipulation, needle_heads, sparsification
@@ -22,6 +23,7 @@ from analyses.heads.ranking import HeadRanking
 from analyses.patching import metrics, pairs
 from analyses.stream.linear_probe import linear_probe
 from analyses.stream.steering import steer
+from analyses.study.capacity import UNTOUCHED
 from hybridlens import niah
 from hybridlens.boundary_words import shown
 from hybridlens.errors import HybridLensError
@@ -82,6 +84,8 @@ def the_examples() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         (metrics.NeedleScore, {"rubric": niah.PAPER_RUBRIC, "max_new_tokens": 3}),
         (pairs.other_needle, {"lens": lens, "needle": paper, "other": windy, "length": 120, "depth": 50, "seed": 1}),
         (pairs.counterpart, {"needle": paper, "other": oslo}),
+        (a_capacity().of, {"condition": UNTOUCHED, "facts": 2, "control": True}),
+        (a_capacity().recall, {"condition": UNTOUCHED, "facts": 4}),
     ]
 
 

@@ -55,6 +55,7 @@ from analyses.study.report import Judged
 from hybridlens.counting import MACHINES, Expense
 from hybridlens.engine import Tally
 from hybridlens.niah import NEEDLES, Prompt
+from tests.test_capacity import a_capacity, made
 from tests.test_circuit_report import random_circuits
 from tests.test_rankings_report import a_comparison, orders
 from tests.test_study_report import BASE, BENCHMARKS, VERDICTS, a_study, study_cells
@@ -186,6 +187,7 @@ def of_studies() -> Iterator[Any]:
     ):  # fmt: skip
         yield view(cells, BASE)
     yield from (BASE, Base(4), a_comparison(), a_comparison().ability)
+    yield from (a_capacity(), a_capacity().recalls[0], *made("tiny", "best-thing", (1, 2), 1))
     yield accuracy(grouped(cells, BASE, lambda cell: cell.phase)["generation"])
     yield Compared(a_comparison(), orders())
     scores = BenchmarkResult("m", 4, tuple(BENCHMARKS), {})

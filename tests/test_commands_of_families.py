@@ -17,6 +17,7 @@ COMMANDS = {
     "crossover": [*SHORT, "--needles", "oslo", "--max-new-tokens", "2"],
     "circuits": ["--sample", "50"],
     "patch": ["--length", "110", "--sweeps", "resid_pre,state"],
+    "capacity": ["--facts", "1", "--prompts", "1", "--max-new-tokens", "2"],
     "states": ["--length", "110", "--controls", "2", "--haystacks", "6", "--shuffles", "2"],
 }
 
@@ -44,7 +45,7 @@ def test_every_command(command, folders, tmp_path, capsys, small_bundles):
         printed = capsys.readouterr()
         silent = command in ("crossover", "states") and family not in WITH_STATE
         shared = command in ("rankings", "circuits") and ROWS[family].shared
-        if (family in WITH_ATTENTION or command in ("patch", "states")) and not silent and not shared:
+        if (family in WITH_ATTENTION or command in ("patch", "states", "capacity")) and not silent and not shared:
             assert status == 0, printed.err
             assert json.loads((out / "run.json").read_text())["status"] == "complete"
             assert (out / "report.html").is_file()

@@ -65,6 +65,7 @@ INTERNAL = {
     "states.sections": "lines of a report",
     "states.watching": "rows and terms inside a measure",
     "study.benchmarks.tasks.Loaded": "lm-eval's tasks",
+    "study.capacity.prompts.Laid": "facts on their way into prompts",
     "study.rankings.prompts.Needle": "tokens of a needle inside a ranking",
     "study.evidence.Check": "one test of a claim",
     "experiment.artefacts": "files",

@@ -12,6 +12,7 @@ from sharing import results, work
 
 from analyses.circuits.experiment import CircuitsRun
 from analyses.experiment.cluster.plan import place_of
+from analyses.experiment.options.capacity import CapacityConfig
 from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.options.crossover import CrossoverConfig
 from analyses.experiment.options.patch import PatchConfig
@@ -25,6 +26,7 @@ from analyses.heads.portions import Work, portions
 from analyses.kv_cache.experiment import CrossoverRun
 from analyses.patching.experiment import PatchRun
 from analyses.states.experiment import StatesRun
+from analyses.study.capacity import CapacityRun
 from analyses.study.niah import NiahRun
 from analyses.study.rankings.sweep import RankingsRun
 from analyses.study.running import StudyRun
@@ -45,6 +47,7 @@ CROSSOVER = CrossoverConfig(
     max_new_tokens=2,
 )  # fmt: skip
 CIRCUITS = CircuitsConfig(model="random", sample=10)
+CAPACITY = CapacityConfig(model="random", facts=(1, 2), prompts=2, length=110, max_new_tokens=3, batch_size=2)
 STATES = StatesConfig(model="random", length=110, depths=(50,), knockouts=False, probes=False)
 
 
@@ -90,6 +93,7 @@ EXPERIMENTS = {
     "crossover": (CrossoverRun, CROSSOVER),
     "circuits": (CircuitsRun, CIRCUITS),
     "states": (StatesRun, STATES),
+    "capacity": (CapacityRun, CAPACITY),
 }
 
 

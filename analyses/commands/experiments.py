@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from analyses.commands.declared import Declared
+from analyses.experiment.options.capacity import CapacityConfig
 from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.options.crossover import CrossoverConfig
 from analyses.experiment.options.patch import PatchConfig
@@ -75,6 +76,16 @@ EXPERIMENTS: tuple[Declared, ...] = (
 
         Heads that hold most of the needle are silenced beside random ones, and linear probes read it from the states
         beside shuffled labels. The same command goes on where a run was stopped.
+        """,
+    ),
+    Declared(
+        "capacity",
+        CapacityConfig,
+        "analyses.study.capacity.experiment:CapacityRun",
+        """Recall as the number of facts grows: how many a model holds, with attention and with it taken away.
+
+        Prompts have one length; only the number of facts changes, one of which is asked for. Any causal model, hybrid
+        or pure. The same command goes on where a run was stopped.
         """,
     ),
 )

@@ -18,7 +18,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import cast
 
-from analyses.experiment.options.needles import PromptOptions
+from analyses.experiment.options.needles import AnswerOptions
 from analyses.experiment.parts import Part, Tell
 from analyses.experiment.room import Room, room
 from analyses.heads.portions import Work, portions
@@ -127,7 +127,7 @@ def held(lens: HybridLens, memory: int | None) -> int:
     return machine.budget(machine.devices_of(lens.hf_model)) if memory is None else memory
 
 
-def room_of(lens: HybridLens, store: Run, grid: Grid, options: PromptOptions) -> Room:
+def room_of(lens: HybridLens, store: Run, grid: Grid, options: AnswerOptions) -> Room:
     """What a run's portions are cut by, and what is here; errors as `answer_cells` and `analyses.experiment.room`."""
     longest = max((len(prompt.tokens) for prompt in grid.values()), default=0) + options.max_new_tokens
     costs = costs_of(lens.cfg, lens.dtype)
@@ -241,7 +241,7 @@ def answer_all(
     store: Run,
     grid: Grid,
     rubrics: Mapping[tuple[str, str], niah.Rubric],
-    options: PromptOptions,
+    options: AnswerOptions,
     progress: Callable[[int, int], None],
     tally: Callable[[Tally], None] = lambda tally: None,
     rankings: Rankings = NO_RANKINGS,
@@ -271,7 +271,7 @@ def answering_parts(
     store: Run,
     grid: Grid,
     rubrics: Mapping[tuple[str, str], niah.Rubric],
-    options: PromptOptions,
+    options: AnswerOptions,
     rankings: Rankings = NO_RANKINGS,
 ) -> list[Part]:
     """A part for each portion of which cells are neither in this folder's run nor beside it; errors as `answer_all`."""
@@ -301,7 +301,7 @@ def answering_parts(
 
 
 def _keys_of(
-    lens: HybridLens, grid: Grid, options: PromptOptions, memory: Room, rankings: Rankings
+    lens: HybridLens, grid: Grid, options: AnswerOptions, memory: Room, rankings: Rankings
 ) -> list[list[CellKey]]:
     """The cells of each portion, in the grid's order."""
     place = {key: index for index, key in enumerate(grid)}
@@ -317,7 +317,7 @@ def _answer_some(
     store: Run,
     grid: Grid,
     rubrics: Mapping[tuple[str, str], niah.Rubric],
-    options: PromptOptions,
+    options: AnswerOptions,
     memory: Room,
     progress: Callable[[int, int], None],
     tally: Callable[[Tally], None],

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses.experiment.checkpoints import checkpoint_dtype
-from analyses.experiment.options.needles import PromptOptions
+from analyses.experiment.options.needles import AnswerOptions, PromptOptions
 from analyses.heads.entropy import check_semantics
 from hybridlens import niah
 from hybridlens.config import LensConfig
@@ -74,7 +74,7 @@ def prompts_of(
     return prompts
 
 
-def check_tokenizer(lens: HybridLens, options: PromptOptions) -> None:
+def check_tokenizer(lens: HybridLens, options: AnswerOptions) -> None:
     """Refuse a model without one.
 
     Raises:
@@ -118,9 +118,14 @@ def check_budget(options: PromptOptions, cfg: LensConfig, dtype: str) -> None:
     Raises:
         InputError: saying how much is needed.
     """
+    check_budget_of(options, cfg, dtype, max(options.lengths or (1,)))
+
+
+def check_budget_of(options: AnswerOptions, cfg: LensConfig, dtype: str, length: int) -> None:
+    """Refuse a budget too small for a prompt of `length` tokens and its answer; see `check_budget`."""
     if options.memory is None:
         return
     costs = costs_of(
         cfg, checkpoint_dtype(options.model, options.revision) if dtype == "auto" else resolve_dtype(dtype)
     )
-    Budget(costs, options.memory).check(max(options.lengths or (1,)) + options.max_new_tokens)
+    Budget(costs, options.memory).check(length + options.max_new_tokens)

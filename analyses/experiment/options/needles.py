@@ -152,11 +152,9 @@ Needles = Annotated[tuple[niah.Needle, ...] | None, typed(read_needles), AfterVa
 Depths = Annotated[Numbers, AfterValidator(_percent)]
 
 
-class PromptOptions(Options):
-    """Options of experiments on needle prompts; a field with a description is one of the command's."""
+class AnswerOptions(Options):
+    """Options of experiments that have prompts answered; a field with a description is one of the command's."""
 
-    lengths: MaybeNumbers = Field(None, description="Prompt lengths in tokens; ten up to the context, at most 4096.")
-    depths: Depths = Field(niah.DEFAULT_DEPTHS, description="Needle depths in percent, 0 the start; ten from 0 to 100.")
     haystack: Filler = Field(None, description=FILLER)
     template: Annotated[str, one_of(tuple(niah.TEMPLATES))] = Field("base", description="base or instruct.")
     batch_size: int | None = Field(None, ge=1, description="Most rows that answer together; changes no result.")
@@ -164,6 +162,17 @@ class PromptOptions(Options):
     seed: Seed = 0
     max_new_tokens: int = Field(40, ge=1, le=100_000)
     """Length of the answers."""
+
+
+class GridOptions(Options):
+    """How long prompts are, and where in them the needle stands."""
+
+    lengths: MaybeNumbers = Field(None, description="Prompt lengths in tokens; ten up to the context, at most 4096.")
+    depths: Depths = Field(niah.DEFAULT_DEPTHS, description="Needle depths in percent, 0 the start; ten from 0 to 100.")
+
+
+class PromptOptions(AnswerOptions, GridOptions):
+    """Options of experiments on needle prompts."""
 
 
 class NeedleOptions(Options):
@@ -211,7 +220,7 @@ class SweepOptions(PromptOptions):
         return niah.PAPER_NEEDLE if (semantics or self.semantics) == "clean" else niah.PUBLISHED_NEEDLE
 
 
-def arguments_of(options: PromptOptions) -> dict[str, Any]:
+def arguments_of(options: AnswerOptions) -> dict[str, Any]:
     """What of the prompts every manifest states."""
     haystack = options.haystack
     return {
