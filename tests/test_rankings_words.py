@@ -11,6 +11,7 @@ from analyses.study.rankings.results import (
     Ability,
     RankingComparison,
     comparison,
+    decision_of,
     keys_of,
     scores_of,
 )
@@ -23,7 +24,9 @@ def ranking(scores: torch.Tensor, layers: tuple[int, ...] = (1, 5), lower: bool 
     return HeadRanking(scores, layers, "by hand", lower)
 
 
-def made_up(curves: dict[str, list[float]], prompts: int = 40, jitter: float = 0.0) -> RankingComparison:
+def made_up(
+    curves: dict[str, list[float]], prompts: int = 40, jitter: float = 0.0, looks: tuple[int, ...] | None = None
+) -> RankingComparison:
     """A comparison whose rows have these scores at every prompt, some more and some less by `jitter`."""
     counts = tuple(range(len(next(iter(curves.values())))))
     layers = 1
@@ -39,7 +42,8 @@ def made_up(curves: dict[str, list[float]], prompts: int = 40, jitter: float = 0
             cells[key] = Cell(**key._asdict(), score=value, **rest)
     rows = len(curves)
     ability = Ability(torch.ones(rows, len(counts)), (), {})
-    return comparison(cells, bases, rankings, counts, layers, RUN_TIME in curves, "both", ability)
+    given = cells, bases, rankings, counts, layers, RUN_TIME in curves
+    return comparison(*given, "both", decision_of(*given, 0.03, looks), ability)
 
 
 def test_words_name_a_winner_only_where_there_is_one() -> None:
@@ -58,6 +62,7 @@ def test_words_name_a_winner_only_where_there_is_one() -> None:
     even = made_up({RUN_TIME: middle, "good": [0, 0, 0.05, 1, 1, 1, 1, 1, 1.0]}, jitter=0.2)
     said = " ".join(sentences(even))
     assert set(best_rows(even)) == {"good", RUN_TIME}
+    assert said.startswith("Open on 40 prompts: which ranking keeps retrieval with the fewest heads. ")
     assert "not told apart" in said
     assert "keeps retrieval with the fewest heads, and" not in said
     assert "No ranking was found to do worse than entropy at run time." in said

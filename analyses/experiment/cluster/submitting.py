@@ -95,7 +95,7 @@ def submit(
             forget(folder)
             plan = Plan(
                 asked=wanted, experiment=experiment, job=kind.job, model=options.model, command=options.command,
-                cluster=str(config.cluster), shards=config.shards, waves=kind.waves,
+                cluster=str(config.cluster), shards=config.shards, waves=kind.waves_of(options),
             )  # fmt: skip
         elif plan.asked != wanted:
             raise ResultsError(
