@@ -31,7 +31,8 @@ def made_up(
     counts = tuple(range(len(next(iter(curves.values())))))
     layers = 1
     bases = [CellKey("toy", "prefill", 0, 110 + i, 50, False, scope="model") for i in range(prompts)]
-    rankings = {name: ranking(torch.arange(2.0 * 1).view(2, 1)) for name in curves if name != RUN_TIME}
+    orders = {name: torch.arange(8.0).roll(i).view(2, 4) for i, name in enumerate(curves)}
+    rankings = {name: ranking(orders[name]) for name in curves if name != RUN_TIME}
     cells: dict[CellKey, Cell] = {}
     for (i, base), (name, curve) in itertools.product(enumerate(bases), curves.items()):
         shift = jitter if (i + len(name)) % 2 else -jitter

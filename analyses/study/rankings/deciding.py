@@ -180,6 +180,7 @@ def decide(
 
     Args:
         rows: scores of each ranking at the same prompts, 0 … 1, NaN where it was not run; as many prompts as one look.
+            Rankings that share a tensor are the same, whatever the prompt.
         counts: heads kept.
         precision: the difference in area that has to be told apart.
         looks: the schedule; None where there was to be no look but this.
@@ -192,19 +193,20 @@ def decide(
     look = looks.index(prompts)
     n = len(names)
     mean, spread, bound = torch.zeros(3, n, n, dtype=torch.float64)
-    for i, j in itertools.permutations(range(n), 2):
-        first, second, most = common_areas(rows[names[i]], rows[names[j]], counts)
-        each = first - second
-        mean[i, j], bound[i, j] = each.mean(), most
-        spread[i, j] = each.std() if prompts > 1 else 0.0
-    pairs = _Pairs(mean, spread, bound)
+    for i, j in itertools.combinations(range(n), 2):
+        if rows[names[i]] is rows[names[j]]:
+            continue
+        first, second, bound[i, j] = common_areas(rows[names[i]], rows[names[j]], counts)
+        mean[i, j] = (first - second).mean()
+        spread[i, j] = (first - second).std() if prompts > 1 else 0.0
+    pairs = _Pairs(mean - mean.T, spread + spread.T, bound + bound.T)
     low, high = pairs.reach(prompts, error_of(looks, look))
     needed = None
     if bool(_open(low, high, precision).any()):
         later = range(look + 1, len(looks))
         enough = (at for at in later if not _open(*pairs.reach(looks[at], error_of(looks, at)), precision).any())
         needed = next((looks[at] for at in enough), None)
-    return Decision(names, precision, looks, look, mean, low, high, needed)
+    return Decision(names, precision, looks, look, pairs.mean, low, high, needed)
 
 
 def _equal(high: Float[Tensor, "ranking ranking"], precision: float) -> Tensor:

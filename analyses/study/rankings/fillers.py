@@ -36,11 +36,11 @@ def copied_prompts(lens: HybridLens, config: RankingsConfig, copy: int) -> dict[
     """
     if copy == 0:
         return judging_prompts(lens, config)
-    taken = frozenset(calibration_haystack(config).sentences)
+    lengths, taken = prompt_lengths(lens, config), frozenset(calibration_haystack(config).sentences)
     found: dict[str, list[niah.Prompt]] = {}
     for needle in config.hidden:
         prompts: list[niah.Prompt] = []
-        for length in prompt_lengths(lens, config):
+        for length in lengths:
             for depth in config.depths:
                 draw = random.Random(f"filler {config.seed} {copy} {needle.name} {length} {depth}")
                 haystack = _drawn(config, draw, length + SPARE, taken)

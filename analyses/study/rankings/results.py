@@ -276,13 +276,18 @@ def decision_of(
 ) -> Decision:
     """What the cells of one look, and of those before, can tell of the rankings; arguments as `comparison`, `decide`.
 
-    Random draws are a level and not compared; where there is nothing else, one of them stands alone.
+    Random draws are a level and not compared; where there is nothing else, one of them stands alone. Rankings of one
+    order share their scores, and so are equal for sure.
 
     Raises:
         ResultsError: a cell is missing.
     """
     names = [name for name in rows_of(rankings, run_time) if name != RANDOM] or list(rankings)[:1]
-    rows = {name: scores_of(cells, name, counts, bases, layers) for name in names}
+    rows: dict[str, Float[Tensor, "prompt count"]] = {}
+    alike: dict[object, str] = {}
+    for name in names:
+        first = alike.setdefault(tuple(rankings[name].order) if name in rankings else name, name)
+        rows[name] = scores_of(cells, name, counts, bases, layers) if first == name else rows[first]
     return decide(rows, counts, precision, looks)
 
 

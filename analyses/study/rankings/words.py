@@ -16,7 +16,10 @@ from collections.abc import Sequence
 
 from analyses.study.rankings.deciding import ALPHA, Decision
 from analyses.study.rankings.results import RANDOM, RUN_TIME, RankingComparison
-from hybridlens.display import many
+from hybridlens.display import listed, many
+
+SHOWN = 4
+"""Open rankings that a sentence lists; a report has a table of all."""
 
 
 def sentences(found: RankingComparison) -> list[str]:
@@ -95,7 +98,7 @@ def _decided(found: RankingComparison, best: str) -> list[str]:
         first = (
             f"Open on {many(decision.prompts, 'prompt')}: which ranking keeps retrieval with the fewest heads. {best} "
             f"keeps most accuracy over all numbers of heads; not settled, {within}, is by how much one falls short of "
-            f"the best of the others: {_listed([_short(decision, name) for name in left])}."
+            f"the best of the others: {listed([_short(decision, name) for name in left], SHOWN)}."
         )
         as_much = [f"{_listed(equal)} {_keep(equal)} as much as the best, {within}."] if equal else []
         return [first, _more(decision), *as_much, *less]
