@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -404,6 +405,9 @@ def test_refusals() -> None:
         ({"draws": -1}, "--draws -1 given"),
         ({"depths": ()}, "--depths is empty"),
         ({"needles": ()}, "--needles is empty"),
+        ({"precision": 0.0}, "--precision 0.0 given, expected greater than 0"),
+        ({"prompts": 0}, "--prompts 0 given, expected greater than or equal to 1"),
+        ({"needles": (replace(niah.PAPER_NEEDLE, name="a, filler 2"),)}, "needle 'a, filler 2' given, but ', filler '"),
         ({"calibration": Calibration(seed=0)}, "give two essay seeds"),
         ({"calibration": Calibration(needles=(niah.PAPER_NEEDLE,))}, "needle 'paper' is both tested and calibrated on"),
     ]:

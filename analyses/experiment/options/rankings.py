@@ -22,6 +22,9 @@ PHASES = ("both", "generation")
 """When heads are dropped: while reading and answering, or while answering only."""
 
 TEST_NEEDLES = ("paper", "secret-word", "mayor")
+COPY = ", filler "
+"""Between a needle's name and the number of its filler, in the names that prompts of later looks have."""
+
 CALIBRATION_NEEDLES = ("oslo", "treasure", "violin", "tuesday")
 """By default: each test needle has one of its form among them, and none of its words that matter."""
 
@@ -97,6 +100,11 @@ class RankingsConfig(PromptOptions):
     def _nothing_in_common(self) -> RankingsConfig:
         if self.calibration.seed is not None and self.calibration.seed == self.seed and self.haystack is None:
             raise InputError(f"seed {self.seed} is given to the test and the calibration; give two essay seeds")
+        for needle in self.hidden:
+            if COPY in needle.name:
+                raise InputError(
+                    f"needle {needle.name!r} given, but {COPY!r} marks copies of needles; name it otherwise"
+                )
         if self.calibration.needles is not None:
             distinct("the calibration", self.calibration.needles)
         _ = self.learned

@@ -15,6 +15,9 @@
   taken. So by how much a ranking falls short of the best is bounded as in Hsu's multiple comparisons with the best
   (Annals of Statistics 12, 1984), over all pairs.
 
+In 200 simulated studies of three and of eight equal rankings each, looked at up to seven times whatever was found, some
+ranking was said to be behind in 1.5 to 4.5 %: of four kinds of spread, rare and large differences among them.
+
 How it fails: prompts are taken for independent draws of one kind. Those of the first look share their filler, and its
 interval alone is about this filler; later ones have fillers of their own (`analyses.study.rankings.fillers`). The t
 interval leans on sums being nearly normal. Rows that were run at fewer counts are compared at these, where "above" need
@@ -73,7 +76,7 @@ class _Pairs(NamedTuple):
     spread: Float[Tensor, "ranking ranking"]
     bound: Float[Tensor, "ranking ranking"]
 
-    def reach(self, prompts: int, error: float) -> tuple[Float[Tensor, "ranking ranking"], ...]:
+    def reach(self, prompts: int, error: float) -> tuple[Tensor, Tensor]:
         """Lower and upper ends when so many prompts are read and all pairs together may err so often."""
         from scipy.stats import t
 

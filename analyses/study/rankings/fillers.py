@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Container
 
-from analyses.experiment.options.rankings import RankingsConfig
+from analyses.experiment.options.rankings import COPY, RankingsConfig
 from analyses.study.prompts import prompts_of
 from analyses.study.rankings.calibration import calibration_haystack, judging_prompts, prompt_lengths
 from hybridlens import niah
@@ -25,7 +25,7 @@ SPARE = 200
 
 def named(needle: str, copy: int) -> str:
     """What results call a needle in a copy of the grid; 0 is the grid itself."""
-    return f"{needle}, filler {copy + 1}" if copy else needle
+    return f"{needle}{COPY}{copy + 1}" if copy else needle
 
 
 def copied_prompts(lens: HybridLens, config: RankingsConfig, copy: int) -> dict[str, list[niah.Prompt]]:
