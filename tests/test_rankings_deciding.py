@@ -115,7 +115,7 @@ def test_errors_over_repeated_looks() -> None:
     Looking each time at plain 95 % intervals errs in many. True shortfalls above the precision are seldom said to be
     equal, and never by how far the differences spread in truth.
     """
-    draw, looks, studies = np.random.default_rng(3), (12, 24, 48, 96), 60
+    draw, looks, studies = np.random.default_rng(3), (12, 24, 48, 96), 40
     wrong = naive = equal = 0
     for _ in range(studies):
         levels = some_levels([0.5, 0.5, 0.5], looks[-1], draw, 0.4)

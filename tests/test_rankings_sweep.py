@@ -335,13 +335,15 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert sweep.compare(lens, rescaled, config, folder, "w").names == (RUN_TIME, "one")
 
 
+@pytest.mark.usefixtures("small_bundles")
 def test_looks_go_on_until_all_is_told_or_the_budget_is_spent(tmp_path: Path) -> None:
     """Cells of a look are the same with a larger budget, after a stop, and at once; none is taken without need."""
     lens = benchmark_lens("jamba")
     sets = {"one": drawn(lens, 0), "two": drawn(lens, 1)}
     common = niah.PAPER_NEEDLE.sentence
     letter = niah.Needle("letter", common, "What?", (niah.Rule("e", 2.0, "add"), niah.Rule(common, 5.0, "set")))
-    config = SMALL.but(counts=(0, 3, 8), draws=0, lengths=(110,), needles=(letter,), run_time=False)
+    how = {"counts": (0, 3, 8), "draws": 0, "lengths": (110,), "run_time": False, "max_new_tokens": 2}
+    config = SMALL.but(needles=(letter,), **how)
     more = config.but(prompts=7)  # looks at 2 and 4, and not at 8
     once = sweep.compare(lens, sets, more, tmp_path / "once", "w")
     assert (once.decision.looks[:3], once.decision.prompts, once.decision.open) == ((2, 4, 8), 4, ("one", "two"))
