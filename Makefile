@@ -77,7 +77,7 @@ demo: $(VENV)/.installed
 $(PARTS): COMMAND = $(lastword $(subst -, ,$@))
 $(PARTS): $(VENV)/.installed
 	@log=$(RESULTS)/$@.log; $(BIN)/hybridlens $(if $(filter study,$(COMMAND)),reproduce all,$(COMMAND)) \
-		--model $(@:-$(COMMAND)=) --out $(RESULTS)/$@ > $$log 2>&1 && cat $$log || { cat $$log >&2; exit 1; }
+		--model $(@:-$(COMMAND)=) $(if $(filter rankings,$(COMMAND)),--prompts 30) --out $(RESULTS)/$@ > $$log 2>&1 && cat $$log || { cat $$log >&2; exit 1; }
 
 test: lint types unit numerics notebooks
 

@@ -23,7 +23,8 @@ from analyses.study.rankings.sweep import RankingsRun, compare
 from hybridlens.errors import UnknownNameError
 from hybridlens.results import Folder
 
-SMALL = ["--counts", "0,3,8", "--draws", "1", "--lengths", "140", "--depths", "0,100", "--needles", "paper"]
+SMALL = ["--counts", "0,3,8", "--draws", "1", "--lengths", "140", "--depths", "0,100", "--needles", "paper",
+         "--prompts", "1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ SHORT = ["--lengths", "120", "--depths", "50"]
 COMMANDS = {
     "niah": [*SHORT, "--heads", "1,2"],
     "reproduce": ["fig2", "maps", *SHORT, "--heads", "0,1"],
-    "rankings": [*SHORT, "--rankings", "copying", "--draws", "1", "--counts", "0,2"],
+    "rankings": [*SHORT, "--rankings", "copying", "--draws", "1", "--counts", "0,2", "--prompts", "1"],
     "crossover": [*SHORT, "--needles", "oslo", "--max-new-tokens", "2"],
     "circuits": ["--sample", "50"],
     "patch": ["--length", "110", "--sweeps", "resid_pre,state"],

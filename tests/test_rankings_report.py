@@ -16,6 +16,7 @@ from bounds import close, written
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.agreement import kendall, spearman
 from analyses.study.rankings.curves import accuracies, area, area_difference, areas, needed
+from analyses.study.rankings.deciding import decide
 from analyses.study.rankings.report import article_of
 from analyses.study.rankings.results import Ability, RankingComparison
 from analyses.study.rankings.words import sentences
@@ -79,6 +80,7 @@ def a_comparison(names: tuple[str, ...] = STATIC, note: str = "a note", draws: b
         ranked=names,
         spearman=spearman([found[name] for name in names]),
         kendall=kendall([found[name] for name in names]),
+        decision=decide({name: scores[i] for i, name in enumerate((RUN, *names))}, COUNTS, 0.03, (PROMPTS, 96)),
         ability=Ability(loss, (0, 6), {"tiny_facts": tasks}),
         notes=(note,),
     )
@@ -237,7 +239,7 @@ def test_ability() -> None:
 def test_few_rankings_need_one_chart() -> None:
     """With six rows or fewer there is no second set; with one ranking nothing to correlate; without draws no level."""
     names = [part.name for part in article(a_comparison(("copying",), draws=False)).sections]
-    assert names == ["curves", "areas", "ability", "orders"]
+    assert names == ["curves", "areas", "standing", "ability", "orders"]
     assert "random" not in section(rendered(a_comparison(("copying",), draws=False)), "areas")
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from models import FAMILIES
 from random_lens import benchmark_lens
 
 import hybridlens as hl
+from analyses.experiment.cluster.status import results_digest
 from analyses.experiment.filler import filler_tokens
 from analyses.experiment.options.rankings import Calibration, RankingsConfig
 from analyses.heads.ranking import HeadRanking
@@ -34,7 +36,7 @@ from hybridlens.results import Cell, accuracy_points, read_run, tipping_interval
 NEW = 4
 SMALL = RankingsConfig(
     model="toy", lengths=(110, 131), depths=(0, 100), needles=(niah.PAPER_NEEDLE,), counts=(0, 1, 3, 4, 8), draws=2,
-    filler_rows=0, tasks=(), max_new_tokens=NEW,
+    filler_rows=0, tasks=(), max_new_tokens=NEW, prompts=1,
 )  # fmt: skip
 
 
@@ -333,6 +335,44 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert sweep.compare(lens, rescaled, config, folder, "w").names == (RUN_TIME, "one")
 
 
+@pytest.mark.usefixtures("small_bundles")
+def test_looks_go_on_until_all_is_told_or_the_budget_is_spent(tmp_path: Path) -> None:
+    """Cells of a look are the same with a larger budget, after a stop, and at once; none is taken without need."""
+    lens = benchmark_lens("jamba")
+    sets = {"one": drawn(lens, 0), "two": drawn(lens, 1)}
+    common = niah.PAPER_NEEDLE.sentence
+    letter = niah.Needle("letter", common, "What?", (niah.Rule("e", 2.0, "add"), niah.Rule(common, 5.0, "set")))
+    how = {"counts": (0, 3, 8), "draws": 0, "lengths": (110,), "run_time": False, "max_new_tokens": 2}
+    config = SMALL.but(needles=(letter,), **how)
+    more = config.but(prompts=7)  # looks at 2 and 4, and not at 8
+    once = sweep.compare(lens, sets, more, tmp_path / "once", "w")
+    assert (once.decision.looks[:3], once.decision.prompts, once.decision.open) == ((2, 4, 8), 4, ("one", "two"))
+    assert once.full > 0
+    first = sweep.compare(lens, sets, config, tmp_path / "later", "w")
+    kept = (tmp_path / "later" / "cells.jsonl").read_bytes()
+    assert first.decision.prompts == 2
+    seen: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done > 14:  # of 12 cells in either look
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep.compare(lens, sets, more.but(batch_size=1), tmp_path / "later", "w", stop)
+    assert seen[:2] == [(12, 12), (12, 24)]
+    later = sweep.compare(lens, sets, more, tmp_path / "later", "w")
+    assert (tmp_path / "later" / "cells.jsonl").read_bytes().startswith(kept)
+    assert results_digest(tmp_path / "later") == results_digest(tmp_path / "once")
+    close(later.scores, once.scores)
+    close(later.scores[:, :2], first.scores)
+    assert {cell.needle for cell in read_run(tmp_path / "once").cells} == {"letter", "letter, filler 2"}
+    alike = sweep.compare(lens, {"one": sets["one"], "again": sets["one"]}, more)
+    assert (alike.scores.shape[1], alike.decision.equal) == (2, ("one", "again"))
+    mute = sweep.compare(lens, sets, more.but(needles=(niah.PAPER_NEEDLE,)))
+    assert (mute.full, mute.scores.shape[1]) == (0, 2)
+
+
 def test_losses_are_those_of_every_choice() -> None:
     """Each row and count against `filler_loss` of its own mask; random is the mean of its draws."""
     lens = benchmark_lens("recurrentgemma")
@@ -367,6 +407,9 @@ def test_refusals() -> None:
         ({"draws": -1}, "--draws -1 given"),
         ({"depths": ()}, "--depths is empty"),
         ({"needles": ()}, "--needles is empty"),
+        ({"precision": 0.0}, "--precision 0.0 given, expected greater than 0"),
+        ({"prompts": 0}, "--prompts 0 given, expected greater than or equal to 1"),
+        ({"needles": (replace(niah.PAPER_NEEDLE, name="a, filler 2"),)}, "needle 'a, filler 2' given, but ', filler '"),
         ({"calibration": Calibration(seed=0)}, "give two essay seeds"),
         ({"calibration": Calibration(needles=(niah.PAPER_NEEDLE,))}, "needle 'paper' is both tested and calibrated on"),
     ]:

@@ -11,6 +11,7 @@ from analyses.study.rankings.results import (
     Ability,
     RankingComparison,
     comparison,
+    decision_of,
     keys_of,
     scores_of,
 )
@@ -23,12 +24,19 @@ def ranking(scores: torch.Tensor, layers: tuple[int, ...] = (1, 5), lower: bool 
     return HeadRanking(scores, layers, "by hand", lower)
 
 
-def made_up(curves: dict[str, list[float]], prompts: int = 40, jitter: float = 0.0) -> RankingComparison:
+def made_up(
+    curves: dict[str, list[float]],
+    prompts: int = 40,
+    jitter: float = 0.0,
+    precision: float = 0.03,
+    looks: tuple[int, ...] | None = None,
+) -> RankingComparison:
     """A comparison whose rows have these scores at every prompt, some more and some less by `jitter`."""
     counts = tuple(range(len(next(iter(curves.values())))))
     layers = 1
     bases = [CellKey("toy", "prefill", 0, 110 + i, 50, False, scope="model") for i in range(prompts)]
-    rankings = {name: ranking(torch.arange(2.0 * 1).view(2, 1)) for name in curves if name != RUN_TIME}
+    orders = {name: torch.arange(8.0).roll(i).view(2, 4) for i, name in enumerate(curves)}
+    rankings = {name: ranking(orders[name]) for name in curves if name != RUN_TIME}
     cells: dict[CellKey, Cell] = {}
     for (i, base), (name, curve) in itertools.product(enumerate(bases), curves.items()):
         shift = jitter if (i + len(name)) % 2 else -jitter
@@ -39,7 +47,8 @@ def made_up(curves: dict[str, list[float]], prompts: int = 40, jitter: float = 0
             cells[key] = Cell(**key._asdict(), score=value, **rest)
     rows = len(curves)
     ability = Ability(torch.ones(rows, len(counts)), (), {})
-    return comparison(cells, bases, rankings, counts, layers, RUN_TIME in curves, "both", ability)
+    given = cells, bases, rankings, counts, layers, RUN_TIME in curves
+    return comparison(*given, "both", decision_of(*given, precision, looks), ability)
 
 
 def test_words_name_a_winner_only_where_there_is_one() -> None:
@@ -58,13 +67,34 @@ def test_words_name_a_winner_only_where_there_is_one() -> None:
     even = made_up({RUN_TIME: middle, "good": [0, 0, 0.05, 1, 1, 1, 1, 1, 1.0]}, jitter=0.2)
     said = " ".join(sentences(even))
     assert set(best_rows(even)) == {"good", RUN_TIME}
+    assert said.startswith("Open on 40 prompts: which ranking keeps retrieval with the fewest heads. ")
     assert "not told apart" in said
     assert "keeps retrieval with the fewest heads, and" not in said
     assert "No ranking was found to do worse than entropy at run time." in said
+    assert "would not settle it; a larger --precision would" in said
     silent = made_up({"one": [0.0] * 9, "two": [0.0] * 9})
     assert sentences(silent) == [
         "toy answers 0 of 40 prompts with all its heads, so no ranking can be judged by what it keeps."
     ]
+
+
+def test_words_say_what_is_equal_and_what_is_open() -> None:
+    """By the standing of each ranking; what is open has its interval and what it would take."""
+    rest = [0, 1, 1, 1, 1, 1, 1, 1, 1.0]
+    curves = {"one": [0, 0, *rest[2:]], "two": [0, 0.9, *rest[2:]], "last": [0, 0, 0, 0, 0, 0, 0, 1, 1.0]}
+    found = made_up(curves, looks=(40, 80, 160, 320, 640, 1280))
+    first, more, *others = sentences(found)
+    short = found.decision.shortfall("two")
+    assert first.startswith("Open on 40 prompts: which ranking keeps retrieval with the fewest heads. two keeps most ")
+    assert f" the best of the others: two ({short.low:+.3f} to {short.high:+.3f}), one (".replace("-", "−") in first
+    assert f"about {found.decision.needed - 40:,} more would settle it: --prompts {found.decision.needed} goes" in more
+    assert others[0] == "last keeps less for sure."
+    assert "The rule: after 40, 80, 160, … and at most 1,280 prompts the areas" in others[-1]
+    first, less, *_ = sentences(made_up(curves, precision=0.4))
+    assert first.startswith("No ranking alone keeps retrieval with the fewest heads: the best are equal within 0.4 of ")
+    assert ", two (−" in first
+    assert ") and one (+" in first
+    assert less == "last keeps less for sure."
 
 
 def test_missing_cells_are_named() -> None:

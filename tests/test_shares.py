@@ -37,9 +37,12 @@ from hybridlens.engine import Job
 PROMPTS: dict[str, Any] = {"lengths": (110,), "depths": (0, 100), "max_new_tokens": 3, "batch_size": 2}
 NIAH = NiahConfig(model="random", heads=(0, 4), control=False, **PROMPTS)
 STUDY = StudyConfig(model="random", experiments=("fig2", "scope"), heads=(1,), control=False, **PROMPTS)
+COMMON = niah.PAPER_NEEDLE.sentence
+LETTER = niah.Needle("letter", COMMON, "What is it?", (niah.Rule("e", 2.0, "add"), niah.Rule(COMMON, 5.0, "set")))
+"""What a random model says scores, so that a second look is wanted."""
 RANKINGS = RankingsConfig(
-    model="random", rankings=("copying",), counts=(0, 4, 8), draws=1, needles=(niah.PAPER_NEEDLE,), run_time=False,
-    filler_rows=0, tasks=(), **PROMPTS,
+    model="random", rankings=("copying", "matching"), counts=(0, 4, 8), draws=1, needles=(LETTER,), run_time=False,
+    filler_rows=0, tasks=(), prompts=4, **PROMPTS,
 )  # fmt: skip
 PATCH = PatchConfig(model="random", sweeps=("attn_out", "ssm_out"), length=110, attribution=False)
 CROSSOVER = CrossoverConfig(
@@ -108,9 +111,8 @@ def test_shards_find_what_one_process_finds(name: str, tmp_path: Path, monkeypat
     kind, options = EXPERIMENTS[name]
     experiment = kind(benchmark_lens("jamba"), options)
     one, many = results(experiment, tmp_path / "one"), tmp_path / "many"
-    totals = [
-        [work(experiment, many, wave, number, 3).total for number in (2, 1, 0)] for wave in range(experiment.waves)
-    ]
+    waves = range(experiment.waves_of(options))
+    totals = [[work(experiment, many, wave, number, 3).total for number in (2, 1, 0)] for wave in waves]
     assert all(any(wave) for wave in totals)
     assert any(sum(total > 0 for total in wave) > 1 for wave in totals)
 

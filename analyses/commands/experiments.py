@@ -48,6 +48,8 @@ EXPERIMENTS: tuple[Declared, ...] = (
 
         Rankings made by running the model (entropy, retrieval score, needle mass, ablation) and from its weights alone
         (copying, matching, induction, retrieval strength), beside random ones and the paper's entropy at run time.
+        Prompts are added until every ranking is told apart from the best, or is equal to it, within --precision, or
+        --prompts are read; the same command goes on where it was stopped, with more --prompts too.
         """,
     ),
     Declared(

@@ -114,7 +114,7 @@ class Experiment(ABC, Generic[O, T]):
     of_heads: ClassVar[bool] = True
     """Whether it is about attention heads, and so nothing for a model without any."""
     waves: ClassVar[int] = 1
-    """How often its work can be shared: parts of a wave need what the waves before have made."""
+    """See `waves_of`."""
 
     def __init__(self, lens: HybridLens, options: O, weights_hash: str | None = None) -> None:
         from analyses.experiment.checkpoints import lens_hash
@@ -125,6 +125,11 @@ class Experiment(ABC, Generic[O, T]):
         """Of a hub id: the one that was opened."""
         self.weights_hash = lens_hash(lens) if weights_hash is None else weights_hash
         self.check(options, lens.cfg)
+
+    @classmethod
+    def waves_of(cls, options: O) -> int:
+        """How often its work can be shared: parts of a wave need what the waves before have made."""
+        return cls.waves
 
     @classmethod
     def opened(cls, options: O, device: str, dtype: str) -> Experiment[O, T]:

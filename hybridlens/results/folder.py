@@ -66,6 +66,7 @@ class Folder:
         begun: whether this session has written anything.
         whole: of a shard's folder, the folder of the run that it is a share of; None for a run's own.
         beside: cells of adopted folders, which a `Run` may take over.
+        elsewhere: cells of folders of which only what they made was adopted, to look at.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Folder:
             self.damaged.append(f"{RECORD} does not match its digest; written anew, and every result made again")
         self.begun = False
         self.beside: dict[CellKey, Cell] = {}
+        self.elsewhere: dict[CellKey, Cell] = {}
         self._written: Record | None = None
         self._closing: list[Callable[[], Mapping[str, Any]]] = []
 
@@ -296,7 +298,7 @@ class Folder:
 
         Args:
             source: a folder that this or another process has written; nothing is done where none has begun.
-            cells: whether its cells are wanted.
+            cells: whether its cells are to be taken over; else they can only be looked at.
 
         Raises:
             ResultsError: it holds another run, or the system refuses.
@@ -305,8 +307,8 @@ class Folder:
         if record is None:
             return
         refuse_another_run(source, record.compared, self._compared)
-        if cells:
-            self.beside |= read_good(source, self.fingerprint, self.manifest.max_score)[0]
+        held = self.beside if cells else self.elsewhere
+        held |= read_good(source, self.fingerprint, self.manifest.max_score)[0]
         found: dict[str, Listed] = {}
         for name, stated in record.artefacts.items():
             target = self.path / name

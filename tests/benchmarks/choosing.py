@@ -56,7 +56,7 @@ def areas(model: str, seed: int = 0) -> RankingComparison:
     lens = open_model(model, "cpu", "float32")
     found = circuits(lens, model=model)
     rankings = {name: combined(found, name) for name in COMBINATIONS}
-    config = RankingsConfig(model=model, run_time=False, draws=0, filler_rows=0, tasks=(), seed=seed)
+    config = RankingsConfig(model=model, run_time=False, draws=0, filler_rows=0, tasks=(), seed=seed, prompts=1)
     return compare(lens, rankings, config)
 
 

@@ -219,7 +219,7 @@ def main() -> int:
     trials: list[tuple[str, list[str], Callable[[Sequence[str], str], str]]] = [
         ("reproduce", ["fig2", *model, *many], killed_in_every_way),
         ("niah", [*model, *long], timed_out),
-        ("rankings", [*model, *small, "--draws", "2", "--batch-size", "16"], plain),
+        ("rankings", [*model, *small, "--draws", "2", "--batch-size", "16", "--prompts", "1"], plain),
         ("patch", [*model, "--sweeps", "resid_pre,attn_out,ssm_out,v"], plain),
         ("crossover", [*model, *small, "--needles", "paper,oslo"], plain),
         ("circuits", [*model, "--sample", "64"], plain),

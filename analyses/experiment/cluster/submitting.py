@@ -102,7 +102,7 @@ def submit(
             forget(folder)
             plan = Plan(
                 asked=wanted, experiment=experiment, job=kind.job, model=options.model, command=options.command,
-                cluster=str(config.cluster), shards=shards_of(config, device), waves=kind.waves,
+                cluster=str(config.cluster), shards=shards_of(config, device), waves=kind.waves_of(options),
             )  # fmt: skip
         elif plan.asked != wanted:
             raise ResultsError(

@@ -22,6 +22,9 @@ PHASES = ("both", "generation")
 """When heads are dropped: while reading and answering, or while answering only."""
 
 TEST_NEEDLES = ("paper", "secret-word", "mayor")
+COPY = ", filler "
+"""Between a needle's name and the number of its filler, in the names that prompts of later looks have."""
+
 CALIBRATION_NEEDLES = ("oslo", "treasure", "violin", "tuesday")
 """By default: each test needle has one of its form among them, and none of its words that matter."""
 
@@ -55,6 +58,8 @@ class RankingsConfig(PromptOptions):
         run_time: whether the paper's own method stands beside the rankings: the heads of lowest entropy in each
             layer, chosen anew at every query.
         draws: random rankings, the level to beat; none where rankings named "random …" are given.
+        precision: the difference in area that has to be told apart (`analyses.study.rankings.deciding`).
+        prompts: the budget: no look is taken at more, but for the first.
         lengths: tokens of the test prompts; None for the two shortest of the ten that a study has.
         calibration: the prompts that rankings are made on.
         filler_rows: texts whose loss is taken; 0 for none.
@@ -77,6 +82,12 @@ class RankingsConfig(PromptOptions):
     needles: Needles = Field(
         None, description="A JSON file, or built-in names like oslo,code; three of them by default."
     )
+    precision: float = Field(
+        0.03, gt=0, lt=1, description="Difference in area that has to be told apart; prompts are added until it is."
+    )
+    prompts: int = Field(
+        480, ge=1, description="Most prompts; the first, of all needles, lengths and depths, are read in any case."
+    )
     run_time: bool = True
     calibration: Calibration = Calibration()
     filler_rows: int = Field(2, ge=0)
@@ -89,6 +100,11 @@ class RankingsConfig(PromptOptions):
     def _nothing_in_common(self) -> RankingsConfig:
         if self.calibration.seed is not None and self.calibration.seed == self.seed and self.haystack is None:
             raise InputError(f"seed {self.seed} is given to the test and the calibration; give two essay seeds")
+        for needle in self.hidden:
+            if COPY in needle.name:
+                raise InputError(
+                    f"needle {needle.name!r} given, but {COPY!r} marks copies of needles; name it otherwise"
+                )
         if self.calibration.needles is not None:
             distinct("the calibration", self.calibration.needles)
         _ = self.learned
@@ -98,6 +114,11 @@ class RankingsConfig(PromptOptions):
     def hidden(self) -> tuple[niah.Needle, ...]:
         """The needles of the test prompts."""
         return tuple(niah.NEEDLES[name] for name in TEST_NEEDLES) if self.needles is None else self.needles
+
+    @property
+    def first(self) -> int:
+        """Prompts of the first look: the grid of needles, lengths and depths."""
+        return len(self.hidden) * len(self.lengths or (0, 0)) * len(self.depths)
 
     @property
     def learned(self) -> tuple[niah.Needle, ...]:

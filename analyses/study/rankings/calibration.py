@@ -75,19 +75,23 @@ def judging_prompts(lens: HybridLens, config: RankingsConfig) -> dict[str, list[
 def calibration_prompts(lens: HybridLens, config: RankingsConfig) -> list[niah.Prompt]:
     """The prompts that rankings are made on: needles, essay seed and sentences that no test prompt has.
 
-    The haystack is the built-in essays of another seed, less every sentence of the test's haystack.
-
     Raises:
         InputError: see `analyses.study.prompts`.
     """
-    tested = set((niah.essays(config.seed) if config.haystack is None else config.haystack).sentences)
-    calibration = config.calibration
-    whole = niah.essays(config.seed + SEED_STEP if calibration.seed is None else calibration.seed, 4000)
-    left = [sentence for sentence in whole.sentences if sentence not in tested]
-    haystack = niah.Haystack(f"{whole.name}, calibration", " ".join(left))
+    calibration, haystack = config.calibration, calibration_haystack(config)
     lengths, depths = calibration.lengths or prompt_lengths(lens, config), calibration.depths
     return [
         prompt
         for needle in config.learned
         for prompt in prompts_of(lens, config, needle, lengths=lengths, depths=depths, haystack=haystack)
     ]
+
+
+def calibration_haystack(config: RankingsConfig) -> niah.Haystack:
+    """The built-in essays of another seed, less every sentence of the test's haystack."""
+    tested = set((niah.essays(config.seed) if config.haystack is None else config.haystack).sentences)
+    seed = config.calibration.seed
+    whole = niah.essays(config.seed + SEED_STEP if seed is None else seed, 4000)
+    return niah.Haystack(
+        f"{whole.name}, calibration", " ".join(sentence for sentence in whole.sentences if sentence not in tested)
+    )

@@ -111,13 +111,25 @@ def area_difference(
     Raises:
         ResultsError: see `areas`; or other prompts.
     """
+    first, second, highest = common_areas(scores, reference, counts)
+    interval = paired_difference(first.tolist(), second.tolist(), highest=highest)
+    return Value(float((first - second).mean()), *interval)
+
+
+def common_areas(
+    scores: Float[Tensor, "prompt count"], reference: Float[Tensor, "prompt count"], counts: Sequence[int]
+) -> tuple[Float[Tensor, "prompt"], Float[Tensor, "prompt"], float]:
+    """Each prompt's two areas at the counts that both were run at, but for the ends, and the most that one can be.
+
+    Raises:
+        ResultsError: see `areas`.
+    """
     places = _run_at(scores, reference)
     common = [counts[place] for place in places]
     between = torch.ones(1, len(places))
     between[:, [0, -1]] = 0.0
     first, second = (areas(rows[:, places] * between, common) for rows in (scores, reference))
-    interval = paired_difference(first.tolist(), second.tolist(), highest=float(areas(between, common)))
-    return Value(float((first - second).mean()), *interval)
+    return first, second, float(areas(between, common))
 
 
 def _run_at(*rows: Float[Tensor, "prompt count"]) -> list[int]:

@@ -39,7 +39,10 @@ def article_of(
         record: the run's `run.json`.
     """
     given = {name: ranking for name, ranking in rankings.items() if not is_draw(name)}
-    made = [_curves(comparison), _areas(comparison), _each(comparison), _agreement(comparison), _ability(comparison)]
+    made = [
+        _curves(comparison), _areas(comparison), _standing(comparison), _each(comparison), _agreement(comparison),
+        _ability(comparison),
+    ]  # fmt: skip
     when = "while reading and answering" if comparison.phase == "both" else "while answering only"
     return Article(
         subject="rankings of heads",
@@ -118,6 +121,24 @@ def _areas(comparison: RankingComparison) -> Section:
         low, high, mean = (f"{float(value):.3f}" for value in (found.min(), found.max(), found.mean()))
         blocks.append(Words(f"{many(len(comparison.draws), 'random order')}: areas from {low} to {high}, mean {mean}."))
     return Section("areas", "Areas and heads needed", tuple(blocks))
+
+
+def _standing(comparison: RankingComparison) -> Section | None:
+    """What the rule says of each ranking; nothing where there is one."""
+    decision = comparison.decision
+    if len(decision.names) < 2:
+        return None
+    rows = tuple(
+        (name, _measured(decision.shortfall(name), "+.3f"), decision.standing(name))
+        for name in comparison.by_area()
+        if name in decision.names
+    )
+    words = (
+        "By how much a ranking falls short of the best of the others, in area over the same prompts; below 0 it is "
+        "ahead. These intervals are wider than those above: in 95 % of studies all of them, at all looks, hold at once."
+    )
+    table = Table(("ranking", "short of the best of the others", "standing"), rows)
+    return Section("standing", "Which is told apart", (Words(words), table))
 
 
 def _each(comparison: RankingComparison) -> Section | None:

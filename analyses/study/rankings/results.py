@@ -26,6 +26,7 @@ from analyses.experiment.artefacts import Stored
 from analyses.heads.ranking import HeadRanking, check_name
 from analyses.study.rankings.agreement import kendall, spearman
 from analyses.study.rankings.curves import Needed, Value, accuracies, area, area_difference, areas, needed
+from analyses.study.rankings.deciding import Decision, decide
 from hybridlens import niah
 from hybridlens.display import Curve as Lines
 from hybridlens.display import Grid, Piece, Table, listed, many, number
@@ -113,6 +114,7 @@ class RankingComparison(Plotted):
         ranked: the static rankings that were given.
         spearman: rank correlations between these.
         kendall: likewise, tau-b.
+        decision: what can be told of which ranking keeps most.
         ability: general ability.
         notes: what was chosen on the way, a sentence each.
     """
@@ -137,6 +139,7 @@ class RankingComparison(Plotted):
     ranked: tuple[str, ...]
     spearman: Float[Tensor, "ranked ranked"]
     kendall: Float[Tensor, "ranked ranked"]
+    decision: Decision
     ability: Ability
     notes: tuple[str, ...]
 
@@ -261,6 +264,33 @@ def scores_of(
     return found
 
 
+def decision_of(
+    cells: Mapping[CellKey, Cell],
+    bases: Sequence[CellKey],
+    rankings: Mapping[str, HeadRanking],
+    counts: Sequence[int],
+    layers: int,
+    run_time: bool,
+    precision: float,
+    looks: Sequence[int] | None = None,
+) -> Decision:
+    """What the cells of one look, and of those before, can tell of the rankings; arguments as `comparison`, `decide`.
+
+    Random draws are a level and not compared; where there is nothing else, one of them stands alone. Rankings of one
+    order share their scores, and so are equal for sure.
+
+    Raises:
+        ResultsError: a cell is missing.
+    """
+    names = [name for name in rows_of(rankings, run_time) if name != RANDOM] or list(rankings)[:1]
+    rows: dict[str, Float[Tensor, "prompt count"]] = {}
+    alike: dict[object, str] = {}
+    for name in names:
+        first = alike.setdefault(tuple(rankings[name].order) if name in rankings else name, name)
+        rows[name] = scores_of(cells, name, counts, bases, layers) if first == name else rows[first]
+    return decide(rows, counts, precision, looks)
+
+
 def comparison(
     cells: Mapping[CellKey, Cell],
     bases: Sequence[CellKey],
@@ -269,6 +299,7 @@ def comparison(
     layers: int,
     run_time: bool,
     phase: str,
+    decision: Decision,
     ability: Ability,
     notes: Sequence[str] = (),
 ) -> RankingComparison:
@@ -282,6 +313,7 @@ def comparison(
         layers: see `keys_of`.
         run_time: whether the paper's method was run.
         phase: "both" or "generation".
+        decision: of the same cells (`decision_of`).
         ability: general ability, for the rows in order.
         notes: what was chosen on the way.
 
@@ -323,6 +355,7 @@ def comparison(
         ranked=ranked,
         spearman=spearman(static) if static else none,
         kendall=kendall(static) if static else none,
+        decision=decision,
         ability=ability,
         notes=tuple(notes),
     )

@@ -2,6 +2,9 @@
 
 A run has a cell for each ranking, count and prompt; the engine answers those that come to the same once,
 so that rankings cost little where they agree. Other rankings, counts, lengths and needles may join a folder later.
+Prompts are added look by look until rankings are told apart, or the budget is spent (`deciding`); a look's portions
+are its own, so that its cells depend neither on later looks nor on the budget. Of jobs that share the work each look
+is a wave, and what the looks before say is read from all their cells.
 
 How it fails: see `analyses.experiment`. A folder in which a ranking's name, or a needle's, stands for something else
 is refused with one line. A ranking is told by its order, which is all that its cells depend on: scores that differ in
@@ -11,7 +14,7 @@ their last bits are the same ranking.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,8 +27,10 @@ from analyses.heads.ranking import check_name
 from analyses.heads.sparsification import check_ranking
 from analyses.study.prompts import check_budget
 from analyses.study.rankings.ability import counts_of_tasks, measure
-from analyses.study.rankings.calibration import calibration_prompts, counts_of, judging_prompts
+from analyses.study.rankings.calibration import calibration_prompts, counts_of
 from analyses.study.rankings.candidates import FROM_WEIGHTS, check_names, kinds_of, make_rankings, random_rankings
+from analyses.study.rankings.deciding import Decision, schedule
+from analyses.study.rankings.fillers import copied_prompts, named
 from analyses.study.rankings.report import article_of, rankings_table
 from analyses.study.rankings.results import (
     RANDOM,
@@ -33,6 +38,7 @@ from analyses.study.rankings.results import (
     Ability,
     RankingComparison,
     comparison,
+    decision_of,
     is_draw,
     keys_of,
     rows_of,
@@ -43,7 +49,7 @@ from hybridlens.config import LensConfig
 from hybridlens.display import Piece, Table
 from hybridlens.errors import InputError
 from hybridlens.model import HybridLens
-from hybridlens.results import CellKey, Folder, Manifest, Run, hash_json
+from hybridlens.results import Cell, CellKey, Folder, Manifest, Run, hash_json
 from hybridlens.viz.article import Article
 from hybridlens.viz.plotted import Plotted
 
@@ -100,7 +106,6 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
 
     job = "rankings"
     unit = "cell"
-    waves = 2
 
     def __init__(
         self,
@@ -124,7 +129,14 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
             check_names(options)
         self.given = None if given is None else chosen(lens, given, options)
         self.calibration = calibration_prompts(lens, options) if given is None else []
-        self.prompts = judging_prompts(lens, options)
+        self.schedule, self.looks = _looks(options)
+        self.copied = cache(partial(copied_prompts, lens, options))
+        self.copied(0)  # what is wrong with prompts is refused now
+
+    @classmethod
+    def waves_of(cls, options: RankingsConfig) -> int:
+        """The rankings, then the looks."""
+        return 1 + len(_looks(options)[1])
 
     @classmethod
     def check(cls, options: RankingsConfig, cfg: LensConfig) -> None:
@@ -146,7 +158,7 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
         for needle in options.hidden:
             rubric = [list(rule) for rule in needle.rubric]
             named[f"the needle {needle.name}"] = [needle.sentence, needle.question, rubric]
-        settings = {"batch_size": options.batch_size, "memory": options.memory}
+        settings = {name: getattr(options, name) for name in ("batch_size", "memory", "precision", "prompts")}
         return self.identity(arguments_of(options), settings, named)
 
     def expected(self) -> Mapping[CellKey, str]:
@@ -158,29 +170,69 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
         lens, options, given = self.lens, self.options, self.given
         if given is None:
             given = self._made(folder)
-        bases, grid = self.grid(given)
-        store = Run(folder, {key: prompt.hash for key, prompt in grid.items()})
-        folder.agree(_orders(given))
-        cells = answer_all(lens, store, grid, self._rubrics(), options, progress, rankings=given)
+        bases: list[CellKey] = []
+        cells: dict[CellKey, Cell] = {}
+        decision: Decision | None = None
+        for look in range(len(self.looks)):
+            new, grid = self.grid(given, look)
+            store = Run(folder, _hashes(grid))
+            folder.agree(_orders(given))
+            told = partial(_further, progress, len(cells))
+            answered = answer_all(lens, store, grid, self._rubrics(look), options, told, rankings=given)
+            cells |= {cell.key: cell for cell in answered}
+            bases += new
+            decision = self._decision(cells, bases, given)
+            if not _goes_on(decision, cells, given, self.counts[-1]):
+                break
+        assert decision is not None  # there is a first look
+        depends = [decision.precision, decision.look, list(decision.names), decision.difference.tolist()]
+        folder.keep("decision.json", depends, decision)
         ability = self._ability(folder, given)
         found = comparison(
-            {cell.key: cell for cell in cells}, bases, given, self.counts, self.layers, options.run_time,
-            options.phase, ability, self.notes,
+            cells, bases, given, self.counts, self.layers, options.run_time,
+            options.phase, decision, ability, self.notes,
         )  # fmt: skip
         return Compared(found, given)
 
     def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
-        """See `Experiment`: the rankings, then portions of the cells and the abilities."""
+        """See `Experiment`: the rankings, then portions of each look's cells, and with the first the abilities.
+
+        A look that those before make needless has no part; nor one before which cells are missing, which `run` makes.
+        """
         lens, options = self.lens, self.options
         if wave == 0:
             kinds = () if self.given is not None else kinds_of(options)
             return [stage(", ".join(kind), partial(self._made, folder, kind)) for kind in kinds]
         given = self.given or self._made(folder)
-        _, grid = self.grid(given)
-        store = Run(folder, {key: prompt.hash for key, prompt in grid.items()})
-        portions = answering_parts(lens, store, grid, self._rubrics(), options, given)
+        look = wave - 1
+        if look and not self._open_after(folder, given, look - 1):
+            return []
+        _, grid = self.grid(given, look)
+        store = Run(folder, _hashes(grid))
+        portions = answering_parts(lens, store, grid, self._rubrics(look), options, given)
+        if look:
+            return portions
         tokens = sum(portion.size for portion in portions)
         return [stage("abilities", partial(self._ability, folder, given), tokens / ABILITIES), *portions]
+
+    def _open_after(self, folder: Folder, given: Rankings, look: int) -> bool:
+        """Whether the looks up to one are whole, here and beside, and leave something open."""
+        bases: list[CellKey] = []
+        grid: dict[CellKey, niah.Prompt] = {}
+        for at in range(look + 1):
+            new, cells = self.grid(given, at)
+            bases += new
+            grid |= cells
+        hashes = _hashes(grid)
+        near = {cell.key: cell for cell in Run(folder, hashes).cells}
+        every = {**folder.elsewhere, **folder.beside, **near}
+        found = {key: every[key] for key, prompt in hashes.items() if key in every and every[key].prompt_hash == prompt}
+        return len(found) == len(grid) and _goes_on(self._decision(found, bases, given), found, given, self.counts[-1])
+
+    def _decision(self, cells: Mapping[CellKey, Cell], bases: Sequence[CellKey], given: Rankings) -> Decision:
+        options = self.options
+        rule = options.precision, self.schedule
+        return decision_of(cells, bases, given, self.counts, self.layers, options.run_time, *rule)
 
     def _made(self, folder: Folder, names: Sequence[str] | None = None) -> Rankings:
         """The rankings that the options name, checked, and random ones; of some names, these alone and unchecked."""
@@ -188,8 +240,14 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
         made = make_rankings(lens, options, self.calibration, folder, names)
         return made if names is not None else chosen(lens, made, options)
 
-    def _rubrics(self) -> dict[tuple[str, str], niah.Rubric]:
-        return {(needle.name, "clean"): needle.rubric for needle in self.options.hidden}
+    def _copies(self, look: int) -> range:
+        """The copies of the grid that a look adds."""
+        done, first = (self.looks[look - 1] if look else 0), self.looks[0]
+        return range(done // first, self.looks[look] // first)
+
+    def _rubrics(self, look: int) -> dict[tuple[str, str], niah.Rubric]:
+        hidden = self.options.hidden
+        return {(named(one.name, copy), "clean"): one.rubric for copy in self._copies(look) for one in hidden}
 
     def _ability(self, folder: Folder, given: Rankings) -> Ability:
         options = self.options
@@ -199,13 +257,14 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
         made = partial(measure, self.lens, given, self.counts, options)
         return folder.take("ability.json", depends, Ability.load, made)
 
-    def grid(self, given: Rankings) -> tuple[list[CellKey], Grid]:
-        """A cell at each prompt, and every cell of every row with its prompt."""
+    def grid(self, given: Rankings, look: int = 0) -> tuple[list[CellKey], Grid]:
+        """A cell at each prompt that a look adds, and every cell of every row with its prompt."""
         options = self.options
         phase = "prefill" if options.phase == "both" else "generation"
         bases = {
             CellKey(options.model, phase, 0, p.length, p.depth, False, needle=needle, scope=options.scope): p
-            for needle, made in self.prompts.items()
+            for copy in self._copies(look)
+            for needle, made in self.copied(copy).items()
             for p in made
         }
         grid = {
@@ -257,6 +316,28 @@ def chosen(lens: HybridLens, rankings: Rankings, config: RankingsConfig) -> Rank
     if not found and not config.run_time:
         raise InputError("no ranking was given, expected at least one to compare")
     return found
+
+
+def _looks(options: RankingsConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The schedule of looks, and those of them that the budget allows."""
+    planned = schedule(options.first, options.precision)
+    return planned, tuple(n for n in planned if n <= max(options.prompts, options.first))
+
+
+def _goes_on(decision: Decision, cells: Mapping[CellKey, Cell], given: Rankings, most: int) -> bool:
+    """Whether another look is wanted: something is open, and the untouched model answers at all."""
+    return bool(decision.open) and any(
+        cell.score for cell in cells.values() if cell.ranking in given and cell.k == most
+    )
+
+
+def _further(progress: Progress, before: int, done: int, total: int) -> None:
+    """Tell of one look's cells as of those after others."""
+    progress(before + done, before + total)
+
+
+def _hashes(grid: Grid) -> dict[CellKey, str]:
+    return {key: prompt.hash for key, prompt in grid.items()}
 
 
 def _orders(rankings: Rankings) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """What a comparison of rankings says, in sentences with their intervals.
 
-A ranking is said to keep more than another only where the 95 % interval of the difference of their areas, over the
-same prompts, is above 0; two whose interval holds 0 are "not told apart". A winner is named only where it is told
-apart from every other row.
+Which ranking keeps most is said by the rule of `analyses.study.rankings.deciding`, whose intervals hold together, over
+all pairs and looks: a winner is named only where every other ranking keeps less for sure, those within the precision of
+the best are said to be equal within it, and what is neither is open, with its interval and what it would take.
 
-How it fails: with many rows some differences clear 0 by chance (of 20 that are nothing, one), and the sentences do
-not correct for that. Random rankings are spoken of by their mean and by how far draws lie apart.
+How it fails: what is said of the paper's method and of the random level goes by 95 % intervals one by one, of which
+some clear 0 by chance (of 20 differences that are nothing, one). Random rankings are spoken of by their mean and by how
+far draws lie apart.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from analyses.study.rankings.deciding import ALPHA, Decision
 from analyses.study.rankings.results import RANDOM, RUN_TIME, RankingComparison
-from hybridlens.display import many
+from hybridlens.display import listed, many
+
+SHOWN = 4
+"""Open rankings that a sentence lists; a report has a table of all."""
 
 
 def sentences(found: RankingComparison) -> list[str]:
@@ -28,19 +33,33 @@ def sentences(found: RankingComparison) -> list[str]:
             f"{found.model} answers 0 of {many(found.scores.shape[1], 'prompt')} with all its heads, "
             "so no ranking can be judged by what it keeps."
         ]
-    return [*_best(found), _untouched(found), *_against_reference(found), *_draws(found), *_losses(found), *found.notes]
+    rest = [_untouched(found), *_against_reference(found), *_draws(found), *_losses(found)]
+    return [*_best(found), *rest, rule(found.decision), *found.notes]
+
+
+def rule(decision: Decision) -> str:
+    """How it is decided which ranking keeps most."""
+    looks = decision.looks
+    first = f"{', '.join(f'{n:,}' for n in looks[:3])}{', …' if len(looks) > 4 else ''}"
+    when = f"{first} and at most {looks[-1]:,} prompts" if len(looks) > 3 else f"{first} prompts"
+    pairs = len(decision.names) * (len(decision.names) - 1) // 2
+    return (
+        f"The rule: after {when} the areas of every two rankings are compared over the same prompts, by t intervals, "
+        f"widened to what a kind of prompt not seen could change. Looks share the {100 * ALPHA:.0f} % of error by the "
+        f"prompts that they add, {many(pairs, 'pair')} equally, so that in {100 - 100 * ALPHA:.0f} % of studies all "
+        "intervals hold at once. A ranking is equal to the best where no other's area can be more than "
+        f"{decision.precision:g} above its own, keeps less where another's is above it for sure, and is open "
+        "otherwise; prompts are added while one is open and the budget (--prompts) lasts."
+    )
 
 
 def best_rows(found: RankingComparison) -> tuple[str, ...]:
-    """The row of the largest area, and all that are not told apart from it; alone where it wins.
+    """The row of the largest area, and all others that may keep as much; alone where it wins.
 
     The mean over random draws is a level, not a ranking, and is left out.
     """
-    rows = [name for name in found.names if name != RANDOM] or list(found.names)
-    best = max(rows, key=lambda name: found.area[found.place(name)].value)
-    others = [name for name in rows if name != best and found.difference(best, name).sign <= 0]
-    others.sort(key=lambda name: -found.area[found.place(name)].value)
-    return (best, *others)
+    rows = [name for name in found.by_area() if name != RANDOM] or list(found.names)
+    return (rows[0], *(name for name in rows[1:] if name not in found.decision.behind))
 
 
 def _untouched(found: RankingComparison) -> str:
@@ -55,7 +74,7 @@ def _untouched(found: RankingComparison) -> str:
 
 def _best(found: RankingComparison) -> list[str]:
     """Who keeps most, and by what numbers."""
-    best, *others = best_rows(found)
+    best = best_rows(found)[0]
     area, needed = found.area[found.place(best)], found.heads_needed[found.place(best)]
     sure = " in every draw of prompts" if needed.low == needed.high else f", interval {needed.low} to {needed.high}"
     numbers = (
@@ -63,16 +82,55 @@ def _best(found: RankingComparison) -> list[str]:
         f"{area.low:.3f} to {area.high:.3f}); it keeps half of the untouched accuracy with "
         f"{many(needed.heads, 'head')}{sure}."
     )
-    if others:
+    if found.names in ((best,), (best, RANDOM)):
+        return [f"{best} was compared with no other ranking.", numbers]
+    return [*_decided(found, best), numbers]
+
+
+def _decided(found: RankingComparison, best: str) -> list[str]:
+    """What the rule says of all rankings."""
+    decision = found.decision
+    standings = decision.equal, decision.behind, decision.open
+    equal, behind, left = ([name for name in found.by_area() if name in names] for names in standings)
+    within = f"within {decision.precision:g} of area"
+    less = [f"{_listed(behind)} {_keep(behind)} less for sure."] if behind else []
+    if left:
         first = (
-            f"No ranking can be said to keep retrieval with the fewest heads: {best} keeps most accuracy over all "
-            f"numbers of heads, and is not told apart from {_listed(others)}."
+            f"Open on {many(decision.prompts, 'prompt')}: which ranking keeps retrieval with the fewest heads. {best} "
+            f"keeps most accuracy over all numbers of heads; not settled, {within}, is by how much one falls short of "
+            f"the best of the others: {listed([_short(decision, name) for name in left], SHOWN)}."
         )
-    elif found.names in ((best,), (best, RANDOM)):
-        first = f"{best} was compared with no other ranking."
-    else:
-        first = f"{best} keeps retrieval with the fewest heads, and is told apart from every other ranking."
-    return [first, numbers]
+        as_much = [f"{_listed(equal)} {_keep(equal)} as much as the best, {within}."] if equal else []
+        return [first, _more(decision), *as_much, *less]
+    if not equal:
+        return ["No ranking keeps retrieval with the fewest heads: each keeps less than another, at common counts."]
+    if len(equal) == 1:
+        return [f"{equal[0]} keeps retrieval with the fewest heads, and is told apart from every other ranking."]
+    each = _listed([_short(decision, name) for name in equal])
+    return [f"No ranking alone keeps retrieval with the fewest heads: the best are equal {within}, {each}.", *less]
+
+
+def _keep(names: Sequence[str]) -> str:
+    return "keep" if len(names) > 1 else "keeps"
+
+
+def _short(decision: Decision, name: str) -> str:
+    """A ranking, and by how much it may fall short of the best of the others."""
+    found = decision.shortfall(name)
+    return f"{name} ({found.low:+.3f} to {found.high:+.3f})".replace("-", "−")
+
+
+def _more(decision: Decision) -> str:
+    """What it would take to settle what is open."""
+    if decision.needed is None:
+        return (
+            f"As differences spread over these prompts, the most that there can be, {decision.looks[-1]:,}, would not "
+            "settle it; a larger --precision would."
+        )
+    return (
+        f"As differences spread over these prompts, about {decision.needed - decision.prompts:,} more would settle it: "
+        f"--prompts {decision.needed} goes on from here."
+    )
 
 
 def _against_reference(found: RankingComparison) -> list[str]:
@@ -85,7 +143,8 @@ def _against_reference(found: RankingComparison) -> list[str]:
     one = {-1: "does worse than", 1: "does better than", 0: "is not told apart from"}
     several = {-1: "do worse than", 1: "do better than", 0: "are not told apart from"}
     said = [
-        f"{_listed(names)} {(one if len(names) == 1 else several)[sign]} {found.reference}, by area."
+        f"{_listed(names)} {(one if len(names) == 1 else several)[sign]} {found.reference}, by area, each at 95 % by "
+        "itself."
         for sign, names in groups.items()
         if names
     ]
