@@ -20,6 +20,10 @@ from hybridlens.tiny.train import Settings, main, train
 NAMES = tuple(SHAPES)
 WAITS = NAMES[:3]
 """Whose runs are tried in parts: one of each kind of state."""
+KINDS = {
+    "tiny-qwen3": {"attention"}, "tiny-mamba2": {"ssm"}, "tiny-deltanet": {"ssm"}, "tiny-falcon-h1": {"attention+ssm"},
+}  # fmt: skip
+"""What is in the layers of those that are not attention and a recurrence in turn."""
 SMALL = Recipe(
     stages=(
         Stage(Level((96,), (2, 2), 2, 0.0), 2e-3, 1e-4),
@@ -107,6 +111,7 @@ def test_a_trained_model_is_a_hugging_face_folder(name: str, tmp_path: Path) -> 
     made = json.loads((tmp_path / "out" / "training.json").read_text())
     assert (made["seed"], made["steps_done"], made["window"]) == (0, 1, 64)
     assert made["parameters"] == sum(p.numel() for p in model.parameters())
+    assert set(made["layers"]) == KINDS.get(name, {"attention", "ssm"})
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

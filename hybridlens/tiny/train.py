@@ -166,7 +166,6 @@ def account(settings: Settings, model: TinyModel, plan: Recipe, history: Path) -
         history: the run's log.
     """
     lines = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
-    config: Any = model.config
     began: dict[int, int] = {}
     for line in lines:
         began.setdefault(line["stage"], line["step"])
@@ -178,7 +177,7 @@ def account(settings: Settings, model: TinyModel, plan: Recipe, history: Path) -
         "stage_began_at_step": [began[stage] for stage in sorted(began)],
         "answer_accuracy_of_last_100_steps": round(sum(recent) / len(recent), 4),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "layers": ["attention" if "attention" in kind else "ssm" for kind in _kinds(config)],
+        "layers": layers_of(HybridLens(model)),
         "window": plan.window,
         "recipe": plan._asdict() | {"stages": [_as_dict(stage) for stage in plan.stages]},
         "torch": torch.__version__,
@@ -186,9 +185,11 @@ def account(settings: Settings, model: TinyModel, plan: Recipe, history: Path) -
     }
 
 
-def _kinds(config: Any) -> list[str]:
-    """Layer kinds of a config, where the library's "linear_attention" means a recurrence."""
-    return [kind.replace("linear_attention", "recurrent") for kind in config.layers_block_type]
+def layers_of(lens: HybridLens) -> list[str]:
+    """What mixes tokens in each layer: "attention", "ssm" (convolutions too), or "attention+ssm"."""
+    cfg = lens.cfg
+    kinds = (("attention", cfg.attention_layers), ("ssm", cfg.ssm_layers))
+    return ["+".join(kind for kind, layers in kinds if layer in layers) for layer in range(cfg.n_layers)]
 
 
 def _as_dict(stage: Stage) -> dict[str, Any]:
