@@ -112,7 +112,7 @@ def mamba2(vocab_size: int) -> PreTrainedConfig:
 
 
 def _qwen3_5(vocab_size: int, layers: list[str], mlp: int, **more: Any) -> PreTrainedConfig:
-    """Gated DeltaNet, 16 value heads of 16 over 8 keys of 16, with or without gated attention."""
+    """Gated DeltaNet, 8 heads of 16 keys and 32 values, with or without gated attention."""
     return Qwen3_5TextConfig(
         vocab_size=vocab_size,
         num_hidden_layers=len(layers),
@@ -120,9 +120,9 @@ def _qwen3_5(vocab_size: int, layers: list[str], mlp: int, **more: Any) -> PreTr
         intermediate_size=mlp,
         head_dim=16,
         linear_num_key_heads=8,
-        linear_num_value_heads=16,
+        linear_num_value_heads=8,
         linear_key_head_dim=16,
-        linear_value_head_dim=16,
+        linear_value_head_dim=32,
         rope_parameters={
             "rope_type": "default",
             "rope_theta": 10_000.0,
