@@ -25,7 +25,7 @@ class _Fields(NamedTuple):
     """The Hugging Face class."""
     parameters: int
     layers: tuple[str, ...]
-    """``"attention"`` or ``"ssm"`` for each layer."""
+    """``"attention"``, ``"ssm"`` or ``"attention+ssm"`` for each layer."""
     n_heads: int
     n_kv_heads: int
     window: int | None
