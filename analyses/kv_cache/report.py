@@ -75,7 +75,7 @@ def _holds(found: Crossover, where: str, inside: bool) -> list[str]:
     """The verdict over two kinds of memory, with both shares, while the needle is seen; then what was asked."""
     everything, *two = whole(found)[:3]
     intact, *shares = (following(found, memory, inside) for memory in (everything, *two))
-    if intact.memory.mean < NOTHING:
+    if two and intact.memory.mean < NOTHING:
         return [
             f"Nothing can be said of where the needle is held{where}: the model tells it in {_share(intact)} of "
             f"{_pairs(intact.n)}, with nothing exchanged."
