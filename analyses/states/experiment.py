@@ -9,7 +9,8 @@
     probes.safetensors                  `StateProbes`
 
 How it fails: see `analyses.experiment`. Knock-outs are left out, with a warning, where there are no other heads to
-compare with, and where no metric that was not asked for tells the prompts with either needle apart; probes where no other needle answers the same question in as many tokens.
+compare with, and where no metric was asked for and the model answers prompts with either needle alike; probes where no
+other needle answers the same question in as many tokens.
 """
 
 from __future__ import annotations
