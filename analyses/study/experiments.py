@@ -34,8 +34,12 @@ JRT_KS = (0, 1, 2)
 NOTHING_TO_SILENCE = "no attention: nothing to silence, so that every prompt is answered by the model as it is (k = 0)"
 """What becomes of sweeps over the heads kept in a model without any."""
 
+THEIRS = ("recurrentgemma", "jamba")
+"""Families of the authors' models."""
+
 MANIPULATED = ("recurrentgemma",)
-"""Families in which the authors' code manipulates attention weights; on Jamba it sets attributes that nothing reads."""
+"""Those in which their code manipulates attention weights; on Jamba it sets attributes that nothing reads. A family of
+which they say nothing is treated as these are."""
 
 
 class Experiment(NamedTuple):
@@ -45,7 +49,8 @@ class Experiment(NamedTuple):
         name: on the command line.
         title: what a report calls it.
         phases: the versions of top-k that it has.
-        published: families that have it under published semantics; None for all.
+        published: of the authors' families, those that have it under published semantics, as then have all others;
+            None for all.
         cells: its cells, in the order they are run.
         without: what it lacks in a model without attention; None where it asks something there too.
     """
@@ -119,7 +124,19 @@ def _jrt(grids: Grids, phases: Sequence[str]) -> Cells:
 
 
 def _table1(grids: Grids, phases: Sequence[str]) -> Cells:
+    if grids.config.semantics == "published":
+        _as_theirs(grids, "table1")
     return grids.cells(grids.prompts(), _modes(grids.n_heads))
+
+
+def _as_theirs(grids: Grids, name: str) -> None:
+    """Note, in an experiment's section, which model's manipulations are published ones for a model not of theirs."""
+    family = grids.lens.cfg.family
+    if family not in THEIRS:
+        theirs = " and ".join(MANIPULATED)
+        grids.notes.append(
+            f"{name}: published manipulations are those of {theirs} models; the authors ran no {family}."
+        )
 
 
 def _maps(grids: Grids, phases: Sequence[str]) -> Cells:
@@ -156,6 +173,7 @@ def _semantics(grids: Grids, phases: Sequence[str]) -> Cells:
     conditions, lengths = _sweep(grids.ks, phases), grids.other_lengths(other)
     if lacking(EXPERIMENTS["table1"], "published", grids.lens.cfg) is None:
         conditions += _modes(grids.n_heads)
+        _as_theirs(grids, "semantics")
     elif not grids.n_heads:
         grids.notes.append("semantics: no attention, so that the two differ in their prompts alone.")
     else:
@@ -194,6 +212,8 @@ def lacking(experiment: Experiment, semantics: str, cfg: LensConfig) -> str | No
     if experiment.without is not None and not cfg.attention_layers:
         return f"{experiment.name} has nothing to ask of a model without attention: {experiment.without}"
     if semantics != "published" or experiment.published is None or family in experiment.published:
+        return None
+    if experiment.published and family not in THEIRS:
         return None
     where = f"in {family} models" if experiment.published else "in any model"
     return (
