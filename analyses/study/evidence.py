@@ -44,7 +44,7 @@ class ModelFacts(NamedTuple):
         family: as in its `LensConfig`.
         window: keys that attention sees; None: all.
         base: what the study holds fixed.
-        beside: whether something beside attention mixes tokens.
+        beside: whether there are states beside attention, which could hold a needle.
     """
 
     name: str

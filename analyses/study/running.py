@@ -106,7 +106,7 @@ class StudyRun(Experiment[StudyConfig, Judged]):
         rows = ()
         if self.benchmarks is not None:
             rows = self.benchmarks.run(folder, lambda done, _: progress(len(cells) + done, total)).rows
-        beside = bool(lens.cfg.ssm_layers)
+        beside = bool(lens.cfg.state_layers)
         facts = ModelFacts(options.model, lens.cfg.family, lens.cfg.window, study.base, beside)
         return Judged(study, cells, rows, verdicts(cells, rows, facts), notes)
 

@@ -6,7 +6,7 @@ the rule itself (`analyses.study.claim_rules`), which makes tests of the evidenc
 There are three outcomes. An interval that holds the threshold supports neither "holds" nor "fails"; it is shown as
 "not tested here" with the reason "undecided: …" beside the measured value, so that nobody takes a study that is too
 small for evidence, or for a study that was not made. What cannot be asked of a model is "not asked: …" there: any
-claim of one without attention, and of one of attention alone what is left without it.
+claim of one without attention, and what is left without it of one that has no state beside it.
 
 Two numbers of the paper are asserted nowhere, as they do not follow from its others: 84 % of MMLU, and 2.8 points
 between ablated and sparse on GLUE. Its k = 5 for near-perfect retrieval (section 4) and its decline "to k = 6, where
@@ -106,7 +106,7 @@ def verdicts(cells: Sequence[Cell], benchmark_rows: Sequence[BenchmarkRow], fact
         if not facts.base.n_heads:
             measured, outcome, reason = untested("not asked: no attention")
         elif claim.left and not facts.beside:
-            measured, outcome, reason = untested("not asked: nothing beside attention mixes tokens")
+            measured, outcome, reason = untested("not asked: no state beside attention that could hold a needle")
         elif claim.families is None or facts.family in claim.families:
             measured, outcome, reason = claim.decide(evidence)
         else:
