@@ -34,12 +34,13 @@ def composition(circuits: HeadCircuits) -> Section:
         for r, w in (excess[k] > 0).nonzero().tolist()
     }
     shown = [edge for kind in KINDS for edge in strongest([e for e in edges if e.kind == kind], LINES)]
+    or_path = ", or a recurrent layer's linear path at one lag of its convolution, taken "
+    or_path = f"{or_path}{circuits.linearised}" if circuits.ssm_layers else ""
     words = (
         "‖W_writer W_reader‖ ÷ (‖W_writer‖ ‖W_reader‖), less what random matrices of the same shapes and spectra would "
         "have: how much of what a writer puts into the residual stream a later head's queries (Q), keys (K) or values "
-        "(V) read. A writer is a head's OV circuit, or a recurrent layer's linear path at one lag of its convolution, "
-        f"taken {circuits.linearised}. Rotary embedding is left out of Q and K. A high value says that the reader "
-        "could see the writer's output, not that it uses it."
+        f"(V) read. A writer is a head's OV circuit{or_path}. Rotary embedding is left out of Q and K. A high value "
+        "says that the reader could see the writer's output, not that it uses it."
     )
     drawn = (
         f"Drawn are the strongest {len(shown)}, at most {LINES} of a kind, of the {len(edges):,} that lie above "

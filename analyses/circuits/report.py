@@ -92,12 +92,15 @@ def _induction(circuits: HeadCircuits) -> str:
         return f"No head has an induction strength above 0: {_STRENGTH}."
     through = [writer_of(circuits, head) for head in found]
     by_lag = sum("lag" in writer for writer in through)
-    best = found[0]
+    best, which = found[0], ""
+    if circuits.ssm_layers:
+        which = (
+            f" The signal of the token before would come from a recurrent layer's convolution for {by_lag} of them, "
+            f"from another head for {len(found) - by_lag}."
+        )
     return (
         f"Induction strength, {_STRENGTH}, is above 0 for {len(found)} of {many(circuits.copying.numel(), 'head')} and "
-        f"highest for {name_of(best)} ({number(ranking.score(*best))}, through {through[0]}). The signal of the token "
-        f"before would come from a recurrent layer's convolution for {by_lag} of them, from another head for "
-        f"{len(found) - by_lag}."
+        f"highest for {name_of(best)} ({number(ranking.score(*best))}, through {through[0]}).{which}"
     )
 
 
@@ -117,7 +120,7 @@ def _origin(circuits: HeadCircuits, record: Mapping[str, Any]) -> tuple[str, ...
     layers, ssm = len(circuits.layers), len(circuits.ssm_layers)
     return (
         f"{many(circuits.copying.numel(), 'head')} in {many(layers, 'attention layer')}",
-        f"{many(ssm, 'recurrent layer')} taken for writers, linearised {circuits.linearised}",
+        *([f"{many(ssm, 'recurrent layer')} taken for writers, linearised {circuits.linearised}"] if ssm else []),
         f"{many(circuits.sample, 'token')} sampled, seed {record.get('seed')}",
     )
 
@@ -130,5 +133,6 @@ def circuits_table(found: HeadCircuits) -> str:
         top = [f"{name_of(head)} {ranking.score(*head):.2f}" for head in ranking.order[:_NAMED]]
         rows.append([metric, *top, METRICS[metric].words])
     off = "" if found.path_error is None else f"; error {', '.join(f'{e:.2f}' for e in found.path_error.tolist())}"
-    title = f"{found.model}: heads by their weights; recurrent layers linearised {found.linearised}{off}"
+    how = f"; recurrent layers linearised {found.linearised}{off}" if found.ssm_layers else ""
+    title = f"{found.model}: heads by their weights{how}"
     return "\n".join([title, columns(rows, left=5), *found.notes])

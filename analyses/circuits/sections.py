@@ -36,12 +36,13 @@ def top_heads(circuits: HeadCircuits) -> Section:
         best = [(name_of(head), number(ranking.score(*head))) for head in ranking.order[:4]]
         rows.append(((titled(metric), METRICS[metric].words), *best, number(float(ranking.scores.median()))))
     places = ("1st", "2nd", "3rd", "4th")[: len(rows[0]) - 2]
+    or_tap = " or a tap of a recurrent layer's convolution" if circuits.ssm_layers else ""
     words = (
         f"The heads that score highest, by each metric, and the median of all {circuits.copying.numel()}. Shares are "
         f"among {many(circuits.sample, 'sampled token')}; among fewer they would be higher. All scores are of direct "
         "paths: from the embedding through one head, or through one writer and one head. λ are the eigenvalues of the "
-        "product of weights named beside them; a lag-1 writer is what passes the token before on, an earlier head or a "
-        "tap of a recurrent layer's convolution."
+        "product of weights named beside them; a lag-1 writer is what passes the token before on, an earlier head"
+        f"{or_tap}."
     )
     through = {head: writer_of(circuits, head) for head in circuits.heads}
     scores = _table(circuits, "inducts through", through, every(len(through), "head"))

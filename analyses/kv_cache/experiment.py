@@ -28,7 +28,6 @@ from analyses.kv_cache.sections import KINDS
 from analyses.kv_cache.twins import paired
 from analyses.kv_cache.where import drop_map, recurrent_map
 from hybridlens import niah
-from hybridlens.config import LensConfig
 from hybridlens.display import Piece, Table, listed
 from hybridlens.model import HybridLens
 from hybridlens.results import Folder, Manifest, hash_json
@@ -85,6 +84,7 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
     job = "crossover"
     unit = "answer"
     waves = 2
+    of_heads = False
 
     def __init__(self, lens: HybridLens, options: CrossoverConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)
@@ -92,12 +92,6 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
         self.lengths = tuple(dict.fromkeys(pair.length for pair in self.pairs))
         check_context(max(self.lengths) + options.max_new_tokens, lens.cfg.n_ctx)
         self.mixes = tuple(mixes(lens.cfg))
-
-    @classmethod
-    def check(cls, options: CrossoverConfig, cfg: LensConfig) -> None:
-        """See `Experiment`; models without states too."""
-        super().check(options, cfg)
-        cfg.need_states("the crossover")
 
     def _pairs(self) -> list[PromptPair]:
         lens, options = self.lens, self.options
@@ -123,7 +117,9 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
 
     def run(self, folder: Folder, progress: Progress) -> Crossed:
         """See `Experiment`."""
-        total = len(self.mixes) * len(self.pairs) + len(KINDS) * (1 if self.lens.cfg.window is None else 2)
+        total = len(self.mixes) * len(self.pairs) + len(kinds_of(self.lens)) * (
+            1 if self.lens.cfg.window is None else 2
+        )
         progress(0, total)
         found = self._found(folder, lambda done: progress(done, total))
         maps: dict[str, DamageMap] = {}
@@ -160,7 +156,7 @@ class CrossoverRun(Experiment[CrossoverConfig, Crossed]):
         maps: dict[str, Callable[[], DamageMap]] = {}
         for where, pair in examples(found, self.pairs).items():
             step = self.options.block or max(LEAST_BLOCK, -(-pair.length // PLACES))
-            for kind in KINDS:
+            for kind in kinds_of(self.lens):
                 made = partial(_map, self.lens, pair, kind, step)
                 depends, file = [pair.a, pair.b, kind, step], f"maps/{where}-{kind}.json"
                 maps[f"{where}-{kind}"] = partial(folder.take, file, depends, DamageMap.load, made)
@@ -200,6 +196,13 @@ def default_lengths(lens: HybridLens, seed: int = 0) -> tuple[int, ...]:
     if lens.cfg.window is None:
         return shortest, 2 * shortest
     return tuple(sorted({min(shortest, lens.cfg.window), max(lens.cfg.window * 5 // 4, shortest)}))
+
+
+def kinds_of(lens: HybridLens) -> tuple[str, ...]:
+    """The kinds of maps that a model has: keys and values to drop, recurrent layers to reset."""
+    dropped, *others = KINDS
+    has = lens.cfg
+    return (*((dropped,) if has.attention_layers else ()), *(others if has.ssm_layers else ()))
 
 
 def examples(found: Crossover, pairs: Sequence[PromptPair]) -> dict[str, PromptPair]:

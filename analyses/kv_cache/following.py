@@ -49,8 +49,8 @@ EVERYTHING = Memory("everything", "kv B, conv B, recurrent B", INTACT)
 KEYS_AND_VALUES = Memory("keys and values", "kv B, conv A, recurrent A", "kv A, conv B, recurrent B")
 RECURRENT = Memory("recurrent states", "kv A, conv A, recurrent B", "kv B, conv B, recurrent A")
 CONVOLUTION = Memory("convolution inputs", "kv A, conv B, recurrent A", "kv B, conv A, recurrent B")
-WHOLE = (EVERYTHING, KEYS_AND_VALUES, RECURRENT, CONVOLUTION)
-"""The memories of the whole model; of one without convolutions (`whole`) all but the last."""
+KINDS = {"kv": KEYS_AND_VALUES, "recurrent": RECURRENT, "conv": CONVOLUTION}
+"""The kinds of memory by their names in mixes; of each model (`whole`) those that it has."""
 
 
 class _LayerMemory(NamedTuple):
@@ -111,19 +111,26 @@ _KINDS = {
     "conv": "convolution",
     "recurrent": "recurrent state",
 }
-_CONV = re.compile(r"conv [AB], ")
 _ONE = re.compile(r"only (?P<what>[a-z ]+) of layer (?P<layer>\d+)(?P<head>, head \d+)? B")
 
 
 def named(found: Crossover, name: str) -> str:
-    """What a crossover calls a mix of the whole model: without convolutions, nothing is said of them."""
-    names, short = {mix.name for mix in found.mixes}, _CONV.sub("", name)
+    """What a crossover calls a mix of the whole model: of the kinds of memory that it lacks, nothing is said."""
+    names, has = {mix.name for mix in found.mixes}, kinds(found)
+    short = ", ".join(part for part in name.split(", ") if part.split()[0] in has)
     return short if name not in names and short in names else name
 
 
+def kinds(found: Crossover) -> list[str]:
+    """The kinds of memory that a crossover's mixes of the whole model name."""
+    parts = {part for mix in found.mixes for part in mix.name.split(", ")}
+    return [kind for kind in KINDS if parts & {f"{kind} A", f"{kind} B"}]
+
+
 def whole(found: Crossover) -> tuple[Memory, ...]:
-    """The memories of the whole model, as far as it has them."""
-    return WHOLE if named(found, CONVOLUTION.only) == CONVOLUTION.only else WHOLE[:-1]
+    """The memories of the whole model, as far as it has them: everything, then each kind where there are several."""
+    has = kinds(found)
+    return (EVERYTHING, *(KINDS[kind] for kind in has if len(has) > 1))
 
 
 def layer_memories(mixes: Sequence[Mix]) -> list[LayerMemory]:

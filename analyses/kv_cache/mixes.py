@@ -1,11 +1,11 @@
 """Which memories of a mixed state come from prompt B; the others come from prompt A.
 
 A hybrid remembers in four ways: keys and values of its attention layers, and convolution inputs and recurrent states
-of its recurrent layers. A `Mix` names some of these, layer by layer. `mixes` makes the ready ones: all combinations of
-keys with values, convolution and recurrent state of the whole model; keys apart from values; each attention layer; and
-each recurrent layer, with its convolution, without it, and the convolution alone; where there are several key/value
-heads, each of these. For each layer and head there are both "only" (nothing but this from B: is it enough?) and "all
-but" (everything but this from B: is it needed?).
+of its recurrent layers; mixes of a model name those that it has. A `Mix` names some of these, layer by layer. `mixes`
+makes the ready ones: all combinations of keys with values, convolution and recurrent state of the whole model; keys
+apart from values; each attention layer; and each recurrent layer, with its convolution, without it, and the convolution
+alone; where there are several key/value heads, each of these. For each layer and head there are both "only" (nothing
+but this from B: is it enough?) and "all but" (everything but this from B: is it needed?).
 
 How it fails: the name of no memory raises `UnknownNameError` when a mix is made; a layer or head that the model lacks,
 or a memory that its layer lacks, raises `InputError` before a crossover begins, or when a state is mixed.
@@ -107,21 +107,22 @@ def mixes(cfg: LensConfig, by_layer: bool = True) -> list[Mix]:
         by_layer: whether to mix single layers too.
 
     Raises:
-        InputError: no layer has attention, or none holds a recurrent state, so that there is nothing to set one
-            against.
+        InputError: the model remembers nothing.
     """
-    cfg.need_attention("mixing keys and values with recurrent memories")
-    cfg.need_states("setting keys and values against recurrent memories")
+    if not cfg.attention_layers and not cfg.ssm_layers:
+        raise InputError(f"mixing memories needs some, but no layer of this {cfg.family} model remembers anything")
     layers = {"keys": cfg.attention_layers, "values": cfg.attention_layers, "conv": cfg.conv_layers}
     every = {memory: frozenset((i, memory) for i in layers.get(memory, cfg.state_layers)) for memory in MEMORIES}
     parts = {"kv": every["keys"] | every["values"], "conv": every["conv"], "recurrent": every["recurrent"]}
-    parts = {what: memories for what, memories in parts.items() if memories}  # without convolutions, no name of them
+    parts = {what: memories for what, memories in parts.items() if memories}  # what a model lacks is in no name
     found: list[Mix] = []
     for sides in product("AB", repeat=len(parts)):
         taken = dict(zip(parts, sides, strict=True))
         from_b = frozenset(one for what, side in taken.items() if side == "B" for one in parts[what])
         found.append(Mix(", ".join(f"{what} {side}" for what, side in taken.items()), "whole model", from_b))
-    if all(attention.latent is None for attention in cfg.attentions):  # else keys and values are of one latent
+    if cfg.attention_layers and all(
+        attention.latent is None for attention in cfg.attentions
+    ):  # else keys and values are of one latent
         found += [Mix(f"only {memory} B", "whole model", every[memory]) for memory in ("keys", "values")]
     everything = frozenset(one for part in parts.values() for one in part)
     for layer in range(cfg.n_layers) if by_layer else ():

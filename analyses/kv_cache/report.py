@@ -7,14 +7,14 @@ How it fails: a crossover without an answer raises `ResultsError`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analyses.experiment.text import columns, percent_interval
 from analyses.kv_cache import sections
-from analyses.kv_cache.crossover_results import Crossover, Share
+from analyses.kv_cache.crossover_results import Crossover
 from analyses.kv_cache.damage import DamageMap, touches
-from analyses.kv_cache.following import EVERYTHING, Following, following, layer_memories, whole
+from analyses.kv_cache.following import EVERYTHING, KINDS, Following, Memory, following, kinds, layer_memories, whole
 from hybridlens.display import many
 from hybridlens.viz.article import Article
 from hybridlens.viz.words import INTERVALS, percent
@@ -59,51 +59,72 @@ def article_of(found: Crossover, maps: Mapping[str, DamageMap], record: Mapping[
 def finding(found: Crossover, maps: Mapping[str, DamageMap], window: int | None) -> tuple[str, ...]:
     """Which memory holds the needle, in which layer and head, where it is written, what keeps it beyond a window."""
     said: list[str] = []
-    if True in found.regions:
+    inside = True in found.regions
+    if inside or window is None:  # without attention no token is seen again, and there is no window to leave
         where = "" if window is None else " while the needle is inside the window"
-        said += [*_holds(found, where), *_which_layer(found, True), *_places(maps, "inside")]
-    if False in found.regions:
+        shown = _places(maps, "inside" if inside else "outside", True)
+        said += [*_holds(found, where, inside), *_which_layer(found, inside), *shown]
+    if False in found.regions and window is not None:
         said.append(_outside(found, window))
         if following(found, EVERYTHING, False).memory.mean >= NOTHING:
-            said += _places(maps, "outside")
+            said += _places(maps, "outside", False)
     return tuple(said)
 
 
-def _holds(found: Crossover, where: str) -> list[str]:
-    """The verdict over the two kinds of memory, with both shares, while the needle is seen; then what was asked."""
-    intact, kv, recurrent = (following(found, memory, True) for memory in whole(found)[:3])
-    if intact.memory.mean < NOTHING:
+def _holds(found: Crossover, where: str, inside: bool) -> list[str]:
+    """The verdict over two kinds of memory, with both shares, while the needle is seen; then what was asked."""
+    everything, *two = whole(found)[:3]
+    intact, *shares = (following(found, memory, inside) for memory in (everything, *two))
+    if two and intact.memory.mean < NOTHING:
         return [
             f"Nothing can be said of where the needle is held{where}: the model tells it in {_share(intact)} of "
             f"{_pairs(intact.n)}, with nothing exchanged."
         ]
-    keys, values = (found.shares(f"only {part} B", True).b.mean for part in ("keys", "values"))
-    verdict = _verdict(kv.memory, recurrent.memory)
+    apart = ""
+    if "only keys B" in {mix.name for mix in found.mixes}:
+        keys, values = (found.shares(f"only {part} B", inside).b.mean for part in ("keys", "values"))
+        apart = (
+            f" With the values alone from the other prompt it tells the other needle in {percent(values)}, with the "
+            f"keys alone in {percent(keys)}."
+        )
+    if not two:
+        (only,) = (KINDS[kind].words for kind in kinds(found))
+        told = f"the model tells its needle in {_share(intact)} of {_pairs(intact.n)}, with a 95 % interval over pairs"
+        return [f"{only[0].upper()}{only[1:]} are all that this model remembers by: {told}.{apart}"]
+    verdict = _verdict(two, shares)
+    first, second = (f"{memory.words} {{}}{_share(one)}" for memory, one in zip(two, shares, strict=True))
     return [
-        f"{verdict or f'{_too_few(intact.n)} which kind of memory holds the needle'}{where}: keys and values decide "
-        f"{_share(kv)} of the answers, recurrent states {_share(recurrent)}.",
+        f"{verdict or f'{_too_few(intact.n)} which kind of memory holds the needle'}{where}: {first.format('decide ')} "
+        f"of the answers, {second.format('')}.",
         f"These are shares of the answers of {_pairs(intact.n)}, with 95 % intervals over pairs; each memory was set "
         f"against all others, either way round. Untouched, the model tells its needle in "
-        f"{percent(intact.memory.mean)}. With the values alone from the other prompt it tells the other needle "
-        f"in {percent(values)}, with the keys alone in {percent(keys)}.",
+        f"{percent(intact.memory.mean)}.{apart}",
     ]
 
 
-def _verdict(kv: Share, recurrent: Share) -> str | None:
+_HOLD = {
+    "keys and values": ("Keys and values", "keys and values"),
+    "recurrent states": ("The recurrent states", "the recurrent state"),
+    "convolution inputs": ("The convolutions' inputs", "the convolutions' inputs"),
+}
+"""Each kind of memory as what holds the needle, and as what does not."""
+
+
+def _verdict(two: Sequence[Memory], found: Sequence[Following]) -> str | None:
     """What the shares of both kinds of memory support; None where there are too few prompt pairs to tell.
 
     One holds the needle where more than `ENOUGH` of the answers follow it and its interval lies above the other's.
     Neither decides where both intervals end below `ENOUGH`, and either does where both begin above it.
     """
-    if kv.mean > ENOUGH and kv.interval.low > recurrent.interval.high:
-        return "Keys and values hold the needle, and not the recurrent state"
-    if recurrent.mean > ENOUGH and recurrent.interval.low > kv.interval.high:
-        return "The recurrent states hold the needle, and not keys and values"
-    if max(kv.interval.high, recurrent.interval.high) < ENOUGH:
-        if max(kv.mean, recurrent.mean) <= NOTHING:
+    shares = [one.memory for one in found]
+    for i, (mine, other) in enumerate((shares, shares[::-1])):
+        if mine.mean > ENOUGH and mine.interval.low > other.interval.high:
+            return f"{_HOLD[two[i].words][0]} hold the needle, and not {_HOLD[two[1 - i].words][1]}"
+    if max(share.interval.high for share in shares) < ENOUGH:
+        if max(share.mean for share in shares) <= NOTHING:
             return "No kind of memory holds the needle by itself"
         return "Neither kind of memory alone decides which needle is told"
-    if min(kv.interval.low, recurrent.interval.low) > ENOUGH:
+    if min(share.interval.low for share in shares) > ENOUGH:
         return "Either kind of memory decides which needle is told, when it alone is exchanged"
     return None
 
@@ -138,11 +159,14 @@ def _which_layer(found: Crossover, inside: bool) -> list[str]:
 
 def _outside(found: Crossover, window: int | None) -> str:
     """What keeps a needle that has left the window."""
-    intact, kv, recurrent = (following(found, memory, False) for memory in whole(found)[:3])
+    everything, *two = whole(found)[:3]
+    intact, *shares = (following(found, memory, False) for memory in (everything, *two))
     begin = f"Once the needle has left the window of {window} tokens"
     if intact.memory.mean < NOTHING:
         sure = intact.memory.interval.high < ENOUGH
         verdict = "nothing keeps it" if sure else f"{_too_few(intact.n)} whether anything keeps it"
+        named = zip(two, shares, strict=True)
+        parts = ", ".join(f"{memory.words} {sections.shift_words(one.shift)}" for memory, one in named)
         compared = ""
         if True in found.regions:
             moved = following(found, EVERYTHING, True).shift
@@ -150,28 +174,38 @@ def _outside(found: Crossover, window: int | None) -> str:
         return (
             f"{begin}, {verdict}: the model tells it in {_share(intact)} of {_pairs(intact.n)}, and exchanging all "
             f"that it remembers moves the preference for the other needle's words by "
-            f"{sections.shift_words(intact.shift)} (keys and values {sections.shift_words(kv.shift)}, recurrent states "
-            f"{sections.shift_words(recurrent.shift)}){compared}."
+            f"{sections.shift_words(intact.shift)}{f' ({parts})' if parts else ''}{compared}."
         )
-    unsure = f" ({_too_few(kv.n)} which)" if _verdict(kv.memory, recurrent.memory) is None else ""
+    begin = f"{begin}, the model still tells it in {_share(intact)} of {_pairs(intact.n)}; what keeps it"
+    which = " ".join(_which_layer(found, False))
+    if not two:
+        return f"{begin} is all that later tokens left. {which}".strip()
+    kv, other = shares
+    unsure = f" ({_too_few(kv.n)} which)" if _verdict(two, shares) is None else ""
     return (
-        f"{begin}, the model still tells it in {_share(intact)} of {_pairs(intact.n)}; what keeps it{unsure}: keys and "
-        f"values of later tokens decide {_share(kv)} of the answers, recurrent states {_share(recurrent)}. "
-        f"{' '.join(_which_layer(found, False))}"
+        f"{begin}{unsure}: keys and values of later tokens decide {_share(kv)} of the answers, {two[1].words} "
+        f"{_share(other)}. {which}"
     ).strip()
 
 
-def _places(maps: Mapping[str, DamageMap], where: str) -> list[str]:
+_DOING = {
+    "dropped": "dropping keys and values costs most at",
+    "reset": "resetting recurrent layers at",
+    "replaced": "replacing their states at",
+}
+
+
+def _places(maps: Mapping[str, DamageMap], where: str, first: bool) -> list[str]:
     """Where damage is greatest in the maps of one prompt, in a sentence."""
-    dropped, reset, replaced = (maps.get(f"{where}-{kind}") for kind in sections.KINDS)
-    if dropped is None or reset is None or replaced is None:
+    here = {kind: found for kind in sections.KINDS if (found := maps.get(f"{where}-{kind}")) is not None}
+    if not here:
         return []
-    said = "Damage shows where the needle is written down" if where == "inside" else "Outside the window likewise"
-    return [
-        f"{said}. In one prompt ({many(len(dropped.tokens), 'token')}, needle “{dropped.pair}”), dropping keys and "
-        f"values costs most at {_worst(dropped)}, resetting recurrent layers at {_worst(reset)}, replacing their "
-        f"states at {_worst(replaced)}."
-    ]
+    of = next(iter(here.values()))
+    said = "Damage shows where the needle is written down" if first else "Outside the window likewise"
+    done = ", ".join(f"{_DOING[kind]} {_worst(found)}" for kind, found in here.items())
+    if "dropped" not in here:
+        done = done.replace(" at", " costs most at", 1)
+    return [f"{said}. In one prompt ({many(len(of.tokens), 'token')}, needle “{of.pair}”), {done}."]
 
 
 def _worst(found: DamageMap) -> str:

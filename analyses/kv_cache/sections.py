@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from analyses.kv_cache.crossover_results import Crossover, Share
 from analyses.kv_cache.damage import DamageMap
-from analyses.kv_cache.following import KEYS_AND_VALUES, Following, following, layer_memories, named, whole
+from analyses.kv_cache.following import INTACT, Following, following, layer_memories, named, whole
 from hybridlens.display import every, many
 from hybridlens.viz.blocks import Answers, Block, Chart, ChartGrid, HeatTable, Section, Table, Words
 from hybridlens.viz.entries import Entry, Value, interval, percent, signed
@@ -25,6 +25,12 @@ KINDS = {
     "replaced": "recurrent layers given what prompt B left there, then read on",
 }
 """The maps of one prompt, by kind: what was done, in words."""
+
+_DONE = {
+    "dropped": "Keys and values go block by block.",
+    "reset": "Recurrent layers lose, at one position, all they held, or are given what prompt B left there, and read "
+    "on: what shows is what they had brought that far and nothing else brings.",
+}
 
 _ROW = len("recurrent state")
 """Characters of the longest line beside a map of layers."""
@@ -87,9 +93,10 @@ def layers(found: Crossover, windowed: bool) -> Section:
 def combinations(found: Crossover, windowed: bool) -> Section:
     """Shares of every combination of whole memories."""
     names = [mix.name for mix in found.mixes if mix.group == "whole model"]
+    apart = "; “only keys” and “only values” take all else from A" if "only keys B" in names else ""
     text = (
-        "Every combination of the whole model's memories, A and B being the prompt that each comes from; “only keys” "
-        "and “only values” take all else from A. “B likelier”: of needle B's words against A's, whatever was answered."
+        "Every combination of the whole model's memories, A and B being the prompt that each comes from"
+        f"{apart}. “B likelier”: of needle B's words against A's, whatever was answered."
     )
     blocks: list[Block] = [Words(text)]
     for inside, region in _regions(found, windowed).items():
@@ -108,25 +115,26 @@ def combinations(found: Crossover, windowed: bool) -> Section:
 
 def written(maps: Mapping[str, DamageMap], windowed: bool) -> Section:
     """Damage by place, of the prompts inside and outside the window."""
+    kinds = [kind for kind in KINDS if any(name.endswith(kind) for name in maps)]
+    first = kinds[0]
     text = (
         "One prompt each, read with memory taken away at one place after another; a square is the log-probability of "
-        "needle A's words that is lost, in nats. Keys and values go block by block. Recurrent layers lose, at one "
-        "position, all they held, or are given what prompt B left there, and read on: what shows is what they had "
-        "brought that far and nothing else brings. Labels are positions with the first and the last token."
+        f"needle A's words that is lost, in nats. {' '.join(words for kind, words in _DONE.items() if kind in kinds)} "
+        "Labels are positions with the first and the last token."
     )
     if windowed:
         text += " Maps of one kind have one scale, inside the window and outside."
     charts: list[Chart] = []
     intact: list[str] = []
     for where, region in (("inside", f"{WHERE[True]}: "), ("outside", f"{WHERE[False]}: ")):
-        for kind, words in KINDS.items():
-            found = maps.get(f"{where}-{kind}")
+        for kind in kinds:
+            words, found = KINDS[kind], maps.get(f"{where}-{kind}")
             if found is None:
                 continue
             alike = [float(one.damage.abs().max()) for name, one in maps.items() if name.endswith(kind)]
             title = f"{region}{words}" if windowed else words[0].upper() + words[1:]
             charts.append(_map(found, title, max(1.0, *alike)))
-            if kind == "dropped":
+            if kind == first:
                 intact.append(f"{region if windowed else ''}{_intact(found)}")
     note = Words("With nothing taken away: " + " ".join(intact), note=True)
     return Section("written", "Where it is written", (Words(text), note, *charts))
@@ -152,7 +160,7 @@ def shift_words(shift: float) -> str:
 
 def partly(found: Crossover) -> int:
     """Prompt pairs of whose needle the last token sees a part."""
-    return sum(0 < cell.seen < 1 for cell in found.answers(named(found, KEYS_AND_VALUES.only)))
+    return sum(0 < cell.seen < 1 for cell in found.answers(named(found, INTACT)))
 
 
 def _map(found: DamageMap, title: str, limit: float) -> Chart:

@@ -9,7 +9,8 @@
     probes.safetensors                  `StateProbes`
 
 How it fails: see `analyses.experiment`. Knock-outs are left out, with a warning, where there are no other heads to
-compare with; probes where no other needle answers the same question in as many tokens.
+compare with, and where no metric was asked for and the model answers prompts with either needle alike; probes where no
+other needle answers the same question in as many tokens.
 """
 
 from __future__ import annotations
@@ -175,7 +176,13 @@ class StatesRun(Experiment[StatesConfig, Found]):
         length = len(of.prompt.tokens)
         pair = make_pair(lens, "needle", options.hidden, length, depth, options.seed, haystack=options.haystack)
         name = options.metric or ("logit-difference" if pair.answers is not None else "kl")
-        one = measure(lens, pair, options.hidden.rubric, name)
+        try:
+            one = measure(lens, pair, options.hidden.rubric, name)
+        except InputError as error:
+            if options.metric is not None:
+                raise
+            warnings.warn(f"knock-outs are left out: {error}", stacklevel=2)
+            return {}
         needle = tuple(range(*pair.clean_prompt.needle_span or (0, 0)))
         made: dict[str, Knockout] = {}
         for n in sorted({1, -(-heads // 4)}):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study.evidence import GLUE_TASKS
-from analyses.study.sections import kept
+from analyses.study.sections import AS_IT_IS, kept
 from hybridlens.viz.blocks import Block, Chart, Section, Table, Words
 from hybridlens.viz.charts import Curve, line_chart
 from hybridlens.viz.entries import Entry, signed
@@ -28,13 +28,14 @@ def benchmarks(rows: Sequence[BenchmarkRow], model: str, n_heads: int) -> Sectio
     main, parts = ([task for task in groups if (groups[task] is None) == whole] for whole in (True, False))
     drawn = [Curve(task, points) for task in main if (points := result.points(task))]
     y_title = "score, %<br>bars: 1.96 standard errors"
-    blocks: list[Block] = [
-        Words(
-            "Scores of lm-eval's tasks when heads are silenced in every forward pass (the prefill version). "
-            "± is the standard error; differences to all heads are taken document by document where that is possible."
-        )
-    ]
-    for start in range(0, len(drawn), _PER_CHART):
+    words = (
+        "Scores of lm-eval's tasks when heads are silenced in every forward pass (the prefill version). "
+        "± is the standard error; differences to all heads are taken document by document where that is possible."
+    )
+    if not n_heads:
+        words = f"Scores of lm-eval's tasks; ± is the standard error. {AS_IT_IS}"
+    blocks: list[Block] = [Words(words)]
+    for start in range(0, len(drawn) if n_heads else 0, _PER_CHART):
         curves = drawn[start : start + _PER_CHART]
         shares = all(point.mean >= 0 for curve in curves for point in curve.points.values())  # not so of correlations
         figure = line_chart(curves, n_heads, y_title, whole=shares)
@@ -58,7 +59,7 @@ def _benchmark_table(result: BenchmarkResult, tasks: Sequence[str], summary: str
             both = [k for k in fewer if here[k] is not None and here[result.n_heads] is not None]
             line += [_change(result, task, k, metric) if k in both else DASH for k in fewer]
             rows.append(tuple(line))
-    header = ("task", *(kept(k) for k in result.ks), *(f"{kept(k)} minus all heads" for k in fewer))
+    header = ("task", *(kept(k, result.n_heads) for k in result.ks), *(f"{kept(k)} minus all heads" for k in fewer))
     return Table(header, tuple(rows), summary)
 
 

@@ -44,12 +44,14 @@ class ModelFacts(NamedTuple):
         family: as in its `LensConfig`.
         window: keys that attention sees; None: all.
         base: what the study holds fixed.
+        beside: whether there are states beside attention, which could hold a needle.
     """
 
     name: str
     family: str
     window: int | None
     base: Base
+    beside: bool = True
 
     @property
     def paper_name(self) -> str | None:

@@ -31,8 +31,15 @@ from hybridlens.results import CellKey
 JRT_KS = (0, 1, 2)
 """Heads kept beside all in figure 3."""
 
+NOTHING_TO_SILENCE = "no attention: nothing to silence, so that every prompt is answered by the model as it is (k = 0)"
+"""What becomes of sweeps over the heads kept in a model without any."""
+
+THEIRS = ("recurrentgemma", "jamba")
+"""Families of the authors' models."""
+
 MANIPULATED = ("recurrentgemma",)
-"""Families in which the authors' code manipulates attention weights; on Jamba it sets attributes that nothing reads."""
+"""Those in which their code manipulates attention weights; on Jamba it sets attributes that nothing reads. A family of
+which they say nothing is treated as these are."""
 
 
 class Experiment(NamedTuple):
@@ -42,8 +49,10 @@ class Experiment(NamedTuple):
         name: on the command line.
         title: what a report calls it.
         phases: the versions of top-k that it has.
-        published: families that have it under published semantics; None for all.
+        published: of the authors' families, those that have it under published semantics, as then have all others;
+            None for all.
         cells: its cells, in the order they are run.
+        without: what it lacks in a model without attention; None where it asks something there too.
     """
 
     name: str
@@ -51,6 +60,7 @@ class Experiment(NamedTuple):
     phases: tuple[str, ...]
     published: tuple[str, ...] | None
     cells: Callable[[Grids, Sequence[str]], Cells]
+    without: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,12 +124,24 @@ def _jrt(grids: Grids, phases: Sequence[str]) -> Cells:
 
 
 def _table1(grids: Grids, phases: Sequence[str]) -> Cells:
+    if grids.config.semantics == "published":
+        _as_theirs(grids, "table1")
     return grids.cells(grids.prompts(), _modes(grids.n_heads))
+
+
+def _as_theirs(grids: Grids, name: str) -> None:
+    """Note, in an experiment's section, which model's manipulations are published ones for a model not of theirs."""
+    family = grids.lens.cfg.family
+    if family not in THEIRS:
+        theirs = " and ".join(MANIPULATED)
+        grids.notes.append(
+            f"{name}: published manipulations are those of {theirs} models; the authors ran no {family}."
+        )
 
 
 def _maps(grids: Grids, phases: Sequence[str]) -> Cells:
     yield from _fig2(grids, phases)
-    if lacking(EXPERIMENTS["table1"], grids.config.semantics, grids.lens.cfg.family) is None:
+    if lacking(EXPERIMENTS["table1"], grids.config.semantics, grids.lens.cfg) is None:
         yield from _table1(grids, phases)
 
 
@@ -148,14 +170,16 @@ def _semantics(grids: Grids, phases: Sequence[str]) -> Cells:
         check_semantics(other, grids.lens.dtype)
     except InputError as error:
         raise LackingError(f"semantics compares {own} with {other}: {error}") from error
-    conditions = _sweep(grids.ks, phases)
-    if lacking(EXPERIMENTS["table1"], "published", grids.lens.cfg.family) is None:
+    conditions, lengths = _sweep(grids.ks, phases), grids.other_lengths(other)
+    if lacking(EXPERIMENTS["table1"], "published", grids.lens.cfg) is None:
         conditions += _modes(grids.n_heads)
+        _as_theirs(grids, "semantics")
+    elif not grids.n_heads:
+        grids.notes.append("semantics: no attention, so that the two differ in their prompts alone.")
     else:
         grids.notes.append(
             f"semantics: without table 1, which has no published semantics in {grids.lens.cfg.family} models."
         )
-    lengths = grids.other_lengths(other)
     grids.notes.append(f"semantics: prompts of {', '.join(map(str, lengths))} tokens, which both builders can make.")
     yield from grids.cells(grids.prompts(), conditions, lengths, grids.some_depths)
     theirs = ({**condition, "semantics": other} for condition in conditions)
@@ -168,20 +192,28 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     for experiment in (
         Experiment("fig2", "Accuracy against heads kept (figure 2)", VERSIONS, None, _fig2),
         Experiment("fig3-jrt", "Just read twice (figure 3)", ("generation",), None, _jrt),
-        Experiment("table1", "Manipulated attention weights (table 1)", ("generation",), MANIPULATED, _table1),
+        Experiment("table1", "Manipulated attention weights (table 1)", ("generation",), MANIPULATED, _table1,
+                   "no weights to manipulate"),
         Experiment("maps", "Retrieval maps (figures 4 to 7 and 10)", VERSIONS, None, _maps),
         Experiment("needles", "Several needles", ("generation",), None, _needles),
-        Experiment("scope", "Heads that compete in their layer, or in the model", ("generation",), (), _scope),
-        Experiment("boundary", "Where generation begins", ("generation",), None, _boundary),
+        Experiment("scope", "Heads that compete in their layer, or in the model", ("generation",), (), _scope,
+                   "no heads that compete"),
+        Experiment("boundary", "Where generation begins", ("generation",), None, _boundary,
+                   "nothing to silence from either boundary on"),
         Experiment("semantics", "Clean and published semantics", ("generation",), None, _semantics),
     )
-}
+}  # fmt: skip
 """The experiments by name, in the order in which their cells are run."""
 
 
-def lacking(experiment: Experiment, semantics: str, family: str) -> str | None:
-    """Why a model of a family has no such experiment under these semantics, and how to mend it; None where it has."""
+def lacking(experiment: Experiment, semantics: str, cfg: LensConfig) -> str | None:
+    """Why a model has no such experiment under these semantics, and how to mend it if it can be; None where it has."""
+    family = cfg.family
+    if experiment.without is not None and not cfg.attention_layers:
+        return f"{experiment.name} has nothing to ask of a model without attention: {experiment.without}"
     if semantics != "published" or experiment.published is None or family in experiment.published:
+        return None
+    if experiment.published and family not in THEIRS:
         return None
     where = f"in {family} models" if experiment.published else "in any model"
     return (
@@ -216,17 +248,17 @@ def check_study(config: StudyConfig, cfg: LensConfig) -> tuple[dict[str, tuple[s
         if names.count(name) > 1:
             raise InputError(f"experiment {name} is named more than once; name each once")
     running: dict[str, tuple[str, ...]] = {}
-    notes: list[str] = []
+    notes: list[str] = [] if cfg.attention_layers else [f"left out: {NOTHING_TO_SILENCE}"]
     for name in sorted(names, key=list(EXPERIMENTS).index):
         experiment = EXPERIMENTS[name]
         asked = experiment.phases if config.phases is None else config.phases
         without = [phase for phase in asked if phase not in experiment.phases]
         has = tuple(phase for phase in experiment.phases if phase in asked)
-        reason = lacking(experiment, config.semantics, cfg.family)
+        reason = lacking(experiment, config.semantics, cfg)
         if without and (config.wanted is not None or not has):
             reason = f"{name} has no {without[0]} version; use --phase {experiment.phases[0]}"
         if reason is None:
-            running[name] = has
+            running[name] = has if cfg.attention_layers else has[:1]
         elif config.wanted is not None:
             raise InputError(reason)
         else:

@@ -28,6 +28,9 @@ BOUNDARY_WORDS = {
 _Strip = tuple[str, str, bool, str, str, str, str]
 _OWN = "the paper's needle"
 
+_ALL_THERE_IS = "The model as it is"
+"""What stands for every condition where there is no attention."""
+
 
 def explorer(cells: Sequence[Cell], base: Base, full: bool = False) -> Explorer:
     """All answers of a study.
@@ -56,6 +59,8 @@ def explorer(cells: Sequence[Cell], base: Base, full: bool = False) -> Explorer:
 def condition_words(condition: Condition, n_heads: int) -> str:
     """What a cell does to attention, in words: "Generation only, 2 heads kept"."""
     phase, k, reading, answering = condition
+    if not n_heads:
+        return _ALL_THERE_IS
     if (reading, answering) == ("keep", "keep"):
         kept = "all heads" if k == n_heads else heads(k)
         return f"{PHASE_TITLES[phase]}, {kept}{'' if k == 0 else ' kept'}"
@@ -110,7 +115,9 @@ def _order(strip: _Strip) -> tuple[bool, bool, str, str, int]:
 def _group(strip: _Strip, found: dict[Condition, list[Cell]], base: Base, full: bool) -> MapGroup:
     sheet, needle, twice, scope, _, boundary, what = strip
     title, note = "Manipulated attention weights", "all heads kept; weights changed while reading and while answering"
-    if what != "manipulated":
+    if not base.n_heads:
+        title, note = _ALL_THERE_IS, "no attention: nothing is silenced"
+    elif what != "manipulated":
         title, note = PHASE_TITLES[what], PHASE_NOTES[what]
     others = [
         f"needle {needle!r}" if needle != base.needle else "",
@@ -125,7 +132,7 @@ def _group(strip: _Strip, found: dict[Condition, list[Cell]], base: Base, full: 
 
 def _map(what: str, condition: Condition, cells: Sequence[Cell], base: Base, full: bool) -> Map:
     _, k, reading, answering = condition
-    label = f"k {k}"
+    label = f"k {k}" if base.n_heads else "as it is"
     if what == "manipulated":
         label = f"read {reading}\nanswer {answering}" + ("" if k == base.n_heads else f"\nk {k}")
     places = [(cell.length, None if cell.depth is None else float(cell.depth)) for cell in cells]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from analyses.study.benchmarks.results import BenchmarkRow
 from analyses.study.groups import Base, Estimate, accuracy, chance
 from analyses.study.verdict import Verdict
-from analyses.study.views import curves, modes, tipping
+from analyses.study.views import curves, jrt, modes, tipping
 from hybridlens.results import Cell
 from hybridlens.viz.words import heads, percent
 
@@ -41,7 +41,26 @@ def finding(
         base: what the cells have in common.
         model: its name.
     """
-    return (*_retrieval(cells, base, model), *_omitted(cells, base), *_benchmarks(rows, model), _claims(verdicts))
+    found = as_it_is(cells, base, model) if not base.n_heads else _retrieval(cells, base, model)
+    claims = _claims(verdicts) if base.n_heads else "No claim of the paper can be asked of a model without attention."
+    return (*found, *_omitted(cells, base), *_benchmarks(rows, model), claims)
+
+
+def as_it_is(cells: Sequence[Cell], base: Base, model: str) -> list[str]:
+    """Accuracy of a model without attention, read once and twice."""
+    groups = [curve[0] for curve in curves(cells, base).values() if curve]
+    found = accuracy(groups[0]) if groups else None
+    if found is None:
+        return []
+    floor = chance(groups[0])
+    by = "" if floor is None else f", chance being {percent(floor)}"
+    said = [f"Without any attention layer, {model} retrieves the needle with {_share(found)} accuracy{by}."]
+    if floor is not None and found.mean - floor < _CLOSE:
+        said.append("That is close to chance.")
+    if base.jrt_lengths and any(cell.jrt for cell in cells):
+        once, twice = jrt(cells, base).accuracy.mean[:, 0].tolist()
+        said.append(f"At equal contexts, reading once gives {percent(once)} and reading twice {percent(twice)}.")
+    return said
 
 
 def _retrieval(cells: Sequence[Cell], base: Base, model: str) -> list[str]:
@@ -101,6 +120,8 @@ def _benchmarks(rows: Sequence[BenchmarkRow], model: str) -> list[str]:
         if len(ks) > 1 and {ks[0], ks[-1]} <= set(main) and main[ks[0]].in_percent:
             whole = f" ({percent(main[ks[-1]].value)}{'' if parts else f' with {heads(ks[-1])}'})"
             parts.append(f"{percent(main[ks[0]].value)} on {task}{whole}")
+        elif ks == [0] and 0 in main and main[0].in_percent:  # no attention: nothing to compare with
+            parts.append(f"{percent(main[0].value)} on {task}")
     if not parts:
         return []
     more = f"; {len(parts) - _NAMED} more tasks below" if len(parts) > _NAMED else ""

@@ -18,6 +18,7 @@ from analyses.experiment.parts import Part
 from analyses.experiment.running import Experiment, Progress
 from analyses.heads import needle_heads
 from analyses.heads.answering import Grid, answer_all, answering_parts
+from analyses.study.experiments import NOTHING_TO_SILENCE
 from analyses.study.groups import Base
 from analyses.study.prompts import check_budget, check_heads, prompts_of
 from analyses.study.report import accuracy_table, niah_page
@@ -43,6 +44,7 @@ class NiahRun(Experiment[NiahConfig, list[Cell]]):
 
     job = "niah"
     unit = "cell"
+    of_heads = False
 
     def __init__(self, lens: HybridLens, options: NiahConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)
@@ -98,11 +100,13 @@ class NiahRun(Experiment[NiahConfig, list[Cell]]):
         """See `Experiment`."""
         options = self.options
         base = Base(self.lens.cfg.n_heads, options.semantics, options.boundary, _name(options))
-        return niah_page(result, record, base, needle_figures(self.lens, self.grid, result), self._notes())
+        patterns = needle_figures(self.lens, self.grid, result) if self.lens.cfg.attention_layers else ()
+        return niah_page(result, record, base, patterns, self._notes())
 
     def table(self, result: list[Cell]) -> Iterable[str]:
         """See `Experiment`."""
-        return [accuracy_table(result, self.options.model)]
+        table = accuracy_table(result, self.options.model)
+        return [table] if self.lens.cfg.attention_layers else [table, NOTHING_TO_SILENCE]
 
     def _notes(self) -> list[str]:
         """What a reader of the report has to know of this model and grid."""
@@ -127,9 +131,10 @@ def make_grid(lens: HybridLens, options: NiahConfig) -> Grid:
     )
     fixed: dict[str, Any] = {name: getattr(options, name) for name in ("jrt", "semantics", "boundary")}
     fixed["needle"] = _name(options)
+    phases = options.phases if lens.cfg.attention_layers else options.phases[:1]  # else versions are the same
     return {
         CellKey(options.model, phase, k, prompt.length, prompt.depth, prompt.control, **fixed): prompt
-        for phase in options.phases
+        for phase in phases
         for prompt in prompts
         for k in heads
     }

@@ -101,9 +101,8 @@ def check_heads(heads: tuple[int, ...] | None, n_heads: int, model: str) -> tupl
     if heads is None:
         return tuple(range(n_heads + 1))
     if max(heads) > n_heads:
-        raise InputError(
-            f"--heads {max(heads)} given, expected 0..{n_heads}: {model} has {n_heads} heads in each layer"
-        )
+        has = f"{n_heads} heads in each layer" if n_heads else "no attention, so that there is nothing to silence"
+        raise InputError(f"--heads {max(heads)} given, expected 0..{n_heads}: {model} has {has}")
     return heads
 
 

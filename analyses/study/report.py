@@ -19,7 +19,7 @@ from analyses.study.benchmark_section import benchmarks
 from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study.experiments import EXPERIMENTS, Study
 from analyses.study.explorer import BOUNDARY_WORDS, explorer, tied
-from analyses.study.finding import UNTESTED, finding
+from analyses.study.finding import UNTESTED, as_it_is, finding
 from analyses.study.groups import Base
 from analyses.study.sections import SECTIONS
 from analyses.study.verdict import Verdict
@@ -119,7 +119,7 @@ def page_of(found: Judged, record: Mapping[str, Any], ran: Collection[str]) -> A
         sections += [_ties(cells), _costs(cells, rest)]
     return Article(
         subject="the paper's experiments",
-        over="Retrieval and attention in a hybrid model: the paper's experiments",
+        over=f"Retrieval and attention in {_kind(record, study.base)}: the paper's experiments",
         origin=_origin(cells, record, study.base),
         finding=finding(cells, benchmark_rows, verdicts, study.base, model),
         notes=(*(note for note in notes if kinds[note] == _LEFT_OUT), *([INTERVALS] if cells else [])),
@@ -147,22 +147,26 @@ def niah_page(
         ResultsError: no cell holds a needle.
     """
     model = str(record["model"])
+    if not base.n_heads:
+        notes = (*notes, "No attention: nothing to silence, and no head that looks at the needle.")
     phases = [phase for phase in phases_of(cells) if ks_of(cells, phase)]
     found = [found_of(accuracy_points(cells, phase, MAX_SCORE), phase) for phase in phases]
     words = (
         "Each row is the token that looks, each column the token looked at; the darker, the more attention. Point at a "
         "head to see it large, click to keep it."
     )
+    shown = (Words(words), Patterns(tuple(patterns)))
+    once = [replace(cell, jrt=False) for cell in cells]
     return Article(
         subject="needle in a haystack",
-        over="Needle in a haystack, heads kept by lowest entropy",
+        over="Needle in a haystack" + (", heads kept by lowest entropy" if base.n_heads else ""),
         origin=_origin(cells, record, base),
-        finding=tuple(headline(found, model, base.n_heads)),
+        finding=tuple(headline(found, model, base.n_heads)) if base.n_heads else tuple(as_it_is(once, base, model)),
         notes=(*notes, INTERVALS),
         sections=(
-            _section("fig2", [replace(cell, jrt=False) for cell in cells], base),
+            _section("fig2", once, base),
             _answers(cells, base, (), full=True),
-            Section("patterns", "Heads that look at the needle", (Words(words), Patterns(tuple(patterns)))),
+            *([Section("patterns", "Heads that look at the needle", shown)] if base.n_heads else []),
             _ties(cells),
             _costs(cells, ()),
         ),
@@ -209,6 +213,7 @@ def verdict_table(judged: Sequence[Verdict], model: str) -> str:
 def _section(name: str, cells: Sequence[Cell], base: Base, told: Sequence[Words] = ()) -> Section:
     """An experiment's section with its notes; where its cells are missing, with the line that says so."""
     title, make = SECTIONS[name]
+    title = "Retrieval" if name == "fig2" and not base.n_heads else title
     try:
         return Section(name, title, (*make(cells, base), *told))
     except ResultsError as error:
@@ -245,6 +250,14 @@ def _costs(cells: Sequence[Cell], notes: Sequence[str]) -> Section:
         ("tokens generated, each cell counted by itself", f"{sum(counted):,}" if counted else "–"),
     ]
     return Section("costs", "Costs", (*(Words(note) for note in notes), Table(("", ""), tuple(rows))))
+
+
+def _kind(record: Mapping[str, Any], base: Base) -> str:
+    """What sort of model it is: with attention and recurrences, or one of them alone."""
+    if not base.n_heads:
+        return "a model without attention"
+    alone = record.get("facts", {}).get("recurrent layers") == []
+    return "a model of attention alone" if alone else "a hybrid model"
 
 
 def _origin(cells: Sequence[Cell], record: Mapping[str, Any], base: Base) -> tuple[str, ...]:

@@ -45,6 +45,7 @@ class StudyRun(Experiment[StudyConfig, Judged]):
 
     job = "reproduce"
     unit = "cell"
+    of_heads = False
 
     def __init__(self, lens: HybridLens, options: StudyConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)
@@ -105,7 +106,8 @@ class StudyRun(Experiment[StudyConfig, Judged]):
         rows = ()
         if self.benchmarks is not None:
             rows = self.benchmarks.run(folder, lambda done, _: progress(len(cells) + done, total)).rows
-        facts = ModelFacts(options.model, lens.cfg.family, lens.cfg.window, study.base)
+        beside = bool(lens.cfg.state_layers)
+        facts = ModelFacts(options.model, lens.cfg.family, lens.cfg.window, study.base, beside)
         return Judged(study, cells, rows, verdicts(cells, rows, facts), notes)
 
     def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
@@ -122,7 +124,8 @@ class StudyRun(Experiment[StudyConfig, Judged]):
     def table(self, result: Judged) -> Iterable[str]:
         """See `Experiment`."""
         scores = [] if self.benchmarks is None else [score_table(result.benchmarks, self.options.model)]
-        return [*scores, verdict_table(result.verdicts, self.options.model)]
+        left = [note for note in result.notes if note.startswith("left out: ")]
+        return [*scores, verdict_table(result.verdicts, self.options.model), *left]
 
 
 def asked_for(record: Mapping[str, Any]) -> set[str]:

@@ -22,6 +22,8 @@ from hybridlens.viz.charts import ACCURACY, bar_chart, line_chart
 from hybridlens.viz.entries import Entry, difference, entry, percent
 from hybridlens.viz.words import PHASE_NOTES, PHASE_TITLES
 
+AS_IT_IS = "This model has no attention: there is nothing to silence, and every prompt is answered by it as it is."
+
 MODE_WORDS = {
     "keep": "weights as they are",
     "omit": "the needle's set to 0",
@@ -34,6 +36,9 @@ MODE_WORDS = {
 def fig2(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Accuracy against heads kept, with the tipping points."""
     view = views.fig2(cells, base)
+    if not base.n_heads:
+        words = f"The mean score over all lengths and depths. {AS_IT_IS}"
+        return [Words(words), Table(("", "accuracy"), _rows([kept(k, 0) for k in view.ks], view.accuracy))]
     curves = view.curves([PHASE_TITLES[phase] for phase in view.phases])
     header = ("heads kept", *(curve.name for curve in curves))
     return [
@@ -50,9 +55,9 @@ def fig2(cells: Sequence[Cell], base: Base) -> list[Block]:
     ]
 
 
-def kept(k: int) -> str:
-    """A number of heads kept, as tables name it; the line never breaks in it."""
-    return f"k\u00a0=\u00a0{k}"
+def kept(k: int, n_heads: int | None = None) -> str:
+    """A number of heads kept, as tables name it; the line never breaks in it. Of no heads, none can be."""
+    return "as it is" if n_heads == 0 else f"k\u00a0=\u00a0{k}"
 
 
 def tipping_words(tip: int | None, spread: TippingInterval | None) -> str:
@@ -73,7 +78,11 @@ def tipping_words(tip: int | None, spread: TippingInterval | None) -> str:
 def jrt(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Read once beside read twice."""
     view = views.jrt(cells, base)
-    names, ks = ("read once", "read twice"), [kept(k) for k in view.ks]
+    names, ks = ("read once", "read twice"), [kept(k, base.n_heads) for k in view.ks]
+    if not base.n_heads:
+        header = ("", *names, "twice minus once, points")
+        words = f"Context and question given once and twice, at equal contexts. {AS_IT_IS}"
+        return [Words(words), Table(header, _rows(ks, view.accuracy, view.gain))]
     bars = dict(zip(names, view.accuracy.values(), strict=True))
     header = ("heads kept", *names, "twice minus once, points", "twice minus half of all heads, points")
     return [
@@ -121,16 +130,17 @@ def needles(cells: Sequence[Cell], base: Base) -> list[Block]:
     """Needles by heads kept, and their mean."""
     view = views.needles(cells, base)
     values = (*view.accuracy.values(), tuple(view.across.value(j) for j in range(len(view.ks))))
+    silenced = ", heads silenced while answering" if base.n_heads else ""
     return [
         Words(
-            "Accuracy for needles of several forms, heads silenced while answering, at the places that all were "
+            f"Accuracy for needles of several forms{silenced}, at the places that all were "
             f"run at. The interval of the mean says how another set of needles might come out. "
             f"{_prompts(view.accuracy)}"
         ),
         HeatTable(
-            "needle ↓   heads kept →",
+            "needle ↓   heads kept →" if base.n_heads else "needle ↓   the model →",
             (*view.needles, ("mean", f"over {many(len(view.needles), 'needle')}")),
-            tuple(kept(k) for k in view.ks),
+            tuple(kept(k, base.n_heads) for k in view.ks),
             values,
         ),
     ]

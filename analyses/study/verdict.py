@@ -5,7 +5,8 @@ the rule itself (`analyses.study.claim_rules`), which makes tests of the evidenc
 
 There are three outcomes. An interval that holds the threshold supports neither "holds" nor "fails"; it is shown as
 "not tested here" with the reason "undecided: …" beside the measured value, so that nobody takes a study that is too
-small for evidence, or for a study that was not made.
+small for evidence, or for a study that was not made. What cannot be asked of a model is "not asked: …" there: any
+claim of one without attention, and what is left without it of one that has no state beside it.
 
 Two numbers of the paper are asserted nowhere, as they do not follow from its others: 84 % of MMLU, and 2.8 points
 between ablated and sparse on GLUE. Its k = 5 for near-perfect retrieval (section 4) and its decline "to k = 6, where
@@ -70,6 +71,7 @@ class Claim(NamedTuple):
         rule: what decides, in words.
         decide: the rule.
         families: families that the claim is about; None for all.
+        left: whether it is about what retrieves when no attention does.
     """
 
     id: str
@@ -78,6 +80,7 @@ class Claim(NamedTuple):
     rule: str
     decide: Rule
     families: tuple[str, ...] | None = None
+    left: bool = False
 
     @property
     def hypothesis(self) -> str:
@@ -100,7 +103,11 @@ def verdicts(cells: Sequence[Cell], benchmark_rows: Sequence[BenchmarkRow], fact
     found: list[Verdict] = []
     for claim in CLAIMS:
         paper = claim.paper.get(facts.paper_name or "", "–")
-        if claim.families is None or facts.family in claim.families:
+        if not facts.base.n_heads:
+            measured, outcome, reason = untested("not asked: no attention")
+        elif claim.left and not facts.beside:
+            measured, outcome, reason = untested("not asked: no state beside attention that could hold a needle")
+        elif claim.families is None or facts.family in claim.families:
             measured, outcome, reason = claim.decide(evidence)
         else:
             measured, outcome, reason = untested(f"the paper says it of {', '.join(claim.families)} models")
@@ -118,10 +125,11 @@ _CONTEXT_ANSWERING = (("omit", "keep"), ("only", "keep"), ("null", "keep"))
 CLAIMS: tuple[Claim, ...] = (
     Claim("h1-ablated", "With all attention heads dropped, retrieval fails completely.",
           dict.fromkeys(_ALL, "0 %"),
-          "Accuracy at k = 0 under 10 %, in every version that was run.", rules.ablated),
+          "Accuracy at k = 0 under 10 %, in every version that was run.", rules.ablated, left=True),
     Claim("h1-twice-ablated", "Reading twice does not bring retrieval back without attention.",
           dict.fromkeys(_ALL, "nothing recovered"),
-          "Read twice, accuracy at k = 0 under half of that with all heads on the same prompts.", rules.twice_ablated),
+          "Read twice, accuracy at k = 0 under half of that with all heads on the same prompts.", rules.twice_ablated,
+          left=True),
     Claim("h1-twice-few", "Nor does it with one or two heads kept, where retrieval is lost.",
           dict.fromkeys(_ALL, "nothing recovered"),
           "At each k of 1 and 2 at which retrieval is lost (under half of all heads) read once, it is read twice.",

@@ -77,7 +77,8 @@ def _provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     packages: Mapping[str, Any] = machine.get("packages", {})
     yield "command", record.get("command") or "not recorded"
     yield "model", record["model"]
-    yield from ((f"model: {name}", value) for name, value in record.get("facts", {}).items())
+    facts: Mapping[str, object] = record.get("facts", {})
+    yield from ((f"model: {name}", "none" if value in (None, []) else value) for name, value in facts.items())
     yield "config, SHA-256", record.get("config_hash")
     yield "weights, SHA-256", record.get("weights_hash")
     yield "seed", record.get("seed")

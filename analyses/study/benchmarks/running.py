@@ -62,13 +62,15 @@ class BenchmarkRun(Experiment[BenchmarkConfig, BenchmarkResult]):
 
     job = "benchmarks"
     unit = "task"
+    of_heads = False
 
     def __init__(self, lens: HybridLens, options: BenchmarkConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)
         self.ks = options.heads(lens.cfg.n_heads)
         phase: Phase = "both" if options.version == "prefill" else "decode"
         # A scope or semantics that the model cannot run is told before any data is loaded.
-        self.edits = {k: top_k(lens, k, phase, options.scope, options.semantics) for k in self.ks}
+        some = lens.cfg.attention_layers  # without any there is nothing to silence
+        self.edits = {k: top_k(lens, k, phase, options.scope, options.semantics) if some else [] for k in self.ks}
         if options.apply_chat_template:
             from analyses.study.benchmarks.harness import check_chat_template
 
