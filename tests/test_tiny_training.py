@@ -11,13 +11,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hybridlens.errors import ResultsError, UnknownNameError
 from hybridlens.model import HybridLens
-from hybridlens.tiny.architectures import BUILDERS, build
+from hybridlens.tiny.architectures import SHAPES, build
 from hybridlens.tiny.documents import Level
 from hybridlens.tiny.forward import balance_loss, forward
 from hybridlens.tiny.recipes import Recipe, Stage, learning_rate, recipe
 from hybridlens.tiny.train import Settings, main, train
 
-NAMES = tuple(BUILDERS)
+NAMES = tuple(SHAPES)
+WAITS = NAMES[:3]
+"""Whose runs are tried in parts: one of each kind of state."""
 SMALL = Recipe(
     stages=(
         Stage(Level((96,), (2, 2), 2, 0.0), 2e-3, 1e-4),
@@ -62,7 +64,7 @@ def test_balance_loss_is_one_when_even_and_the_number_of_experts_when_one_takes_
     close(balance_loss([one], 1), torch.tensor(4.0))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WAITS)
 def test_one_seed_gives_one_model_also_when_the_run_is_interrupted(name: str, tmp_path: Path) -> None:
     """Every weight's bits after four steps over two levels; another seed differs, so this is not idle."""
 
@@ -116,6 +118,20 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert sum(losses[-5:]) / 5 < losses[0] - 1.5
 
 
+def test_a_level_ends_when_it_is_learned_or_after_its_steps(tmp_path: Path) -> None:
+    """One whose bar is never reached takes its two steps and no more; the last has no end."""
+    never = SMALL.stages[0]._replace(advance_at=2.0, at_most=2)
+    plan = SMALL._replace(stages=(never, never, SMALL.stages[0], SMALL.stages[1]))
+    train(Settings("tiny-lfm2", 0, 5, 1), plan, tmp_path, None, 1, stop_at=3)
+    train(Settings("tiny-lfm2", 0, 7, 1), plan, tmp_path / "other", None, 1)
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "other" / "log.jsonl").read_text().splitlines()]
+    assert stages[:4] == [0, 0, 1, 1]
+    assert stages[4] == 2
+    train(Settings("tiny-lfm2", 0, 5, 1), plan, tmp_path, None, 1)
+    again = [json.loads(line)["stage"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert again == stages[:5], "where the level began is part of what is saved"
+
+
 def test_learning_rate_rises_holds_and_falls() -> None:
     """Its three corners and the level's own rate."""
     plan = recipe("tiny-jamba")
@@ -134,5 +150,5 @@ def test_bad_arguments_end_in_one_line(capsys: pytest.CaptureFixture[str], tmp_p
     assert main(["tiny-jamba", "--steps", "0", "--work", str(tmp_path / "w")]) == 2
     assert "--steps 0" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
-    with pytest.raises(UnknownNameError, match="choose one of tiny-recurrentgemma, tiny-jamba"):
+    with pytest.raises(UnknownNameError, match="choose one of tiny-recurrentgemma, tiny-jamba, tiny-granite"):
         build("gpt", 10, 0)

@@ -2,9 +2,12 @@
 
 Mechanism: a run stays on a level of the curriculum until the moving average of its answer-token accuracy
 reaches the level's `advance_at`; the last level lasts to the end. Waiting matters: with levels that rise on a
-schedule, Jamba stays at copying *some* fact rather than the one that is asked for.
+schedule, Jamba stays at copying *some* fact rather than the one that is asked for. The models of the zoo are compared
+with each other, so they share one recipe, in which a level also ends after `at_most` steps: what cannot learn a level
+sees the later ones all the same, and all are trained on documents of the lengths that they are measured at.
 
-How it fails: a run whose accuracy never reaches a level's bar stays on it; the log says so.
+How it fails: where there is no `at_most`, a run whose accuracy never reaches a level's bar stays on it; the log says
+so.
 """
 
 from typing import NamedTuple
@@ -20,6 +23,8 @@ class Stage(NamedTuple):
     rate: float
     advance_at: float
     """Moving average of answer-token accuracy at which the next stage begins."""
+    at_most: int | None = None
+    """Steps after which it begins in any case; None to wait."""
 
 
 class Recipe(NamedTuple):
@@ -46,6 +51,26 @@ class Recipe(NamedTuple):
     """Filler sentences that documents are cut from."""
 
 
+HYBRIDS = ("tiny-granite", "tiny-qwen3.5", "tiny-falcon-h1", "tiny-lfm2")
+"""The zoo's hybrids, beside the two embedded models."""
+
+PURE = ("tiny-qwen3", "tiny-mamba2", "tiny-deltanet")
+"""Its models of one kind of layer."""
+
+ZOO = Recipe(
+    stages=(
+        Stage(Level((128, 160), (2, 2), 2, 0.0), 2e-3, 0.92, 700),
+        Stage(Level((128, 160, 200), (2, 4), 3, 0.1), 2e-3, 0.95, 400),
+        Stage(Level((128, 200, 256), (1, 6), 4, 0.3), 2e-3, 0.97, 300),
+        Stage(Level((96, 160, 224, 256, 288, 304), (1, 8), 4, 0.4), 2e-3, 2.0),
+    ),
+    steps=2000,
+    tokens_per_step=3200,
+    max_length=256,
+    window=None,
+)
+"""The zoo's one recipe: tiny-recurrentgemma's levels, with an end for each."""
+
 RECIPES: dict[str, Recipe] = {
     "tiny-recurrentgemma": Recipe(
         stages=(
@@ -71,12 +96,16 @@ RECIPES: dict[str, Recipe] = {
         max_length=512,
         window=None,
     ),
+    **dict.fromkeys(
+        ("tiny-granite", "tiny-qwen3.5", "tiny-falcon-h1", "tiny-lfm2", "tiny-qwen3", "tiny-mamba2", "tiny-deltanet"),
+        ZOO,
+    ),
 }
-"""The recipes of the embedded models, by name."""
+"""The recipes of the tiny models, by name."""
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of an embedded model.
+    """The recipe of a tiny model.
 
     Raises:
         UnknownNameError: for a name without one.

@@ -1,4 +1,4 @@
-"""Train a tiny hybrid: ``python -m hybridlens.tiny.train NAME --seed S [--out DIR] [--steps N]``.
+"""Train a tiny model: ``python -m hybridlens.tiny.train NAME --seed S [--out DIR] [--steps N]``.
 
 Mechanism: AdamW on the answers of generated documents (`hybridlens.tiny.documents`), with the curriculum and
 settings of `hybridlens.tiny.recipes`, through the lens's own forward pass.
@@ -32,7 +32,7 @@ from hybridlens.tiny.architectures import TinyModel, build
 from hybridlens.tiny.documents import Batch, Source, make_source, write_batch
 from hybridlens.tiny.forward import forward
 from hybridlens.tiny.probe import probe
-from hybridlens.tiny.recipes import Recipe, Stage, learning_rate, recipe
+from hybridlens.tiny.recipes import RECIPES, Recipe, Stage, learning_rate, recipe
 from hybridlens.tiny.tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer, words
 
 SMOOTHING = 0.97
@@ -49,6 +49,8 @@ class Progress:
     """Moving average of answer-token accuracy since the stage began."""
     seconds: float = 0.0
     """Time spent in training steps so far."""
+    stage_began: int = 0
+    """Steps done when the stage began."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +111,9 @@ def train_step(
     optimizer.step()
     progress.step += 1
     progress.accuracy = SMOOTHING * progress.accuracy + (1 - SMOOTHING) * accuracy.item()
-    if progress.accuracy >= stage.advance_at:
-        progress.stage, progress.accuracy = progress.stage + 1, 0.0
+    over = stage.at_most is not None and progress.step - progress.stage_began >= stage.at_most
+    if over or progress.accuracy >= stage.advance_at:
+        progress.stage, progress.accuracy, progress.stage_began = progress.stage + 1, 0.0, progress.step
     return loss.item(), accuracy.item()
 
 
@@ -196,7 +199,12 @@ def export(model: TinyModel, plan: Recipe, out: Path, account_of_run: dict[str, 
     """Write the model, its tokenizer and ``training.json`` as a Hugging Face folder."""
     out.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(
-        bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID, do_sample=False, max_new_tokens=40
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+        pad_token_id=PAD_ID,
+        do_sample=False,
+        max_new_tokens=40,
+        use_cache=model.config.use_cache,
     )
     model.save_pretrained(out)
     build_tokenizer(plan.max_length).save_pretrained(out)
@@ -269,8 +277,8 @@ def train(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m hybridlens.tiny.train", description="Train a tiny hybrid.")
-    parser.add_argument("name", help="tiny-recurrentgemma or tiny-jamba")
+    parser = argparse.ArgumentParser(prog="python -m hybridlens.tiny.train", description="Train a tiny model.")
+    parser.add_argument("name", help=", ".join(RECIPES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the finished model (default: .training/NAME-SEED/final)")
     parser.add_argument("--work", type=Path, help="folder for the run's state and log (default: .training/NAME-SEED)")
