@@ -5,6 +5,7 @@ from __future__ import annotations
 from analyses.commands.declared import Declared
 from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.options.crossover import CrossoverConfig
+from analyses.experiment.options.curves import CurvesConfig
 from analyses.experiment.options.patch import PatchConfig
 from analyses.experiment.options.rankings import RankingsConfig
 from analyses.experiment.options.states import StatesConfig
@@ -76,5 +77,16 @@ EXPERIMENTS: tuple[Declared, ...] = (
         Heads that hold most of the needle are silenced beside random ones, and linear probes read it from the states
         beside shuffled labels. The same command goes on where a run was stopped.
         """,
+    ),
+    Declared(
+        "curves",
+        CurvesConfig,
+        "analyses.study.training_curves.experiment:CurvesRun",
+        """Training as measured curves: what each kept checkpoint retrieves, from which memory, and what weights say.
+
+        The runs are work folders of python -m hybridlens.tiny.train NAME --keep-every N, which may still go on. The
+        same command measures what has come since; a checkpoint that has been measured may be deleted.
+        """,
+        positional="runs",
     ),
 )
