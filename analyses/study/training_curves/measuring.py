@@ -192,7 +192,7 @@ def strengths(lens: HybridLens) -> list[Point]:
     try:
         lens.cfg.need_stream_heads("circuits of heads")
     except InputError as error:
-        return absent([INDUCTION, STRENGTH, TAP, COMPOSED], str(error))
+        return absent([INDUCTION, STRENGTH, TAP, *COMPOSED], str(error))
     found = circuits(lens, progress=lambda done, total: None)
     return [_strongest(INDUCTION, found.induction), _strongest(STRENGTH, found.retrieval), *tap_of(found)]
 
@@ -203,12 +203,13 @@ def _strongest(quantity: str, scores: torch.Tensor) -> Point:
 
 
 def tap_of(found: HeadCircuits) -> list[Point]:
-    """The lag that keys compose most through, and by how much; see the module."""
+    """The lag that keys compose most through, and by how much through each; see the module."""
+    lags = found.lag_share.shape[1]
     if not found.lag_share.numel():
-        return absent([TAP, COMPOSED], "no recurrent layer has a linear path that keys could compose with")
+        return absent([TAP, *COMPOSED], "no recurrent layer has a linear path that keys could compose with")
     composed = found.composition.excess_recurrent[KINDS.index("k")] * found.lag_share
-    by_lag = composed.nan_to_num(nan=0.0).flatten(0, -2).amax(dim=0)
+    by_lag = composed.nan_to_num(nan=0.0).flatten(0, -2).amax(dim=0).clamp(min=0.0)
     best = int(by_lag.argmax())
-    if by_lag[best] <= 0:
-        return absent([TAP, COMPOSED], "no head's keys compose with any lag beyond chance")
-    return [Point(TAP, float(best)), Point(COMPOSED, float(by_lag[best]))]
+    tap = Point(TAP, float(best)) if by_lag[best] > 0 else absent([TAP], "no head's keys compose beyond chance")[0]
+    points = [Point(name, float(value)) for name, value in zip(COMPOSED, by_lag, strict=False)]
+    return [tap, *points, *absent(COMPOSED[lags:], f"convolutions of this model reach {lags} tokens")]

@@ -33,7 +33,9 @@ CONTROLS = {INTACT: "retrieval, needle left out", SILENT: "retrieval without att
 EVERYTHING, KEYS, STATES, CONVOLUTIONS = (
     f"follows {what}" for what in ("everything", "keys and values", "recurrent states", "convolution inputs")
 )
-INDUCTION, STRENGTH, TAP, COMPOSED = "induction strength", "retrieval strength", "tap", "composition through the tap"
+INDUCTION, STRENGTH, TAP = "induction strength", "retrieval strength", "tap"
+COMPOSED = tuple(f"composition at lag {lag}" for lag in range(4))
+"""Through each tap of a convolution; the longest of any family has four."""
 
 
 class Quantity(NamedTuple):
@@ -57,8 +59,9 @@ QUANTITIES: Mapping[str, Quantity] = {
     INDUCTION: Quantity("K-composition with a lag-1 writer × copying, of the strongest head", share=False),
     STRENGTH: Quantity(f"{RETRIEVAL}, of the strongest head", share=False),
     TAP: Quantity("lag of the convolution's tap through which some head's keys compose most", share=False),
-    COMPOSED: Quantity(
-        "K-composition beyond chance through that tap × its share of the layer's linear path", share=False
+    **dict.fromkeys(
+        COMPOSED,
+        Quantity("K-composition beyond chance × the lag's share of the layer's linear path, the largest", share=False),
     ),
 }
 """Everything that is measured, by name."""

@@ -21,6 +21,7 @@ from analyses.study.training_curves.results import (
     INTACT,
     SILENT,
     STRENGTH,
+    TAP,
     Point,
     RunCurves,
 )
@@ -50,6 +51,8 @@ RULES: Mapping[str, str] = {
     "it has.",
     "unlearns": "Without attention, retrieval at one kept step has an interval that lies above that of its control at "
     "that step and above that of retrieval at a later kept step: of all such pairs, the one furthest apart.",
+    "tap": "The lag of the convolutions through which some head's keys compose most at the last kept step, and the "
+    "first kept step from which on it is that lag.",
     **{question: _ANNOUNCED.format(name) for question, name in STRENGTHS.items()},
 }
 """Question -> the rule that answers it."""
@@ -87,6 +90,7 @@ def answers(run: RunCurves) -> tuple[RuleAnswer, ...]:
         retrieves(run, "retrieves", INTACT) if run.attention else _no_attention(run, "retrieves"),
         retrieves(run, "retrieves without attention", bare),
         unlearns(run, bare),
+        tap(run),
         *(announces(run, question, strength) for question, strength in STRENGTHS.items()),
     )
 
@@ -145,6 +149,19 @@ def unlearns(run: RunCurves, quantity: str) -> RuleAnswer:
         return RuleAnswer(run.name, question, "no", said)
     said = f"{_share(curve[had])} at step {had}, {_share(curve[lost])} at step {lost}."
     return RuleAnswer(run.name, question, "yes", said, lost)
+
+
+def tap(run: RunCurves) -> RuleAnswer:
+    """Which lag keys compose most through, and since when."""
+    curve = run.curve(TAP)
+    if not curve:
+        return RuleAnswer(run.name, TAP, "open", f"It was not measured ({run.absent(TAP)}).")
+    last = max(curve)
+    lag = curve[last].known
+    since = first_from(curve, lambda point: point.known == lag)
+    others = sorted({f"{point.known:g}" for point in curve.values()} - {f"{lag:g}"})
+    before_it = f"; before, lag {' or '.join(others)} too" if others else ""
+    return RuleAnswer(run.name, TAP, "yes", f"Lag {lag:g}, from step {since} on{before_it}.", since)
 
 
 def announces(run: RunCurves, question: str, strength: str) -> RuleAnswer:
