@@ -88,8 +88,9 @@ def build_from(name: str, start: Start, vocab_size: int, seed: int) -> tuple[Tin
         raise InputError(
             f"--from {start.folder} has the very layers of {name}, so that none would be new; go on with it"
         )
-    config = type(held).from_dict({**held.to_dict(), KINDS: list(after), "use_cache": wanted.use_cache})
-    model = drawn(SHAPES[name], config, seed)
+    setattr(held, KINDS, list(after))
+    held.use_cache = wanted.use_cache
+    model = drawn(SHAPES[name], held, seed)
     weights, state = load_file(start.folder / WEIGHTS), model.state_dict()
     prefixes = tuple(f"model.layers.{layer}." for layer in changed)
     for key, tensor in state.items():
