@@ -144,6 +144,10 @@ def test_attention_retrieves_in_a_trained_model_and_its_memory_is_followed() -> 
         EVERYTHING: 1.0, KEYS: 1.0, STATES: 0.0, CONVOLUTIONS: 0.0,
     }  # fmt: skip
     assert {point.n for point in found.values()} == {1}
+    many = measuring.make_prompts(lens, options.but(depths=(0, 40, 80)))
+    grids = (many.needles, *many.more)
+    controls = [prompt.tokens for grid in grids for made in grid.values() for prompt in made if prompt.control]
+    assert len(set(controls)) == len(controls) == 3, "one for each depth"
     by_lag, weights = [0.0] * 4, circuits(lens)
     beyond = weights.composition.recurrent[1] - weights.composition.recurrent_expected[1]
     for at, reader, layer, lag in torch.cartesian_prod(*map(torch.arange, beyond.shape)).tolist():

@@ -3,7 +3,8 @@
 Each by the function that the project has for it: needle prompts are answered as cells (`analyses.heads.answering`), at
 every head and at none, while reading and answering alike; memories of two prompts are exchanged by
 `analyses.kv_cache.crossover` and read by `following`; strengths are those of `analyses.circuits`, from weights alone.
-The prompts are made once for a run and are the same at each of its steps.
+The prompts are made once for a run and are the same at each of its steps. There are as many without a needle as with
+one, of essays of other seeds where the filler is the built-in one: of few, nothing could be told apart.
 
 The tap: of the lags of the recurrent layers' convolutions, the one through which some head's keys compose most with
 some earlier layer: K-composition beyond chance, times the lag's share of the layer's linear path, as induction strength
@@ -32,6 +33,7 @@ from analyses.kv_cache.mixes import Mix, mixes
 from analyses.kv_cache.pairs import PromptPair, prompt_pairs
 from analyses.kv_cache.twins import paired
 from analyses.study.prompts import check_tokenizer, longest, prompts_of
+from analyses.study.rankings.calibration import SEED_STEP
 from analyses.study.training_curves.results import (
     ANSWERS,
     COMPOSED,
@@ -71,17 +73,20 @@ class Prompts:
         pairs: prompts that differ in their needle alone; none where the needles have no twins.
         lengths: tokens.
         alone: why there are no pairs; empty where there are.
+        more: more prompts without any needle, of other essays, so that there are as many as with one.
     """
 
     needles: dict[str, list[niah.Prompt]]
     pairs: tuple[PromptPair, ...]
     lengths: tuple[int, ...]
     alone: str = ""
+    more: tuple[dict[str, list[niah.Prompt]], ...] = ()
 
     @property
     def hash(self) -> str:
         """Digest of all tokens."""
-        asked = {name: [prompt.hash for prompt in made] for name, made in self.needles.items()}
+        grids = (self.needles, *self.more)
+        asked = [{name: [prompt.hash for prompt in made] for name, made in grid.items()} for grid in grids]
         return hash_json([asked, [[pair.a, pair.b] for pair in self.pairs]])
 
 
@@ -98,13 +103,20 @@ def make_prompts(lens: HybridLens, options: CurvesConfig) -> Prompts:
         least = max(niah.shortest_length(lens.tokenizer, options.depths, needle=one, **how) for one in options.hidden)
         lengths = tuple(dict.fromkeys((least, max(least, longest(lens, options)))))
     needles = {one.name: prompts_of(lens, options, one, lengths=lengths, control=True) for one in options.hidden}
+    more = tuple(
+        {
+            one.name: niah.controls(lens.tokenizer, lengths, options.depths, None, one, options.template, seed=seed)
+            for one in options.hidden
+        }
+        for seed in ([] if options.haystack else [options.seed + SEED_STEP * i for i in range(1, len(options.depths))])
+    )
     try:
         twins = paired(options.hidden, lens.tokenizer)
     except InputError as error:  # of needles of a user's own, of which the rest can be measured
-        return Prompts(needles, (), lengths, str(error))
+        return Prompts(needles, (), lengths, str(error), more)
     pairs = prompt_pairs(lens.tokenizer, lengths, options.depths, twins, options.haystack, options.template,
                          options.seed)  # fmt: skip
-    return Prompts(needles, tuple(pairs), lengths)
+    return Prompts(needles, tuple(pairs), lengths, more=more)
 
 
 def measure(lens: HybridLens, prompts: Prompts, options: CurvesConfig, training: Training, step: int) -> Measured:
@@ -133,15 +145,18 @@ def answered(training: Training, step: int) -> list[Point]:
 def told(lens: HybridLens, prompts: Prompts, options: CurvesConfig) -> list[Point]:
     """Retrieval with all heads and with none, and the same without a needle."""
     conditions = {INTACT: lens.cfg.n_heads, **({SILENT: 0} if lens.cfg.attention_layers else {})}
-    grid = {
-        CellKey(options.model, "prefill", k, prompt.length, prompt.depth, prompt.control, needle=name): prompt
-        for k in conditions.values()
-        for name, made in prompts.needles.items()
-        for prompt in made
-    }
+    grids = [
+        {
+            CellKey(options.model, "prefill", k, prompt.length, prompt.depth, prompt.control, needle=name): prompt
+            for k in conditions.values()
+            for name, made in asked.items()
+            for prompt in made
+        }
+        for asked in (prompts.needles, *prompts.more)
+    ]
     rubrics = {(needle.name, "clean"): needle.rubric for needle in options.hidden}
     limits = options.max_new_tokens, options.memory, options.batch_size
-    cells = [cell for portion in answer_cells(lens, grid, list(grid), rubrics, *limits) for cell in portion]
+    cells = [cell for grid in grids for some in answer_cells(lens, grid, list(grid), rubrics, *limits) for cell in some]
     points: list[Point] = []
     for name, control in CONTROLS.items():
         if name in conditions:

@@ -123,7 +123,7 @@ def retrieves(run: RunCurves, question: str, quantity: str) -> RuleAnswer:
     since = first_from(curve, lambda point: point.known > HALF)
     if since is None:
         best = max(curve, key=lambda step: (curve[step].known, -step))
-        most = "" if best == last else f"; at most {_share(curve[best])}, at step {best}"
+        most = "" if curve[best].known == curve[last].known else f"; at most {_share(curve[best])}, at step {best}"
         said = f"At the last kept step, {last}, it is {_share(curve[last])}{most}."
         return RuleAnswer(run.name, question, "no", said)
     earlier = before(curve, since)
