@@ -105,7 +105,9 @@ def make_prompts(lens: HybridLens, options: CurvesConfig) -> Prompts:
     needles = {one.name: prompts_of(lens, options, one, lengths=lengths, control=True) for one in options.hidden}
     more = tuple(
         {
-            one.name: niah.controls(lens.tokenizer, lengths, options.depths, None, one, options.template, seed=seed)
+            one.name: list(
+                niah.controls(lens.tokenizer, lengths, options.depths, None, one, options.template, seed=seed)
+            )
             for one in options.hidden
         }
         for seed in ([] if options.haystack else [options.seed + SEED_STEP * i for i in range(1, len(options.depths))])
