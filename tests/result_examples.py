@@ -15,6 +15,7 @@ from autoencoders import make as autoencoder
 from models import make
 from planted_memory import pairs as planted_pairs
 from planted_memory import planted
+from planted_training import a_run
 
 import hybridlens as hl
 from analyses import kv_cache, probe, states, steering
@@ -52,6 +53,9 @@ from analyses.study.plan_types import Planned, StudyPlan
 from analyses.study.rankings.retrieval import Looks
 from analyses.study.rankings.sweep import Compared
 from analyses.study.report import Judged
+from analyses.study.training_curves.results import INTACT, STRENGTH, TrainingCurves
+from analyses.study.training_curves.rules import answers
+from analyses.study.training_curves.runs import Checkpoint, Training
 from hybridlens.counting import MACHINES, Expense
 from hybridlens.engine import Tally
 from hybridlens.niah import NEEDLES, Prompt
@@ -199,10 +203,18 @@ def of_studies() -> Iterator[Any]:
     yield StudyPlan("m", "bfloat16", MACHINES["h100"], 10**9, 2 * 10**9, 2, (part,), ("One.",))
 
 
+def of_training() -> Iterator[Any]:
+    """A run of training, its curves beside another's, and what rules say of them."""
+    yield Training("a-run", Path("a-run"), "tiny-granite", 0, 1000, (Checkpoint(100, Path("a-run/step-00100")),), {})
+    runs = a_run({INTACT: [0.2, 0.6], STRENGTH: [0.5, 1.5]}), a_run({INTACT: [0.1, 0.7]}, HOSTILE)
+    yield TrainingCurves(runs)
+    yield from answers(runs[0])
+
+
 @cache
 def examples() -> tuple[Any, ...]:
     """All of them."""
-    parts = (of_heads, of_attention, of_streams, of_patching, of_memories, of_states, of_studies)
+    parts = (of_heads, of_attention, of_streams, of_patching, of_memories, of_states, of_studies, of_training)
     return tuple(one for part in parts for one in part())
 
 

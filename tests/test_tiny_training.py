@@ -9,12 +9,13 @@ from bounds import EMBEDDED, FORWARD, close
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hybridlens.errors import ResultsError, UnknownNameError
+from hybridlens.errors import InputError, ResultsError, UnknownNameError
 from hybridlens.model import HybridLens
 from hybridlens.tiny.architectures import SHAPES, build
 from hybridlens.tiny.documents import Level
 from hybridlens.tiny.forward import balance_loss, forward
 from hybridlens.tiny.recipes import Recipe, Stage, learning_rate, recipe
+from hybridlens.tiny.starting import build_from, read_start
 from hybridlens.tiny.train import Settings, main, train
 
 NAMES = tuple(SHAPES)
@@ -112,6 +113,39 @@ def test_a_trained_model_is_a_hugging_face_folder(name: str, tmp_path: Path) -> 
     assert (made["seed"], made["steps_done"], made["window"]) == (0, 1, 64)
     assert made["parameters"] == sum(p.numel() for p in model.parameters())
     assert set(made["layers"]) == KINDS.get(name, {"attention", "ssm"})
+
+
+def test_a_hybrid_starts_from_a_pure_models_weights(tmp_path: Path) -> None:
+    """All but the mixers of layers 2 and 5 is the checkpoint's, bit for bit; the record names it and what is new."""
+    plan = SMALL._replace(stages=(SMALL.stages[0]._replace(at_most=1), SMALL.stages[1]))
+    pure = train(Settings("tiny-mamba2", 0, 2, 1), plan, tmp_path / "pure", None, keep_every=2, probe_every=100)
+    start = read_start(tmp_path / "pure" / "step-00002")
+    assert start.words.startswith("tiny-mamba2, seed 0, step 2, weights ")
+    assert start.stage == 1
+    vocabulary = pure.config.vocab_size
+    model, anew = build_from("tiny-granite", start, vocabulary, seed=5)
+    held, made = pure.state_dict(), model.state_dict()
+    new = {key for key in made if key not in held}
+    assert anew == (2, 5)
+    assert {key.split(".")[2] for key in new} == {"2", "5"}
+    assert all("self_attn" in key for key in new)
+    assert all(torch.equal(made[key], held[key]) for key in made if key not in new)
+    assert {key for key in held if key not in made} == {key for key in held if ".2.mamba." in key or ".5.mamba." in key}
+    assert model.config.use_cache
+
+    settings = Settings("tiny-granite", 5, 1, 1, start.words)
+    train(settings, plan, tmp_path / "work", tmp_path / "out", probe_every=100, start=start)
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (record["start"], record["layers_drawn_anew"], record["first_stage"]) == (start.words, [2, 5], 1)
+    assert [kind == "attention" for kind in record["layers"]] == [False, False, True] * 2
+    with pytest.raises(ResultsError, match=r"belongs to a run with .*'start': 'tiny-mamba2, seed 0"):
+        train(Settings("tiny-granite", 5, 1, 1), plan, tmp_path / "work", None)
+    with pytest.raises(InputError, match=r"is a granitemoehybrid model .* expected tiny-qwen3's qwen3"):
+        build_from("tiny-qwen3", start, vocabulary, 0)
+    with pytest.raises(InputError, match="has the very layers of tiny-mamba2"):
+        build_from("tiny-mamba2", start, vocabulary, 0)
+    with pytest.raises(InputError, match="is no checkpoint of a tiny model"):
+        read_start(tmp_path)
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

@@ -91,7 +91,9 @@ def signed(call: Callable[..., None], declared: Declared, others: list[inspect.P
     offered = [
         _parameter(name, field, declared) for name, field in declared.options.model_fields.items() if field.description
     ]
-    parameters = [_option("model", str, inspect.Parameter.empty, MODEL), *offered, *others]
+    named = declared.options.model_fields["model"].is_required()  # else what is given otherwise names it
+    model = [_option("model", str, inspect.Parameter.empty, MODEL)] if named else []
+    parameters = [*model, *offered, *others]
     call.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__doc__ = declared.help

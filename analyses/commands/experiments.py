@@ -6,6 +6,7 @@ from analyses.commands.declared import Declared
 from analyses.experiment.options.capacity import CapacityConfig
 from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.options.crossover import CrossoverConfig
+from analyses.experiment.options.curves import CurvesConfig
 from analyses.experiment.options.patch import PatchConfig
 from analyses.experiment.options.rankings import RankingsConfig
 from analyses.experiment.options.states import StatesConfig
@@ -89,5 +90,16 @@ EXPERIMENTS: tuple[Declared, ...] = (
         Prompts have one length; only the number of facts changes, one of which is asked for. Any causal model, hybrid
         or pure. The same command goes on where a run was stopped.
         """,
+    ),
+    Declared(
+        "curves",
+        CurvesConfig,
+        "analyses.study.training_curves.experiment:CurvesRun",
+        """Training as measured curves: what each kept checkpoint retrieves, from which memory, and what weights say.
+
+        The runs are work folders of python -m hybridlens.tiny.train NAME --keep-every N, which may still go on. The
+        same command measures what has come since; a checkpoint that has been measured may be deleted.
+        """,
+        positional="runs",
     ),
 )

@@ -123,7 +123,6 @@ def _one(norm: nn.Module) -> float:
     return 1.0 - weight.mean().item()
 
 
-@torch.no_grad()
 def build(name: str, vocab_size: int, seed: int) -> TinyModel:
     """A freshly initialised tiny model in float32.
 
@@ -139,9 +138,20 @@ def build(name: str, vocab_size: int, seed: int) -> TinyModel:
         raise UnknownNameError(
             f"no tiny model is called {name!r}{closest(name, SHAPES)}; choose one of {', '.join(SHAPES)}"
         )
+    return drawn(SHAPES[name], SHAPES[name].config(vocab_size), seed)
+
+
+@torch.no_grad()
+def drawn(shape: Shape, config: PreTrainedConfig, seed: int) -> TinyModel:
+    """A freshly initialised model of a configuration in float32.
+
+    Args:
+        shape: the scale of its two ends.
+        config: of the model.
+        seed: as in `build`.
+    """
     torch.manual_seed(seed)
-    shape = SHAPES[name]
-    model: Any = AutoModelForCausalLM.from_config(shape.config(vocab_size), dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _initialise_linear(model)
     _normal(model.get_input_embeddings().weight, shape.embedding)
     if shape.norm is not None:

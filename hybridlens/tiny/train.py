@@ -1,10 +1,14 @@
-"""Train a tiny model: ``python -m hybridlens.tiny.train NAME --seed S [--out DIR] [--steps N]``.
+"""Train a tiny model: ``python -m hybridlens.tiny.train NAME --seed S [--out DIR] [--steps N] [--from CHECKPOINT]``.
 
 Mechanism: AdamW on the answers of generated documents (`hybridlens.tiny.documents`), with the curriculum and
 settings of `hybridlens.tiny.recipes`, through the lens's own forward pass.
 A batch is a function of seed and step, the model of the seed, and nothing else is drawn, so one seed on one
 machine with one number of threads gives the same weights, whether or not the run was interrupted: its state
 is written to the work folder every few hundred steps, and the same command goes on from there.
+
+With ``--from`` a run starts from a checkpoint that another one kept, in which the layers of other kinds than NAME's are
+replaced (`hybridlens.tiny.starting`): attention added midway. Its curriculum goes on at the level that the checkpoint
+had reached, with a warm-up and documents of its own steps; give another seed for other documents than it has seen.
 
 How it fails: another number of threads or another processor adds in another order, and the weights differ in
 their last bits, then more. A work folder that belongs to other settings is refused.
@@ -33,6 +37,7 @@ from hybridlens.tiny.documents import Batch, Source, make_source, write_batch
 from hybridlens.tiny.forward import forward
 from hybridlens.tiny.probe import probe
 from hybridlens.tiny.recipes import RECIPES, Recipe, Stage, learning_rate, recipe
+from hybridlens.tiny.starting import Start, build_from, read_start
 from hybridlens.tiny.tokenizer import BOS_ID, EOS_ID, PAD_ID, build_tokenizer, words
 
 SMOOTHING = 0.97
@@ -61,6 +66,13 @@ class Settings:
     seed: int
     steps: int
     threads: int
+    start: str = ""
+    """Which checkpoint it started from, and the digest of its weights; empty for none."""
+
+    def values(self) -> dict[str, Any]:
+        """As JSON values; of a run that started from nothing without `start`, as it was before there was any."""
+        values = dataclasses.asdict(self)
+        return values if self.start else {name: value for name, value in values.items() if name != "start"}
 
 
 def loss_and_accuracy(lens: HybridLens, batch: Batch, balance: float) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -122,7 +134,7 @@ def save_state(
 ) -> None:
     """Write all that a later run needs to go on, in one move."""
     state = {
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.values(),
         "progress": dataclasses.asdict(progress),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -139,9 +151,9 @@ def load_state(path: Path, settings: Settings, model: TinyModel, optimizer: torc
         ResultsError: when the folder belongs to other settings.
     """
     state = torch.load(path, weights_only=True)
-    if state["settings"] != dataclasses.asdict(settings):
+    if state["settings"] != settings.values():
         raise ResultsError(
-            f"{path} belongs to a run with {state['settings']}, this one has {dataclasses.asdict(settings)}; "
+            f"{path} belongs to a run with {state['settings']}, this one has {settings.values()}; "
             "choose another --work folder or delete that one"
         )
     model.load_state_dict(state["model"])
@@ -156,7 +168,9 @@ def _keep_lines(history: Path, n: int) -> None:
         history.write_text("".join(lines[:n]), encoding="utf-8")
 
 
-def account(settings: Settings, model: TinyModel, plan: Recipe, history: Path) -> dict[str, Any]:
+def account(
+    settings: Settings, model: TinyModel, plan: Recipe, history: Path, anew: Sequence[int] = ()
+) -> dict[str, Any]:
     """What ``training.json`` says: how the run went and what came out, in JSON values.
 
     Args:
@@ -164,6 +178,7 @@ def account(settings: Settings, model: TinyModel, plan: Recipe, history: Path) -
         model: as trained.
         plan: its recipe.
         history: the run's log.
+        anew: layers that a model which started from another's weights did not have from there.
     """
     lines = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
     began: dict[int, int] = {}
@@ -171,7 +186,8 @@ def account(settings: Settings, model: TinyModel, plan: Recipe, history: Path) -
         began.setdefault(line["stage"], line["step"])
     recent = [line["accuracy"] for line in lines[-100:]]
     return {
-        **dataclasses.asdict(settings),
+        **settings.values(),
+        **({"layers_drawn_anew": list(anew), "first_stage": min(began)} if anew else {}),
         "steps_done": len(lines),
         "seconds": lines[-1]["seconds"],
         "stage_began_at_step": [began[stage] for stage in sorted(began)],
@@ -222,6 +238,7 @@ def train(
     keep_every: int = 0,
     probe_every: int = 100,
     stop_at: int | None = None,
+    start: Start | None = None,
 ) -> TinyModel:
     """Run, or go on with, a training run.
 
@@ -234,6 +251,7 @@ def train(
         keep_every: steps between checkpoints that are kept as Hugging Face folders, 0 for none.
         probe_every: steps between looks at the paper's needle.
         stop_at: leave off after this step, as an interruption would; None to go on to the end.
+        start: the checkpoint to start from, which `settings` name; None to start from nothing.
 
     Returns:
         the trained model.
@@ -242,11 +260,17 @@ def train(
     known = words()
     tokenizer = build_tokenizer(plan.max_length)
     source = make_source(tokenizer.backend_tokenizer, known, settings.seed, plan.n_sentences)
-    model = build(settings.name, len(tokenizer), settings.seed).train()
+    anew: tuple[int, ...] = ()
+    if start is None:
+        model = build(settings.name, len(tokenizer), settings.seed)
+    else:
+        model, anew = build_from(settings.name, start, len(tokenizer), settings.seed)
+    model.train()
+    first = Progress() if start is None else Progress(stage=min(start.stage, len(plan.stages) - 1))
     lens, optimizer = HybridLens(model), make_optimizer(model, plan)
     work.mkdir(parents=True, exist_ok=True)
     state = work / "state.pt"
-    progress = load_state(state, settings, model, optimizer) if state.exists() else Progress()
+    progress = load_state(state, settings, model, optimizer) if state.exists() else first
     lengths = [plan.max_length * i // 4 for i in (2, 3, 4)]
     history = work / "log.jsonl"
     _keep_lines(history, progress.step)
@@ -270,9 +294,9 @@ def train(
                 save_state(state, settings, progress, model, optimizer)
             if keep_every and progress.step % keep_every == 0:
                 kept = work / f"step-{progress.step:05d}"
-                export(model, plan, kept, account(settings, model, plan, history))
+                export(model, plan, kept, account(settings, model, plan, history, anew))
     if out is not None:
-        export(model, plan, out, account(settings, model, plan, history))
+        export(model, plan, out, account(settings, model, plan, history, anew))
     return model
 
 
@@ -287,6 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="processor threads; part of what fixes the weights")
     parser.add_argument("--save-every", type=int, default=100, help="steps between states to go on from")
     parser.add_argument("--keep-every", type=int, default=0, help="steps between checkpoints to keep (0: none)")
+    parser.add_argument("--from", dest="start", type=Path, help="kept checkpoint to start from, its other layers anew")
     options = parser.parse_args(arguments)
     try:
         plan = recipe(options.name)
@@ -295,8 +320,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"got --steps {steps} and --threads {options.threads}; both have to be at least 1")
         work = options.work or Path(".training") / f"{options.name}-{options.seed}"
         out = options.out or work / "final"
-        settings = Settings(options.name, options.seed, steps, options.threads)
-        train(settings, plan, work, out, options.save_every, options.keep_every)
+        start = None if options.start is None else read_start(options.start)
+        settings = Settings(options.name, options.seed, steps, options.threads, "" if start is None else start.words)
+        train(settings, plan, work, out, options.save_every, options.keep_every, start=start)
     except HybridLensError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Plotly figures of plain values: along the heads kept, with intervals as bars or bands, and groups of bars.
+"""Plotly figures of plain values: along heads kept or steps, with intervals as bars or bands, and groups of bars.
 
 Whoever knows what was measured makes `Curve`s; nothing here knows a cell or a model. Colours go with symbols,
 so that no figure rests on colour alone. How it fails: values that are NaN are left out; with none left a figure
@@ -25,7 +25,7 @@ class Curve(NamedTuple):
 
     Attributes:
         name: in the legend.
-        points: heads kept -> value, ascending.
+        points: heads kept, or step of training -> value, ascending.
         tips: the k to mark as this line's tipping point; None for none.
     """
 
@@ -85,6 +85,45 @@ def band_chart(curves: Sequence[Curve], n_heads: int, y_title: str, k_title: str
         InputError: more than six curves.
     """
     few(curves, "curves")
+    lines, bands = _banded(curves, percent, "%{x} heads")
+    ks = sorted({k for curve in curves for k, value in curve.points.items() if value.known}) or [0]
+    y_axis = axis(y_title, **(PERCENT if percent else {}))
+    figure = Plot([*bands, *lines])
+    return lay_out(figure, k_axis(ks, n_heads, k_title), y_axis, (60, 20, 40, 70), legend=LEGEND, showlegend=True)
+
+
+def step_chart(curves: Sequence[Curve], y_title: str, percent: bool = True) -> go.Figure:
+    """Values over the steps of training, a band over the 95 % interval of each, chance dotted.
+
+    Args:
+        curves: at most six, whose points are at steps; those without an interval have no band.
+        y_title: what is measured.
+        percent: whether values are shares, drawn as percent of 0 to 100.
+
+    Raises:
+        InputError: more than six curves.
+    """
+    few(curves, "curves")
+    lines, bands = _banded(curves, percent, "step %{x}")
+    chances: list[go.Scatter] = []
+    for i, curve in enumerate(curves):
+        guessed = {step: v.chance for step, v in curve.points.items() if v.known and not math.isnan(v.chance)}
+        if guessed:
+            y = [plain((100 if percent else 1) * chance) for chance in guessed.values()]
+            named = {"name": f"{curve.name}, {CHANCE}", "hovertemplate": "step %{x}: %{y:.3~g}"}
+            chances.append(go.Scatter(x=list(guessed), y=y, **named, **stroke(i, 1.5, 5, "dot", "-open")))
+    y_axis = axis(y_title, **(PERCENT if percent else {"rangemode": "tozero"}))
+    figure = Plot([*bands, *lines, *chances])
+    return lay_out(figure, axis("steps of training"), y_axis, (60, 20, 40, 50), legend=LEGEND, showlegend=True)
+
+
+def _banded(curves: Sequence[Curve], percent: bool, place: str) -> tuple[list[go.Scatter], list[go.Scatter]]:
+    """Each curve as a line, and as a band over its intervals.
+
+    Args:
+        percent: whether values are drawn in percent.
+        place: how a place along the axis is said under the pointer.
+    """
     factor, after = (100, " %") if percent else (1, "")
     lines: list[go.Scatter] = []
     bands: list[go.Scatter] = []
@@ -98,7 +137,7 @@ def band_chart(curves: Sequence[Curve], n_heads: int, y_title: str, k_title: str
             customdata=[[plain(factor * value.low), plain(factor * value.high)] for value in points.values()],
             name=curve.name,
             legendgroup=curve.name,
-            hovertemplate=f"%{{x}} heads: <b>%{{y:.3~g}}{after}</b>{ends}",
+            hovertemplate=f"{place}: <b>%{{y:.3~g}}{after}</b>{ends}",
             **stroke(i, 2.2, 7, DASHES[i]),
         )
         lines.append(line)
@@ -112,10 +151,7 @@ def band_chart(curves: Sequence[Curve], n_heads: int, y_title: str, k_title: str
             bands.append(
                 band.update(mode="lines", line={"width": 0, "color": COLORS[i]}, showlegend=False, hoverinfo="skip")
             )
-    ks = sorted({k for curve in curves for k, value in curve.points.items() if value.known}) or [0]
-    y_axis = axis(y_title, **(PERCENT if percent else {}))
-    figure = Plot([*bands, *lines])
-    return lay_out(figure, k_axis(ks, n_heads, k_title), y_axis, (60, 20, 40, 70), legend=LEGEND, showlegend=True)
+    return lines, bands
 
 
 def bar_chart(names: Sequence[str], bars: Mapping[str, Sequence[Value]], x_title: str, y_title: str) -> go.Figure:

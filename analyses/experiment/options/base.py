@@ -76,7 +76,7 @@ def refusal(error: ValidationError, known: Mapping[str, Any]) -> HybridLensError
     return InputError(f"{flag(name)} {given} given, expected {first['msg'].removeprefix('Input should be ')}")
 
 
-FLAGS = {"phases": "--phase"}
+FLAGS = {"phases": "--phase", "runs": "RUNS"}
 """Fields that the command line names otherwise."""
 
 

@@ -1,0 +1,1 @@
+"""Training as measured curves: what each kept checkpoint retrieves, from which memory, and what its weights say."""
