@@ -28,7 +28,8 @@ from analyses.circuits.running import circuits
 from analyses.experiment.options.curves import CurvesConfig
 from analyses.heads.answering import answer_cells
 from analyses.kv_cache.crossover import crossover
-from analyses.kv_cache.following import WHOLE, following, whole
+from analyses.kv_cache import following as memories
+from analyses.kv_cache.following import following, kinds, whole
 from analyses.kv_cache.mixes import Mix, mixes
 from analyses.kv_cache.pairs import PromptPair, prompt_pairs
 from analyses.kv_cache.twins import paired
@@ -60,7 +61,9 @@ from hybridlens.model import HybridLens
 from hybridlens.niah import MAX_SCORE
 from hybridlens.results import Cell, CellKey, bootstrap_interval, hash_json
 
-MEMORIES = dict(zip(WHOLE, (EVERYTHING, KEYS, STATES, CONVOLUTIONS), strict=True))
+MEMORIES = dict(
+    zip((memories.EVERYTHING, *memories.KINDS.values()), (EVERYTHING, KEYS, STATES, CONVOLUTIONS), strict=True)
+)
 """What a crossover calls a memory -> the quantity that says how often answers follow it."""
 
 
@@ -177,7 +180,7 @@ def followed(lens: HybridLens, prompts: Prompts, options: CurvesConfig) -> list[
     """Which memory answers follow."""
     try:
         chosen = whole_mixes(lens.cfg)
-    except InputError as error:  # of a kind of model that has one memory only
+    except InputError as error:  # a model that remembers nothing
         return absent(list(MEMORIES.values()), str(error))
     if not prompts.pairs:
         return absent(list(MEMORIES.values()), prompts.alone)
@@ -191,7 +194,9 @@ def followed(lens: HybridLens, prompts: Prompts, options: CurvesConfig) -> list[
             share = following(found, memory)
             points.append(measured(quantity, share.memory.mean, share.memory.interval, share.n))
         else:
-            points += absent([quantity], f"this {lens.cfg.family} model has no {memory.words} to set against others")
+            held = [memories.KINDS[kind] for kind in kinds(found)]
+            why = "nothing to set {} against" if memory in held else "no {}"
+            points += absent([quantity], f"this {lens.cfg.family} model has {why.format(memory.words)}")
     return points
 
 
