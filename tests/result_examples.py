@@ -52,6 +52,7 @@ from analyses.study.plan_types import Planned, StudyPlan
 from analyses.study.rankings.retrieval import Looks
 from analyses.study.rankings.sweep import Compared
 from analyses.study.report import Judged
+from analyses.study.under_both import Split, UnderBoth
 from hybridlens.counting import MACHINES, Expense
 from hybridlens.engine import Tally
 from hybridlens.niah import NEEDLES, Prompt
@@ -191,6 +192,10 @@ def of_studies() -> Iterator[Any]:
     scores = BenchmarkResult("m", 4, tuple(BENCHMARKS), {})
     yield from (scores, scores.difference("alone", 2))
     yield Judged(a_study("fig2"), cells[:5], BENCHMARKS, VERDICTS)
+    yield UnderBoth(VERDICTS[0], VERDICTS[1], VERDICTS[0].outcome, "clean")
+    half = accuracy(grouped(cells, BASE, lambda cell: cell.k)[2])
+    assert half is not None
+    yield Split("k = 2", half, half, half, "published")
     yield ablated(Evidence(cells, BENCHMARKS, ModelFacts("m", "jamba", None, BASE)))
     yield Outcome(Path("a"), Path("a/report.html"), views.fig2(cells, BASE), {}, ())
     part = Planned("fig2", 12, 10, 3, 900, Tally(300, 300), 5, 2, Expense(300, 400, 10**15, 10**12, 90.0), (40.0, 50.0))
