@@ -14,6 +14,7 @@ from analyses.study.comparing import Comparison, compare_studies
 from analyses.study.verdict import Verdict
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.results import Cell, Folder, Manifest, Run, bootstrap_interval, paired_difference
+from hybridlens.results.record import read_record, write_record
 
 LENGTHS, DEPTHS = (200, 220, 240, 260, 280), (0, 25, 50, 75, 100)
 
@@ -126,8 +127,8 @@ def test_differences_are_paired_where_prompts_are_the_same(tmp_path: Path) -> No
     after = [min(5.0, score + 0.5) for score in before]
     interval = paired_difference(after, before, highest=5)
     close([paired.estimate.low, paired.estimate.high], [interval.low / 5, interval.high / 5])
-    ends = [bootstrap_interval([s + x for s in before[:5] * 5], highest=5.5) for x in (0.0,)]
-    assert apart.estimate.high - apart.estimate.low > (ends[0].high - ends[0].low) / 5, "two spreads, not one"
+    alone = bootstrap_interval(before[:5] * 5, highest=5)
+    assert apart.estimate.high - apart.estimate.low > (alone.high - alone.low) / 5, "two spreads, not one"
 
 
 def test_what_is_incomparable_is_said_in_the_row(studies: dict[str, Path]) -> None:
@@ -145,8 +146,8 @@ def test_claims_on_which_studies_part_stand_first(studies: dict[str, Path], tmp_
     found = compare_studies([studies["large"], flat])
     parted = [row.id for row in found.claims if row.parts]
     assert parted == [row.id for row in found.claims][: len(parted)]
-    assert set(parted) == {"h1-ablated", "h1-tipping"}
-    assert found.to_pandas().query("claim == 'h1-ablated'")["outcome"].tolist() == ["holds", "fails"]
+    assert parted == ["h1-tipping"], "25 prompts leave it open whether k = 0 is zero"
+    assert found.to_pandas().query("claim == 'h1-tipping'")["outcome"].tolist() == ["holds", "fails"]
 
 
 def test_the_command(studies: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,13 +191,9 @@ def test_scores_that_were_changed_are_refused(studies: dict[str, Path], tmp_path
     manifest = Manifest(model="scored", arguments={}, seed=0, max_score=5, config_hash="c", weights_hash="w")
     with Folder.open(tmp_path / "beside", manifest) as beside:
         beside.put("benchmarks.json", {}, BenchmarkResult("scored", 4, (), {}))
-    text = (folder / "run.json").read_text(encoding="utf-8")
-    from hybridlens.results.record import read_record, write_record
-
     record, listed = read_record(folder), read_record(tmp_path / "beside")
     assert record is not None
     assert listed is not None
-    assert text
     write_record(folder, replace(record, artefacts=listed.artefacts))
     with pytest.raises(ResultsError, match=r"benchmarks\.json is missing"):
         compare_studies([studies["small"], folder])

@@ -92,6 +92,16 @@ def read_studies(folders: Sequence[Path]) -> list[StoredStudy]:
     return [_study(folder, str(name), record) for folder, name, record in zip(folders, names, records, strict=True)]
 
 
+def read_study(folder: Path) -> StoredStudy:
+    """One study, under its model's name.
+
+    Raises:
+        ResultsError: see the module.
+    """
+    record = _record(folder)
+    return _study(folder, str(record["model"]), record)
+
+
 def _record(folder: Path) -> Mapping[str, Any]:
     """The record of a finished study."""
     record = read_run_record(folder).values()
