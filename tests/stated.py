@@ -14,7 +14,8 @@ of its first cell, or what `<!-- key: … -->` in that cell says.
 
 In a row all numbers but those of the first cell have to be stored ones; in a paragraph all that have a decimal point or
 are told in %, points or nats ("95 % interval" is none). A number agrees where the stored one rounds to it at the
-decimals written. A table whose source is a machine and a day, or no run, says so: `<!-- timed: command -->`.
+decimals written. A table whose source is a machine and a day, or a run of which nothing is stored, says so:
+`<!-- not stored: command -->`.
 
 How it fails: `ValueError` in words for a reference that cannot be read or finds no row.
 """
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 STORE = Path(__file__).resolve().parent.parent / "docs" / "results"
-COMMENT = re.compile(r"<!--\s*(from|key|timed):?\s+(.*?)\s*-->", re.DOTALL)
+COMMENT = re.compile(r"<!--\s*(from|key|not stored):?\s+(.*?)\s*-->", re.DOTALL)
 REFERENCE = re.compile(r"(?:(?P<table>[\w.-]+/[\w-]+):\s*)?(?P<column>[\w ]+?)(?:\[(?P<rows>.*)\])?(?P<how>\s+in .*)?")
 NUMBER = re.compile(r"(?<![\w.])[−-]?\d[\d,]*(?:\.\d+)?(?:e[−-]?\d+)?")
 SCALES = {"": 1, "in %": 100, "in minus %": -100, "in minus": -1}
@@ -71,8 +72,8 @@ def stated(page: str, text: str) -> Iterator[Stated]:
         beside = "\n".join(line for line in lines if not line.startswith("|"))
         comments = [found[2] for found in COMMENT.finditer(beside) if found[1] == "from"]
         for line in rows[2:]:  # below the head and the rule
-            own = [found[2] for found in COMMENT.finditer(line) if found[1] == "from"]
-            for source in own or comments:
+            own = {found[1]: found[2] for found in COMMENT.finditer(line)}
+            for source in [] if "not stored" in own else [own["from"]] if "from" in own else comments:
                 first, _, rest = line.strip("| ").partition("|")
                 key = next(
                     (found[2] for found in COMMENT.finditer(first) if found[1] == "key"), plain(first).strip(" *")
@@ -192,6 +193,6 @@ def unsourced(page: str, text: str) -> list[str]:
         if any(said.bound for cell in cells for said in numbers(cell)):
             bare = [line for line in rows[2:] if not COMMENT.search(line)]
             beside = "\n".join(line for line in block.splitlines() if not line.startswith("|"))
-            if bare and not any(match[1] in ("from", "timed") for match in COMMENT.finditer(beside)):
+            if bare and not any(match[1] in ("from", "not stored") for match in COMMENT.finditer(beside)):
                 found.append(f"{page}: {rows[0]}")
     return found

@@ -55,6 +55,7 @@ def of_study(folder: Path) -> Tables:
     if study.rows:
         columns = ("task", "k", "metric", "value", "stderr", "n")
         tables["benchmarks"] = Table(columns, [tuple(getattr(row, name) for name in columns) for row in study.rows])
+        tables["changes"] = changes(study)
     return tables
 
 
@@ -75,6 +76,18 @@ def claims(study: StoredStudy) -> Table:
     away = {one.own.id: one.other.outcome for one in study.both}
     rows = [(one.id, one.outcome, away.get(one.id)) for one in study.verdicts]
     return Table(("id", study.base.semantics, "the other semantics"), rows)
+
+
+def changes(study: StoredStudy) -> Table:
+    """What each benchmark task gains under fewer heads, less the score with all; below 0 it loses."""
+    evidence, tasks = study.evidence, dict.fromkeys(row.task for row in study.rows)
+    rows: list[tuple[Plain, ...]] = []
+    for task in tasks:
+        for k in sorted({row.k for row in study.rows if row.task == task}):
+            found = evidence.change(task, k)
+            if found is not None and k != study.base.n_heads:
+                rows.append((task, k, *found))
+    return Table(("task", "k", "change", "low", "high", "n"), rows)
 
 
 def counts(study: StoredStudy) -> Table:

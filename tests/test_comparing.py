@@ -1,5 +1,6 @@
 """Studies side by side: what several models decide, what is paired, what is incomparable, and what is refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from analyses.study.verdict import Verdict
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.results import Cell, Folder, Manifest, Run, bootstrap_interval, paired_difference
 from hybridlens.results.record import read_record, write_record
+from tests.stored_results import stored as stored_results
+from tests.stored_results import text_of
 
 LENGTHS, DEPTHS = (200, 220, 240, 260, 280), (0, 25, 50, 75, 100)
 
@@ -161,6 +164,21 @@ def test_the_command(studies: dict[str, Path], tmp_path: Path, capsys: pytest.Ca
     assert "The more heads a layer has, the higher the tipping point" in page
     assert main(["compare", small, large, "--out", small]) == 2
     assert "holds a run, whose report would be lost" in capsys.readouterr().err
+
+
+def test_what_texts_state_is_stored_in_small(studies: dict[str, Path]) -> None:
+    """A study as docs/results keeps it: how it was made, and accuracies that can be read back, no place of a machine."""
+    held = json.loads(text_of(written := stored_results(studies["large"])))
+    assert held == written
+    assert held["made"]["command"] == "hybridlens reproduce --model large"
+    columns, rows = held["tables"]["conditions"].values()
+    found = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert {(row["phase"], row["k"]): row["mean"] for row in found} == {
+        **{("generation", k): float(k > 3) for k in range(9)},
+        **{("prefill", k): float(k > 3) for k in range(8)},
+    }
+    assert held["tables"]["tipping"]["rows"][0] == ["generation", 3, 3, 3]
+    assert str(studies["large"].parent) not in text_of(held)
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line(studies: dict[str, Path], tmp_path: Path) -> None:
