@@ -167,7 +167,7 @@ def test_the_command(studies: dict[str, Path], tmp_path: Path, capsys: pytest.Ca
 
 
 def test_what_texts_state_is_stored_in_small(studies: dict[str, Path]) -> None:
-    """A study as docs/results keeps it: how it was made, and accuracies that can be read back, no place of a machine."""
+    """A study as docs/results keeps it: how it was made, what can be read back, and no place of a machine."""
     held = json.loads(text_of(written := stored_results(studies["large"])))
     assert held == written
     assert held["made"]["command"] == "hybridlens reproduce --model large"

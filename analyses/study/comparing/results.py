@@ -18,6 +18,7 @@ from analyses.study.under_both import other_than
 from analyses.study.verdict import CLAIMS, Verdict
 from hybridlens.boundary import public
 from hybridlens.display import Displayed, Piece, Table, listed, many
+from hybridlens.errors import InputError
 
 DECIDED = {"holds", "fails"}
 
@@ -119,7 +120,13 @@ def compare_studies(folders: Sequence[str | Path]) -> Comparison:
         InputError: fewer than two folders, or one twice.
         ResultsError: a folder that holds no such run, an unfinished or a damaged one.
     """
-    studies = read_studies([Path(folder) for folder in folders])
+    if isinstance(folders, str):
+        raise InputError(f"{folders!r} given, expected a list of folders, two or more")
+    return comparison_of(read_studies([Path(folder) for folder in folders]))
+
+
+def comparison_of(studies: Sequence[StoredStudy]) -> Comparison:
+    """Studies side by side that are read already."""
     rows = [_row(studies, i) for i, claim in enumerate(CLAIMS) if claim.id not in RULES]
     return Comparison(
         studies=tuple(studies),
