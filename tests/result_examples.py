@@ -55,7 +55,6 @@ from analyses.study.rankings.retrieval import Looks
 from analyses.study.rankings.sweep import Compared
 from analyses.study.report import Judged
 from analyses.study.under_both import Split, UnderBoth
-from analyses.study.verdict import verdicts
 from hybridlens.counting import MACHINES, Expense
 from hybridlens.engine import Tally
 from hybridlens.niah import NEEDLES, Prompt
@@ -211,7 +210,7 @@ def a_stored_study(name: str) -> StoredStudy:
     facts = ModelFacts(name, "jamba", None, BASE)
     cells = [cell for cell in study_cells() if cell.phase == "generation" and cell.k in (0, 4)]
     record = {"facts": {"parameters": 9}, "arguments": {}, "seed": 0, "command": "", "weights_hash": "w"}
-    return StoredStudy(name, Path(name), record, cells, (), facts, verdicts(cells, (), facts), ())
+    return StoredStudy(name, Path(name), record, cells, (), facts)
 
 
 @cache

@@ -12,6 +12,9 @@ from study_cells import grid
 from analyses.cli import main
 from analyses.study.benchmarks.results import BenchmarkResult
 from analyses.study.comparing import Comparison, compare_studies
+from analyses.study.comparing.across import across
+from analyses.study.comparing.paired import side_by_side
+from analyses.study.comparing.reading import read_studies
 from analyses.study.verdict import Verdict
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.results import Cell, Folder, Manifest, Run, bootstrap_interval, paired_difference
@@ -61,8 +64,9 @@ def stored(folder: Path, found: list[Cell], n_heads: int, *, finish: bool = True
     return folder
 
 
-def over(found: Comparison, claim: str) -> Verdict:
-    return next(one for one in found.across if one.id == claim)
+def over(claim: str, *folders: Path) -> Verdict:
+    """What becomes of a claim across models."""
+    return next(one for one in across(read_studies(folders)) if one.id == claim)
 
 
 @pytest.fixture(scope="module")
@@ -87,29 +91,29 @@ def found(studies: dict[str, Path]) -> Comparison:
 
 def test_more_heads_tip_later(studies: dict[str, Path], found: Comparison) -> None:
     """1 of 4 against 3 of 8 holds, 1 of 8 fails, 0 to 3 of 8 stays open, and in one model there is nothing to order."""
-    one = over(found, "h1-heads")
+    one = next(one for one in found.across if one.id == "h1-heads")
     assert (one.outcome, one.reason) == ("holds", "")
     assert one.measured == (
         "small and large: tipping point 1 of 4 heads and tipping point 3 of 8 heads, second less first +2 to +2, "
         "on the same prompts"
     )
-    equal = over(compare_studies([studies["small"], studies["same"]]), "h1-heads")
+    equal = over("h1-heads", studies["small"], studies["same"])
     assert equal.outcome == "fails"
     assert "other prompts in each" in equal.measured
-    between = over(compare_studies([studies["coarse"], studies["small"]]), "h1-heads")
+    between = over("h1-heads", studies["coarse"], studies["small"])
     assert "undecided" in between.reason
     assert "tipping point 0 to 3 of 8 heads" in between.measured
-    alike = over(compare_studies([studies["large"], studies["same"]]), "h1-heads")
+    alike = over("h1-heads", studies["large"], studies["same"])
     assert alike.reason == "needs studies of models that differ in heads a layer; there are 8, 8"
 
 
 def test_the_larger_loses_less_while_reading(studies: dict[str, Path], found: Comparison) -> None:
     """Small: 2 of 4 k are kept, none in the prefill version, 50 points; large: none lost. The difference is paired."""
-    one = over(found, "h1-prefill-size")
+    one = next(one for one in found.across if one.id == "h1-prefill-size")
     assert one.outcome == "holds"
     assert "+50.0 points" in one.measured
     assert "25 prompts that both have" in one.measured
-    lacking = over(compare_studies([studies["small"], studies["same"]]), "h1-prefill-size")
+    lacking = over("h1-prefill-size", studies["small"], studies["same"])
     assert "same: figure 2 was not run in the prefill version" in lacking.reason
 
 
@@ -120,7 +124,7 @@ def test_differences_are_paired_where_prompts_are_the_same(tmp_path: Path) -> No
     far = [replace(cell, prompt_hash="z") for cell in two]
     names = {"one": one, "two": two, "far": far}
     folders = [stored(tmp_path / name, of, 4) for name, of in names.items()]
-    row = next(row for row in compare_studies(folders).accuracies if row.condition == "no head, generation")
+    row = next(row for row in side_by_side(read_studies(folders)) if row.condition == "no head, generation")
     paired, apart = row.differences[1], row.differences[2]
     assert row.differences[0] is None
     assert paired is not None
@@ -137,7 +141,7 @@ def test_differences_are_paired_where_prompts_are_the_same(tmp_path: Path) -> No
 def test_what_is_incomparable_is_said_in_the_row(studies: dict[str, Path]) -> None:
     """Semantics differ: each verdict stands, no claim across models is decided, and no row counts as parting."""
     mixed = compare_studies([studies["small"], studies["published"]])
-    assert "unlike settings: semantics (clean, published)" in over(mixed, "h1-heads").reason
+    assert "unlike settings: semantics (clean, published)" in mixed.across[0].reason
     first = next(row for row in mixed.claims if row.id == "h1-tipping")
     assert first.unlike == ("semantics (clean, published)",)
     assert not any(row.parts for row in mixed.claims)

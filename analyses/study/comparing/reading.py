@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,6 @@ class StoredStudy(Displayed):
         cells: all of it.
         rows: its benchmark scores; empty where none were run.
         facts: what verdicts have to know of the model.
-        verdicts: on the paper's claims, under its own semantics.
-        both: the same under both; empty where one was run.
     """
 
     name: str
@@ -47,15 +46,23 @@ class StoredStudy(Displayed):
     cells: Sequence[Cell]
     rows: Sequence[BenchmarkRow]
     facts: ModelFacts
-    verdicts: Sequence[Verdict]
-    both: Sequence[UnderBoth]
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """On the paper's claims, under its own semantics."""
+        return verdicts(self.cells, self.rows, self.facts)
+
+    @cached_property
+    def both(self) -> list[UnderBoth]:
+        """The claims under both semantics; empty where one was run."""
+        return under_both(self.cells, self.verdicts, self.facts)
 
     @property
     def base(self) -> Base:
         """What it holds fixed."""
         return self.facts.base
 
-    @property
+    @cached_property
     def evidence(self) -> Evidence:
         """All that was measured, as claims ask for it."""
         return Evidence(self.cells, self.rows, self.facts)
@@ -127,5 +134,4 @@ def _study(folder: Path, name: str, record: Mapping[str, Any]) -> StoredStudy:
         raise ResultsError(f"{folder} has lost {lost} of {record['cells']}; what made it mends it: {command}")
     scores = read_artefact(folder, SCORES, BenchmarkResult.load)
     rows = () if scores is None else scores.rows
-    judged = verdicts(cells, rows, facts)
-    return StoredStudy(name, folder, record, cells, rows, facts, judged, under_both(cells, judged, facts))
+    return StoredStudy(name, folder, record, cells, rows, facts)
