@@ -8,14 +8,14 @@ A text names its source in an HTML comment, which no reader sees::
 `NAME/TABLE` is a table of docs/results/NAME.json (`tests.stored_results` writes these), then come the numbers in the
 order of the text: a column, its rows by the values of other columns, and how the number is written: as it is stored,
 `in %`, `in minus %`, or `in minus`. Where several rows fit, all are meant, in their order. `; NAME/TABLE: …` goes on
-with another table. A comment in a paragraph speaks of what stands before it, back to the comment before; in a row of a
-table of that row, and below a table of every row that has none of its own. There `*` stands for the row's key: the text
+with another table. A comment in a paragraph or an item speaks of what stands before it, back to the comment before; in a row
+of a table of that row, and below a table of every row that has none of its own. There `*` stands for the row's key: the text
 of its first cell, or what `<!-- key: … -->` in that cell says.
 
-In a row all numbers but those of the first cell have to be stored ones; in a paragraph all that have a decimal point or
-are told in %, points or nats ("95 % interval" is none). A number agrees where the stored one rounds to it at the
-decimals written. A table whose source is a machine and a day, or a run of which nothing is stored, says so:
-`<!-- not stored: command -->`.
+In a row all numbers have to be stored ones, but those of the first cell and of places ("layer 5"); in a paragraph all
+that have a decimal point or are told in %, points or nats ("95 % interval" is none). A number agrees where the stored
+one rounds to it at the decimals written. A table whose source is a machine and a day, or a run of which nothing is
+stored, says so: `<!-- not stored: command -->`.
 
 How it fails: `ValueError` in words for a reference that cannot be read or finds no row.
 """
@@ -34,6 +34,8 @@ COMMENT = re.compile(r"<!--\s*(from|key|not stored):?\s+(.*?)\s*-->", re.DOTALL)
 REFERENCE = re.compile(r"(?:(?P<table>[\w.-]+/[\w-]+):\s*)?(?P<column>[\w ]+?)(?:\[(?P<rows>.*)\])?(?P<how>\s+in .*)?")
 NUMBER = re.compile(r"(?<![\w.])[−-]?\d[\d,]*(?:\.\d+)?(?:e[−-]?\d+)?")
 SCALES = {"": 1, "in %": 100, "in minus %": -100, "in minus": -1}
+PLACE = re.compile(r"(layers?|heads?|lag|k =|arXiv)[ \u00a0]$")
+"""Before a number that names a place and states nothing."""
 INTERVAL = re.compile(r"95\s%\s(interval|confidence)|95\s%:")
 
 
@@ -80,7 +82,8 @@ def stated(page: str, text: str) -> Iterator[Stated]:
                 )
                 yield Stated(page, plain(rest), source, key)
         if not rows:
-            yield from _paragraph(page, block)
+            for item in re.split(r"\n(?=\* )", block):
+                yield from _paragraph(page, item)
 
 
 def _paragraph(page: str, block: str) -> Iterator[Stated]:
@@ -105,7 +108,8 @@ def numbers(text: str, row: bool = False) -> list[Number]:
         mantissa, _, exponent = said.partition("e")
         unit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
         told = after.startswith(("%", "points", "nats")) and not INTERVAL.match(text[match.start() :])
-        found.append(Number(match[0], float(said), unit, row or told or "." in mantissa))
+        named = PLACE.search(text[: match.start()]) is not None
+        found.append(Number(match[0], float(said), unit, not named and (row or told or "." in mantissa)))
     return found
 
 
