@@ -8,7 +8,7 @@ A text names its source in an HTML comment, which no reader sees::
 `NAME/TABLE` is a table of docs/results/NAME.json (`tests.stored_results` writes these), then come the numbers in the
 order of the text: a column, its rows by the values of other columns, and how the number is written: as it is stored,
 `in %`, `in minus %`, or `in minus`. Where several rows fit, all are meant, in their order. `; NAME/TABLE: …` goes on
-with another table. A comment in a paragraph or an item speaks of what stands before it, back to the comment before; in a
+with another table. A comment in a paragraph or item speaks of what stands before it, back to the comment before; in a
 row of a table of that row, and below a table of every row that has none of its own. There `*` stands for the row's key:
 the text of its first cell, or what `<!-- key: … -->` in that cell says.
 
