@@ -34,7 +34,7 @@ COMMENT = re.compile(r"<!--\s*(from|key|not stored):?\s+(.*?)\s*-->", re.DOTALL)
 REFERENCE = re.compile(r"(?:(?P<table>[\w.-]+/[\w-]+):\s*)?(?P<column>[\w ]+?)(?:\[(?P<rows>.*)\])?(?P<how>\s+in .*)?")
 NUMBER = re.compile(r"(?<![\w.])[−-]?\d[\d,]*(?:\.\d+)?(?:e[−-]?\d+)?")
 SCALES = {"": 1, "in %": 100, "in minus %": -100, "in minus": -1}
-PLACE = re.compile(r"(layers?|heads?|lag|k =|arXiv)[ \u00a0]$")
+PLACE = re.compile(r"(layers?|head|lag|k =)[ \u00a0]$")
 """Before a number that names a place and states nothing."""
 INTERVAL = re.compile(r"95\s%\s(interval|confidence)|95\s%:")
 
@@ -108,8 +108,9 @@ def numbers(text: str, row: bool = False) -> list[Number]:
         mantissa, _, exponent = said.partition("e")
         unit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
         told = after.startswith(("%", "points", "nats")) and not INTERVAL.match(text[match.start() :])
-        named = PLACE.search(text[: match.start()]) is not None
-        found.append(Number(match[0], float(said), unit, not named and (row or told or "." in mantissa)))
+        place = PLACE.search(text[: match.start()]) is not None
+        exact = "." in mantissa and "arXiv" not in text[: match.start()][-7:]
+        found.append(Number(match[0], float(said), unit, told or exact or (row and not place)))
     return found
 
 

@@ -115,7 +115,7 @@ def of_rankings(folder: Path) -> Tables:
     from analyses.experiment.running import conduct
     from analyses.study.rankings.sweep import RankingsRun
 
-    options = RankingsConfig(model=read_run_record(folder).model)
+    options = RankingsConfig(**{"model": read_run_record(folder).model})
     areas = conduct(RankingsRun.opened(options, "cpu", "float32"), folder).result.view()[0]
     if not isinstance(areas, Table):
         raise ResultsError(f"{folder} gave no table of areas")

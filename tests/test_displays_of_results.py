@@ -67,6 +67,7 @@ INTERNAL = {
     "study.benchmarks.tasks.Loaded": "lm-eval's tasks",
     "study.rankings.prompts.Needle": "tokens of a needle inside a ranking",
     "study.evidence.Check": "one test of a claim",
+    "study.groups.Group": "scores of one condition by their place",
     "study.comparing.paired.Scored": "scores of one condition with their prompts",
     "experiment.artefacts": "files",
 }
