@@ -20,6 +20,7 @@ from types import FrameType
 import typer
 from typer._click.exceptions import ClickException  # pyright: ignore[reportPrivateUsage]
 
+from analyses.commands.compare import compare
 from analyses.commands.declared import command, typed_words
 from analyses.commands.experiments import EXPERIMENTS
 from analyses.commands.look import families, heads, hooks, models
@@ -40,7 +41,7 @@ app = typer.Typer(
 
 for _declared in EXPERIMENTS:
     app.command(_declared.name)(command(_declared))
-for _command in (hooks, models, families, heads, plan, status):
+for _command in (compare, hooks, models, families, heads, plan, status):
     app.command()(_command)
 
 

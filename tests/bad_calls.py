@@ -23,6 +23,7 @@ from analyses.heads.ranking import HeadRanking
 from analyses.patching import metrics, pairs
 from analyses.stream.linear_probe import linear_probe
 from analyses.stream.steering import steer
+from analyses.study import compare_studies
 from analyses.study.capacity import UNTOUCHED
 from hybridlens import niah
 from hybridlens.boundary_words import shown
@@ -42,6 +43,7 @@ def the_examples() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
     whole = {"haystack": niah.essays(1, 50), "needle": paper, "template": "base"}
     kept = torch.ones(2, len(layers), n_heads, dtype=torch.bool)
     return [
+        (compare_studies, {"folders": ["nowhere", "elsewhere"]}),
         (niah.grid, {"tokenizer": tokenizer, **some, **whole}),
         (niah.controls, {"tokenizer": tokenizer, **some, **whole}),
         (niah.shortest_length, {"tokenizer": tokenizer, **{k: v for k, v in some.items() if k != "lengths"}, **whole}),

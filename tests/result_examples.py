@@ -47,6 +47,8 @@ from analyses.stream import feature_attribution, fit_tuned_lens, loss_recovered,
 from analyses.study import views
 from analyses.study.benchmarks.results import BenchmarkResult
 from analyses.study.claim_rules import ablated
+from analyses.study.comparing.reading import StoredStudy
+from analyses.study.comparing.results import comparison_of
 from analyses.study.evidence import Evidence, ModelFacts
 from analyses.study.groups import Base, accuracy, grouped
 from analyses.study.plan_types import Planned, StudyPlan
@@ -56,6 +58,7 @@ from analyses.study.report import Judged
 from analyses.study.training_curves.results import INTACT, STRENGTH, TrainingCurves
 from analyses.study.training_curves.rules import answers
 from analyses.study.training_curves.runs import Checkpoint, Training
+from analyses.study.under_both import Split, UnderBoth
 from hybridlens.counting import MACHINES, Expense
 from hybridlens.engine import Tally
 from hybridlens.niah import NEEDLES, Prompt
@@ -197,6 +200,11 @@ def of_studies() -> Iterator[Any]:
     scores = BenchmarkResult("m", 4, tuple(BENCHMARKS), {})
     yield from (scores, scores.difference("alone", 2))
     yield Judged(a_study("fig2"), cells[:5], BENCHMARKS, VERDICTS)
+    yield UnderBoth(VERDICTS[0], VERDICTS[1], VERDICTS[0].outcome, "clean")
+    half = accuracy(grouped(cells, BASE, lambda cell: cell.k)[2])
+    assert half is not None
+    yield Split("k = 2", half, half, half, "published")
+    yield comparison_of([a_stored_study(name) for name in ("m", "n")])
     yield ablated(Evidence(cells, BENCHMARKS, ModelFacts("m", "jamba", None, BASE)))
     yield Outcome(Path("a"), Path("a/report.html"), views.fig2(cells, BASE), {}, ())
     part = Planned("fig2", 12, 10, 3, 900, Tally(300, 300), 5, 2, Expense(300, 400, 10**15, 10**12, 90.0), (40.0, 50.0))
@@ -209,6 +217,14 @@ def of_training() -> Iterator[Any]:
     runs = a_run({INTACT: [0.2, 0.6], STRENGTH: [0.5, 1.5]}), a_run({INTACT: [0.1, 0.7]}, HOSTILE)
     yield TrainingCurves(runs)
     yield from answers(runs[0])
+
+
+def a_stored_study(name: str) -> StoredStudy:
+    """A study as a folder gives it."""
+    facts = ModelFacts(name, "jamba", None, BASE)
+    cells = [cell for cell in study_cells() if cell.phase == "generation" and cell.k in (0, 4)]
+    record = {"facts": {"parameters": 9}, "arguments": {}, "seed": 0, "command": "", "weights_hash": "w"}
+    return StoredStudy(name, Path(name), record, cells, (), facts)
 
 
 @cache

@@ -70,6 +70,8 @@ INTERNAL = {
     "study.rankings.prompts.Needle": "tokens of a needle inside a ranking",
     "study.training_curves.measuring.Prompts": "what checkpoints are asked",
     "study.evidence.Check": "one test of a claim",
+    "study.groups.Group": "scores of one condition by their place",
+    "study.comparing.paired.Scored": "scores of one condition with their prompts",
     "experiment.artefacts": "files",
 }
 """Modules or classes of what is never handed to a user -> why."""

@@ -39,7 +39,7 @@ def few(n_heads: int) -> int:
     return math.ceil(FEW * n_heads)
 
 
-def _no_baseline(group: Group, what: str = "the untouched model") -> Finding | None:
+def no_baseline(group: Group, what: str = "the untouched model") -> Finding | None:
     """Why nothing can be lost: the untouched model was not run, or retrieves no better than chance."""
     found, floor = accuracy(group), chance(group)
     if found is None:
@@ -57,7 +57,7 @@ def _kept(name: str, group: Group, full: Group, share: float = 0.5, above: bool 
 def _against(what: str, full: Group, groups: Mapping[str, Group], share: float = 0.5, above: bool = False) -> Finding:
     """That each of the conditions, by their names, keeps under, or at least, a share of what the baseline reaches."""
     tests = [_kept(name, group, full, share, above) for name, group in groups.items()]
-    return _no_baseline(full, what) or _after(percent(what, full), judge(tests))
+    return no_baseline(full, what) or _after(percent(what, full), judge(tests))
 
 
 def _zero(name: str, group: Group) -> Check:
@@ -73,7 +73,7 @@ def ablated(evidence: Evidence) -> Finding:
     """Accuracy with no head kept is zero, in every version that was run."""
     groups = {phase: curve[0] for phase, curve in evidence.curves.items()}
     run = [phase for phase, group in groups.items() if group.scores] or ["generation"]
-    return _no_baseline(evidence.full()) or judge([_zero(f"k = 0, {phase}", groups[phase]) for phase in run])
+    return no_baseline(evidence.full()) or judge([_zero(f"k = 0, {phase}", groups[phase]) for phase in run])
 
 
 def twice_ablated(evidence: Evidence) -> Finding:
@@ -84,7 +84,7 @@ def twice_ablated(evidence: Evidence) -> Finding:
 def twice_few(evidence: Evidence) -> Finding:
     """Where retrieval with one or two heads is lost read once, it is lost read twice."""
     full, full_once, curve = evidence.twice[evidence.n_heads], evidence.full(), evidence.curves["generation"]
-    if (missing := _no_baseline(full, READ_TWICE)) is not None:
+    if (missing := no_baseline(full, READ_TWICE)) is not None:
         return missing
     once = {k: _kept(f"k = {k}, read once", curve[k], full_once) for k in range(1, min(3, evidence.n_heads))}
     if all(test.estimate is None for test in once.values()):
@@ -98,7 +98,7 @@ def twice_few(evidence: Evidence) -> Finding:
 
 def tipping_range(evidence: Evidence) -> Finding:
     """The tipping point and its interval lie in 1 … 4."""
-    if (missing := _no_baseline(evidence.full())) is not None:
+    if (missing := no_baseline(evidence.full())) is not None:
         return missing
     spread = tipping_spread(evidence.cells, evidence.base, "generation")
     curve = evidence.curves["generation"]
@@ -116,7 +116,7 @@ def tipping_range(evidence: Evidence) -> Finding:
 
 def abrupt(evidence: Evidence) -> Finding:
     """Accuracy at the tipping point is zero."""
-    if (missing := _no_baseline(evidence.full())) is not None:
+    if (missing := no_baseline(evidence.full())) is not None:
         return missing
     curve = evidence.curves["generation"]
     at = tipping(curve) if evidence.n_heads in curve else None
@@ -131,29 +131,29 @@ def few_kept(evidence: Evidence, phase: str, dropped: bool = False) -> Finding:
     k = evidence.n_heads - some if dropped else some
     words, group = f"k = {k} of {evidence.n_heads}, {phase}", evidence.curves[phase][k]
     test = _kept(words, group, full, NEAR_PERFECT, above=True)
-    return _no_baseline(full) or _after(percent("all heads", full), judge([test]))
+    return no_baseline(full) or _after(percent("all heads", full), judge([test]))
 
 
 def prefill_drop(evidence: Evidence) -> Finding:
     """One head dropped while reading too, and retrieval is lost."""
     full, k = evidence.full("prefill"), evidence.n_heads - 1
     test = _kept(f"k = {k} of {k + 1}, prefill", evidence.curves["prefill"][k], full)
-    return _no_baseline(full) or judge([test])
+    return no_baseline(full) or judge([test])
 
 
 def prefill_alike(evidence: Evidence) -> Finding:
     """The two versions lie within 10 points, in the mean over every k but n_heads."""
-    if (missing := _no_baseline(evidence.full("prefill"))) is not None:
+    if (missing := no_baseline(evidence.full("prefill"))) is not None:
         return missing
     prefill, generation = evidence.curves["prefill"], evidence.curves["generation"]
     ks = [k for k in prefill if k in generation and k < evidence.n_heads]
-    found = compare(_over_k([prefill[k] for k in ks]), _over_k([generation[k] for k in ks]))
+    found = compare(over_k([prefill[k] for k in ks]), over_k([generation[k] for k in ks]))
     words = points("prefill less generation version, mean over k", found)
     finding = judge([Check(words, less(found, -LITTLE), above=True), Check(words, less(found, LITTLE), above=False)])
     return finding if found is None else finding._replace(measured=words)
 
 
-def _over_k(groups: Sequence[Group]) -> Group:
+def over_k(groups: Sequence[Group]) -> Group:
     """Mean score of every place over several k."""
     return Group({place: sum(group.scores[place] for group in groups) / len(groups) for place in common(groups)})
 
@@ -184,7 +184,7 @@ def contrast(evidence: Evidence) -> Finding:
     general = {task: evidence.change(task, 0) for task in evidence.present(GENERAL)}
     asked = {task: evidence.change(task, 0) for task in evidence.present(RETRIEVAL)}
     full, none = evidence.full("prefill"), evidence.curves["prefill"][0]
-    if none.scores and _no_baseline(full) is None:
+    if none.scores and no_baseline(full) is None:
         asked["needle in a haystack"] = compare(none, full)
     tests = [
         Check(f"{points(name, lost)} against {points(task, change)}", less(_gap(lost, change), -LITTLE), above=False)
@@ -215,7 +215,7 @@ def combinations(
     groups = {f"{a.capitalize()}-{r.capitalize()}": evidence.modes[r, a] for r, a in pairs}  # generation first
     keep = evidence.modes["keep", "keep"]
     full = accuracy(keep)
-    if share == 1 and full is not None and full.high > CEILING and _no_baseline(keep) is None:
+    if share == 1 and full is not None and full.high > CEILING and no_baseline(keep) is None:
         return untested("Keep-Keep leaves no room above it", percent("Keep-Keep", keep))
     return _against("Keep-Keep", keep, groups, share, above)
 

@@ -1,7 +1,8 @@
 """What a study found, in sentences that a reader of the paper knows: the report's first lines.
 
-The model's retrieval with all heads and without, where it is lost; what the needle's omission costs, reading and
-answering; what benchmarks lose; and how many of the paper's claims hold. Each where it was run.
+The model's retrieval with all heads and without, where it is lost; where clean and published semantics part; what the
+needle's omission costs, reading and answering; what benchmarks lose; and how many of the paper's claims hold. Each
+where it was run.
 
 How it fails: pure; what was not run is not spoken of.
 """
@@ -13,12 +14,12 @@ from collections.abc import Sequence
 
 from analyses.study.benchmarks.results import BenchmarkRow
 from analyses.study.groups import Base, Estimate, accuracy, chance
-from analyses.study.verdict import Verdict
+from analyses.study.under_both import UnderBoth, splits
+from analyses.study.verdict import UNTESTED, Verdict
 from analyses.study.views import curves, jrt, modes, tipping
+from hybridlens.display import many
 from hybridlens.results import Cell
 from hybridlens.viz.words import heads, percent
-
-UNTESTED = "not tested here"
 
 _NAMED = 6
 """Tasks named in the finding."""
@@ -30,7 +31,12 @@ _CLOSE = 0.1
 
 
 def finding(
-    cells: Sequence[Cell], rows: Sequence[BenchmarkRow], verdicts: Sequence[Verdict], base: Base, model: str
+    cells: Sequence[Cell],
+    rows: Sequence[BenchmarkRow],
+    verdicts: Sequence[Verdict],
+    base: Base,
+    model: str,
+    both: Sequence[UnderBoth] = (),
 ) -> tuple[str, ...]:
     """The sentences, the answer to the paper's question first.
 
@@ -40,10 +46,12 @@ def finding(
         verdicts: on the paper's claims.
         base: what the cells have in common.
         model: its name.
+        both: the claims under both semantics; empty where one alone was run.
     """
     found = as_it_is(cells, base, model) if not base.n_heads else _retrieval(cells, base, model)
     claims = _claims(verdicts) if base.n_heads else "No claim of the paper can be asked of a model without attention."
-    return (*found, *_omitted(cells, base), *_benchmarks(rows, model), claims)
+    parted = _semantics(cells, base, both)
+    return (*found, *parted, *_omitted(cells, base), *_benchmarks(rows, model), claims)
 
 
 def as_it_is(cells: Sequence[Cell], base: Base, model: str) -> list[str]:
@@ -108,6 +116,26 @@ def _omitted(cells: Sequence[Cell], base: Base) -> list[str]:
         f"Hiding the needle from attention while answering leaves {_share(answering)} accuracy{read} ({_share(both)} "
         "with all heads and nothing hidden)."
     ]
+
+
+def _semantics(cells: Sequence[Cell], base: Base, both: Sequence[UnderBoth]) -> list[str]:
+    """Where clean and published semantics part: conditions first, then claims; one sentence where they do not."""
+    if not both:
+        return []
+    found, turned = splits(cells, base), [one for one in both if one.turns]
+    said: list[str] = []
+    if found:
+        more = f" The same goes for {many(len(found) - 1, 'more condition')}." if len(found) > 1 else ""
+        said.append(f"Clean and published semantics part. {found[0].summary()}.{more}")
+    said += [
+        f"The paper's claim “{one.own.claim.rstrip('.')}” {one.clean.outcome} under clean semantics and "
+        f"{one.published.outcome} under published semantics."
+        for one in turned
+    ]
+    same = (
+        "Retrieval is lost in the same conditions under clean and published semantics, and no claim of the paper turns."
+    )
+    return said or [same]
 
 
 def _benchmarks(rows: Sequence[BenchmarkRow], model: str) -> list[str]:

@@ -19,10 +19,12 @@ from analyses.study.benchmark_section import benchmarks
 from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study.experiments import EXPERIMENTS, Study
 from analyses.study.explorer import BOUNDARY_WORDS, explorer, tied
-from analyses.study.finding import UNTESTED, as_it_is, finding
+from analyses.study.finding import as_it_is, finding
 from analyses.study.groups import Base
 from analyses.study.sections import SECTIONS
+from analyses.study.under_both import UnderBoth, other_than, splits
 from analyses.study.verdict import Verdict
+from analyses.study.verdict_section import parted_first, verdict_section
 from analyses.study.views import NEAR, near_ties
 from hybridlens.display import Displayed, Piece, listed, many
 from hybridlens.display import Table as Rows
@@ -32,15 +34,8 @@ from hybridlens.results import Cell, CellKey, accuracy_points, ks_of, phases_of
 from hybridlens.results import finding as found_of
 from hybridlens.viz import PatternFigure
 from hybridlens.viz.article import Article
-from hybridlens.viz.blocks import Hypothesis, Patterns, Section, Table, VerdictRow, Verdicts, Words
+from hybridlens.viz.blocks import Patterns, Section, Table, Words
 from hybridlens.viz.words import END, INTERVALS, START, headline
-
-HYPOTHESES = {
-    "H1": "retrieval depends on attention alone",
-    "H2": "attention is specialised for retrieval",
-    "H3": "the needle has to be seen while answering, its context at some time, and with exact weights",
-}
-"""The paper's hypotheses in short."""
 
 _LEFT_OUT = "left out"
 
@@ -53,6 +48,7 @@ class _Judged(NamedTuple):
     benchmarks: Sequence[BenchmarkRow] = ()
     verdicts: Sequence[Verdict] = ()
     notes: Sequence[str] = ()
+    both: Sequence[UnderBoth] = ()
 
 
 class Judged(Displayed, _Judged):
@@ -65,6 +61,7 @@ class Judged(Displayed, _Judged):
         verdicts: on the paper's claims.
         notes: what was chosen, left out, or spent, one sentence each. One that begins with the name of an
             experiment and a colon stands in its section.
+        both: the claims under clean and under published semantics, those that differ first; empty where one was run.
     """
 
     __slots__ = ()
@@ -73,7 +70,9 @@ class Judged(Displayed, _Judged):
         """How much was answered, and what became of the claims."""
         outcomes = [verdict.outcome for verdict in self.verdicts]
         counts = ", ".join(f"{outcomes.count(name)} {name}" for name in dict.fromkeys(outcomes)) or "no verdicts"
-        return f"{many(len(self.cells), 'cell')} of {listed(self.study.experiments, 8)}; {counts}"
+        parted = sum(one.differs for one in self.both)
+        part = f"; {many(parted, 'claim parts', 'claims part')} by semantics" if parted else ""
+        return f"{many(len(self.cells), 'cell')} of {listed(self.study.experiments, 8)}; {counts}{part}"
 
     def table(self) -> Rows:
         """A row a cell: where it stands, its score and its answer."""
@@ -81,9 +80,15 @@ class Judged(Displayed, _Judged):
         return Rows(columns, [tuple(getattr(cell, name) for name in columns) for cell in self.cells])
 
     def view(self) -> tuple[Piece, ...]:
-        """What became of each claim."""
-        columns = ("id", "claim", "paper", "measured", "outcome", "reason")
-        return (Rows(columns, [tuple(getattr(verdict, name) for name in columns) for verdict in self.verdicts]),)
+        """What became of each claim, and what becomes of it under the other semantics where that was run."""
+        names = ("id", "claim", "paper", "measured", "outcome", "reason")
+        away = {one.own.id: one for one in self.both}
+        other = (other_than(self.study.base.semantics),) if away else ()
+        rows = [
+            (*(getattr(one, name) for name in names), *([away[one.id].other.outcome] if away else []))
+            for one in parted_first(self.verdicts, away)
+        ]
+        return (Rows((*names, *other), rows),)
 
 
 def page_of(found: Judged, record: Mapping[str, Any], ran: Collection[str]) -> Article:
@@ -94,7 +99,7 @@ def page_of(found: Judged, record: Mapping[str, Any], ran: Collection[str]) -> A
         record: the study's `run.json`.
         ran: experiments that this and earlier sessions asked for.
     """
-    study, cells, benchmark_rows, verdicts, notes = found
+    study, cells, benchmark_rows, verdicts, notes, both = found
     model = str(record["model"])
     notes = list(dict.fromkeys(notes))
     kinds = {note: note.partition(": ")[0] for note in notes}
@@ -103,7 +108,8 @@ def page_of(found: Judged, record: Mapping[str, Any], ran: Collection[str]) -> A
         for name in EXPERIMENTS
     }
     rest = [note for note in notes if kinds[note] not in (*EXPERIMENTS, _LEFT_OUT)]
-    judged = [_verdicts(verdicts)] if verdicts else []
+    split = splits(cells, study.base) if both else []
+    judged = [verdict_section(verdicts, both, split)] if verdicts else []
     sections = list(judged) if cells else []
     for name in SECTIONS:
         if name in ran:
@@ -121,7 +127,7 @@ def page_of(found: Judged, record: Mapping[str, Any], ran: Collection[str]) -> A
         subject="the paper's experiments",
         over=f"Retrieval and attention in {_kind(record, study.base)}: the paper's experiments",
         origin=_origin(cells, record, study.base),
-        finding=finding(cells, benchmark_rows, verdicts, study.base, model),
+        finding=finding(cells, benchmark_rows, verdicts, study.base, model, both),
         notes=(*(note for note in notes if kinds[note] == _LEFT_OUT), *([INTERVALS] if cells else [])),
         sections=tuple(sections),
     )
@@ -197,19 +203,6 @@ def score_table(rows: Sequence[BenchmarkRow], model: str) -> str:
     return str(BenchmarkResult(model, max((row.k for row in rows), default=0), tuple(rows), {}))
 
 
-def verdict_table(judged: Sequence[Verdict], model: str) -> str:
-    """What became of each of the paper's claims that was tested; the rest, and the numbers, are in the report."""
-    tested = [found for found in judged if found.outcome != UNTESTED]
-    rows = [
-        [found.hypothesis, found.outcome, f"{found.claim} ({found.reason})" if found.reason else found.claim]
-        for found in tested
-    ]
-    left = len(judged) - len(tested)
-    more = f"{many(left, 'claim is', 'claims are')} not tested here; the report says why"
-    lines = [f"{model}: the paper's claims", *([columns(rows, left=3)] if rows else []), *([more] if left else [])]
-    return "\n".join(lines)
-
-
 def _section(name: str, cells: Sequence[Cell], base: Base, told: Sequence[Words] = ()) -> Section:
     """An experiment's section with its notes; where its cells are missing, with the line that says so."""
     title, make = SECTIONS[name]
@@ -268,17 +261,3 @@ def _origin(cells: Sequence[Cell], record: Mapping[str, Any], base: Base) -> tup
         return (f"seed {record.get('seed')}",)
     counts = f"{many(len(cells) - controls, 'answer')} with the needle in the prompt, {controls:,} without"
     return counts, rules, f"seed {record.get('seed')}"
-
-
-def _verdicts(verdicts: Sequence[Verdict]) -> Section:
-    rows: dict[str, list[VerdictRow]] = {}
-    for found in verdicts:
-        measured = tuple(found.measured.split("; "))
-        row = VerdictRow(found.claim, found.paper, measured, found.outcome, found.rule, found.reason)
-        rows.setdefault(found.hypothesis, []).append(row)
-    words = (
-        "Each claim is judged by the rule below it, from 95\u00a0% intervals: it holds, or fails, only where the whole "
-        "interval lies on one side of the rule's threshold."
-    )
-    hypotheses = tuple(Hypothesis(name, HYPOTHESES[name], tuple(claims)) for name, claims in rows.items())
-    return Section("verdicts", "Verdicts", (Words(words), Verdicts(hypotheses)))

@@ -24,8 +24,10 @@ from analyses.study.benchmarks.running import BenchmarkRun
 from analyses.study.evidence import ModelFacts
 from analyses.study.experiments import Study, check_study, plan, rubrics_of
 from analyses.study.prompts import check_budget
-from analyses.study.report import Judged, page_of, score_table, verdict_table
+from analyses.study.report import Judged, page_of, score_table
+from analyses.study.under_both import splits, under_both
 from analyses.study.verdict import verdicts
+from analyses.study.verdict_section import verdict_table
 from hybridlens.config import LensConfig
 from hybridlens.display import many
 from hybridlens.engine import Tally
@@ -108,7 +110,8 @@ class StudyRun(Experiment[StudyConfig, Judged]):
             rows = self.benchmarks.run(folder, lambda done, _: progress(len(cells) + done, total)).rows
         beside = bool(lens.cfg.state_layers)
         facts = ModelFacts(options.model, lens.cfg.family, lens.cfg.window, study.base, beside)
-        return Judged(study, cells, rows, verdicts(cells, rows, facts), notes)
+        judged = verdicts(cells, rows, facts)
+        return Judged(study, cells, rows, judged, notes, under_both(cells, judged, facts))
 
     def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
         """See `Experiment`: portions of the cells, and each task and k of the benchmarks."""
@@ -124,8 +127,9 @@ class StudyRun(Experiment[StudyConfig, Judged]):
     def table(self, result: Judged) -> Iterable[str]:
         """See `Experiment`."""
         scores = [] if self.benchmarks is None else [score_table(result.benchmarks, self.options.model)]
+        parted = [one.summary() for one in splits(result.cells, result.study.base)] if result.both else []
         left = [note for note in result.notes if note.startswith("left out: ")]
-        return [*scores, verdict_table(result.verdicts, self.options.model), *left]
+        return [*scores, *parted, verdict_table(result.verdicts, self.options.model, result.both), *left]
 
 
 def asked_for(record: Mapping[str, Any]) -> set[str]:

@@ -172,13 +172,21 @@ def semantics(cells: Sequence[Cell], base: Base) -> list[Block]:
     view = views.semantics_difference(cells, base)
     header = ("condition", "clean", "published", "published minus clean, points")
     names = [condition_words(condition, base.n_heads) for condition in view.conditions]
+    rows = _rows(names, view.accuracy, view.difference)
+    first = view.parted()
+    parts = (
+        f"In {many(len(first), 'condition')} of {len(names)} the two are told apart; these stand first, the largest "
+        "difference on top."
+        if first
+        else f"In none of the {len(names)} conditions are the two told apart."
+    )
     return [
         Words(
             "The same conditions under clean semantics and as the authors' code ran them, prompts of its builder "
             f"included. Of {many(view.n_cells, 'cell')} run under both, {many(view.n_text, 'has', 'have')} "
-            f"another text and {view.n_score:,} another score."
+            f"another text and {view.n_score:,} another score. {parts}"
         ),
-        Table(header, _rows(names, view.accuracy, view.difference)),
+        Table(header, tuple(rows[i] for i in (*first, *(i for i in range(len(rows)) if i not in first)))),
         differing(view.differing) if view.differing else Words("No cell differs."),
     ]
 

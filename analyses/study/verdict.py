@@ -29,6 +29,8 @@ from hybridlens.display import Displayed
 from hybridlens.display.markup import cut
 from hybridlens.results import Cell
 
+UNTESTED: Outcome = "not tested here"
+
 
 class _Verdict(NamedTuple):
     """Fields of `Verdict`."""
@@ -55,6 +57,13 @@ class Verdict(Displayed, _Verdict):
     """
 
     __slots__ = ()
+
+    @property
+    def said(self) -> str:
+        """The outcome in a word: "holds", "fails", "undecided" where it was run and stays open, "" where it was not."""
+        if self.outcome != UNTESTED:
+            return self.outcome
+        return "undecided" if self.reason.startswith("undecided") else ""
 
     def summary(self) -> str:
         """What became of which claim."""

@@ -359,6 +359,12 @@ class SemanticsDifference(Plotted):
     n_score: int
     differing: tuple[Differing, ...]
 
+    def parted(self) -> tuple[int, ...]:
+        """Places of the conditions whose difference is told from 0, the largest first."""
+        values = [self.difference.value(i) for i in range(len(self.conditions))]
+        found = [i for i, value in enumerate(values) if value.low > 0 or value.high < 0]
+        return tuple(sorted(found, key=lambda i: -abs(values[i].mean)))
+
     def summary(self) -> str:
         """How many cells have another text or score."""
         return (

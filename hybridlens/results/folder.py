@@ -257,7 +257,7 @@ class Folder:
             self.doubt(f"{name} is of other values (another task, version or prompt); made again")
         elif not path.is_file():
             self.doubt(f"{name} is missing; made again")
-        elif _digest(path) != stated.digest:
+        elif digest_of(path) != stated.digest:
             self.doubt(f"{name} does not match its digest; made again")
         else:
             try:
@@ -281,7 +281,7 @@ class Folder:
         with usable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         made.save(path)
-        listed = Listed(depends=self._signature(depends), digest=_digest(path))
+        listed = Listed(depends=self._signature(depends), digest=digest_of(path))
         self.note(artefacts={**self._listed, name: listed})
 
     def keep(self, name: str, depends: object, made: Saved) -> None:
@@ -289,7 +289,7 @@ class Folder:
         stated, path = self._listed.get(name), self.path / name
         if stated is None or stated.depends != self._signature(depends) or not path.is_file():
             self.put(name, depends, made)
-        elif _digest(path) != stated.digest:
+        elif digest_of(path) != stated.digest:
             self.doubt(f"{name} does not match its digest; made again")
             self.put(name, depends, made)
 
@@ -372,6 +372,7 @@ def _signs(folder: Path) -> tuple[str, ...]:
     return str(held.get("fingerprint")), fingerprint_of(held.get("compared"))
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
     with usable(path):
         return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -14,10 +14,10 @@ whose `run.json` was lost no longer knows the growing values of other sessions.
 """
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from hybridlens.display import Displayed, Several, Table, many
 from hybridlens.errors import ResultsError
@@ -31,9 +31,11 @@ from hybridlens.results.files import (
     write_journal,
     write_table,
 )
-from hybridlens.results.folder import Folder, stranger
+from hybridlens.results.folder import Folder, digest_of, stranger
 from hybridlens.results.provenance import usable
-from hybridlens.results.record import RECORD, Manifest, read_record
+from hybridlens.results.record import RECORD, Manifest, Record, read_record
+
+T = TypeVar("T")
 
 
 class _Fields(NamedTuple):
@@ -209,8 +211,8 @@ class Run:
         return {"cells_done": len(self._good)}
 
 
-def read_run(folder: Path) -> StoredRun:
-    """A folder as it stands, its damage named and nothing written.
+def read_run_record(folder: Path) -> Record:
+    """The record of a run.
 
     Raises:
         ResultsError: `folder` holds no run, or its `run.json` cannot be read.
@@ -219,6 +221,16 @@ def read_run(folder: Path) -> StoredRun:
     if record is None:
         state = "cannot be read" if (folder / RECORD).exists() else "is missing"
         raise ResultsError(f"{folder / RECORD} {state}; give a folder that a hybridlens command has written")
+    return record
+
+
+def read_run(folder: Path) -> StoredRun:
+    """A folder as it stands, its damage named and nothing written.
+
+    Raises:
+        ResultsError: `folder` holds no run, or its `run.json` cannot be read.
+    """
+    record = read_run_record(folder)
     good, damage = read_good(folder, record.fingerprint, record.max_score)
     return StoredRun(record.values(), Several(good.values()), damage_lines(damage, good))
 
@@ -238,6 +250,27 @@ def read_cells(folder: Path) -> Several[Cell]:
             f"{run.record['command'] or 'hybridlens niah'}"
         )
     return run.cells
+
+
+def read_artefact(folder: Path, name: str, load: Callable[[Path], T]) -> T | None:
+    """An artefact of a run as it was stored; None where the run lists none of that name.
+
+    Args:
+        folder: the run's.
+        name: its file, within the folder.
+        load: reads it.
+
+    Raises:
+        ResultsError: the folder holds no run, or the file is missing or was changed.
+    """
+    listed = read_run_record(folder).artefacts.get(name)
+    if listed is None:
+        return None
+    path = folder / name
+    if not path.is_file() or digest_of(path) != listed.digest:
+        state = "does not match its digest" if path.is_file() else "is missing"
+        raise ResultsError(f"{path} {state}; the command that made the folder mends it")
+    return load(path)
 
 
 def _refuse_other_prompts(folder: Path, good: Mapping[CellKey, Cell], expected: Mapping[CellKey, str]) -> None:

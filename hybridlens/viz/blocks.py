@@ -126,6 +126,7 @@ class VerdictRow(NamedTuple):
         outcome: one of `OUTCOMES`.
         rule: what decides.
         reason: why it was not decided; empty where it was.
+        also: what becomes of it under other rules; empty where they were not run.
     """
 
     claim: str
@@ -134,6 +135,7 @@ class VerdictRow(NamedTuple):
     outcome: str
     rule: str
     reason: str
+    also: str = ""
 
     @property
     def known(self) -> bool:

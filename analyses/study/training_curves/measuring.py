@@ -27,8 +27,8 @@ from analyses.circuits.results import HeadCircuits
 from analyses.circuits.running import circuits
 from analyses.experiment.options.curves import CurvesConfig
 from analyses.heads.answering import answer_cells
-from analyses.kv_cache.crossover import crossover
 from analyses.kv_cache import following as memories
+from analyses.kv_cache.crossover import crossover
 from analyses.kv_cache.following import following, kinds, whole
 from analyses.kv_cache.mixes import Mix, mixes
 from analyses.kv_cache.pairs import PromptPair, prompt_pairs

@@ -1,0 +1,193 @@
+"""Write what texts state into docs/results: ``make stored-results``, or ``python -m tests.stored_results FOLDER …``.
+
+Each folder of results becomes docs/results/NAME.json, NAME being the folder's: how it was made, and small tables of
+plain numbers, as shares and not as percent. `tests.stated` says how a text names them. Studies and crossovers are read
+as they were stored; rankings are put together again by their command, which opens the model and answers nothing anew.
+
+How it fails: `ResultsError` in one line for a folder that holds no finished run of these kinds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analyses.kv_cache.crossover_results import Crossover
+from analyses.kv_cache.following import following, layer_memories, whole
+from analyses.study import views
+from analyses.study.comparing.reading import StoredStudy, read_study
+from analyses.study.groups import accuracy, chance, grouped
+from analyses.study.measured import Condition
+from analyses.study.under_both import splits
+from hybridlens.display import Table
+from hybridlens.display.tables import Plain
+from hybridlens.errors import HybridLensError, ResultsError
+from hybridlens.results.store import read_artefact, read_run_record
+from tests.stated import STORE
+
+Tables = dict[str, Table]
+DIGITS = 7
+"""Significant ones that are stored."""
+
+
+def of_study(folder: Path) -> Tables:
+    """A study's conditions, tipping points, claims, benchmark scores, and both semantics side by side."""
+    study = read_study(folder)
+    tables = {"conditions": conditions(study), "claims": claims(study), "counts": counts(study)}
+    if len({cell.k for cell in study.cells}) > 1:
+        view = views.fig2(study.cells, study.base)
+        rows = [
+            (phase, tip, *((None, None) if spread is None else (spread.low, spread.high)))
+            for phase, tip, spread in zip(view.phases, view.tipping, view.intervals, strict=True)
+        ]
+        tables["tipping"] = Table(("phase", "tip", "low", "high"), rows)
+    if study.both:
+        tables["semantics"] = views.semantics_difference(study.cells, study.base).table()
+        found = splits(study.cells, study.base)
+        tables["splits"] = Table(
+            ("words", "clean", "published", "change", "low", "high", "n", "lost"),
+            [(s.words, s.clean.mean, s.published.mean, *s.change, s.lost) for s in found],
+        )
+    if study.rows:
+        columns = ("task", "k", "metric", "value", "stderr", "n")
+        tables["benchmarks"] = Table(columns, [tuple(getattr(row, name) for name in columns) for row in study.rows])
+        tables["changes"] = changes(study)
+    return tables
+
+
+def conditions(study: StoredStudy) -> Table:
+    """Accuracy under each condition of the study's own settings, read once and twice."""
+    rows: list[tuple[Plain, ...]] = []
+    for times in (False, True):
+        found = grouped(study.cells, study.base, Condition.of, "reading", "answering", jrt=times)
+        for condition in sorted(found, key=lambda one: one.place):
+            mean = accuracy(found[condition])
+            if mean is not None:
+                rows.append((*condition, "twice" if times else "once", *mean, chance(found[condition])))
+    return Table((*Condition._fields, "read", "mean", "low", "high", "n", "chance"), rows)
+
+
+def claims(study: StoredStudy) -> Table:
+    """What became of each claim, under the study's own semantics and the other."""
+    away = {one.own.id: one.other.outcome for one in study.both}
+    rows = [(one.id, one.outcome, away.get(one.id)) for one in study.verdicts]
+    return Table(("id", study.base.semantics, "the other semantics"), rows)
+
+
+def changes(study: StoredStudy) -> Table:
+    """What each benchmark task gains under fewer heads, less the score with all; below 0 it loses."""
+    evidence, tasks = study.evidence, dict.fromkeys(row.task for row in study.rows)
+    rows: list[tuple[Plain, ...]] = []
+    for task in tasks:
+        for k in sorted({row.k for row in study.rows if row.task == task}):
+            found = evidence.change(task, k)
+            if found is not None and k != study.base.n_heads:
+                rows.append((task, k, *found))
+    return Table(("task", "k", "change", "low", "high", "n"), rows)
+
+
+def counts(study: StoredStudy) -> Table:
+    """How many cells there are, and how many of them hung on rounding."""
+    return Table(("what", "number"), [("cells", len(study.cells)), ("near ties", len(views.near_ties(study.cells)))])
+
+
+def of_crossover(folder: Path) -> Tables:
+    """Which memory answers follow, of the whole model and of single layers, inside and outside the window."""
+    found = read_artefact(folder, "crossover.json", Crossover.load)
+    if found is None:
+        raise ResultsError(f"{folder} holds no crossover.json; run hybridlens crossover to its end")
+    rows: list[tuple[Plain, ...]] = []
+    for inside in found.regions:
+        for memory in (*whole(found), *(one.memory for one in layer_memories(found.mixes))):
+            one = following(found, memory, inside)
+            where = "inside" if inside else "outside"
+            rows.append((where, memory.words, one.memory.mean, *one.memory.interval, one.rest.mean, one.shift, one.n))
+    return {"following": Table(("where", "memory", "told", "low", "high", "rest", "shift", "n"), rows)}
+
+
+def of_rankings(folder: Path) -> Tables:
+    """The area of every ranking, and the fewest heads that keep half, best first."""
+    from analyses.experiment.options.rankings import RankingsConfig
+    from analyses.experiment.running import conduct
+    from analyses.study.rankings.sweep import RankingsRun
+
+    options = RankingsConfig(**{"model": read_run_record(folder).model})
+    areas = conduct(RankingsRun.opened(options, "cpu", "float32"), folder).result.view()[0]
+    if not isinstance(areas, Table):
+        raise ResultsError(f"{folder} gave no table of areas")
+    return {"areas": areas}
+
+
+KINDS: Mapping[str, Callable[[Path], Tables]] = {
+    "reproduce": of_study,
+    "crossover": of_crossover,
+    "rankings": of_rankings,
+}
+"""Command -> what is stored of its folder."""
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """What is written of a folder.
+
+    Raises:
+        ResultsError: see the module.
+    """
+    record = read_run_record(folder)
+    if record.job not in KINDS or record.status != "complete":
+        raise ResultsError(
+            f"{folder} holds {record.job}, {record.status}; expected a finished one of {', '.join(KINDS)}"
+        )
+    session = record.sessions[-1]
+    named = " ".join(session.settings.get("experiments") or ()) if record.job == "reproduce" else ""
+    made = {
+        "command": " ".join(f"hybridlens {record.job} {named} --model {record.model}".split()),
+        "model": record.model,
+        "weights": record.weights_hash,
+        "arguments": dict(record.arguments),
+        "finished": record.finished,
+        "torch": session.environment.packages.get("torch"),
+    }
+    tables = {
+        name: {"columns": list(table.columns), "rows": [[_plain(value) for value in row] for row in table.rows]}
+        for name, table in KINDS[record.job](folder).items()
+    }
+    return {"made": made, "tables": tables}
+
+
+def _plain(value: Any) -> Any:
+    """A value of a table as JSON has it, numbers in few digits."""
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, float):
+        return None if math.isnan(number) else float(f"{number:.{DIGITS}g}")
+    return number
+
+
+def text_of(held: Mapping[str, Any]) -> str:
+    """A stored file's text: a row of a table on a line, so that a changed number is one changed line."""
+    lines = ['{"made": ' + json.dumps(held["made"], ensure_ascii=False) + ',\n "tables": {']
+    for i, (name, table) in enumerate(held["tables"].items()):
+        rows = ",\n".join("   " + json.dumps(row, ensure_ascii=False) for row in table["rows"])
+        end = "," if i + 1 < len(held["tables"]) else "}}"
+        lines.append(f'  "{name}": {{"columns": {json.dumps(table["columns"])}, "rows": [\n{rows}]}}{end}')
+    return "\n".join(lines) + "\n"
+
+
+def main(folders: Sequence[str]) -> int:
+    """Write the files of some folders; returns the exit status."""
+    STORE.mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in map(Path, folders):
+            (STORE / f"{folder.name}.json").write_text(text_of(stored(folder)), encoding="utf-8")
+            print(f"docs/results/{folder.name}.json")
+    except HybridLensError as error:
+        print(f"stored_results: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
