@@ -268,6 +268,7 @@ def model_facts(cfg: LensConfig) -> dict[str, Any]:
         "layers": cfg.n_layers,
         "attention layers": list(cfg.attention_layers),
         "recurrent layers": list(cfg.ssm_layers),
+        "layers with states": list(cfg.state_layers),
         "n_heads": cfg.n_heads,
         "key/value heads": cfg.n_kv_heads,
         "window": cfg.window,

@@ -126,7 +126,8 @@ def _record(folder: Path) -> Mapping[str, Any]:
 def _study(folder: Path, name: str, record: Mapping[str, Any]) -> StoredStudy:
     known, settings = record["facts"], record["sessions"][-1]["settings"]
     base = Base(int(known["n_heads"]), settings["semantics"], settings["boundary"])
-    facts = ModelFacts(str(record["model"]), str(known["family"]), known["window"], base)
+    beside = bool(known.get("layers with states", True))  # older records have no such fact; their models had states
+    facts = ModelFacts(str(record["model"]), str(known["family"]), known["window"], base, beside)
     cells = read_cells(folder)
     if len(cells) < (record["cells"] or 0):
         lost = many(record["cells"] - len(cells), "cell")
