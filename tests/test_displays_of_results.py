@@ -39,6 +39,7 @@ from analyses.study import view_types
 from analyses.study.benchmarks.results import BenchmarkResult
 from analyses.study.plan_types import StudyPlan
 from analyses.study.rankings.results import RankingComparison
+from analyses.study.reduced.results import ReducedModules
 from hybridlens.display import Displayed, Table
 from hybridlens.viz.plotted import Plotted
 
@@ -66,6 +67,8 @@ INTERNAL = {
     "states.watching": "rows and terms inside a measure",
     "study.benchmarks.tasks.Loaded": "lm-eval's tasks",
     "study.rankings.prompts.Needle": "tokens of a needle inside a ranking",
+    "study.reduced.factors": "maps inside hook functions",
+    "study.reduced.shapes": "sizes that a result's costs follow from",
     "study.evidence.Check": "one test of a claim",
     "experiment.artefacts": "files",
 }
@@ -223,7 +226,7 @@ FIGURES = (
     states.Sizes, states.Spectrum, states.Holding, states.Knockout, states.KnockoutMap, states.StateProbes,
     view_types.Fig2, view_types.Table1, view_types.JrtResult, view_types.Maps, view_types.NeedlesResult,
     view_types.Contrast, view_types.SemanticsDifference, RankingComparison, BenchmarkResult, PerPrompt, HeadScores,
-    GatherScores, CircuitCurves, StreamLens, TunedLens, SteeringEffect, FeatureAttribution,
+    GatherScores, CircuitCurves, ReducedModules, StreamLens, TunedLens, SteeringEffect, FeatureAttribution,
 )  # fmt: skip
 """Results that draw themselves, in a figure whose axes are named."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +53,7 @@ from hybridlens.errors import InputError
 from hybridlens.hooks import Edit
 from hybridlens.model import HybridLens
 from hybridlens.results import Folder, Manifest, hash_json
+from hybridlens.tiny.documents import Source
 from hybridlens.viz.article import Article
 
 
@@ -102,6 +103,7 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
         self.needles, self.prompts = [name for name, _ in both], [prompt for _, prompt in both]
         self.asked = sum(not prompt.control for prompt in self.prompts)
         self.context = max(len(prompt.tokens) for prompt in self.prompts)
+        self.seen = min(self.context, lens.cfg.window or self.context)
         self.calibration = calibration_prompts(lens, ranked)
         self.plan = tuning.TuningPlan(options.steps, options.tokens, options.rate, options.seed, self.context)
         self._edits: dict[Reduction, list[Edit]] = {}
@@ -176,7 +178,7 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
         return make_rankings(self.lens, self.options.ranked, self.calibration, folder, names)
 
     def _modules(self, rankings: Mapping[str, HeadRanking]) -> list[Module]:
-        """All but those of several kinds at once: untrained, then fine-tuned."""
+        """All but those of several kinds at once: untrained, then fine-tuned; what takes nothing away is left out."""
         options, whole = self.options, Module("all attention", EVERYTHING, False)
         heads = {
             name: [
@@ -188,8 +190,8 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
         smaller: list[Reduction] = [
             *map(NarrowHeads, (width for width in options.widths if width < self.lens.cfg.d_head)),
             *map(FewBits, options.bits),
-            *map(LastKeys, options.windows),
-            *map(TopKeys, options.keys),
+            *map(LastKeys, (window for window in options.windows if window < self.seen)),
+            *map(TopKeys, (keys for keys in options.keys if keys < self.seen)),
         ]
         others = [whole, *(Module(one.name, one, False) for one in smaller)]
         none = Module("no attention", KeepHeads(()), False)
@@ -256,6 +258,10 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
         with tuning.swapped(lens, self._tuned(folder, module.reduction).weights):
             return say()
 
+    @cached_property
+    def _source(self) -> Source:
+        return tuning.documents(self.lens, self.plan)
+
     def _tuned(self, folder: Folder, reduction: Reduction) -> tuning.Tuned:
         """A module's trained weights, made now or before; on the way a state is kept every so many steps."""
         plan, every, place = self.plan, self.options.save_every, f"tuning/{reduction.slug}"
@@ -265,7 +271,7 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
             return f"{place}/step-{step:05d}.safetensors"
 
         def made() -> tuning.Tuned:
-            edits, source = self._of(reduction), tuning.documents(self.lens, plan)
+            edits, source = self._of(reduction), self._source
             stops = [*range(every, plan.steps, every), plan.steps]
             state = next(
                 filter(None, (folder.stored(file(s), depends, tuning.Tuned.load) for s in stops[-2::-1])), None

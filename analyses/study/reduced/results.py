@@ -129,7 +129,7 @@ class ReducedModules(Plotted, Stored, text=True):
         """A module's name, and whether it was fine-tuned."""
         return self.names[module] + (" (fine-tuned)" if self.tuned[module] else "")
 
-    def _order(self, module: int, by: str) -> tuple[float, float]:
+    def _order(self, module: int, by: str) -> tuple[float | int, float | int]:
         cost = self.cost(module)
         return (cost[0], cost[1]) if by == COSTS[0] else (cost[1], cost[0])
 

@@ -36,7 +36,7 @@ from hybridlens.tiny.tokenizer import build_tokenizer, words
 WARM = 0.1
 """Share of the steps over which the rate rises."""
 
-SENTENCES = 4000
+SENTENCES = 2000
 """Of the filler that documents are cut from."""
 
 DECAY = 0.02
