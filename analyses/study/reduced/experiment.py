@@ -89,7 +89,7 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
     def __init__(self, lens: HybridLens, options: ReduceConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)
         ranked = options.ranked
-        self.names = check_names(ranked)
+        check_names(ranked)
         self.counts = counts_of(lens.cfg, options)
         self.shapes = shapes_of(lens)
         if options.steps:
@@ -138,16 +138,14 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
         modules = self._modules(self._rankings(folder))
         total, known = len(modules), dict[str, Answers]()
 
-        def take(some: Sequence[Module]) -> None:
-            for module in some:
-                progress(len(known), total)
-                known.setdefault(module.slug, self._answers(folder, module))
-
         progress(0, total)
-        take(modules)
+        for done, module in enumerate(modules, start=1):
+            if module.slug not in known:
+                known[module.slug] = self._answers(folder, module)
+            progress(done, total)
         several = self._together(self._result(modules, known))
-        take(several)
-        progress(total, total)
+        for module in several:
+            known[module.slug] = self._answers(folder, module)
         found = self._result([*modules, *several], known)
         rows = [[one.name, one.tuned, value_of(one.reduction)] for one in (*modules, *several)]
         folder.keep("modules.json", [rows, list(self.plan), self.options.share], found)
