@@ -3,7 +3,7 @@
 Each `Reduction` is a value that says what it is called, which edits make a run compute it, and what shape of module it
 leaves (`shapes.LayerShape`), from which bytes and multiplications follow. Edits act in prefill and in every decode step
 alike, so that what is held of a token never depends on when it is looked at. A reduction that takes nothing away gives
-no edit, and the run is the untouched model's.
+no edit, or one that changes no bit: the run is the untouched model's.
 
 * `KeepHeads`: z of all other heads is 0 (`analyses.heads.sparsification`).
 * `NarrowHeads`: keys and values go through a bottleneck (`factors`), keys before rotary embedding.
@@ -36,7 +36,7 @@ from hybridlens.model import HybridLens
 from hybridlens.results import hash_json
 
 
-class Reduction(ABC):
+class Reduction(Displayed, ABC):
     """A module in attention's place; the classes are in the module's text."""
 
     kind: ClassVar[str]
@@ -46,6 +46,10 @@ class Reduction(ABC):
     @abstractmethod
     def name(self) -> str:
         """As tables have it."""
+
+    def summary(self) -> str:
+        """Its name."""
+        return self.name
 
     @property
     def slug(self) -> str:
@@ -70,7 +74,7 @@ class Reduction(ABC):
 
 
 @dataclass(frozen=True)
-class KeepHeads(Displayed, Reduction):
+class KeepHeads(Reduction):
     """Some heads, the same throughout; the paper's question as a module.
 
     Attributes:
@@ -107,7 +111,7 @@ class KeepHeads(Displayed, Reduction):
 
 
 @dataclass(frozen=True)
-class NarrowHeads(Displayed, Reduction):
+class NarrowHeads(Reduction):
     """All heads, with keys and values of fewer numbers.
 
     Attributes:
@@ -151,7 +155,7 @@ class NarrowHeads(Displayed, Reduction):
 
 
 @dataclass(frozen=True)
-class FewBits(Displayed, Reduction):
+class FewBits(Reduction):
     """All heads, with keys and values held in few bits.
 
     Attributes:
@@ -184,7 +188,7 @@ class FewBits(Displayed, Reduction):
 
 
 @dataclass(frozen=True)
-class LastKeys(Displayed, Reduction):
+class LastKeys(Reduction):
     """A window: a query sees the last keys alone, and no others are held.
 
     Attributes:
@@ -217,7 +221,7 @@ class LastKeys(Displayed, Reduction):
 
 
 @dataclass(frozen=True)
-class TopKeys(Displayed, Reduction):
+class TopKeys(Reduction):
     """The keys of highest score alone, chosen at every query by each head.
 
     Attributes:
@@ -249,7 +253,7 @@ class TopKeys(Displayed, Reduction):
 
 
 @dataclass(frozen=True)
-class Together(Displayed, Reduction):
+class Together(Reduction):
     """Several reductions at once.
 
     Attributes:
