@@ -183,7 +183,7 @@ def sentences(found: ReducedModules) -> list[str]:
         return [f"{found.model} answers none of {many(found.scores.shape[1], 'prompt')}, so nothing can be kept of it."]
     for tuned in (False, True):
         if found.among(tuned):
-            said += [_knee(found, by, tuned) for by in COSTS]
+            said += dict.fromkeys(_knee(found, by, tuned) for by in COSTS)
     cost = found.cost(0)
     said.append(
         f"The whole module holds {number(cost.token_bytes)} bytes a token of context and multiplies "
