@@ -210,15 +210,23 @@ def _knee(found: ReducedModules, by: str, tuned: bool) -> str:
     training = f"After {many(found.steps, 'step')} of fine-tuning" if tuned else "Without training"
     place, whole = found.knee(by, tuned), found.whole(tuned)
     if place is None:
-        return f"{training} no module, the whole one included, keeps retrieval by the rule: the prompts are too few."
-    if place == whole:
-        return f"{training} no module of fewer {by} keeps retrieval by the rule."
+        return (
+            f"{training} no module, the whole one included, keeps retrieval by the rule: it scores "
+            f"{_percent(found.retrieval[whole])}, and the prompts are too few, or that is too little."
+        )
     before, after = (found.cost(i)[COSTS.index(by)] for i in (whole, place))
+    if after >= before:
+        return f"{training} no module of fewer {by} keeps retrieval by the rule."
     unit = "bytes a token of context" if by == COSTS[0] else "multiplications a token decoded"
+    fewer = f", {before / after:.3g} times fewer than the whole module's" if after else ""
     return (
-        f"{training} the knee by {by} is {found.names[place]}: {after:,.4g} {unit}, {before / max(after, 1e-9):.3g} "
-        f"times fewer than the whole module's, with {_percent(found.retrieval[place])} of the highest score."
-    ).replace("e+", "e")
+        f"{training} the knee by {by} is {found.names[place]}: {_plain(after)} {unit}{fewer}, with "
+        f"{_percent(found.retrieval[place])} of the highest score."
+    )
+
+
+def _plain(cost: float | int) -> str:
+    return f"{cost:,}" if isinstance(cost, int) else number(cost)
 
 
 def _percent(value: Value) -> str:
