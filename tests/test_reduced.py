@@ -121,7 +121,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(found.names) >= 2 * MODULES - 1
     assert (found.scores.shape[1], found.controls.shape[1]) == (2, 1)
     assert ReducedModules.load(tmp_path / "modules.json").names == found.names
-    state = tuning.Tuned.load(tmp_path / "tuned" / "2-bits.safetensors")
+    state = tuning.Tuned.load(tmp_path / "tuned" / "2-bits-2.safetensors")
     edits, source = FewBits(2).edits(run.lens), tuning.documents(run.lens, run.plan)
     expected = tune(run.lens, edits, run.plan, source, tuning.begin(run.lens), 2)
     assert all(torch.equal(weight, expected.weights[name]) for name, weight in state.weights.items())

@@ -240,7 +240,8 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
     def _answers(self, folder: Folder, module: Module) -> Answers:
         """What one module answers, made now or before."""
         depends: list[Any] = [value_of(module.reduction), *([list(self.plan)] if module.tuned else [])]
-        return folder.take(f"answers/{module.slug}.json", depends, Answers.load, partial(self._said, folder, module))
+        file = f"answers/{module.slug}{f'-{self.plan.steps}' if module.tuned else ''}.json"
+        return folder.take(file, depends, Answers.load, partial(self._said, folder, module))
 
     def _said(self, folder: Folder, module: Module) -> Answers:
         options, lens = self.options, self.lens
@@ -262,11 +263,11 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
 
     def _tuned(self, folder: Folder, reduction: Reduction) -> tuning.Tuned:
         """A module's trained weights, made now or before; on the way a state is kept every so many steps."""
-        plan, every, place = self.plan, self.options.save_every, f"tuning/{reduction.slug}"
+        plan, every, name = self.plan, self.options.save_every, f"{reduction.slug}-{self.plan.steps}"
         depends = [value_of(reduction), list(plan)]
 
         def file(step: int) -> str:
-            return f"{place}/step-{step:05d}.safetensors"
+            return f"tuning/{name}/step-{step:05d}.safetensors"
 
         def made() -> tuning.Tuned:
             edits, source = self._of(reduction), self._source
@@ -282,8 +283,8 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
                         folder.put(file(stop), depends, state)
             return replace(state, first={}, second={})
 
-        found = folder.take(f"tuned/{reduction.slug}.safetensors", depends, tuning.Tuned.load, made)
-        folder.drop(place)
+        found = folder.take(f"tuned/{name}.safetensors", depends, tuning.Tuned.load, made)
+        folder.drop(f"tuning/{name}")
         return found
 
 
