@@ -54,6 +54,9 @@ from analyses.study.groups import Base, accuracy, grouped
 from analyses.study.plan_types import Planned, StudyPlan
 from analyses.study.rankings.retrieval import Looks
 from analyses.study.rankings.sweep import Compared
+from analyses.study.reduced.answering import Answers
+from analyses.study.reduced.reductions import EVERYTHING, KeepHeads
+from analyses.study.reduced.tuning import Tuned
 from analyses.study.report import Judged
 from analyses.study.training_curves.results import INTACT, STRENGTH, TrainingCurves
 from analyses.study.training_curves.rules import answers
@@ -65,6 +68,7 @@ from hybridlens.niah import NEEDLES, Prompt
 from tests.test_capacity import a_capacity, made
 from tests.test_circuit_report import random_circuits
 from tests.test_rankings_report import a_comparison, orders
+from tests.test_reduced import some_modules
 from tests.test_study_report import BASE, BENCHMARKS, VERDICTS, a_study, study_cells
 
 IDS, OTHER = [3, 4, 5, 6, 7, 8, 9], [3, 4, 20, 6, 7, 8, 9]
@@ -197,6 +201,9 @@ def of_studies() -> Iterator[Any]:
     yield from (a_capacity(), a_capacity().recalls[0], *made("tiny", "best-thing", (1, 2), 1))
     yield accuracy(grouped(cells, BASE, lambda cell: cell.phase)["generation"])
     yield Compared(a_comparison(), orders())
+    yield some_modules()
+    yield from (Answers(("a", HOSTILE), torch.rand(2), torch.rand(2)), EVERYTHING, KeepHeads(((1, 2),)))
+    yield Tuned(1, {"a": torch.rand(2)}, {}, {}, (1.5,))
     scores = BenchmarkResult("m", 4, tuple(BENCHMARKS), {})
     yield from (scores, scores.difference("alone", 2))
     yield Judged(a_study("fig2"), cells[:5], BENCHMARKS, VERDICTS)

@@ -39,6 +39,7 @@ from analyses.study import view_types
 from analyses.study.benchmarks.results import BenchmarkResult
 from analyses.study.plan_types import StudyPlan
 from analyses.study.rankings.results import RankingComparison
+from analyses.study.reduced.results import ReducedModules
 from analyses.study.training_curves.results import TrainingCurves
 from hybridlens.display import Displayed, Table
 from hybridlens.viz.plotted import Plotted
@@ -69,6 +70,8 @@ INTERNAL = {
     "study.capacity.prompts.Laid": "facts on their way into prompts",
     "study.rankings.prompts.Needle": "tokens of a needle inside a ranking",
     "study.training_curves.measuring.Prompts": "what checkpoints are asked",
+    "study.reduced.factors": "maps inside hook functions",
+    "study.reduced.shapes": "sizes that a result's costs follow from",
     "study.evidence.Check": "one test of a claim",
     "study.groups.Group": "scores of one condition by their place",
     "study.comparing.paired.Scored": "scores of one condition with their prompts",
@@ -228,7 +231,8 @@ FIGURES = (
     states.Sizes, states.Spectrum, states.Holding, states.Knockout, states.KnockoutMap, states.StateProbes,
     view_types.Fig2, view_types.Table1, view_types.JrtResult, view_types.Maps, view_types.NeedlesResult,
     view_types.Contrast, view_types.SemanticsDifference, RankingComparison, BenchmarkResult, PerPrompt, HeadScores,
-    GatherScores, CircuitCurves, StreamLens, TunedLens, SteeringEffect, FeatureAttribution, TrainingCurves,
+    GatherScores, CircuitCurves, ReducedModules, StreamLens, TunedLens, SteeringEffect, FeatureAttribution,
+    TrainingCurves,
 )  # fmt: skip
 """Results that draw themselves, in a figure whose axes are named."""
 

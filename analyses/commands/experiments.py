@@ -9,6 +9,7 @@ from analyses.experiment.options.crossover import CrossoverConfig
 from analyses.experiment.options.curves import CurvesConfig
 from analyses.experiment.options.patch import PatchConfig
 from analyses.experiment.options.rankings import RankingsConfig
+from analyses.experiment.options.reduce import ReduceConfig
 from analyses.experiment.options.states import StatesConfig
 from analyses.experiment.options.study import NiahConfig, ReproduceConfig
 
@@ -51,6 +52,16 @@ EXPERIMENTS: tuple[Declared, ...] = (
         (copying, matching, induction, retrieval strength), beside random ones and the paper's entropy at run time.
         Prompts are added until every ranking is told apart from the best, or is equal to it, within --precision, or
         --prompts are read; the same command goes on where it was stopped, with more --prompts too.
+        """,
+    ),
+    Declared(
+        "reduce",
+        ReduceConfig,
+        "analyses.study.reduced.experiment:ReduceRun",
+        """How small attention may be and still retrieve: fewer or narrower heads, fewer bits, a window, the best keys.
+
+        Retrieval against bytes held a token and multiplications a token decoded, without training and after a short
+        fine-tune of attention alone. The same command goes on where a run was stopped, and sizes may be added.
         """,
     ),
     Declared(

@@ -1,0 +1,69 @@
+"""The options of smaller modules in attention's place."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from analyses.experiment.options.base import MaybeNumbers, MaybeWords, Numbers, flag
+from analyses.experiment.options.needles import Depths, Needles, PromptOptions
+from analyses.experiment.options.rankings import RankingsConfig
+from hybridlens import niah
+from hybridlens.errors import InputError
+
+
+def _positive(values: tuple[int, ...], info: object) -> tuple[int, ...]:
+    if min(values, default=1) < 1:
+        name = flag(getattr(info, "field_name", None))
+        raise InputError(f"{name} holds {min(values)}, expected whole numbers from 1")
+    return values
+
+
+def _bits(values: tuple[int, ...]) -> tuple[int, ...]:
+    wrong = next((value for value in values if not 1 <= value <= 8), None)
+    if wrong is not None:
+        raise InputError(f"--bits holds {wrong}, expected whole numbers from 1 to 8")
+    return values
+
+
+Sizes = Annotated[Numbers, AfterValidator(_positive)]
+
+
+class ReduceConfig(PromptOptions):
+    """Options of smaller modules; a field with a description is one of the command's.
+
+    Attributes:
+        counts: heads left, none and one of which always are; None for a ladder of powers of two.
+        tokens: of a step of the fine-tune.
+        rate: its highest learning rate.
+        save_every: steps between states to go on from.
+        lengths: tokens of the prompts; None for the two shortest of the ten that a study has.
+    """
+
+    depths: Depths = Field((0, 25, 50, 75, 100), description="Needle depths in percent, 0 the start.")
+    needles: Needles = Field(
+        None, description="A JSON file, or built-in names like oslo,code; three of them by default."
+    )
+    rankings: MaybeWords = Field(None, description="By which heads are left, like entropy,copying; all when left out.")
+    counts: MaybeNumbers = Field(None, description="Heads left of the model, like 1,2,4; powers of two when left out.")
+    widths: Sizes = Field((1, 2, 4, 8), description="Numbers held of each head's key, and of its value.")
+    bits: Annotated[Numbers, AfterValidator(_bits)] = Field((4, 2, 1), description="Of keys and values.")
+    windows: Sizes = Field((8, 32, 128), description="Last keys that a query sees.")
+    keys: Sizes = Field((1, 2, 4, 8), description="Keys of highest score that a head keeps at each query.")
+    steps: int = Field(100, ge=0, le=1000, description="Of a fine-tune of each module alone; 0 for none.")
+    share: float = Field(0.8, gt=0, le=1, description="Of the whole module's retrieval that the knee keeps.")
+    tokens: int = Field(2000, ge=1)
+    rate: float = Field(5e-4, gt=0)
+    save_every: int = Field(50, ge=1)
+
+    @property
+    def ranked(self) -> RankingsConfig:
+        """The same as options of rankings: prompts that judge, and others on which heads are ranked."""
+        shared = ("model", "revision", "rankings", *PromptOptions.model_fields, "needles")
+        return RankingsConfig(**{name: getattr(self, name) for name in dict.fromkeys(shared)})
+
+    @property
+    def hidden(self) -> tuple[niah.Needle, ...]:
+        """The needles of the prompts."""
+        return self.ranked.hidden

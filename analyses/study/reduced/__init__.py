@@ -1,0 +1,1 @@
+"""Attention replaced by less: the smallest module that still retrieves."""
