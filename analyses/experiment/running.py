@@ -308,7 +308,9 @@ def conduct(
                     folder.begin()
                     folder.finish()
                     record = folder.record
-                    folder.put(REPORT, drawing_code(), Page(render_article(experiment.page(result, record), record)))
+                    page = experiment.page(result, record)
+                    folder.note(finding=list(page.finding))
+                    folder.put(REPORT, drawing_code(), Page(render_article(page, record)))
             return Outcome(path, path / REPORT, result, folder.record, tuple(folder.damaged))
     except KeyboardInterrupt as stop:
         raise Stopped(path, stop) from None

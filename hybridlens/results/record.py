@@ -82,7 +82,7 @@ class Record(Manifest):
     `compared` is what has to be equal to go on, by the names that the user knows; `damaged` has a line for everything
     that was found damaged and made again; `settled` has the settings that were fixed once for the whole run, and
     `remarks` a line for what a reader of the results has to know of how they were made; `cells` is None for a run
-    without. Times are in UTC.
+    without. `finding` has the first sentences of the report. Times are in UTC.
     """
 
     format: int = FORMAT
@@ -98,6 +98,7 @@ class Record(Manifest):
     remarks: list[str] = field(default_factory=list[str])
     cells: int | None = None
     cells_done: int | None = None
+    finding: list[str] = field(default_factory=list[str])
 
     def values(self) -> dict[str, Any]:
         """As JSON values, which reports read; settings are the sessions'."""
