@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+from analyses.study.points import Point
 from analyses.study.training_curves.results import (
     CONTROLS,
     INTACT,
     QUANTITIES,
     SILENT,
     Measured,
-    Point,
     RunCurves,
 )
 

@@ -33,6 +33,7 @@ from analyses.kv_cache.following import following, kinds, whole
 from analyses.kv_cache.mixes import Mix, mixes
 from analyses.kv_cache.pairs import PromptPair, prompt_pairs
 from analyses.kv_cache.twins import paired
+from analyses.study.points import Point, absent, measured
 from analyses.study.prompts import check_tokenizer, longest, prompts_of
 from analyses.study.rankings.calibration import SEED_STEP
 from analyses.study.training_curves.results import (
@@ -49,9 +50,6 @@ from analyses.study.training_curves.results import (
     STRENGTH,
     TAP,
     Measured,
-    Point,
-    absent,
-    measured,
 )
 from analyses.study.training_curves.runs import Training
 from hybridlens import niah

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from analyses.experiment.text import columns
+from analyses.study.points import Point
 from analyses.study.training_curves.results import (
     CONTROLS,
     QUANTITIES,
-    Point,
     RunCurves,
     TrainingCurves,
     values,

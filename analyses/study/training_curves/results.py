@@ -11,14 +11,15 @@ Strengths are those of the strongest head, exact for these weights and without a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from analyses.circuits.strength import RETRIEVAL
 from analyses.experiment.artefacts import Stored
+from analyses.study.points import Point
 from analyses.study.training_curves.runs import RECENT
-from hybridlens.display import Displayed, Piece, Table, listed, many, number
+from hybridlens.display import Displayed, Piece, Table, listed, many
 from hybridlens.errors import ResultsError, UnknownNameError, closest
 from hybridlens.viz.entries import Value
 from hybridlens.viz.plotted import Plotted
@@ -65,55 +66,6 @@ QUANTITIES: Mapping[str, Quantity] = {
     ),
 }
 """Everything that is measured, by name."""
-
-
-@dataclass(frozen=True)
-class Point(Displayed):
-    """One quantity of one checkpoint.
-
-    Attributes:
-        quantity: of `QUANTITIES`.
-        value: None where it was not measured.
-        low: lower end of its 95 % interval; None without one.
-        high: upper end.
-        n: prompts, pairs of prompts or steps behind it; 0 for what is read off the weights.
-        absent: why it was not measured; empty where it was.
-    """
-
-    quantity: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int = 0
-    absent: str = ""
-
-    def summary(self) -> str:
-        """The number and its interval, or why there is none."""
-        if self.value is None:
-            return f"{self.quantity}: not measured, {self.absent}"
-        ends = "" if self.low is None or self.high is None else f", 95 %: {number(self.low)} to {number(self.high)}"
-        return f"{self.quantity} {number(self.value, 3)}{ends}"
-
-    @property
-    def lowest(self) -> float:
-        """The lower end of what it may be: the value itself where there is no interval.
-
-        Raises:
-            ResultsError: it was not measured.
-        """
-        return self.known if self.low is None else self.low
-
-    @property
-    def highest(self) -> float:
-        """The upper end likewise."""
-        return self.known if self.high is None else self.high
-
-    @property
-    def known(self) -> float:
-        """The value; errors as `lowest`."""
-        if self.value is None:
-            raise ResultsError(f"{self.quantity} was not measured: {self.absent}")
-        return self.value
 
 
 @dataclass(frozen=True)
@@ -276,17 +228,6 @@ def values(run: RunCurves, quantity: str) -> dict[int, Value]:
         )
         for step, point in run.curve(quantity).items()
     }
-
-
-def measured(quantity: str, value: float, interval: Sequence[float], n: int) -> Point:
-    """A point that is a mean of `n` scores, with its interval."""
-    low, high = interval
-    return Point(quantity, value, low, high, n)
-
-
-def absent(quantities: Sequence[str], reason: str) -> list[Point]:
-    """Points without a number, for one reason."""
-    return [Point(quantity, None, absent=reason) for quantity in quantities]
 
 
 def _missing(run: RunCurves) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from analyses.study.points import Point
 from analyses.study.training_curves.results import (
     CONTROLS,
     INDUCTION,
@@ -22,7 +23,6 @@ from analyses.study.training_curves.results import (
     SILENT,
     STRENGTH,
     TAP,
-    Point,
     RunCurves,
 )
 from hybridlens.display import Displayed, many, number
