@@ -26,6 +26,7 @@ from analyses.commands.experiments import EXPERIMENTS
 from analyses.commands.look import families, heads, hooks, models
 from analyses.commands.planning import plan
 from analyses.commands.status import status
+from analyses.commands.zoo import zoo
 from hybridlens.boundary_words import sound
 from hybridlens.errors import HybridLensError
 from hybridlens.progress import hidden
@@ -41,7 +42,7 @@ app = typer.Typer(
 
 for _declared in EXPERIMENTS:
     app.command(_declared.name)(command(_declared))
-for _command in (compare, hooks, models, families, heads, plan, status):
+for _command in (zoo, compare, hooks, models, families, heads, plan, status):
     app.command()(_command)
 
 

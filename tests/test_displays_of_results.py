@@ -100,7 +100,7 @@ PLAIN = {
 }
 """Classes that public names of hybridlens give, and whose plain `repr` is enough -> why."""
 
-LOOKS = ("report", "sections", "composition_section", "benchmark_section", "explorer", "maps")
+LOOKS = ("report", "sections", "composition_section", "benchmark_section", "explorer", "maps", "figure")
 """Modules that make pages."""
 
 

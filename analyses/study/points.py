@@ -23,6 +23,7 @@ class Point(Displayed):
         high: upper end.
         n: prompts, pairs of prompts or steps behind it; 0 for what is read off the weights.
         absent: why it was not measured; empty where it was.
+        where: which place or what it is of, where that was found; empty where its name says all.
     """
 
     quantity: str
@@ -31,6 +32,7 @@ class Point(Displayed):
     high: float | None = None
     n: int = 0
     absent: str = ""
+    where: str = ""
 
     def summary(self) -> str:
         """The number and its interval, or why there is none."""

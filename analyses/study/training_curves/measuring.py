@@ -213,7 +213,11 @@ def strengths(lens: HybridLens) -> list[Point]:
         lens.cfg.need_stream_heads("circuits of heads")
     except InputError as error:
         return absent([INDUCTION, STRENGTH, TAP, *COMPOSED], str(error))
-    found = circuits(lens, progress=lambda done, total: None)
+    return strengths_of(circuits(lens, progress=lambda done, total: None))
+
+
+def strengths_of(found: HeadCircuits) -> list[Point]:
+    """The same of circuits that are at hand."""
     return [_strongest(INDUCTION, found.induction), _strongest(STRENGTH, found.retrieval), *tap_of(found)]
 
 

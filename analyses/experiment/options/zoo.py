@@ -1,0 +1,26 @@
+"""The options of the zoo: which models, which of the experiments, how many at a time."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from analyses.experiment.options.base import Checked, MaybeWords, once, one_of
+
+PARTS = ("study", "capacity", "crossover", "patch", "circuits", "states")
+"""The experiments, by the folders that they are kept in; `analyses.study.zoo.parts` says what each is."""
+
+
+class ZooConfig(Checked):
+    """Options of the zoo; a field with a description is one of the command's."""
+
+    models: Annotated[tuple[str, ...] | None, AfterValidator(once)] = Field(
+        None, description="Embedded models, folders or hub ids; every embedded model when left out."
+    )
+    parts: Annotated[MaybeWords, one_of(PARTS, "--parts")] = Field(
+        None, description=f"Names with commas, of {', '.join(PARTS)}; all when left out."
+    )
+    jobs: int | None = Field(
+        None, ge=1, le=1024, description="Experiments run side by side; one a processor core when left out."
+    )

@@ -1,0 +1,89 @@
+"""Which experiments the zoo runs of every model, each a row: its command, its options, and what is read of it.
+
+A part is an ordinary run of an ordinary command, in a folder of its own. How it fails: what a model rules out by its
+sizes (patching of attention where there is none) is known before anything is run, as the experiment's own refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from analyses.experiment.options.base import Options, flag
+from analyses.experiment.options.benchmarks import LOCAL_TASKS
+from analyses.experiment.options.capacity import CapacityConfig
+from analyses.experiment.options.circuits import CircuitsConfig
+from analyses.experiment.options.crossover import CrossoverConfig
+from analyses.experiment.options.patch import PatchConfig
+from analyses.experiment.options.states import StatesConfig
+from analyses.experiment.options.study import ReproduceConfig
+from analyses.experiment.parts import loaded
+from analyses.study.points import Point
+from analyses.study.zoo import reading
+from analyses.study.zoo.of_study import of_study
+from hybridlens.config import LensConfig
+from hybridlens.errors import InputError
+
+
+class Part(NamedTuple):
+    """One experiment.
+
+    Attributes:
+        name: of its folder.
+        title: what it asks, in words.
+        job: its command.
+        experiment: its class, as "module:Class".
+        options: of that class.
+        given: option -> value; of all models the same.
+        read: the numbers of a finished run, from its folder.
+    """
+
+    name: str
+    title: str
+    job: str
+    experiment: str
+    options: type[Options]
+    given: Mapping[str, Any]
+    read: Callable[[Path], list[Point]]
+
+    def words(self, model: str, out: Path, device: str, dtype: str) -> list[str]:
+        """What stands after `hybridlens` on its command line."""
+        named = {"model": model, **self.given, "out": out, "device": device, "dtype": dtype}
+        typed = [word for name, value in named.items() for word in (flag(name), _typed(value))]
+        return [self.job, *(["all"] if self.job == "reproduce" else []), *typed]
+
+    def refusal(self, model: str, cfg: LensConfig) -> str:
+        """Why a model of these sizes has no such experiment; empty where it has."""
+        options = self.options(model=model, **self.given)
+        try:
+            loaded(self.experiment).check(options, cfg)
+        except InputError as error:
+            return str(error)
+        return ""
+
+
+def _typed(value: object) -> str:
+    """A value as one would type it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+PARTS: Mapping[str, Part] = {
+    part.name: part
+    for part in (
+        Part("study", "The paper's experiments", "reproduce", "analyses.study.running:StudyRun", ReproduceConfig,
+             {"tasks": LOCAL_TASKS}, of_study),
+        Part("capacity", "Recall as the number of facts grows", "capacity",
+             "analyses.study.capacity.experiment:CapacityRun", CapacityConfig,
+             {"length": 256, "facts": (1, 2, 4, 8)}, reading.of_capacity),
+        Part("crossover", "Which memory answers follow", "crossover", "analyses.kv_cache.experiment:CrossoverRun",
+             CrossoverConfig, {}, reading.of_crossover),
+        Part("patch", "Where the needle is written", "patch", "analyses.patching.experiment:PatchRun", PatchConfig,
+             {}, reading.of_patch),
+        Part("circuits", "What heads do by their weights", "circuits", "analyses.circuits.experiment:CircuitsRun",
+             CircuitsConfig, {}, reading.of_circuits),
+        Part("states", "What recurrent states hold of the needle", "states", "analyses.states.experiment:StatesRun",
+             StatesConfig, {}, reading.of_states),
+    )
+}  # fmt: skip
+"""By name, in the order of the report."""
