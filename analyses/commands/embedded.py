@@ -12,8 +12,8 @@ from pathlib import Path
 from analyses.experiment.text import columns
 from hybridlens import tiny
 
-LEGEND = """A: attention layer, R: recurrent layer; context: longest prompt trained for, in tokens; accuracy: on the
-paper's needle with all heads, in % of the highest score, with the needle left out in brackets."""
+LEGEND = """A: attention layer, R: recurrent layer, B: both side by side; context: longest prompt trained for, in
+tokens; accuracy: on the paper's needle with all heads, in % of the highest score, in brackets without the needle."""
 
 
 def model_table() -> str:
@@ -22,9 +22,9 @@ def model_table() -> str:
     for info in tiny.describe():
         row = [
             info.name,
-            " ".join("A" if kind == "attention" else "R" for kind in info.layers),
-            f"{info.n_heads} ({info.n_kv_heads} kv)",
-            "all" if info.window is None else str(info.window),
+            info.pattern,
+            f"{info.n_heads} ({info.n_kv_heads} kv)" if info.n_heads else "–",
+            "–" if not info.n_heads else "all" if info.window is None else str(info.window),
             str(info.context),
             f"{info.parameters / 1e6:.2f} M",
             f"{info.n_bytes / 1e6:.1f} MB",

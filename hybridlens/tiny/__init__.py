@@ -1,6 +1,6 @@
-"""The embedded checkpoints: small hybrids of the real Hugging Face classes, trained by this project.
+"""The embedded checkpoints: small models of the real Hugging Face classes, trained by this project.
 
-`names`, `path` and `describe` read the files that are checked in and import nothing heavy; how the models
+There are hybrids of every kind of recurrence, and models of attention, Mamba-2 and gated DeltaNet alone. `names`, `path` and `describe` read the files that are checked in and import nothing heavy; how the models
 are made is in the other modules of this package (``python -m hybridlens.tiny.train``).
 
 How it fails: an installation without its package data has no checkpoints, which `path` says.
@@ -14,7 +14,18 @@ from hybridlens.display import Displayed
 from hybridlens.display.markup import Plain
 from hybridlens.errors import CheckpointError, UnknownNameError, closest
 
-_NAMES = ("tiny-recurrentgemma", "tiny-jamba")
+_NAMES = (
+    "tiny-recurrentgemma",
+    "tiny-jamba",
+    "tiny-granite",
+    "tiny-qwen3.5",
+    "tiny-falcon-h1",
+    "tiny-lfm2",
+    "tiny-qwen3",
+    "tiny-mamba2",
+    "tiny-deltanet",
+)
+_LETTERS = {"attention": "A", "ssm": "R", "attention+ssm": "B"}
 _FOLDER = Path(__file__).parent / "checkpoints"
 
 
@@ -27,6 +38,7 @@ class _Fields(NamedTuple):
     layers: tuple[str, ...]
     """``"attention"``, ``"ssm"`` or ``"attention+ssm"`` for each layer."""
     n_heads: int
+    """Attention heads of a layer; 0 where no layer has attention, and likewise below."""
     n_kv_heads: int
     window: int | None
     """Sliding window of the attention in tokens; None when it reaches everything."""
@@ -45,6 +57,11 @@ class TinyModelInfo(Displayed, _Fields):
         """Name, size and layers."""
         kinds = ", ".join(f"{self.layers.count(kind)} {kind}" for kind in sorted(set(self.layers)))
         return f"{self.name}: {self.architecture}, {self.parameters:,} parameters, layers: {kinds}"
+
+    @property
+    def pattern(self) -> str:
+        """A letter a layer: A for attention, R for a recurrence or a convolution, B for both: "R R A R R A"."""
+        return " ".join(_LETTERS[kind] for kind in self.layers)
 
     def row(self) -> dict[str, Plain]:
         """All of it, the layers in a word each."""
@@ -93,6 +110,7 @@ def info(name: str) -> TinyModelInfo:
         CheckpointError: when its files are missing from the installation.
     """
     folder, made = path(name), training(name)
+    attention = any("attention" in kind for kind in made["layers"])
     config, tokenizer = _read(folder / "config.json"), _read(folder / "tokenizer_config.json")
     return TinyModelInfo(
         name=name,
@@ -100,8 +118,8 @@ def info(name: str) -> TinyModelInfo:
         architecture=config["architectures"][0],
         parameters=made["parameters"],
         layers=tuple(made["layers"]),
-        n_heads=config["num_attention_heads"],
-        n_kv_heads=config["num_key_value_heads"],
+        n_heads=config["num_attention_heads"] if attention else 0,
+        n_kv_heads=config["num_key_value_heads"] if attention else 0,
         window=made["window"],
         context=tokenizer["model_max_length"],
         n_bytes=(folder / "model.safetensors").stat().st_size,

@@ -136,7 +136,6 @@ def card(name: str, accuracy: Sequence[Row], curve: Sequence[Row]) -> str:
     info = tiny.info(name)
     made = tiny.training(name)
     recipe = made["recipe"]
-    pattern = " ".join("A" if layer == "attention" else "R" for layer in info.layers)
     stages = table(
         ["from step", "document lengths", "facts", "one fact only", "questions up to", "learning rate"],
         [
@@ -151,16 +150,15 @@ def card(name: str, accuracy: Sequence[Row], curve: Sequence[Row]) -> str:
             for began, stage in zip(made["stage_began_at_step"], recipe["stages"], strict=False)
         ],
     )
-    window = "no window, no positions" if info.window is None else f"a sliding window of {info.window} tokens"
     trained_to = recipe["max_length"]
+    letters = "A: attention, R: recurrent" + (", B: both side by side" if "B" in info.pattern else "")
     return f"""# {name}
 
-A small hybrid, trained by this project so that the paper's experiments run offline in minutes. It is a
+{_kind(info)}, trained by this project so that the paper's experiments run offline in minutes. It is a
 `{info.architecture}` with {info.parameters:,} parameters ({info.n_bytes / 1e6:.1f} MB in float32) and
 knows the words of a small grammar, nothing else.
 
-* Layers: {pattern} (A: attention, R: recurrent). Attention with {info.n_heads} heads,
-  {info.n_kv_heads} key-value head(s), {window}.
+* Layers: {info.pattern} ({letters}). {_attention(info)}
 * Prompts up to {trained_to} tokens. The tokenizer is word-level; other words become `<unk>`.
 
 ## Data
@@ -183,7 +181,7 @@ linear decay after {100 * recipe["decay_from"]:g} % of the {made["steps"]} steps
 {made["seconds"] / 60:.0f} minutes on {made["threads"]} processor thread(s), shared with other work;
 torch {made["torch"]}, transformers {made["transformers"]}. Answer-token accuracy over the last 100
 training steps: {100 * made["answer_accuracy_of_last_100_steps"]:.1f} %. The curriculum, whose levels are each
-left when they are learned:
+left when they are learned{_at_most(recipe)}:
 
 {stages}
 
@@ -209,6 +207,31 @@ answer is not there. It is for the study of mechanisms and for nothing else.
 """
 
 
+def _kind(info: tiny.TinyModelInfo) -> str:
+    """What a model is, to begin a sentence with."""
+    if not info.n_heads:
+        return "A small model of recurrent layers alone"
+    return "A small hybrid" if any("ssm" in kind for kind in info.layers) else "A small model of attention alone"
+
+
+def _attention(info: tiny.TinyModelInfo) -> str:
+    """Its attention in a sentence, on a line of its own where that is long."""
+    if not info.n_heads:
+        return "No attention."
+    config = json.loads((info.path / "config.json").read_text(encoding="utf-8"))
+    rotary = "rope_parameters" in config and config.get("position_embedding_type", "rope") == "rope"
+    reach = "no window" if info.window is None else f"a sliding window of {info.window} tokens"
+    reach += "" if info.window is not None else ", rotary positions" if rotary else ", no positions"
+    return f"Attention with {info.n_heads} heads,\n  {info.n_kv_heads} key-value head(s), {reach}."
+
+
+def _at_most(recipe: dict[str, Any]) -> str:
+    """That levels also end after so many steps, where they do."""
+    ends = [stage.get("at_most") for stage in recipe["stages"]]
+    said = [str(end) for end in ends if end is not None]
+    return f",\nor after {', '.join(said)} steps" if said else ""
+
+
 def _closed_book_count() -> int:
     from hybridlens.tiny.facts import closed_book
 
@@ -220,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hybridlens.tiny.card", description="Write the model card of a tiny model."
     )
-    parser.add_argument("name", help="tiny-recurrentgemma or tiny-jamba")
+    parser.add_argument("name", help="of an embedded model")
     parser.add_argument("--accuracy", type=Path, nargs="+", required=True, help="results with all heads")
     parser.add_argument("--curve", type=Path, nargs="+", required=True, help="results of sweeps over k")
     options = parser.parse_args(arguments)
