@@ -16,6 +16,7 @@ from models import make
 from planted_memory import pairs as planted_pairs
 from planted_memory import planted
 from planted_training import a_run
+from planted_zoo import a_member, a_zoo
 
 import hybridlens as hl
 from analyses import kv_cache, probe, states, steering
@@ -62,6 +63,9 @@ from analyses.study.training_curves.results import INTACT, STRENGTH, TrainingCur
 from analyses.study.training_curves.rules import answers
 from analyses.study.training_curves.runs import Checkpoint, Training
 from analyses.study.under_both import Split, UnderBoth
+from analyses.study.zoo.of_study import RETRIEVAL
+from analyses.study.zoo.rules import answers as zoo_answers
+from analyses.study.zoo.stored import recomputed
 from hybridlens.counting import MACHINES, Expense
 from hybridlens.engine import Tally
 from hybridlens.niah import NEEDLES, Prompt
@@ -224,6 +228,8 @@ def of_training() -> Iterator[Any]:
     runs = a_run({INTACT: [0.2, 0.6], STRENGTH: [0.5, 1.5]}), a_run({INTACT: [0.1, 0.7]}, HOSTILE)
     yield TrainingCurves(runs)
     yield from answers(runs[0])
+    zoo = a_zoo(a_member("a", {RETRIEVAL: (0.9, 0.8, 1.0), "facts": None}), a_member(HOSTILE, {RETRIEVAL: 0.5}))
+    yield from (zoo, *zoo_answers(zoo), recomputed(zoo, zoo))
 
 
 def a_stored_study(name: str) -> StoredStudy:

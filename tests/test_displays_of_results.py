@@ -70,6 +70,8 @@ INTERNAL = {
     "study.capacity.prompts.Laid": "facts on their way into prompts",
     "study.rankings.prompts.Needle": "tokens of a needle inside a ranking",
     "study.training_curves.measuring.Prompts": "what checkpoints are asked",
+    "study.zoo.making": "processes, and what they make",
+    "study.zoo.parts.Part": "a row of the experiments",
     "study.reduced.factors": "maps inside hook functions",
     "study.reduced.shapes": "sizes that a result's costs follow from",
     "study.evidence.Check": "one test of a claim",

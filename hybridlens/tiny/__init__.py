@@ -1,7 +1,8 @@
 """The embedded checkpoints: small models of the real Hugging Face classes, trained by this project.
 
-There are hybrids of every kind of recurrence, and models of attention, Mamba-2 and gated DeltaNet alone. `names`, `path` and `describe` read the files that are checked in and import nothing heavy; how the models
-are made is in the other modules of this package (``python -m hybridlens.tiny.train``).
+There are hybrids of every kind of recurrence, and models of attention, Mamba-2 and gated DeltaNet alone. `names`,
+`path` and `describe` read the files that are checked in and import nothing heavy; how the models are made is in the
+other modules of this package (``python -m hybridlens.tiny.train``).
 
 How it fails: an installation without its package data has no checkpoints, which `path` says.
 """

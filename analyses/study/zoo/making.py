@@ -27,6 +27,7 @@ from hybridlens.config import LensConfig
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.loading import checkpoint
 from hybridlens.results import hash_json, hash_weights
+from hybridlens.results.folder import digest_of
 from hybridlens.results.provenance import read_json, usable, write_json
 from hybridlens.results.record import read_record
 
@@ -84,12 +85,19 @@ class Task(NamedTuple):
         """Of what was asked of what, and of the run that is there."""
         record = read_record(self.folder)
         run = None if record is None or record.status != "complete" else [record.fingerprint, record.finished]
-        return hash_json([self.words[:-4], self.subject.digest, run])
+        place = self.words.index("--device") if "--device" in self.words else len(self.words)
+        asked = self.words[:place] + self.words[place + 2 :]  # where it is run changes no result
+        return hash_json([asked, self.subject.digest, run])
 
     def finished(self) -> bool:
-        """Whether it was made, of this model, and is there as it was."""
+        """Whether it was made, of this model, and is there as it was, file by file."""
         held = read_json(self.mark) if self.mark.is_file() else None
-        return isinstance(held, dict) and held.get("digest") == self.digest
+        if not isinstance(held, dict) or held.get("digest") != self.digest:
+            return False
+        record = read_record(self.folder)
+        listed = {} if record is None else record.artefacts
+        files = {self.folder / name: stated.digest for name, stated in listed.items()}
+        return all(path.is_file() and digest_of(path) == digest for path, digest in files.items())
 
     def finish(self) -> None:
         """Say that it was made."""
