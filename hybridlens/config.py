@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from hybridlens.boundary_words import shown
 from hybridlens.display.models import ConfigShown
 from hybridlens.errors import InputError
 from hybridlens.layer_config import (
@@ -199,7 +200,9 @@ class LensConfig(PeerNames, ConfigShown):
     def lacks(self, layer: int, what: str, layers: Iterable[int]) -> InputError:
         """The refusal of a layer that is not of some kind."""
         those = ", ".join(map(str, layers))
-        return InputError(f"layer {layer} is no {what} layer; " + (f"those are {those}" if those else "there is none"))
+        return InputError(
+            f"layer {shown(layer)} is no {what} layer; " + (f"those are {those}" if those else "there is none")
+        )
 
     def need_attention(self, what: str) -> None:
         """Refuse an analysis of heads for a model that has none.
@@ -266,7 +269,7 @@ class LensConfig(PeerNames, ConfigShown):
 
     def _layer(self, layer: int) -> LayerConfig:
         if not 0 <= layer < self.n_layers:
-            raise InputError(f"layer {layer} given, but the model has layers 0..{self.n_layers - 1}")
+            raise InputError(f"layer {shown(layer)} given, but the model has layers 0..{self.n_layers - 1}")
         return self.layers[layer]
 
     def _mlp(self, layer: int) -> MlpConfig:

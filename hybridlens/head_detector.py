@@ -134,7 +134,7 @@ def _chosen(lens: HybridLens, heads: Any) -> dict[int, list[int]]:
     chosen: dict[int, list[int]] = {layer: [] for layer in sizes}
     for layer, head in _pairs(heads):
         if layer not in sizes:
-            raise InputError(f"a head of layer {layer} was given, but layers with attention are {list(sizes)}")
+            raise InputError(f"a head of layer {shown(layer)} was given, but layers with attention are {list(sizes)}")
         if not 0 <= head < sizes[layer]:
             raise InputError(f"head {head} of layer {layer} was given, which has heads 0 to {sizes[layer] - 1}")
         chosen[layer].append(head)

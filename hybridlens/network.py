@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hybridlens.blocks import Block
+from hybridlens.boundary_words import shown
 from hybridlens.config import LensConfig, Opened
 from hybridlens.devices import alone, execution_device, first_weight, sent
 from hybridlens.effort import layer_done
@@ -211,7 +212,7 @@ class HookedNetwork(nn.Module):
                 needed.
         """
         if not 0 <= layer <= self.cfg.n_layers:
-            raise InputError(f"layer {layer} given, expected 0..{self.cfg.n_layers}")
+            raise InputError(f"layer {shown(layer)} given, expected 0..{self.cfg.n_layers}")
         weights, devices = self.following.check(), self.devices(resid.device)
         for state in (after, before):
             if state is not None:

@@ -99,7 +99,7 @@ def _of_the_model(key: Any, name: str) -> NotCachedError:
 
 def _counted(layer: int, n_layers: int) -> int:
     if not -n_layers <= layer < n_layers:
-        raise NotCachedError(f"layer {layer} given, but the model has layers 0..{n_layers - 1}")
+        raise NotCachedError(f"layer {shown(layer)} given, but the model has layers 0..{n_layers - 1}")
     return layer % n_layers
 
 

@@ -11,6 +11,7 @@ import logging
 from torch import Tensor
 
 from hybridlens.boundary import public
+from hybridlens.boundary_words import shown
 from hybridlens.cache.base import NamedCache
 from hybridlens.cache.heads import HeadMode, compute_results
 from hybridlens.cache.held import Chosen, Held, Labelled, counted, slice_of
@@ -201,7 +202,7 @@ class StreamCache(NamedCache):
         held, pos = self._held, slice_of(pos_slice, "pos_slice")
         n, neurons = held.n_layers, slice_of(neuron_slice, "neuron_slice")
         if not -n <= layer < n:
-            raise InputError(f"layer {layer} given, but the model has layers 0..{n - 1}")
+            raise InputError(f"layer {shown(layer)} given, but the model has layers 0..{n - 1}")
         check_neurons(held, layer % n)
         then = through(held, n, False, pos, False, project_output_onto)
         found = added_by_neurons(held, layer % n, neurons, pos, then)

@@ -196,7 +196,7 @@ class StackedWeights(WeightsShown, NamedStacks):
         """
         blocks = cast(Sequence[Block], self.of_layers.network.blocks)
         if not 0 <= layer <= self.cfg.n_layers - mlp_input:
-            raise InputError(f"layer {layer} given, expected 0..{self.cfg.n_layers - mlp_input}")
+            raise InputError(f"layer {shown(layer)} given, expected 0..{self.cfg.n_layers - mlp_input}")
         self.cfg.need_sum("an accumulated bias")
         total = torch.zeros(self.cfg.d_model, device=self.cfg.device)
         for number in range(layer + mlp_input):

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hybridlens.blocks import Block
+from hybridlens.boundary_words import shown
 from hybridlens.errors import CheckpointError, InputError
 from hybridlens.mixers.attention import HookedAttention
 from hybridlens.mixers.latent_attention import LatentParts
@@ -173,7 +174,7 @@ class Weights(VocabularyWeights):
             CheckpointError: the tensor is missing or cannot be read.
         """
         if not 0 <= layer < self.cfg.n_layers:
-            raise InputError(f"layer {layer} given, but the model has layers 0..{self.cfg.n_layers - 1}")
+            raise InputError(f"layer {shown(layer)} given, but the model has layers 0..{self.cfg.n_layers - 1}")
         mlp = cast(Block, self.network.blocks[layer]).parts.get("mlp")
         project, scale = None, 1.0
         if isinstance(mlp, HookedMlp):
