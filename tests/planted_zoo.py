@@ -19,7 +19,7 @@ def a_member(name: str, numbers: Mapping[str, Ends | float | None], part: str = 
     """A model with these numbers in one experiment; None for one that was not measured."""
     points = [
         Point(quantity, None, absent="it was not planted") if ends is None
-        else Point(quantity, ends) if isinstance(ends, float) else Point(quantity, *ends, n=20)
+        else Point(quantity, *ends, n=20) if isinstance(ends, tuple) else Point(quantity, ends)
         for quantity, ends in numbers.items()
     ]  # fmt: skip
     values: dict[str, Any] = {"family": "jamba", "weights": name, "parameters": 1000, "window": None, **HYBRID, **sizes}

@@ -14,7 +14,7 @@ from analyses.study.benchmarks.results import BenchmarkResult
 from analyses.study.comparing import Comparison, compare_studies
 from analyses.study.comparing.across import across
 from analyses.study.comparing.paired import side_by_side
-from analyses.study.comparing.reading import read_studies
+from analyses.study.comparing.reading import read_studies, read_study
 from analyses.study.verdict import Verdict
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.results import Cell, Folder, Manifest, Run, bootstrap_interval, paired_difference
@@ -222,3 +222,19 @@ def test_scores_that_were_changed_are_refused(studies: dict[str, Path], tmp_path
     (folder / "benchmarks.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ResultsError, match="does not match its digest"):
         compare_studies([studies["small"], folder])
+
+
+def test_lengths_read_twice_are_paired_by_where_their_needles_begin(tmp_path: Path) -> None:
+    """Read twice, a context has its needle where it is read once, give or take what rounding moves."""
+    once = grid(5.0, LENGTHS, DEPTHS, k=4)
+    twice = [
+        replace(cell, jrt=True, length=2 * cell.length - 14,
+                needle_start=None if cell.needle_start is None else cell.needle_start + (cell.length == 280),
+                needle_end=None if cell.needle_end is None else cell.needle_end + (cell.length == 280))
+        for cell in grid(4.0, LENGTHS[2:], DEPTHS, k=4)
+    ]  # fmt: skip
+    study = read_study(stored(tmp_path / "s", [*once, *twice], 4))
+    assert study.base.jrt_lengths == tuple((length, 2 * length - 14) for length in LENGTHS[2:])
+    same = [replace(cell, length=length) for length in (600, 700) for cell in twice if cell.length == 2 * 280 - 14]
+    assert read_study(stored(tmp_path / "t", [*once, *same], 4)).base.jrt_lengths == ()
+    assert read_study(stored(tmp_path / "u", once, 4)).base.jrt_lengths == ()

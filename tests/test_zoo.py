@@ -113,7 +113,7 @@ def test_one_experiment_of_two_models_end_to_end(
     assert found.member("hybrid").asked[0].finding[0].startswith("By their weights alone")
     assert "has no attention layer" in found.member("alone").asked[0].absent
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Model by model" in page
+    assert '<a href="hybrid/circuits/report.html">circuits</a>' in page
     assert not (tmp_path / "out" / "alone" / "circuits").exists()
 
     monkeypatch.setattr(subprocess, "Popen", lambda *given, **named: pytest.fail("a finished run was begun again"))

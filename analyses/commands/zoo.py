@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,8 @@ def zoo(
     the same command goes on where it was stopped. Of some models or --parts, what the package's stored table has of
     the others stands beside, and what was computed is compared with it.
     """
-    config = ZooConfig(models=tuple(models) if models else None, parts=parts, jobs=jobs)
+    given: dict[str, Any] = {"models": tuple(models) if models else None, "parts": parts, "jobs": jobs}
+    config = ZooConfig(**given)
 
     from analyses.study.comparing.report import refuse_a_run
     from analyses.study.zoo.making import make, subjects_of

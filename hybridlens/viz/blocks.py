@@ -1,7 +1,7 @@
 """The parts that a page is made of, as plain values.
 
-A `Section` holds blocks: figures, patterns, tables, heat tables, verdicts, tables of what a model wrote, and maps to
-look through.
+A `Section` holds blocks: figures, patterns, tables, heat tables, verdicts, tables of what a model wrote, links,
+and maps to look through.
 
 How it fails: any text may stand anywhere; a row that is longer than its header is shown as it is.
 """
@@ -114,6 +114,19 @@ class Words(Block):
 
     text: str
     note: bool = False
+
+
+@dataclass(frozen=True)
+class Links(Block):
+    """Other pages, by their places relative to this one.
+
+    Attributes:
+        words: what they are, before them.
+        pages: name -> place.
+    """
+
+    words: str
+    pages: dict[str, str]
 
 
 class VerdictRow(NamedTuple):

@@ -6,6 +6,7 @@ whose files were changed since; nothing is written.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 from analyses.study.benchmarks.results import BenchmarkResult, BenchmarkRow
 from analyses.study.evidence import Evidence, ModelFacts
-from analyses.study.groups import Base
+from analyses.study.groups import Base, selected
 from analyses.study.under_both import UnderBoth, under_both
 from analyses.study.verdict import Verdict, verdicts
 from hybridlens.display import Displayed, many
@@ -127,8 +128,9 @@ def _study(folder: Path, name: str, record: Mapping[str, Any]) -> StoredStudy:
     known, settings = record["facts"], record["sessions"][-1]["settings"]
     base = Base(int(known["n_heads"]), settings["semantics"], settings["boundary"])
     beside = bool(known.get("layers with states", True))  # older records have no such fact; their models had states
-    facts = ModelFacts(str(record["model"]), str(known["family"]), known["window"], base, beside)
     cells = read_cells(folder)
+    base = base._replace(jrt_lengths=jrt_lengths(cells, base))
+    facts = ModelFacts(str(record["model"]), str(known["family"]), known["window"], base, beside)
     if len(cells) < (record["cells"] or 0):
         lost = many(record["cells"] - len(cells), "cell")
         command = record["command"] or "hybridlens reproduce"
@@ -136,3 +138,28 @@ def _study(folder: Path, name: str, record: Mapping[str, Any]) -> StoredStudy:
     scores = read_artefact(folder, SCORES, BenchmarkResult.load)
     rows = () if scores is None else scores.rows
     return StoredStudy(name, folder, record, cells, rows, facts)
+
+
+def jrt_lengths(cells: Sequence[Cell], base: Base) -> tuple[tuple[int, int], ...]:
+    """(length read once, length read twice) of equal contexts, as the cells show them; empty where they do not.
+
+    The needle begins where its depth in the context says, so of all lengths read once that is the one with the same
+    context whose needles begin nearest to those of a length read twice. Where two would have one partner, none has.
+    """
+    starts: dict[bool, dict[int, dict[float, int | None]]] = {False: {}, True: {}}
+    for cell in selected(cells, base, "jrt", "reading", "answering"):
+        if cell.depth is not None:
+            starts[cell.jrt].setdefault(cell.length, {})[float(cell.depth)] = cell.needle_start
+    pairs: list[tuple[int, int]] = []
+    for long, places in sorted(starts[True].items()):
+
+        def away(short: int, places: Mapping[float, int | None] = places) -> float:
+            own = starts[False][short]
+            both = [(own[depth], start) for depth, start in places.items() if depth in own]
+            far = [abs(a - b) for a, b in both if a is not None and b is not None]
+            return sum(far) / len(far) if far else math.inf
+
+        if not starts[False]:
+            return ()
+        pairs.append((min(starts[False], key=away), long))
+    return tuple(pairs) if len({short for short, _ in pairs}) == len(pairs) else ()

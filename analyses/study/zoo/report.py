@@ -5,8 +5,10 @@ How it fails: see `analyses.study.comparing.report.refuse_a_run` for where it ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import quote
 
 from analyses.experiment.text import columns
 from analyses.study.comparing.report import refuse_a_run
@@ -17,7 +19,7 @@ from analyses.study.zoo.rules import ZooAnswer, answers, said
 from hybridlens.display import many
 from hybridlens.results.provenance import environment, usable
 from hybridlens.results.record import now
-from hybridlens.viz.article import Article, write_article
+from hybridlens.viz.article import REPORT, Article, write_article
 from hybridlens.viz.blocks import Section, Table
 from hybridlens.viz.words import DASH
 
@@ -67,11 +69,25 @@ def write_zoo(zoo: Zoo, folder: Path, command: str = "", notes: tuple[str, ...] 
         "growing": {f"weights of {one.name}, SHA-256": one.weights for one in zoo.members},
         "sessions": [{"settings": {}, "environment": environment()}],
     }
-    return write_article(folder, zoo_page(zoo, notes), record)
+    return write_article(folder, zoo_page(zoo, notes, _pages(zoo, folder)), record)
 
 
-def zoo_page(zoo: Zoo, notes: tuple[str, ...] = ()) -> Article:
-    """The page's contents."""
+def _pages(zoo: Zoo, folder: Path) -> dict[str, dict[str, str]]:
+    """The reports of single experiments that stand in a folder, by model and experiment."""
+    return {
+        one.name: {
+            asked.part: f"{quote(one.name)}/{asked.part}/{REPORT}"
+            for asked in one.asked
+            if (folder / one.name / asked.part / REPORT).is_file()
+        }
+        for one in zoo.members
+    }
+
+
+def zoo_page(
+    zoo: Zoo, notes: tuple[str, ...] = (), pages: Mapping[str, dict[str, str]] = MappingProxyType({})
+) -> Article:
+    """The page's contents; `pages` as in `sections.each`."""
     found = answers(zoo)
     made = (
         _questions(found),
@@ -82,7 +98,7 @@ def zoo_page(zoo: Zoo, notes: tuple[str, ...] = ()) -> Article:
         sections.memories(zoo),
         sections.capacity(zoo),
         sections.inside(zoo),
-        sections.each(zoo),
+        sections.each(zoo, pages),
     )
     return Article(
         subject="the zoo",

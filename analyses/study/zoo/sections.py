@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from analyses.study.capacity.results import CONDITIONS
 from analyses.study.points import Point
@@ -19,7 +19,7 @@ from analyses.study.zoo.results import Member, Zoo
 from hybridlens.display import number
 from hybridlens.display.markup import size
 from hybridlens.results.cells import PHASES
-from hybridlens.viz.blocks import Block, Chart, ChartGrid, HeatTable, Section, Table, Words
+from hybridlens.viz.blocks import Block, Chart, ChartGrid, HeatTable, Links, Section, Table, Words
 from hybridlens.viz.charts import ACCURACY, Curve, bar_chart, line_chart
 from hybridlens.viz.entries import Entry, Value, entry, signed
 from hybridlens.viz.words import DASH, PHASE_TITLES
@@ -243,10 +243,17 @@ def _points(point: Point) -> Entry:
     )
 
 
-def each(zoo: Zoo) -> Section:
-    """What every experiment's report says of every model."""
+def each(zoo: Zoo, pages: Mapping[str, dict[str, str]]) -> Section:
+    """What every experiment's report says of every model, with links to those that are there.
+
+    Args:
+        zoo: the models.
+        pages: model -> name of an experiment -> place of its report.
+    """
     blocks: list[Block] = []
     for one in zoo.members:
         rows = tuple((asked.part, " ".join(asked.finding) or asked.absent) for asked in one.asked)
         blocks.append(Table(("experiment", "finding"), rows, one.name))
+        if pages.get(one.name):
+            blocks.append(Links(f"Reports of {one.name}:", pages[one.name]))
     return Section("each", "Model by model", tuple(blocks))
