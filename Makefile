@@ -9,8 +9,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 RESULTS := results
 MODELS := tiny-jamba tiny-recurrentgemma
-# What the demo makes, the longest first.
-PARTS := $(foreach part,rankings study crossover patch states circuits,$(addsuffix -$(part),$(MODELS)))
+# What the demo makes, the longest first; of the zoo a corner, which is compared with the stored table that it shows.
+PARTS := $(foreach part,rankings study,$(addsuffix -$(part),$(MODELS))) corner-zoo \
+	$(foreach part,crossover patch states circuits,$(addsuffix -$(part),$(MODELS)))
+CORNER := tiny-qwen3.5 tiny-deltanet --parts crossover --jobs 1
 JOBS := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 # The first Python of at least 3.11 on the path; constraints.txt was tried with 3.11.
@@ -78,7 +80,8 @@ demo: $(VENV)/.installed
 $(PARTS): COMMAND = $(lastword $(subst -, ,$@))
 $(PARTS): $(VENV)/.installed
 	@log=$(RESULTS)/$@.log; $(BIN)/hybridlens $(if $(filter study,$(COMMAND)),reproduce all,$(COMMAND)) \
-		--model $(@:-$(COMMAND)=) $(if $(filter rankings,$(COMMAND)),--prompts 30) --out $(RESULTS)/$@ > $$log 2>&1 && cat $$log || { cat $$log >&2; exit 1; }
+		$(if $(filter corner-zoo,$@),$(CORNER),--model $(@:-$(COMMAND)=)) $(if $(filter rankings,$(COMMAND)),--prompts 30) \
+		--out $(RESULTS)/$@ > $$log 2>&1 && cat $$log || { cat $$log >&2; exit 1; }
 
 test: lint types unit numerics notebooks
 
@@ -103,11 +106,11 @@ numerics-default numerics-avx2: numerics-%: $(VENV)/.installed-dev
 families-table: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/families_table.py $(FAMILY)
 
-# The tables in docs/results that README, docs and notebooks state numbers of, from the demo's results; the tests fail
-# where a text says another number than is stored.
+# The tables in docs/results that README, docs and notebooks state numbers of, from the demo's results, and from those of
+# `hybridlens zoo` where they are there; the tests fail where a text says another number than is stored.
 stored-results: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stored_results $(foreach part,rankings study crossover,$(addprefix \
-		$(RESULTS)/,$(addsuffix -$(part),$(MODELS))))
+		$(RESULTS)/,$(addsuffix -$(part),$(MODELS)))) $(wildcard $(RESULTS)/zoo)
 
 # Throw-away environments under build/compat, one after the other, and a table of what passed in which.
 compat: $(VENV)/pyvenv.cfg

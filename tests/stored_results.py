@@ -1,8 +1,9 @@
 """Write what texts state into docs/results: ``make stored-results``, or ``python -m tests.stored_results FOLDER …``.
 
 Each folder of results becomes docs/results/NAME.json, NAME being the folder's: how it was made, and small tables of
-plain numbers, as shares and not as percent. `tests.stated` says how a text names them. Studies and crossovers are read
-as they were stored; rankings are put together again by their command, which opens the model and answers nothing anew.
+plain numbers, as shares and not as percent. `tests.stated` says how a text names them. Studies, crossovers and the zoo
+are read as they were stored; rankings are put together again by their command, which opens the model and answers
+nothing anew. The zoo is copied into the package too, whose command shows it beside what it computes.
 
 How it fails: `ResultsError` in one line for a folder that holds no finished run of these kinds.
 """
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analyses.experiment.options.zoo import PARTS
 from analyses.kv_cache.crossover_results import Crossover
 from analyses.kv_cache.following import following, layer_memories, whole
 from analyses.study import views
@@ -23,10 +25,14 @@ from analyses.study.comparing.reading import StoredStudy, read_study
 from analyses.study.groups import accuracy, chance, grouped
 from analyses.study.measured import Condition
 from analyses.study.under_both import splits
+from analyses.study.zoo.results import FILE, Zoo
+from analyses.study.zoo.rules import answers
+from analyses.study.zoo.stored import TABLE
 from hybridlens.display import Table
 from hybridlens.display.tables import Plain
 from hybridlens.errors import HybridLensError, ResultsError
 from hybridlens.results.store import read_artefact, read_run_record
+from hybridlens.tiny import names
 from tests.stated import STORE
 
 Tables = dict[str, Table]
@@ -130,12 +136,44 @@ KINDS: Mapping[str, Callable[[Path], Tables]] = {
 """Command -> what is stored of its folder."""
 
 
+def of_zoo(folder: Path) -> dict[str, Any]:
+    """What is written of a zoo: every number of every model, and the answers by rule."""
+    zoo = Zoo.load(folder / FILE)
+    if zoo.parts != PARTS or zoo.names != names():
+        raise ResultsError(f"{folder} holds a part of the zoo; run hybridlens zoo over all embedded models")
+    records = [read_run_record(folder / one.name / asked.part) for one in zoo.members for asked in one.asked
+               if not asked.absent]  # fmt: skip
+    found = answers(zoo)
+    rows = [(one.question, one.outcome, one.reason) for one in found]
+    sizes = [
+        (one.name, one.kind, " ".join(one.mixers), one.parameters, one.n_heads, len(one.attention), len(one.recurrent))
+        for one in zoo.members
+    ]
+    columns = ("model", "kind", "mixers", "parameters", "heads", "attention layers", "recurrent layers")
+    tables = {
+        "answers": Table(("question", "outcome", "reason"), rows),
+        "models": Table(columns, sizes),
+        "numbers": zoo.table(),
+    }
+    made = {
+        "command": "hybridlens zoo",
+        "model": ", ".join(zoo.names),
+        "weights": {one.name: one.weights for one in zoo.members},
+        "arguments": {"parts": list(zoo.parts)},
+        "finished": max(record.finished or "" for record in records),
+        "torch": records[-1].sessions[-1].environment.packages.get("torch"),
+    }
+    return {"made": made, "tables": _plain_tables(tables)}
+
+
 def stored(folder: Path) -> dict[str, Any]:
     """What is written of a folder.
 
     Raises:
         ResultsError: see the module.
     """
+    if (folder / FILE).is_file():
+        return of_zoo(folder)
     record = read_run_record(folder)
     if record.job not in KINDS or record.status != "complete":
         raise ResultsError(
@@ -151,11 +189,14 @@ def stored(folder: Path) -> dict[str, Any]:
         "finished": record.finished,
         "torch": session.environment.packages.get("torch"),
     }
-    tables = {
+    return {"made": made, "tables": _plain_tables(KINDS[record.job](folder))}
+
+
+def _plain_tables(tables: Tables) -> dict[str, Any]:
+    return {
         name: {"columns": list(table.columns), "rows": [[_plain(value) for value in row] for row in table.rows]}
-        for name, table in KINDS[record.job](folder).items()
+        for name, table in tables.items()
     }
-    return {"made": made, "tables": tables}
 
 
 def _plain(value: Any) -> Any:
@@ -183,6 +224,9 @@ def main(folders: Sequence[str]) -> int:
         for folder in map(Path, folders):
             (STORE / f"{folder.name}.json").write_text(text_of(stored(folder)), encoding="utf-8")
             print(f"docs/results/{folder.name}.json")
+            if (folder / FILE).is_file():
+                Zoo.load(folder / FILE).save(TABLE)
+                print(f"{TABLE.name} of the zoo, which comes with the package")
     except HybridLensError as error:
         print(f"stored_results: {error}", file=sys.stderr)
         return 2
