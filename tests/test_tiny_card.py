@@ -10,7 +10,7 @@ from bounds import close
 
 from hybridlens import tiny
 from hybridlens.errors import ResultsError
-from hybridlens.tiny.card import by_heads, by_length_and_depth, card, read_rows
+from hybridlens.tiny.card import PLAIN, by_heads, by_length_and_depth, card, read_rows
 
 NAME = "tiny-recurrentgemma"
 
@@ -43,6 +43,17 @@ def test_accuracy_by_length_and_depth_is_the_mean_score_over_the_highest(tmp_pat
     assert lines[2] == "| 64 | 88.7 | 108.7 | 98.7 | 14.7 | 2 |"
     assert lines[3] == "| 256 | 84.9 | 104.9 | 94.9 | 10.9 | 2 |"
     assert len(lines) == 4
+
+
+def test_of_a_study_the_plain_cells_are_taken(tmp_path: Path) -> None:
+    """Other needles, readings and semantics stand in the same table, and are no part of the card."""
+    folder = results(tmp_path / "r")
+    expected = read_rows(folder, NAME)
+    cells = pq.read_table(folder / "cells.parquet").to_pylist()
+    others = [{}, {"needle": "oslo"}, {"jrt": True}, {"reading": "omit"}, {"semantics": "published"}]
+    study = [{**cell, **PLAIN, **other} for other in others for cell in cells]
+    pq.write_table(pa.Table.from_pylist(study), folder / "cells.parquet")
+    assert read_rows(folder, NAME) == expected
 
 
 def test_the_curve_keeps_phases_and_controls_apart(tmp_path: Path) -> None:
@@ -81,4 +92,4 @@ def test_the_card_tells_the_checkpoints_own_sizes_and_settings(name: str, tmp_pa
     assert f"{info.parameters:,} parameters" in text
     assert f"train {name} --seed {made['seed']} --steps {made['steps']}" in text
     assert f"It took\n{made['seconds'] / 60:.0f} minutes" in text
-    assert "| 64 | 88.7 |" in text
+    assert f"| 64 | {'88.7' if info.n_heads else '8.7'} |" in text

@@ -10,8 +10,13 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    FalconH1ForCausalLM,
+    GraniteMoeHybridForCausalLM,
     JambaForCausalLM,
+    Lfm2ForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3_5ForCausalLM,
+    Qwen3ForCausalLM,
     RecurrentGemmaForCausalLM,
 )
 
@@ -24,7 +29,19 @@ from hybridlens.tiny.probe import probe
 from hybridlens.tiny.recipes import recipe
 from hybridlens.tiny.tokenizer import build_tokenizer, words
 
-CLASSES = {"tiny-recurrentgemma": RecurrentGemmaForCausalLM, "tiny-jamba": JambaForCausalLM}
+CLASSES = {
+    "tiny-recurrentgemma": RecurrentGemmaForCausalLM,
+    "tiny-jamba": JambaForCausalLM,
+    "tiny-granite": GraniteMoeHybridForCausalLM,
+    "tiny-qwen3.5": Qwen3_5ForCausalLM,
+    "tiny-falcon-h1": FalconH1ForCausalLM,
+    "tiny-lfm2": Lfm2ForCausalLM,
+    "tiny-qwen3": Qwen3ForCausalLM,
+    "tiny-mamba2": GraniteMoeHybridForCausalLM,
+    "tiny-deltanet": Qwen3_5ForCausalLM,
+}
+ALONE = ("tiny-mamba2", "tiny-deltanet")
+"""Recurrences alone, which do not repeat the needle without a mistake; their cards say how far they come."""
 
 
 @pytest.mark.parametrize("name", tiny.names())
@@ -41,7 +58,15 @@ def test_a_checkpoint_is_a_small_folder_of_the_real_class(name: str) -> None:
 
 def test_the_layers_are_those_that_were_asked_for() -> None:
     """From the files, as `hybridlens models` shows them."""
-    gemma, jamba = tiny.describe()
+    gemma, jamba, *zoo = tiny.describe()
+    in_turn = ("ssm", "ssm", "attention") * 2
+    for info in zoo:
+        kinds = {"tiny-qwen3": ("attention",) * 6, "tiny-falcon-h1": ("attention+ssm",) * 6}
+        wanted = ("ssm",) * 6 if info.name in ALONE else kinds.get(info.name, in_turn)
+        assert info.layers == wanted
+        assert (info.n_heads, info.n_kv_heads) == ((0, 0) if info.name in ALONE else (8, 2))
+        assert info.context == 256
+        assert 1_000_000 < info.parameters < 1_200_000
     assert gemma.layers == ("ssm", "ssm", "attention", "ssm", "ssm", "attention")
     assert (gemma.n_heads, gemma.n_kv_heads, gemma.window, gemma.context) == (8, 1, 256, 256)
     assert jamba.layers.count("attention") >= 2
@@ -63,7 +88,7 @@ def test_the_tokenizer_is_the_one_that_the_code_builds(name: str) -> None:
     assert loaded.model_max_length == recipe(name).max_length
 
 
-@pytest.mark.parametrize("name", tiny.names())
+@pytest.mark.parametrize("name", [name for name in tiny.names() if name not in ALONE])
 def test_the_paper_needle_is_repeated_without_a_mistake_at_every_length(name: str) -> None:
     """Forty prompts of exact lengths at ten depths, teacher-forced; an untrained model gets none of them.
 

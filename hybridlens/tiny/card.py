@@ -1,8 +1,8 @@
 """The model card of a tiny model, filled from measured files: no number in it is typed by hand.
 
 Mechanism: ``python -m hybridlens.tiny.card NAME --accuracy RESULTS... --curve RESULTS...`` reads the
-checkpoint's ``config.json`` and ``training.json`` and, from each results folder of ``hybridlens niah``,
-``cells.parquet`` and the highest score in ``run.json``, and writes ``README.md`` into the checkpoint's
+checkpoint's ``config.json`` and ``training.json`` and, from each results folder of ``hybridlens niah`` or
+``reproduce``, ``cells.parquet`` (of a study, its plain cells) and the highest score in ``run.json``, and writes ``README.md`` into the checkpoint's
 folder: what it was trained on and how, accuracy with all heads by length and depth with the chance level
 beside it, and accuracy against heads kept. Folders that differ in their haystack are averaged.
 
@@ -19,6 +19,18 @@ from typing import Any, NamedTuple
 
 from hybridlens import tiny
 from hybridlens.errors import HybridLensError, ResultsError
+
+PLAIN: dict[str, Any] = {
+    "jrt": False,
+    "reading": "keep",
+    "answering": "keep",
+    "scope": "layer",
+    "ranking": "",
+    "needle": "paper",
+    "semantics": "clean",
+    "boundary": "last_prompt_token",
+}
+"""What a card's cells have beside phase, k and prompt, where a folder says it."""
 
 
 class Row(NamedTuple):
@@ -44,11 +56,17 @@ def read_rows(folder: Path, name: str) -> list[Row]:
     table, record = folder / "cells.parquet", folder / "run.json"
     for file in (table, record):
         if not file.is_file():
-            raise ResultsError(f"{file} does not exist; give a folder that `hybridlens niah --out` has written")
+            raise ResultsError(
+                f"{file} does not exist; give a folder of `hybridlens niah` or `reproduce`"
+            )
     highest = _highest(json.loads(record.read_text(encoding="utf-8")))
     columns = ["model", "phase", "k", "length", "depth", "control", "score"]
     rows: list[Row] = []
-    for cell in pq.read_table(table, columns=columns).to_pylist():
+    held = pq.read_table(table)
+    plain = [column for column in PLAIN if column in held.column_names]
+    for cell in held.select([*columns, *plain]).to_pylist():
+        if any(cell[column] != PLAIN[column] for column in plain):
+            continue
         if cell["model"] != name:
             raise ResultsError(f"{table} has cells of {cell['model']!r}, expected {name!r}; give its own results")
         accuracy = cell["score"] / highest
@@ -195,8 +213,7 @@ outside what it was trained for.
 
 ## Accuracy against heads kept per layer, in percent
 
-The heads of lowest entropy are kept, in every attention layer; *generation* sparsifies decoding only,
-*prefill too* both stages.
+{_curve(info)}
 
 {by_heads(curve)}
 
@@ -223,6 +240,16 @@ def _attention(info: tiny.TinyModelInfo) -> str:
     reach = "no window" if info.window is None else f"a sliding window of {info.window} tokens"
     reach += "" if info.window is not None else ", rotary positions" if rotary else ", no positions"
     return f"Attention with {info.n_heads} heads,\n  {info.n_kv_heads} key-value head(s), {reach}."
+
+
+def _curve(info: tiny.TinyModelInfo) -> str:
+    """What the table of heads kept is of."""
+    if not info.n_heads:
+        return "There is no head to keep: k = 0 is the model as it is."
+    return (
+        "The heads of lowest entropy are kept, in every attention layer; *generation* sparsifies decoding only,\n"
+        "*prefill too* both stages."
+    )
 
 
 def _at_most(recipe: dict[str, Any]) -> str:
