@@ -2,9 +2,10 @@
 
 Mechanism: ``python -m hybridlens.tiny.card NAME --accuracy RESULTS... --curve RESULTS...`` reads the
 checkpoint's ``config.json`` and ``training.json`` and, from each results folder of ``hybridlens niah`` or
-``reproduce``, ``cells.parquet`` (of a study, its plain cells) and the highest score in ``run.json``, and writes ``README.md`` into the checkpoint's
-folder: what it was trained on and how, accuracy with all heads by length and depth with the chance level
-beside it, and accuracy against heads kept. Folders that differ in their haystack are averaged.
+``reproduce``, ``cells.parquet`` (of a study, its plain cells) and the highest score in ``run.json``. It writes
+``README.md`` into the checkpoint's folder: what it was trained on and how, accuracy with all heads by length and
+depth with the chance level beside it, and accuracy against heads kept. Folders that differ in their haystack are
+averaged.
 
 How it fails: that the folders measured this checkpoint, with the paper's needle, is the caller's to see to;
 cells of another model's name raise `ResultsError`.
