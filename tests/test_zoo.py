@@ -20,6 +20,7 @@ from test_comparing import stored
 from analyses import kv_cache
 from analyses.cli import main
 from analyses.experiment.options.zoo import PARTS as NAMES
+from analyses.experiment.running import Stopped
 from analyses.kv_cache.following import RECURRENT, following
 from analyses.study.zoo import making, reading
 from analyses.study.zoo.making import Subject, Task, make, subjects_of
@@ -132,7 +133,7 @@ def a_task(folder: Path, words: list[str], name: str = "m") -> Task:
 def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     bad, good = a_task(tmp_path, ["niah", "--model", "no-such-model"], "bad"), a_task(tmp_path, ["families"], "good")
     with pytest.raises(ResultsError, match=r"not finished: circuits of bad \(.*no-such-model.*\); the rest is kept"):
-        making._work([bad, good], 1, 1, lambda left: None)
+        making._work([bad, good], 1, 1, tmp_path, lambda left: None)
     assert good.finished()
     assert not bad.finished()
 
@@ -155,8 +156,8 @@ def test_processes_are_stopped_with_the_one_that_began_them(tmp_path: Path, monk
 
     monkeypatch.setattr(making, "_begin", begin)
     monkeypatch.setattr(making, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
-    with pytest.raises(KeyboardInterrupt):
-        making._work([a_task(tmp_path, []), a_task(tmp_path, [])], 2, 1, lambda left: None)
+    with pytest.raises(Stopped, match=r"what is done is kept in .*: the same command goes on from there"):
+        making._work([a_task(tmp_path, []), a_task(tmp_path, [])], 2, 1, tmp_path, lambda left: None)
     assert [process.returncode for process in begun] == [128 + signal.SIGTERM] * 2
 
 

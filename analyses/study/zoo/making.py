@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from analyses.experiment.checkpoints import meta_lens
+from analyses.experiment.running import Stopped
 from analyses.study.zoo.parts import PARTS, Part
 from hybridlens.boundary import public
 from hybridlens.config import LensConfig
@@ -151,6 +152,7 @@ def make(
 
     Raises:
         ResultsError: some failed; what the others made is kept.
+        Stopped: Ctrl-C or SIGTERM.
     """
     refused: dict[tuple[str, str], str] = {}
     tasks: list[Task] = []
@@ -164,11 +166,12 @@ def make(
             tasks.append(Task(subject, PARTS[name], folder, PARTS[name].words(subject.model, folder, device, dtype)))
     todo = [task for task in tasks if not task.finished()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    _work(todo, jobs or cores, max(1, cores // (jobs or cores)), lambda n: progress(len(tasks) - n, len(tasks)))
+    threads = max(1, cores // (jobs or cores))
+    _work(todo, jobs or cores, threads, out, lambda n: progress(len(tasks) - n, len(tasks)))
     return refused
 
 
-def _work(todo: list[Task], jobs: int, threads: int, left: Callable[[int], None]) -> None:
+def _work(todo: Sequence[Task], jobs: int, threads: int, out: Path, left: Callable[[int], None]) -> None:
     """Have processes do all tasks, so many at once."""
     waiting, failed = list(todo), list[str]()
     running: list[tuple[Task, subprocess.Popen[bytes]]] = []
@@ -187,8 +190,10 @@ def _work(todo: list[Task], jobs: int, threads: int, left: Callable[[int], None]
                 else:
                     task.finish()
                 left(len(waiting) + len(running))
-    except BaseException:
+    except BaseException as stop:
         _stop([process for _, process in running])
+        if isinstance(stop, KeyboardInterrupt):
+            raise Stopped(out, stop) from None
         raise
     if failed:
         raise ResultsError(
