@@ -25,7 +25,7 @@ from hybridlens.niah import essay_sentences
 from hybridlens.tiny.documents import filler_sentences
 
 TRAINED_SEED = 0
-"""Of the training runs of both embedded models."""
+"""Of the training runs of the embedded models."""
 
 
 def filler_tokens(lens: HybridLens, length: int, rows: int, seed: int = 0) -> Int[Tensor, "row pos"]:
