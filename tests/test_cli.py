@@ -20,6 +20,7 @@ from transformers import BertConfig, PreTrainedTokenizer
 
 import hybridlens as hl
 from analyses.cli import main
+from analyses.commands.experiments import EXPERIMENTS
 from analyses.experiment import checkpoints
 from hybridlens import niah
 from hybridlens.results import read_run
@@ -226,6 +227,25 @@ def test_broken_checkpoints_are_refused(checkpoint: Path, tmp_path: Path, capsys
     (folder / "config.json").write_text("{ no json")
     assert "config.json is damaged (Expecting property name" in refused(run, capsys)
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def wordless(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same folder without the files of its tokenizer."""
+    folder = tmp_path_factory.mktemp("wordless") / "model"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*token*"))
+    return folder
+
+
+@pytest.mark.parametrize("name", [one.name for one in EXPERIMENTS if one.options.model_fields["model"].is_required()])
+def test_no_experiment_goes_without_a_tokenizer(
+    name: str, wordless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each says in one line what is missing and how to mend it, before it makes a folder."""
+    more = ["--measure"] if name == "circuits" else []  # which reads weights alone without
+    line = refused([name, *more, "--model", wordless, "--out", tmp_path / "run"], capsys)
+    assert f"{wordless} has no tokenizer, which the prompts are made with; add its files (tokenizer.json" in line
+    assert not (tmp_path / "run").exists()
 
 
 class SlowTokenizer(PreTrainedTokenizer):

@@ -32,7 +32,7 @@ from hybridlens.display import (
 )
 from hybridlens.display.markup import parted
 from hybridlens.errors import InputError
-from hybridlens.viz import Plot, Plotted
+from hybridlens.viz import Plot, Plotted, entries, words
 
 HOSTILE = "</div></style><script>alert(1)</script>&<b>"
 TAGS = {
@@ -319,6 +319,16 @@ def test_numbers_in_words() -> None:
         "1.0 MB",
         "2.5 GB",
     ]
+
+
+def test_a_rounded_zero_has_no_sign() -> None:
+    """What a table shows of a share just below 0 is 0; what is further below has a minus, not a hyphen."""
+    assert [number(x) for x in (-0.0, 0.0, -1e-9)] == ["0", "0", "−1e−09"]
+    shares, wholes = ("0.0", "0.0", "−0.1", "97.3"), ("0", "0", "−2", "0.4")
+    assert [entries.percent(x) for x in (-0.0, -4e-4, -6e-4, 0.973)] == [f"{said}\u00a0%" for said in shares]
+    assert [words.percent(x) for x in (-0.0, -4e-3, -0.02, 0.004)] == [f"{said}\u00a0%" for said in wholes]
+    assert entries.signed(-0.04, -1.5, 0.04) == "+0.0 to −1.5 to +0.0"
+    assert entries.interval(entries.Value(0.0, -0.0004, 0.02, 9)) == "0.0 to 2.0"
 
 
 def test_counts_in_words_are_grammatical() -> None:

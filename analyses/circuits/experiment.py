@@ -26,7 +26,7 @@ from analyses.experiment.filler import filler_tokens
 from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.parts import Part, stage
 from analyses.experiment.room import room
-from analyses.experiment.running import Experiment, Progress, commit_facts, model_facts
+from analyses.experiment.running import Experiment, Progress, check_tokenizer, commit_facts, model_facts
 from analyses.heads.needle_heads import Look, look
 from analyses.heads.ranking import HeadRanking, ranking_table
 from hybridlens import machine, niah, tiny
@@ -100,6 +100,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         """With the model where it is to be run, else its weights alone."""
         if options.model in tiny.names() if options.measure is None else options.measure:
             lens = open_model(files, device, dtype)
+            check_tokenizer(lens, options.model)
             length = min(TEXT_TOKENS, lens.cfg.n_ctx or TEXT_TOKENS)
             return cls(lens, options, filler_tokens(lens, length, TEXT_ROWS, options.seed))
         quieten()

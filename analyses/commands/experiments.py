@@ -50,8 +50,9 @@ EXPERIMENTS: tuple[Declared, ...] = (
 
         Rankings made by running the model (entropy, retrieval score, needle mass, ablation) and from its weights alone
         (copying, matching, induction, retrieval strength), beside random ones and the paper's entropy at run time.
-        Prompts are added until every ranking is told apart from the best, or is equal to it, within --precision, or
-        --prompts are read; the same command goes on where it was stopped, with more --prompts too.
+        Compared is the area under accuracy, 0 to 1, over the numbers of heads kept. Prompts are added until every
+        ranking is told apart from the best or equal to it within --precision, or until --prompts are read; the same
+        command goes on where it was stopped, with more --prompts too.
         """,
     ),
     Declared(
@@ -60,8 +61,10 @@ EXPERIMENTS: tuple[Declared, ...] = (
         "analyses.study.reduced.experiment:ReduceRun",
         """How small attention may be and still retrieve: fewer or narrower heads, fewer bits, a window, the best keys.
 
-        Retrieval against bytes held a token and multiplications a token decoded, without training and after a short
-        fine-tune of attention alone. The same command goes on where a run was stopped, and sizes may be added.
+        Each of these stands in attention's place while needle prompts are read and answered. What it retrieves is set
+        against its cost, bytes held a token and multiplications a token decoded, without training and after a short
+        fine-tune of attention alone (for models with the tiny models' tokenizer; give --steps 0 for others). The same
+        command goes on where a run was stopped, and sizes may be added.
         """,
     ),
     Declared(
@@ -98,8 +101,8 @@ EXPERIMENTS: tuple[Declared, ...] = (
         "analyses.study.capacity.experiment:CapacityRun",
         """Recall as the number of facts grows: how many a model holds, with attention and with it taken away.
 
-        Prompts have one length; only the number of facts changes, one of which is asked for. Any causal model, hybrid
-        or pure. The same command goes on where a run was stopped.
+        Prompts have one length; only the number of facts changes, one of which is asked for. Each has a control in
+        which that fact is left out. Any causal model, hybrid or pure. The same command goes on where a run was stopped.
         """,
     ),
     Declared(
@@ -108,8 +111,9 @@ EXPERIMENTS: tuple[Declared, ...] = (
         "analyses.study.training_curves.experiment:CurvesRun",
         """Training as measured curves: what each kept checkpoint retrieves, from which memory, and what weights say.
 
-        The runs are work folders of python -m hybridlens.tiny.train NAME --keep-every N, which may still go on. The
-        same command measures what has come since; a checkpoint that has been measured may be deleted.
+        Each run is a folder, .training/NAME-SEED by default, that python -m hybridlens.tiny.train NAME with
+        --keep-every N writes, or is still writing. The same command measures what has come since; a checkpoint that
+        has been measured may be deleted.
         """,
         positional="runs",
     ),

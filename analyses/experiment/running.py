@@ -104,7 +104,7 @@ class Experiment(ABC, Generic[O, T]):
         weights_hash: digest of the model's weights; None to work it out.
 
     Raises:
-        InputError: the model, or what of it the options need, rules the experiment out.
+        InputError: the model, or what of it the options need, rules the experiment out; or it has no tokenizer.
     """
 
     job: ClassVar[str]
@@ -125,6 +125,7 @@ class Experiment(ABC, Generic[O, T]):
         """Of a hub id: the one that was opened."""
         self.weights_hash = lens_hash(lens) if weights_hash is None else weights_hash
         self.check(options, lens.cfg)
+        check_tokenizer(lens, options.model)
 
     @classmethod
     def waves_of(cls, options: O) -> int:
@@ -246,6 +247,23 @@ class Experiment(ABC, Generic[O, T]):
                 **(facts or {}),
             },
             growing=growing,
+        )
+
+
+def check_tokenizer(lens: HybridLens, model: str) -> None:
+    """Refuse a lens without a tokenizer, which the prompts of every experiment are made with.
+
+    Args:
+        lens: the model.
+        model: what results call it.
+
+    Raises:
+        InputError: saying so.
+    """
+    if lens.tokenizer is None:
+        raise InputError(
+            f"{model} has no tokenizer, which the prompts are made with; add its files (tokenizer.json and "
+            "tokenizer_config.json) to the folder, or give HybridLens one"
         )
 
 

@@ -259,6 +259,6 @@ def crossover_table(found: Crossover, model: str, window: int | None) -> str:
             told = percent_interval(one.memory.mean, *one.memory.interval)
             others = [f"{100 * share.mean:.1f}" for share in (one.rest, one.neither)]
             where = "" if window is None else "inside" if inside else "outside"
-            rows.append([where, memory.words, told, *others, f"{one.shift:+.1f}".replace("-0.0", "+0.0")])
+            rows.append([where, memory.words, told, *others, f"{one.shift:+z.1f}".replace("-", "−")])
     title = f"{model}: answers in % (95 % interval over prompt pairs); shift towards the memory's needle in nats"
     return f"{title}\n{columns(rows, left=2)}"

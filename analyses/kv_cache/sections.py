@@ -171,7 +171,7 @@ def _map(found: DamageMap, title: str, limit: float) -> Chart:
 
 def _intact(found: DamageMap) -> str:
     values = float(found.intact.logprob_a), float(found.intact.logprob_b)
-    a, b = (f"{round(value, 1) + 0.0:.1f}".replace("-", "−") for value in values)
+    a, b = (f"{value:z.1f}".replace("-", "−") for value in values)
     start, stop = found.spans[-1]
     return (
         f"a prompt of {many(len(found.tokens), 'token')}, needle “{found.pair}” at {start}–{stop - 1}; log-probability "

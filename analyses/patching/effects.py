@@ -119,4 +119,4 @@ def position(label: str) -> str:
 
 def number(value: float, sign: str = "") -> str:
     """An effect as text: "0.83", "−0.02", "0.00"; with sign="+" also "+0.83"."""
-    return f"{round(value, 2) + 0.0:{sign}.2f}".replace("-", "−") if value == value else DASH
+    return f"{value:{sign}z.2f}".replace("-", "−") if value == value else DASH

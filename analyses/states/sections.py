@@ -248,7 +248,7 @@ def best_probe(probes: StateProbes) -> BestProbe:
 
 
 def _signed(change: float | Tensor) -> str:
-    return f"{float(change):+.3f}".replace("-", "−")
+    return f"{float(change):+z.3f}".replace("-", "−")
 
 
 def _accuracy(read: Read, *place: int) -> Entry:

@@ -1,7 +1,8 @@
 """The prompts of an experiment, made of its options for one needle.
 
-How it fails: what depends on the model raises `InputError`: no tokenizer or one without offsets, too small a context,
-k above its heads, semantics that its dtype cannot have, a budget of memory below one prompt.
+How it fails: what depends on the model raises `InputError`: a tokenizer without offsets, too small a context, k above
+its heads, semantics that its dtype cannot have, a budget of memory below one prompt. That there is a tokenizer is for
+the experiment to see to (`analyses.experiment.running`).
 """
 
 from __future__ import annotations
@@ -50,7 +51,6 @@ def prompts_of(
     Raises:
         InputError: see the module, and `hybridlens.niah.grid`.
     """
-    check_tokenizer(lens, options)
     check_semantics(semantics, lens.dtype)
     how: dict[str, Any] = {
         "depths": options.depths if depths is None else depths,
@@ -72,18 +72,6 @@ def prompts_of(
     order = {length: index for index, length in enumerate(lengths)}
     prompts.sort(key=lambda prompt: order[prompt.length])
     return prompts
-
-
-def check_tokenizer(lens: HybridLens, options: AnswerOptions) -> None:
-    """Refuse a model without one.
-
-    Raises:
-        InputError: saying so.
-    """
-    if lens.tokenizer is None:
-        raise InputError(
-            f"{options.model} has no tokenizer, which the prompts are made with; add its files to the folder"
-        )
 
 
 def longest(lens: HybridLens, options: PromptOptions) -> int:

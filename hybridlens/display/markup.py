@@ -129,13 +129,13 @@ def parted(one: str, other: str, most: int) -> tuple[str, str]:
 
 
 def number(value: float | int, digits: int = 4) -> str:
-    """A number in a few digits, with a minus sign; whole numbers in full."""
+    """A number in a few digits, with a minus sign, which zero never has; whole numbers in full."""
     if isinstance(value, int):
         return f"{value}".replace("-", "−")
     if not math.isfinite(value):
         return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
     whole = 10**digits <= abs(value) + 0.5 < 1e9  # which Python would write with an exponent
-    return (f"{value:.0f}" if whole else f"{value:.{digits}g}").replace("-", "−")
+    return (f"{value:.0f}" if whole else f"{value:z.{digits}g}").replace("-", "−")
 
 
 def count(n: int) -> str:

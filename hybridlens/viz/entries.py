@@ -41,13 +41,13 @@ class Value(NamedTuple):
 
 
 def percent(value: float) -> str:
-    """A share as tables have it: "97.3 %"; a dash where it is NaN."""
-    return DASH if math.isnan(value) else f"{100 * value:.1f}\u00a0%"
+    """A share as tables have it: "97.3 %", "−0.1 %"; what rounds to zero has no sign, and NaN is a dash."""
+    return DASH if math.isnan(value) else f"{100 * value:z.1f}\u00a0%".replace("-", "−")
 
 
 def interval(value: Value) -> str:
     """The interval of a share: "95.0 to 98.8"; empty where there is none."""
-    return "" if math.isnan(value.low) else f"{100 * value.low:.1f} to {100 * value.high:.1f}"
+    return "" if math.isnan(value.low) else f"{100 * value.low:z.1f} to {100 * value.high:z.1f}".replace("-", "−")
 
 
 def entry(value: Value) -> Entry:
@@ -68,4 +68,4 @@ def difference(value: Value) -> Entry:
 
 def signed(*points: float) -> str:
     """Points with their signs, "+1.5" or "−2.0 to +3.1"."""
-    return " to ".join(f"{x:+.1f}".replace("-", "−") for x in points)
+    return " to ".join(f"{x:+z.1f}".replace("-", "−") for x in points)

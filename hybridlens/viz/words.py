@@ -30,7 +30,7 @@ _CLOSE = 0.1  # accuracies nearer than this to chance are said to be near it
 
 def percent(value: float) -> str:
     """An accuracy between 0 and 1 as people read it, "97 %" or "0.4 %", with a space that never breaks."""
-    return f"{100 * value:.1f}\u00a0%" if 0 < value < 0.01 else f"{100 * value:.0f}\u00a0%"
+    return f"{100 * value:.1f}\u00a0%" if 0 < value < 0.01 else f"{100 * value:z.0f}\u00a0%".replace("-", "−")
 
 
 def heads(k: int) -> str:

@@ -24,13 +24,15 @@ class CapacityConfig(AnswerOptions):
     """Options of recall against the number of facts; a field with a description is one of the command's."""
 
     facts: Annotated[MaybeNumbers, AfterValidator(_some)] = Field(
-        None, description="Numbers of facts in a prompt, like 1,2,4; 1,2,4,8,16 as far as they fit when left out."
+        None, description="Numbers of facts in a prompt, like 1,2,4; when left out, those of 1,2,4,8,16 that fit."
     )
     form: Annotated[str, one_of(FORMS, "--form")] = Field(
         "best-thing", description="What facts say: best-thing (the paper's form) or secret-word (shorter)."
     )
     length: int | None = Field(
-        None, ge=1, le=10**6, description="Tokens of every prompt; about what the most facts need when left out."
+        None, ge=1, le=10**6, description="Tokens of every prompt; when left out, about what --facts needs."
     )
-    prompts: int = Field(48, ge=1, le=10_000, description="Prompts for each number of facts, each with its control.")
+    prompts: int = Field(
+        48, ge=1, le=10_000, description="Prompts for each number of facts; there are as many controls."
+    )
     max_new_tokens: int = Field(40, ge=1, le=100_000, description="Longest answer, in tokens.")

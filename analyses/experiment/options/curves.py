@@ -29,11 +29,10 @@ class CurvesConfig(PromptOptions):
     revision: str | None = None
     runs: Annotated[tuple[str, ...], AfterValidator(once)] = Field(
         (),
-        description="Work folders of python -m hybridlens.tiny.train NAME --keep-every N, one a run: seeds and "
-        "architectures beside each other.",
+        description=f"Folders of runs of training, up to {MOST_RUNS}: seeds and architectures beside each other.",
     )
     lengths: MaybeNumbers = Field(
-        None, description="Prompt lengths in tokens; by default the shortest and the longest of a study."
+        None, description="Prompt lengths in tokens; the shortest and the longest of a study when left out."
     )
     depths: Depths = Field((0, 30, 60, 90), description="Needle depths in percent, 0 the start.")
     needles: Needles = Field(None, description="A JSON file, or built-in names like oslo,code; six of them by default.")

@@ -60,7 +60,6 @@ class RankingsConfig(PromptOptions):
         draws: random rankings, the level to beat; none where rankings named "random …" are given.
         precision: the difference in area that has to be told apart (`analyses.study.rankings.deciding`).
         prompts: the budget: no look is taken at more, but for the first.
-        lengths: tokens of the test prompts; None for the two shortest of the ten that a study has.
         calibration: the prompts that rankings are made on.
         filler_rows: texts whose loss is taken; 0 for none.
         filler_length: tokens of each.
@@ -69,7 +68,7 @@ class RankingsConfig(PromptOptions):
         task_limit: items of each task at most; None for all.
     """
 
-    rankings: MaybeWords = Field(None, description="Some of them, like entropy,copying; all when left out.")
+    rankings: MaybeWords = Field(None, description="Which are compared, like entropy,copying; all when left out.")
     counts: MaybeNumbers = Field(None, description="Heads kept, like 0,4,8 or 0..16; from none to all when left out.")
     scope: Annotated[str, one_of(SCOPES)] = Field(
         "model", description="model: so many heads of the model are kept; layer: so many of each layer."
@@ -77,16 +76,19 @@ class RankingsConfig(PromptOptions):
     phase: Annotated[str, one_of(PHASES)] = Field(
         "both", description="both: heads are silent while reading and answering; generation: answering only."
     )
-    draws: int = Field(10, ge=0, description="Random rankings beside them.")
+    draws: int = Field(10, ge=0, description="Random rankings, the level to beat.")
+    lengths: MaybeNumbers = Field(
+        None, description="Prompt lengths in tokens; the two shortest of a study's ten when left out."
+    )
     depths: Depths = Field((0, 25, 50, 75, 100), description="Needle depths in percent, 0 the start.")
     needles: Needles = Field(
         None, description="A JSON file, or built-in names like oslo,code; three of them by default."
     )
     precision: float = Field(
-        0.03, gt=0, lt=1, description="Difference in area that has to be told apart; prompts are added until it is."
+        0.03, gt=0, lt=1, description="Difference in area that matters; prompts are added until it is told apart."
     )
     prompts: int = Field(
-        480, ge=1, description="Most prompts; the first, of all needles, lengths and depths, are read in any case."
+        480, ge=1, description="Prompts read at most; one of each needle, length and depth is read in any case."
     )
     run_time: bool = True
     calibration: Calibration = Calibration()

@@ -38,21 +38,31 @@ class ReduceConfig(PromptOptions):
         tokens: of a step of the fine-tune.
         rate: its highest learning rate.
         save_every: steps between states to go on from.
-        lengths: tokens of the prompts; None for the two shortest of the ten that a study has.
     """
 
+    lengths: MaybeNumbers = Field(
+        None, description="Prompt lengths in tokens; the two shortest of a study's ten when left out."
+    )
     depths: Depths = Field((0, 25, 50, 75, 100), description="Needle depths in percent, 0 the start.")
     needles: Needles = Field(
         None, description="A JSON file, or built-in names like oslo,code; three of them by default."
     )
-    rankings: MaybeWords = Field(None, description="By which heads are left, like entropy,copying; all when left out.")
-    counts: MaybeNumbers = Field(None, description="Heads left of the model, like 1,2,4; powers of two when left out.")
-    widths: Sizes = Field((1, 2, 4, 8), description="Numbers held of each head's key, and of its value.")
-    bits: Annotated[Numbers, AfterValidator(_bits)] = Field((4, 2, 1), description="Of keys and values.")
-    windows: Sizes = Field((8, 32, 128), description="Last keys that a query sees.")
-    keys: Sizes = Field((1, 2, 4, 8), description="Keys of highest score that a head keeps at each query.")
-    steps: int = Field(100, ge=0, le=1000, description="Of a fine-tune of each module alone; 0 for none.")
-    share: float = Field(0.8, gt=0, le=1, description="Of the whole module's retrieval that the knee keeps.")
+    rankings: MaybeWords = Field(
+        None, description="Rankings whose best heads are left, like entropy,copying; all when left out."
+    )
+    counts: MaybeNumbers = Field(
+        None, description="Fewer heads: how many of the model, like 1,2,4; powers of two when left out."
+    )
+    widths: Sizes = Field((1, 2, 4, 8), description="Narrower heads: numbers held of each key, and of each value.")
+    bits: Annotated[Numbers, AfterValidator(_bits)] = Field(
+        (4, 2, 1), description="Fewer bits, 1 to 8: of each number that is held of keys and values."
+    )
+    windows: Sizes = Field((8, 32, 128), description="A window: the last keys that a query sees, its own included.")
+    keys: Sizes = Field((1, 2, 4, 8), description="The best keys: how many of highest score each head keeps a query.")
+    steps: int = Field(100, ge=0, le=1000, description="Steps of the fine-tune of each smaller attention; 0 for none.")
+    share: float = Field(
+        0.8, gt=0, le=1, description="Share of the whole attention's score from which on retrieval counts as kept."
+    )
     tokens: int = Field(2000, ge=1)
     rate: float = Field(5e-4, gt=0)
     save_every: int = Field(50, ge=1)

@@ -25,7 +25,7 @@ from analyses.study.capacity.forms import FORMS, NEITHER, told
 from analyses.study.capacity.prompts import FactPrompt, Laid, fact_prompts, filler, lay, least_length, usual_length
 from analyses.study.capacity.report import article_of, capacity_table
 from analyses.study.capacity.results import SILENT, UNTOUCHED, Capacity, FactAnswer, memory_sizes
-from analyses.study.prompts import check_budget_of, check_tokenizer
+from analyses.study.prompts import check_budget_of
 from hybridlens import niah
 from hybridlens.config import LensConfig
 from hybridlens.model import HybridLens
@@ -44,7 +44,7 @@ class CapacityRun(Experiment[CapacityConfig, Capacity]):
     """Recall against the number of facts, of any causal model.
 
     Raises:
-        InputError: no tokenizer, or one that cannot serve; facts, a length or a haystack that do not fit.
+        InputError: a tokenizer that cannot serve; facts, a length or a haystack that do not fit.
     """
 
     job = "capacity"
@@ -53,7 +53,6 @@ class CapacityRun(Experiment[CapacityConfig, Capacity]):
 
     def __init__(self, lens: HybridLens, options: CapacityConfig, weights_hash: str | None = None) -> None:
         super().__init__(lens, options, weights_hash)
-        check_tokenizer(lens, options)
         self.counts, laid = self._laid()
         some = options.haystack or niah.essays(options.seed)
         self.length = options.length or usual_length(laid, some, self._limit())

@@ -129,14 +129,14 @@ def capacity_table(found: Capacity) -> str:
     ]
     for one in found.recalls:
         shares = (f"{100 * share.value:.1f}" for share in (one.other, one.neither, one.control, one.strange))
-        low, high = (f"{x:.2f}".replace("-0.00", "0.00") for x in (one.held.low, one.held.high))
+        held, low, high = (f"{x:z.2f}".replace("-", "−") for x in one.held)
         rows.append(
             [
                 one.condition,
                 str(one.facts),
                 percent_interval(*one.right),
                 *shares,
-                f"{one.held.value:.2f}".replace("-0.00", "0.00") + f" ({low} to {high})",
+                f"{held} ({low} to {high})",
             ]
         )
     title = f"{found.model}: answers in % to prompts of {found.length} tokens; {found.memory.summary()}"

@@ -165,11 +165,11 @@ def _value(share: Measured, n: int) -> Value:
 
 
 def _number(value: Measured, factor: int = 1) -> Entry:
-    mean, low, high = (f"{factor * x:.{1 if factor > 1 else 2}f}".replace("-", "−") for x in value)
+    mean, low, high = (f"{factor * x:z.{1 if factor > 1 else 2}f}".replace("-", "−") for x in value)
     return mean, f"{low} to {high}".replace(" ", "\u00a0")
 
 
 def held_words(one: Recall) -> str:
     """Facts held with their interval: "7.5 of 8 (6.9 to 8.0)"."""
-    value, low, high = (f"{x:.1f}".replace("-0.0", "0.0").replace("-", "−") for x in one.held)
+    value, low, high = (f"{x:z.1f}".replace("-", "−") for x in one.held)
     return f"{value} of {many(one.facts, 'fact')} ({low} to {high})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from analyses.experiment.options.rankings import RankingsConfig
-from analyses.study.prompts import check_tokenizer, longest, prompts_of
+from analyses.study.prompts import longest, prompts_of
 from hybridlens import niah
 from hybridlens.config import LensConfig
 from hybridlens.display import many
@@ -49,11 +49,10 @@ def prompt_lengths(lens: HybridLens, config: RankingsConfig) -> tuple[int, ...]:
     """Tokens of the test prompts: those given, or the two shortest of the ten that a study has.
 
     Raises:
-        InputError: no tokenizer, or a context too short.
+        InputError: a context too short.
     """
     if config.lengths is not None:
         return config.lengths
-    check_tokenizer(lens, config)
     how: dict[str, Any] = {"template": config.template, "haystack": config.haystack, "seed": config.seed}
     shortest = max(
         niah.shortest_length(lens.tokenizer, needle=needle, **how) for needle in (*config.hidden, *config.learned)

@@ -26,6 +26,7 @@ from analyses.circuits.composition import KINDS
 from analyses.circuits.results import HeadCircuits
 from analyses.circuits.running import circuits
 from analyses.experiment.options.curves import CurvesConfig
+from analyses.experiment.running import check_tokenizer
 from analyses.heads.answering import answer_cells
 from analyses.kv_cache import following as memories
 from analyses.kv_cache.crossover import crossover
@@ -34,7 +35,7 @@ from analyses.kv_cache.mixes import Mix, mixes
 from analyses.kv_cache.pairs import PromptPair, prompt_pairs
 from analyses.kv_cache.twins import paired
 from analyses.study.points import Point, absent, measured
-from analyses.study.prompts import check_tokenizer, longest, prompts_of
+from analyses.study.prompts import longest, prompts_of
 from analyses.study.rankings.calibration import SEED_STEP
 from analyses.study.training_curves.results import (
     ANSWERS,
@@ -97,7 +98,7 @@ def make_prompts(lens: HybridLens, options: CurvesConfig) -> Prompts:
     Raises:
         InputError: no tokenizer, or see `analyses.study.prompts` and `hybridlens.niah.grid`.
     """
-    check_tokenizer(lens, options)
+    check_tokenizer(lens, options.model)
     how: dict[str, Any] = {"template": options.template, "haystack": options.haystack, "seed": options.seed}
     lengths = options.lengths
     if lengths is None:
