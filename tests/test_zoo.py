@@ -131,7 +131,13 @@ def a_task(folder: Path, words: list[str], name: str = "m") -> Task:
 
 
 def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    """A refusal that leaves no run is kept as one; anything else that is not done is a failure."""
     bad, good = a_task(tmp_path, ["niah", "--model", "no-such-model"], "bad"), a_task(tmp_path, ["families"], "good")
+    ((task, line),) = making._work([bad], 1, 1, tmp_path, lambda left: None)
+    assert task is bad
+    assert "no-such-model" in line
+    bad.folder.mkdir()
+    (bad.folder / "run.json").write_text("{}")
     with pytest.raises(ResultsError, match=r"not finished: circuits of bad \(.*no-such-model.*\); the rest is kept"):
         making._work([bad, good], 1, 1, tmp_path, lambda left: None)
     assert good.finished()

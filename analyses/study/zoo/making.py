@@ -4,8 +4,9 @@ A finished run is known by a mark beside its folder, which holds a digest of its
 configuration, and of the run itself; it is not opened again. What is not finished is gone on with by the same command.
 Processes have as many threads as there are cores for each.
 
-How it fails: an experiment that a model's sizes rule out is not begun, and its refusal kept. One that refuses when it
-is begun, or fails, leaves its output in a log; the others go on, and then `ResultsError` names it. Where this process
+How it fails: an experiment that a model rules out, by its sizes or by what it answers, is no failure: its refusal is
+kept. One that fails leaves its output in a log; the others go on, and then `ResultsError` names it, as it does where
+every experiment was refused. Where this process
 is stopped, so are those it began, which keep what they have done.
 """
 
@@ -30,7 +31,7 @@ from hybridlens.loading import checkpoint
 from hybridlens.results import hash_json, hash_weights
 from hybridlens.results.folder import digest_of
 from hybridlens.results.provenance import read_json, usable, write_json
-from hybridlens.results.record import read_record
+from hybridlens.results.record import RECORD, read_record
 
 POLL = 0.2
 """Seconds between looks at the processes."""
@@ -148,7 +149,7 @@ def make(
         progress: called with what is done and what there is in all.
 
     Returns:
-        (model's name, part) -> the refusal of what a model's sizes rule out.
+        (model's name, part) -> the refusal of what a model rules out.
 
     Raises:
         ResultsError: some failed; what the others made is kept.
@@ -167,13 +168,21 @@ def make(
     todo = [task for task in tasks if not task.finished()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, cores // (jobs or cores))
-    _work(todo, jobs or cores, threads, out, lambda n: progress(len(tasks) - n, len(tasks)))
-    return refused
+    made = _work(todo, jobs or cores, threads, out, lambda n: progress(len(tasks) - n, len(tasks)))
+    if made and len(made) == len(tasks):
+        raise ResultsError(f"every experiment was refused; {made[0][0].said}: {made[0][1]}")
+    return refused | {(task.subject.name, task.part.name): line for task, line in made}
 
 
-def _work(todo: Sequence[Task], jobs: int, threads: int, out: Path, left: Callable[[int], None]) -> None:
-    """Have processes do all tasks, so many at once."""
-    waiting, failed = list(todo), list[str]()
+def _work(
+    todo: Sequence[Task], jobs: int, threads: int, out: Path, left: Callable[[int], None]
+) -> list[tuple[Task, str]]:
+    """Have processes do all tasks, so many at once; returns those that were refused, with the line that says why.
+
+    An experiment refuses what its model rules out before it touches its folder (`analyses.experiment.running`), and so
+    a command that ends with a line and leaves no run has nothing to ask. It is tried again by the next session.
+    """
+    waiting, failed, refused = list(todo), list[str](), list[tuple[Task, str]]()
     running: list[tuple[Task, subprocess.Popen[bytes]]] = []
     left(len(todo))
     try:
@@ -185,7 +194,9 @@ def _work(todo: Sequence[Task], jobs: int, threads: int, out: Path, left: Callab
             ended = [(task, process) for task, process in running if process.poll() is not None]
             for task, process in ended:
                 running.remove((task, process))
-                if process.returncode:
+                if process.returncode == REFUSED and not (task.folder / RECORD).exists():
+                    refused.append((task, _last(task.log, REFUSED)))
+                elif process.returncode:
                     failed.append(f"{task.said} ({_last(task.log, process.returncode)})")
                 else:
                     task.finish()
