@@ -210,6 +210,7 @@ def _work(
         raise ResultsError(
             f"not finished: {'; '.join(failed)}; the rest is kept, and the same command tries these again"
         )
+    return refused
 
 
 def _begin(task: Task, threads: int) -> subprocess.Popen[bytes]:
