@@ -109,7 +109,7 @@ def said(point: Point) -> str:
     if point.value is None:
         return f"not measured ({point.absent})"
     ends = "" if point.low is None or point.high is None else f" ({100 * point.low:.1f} to {100 * point.high:.1f})"
-    return f"{percent(point.value)}{ends}"
+    return f"{percent(point.value)}{ends}".replace("-", "−")
 
 
 def _any(members: Sequence[Member], quantity: str, lacking: str) -> tuple[Outcome, list[str], str]:
