@@ -87,7 +87,7 @@ def test_in_steps_by_hand() -> None:
             niah.in_steps("n", needle.sentence, needle.question, first, second)
 
 
-@pytest.mark.parametrize("name", ["tiny-recurrentgemma", "tiny-jamba", "tiny-qwen3.5"])
+@pytest.mark.parametrize("name", ["tiny-recurrentgemma", "tiny-jamba", "tiny-lfm2"])
 def test_the_tiny_models_find_every_needle_of_the_study(name: str) -> None:
     """Word by word at one length and two depths; a needle that the untouched model misses shows nothing of heads."""
     lens = hl.load(name)

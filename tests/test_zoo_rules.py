@@ -129,5 +129,6 @@ def test_a_saved_zoo_is_the_same_and_stands_beside_what_is_computed(
     assert joined(other, whole).names == ("a", "r")
     more = a_zoo(a_member("a", {"facts": 1.0}, "capacity"))
     assert [one.part for one in joined(more, whole).member("a").asked] == ["study", "capacity"]
+    assert beside_stored(other) == (other, "")  # a model of a user's own stands alone
     monkeypatch.setattr(tables, "TABLE", tmp_path / "none.json")
     assert beside_stored(changed) == (changed, "")

@@ -57,9 +57,12 @@ def stored_zoo() -> Zoo | None:
 
 
 def beside_stored(zoo: Zoo) -> tuple[Zoo, str]:
-    """What was computed with the rest of the stored table, and what is to be said of both; empty without a table."""
+    """What was computed with the rest of the stored table, and what is to be said of both.
+
+    Where some model is none of the table's, or there is no table, it is what was computed alone, and nothing is said.
+    """
     stored = stored_zoo()
-    if stored is None:
+    if stored is None or not {one.weights for one in zoo.members} <= {one.weights for one in stored.members}:
         return zoo, ""
     whole = joined(zoo, stored)
     note = f"Computed here: {', '.join(zoo.names)} ({', '.join(zoo.parts)}); {recomputed(zoo, stored).summary()}."
