@@ -22,5 +22,5 @@ class ZooConfig(Checked):
         None, description=f"Names with commas, of {', '.join(PARTS)}; all when left out."
     )
     jobs: int | None = Field(
-        None, ge=1, le=1024, description="Experiments run side by side; one a processor core when left out."
+        None, ge=1, le=1024, description="Experiments run side by side; one a processor core, or a GPU, when left out."
     )

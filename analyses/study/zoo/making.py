@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from analyses.experiment.checkpoints import meta_lens
 from analyses.experiment.running import Stopped
 from analyses.study.zoo.parts import PARTS, Part
@@ -39,6 +41,9 @@ POLL = 0.2
 PATIENCE = 30.0
 """Seconds that a stopped process has to store what it has done."""
 
+BESIDE = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+"""Files of a model that change what it is asked, or where its answers end."""
+
 REFUSED = 2
 """Exit status of a command that says in one line what is wrong."""
 
@@ -51,12 +56,14 @@ class Subject(NamedTuple):
         model: as commands take it.
         cfg: its sizes.
         digest: of its weights' files and its configuration.
+        beside: of its tokenizer's files and what ends its answers.
     """
 
     name: str
     model: str
     cfg: LensConfig
     digest: str
+    beside: str = ""
 
 
 class Task(NamedTuple):
@@ -89,7 +96,7 @@ class Task(NamedTuple):
         run = None if record is None or record.status != "complete" else [record.fingerprint, record.finished]
         place = self.words.index("--device") if "--device" in self.words else len(self.words)
         asked = self.words[:place] + self.words[place + 2 :]  # where it is run changes no result
-        return hash_json([asked, self.subject.digest, run])
+        return hash_json([asked, self.subject.digest, self.subject.beside, run])
 
     def finished(self) -> bool:
         """Whether it was made, of this model, and is there as it was, file by file."""
@@ -124,7 +131,8 @@ def subjects_of(models: Sequence[str]) -> tuple[Subject, ...]:
         if not files.at_hand(weights):
             raise InputError(f"the weights of {model} are not at hand; fetch them first, and name their folder")
         digest = hash_json([hash_weights(files.folder, weights), files.json("config.json")])
-        found[name] = Subject(name, model, meta_lens(files).cfg, digest)
+        beside = hash_json([files.json(file) for file in BESIDE])
+        found[name] = Subject(name, model, meta_lens(files).cfg, digest, beside)
     return tuple(found.values())
 
 
@@ -145,7 +153,7 @@ def make(
         out: each model has a folder in it, each of its experiments a folder in that.
         device: of every process.
         dtype: likewise.
-        jobs: processes at once; one a core this process may use when None.
+        jobs: processes at once; when None one a core this process may use, or one a GPU where they run on GPUs.
         progress: called with what is done and what there is in all.
 
     Returns:
@@ -167,8 +175,10 @@ def make(
             tasks.append(Task(subject, PARTS[name], folder, PARTS[name].words(subject.model, folder, device, dtype)))
     todo = [task for task in tasks if not task.finished()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // (jobs or cores))
-    made = _work(todo, jobs or cores, threads, out, lambda n: progress(len(tasks) - n, len(tasks)))
+    gpus = torch.cuda.device_count() if device == "auto" or device.startswith("cuda") else 0
+    side_by_side = jobs or gpus or cores
+    threads = max(1, cores // side_by_side)
+    made = _work(todo, side_by_side, threads, out, lambda n: progress(len(tasks) - n, len(tasks)))
     if made and len(made) == len(tasks):
         raise ResultsError(f"every experiment was refused; {made[0][0].said}: {made[0][1]}")
     return refused | {(task.subject.name, task.part.name): line for task, line in made}

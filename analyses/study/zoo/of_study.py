@@ -59,7 +59,10 @@ def point(name: str, found: Estimate | None, why: str = "it was not run") -> Poi
 
 
 def above_control(name: str, group: Group) -> Point:
-    """Each score less that of the prompt of its length without a needle, with the interval over prompts."""
+    """Each score less that of the prompt of its length without a needle, with the interval over prompts.
+
+    One prompt without a needle stands beside all depths of its length, so that their differences share its luck.
+    """
     pairs = [(score, group.controls[length]) for (length, _), score in sorted(group.scores.items())
              if length in group.controls]  # fmt: skip
     if not pairs:
