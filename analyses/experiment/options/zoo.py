@@ -22,5 +22,5 @@ class ZooConfig(Checked):
         None, description=f"Experiments of each, with commas between: {', '.join(PARTS)}; all when left out."
     )
     jobs: int | None = Field(
-        None, ge=1, le=1024, description="Experiments run at a time; as many as processor cores when left out."
+        None, ge=1, le=1024, description="Experiments run side by side; one a processor core when left out."
     )
