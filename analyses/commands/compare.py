@@ -20,7 +20,7 @@ def compare(
     """Several studies side by side: the claims that need several models, and each claim of each study.
 
     Reads what the studies have stored, and opens no model. Differences are taken prompt by prompt where the prompts are
-    the same; settings that make a row incomparable are said in it.
+    the same; where studies were asked under other settings, so that a row cannot be compared, the row says which.
     """
     from analyses.study.comparing import compare_studies
     from analyses.study.comparing.report import comparison_table, refuse_a_run, write_comparison

@@ -199,8 +199,9 @@ def _typed(default: object) -> str | None:
 
 
 def _common(declared: Declared) -> list[inspect.Parameter]:
+    of = "MODEL" if declared.options.model_fields["model"].is_required() else declared.positional.upper()
     return [
-        _option("out", Path | None, None, f"Folder of the results; results/MODEL{_ending(declared)} when left out."),
+        _option("out", Path | None, None, f"Folder of the results; results/{of}{_ending(declared)} when left out."),
         _option("device", str, "auto", DEVICE),
         dtype_option(),
         *(_parameter(name, field, declared) for name, field in ClusterConfig.model_fields.items()),

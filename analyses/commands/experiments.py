@@ -50,9 +50,9 @@ EXPERIMENTS: tuple[Declared, ...] = (
 
         Rankings made by running the model (entropy, retrieval score, needle mass, ablation) and from its weights alone
         (copying, matching, induction, retrieval strength), beside random ones and the paper's entropy at run time.
-        Compared is the area under accuracy, 0 to 1, over the numbers of heads kept. Prompts are added until every
-        ranking is told apart from the best or equal to it within --precision, or until --prompts are read; the same
-        command goes on where it was stopped, with more --prompts too.
+        Compared is the area under accuracy, 0 to 1, over the numbers of heads kept. Prompts are added until each
+        ranking is either told apart from the best or shown to be within --precision of it, or until --prompts are read.
+        The same command goes on where it was stopped, with more --prompts too.
         """,
     ),
     Declared(
@@ -62,9 +62,10 @@ EXPERIMENTS: tuple[Declared, ...] = (
         """How small attention may be and still retrieve: fewer or narrower heads, fewer bits, a window, the best keys.
 
         Each of these stands in attention's place while needle prompts are read and answered. What it retrieves is set
-        against its cost, bytes held a token and multiplications a token decoded, without training and after a short
-        fine-tune of attention alone (for models with the tiny models' tokenizer; give --steps 0 for others). The same
-        command goes on where a run was stopped, and sizes may be added.
+        against its cost: bytes of keys and values held for each token of context, and multiplications for each token
+        decoded. Each is measured as it stands, and after a short fine-tune of attention alone, which needs the tiny
+        models' tokenizer: give --steps 0 for other models. The same command goes on where a run was stopped, with other
+        sizes too.
         """,
     ),
     Declared(
@@ -101,19 +102,20 @@ EXPERIMENTS: tuple[Declared, ...] = (
         "analyses.study.capacity.experiment:CapacityRun",
         """Recall as the number of facts grows: how many a model holds, with attention and with it taken away.
 
-        Prompts have one length; only the number of facts changes, one of which is asked for. Each has a control in
-        which that fact is left out. Any causal model, hybrid or pure. The same command goes on where a run was stopped.
+        A fact is a sentence such as the best thing to do in one city; a prompt hides some in filler and asks for one of
+        them. All prompts have one length, whatever the number of facts. Each has a control in which the asked fact is
+        left out. For any causal model, hybrid or pure. The same command goes on where a run was stopped.
         """,
     ),
     Declared(
         "curves",
         CurvesConfig,
         "analyses.study.training_curves.experiment:CurvesRun",
-        """Training as measured curves: what each kept checkpoint retrieves, from which memory, and what weights say.
+        """Training as curves: what each kept checkpoint retrieves, from which memory, and how strong its heads are.
 
-        Each run is a folder, .training/NAME-SEED by default, that python -m hybridlens.tiny.train NAME with
-        --keep-every N writes, or is still writing. The same command measures what has come since; a checkpoint that
-        has been measured may be deleted.
+        RUNS are folders of trainings that kept checkpoints: python -m hybridlens.tiny.train NAME --keep-every N writes
+        .training/NAME-SEED, and may still be at it. The same command later measures what has come since; a checkpoint
+        that has been measured may be deleted, but for one of each run.
         """,
         positional="runs",
     ),

@@ -22,7 +22,7 @@ def zoo(
     device: Annotated[str, typer.Option(help=DEVICE)] = "auto",
     dtype: Annotated[str, typer.Option(help=DTYPE)] = "auto",
 ) -> None:
-    """Many models side by side: the paper's experiments and more of each, and what they say together.
+    """Many models side by side: the paper's experiments and five more with each, and what they say together.
 
     Runs what is not done yet, each experiment as a command in a process and a folder of its own under --out, so that
     the same command goes on where it was stopped. Of some embedded models or --parts, what the package's stored table

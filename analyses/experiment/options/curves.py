@@ -29,10 +29,10 @@ class CurvesConfig(PromptOptions):
     revision: str | None = None
     runs: Annotated[tuple[str, ...], AfterValidator(once)] = Field(
         (),
-        description=f"Folders of runs of training, up to {MOST_RUNS}: seeds and architectures beside each other.",
+        description=f"Folders of trainings, one to {MOST_RUNS}: seeds and architectures are shown beside each other.",
     )
     lengths: MaybeNumbers = Field(
-        None, description="Prompt lengths in tokens; the shortest and the longest of a study when left out."
+        None, description="Prompt lengths in tokens; the shortest and the longest that fit when left out."
     )
     depths: Depths = Field((0, 30, 60, 90), description="Needle depths in percent, 0 the start.")
     needles: Needles = Field(None, description="A JSON file, or built-in names like oslo,code; six of them by default.")

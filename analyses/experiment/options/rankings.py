@@ -68,7 +68,9 @@ class RankingsConfig(PromptOptions):
         task_limit: items of each task at most; None for all.
     """
 
-    rankings: MaybeWords = Field(None, description="Which are compared, like entropy,copying; all when left out.")
+    rankings: MaybeWords = Field(
+        None, description='Rankings to compare, like "entropy,retrieval strength"; all when left out.'
+    )
     counts: MaybeNumbers = Field(None, description="Heads kept, like 0,4,8 or 0..16; from none to all when left out.")
     scope: Annotated[str, one_of(SCOPES)] = Field(
         "model", description="model: so many heads of the model are kept; layer: so many of each layer."
@@ -85,7 +87,7 @@ class RankingsConfig(PromptOptions):
         None, description="A JSON file, or built-in names like oslo,code; three of them by default."
     )
     precision: float = Field(
-        0.03, gt=0, lt=1, description="Difference in area that matters; prompts are added until it is told apart."
+        0.03, gt=0, lt=1, description="Smallest difference in area that matters; smaller ones count as equal."
     )
     prompts: int = Field(
         480, ge=1, description="Prompts read at most; one of each needle, length and depth is read in any case."

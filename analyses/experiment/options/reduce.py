@@ -48,20 +48,26 @@ class ReduceConfig(PromptOptions):
         None, description="A JSON file, or built-in names like oslo,code; three of them by default."
     )
     rankings: MaybeWords = Field(
-        None, description="Rankings whose best heads are left, like entropy,copying; all when left out."
+        None, description="For fewer heads: the rankings whose best are left, like entropy,copying; all when left out."
     )
     counts: MaybeNumbers = Field(
-        None, description="Fewer heads: how many of the model, like 1,2,4; powers of two when left out."
+        None, description="Fewer heads: how many of the whole model are left, like 1,2,4; powers of two when left out."
     )
-    widths: Sizes = Field((1, 2, 4, 8), description="Narrower heads: numbers held of each key, and of each value.")
+    widths: Sizes = Field(
+        (1, 2, 4, 8), description="Narrower heads: how many numbers are held of each key, and of each value."
+    )
     bits: Annotated[Numbers, AfterValidator(_bits)] = Field(
-        (4, 2, 1), description="Fewer bits, 1 to 8: of each number that is held of keys and values."
+        (4, 2, 1), description="Fewer bits, 1 to 8, for each number that is held of keys and values."
     )
-    windows: Sizes = Field((8, 32, 128), description="A window: the last keys that a query sees, its own included.")
-    keys: Sizes = Field((1, 2, 4, 8), description="The best keys: how many of highest score each head keeps a query.")
+    windows: Sizes = Field(
+        (8, 32, 128), description="A window: how many of the last keys a query sees, its own included."
+    )
+    keys: Sizes = Field(
+        (1, 2, 4, 8), description="The best keys: how many, of highest score, each head reads at a query."
+    )
     steps: int = Field(100, ge=0, le=1000, description="Steps of the fine-tune of each smaller attention; 0 for none.")
     share: float = Field(
-        0.8, gt=0, le=1, description="Share of the whole attention's score from which on retrieval counts as kept."
+        0.8, gt=0, le=1, description="Retrieval counts as kept from this share of the score of all of attention on."
     )
     tokens: int = Field(2000, ge=1)
     rate: float = Field(5e-4, gt=0)

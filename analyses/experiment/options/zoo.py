@@ -19,7 +19,7 @@ class ZooConfig(Checked):
         None, description="Embedded models, folders or hub ids; every embedded model when left out."
     )
     parts: Annotated[MaybeWords, one_of(PARTS, "--parts")] = Field(
-        None, description=f"Names with commas, of {', '.join(PARTS)}; all when left out."
+        None, description=f"Experiments of each, with commas between: {', '.join(PARTS)}; all when left out."
     )
     jobs: int | None = Field(
         None, ge=1, le=1024, description="Experiments run side by side; one a processor core, or a GPU, when left out."
