@@ -25,8 +25,9 @@ def zoo(
     """Many models side by side: the paper's experiments and five more with each, and what they say together.
 
     Runs what is not done yet, each experiment as a command in a process and a folder of its own under --out, so that
-    the same command goes on where it was stopped. Of some embedded models or --parts, what the package's stored table
-    has of the others stands beside, and what was computed is compared with it.
+    the same command goes on where it was stopped. The package has the finished table of the embedded models: what is
+    computed of them is compared with it, and where only some of them, or some --parts, are asked for, the report shows
+    the rest of the table. Models of your own stand alone.
     """
     given: dict[str, Any] = {"models": tuple(models) if models else None, "parts": parts, "jobs": jobs}
     config = ZooConfig(**given)
