@@ -16,7 +16,8 @@ class ZooConfig(Checked):
     """Options of the zoo; a field with a description is one of the command's."""
 
     models: Annotated[tuple[str, ...] | None, AfterValidator(once)] = Field(
-        None, description="Embedded models, folders, or hub ids that were fetched before; every embedded model when left out."
+        None,
+        description="Embedded models, folders, or hub ids that were fetched before; every embedded one when left out.",
     )
     parts: Annotated[MaybeWords, one_of(PARTS, "--parts")] = Field(
         None, description=f"Experiments of each, with commas between: {', '.join(PARTS)}; all when left out."
