@@ -27,7 +27,8 @@ def test_a_record_of_this_format_is_read_and_a_wrong_one_is_none(tmp_path: Path)
     """The values come back as they were; one of a wrong type, even if signed, is no record."""
     path = tmp_path / "run.json"
     write_json(path, {**RECORD, "digest": hash_json(RECORD)})
-    assert read_run(tmp_path).record == RECORD | {"settled": {}, "remarks": [], "cells": None, "cells_done": None}
+    left_out = {"settled": {}, "remarks": [], "cells": None, "cells_done": None, "finding": []}
+    assert read_run(tmp_path).record == RECORD | left_out
     for change in ({"seed": "0"}, {"sessions": [{}]}, {"status": "done"}, {"damaged": None}):
         wrong = RECORD | change
         write_json(path, {**wrong, "digest": hash_json(wrong)})
