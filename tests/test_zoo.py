@@ -125,8 +125,15 @@ def test_one_experiment_of_two_models_end_to_end(
     assert Zoo.load(tmp_path / "out" / FILE) == found
     monkeypatch.undo()
     (tmp_path / "out" / "hybrid" / "circuits" / "circuits.safetensors").write_bytes(b"x")
-    assert main(call) == 0
-    assert Zoo.load(tmp_path / "out" / FILE) == found
+    begun: list[str] = []
+
+    def begin(task: Task, threads: int) -> None:
+        begun.append(task.said)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(making, "_begin", begin)  # what was damaged is made again
+    assert main(call) == 130
+    assert begun == ["circuits of hybrid"]
 
 
 def a_task(folder: Path, words: list[str], name: str = "m") -> Task:
@@ -135,13 +142,14 @@ def a_task(folder: Path, words: list[str], name: str = "m") -> Task:
 
 def test_what_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     """A refusal that leaves no run is kept as one; anything else that is not done is a failure."""
-    bad, good = a_task(tmp_path, ["niah", "--model", "no-such-model"], "bad"), a_task(tmp_path, ["families"], "good")
+    bad = a_task(tmp_path, ["zoo", "--parts", "no-such-part"], "bad")
+    good = a_task(tmp_path, ["zoo", "--help"], "good")
     ((task, line),) = making._work([bad], 1, 1, tmp_path, lambda left: None)
     assert task is bad
-    assert "no-such-model" in line
+    assert "no-such-part" in line
     bad.folder.mkdir()
     (bad.folder / "run.json").write_text("{}")
-    with pytest.raises(ResultsError, match=r"not finished: circuits of bad \(.*no-such-model.*\); the rest is kept"):
+    with pytest.raises(ResultsError, match=r"not finished: circuits of bad \(.*no-such-part.*\); the rest is kept"):
         making._work([bad, good], 1, 1, tmp_path, lambda left: None)
     assert good.finished()
     assert not bad.finished()
