@@ -31,7 +31,6 @@ class Part(NamedTuple):
 
     Attributes:
         name: of its folder.
-        title: what it asks, in words.
         job: its command.
         experiment: its class, as "module:Class".
         options: of that class.
@@ -40,7 +39,6 @@ class Part(NamedTuple):
     """
 
     name: str
-    title: str
     job: str
     experiment: str
     options: type[Options]
@@ -71,18 +69,18 @@ def _typed(value: object) -> str:
 PARTS: Mapping[str, Part] = {
     part.name: part
     for part in (
-        Part("study", "The paper's experiments", "reproduce", "analyses.study.running:StudyRun", ReproduceConfig,
+        Part("study", "reproduce", "analyses.study.running:StudyRun", ReproduceConfig,
              {"tasks": LOCAL_TASKS}, of_study),
-        Part("capacity", "Recall as the number of facts grows", "capacity",
+        Part("capacity", "capacity",
              "analyses.study.capacity.experiment:CapacityRun", CapacityConfig,
              {"length": 256, "facts": (1, 2, 4, 8)}, reading.of_capacity),
-        Part("crossover", "Which memory answers follow", "crossover", "analyses.kv_cache.experiment:CrossoverRun",
+        Part("crossover", "crossover", "analyses.kv_cache.experiment:CrossoverRun",
              CrossoverConfig, {}, reading.of_crossover),
-        Part("patch", "Where the needle is written", "patch", "analyses.patching.experiment:PatchRun", PatchConfig,
+        Part("patch", "patch", "analyses.patching.experiment:PatchRun", PatchConfig,
              {}, reading.of_patch),
-        Part("circuits", "What heads do by their weights", "circuits", "analyses.circuits.experiment:CircuitsRun",
+        Part("circuits", "circuits", "analyses.circuits.experiment:CircuitsRun",
              CircuitsConfig, {}, reading.of_circuits),
-        Part("states", "What recurrent states hold of the needle", "states", "analyses.states.experiment:StatesRun",
+        Part("states", "states", "analyses.states.experiment:StatesRun",
              StatesConfig, {}, reading.of_states),
     )
 }  # fmt: skip

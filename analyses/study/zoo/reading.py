@@ -85,7 +85,7 @@ def of_crossover(folder: Path) -> list[Point]:
 
 
 def of_patch(folder: Path) -> list[Point]:
-    """The strongest patch of each memory, and of each kind of output, as shares of the difference of the two runs."""
+    """The strongest patch of each memory, as a share of the difference of the two runs."""
     sweeps = dict(_each(folder, "sweeps/", PatchResult.load))
     points: list[Point] = []
     for memory, names in MEMORIES.items():
