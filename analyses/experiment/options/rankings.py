@@ -49,7 +49,19 @@ class Calibration:
     seed: int | None = None
 
 
-class RankingsConfig(PromptOptions):
+class ComparedOptions(PromptOptions):
+    """The few prompts on which sets of heads, or what stands in their place, are compared."""
+
+    lengths: MaybeNumbers = Field(
+        None, description="Prompt lengths in tokens; the two shortest of a study's ten when left out."
+    )
+    depths: Depths = Field((0, 25, 50, 75, 100), description="Needle depths in percent, 0 the start.")
+    needles: Needles = Field(
+        None, description="A JSON file, or built-in names like oslo,code; three of them by default."
+    )
+
+
+class RankingsConfig(ComparedOptions):
     """Options of a comparison; a field with a description is one of the command's.
 
     Attributes:
@@ -79,13 +91,6 @@ class RankingsConfig(PromptOptions):
         "both", description="both: heads are silent while reading and answering; generation: answering only."
     )
     draws: int = Field(10, ge=0, description="Random rankings, the level to beat.")
-    lengths: MaybeNumbers = Field(
-        None, description="Prompt lengths in tokens; the two shortest of a study's ten when left out."
-    )
-    depths: Depths = Field((0, 25, 50, 75, 100), description="Needle depths in percent, 0 the start.")
-    needles: Needles = Field(
-        None, description="A JSON file, or built-in names like oslo,code; three of them by default."
-    )
     precision: float = Field(
         0.03, gt=0, lt=1, description="Smallest difference in area that matters; smaller ones count as equal."
     )

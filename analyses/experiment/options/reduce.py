@@ -7,8 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from analyses.experiment.options.base import MaybeNumbers, MaybeWords, Numbers, flag
-from analyses.experiment.options.needles import Depths, Needles, PromptOptions
-from analyses.experiment.options.rankings import RankingsConfig
+from analyses.experiment.options.rankings import ComparedOptions, RankingsConfig
 from hybridlens import niah
 from hybridlens.errors import InputError
 
@@ -30,7 +29,7 @@ def _bits(values: tuple[int, ...]) -> tuple[int, ...]:
 Sizes = Annotated[Numbers, AfterValidator(_positive)]
 
 
-class ReduceConfig(PromptOptions):
+class ReduceConfig(ComparedOptions):
     """Options of smaller modules; a field with a description is one of the command's.
 
     Attributes:
@@ -40,13 +39,6 @@ class ReduceConfig(PromptOptions):
         save_every: steps between states to go on from.
     """
 
-    lengths: MaybeNumbers = Field(
-        None, description="Prompt lengths in tokens; the two shortest of a study's ten when left out."
-    )
-    depths: Depths = Field((0, 25, 50, 75, 100), description="Needle depths in percent, 0 the start.")
-    needles: Needles = Field(
-        None, description="A JSON file, or built-in names like oslo,code; three of them by default."
-    )
     rankings: MaybeWords = Field(
         None, description="For fewer heads: the rankings whose best are left, like entropy,copying; all when left out."
     )
@@ -76,8 +68,8 @@ class ReduceConfig(PromptOptions):
     @property
     def ranked(self) -> RankingsConfig:
         """The same as options of rankings: prompts that judge, and others on which heads are ranked."""
-        shared = ("model", "revision", "rankings", *PromptOptions.model_fields, "needles")
-        return RankingsConfig(**{name: getattr(self, name) for name in dict.fromkeys(shared)})
+        shared = ("rankings", *ComparedOptions.model_fields)
+        return RankingsConfig(**{name: getattr(self, name) for name in shared})
 
     @property
     def hidden(self) -> tuple[niah.Needle, ...]:
