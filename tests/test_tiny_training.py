@@ -22,7 +22,8 @@ NAMES = tuple(SHAPES)
 WAITS = NAMES[:3]
 """Whose runs are tried in parts: one of each kind of state."""
 KINDS = {
-    "tiny-qwen3": {"attention"}, "tiny-mamba2": {"ssm"}, "tiny-deltanet": {"ssm"}, "tiny-falcon-h1": {"attention+ssm"},
+    "tiny-qwen3": {"attention"}, "tiny-gated-attention": {"attention"}, "tiny-mamba2": {"ssm"},
+    "tiny-deltanet": {"ssm"}, "tiny-falcon-h1": {"attention+ssm"},
 }  # fmt: skip
 """What is in the layers of those that are not attention and a recurrence in turn."""
 SMALL = Recipe(

@@ -52,6 +52,7 @@ SHAPES: dict[str, Shape] = {
     "tiny-qwen3": Shape(shapes.qwen3, norm="model.norm"),
     "tiny-mamba2": Shape(shapes.mamba2, norm="model.norm"),
     "tiny-deltanet": Shape(shapes.deltanet, norm="model.norm"),
+    "tiny-gated-attention": Shape(shapes.gated_attention, norm="model.norm"),
 }
 """How each tiny model is made, by name."""
 

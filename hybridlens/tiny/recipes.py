@@ -97,7 +97,7 @@ RECIPES: dict[str, Recipe] = {
         window=None,
     ),
     **dict.fromkeys(
-        ("tiny-granite", "tiny-qwen3.5", "tiny-falcon-h1", "tiny-lfm2", "tiny-qwen3", "tiny-mamba2", "tiny-deltanet"),
+        (*HYBRIDS, *PURE, "tiny-gated-attention"),
         ZOO,
     ),
 }

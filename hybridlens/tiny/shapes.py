@@ -146,6 +146,14 @@ def deltanet(vocab_size: int) -> PreTrainedConfig:
     return _qwen3_5(vocab_size, list(ALONE), 96, use_cache=False)
 
 
+def gated_attention(vocab_size: int) -> PreTrainedConfig:
+    """tiny-gated-attention: gated attention alone, in the same class; no checkpoint of it is shipped.
+
+    Others start from it: an attention model that is given recurrent layers (``--from``).
+    """
+    return _qwen3_5(vocab_size, ["full_attention"] * len(IN_TURN), 296)
+
+
 def falcon_h1(vocab_size: int) -> PreTrainedConfig:
     """tiny-falcon-h1: Mamba-2 (8 heads of 16, 32 numbers of state each) beside attention in each of six layers."""
     return FalconH1Config(
