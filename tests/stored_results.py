@@ -163,7 +163,7 @@ def of_zoo(folder: Path) -> dict[str, Any]:
         "finished": max(record.finished or "" for record in records),
         "torch": records[-1].sessions[-1].environment.packages.get("torch"),
     }
-    return {"made": made, "tables": _plain_tables(tables)}
+    return {"made": made, "tables": plain_tables(tables)}
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -189,10 +189,11 @@ def stored(folder: Path) -> dict[str, Any]:
         "finished": record.finished,
         "torch": session.environment.packages.get("torch"),
     }
-    return {"made": made, "tables": _plain_tables(KINDS[record.job](folder))}
+    return {"made": made, "tables": plain_tables(KINDS[record.job](folder))}
 
 
-def _plain_tables(tables: Tables) -> dict[str, Any]:
+def plain_tables(tables: Tables) -> dict[str, Any]:
+    """Tables as the file has them."""
     return {
         name: {"columns": list(table.columns), "rows": [[_plain(value) for value in row] for row in table.rows]}
         for name, table in tables.items()
