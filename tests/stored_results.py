@@ -1,9 +1,10 @@
 """Write what texts state into docs/results: ``make stored-results``, or ``python -m tests.stored_results FOLDER …``.
 
 Each folder of results becomes docs/results/NAME.json, NAME being the folder's: how it was made, and small tables of
-plain numbers, as shares and not as percent. `tests.stated` says how a text names them. Studies, crossovers and the zoo
-are read as they were stored; rankings are put together again by their command, which opens the model and answers
-nothing anew. The zoo is copied into the package too, whose command shows it beside what it computes.
+plain numbers, as shares and not as percent. `tests.stated` says how a text names them. All are read as they were
+stored, but for rankings, which are put together again by their command, which opens the model and answers nothing anew.
+The zoo of the embedded models is copied into the package too, whose command shows it beside what it computes; one of
+others, such as more seeds, is stored alone.
 
 How it fails: `ResultsError` in one line for a folder that holds no finished run of these kinds.
 """
@@ -24,6 +25,13 @@ from analyses.study import views
 from analyses.study.comparing.reading import StoredStudy, read_study
 from analyses.study.groups import accuracy, chance, grouped
 from analyses.study.measured import Condition
+from analyses.study.reduced.experiment import MODULES
+from analyses.study.reduced.results import ReducedModules
+from analyses.study.reduced.shapes import COSTS
+from analyses.study.training_curves import experiment as curves
+from analyses.study.training_curves.results import COLUMNS as CURVE_COLUMNS
+from analyses.study.training_curves.results import COMPOSED, TrainingCurves
+from analyses.study.training_curves.rules import answers as curve_answers
 from analyses.study.under_both import splits
 from analyses.study.zoo.results import FILE, Zoo
 from analyses.study.zoo.rules import answers
@@ -128,10 +136,42 @@ def of_rankings(folder: Path) -> Tables:
     return {"areas": areas}
 
 
+def of_curves(folder: Path) -> Tables:
+    """What was measured of every kept checkpoint, and the answers by rule."""
+    found = read_artefact(folder, curves.FILE, TrainingCurves.load)
+    if found is None:
+        raise ResultsError(f"{folder} holds no {curves.FILE}; run hybridlens curves to its end")
+    measured = [row for row in found.table().rows if row[4] is not None and row[3] not in COMPOSED]
+    said = [one for run in found.runs for one in curve_answers(run)]
+    return {
+        "answers": Table(
+            ("run", "question", "outcome", "step", "lag", "sentence"),
+            [(one.run, one.question, one.outcome, one.step, one.lag, one.sentence) for one in said],
+        ),
+        "curves": Table(CURVE_COLUMNS[:-1], [row[:-1] for row in measured]),
+    }
+
+
+def of_reduced(folder: Path) -> Tables:
+    """Every module with its cost and what it retrieves, and the cheapest that keep retrieval."""
+    found = read_artefact(folder, MODULES, ReducedModules.load)
+    if found is None:
+        raise ResultsError(f"{folder} holds no {MODULES}; run hybridlens reduce to its end")
+    rows: list[tuple[Plain, ...]] = []
+    for tuned in (False, True):
+        for by in COSTS if found.among(tuned) else ():
+            place, whole = found.knee(by, tuned), found.whole(tuned)
+            costs = [float(found.cost(i)[COSTS.index(by)]) for i in (whole, whole if place is None else place)]
+            rows.append((tuned, by, None if place is None else found.names[place], *costs))
+    return {"modules": found.table(), "knees": Table(("tuned", "by", "module", "whole cost", "cost"), rows)}
+
+
 KINDS: Mapping[str, Callable[[Path], Tables]] = {
     "reproduce": of_study,
     "crossover": of_crossover,
     "rankings": of_rankings,
+    "curves": of_curves,
+    "reduce": of_reduced,
 }
 """Command -> what is stored of its folder."""
 
@@ -139,8 +179,8 @@ KINDS: Mapping[str, Callable[[Path], Tables]] = {
 def of_zoo(folder: Path) -> dict[str, Any]:
     """What is written of a zoo: every number of every model, and the answers by rule."""
     zoo = Zoo.load(folder / FILE)
-    if zoo.parts != PARTS or zoo.names != names():
-        raise ResultsError(f"{folder} holds a part of the zoo; run hybridlens zoo over all embedded models")
+    if zoo.parts != PARTS or (zoo.names != names() and set(zoo.names) & set(names())):
+        raise ResultsError(f"{folder} holds a part of the zoo; run hybridlens zoo over all embedded models, or others")
     records = [read_run_record(folder / one.name / asked.part) for one in zoo.members for asked in one.asked
                if not asked.absent]  # fmt: skip
     found = answers(zoo)
@@ -225,8 +265,8 @@ def main(folders: Sequence[str]) -> int:
         for folder in map(Path, folders):
             (STORE / f"{folder.name}.json").write_text(text_of(stored(folder)), encoding="utf-8")
             print(f"docs/results/{folder.name}.json")
-            if (folder / FILE).is_file():
-                Zoo.load(folder / FILE).save(TABLE)
+            if (folder / FILE).is_file() and (zoo := Zoo.load(folder / FILE)).names == names():
+                zoo.save(TABLE)
                 print(f"{TABLE.name} of the zoo, which comes with the package")
     except HybridLensError as error:
         print(f"stored_results: {error}", file=sys.stderr)

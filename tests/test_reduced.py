@@ -19,6 +19,7 @@ from analyses.study.reduced.results import ReducedModules, sentences
 from hybridlens import niah
 from hybridlens.errors import InputError
 from hybridlens.tiny.tokenizer import build_tokenizer
+from tests.stored_results import stored
 
 OPTIONS = ReduceConfig(
     model="random", lengths=(110,), depths=(0, 100), needles=(niah.PAPER_NEEDLE,), rankings=("copying",), counts=(1,),
@@ -121,6 +122,10 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(found.names) >= 2 * MODULES - 1
     assert (found.scores.shape[1], found.controls.shape[1]) == (2, 1)
     assert ReducedModules.load(tmp_path / "modules.json").names == found.names
+    tables = stored(tmp_path)["tables"]  # what texts may state of it
+    assert [row[0] for row in tables["modules"]["rows"]] == list(found.names)
+    knee = found.knee("bytes", tuned=True)
+    assert tables["knees"]["rows"][2][:3] == [True, "bytes", None if knee is None else found.names[knee]]
     state = tuning.Tuned.load(tmp_path / "tuned" / "2-bits-2.safetensors")
     edits, source = FewBits(2).edits(run.lens), tuning.documents(run.lens, run.plan)
     expected = tune(run.lens, edits, run.plan, source, tuning.begin(run.lens), 2)

@@ -108,6 +108,9 @@ def test_a_run_that_goes_on_is_gone_on_with_and_what_is_measured_may_be_deleted(
         "a-run at step 1: the checkpoint is gone, and its numbers with it; it is left out."
     ]
     assert [one.step for one in again.result.runs[0].checkpoints] == [2, 3]
+    tables = stored_results(out)["tables"]  # what texts may state of it
+    assert {row[1] for row in tables["curves"]["rows"] if row[3] == INTACT} == {2, 3}
+    assert [row[1] for row in tables["answers"]["rows"]] == [one.question for one in answers(again.result.runs[0])]
 
 
 def test_another_run_of_training_in_the_same_folder_is_refused(

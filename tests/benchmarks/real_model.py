@@ -205,7 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     circuits = json.loads((options.results / f"{NAME}-circuits" / "run.json").read_text(encoding="utf-8"))
     made = {"command": "python -m tests.benchmarks.real_model", "model": NAME, "weights": circuits["weights_hash"],
-            "arguments": {"lengths": LENGTHS["study"], "depths": DEPTHS}, "finished": circuits["finished"], "torch": torch.__version__}  # fmt: skip
+            "arguments": {"lengths": LENGTHS["study"], "depths": DEPTHS}, "finished": circuits["finished"],
+            "torch": torch.__version__}  # fmt: skip
     (STORE / f"{NAME}-heads.json").write_text(text_of({"made": made, "tables": plain_tables(tables)}), encoding="utf-8")
     return store_results([str(options.results / f"{NAME}-{name}") for name in ("study", "rankings")])
 

@@ -56,6 +56,8 @@ from hybridlens.results import Folder, Manifest, hash_json
 from hybridlens.tiny.documents import Source
 from hybridlens.viz.article import Article
 
+MODULES = "modules.json"
+
 
 class Module(NamedTuple):
     """One row of the result."""
@@ -148,7 +150,7 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
             known[module.slug] = self._answers(folder, module)
         found = self._result([*modules, *several], known)
         rows = [[one.name, one.tuned, value_of(one.reduction)] for one in (*modules, *several)]
-        folder.keep("modules.json", [rows, list(self.plan), self.options.share], found)
+        folder.keep(MODULES, [rows, list(self.plan), self.options.share], found)
         return found
 
     def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
