@@ -42,6 +42,7 @@ from hybridlens.errors import ResultsError, UnknownNameError
 from hybridlens.tiny.architectures import build
 from hybridlens.tiny.tokenizer import build_tokenizer
 from hybridlens.tiny.train import Settings, train
+from tests.stored_results import stored as stored_results
 
 NAME, STEPS = "tiny-granite", 4
 FEW = ["--lengths", "110", "--depths", "50", "--needles", "paper"]
