@@ -16,6 +16,7 @@ from test_tiny_training import SMALL
 import hybridlens as hl
 from analyses.circuits.running import circuits
 from analyses.cli import main
+from analyses.experiment.filler import linearising_text
 from analyses.experiment.options.curves import CurvesConfig
 from analyses.experiment.running import conduct
 from analyses.study.training_curves import experiment, measuring
@@ -89,7 +90,8 @@ def test_a_run_that_goes_on_is_gone_on_with_and_what_is_measured_may_be_deleted(
     log = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
     assert log[0]["stage"] != log[1]["stage"], "else nothing shows that a level's steps alone are averaged"
     assert run.checkpoints[1].of(ANSWERS).value == log[1]["accuracy"]
-    weights = circuits(hl.load(work / "step-00002"))
+    lens = hl.load(work / "step-00002")
+    weights = circuits(lens, linearising_text(lens))
     assert run.checkpoints[1].of(STRENGTH).value == float(weights.retrieval.max())
     assert run.checkpoints[1].of(INDUCTION).value == float(weights.induction.max())
 
@@ -215,6 +217,7 @@ def said(run: RunCurves, question: int) -> tuple[str, int | None, int | None]:
         ({INTACT: [0.0, 0.0, 0.0, 0.9, 1.0], STRENGTH: [0.6, 0.7, 0.8, 0.9, 0.9]}, STRONG, ("open", 100, 300)),
         ({INTACT: [0.0, 0.0, 0.1], STRENGTH: [0.1, 0.5, 0.9]}, STRONG, ("open", None, None)),
         ({INTACT: [0.0, 0.5, 1.0], INDUCTION: [0.1, 0.1, 0.0]}, INDUCES, ("open", None, None)),
+        ({INTACT: [0.0, 0.5, 1.0], INDUCTION: [0.0, 0.0, 0.009]}, INDUCES, ("open", None, None)),
     ],
 )  # fmt: skip
 def test_rules_on_planted_curves(

@@ -22,7 +22,7 @@ from analyses.circuits.results import HeadCircuits
 from analyses.circuits.running import Stages, check_distances, circuits
 from analyses.experiment.artefacts import Tensors
 from analyses.experiment.checkpoints import check_device, meta_lens, open_model, quieten
-from analyses.experiment.filler import filler_tokens
+from analyses.experiment.filler import linearising_text
 from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.parts import Part, stage
 from analyses.experiment.room import room
@@ -38,11 +38,6 @@ from hybridlens.progress import shown
 from hybridlens.results import Folder, Manifest, hash_json
 from hybridlens.viz.article import Article
 from hybridlens.weights import Weights, digest
-
-TEXT_ROWS = 8
-"""Rows of filler text that the linearisation is measured on."""
-
-TEXT_TOKENS = 256
 
 
 class Found(NamedTuple):
@@ -101,8 +96,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         if options.model in tiny.names() if options.measure is None else options.measure:
             lens = open_model(files, device, dtype)
             check_tokenizer(lens, options.model)
-            length = min(TEXT_TOKENS, lens.cfg.n_ctx or TEXT_TOKENS)
-            return cls(lens, options, filler_tokens(lens, length, TEXT_ROWS, options.seed))
+            return cls(lens, options, linearising_text(lens, options.seed))
         quieten()
         place = machine.choose(0).device if check_device(device) == "auto" else device
         return cls(hl.load_weights(files, device=place or "cpu"), options)

@@ -27,6 +27,9 @@ from hybridlens.tiny.documents import filler_sentences
 TRAINED_SEED = 0
 """Of the training runs of the embedded models."""
 
+TEXT_ROWS, TEXT_TOKENS = 8, 256
+"""Of what recurrent layers are linearised on: rows, and tokens of each at most."""
+
 
 def filler_tokens(lens: HybridLens, length: int, rows: int, seed: int = 0) -> Int[Tensor, "row pos"]:
     """Held-out filler: rows of exactly `length` tokens, each a text of its own with the tokenizer's own beginning.
@@ -49,6 +52,15 @@ def filler_tokens(lens: HybridLens, length: int, rows: int, seed: int = 0) -> In
     if rows < 1:
         raise InputError(f"{rows} rows of filler asked for, expected at least 1")
     return torch.tensor([_text(lens.tokenizer, length, f"held-out filler {seed} {row}") for row in range(rows)])
+
+
+def linearising_text(lens: HybridLens, seed: int = 0) -> Int[Tensor, "row pos"]:
+    """The filler on which recurrent layers are taken for linear: `TEXT_ROWS` rows, as long as the context lets them be.
+
+    Raises:
+        InputError: see `filler_tokens`.
+    """
+    return filler_tokens(lens, min(TEXT_TOKENS, lens.cfg.n_ctx or TEXT_TOKENS), TEXT_ROWS, seed)
 
 
 def _text(tokenizer: Any, length: int, stream: str) -> list[int]:

@@ -2,7 +2,8 @@
 
 Each by the function that the project has for it: needle prompts are answered as cells (`analyses.heads.answering`), at
 every head and at none, while reading and answering alike; memories of two prompts are exchanged by
-`analyses.kv_cache.crossover` and read by `following`; strengths are those of `analyses.circuits`, from weights alone.
+`analyses.kv_cache.crossover` and read by `following`; strengths are those of `analyses.circuits`, recurrent layers
+taken for linear at their mean over filler text: at rest a delta rule and a short convolution pass nothing on.
 The prompts are made once for a run and are the same at each of its steps. There are as many without a needle as with
 one, of essays of other seeds where the filler is the built-in one: of few, nothing could be told apart.
 
@@ -25,6 +26,7 @@ import torch
 from analyses.circuits.composition import KINDS
 from analyses.circuits.results import HeadCircuits
 from analyses.circuits.running import circuits
+from analyses.experiment.filler import linearising_text
 from analyses.experiment.options.curves import CurvesConfig
 from analyses.experiment.running import check_tokenizer
 from analyses.heads.answering import answer_cells
@@ -135,7 +137,7 @@ def measure(lens: HybridLens, prompts: Prompts, options: CurvesConfig, training:
     """
     points = [*answered(training, step), *told(lens, prompts, options), *followed(lens, prompts, options)]
     at = training.log.get(step)
-    return Measured(step, None if at is None else at.stage, (*points, *strengths(lens)))
+    return Measured(step, None if at is None else at.stage, (*points, *strengths(lens, options.seed)))
 
 
 def answered(training: Training, step: int) -> list[Point]:
@@ -208,13 +210,13 @@ def whole_mixes(cfg: LensConfig) -> list[Mix]:
     return [mix for mix in mixes(cfg, by_layer=False) if not mix.name.startswith("only ")]
 
 
-def strengths(lens: HybridLens) -> list[Point]:
-    """Induction and retrieval strength of the strongest head, and the tap, from weights."""
+def strengths(lens: HybridLens, seed: int = 0) -> list[Point]:
+    """Induction and retrieval strength of the strongest head, and the tap, from weights; the seed is of the filler."""
     try:
         lens.cfg.need_stream_heads("circuits of heads")
     except InputError as error:
         return absent([INDUCTION, STRENGTH, TAP, *COMPOSED], str(error))
-    return strengths_of(circuits(lens, progress=lambda done, total: None))
+    return strengths_of(circuits(lens, linearising_text(lens, seed), progress=lambda done, total: None))
 
 
 def strengths_of(found: HeadCircuits) -> list[Point]:

@@ -101,7 +101,7 @@ def _panels(found: TrainingCurves) -> Section:
     words = (
         "A panel for each quantity and a line for each run; bands are 95 % intervals over prompts (of answers while "
         "training, over steps), dotted lines the same prompts with the needle left out. Strengths are read off the "
-        "weights, exactly."
+        "weights, recurrent layers taken for linear at their mean over filler text."
     )
     what = Table(("quantity", "what it is"), tuple((n, q.words) for n, q in QUANTITIES.items()), "What each is")
     return Section("curves", "Over the steps of training", (Words(words), ChartGrid(tuple(charts)), what))

@@ -5,7 +5,7 @@ prompts where it is a mean of such. What a model has not (attention to take away
 but the reason why.
 
 How it fails: points are of the prompts that were run, the same at every step, so neighbouring steps share their luck.
-Strengths are those of the strongest head, exact for these weights and without an interval.
+Strengths are those of the strongest head, with no interval; recurrent layers are linearised over the same filler.
 """
 
 from __future__ import annotations

@@ -35,12 +35,15 @@ Outcome: TypeAlias = Literal["yes", "no", "open"]
 
 HALF = 0.5
 
+NOTHING = 0.01
+"""A strength, a product of shares of which each goes to 1, that is next to nothing."""
+
 _ANNOUNCED = (
     "From which kept step on is the {} of the strongest head at least half of its last value, and from which is "
     "retrieval at least half of its own? Announced where the first comes sooner and, at some kept step from it on and "
     "before the second, the interval of retrieval lies below half of its last value; not where it is the other way "
     "round. Open where neither is so, where the last retrieval is not told from its control, or where the strength is "
-    "above half of its last value at the first kept step already."
+    f"above half of its last value at the first kept step already, or under {NOTHING:g}, next to nothing, at the last."
 )
 STRENGTHS = {f"announced by {name}": name for name in (INDUCTION, STRENGTH)}
 """Question -> the strength that it is about."""
@@ -179,7 +182,7 @@ def announces(run: RunCurves, question: str, strength: str) -> RuleAnswer:
     weights, told, last = {s: weights[s] for s in steps}, {s: told[s] for s in steps}, steps[-1]
     if last not in control or told[last].lowest <= control[last].highest:
         return open_(f"Retrieval at the last kept step, {last}, is not told from its control.")
-    if weights[last].known <= 0:
+    if weights[last].known < NOTHING:
         return open_(f"The strength is {number(weights[last].known)} at the last kept step, {last}.")
     half_strength, half_told = weights[last].known / 2, told[last].known / 2
     strong = first_from(weights, lambda point: point.known >= half_strength)
