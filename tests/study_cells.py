@@ -11,11 +11,12 @@ N = 4
 
 
 def cell(length: int, depth: float | int | None, score: float | int, **fields: Any) -> Cell:
-    """One valid cell; a control where `depth` is None. The needle takes 20 tokens."""
+    """One valid cell, of a prompt of its place; a control where `depth` is None. The needle takes 20 tokens."""
     control = depth is None
     start = None if depth is None else round(depth / 100 * (length - 40))
     values: dict[str, Any] = {
-        "model": "toy", "phase": "generation", "k": N, "text": f"said {score}", "seconds": 0.1, "prompt_hash": "p",
+        "model": "toy", "phase": "generation", "k": N, "text": f"said {score}", "seconds": 0.1,
+        "prompt_hash": f"{length} {depth}",
         "needle_start": start, "needle_end": None if start is None else start + 20, "margin": 1.0, "tokens": 5,
     }  # fmt: skip
     return Cell(length=length, depth=depth, control=control, score=score, **{**values, **fields})

@@ -64,6 +64,11 @@ def stored(folder: Path, found: list[Cell], n_heads: int, *, finish: bool = True
     return folder
 
 
+def of_others(found: list[Cell]) -> list[Cell]:
+    """The same scores, of prompts that nobody else has."""
+    return [replace(cell, prompt_hash=f"other {cell.prompt_hash}") for cell in found]
+
+
 def over(claim: str, *folders: Path) -> Verdict:
     """What becomes of a claim across models."""
     return next(one for one in across(read_studies(folders)) if one.id == claim)
@@ -78,7 +83,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "small": stored(folder / "small", small, 4),
         "large": stored(folder / "large", large, 8, parameters=5000),
-        "same": stored(folder / "same", falling(1, 8, prompt_hash="other"), 8, parameters=5000),
+        "same": stored(folder / "same", of_others(falling(1, 8)), 8, parameters=5000),
         "coarse": stored(folder / "coarse", cells({0: 0.0, 4: 5.0, 8: 5.0}), 8),
         "published": stored(folder / "published", falling(3, 8), 8, semantics="published"),
     }
@@ -120,8 +125,9 @@ def test_the_larger_loses_less_while_reading(studies: dict[str, Path], found: Co
 def test_differences_are_paired_where_prompts_are_the_same(tmp_path: Path) -> None:
     """On the prompts that both have by hash, and only on these; else as of independent means."""
     one = cells({0: lambda n, d: 5.0 if d > 25 else 0.0, 4: 5.0})
-    two = [replace(c, score=min(5.0, float(c.score) + 0.5), prompt_hash="q" if c.length > 240 else "p") for c in one]
-    far = [replace(cell, prompt_hash="z") for cell in two]
+    two = [replace(c, score=min(5.0, float(c.score) + 0.5)) for c in one]
+    two = [replace(c, prompt_hash=c.prompt_hash + "q" * (c.length > 240)) for c in two]
+    far = [replace(c, prompt_hash=c.prompt_hash + "z") for c in two]
     names = {"one": one, "two": two, "far": far}
     folders = [stored(tmp_path / name, of, 4) for name, of in names.items()]
     row = next(row for row in side_by_side(read_studies(folders)) if row.condition == "no head, generation")

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from study_cells import DEPTHS, LENGTHS, N, cell, grid, sweep
 
 from analyses.study import views
-from analyses.study.views import Base, Condition
+from analyses.study.groups import Group, accuracy, compare
+from analyses.study.views import Base, Condition, curves, tipping_spread
 from hybridlens.errors import ResultsError
 from hybridlens.results import Cell, bootstrap_interval, paired_difference
 
@@ -121,6 +123,27 @@ def test_an_unfinished_sweep_is_shown_as_far_as_it_goes() -> None:
     assert shown.ks == (1, N)
     assert shown.accuracy.n.tolist() == [[5, 5]]
     assert shown.intervals == (None,)
+
+
+def test_a_prompt_that_stands_at_several_places_counts_once() -> None:
+    """One answer is no more evidence for standing at four depths: means, differences and intervals take it once."""
+    scores = {0: 5, 25: 5, 50: 5, 75: 5, 100: 0}
+
+    def hashed(depth: int) -> str:
+        return "the same" if depth < 100 else "another"
+
+    def cells(k: int, score: Callable[[int], int]) -> list[Cell]:
+        return [cell(160, depth, score(depth), k=k, prompt_hash=hashed(depth)) for depth in DEPTHS]
+
+    found = [*cells(N, scores.__getitem__), *cells(1, lambda depth: 0)]
+    curve = curves(found, Base(N))["generation"]
+    assert accuracy(curve[N]) == accuracy(Group({(160, 0.0): 5.0, (160, 100.0): 0.0}))
+    once_each = Group({(160, 0.0): 0.0, (160, 100.0): 0.0})
+    assert compare(curve[N], curve[1]) == compare(Group({(160, 0.0): 5.0, (160, 100.0): 0.0}), once_each)
+    few = [one for one in found if one.depth in (0, 100)]
+    assert tipping_spread(found, Base(N), "generation") == tipping_spread(few, Base(N), "generation")
+    within = curve[N].within({(160, 50.0), (160, 75.0)})
+    assert accuracy(within) == accuracy(Group({(160, 50.0): 5.0}))
 
 
 def test_the_tipping_point_is_strictly_under_half() -> None:

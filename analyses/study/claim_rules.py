@@ -155,7 +155,8 @@ def prefill_alike(evidence: Evidence) -> Finding:
 
 def over_k(groups: Sequence[Group]) -> Group:
     """Mean score of every place over several k."""
-    return Group({place: sum(group.scores[place] for group in groups) / len(groups) for place in common(groups)})
+    means = {place: sum(group.scores[place] for group in groups) / len(groups) for place in common(groups)}
+    return Group(means, prompts=groups[0].prompts if groups else {})
 
 
 def loses(evidence: Evidence, tasks: Sequence[str], much: bool = False, sparse: bool = False) -> Finding:

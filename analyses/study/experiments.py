@@ -180,11 +180,14 @@ def _semantics(grids: Grids, phases: Sequence[str]) -> Cells:
         grids.notes.append(
             f"semantics: without table 1, which has no published semantics in {grids.lens.cfg.family} models."
         )
-    grids.notes.append(f"semantics: prompts of {', '.join(map(str, lengths))} tokens, which both builders can make.")
-    yield from grids.cells(grids.prompts(), conditions, lengths, grids.some_depths)
-    theirs = ({**condition, "semantics": other} for condition in conditions)
-    prompts = grids.prompts(semantics=other, lengths=lengths)
-    yield from grids.cells(prompts, theirs, lengths, grids.some_depths)
+    ours, theirs = grids.apart(grids.prompts(lengths=lengths), grids.prompts(semantics=other, lengths=lengths))
+    places = sum(depth is not None for _, depth in ours)
+    grids.notes.append(
+        f"semantics: {many(places, 'prompt')} of {', '.join(map(str, lengths))} tokens: lengths that both builders can "
+        "make, and depths at which each of them makes another prompt."
+    )
+    yield from grids.cells(ours, conditions)
+    yield from grids.cells(theirs, ({**condition, "semantics": other} for condition in conditions))
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {

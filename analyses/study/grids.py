@@ -132,7 +132,10 @@ class Grids:
         return tuple((n, n if config.semantics == "published" else doubled[n]) for n in fitting)
 
     def other_lengths(self, semantics: str) -> tuple[int, ...]:
-        """Lengths of the main grid, at most half of them, that prompts of other semantics can have.
+        """Lengths of the main grid that prompts of other semantics can have.
+
+        Published prompts are longer. Where under half of the lengths are left, and none were asked for, there are as
+        many anew, from the shortest such prompt up.
 
         Raises:
             LackingError: there is none.
@@ -142,12 +145,27 @@ class Grids:
         if semantics == "published":
             least = niah.shortest_length(self.lens.tokenizer, template=self.config.template, semantics=semantics)
         fitting = [length for length in self.lengths if length >= least]
+        most, count = max(self.lengths), len(self.lengths)
+        if fitting and self.config.lengths is None and len(fitting) < half(self.lengths) and most - least >= count - 1:
+            return niah.default_lengths(most, least, count)
         if not fitting:
             raise LackingError(
                 f"semantics compares prompts of both semantics, and published ones have at least {least} tokens; "
                 f"give a length from there up beside {max(self.lengths)}"
             )
-        return spread(sorted(fitting), half(self.lengths))
+        return tuple(sorted(fitting))
+
+    @staticmethod
+    def apart(ours: Prompts, theirs: Prompts) -> tuple[Prompts, Prompts]:
+        """Prompts of two semantics at the places at which each has a prompt that it has at no earlier one."""
+        seen: set[str] = set()
+        places: list[tuple[int, int | None]] = []
+        for place in ours:
+            both = {ours[place].hash, theirs[place].hash}
+            if place[1] is None or not both & seen:
+                places.append(place)
+                seen |= both
+        return {place: ours[place] for place in places}, {place: theirs[place] for place in places}
 
 
 def half(values: Sequence[int]) -> int:

@@ -1,7 +1,9 @@
 """Cells picked by their keys and put together by condition, and what a mean over them is worth.
 
 A `Group` holds the scores of one condition by their place in the grid. Means and differences are shares of the
-highest score, with the intervals of `hybridlens.results.statistics`; a difference is taken place by place.
+highest score, with the intervals of `hybridlens.results.statistics`; a difference is taken place by place. A prompt
+that stands at several places, as the published builder makes them of short contexts, counts once: it was answered once,
+and an interval over places would take one answer for many.
 
 How it fails: cells of several models raise `ResultsError`. Nothing here refuses an empty group: `accuracy` and
 `compare` give None for one, which the caller states.
@@ -22,6 +24,7 @@ Place: TypeAlias = tuple[int, float]
 """Length in tokens and depth in percent."""
 
 K = TypeVar("K")
+T = TypeVar("T")
 
 
 class _Base(NamedTuple):
@@ -55,10 +58,12 @@ class Group:
     Attributes:
         scores: of prompts with a needle, by place.
         controls: of prompts without, by length.
+        prompts: digests of those with a needle, by place; a place without one stands for a prompt of its own.
     """
 
     scores: dict[Place, float] = field(default_factory=dict[Place, float])
     controls: dict[int, float] = field(default_factory=dict[int, float])
+    prompts: dict[Place, str] = field(default_factory=dict[Place, str])
 
     def within(self, places: Collection[Place]) -> Group:
         """The part at these places, with the controls of their lengths."""
@@ -66,14 +71,17 @@ class Group:
         return Group(
             {place: score for place, score in self.scores.items() if place in places},
             {length: score for length, score in self.controls.items() if length in lengths},
+            self.prompts,
         )
 
     def at_lengths(self, lengths: Mapping[int, int]) -> Group:
         """The part at these lengths, each under another length."""
-        return Group(
-            {(lengths[length], depth): score for (length, depth), score in self.scores.items() if length in lengths},
-            {lengths[length]: score for length, score in self.controls.items() if length in lengths},
-        )
+
+        def there(held: Mapping[Place, T]) -> dict[Place, T]:
+            return {(lengths[length], depth): one for (length, depth), one in held.items() if length in lengths}
+
+        controls = {lengths[length]: score for length, score in self.controls.items() if length in lengths}
+        return Group(there(self.scores), controls, there(self.prompts))
 
 
 class Groups(dict[K, Group]):
@@ -134,8 +142,30 @@ def grouped(
         if cell.depth is None:
             group.controls[cell.length] = float(cell.score)
         else:
-            group.scores[cell.length, float(cell.depth)] = float(cell.score)
+            place = cell.length, float(cell.depth)
+            group.scores[place], group.prompts[place] = float(cell.score), cell.prompt_hash
     return found
+
+
+def once(*groups: Group) -> list[Place]:
+    """The places that all groups have, in order, of which each stands for a prompt of its own in every group."""
+    places: list[Place] = []
+    seen: list[set[str]] = [set() for _ in groups]
+    for place in sorted(common(groups)):
+        prompts = [group.prompts.get(place, str(place)) for group in groups]
+        if not any(prompt in known for prompt, known in zip(prompts, seen, strict=True)):
+            places.append(place)
+            for prompt, known in zip(prompts, seen, strict=True):
+                known.add(prompt)
+    return places
+
+
+def distinct(cells: Iterable[Cell]) -> list[Cell]:
+    """Cells with a needle of which each k has every prompt once, at its first place."""
+    found: dict[tuple[int, str], Cell] = {}
+    for cell in sorted(cells, key=lambda one: (one.length, one.depth or 0)):
+        found.setdefault((cell.k, cell.prompt_hash), cell)
+    return list(found.values())
 
 
 def common(groups: Iterable[Group]) -> set[Place]:
@@ -145,14 +175,14 @@ def common(groups: Iterable[Group]) -> set[Place]:
 
 
 def compare(a: Group, b: Group, factor: float = 1.0) -> Estimate | None:
-    """Mean of `a` minus `factor` times `b` at the same places, with its interval over places; None without one.
+    """Mean of `a` minus `factor` times `b` at the same places, with its interval over prompts; None without one.
 
     Args:
         a: scores.
         b: scores.
         factor: 0 … 1; with a half, at least 0 means at least half as good.
     """
-    pairs = [(score, factor * b.scores[place]) for place, score in sorted(a.scores.items()) if place in b.scores]
+    pairs = [(a.scores[place], factor * b.scores[place]) for place in once(a, b)]
     if not pairs:
         return None
     interval = paired_difference([x for x, _ in pairs], [y for _, y in pairs], highest=niah.MAX_SCORE)
@@ -161,7 +191,7 @@ def compare(a: Group, b: Group, factor: float = 1.0) -> Estimate | None:
 
 def accuracy(group: Group) -> Estimate | None:
     """Mean score of the prompts with a needle, with its interval over prompts; None without one."""
-    scores = [score for _, score in sorted(group.scores.items())]
+    scores = [group.scores[place] for place in once(group)]
     return _estimate(scores, bootstrap_interval(scores, highest=niah.MAX_SCORE)) if scores else None
 
 

@@ -18,7 +18,19 @@ from typing import Any
 import torch
 
 from analyses.heads.ranking import SCOPES
-from analyses.study.groups import Base, Estimate, Group, Groups, accuracy, chance, common, compare, grouped, selected
+from analyses.study.groups import (
+    Base,
+    Estimate,
+    Group,
+    Groups,
+    accuracy,
+    chance,
+    common,
+    compare,
+    distinct,
+    grouped,
+    selected,
+)
 from analyses.study.view_types import (
     ANSWERINGS,
     NEAR,
@@ -92,7 +104,7 @@ def tipping_spread(cells: Sequence[Cell], base: Base, phase: str) -> TippingInte
     curve = curves(cells, base)[phase]
     if len({frozenset(group.scores) for group in curve.values()}) != 1:
         return None
-    mine = selected(cells, base, phase=phase, control=False)
+    mine = distinct(selected(cells, base, phase=phase, control=False))
     return tipping_interval([cell for cell in mine if cell.k in curve], phase)
 
 

@@ -24,7 +24,7 @@ from analyses.study.comparing.paired import apart, shared
 from analyses.study.comparing.reading import StoredStudy
 from analyses.study.comparing.unlike import unlike
 from analyses.study.evidence import Check, Finding, judge, points, untested
-from analyses.study.groups import Base, Estimate, Group, common, compare
+from analyses.study.groups import Base, Estimate, Group, compare, once
 from analyses.study.verdict import CLAIMS, Claim, Verdict
 from hybridlens import niah
 from hybridlens.display import listed, many
@@ -125,7 +125,7 @@ def _table(study: StoredStudy) -> tuple[NDArray[np.float64], dict[tuple[int, flo
 
     curve = study.evidence.curves["generation"]
     ks = sorted(curve)
-    places = sorted(common(curve.values()))
+    places = once(*curve.values())
     table = np.array([[curve[k].scores[place] for k in ks] for place in places])
     own = {
         (cell.length, float(cell.depth)): cell.prompt_hash
@@ -172,7 +172,8 @@ def _cost_check(smaller: StoredStudy, larger: StoredStudy) -> Check:
     words = f"{smaller.name} and {larger.name}: {' and '.join(said)}"
     if costs[0] is None or costs[1] is None:
         return Check(words, None, above=True)
-    same = sorted(shared(_table(smaller)[1], _table(larger)[1]) & common([*a, *b]))
+    shared_places = shared(_table(smaller)[1], _table(larger)[1])
+    same = [place for place in once(*a, *b) if place in shared_places]
     if same:
         found = _paired([_cost(a, place) - _cost(b, place) for place in same])
     else:

@@ -63,13 +63,6 @@ class SideBySide(Displayed, _SideBySide):
     __slots__ = ()
 
 
-class Scored(NamedTuple):
-    """One condition of one study: its scores, and the prompt at each place."""
-
-    group: Group
-    prompts: dict[Place, str]
-
-
 def side_by_side(studies: Sequence[StoredStudy]) -> list[SideBySide]:
     """Every condition of figure 2 and table 1 that two studies or more have, in the order of the paper."""
     found = [conditions(study) for study in studies]
@@ -81,30 +74,30 @@ def side_by_side(studies: Sequence[StoredStudy]) -> list[SideBySide]:
         if sum(one is not None for one in here) < 2:
             continue
         differences = [None if one is None or one is first else difference(one, first) for one in here]
-        means = tuple(None if one is None else accuracy(one.group) for one in here)
+        means = tuple(None if one is None else accuracy(one) for one in here)
         rows.append(SideBySide(_words(name), means, tuple(differences)))
     return rows
 
 
-def conditions(study: StoredStudy) -> dict[Name, Scored]:
+def conditions(study: StoredStudy) -> dict[Name, Group]:
     """The conditions of figure 2 and table 1 of a study, by name; those without a needle's score are left out."""
-    found: dict[Name, Scored] = {}
+    found: dict[Name, Group] = {}
     for cell in selected(study.cells, study.base, "reading", "answering"):
-        one = found.setdefault(_name(cell, study.base.n_heads), Scored(Group(), {}))
+        one = found.setdefault(_name(cell, study.base.n_heads), Group())
         if cell.depth is not None:
             place = cell.length, float(cell.depth)
-            one.group.scores[place] = float(cell.score)
+            one.scores[place] = float(cell.score)
             one.prompts[place] = cell.prompt_hash
-    return {name: one for name, one in found.items() if one.group.scores}
+    return {name: one for name, one in found.items() if one.scores}
 
 
-def difference(one: Scored, other: Scored) -> Difference | None:
+def difference(one: Group, other: Group) -> Difference | None:
     """A condition's accuracy in one study less that in another."""
     same = shared(one.prompts, other.prompts)
     if same:
-        found = compare(one.group.within(same), other.group.within(same))
+        found = compare(one.within(same), other.within(same))
         return None if found is None else Difference(found, True)
-    means = accuracy(one.group), accuracy(other.group)
+    means = accuracy(one), accuracy(other)
     if means[0] is None or means[1] is None:
         return None
     return Difference(apart(means[0], means[1]), False)

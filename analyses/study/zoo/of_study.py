@@ -15,7 +15,7 @@ from typing import TypeVar
 from analyses.study import views
 from analyses.study.claim_rules import GENERAL
 from analyses.study.comparing.reading import StoredStudy, read_study
-from analyses.study.groups import Estimate, Group, accuracy, chance
+from analyses.study.groups import Estimate, Group, accuracy, chance, once
 from analyses.study.measured import Accuracies, Differences
 from analyses.study.points import Point, absent
 from analyses.study.under_both import other_than
@@ -63,7 +63,7 @@ def above_control(name: str, group: Group) -> Point:
 
     One prompt without a needle stands beside all depths of its length, so that their differences share its luck.
     """
-    pairs = [(score, group.controls[length]) for (length, _), score in sorted(group.scores.items())
+    pairs = [(group.scores[length, depth], group.controls[length]) for length, depth in once(group)
              if length in group.controls]  # fmt: skip
     if not pairs:
         return Point(name, None, absent="no prompt without a needle was run")
