@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,6 +145,18 @@ def test_a_prompt_that_stands_at_several_places_counts_once() -> None:
     assert tipping_spread(found, Base(N), "generation") == tipping_spread(few, Base(N), "generation")
     within = curve[N].within({(160, 50.0), (160, 75.0)})
     assert accuracy(within) == accuracy(Group({(160, 50.0): 5.0}))
+
+
+def test_lengths_beside_the_main_grid_are_read_where_semantics_are_compared_alone() -> None:
+    """The other semantics may need longer prompts than the grid has; figure 2 stays that of the grid."""
+    main, beside = grid(5, k=N), grid(0, lengths=(240,), k=N)
+    theirs = [replace(one, semantics="published", score=0) for one in beside]
+    base = Base(N, lengths=LENGTHS)
+    found = [*main, *beside, *theirs]
+    assert accuracy(curves(found, base)["generation"][N]) == accuracy(curves(main, Base(N))["generation"][N])
+    both = views.semantics_difference(found, base)
+    assert both.accuracy.n.tolist() == [[len(DEPTHS)], [len(DEPTHS)]]
+    assert both.accuracy.mean.tolist() == [[0.0], [0.0]]
 
 
 def test_the_tipping_point_is_strictly_under_half() -> None:

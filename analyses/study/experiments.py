@@ -296,7 +296,7 @@ def plan(lens: HybridLens, config: StudyConfig) -> Study:
             notes.append(f"left out: {error}")
             del phases[name]
     pairs = grids.jrt_lengths() if "fig3-jrt" in phases else ()
-    base = Base(lens.cfg.n_heads, config.semantics, config.boundary, jrt_lengths=pairs)
+    base = Base(lens.cfg.n_heads, config.semantics, config.boundary, jrt_lengths=pairs, lengths=grids.lengths)
     return Study(cells, tuple(phases), base, (*notes, *grids.notes))
 
 

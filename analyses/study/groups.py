@@ -35,6 +35,7 @@ class _Base(NamedTuple):
     boundary: str = "last_prompt_token"
     needle: str = "paper"
     jrt_lengths: tuple[tuple[int, int], ...] = ()
+    lengths: tuple[int, ...] = ()
 
 
 class Base(Displayed, _Base):
@@ -46,6 +47,7 @@ class Base(Displayed, _Base):
         boundary: as configured.
         needle: name of the needle of the paper's own experiments.
         jrt_lengths: (length read once, length read twice) with equal contexts; empty for none.
+        lengths: tokens of the main grid's prompts, read once; empty for those of all cells.
     """
 
     __slots__ = ()
@@ -111,7 +113,7 @@ class Estimate(Displayed, _Estimate):
 
 
 def selected(cells: Iterable[Cell], base: Base, *free: str, **fixed: object) -> list[Cell]:
-    """Cells of a study's own settings, of any phase and k unless fixed.
+    """Cells of a study's own settings and lengths, of any phase and k unless fixed.
 
     Args:
         cells: of any experiments.
@@ -129,7 +131,12 @@ def selected(cells: Iterable[Cell], base: Base, *free: str, **fixed: object) -> 
     own: dict[str, object] = {name: CellKey._field_defaults[name] for name in ("jrt", "reading", "answering", "scope")}
     own |= {"ranking": "", "needle": base.needle, "semantics": base.semantics, "boundary": base.boundary, **fixed}
     wanted = [(name, value) for name, value in own.items() if name not in free]
-    return [cell for cell in cells if all(getattr(cell, name) == value for name, value in wanted)]
+    return [
+        cell
+        for cell in cells
+        if (cell.jrt or not base.lengths or cell.length in base.lengths)
+        and all(getattr(cell, name) == value for name, value in wanted)
+    ]
 
 
 def grouped(

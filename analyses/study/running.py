@@ -82,6 +82,7 @@ class StudyRun(Experiment[StudyConfig, Judged]):
             named |= self.benchmarks.manifest().growing or {}
         settings = {
             "experiments": list(study.experiments),
+            "lengths": list(study.base.lengths),
             **{name: getattr(options, name) for name in ("semantics", "boundary", "batch_size", "memory")},
         }
         return self.identity(arguments_of(options), settings, named)

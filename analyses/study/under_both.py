@@ -95,9 +95,10 @@ def under_both(cells: Sequence[Cell], own: Sequence[Verdict], facts: ModelFacts)
     theirs = {cell.key._replace(semantics=semantics): cell for cell in cells if cell.semantics != semantics}
     if not theirs:
         return []
-    other = facts._replace(base=facts.base._replace(semantics=other_than(semantics)))
+    everywhere = facts.base._replace(lengths=())  # the two may meet beyond the main grid
+    other = facts._replace(base=everywhere._replace(semantics=other_than(semantics)))
     judged = verdicts(list(theirs.values()), (), other)
-    shared = verdicts([cell for cell in cells if cell.key in theirs], (), facts)
+    shared = verdicts([cell for cell in cells if cell.key in theirs], (), facts._replace(base=everywhere))
     found = [
         UnderBoth(mine, away, here.outcome, semantics) for mine, away, here in zip(own, judged, shared, strict=True)
     ]
@@ -164,7 +165,8 @@ def _conditions(cells: Sequence[Cell], base: Base, semantics: str) -> dict[Condi
     """The scores of one semantics by condition, where the other has them too."""
     theirs = {cell.key._replace(semantics=semantics) for cell in cells if cell.semantics != semantics}
     mine = [cell for cell in cells if cell.semantics == semantics and cell.key in theirs]
-    return dict(grouped(mine, base, Condition.of, "reading", "answering", semantics=semantics))
+    everywhere = base._replace(lengths=())
+    return dict(grouped(mine, everywhere, Condition.of, "reading", "answering", semantics=semantics))
 
 
 def other_than(semantics: str) -> str:

@@ -229,8 +229,9 @@ def semantics_difference(cells: Sequence[Cell], base: Base) -> SemanticsDifferen
     published = {cell.key._replace(semantics="clean"): cell for cell in cells if cell.semantics == "published"}
     pairs = [Differing(cell, published[key]) for key, cell in clean.items() if key in published]
     _require(pairs, "semantics")
+    everywhere = base._replace(lengths=())  # the two may meet beyond the main grid
     found = [
-        grouped(side, base, Condition.of, "reading", "answering", semantics=name)
+        grouped(side, everywhere, Condition.of, "reading", "answering", semantics=name)
         for name, side in (("clean", [p.clean for p in pairs]), ("published", [p.published for p in pairs]))
     ]
     conditions = tuple(sorted(found[0], key=lambda condition: condition.place))

@@ -126,7 +126,8 @@ def _record(folder: Path) -> Mapping[str, Any]:
 
 def _study(folder: Path, name: str, record: Mapping[str, Any]) -> StoredStudy:
     known, settings = record["facts"], record["sessions"][-1]["settings"]
-    base = Base(int(known["n_heads"]), settings["semantics"], settings["boundary"])
+    lengths = tuple(settings.get("lengths") or ())  # older records have none: all of theirs are the main grid's
+    base = Base(int(known["n_heads"]), settings["semantics"], settings["boundary"], lengths=lengths)
     beside = bool(known.get("layers with states", True))  # older records have no such fact; their models had states
     cells = read_cells(folder)
     base = base._replace(jrt_lengths=jrt_lengths(cells, base))
