@@ -14,6 +14,7 @@ installation raises is one too, and is said in `Agreement.trouble`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ def compare(lens: HybridLens, untouched: transformers.PreTrainedModel, name: str
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(lens.cfg.d_vocab, (1, TOKENS), generator=generator)
     before, last = ids[:, :-1], ids[:, -1:]
-    with torch.no_grad(), _in_full():
+    with torch.no_grad(), _in_full(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about its own names
         given = ids.to(untouched.device)
         whole: Tensor = untouched(given, use_cache=False).logits.double().cpu()
         cache = untouched(before.to(untouched.device), use_cache=True).past_key_values
