@@ -118,7 +118,7 @@ stored-results: $(VENV)/.installed-dev
 
 # Built in an environment of its own under build/, the wheel from the source distribution.
 wheel: $(VENV)/pyvenv.cfg
-	$(BIN)/python .ci/wheel.py
+	$(BIN)/python .ci/packaged.py
 
 # Tools in an environment of their own under build/.
 repository: $(VENV)/pyvenv.cfg

@@ -3,8 +3,10 @@
 `make repository` checks them against their schemas besides; here stands what a schema does not know.
 """
 
+import importlib
 import re
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -116,5 +118,29 @@ def test_pages_name_files_and_targets_that_are_there(path: Path) -> None:
 @pytest.mark.parametrize("path", [*WORKFLOWS, *FORMS, *PAGES, ROOT / "CITATION.cff"], ids=lambda path: path.name)
 def test_nothing_names_a_host_or_a_machine(path: Path) -> None:
     """A registry's address or a folder of one machine would be wrong everywhere else."""
-    text = path.read_text(encoding="utf-8")
-    assert re.findall(r"https?://\S+|(?:^|[\s'\"`(])/(?:root|home|tmp|opt|work|usr)\b\S*", text, flags=re.MULTILINE) == []
+    named = re.compile(r"https?://\S+|(?:^|[\s'\"`(])/(?:root|home|tmp|opt|work|usr)\b\S*", re.MULTILINE)
+    assert named.findall(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_wheel_that_holds_anything_else_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two tracked files one is missing and one another; two more are strangers, one of them at the top."""
+    monkeypatch.syspath_prepend(ROOT / ".ci")
+    built = importlib.import_module("packaged")
+    here, gone = "hybridlens/py.typed", "analyses/cli.py"
+    monkeypatch.setattr(built, "tracked", lambda: {here, gone})
+    about = f"hybridlens-{hl.__version__}.dist-info/METADATA"
+
+    def wheel(**held: str) -> Path:
+        with zipfile.ZipFile(tmp_path / "made.whl", "w") as out:
+            for name, text in held.items():
+                out.writestr(name, text)
+        return tmp_path / "made.whl"
+
+    right = {name: (ROOT / name).read_text(encoding="utf-8") for name in (here, gone)} | {about: ""}
+    assert built.wrong(wheel(**right)) == []
+    found = built.wrong(wheel(**{here: "changed", "hybridlens/stray.py": "", "tests/x.py": "", about: ""}))
+    assert re.match(r"top levels hybridlens, hybridlens-\S+, tests, expected hybridlens, analyses", found[0])
+    assert found[1:] == [
+        "analyses/cli.py is missing", "hybridlens/stray.py is not tracked by git", "tests/x.py is not tracked by git",
+        "hybridlens/py.typed is another file",
+    ]  # fmt: skip

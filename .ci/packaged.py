@@ -4,7 +4,7 @@
 nothing else beside its own description; it has to be small, and both have to pass `twine check --strict`. They lie in
 dist/ afterwards. That the wheel installs and runs is another question, which the rows "wheel" of `compat.py` answer.
 
-    python .ci/wheel.py
+    python .ci/packaged.py
 """
 
 import shutil
