@@ -53,7 +53,7 @@ help:
 	@echo "make stored-results  the numbers that texts state, from the results of make demo into docs/results/"
 	@echo "make cluster-test  experiments shared among jobs of a real Slurm, which are killed: some minutes, as root"
 	@echo "make wheel  the source distribution and the wheel into dist/, and whether they hold what they should"
-	@echo "make repository  workflows, issue forms and citation, against their schemas"
+	@echo "make repository  workflows and citation, against their schemas"
 	@echo "make compat the oldest and newest torch and transformers, every Python, and the wheel alone in each: minutes each,"
 	@echo "            gigabytes fetched; ROWS=\"--python 3.12 --which wheel\" for some of them"
 
