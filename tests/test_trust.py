@@ -1,6 +1,7 @@
 """What SECURITY.md says is never done is done nowhere: the source has no call that would run a checkpoint's code."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +9,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 UNPICKLING = {"pickle.load", "pickle.loads", "pickle.Unpickler", "cloudpickle.load", "joblib.load", "dill.load"}
+WORDS = re.compile(
+    r"from_pretrained|trust_remote_code|torch\.load|\b(eval|exec)\(|\.(load|loads|Unpickler)\(|allow_pickle"
+)
+"""Of which one stands in every call that is looked for; a file without any is not parsed."""
 
 
 def offences(source: str) -> Iterator[str]:
     """Calls that could run what a file says: a line each."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source if WORDS.search(source) else "")):
         if not isinstance(node, ast.Call):
             continue
         name, given = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
