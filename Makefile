@@ -1,5 +1,6 @@
 # Two commands: `make demo` and `make test`. Both make .venv and install into it first; the installation is
-# repeated only when pyproject.toml or constraints.txt change. `make compat` is for whoever moves a version.
+# repeated only when pyproject.toml or constraints.txt change. `make wheel` and `make compat` are for
+# whoever moves a version.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -32,7 +33,7 @@ SET_default := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COM
 SET_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 SETS := default
 
-.PHONY: help demo $(PARTS) test lint types unit numerics numerics-default numerics-avx2 notebooks compat cluster-test families-table stored-results
+.PHONY: help demo $(PARTS) test lint types unit numerics numerics-default numerics-avx2 notebooks wheel repository compat cluster-test families-table stored-results
 
 # Tests and notebooks may use no network; nothing may report home.
 export HF_HUB_OFFLINE := 1
@@ -51,7 +52,10 @@ help:
 	@echo "make families-table  what works for each family, into hybridlens/supported.json"
 	@echo "make stored-results  the numbers that texts state, from the results of make demo into docs/results/"
 	@echo "make cluster-test  experiments shared among jobs of a real Slurm, which are killed: some minutes, as root"
-	@echo "make compat the oldest and newest torch and transformers, and every Python: minutes each, gigabytes fetched"
+	@echo "make wheel  the source distribution and the wheel into dist/, and whether they hold what they should"
+	@echo "make repository  workflows and citation, against their schemas"
+	@echo "make compat the oldest and newest torch and transformers, every Python, and the wheel alone in each: minutes each,"
+	@echo "            gigabytes fetched; ROWS=\"--python 3.12 --which wheel\" for some of them"
 
 $(VENV)/pyvenv.cfg:
 	@if [ -z "$(PYTHON)" ]; then \
@@ -112,9 +116,17 @@ stored-results: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stored_results $(foreach part,rankings study crossover,$(addprefix \
 		$(RESULTS)/,$(addsuffix -$(part),$(MODELS)))) $(wildcard $(RESULTS)/zoo)
 
+# Built in an environment of its own under build/, the wheel from the source distribution.
+wheel: $(VENV)/pyvenv.cfg
+	$(BIN)/python .ci/packaged.py
+
+# Tools in an environment of their own under build/.
+repository: $(VENV)/pyvenv.cfg
+	$(BIN)/python .ci/repository.py
+
 # Throw-away environments under build/compat, one after the other, and a table of what passed in which.
-compat: $(VENV)/pyvenv.cfg
-	$(BIN)/python .ci/compat.py
+compat: wheel
+	$(BIN)/python .ci/compat.py $(ROWS)
 
 # On a real Slurm of one node, begun for it: needs Debian's slurm-wlm and munge, and to be root; a quarter of an hour.
 # What was done to which job, and a table of what came out, stand in build/cluster/trial.log. COMMANDS="patch niah" tries

@@ -22,6 +22,7 @@ from typer._click.exceptions import ClickException  # pyright: ignore[reportPriv
 
 from analyses.commands.compare import compare
 from analyses.commands.declared import command, typed_words
+from analyses.commands.doctor import doctor
 from analyses.commands.experiments import EXPERIMENTS
 from analyses.commands.look import families, heads, hooks, models
 from analyses.commands.planning import plan
@@ -42,7 +43,7 @@ app = typer.Typer(
 
 for _declared in EXPERIMENTS:
     app.command(_declared.name)(command(_declared))
-for _command in (zoo, compare, hooks, models, families, heads, plan, status):
+for _command in (zoo, compare, hooks, models, families, heads, plan, status, doctor):
     app.command()(_command)
 
 

@@ -29,7 +29,7 @@ if "ipykernel" in sys.modules:  # tqdm warns once where a notebook has no ipywid
 
 Pointers.stand_ready()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Edit": "hooks",

@@ -114,7 +114,7 @@ def read_config(held: CheckpointFiles) -> Any:
             "it was made of"
         )
     with opening(f"'{held.source}': no configuration can be made of its metadata"):
-        config: Any = AutoConfig.from_pretrained(held.folder, gguf_file=held.gguf)
+        config: Any = AutoConfig.from_pretrained(held.folder, gguf_file=held.gguf, trust_remote_code=False)
     for field in _OF_NO_MODEL & set(vars(config)):
         delattr(config, field)
     if kind == "mamba":

@@ -291,7 +291,7 @@ def read_tokenizer(source: str | CheckpointFiles) -> Any:
     files = CheckpointFiles.of(source)
     if files.gguf is not None:
         with opening(f"the tokenizer in '{files.source}' cannot be read"):
-            return AutoTokenizer.from_pretrained(files.folder, gguf_file=files.gguf)
+            return AutoTokenizer.from_pretrained(files.folder, gguf_file=files.gguf, trust_remote_code=False)
     if not any((files.folder / file).exists() for file in VOCABULARIES):
         if (files.folder / TOKENIZER).exists():
             said = f"'{files.source}' has a {TOKENIZER} and no vocabulary ({VOCABULARIES[0]})"

@@ -36,6 +36,8 @@ class Verdict(NamedTuple):
     """The largest, relative to the largest expected value, in float32; None where nothing was compared."""
     reason: str = ""
     """Why there is nothing to check, or what fails."""
+    by: str = ""
+    """Of "kernels": which scan it is that a kernel can run, as `hybridlens.recurrences.kernels.choice` names it."""
 
 
 class FamilyRow(NamedTuple):
@@ -98,10 +100,11 @@ def _written(verdict: Verdict) -> dict[str, Any]:
     found: dict[str, Any] = {"word": verdict.word}
     if verdict.error is not None:
         found["error"] = float(f"{verdict.error:.1e}")
-    return found | ({"reason": verdict.reason} if verdict.reason else {})
+    said = {"reason": verdict.reason, "by": verdict.by}
+    return found | {name: text for name, text in said.items() if text}
 
 
 def _read(held: Mapping[str, Any]) -> Verdict:
     if held["word"] not in get_args(Word):
         raise ValueError(f"word {held['word']!r}")
-    return Verdict(held["word"], held.get("error"), held.get("reason", ""))
+    return Verdict(held["word"], held.get("error"), held.get("reason", ""), held.get("by", ""))

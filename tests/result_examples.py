@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -67,6 +68,8 @@ from analyses.study.zoo.of_study import RETRIEVAL
 from analyses.study.zoo.rules import answers as zoo_answers
 from analyses.study.zoo.stored import recomputed
 from hybridlens.counting import MACHINES, Expense
+from hybridlens.doctor import Agreement, Diagnosis
+from hybridlens.doctor.scans import scan_choices
 from hybridlens.engine import Tally
 from hybridlens.niah import NEEDLES, Prompt
 from tests.test_capacity import a_capacity, made
@@ -241,9 +244,20 @@ def a_stored_study(name: str) -> StoredStudy:
 
 
 @cache
+def of_installations() -> tuple[Any, ...]:
+    """A look at a machine on which something is broken."""
+    fine = Agreement("tiny-jamba", "cpu", "float32", 1e-6, 2e-6, 1e-4)
+    broken = Agreement("tiny-jamba", "cuda:0", "float32", math.nan, math.nan, math.nan, f"OSError: {HOSTILE}")
+    scans = scan_choices(("cpu",)).families
+    looked = Diagnosis("3.11.7", "Linux", 2, 1, "AVX2", {"torch": "2.13.0", "einops": None}, {"peft": None},
+                       ("cpu", "cuda:0"), (), scans, (fine, broken), (HOSTILE,))  # fmt: skip
+    return looked, fine, broken
+
+
 def examples() -> tuple[Any, ...]:
     """All of them."""
-    parts = (of_heads, of_attention, of_streams, of_patching, of_memories, of_states, of_studies, of_training)
+    parts = (of_heads, of_attention, of_streams, of_patching, of_memories, of_states, of_studies, of_training,
+             of_installations)  # fmt: skip
     return tuple(one for part in parts for one in part())
 
 

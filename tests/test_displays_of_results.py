@@ -159,7 +159,8 @@ def results() -> dict[type, str]:
 
 def public_results() -> dict[type, str]:
     """What public names of hybridlens give, their methods, and those of the results found -> what gives it."""
-    homes = [importlib.import_module(f"hybridlens{part}") for part in ("", ".niah", ".results", ".tiny", ".viz")]
+    parts = ("", ".doctor", ".niah", ".results", ".tiny", ".viz")
+    homes = [importlib.import_module(f"hybridlens{part}") for part in parts]
     waiting = [getattr(home, name) for home in homes for name in getattr(home, "__all__", vars(home))]
     found: dict[type, str] = {}
     seen = set[int]()

@@ -28,6 +28,7 @@ def test_a_family_is_what_the_table_says(family):
     words = {column: verdict.word for column, verdict in row.checks.items()}
     assert {column: word for column, (word, _) in told.items()} == words, f"run: make families-table ({told})"
     assert row.architecture == found.architecture
+    assert row.checks["kernels"].by == found.checks["kernels"].by
 
 
 def test_every_family_has_a_row_and_the_pinned_version():

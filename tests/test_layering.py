@@ -130,6 +130,7 @@ ORDER = (
     "loading",
     "results",
     "viz",
+    "doctor",
     "__main__",
 )
 

@@ -74,7 +74,7 @@ def build_from(name: str, start: Start, vocab_size: int, seed: int) -> tuple[Tin
         InputError: see the module.
     """
     wanted = SHAPES[name].config(vocab_size)
-    held: Any = AutoConfig.from_pretrained(start.folder)
+    held: Any = AutoConfig.from_pretrained(start.folder, trust_remote_code=False)
     if type(held) is not type(wanted) or held.vocab_size != vocab_size:
         raise InputError(
             f"--from {start.folder} is a {held.model_type} model of {held.vocab_size} tokens, expected {name}'s "

@@ -46,7 +46,7 @@ def check_fit(family: Family, config: Any, files: FileTensors) -> None:
     _check_experts(stored, files.source)
     model_class = getattr(transformers, family.architecture)
     held = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
-    with _quietly(), opening(f"'{files.source}': the files do not fit config.json"):
+    with quietly(), opening(f"'{files.source}': the files do not fit config.json"):
         try:
             model, found = model_class.from_pretrained(
                 None, config=config, state_dict=held, dtype=torch.float32, device_map={"": "meta"},
@@ -163,7 +163,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 @contextmanager
-def _quietly() -> Generator[None]:
+def quietly() -> Generator[None]:
     """Without transformers' own report and bars: what they say is said by us."""
     logging = cast(Any, transformers.logging)
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
