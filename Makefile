@@ -87,7 +87,10 @@ $(PARTS): $(VENV)/.installed
 		$(if $(filter corner-zoo,$@),$(CORNER),--model $(@:-$(COMMAND)=)) $(if $(filter rankings,$(COMMAND)),--prompts 30) \
 		--out $(RESULTS)/$@ > $$log 2>&1 && cat $$log || { cat $$log >&2; exit 1; }
 
-test: lint types unit numerics notebooks
+# The types beside the tests: one core's work, for a minute, beside that of all.
+test: lint
+	@$(MAKE) --no-print-directory --jobs 2 types unit
+	@$(MAKE) --no-print-directory numerics notebooks
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
