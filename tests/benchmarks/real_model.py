@@ -150,10 +150,28 @@ def behaviour(model: Path, essays: Path, results: Path) -> dict[str, Table]:
     agreement.append(("retrieval score", "needle mass", *_rank(columns["retrieval score"], columns["needle mass"])))
     best = [(layer, head) for layer, head, _ in scores.top("induction", max(SILENCED))]
     return {
+        "endings": endings(lens, list(prompts)),
         "heads": heads,
         "agreement": Table(("measured", "against", "spearman", "p", "n"), agreement),
         "silenced": Table(("silenced", "n", "nats a token", "low", "high"), _silenced(lens, best)),
     }
+
+
+def endings(lens: HybridLens, prompts: Sequence[niah.Prompt]) -> Table:
+    """Each prompt's score as the paper's template has it, which ends in a space, and with that space left out.
+
+    Where a tokenizer puts the space before a word into the word, a prompt that ends in one asks for a word without.
+    """
+    tokenizer: Any = lens.tokenizer
+    rows: list[tuple[str, int, int | None, float]] = []
+    for words, cut in (("with its last space", 0), ("without", 1)):
+        for prompt in prompts:
+            asked = list(prompt.tokens)
+            while cut and not tokenizer.decode(asked[-1:]).strip():
+                asked.pop()
+            text = lens.generate([asked], 40).text[0]
+            rows.append((words, prompt.length, prompt.depth, niah.score(text) / niah.MAX_SCORE))
+    return Table(("ending", "length", "depth", "score"), rows)
 
 
 def _rank(a: Tensor, b: Tensor) -> tuple[float, float, int]:
@@ -174,7 +192,7 @@ def _silenced(lens: HybridLens, best: Sequence[tuple[int, int]]) -> list[tuple[s
     def row(words: str, n: int, losses: Tensor) -> None:
         most = float(losses.max()) + 1.0
         interval = bootstrap_interval(losses.tolist(), highest=most)
-        rows.append((words, n, float(losses.mean()), *interval))
+        rows.append((words, n, float(losses.mean()), interval.low, interval.high))
 
     row("nothing", 0, second_copy(lens, tokens))
     for n in SILENCED:
