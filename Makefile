@@ -74,8 +74,8 @@ demo: $(VENV)/.installed
 	@mkdir -p $(RESULTS)
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs $(JOBS) $(PARTS)
 	@echo
-	@echo "Open in a browser:"
-	@for part in $(sort $(PARTS)); do echo "  $(CURDIR)/$(RESULTS)/$$part/report.html"; done
+	@$(BIN)/hybridlens report $(RESULTS)
+	@echo "Open in a browser: $(CURDIR)/$(RESULTS)/index.html"
 
 $(PARTS): COMMAND = $(lastword $(subst -, ,$@))
 $(PARTS): $(VENV)/.installed
