@@ -183,7 +183,7 @@ def test_the_finding_says_what_was_given() -> None:
     assert "convolution for 3 of them, from another head for 1" in induct
     assert "at the mean of 99 tokens; on real activations that misses 0.250 to 0.875" in linear
     rest = finding(replace(circuits, path_error=None, linearised="at rest", induction=torch.zeros(2, 3)))
-    assert rest[3].startswith("No head has an induction strength above 0: how much a head's keys read of a writer")
+    assert rest[3].startswith("No head has an induction strength above 0: how much a head's keys read of what tells")
     assert "the eigenvalues λ of the OV circuit" in copy
     assert "× how much the head copies, is above 0" in induct
     assert rest[4].endswith("at rest; how far that is off was not measured.")
