@@ -133,8 +133,8 @@ def answers(kv: str, recurrent: str, told: str = "", seen: float = 1.0) -> Cross
     ("kv", "recurrent", "verdict"),
     [
         ("++", "--", "2 prompt pairs are too few to tell which kind of memory holds the needle: with memories "
-         "exchanged between two prompts, keys and values decide 100\u00a0% (16 to 100) of the answers, recurrent states "
-         "0\u00a0% (0 to 84)."),
+         "exchanged between two prompts, keys and values decide 100\u00a0% (16 to 100) of the answers, "
+         "recurrent states 0\u00a0% (0 to 84)."),
         ("+", "-", "1 prompt pair is too few to tell which kind of memory holds the needle: "),
         ("-", "-", "1 prompt pair is too few to tell which kind of memory holds the needle: "),
         ("--" * 2, "--" * 2, "4 prompt pairs are too few to tell which"),
