@@ -98,6 +98,8 @@ def _standing(found: Found) -> str:
             f"{'the' if said else 'At the end of the prompt the'} needle's {needle.tokens} hold {percent(needle.mean)} "
             f"({percent(needle.even)}), at most {percent(needle.most)} ({needle.where})"
         )
+    if any(one is not None and one.mean < 0 for one in (sink, needle)):
+        said.append("a share below 0 is of what points against the state")
     return f"{'; '.join(said)}." if said else ""
 
 

@@ -92,7 +92,7 @@ def _decided(found: RankingComparison, best: str) -> list[str]:
     decision = found.decision
     standings = decision.equal, decision.behind, decision.open
     equal, behind, left = ([name for name in found.by_area() if name in names] for names in standings)
-    within = f"within {decision.precision:g} of area"
+    within = f"within {decision.precision:g} of the area under accuracy"
     less = [f"{_listed(behind)} {_keep(behind)} less for sure."] if behind else []
     if left:
         first = (
