@@ -120,7 +120,7 @@ print(f"chance: {chance:.0%}")
 # The paper's: with the k heads of lowest entropy kept in every attention layer while answering, how much is retrieved?
 
 # %%
-ks = (lens.cfg.n_heads, 4, 2, 1, 0)
+ks = (lens.cfg.n_heads, 4, 2, 0)
 accuracy = []
 for k in ks:
     texts = lens.generate(rows, max_new_tokens=24, edits=sparsification.top_k(lens, k)).text

@@ -1,4 +1,4 @@
-"""Notebooks as they are before they run (`make notebooks` runs them): what the first cell is, and what a reader opens."""
+"""Notebooks before they run, which `make notebooks` does: what the first cell is, and that none is passed over."""
 
 from importlib.util import find_spec
 from pathlib import Path
