@@ -149,8 +149,8 @@ def _against_reference(found: RankingComparison) -> list[str]:
     one = {-1: "does worse than", 1: "does better than", 0: "is not told apart from"}
     several = {-1: "do worse than", 1: "do better than", 0: "are not told apart from"}
     said = [
-        f"{_listed(names)} {(one if len(names) == 1 else several)[sign]} {found.reference}, by area, each at 95 % by "
-        "itself."
+        f"By area under accuracy, each at 95 % by itself, {_listed(names)} "
+        f"{(one if len(names) == 1 else several)[sign]} {found.reference}."
         for sign, names in groups.items()
         if names
     ]
