@@ -21,7 +21,8 @@ from hybridlens.viz.entries import percent
 
 UNSURE = (
     "Shares, norms and half-lives are of these prompts and describe; whether the answer needs what a state holds is "
-    "told by the knock-outs alone, and that a probe reads something does not say that the model does.",
+    "told by the knock-outs alone, and that a probe reads something does not say that the model does. "
+    "L is a layer, S a head of its state, both counted from 0.",
 )
 
 

@@ -58,6 +58,7 @@ def render_article(article: Article, record: Mapping[str, Any]) -> str:
         model=record["model"],
         origin=" · ".join(part for part in (*article.origin, day) if part),
         unfinished=_unfinished(record),
+        recorded="weights_hash" in record,
         provenance=[(name, _plain(value)) for name, value in _provenance(record)],
         gathered=Gathered(),
     )

@@ -116,12 +116,13 @@ def _line(run: FoundRun, title: str) -> ReportLine:
 def _zoo(one: FoundZoo, number: int) -> Section:
     """What the models say together, then each model's runs, folded."""
     title = f"The same questions of many models: {one.place}"
+    size = f"{one.place}: {many(len(one.runs), 'run')}."
     whole = ReportLine(
         f"{many(len(one.models), 'model')} side by side",
         _link(one.place) if one.report else "",
-        one.answers,
-        f"{one.place}: {many(len(one.runs), 'run')}",
-        one.note,
+        (" ".join(one.answers),) if one.answers else (),
+        f"{size} {one.note}".strip() if one.answers else size,
+        "" if one.answers else one.note,
     )
     blocks: list[Block] = [Reports((whole,))]
     jobs = {job: words for question in QUESTIONS for job, words in question.jobs.items()}
