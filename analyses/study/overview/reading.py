@@ -21,6 +21,7 @@ from analyses.study.zoo.rules import answers
 from analyses.study.zoo.stored import beside_stored
 from hybridlens.boundary import public
 from hybridlens.display import listed
+from hybridlens.display.markup import cut, visible
 from hybridlens.errors import HybridLensError, InputError
 from hybridlens.results.locks import is_locked
 from hybridlens.results.provenance import usable
@@ -45,17 +46,19 @@ def overview(folder: str | Path) -> Overview:
         InputError: there is no such folder, it is itself a run, or nothing under it is of a hybridlens command.
         ResultsError: the system refuses to read it.
     """
-    top = Path(folder)
+    top, name = Path(folder), cut(visible(str(folder)))
+    with usable(top):
+        there, is_run = top.exists(), (top / RECORD).exists()
     if not top.is_dir():
-        raise InputError(f"{top} is {'a file' if top.exists() else 'not there'}; give a folder that holds results")
-    if (top / RECORD).exists():
-        raise InputError(f"{top} is a single run, whose page is {top / REPORT}; give the folder that it stands in")
+        raise InputError(f"{name} is {'a file' if there else 'not there'}; give a folder that holds results")
+    if is_run:
+        raise InputError(f"{name} is a single run, whose page is its {REPORT}; give the folder that it stands in")
     found = _Under(top)
     found.look(top)
     if not (found.runs or found.zoos or found.pages):
         held = f" ({listed([one.summary() for one in found.unread], 3)})" if found.unread else ""
         raise InputError(
-            f"{top} holds no run that can be read{held}; give the folder that the --out folders of commands are in"
+            f"{name} holds no run that can be read{held}; give the folder that the --out folders of commands are in"
         )
     return Overview(top, tuple(found.runs), tuple(found.zoos), tuple(found.pages), tuple(found.unread))
 
