@@ -33,7 +33,7 @@ SET_default := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COM
 SET_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 SETS := default
 
-.PHONY: help demo $(PARTS) test lint types unit numerics numerics-default numerics-avx2 notebooks wheel repository compat cluster-test families-table stored-results
+.PHONY: help demo $(PARTS) test lint types unit numerics numerics-default numerics-avx2 notebooks notebook-pages wheel repository compat cluster-test families-table stored-results
 
 # Tests and notebooks may use no network; nothing may report home.
 export HF_HUB_OFFLINE := 1
@@ -49,6 +49,7 @@ export OMP_WAIT_POLICY := PASSIVE
 help:
 	@echo "make demo   the paper's experiments, head circuits, patching, crossover and states of two tiny hybrids, into $(RESULTS)/"
 	@echo "make test   lint, types, tests, the numerical ones under other instruction sets too, and notebooks"
+	@echo "make notebook-pages  the notebooks with their figures, as pages for a site, into build/notebooks/"
 	@echo "make families-table  what works for each family, into hybridlens/supported.json"
 	@echo "make stored-results  the numbers that texts state, from the results of make demo into docs/results/"
 	@echo "make cluster-test  experiments shared among jobs of a real Slurm, which are killed: some minutes, as root"
@@ -78,8 +79,8 @@ demo: $(VENV)/.installed
 	@mkdir -p $(RESULTS)
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --jobs $(JOBS) $(PARTS)
 	@echo
-	@echo "Open in a browser:"
-	@for part in $(sort $(PARTS)); do echo "  $(CURDIR)/$(RESULTS)/$$part/report.html"; done
+	@$(BIN)/hybridlens report $(RESULTS)
+	@echo "Open in a browser: $(CURDIR)/$(RESULTS)/index.html"
 
 $(PARTS): COMMAND = $(lastword $(subst -, ,$@))
 $(PARTS): $(VENV)/.installed
@@ -142,10 +143,14 @@ cluster-test: $(VENV)/.installed-dev
 	@slurm=$$(mktemp -d) && eval "$$(tests/cluster/slurm $$slurm)" && trap "$$slurm/stop" EXIT && \
 		OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m cluster.trial $(COMMANDS)
 
-# The reviewed sources are percent-format .py files; they are converted and run from top to bottom.
+# The reviewed sources are percent-format .py files; they are converted and run from top to bottom, and keep what they showed.
 notebooks: $(VENV)/.installed-dev
 	@mkdir -p build/notebooks
 	@rm -f build/notebooks/*.ipynb
 	@for source in notebooks/*.py; do \
 		$(BIN)/jupytext --quiet --to ipynb --output build/notebooks/$$(basename $$source .py).ipynb $$source; done
-	$(BIN)/python -m pytest -q --numprocesses auto --nbmake --nbmake-timeout=300 build/notebooks
+	$(BIN)/python -m pytest -q --numprocesses auto --nbmake --overwrite --nbmake-timeout=300 build/notebooks
+
+# With what they showed, as pages for a site: build/notebooks/NAME.md.
+notebook-pages: notebooks
+	$(BIN)/python .ci/notebook_pages.py

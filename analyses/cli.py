@@ -26,6 +26,7 @@ from analyses.commands.doctor import doctor
 from analyses.commands.experiments import EXPERIMENTS
 from analyses.commands.look import families, heads, hooks, models
 from analyses.commands.planning import plan
+from analyses.commands.report import report
 from analyses.commands.status import status
 from analyses.commands.zoo import zoo
 from hybridlens.boundary_words import sound
@@ -43,7 +44,7 @@ app = typer.Typer(
 
 for _declared in EXPERIMENTS:
     app.command(_declared.name)(command(_declared))
-for _command in (zoo, compare, hooks, models, families, heads, plan, status, doctor):
+for _command in (zoo, compare, report, hooks, models, families, heads, plan, status, doctor):
     app.command()(_command)
 
 

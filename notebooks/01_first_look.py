@@ -19,6 +19,13 @@
 # checkpoint, change the name to a folder or a hub id: the names of the hook points stay the same.
 
 # %%
+from importlib.util import find_spec
+
+if find_spec("hybridlens") is None:  # where it is not installed, as in Colab
+    # %pip install --quiet hybridlens
+    print("hybridlens was installed")
+
+# %%
 import torch
 
 import hybridlens as hl

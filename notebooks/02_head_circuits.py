@@ -21,6 +21,13 @@
 # with `hl.load_weights(folder)`.
 
 # %%
+from importlib.util import find_spec
+
+if find_spec("hybridlens") is None:  # where it is not installed, as in Colab
+    # %pip install --quiet hybridlens
+    print("hybridlens was installed")
+
+# %%
 import hybridlens as hl
 from analyses import circuits, entropy, sparsification
 from analyses.experiment.filler import filler_tokens

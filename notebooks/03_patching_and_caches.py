@@ -20,6 +20,13 @@
 # whose attention sees 256 tokens back; `hybridlens patch` and `hybridlens crossover` do the same with reports.
 
 # %%
+from importlib.util import find_spec
+
+if find_spec("hybridlens") is None:  # where it is not installed, as in Colab
+    # %pip install --quiet hybridlens
+    print("hybridlens was installed")
+
+# %%
 import hybridlens as hl
 from analyses import kv_cache
 from analyses.patching import direct, edges, pairs, sweeps

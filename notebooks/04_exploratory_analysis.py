@@ -19,6 +19,13 @@
 # The calls are those of TransformerLens, on a model with recurrent layers, and a mixture of experts in every other one.
 
 # %%
+from importlib.util import find_spec
+
+if find_spec("hybridlens") is None:  # where it is not installed, as in Colab
+    # %pip install --quiet hybridlens
+    print("hybridlens was installed")
+
+# %%
 import torch
 
 import hybridlens as hl

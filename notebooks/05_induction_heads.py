@@ -20,6 +20,13 @@
 # found heads away, and sets them beside what weights alone say (`02_head_circuits.py`).
 
 # %%
+from importlib.util import find_spec
+
+if find_spec("hybridlens") is None:  # where it is not installed, as in Colab
+    # %pip install --quiet hybridlens
+    print("hybridlens was installed")
+
+# %%
 import copy
 import random
 

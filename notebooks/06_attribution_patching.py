@@ -20,6 +20,13 @@
 # and runs that: does the circuit do what the model does?
 
 # %%
+from importlib.util import find_spec
+
+if find_spec("hybridlens") is None:  # where it is not installed, as in Colab
+    # %pip install --quiet hybridlens
+    print("hybridlens was installed")
+
+# %%
 import torch
 
 import hybridlens as hl

@@ -25,6 +25,7 @@ from analyses.stream.linear_probe import linear_probe
 from analyses.stream.steering import steer
 from analyses.study import compare_studies
 from analyses.study.capacity import UNTOUCHED
+from analyses.study.overview import overview
 from hybridlens import niah
 from hybridlens.boundary_words import shown
 from hybridlens.errors import HybridLensError
@@ -44,6 +45,7 @@ def the_examples() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
     kept = torch.ones(2, len(layers), n_heads, dtype=torch.bool)
     return [
         (compare_studies, {"folders": ["nowhere", "elsewhere"]}),
+        (overview, {"folder": "nowhere"}),
         (niah.grid, {"tokenizer": tokenizer, **some, **whole}),
         (niah.controls, {"tokenizer": tokenizer, **some, **whole}),
         (niah.shortest_length, {"tokenizer": tokenizer, **{k: v for k, v in some.items() if k != "lengths"}, **whole}),

@@ -1,5 +1,7 @@
 """Pages of reports as tests read them: cells and records to make one from, and its elements and data."""
 
+import base64
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
@@ -90,7 +92,7 @@ def rendered(
 
 
 class Page(HTMLParser):
-    """The elements, attributes, texts and scripts of a page, as a browser would tell them apart."""
+    """The elements, attributes, texts and scripts of a page, as a browser would tell them apart, libraries unpacked."""
 
     def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -100,6 +102,10 @@ class Page(HTMLParser):
         self.open = ""
         self.feed(source)
         self.close()
+        kinds = [attributes.get("type") for tag, attributes in self.tags if tag == "script"]
+        for at, kind in enumerate(kinds):
+            if kind == "application/gzip;base64":
+                self.scripts[at] = gzip.decompress(base64.b64decode(self.scripts[at])).decode("utf-8")
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))

@@ -53,6 +53,7 @@ from analyses.study.comparing.reading import StoredStudy
 from analyses.study.comparing.results import comparison_of
 from analyses.study.evidence import Evidence, ModelFacts
 from analyses.study.groups import Base, accuracy, grouped
+from analyses.study.overview import FoundPage, FoundRun, FoundZoo, Overview, Unread
 from analyses.study.plan_types import Planned, StudyPlan
 from analyses.study.rankings.retrieval import Looks
 from analyses.study.rankings.sweep import Compared
@@ -235,6 +236,15 @@ def of_training() -> Iterator[Any]:
     yield from (zoo, *zoo_answers(zoo), recomputed(zoo, zoo))
 
 
+def of_folders() -> Iterator[Any]:
+    """What stands under a folder of results."""
+    run = FoundRun("a", "niah", HOSTILE, "complete", "hybridlens niah", "2026-01-02T03:04:05+00:00", None, 9, 9,
+                   (HOSTILE,), True)  # fmt: skip
+    late = replace(run, status="stopped", finding=())
+    zoo = FoundZoo("z", (late,), ("Yes.",), "", True)
+    yield Overview(Path("r"), (run, late), (zoo,), (FoundPage("p", "t", "s"),), (Unread("u", HOSTILE),))
+
+
 def a_stored_study(name: str) -> StoredStudy:
     """A study as a folder gives it."""
     facts = ModelFacts(name, "jamba", None, BASE)
@@ -257,7 +267,7 @@ def of_installations() -> tuple[Any, ...]:
 def examples() -> tuple[Any, ...]:
     """All of them."""
     parts = (of_heads, of_attention, of_streams, of_patching, of_memories, of_states, of_studies, of_training,
-             of_installations)  # fmt: skip
+             of_folders, of_installations)  # fmt: skip
     return tuple(one for part in parts for one in part())
 
 

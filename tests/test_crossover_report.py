@@ -53,12 +53,12 @@ def test_the_finding_names_the_planted_memory(family: str, where: str) -> None:
         assert f"keys and values of layer {layer}, head {head}: 100\u00a0%" in which
         assert re.search(rf"dropping keys and values costs most at positions \S+ .*, in the needle \(.*layer {layer}",
                          places)  # fmt: skip
-        assert "resetting recurrent layers at no place" in places
+        assert "resetting recurrent layers costs at most 0.0" in places
     else:
         assert holds.startswith("The recurrent states hold the needle, and not keys and values:")
         assert f"recurrent state of layer {layer}: 100\u00a0%" in which
-        assert "dropping keys and values costs most at no place" in places
-        assert re.search(rf"replacing their states at positions .*layer {layer}", places)
+        assert "dropping keys and values costs at most 0.0" in places
+        assert re.search(rf"replacing their states costs most at positions .*layer {layer}", places)
     article = article_of(found, maps, a_record())
     tables = {b.corner: b for s in article.sections for b in s.blocks if isinstance(b, HeatTable)}
     memories = next(table for corner, table in tables.items() if corner.startswith("All prompts: 6"))
@@ -132,8 +132,9 @@ def answers(kv: str, recurrent: str, told: str = "", seen: float = 1.0) -> Cross
 @pytest.mark.parametrize(
     ("kv", "recurrent", "verdict"),
     [
-        ("++", "--", "2 prompt pairs are too few to tell which kind of memory holds the needle: keys and values decide "
-         "100\u00a0% (16 to 100) of the answers, recurrent states 0\u00a0% (0 to 84)."),
+        ("++", "--", "2 prompt pairs are too few to tell which kind of memory holds the needle: with memories "
+         "exchanged between two prompts, keys and values decide 100\u00a0% (16 to 100) of the answers, "
+         "recurrent states 0\u00a0% (0 to 84)."),
         ("+", "-", "1 prompt pair is too few to tell which kind of memory holds the needle: "),
         ("-", "-", "1 prompt pair is too few to tell which kind of memory holds the needle: "),
         ("--" * 2, "--" * 2, "4 prompt pairs are too few to tell which"),

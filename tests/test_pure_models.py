@@ -183,12 +183,13 @@ def told(family: str, follows: str) -> Crossover:
 @pytest.mark.parametrize(
     ("family", "follows", "words"),
     [
-        ("mamba2", "recurrent", "The recurrent states hold the needle, and not the convolutions' inputs: recurrent"),
-        ("mamba2", "conv", "The convolutions' inputs hold the needle, and not the recurrent state: recurrent states"),
-        ("lfm2", "kv", "Keys and values hold the needle, and not the convolutions' inputs: keys and values decide 100"),
+        ("mamba2", "recurrent", "The recurrent states hold the needle, and not the convolutions' inputs: with"),
+        ("mamba2", "conv", "The convolutions' inputs hold the needle, and not the recurrent state: with memories"),
+        ("lfm2", "kv", "Keys and values hold the needle, and not the convolutions' inputs: with memories exchanged "
+         "between two prompts, keys and values decide 100"),
         ("qwen3", "kv", "Keys and values are all that this model remembers by: the model tells its needle in 100"),
     ],
-)
+)  # fmt: skip
 def test_the_verdict_is_over_the_memories_that_there_are(family: str, follows: str, words: str) -> None:
     said = finding(told(family, follows), {}, None)
     assert said[0].startswith(words)

@@ -19,7 +19,7 @@ from analyses.study.rankings.curves import accuracies, area, area_difference, ar
 from analyses.study.rankings.deciding import decide
 from analyses.study.rankings.report import article_of
 from analyses.study.rankings.results import Ability, RankingComparison
-from analyses.study.rankings.words import sentences
+from analyses.study.rankings.words import rule, sentences
 from hybridlens.errors import InputError
 from hybridlens.viz.article import render_article, write_article
 from hybridlens.viz.blocks import Chart, ChartGrid
@@ -191,8 +191,9 @@ def test_areas_and_heads_needed() -> None:
 def test_the_finding_is_what_the_words_say() -> None:
     found = a_comparison(note="chosen on the way")
     page = article(found)
-    assert page.notes == ("chosen on the way", INTERVALS)
-    assert [*page.finding, page.notes[0]] == sentences(found)
+    said = rule(found.decision)
+    assert page.notes == (said, "chosen on the way", INTERVALS)
+    assert [*page.finding, said, "chosen on the way"] == sentences(found)
 
 
 def test_agreement_and_orders() -> None:

@@ -97,6 +97,10 @@ VERDICTS = [
     Verdict("b", "H1", "Claim two.", "–", "x: 50.0 % (40.0 to 60.0)", "fails", "Rule two.", ""),
     Verdict("c", "H3", "Claim three.", "–", "–", "not tested here", "Rule three.", "undecided: so"),
 ]
+CLAIMS = (
+    "Of the 2 claims of the paper that were tested, 1 holds, 1 fails: H1 (retrieval depends on attention alone); 1 was "
+    "not tested here."
+)
 
 
 def rendered(
@@ -142,9 +146,10 @@ def test_the_finding_answers_the_papers_question() -> None:
         "Dropping attention heads while answering takes m's retrieval of the needle from 100\u00a0% with all 4 heads "
         "of each layer to 0\u00a0% without attention, chance being 0\u00a0%; accuracy falls under half at k = 1 head."
     )
-    assert claims == "Of the 2 claims of the paper that were tested, 1 holds, 1 fails (H1); 1 was not."
+    assert claims == CLAIMS
     assert finding((), (), VERDICTS[1:], BASE, "m") == (
-        "The one claim of the paper that was tested fails (H1); 1 was not.",
+        "The one claim of the paper that was tested fails: H1 (retrieval depends on attention alone); 1 was not tested "
+        "here.",
     )
     first, _ = said({1: 4.0, 4: 5.0}, 0.0, "prefill")
     assert first == (
@@ -288,8 +293,7 @@ def test_verdicts_stand_with_sign_and_word(full: str) -> None:
     assert "○| not tested here|undecided: so" in shown
     assert "1 holds, 1 fails" in shown
     assert shown.index("H1: ") < shown.index("Claim two") < shown.index("H3: ") < shown.index("Claim three")
-    sentence = "Of the 2 claims of the paper that were tested, 1 holds, 1 fails (H1); 1 was not."
-    assert sentence in " ".join(Page(full).text)
+    assert CLAIMS in " ".join(Page(full).text)
 
 
 def test_answers_stand_side_by_side(full: str) -> None:
@@ -364,9 +368,8 @@ def test_report_asks_the_network_for_nothing(full: str) -> None:
     loading = {"src", "srcset", "action", "data", "poster"}
     assert [(tag, name) for tag, a in page.tags for name in a if name in loading] == []
     assert not {tag for tag, _ in page.tags} & {"link", "iframe", "img", "object", "embed", "base"}
-    own = full.replace(max(page.scripts, key=len), "")
-    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", own)
-    assert circuitsvis_bundle() not in full, "a megabyte that this page has no use for"
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", full)
+    assert circuitsvis_bundle() not in page.scripts, "a megabyte that this page has no use for"
 
 
 def test_a_text_is_stored_once(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def test_it_is_said_first(parted: list[Cell], found: list[UnderBoth]) -> None:
     """In the report's first sentences, in the verdicts of report and terminal, and in a notebook."""
     judged = verdicts(parted, (), RG)
     said = finding(parted, (), judged, BASE, "m", found)
-    assert said[1].startswith("Clean and published semantics part. Binary while reading")
+    assert said[1].startswith("The method as described (clean semantics) and as the authors' code has it (published")
+    assert "part. Binary while reading" in said[1]
     assert "−100.0 points" in said[1]
     assert "“The exact weights matter" in said[2]
     assert "fails under clean semantics and holds under published semantics" in said[2]

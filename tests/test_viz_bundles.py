@@ -13,6 +13,7 @@ import test_patch_report
 import test_rankings_report
 import test_study_report
 from markupsafe import Markup
+from plotly.graph_objects import Figure, Heatmap
 from plotly.offline import get_plotlyjs_version
 from report_pages import Page, a_pattern, a_record, rendered, sweep
 
@@ -22,7 +23,7 @@ from analyses.patching import report as patch_report
 from hybridlens.errors import InputError
 from hybridlens.viz import bundles
 from hybridlens.viz.article import Article, render_article
-from hybridlens.viz.blocks import Block, Chart, Section, Words
+from hybridlens.viz.blocks import Block, Chart, Patterns, Section, Words
 from hybridlens.viz.charts import Curve, line_chart
 from hybridlens.viz.entries import Value
 
@@ -120,4 +121,11 @@ def test_every_report_has_its_build(name: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_page_without_figures_is_small() -> None:
     """No library at all: less than a tenth of the smallest of them, where every page had 4.8 MB."""
     assert len(article(Words("text"))) < 100_000
-    assert len(article(Chart(line_chart([CURVE], 4, "accuracy"), "words"))) < 1_300_000
+    assert len(article(Chart(line_chart([CURVE], 4, "accuracy"), "words"))) < 650_000
+
+
+def test_pages_with_both_libraries_stay_under_two_megabytes() -> None:
+    """Unpacked they are 2.8 MB; half a megabyte is left to a page's own numbers."""
+    largest = article(Chart(Figure(Heatmap(z=[[0.0, 1.0]])), "words"), Patterns((a_pattern(["a", "b"]),)))
+    assert len(largest) < 1_500_000
+    assert [len(script) > 1_000_000 for script in Page(largest).scripts] == [False, True, True, False]

@@ -35,7 +35,10 @@ _DOES = {
 }
 """What a head that scores high does; and what several do."""
 
-_STRENGTH = "how much a head's keys read of a writer that tells the token before × how much the head copies"
+_STRENGTH = (
+    "how much a head's keys read of what tells them the token before (another head, or a recurrent layer's "
+    "convolution) × how much the head copies"
+)
 
 
 def article_of(circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look | None = None) -> Article:
@@ -66,8 +69,10 @@ def finding(circuits: HeadCircuits) -> tuple[str, ...]:
     n = circuits.copying.numel()
     best = _best(circuits, "retrieval")
     said = [
-        f"By their weights alone, the heads of {circuits.model} made for retrieval are {best}: by retrieval strength, "
-        "how much a head copies what it looks at × how well it looks at the token behind an earlier copy of its own."
+        f"Judged by weights alone, before any run, the attention heads of {circuits.model} that are best made for "
+        f"retrieval are {best}: by retrieval strength, at most 1, which is how much a head copies the token that it "
+        "looks at × how well it finds the token that followed an earlier occurrence of the present one. "
+        "(L6 H1 is head 1 of layer 6, both counted from 0.)"
     ]
     for metric, of in (("copying", "OV"), ("matching", "QK")):
         above = int((circuits.score(metric) > HALF).sum())

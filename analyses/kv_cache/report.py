@@ -94,8 +94,8 @@ def _holds(found: Crossover, where: str, inside: bool) -> list[str]:
     verdict = _verdict(two, shares)
     first, second = (f"{memory.words} {{}}{_share(one)}" for memory, one in zip(two, shares, strict=True))
     return [
-        f"{verdict or f'{_too_few(intact.n)} which kind of memory holds the needle'}{where}: {first.format('decide ')} "
-        f"of the answers, {second.format('')}.",
+        f"{verdict or f'{_too_few(intact.n)} which kind of memory holds the needle'}{where}: with memories "
+        f"exchanged between two prompts, {first.format('decide ')} of the answers, {second.format('')}.",
         f"These are shares of the answers of {_pairs(intact.n)}, with 95 % intervals over pairs; each memory was set "
         f"against all others, either way round. Untouched, the model tells its needle in "
         f"{percent(intact.memory.mean)}.{apart}",
@@ -189,9 +189,9 @@ def _outside(found: Crossover, window: int | None) -> str:
 
 
 _DOING = {
-    "dropped": "dropping keys and values costs most at",
-    "reset": "resetting recurrent layers at",
-    "replaced": "replacing their states at",
+    "dropped": "dropping keys and values",
+    "reset": "resetting recurrent layers",
+    "replaced": "replacing their states",
 }
 
 
@@ -202,10 +202,9 @@ def _places(maps: Mapping[str, DamageMap], where: str, first: bool) -> list[str]
         return []
     of = next(iter(here.values()))
     said = "Damage shows where the needle is written down" if first else "Outside the window likewise"
-    done = ", ".join(f"{_DOING[kind]} {_worst(found)}" for kind, found in here.items())
-    if "dropped" not in here:
-        done = done.replace(" at", " costs most at", 1)
-    return [f"{said}. In one prompt ({many(len(of.tokens), 'token')}, needle “{of.pair}”), {done}."]
+    done = "; ".join(f"{_DOING[kind]} costs {_worst(found)}" for kind, found in here.items())
+    prompt = f"In one prompt ({many(len(of.tokens), 'token')}, needle “{of.pair}”)"
+    return [f"{said}. {prompt}, measured by the log-probability of its answer, {done}."]
 
 
 def _worst(found: DamageMap) -> str:
@@ -214,12 +213,12 @@ def _worst(found: DamageMap) -> str:
     group, place = divmod(int(damage.argmax()), len(found.places))
     lost = float(damage[group, place])
     if lost < 0.1:
-        return f"no place (at most {max(lost, 0.0):.2f} nats)"
+        return f"at most {max(lost, 0.0):.2f} nats, wherever it is done"
     of = "in the needle" if touches(found, place) else "outside the needle"
     single = [i for i, name in enumerate(found.groups) if name != "all layers"]
     most = max(single, key=lambda i: (float(damage[i].max()), len(found.groups[i])))
     alone = f"; {found.groups[most]} alone {float(damage[most].max()):.1f}"
-    text = f"positions {found.place_words(place)}, {of} ({found.groups[group]}, {lost:.1f} nats"
+    text = f"most at positions {found.place_words(place)}, {of} ({found.groups[group]}, {lost:.1f} nats"
     return f"{text}{'' if most == group else alone})"
 
 

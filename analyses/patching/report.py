@@ -41,6 +41,13 @@ LAYERS = {"attn_out": "attention", "ssm_out": "recurrent layers", "mlp_out": "ML
 """Sweep -> whose outputs it patches."""
 
 
+_READING = (
+    "Two prompts are alike but for what is asked about; a token that stands as “a|b” is a in one and b in the other. "
+    "An activation of one run is put into the other, and the number says how much of the difference between both "
+    "answers that moves: 0 nothing of it, 1 all. L is a layer, H a head, both counted from 0."
+)
+
+
 def article_of(found: Patched, record: Mapping[str, Any]) -> Article:
     """The page's contents; the arguments are what was found, and the run's `run.json`."""
     made = [sections.prompts(found), sections.places(found), *maps(found)]
@@ -55,7 +62,7 @@ def article_of(found: Patched, record: Mapping[str, Any]) -> Article:
         over="Activations of one prompt put into another",
         origin=_origin(found, record),
         finding=finding(found),
-        notes=("One prompt pair is an example, not a measurement; other pairs are other runs.",),
+        notes=(_READING, "One prompt pair is an example, not a measurement; other pairs are other runs."),
         sections=tuple(made),
     )
 
@@ -83,7 +90,7 @@ def finding(found: Patched) -> tuple[str, ...]:
         raising = [(w, share) for w, share in found.direct.top(len(found.direct.writers)) if share > 0]
         parts = ", ".join(f"{w.words} ({share:+.1f})" for w, share in raising[:3])
         if parts:
-            said.append(f"Of what parts write straight to the logits, most for the clean answer comes from {parts}.")
+            said.append(f"By direct logit attribution, most for the clean answer comes from {parts}.")
     return tuple(sentence for sentence in said if sentence)
 
 
@@ -155,9 +162,9 @@ def _estimates(found: Patched) -> str:
     where = f"{low}, where {sections.NONE}" if still else low
     worst = max(agrees, key=lambda name: agrees[name].largest_error)
     return (
-        f"Gradients estimate the same patches with a correlation of {number(middle)} (median of "
-        f"{many(len(known), 'sweep')}; lowest {number(known[low].pearson)}, {where}); the largest error is "
-        f"{number(agrees[worst].largest_error)}, in {worst}."
+        "Attribution patching (gradients in place of patches) agrees with patching, with a correlation of "
+        f"{number(middle)} (median of {many(len(known), 'sweep')}; lowest {number(known[low].pearson)}, {where}); the "
+        f"largest error is {number(agrees[worst].largest_error)}, in {worst}."
     )
 
 

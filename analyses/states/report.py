@@ -21,7 +21,8 @@ from hybridlens.viz.entries import percent
 
 UNSURE = (
     "Shares, norms and half-lives are of these prompts and describe; whether the answer needs what a state holds is "
-    "told by the knock-outs alone, and that a probe reads something does not say that the model does.",
+    "told by the knock-outs alone, and that a probe reads something does not say that the model does. "
+    "L is a layer, S a head of its state, both counted from 0.",
 )
 
 
@@ -77,8 +78,9 @@ def _keeping(found: Found) -> str:
         f" Besides, a token erases {percent(sections.mean(erased))} of what decay leaves (by norm)." if erased else ""
     )
     return (
-        f"Half of what is written has decayed after {middle} tokens in the median part of the states ({low} to {high} "
-        f"in nine of ten); {percent(float(beyond))} of the parts outlast the prompt by their half-life.{more}"
+        f"The recurrent states forget half of what a token writes after {middle} tokens (median over their entries; "
+        f"{low} to {high} in nine of ten); {percent(float(beyond))} of the entries keep half of it for longer than the "
+        f"prompt.{more}"
     )
 
 
@@ -88,15 +90,17 @@ def _standing(found: Found) -> str:
     sink = sections.span_shares(found, needle=False)
     if sink is not None:
         said.append(
-            f"After the last token the first {sink.tokens} hold {percent(sink.mean)} of the states on average "
+            f"At the end of the prompt its first {sink.tokens} hold {percent(sink.mean)} of the states on average "
             f"({percent(sink.even)} if all tokens held the same), at most {percent(sink.most)} ({sink.where})"
         )
     needle = sections.span_shares(found, needle=True)
     if needle is not None:
         said.append(
-            f"{'the' if said else 'After the last token the'} needle's {needle.tokens} hold {percent(needle.mean)} "
+            f"{'the' if said else 'At the end of the prompt the'} needle's {needle.tokens} hold {percent(needle.mean)} "
             f"({percent(needle.even)}), at most {percent(needle.most)} ({needle.where})"
         )
+    if any(one is not None and one.mean < 0 for one in (sink, needle)):
+        said.append("a share below 0 is of what points against the state")
     return f"{'; '.join(said)}." if said else ""
 
 
@@ -109,9 +113,9 @@ def _knocked(found: Found) -> Iterable[str]:
             sets = many(len(one.random), "set")
             could = "" if least <= sections.SURE else f"; with {sets} it cannot be below {least:.2g}"
             yield (
-                f"Without what {sections.heads_words(one.heads)} wrote of the needle, the {one.metric} goes from "
-                f"{one.untouched:.2f} to {one.value:.2f}, {'further than' if far else 'no further than'} without as "
-                f"many random heads' (p = {one.p_value:.2g}{could})."
+                f"Erasing what {sections.heads_words(one.heads)} wrote of the needle moves the {one.metric} from "
+                f"{one.untouched:.2f} to {one.value:.2f}, {'further than' if far else 'no further than'} erasing it of "
+                f"as many random state heads (p = {one.p_value:.2g}{could})."
             )
 
 
@@ -124,6 +128,6 @@ def _probed(found: Found) -> Iterable[str]:
     chance = f", which the best of {many(n, 'head')} may be by chance (p = {best.p:.2g})"
     sure = "" if best.p <= sections.SURE else chance
     yield (
-        f"Which of two needles a prompt has is read off the state of {best.where} by a linear probe in "
-        f"{percent(best.accuracy)} of the prompts, with shuffled labels in {percent(best.shuffled)}{sure}."
+        f"A linear probe reads off the state of {best.where} which of two needles the prompt has, in "
+        f"{percent(best.accuracy)} of the prompts; with shuffled labels in {percent(best.shuffled)}{sure}."
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from analyses.study.benchmarks.results import BenchmarkRow
 from analyses.study.groups import Base, Estimate, accuracy, chance
 from analyses.study.under_both import UnderBoth, splits
-from analyses.study.verdict import UNTESTED, Verdict
+from analyses.study.verdict import HYPOTHESES, UNTESTED, Verdict
 from analyses.study.views import curves, jrt, modes, tipping
 from hybridlens.display import many
 from hybridlens.results import Cell
@@ -126,14 +126,18 @@ def _semantics(cells: Sequence[Cell], base: Base, both: Sequence[UnderBoth]) -> 
     said: list[str] = []
     if found:
         more = f" The same goes for {many(len(found) - 1, 'more condition')}." if len(found) > 1 else ""
-        said.append(f"Clean and published semantics part. {found[0].summary()}.{more}")
+        said.append(
+            "The method as described (clean semantics) and as the authors' code has it (published semantics) part. "
+            f"{found[0].summary()}.{more}"
+        )
     said += [
         f"The paper's claim “{one.own.claim.rstrip('.')}” {one.clean.outcome} under clean semantics and "
         f"{one.published.outcome} under published semantics."
         for one in turned
     ]
     same = (
-        "Retrieval is lost in the same conditions under clean and published semantics, and no claim of the paper turns."
+        "Retrieval is lost in the same conditions whether heads and weights are changed as described (clean semantics) "
+        "or as the authors' code has it (published semantics), and no claim of the paper turns."
     )
     return said or [same]
 
@@ -163,12 +167,15 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
     tested = len(verdicts) - counts[UNTESTED]
     if not tested:
         return "No claim of the paper was tested."
-    fails = ", ".join(found.hypothesis for found in verdicts if found.outcome == "fails")
-    against = f", {counts['fails']} {'fails' if counts['fails'] == 1 else 'fail'} ({fails})" if fails else ""
+    failed = Counter(found.hypothesis for found in verdicts if found.outcome == "fails")
+    fails = ", ".join(
+        f"{f'{n} of ' if sum(failed.values()) > 1 else ''}{name} ({HYPOTHESES[name]})" for name, n in failed.items()
+    )
+    against = f", {counts['fails']} {'fails' if counts['fails'] == 1 else 'fail'}: {fails}" if fails else ""
     hold = f"{counts['holds']} {'holds' if counts['holds'] == 1 else 'hold'}"
-    rest = f"{counts[UNTESTED]} {'was' if counts[UNTESTED] == 1 else 'were'} not"
+    rest = f"{counts[UNTESTED]} {'was' if counts[UNTESTED] == 1 else 'were'} not tested here"
     if tested == 1:
-        became = "holds" if counts["holds"] else f"fails ({fails})"
+        became = "holds" if counts["holds"] else f"fails: {fails}"
         return f"The one claim of the paper that was tested {became}; {rest}."
     return f"Of the {tested} claims of the paper that were tested, {hold}{against}; {rest}."
 

@@ -31,6 +31,13 @@ from hybridlens.results import Cell
 
 UNTESTED: Outcome = "not tested here"
 
+HYPOTHESES = {
+    "H1": "retrieval depends on attention alone",
+    "H2": "attention is specialised for retrieval",
+    "H3": "the needle has to be seen while answering, its context at some time, and with exact weights",
+}
+"""The paper's hypotheses in short."""
+
 
 class _Verdict(NamedTuple):
     """Fields of `Verdict`."""

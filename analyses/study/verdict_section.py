@@ -13,18 +13,11 @@ from analyses.experiment.text import columns
 from analyses.heads.entropy import SEMANTICS
 from analyses.study.groups import Estimate
 from analyses.study.under_both import Split, UnderBoth, other_than
-from analyses.study.verdict import UNTESTED, Verdict
+from analyses.study.verdict import HYPOTHESES, UNTESTED, Verdict
 from hybridlens.display import many
 from hybridlens.viz.blocks import Block, Hypothesis, Section, Table, VerdictRow, Verdicts, Words
 from hybridlens.viz.entries import percent
 from hybridlens.viz.words import DASH
-
-HYPOTHESES = {
-    "H1": "retrieval depends on attention alone",
-    "H2": "attention is specialised for retrieval",
-    "H3": "the needle has to be seen while answering, its context at some time, and with exact weights",
-}
-"""The paper's hypotheses in short."""
 
 
 def verdict_section(verdicts: Sequence[Verdict], both: Sequence[UnderBoth], split: Sequence[Split]) -> Section:

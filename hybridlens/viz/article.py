@@ -39,13 +39,14 @@ class Article:
     sections: tuple[Section, ...]
 
 
-def write_article(folder: Path, article: Article, record: Mapping[str, Any]) -> Path:
-    """Write `report.html` into a folder, atomically; returns its path.
+def write_article(folder: Path, article: Article, record: Mapping[str, Any], name: str = REPORT) -> Path:
+    """Write a page into a folder, atomically; returns its path.
 
     Args:
         record: its `run.json`; "model" is all that it has to hold.
+        name: the page's.
     """
-    return write_atomic(folder / REPORT, render_article(article, record).encode("utf-8"))
+    return write_atomic(folder / name, render_article(article, record).encode("utf-8"))
 
 
 def render_article(article: Article, record: Mapping[str, Any]) -> str:
@@ -57,6 +58,7 @@ def render_article(article: Article, record: Mapping[str, Any]) -> str:
         model=record["model"],
         origin=" · ".join(part for part in (*article.origin, day) if part),
         unfinished=_unfinished(record),
+        recorded="weights_hash" in record,
         provenance=[(name, _plain(value)) for name, value in _provenance(record)],
         gathered=Gathered(),
     )
@@ -79,9 +81,8 @@ def _provenance(record: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     yield "model", record["model"]
     facts: Mapping[str, object] = record.get("facts", {})
     yield from ((f"model: {name}", "none" if value in (None, []) else value) for name, value in facts.items())
-    yield "config, SHA-256", record.get("config_hash")
-    yield "weights, SHA-256", record.get("weights_hash")
-    yield "seed", record.get("seed")
+    kept = {"config, SHA-256": "config_hash", "weights, SHA-256": "weights_hash", "seed": "seed"}
+    yield from ((words, record[name]) for words, name in kept.items() if name in record)
     yield from ((name.replace("_", "-"), value) for name, value in record.get("arguments", {}).items())
     yield from (record.get("growing") or {}).items()
     settings = {**sessions[-1].get("settings", {}), **record.get("settled", {})}

@@ -1,7 +1,7 @@
 """The parts that a page is made of, as plain values.
 
 A `Section` holds blocks: figures, patterns, tables, heat tables, verdicts, tables of what a model wrote, links,
-and maps to look through.
+other reports, and maps to look through.
 
 How it fails: any text may stand anywhere; a row that is longer than its header is shown as it is.
 """
@@ -127,6 +127,37 @@ class Links(Block):
 
     words: str
     pages: dict[str, str]
+
+
+class ReportLine(NamedTuple):
+    """A report that is elsewhere, and what it found.
+
+    Attributes:
+        title: names it.
+        place: of its page, relative to this one, as a link has it; empty where there is none.
+        finding: its first sentences; the first is seen, the rest folded away.
+        about: how it was made, small.
+        state: what is the matter with it; empty for nothing.
+    """
+
+    title: str
+    place: str
+    finding: tuple[str, ...]
+    about: str = ""
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class Reports(Block):
+    """Reports that are elsewhere.
+
+    Attributes:
+        lines: one for each.
+        summary: where not empty, they are folded away behind these words.
+    """
+
+    lines: tuple[ReportLine, ...]
+    summary: str = ""
 
 
 class VerdictRow(NamedTuple):

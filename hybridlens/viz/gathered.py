@@ -8,8 +8,6 @@ How it fails: `InputError` for a figure that no build of plotly.js draws.
 from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from hybridlens.viz import bundles, templating
 from hybridlens.viz.blocks import Answers, Chart, Explorer, Map, MapGroup
 from hybridlens.viz.figures import map_figure
@@ -71,12 +69,13 @@ class Gathered:
         drawn = {"charts": self.charts, "explorer": self.explorer, "patterns": self.patterns}
         return {"texts": list(self._texts), "answers": self.answers, **drawn}
 
-    def libraries(self) -> list[Markup]:
-        """The code of others that this page draws with: nothing that it has no figure for."""
+    def libraries(self) -> list[str]:
+        """The code of others that this page draws with, packed: nothing that it has no figure for."""
         figures = [*self.charts, *([self.explorer["figure"]] if self.explorer else [])]
         bundle = bundles.bundle_for(figures)
         plotly = [] if bundle is None else [bundles.plotly_bundle(bundle)]
-        return [*plotly, *([templating.circuitsvis_bundle()] if self.patterns else [])]
+        needed = [*plotly, *([templating.circuitsvis_bundle()] if self.patterns else [])]
+        return [templating.packed(code) for code in needed]
 
     def _text(self, text: str) -> int:
         """The place of a text among all distinct ones."""

@@ -7,7 +7,9 @@ crept in would fail in the browser.
 How it fails: `jinja2.UndefinedError` for a name that no one gave; `ValueError` for JSON with NaN in it.
 """
 
+import gzip
 import re
+from base64 import b64encode
 from functools import cache
 from importlib import metadata, resources
 from typing import Any
@@ -74,6 +76,12 @@ def inline(source: str) -> Markup:
 def asset(name: str) -> Markup:
     """A file of this package's folder `assets`, to stand inside a `<script>` or `<style>` element."""
     return inline(resources.files("hybridlens.viz").joinpath("assets", name).read_text(encoding="utf-8"))
+
+
+@cache
+def packed(code: str) -> str:
+    """Code as a page holds it: gzip in base64, which `assets/libraries.js` unpacks; the same text for the same code."""
+    return b64encode(gzip.compress(code.encode("utf-8"), mtime=0)).decode("ascii")
 
 
 @cache

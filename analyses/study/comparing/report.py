@@ -13,8 +13,7 @@ from analyses.study.comparing.paired import SideBySide
 from analyses.study.comparing.results import ClaimRow, Comparison
 from analyses.study.comparing.unlike import PROMPTED, differing
 from analyses.study.groups import Estimate
-from analyses.study.verdict import UNTESTED, Verdict
-from analyses.study.verdict_section import HYPOTHESES
+from analyses.study.verdict import HYPOTHESES, UNTESTED, Verdict
 from hybridlens.display import listed, many
 from hybridlens.errors import InputError
 from hybridlens.results.provenance import environment, usable

@@ -17,7 +17,7 @@ from analyses.experiment.text import columns
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.curves import Value as Measured
 from analyses.study.rankings.results import BANDS, RankingComparison, is_draw
-from analyses.study.rankings.words import sentences
+from analyses.study.rankings.words import rule, sentences
 from hybridlens.display import many
 from hybridlens.viz.article import Article
 from hybridlens.viz.blocks import Block, Chart, ChartGrid, Section, Table, Words
@@ -43,6 +43,8 @@ def article_of(
         _curves(comparison), _areas(comparison), _standing(comparison), _each(comparison), _agreement(comparison),
         _ability(comparison),
     ]  # fmt: skip
+    said = sentences(comparison)
+    notes = tuple(line for line in said if line == rule(comparison.decision) or line in comparison.notes)
     when = "while reading and answering" if comparison.phase == "both" else "while answering only"
     return Article(
         subject="rankings of heads",
@@ -52,8 +54,8 @@ def article_of(
             f"other heads silent {when}",
             f"seed {record.get('seed')}",
         ),
-        finding=tuple(line for line in sentences(comparison) if line not in comparison.notes),
-        notes=(*comparison.notes, INTERVALS),
+        finding=tuple(line for line in said if line not in notes),
+        notes=(*notes, INTERVALS),
         sections=tuple(section for section in (*made, _orders(comparison, given)) if section is not None),
     )
 

@@ -92,13 +92,14 @@ def _decided(found: RankingComparison, best: str) -> list[str]:
     decision = found.decision
     standings = decision.equal, decision.behind, decision.open
     equal, behind, left = ([name for name in found.by_area() if name in names] for names in standings)
-    within = f"within {decision.precision:g} of area"
+    within = f"within {decision.precision:g} of the area under accuracy"
     less = [f"{_listed(behind)} {_keep(behind)} less for sure."] if behind else []
     if left:
         first = (
-            f"Open on {many(decision.prompts, 'prompt')}: which ranking keeps retrieval with the fewest heads. {best} "
-            f"keeps most accuracy over all numbers of heads; not settled, {within}, is by how much one falls short of "
-            f"the best of the others: {listed([_short(decision, name) for name in left], SHOWN)}."
+            f"Open on {many(decision.prompts, 'prompt')}: which ranking keeps retrieval with the fewest heads. "
+            f"{_called(best)} keeps most accuracy over all numbers of heads, but not for sure; not settled, {within}, "
+            "is by how much one falls short of the best of the others: "
+            f"{listed([_short(decision, name) for name in left], SHOWN)}."
         )
         as_much = [f"{_listed(equal)} {_keep(equal)} as much as the best, {within}."] if equal else []
         return [first, _more(decision), *as_much, *less]
@@ -108,6 +109,11 @@ def _decided(found: RankingComparison, best: str) -> list[str]:
         return [f"{equal[0]} keeps retrieval with the fewest heads, and is told apart from every other ranking."]
     each = _listed([_short(decision, name) for name in equal])
     return [f"No ranking alone keeps retrieval with the fewest heads: the best are equal {within}, {each}.", *less]
+
+
+def _called(name: str) -> str:
+    """A ranking as a sentence begins with it; the paper's is named as such."""
+    return f"The paper's ranking, {name}," if name == RUN_TIME else name
 
 
 def _keep(names: Sequence[str]) -> str:
@@ -143,8 +149,8 @@ def _against_reference(found: RankingComparison) -> list[str]:
     one = {-1: "does worse than", 1: "does better than", 0: "is not told apart from"}
     several = {-1: "do worse than", 1: "do better than", 0: "are not told apart from"}
     said = [
-        f"{_listed(names)} {(one if len(names) == 1 else several)[sign]} {found.reference}, by area, each at 95 % by "
-        "itself."
+        f"By area under accuracy, each at 95 % by itself, {_listed(names)} "
+        f"{(one if len(names) == 1 else several)[sign]} {found.reference}."
         for sign, names in groups.items()
         if names
     ]

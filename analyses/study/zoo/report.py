@@ -104,13 +104,14 @@ def zoo_page(
         subject="the zoo",
         over="The same questions of many models",
         origin=(many(len(zoo.members), "model"), ", ".join(zoo.parts)),
-        finding=tuple(_sentence(one) for one in found),
+        finding=tuple(sentence(one) for one in found),
         notes=(*notes, *NOTES),
         sections=tuple(section for section in made if section is not None),
     )
 
 
-def _sentence(one: ZooAnswer) -> str:
+def sentence(one: ZooAnswer) -> str:
+    """A question with its answer, and why it is open where it is."""
     why = f": {one.reason}" if one.outcome == "open" else ""
     return f"{one.question} {one.outcome.capitalize()}{why}."
 

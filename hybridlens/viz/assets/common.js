@@ -33,13 +33,17 @@ const Page = (() => {
   const themed = (layout) => Theme.layout(layout, colors());
 
   // --- figures -------------------------------------------------------------------------------------------
+  const drawn = (place) => Libraries.has(typeof Plotly !== "undefined", place);
   const drawChart = (id, figure) => {
+    if (!drawn(byId(id))) return;
     const [traces, layout] = Theme.figure(figure, dark.matches, colors(), byId(id).clientWidth);
     Plotly.react(id, traces, layout, quiet);
   };
   // circuitsvis takes seconds for large patterns, so each is drawn in a turn of its own, after the rest.
   const drawPatterns = (patterns) => patterns.forEach((props, i) => setTimeout(() => {
-    HybridlensPattern.draw(byId(`pattern-${i}`), Packed.open(props), dark.matches);
+    const place = byId(`pattern-${i}`);
+    if (!Libraries.has(typeof CircuitsVis !== "undefined", place)) return;
+    HybridlensPattern.draw(place, Packed.open(props), dark.matches);
   }, 50 * (i + 1)));
   const smallMap = (rows) => {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -61,6 +65,7 @@ const Page = (() => {
   };
   // A map of percentages with one square marked; the controls, where there are some, below an empty row.
   const drawMap = (id, { figure, inks }, change, percentages, gapRow, [row, column]) => {
+    if (!drawn(byId(id))) return;
     const trace = Object.assign(structuredClone(figure.data[0]), change);
     trace.z = percentages.slice();
     if (gapRow >= 0) trace.z.splice(gapRow, 0, trace.z[0].map(() => null));

@@ -1,5 +1,5 @@
 // Draws a page of sections from the JSON in #data: figures, patterns, tables of answers, the explorer of all answers.
-(() => {
+(async () => {
   const { data, byId, dark, element, written, percent, average, smallMap, fill } = Page;
 
   // --- tables of answers, made when they are opened ------------------------------------------------------
@@ -26,6 +26,8 @@
       show();
     });
   }
+
+  await Libraries.run();
 
   // --- the explorer --------------------------------------------------------------------------------------
   const explorer = data.explorer;
@@ -147,7 +149,7 @@
   Page.drawPatterns(data.patterns);
   dark.addEventListener("change", () => { draw(); Page.drawPatterns(data.patterns); });
   if (!explorer) return;
-  byId("map").on("plotly_click", (event) => {
+  byId("map").on?.("plotly_click", (event) => {
     const [row, column] = Page.squareOf(event, sheet().depths.indexOf(null));
     choose({ row, column });
   });
