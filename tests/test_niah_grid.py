@@ -89,7 +89,7 @@ def test_places_are_distinct_ordered_and_near(costs: list[int], depths: list[int
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("template", ["base", "instruct"])
+@pytest.mark.parametrize("template", ["base", "unspaced", "instruct"])
 @pytest.mark.parametrize("jrt", [False, True])
 def test_clean_grid(kind: str, template: str, jrt: bool) -> None:
     """Ten depths at three lengths: exact token counts, and spans that decode to the needle and nothing else.
@@ -168,6 +168,8 @@ def test_templates_to_the_letter() -> None:
     base = niah.grid(tokenizer, [150], [50])[0].text
     assert base.startswith("CONTEXT: ")
     assert base.endswith(f"\n\nQUESTION: {ask}\n\nANSWER: Here is the most relevant sentence in the context: ")
+    unspaced = niah.grid(tokenizer, [150], [50], template="unspaced")[0].text
+    assert unspaced.endswith(f"\n\nQUESTION: {ask}\n\nANSWER: Here is the most relevant sentence in the context:")
     instruct = niah.grid(tokenizer, [150], [50], template="instruct")[0]
     order = f"\n\nQUESTION: {ask} Output the most relevant sentence in the context, word by word!"
     assert instruct.text.endswith(order)

@@ -62,7 +62,7 @@ def test_a_tokenizer_that_ends_texts_is_refused() -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "template": ({"template": "poem"}, "template 'poem' does not exist; expected one of base, instruct"),
+    "template": ({"template": "poem"}, "template 'poem' does not exist; expected one of base, unspaced, instruct"),
     "semantics": ({"semantics": "dirty"}, "semantics 'dirty' does not exist; expected one of clean, published"),
     "no lengths": ({"lengths": []}, "no lengths were given"),
     "no depths": ({"depths": []}, "no depths were given"),

@@ -25,7 +25,7 @@ def go(lens: hl.HybridLens, config: NiahConfig, folder: Path, **more: Any) -> Ou
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"template": "chat"}, UnknownNameError, "template 'chat' does not exist; expected one of base, instruct"),
+        ({"template": "chat"}, UnknownNameError, "template 'chat' does not exist; expected one of base, unspaced"),
         ({"boundary": "last"}, UnknownNameError, "boundary 'last' does not exist"),
         ({"semantics": "publishd"}, UnknownNameError, "close names: published"),
         ({"phases": ("decode",)}, UnknownNameError, "phase 'decode' does not exist"),

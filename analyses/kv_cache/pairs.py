@@ -129,7 +129,7 @@ def prompt_pairs(
         needles: pairs that answer one question; by default `needle_pairs()` without those that the tokenizer cuts
             into unequal numbers of tokens, which are warned about.
         haystack: the filler; the built-in essays of `seed` by default.
-        template: "base" or "instruct".
+        template: "base", "unspaced" or "instruct".
         seed: of the built-in essays, 0 or more.
 
     Raises:

@@ -202,7 +202,7 @@ def other_needle(
         length: tokens of both prompts, before what their answers begin with.
         depth: where the needle stands, in percent.
         haystack: the filler; the built-in essays of `seed` by default.
-        template: "base" or "instruct".
+        template: "base", "unspaced" or "instruct".
         jrt: context and question twice.
         seed: of the built-in essays.
 

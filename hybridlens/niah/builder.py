@@ -46,7 +46,7 @@ def grid(
         depths: the needle's places in percent, 0 the context's start, 100 its end; by default the paper's.
         haystack: the filler; the built-in essays of `seed` by default.
         needle: what is hidden and asked for.
-        template: "base" or "instruct".
+        template: "base", "unspaced" or "instruct".
         jrt: context and question twice. Clean: the length counts both; published: it counts one.
         semantics: "clean" or "published".
         seed: of the built-in essays; unused with a haystack.

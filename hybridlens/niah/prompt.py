@@ -56,7 +56,7 @@ class Prompt(Displayed):
         needle_span: the needle's tokens as a half-open range (with JRT those of the first reading), None
             in a control. Published semantics: one too low, as in the authors' code.
         needle_spans: one range per reading of the context: one, two with JRT, none in a control.
-        template: "base" or "instruct".
+        template: "base", "unspaced" or "instruct".
         jrt: whether context and question stand twice.
         semantics: which builder made it.
         add_special_tokens: how `text` is to be tokenised again: False when a chat template has written

@@ -156,7 +156,9 @@ class AnswerOptions(Options):
     """Options of experiments that have prompts answered; a field with a description is one of the command's."""
 
     haystack: Filler = Field(None, description=FILLER)
-    template: Annotated[str, one_of(tuple(niah.TEMPLATES))] = Field("base", description="base or instruct.")
+    template: Annotated[str, one_of(tuple(niah.TEMPLATES))] = Field(
+        "base", description="base; unspaced, without the space at its end; or instruct."
+    )
     batch_size: int | None = Field(None, ge=1, description="Most rows that answer together; changes no result.")
     memory: Memory = None
     seed: Seed = 0

@@ -112,7 +112,7 @@ def lay(
         most: the largest number of facts, which is the number of places.
         prompts: how many prompts.
         form: of `forms.FORMS`.
-        template: "base" or "instruct".
+        template: "base", "unspaced" or "instruct".
         seed: of facts and places.
 
     Raises:
