@@ -76,7 +76,6 @@ INTERNAL = {
     "study.reduced.shapes": "sizes that a result's costs follow from",
     "study.evidence.Check": "one test of a claim",
     "study.groups.Group": "scores of one condition by their place",
-    "study.comparing.paired.Scored": "scores of one condition with their prompts",
     "experiment.artefacts": "files",
 }
 """Modules or classes of what is never handed to a user -> why."""

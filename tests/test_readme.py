@@ -32,7 +32,7 @@ def test_the_commands_exist_with_their_options():
 
     commands = re.findall(r"^hybridlens (\w+)([^#\n]*)", README, flags=re.MULTILINE)
     names = {"models", "hooks", "heads", "niah", "reproduce", "circuits", "rankings", "reduce", "patch", "crossover",
-             "states", "capacity", "curves", "compare", "zoo", "status", "doctor"}  # fmt: skip
+             "states", "capacity", "curves", "compare", "zoo", "report", "status", "doctor"}  # fmt: skip
     assert {name for name, _ in commands} == names
     for name, rest in commands:
         shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output

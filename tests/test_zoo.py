@@ -114,7 +114,7 @@ def test_one_experiment_of_two_models_end_to_end(
     found = Zoo.load(tmp_path / "out" / FILE)
     assert found.names == ("hybrid", "alone")
     assert found.member("hybrid").of("induction strength").value is not None
-    assert found.member("hybrid").asked[0].finding[0].startswith("By their weights alone")
+    assert found.member("hybrid").asked[0].finding[0].startswith("Judged by weights alone")
     assert "has no attention layer" in found.member("alone").asked[0].absent
     page = (tmp_path / "out" / "report.html").read_text()
     assert '<a href="hybrid/circuits/report.html">circuits</a>' in page
