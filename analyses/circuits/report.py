@@ -35,11 +35,6 @@ _DOES = {
 }
 """What a head that scores high does; and what several do."""
 
-_STRENGTH = (
-    "how much a head's keys read of what tells them the token before (another head, or a recurrent layer's "
-    "convolution) × how much the head copies"
-)
-
 
 def article_of(circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look | None = None) -> Article:
     """The page's contents.
@@ -90,11 +85,17 @@ def _best(circuits: HeadCircuits, metric: str) -> str:
     return ", ".join(f"{name_of(head)} ({number(ranking.score(*head))})" for head in ranking.order[:_NAMED])
 
 
+def _strength(circuits: HeadCircuits) -> str:
+    """What induction strength is, of the writers that this model has."""
+    writers = "another head, or a recurrent layer's convolution" if circuits.ssm_layers else "another head"
+    return f"how much a head's keys read of what tells them the token before ({writers}) × how much the head copies"
+
+
 def _induction(circuits: HeadCircuits) -> str:
     ranking = circuits.ranking("induction")
     found = [head for head in ranking.order if ranking.score(*head) > 0]
     if not found:
-        return f"No head has an induction strength above 0: {_STRENGTH}."
+        return f"No head has an induction strength above 0: {_strength(circuits)}."
     through = [writer_of(circuits, head) for head in found]
     by_lag = sum("lag" in writer for writer in through)
     best, which = found[0], ""
@@ -104,8 +105,9 @@ def _induction(circuits: HeadCircuits) -> str:
             f"from another head for {len(found) - by_lag}."
         )
     return (
-        f"Induction strength, {_STRENGTH}, is above 0 for {len(found)} of {many(circuits.copying.numel(), 'head')} and "
-        f"highest for {name_of(best)} ({number(ranking.score(*best))}, through {through[0]}).{which}"
+        f"Induction strength, {_strength(circuits)}, is above 0 for {len(found)} of "
+        f"{many(circuits.copying.numel(), 'head')} and highest for {name_of(best)} "
+        f"({number(ranking.score(*best))}, through {through[0]}).{which}"
     )
 
 
