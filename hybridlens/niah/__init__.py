@@ -8,7 +8,7 @@ How it fails: string matching grades only what is said word by word, and the bui
 to tell from a needle than real ones; read every accuracy beside its control.
 """
 
-from hybridlens.niah.builder import controls, grid, shortest_length
+from hybridlens.niah.builder import RepeatedPromptWarning, controls, grid, shortest_length
 from hybridlens.niah.encoding import Tokenizer, unknown_words
 from hybridlens.niah.essays import essay_sentences, vocabulary
 from hybridlens.niah.haystack import Haystack, essays, read_haystack
@@ -58,6 +58,7 @@ __all__ = [
     "Needle",
     "Prompt",
     "Prompts",
+    "RepeatedPromptWarning",
     "Rubric",
     "Rule",
     "Semantics",
