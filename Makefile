@@ -52,7 +52,8 @@ help:
 	@echo "make notebook-pages  the notebooks with their figures, as pages for a site, into build/notebooks/"
 	@echo "make families-table  what works for each family, into hybridlens/supported.json"
 	@echo "make stored-results  the numbers that texts state, from the results of make demo into docs/results/"
-	@echo "make seeds  more seeds trained, measured and stored, SEED=1 unless you say; also midway (attention added) and longer"
+	@echo "make seeds  more seeds trained, measured and stored: OF=pure or hybrids, SEED=1 unless you say"
+	@echo "make midway longer   attention added midway, and Mamba-2 alone with twice the steps, likewise"
 	@echo "make cluster-test  experiments shared among jobs of a real Slurm, which are killed: some minutes, as root"
 	@echo "make wheel  the source distribution and the wheel into dist/, and whether they hold what they should"
 	@echo "make repository  workflows and citation, against their schemas"
@@ -121,12 +122,15 @@ stored-results: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stored_results $(foreach part,rankings study crossover,$(addprefix \
 		$(RESULTS)/,$(addsuffix -$(part),$(MODELS)))) $(wildcard $(RESULTS)/zoo)
 
-# What three seeds are measured of, and trainings that are not shipped: `make --jobs 2 seeds SEED=1`, some hours of two
-# cores, a model an hour or less; the same command goes on where it was stopped. A training keeps twenty checkpoints in
+# What three seeds are measured of, and trainings that are not shipped: `make --jobs 2 seeds OF=pure SEED=1`, a model an
+# hour of one core or less; the same command goes on where it was stopped. A training keeps twenty checkpoints in
 # .training/NAME-SEED, its model goes to .training/models/NAME-SEED, and what was measured to docs/results. Attention is
 # added midway to the recurrence alone, and recurrent layers to attention alone, with documents that neither has seen.
 SEED := 1
-SEEDED := tiny-deltanet tiny-qwen3.5 tiny-mamba2 tiny-granite tiny-qwen3
+OF := pure
+OF_pure := tiny-deltanet tiny-mamba2 tiny-qwen3
+OF_hybrids := tiny-qwen3.5 tiny-granite
+SEEDED := $(OF_$(OF):%=%-$(SEED))
 MIDWAY := midway-deltanet-$(SEED) midway-attention-$(SEED)
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/python -m hybridlens.tiny.train
 
@@ -145,10 +149,10 @@ TRAIN := OMP_NUM_THREADS=1 $(BIN)/python -m hybridlens.tiny.train
 
 .SECONDARY:
 
-seeds: $(SEEDED:%=.training/models/%-$(SEED)/model.safetensors) $(VENV)/.installed-dev
-	$(BIN)/hybridlens zoo $(SEEDED:%=.training/models/%-$(SEED)) --out $(RESULTS)/zoo-seed-$(SEED)
-	$(BIN)/hybridlens curves $(SEEDED:%=.training/%-$(SEED)) --out $(RESULTS)/curves-seed-$(SEED)
-	$(BIN)/python -m tests.stored_results $(addprefix $(RESULTS)/,zoo-seed-$(SEED) curves-seed-$(SEED))
+seeds: $(SEEDED:%=.training/models/%/model.safetensors) $(VENV)/.installed-dev
+	$(BIN)/hybridlens zoo $(addprefix .training/models/,$(SEEDED)) --out $(RESULTS)/zoo-$(OF)-$(SEED)
+	$(BIN)/hybridlens curves $(addprefix .training/,$(SEEDED)) --out $(RESULTS)/curves-$(OF)-$(SEED)
+	$(BIN)/python -m tests.stored_results $(addsuffix -$(OF)-$(SEED),$(RESULTS)/zoo $(RESULTS)/curves)
 
 midway: $(MIDWAY:%=.training/models/%/model.safetensors) $(VENV)/.installed-dev
 	$(BIN)/hybridlens curves $(addprefix .training/,$(MIDWAY)) --out $(RESULTS)/curves-midway-$(SEED)
