@@ -59,9 +59,8 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "study": ("reproduce", "fig2", "table1", "semantics", "--template", "unspaced"),
     "spaced": ("reproduce", "fig2", "--template", "base"),
     "rankings": (
-        "rankings", "--template", "unspaced", "--counts", "0,4,8,16,32,48,72", "--draws", "5", "--prompts", "36",
-        "--rankings",
-        "entropy,entropy calibrated,retrieval score,needle mass,copying,matching,induction,retrieval strength",
+        "rankings", "--template", "unspaced", "--counts", "0,9,18,36,54,72", "--draws", "3", "--prompts", "36",
+        "--rankings", "entropy calibrated,retrieval score,copying,matching,induction,retrieval strength",
     ),
     "circuits": ("circuits",),
 }  # fmt: skip
