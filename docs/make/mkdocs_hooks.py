@@ -1,7 +1,7 @@
 """What mkdocs calls while it builds the site: pages that are made, and texts as the site wants them.
 
-* `index.md` is README.md, and `contributing.md`, `changelog.md`, `security.md` are the root's files; their links lead to
-  pages of the site.
+* `index.md` is README.md, and `contributing.md`, `changelog.md`, `security.md` are the root's files; links in them lead
+  to pages of the site.
 * `where-things-are.md`, `reference/*.md` and the tables of hook points and of families are made of the code.
 * Notebooks that `make notebook-pages` has made into pages are shown; without them the site has no section for them.
 * An entry `Title: folder/*` of the navigation is all pages of that folder, in the order of their names.
