@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-COMMENT = re.compile(r"[ \t]*<!--.*?-->", re.DOTALL)
+COMMENT = re.compile(r"(?:\s*<!--(?:(?!-->).)*-->)+(?=[,.;:)])|[ \t]*<!--.*?-->", re.DOTALL)
 FENCE = re.compile(r"^ *(```+)[^\n]*\n.*?^ *\1 *$", re.MULTILINE | re.DOTALL)
 ITEM = re.compile(r"( *)((?:[*+-]|\d+\.) +)(.*)")
 WIDTH = 4

@@ -53,7 +53,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, name, content=text))
     for name in ROOT_FILES:
         files.append(File.generated(config, Path(name).name, abs_src_path=str(ROOT / name)))
-    config.nav = expanded(config.nav or [], sorted(file.src_uri for file in files.documentation_pages()))
+    config.nav = expanded(
+        config.nav or [],
+        sorted((file.src_uri for file in files.documentation_pages()), key=lambda name: name.removesuffix(".md")),
+    )
     return files
 
 
