@@ -33,7 +33,7 @@ SET_default := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COM
 SET_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 SETS := default
 
-.PHONY: help demo $(PARTS) test lint types unit numerics numerics-default numerics-avx2 notebooks notebook-pages wheel repository compat cluster-test families-table stored-results seeds midway longer
+.PHONY: help demo $(PARTS) test lint types unit numerics numerics-default numerics-avx2 notebooks notebook-pages docs wheel repository compat cluster-test families-table stored-results seeds midway longer
 
 # Tests and notebooks may use no network; nothing may report home.
 export HF_HUB_OFFLINE := 1
@@ -48,7 +48,8 @@ export OMP_WAIT_POLICY := PASSIVE
 
 help:
 	@echo "make demo   the paper's experiments, head circuits, patching, crossover and states of two tiny hybrids, into $(RESULTS)/"
-	@echo "make test   lint, types, tests, the numerical ones under other instruction sets too, and notebooks"
+	@echo "make test   lint, types, tests, the numerical ones under other instruction sets too, docs, and notebooks"
+	@echo "make docs   README and docs as a site with search and a reference, into build/site/"
 	@echo "make notebook-pages  the notebooks with their figures, as pages for a site, into build/notebooks/"
 	@echo "make families-table  what works for each family, into hybridlens/supported.json"
 	@echo "make stored-results  the numbers that texts state, from the results of make demo into docs/results/"
@@ -93,7 +94,8 @@ $(PARTS): $(VENV)/.installed
 # The types beside the tests: one core's work, for a minute, beside that of all.
 test: lint
 	@$(MAKE) --no-print-directory --jobs 2 types unit
-	@$(MAKE) --no-print-directory numerics notebooks
+	@$(MAKE) --no-print-directory numerics
+	@$(MAKE) --no-print-directory --jobs 2 docs notebooks
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -196,3 +198,9 @@ notebooks: $(VENV)/.installed-dev
 # With what they showed, as pages for a site: build/notebooks/NAME.md.
 notebook-pages: notebooks
 	$(BIN)/python .ci/notebook_pages.py
+
+# Without a network; a warning (a link or an anchor that leads nowhere, a page that no menu has) is an error. What notebook
+# pages there are, is in it.
+docs: $(VENV)/.installed-dev
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict
+	@echo "Open in a browser: $(CURDIR)/build/site/index.html"

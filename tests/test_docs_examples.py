@@ -58,7 +58,7 @@ def test_what_the_examples_say_holds(scope):
     assert scope["quality"].tokens == 2 * len(lens.to_tokens(scope["prompt"])[0])
     assert scope["read"].name == "blocks.0.ssm.hook_state"
     assert len(scope["looked"].to_pandas()) == len(lens.cfg.attention_layers) * lens.cfg.n_heads
-    assert scope["looked"].ranking.best(1)[0][0] == 6  # the layer of the README's sweeps
+    assert scope["looked"].ranking.best(1)[0][0] == 6  # the layer that sweeps find
     assert scope["grown"]["tap"] == 1
     assert scope["reduced"].token_bytes < scope["whole"].token_bytes
     assert scope["reduced"].multiplications < scope["whole"].multiplications

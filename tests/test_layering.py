@@ -8,131 +8,20 @@ nothing and only names a type: it may point back within hybridlens, and still ne
 import ast
 import importlib
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import module_lists
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-# Reading order is import order: a module imports only from those before it (a package also from itself).
-# `hybridlens/__init__.py` stands above all of them and loads them only when a name is asked for.
-ORDER = (
-    "errors",
-    "habits",
-    "habit_modules",
-    "habit_parts",
-    "elsewhere",
-    "imports",
-    "supported",
-    "effort",
-    "progress",
-    "hub_words",
-    "hub",
-    "checkpoint_files",
-    "boundary_words",
-    "boundary",
-    "adapters",
-    "shapes",
-    "display",
-    "devices",
-    "machine",
-    "slot_plan",
-    "slots",
-    "indices",
-    "peers",
-    "act_names",
-    "aliases",
-    "hook_functions",
-    "at_once",
-    "visits",
-    "hook_handles",
-    "hook_points",
-    "near_points",
-    "first_row",
-    "hooks",
-    "recurrences",
-    "memory",
-    "state",
-    "bos",
-    "layer_config",
-    "peer_config",
-    "config",
-    "passes",
-    "state_origin",
-    "fixed_state",
-    "fingerprint",
-    "read_only",
-    "projections",
-    "named_weights",
-    "norms",
-    "stream",
-    "mixers",
-    "routing",
-    "mlps",
-    "shared_block",
-    "blocks",
-    "writes",
-    "families",
-    "following",
-    "network",
-    "weights",
-    "padding",
-    "losses",
-    "caching",
-    "peer_notices",
-    "hooking",
-    "run_options",
-    "tokens",
-    "text",
-    "prompting",
-    "bridges",
-    "cache",
-    "weight_front",
-    "act_patching",
-    "choosing",
-    "decoding_batch",
-    "recorded",
-    "fixed_steps",
-    "decoding",
-    "generation",
-    "siblings",
-    "interleaving",
-    "hf_modules",
-    "inline",
-    "reloaded",
-    "invokes",
-    "written",
-    "tracers",
-    "weightless",
-    "traces",
-    "moving",
-    "running",
-    "continuing",
-    "generating",
-    "sae",
-    "splicing",
-    "tracing",
-    "model",
-    "head_detector",
-    "untrained",
-    "engine",
-    "counting",
-    "niah",
-    "tiny",
-    "gguf_files",
-    "placing",
-    "loading",
-    "results",
-    "viz",
-    "doctor",
-    "__main__",
-)
+# Reading order is import order: a module imports only from those before it (a package also from itself), as the
+# docstring of `hybridlens` lists them. It stands above all of them and loads them only when a name is asked for.
+ORDER = tuple(module.name for module in module_lists.listed(Path("hybridlens")))
 
 # What only a command or a model may load; importing these takes seconds.
 HEAVY = {
@@ -344,37 +233,48 @@ def test_shapes_are_checked_while_testing() -> None:
         errors.closest(3, ["a"])
 
 
-def tree() -> list[str]:
-    """The source files that the README's tree names, in its order, as paths."""
-    text = README.split("## Where things are")[1].split("```")[1]
-    found, folders = list[str](), list[str]()
-    for line in text.splitlines():
-        names = re.match(r"((?:[\w/]+(?:\.py|/) )+)", line.strip() + " ")
-        if names is None:
-            continue
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders = folders[:depth]
-        for name in names[1].split():
-            if name.endswith("/"):
-                folders.append(name.rstrip("/"))
-            else:
-                found.append("/".join([*folders, name]))
-    return found
+def walked() -> list[str]:
+    """The source files of both packages as paths, in the order of the packages' lists of modules."""
+    found = (module.path for top in module_lists.PACKAGES for module in module_lists.walked(Path(top)))
+    return [str(path) for path in found if path.suffix == ".py"]
 
 
-def test_the_tree_lists_every_module_once():
-    there = {
-        str(path.relative_to(ROOT))
-        for folder in ("hybridlens", "analyses")
-        for path in (ROOT / folder).rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    assert sorted(tree()) == sorted(there)
+def test_each_package_says_of_every_module_what_is_in_it() -> None:
+    """One line a module or package inside it, and for a folder of data at most one; nothing that is not there."""
+    seen = 0
+    for package, modules in module_lists.lists():
+        inside = list((ROOT / package).iterdir())
+        wanted = {path.stem for path in inside if path.suffix == ".py"} - {"__init__"}
+        wanted |= {path.name for path in inside if any(path.rglob("*.py"))}
+        data = {path.name for path in inside if path.is_dir() and path.name != "__pycache__"} - wanted
+        names = [module.name for module in modules]
+        assert sorted(set(names) - data) == sorted(wanted), package
+        assert len(set(names)) == len(names), package
+        seen += len(names)
+    assert seen > 300, "hardly a module was found, so the lists were not read"
 
 
-def test_the_tree_is_in_import_order():
+def test_a_new_file_or_a_line_in_another_form_is_found(tmp_path: Path) -> None:
+    """Planted: lists are read at all, and what cannot be read is said with the line."""
+    (tmp_path / "hybridlens" / "inner").mkdir(parents=True)
+    init = tmp_path / "hybridlens" / "__init__.py"
+    init.write_text('"""A package.\n\nModules:\n    a: letters\n    inner: more: of it\n"""\n', encoding="utf-8")
+    inner = tmp_path / "hybridlens" / "inner" / "__init__.py"
+    inner.write_text('"""Inside.\n\nModules:\n    b: figures\n"""\n', encoding="utf-8")
+    read = list(module_lists.walked(Path("hybridlens"), tmp_path))
+    assert read == [("a", "letters", Path("hybridlens/a.py")), ("b", "figures", Path("hybridlens/inner/b.py"))]
+    assert module_lists.listed(Path("hybridlens"), tmp_path)[1].about == "more: of it"
+    inner.write_text('"""Inside.\n\nModules:\n    b figures\n"""\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"hybridlens/inner/__init__\.py: '    b figures' given, '    name: what"):
+        module_lists.listed(Path("hybridlens/inner"), tmp_path)
+    inner.write_text('"""Inside."""\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="says of no module what is in it"):
+        module_lists.listed(Path("hybridlens/inner"), tmp_path)
+
+
+def test_the_lists_are_in_import_order() -> None:
     """A module imports only from those above it: of its own package, of others, and of whole packages."""
-    order = {path: place for place, path in enumerate(tree())}
+    order = {path: place for place, path in enumerate(walked())}
     wrong: list[str] = []
     for path, place in order.items():
         for found in imports_of(ROOT / path):

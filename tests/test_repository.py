@@ -63,7 +63,7 @@ def test_workflows_call_make_alone_by_pinned_actions(path: Path) -> None:
 def test_every_python_and_kind_of_row_is_tried() -> None:
     """Those that pyproject.toml declares, and those that `.ci/compat.py` knows."""
     flows = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in WORKFLOWS}
-    assert {"tests", "wheel"} <= set(flows)
+    assert {"docs", "tests", "wheel"} <= set(flows)
     compat = flows["tests"]["jobs"]["compat"]["strategy"]["matrix"]
     assert compat["python"] == flows["wheel"]["jobs"]["installed"]["strategy"]["matrix"]["python"] == PYTHONS
     kinds = {*compat["which"], *(one["which"] for one in compat["include"]), "wheel"}
@@ -101,7 +101,7 @@ def test_one_version_everywhere() -> None:
 
 def test_extras_hold_what_they_are_for() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert {"benchmarks", "gpu", "cluster", "dev"} <= set(extras)
+    assert {"benchmarks", "gpu", "cluster", "docs", "dev"} <= set(extras)
     assert any(line.startswith("lm-eval") for line in extras["benchmarks"])
     assert any(line.startswith("submitit") for line in extras["cluster"])
 

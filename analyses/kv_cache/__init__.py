@@ -1,10 +1,27 @@
 """Surgery on what a hybrid remembers, and what it shows: which memory holds the needle.
 
-`places` says where, `dropping` and `surgery` change keys and values, `recurrent` convolution and recurrent state,
-`decoding` does it at any step of a text. `crossover` gives a model memories of two prompts that differ in a needle
-(`twins`, `pairs`), mixed in all ways (`mixes`); `where` finds where in a prompt the needle is written down.
-
 How it fails: `hybridlens.errors.InputError`, one line; a state is never written to.
+
+Modules:
+    places: layers, heads, absolute positions, channels and rows of a state, checked
+    dropping: keys and values dropped
+    surgery: keys and values zeroed, averaged, quantised, with noise
+    swapping: keys and values exchanged
+    recurrent_places: channels and rows of states, checked
+    recurrent: convolution and recurrent state zeroed, reset, decayed, exchanged, projected
+    decoding: all of it before any decode step
+    twins: a twin for each needle, with another answer
+    pairs: two prompts that differ in a needle, and ask the same question
+    telling: how likely each of two needles still is
+    mixes: memories of two prompts mixed
+    crossover_results: which needle is told, as a typed result
+    crossover: answers under mixed memories
+    damage: what is lost where memory is taken away, as a typed result
+    where: memory taken away place by place
+    following: one memory against all others: which of them answers follow
+    sections: the report's sections
+    report: the report, section by section
+    experiment: all of it, part by part
 """
 
 from analyses.kv_cache.crossover import crossover, read_pairs

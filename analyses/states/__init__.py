@@ -11,6 +11,24 @@ Each measure is a function of a lens and prompts, and returns typed tensors:
   `knockout_map` silences each head alone, block of positions by block.
 * `probe_states`: how much of a label a linear probe reads from each state, against shuffled labels; `linear_probe` does
   the same with any activations.
+
+Modules:
+    watching: every layer's states in one run
+    spectrum: half-lives
+    sizes: norms and ranks over time
+    flow: what each token leaves, writes, finds there and erases
+    holding: which tokens a state holds
+    hidden: what is read out of it
+    silencing: recurrent heads' writes and reads silenced
+    knocked: what silencing did, as a typed result
+    knockout: the same beside random heads
+    probe: a linear probe beside shuffled labels, of states
+    texts: prompts
+    looking: the heads worth drawing
+    found: everything that a run gives
+    sections: the report's sections
+    report: the report, section by section
+    experiment: all of it, prompt by prompt
 """
 
 from analyses.states.flow import Flow, erasures, flow

@@ -5,6 +5,23 @@
 * `probe`: what a linear map reads of activations, beside shuffled labels.
 * `loss_recovered`, `feature_attribution`, `top_tokens`: of a sparse autoencoder where it stands (`HybridLens.splice`),
   what the model loses by it, what its features add to a logit, and where they are active.
+
+Modules:
+    dots: accuracies of a probe as dots
+    linear_probe: a linear probe beside shuffled labels
+    reading: activations of prompts of any lengths; a stream unembedded
+    lens_result: the stream unembedded, as a typed result
+    logit_lens: the stream unembedded at every place
+    translators: affine maps before the unembedding, saved and read
+    tuned_lens: the same fitted, and the stream read behind them
+    directions: a direction at a hook point
+    places: which tokens an edit acts on
+    steering_effect: what directions do beside random ones
+    steering: directions of pairs of prompts, as edits
+    probe: a probe at any hook point
+    sae_quality: the loss an autoencoder recovers
+    sae_attribution: what its features add to a logit
+    sae_examples: the tokens at which features are most active
 """
 
 from analyses.stream.directions import Direction

@@ -2,6 +2,11 @@
 
 `work_of` counts a model, which needs no memory for its weights; `Prices` puts a price on the passes and batches of an
 `engine.Rehearsal`, with the peaks and measured shares of `machines`.
+
+Modules:
+    work: floating-point operations from a model's sizes
+    machines: what machines can do, and what share was reached
+    rehearsed: tokens, operations, bytes and seconds of a rehearsed sweep
 """
 
 from hybridlens.counting.machines import MACHINES, SPARE, Machine, machine_of

@@ -4,6 +4,34 @@ A family is a row of data (`spec.Family`) and the code where it really differs f
 add one, write its module and name its row here; nothing else asks which family a model is of.
 
 How it fails: a model of no family raises `CheckpointError`, which names what is near and all that can be opened.
+
+Modules:
+    fields: what the fields of configurations may hold, by their names
+    spec: what a row says, and what every configuration is asked
+    parts: what most families build alike
+    recurrent_gemma: RecurrentGemma
+    jamba: Jamba
+    mamba: Mamba
+    falcon_mamba: Falcon-Mamba
+    mamba2: Mamba-2
+    falcon_h1: Falcon-H1
+    qwen: what Qwen3-Next and Qwen3.5 share
+    qwen3_next: Qwen3-Next
+    qwen3_5: Qwen3.5, dense
+    qwen3_5_moe: Qwen3.5 with experts
+    nemotron_h: Nemotron-H
+    bamba: Bamba
+    granitemoehybrid: Granite 4
+    lfm2: LFM2, dense
+    lfm2_moe: LFM2 with experts
+    olmo_hybrid: OLMo-Hybrid
+    kimi_linear: Kimi-Linear
+    zamba2: Zamba2
+    minimax: MiniMax, whose stream goes on behind its norms
+    llama: Llama, attention alone
+    qwen3: Qwen3, attention alone
+    gemma2: Gemma 2, attention alone
+    gemma3: Gemma 3, attention alone
 """
 
 import copy

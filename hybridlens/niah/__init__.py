@@ -6,6 +6,22 @@ function of a tokenizer and a seed; nothing here runs a model.
 
 How it fails: string matching grades only what is said word by word, and the built-in essays are easier
 to tell from a needle than real ones; read every accuracy beside its control.
+
+Modules:
+    templates: the paper's prompt templates
+    essays: the built-in haystack: a seeded generator of essay-like text
+    rubric: granular scoring, as data
+    needles: built-in needles with their questions and rubrics
+    needle_files: a user's needles; what is wrong is said with its line
+    haystack: built-in essays or a user's folder
+    encoding: ids with character offsets
+    prompt: one prompt, and how its text is put together
+    filler: sentences whose token counts sum to an exact number
+    lengths: which lengths and depths a grid has
+    clean: the clean builder
+    published: the authors' builder
+    checks: special tokens in texts, a lost BOS, a needle in other letters
+    builder: grids and controls
 """
 
 from hybridlens.niah.builder import RepeatedPromptWarning, controls, grid, shortest_length

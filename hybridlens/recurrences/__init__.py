@@ -2,6 +2,25 @@
 
 `Recurrence` says what one must know of any of them; `Diagonal`, `Selective`, `Scalar` and `Delta` are the kinds there
 are besides the convolution, which has no state. `use_kernels` chooses what runs them on a GPU.
+
+Modules:
+    kernels: what runs them on a GPU
+    scan: elementwise recurrences, exact, forward and backward, in two speeds
+    mamba_scan: Mamba's recurrence, a few tokens at a time
+    terms: NamedTuples of tensors over time
+    edits: edits of what a recurrence makes, and their gradients counted once
+    trajectory: the gradient of a trajectory, whatever the recurrence
+    base: what one must know of a recurrence; trajectories that follow from edits
+    decomposing: states as sums over what each token put there
+    diagonal: RG-LRU's recurrence, and Mamba's where its decays are given
+    selective: Mamba's as an operator
+    chunks: chunks of time side by side, products of decays without logarithms
+    every_state: every state of a matrix recurrence, each written once, and the way back
+    matrix: what matrix states have in common
+    delta_chunks: the delta rule in chunks, and its hidden attention
+    scalar: matrix states with one decay a head: Mamba-2, lightning attention
+    delta: matrix states that erase before they write: gated DeltaNet, Kimi delta attention
+    convolution: the causal convolution and what it remembers
 """
 
 from hybridlens.recurrences.base import Hooked, Recurrence, Run, hooked_states

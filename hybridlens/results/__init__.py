@@ -1,9 +1,19 @@
 """Typed results on disk: cells, their provenance, and runs that go on where they stopped.
 
-`cells` holds the value types and their checks, `provenance` what a run needs to be run again, `statistics`
-how sure a mean is, `summary` the numbers that a report states, `record` what makes two runs the same, `folder` the
-locked folder with its signed artefacts, `files` and `store` the cells in it. How it fails:
-`hybridlens.errors.ResultsError`.
+How it fails: `hybridlens.errors.ResultsError`.
+
+Modules:
+    statistics: bootstrap intervals over prompts
+    cells: one cell, and what makes it valid
+    summary: accuracy, chance level, tipping point, and how sure they are
+    file_digests: SHA-256 of large files, kept while they stay what they are
+    provenance: versions, hashes, files that are never half-written
+    record: what a run is, and how two are told apart
+    files: the journal and the table
+    settled: what is asked of the machine once for a whole run
+    locks: one process at a time writes a folder
+    folder: a run's folder: locked, refused, its artefacts signed
+    store: a run's cells: resume, damage, refusal
 """
 
 from hybridlens.results.cells import Cell, CellKey, cell_problem

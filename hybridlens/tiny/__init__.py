@@ -5,6 +5,21 @@ There are hybrids of every kind of recurrence, and models of attention, Mamba-2 
 other modules of this package (``python -m hybridlens.tiny.train``).
 
 How it fails: an installation without its package data has no checkpoints, which `path` says.
+
+Modules:
+    words: word lists that facts are made of
+    facts: facts with their questions: what the models are asked to find and repeat
+    tokenizer: word-level tokenizer
+    documents: training documents
+    shapes: a configuration for each model of the zoo
+    architectures: initial weights
+    starting: a model that starts from another's weights, some of its layers new
+    recipes: curriculum and settings, as data
+    forward: the lens's forward pass, with the experts' balance
+    probe: a quick look at retrieval while training
+    train: the training command
+    card: model cards, filled from measured files
+    checkpoints: weights, tokenizer, configuration and card of each model
 """
 
 import json

@@ -83,7 +83,7 @@ class HeatTable(Block):
         corner: what stands along rows and columns, in words.
         rows: names, with what they mean below.
         columns: likewise.
-        values: [row][column].
+        values: [row, column].
     """
 
     corner: str

@@ -74,7 +74,7 @@ def map_figure(
     Args:
         lengths: of prompts in tokens, ascending.
         depths: percent of the context, ascending; None last, for the row of controls.
-        accuracy: percent, [depth][length]; None where no cell was run.
+        accuracy: percent, [depth, length]; None where no cell was run.
     """
     labels = [depth_label(depth) for depth in depths]
     values = [list(row) for row in accuracy]

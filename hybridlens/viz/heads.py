@@ -19,7 +19,7 @@ SIGNED_COLORS = ((0.0, "#7c3210"), (0.25, "#d9956f"), (0.5, "#f3ece2"), (0.75, "
 """Below 0, nothing, above 0; `common.js` has their counterparts for dark pages."""
 
 Rows: TypeAlias = Sequence[Sequence[float | int]]
-"""Numbers [row][column]; NaN where there is none."""
+"""Numbers [row, column]; NaN where there is none."""
 
 _NARROW = 340
 """Pixels that a figure has on the narrowest screen."""
@@ -49,7 +49,7 @@ def head_heatmap(
     """A number for each head: a row a layer, a column a head.
 
     Args:
-        scores: [layer][head].
+        scores: [layer, head].
         layers: the index in the model of each row.
         name: what the number is, for the pointer.
         low: lower end of the scale; that of the values when left out. Where it is below 0, the scale is symmetric.
@@ -85,7 +85,7 @@ def pair_heatmap(
 
 
 def correlation_matrix(values: Rows, names: Sequence[str]) -> go.Figure:
-    """Correlations between rankings [name][name], -1 to 1; NaN where there is none.
+    """Correlations between rankings [name, name], -1 to 1; NaN where there is none.
 
     Raises:
         InputError: names and values do not fit.

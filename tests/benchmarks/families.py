@@ -9,7 +9,7 @@ On random models of width 256 with eight layers (`families_models`), no hooks bu
 * states, hidden: all states of a layer, and hidden attention, against TransformerLens (`families_states`).
 
 Both sides must agree before anything is timed: logits with the untouched model's, and a decode step with its run
-over all tokens without a cache, since the library's caches are not all exact (docs/families.md). Top-k must move the
+over all tokens without a cache, since the library's caches are not all exact (docs/limits.md). Top-k must move the
 logits of the rows that lose heads, and no others. Prints markdown tables, and which floors are missed.
 """
 

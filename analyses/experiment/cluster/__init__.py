@@ -13,7 +13,13 @@ report. So the results are those of one process, and a job that is killed, or qu
     DIR/shards/merge/           the same of the last job
     DIR/shards/jobs/            submitit's own files
 
-`plan` holds these files, `shards` what a job does, `surroundings` what it is started in, `jobs` how jobs are submitted
-and seen, `submitting` the process that waits for them, `status` what a person is shown. How it fails: one line, as
-everywhere; of a shard, in its report.
+How it fails: one line, as everywhere; of a shard, in its report.
+
+Modules:
+    plan: what is shared, and how far each job is, as files
+    shards: what a job does
+    surroundings: what jobs are started in: submitit, Python, signals, environment, GPUs
+    jobs: Slurm's arrays, or processes of this machine
+    submitting: submits, waits, joins, submits again
+    status: how far a run is, as text
 """

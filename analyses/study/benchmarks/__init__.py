@@ -1,7 +1,13 @@
 """Benchmarks of general ability: any task of lm-eval under any number of heads kept (section 3.2 of the paper).
 
-`running` runs the tasks of a `BenchmarkConfig` and gives a `BenchmarkResult`; `harness` holds the adapter through which
-lm-eval sees a lens with edits, `local_tasks` the project's own tasks. lm-eval is an extra, imported when it is needed.
+lm-eval is an extra, imported when it is needed.
+
+Modules:
+    results: typed results
+    local_tasks: tasks for lm-eval that the tiny models can do: YAML files with their items
+    tasks: lm-eval's tasks by name
+    harness: a lens with edits as lm-eval sees a model
+    running: every task under every k
 """
 
 from analyses.experiment.options.benchmarks import BenchmarkConfig, default_ks

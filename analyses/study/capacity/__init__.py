@@ -1,8 +1,12 @@
 """Recall as the number of facts grows: what a state of fixed size can hold, beside keys and values that grow.
 
-`forms` has the facts and tells which of them an answer gives, `prompts` puts 1, 2, … of them into prompts of one
-length, `experiment` has these answered with attention and without, `results` has what was found as typed values with
-their formula, and `sections` and `report` make the page.
+Modules:
+    forms: facts with a key and a value, and which of them an answer gives
+    prompts: 1, 2, … facts in prompts of one length, and their controls
+    results: recall, confusion and facts held, as a typed result
+    sections: the report's sections
+    report: the report, section by section
+    experiment: all of it
 """
 
 from analyses.experiment.options.capacity import CapacityConfig

@@ -1,7 +1,10 @@
 """A folder of results as a whole: what was run, what each run found, and one page that leads to all their reports.
 
-`results` has the values, `reading` takes them from a folder without opening a model, `questions` says which runs answer
-which of the paper's questions, `page` writes them down.
+Modules:
+    results: runs, zoos and pages as typed results
+    reading: what a folder holds
+    questions: which runs answer which of the paper's questions
+    page: the page
 """
 
 from analyses.study.overview.reading import overview

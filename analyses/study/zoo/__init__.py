@@ -1,8 +1,15 @@
 """Many models, the same questions of each: the project's experiments side by side, and what they say together.
 
-`parts` says which experiments are run of every model, `making` runs what is not done yet, in processes of its own,
-`reading` takes numbers from a finished experiment (`of_study` those of a study), `results` is what comes out,
-`rules` answers the questions that need several models, `report` is the page.
+Modules:
+    of_study: numbers of a finished study
+    reading: of every other experiment
+    parts: which experiments
+    making: running what is not done, in processes
+    results: the models side by side as a typed result
+    stored: the table that comes with the package
+    rules: what they say together, by rule
+    sections: the page's sections
+    report: the page, section by section
 """
 
 from analyses.study.zoo.results import Zoo, read_zoo

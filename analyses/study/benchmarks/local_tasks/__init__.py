@@ -5,6 +5,9 @@ Each is a YAML file of lm-eval's form beside a JSON Lines file of items; ``lm-ev
 lm-eval.
 
 How it fails: an installation without its package data has no items, and lm-eval says which file is missing.
+
+Modules:
+    data: how lm-eval gets the items
 """
 
 from pathlib import Path
