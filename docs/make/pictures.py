@@ -34,9 +34,11 @@ PAGES = ROOT / "docs" / "analyses"
 FIGURES = PAGES / "figures"
 IMAGE = re.compile(r"^!\[(?P<words>[^\]]*)\]\(figures/(?P<name>[\w-]+)\.svg\)\n(?:<!-- picture:\s(?P<code>.*?)-->)?", re.M | re.S)
 WIDTH, HEIGHT = 760, 400
-"""Pixels of a picture; a figure that says its height has that."""
-LEAST_HEIGHT = 240
-"""Of a figure that would be lower: its colour bar needs as much."""
+"""Pixels of a picture, of a figure that does not say how high it is."""
+AROUND, ROW, UPRIGHT = 130, 22, 90
+"""Of what stands around a heatmap's squares, of a row, and of names that stand upright below; at least ten rows' worth."""
+TITLE = 36
+"""Of the title, which is the words of the picture up to a colon."""
 FONT = "Verdana, Arial, sans-serif"
 
 DRAWING = """<!doctype html><meta charset="utf-8"><script>{library}</script><div id="plot"></div><pre id="out"></pre><script>
@@ -90,15 +92,25 @@ def figure_of(picture: Picture) -> go.Figure:
         return eval(compile(ast.Expression(last.value), picture.name, "eval"), names)
 
 
-def svg_of(figure: go.Figure) -> str:
-    """A figure as SVG, on white, which can be read on a dark page too.
+def height_of(figure: go.Figure) -> int:
+    """As the figure says; else a heatmap has room for every row."""
+    rows = max((len(trace.z) for trace in figure.data if trace.type == "heatmap"), default=0)
+    upright = UPRIGHT if figure.layout.xaxis.tickangle == -90 else 0
+    return int(figure.layout.height or (AROUND + ROW * max(rows, 5) + upright if rows else HEIGHT))
+
+
+def svg_of(figure: go.Figure, words: str) -> str:
+    """A figure as SVG with a title, on white, which can be read on a dark page too.
 
     Raises:
         ValueError: Chromium gave none.
     """
     shown = go.Figure(figure)
-    height = max(LEAST_HEIGHT, int(shown.layout.height or HEIGHT))
-    shown.update_layout(width=WIDTH, height=height, paper_bgcolor="white", font_family=FONT)
+    height, margin = height_of(shown) + TITLE, shown.layout.margin.t
+    title = {"text": words.partition(": ")[0], "font_size": 14, "x": 0, "xref": "container", "xanchor": "left", "y": 1,
+             "yref": "container", "yanchor": "top", "pad": {"t": 12, "l": 12}}  # fmt: skip
+    shown.update_layout(width=WIDTH, height=height, paper_bgcolor="white", font_family=FONT, title=title)
+    shown.update_layout(margin_t=TITLE + (20 if margin is None else margin))
     page = DRAWING.format(library=get_plotlyjs(), figure=shown.to_json(), width=WIDTH, height=height)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "plot.html")
@@ -124,7 +136,7 @@ def main(wanted: list[str]) -> None:
     for picture in every:
         if not wanted or picture.name in wanted:
             target = FIGURES / f"{picture.name}.svg"
-            target.write_text(svg_of(figure_of(picture)) + "\n", encoding="utf-8")
+            target.write_text(svg_of(figure_of(picture), picture.words) + "\n", encoding="utf-8")
             print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1000:.0f} kB")
 
 
