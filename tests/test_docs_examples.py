@@ -112,7 +112,9 @@ def test_each_analysis_says_what_it_asks_its_formula_source_example_failures_and
 
 def test_the_index_leads_to_each_of_them_once():
     links = re.findall(r"^\* \[[^\]]+\]\(([^)]+)\)", (FOLDER / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
-    anchors = [f"{page.name}#{re.sub(r'[^a-z0-9 -]', '', title.lower()).replace(' ', '-')}" for page, title, _ in entries()]
+    anchors = [
+        f"{page.name}#{re.sub(r'[^a-z0-9 -]', '', title.lower()).replace(' ', '-')}" for page, title, _ in entries()
+    ]
     assert links == anchors
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert [page.name for page in PAGES if f"- analyses/{page.name}" not in site] == []

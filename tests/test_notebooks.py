@@ -69,7 +69,9 @@ def test_a_page_has_the_prose_the_code_and_what_was_shown() -> None:
 def test_what_a_result_shows_is_no_markdown() -> None:
     """Set aside while the page is made into HTML: lists, comments and tags inside it stay as they are."""
     shown = "<div>\n</div>\n\n* no list <!-- kept -->\n<script>if (a < b && c) {}</script>"
-    cells = [a_cell("code", name, {"output_type": "display_data", "data": {"text/html": shown + name}}) for name in "xy"]
+    cells = [
+        a_cell("code", name, {"output_type": "display_data", "data": {"text/html": shown + name}}) for name in "xy"
+    ]
     page = notebook_pages.page_of({"cells": [a_cell("markdown", "# T"), *cells]})
     marked, outputs = notebook_pages.set_aside(page)
     assert "no list" not in marked
@@ -105,7 +107,9 @@ def test_only_what_is_missing_or_older_is_executed(tmp_path: Path, monkeypatch: 
     assert notebook_pages.main(["--missing"]) == 0
 
 
-def test_a_notebook_is_executed_into_a_page_and_one_that_fails_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_is_executed_into_a_page_and_one_that_fails_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The run itself is stood in for; `make notebooks` is the real one."""
     monkeypatch.setattr(notebook_pages, "FOLDER", tmp_path / "made")
 
@@ -113,7 +117,9 @@ def test_a_notebook_is_executed_into_a_page_and_one_that_fails_is_none(tmp_path:
         for path in map(Path, command[-2:]):
             held = json.loads(path.read_text())
             for cell in held["cells"]:
-                cell |= {"execution_count": 1, "outputs": []} if cell["cell_type"] == "code" and path.stem == "a" else {}
+                cell |= (
+                    {"execution_count": 1, "outputs": []} if cell["cell_type"] == "code" and path.stem == "a" else {}
+                )
             path.write_text(json.dumps(held))
         return SimpleNamespace(returncode=0)
 

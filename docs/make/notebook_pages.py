@@ -144,7 +144,9 @@ def execute(sources: Sequence[Path]) -> int:
         target.with_suffix(".md").unlink(missing_ok=True)
         jupytext.write(jupytext.read(source), target)
     run = ["-q", "--numprocesses", "auto", "--nbmake", "--overwrite", f"--nbmake-timeout={SECONDS}"]
-    status = subprocess.run([sys.executable, "-m", "pytest", *run, *map(str, targets)], cwd=ROOT, check=False).returncode
+    status = subprocess.run(
+        [sys.executable, "-m", "pytest", *run, *map(str, targets)], cwd=ROOT, check=False
+    ).returncode
     for target in targets:
         try:
             page = page_of(json.loads(target.read_text(encoding="utf-8")))

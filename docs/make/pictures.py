@@ -32,7 +32,9 @@ from tests.page_examples import ROOT, Block, blocks, run
 
 PAGES = ROOT / "docs" / "analyses"
 FIGURES = PAGES / "figures"
-IMAGE = re.compile(r"^!\[(?P<words>[^\]]*)\]\(figures/(?P<name>[\w-]+)\.svg\)\n(?:<!-- picture:\s(?P<code>.*?)-->)?", re.M | re.S)
+IMAGE = re.compile(
+    r"^!\[(?P<words>[^\]]*)\]\(figures/(?P<name>[\w-]+)\.svg\)\n(?:<!-- picture:\s(?P<code>.*?)-->)?", re.M | re.S
+)
 WIDTH, HEIGHT = 760, 400
 """Pixels of a picture, of a figure that does not say how high it is."""
 AROUND, ROW, UPRIGHT = 130, 22, 90
