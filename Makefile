@@ -33,7 +33,7 @@ SET_default := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COM
 SET_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 SETS := default
 
-.PHONY: help demo $(PARTS) test lint types unit numerics numerics-default numerics-avx2 notebooks notebook-pages docs wheel repository compat cluster-test families-table stored-results
+.PHONY: help demo $(PARTS) test lint types unit numerics numerics-default numerics-avx2 notebooks notebook-pages docs wheel repository compat cluster-test families-table stored-results seeds midway longer
 
 # Tests and notebooks may use no network; nothing may report home.
 export HF_HUB_OFFLINE := 1
@@ -53,6 +53,8 @@ help:
 	@echo "make notebooks  executes all notebooks, and makes pages of them with their figures, into build/notebooks/"
 	@echo "make families-table  what works for each family, into hybridlens/supported.json"
 	@echo "make stored-results  the numbers that texts state, from the results of make demo into docs/results/"
+	@echo "make seeds  more seeds trained, measured and stored: OF=pure or hybrids, SEED=1 unless you say"
+	@echo "make midway longer   attention added midway, and Mamba-2 alone with twice the steps, likewise"
 	@echo "make cluster-test  experiments shared among jobs of a real Slurm, which are killed: some minutes, as root"
 	@echo "make wheel  the source distribution and the wheel into dist/, and whether they hold what they should"
 	@echo "make repository  workflows and citation, against their schemas"
@@ -124,11 +126,45 @@ stored-results: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stored_results $(foreach part,rankings study crossover,$(addprefix \
 		$(RESULTS)/,$(addsuffix -$(part),$(MODELS)))) $(wildcard $(RESULTS)/zoo)
 
-# Without a network; a warning (a link or an anchor that leads nowhere, a page that no menu has) is an error. Notebooks
-# that were not executed yet are, which takes minutes.
-docs: $(VENV)/.installed-dev notebook-pages
-	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict
-	@echo "Open in a browser: $(CURDIR)/build/site/index.html"
+# What three seeds are measured of, and trainings that are not shipped: `make --jobs 2 seeds OF=pure SEED=1`, a model an
+# hour of one core or less; the same command goes on where it was stopped. A training keeps twenty checkpoints in
+# .training/NAME-SEED, its model goes to .training/models/NAME-SEED, and what was measured to docs/results. Attention is
+# added midway to the recurrence alone, and recurrent layers to attention alone, with documents that neither has seen.
+SEED := 1
+OF := pure
+OF_pure := tiny-deltanet tiny-mamba2 tiny-qwen3
+OF_hybrids := tiny-qwen3.5 tiny-granite
+SEEDED := $(OF_$(OF):%=%-$(SEED))
+MIDWAY := midway-deltanet-$(SEED) midway-attention-$(SEED)
+TRAIN := OMP_NUM_THREADS=1 $(BIN)/python -m hybridlens.tiny.train
+
+.training/models/tiny-%/model.safetensors: | $(VENV)/.installed
+	name=tiny-$* && $(TRAIN) $${name%-*} --seed $${name##*-} --keep-every 100 --out $(@D)
+
+.training/models/midway-deltanet-%/model.safetensors: .training/models/tiny-deltanet-%/model.safetensors
+	$(TRAIN) tiny-qwen3.5 --seed 1$* --steps 1000 --keep-every 50 --from $(<D) --work .training/midway-deltanet-$* --out $(@D)
+
+.training/models/midway-attention-%/model.safetensors: .training/models/tiny-gated-attention-%/model.safetensors
+	$(TRAIN) tiny-qwen3.5 --seed 2$* --steps 1000 --keep-every 50 --from $(<D) --work .training/midway-attention-$* --out $(@D)
+
+# The same recipe with twice the steps, to tell slow from unable.
+.training/models/longer-mamba2-%/model.safetensors: | $(VENV)/.installed
+	$(TRAIN) tiny-mamba2 --seed $* --steps 4000 --keep-every 200 --work .training/longer-mamba2-$* --out $(@D)
+
+.SECONDARY:
+
+seeds: $(SEEDED:%=.training/models/%/model.safetensors) $(VENV)/.installed-dev
+	$(BIN)/hybridlens zoo $(addprefix .training/models/,$(SEEDED)) --out $(RESULTS)/zoo-$(OF)-$(SEED)
+	$(BIN)/hybridlens curves $(addprefix .training/,$(SEEDED)) --out $(RESULTS)/curves-$(OF)-$(SEED)
+	$(BIN)/python -m tests.stored_results $(addsuffix -$(OF)-$(SEED),$(RESULTS)/zoo $(RESULTS)/curves)
+
+midway: $(MIDWAY:%=.training/models/%/model.safetensors) $(VENV)/.installed-dev
+	$(BIN)/hybridlens curves $(addprefix .training/,$(MIDWAY)) --out $(RESULTS)/curves-midway-$(SEED)
+	$(BIN)/python -m tests.stored_results $(RESULTS)/curves-midway-$(SEED)
+
+longer: .training/models/longer-mamba2-0/model.safetensors $(VENV)/.installed-dev
+	$(BIN)/hybridlens curves .training/longer-mamba2-0 --out $(RESULTS)/curves-longer
+	$(BIN)/python -m tests.stored_results $(RESULTS)/curves-longer
 
 # Built in an environment of its own under build/, the wheel from the source distribution.
 wheel: $(VENV)/pyvenv.cfg
@@ -161,3 +197,9 @@ notebooks: $(VENV)/.installed-dev
 # Only what has no page, or one older than its source: what `make notebooks` left is not executed again.
 notebook-pages: $(VENV)/.installed-dev
 	@$(BIN)/python docs/make/notebook_pages.py --missing
+
+# Without a network; a warning (a link or an anchor that leads nowhere, a page that no menu has) is an error. Notebooks
+# that were not executed yet are, which takes minutes.
+docs: $(VENV)/.installed-dev notebook-pages
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict
+	@echo "Open in a browser: $(CURDIR)/build/site/index.html"

@@ -20,6 +20,7 @@ import io
 import math
 import re
 import shlex
+import textwrap
 import tokenize
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-FENCE = re.compile(r"^(?P<ticks>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=ticks)$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^(?P<indent> *)(?P<ticks>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)(?P=ticks) *$", re.MULTILINE | re.DOTALL
+)
 SETUP = re.compile(r"<!-- setup:\s(.*?)-->\s*\Z", re.DOTALL)
 ARROW = re.compile(r"#\s*->\s*(.*\S)\s*$")
 
@@ -68,8 +71,8 @@ def blocks(page: str, text: str) -> Iterator[Block]:
         after = every[number + 1] if number + 1 < len(every) else None
         follows = after is not None and after["language"] == "text" and not text[found.end() : after.start()].strip()
         yield Block(
-            page, text[: found.start("code")].count("\n") + 1, found["language"], found["code"],
-            before[1] if before else "", after["code"] if after is not None and follows else None,
+            page, text[: found.start("code")].count("\n") + 1, found["language"], textwrap.dedent(found["code"]),
+            before[1] if before else "", textwrap.dedent(after["code"]) if after is not None and follows else None,
         )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def falling(tip: int, n_heads: int, **fields: Any) -> list[Cell]:
 
 
 def stored(folder: Path, found: list[Cell], n_heads: int, *, finish: bool = True, **changes: Any) -> Path:
-    """A study's folder that holds these cells."""
+    """A study's folder that holds these cells: clean ones as those of its own semantics, others as they are."""
     values: dict[str, Any] = {
         "model": folder.name,
         "semantics": "clean",
@@ -52,11 +52,19 @@ def stored(folder: Path, found: list[Cell], n_heads: int, *, finish: bool = True
         weights_hash="w",
         job=values["job"],
         command="hybridlens reproduce --model m",
-        settings={"semantics": values["semantics"], "boundary": "last_prompt_token"},
+        settings={
+            "semantics": values["semantics"],
+            "boundary": "last_prompt_token",
+            "lengths": values.get("lengths", []),
+        },
         facts={"family": "jamba", "n_heads": n_heads, "window": None, "parameters": values.get("parameters", 1000)},
         growing={},
     )
-    found = [replace(cell, model=values["model"], semantics=values["semantics"]) for cell in found]
+    own = values["semantics"]
+    found = [
+        replace(cell, model=values["model"], semantics=own if cell.semantics == "clean" else cell.semantics)
+        for cell in found
+    ]
     with Run.open(folder, manifest, {cell.key: cell.prompt_hash for cell in found}) as run:
         run.add(found if finish else found[:-1])
         if finish:

@@ -28,9 +28,9 @@ LONGEST = 95
 GIVES = {
     "analyses.circuits.composition": {"Composition": ("recurrent", "heads_expected", "excess_recurrent", "to_pandas")},
     "analyses.circuits.results": {
-        "HeadCircuits": ("copying", "matching", "matching_share", "ov_eigenvalues", "qk_eigenvalues", "score", "ranking",
-                         "profile", "lag_share", "induction_match", "retrieval", "induction_writer", "writers", "notes",
-                         "path_error", "gate_error"),
+        "HeadCircuits": ("copying", "matching", "matching_share", "ov_eigenvalues", "qk_eigenvalues", "score",
+                         "ranking", "profile", "lag_share", "induction_match", "retrieval", "induction_writer",
+                         "writers", "notes", "path_error", "gate_error"),
     },
     "analyses.heads.gathering": {"GatherScores": ("gather", "aggregate", "even_gather", "even_aggregate", "ranking")},
     "analyses.heads.needle_heads": {"Look": ("ranking", "patterns", "shown", "queries")},

@@ -1,5 +1,6 @@
 """Which cells a study has: counts by arithmetic, cells that experiments share, prompts that are those of the grid."""
 
+import warnings
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -124,6 +125,15 @@ def test_only_the_named_setting_differs_in_a_contrast() -> None:
         assert {key._replace(**{name: own}) for key in theirs} == mine.keys()
         same = [mine[key._replace(**{name: own})].hash == prompt.hash for key, prompt in theirs.items()]
         assert not any(same) if name == "semantics" else all(same)
+
+
+def test_repeats_are_warned_of_where_they_are_answered() -> None:
+    """Figure 2 under published semantics asks them; the contrast leaves them out, and warns of nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", niah.RepeatedPromptWarning)
+        plan(lens(RG), small(RG, "semantics"))
+        with pytest.raises(niah.RepeatedPromptWarning, match="at length 230 depths"):
+            plan(lens(RG), small(RG, "fig2", semantics="published", lengths=(230, 256)))
 
 
 @pytest.mark.parametrize("model", [RG, JAMBA])

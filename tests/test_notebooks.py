@@ -58,7 +58,8 @@ def test_a_page_has_the_prose_the_code_and_what_was_shown() -> None:
     ]
     assert page_of({"cells": cells}) == (
         "# Title\n\nWords.\n\n```python\nx = 1\nx\n```\n\n```text\nstdout said\n```\n\n"
-        '<div class="notebook-output">\n<p>a\n</p>\n</div>\n<!-- end of output -->\n\n```python\ny\n```\n\n````text\n```\n````\n'
+        '<div class="notebook-output">\n<p>a\n</p>\n</div>\n<!-- end of output -->\n\n'
+        "```python\ny\n```\n\n````text\n```\n````\n"
     )
     with pytest.raises(ValueError, match="a cell was not run: x = 1"):
         page_of({"cells": [a_cell("code", "x = 1\nx", count=None)]})

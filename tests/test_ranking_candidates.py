@@ -309,12 +309,10 @@ def test_the_rankings_by_name(family):
     assert int((gaps < bound(float(alone.max()), LOUD)).sum()) == 1
 
 
-def test_entropy_draws_its_prompt_by_the_seed(monkeypatch):
+def test_entropy_draws_its_prompt_by_the_seed():
     """One seed draws the same prompt each time; ten draw each of three: missing one has p = 0.05, once and for all."""
-    monkeypatch.setattr(candidates, "retrieval_rankings", lambda *_: {})
-    monkeypatch.setattr(candidates, "ablation_ranking", lambda *_: None)
     lens, prompts = benchmark_lens("jamba"), prompts_of("jamba")
-    drawn = [runtime_rankings(lens, prompts, seed)["entropy"] for seed in (0, *range(10))]
+    drawn = [runtime_rankings(lens, prompts, seed, names=["entropy"])["entropy"] for seed in (0, *range(10))]
     assert torch.equal(drawn[0].scores, drawn[1].scores)
     assert len({tuple(ranking.scores.flatten().tolist()) for ranking in drawn}) == 3
 
@@ -346,6 +344,21 @@ def test_needles_of_both_readings_and_of_the_authors_builder():
         assert needle.tokens == wanted
         assert len(needle.positions) == len(wanted) * len(prompt.needle_spans)
         assert sorted(prompt.tokens[at] for at in needle.positions) == sorted(wanted * len(prompt.needle_spans))
+
+
+def test_only_what_is_asked_for_is_made(monkeypatch):
+    """Ablation silences every head in turn, minutes in a large model, so that nobody waits for it who has not asked."""
+    lens, prompts, every = benchmark_lens("jamba"), prompts_of("jamba"), rankings_of("jamba")
+    for maker in ("ablation_ranking", "retrieval_rankings"):
+        monkeypatch.setattr(candidates, maker, None)
+    found = runtime_rankings(lens, prompts, names=["entropy calibrated", "entropy"])
+    assert list(found) == ["entropy", "entropy calibrated"]
+    for name, ranking in found.items():
+        assert torch.equal(ranking.scores, every[name].scores)
+    with pytest.raises(TypeError):
+        runtime_rankings(lens, prompts, names=["needle mass"])
+    with pytest.raises(UnknownNameError, match="'copying' takes no run, or does not exist"):
+        runtime_rankings(lens, prompts, names=["copying"])
 
 
 def test_refusals():

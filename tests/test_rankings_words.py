@@ -83,10 +83,10 @@ def test_words_say_what_is_equal_and_what_is_open() -> None:
     rest = [0, 1, 1, 1, 1, 1, 1, 1, 1.0]
     curves = {"one": [0, 0, *rest[2:]], "two": [0, 0.9, *rest[2:]], "last": [0, 0, 0, 0, 0, 0, 0, 1, 1.0]}
     found = made_up(curves, looks=(40, 80, 160, 320, 640, 1280))
-    first, more, *others = sentences(found)
+    first, unsettled, more, *others = sentences(found)
     short = found.decision.shortfall("two")
     assert first.startswith("Open on 40 prompts: which ranking keeps retrieval with the fewest heads. two keeps most ")
-    assert f" the best of the others: two ({short.low:+.3f} to {short.high:+.3f}), one (".replace("-", "−") in first
+    assert f" the best of the others: two ({short.low:+.3f} to {short.high:+.3f}), one (".replace("-", "−") in unsettled
     assert f"about {found.decision.needed - 40:,} more would settle it: --prompts {found.decision.needed} goes" in more
     assert others[0] == "last keeps less for sure."
     assert "The rule: after 40, 80, 160, … and at most 1,280 prompts the areas" in others[-1]

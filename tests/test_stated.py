@@ -8,7 +8,7 @@ import pytest
 from tests.stated import STORE, Stated, numbers, stated, unsourced, values, wrong
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "notebooks").glob("*.py"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "notebooks").glob("*.py"))]
 TIMED = ("gpu.md", "real-size.md", "speed.md", "recipes.md")
 """Pages of what a machine took on a day, or would take: they say which."""
 
@@ -25,10 +25,11 @@ def test_every_table_of_numbers_names_its_source() -> None:
     assert [line for page in pages for line in unsourced(page.name, page.read_text(encoding="utf-8"))] == []
 
 
-def test_readme_names_sources() -> None:
+@pytest.mark.parametrize(("page", "least"), [("README.md", 5), ("docs/paper.md", 30), ("docs/what-we-found.md", 15)])
+def test_pages_name_sources(page: str, least: int) -> None:
     """The mechanism reads the page at all: a comment in another form would be passed over."""
-    claims = list(stated("README.md", (ROOT / "README.md").read_text(encoding="utf-8")))
-    assert len(claims) >= 30
+    claims = list(stated(page, (ROOT / page).read_text(encoding="utf-8")))
+    assert len(claims) >= least
     assert all(values(one.source, one.key) for one in claims)
 
 

@@ -47,7 +47,7 @@ from tests.stored_results import stored as stored_results
 
 NAME, STEPS = "tiny-granite", 4
 FEW = ["--lengths", "110", "--depths", "50", "--needles", "paper"]
-RETRIEVES, BARE, UNLEARNS, LAG, INDUCES, STRONG = range(6)
+RETRIEVES, BARE, TAKES_OVER, UNLEARNS, LAG, INDUCES, STRONG = range(7)
 
 pytestmark = pytest.mark.usefixtures("small_bundles")
 
@@ -201,6 +201,13 @@ def said(run: RunCurves, question: int) -> tuple[str, int | None, int | None]:
         ({INTACT: [0.8, 0.9]}, RETRIEVES, ("yes", 100, None)),
         ({INTACT: [0.9, 0.9], SILENT: [0.4, 0.7]}, BARE, ("yes", 200, None)),
         ({INTACT: [0.9, 0.9]}, BARE, ("open", None, None)),
+        # 0.3 to 0.5 against 0.4 to 0.6 are not apart; the convolutions' 0.5 counts as the states' does.
+        ({KEYS: [0.0, 0.4, 0.8, 0.9], STATES: [0.9, 0.5, 0.1, 0.1]}, TAKES_OVER, ("yes", 300, None)),
+        ({KEYS: [0.0, 0.9, 0.4, 0.9], STATES: [0.9, 0.1, 0.5, 0.1]}, TAKES_OVER, ("yes", 400, None)),
+        ({KEYS: [0.9, 0.9], STATES: [0.1, 0.1], CONVOLUTIONS: [0.8, 0.2]}, TAKES_OVER, ("yes", 200, None)),
+        ({KEYS: [0.9, 0.3], STATES: [0.1, 0.7]}, TAKES_OVER, ("no", None, None)),
+        ({KEYS: [0.9, 0.5], STATES: [0.1, 0.5]}, TAKES_OVER, ("open", None, None)),
+        ({KEYS: [0.9, 0.9]}, TAKES_OVER, ("open", None, None)),
         # 0.5 reaches down to 0.4 and 0.2 up to 0.3; 0.35 reaches up to 0.45, which is not below 0.4.
         ({SILENT: [0.1, 0.5, 0.2, 0.2]}, UNLEARNS, ("yes", 300, None)),
         ({SILENT: [0.1, 0.5, 0.35, 0.4]}, UNLEARNS, ("no", None, None)),
@@ -225,6 +232,16 @@ def test_rules_on_planted_curves(
 ) -> None:
     """By hand; intervals reach 0.1 to either side, those of controls 0.05."""
     assert said(a_run(curves), question) == expected
+
+
+def test_what_was_followed_before_is_said() -> None:
+    """The last step at which answers came from another memory, and none where they never did."""
+    sentence = answers(a_run({KEYS: [0.0, 0.2, 0.8], STATES: [0.9, 0.7, 0.1]}))[TAKES_OVER].sentence
+    assert sentence.replace("\u00a0", " ") == (
+        "From step 300 on, keys and values are followed by 80 %, 70 to 90, recurrent states by 10 %, 0 to 20; "
+        "before, at step 200, keys and values are followed by 20 %, 10 to 30, recurrent states by 70 %, 60 to 80."
+    )
+    assert "at no kept step the other way round" in answers(a_run({KEYS: [0.9], STATES: [0.0]}))[TAKES_OVER].sentence
 
 
 def test_a_model_without_attention_is_asked_what_it_has_instead() -> None:

@@ -14,7 +14,7 @@ from command_line import refused
 from planted_memory import pairs as planted_pairs
 from planted_memory import planted
 from random_lens import save_checkpoint
-from study_cells import N, grid, sweep
+from study_cells import LENGTHS, N, grid, sweep
 from test_comparing import stored
 
 from analyses import kv_cache
@@ -58,6 +58,19 @@ def test_a_study_is_read_as_its_cells_say(tmp_path: Path) -> None:
     close([found[mode("omit", "keep")].known], [0.6])
     assert found["read twice"].value is None
     assert found[f"mean over needles, k = {N}"].absent == "several needles were not run"
+
+
+def test_the_other_semantics_is_of_all_prompts_that_it_was_asked(tmp_path: Path) -> None:
+    """The main grid's 20 prompts under the study's own; beyond it, too, under the other, whose prompts are longer."""
+    beyond = {"lengths": (220, 230, 240), "reading": "binary"}
+    cells = [*grid(5.0, reading="binary"), *grid(5.0, **{**beyond, "lengths": (230, 240)})]
+    cells += grid(lambda length, depth: 0.0 if length == 220 else 3.0, **beyond, semantics="published")
+    study = stored(tmp_path / "s", cells, N, lengths=list(LENGTHS))
+    found = {point.quantity: point for point in of_study(study)}
+    assert found[mode("binary", "keep")].n == 20
+    theirs = found[mode("binary", "keep", "published")]
+    assert theirs.n == 15
+    close([theirs.known], [(0.0 * 5 + 0.6 * 10) / 15])
 
 
 def test_without_attention_nothing_is_silenced(tmp_path: Path) -> None:

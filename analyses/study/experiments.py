@@ -10,6 +10,7 @@ for the prompts, which need its tokenizer.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -180,7 +181,9 @@ def _semantics(grids: Grids, phases: Sequence[str]) -> Cells:
         grids.notes.append(
             f"semantics: without table 1, which has no published semantics in {grids.lens.cfg.family} models."
         )
-    ours, theirs = grids.apart(grids.prompts(lengths=lengths), grids.prompts(semantics=other, lengths=lengths))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", niah.RepeatedPromptWarning)  # `apart` leaves them out
+        ours, theirs = grids.apart(grids.prompts(lengths=lengths), grids.prompts(semantics=other, lengths=lengths))
     places = sum(depth is not None for _, depth in ours)
     grids.notes.append(
         f"semantics: {many(places, 'prompt')} of {', '.join(map(str, lengths))} tokens: lengths that both builders can "

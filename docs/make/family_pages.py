@@ -24,7 +24,7 @@ def table() -> str:
         ]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     legend = (
-        "*yes*: as the untouched model, or a plain loop, has it, to rounding in float32. *Largest error*: of all checks, "
-        f"relative to the largest value. Made by the tests, against transformers {held.transformers}."
+        "*yes*: as the untouched model, or a plain loop, has it, to rounding in float32. *Largest error*: of all "
+        f"checks, relative to the largest value. Made by the tests, against transformers {held.transformers}."
     )
     return "\n\n".join(["\n".join(lines), legend, *(["\n".join(failing)] if failing else [])])

@@ -27,7 +27,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "ln1.hook_scale": "what the norm before the mixer divides by",
         "ln1.hook_normalized": "what it gives, without its weight",
         "hook_mixer_in": "what the mixer reads, where no norm stands before it",
-        "hook_attn_out": "what attention writes, behind the norm after it if there is one; of a shared block, what its attention gives",
+        "hook_attn_out": "what attention writes, behind a norm after it; in a shared block, what its attention gives",
         "hook_ssm_out": "what the recurrence writes",
         "ln1_post.hook_scale": "what the norm behind the mixer divides by",
         "ln1_post.hook_normalized": "what it gives, without its weight",

@@ -1,9 +1,9 @@
 """Markdown as GitHub reads it, written as Python-Markdown wants it: comments left out, lists indented by four spaces.
 
 GitHub takes what stands under an item's text as part of it, and a list right below a paragraph as a list;
-Python-Markdown wants four spaces a level, and an empty line before a list. Comments, which name the tables that numbers
-come from, would become rows of the tables that they stand below. Code between fences stays as it is, but for being moved
-with the item that it stands in.
+Python-Markdown wants four spaces a level, and an empty line between a paragraph and an item. Comments, which name the
+tables that numbers come from, would become rows of the tables that they stand below. Code between fences stays as it
+is, moved with the item that it stands in.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-COMMENT = re.compile(r"[ \t]*<!--.*?-->", re.DOTALL)
+COMMENT = re.compile(r"(?:\s*<!--(?:(?!-->).)*-->)+(?=[,.;:)])|[ \t]*<!--.*?-->", re.DOTALL)
 FENCE = re.compile(r"^ *(```+)[^\n]*\n.*?^ *\1 *$", re.MULTILINE | re.DOTALL)
 ITEM = re.compile(r"( *)((?:[*+-]|\d+\.) +)(.*)")
 WIDTH = 4
@@ -39,7 +39,7 @@ def _indented(lines: list[str]) -> Iterator[str]:
     """
     levels: list[int] = []
     fence = ""
-    before = ""
+    block = ""  # the first line since the last empty one
     for line in lines:
         text = line.lstrip(" ")
         column = len(line) - len(text)
@@ -50,14 +50,15 @@ def _indented(lines: list[str]) -> Iterator[str]:
             continue
         if not text:
             yield ""
-            before = ""
+            block = ""
             continue
         item = ITEM.fullmatch(line)
-        while levels and column < levels[-1] and (item is not None or before == ""):
+        while levels and column < levels[-1] and (item is not None or not block):
             levels.pop()
         if item is not None:
-            if before and not levels and not ITEM.fullmatch(before) and not before.startswith(" "):
+            if block and not ITEM.fullmatch(block):
                 yield ""
+                block = line
             yield " " * (WIDTH * len(levels)) + item[2] + item[3]
             levels.append(column + len(item[2]))
         elif levels:
@@ -66,4 +67,4 @@ def _indented(lines: list[str]) -> Iterator[str]:
             yield line
         if text.startswith("```"):
             fence = re.match("`+", text)[0]  # type: ignore[index]
-        before = line
+        block = block or line

@@ -1,10 +1,10 @@
 """What mkdocs calls while it builds the site: pages that are made, and texts as the site wants them.
 
-* `index.md` is README.md, and `contributing.md`, `changelog.md`, `security.md` are the root's files; their links lead to
-  pages of the site.
+* `index.md` is README.md, and `contributing.md`, `changelog.md`, `security.md` are the root's files; links in them lead
+  to pages of the site.
 * `where-things-are.md`, `reference/*.md` and the tables of hook points and of families are made of the code.
-* Notebooks that were executed (`make notebooks`) are pages, what their results show of themselves untouched; all of them are
-  listed in `notebooks/index.md`.
+* Notebooks that were executed (`make notebooks`) are pages, what their results show of themselves untouched; all of
+  them are listed in `notebooks/index.md`.
 * An entry `Title: folder/*` of the navigation is all pages of that folder, in the order of their names.
 * Pages are written as GitHub reads them; `markdown_lists` has what Python-Markdown wants otherwise.
 
@@ -57,7 +57,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, name, content=text))
     for name in ROOT_FILES:
         files.append(File.generated(config, Path(name).name, abs_src_path=str(ROOT / name)))
-    config.nav = expanded(config.nav or [], sorted(file.src_uri for file in files.documentation_pages()))
+    config.nav = expanded(
+        config.nav or [],
+        sorted((file.src_uri for file in files.documentation_pages()), key=lambda name: name.removesuffix(".md")),
+    )
     return files
 
 

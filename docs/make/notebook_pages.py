@@ -3,13 +3,14 @@
     python docs/make/notebook_pages.py            # executes all of them anew, and writes their pages
     python docs/make/notebook_pages.py --missing  # only those without a page, or with one older than their source
 
-The reviewed sources are percent-format files, `notebooks/NAME.py`; they are converted and run from top to bottom, and leave
-`build/notebooks/NAME.ipynb`, which keeps what was shown, and `NAME.md`. Prose stands there as it is, so that it can be
-searched; code and printed text are fenced; what a result shows of itself is its HTML, in a block between comments, with the
-figures' code in it once a page. What goes to standard error (bars of progress) is left out. mkdocs takes the pages as
-`pages` gives them, with `index` before them, which lists every notebook and leads to those that were executed.
+The reviewed sources are percent-format files, `notebooks/NAME.py`; they are converted and run from top to bottom, and
+leave `build/notebooks/NAME.ipynb`, which keeps what was shown, and `NAME.md`. Prose stands there as it is, so that it
+can be searched; code and printed text are fenced; what a result shows of itself is its HTML, between two marks, with
+the figures' code in it once a page. What goes to standard error (bars of progress) is left out. mkdocs takes the pages
+as `pages` gives them, with `index` before them, which lists every notebook and leads to those that were executed.
 
-How it fails: a notebook in which a cell raises is named by pytest, no page is written for it, and the exit status is not 0.
+How it fails: a notebook in which a cell raises is named by pytest, no page is written for it, and the exit status is
+not 0.
 """
 
 from __future__ import annotations
@@ -103,13 +104,14 @@ def notebooks() -> list[Notebook]:
 
 def index() -> str:
     """The page that lists them; those that were executed are links."""
-    rows = [
-        f"* {f'[{one.title}]({one.name}.md)' if (FOLDER / f'{one.name}.md').is_file() else f'**{one.title}**'}: {one.about}"
-        for one in notebooks()
-    ]
+    rows: list[str] = []
+    for one in notebooks():
+        there = (FOLDER / f"{one.name}.md").is_file()
+        rows.append(f"* {f'[{one.title}]({one.name}.md)' if there else f'**{one.title}**'}: {one.about}")
     words = (
-        "Each runs offline in under two minutes on two cores, and its first cell installs the package where it is missing. "
-        "The sources are in `notebooks/`; `make notebooks` executes all of them, and `make docs` those that have no page here."
+        "Each runs offline in under two minutes on two cores, and its first cell installs the package where it is "
+        "missing. The sources are in `notebooks/`; `make notebooks` executes all of them, `make docs` those without a "
+        "page here."
     )
     return "\n".join(["# Notebooks", "", words, "", *rows, ""])
 

@@ -3,13 +3,13 @@
     PYTHONPATH=. .venv/bin/python docs/make/pictures.py            # all of them
     PYTHONPATH=. .venv/bin/python docs/make/pictures.py NAME …     # some: figures/NAME.svg
 
-Behind a picture stands, in a comment that no reader sees, how it is made: `<!-- picture: CODE -->`. The code runs in what
-the section's last example left, and its last line is a Plotly figure. A headless Chromium, which has to be installed, turns
-it into SVG with Plotly's own code; it is asked for nothing of a network. Pictures are committed: the site and the tests draw
-none.
+Behind a picture stands, in a comment that no reader sees, how it is made: `<!-- picture: CODE -->`. The code runs in
+what the section's last example left, and its last line is a Plotly figure. A headless Chromium, which has to be
+installed, turns it into SVG with Plotly's own code; it is asked for nothing of a network. Pictures are committed: the
+site and the tests draw none. A picture's title is its words up to a colon.
 
-How it fails: a section with a picture and no example, or a picture without code, raises `ValueError`; so does a figure that
-Chromium gives no SVG of.
+How it fails: a section with a picture and no example, or a picture without code, raises `ValueError`; so does a figure
+that Chromium gives no SVG of.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ IMAGE = re.compile(
 WIDTH, HEIGHT = 760, 400
 """Pixels of a picture, of a figure that does not say how high it is."""
 AROUND, ROW, UPRIGHT = 130, 22, 90
-"""Of what stands around a heatmap's squares, of a row, and of names that stand upright below; at least ten rows' worth."""
+"""Of what stands around a heatmap's squares, of a row, and of names that stand upright below."""
 TITLE = 36
-"""Of the title, which is the words of the picture up to a colon."""
+"""Of the title."""
 FONT = "Verdana, Arial, sans-serif"
 
-DRAWING = """<!doctype html><meta charset="utf-8"><script>{library}</script><div id="plot"></div><pre id="out"></pre><script>
+DRAWING = """<!doctype html><meta charset="utf-8"><script>{library}</script><div id="plot"></div>
+<pre id="out"></pre><script>
 const figure = {figure};
 Plotly.newPlot("plot", figure.data, figure.layout)
   .then(plot => Plotly.toImage(plot, {{format: "svg", width: {width}, height: {height}}}))

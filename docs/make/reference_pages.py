@@ -1,8 +1,8 @@
 """The pages of the reference: one for each package, and one for the modules directly in `hybridlens`.
 
 Which modules there are, their order and what each is for come from the packages' lists (`module_lists`); what stands in
-them from their docstrings, which mkdocstrings reads without importing them. A module whose names all begin with an
-underscore, or that holds data for its own package alone, has nothing to show and is left out.
+them from their docstrings, which mkdocstrings reads without importing them. A module without a function or class of its
+own that has no underscore has nothing to show, and is left out. In searches pages of prose come first.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from module_lists import ROOT, Module, lists
+
+FIRST_PROSE = "---\nsearch:\n  boost: 0.05\n---"
 
 
 def pages(root: Path = ROOT) -> Iterator[tuple[str, str]]:
@@ -30,7 +32,11 @@ def public(path: Path) -> bool:
 
 
 def _page(dotted: str, modules: list[Module], shown: list[Module]) -> str:
-    inner = [module for module in modules if (ROOT / module.path / "__init__.py").exists()]
-    parts = [f"# {dotted}", *(f"* [`{dotted}.{one.name}`]({dotted}.{one.name}.md): {one.about}" for one in inner)]
+    """The package's own docstring, links to the pages of packages inside it, and then its modules."""
+    inner = [module.name for module in modules if (ROOT / module.path / "__init__.py").exists()]
+    links = ", ".join(f"[`{dotted}.{name}`]({dotted}.{name}.md)" for name in inner)
+    about = f"::: {dotted}\n    options:\n      members: []\n      show_root_heading: false\n"
+    parts = [FIRST_PROSE, f"# {dotted}", about + "      show_root_toc_entry: false"]
+    parts += [f"Pages of packages in it: {links}."] if inner else []
     parts += [f"::: {dotted}.{module.name}" for module in shown]
     return "\n\n".join(parts) + "\n"

@@ -24,7 +24,7 @@ Modules:
     builder: grids and controls
 """
 
-from hybridlens.niah.builder import controls, grid, shortest_length
+from hybridlens.niah.builder import RepeatedPromptWarning, controls, grid, shortest_length
 from hybridlens.niah.encoding import Tokenizer, unknown_words
 from hybridlens.niah.essays import essay_sentences, vocabulary
 from hybridlens.niah.haystack import Haystack, essays, read_haystack
@@ -74,6 +74,7 @@ __all__ = [
     "Needle",
     "Prompt",
     "Prompts",
+    "RepeatedPromptWarning",
     "Rubric",
     "Rule",
     "Semantics",

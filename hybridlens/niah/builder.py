@@ -25,6 +25,10 @@ from hybridlens.niah.rubric import normalise
 from hybridlens.niah.templates import TemplateLike
 
 
+class RepeatedPromptWarning(UserWarning):
+    """The published builder made one prompt at several places."""
+
+
 @public
 def grid(
     tokenizer: Tokenizer,
@@ -155,6 +159,7 @@ def _say_where(found: Mapping[int, Mapping[int, int]]) -> None:
         warnings.warn(
             f"the published builder gives the same prompt several times: {'; '.join(told[:3])}{more}; "
             "take longer lengths, fewer depths, or clean semantics, whose places differ",
+            RepeatedPromptWarning,
             stacklevel=4,
         )
 

@@ -57,11 +57,10 @@ DEPTHS = "10,50,90"
 LENGTHS = {"study": "250,500,1000", "spaced": "250,500,1000", "rankings": "250,500"}
 STEPS: Mapping[str, tuple[str, ...]] = {
     "study": ("reproduce", "fig2", "table1", "semantics", "--template", "unspaced"),
-    "spaced": ("niah", "--template", "base", "--phase", "generation"),
+    "spaced": ("reproduce", "fig2", "--template", "base"),
     "rankings": (
-        "rankings", "--template", "unspaced", "--counts", "0,4,8,16,32,48,72", "--draws", "5", "--prompts", "36",
-        "--rankings",
-        "entropy,entropy calibrated,retrieval score,needle mass,copying,matching,induction,retrieval strength",
+        "rankings", "--template", "unspaced", "--counts", "0,9,18,36,54,72", "--draws", "3", "--prompts", "36",
+        "--rankings", "entropy calibrated,retrieval score,copying,matching,induction,retrieval strength",
     ),
     "circuits": ("circuits",),
 }  # fmt: skip
@@ -211,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "arguments": {"lengths": LENGTHS["study"], "depths": DEPTHS}, "finished": circuits["finished"],
             "torch": torch.__version__}  # fmt: skip
     (STORE / f"{NAME}-heads.json").write_text(text_of({"made": made, "tables": plain_tables(tables)}), encoding="utf-8")
-    return store_results([str(options.results / f"{NAME}-{name}") for name in ("study", "rankings")])
+    return store_results([str(options.results / f"{NAME}-{name}") for name in ("study", "spaced", "rankings")])
 
 
 if __name__ == "__main__":

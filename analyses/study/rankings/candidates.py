@@ -18,9 +18,9 @@ Entropy needs no needle, but prompts without one are refused all the same, since
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -36,9 +36,10 @@ from hybridlens.model import HybridLens
 from hybridlens.niah import Prompt
 from hybridlens.results import Folder
 
-RUNTIME = ("entropy", "entropy calibrated", "retrieval score", "needle mass", "ablation")
-"""The names of `runtime_rankings`, in its order."""
+KINDS = (("entropy",), ("entropy calibrated",), ("retrieval score", "needle mass"), ("ablation",))
+"""The names of `runtime_rankings`, in its order, those together that one run makes."""
 
+RUNTIME = tuple(name for kind in KINDS for name in kind)
 
 FROM_WEIGHTS: Mapping[str, str] = {
     "copying": "copying",
@@ -75,19 +76,23 @@ def make_rankings(
     """
 
     @cache
-    def running() -> dict[str, HeadRanking]:
-        return runtime_rankings(lens, prompts, config.seed)
+    def running(kind: tuple[str, ...]) -> dict[str, HeadRanking]:
+        return runtime_rankings(lens, prompts, config.seed, names=kind)
 
     @cache
     def static() -> dict[str, HeadRanking]:
         found = circuits(lens, model=config.model, seed=config.seed)
         return {name: found.ranking(metric) for name, metric in FROM_WEIGHTS.items()}
 
+    def one(name: str) -> HeadRanking:
+        kind = next((kind for kind in KINDS if name in kind), None)
+        return (static() if kind is None else running(kind))[name]
+
     depends = [config.seed, [prompt.hash for prompt in prompts]]
     return {
         name: folder.take(
             f"rankings/{name.replace(' ', '-')}.json", [*depends, name], HeadRanking.load,
-            lambda name=name: (running() if name in RUNTIME else static())[name],
+            partial(one, name),
         )
         for name in (check_names(config) if names is None else names)
     }  # fmt: skip
@@ -96,7 +101,7 @@ def make_rankings(
 def kinds_of(config: RankingsConfig) -> list[tuple[str, ...]]:
     """The names of the rankings wanted, those together that are made together; errors as `check_names`."""
     names = check_names(config)
-    kinds = (tuple(name for name in names if (name in RUNTIME) is running) for running in (True, False))
+    kinds = (tuple(name for name in kind if name in names) for kind in (*KINDS, tuple(FROM_WEIGHTS)))
     return [kind for kind in kinds if kind]
 
 
@@ -113,17 +118,23 @@ def check_names(config: RankingsConfig) -> tuple[str, ...]:
 
 @public
 def runtime_rankings(
-    lens: HybridLens, prompts: Sequence[Prompt], seed: int = 0, batch_size: Positive = 16
+    lens: HybridLens,
+    prompts: Sequence[Prompt],
+    seed: int = 0,
+    batch_size: Positive = 16,
+    names: Sequence[str] | None = None,
 ) -> dict[str, HeadRanking]:
-    """Every ranking that takes a run, by the names and in the order of `RUNTIME`.
+    """Rankings that take a run, by their names and in the order of `RUNTIME`.
 
     Args:
         lens: the model.
         prompts: the calibration set, with a needle each; of any lengths.
         seed: draws the one prompt of "entropy".
         batch_size: rows of a forward pass.
+        names: some of `RUNTIME`, the others being left unmade; all when left out.
 
     Raises:
+        UnknownNameError: a name that is none of these.
         InputError: no prompt, one without a needle, a model without attention, a size below 1, or an answer beyond
             the model's context.
     """
@@ -131,12 +142,17 @@ def runtime_rankings(
     one = prompts[random.Random(f"entropy prompt {seed}").randrange(len(prompts))]
     at = f"1 needle prompt of {len(one.tokens)} tokens (needle at {one.depth} %)"
     frozen = f"{at}, the paper's criterion frozen at that query"
-    return {
-        "entropy": entropy_ranking(lens, [one], batch_size=batch_size, words=frozen),
-        "entropy calibrated": entropy_ranking(lens, prompts, batch_size=batch_size),
-        **retrieval_rankings(lens, prompts, batch_size),
-        "ablation": ablation_ranking(lens, prompts, batch_size),
+    for name in names or ():
+        check_name(name, RUNTIME, "takes no run, or does not exist")
+    seen = cache(lambda: retrieval_rankings(lens, prompts, batch_size))
+    made: Mapping[str, Callable[[], HeadRanking]] = {
+        "entropy": lambda: entropy_ranking(lens, [one], batch_size=batch_size, words=frozen),
+        "entropy calibrated": lambda: entropy_ranking(lens, prompts, batch_size=batch_size),
+        "retrieval score": lambda: seen()["retrieval score"],
+        "needle mass": lambda: seen()["needle mass"],
+        "ablation": lambda: ablation_ranking(lens, prompts, batch_size),
     }
+    return {name: made[name]() for name in RUNTIME if names is None or name in names}
 
 
 def entropy_ranking(

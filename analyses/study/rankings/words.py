@@ -97,12 +97,14 @@ def _decided(found: RankingComparison, best: str) -> list[str]:
     if left:
         first = (
             f"Open on {many(decision.prompts, 'prompt')}: which ranking keeps retrieval with the fewest heads. "
-            f"{_called(best)} keeps most accuracy over all numbers of heads, but not for sure; not settled, {within}, "
-            "is by how much one falls short of the best of the others: "
+            f"{_called(best)} keeps most accuracy over all numbers of heads, but not for sure."
+        )
+        unsettled = (
+            f"Not settled, {within}, is by how much one falls short of the best of the others: "
             f"{listed([_short(decision, name) for name in left], SHOWN)}."
         )
         as_much = [f"{_listed(equal)} {_keep(equal)} as much as the best, {within}."] if equal else []
-        return [first, _more(decision), *as_much, *less]
+        return [first, unsettled, _more(decision), *as_much, *less]
     if not equal:
         return ["No ranking keeps retrieval with the fewest heads: each keeps less than another, at common counts."]
     if len(equal) == 1:

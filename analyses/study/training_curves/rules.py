@@ -18,9 +18,12 @@ from typing import Literal, TypeAlias
 from analyses.study.points import Point
 from analyses.study.training_curves.results import (
     CONTROLS,
+    CONVOLUTIONS,
     INDUCTION,
     INTACT,
+    KEYS,
     SILENT,
+    STATES,
     STRENGTH,
     TAP,
     RunCurves,
@@ -52,6 +55,9 @@ RULES: Mapping[str, str] = {
     "retrieves": "The first kept step from which on retrieval with attention is above half at every kept step.",
     "retrieves without attention": "The same while no head speaks; of a model without attention, the same of all that "
     "it has.",
+    "takes over": "The first kept step from which on, at every kept step, answers follow keys and values more often "
+    "than recurrent states and convolution inputs, their intervals apart; and the last kept step before it at which it "
+    "was the other way round.",
     "unlearns": "Without attention, retrieval at one kept step has an interval that lies above that of its control at "
     "that step and above that of retrieval at a later kept step: of all such pairs, the one furthest apart.",
     "tap": "The lag of the convolutions through which some head's keys compose most at the last kept step, and the "
@@ -92,6 +98,7 @@ def answers(run: RunCurves) -> tuple[RuleAnswer, ...]:
     return (
         retrieves(run, "retrieves", INTACT) if run.attention else _no_attention(run, "retrieves"),
         retrieves(run, "retrieves without attention", bare),
+        takes_over(run),
         unlearns(run, bare),
         tap(run),
         *(announces(run, question, strength) for question, strength in STRENGTHS.items()),
@@ -133,6 +140,47 @@ def retrieves(run: RunCurves, question: str, quantity: str) -> RuleAnswer:
     was = "the first that was kept" if earlier is None else f"{_share(curve[earlier])} at step {earlier}"
     said = f"Above half from step {since} on ({_share(curve[since])}; {was}); {_share(curve[last])} at step {last}."
     return RuleAnswer(run.name, question, "yes", said, since)
+
+
+def takes_over(run: RunCurves) -> RuleAnswer:
+    """From when on answers come from attention's memory, and whether they came from the recurrent layers' before."""
+    question = "takes over"
+    if not run.attention:
+        return _no_attention(run, question)
+    keys = run.curve(KEYS)
+    others = {name: curve for name in (STATES, CONVOLUTIONS) if (curve := run.curve(name))}
+    if not keys or not others:
+        missing = run.absent(KEYS if not keys else STATES)
+        return RuleAnswer(run.name, question, "open", f"It was not measured ({missing}).")
+
+    def rest(step: int) -> tuple[str, Point]:
+        found = {name: curve[step] for name, curve in others.items() if step in curve}
+        name = max(found, key=lambda name: found[name].known)
+        return name, found[name]
+
+    def words(step: int) -> str:
+        name, point = rest(step)
+        return f"{_what(KEYS)} are followed by {_share(keys[step])}, {_what(name)} by {_share(point)}"
+
+    after = {step: keys[step].lowest > rest(step)[1].highest for step in keys}
+    turned = [step for step in keys if rest(step)[1].lowest > keys[step].highest]
+    last, since = max(keys), None
+    for step in reversed(list(keys)):
+        if not after[step]:
+            break
+        since = step
+    if since is None:
+        outcome: Outcome = "no" if last in turned else "open"
+        return RuleAnswer(run.name, question, outcome, f"At the last kept step, {last}, {words(last)}.")
+    before_it = "at no kept step the other way round"
+    if turned:
+        before_it = f"before, at step {turned[-1]}, {words(turned[-1])}"
+    return RuleAnswer(run.name, question, "yes", f"From step {since} on, {words(since)}; {before_it}.", since)
+
+
+def _what(quantity: str) -> str:
+    """The memory that a quantity is about."""
+    return quantity.removeprefix("follows ")
 
 
 def unlearns(run: RunCurves, quantity: str) -> RuleAnswer:

@@ -115,10 +115,11 @@ def _ends(spread: TippingInterval) -> tuple[float, float]:
 
 
 def _table1(study: StoredStudy) -> Iterator[Point]:
-    """Every combination, under either semantics as far as it was run."""
+    """Every combination, on the main grid, and under the other semantics on all prompts that were run under them."""
     own = study.base.semantics
     for semantics in (own, other_than(own)):
-        found = views.modes(study.cells, study.base._replace(semantics=semantics))
+        base = study.base if semantics == own else study.base._replace(semantics=semantics, lengths=())
+        found = views.modes(study.cells, base)
         for reading in views.READINGS:
             for answering in views.ANSWERINGS:
                 if (group := found[reading, answering]).scores:
