@@ -115,7 +115,7 @@ def test_the_index_leads_to_each_of_them_once():
     anchors = [
         f"{page.name}#{re.sub(r'[^a-z0-9 -]', '', title.lower()).replace(' ', '-')}" for page, title, _ in entries()
     ]
-    assert links == anchors
+    assert sorted(links, key=lambda link: link.partition("#")[0]) == anchors, "each once, in its page's order"
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert [page.name for page in PAGES if f"- analyses/{page.name}" not in site] == []
 

@@ -41,7 +41,7 @@ AROUND, ROW, UPRIGHT = 130, 22, 90
 """Of what stands around a heatmap's squares, of a row, and of names that stand upright below."""
 TITLE = 36
 """Of the title."""
-FONT = "Verdana, Arial, sans-serif"
+FONT = "Arial, sans-serif"
 
 DRAWING = """<!doctype html><meta charset="utf-8"><script>{library}</script><div id="plot"></div>
 <pre id="out"></pre><script>
