@@ -83,7 +83,7 @@ def test_the_table_of_families_has_every_family() -> None:
 def test_where_things_are_has_a_line_a_module() -> None:
     page = module_lists.page()
     assert page.count("\n* `") + page.count("    * `") == sum(len(modules) for _, modules in module_lists.lists())
-    assert "    * `rg_lru.py` RG-LRU" in page
+    assert "    * `rg_lru.py`: RG-LRU" in page
 
 
 def test_the_reference_has_a_page_a_package_and_leads_to_what_is_there() -> None:

@@ -95,6 +95,6 @@ def page(root: Path = ROOT) -> str:
 def _items(package: Path, root: Path, depth: int) -> Iterator[str]:
     for module in listed(package, root):
         folder = (root / module.path).is_dir()
-        yield f"{'    ' * depth}* `{module.name}{'/' if folder else '.py'}` {module.about}"
+        yield f"{'    ' * depth}* `{module.name}{'/' if folder else '.py'}`: {module.about}"
         if (root / module.path / "__init__.py").exists():
             yield from _items(module.path, root, depth + 1)

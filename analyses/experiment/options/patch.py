@@ -30,7 +30,7 @@ class PatchConfig(NeedleOptions):
         None, description="JSON file with a clean and a corrupt prompt of your own (FILE.json:NAME for one of several)."
     )
     sweeps: MaybeWords = Field(
-        None, description="Names with commas, like v_by_position,state (the README lists them), or all."
+        None, description="Names with commas, like v_by_position,state (docs/states.md lists them), or all."
     )
     metric: Annotated[str, one_of(METRICS, "--metric")] = Field(
         METRICS[0], description="logit-difference, log-probability, rank, kl or score."
