@@ -50,7 +50,7 @@ help:
 	@echo "make demo   the paper's experiments, head circuits, patching, crossover and states of two tiny hybrids, into $(RESULTS)/"
 	@echo "make test   lint, types, tests, the numerical ones under other instruction sets too, docs, and notebooks"
 	@echo "make docs   README and docs as a site with search and a reference, into build/site/"
-	@echo "make notebook-pages  the notebooks with their figures, as pages for a site, into build/notebooks/"
+	@echo "make notebooks  executes all notebooks, and makes pages of them with their figures, into build/notebooks/"
 	@echo "make families-table  what works for each family, into hybridlens/supported.json"
 	@echo "make stored-results  the numbers that texts state, from the results of make demo into docs/results/"
 	@echo "make seeds  more seeds trained, measured and stored: OF=pure or hybrids, SEED=1 unless you say"
@@ -91,11 +91,13 @@ $(PARTS): $(VENV)/.installed
 		$(if $(filter corner-zoo,$@),$(CORNER),--model $(@:-$(COMMAND)=)) $(if $(filter rankings,$(COMMAND)),--prompts 30) \
 		--out $(RESULTS)/$@ > $$log 2>&1 && cat $$log || { cat $$log >&2; exit 1; }
 
-# The types beside the tests: one core's work, for a minute, beside that of all.
+# The types beside the tests: one core's work, for a minute, beside that of all. The site is last: it shows the notebooks
+# that were executed, and executes none again.
 test: lint
 	@$(MAKE) --no-print-directory --jobs 2 types unit
 	@$(MAKE) --no-print-directory numerics
-	@$(MAKE) --no-print-directory --jobs 2 docs notebooks
+	@$(MAKE) --no-print-directory notebooks
+	@$(MAKE) --no-print-directory docs
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -187,20 +189,17 @@ cluster-test: $(VENV)/.installed-dev
 	@slurm=$$(mktemp -d) && eval "$$(tests/cluster/slurm $$slurm)" && trap "$$slurm/stop" EXIT && \
 		OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m cluster.trial $(COMMANDS)
 
-# The reviewed sources are percent-format .py files; they are converted and run from top to bottom, and keep what they showed.
+# The reviewed sources are percent-format .py files; they are converted and run from top to bottom, all of them anew, and
+# what they showed becomes pages of the site: build/notebooks/NAME.md.
 notebooks: $(VENV)/.installed-dev
-	@mkdir -p build/notebooks
-	@rm -f build/notebooks/*.ipynb
-	@for source in notebooks/*.py; do \
-		$(BIN)/jupytext --quiet --to ipynb --output build/notebooks/$$(basename $$source .py).ipynb $$source; done
-	$(BIN)/python -m pytest -q --numprocesses auto --nbmake --overwrite --nbmake-timeout=300 build/notebooks
+	$(BIN)/python docs/make/notebook_pages.py
 
-# With what they showed, as pages for a site: build/notebooks/NAME.md.
-notebook-pages: notebooks
-	$(BIN)/python .ci/notebook_pages.py
+# Only what has no page, or one older than its source: what `make notebooks` left is not executed again.
+notebook-pages: $(VENV)/.installed-dev
+	@$(BIN)/python docs/make/notebook_pages.py --missing
 
-# Without a network; a warning (a link or an anchor that leads nowhere, a page that no menu has) is an error. What notebook
-# pages there are, is in it.
-docs: $(VENV)/.installed-dev
+# Without a network; a warning (a link or an anchor that leads nowhere, a page that no menu has) is an error. Notebooks
+# that were not executed yet are, which takes minutes.
+docs: $(VENV)/.installed-dev notebook-pages
 	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict
 	@echo "Open in a browser: $(CURDIR)/build/site/index.html"

@@ -1,7 +1,7 @@
 """README and docs are true: their code runs, what it shows comes out, their commands, links and files exist.
 
-`tests/page_examples.py` says how blocks are run and compared. docs/analyses.md is run by tests/test_docs_examples.py,
-and the tables of docs/coming-from.md and docs/peers-tools.md by tests of their own.
+`tests/page_examples.py` says how blocks are run and compared. What every page of docs/analyses has is looked at by
+tests/test_docs_examples.py; the tables of docs/coming-from.md and docs/peers-tools.md are run by tests of their own.
 """
 
 import importlib.util
@@ -17,10 +17,7 @@ from typer.testing import CliRunner
 from analyses.cli import app
 from tests.page_examples import ROOT, Block, arrows, blocks, commands, compare, run, same, stray
 
-READ_IN_ORDER = ("docs/analyses.md",)
-"""Pages whose blocks go on from one another, which a test of their own runs."""
-ALL = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PAGES = [path for path in ALL if str(path.relative_to(ROOT)) not in READ_IN_ORDER]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 EVERY = [block for page, text in TEXTS.items() for block in blocks(page, text)]
 PYTHON = [block for block in EVERY if block.language == "python"]
@@ -127,7 +124,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", line.lower()).strip().replace(" ", "-") for line in found}
 
 
-@pytest.mark.parametrize("page", ALL, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
     text = re.sub(r"<!--.*?-->|^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):

@@ -130,7 +130,7 @@ def test_what_is_no_list_stays_as_it_is() -> None:
     assert site_markdown(code) == code
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.name)
 def test_no_item_of_a_page_is_lost_in_a_paragraph(page: Path) -> None:
     """As many items in the site's page as lines that begin one, outside code."""
     text = page.read_text(encoding="utf-8")
@@ -145,7 +145,11 @@ def test_no_item_of_a_page_is_lost_in_a_paragraph(page: Path) -> None:
 def test_links_of_root_files_lead_to_pages() -> None:
     text = "[a](docs/hooks.md#b) [c](CONTRIBUTING.md) ![d](notebooks/figures/demo.png) [e](#f)"
     assert mkdocs_hooks.linked(text) == "[a](hooks.md#b) [c](contributing.md) ![d](demo.png) [e](#f)"
-    assert mkdocs_hooks.within_docs("[s](../SECURITY.md) [h](hooks.md)") == "[s](security.md) [h](hooks.md)"
+    text = "[s](../SECURITY.md) [h](hooks.md)"
+    assert mkdocs_hooks.within_docs(text, "start.md") == "[s](security.md) [h](hooks.md)"
+    text = "[c](../commands.md#a) [s](../../SECURITY.md) ![f](figures/f.svg) [e](#f)"
+    stays = "[c](../commands.md#a) [s](../security.md) ![f](figures/f.svg) [e](#f)"
+    assert mkdocs_hooks.within_docs(text, "analyses/heads.md") == stays
     with pytest.raises(ValueError, match=r"a link leads to 'pyproject\.toml', which is no page of the site"):
         mkdocs_hooks.linked("[p](pyproject.toml)")
 
@@ -158,9 +162,11 @@ def test_a_marker_that_nothing_fills_is_an_error() -> None:
 
 
 def test_whole_folders_of_the_navigation_are_filled() -> None:
+    """A folder's index stands first."""
     nav = [{"A": "a.md"}, {"B": ["b.md", "b/*"]}, {"C": "c/*"}, {"D": "d/*"}]
-    pages = ["a.md", "b.md", "b/1.md", "b/2.md", "d/1.md"]
-    assert mkdocs_hooks.expanded(nav, pages) == [{"A": "a.md"}, {"B": ["b.md", "b/1.md", "b/2.md"]}, {"D": ["d/1.md"]}]
+    pages = ["a.md", "b.md", "b/1.md", "b/2.md", "d/1.md", "d/index.md"]
+    filled = [{"A": "a.md"}, {"B": ["b.md", "b/1.md", "b/2.md"]}, {"D": ["d/index.md", "d/1.md"]}]
+    assert mkdocs_hooks.expanded(nav, pages) == filled
 
 
 def test_nothing_is_fetched_and_warnings_are_errors() -> None:

@@ -3,7 +3,8 @@
 * `index.md` is README.md, and `contributing.md`, `changelog.md`, `security.md` are the root's files; links in them lead
   to pages of the site.
 * `where-things-are.md`, `reference/*.md` and the tables of hook points and of families are made of the code.
-* Notebooks that `make notebook-pages` has made into pages are shown; without them the site has no section for them.
+* Notebooks that were executed (`make notebooks`) are pages, what their results show of themselves untouched; all of
+  them are listed in `notebooks/index.md`.
 * An entry `Title: folder/*` of the navigation is all pages of that folder, in the order of their names.
 * Pages are written as GitHub reads them; `markdown_lists` has what Python-Markdown wants otherwise.
 
@@ -13,6 +14,7 @@ How it fails: a page with a marker that nothing fills, or a root file that links
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 import family_pages
 import hook_tables
 import module_lists
+import notebook_pages
 import reference_pages
 from markdown_lists import site_markdown
 from mkdocs.config.defaults import MkDocsConfig
@@ -41,14 +44,15 @@ MADE: Mapping[str, Callable[[], str]] = {"hook points": hook_tables.tables, "fam
 """What a page's `<!-- made: NAME -->` is filled with."""
 MARKER = re.compile(r"<!-- made: (.*?) -->")
 LINK = re.compile(r"(\]\()([^)#\s]+)")
-NOTEBOOKS = ROOT / "build" / "notebooks"
+OUTPUTS: dict[str, list[str]] = {}
+"""Page → the outputs of a notebook, while its Markdown is made into HTML."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are made, and fills the navigation's entries of whole folders."""
     made = {"where-things-are.md": module_lists.page(), **dict(reference_pages.pages())}
     made |= {page: linked((ROOT / name).read_text(encoding="utf-8")) for name, page in ROOT_PAGES.items()}
-    made |= {f"notebooks/{path.name}": path.read_text(encoding="utf-8") for path in sorted(NOTEBOOKS.glob("*.md"))}
+    made |= notebook_pages.pages()
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
     for name in ROOT_FILES:
@@ -62,7 +66,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """A page's text as the site shows it: tables put in, comments left out."""
-    return site_markdown(MARKER.sub(lambda found: filled(found[1]), within_docs(markdown)))
+    markdown, OUTPUTS[page.file.src_uri] = notebook_pages.set_aside(markdown)
+    return site_markdown(MARKER.sub(lambda found: filled(found[1]), within_docs(markdown, page.file.src_uri)))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """A page's HTML with the outputs of a notebook as they were."""
+    return notebook_pages.put_back(html, OUTPUTS.pop(page.file.src_uri))
 
 
 def filled(name: str) -> str:
@@ -85,9 +95,17 @@ def linked(text: str) -> str:
     return LINK.sub(lambda found: found[1] + _page(found[2]), text)
 
 
-def within_docs(text: str) -> str:
-    """A page's text with its links to files of the root, `../NAME`, leading to their pages."""
-    return LINK.sub(lambda found: found[1] + (_page(found[2][3:]) if found[2].startswith("../") else found[2]), text)
+def within_docs(text: str, page: str) -> str:
+    """A page's text with its links to files of the root, `../NAME` from docs, leading to their pages."""
+    folder = posixpath.dirname(page)
+
+    def leading(found: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join("docs", folder, found[2]))
+        if target.startswith("docs/") or "://" in found[2]:
+            return found[0]
+        return found[1] + posixpath.relpath(_page(target), folder or ".")
+
+    return LINK.sub(leading, text)
 
 
 def _page(target: str) -> str:
@@ -110,6 +128,7 @@ def expanded(nav: list[Any], pages: list[str]) -> list[Any]:
             found.append({title: expanded(inside, pages)})
         elif isinstance(inside, str) and inside.endswith("/*"):
             here = [page for page in pages if page.startswith(inside[:-1])]
+            here.sort(key=lambda page: (not page.endswith("/index.md"), page))
             if title is None:
                 found += here
             elif here:
