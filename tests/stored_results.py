@@ -124,16 +124,18 @@ def of_crossover(folder: Path) -> Tables:
 
 
 def of_rankings(folder: Path) -> Tables:
-    """The area of every ranking, and the fewest heads that keep half, best first."""
+    """The area of every ranking, and the fewest heads that keep half, best first; and what is told apart."""
     from analyses.experiment.options.rankings import RankingsConfig
     from analyses.experiment.running import conduct
     from analyses.study.rankings.sweep import RankingsRun
 
     options = RankingsConfig(**{"model": read_run_record(folder).model})
-    areas = conduct(RankingsRun.opened(options, "cpu", "float32"), folder).result.view()[0]
+    found = conduct(RankingsRun.opened(options, "cpu", "float32"), folder).result
+    areas, decision = found.view()[0], found.comparison.decision
     if not isinstance(areas, Table):
         raise ResultsError(f"{folder} gave no table of areas")
-    return {"areas": areas}
+    read = Table(("what", "number"), [("prompts", decision.prompts), ("precision", decision.precision)])
+    return {"areas": areas, "standing": decision.table(), "read": read}
 
 
 def of_curves(folder: Path) -> Tables:
