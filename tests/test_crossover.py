@@ -317,6 +317,8 @@ def test_bad_mixes_and_maps_are_one_clear_line(lens: hl.HybridLens) -> None:
         Mix("x", "y", frozenset({(2, "key")}))
     with pytest.raises(InputError, match="seed = -1 given"):
         kv_cache.prompt_pairs(lens.tokenizer, [100], [0], kv_cache.needle_pairs(["paper"]), seed=-1)
+    with pytest.raises(InputError, match="no pair of needles given; leave them out for the built-in ones"):
+        kv_cache.prompt_pairs(lens.tokenizer, [100], [0], [])
     for rows in (0, -1):
         for call in (
             lambda rows=rows: kv_cache.drop_map(lens, pairs[0], rows=rows),

@@ -150,6 +150,7 @@ def test_bad_input_is_one_line():
     fails("prompt 1 was given without segments", rows, [segments[0], []])
     fails(r"segment 3\.\.4 given for prompt 0, expected two tokens or more before the last of 17", rows[:1], [[(3, 4)]])
     fails(r"segment 13\.\.17 given for prompt 0", rows[:1], [[(13, 17)]])
+    fails(r"segments 3\.\.8 and 7\.\.12 given for prompt 0 overlap", rows[:1], [[(7, 12), (3, 8)]])
     fails("'mlp'", rows[:1], segments[:1], UnknownNameError, of="mlp")
     with pytest.raises(UnknownNameError, match="'both'"):
         gather_scores(hl.HybridLens(lens.hf_model), rows[:1], segments[:1]).top("both")

@@ -15,7 +15,7 @@ from analyses.study.rankings.calibration import calibration_haystack, judging_pr
 from analyses.study.rankings.deciding import ALPHA, Decision, decide, error_of, schedule
 from analyses.study.rankings.fillers import copied_prompts
 from hybridlens import niah
-from hybridlens.errors import UnknownNameError
+from hybridlens.errors import ResultsError, UnknownNameError
 
 COUNTS = tuple(range(9))
 INSIDE = 7 / 8
@@ -107,6 +107,15 @@ def test_few_prompts_or_rankings() -> None:
     found = decide(rows, COUNTS, 0.03)
     close(float(found.difference[0, 1]), float((rows["a"][:, 2] - rows["b"][:, 2]).double().mean()) * 0.75)
     assert found.behind == ("b",)
+
+
+def test_scores_of_other_prompts_are_refused() -> None:
+    """Differences are taken prompt by prompt."""
+    rows = {"one": torch.rand(30, 3), "two": torch.rand(20, 3)}
+    with pytest.raises(ResultsError, match=r"two has scores of \(20, 3\) prompts and counts, expected \(30, 3\)"):
+        decide(rows, (0, 1, 2), 0.03)
+    with pytest.raises(ResultsError, match="30 prompts given, but looks are at 20, 40"):
+        decide({"one": rows["one"]}, (0, 1, 2), 0.03, (20, 40))
 
 
 def test_errors_over_repeated_looks() -> None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
@@ -154,7 +155,8 @@ def gather_scores(
     Args:
         lens: the model.
         prompts: each ends in the token that is to answer.
-        segments: of each prompt, half-open token ranges of two tokens or more, before its last token; see `split`.
+        segments: of each prompt, half-open token ranges of two tokens or more, apart from each other and before its
+            last token; see `split`.
         of: "attention" heads, or "recurrent" heads by their hidden attention.
 
     Raises:
@@ -235,4 +237,10 @@ def _check(spans: Sequence[Span], length: int, row: int) -> None:
             raise InputError(
                 f"segment {start}..{end} given for prompt {row}, expected two tokens or more before the last of "
                 f"{length}: 0 <= start < end - 1 < {length - 1}"
+            )
+    for (start, end), (other, after) in pairwise(sorted(spans)):
+        if other < end:
+            raise InputError(
+                f"segments {start}..{end} and {other}..{after} given for prompt {row} overlap, so that attention would "
+                "count twice; give segments apart"
             )

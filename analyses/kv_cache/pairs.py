@@ -133,10 +133,12 @@ def prompt_pairs(
         seed: of the built-in essays, 0 or more.
 
     Raises:
-        InputError: needles of other questions, or of unequal numbers of tokens, or that no rubric tells apart; a seed
-            below 0, whose essays are those of another; and see `niah.grid`.
+        InputError: no needles, needles of other questions, or of unequal numbers of tokens, or that no rubric tells
+            apart; a seed below 0, whose essays are those of another; and see `niah.grid`.
     """
     chosen = _fitting(tokenizer) if needles is None else list(needles)
+    if not chosen:
+        raise InputError("no pair of needles given; leave them out for the built-in ones")
     made: list[PromptPair] = []
     for pair in chosen:
         a, b = pair

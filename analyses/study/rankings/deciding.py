@@ -40,6 +40,7 @@ from analyses.experiment.artefacts import Stored
 from analyses.heads.ranking import check_name
 from analyses.study.rankings.curves import Value, common_areas
 from hybridlens.display import Displayed, Piece, Table, listed, many
+from hybridlens.errors import ResultsError
 
 ALPHA = 0.05
 """The share of studies in which some interval may be wrong."""
@@ -189,10 +190,19 @@ def decide(
         looks: the schedule; None where there was to be no look but this.
 
     Raises:
-        ResultsError: see `common_areas`.
+        ResultsError: rankings of other prompts or counts than each other, or of as many prompts as no look has; and see
+            `common_areas`.
     """
     names, prompts = tuple(rows), len(next(iter(rows.values())))
     looks = (prompts,) if looks is None else tuple(looks)
+    other = next((name for name, scores in rows.items() if scores.shape != (prompts, len(counts))), None)
+    if other is not None:
+        raise ResultsError(
+            f"{other} has scores of {tuple(rows[other].shape)} prompts and counts, expected {(prompts, len(counts))}: "
+            "rankings are compared over the same prompts"
+        )
+    if prompts not in looks:
+        raise ResultsError(f"{many(prompts, 'prompt')} given, but looks are at {listed(looks)}")
     look = looks.index(prompts)
     n = len(names)
     mean, spread, bound = torch.zeros(3, n, n, dtype=torch.float64)
