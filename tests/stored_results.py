@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -125,11 +126,17 @@ def of_crossover(folder: Path) -> Tables:
 
 def of_rankings(folder: Path) -> Tables:
     """The area of every ranking, and the fewest heads that keep half, best first; and what is told apart."""
+    from typer.main import get_command
+
+    from analyses.cli import app
     from analyses.experiment.options.rankings import RankingsConfig
     from analyses.experiment.running import conduct
     from analyses.study.rankings.sweep import RankingsRun
 
-    options = RankingsConfig(**{"model": read_run_record(folder).model})
+    job, *words = shlex.split(read_run_record(folder).sessions[-1].command)[1:]
+    commands: Any = get_command(app)
+    given = commands.commands[job].make_context(job, words).params
+    options = RankingsConfig(**{name: given[name] for name in RankingsConfig.model_fields if name in given})
     found = conduct(RankingsRun.opened(options, "cpu", "float32"), folder).result
     areas, decision = found.view()[0], found.comparison.decision
     if not isinstance(areas, Table):

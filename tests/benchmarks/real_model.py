@@ -142,7 +142,7 @@ def behaviour(model: Path, essays: Path, results: Path) -> dict[str, Table]:
         **{name: scores.mean(name) for name in ("previous", "induction", "duplicate")},
         "retrieval score": seen.copied.mean(0),
         "needle mass": seen.mass.mean(0),
-        **{f"weights: {name}": getattr(circuits, name) for name in ("previous", "induction", "induction_match",
+        **{f"weights: {name}": circuits.score(name) for name in ("previous", "induction", "induction_match",
                                                                    "copying", "retrieval")},
     }  # fmt: skip
     heads = Table.of(columns, {"layer": list(scores.layers), "head": None})
