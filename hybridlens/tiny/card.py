@@ -57,9 +57,7 @@ def read_rows(folder: Path, name: str) -> list[Row]:
     table, record = folder / "cells.parquet", folder / "run.json"
     for file in (table, record):
         if not file.is_file():
-            raise ResultsError(
-                f"{file} does not exist; give a folder of `hybridlens niah` or `reproduce`"
-            )
+            raise ResultsError(f"{file} does not exist; give a folder of `hybridlens niah` or `reproduce`")
     highest = _highest(json.loads(record.read_text(encoding="utf-8")))
     columns = ["model", "phase", "k", "length", "depth", "control", "score"]
     rows: list[Row] = []
