@@ -119,7 +119,7 @@ def second_copy(lens: HybridLens, tokens: Tensor, silent: Sequence[tuple[int, in
     """Cross-entropy of the second copy of random tokens in nats a token, some heads silenced."""
 
     def silence(z: Tensor, hook: HookPoint) -> Tensor:
-        z[:, :, [head for layer, head in silent if layer == hook.layer]] = 0.0
+        z[:, :, [head for layer, head in silent if layer == hook.layer()]] = 0.0
         return z
 
     hooks = [(f"blocks.{layer}.attn.hook_z", silence) for layer in sorted({layer for layer, _ in silent})]
@@ -142,13 +142,13 @@ def behaviour(model: Path, essays: Path, results: Path) -> dict[str, Table]:
         **{name: scores.mean(name) for name in ("previous", "induction", "duplicate")},
         "retrieval score": seen.copied.mean(0),
         "needle mass": seen.mass.mean(0),
-        **{f"weights: {name}": circuits.score(name) for name in ("previous", "induction", "induction_match",
+        **{f"weights {name}": circuits.score(name) for name in ("previous", "induction", "induction_match",
                                                                    "copying", "retrieval")},
     }  # fmt: skip
     heads = Table.of(columns, {"layer": list(scores.layers), "head": None})
     pairs = [("previous", "previous"), ("induction", "induction"), ("induction", "induction_match"),
              ("retrieval score", "retrieval"), ("retrieval score", "copying")]  # fmt: skip
-    agreement = [(a, b, *_rank(columns[a], columns[f"weights: {b}"])) for a, b in pairs]
+    agreement = [(a, b, *_rank(columns[a], columns[f"weights {b}"])) for a, b in pairs]
     agreement.append(("retrieval score", "needle mass", *_rank(columns["retrieval score"], columns["needle mass"])))
     best = [(layer, head) for layer, head, _ in scores.top("induction", max(SILENCED))]
     return {
