@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from analyses.study.points import Point
 from analyses.study.training_curves.results import (
@@ -30,6 +30,8 @@ from analyses.study.training_curves.results import (
 )
 from hybridlens.display import Displayed, many, number
 from hybridlens.viz.words import percent
+
+T = TypeVar("T")
 
 Curve: TypeAlias = Mapping[int, Point]
 """Step -> point, by step."""
@@ -109,7 +111,7 @@ def _no_attention(run: RunCurves, question: str) -> RuleAnswer:
     return RuleAnswer(run.name, question, "open", "The model has no attention.")
 
 
-def first_from(curve: Curve, holds: Callable[[Point], bool]) -> int | None:
+def first_from(curve: Mapping[int, T], holds: Callable[[T], bool]) -> int | None:
     """The first step from which on something holds at every step; None where it does not at the last."""
     found = None
     for step in reversed(list(curve)):
@@ -164,11 +166,7 @@ def takes_over(run: RunCurves) -> RuleAnswer:
 
     after = {step: keys[step].lowest > rest(step)[1].highest for step in keys}
     turned = [step for step in keys if rest(step)[1].lowest > keys[step].highest]
-    last, since = max(keys), None
-    for step in reversed(list(keys)):
-        if not after[step]:
-            break
-        since = step
+    last, since = max(keys), first_from(after, bool)
     if since is None:
         outcome: Outcome = "no" if last in turned else "open"
         return RuleAnswer(run.name, question, outcome, f"At the last kept step, {last}, {words(last)}.")
