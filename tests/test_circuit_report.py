@@ -18,7 +18,7 @@ from packed import attention
 
 from analyses.circuits.composition import KINDS, Composition
 from analyses.circuits.labels import MEANING, number
-from analyses.circuits.report import article_of, finding
+from analyses.circuits.report import article_of, circuits_table, finding
 from analyses.circuits.results import METRICS, HeadCircuits
 from analyses.heads.needle_heads import Look
 from analyses.heads.ranking import HeadRanking
@@ -189,6 +189,21 @@ def test_the_finding_says_what_was_given() -> None:
     assert rest[4].endswith("at rest; how far that is off was not measured.")
     source = rendered(replace(circuits, path_error=None, linearised="at rest"))
     assert section(source, "linearisation").count("not measured") == 1 + len(SSM)
+
+
+def test_no_head_is_named_where_all_are_equal() -> None:
+    """Strengths of 0 throughout, as of a real model: sentences, both tables and the display name no best head."""
+    zero = torch.zeros(2, HEADS)
+    circuits = random_circuits(retrieval=zero, induction=zero, induction_writer=zero.long() - 1)
+    first, *rest = finding(circuits)
+    assert "no attention head of m is better made for retrieval than another" in first
+    assert any("No head has an induction strength above 0" in line for line in rest)
+    assert "most retrieval strength of no head, all are equal" in circuits.summary()
+    line = next(line for line in circuits_table(circuits).splitlines() if line.startswith("retrieval"))
+    assert line.split()[:3] == ["retrieval", "all", "0.00"]
+    assert not any(name in line for name in NAMES)
+    text = section(rendered(circuits), "heads")
+    assert f"retrieval|{METRICS['retrieval'].words}|{'|'.join(['–', '0'] * 4)}|" in text
 
 
 def test_composition_maps_and_graph() -> None:

@@ -369,6 +369,11 @@ def test_looks_go_on_until_all_is_told_or_the_budget_is_spent(tmp_path: Path) ->
     assert {cell.needle for cell in read_run(tmp_path / "once").cells} == {"letter", "letter, filler 2"}
     alike = sweep.compare(lens, {"one": sets["one"], "again": sets["one"]}, more)
     assert (alike.scores.shape[1], alike.decision.equal) == (2, ("one", "again"))
+    equal = ranking(torch.full_like(sets["one"].scores, 0.25), lens.cfg.attention_layers)
+    without = sweep.compare(lens, {"equal": equal, **sets}, more)
+    assert (without.names, without.ranked) == (("one", "two"), ("one", "two"))
+    assert without.notes == ("equal is left out: every head scores 0.25, which orders none before another.",)
+    close(without.scores, once.scores)
     mute = sweep.compare(lens, sets, more.but(needles=(niah.PAPER_NEEDLE,)))
     assert (mute.full, mute.scores.shape[1]) == (0, 2)
 
@@ -397,6 +402,9 @@ def test_refusals() -> None:
         sweep.compare(lens, {"random": drawn(lens, 0)}, SMALL)
     with pytest.raises(InputError, match="rank this model's heads"):
         sweep.compare(lens, {"one": drawn(benchmark_lens("recurrentgemma"), 0)}, SMALL)
+    layers = lens.cfg.attention_layers
+    with pytest.raises(InputError, match="there is no ranking to compare: zeros is left out: every head scores 0, wh"):
+        sweep.compare(lens, {"zeros": ranking(torch.zeros(len(layers), 4), layers)}, SMALL.but(run_time=False))
     with pytest.raises(InputError, match="no ranking was given"):
         sweep.compare(lens, {}, SMALL.but(draws=0, run_time=False))
     for change, message in [

@@ -1,5 +1,6 @@
 """The smallest module that retrieves: its rule on synthetic curves, the fine-tune, and a run that is stopped."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,28 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     done[:] = ["from here on"] * 30
     conduct(run, tmp_path)
     assert len(done) == 30, "a finished run makes nothing"
+
+
+def test_a_ranking_that_orders_no_head_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And said to be, in the result, the table and the report; the others stay."""
+    options = OPTIONS.but(steps=0, rankings=("matching", "copying"))
+    made = experiment.make_rankings
+
+    def equal(*given: Any) -> dict[str, Any]:
+        return {
+            name: replace(one, scores=torch.zeros_like(one.scores)) if name == "copying" else one
+            for name, one in made(*given).items()
+        }
+
+    monkeypatch.setattr(experiment, "make_rankings", equal)
+    run = ReduceRun(tiny_lens(), options, "weights")
+    found = conduct(run, tmp_path).result
+    by = {name.partition(" by ")[2] for name, kind in zip(found.names, found.kinds, strict=True) if " by " in name}
+    assert by == {"matching"}
+    note = "copying is left out: every head scores 0, which orders none before another."
+    assert note in found.notes
+    assert note in list(run.table(found))
+    assert "copying is left out" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_refusals() -> None:

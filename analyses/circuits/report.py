@@ -62,12 +62,10 @@ def article_of(circuits: HeadCircuits, record: Mapping[str, Any], patterns: Look
 def finding(circuits: HeadCircuits) -> tuple[str, ...]:
     """Which heads retrieve, copy, match and induct by their weights, through which writer, in sentences."""
     n = circuits.copying.numel()
-    best = _best(circuits, "retrieval")
     said = [
-        f"Judged by weights alone, before any run, the attention heads of {circuits.model} that are best made for "
-        f"retrieval are {best}: by retrieval strength, at most 1, which is how much a head copies the token that it "
-        "looks at × how well it finds the token that followed an earlier occurrence of the present one. "
-        "(L6 H1 is head 1 of layer 6, both counted from 0.)"
+        f"Judged by weights alone, before any run, {_retrieving(circuits)}: by retrieval strength, at most 1, which is "
+        "how much a head copies the token that it looks at × how well it finds the token that followed an earlier "
+        "occurrence of the present one. (L6 H1 is head 1 of layer 6, both counted from 0.)"
     ]
     for metric, of in (("copying", "OV"), ("matching", "QK")):
         above = int((circuits.score(metric) > HALF).sum())
@@ -80,9 +78,19 @@ def finding(circuits: HeadCircuits) -> tuple[str, ...]:
     return (*said, *circuits.notes)
 
 
+def _retrieving(circuits: HeadCircuits) -> str:
+    if circuits.ranking("retrieval").tied:
+        return f"no attention head of {circuits.model} is better made for retrieval than another"
+    return (
+        f"the attention heads of {circuits.model} that are best made for retrieval are {_best(circuits, 'retrieval')}"
+    )
+
+
 def _best(circuits: HeadCircuits, metric: str) -> str:
     ranking = circuits.ranking(metric)
-    return ", ".join(f"{name_of(head)} ({number(ranking.score(*head))})" for head in ranking.order[:_NAMED])
+    if ranking.tied:
+        return f"none, every head scores {number(ranking.score(*ranking.order[0]))}"
+    return ", ".join(f"{name_of(head)} ({number(ranking.score(*head))})" for head in ranking.leading(_NAMED))
 
 
 def _strength(circuits: HeadCircuits) -> str:
@@ -137,7 +145,8 @@ def circuits_table(found: HeadCircuits) -> str:
     rows = [["metric", "1.", "2.", "3.", "what it is"]]
     for metric in found.metrics:
         ranking = found.ranking(metric)
-        top = [f"{name_of(head)} {ranking.score(*head):.2f}" for head in ranking.order[:_NAMED]]
+        same = [f"all {ranking.score(*ranking.order[0]):.2f}", *("" for _ in ranking.order[1:_NAMED])]
+        top = [f"{name_of(head)} {ranking.score(*head):.2f}" for head in ranking.leading(_NAMED)] or same
         rows.append([metric, *top, METRICS[metric].words])
     off = "" if found.path_error is None else f"; error {', '.join(f'{e:.2f}' for e in found.path_error.tolist())}"
     how = f"; recurrent layers linearised {found.linearised}{off}" if found.ssm_layers else ""

@@ -174,7 +174,7 @@ class HeadCircuits(Plotted, Stored):
 
     def summary(self) -> str:
         """Whose heads these are, how recurrent layers were taken, and which head retrieves most."""
-        best = name_of(self.ranking("retrieval").order[0])
+        best = ", ".join(map(name_of, self.ranking("retrieval").leading(1))) or "of no head, all are equal"
         heads = f"{many(len(self.heads), 'head')} in layers {listed(self.layers, 8)}"
         return f"{self.model}, {heads}; recurrent layers {self.linearised}; most retrieval strength {best}"
 

@@ -33,7 +33,8 @@ def top_heads(circuits: HeadCircuits) -> Section:
     rows: list[tuple[Entry, ...]] = []
     for metric in circuits.metrics:
         ranking = circuits.ranking(metric)
-        best = [(name_of(head), number(ranking.score(*head))) for head in ranking.order[:4]]
+        named = dict.fromkeys(ranking.order[:4], "–") | {head: name_of(head) for head in ranking.leading(4)}
+        best = [(name, number(ranking.score(*head))) for head, name in named.items()]
         rows.append(((titled(metric), METRICS[metric].words), *best, number(float(ranking.scores.median()))))
     places = ("1st", "2nd", "3rd", "4th")[: len(rows[0]) - 2]
     or_tap = " or a tap of a recurrent layer's convolution" if circuits.ssm_layers else ""
@@ -159,10 +160,13 @@ def linearisation(circuits: HeadCircuits) -> Section:
 
 def patterns(circuits: HeadCircuits, seen: Look) -> Section:
     """What the heads of most retrieval strength look at in one needle prompt, beside their scores."""
-    best = circuits.ranking("retrieval").order[:TOP]
+    best = circuits.ranking("retrieval").leading(TOP)
+    title = "The heads of most retrieval strength"
+    if not best:  # all have the same
+        best, title = seen.ranking.order[:TOP], "The heads that attend to the needle most"
     labels = {head: f"{name_of(head)}: {short(float(circuits.at(circuits.retrieval, head)))}" for head in best}
     beside = "its retrieval strength, from weights alone"
-    drawn = figure_of(seen, labels, "The heads of most retrieval strength", beside)
+    drawn = figure_of(seen, labels, title, beside)
     masses = {head: f"{100 * seen.ranking.score(*head):.0f}\u00a0%" for head in best}
     table = _table(circuits, "attention to the needle", masses)
     words = (

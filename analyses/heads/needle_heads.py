@@ -68,7 +68,7 @@ class Look(Plotted, _Look):
 
     def summary(self) -> str:
         """How much was read, and who looks most."""
-        best = ", ".join(f"L{layer} H{head}" for layer, head in self.ranking.order[:3])
+        best = ", ".join(f"L{layer} H{head}" for layer, head in self.ranking.leading(3)) or "all alike"
         most = number(self.ranking.score(*self.ranking.order[0]), 2)
         read = f"{many(len(self.tokens), 'token')}, of which {len(self.shown)} are drawn"
         return f"{read}; most to the needle: {best} ({most})"

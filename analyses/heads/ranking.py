@@ -2,16 +2,17 @@
 
 A ranking is scores [attention layer, head], whether low or high is best, and a line that says what was
 measured. The order follows from these alone: ties break by layer, then head, so that it is the same on
-every device.
+every device. Where all heads share one score there is no order, and no best heads are given.
 
 How it fails: scores that are not numbers, or of another shape than the model, raise `InputError`; so does a
-file that does not hold a ranking.
+file that does not hold a ranking, and asking for the best of heads that all score the same. Where some heads share a
+score, which of them come first was not measured: `ordering` says of how many that is true.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeAlias, cast
 
@@ -23,7 +24,7 @@ from analyses.experiment.artefacts import Stored
 from analyses.experiment.text import columns
 from hybridlens.boundary import Natural, public
 from hybridlens.boundary_words import Among
-from hybridlens.display import Grid, Piece, Table, number
+from hybridlens.display import Grid, Piece, Table, many, number
 from hybridlens.display.markup import cut
 from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.viz.plotted import Plotted
@@ -77,6 +78,15 @@ class HeadRanking(Plotted, Stored, text=True):
         pairs = itertools.product(self.layers, range(self.scores.shape[1]))
         return [pair for _, pair in sorted(zip(scores, pairs, strict=True))]
 
+    @property
+    def tied(self) -> bool:
+        """Whether all heads share one score, so that none is better than another; False of a single head."""
+        return self.scores.numel() > 1 and bool((self.scores == self.scores.flatten()[0]).all())
+
+    def leading(self, n: int) -> list[tuple[int, int]]:
+        """(layer, head) of the best `n` heads, or of all where there are fewer; of none where all score the same."""
+        return [] if self.tied else self.order[:n]
+
     @public
     def score(self, layer: Natural, head: Natural) -> float:
         """The score of one head.
@@ -101,13 +111,16 @@ class HeadRanking(Plotted, Stored, text=True):
         """(layer, head) of the best `n` heads: of the whole model, or of each layer.
 
         Raises:
-            InputError: `n` is no whole number, or above the number of heads there are.
+            InputError: `n` is no whole number, or above the number of heads there are; or all heads score the same,
+                and some but not all of them were asked for.
             UnknownNameError: there is no such scope.
         """
         contests = self.contests(scope)
         if n > len(contests[0]):
             where = "each layer" if scope == "layer" else "the model"
             raise InputError(f"the best {n} heads were asked for, expected 0..{len(contests[0])}, the heads of {where}")
+        if self.tied and 0 < n < len(contests[0]):
+            raise InputError(f"{self._all_alike()}, so that none is better than another; rank them by something else")
         return [pair for heads in contests for pair in heads[:n]]
 
     @public
@@ -119,9 +132,15 @@ class HeadRanking(Plotted, Stored, text=True):
 
     def summary(self) -> str:
         """What was measured, and the best heads."""
-        best = ", ".join(f"L{layer} H{head} ({number(self.score(layer, head), 3)})" for layer, head in self.order[:3])
+        if self.tied:
+            return f"{cut(self.source, 110)}; every head scores {number(float(self.scores[0, 0]), 3)}"
+        best = ", ".join(f"L{layer} H{head} ({number(self.score(layer, head), 3)})" for layer, head in self.leading(3))
         which = "lowest" if self.lower_is_better else "highest"
         return f"{cut(self.source, 110)}; {which} first: {best}"
+
+    def _all_alike(self) -> str:
+        """That all heads score the same, as a sentence begins."""
+        return f"every head scores {number(float(self.scores.flatten()[0]), 3)} by {cut(self.source, 80)}"
 
     def table(self) -> Table:
         """Every head with its score, best first."""
@@ -152,6 +171,26 @@ def check_name(name: str, known: Collection[str], said: str) -> None:
     if name not in known:
         listed = ", ".join(map(repr, known)) or "none"
         raise UnknownNameError(f"ranking {name!r} {said}{closest(name, known)}; there is {listed}")
+
+
+def ordering(rankings: Mapping[str, HeadRanking]) -> tuple[dict[str, HeadRanking], tuple[str, ...]]:
+    """The rankings that order heads, and a sentence for each that leaves heads, or all of them, without an order."""
+    ordered: dict[str, HeadRanking] = {}
+    said: list[str] = []
+    for name, ranking in rankings.items():
+        scores, counts = ranking.scores.unique(return_counts=True)
+        most, shared = float(scores[counts.argmax()]), int(counts[counts > 1].sum())
+        if ranking.tied:
+            said.append(f"{name} is left out: every head scores {number(most, 3)}, which orders none before another.")
+            continue
+        ordered[name] = ranking
+        if shared:
+            which = f"{number(most, 3)}, most of all ({int(counts.max())})" if len(counts[counts > 1]) > 1 else ""
+            said.append(
+                f"By {name}, {shared} of {many(ranking.scores.numel(), 'head')} share their score with another "
+                f"({which or number(most, 3)}); these go by layer, then head, which measures nothing."
+            )
+    return ordered, tuple(said)
 
 
 def ranking_table(ranking: HeadRanking) -> str:

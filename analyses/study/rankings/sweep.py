@@ -23,7 +23,7 @@ from analyses.experiment.options.rankings import RankingsConfig
 from analyses.experiment.parts import Part, stage
 from analyses.experiment.running import Experiment, Progress, result_of
 from analyses.heads.answering import Grid, Rankings, answer_all, answering_parts
-from analyses.heads.ranking import check_name
+from analyses.heads.ranking import check_name, ordering
 from analyses.heads.sparsification import check_ranking
 from analyses.study.prompts import check_budget
 from analyses.study.rankings.ability import counts_of_tasks, measure
@@ -125,9 +125,10 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
                 f"{', '.join(map(str, run_time))} heads; rankings are compared with it at these counts.",
             )
         counts_of_tasks(options, self.counts[-1])
+        self.ties: tuple[str, ...] = ()
         if given is None:
             check_names(options)
-        self.given = None if given is None else chosen(lens, given, options)
+        self.given = None if given is None else self._chosen(given)
         self.calibration = calibration_prompts(lens, options) if given is None else []
         self.schedule, self.looks = _looks(options)
         self.copied = cache(partial(copied_prompts, lens, options))
@@ -190,7 +191,7 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
         ability = self._ability(folder, given)
         found = comparison(
             cells, bases, given, self.counts, self.layers, options.run_time,
-            options.phase, decision, ability, self.notes,
+            options.phase, decision, ability, (*self.notes, *self.ties),
         )  # fmt: skip
         return Compared(found, given)
 
@@ -238,7 +239,12 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
         """The rankings that the options name, checked, and random ones; of some names, these alone and unchecked."""
         lens, options = self.lens, self.options
         made = make_rankings(lens, options, self.calibration, folder, names)
-        return made if names is not None else chosen(lens, made, options)
+        return made if names is not None else self._chosen(made)
+
+    def _chosen(self, rankings: Rankings) -> Rankings:
+        """Those that are compared; `ties` becomes what is to be said of equal scores."""
+        found, self.ties = chosen(self.lens, rankings, self.options)
+        return found
 
     def _copies(self, look: int) -> range:
         """The copies of the grid that a look adds."""
@@ -296,11 +302,14 @@ def compare(
     return result_of(RankingsRun(lens, config, weights_hash, rankings), folder, progress).comparison
 
 
-def chosen(lens: HybridLens, rankings: Rankings, config: RankingsConfig) -> Rankings:
-    """The rankings that are compared, checked, and random draws after them.
+def chosen(lens: HybridLens, rankings: Rankings, config: RankingsConfig) -> tuple[Rankings, tuple[str, ...]]:
+    """The rankings that are compared, checked, and random draws after them; and what is to be said of equal scores.
+
+    A ranking by which all heads score the same is no order, and is left out.
 
     Raises:
-        InputError: no ranking, one without a name or of another model's heads, or a name that is taken.
+        InputError: no ranking that orders heads, one without a name or of another model's heads, or a name that is
+            taken.
         UnknownNameError: a ranking is wanted that is not given.
     """
     wanted = tuple(rankings) if config.rankings is None else config.rankings
@@ -311,11 +320,14 @@ def chosen(lens: HybridLens, rankings: Rankings, config: RankingsConfig) -> Rank
         if not name or name in (RUN_TIME, RANDOM):
             raise InputError(f"a ranking is named {name!r}, a name that has another meaning here; give it another")
         check_ranking(lens, ranking)
+    found, ties = ordering(found)
+    if not found and ties and not config.run_time:
+        raise InputError(f"there is no ranking to compare: {' '.join(ties)}")
     if config.draws and not any(map(is_draw, found)):
         found |= random_rankings(lens, config.draws, config.seed)
     if not found and not config.run_time:
         raise InputError("no ranking was given, expected at least one to compare")
-    return found
+    return found, ties
 
 
 def _looks(options: RankingsConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -25,7 +25,7 @@ from analyses.experiment.options.reduce import ReduceConfig
 from analyses.experiment.parts import Part, stage
 from analyses.experiment.room import room
 from analyses.experiment.running import Experiment, Progress
-from analyses.heads.ranking import HeadRanking
+from analyses.heads.ranking import HeadRanking, ordering
 from analyses.study.prompts import check_budget, prompts_of
 from analyses.study.rankings.calibration import calibration_prompts, prompt_lengths
 from analyses.study.rankings.candidates import FROM_WEIGHTS, check_names, kinds_of, make_rankings
@@ -108,6 +108,7 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
         self.seen = min(self.context, lens.cfg.window or self.context)
         self.calibration = calibration_prompts(lens, ranked)
         self.plan = tuning.TuningPlan(options.steps, options.tokens, options.rate, options.seed, self.context)
+        self.ties: tuple[str, ...] = ()
         self._edits: dict[Reduction, list[Edit]] = {}
         self._reductions: dict[str, Reduction] = {}
 
@@ -137,7 +138,8 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
 
     def run(self, folder: Folder, progress: Progress) -> ReducedModules:
         """See `Experiment`."""
-        modules = self._modules(self._rankings(folder))
+        rankings, self.ties = ordering(self._rankings(folder))
+        modules = self._modules(rankings)
         total, known = len(modules), dict[str, Answers]()
 
         progress(0, total)
@@ -150,7 +152,7 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
             known[module.slug] = self._answers(folder, module)
         found = self._result([*modules, *several], known)
         rows = [[one.name, one.tuned, value_of(one.reduction)] for one in (*modules, *several)]
-        folder.keep(MODULES, [rows, list(self.plan), self.options.share], found)
+        folder.keep(MODULES, [rows, list(self.plan), self.options.share, list(self.ties)], found)
         return found
 
     def parts(self, folder: Folder, wave: int) -> Sequence[Part]:
@@ -159,7 +161,8 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
             return [
                 stage(", ".join(kind), partial(self._rankings, folder, kind)) for kind in kinds_of(self.options.ranked)
             ]
-        distinct = {module.slug: module for module in self._modules(self._rankings(folder))}
+        rankings, _ = ordering(self._rankings(folder))
+        distinct = {module.slug: module for module in self._modules(rankings)}
         answered, steps = sum(len(prompt.tokens) for prompt in self.prompts), self.options.steps * self.options.tokens
         return [
             stage(slug, partial(self._answers, folder, module), answered + 3.0 * steps * module.tuned)
@@ -228,6 +231,7 @@ class ReduceRun(Experiment[ReduceConfig, ReducedModules]):
             controls=scores[:, self.asked :].contiguous(),
             share=self.options.share,
             steps=self.options.steps,
+            notes=self.ties,
         )
 
     def _cost(self, reduction: Reduction) -> Cost:

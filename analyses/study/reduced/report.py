@@ -46,7 +46,7 @@ def article_of(found: ReducedModules, record: Mapping[str, Any]) -> Article:
             f"seed {record.get('seed')}",
         ),
         finding=tuple(sentences(found)),
-        notes=(*COUNTED, INTERVALS),
+        notes=(*found.notes, *COUNTED, INTERVALS),
         sections=(
             Section("curve", "Retrieval against cost", (Words(words), *charts)),
             Section("front", "What no cheaper module exceeds", (Table(header, front),)),
@@ -64,7 +64,7 @@ def modules_table(found: ReducedModules) -> Iterable[str]:
         rows.append([found.label(i), f"{cost.token_bytes:.4g}", f"{cost.multiplications:,}", *texts, kept])
     yield f"{found.model}: modules in attention's place, at {found.context} tokens"
     yield columns(rows, left=1)
-    yield from sentences(found)
+    yield from (*sentences(found), *found.notes)
 
 
 def _order(found: ReducedModules) -> list[int]:

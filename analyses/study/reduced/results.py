@@ -49,6 +49,7 @@ class ReducedModules(Plotted, Stored, text=True):
         controls: likewise without the needle.
         share: of the whole module's retrieval that is to be kept.
         steps: of the fine-tune; 0 for none.
+        notes: what is to be known of the rankings, a sentence each.
 
     Raises:
         ResultsError: not one of each for every module, or no module.
@@ -65,6 +66,7 @@ class ReducedModules(Plotted, Stored, text=True):
     controls: Float[Tensor, "module control"]
     share: float
     steps: int
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what does not fit together."""
