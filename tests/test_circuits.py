@@ -19,7 +19,7 @@ from analyses.circuits import METRICS, HeadCircuits, circuits
 from analyses.circuits.composition import KINDS, Composition
 from analyses.circuits.experiment import CircuitsRun
 from analyses.circuits.paths import paths_at_rest
-from analyses.circuits.strength import induction
+from analyses.circuits.strength import LEVELS, beyond_writers, induction
 from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.running import conduct
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
@@ -83,32 +83,49 @@ def test_scores_are_those_of_dense_matrices(family):
     assert (found.matching_rotary is None) == (family == "jamba")
 
 
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_induction_through_the_best_writer(family):
+def test_induction_through_the_best_writer(family, level):
     """Strength, writer and matching of the later layer's heads, by a loop over all earlier writers."""
     lens = lens_of(family, 5)
-    weights, found = Weights.of_model(lens), circuits(lens)
+    weights, found = Weights.of_model(lens), circuits(lens, level=level)
+    assert found.level == level
     (block,) = weights.vocabulary()
     keys = block.E - block.E.mean(0)
     k, paths = KINDS.index("k"), paths_at_rest(weights)
     later, composition = lens.cfg.attention_layers[1], found.composition
     for head in range(lens.cfg.n_heads):
         candidates = []
+        earlier = [at for at, path in enumerate(paths) if path.layer < later]
+        scores = [float(composition.recurrent[k, 1, head, at, 1]) for at in earlier]
+        scores += [float(composition.heads[k, 1, head, 0, writer]) for writer in range(lens.cfg.n_heads)]
+        mean = sum(scores) / len(scores)
+
+        def above(score: float, excess: float, mean: float = mean) -> float:
+            return max(excess if level == "random" else score / mean - 1, 0)
+
         for at, path in enumerate(paths):
             if path.layer < later:
                 parts = weights.recurrent(path.layer).parts
-                excess = float(composition.excess_recurrent[k, 1, head, at, 1])
+                excess = above(
+                    float(composition.recurrent[k, 1, head, at, 1]),
+                    float(composition.excess_recurrent[k, 1, head, at, 1]),
+                )
                 map_ = parts.W_in @ torch.diag(path.channels[:, 1]) @ parts.W_out
-                candidates.append((float(path.share[1]) * max(excess, 0), at, map_))
+                candidates.append((float(path.share[1]) * excess, at, map_))
         for writer in range(lens.cfg.n_heads):
             one = weights.attention(lens.cfg.attention_layers[0]).head(writer)
             beyond = max(0.0, float(found.profile[0, writer, 1]) - 1 / found.profile.shape[-1])
-            excess = float(composition.excess_heads[k, 1, head, 0, writer])
-            candidates.append((beyond * max(excess, 0), len(paths) + writer, one.W_V @ one.W_O))
+            excess = above(
+                float(composition.heads[k, 1, head, 0, writer]), float(composition.excess_heads[k, 1, head, 0, writer])
+            )
+            candidates.append((beyond * excess, len(paths) + writer, one.W_V @ one.W_O))
         best = max(candidates, key=lambda candidate: candidate[0])
         copying = max(0.0, float(found.copying[1, head]))
-        # What is beyond chance is the difference of two numbers up to 1, of which copying is taken.
-        close(float(found.induction[1, head]), best[0] * copying, scale=copying, dtype=torch.float32)
+        # What is beyond chance is the difference of two numbers up to 1, of which copying is taken; what is beyond the
+        # other writers, of two up to the greatest ratio.
+        scale = copying if level == "random" else copying * max(scores) / mean
+        close(float(found.induction[1, head]), best[0] * copying, scale=scale, dtype=torch.float32)
         if best[0] == 0:
             assert int(found.induction_writer[1, head]) == -1
             continue
@@ -136,6 +153,22 @@ def test_induction_needs_a_writer_and_copying():
     anti = induction(heads, recurrent, profile, share, -torch.ones(2, 2))
     assert float(anti.strength.abs().max()) == 0
     assert anti.writer.tolist() == found.writer.tolist()
+
+
+def test_beyond_the_other_writers():
+    """By hand: a ratio to the mean over what is earlier, of both kinds together; nothing where all are alike."""
+    nan = torch.nan
+    heads = torch.tensor([[[[nan, nan], [nan, nan]], [[nan, nan], [nan, nan]]], [[[3.0, 1.0], [nan, nan]]] * 2])
+    heads[1, 1, 0] = 0.0
+    recurrent = torch.tensor([[[2.0, nan], [0.0, nan]], [[4.0, 0.0], [0.0, 0.0]]])
+    ours, theirs = beyond_writers(heads, recurrent)
+    expected = torch.full_like(heads, nan)
+    expected[1, 0, 0] = torch.tensor([0.5, -0.5])  # of 3, 1, 4 and 0 the mean is 2
+    expected[1, 1, 0] = 0.0
+    close(ours, expected, equal_nan=True)
+    close(theirs, torch.tensor([[[0.0, nan], [0.0, nan]], [[1.0, -1.0], [0.0, 0.0]]]), equal_nan=True)
+    with pytest.raises(UnknownNameError, match="level 'writer' does not exist; close names: writers"):
+        circuits(lens_of("jamba", 5), level="writer")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

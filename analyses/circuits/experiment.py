@@ -105,9 +105,10 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         """See `Experiment`."""
         options, cfg = self.options, self.weights.cfg
         text = None if self.tokens is None else hash_json(self.tokens.tolist())
+        level = {} if options.level == "random" else {"level": options.level}  # runs before there were levels go on
         return Manifest(
             model=options.model,
-            arguments={"sample": options.sample, "distances": list(self.distances), "text (its hash)": text},
+            arguments={"sample": options.sample, "distances": list(self.distances), "text (its hash)": text, **level},
             seed=options.seed,
             max_score=0,
             config_hash=hash_json(self.weights.config.to_diff_dict()),
@@ -123,7 +124,8 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
         options = self.options
         found = folder.take("circuits.safetensors", "circuits", HeadCircuits.load, lambda: circuits(
             self.source, self.tokens, model=options.model, sample_size=options.sample, distances=self.distances,
-            seed=options.seed, memory=self._room(folder), stage=partial(_kept, folder), progress=progress,
+            seed=options.seed, memory=self._room(folder), level=options.level, stage=partial(_kept, folder),
+            progress=progress,
         ))  # fmt: skip
         rankings = {
             metric: folder.take(f"rankings/{metric}.json", metric, HeadRanking.load, partial(found.ranking, metric))
@@ -143,7 +145,7 @@ class CircuitsRun(Experiment[CircuitsConfig, Found]):
             return []
         stages = Stages(
             self.source, self.tokens, None, options.sample, self.distances, options.seed,
-            self._room(folder), partial(_kept, folder),
+            self._room(folder), partial(_kept, folder), options.level,
         )  # fmt: skip
         if wave:
             return [stage(f"layer {n}", partial(_quietly, stages.layer, n)) for n in self.weights.cfg.attention_layers]

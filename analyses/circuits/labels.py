@@ -22,7 +22,7 @@ MEANING = {
     "matching_share": "Of a sample of tokens: for how many the query's own token has the highest score as a key.",
     "previous": "Attention to the token just before, when all tokens are alike and only distance counts.",
     "induction": "Highest over earlier writers: how much of the writer is about the token before × its K-composition "
-    "with the head beyond chance × the head's copying; 0 where a factor is not above 0.",
+    "with the head beyond chance, or beyond its other writers × the head's copying; 0 where a factor is not above 0.",
     "induction_match": "Like matching, with keys made by that writer: 1 looks for tokens that follow its equal.",
     "retrieval": "High where the head finds what followed an equal token and copies it; what is below 0 counts as 0.",
 }

@@ -12,6 +12,7 @@ from analyses.circuits import sections
 from analyses.circuits.composition_section import composition
 from analyses.circuits.labels import number, spread, writer_of
 from analyses.circuits.results import METRICS, HeadCircuits, name_of
+from analyses.circuits.strength import LEVELS
 from analyses.experiment.text import columns
 from analyses.heads.needle_heads import Look
 from hybridlens.display import many
@@ -96,7 +97,8 @@ def _best(circuits: HeadCircuits, metric: str) -> str:
 def _strength(circuits: HeadCircuits) -> str:
     """What induction strength is, of the writers that this model has."""
     writers = "another head, or a recurrent layer's convolution" if circuits.ssm_layers else "another head"
-    return f"how much a head's keys read of what tells them the token before ({writers}) × how much the head copies"
+    keys = f"a head's keys read of what tells them the token before ({writers})"
+    return f"how much {keys}, beyond {LEVELS[circuits.level]}, × how much the head copies"
 
 
 def _induction(circuits: HeadCircuits) -> str:

@@ -17,7 +17,7 @@ from jaxtyping import Complex, Float, Int, Shaped
 from torch import Tensor
 
 from analyses.circuits.composition import Composition
-from analyses.circuits.strength import RETRIEVAL
+from analyses.circuits.strength import LEVELS, RETRIEVAL
 from analyses.experiment.artefacts import Stored
 from analyses.heads.ranking import HeadRanking
 from hybridlens.display import Grid, Piece, Table, Words, listed, many
@@ -61,6 +61,9 @@ METRICS: Mapping[str, Metric] = {
     "retrieval": Metric(f"retrieval strength, {RETRIEVAL}"),
 }
 
+STRENGTHS = ("induction", "induction_match", "retrieval")
+"""Metrics that depend on what composition has to exceed, which the first takes and the others follow in the writer."""
+
 
 @dataclass(frozen=True, eq=False)
 class HeadCircuits(Plotted, Stored):
@@ -85,13 +88,14 @@ class HeadCircuits(Plotted, Stored):
         linearised: how recurrent layers are taken for linear: "at rest" or "at the mean of N tokens".
         path_error: of that, per recurrent layer, relative to the spread of its output; None where not measured.
         lag_share: of each recurrent layer, how its linear path's squared norm is spread over lags; sums to 1.
-        induction: the best lag-1 writer's weight × K-composition beyond chance, × copying, both where above 0.
+        induction: the best lag-1 writer's weight × K-composition beyond `level`, × copying, both where above 0.
         induction_writer: that writer's place in `writers`; -1 where no earlier one attends or reaches back by one.
         induction_match: Σλ ÷ Σ|λ| of matching through that writer.
         retrieval: see `analyses.circuits.strength`.
         gate_error: of every head, how far an output gate at rest, and one scale for all tokens of a norm behind
             attention, are off, relative to the spread of what the head writes (`gates`); 0 in layers with neither,
             None where there is neither or where not measured.
+        level: what K-composition had to exceed for `induction`, of `analyses.circuits.strength.LEVELS`.
         notes: what is to be known of these numbers beside `linearised`, in sentences: gates, norms, layers left out.
     """
 
@@ -118,6 +122,7 @@ class HeadCircuits(Plotted, Stored):
     induction_match: Float[Tensor, "attn_layer head"]
     retrieval: Float[Tensor, "attn_layer head"]
     gate_error: Float[Tensor, "attn_layer head"] | None = None
+    level: str = "random"
     notes: tuple[str, ...] = ()
 
     @property
@@ -169,8 +174,9 @@ class HeadCircuits(Plotted, Stored):
 
     def ranking(self, metric: str) -> HeadRanking:
         """The heads in order of a metric, best first; errors as those of `score`."""
-        scores = self.score(metric)
-        return HeadRanking(scores, self.layers, f"{METRICS[metric].words} (from weights)", lower_is_better=False)
+        scores, words = self.score(metric), METRICS[metric].words
+        beyond = f", composition beyond {LEVELS[self.level]}" if metric in STRENGTHS and self.level != "random" else ""
+        return HeadRanking(scores, self.layers, f"{words}{beyond} (from weights)", lower_is_better=False)
 
     def summary(self) -> str:
         """Whose heads these are, how recurrent layers were taken, and which head retrieves most."""

@@ -25,13 +25,13 @@ from analyses.circuits.labels import notes_of
 from analyses.circuits.paths import LinearPath, measured_paths, paths_at_rest
 from analyses.circuits.positions import profile
 from analyses.circuits.results import HeadCircuits
-from analyses.circuits.strength import induction, induction_matching, retrieval
+from analyses.circuits.strength import LEVELS, beyond_writers, induction, induction_matching, retrieval
 from analyses.circuits.sums import real_lengths, sums
 from analyses.circuits.vocabulary import products, sample
 from hybridlens.blocks import Block
 from hybridlens.config import LensConfig
 from hybridlens.effort import pieces
-from hybridlens.errors import InputError
+from hybridlens.errors import InputError, UnknownNameError, closest
 from hybridlens.model import HybridLens
 from hybridlens.progress import staged
 from hybridlens.shapes import Lengths, Tokens, Valid
@@ -78,6 +78,7 @@ def circuits(
     distances: Sequence[int] | None = None,
     seed: int = 0,
     memory: int = MEMORY,
+    level: str = "random",
     stage: Stage = lambda name, make: dict(make()),
     progress: Callable[[int, int], None] | None = None,
 ) -> HeadCircuits:
@@ -95,6 +96,9 @@ def circuits(
             only 0 without rotary embedding.
         seed: of the sample.
         memory: bytes for composition, beside the weights of a few layers.
+        level: what K-composition has to exceed where it counts for induction: "random", what random directions would
+            have, or "writers", the mean over the head's earlier writers. Give tokens with "writers": previous-token
+            heads of a large model are seen at the mean of its stream and not at the vocabulary's.
         stage: takes a stage's name and what makes its tensors, and returns them: made now, or stored by an earlier
             computation of the same weights and arguments.
         progress: called with the stages done and their number; a bar is shown without.
@@ -102,9 +106,10 @@ def circuits(
     Raises:
         InputError: no attention layer, or shared blocks; a sample below 2 tokens; distances that no query can look
             back by; tokens without a lens.
+        UnknownNameError: there is no such level.
         CheckpointError: weights that are missing or cannot be read.
     """
-    stages = Stages(source, tokens, lengths, sample_size, distances, seed, memory, stage)
+    stages = Stages(source, tokens, lengths, sample_size, distances, seed, memory, stage, level)
     cfg = stages.weights.cfg
     total, done = 4 + len(cfg.attention_layers), 0
     with staged("circuits", progress) as tell, torch.no_grad():
@@ -130,6 +135,7 @@ def circuits(
         distances=stages.distances,
         **{"matching_rotary": None, "matching_free": None, **scores},
         composition=composed,
+        level=level,
         linearised=f"at the mean of {measured.tokens} tokens" if measured.tokens else "at rest",
         path_error=measured.error,
         gate_error=measured.gate_error,
@@ -143,6 +149,7 @@ class Stages:
 
     Attributes:
         weights: of the model.
+        level: what K-composition has to exceed.
         distances: from query to key, ascending.
     """
 
@@ -156,6 +163,7 @@ class Stages:
         seed: int = 0,
         memory: int = MEMORY,
         stage: Stage = lambda name, make: dict(make()),
+        level: str = "random",
     ) -> None:
         self.weights = weights = source if isinstance(source, Weights) else Weights.of_model(source)
         weights.cfg.need_stream_heads("circuits of heads")
@@ -165,6 +173,11 @@ class Stages:
             )
         if tokens is not None and isinstance(source, Weights):
             raise InputError("tokens were given with weights alone; give a lens, which can run them, or leave them out")
+        if level not in LEVELS:
+            raise UnknownNameError(
+                f"level {level!r} does not exist{closest(level, LEVELS)}; there is {', '.join(map(repr, LEVELS))}"
+            )
+        self.level = level
         self.distances = check_distances(weights, distances)
         self._source, self._tokens, self._lengths = source, tokens, lengths
         self._sample, self._seed, self._memory, self._stage = sample_size, seed, memory, stage
@@ -209,8 +222,8 @@ class Stages:
     def strengths(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Induction and retrieval, from the scores of all layers."""
         paths, EE = self.measured.paths, self.shared["EE"]
-        made = partial(_strengths, self.weights, self.composed, scores, paths, EE, self.distances)
-        return self._stage("strength", made)
+        made = partial(_strengths, self.weights, self.composed, scores, paths, EE, self.distances, self.level)
+        return self._stage("strength" if self.level == "random" else f"strength-{self.level}", made)
 
 
 def check_distances(weights: Weights, distances: Sequence[int] | None) -> tuple[int, ...]:
@@ -278,12 +291,17 @@ def _strengths(
     paths: Sequence[LinearPath],
     EE: Tensor,
     at: Sequence[int],
+    level: str,
 ) -> dict[str, Tensor]:
     """Induction and retrieval."""
     k = KINDS.index("k")
     lag_share = torch.stack([path.share for path in paths]).cpu() if paths else torch.zeros(0, weights.cfg.d_conv)
-    one_back = composed.excess_recurrent[k, ..., min(1, lag_share.shape[1] - 1) if paths else slice(0)].flatten(2)
-    found = induction(composed.excess_heads[k], one_back, scores["profile"], lag_share, scores["copying"])
+    lag = min(1, lag_share.shape[1] - 1) if paths else slice(0)
+    if level == "random":
+        beyond = composed.excess_heads[k], composed.excess_recurrent[k, ..., lag].flatten(2)
+    else:
+        beyond = beyond_writers(composed.heads[k], composed.recurrent[k, ..., lag].flatten(2))
+    found = induction(*beyond, scores["profile"], lag_share, scores["copying"])
     layers = zip(map(weights.attention, weights.cfg.attention_layers), found.writer, strict=True)
     done, matches = pieces(len(found.writer)), list[Tensor]()
     for layer, writers in layers:

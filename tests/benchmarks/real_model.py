@@ -34,6 +34,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import hybridlens as hl
+from analyses.circuits.labels import writer_of
 from analyses.circuits.results import HeadCircuits
 from analyses.heads.repeats import repeated_tokens
 from analyses.heads.scores import head_scores
@@ -45,7 +46,6 @@ from hybridlens.hooks import HookPoint
 from hybridlens.model import HybridLens
 from hybridlens.results import bootstrap_interval
 from hybridlens.results.folder import digest_of
-from hybridlens.results.store import read_artefact
 from tests.stated import STORE
 from tests.stored_results import main as store_results
 from tests.stored_results import plain_tables, text_of
@@ -63,12 +63,16 @@ STEPS: Mapping[str, tuple[str, ...]] = {
         "--rankings", "entropy calibrated,retrieval score,copying,matching,induction,retrieval strength",
     ),
     "circuits": ("circuits",),
+    "circuits-at-means": ("circuits", "--measure", "--level", "writers"),
 }  # fmt: skip
 """Folder -> its command."""
 
 ROWS, PERIOD, DRAWS = 4, 50, 3
 SILENCED = (1, 2, 4, 8)
 """How many of the best induction heads are silenced."""
+
+AT_MEANS = ("previous", "induction", "induction_match", "retrieval")
+"""Metrics taken at rest, and at the mean of the stream beside the head's own writers."""
 
 OTHERS = 10
 """Draws of as many other heads."""
@@ -131,8 +135,10 @@ def second_copy(lens: HybridLens, tokens: Tensor, silent: Sequence[tuple[int, in
 
 def behaviour(model: Path, essays: Path, results: Path) -> dict[str, Table]:
     """What heads do on random repeated tokens and on needles, beside what their weights say; and without the best."""
-    circuits = read_artefact(results / f"{NAME}-circuits", "circuits.safetensors", HeadCircuits.load)
-    assert circuits is not None, "the command has ended"
+    at_rest, at_means = (
+        HeadCircuits.load(results / f"{NAME}-{name}" / "circuits.safetensors")
+        for name in ("circuits", "circuits-at-means")
+    )
     lens = hl.load(model)
     assert lens.tokenizer is not None
     lengths, depths = (tuple(map(int, words.split(","))) for words in (LENGTHS["study"], DEPTHS))
@@ -142,18 +148,26 @@ def behaviour(model: Path, essays: Path, results: Path) -> dict[str, Table]:
         **{name: scores.mean(name) for name in ("previous", "induction", "duplicate")},
         "retrieval score": seen.copied.mean(0),
         "needle mass": seen.mass.mean(0),
-        **{f"weights {name}": circuits.score(name) for name in ("previous", "induction", "induction_match",
-                                                                   "copying", "retrieval")},
-    }  # fmt: skip
+        **{f"weights {name}": at_rest.score(name) for name in (*AT_MEANS, "copying")},
+        **{f"weights at means {name}": at_means.score(name) for name in AT_MEANS},
+    }
     heads = Table.of(columns, {"layer": list(scores.layers), "head": None})
+    inducting = at_means.ranking("induction")
+    writers = [(*head, inducting.score(*head), writer_of(at_means, head)) for head in inducting.best(max(SILENCED))]
     pairs = [("previous", "previous"), ("induction", "induction"), ("induction", "induction_match"),
              ("retrieval score", "retrieval"), ("retrieval score", "copying")]  # fmt: skip
-    agreement = [(a, b, *_rank(columns[a], columns[f"weights {b}"])) for a, b in pairs]
+    agreement = [
+        (measured, f"{where} {name}", *_rank(columns[measured], columns[f"{where} {name}"]))
+        for where in ("weights", "weights at means")
+        for measured, name in pairs
+        if f"{where} {name}" in columns
+    ]
     agreement.append(("retrieval score", "needle mass", *_rank(columns["retrieval score"], columns["needle mass"])))
     best = [(layer, head) for layer, head, _ in scores.top("induction", max(SILENCED))]
     return {
         "heads": heads,
         "agreement": Table(("measured", "against", "spearman", "p", "n"), agreement),
+        "writers": Table(("layer", "head", "strength", "writer"), writers),
         "silenced": Table(("silenced", "n", "nats a token", "low", "high"), _silenced(lens, best)),
     }
 

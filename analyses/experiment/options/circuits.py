@@ -12,6 +12,8 @@ METRICS = (
     "copying", "copying_share", "matching", "matching_share", "previous", "induction", "induction_match", "retrieval"
 )  # fmt: skip
 
+LEVELS = ("random", "writers")
+
 
 class CircuitsConfig(Options):
     """Options of head circuits; a field with a description is one of the command's."""
@@ -27,6 +29,11 @@ class CircuitsConfig(Options):
         None,
         description="Run the model on filler text for the linear paths and their error; by default only embedded "
         "models are run. Otherwise weights are read straight from the files, and no model is made.",
+    )
+    level: Annotated[str, one_of(LEVELS, "--level")] = Field(
+        "random",
+        description="What K-composition has to exceed for induction: random directions, or the mean over the head's "
+        "earlier writers, which with --measure finds the induction heads of large models.",
     )
     memory: Memory = None
     seed: Seed = 0
