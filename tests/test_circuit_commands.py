@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import hybridlens as hl
 from analyses.circuits import HeadCircuits, circuits
 from analyses.cli import main
+from analyses.experiment.filler import linearising_text
 from analyses.experiment.options.rankings import RankingsConfig
 from analyses.heads.ranking import HeadRanking
 from analyses.study.rankings.calibration import calibration_prompts
@@ -191,6 +192,17 @@ def test_made_rankings_are_those_of_their_modules(tmp_path):
     assert len(damaged) == len(NAMES)
     with pytest.raises(UnknownNameError, match="close names: needle mass"):
         take(RankingsConfig(model="random", rankings=("needle mas",)))
+    at_means = circuits(lens, linearising_text(lens), level="writers")
+    again, damaged = take(config.but(level="writers"))
+    assert len(damaged) == len(NAMES)  # after another seed
+    for name, metric in FROM_WEIGHTS.items():
+        assert again[name].order == at_means.ranking(metric).order
+        assert torch.equal(again[name].scores, at_means.score(metric))
+    assert not torch.equal(again["induction"].scores, made["induction"].scores)
+    assert "beyond the mean over the head's earlier writers" in again["induction"].source
+    take()
+    _, damaged = take(config.but(level="writers"))
+    assert len(damaged) == len(FROM_WEIGHTS)  # after the other level; those of a run are the same
 
 
 def test_the_best_combination_has_the_largest_area():

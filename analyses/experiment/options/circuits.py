@@ -14,6 +14,8 @@ METRICS = (
 
 LEVELS = ("random", "writers")
 
+Level = Annotated[str, one_of(LEVELS, "--level")]
+
 
 class CircuitsConfig(Options):
     """Options of head circuits; a field with a description is one of the command's."""
@@ -30,7 +32,7 @@ class CircuitsConfig(Options):
         description="Run the model on filler text for the linear paths and their error; by default only embedded "
         "models are run. Otherwise weights are read straight from the files, and no model is made.",
     )
-    level: Annotated[str, one_of(LEVELS, "--level")] = Field(
+    level: Level = Field(
         "random",
         description="What K-composition has to exceed for induction: random directions, or the mean over the head's "
         "earlier writers, which with --measure finds the induction heads of large models.",

@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from analyses.experiment.options.base import MaybeNumbers, MaybeWords, distinct, one_of
+from analyses.experiment.options.circuits import Level
 from analyses.experiment.options.needles import Depths, Needles, PromptOptions
 from hybridlens import niah
 from hybridlens.errors import InputError
@@ -58,6 +59,11 @@ class ComparedOptions(PromptOptions):
     depths: Depths = Field((0, 25, 50, 75, 100), description="Needle depths in percent, 0 the start.")
     needles: Needles = Field(
         None, description="A JSON file, or built-in names like oslo,code; three of them by default."
+    )
+    level: Level = Field(
+        "random",
+        description="What K-composition has to exceed in strengths from weights: random directions; or writers, the "
+        "mean over the head's earlier ones, taken at the mean of the model's stream over filler, for large models.",
     )
 
 

@@ -5,7 +5,7 @@
 * "entropy calibrated": the same, averaged over the last tokens of all prompts.
 * "retrieval score", "needle mass": what heads look at while they answer (`retrieval`).
 * "ablation": what the answer loses without the head (`ablation`).
-* Those of `FROM_WEIGHTS` need no run (`analyses.circuits`).
+* Those of `FROM_WEIGHTS` need no run (`analyses.circuits`), but for the mean stream with `--level writers`.
 
 `random_rankings` are the level to beat. Which ranking keeps retrieval is not asked here. Each ranking that
 `make_rankings` makes is a stage, signed with the calibration prompts and the seed, so that a run that was killed goes
@@ -25,6 +25,7 @@ from functools import cache, partial
 import torch
 
 from analyses.circuits import circuits
+from analyses.experiment.filler import linearising_text
 from analyses.experiment.options.rankings import RankingsConfig
 from analyses.heads.entropy import rank_heads
 from analyses.heads.ranking import HeadRanking, check_name
@@ -81,7 +82,8 @@ def make_rankings(
 
     @cache
     def static() -> dict[str, HeadRanking]:
-        found = circuits(lens, model=config.model, seed=config.seed)
+        text = None if config.level == "random" else linearising_text(lens, config.seed)
+        found = circuits(lens, text, model=config.model, seed=config.seed, level=config.level)
         return {name: found.ranking(metric) for name, metric in FROM_WEIGHTS.items()}
 
     def one(name: str) -> HeadRanking:
@@ -91,8 +93,9 @@ def make_rankings(
     depends = [config.seed, [prompt.hash for prompt in prompts]]
     return {
         name: folder.take(
-            f"rankings/{name.replace(' ', '-')}.json", [*depends, name], HeadRanking.load,
-            partial(one, name),
+            f"rankings/{name.replace(' ', '-')}.json",
+            [*depends, name, *([config.level] if name in FROM_WEIGHTS and config.level != "random" else [])],
+            HeadRanking.load, partial(one, name),
         )
         for name in (check_names(config) if names is None else names)
     }  # fmt: skip
