@@ -63,6 +63,15 @@ class Supported(NamedTuple):
     """The version of transformers that the families were checked against."""
     rows: tuple[FamilyRow, ...]
 
+    def failing(self) -> list[str]:
+        """What fails, a line a reason: "kernels: no kernel is called for mamba2; … (mamba2, falcon_h1)"."""
+        by_reason: dict[tuple[str, str], list[str]] = {}
+        for row in self.rows:
+            for column, verdict in row.checks.items():
+                if verdict.word == "fails":
+                    by_reason.setdefault((column, verdict.reason), []).append(row.family)
+        return [f"{column}: {reason} ({', '.join(families)})" for (column, reason), families in by_reason.items()]
+
     def json(self) -> str:
         """The file's text: families in order, a line a check, errors with two digits."""
         families: list[str] = []

@@ -31,7 +31,7 @@ from hybridlens.recurrences.kernels.choice import Kernel
 from hybridlens.supported import COLUMNS, FamilyRow, Supported, Verdict
 from hybridlens.weights import Weights
 
-REASON = 160
+REASON = 400
 """Letters of a reason that the table keeps."""
 
 

@@ -105,8 +105,10 @@ def test_the_command_shows_the_table(capsys):
 def test_what_fails_is_said():
     verdicts = {column: Verdict("works", 1e-7) for column in COLUMNS}
     verdicts |= {"chunks": Verdict("fails", None, "2.0 given, 1.0 expected"), "crossover": Verdict("none")}
-    shown = family_table(Supported("5.0", (FamilyRow("made_up", "MadeUpForCausalLM", verdicts),)))
-    assert "made_up, chunks: 2.0 given, 1.0 expected" in shown
+    alike = FamilyRow("like_it", "LikeItForCausalLM", {**verdicts, "ragged": Verdict("fails", None, "a reason")})
+    shown = family_table(Supported("5.0", (FamilyRow("made_up", "MadeUpForCausalLM", verdicts), alike)))
+    said = ["chunks: 2.0 given, 1.0 expected (made_up, like_it)", "ragged: a reason (like_it)"]
+    assert shown.splitlines()[-2:] == said
     assert shown.splitlines()[1].split() == ["made_up", "yes", "NO", *["yes"] * 8, "–", "yes", "1e-07"]
 
 

@@ -22,14 +22,8 @@ def family_table(table: Supported | None = None) -> str:
     """
     table = supported() if table is None else table
     rows = [["family", *COLUMNS, "largest error"]]
-    failing: list[str] = []
     for row in table.rows:
         error = row.largest_error
         shown = [SIGNS[row.checks[column].word] for column in COLUMNS]
         rows.append([row.family, *shown, "–" if error is None else f"{error:.0e}"])
-        failing += [
-            f"{row.family}, {column}: {verdict.reason}"
-            for column, verdict in row.checks.items()
-            if verdict.word == "fails"
-        ]
-    return "\n".join([columns(rows), LEGEND.format(version=table.transformers), *failing])
+    return "\n".join([columns(rows), LEGEND.format(version=table.transformers), *table.failing()])

@@ -12,19 +12,14 @@ def table() -> str:
     held = supported()
     rows = [["family", "class in transformers", *COLUMNS, "largest error"]]
     rows.append(["---"] * len(rows[0]))
-    failing: list[str] = []
     for row in held.rows:
         error = row.largest_error
         signs = [SIGNS[row.checks[column].word] for column in COLUMNS]
         rows.append([row.family, f"`{row.architecture}`", *signs, "–" if error is None else f"{error:.0e}"])
-        failing += [
-            f"* {row.family}, {column}: {verdict.reason}"
-            for column, verdict in row.checks.items()
-            if verdict.word == "fails"
-        ]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     legend = (
         "*yes*: as the untouched model, or a plain loop, has it, to rounding in float32. *Largest error*: of all "
         f"checks, relative to the largest value. Made by the tests, against transformers {held.transformers}."
     )
+    failing = [f"* {line}" for line in held.failing()]
     return "\n\n".join(["\n".join(lines), legend, *(["\n".join(failing)] if failing else [])])
