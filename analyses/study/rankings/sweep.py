@@ -6,9 +6,9 @@ Prompts are added look by look until rankings are told apart, or the budget is s
 are its own, so that its cells depend neither on later looks nor on the budget. Of jobs that share the work each look
 is a wave, and what the looks before say is read from all their cells.
 
-How it fails: see `analyses.experiment`. Without lm-eval the usual tasks are left out, with a note. A folder in which a ranking's name, or a needle's, stands for something else
-is refused with one line. A ranking is told by its order, which is all that its cells depend on: scores that differ in
-their last bits are the same ranking.
+How it fails: see `analyses.experiment`. Without lm-eval the usual tasks are left out, with a note. A folder in which
+a ranking's name, or a needle's, stands for something else is refused with one line. A ranking is told by its order,
+which is all that its cells depend on: scores that differ in their last bits are the same ranking.
 """
 
 from __future__ import annotations
