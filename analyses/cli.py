@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Annotated
 
 import typer
 from typer._click.exceptions import ClickException  # pyright: ignore[reportPrivateUsage]
@@ -29,6 +30,7 @@ from analyses.commands.planning import plan
 from analyses.commands.report import report
 from analyses.commands.status import status
 from analyses.commands.zoo import zoo
+from hybridlens import __version__
 from hybridlens.boundary_words import sound
 from hybridlens.errors import HybridLensError
 from hybridlens.progress import hidden
@@ -37,10 +39,26 @@ app = typer.Typer(
     name="hybridlens",
     help="Read, edit and test what is inside hybrid language models (recurrent layers and attention).",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"hybridlens {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version; `doctor` shows more.")
+    ] = False,
+) -> None:
+    """See `app`."""
+
 
 for _declared in EXPERIMENTS:
     app.command(_declared.name)(command(_declared))
@@ -66,12 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _terminable(), warnings.catch_warnings(), hidden():  # commands have bars of their own
             warnings.showwarning = _one_line
-            with entry.make_context("hybridlens", typed) as context:  # `main` would lose what stopped it
+            with entry.make_context("hybridlens", typed or ["--help"]) as context:  # `main` would lose what stopped it
                 entry.invoke(context)
     except HybridLensError as error:
         return _refused(str(error))
     except ClickException as error:
-        return _refused(f"{error.format_message()}; see hybridlens --help")
+        asked = getattr(getattr(error, "ctx", None), "command_path", None) or "hybridlens"
+        return _refused(f"{error.format_message().rstrip('.')}; see {asked} --help")
     except OSError as error:
         where = f"'{error.filename}' " if error.filename else "the system "
         return _refused(f"{where}refuses ({error.strerror or error}); make room, give the rights, or name another")

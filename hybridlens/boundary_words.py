@@ -180,7 +180,9 @@ def words(hint: Any) -> Words:
     if hint in _PLAIN:
         return _PLAIN[hint]
     name = str(getattr(origin or hint, "__name__", hint))
-    return Words(f"{_article(name)} {name}", f"values of class {name}")
+    fields: tuple[str, ...] = getattr(hint, "_fields", ())  # a named tuple's, which one makes oneself
+    made = f"{name}({', '.join(fields)})" if fields else name
+    return Words(f"{_article(name)} {name}", f"values of class {made}")
 
 
 def _article(name: str) -> str:

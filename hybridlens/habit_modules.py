@@ -21,6 +21,8 @@ _CACHED = Habit("lens.prefill(tokens).state", RUNNING, "a HybridState: keys, val
 
 HYBRIDLENS = {
     "HookedTransformer": LOAD,
+    "from_pretrained": LOAD,
+    "boot_transformers": LOAD,
     "HookedTransformerConfig": Habit("lens.cfg", RUNNING, "a lens opens trained models, whose configuration it has"),
     "HookedRootModule": LOAD,
     "HookedEncoder*": LOAD._replace(note="causal language models alone"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -268,15 +269,22 @@ def read_config(source: str | CheckpointFiles) -> Any:
             "tokenizer, and give that: hl.load(…, merge=True).hf_model.save_pretrained(…)"
         )
     if raw is not None:
-        check_values(raw, f"'{source}': {CONFIG}")
         kind = raw.get("model_type")
-        if isinstance(kind, str) and kind not in CONFIG_MAPPING:
-            raise of_no_family(f"'{source}'", kind)
+        if isinstance(kind, str) and not (kind in CONFIG_MAPPING and is_known(kind)):
+            raise of_no_family(f"'{source}'", _called(raw, kind))  # before its values, which matter no more
+        check_values(raw, f"'{source}': {CONFIG}")
     with opening(f"'{source}' has no configuration that can be read"):
         config = AutoConfig.from_pretrained(held.folder, trust_remote_code=False)
     config = text_config(config, f"'{source}'")
     config.name_or_path = source
     return config
+
+
+def _called(raw: Mapping[str, Any], kind: str) -> str:
+    """What to call a model of no family: its class, where it names one that transformers may have, else its kind."""
+    named = raw.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    return first if kind in CONFIG_MAPPING and isinstance(first, str) and not is_known(first) else kind
 
 
 def read_tokenizer(source: str | CheckpointFiles) -> Any:

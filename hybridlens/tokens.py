@@ -143,7 +143,10 @@ def encode(text: str, tokenizer: Any, prepend_bos: bool | None = None) -> list[i
     if not sound(text):
         raise InputError(f"text {shown(text)} is no valid Unicode: {BROKEN}")
     if tokenizer is None:
-        raise InputError(f"text {shown(text)} needs a tokenizer; give one to HybridLens, or pass token ids")
+        raise InputError(
+            f"text {shown(text)} needs a tokenizer; save one into the model's folder "
+            "(tokenizer.save_pretrained), give one to HybridLens, or pass token ids"
+        )
     ids = begun(cast(list[int], tokenizer(text)["input_ids"]), tokenizer, prepend_bos)
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is not None and unknown in ids:

@@ -165,6 +165,7 @@ def test_another_run_in_the_folder_is_refused(
         (["--dtype", "int8"], "dtype 'int8' given, expected one of float32, bfloat16, float16"),
         (["--dtype", "float16", "--semantics", "published", "--lengths", "250"], "float16"),
         (["--colour", "red"], "No such option: --colour"),
+        (["--colour", "red"], "see hybridlens niah --help"),
     ],
 )
 def test_bad_options(
@@ -193,6 +194,8 @@ def test_a_terminal_shows_something_at_once(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main(["circuits", "--model", "nowhere"]) == 2
     assert capsys.readouterr().err.startswith("opening nowhere\nhybridlens: ")
+    assert main(["heads", "--model", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("opening nowhere\nhybridlens: ")
 
 
 @pytest.mark.parametrize("command", ["niah", "hooks", "heads"])
@@ -200,7 +203,18 @@ def test_unknown_models(command: str, tmp_path: Path, capsys: pytest.CaptureFixt
     """A misspelled embedded model gets the close name; a path that is not there says so."""
     assert "tiny-jamba" in refused([command, "--model", "tiny-jambo"], capsys)
     assert "is neither an embedded checkpoint" in refused([command, "--model", tmp_path / "absent"], capsys)
-    assert "Missing option '--model'" in refused([command], capsys)
+    assert f"Missing option '--model'; see hybridlens {command} --help" in refused([command], capsys)
+
+
+def test_nothing_asked_for_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """As people read it, on many lines."""
+    assert main([]) == 0
+    assert capsys.readouterr().out.startswith("Usage: hybridlens [OPTIONS] COMMAND [ARGS]...\n\n  Read, edit and test")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hybridlens {hl.__version__}\n"
 
 
 def test_other_families_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

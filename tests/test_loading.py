@@ -82,6 +82,11 @@ def test_another_family_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
     with pytest.raises(HybridLensError, match=r"is a GPT2LMHeadModel, of no family that hybridlens knows"):
         load(tmp_path)
+    # Its family is what keeps it from being opened, whatever its values are.
+    wrong = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 300, "bos_token_id": 50256}
+    (tmp_path / "config.json").write_text(json.dumps(wrong))
+    with pytest.raises(HybridLensError, match=r"is a GPT2LMHeadModel, of no family that hybridlens knows"):
+        load(tmp_path)
     with pytest.raises(HybridLensError, match="the model is a Linear, of no family that hybridlens knows"):
         HybridLens(torch.nn.Linear(2, 2))
 

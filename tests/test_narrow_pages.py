@@ -20,6 +20,10 @@ def test_pages_are_dark_where_the_reader_is_and_show_what_goes_on_beyond_an_edge
     (edges,) = re.findall(r"\n\.wide, \.paper \{(.*?)\}", css, re.DOTALL)
     assert "overflow-x: auto" in edges
     assert (edges.count(" local"), edges.count(" scroll")) == (2, 2)
+    (names,) = re.findall(r"\n  \.numbers th:first-child \{(.*?)\}", css)
+    assert "overflow-wrap: break-word" in names, (
+        "a row's name is broken inside a word only where no line has room for it"
+    )
 
 
 def test_labels_of_many_columns_keep_apart_on_narrow_screens():

@@ -179,7 +179,7 @@ BAD = {
     "short row": ([["red fox", 1], [NEEDLE, 5, "set"]], "rule 1 is"),
     "extra key": ([{"phrase": "red fox", "points": 1, "mode": "add", "x": 1}], "rule 1 is"),
     "missing key": ([{"phrase": "red fox", "points": 1}], "rule 1 is"),
-    "not a list": ({"phrase": "red fox"}, "holds a dict"),
+    "not a list": ({"phrase": "red fox"}, "(dict); expected a list of rules, like [["),
 }
 
 

@@ -57,8 +57,10 @@ def test_commands_can_be_typed_as_they_stand(block: Block) -> None:
         elif program == "python":
             assert rest[0] == "-m"
             assert importlib.util.find_spec(rest[1]) is not None
+        elif program == "jupytext":
+            assert (ROOT / "notebooks" / rest[-1]).is_file()
         else:
-            assert program in ("pip", "pytest"), program
+            assert program in ("pip", "pytest", "jupyter"), program
 
 
 @pytest.mark.parametrize("block", [block for block in SHELL if block.shown is not None], ids=lambda block: block.name)

@@ -1,6 +1,7 @@
 """Rankings compared: every number from plain loops, runs that go on, refusals, and a head whose place is known."""
 
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from random_lens import benchmark_lens
 import hybridlens as hl
 from analyses.experiment.cluster.status import results_digest
 from analyses.experiment.filler import filler_tokens
-from analyses.experiment.options.rankings import Calibration, RankingsConfig
+from analyses.experiment.options.rankings import GENERAL_TASKS, Calibration, RankingsConfig
 from analyses.heads.ranking import HeadRanking
 from analyses.heads.sparsification import keep_heads, top_k
 from analyses.study.rankings import sweep
@@ -221,6 +222,28 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
         sweep.compare(lens, changed, config, folder, "w")
     rescaled = {"one": ranking(sets["one"].scores * 3, sets["one"].layers, sets["one"].lower_is_better)}
     assert sweep.compare(lens, rescaled, config, folder, "w").names == (RUN_TIME, "one")
+
+
+def test_without_lm_eval_the_usual_tasks_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison ends all the same and says so; others are refused at once; what was stored with tasks stays."""
+    lens = benchmark_lens("jamba")
+    sets = {"one": drawn(lens, 0)}
+    usual = SMALL.but(counts=(0, 8), draws=0, lengths=(110,), tasks=GENERAL_TASKS, task_counts=(8,), task_limit=2)
+    folder = tmp_path / "run"
+    with monkeypatch.context() as missing:
+        missing.setitem(sys.modules, "lm_eval", None)
+        found = sweep.compare(lens, sets, usual, folder, "w")
+        with pytest.raises(InputError, match=r"not installed; install hybridlens\[benchmarks\]"):
+            sweep.compare(lens, sets, usual.but(tasks=("tiny_facts",)))
+    assert found.ability.tasks == {}
+    assert sum("need lm-eval, which is not installed" in line for line in found.notes) == 1
+    added = sweep.compare(lens, sets, usual, folder, "w")
+    assert list(added.ability.tasks) == list(GENERAL_TASKS)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    again = sweep.compare(lens, sets, usual, folder, "w")
+    for task, values in added.ability.tasks.items():
+        close(again.ability.tasks[task], values, equal_nan=True)
+    assert again.notes == added.notes
 
 
 @pytest.mark.usefixtures("small_bundles")

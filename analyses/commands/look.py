@@ -10,6 +10,7 @@ import typer
 
 from analyses.commands.declared import DEVICE, DTYPE, MODEL, REVISION
 from hybridlens.errors import InputError
+from hybridlens.progress import shown, wanted
 
 Model = Annotated[str, typer.Option("--model", help=MODEL)]
 Revision = Annotated[str | None, typer.Option(help=REVISION)]
@@ -64,12 +65,14 @@ def heads(
 
     Without --prompt or --prompts: on a prompt of the paper's benchmark, its essays drawn with --seed.
     """
+    with shown():
+        if wanted():
+            typer.echo(f"opening {model}", err=True)  # before what takes its time to be imported
     from analyses.experiment.checkpoints import meta_lens, open_model
     from analyses.heads.entropy import rank_heads
     from analyses.heads.ranking import ranking_table
     from hybridlens import niah as benchmark
     from hybridlens.loading import checkpoint
-    from hybridlens.progress import shown
 
     if prompt is not None and prompts is not None:
         raise InputError("--prompt and --prompts given; give one of them")

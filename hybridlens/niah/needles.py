@@ -43,7 +43,8 @@ class Needle(Displayed):
         name: what results call it.
         sentence: the sentence with its final punctuation; a full stop is added to one that has none.
         question: the question, as it stands after ``QUESTION:``.
-        rubric: the rules that grade an answer, checked against the sentence when the needle is made.
+        rubric: the rules that grade an answer, ``(Rule("eat a sandwich", 2, "add"), …)``; checked against the
+            sentence when the needle is made.
 
     Raises:
         InputError: an empty sentence or question, or a rubric that `check_rubric` refuses.

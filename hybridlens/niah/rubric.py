@@ -252,7 +252,10 @@ def load_rubric(path: str | Path, needle: str | None = None) -> Rubric:
     except (ValueError, RecursionError) as error:  # deep nesting
         raise InputError(f"{source} is not JSON in UTF-8 ({error}); give a list of rules") from error
     if not isinstance(rows, list):
-        raise InputError(f"{source} holds a {type(rows).__name__}; expected a list of rules")
+        kind = type(rows).__name__
+        raise InputError(
+            f'{source} holds {shown(rows)} ({kind}); expected a list of rules, like [["the whole sentence", 5, "set"]]'
+        )
     items = cast(list[object], rows)
     rubric = tuple(read_rule(row, source, number) for number, row in enumerate(items, start=1))
     if needle is None:

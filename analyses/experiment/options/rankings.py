@@ -81,7 +81,7 @@ class RankingsConfig(ComparedOptions):
         calibration: the prompts that rankings are made on.
         filler_rows: texts whose loss is taken; 0 for none.
         filler_length: tokens of each.
-        tasks: local tasks, at `task_counts`; () for none.
+        tasks: local tasks, at `task_counts`; () for none. Without lm-eval the usual two are left out, with a note.
         task_counts: numbers of heads kept; None for none, a quarter, half and all. Random rankings have no tasks.
         task_limit: items of each task at most; None for all.
     """

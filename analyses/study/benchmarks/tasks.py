@@ -37,13 +37,18 @@ class Loaded(NamedTuple):
     """What was asked for that is neither: a tag, such as "glue", -> its tasks."""
 
 
+def installed() -> bool:
+    """Whether lm-eval is there."""
+    return importlib.util.find_spec("lm_eval") is not None
+
+
 def require() -> None:
     """Refuse to go on without lm-eval.
 
     Raises:
         InputError: naming the extra to install.
     """
-    if importlib.util.find_spec("lm_eval") is None:
+    if not installed():
         raise InputError("the benchmarks need lm-eval, which is not installed; install hybridlens[benchmarks]")
 
 

@@ -6,9 +6,9 @@ Prompts are added look by look until rankings are told apart, or the budget is s
 are its own, so that its cells depend neither on later looks nor on the budget. Of jobs that share the work each look
 is a wave, and what the looks before say is read from all their cells.
 
-How it fails: see `analyses.experiment`. A folder in which a ranking's name, or a needle's, stands for something else
-is refused with one line. A ranking is told by its order, which is all that its cells depend on: scores that differ in
-their last bits are the same ranking.
+How it fails: see `analyses.experiment`. Without lm-eval the usual tasks are left out, with a note. A folder in which
+a ranking's name, or a needle's, stands for something else is refused with one line. A ranking is told by its order,
+which is all that its cells depend on: scores that differ in their last bits are the same ranking.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyses.experiment.options.needles import arguments_of
-from analyses.experiment.options.rankings import RankingsConfig
+from analyses.experiment.options.rankings import GENERAL_TASKS, RankingsConfig
 from analyses.experiment.parts import Part, stage
 from analyses.experiment.running import Experiment, Progress, result_of
 from analyses.heads.answering import Grid, Rankings, answer_all, answering_parts
 from analyses.heads.ranking import check_name, ordering
 from analyses.heads.sparsification import check_ranking
+from analyses.study.benchmarks.tasks import installed, require
 from analyses.study.prompts import check_budget
 from analyses.study.rankings.ability import counts_of_tasks, measure
 from analyses.study.rankings.calibration import calibration_prompts, counts_of
@@ -59,6 +60,12 @@ if TYPE_CHECKING:
 
 ABILITIES = 4
 """One part in so many of the work on the cells is about what the abilities take."""
+
+
+WITHOUT_TASKS = (
+    f"{' and '.join(GENERAL_TASKS)} were left out: they need lm-eval, which is not installed. Install "
+    "hybridlens[benchmarks] and give the same command again: it adds them."
+)
 
 
 class _Compared(NamedTuple):
@@ -101,7 +108,8 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
             which are made first.
 
     Raises:
-        InputError, UnknownNameError: see `chosen` and the modules that make rankings and prompts.
+        InputError, UnknownNameError: see `chosen` and the modules that make rankings and prompts; other tasks than the
+            usual two, without lm-eval.
     """
 
     job = "rankings"
@@ -125,6 +133,9 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
                 f"{', '.join(map(str, run_time))} heads; rankings are compared with it at these counts.",
             )
         counts_of_tasks(options, self.counts[-1])
+        self.without_tasks = options.tasks == GENERAL_TASKS and not installed()
+        if options.tasks and not self.without_tasks:
+            require()
         self.ties: tuple[str, ...] = ()
         if given is None:
             check_names(options)
@@ -189,9 +200,10 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
         depends = [decision.precision, decision.look, list(decision.names), decision.difference.tolist()]
         folder.keep("decision.json", depends, decision)
         ability = self._ability(folder, given)
+        left_out = (WITHOUT_TASKS,) if self.without_tasks and not ability.tasks else ()
         found = comparison(
             cells, bases, given, self.counts, self.layers, options.run_time,
-            options.phase, decision, ability, (*self.notes, *self.ties),
+            options.phase, decision, ability, (*self.notes, *left_out, *self.ties),
         )  # fmt: skip
         return Compared(found, given)
 
@@ -256,12 +268,17 @@ class RankingsRun(Experiment[RankingsConfig, Compared]):
         return {(named(one.name, copy), "clean"): one.rubric for copy in self._copies(look) for one in hidden}
 
     def _ability(self, folder: Folder, given: Rankings) -> Ability:
-        options = self.options
-        names = ("scope", "seed", "filler_rows", "filler_length", "tasks", "task_counts", "task_limit")
-        depends = [{name: getattr(options, name) for name in names}, list(self.counts)]
-        depends += [list(rows_of(given, options.run_time)), {name: one.order for name, one in given.items()}]
+        """The abilities; without lm-eval those stored with their tasks, else without."""
+        options, name = self.options, "ability.json"
+        if self.without_tasks and not folder.made_of(name, self._ability_depends(given, options)):
+            options = options.but(tasks=())
         made = partial(measure, self.lens, given, self.counts, options)
-        return folder.take("ability.json", depends, Ability.load, made)
+        return folder.take(name, self._ability_depends(given, options), Ability.load, made)
+
+    def _ability_depends(self, given: Rankings, options: RankingsConfig) -> list[Any]:
+        names = ("scope", "seed", "filler_rows", "filler_length", "tasks", "task_counts", "task_limit")
+        depends: list[Any] = [{name: getattr(options, name) for name in names}, list(self.counts)]
+        return [*depends, list(rows_of(given, options.run_time)), {name: one.order for name, one in given.items()}]
 
     def grid(self, given: Rankings, look: int = 0) -> tuple[list[CellKey], Grid]:
         """A cell at each prompt that a look adds, and every cell of every row with its prompt."""
