@@ -130,13 +130,14 @@ stored-results: $(VENV)/.installed-dev
 # What three seeds are measured of, and trainings that are not shipped: `make --jobs 2 seeds OF=pure SEED=1`, a model an
 # hour of one core or less; the same command goes on where it was stopped. A training keeps twenty checkpoints in
 # .training/NAME-SEED, its model goes to .training/models/NAME-SEED, and what was measured to docs/results. Attention is
-# added midway to the recurrence alone, and recurrent layers to attention alone, with documents that neither has seen.
+# added midway to the recurrence alone, and recurrent layers to attention alone, with documents that neither has seen;
+# seeds but the first have the former alone.
 SEED := 1
 OF := pure
 OF_pure := tiny-deltanet tiny-mamba2 tiny-qwen3
 OF_hybrids := tiny-qwen3.5 tiny-granite
 SEEDED := $(OF_$(OF):%=%-$(SEED))
-MIDWAY := midway-deltanet-$(SEED) midway-attention-$(SEED)
+MIDWAY := midway-deltanet-$(SEED) $(if $(filter 0,$(SEED)),midway-attention-$(SEED))
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/python -m hybridlens.tiny.train
 
 .training/models/tiny-%/model.safetensors: | $(VENV)/.installed
