@@ -75,7 +75,7 @@ def _block(model: Any, cfg: LensConfig, layer: int) -> Block:
 ZAMBA = Family(
     name="zamba",
     architecture="ZambaForCausalLM",
-    other_fields={"sliding_window": (None,)},
+    other_fields={"sliding_window": (None,), "rope_theta": (), "unk_token_id": ()},
     configure=configure,
     block=_block,
     final_norm=partial(last_norm, NORMS, "final_layernorm"),
