@@ -140,7 +140,7 @@ def of_channels(x, channels):
 
 
 def read(states, terms):
-    if isinstance(terms, SelectiveTerms) and terms.C.ndim == 4:
+    if getattr(terms, "C", None) is not None and terms.C.ndim == 4:
         return (states * of_channels(terms.C, states.shape[2])).sum(-1)
     if isinstance(terms, SelectiveTerms) or (isinstance(terms, DiagonalTerms) and terms.C is not None):
         return torch.einsum("bpcn,bpn->bpc", states, terms.C)
