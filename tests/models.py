@@ -278,7 +278,7 @@ ROWS = {
         "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "attention_head_dim": 18,
         "n_mamba_heads": 2, "mamba_d_state": 5, "mamba_dt_rank": 3, "mamba_d_conv": 3, "mamba_proj_bias": True,
         "max_position_embeddings": 128,
-    }, calm, matrix=False, shared=True, bends=True, room={"max_position_embeddings": 400}),
+    }, calm, matrix=False, shared=True, room={"max_position_embeddings": 400}),
     # Layers S H H H: two shared blocks, the first used twice, with adapters of their own at each use.
     "zamba2": Row("Zamba2", SPECIAL | {
         "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "hybrid", "hybrid"],
