@@ -97,7 +97,8 @@ class RecurrentConfig:
     """A recurrent mixer."""
 
     kind: str
-    """Of its recurrence: "rg_lru", "mamba", "mamba2", "gated_delta", "kimi_delta", "lightning", "convolution"."""
+    """Of its recurrence: "rg_lru", "mamba", "mamba_heads", "mamba2", "gated_delta", "kimi_delta", "lightning",
+    "convolution"."""
     state_shape: tuple[int, ...]
     """Of one row's state: (c,), (c, n), or (heads, value width, address width); () where there is none."""
     d_channels: int

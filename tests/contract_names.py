@@ -70,11 +70,12 @@ LATENT = ATTENTION | {
 }  # fmt: skip
 NO_LN1 = {("olmo_hybrid", 1)}
 """(family, layer) of layers whose mixers read the stream as it is."""
+MAMBA_HEADS = MAMBA | {"ssm.hook_B": "b p s n", "ssm.hook_C": "b p s n"}
 SHARED_BLOCK = {
     "ln_attn.hook_scale": "b p 1", "ln_attn.hook_normalized": "b p i", "ln_mlp.hook_scale": "b p 1",
     "ln_mlp.hook_normalized": "b p d", "mlp.hook_pre": "b p f", "mlp.hook_pre_linear": "b p f",
     "mlp.hook_post": "b p f", "hook_mlp_out": "b p d", "hook_shared_out": "b p d",
-} | ATTENTION | ROTARY  # fmt: skip
+} | ATTENTION  # fmt: skip
 LAYERS = {
     "recurrentgemma": [GRIFFIN, GRIFFIN, ATTENTION | ROTARY | DENSE, GRIFFIN],
     "jamba": [DIAGONAL | MAMBA | DENSE, ATTENTION | MOE, DIAGONAL | MAMBA | DENSE, DIAGONAL | MAMBA | MOE],
@@ -96,7 +97,8 @@ LAYERS = {
     "lfm2_moe": [CONVOLUTION | DENSE, ATTENTION | ROTARY | QK_NORM | MOE, CONVOLUTION | MOE],
     "kimi_linear": [KIMI | DENSE, LATENT | SHARED, KIMI | SHARED],
     "olmo_hybrid": [DELTA | DENSE, ATTENTION | ROTARY | QK_NORM | OLMO, DELTA | DENSE],
-    "zamba2": [MAMBA2, *[MAMBA2 | SHARED_BLOCK] * 3],
+    "zamba": [DIAGONAL | MAMBA_HEADS, DIAGONAL | MAMBA_HEADS | SHARED_BLOCK] * 2,
+    "zamba2": [MAMBA2, *[MAMBA2 | SHARED_BLOCK | ROTARY] * 3],
     "minimax": [LIGHTNING | MOE, ATTENTION | ROTARY | MOE, LIGHTNING | MOE],
 }
 """What each layer of the small models of `models` has, besides the names of every layer."""
@@ -136,10 +138,13 @@ SIZES = {
         "r": 2,
     },
     "olmo_hybrid": {"h": 4, "g": 2, "e": 8, "c": 20, "wide": 44, "s": 4, "u": 5, "m": 6, "f": 40},
+    "zamba": {"h": 4, "g": 2, "e": 18, "c": 64, "n": 5, "s": 2, "f": 40, "i": 64},
     "zamba2": {"h": 4, "g": 4, "e": 16, "c": 64, "wide": 88, "s": 4, "u": 16, "m": 6, "f": 40, "i": 64},
     "minimax": {"h": 4, "g": 2, "e": 6, "c": 24, "s": 4, "u": 6, "m": 6, "x": 4, "r": 3},
 }  # fmt: skip,
-HIDDEN_GROUPS = {"recurrentgemma": 4} | dict.fromkeys(("jamba", "mamba", "falcon_mamba", "lfm2", "lfm2_moe"), 1)
+HIDDEN_GROUPS = {"recurrentgemma": 4, "zamba": 2} | dict.fromkeys(
+    ("jamba", "mamba", "falcon_mamba", "lfm2", "lfm2_moe"), 1
+)
 """Groups of channels in the hidden attention of a diagonal recurrence."""
 
 

@@ -19,6 +19,7 @@ from hf_nemotron_h import nemotron_h_layer
 from hf_olmo_hybrid import olmo_hybrid_layer
 from hf_qwen3_5 import qwen3_5_layer
 from hf_short_conv import lfm2_layer
+from hf_zamba import zamba_layer
 from hf_zamba2 import zamba2_layer
 
 
@@ -114,6 +115,7 @@ FAMILIES = {
     "lfm2_moe": ("model.layers", "model.embedding_norm", lfm2_layer),
     "kimi_linear": ("model.layers", "model.norm", kimi_linear_layer),
     "olmo_hybrid": ("model.layers", "model.norm", olmo_hybrid_layer),
+    "zamba": ("model.layers", "model.final_layernorm", zamba_layer),
     "zamba2": ("model.layers", "model.final_layernorm", zamba2_layer),
     "minimax": ("model.layers", "model.norm", minimax_layer),
 }

@@ -31,9 +31,9 @@ def perturbed(model, seed):
             noise = torch.randn(weight.shape, generator=generator)
             if name.endswith("A_log"):
                 weight.copy_(0.7 * noise - 0.5)
-            elif name.endswith(("dt_bias", "dt_proj.bias")):
+            elif name.endswith(("dt_bias", "dt_proj.bias", "dt_proj_bias")):
                 weight.copy_(0.8 * noise - 2.0)
-            elif weight.ndim == 1:
+            elif weight.ndim == 1 or of_channels(name):
                 weight.add_(0.2 * noise)
             elif of_taps(name, weight):
                 weight.copy_(0.5 * noise)
@@ -49,7 +49,7 @@ def calm(model, seed):
     perturbed(model, seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim > 1 and not of_taps(name, weight) and not name.endswith("A_log"):
+            if weight.ndim > 1 and not of_taps(name, weight) and not of_channels(name):
                 weight.mul_((0.4 * weight.shape[-1] ** 0.5 if "embed" in name else 0.9) / 1.3)
 
 
@@ -92,6 +92,11 @@ class Row:
 def of_taps(name, weight):
     """Whether a weight is a convolution's, not a linear map's beside it."""
     return "conv" in name and weight.ndim == 3
+
+
+def of_channels(name):
+    """Whether a weight is a number a channel or a state, however many axes it has, and no linear map."""
+    return name.endswith(("A_log", "dt_proj_bias", ".D"))
 
 
 ROWS = {
@@ -266,6 +271,14 @@ ROWS = {
     }, latent=True, bends=True, delta=True, room={"max_position_embeddings": 400}, calm={
         "linear_head_dim": 10,
     }, smooth={"num_experts_per_tok": 6, "topk_group": 3}),
+    # Layers S H S H: one shared block, used twice; two recurrent heads, two key/value heads, heads wider than the
+    # stream and embedding have for each.
+    "zamba": Row("Zamba", SPECIAL | {
+        "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "attention_head_dim": 18,
+        "n_mamba_heads": 2, "mamba_d_state": 5, "mamba_dt_rank": 3, "mamba_d_conv": 3, "mamba_proj_bias": True,
+        "max_position_embeddings": 128,
+    }, calm, matrix=False, shared=True, room={"max_position_embeddings": 400}),
     # Layers S H H H: two shared blocks, the first used twice, with adapters of their own at each use.
     "zamba2": Row("Zamba2", SPECIAL | {
         "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "hybrid", "hybrid"],

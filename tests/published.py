@@ -75,6 +75,8 @@ GRANITE = {
     "use_cache": True, "vocab_size": 100352,
 }  # fmt: skip
 """What Granite 4's hybrids have in common."""
+ZAMBA = ["H" if (layer % 6 == 1 and layer > 1) or layer == 2 else "S" for layer in range(76)]
+"""Layers of Zamba-7B: with the shared block, and without."""
 SHARED = [6, 12, 18, 24, 30, 36, 42, 47, 51]
 """Layers of Zamba2-2.7B with a shared block."""
 PUBLISHED: dict[str, Published] = {
@@ -459,6 +461,26 @@ PUBLISHED: dict[str, Published] = {
         49.12e9, "card", "SSSA" * 6 + "SSA",
         {"d_model": 2304, "n_heads": 32, "n_kv_heads": 32, "d_head": 192, "d_mlp": 9216, "n_experts": 256,
          "n_experts_per_token": 8, "d_channels": 4096, "d_state": 128, "d_conv": 4, "n_ctx": 1048576},
+    ),
+    # The defaults of transformers, which names this model, and layers as it counts them; three fields besides of the
+    # makers' own class. The card says 7B.
+    "Zamba-7B-v1": Published(
+        "ZambaConfig",
+        {
+            "model_type": "zamba", "architectures": ["ZambaForCausalLM"], "vocab_size": 32000, "hidden_size": 3712,
+            "num_hidden_layers": 76, "attn_layer_period": 6, "attn_layer_offset": 4, "n_mamba_heads": 2,
+            "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_dt_rank": 232, "mamba_conv_bias": True,
+            "mamba_proj_bias": False, "hidden_mamba_act": "silu", "num_attention_heads": 16, "num_key_value_heads": 16,
+            "attention_hidden_size": 7424, "attention_head_dim": 464, "intermediate_size": 14848, "hidden_act": "gelu",
+            "rms_norm_eps": 1e-5, "time_step_min": 0.001, "time_step_max": 0.1, "time_step_floor": 1e-4,
+            "max_position_embeddings": 4096, "tie_word_embeddings": True, "num_logits_to_keep": 1,
+            "attention_dropout": 0.0, "use_mamba_kernels": True, "initializer_range": 0.02, "sliding_window": None,
+            "rope_theta": 10000, "unk_token_id": 0, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+            "layers_block_type": ["hybrid" if kind == "H" else "mamba" for kind in ZAMBA], "use_cache": True,
+        },
+        7.23e9, "docstring", "".join(ZAMBA),
+        {"d_model": 3712, "n_heads": 16, "d_head": 464, "d_mlp": 14848, "d_channels": 7424, "d_state": 16,
+         "n_ctx": 4096},
     ),
     # Every sixth layer, and three of the last: the docstring of transformers, and its sizes. The card says 2.7B.
     "Zamba2-2.7B": Published(

@@ -17,11 +17,14 @@ from hybridlens.recurrences import (
     Scalar,
     ScalarTerms,
     Selective,
+    SelectiveHeads,
     SelectiveTerms,
 )
 
 MATRIX = ("scalar", "lightning", "delta", "channels")
-KINDS = ("vector", "explicit", "selective", *MATRIX)
+SELECTIVE = ("selective", "heads")
+"""Mamba's, which are float32 whatever they are given."""
+KINDS = ("vector", "explicit", *SELECTIVE, *MATRIX)
 
 
 class Case(NamedTuple):
@@ -33,7 +36,8 @@ class Case(NamedTuple):
 def case(kind, batch, length, seed, dtype=torch.float64, sizes=(2, 3, 4)):
     """Decays near 0 and 1 and between, also exactly 0 and 1; β up to 2; addresses of length 1.
 
-    `sizes` are heads, values, addresses; the diagonal ones have the first two as channels and states.
+    `sizes` are heads, values, addresses; the diagonal ones have the first two as channels and states, and "heads" all
+    three: heads, channels of one, states.
     """
     draw = torch.Generator().manual_seed(seed)
     s, u, m = sizes
@@ -59,6 +63,11 @@ def case(kind, batch, length, seed, dtype=torch.float64, sizes=(2, 3, 4)):
         dt = torch.rand(batch, length, s, generator=draw, dtype=torch.float64)
         A = -4 * torch.rand(s, u, generator=draw, dtype=torch.float64)
         terms, shape = SelectiveTerms(dt, A, normal(length, u), normal(length, u), normal(length, s)), (s, u)
+    elif kind == "heads":
+        dt = torch.rand(batch, length, s * u, generator=draw, dtype=torch.float64)
+        A, by_head = -4 * torch.rand(s * u, m, generator=draw, dtype=torch.float64), (length, s, m)
+        terms, shape = SelectiveTerms(dt, A, normal(*by_head), normal(*by_head), normal(length, s * u)), (s * u, m)
+        return Case(SelectiveHeads(shape, s), changed(terms, lambda t: t.to(dtype)), normal(*shape).to(dtype))
     elif kind in ("scalar", "lightning"):
         dt = None if kind == "lightning" else torch.rand(batch, length, s, generator=draw, dtype=torch.float64)
         k, q = unit(normal(length, s, m)), normal(length, s, m)
@@ -105,7 +114,8 @@ def loop(terms, initial, edits=None, added=None):
             state = terms.decay[:, t] * state + made("write", t, terms.write[:, t])
         elif isinstance(terms, SelectiveTerms):
             decay = torch.exp(terms.dt[:, t, :, None] * terms.A)
-            state = decay * state + terms.dt[:, t, :, None] * terms.B[:, t, None] * terms.x[:, t, :, None]
+            B = of_channels(terms.B[:, t], terms.A.shape[0])
+            state = decay * state + terms.dt[:, t, :, None] * B * terms.x[:, t, :, None]
         else:
             decay = terms.decay[:, t, :, None, None] if terms.decay.ndim == 3 else terms.decay[:, t, :, None]
             put = terms.v[:, t]
@@ -124,7 +134,14 @@ def loop(terms, initial, edits=None, added=None):
     return states, [torch.stack(x, 1) if x else None for x in (recalls, writes)], read(states, terms)
 
 
+def of_channels(x, channels):
+    """[... c n] of directions [... n] that all channels share, or [... s n] that the channels of each head share."""
+    return x[..., None, :] if x.ndim < 3 else x.repeat_interleave(channels // x.shape[-2], dim=-2)
+
+
 def read(states, terms):
+    if getattr(terms, "C", None) is not None and terms.C.ndim == 4:
+        return (states * of_channels(terms.C, states.shape[2])).sum(-1)
     if isinstance(terms, SelectiveTerms) or (isinstance(terms, DiagonalTerms) and terms.C is not None):
         return torch.einsum("bpcn,bpn->bpc", states, terms.C)
     return states if isinstance(terms, DiagonalTerms) else torch.einsum("bpsum,bpsm->bpsu", states, terms.q)

@@ -55,6 +55,6 @@ def test_every_command(command, folders, tmp_path, capsys, small_bundles):
             (line,) = printed.err.splitlines()
             expected = "needs recurrent states" if silent else f"has no attention layer, and {command} is about"
             expected = "has no attention, so that there is nothing" if command in ("niah", "reproduce") else expected
-            expected = "of this zamba2 model is a shared block's" if shared else expected
+            expected = f"of this {family} model is a shared block's" if shared else expected
             assert expected in line
             assert not out.exists()

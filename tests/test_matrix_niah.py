@@ -13,7 +13,8 @@ from analyses.heads.sparsification import top_k
 from analyses.study.niah import NiahRun
 from hybridlens import HybridLens, niah
 
-LOUD = ("q_proj", "k_proj", "v_proj", "o_proj")
+LOUD = ("q_proj", "k_proj", "v_proj", "o_proj", "linear")
+"""The last is of shared blocks, whose attention is heard through a norm."""
 
 
 def reading_lens(family: str) -> HybridLens:

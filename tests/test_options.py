@@ -1,4 +1,4 @@
-"""Configurations of the matrix-state families that their defaults hide: each is the untouched model.
+"""Configurations that the small models of the contract do not have: each is the untouched model.
 
 Biases, groups, head counts, norms and their order, clamps, tied embeddings, dense and sparse layers.
 """
@@ -83,13 +83,29 @@ CASES = {
     "minimax with attention alone": ("minimax", {"layer_types": ["full_attention"] * 3}),
     "minimax in one layer": ("minimax", {"layer_types": ["linear_attention"], "num_hidden_layers": 1}),
     "minimax tied": ("minimax", {"tie_word_embeddings": True, "num_experts_per_tok": 1}),
+    "zamba as published, without biases of projections": (
+        "zamba", {"num_key_value_heads": 4, "attention_head_dim": None, "mamba_proj_bias": False},
+    ),
+    "zamba without biases": ("zamba", {"mamba_proj_bias": False, "mamba_conv_bias": False}),
+    "zamba with one head of channels": ("zamba", {"n_mamba_heads": 1}),
+    "zamba with many heads of channels, one of keys": ("zamba", {"n_mamba_heads": 16, "num_key_value_heads": 1}),
+    "zamba with other activations": ("zamba", {"hidden_act": "silu", "hidden_mamba_act": "gelu"}),
+    "zamba with narrow mixers, untied": ("zamba", {"mamba_expand": 1, "tie_word_embeddings": False}),
+    "zamba with layers as they are counted": (
+        "zamba", {"layers_block_type": None, "num_hidden_layers": 6, "attn_layer_period": 2, "attn_layer_offset": 1},
+    ),
+    "zamba with layers named as in files": ("zamba", {"layers_block_type": ["hybrid", "mamba", "mamba", "hybrid"]}),
+    "zamba without attention": ("zamba", {"layers_block_type": ["linear_attention"] * 4}),
     "olmo_hybrid tied": ("olmo_hybrid", {"tie_word_embeddings": True, "rope_parameters": None}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_option_is_the_untouched_model(case):
-    """Logits at once, read in pieces of 5, 1, 4 and 2, and of a shorter row in a ragged batch; heads add up."""
+    """Logits at once, read in pieces of 5, 1, 4 and 2, and of a shorter row in a ragged batch; heads add up.
+
+    Of mixers that write by head.
+    """
     family, changes = CASES[case]
     model, ids = make(family, 1, **changes), tokens(2, 12)
     lens = HybridLens(model)
@@ -107,7 +123,9 @@ def test_every_option_is_the_untouched_model(case):
         cache = lens.run_with_cache(ids)[1]
         for layer, has in enumerate(lens.cfg.layers):
             for mixer in [name for name, there in (("ssm", has.ssm), ("attn", has.attn)) if there is not None]:
-                bias = lens.blocks[layer].parts[mixer].out_bias()
+                if f"blocks.{layer}.{mixer}.hook_result" not in lens.hook_points:  # a state that is no matrix a head
+                    continue
+                bias = lens.blocks[layer].mixers[mixer].out_bias()
                 after = lens.blocks[layer].branches[0].norm_after
                 if bias is not None and after is not None:
                     bias = after.at(bias, cache[f"blocks.{layer}.ln1_post.hook_scale"])
@@ -141,6 +159,10 @@ def test_steps_stay_within_finite_limits(family):
         ("bamba", {"mamba_n_groups": 3}, "Bamba: mamba_n_groups is 3, expected a divisor of 4 recurrent heads"),
         ("granitemoehybrid", {"mamba_n_groups": 3}, "Granite: mamba_n_groups is 3, expected a divisor of 4 recurrent"),
         ("zamba2", {"mamba_ngroups": 3}, "Zamba2: mamba_ngroups is 3, expected a divisor of 4 recurrent heads"),
+        ("zamba", {"attention_hidden_size": 32}, "Zamba: attention_hidden_size is 32, expected 64, stream and emb"),
+        ("zamba", {"layers_block_type": ["full_attention"] * 4}, "Zamba: layers_block_type is .*, expected linear"),
+        ("zamba", {"sliding_window": 8}, "field sliding_window = 8, expected one of None"),
+        ("zamba", {"lora_rank": 8}, "field lora_rank = 8, expected no such field"),
         ("granitemoehybrid", {"hidden_act": "gelu"}, "Granite: hidden_act is 'gelu', expected 'silu'"),
         ("granitemoehybrid", {"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi', expected"),
         ("granitemoehybrid", {"num_experts_per_tok": 7}, "num_experts_per_tok is 7, expected at most"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recurrence_cases import KINDS, MATRIX, case, changed, leafed, loop, near, tensors
+from recurrence_cases import KINDS, MATRIX, SELECTIVE, case, changed, leafed, loop, near, tensors
 
 from hybridlens.recurrences import Diagonal, DiagonalTerms, hooked_states
 
@@ -17,7 +17,7 @@ LENGTHS = st.sampled_from([1, 2, 9, 63, 66, 100])
 
 
 def exact(kind):
-    return torch.float32 if kind == "selective" else torch.float64
+    return torch.float32 if kind in SELECTIVE else torch.float64
 
 
 def double(terms):
@@ -160,7 +160,7 @@ def hooks_and_reference(name, mask, leaf):
     return hook, (lambda states: value(states.detach())) if name == "detach" else value
 
 
-@pytest.mark.parametrize("kind", ["vector", "explicit", "selective", "scalar", "delta", "channels"])
+@pytest.mark.parametrize("kind", ["vector", "explicit", *SELECTIVE, "scalar", "delta", "channels"])
 @pytest.mark.parametrize("name", HOOKS)
 @pytest.mark.parametrize("length", [3, 70])
 def test_gradients_through_edited_states_are_the_loops(kind, name, length):
@@ -240,7 +240,7 @@ def test_gradients_through_edited_writes_and_recalls_are_the_loops(kind, name, a
     near(kept[0].grad, zeros.grad, 60000)
 
 
-@pytest.mark.parametrize("kind", ["vector", "explicit", "selective", "scalar", "delta"])
+@pytest.mark.parametrize("kind", ["vector", "explicit", *SELECTIVE, "scalar", "delta"])
 @pytest.mark.parametrize("edited", [False, True])
 def test_a_gradient_is_not_that_of_an_earlier_backward_pass(kind, edited):
     """A loss on a kept trajectory alone, after one on everything: what that one left behind must not be taken off."""

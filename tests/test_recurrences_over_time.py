@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recurrence_cases import KINDS, MATRIX, case, changed, leafed, loop, near, tensors
+from recurrence_cases import KINDS, MATRIX, SELECTIVE, case, changed, leafed, loop, near, tensors
 
 from hybridlens.recurrences import Scalar, ScalarTerms, before
 
@@ -18,7 +18,7 @@ FEW = settings(max_examples=6, deadline=None)
 
 def exact(kind):
     """Mamba's scan works in float32 whatever it is given."""
-    return torch.float32 if kind == "selective" else torch.float64
+    return torch.float32 if kind in SELECTIVE else torch.float64
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,7 +151,7 @@ def test_the_adjoint_is_the_loops_gradient(kind, length, seed):
 def test_gradients_of_runs_and_states_are_the_loops(kind, length, seed):
     given_ = case(kind, 2, length, seed, exact(kind))
     op, terms, initial = leafed(given_)
-    truth = leafed(case(kind, 2, length, seed, torch.float64) if kind != "selective" else double(given_))
+    truth = leafed(case(kind, 2, length, seed, torch.float64) if kind not in SELECTIVE else double(given_))
     generator = torch.Generator().manual_seed(seed)
     states, _, y = loop(truth.terms, truth.initial)
     weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in (y, states[:, -1], states)]
@@ -207,14 +207,14 @@ def test_gradients_of_the_hidden_attention_are_the_loops(kind, length):
     compare(got, torch.autograd.grad((y.transpose(1, 2) * weight).sum(), wanted), 400 * (length + 8))
 
 
-@pytest.mark.parametrize("kind", ["vector", "explicit", "selective"])
+@pytest.mark.parametrize("kind", ["vector", "explicit", *SELECTIVE])
 def test_the_hidden_attention_of_channels_is_what_an_input_leaves(kind):
-    """Means over channels of what a unit of one token's input adds to a later readout, by differences."""
+    """Means over channels, or a head's, of what a unit of one token's input adds to a later readout, by differences."""
     op, terms, initial = case(kind, 1, 7, 3, exact(kind), (4, 3, 2))
     pattern = op.hidden_attention(terms)
     zero = torch.zeros_like(initial)
     for j in range(7):
-        if kind == "selective":
+        if kind in SELECTIVE:
             x = torch.zeros_like(terms.x)
             x[:, j] = 1
             y = op.run(terms._replace(x=x), zero).y
@@ -222,7 +222,7 @@ def test_the_hidden_attention_of_channels_is_what_an_input_leaves(kind):
             write = torch.zeros_like(terms.write)
             write[:, j] = terms.source[:, j]
             y = op.run(terms._replace(write=write), zero).y
-        near(pattern[:, 0, :, j], y.mean(-1), 500)
+        near(pattern[..., j], y.unflatten(-1, (pattern.shape[1], -1)).mean(-1).transpose(1, 2), 500)
 
 
 def test_means_over_blocks_of_channels():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recurrence_cases import KINDS, MATRIX, case, changed, leafed, loop, near, tensors
+from recurrence_cases import KINDS, MATRIX, SELECTIVE, case, changed, leafed, loop, near, tensors
 
 from hybridlens.errors import InputError
 from hybridlens.recurrences import every_state
@@ -16,7 +16,7 @@ FEW = settings(max_examples=6, deadline=None)
 
 def exact(kind):
     """Mamba's scan works in float32 whatever it is given."""
-    return torch.float32 if kind == "selective" else torch.float64
+    return torch.float32 if kind in SELECTIVE else torch.float64
 
 
 def double(given_):

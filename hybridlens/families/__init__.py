@@ -26,6 +26,7 @@ Modules:
     lfm2_moe: LFM2 with experts
     olmo_hybrid: OLMo-Hybrid
     kimi_linear: Kimi-Linear
+    zamba: Zamba
     zamba2: Zamba2
     minimax: MiniMax, whose stream goes on behind its norms
     llama: Llama, attention alone
@@ -65,6 +66,7 @@ from hybridlens.families.qwen3_5_moe import QWEN3_5_MOE
 from hybridlens.families.qwen3_next import QWEN3_NEXT
 from hybridlens.families.recurrent_gemma import RECURRENT_GEMMA
 from hybridlens.families.spec import Family
+from hybridlens.families.zamba import ZAMBA
 from hybridlens.families.zamba2 import ZAMBA2
 
 FAMILIES: tuple[Family, ...] = (
@@ -88,6 +90,7 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA2,
     GEMMA3,
     KIMI_LINEAR,
+    ZAMBA,
     ZAMBA2,
     MINIMAX,
 )

@@ -178,6 +178,8 @@ FIELDS: Mapping[str, Rule] = {
     "attention_window_size": WINDOW, "sliding_window": WINDOW, "max_position_embeddings": Whole(1, 2**31 - 1),
     "conv1d_width": WIDTH, "mamba_d_conv": WIDTH,
     "mamba_d_state": COUNT, "mamba_expand": Whole(1, 64),
+    "n_mamba_heads": HEADS, "attention_head_dim": OPTIONAL_SIZE, "attention_hidden_size": OPTIONAL_SIZE,
+    "hidden_mamba_act": ACTIVATION,
     "mamba_n_heads": HEADS, "mamba_num_heads": HEADS, "mamba_head_dim": SIZE, "mamba_n_groups": HEADS,
     "n_groups": HEADS, "ssm_state_size": COUNT, "conv_kernel": WIDTH, "mamba_d_head": Either((SIZE, OneOf(("auto",)))),
     "time_step_min": Real(0.0, 1e6), "n_routed_experts": COUNT, "n_group": COUNT, "topk_group": COUNT,

@@ -13,6 +13,7 @@ Modules:
     matrix_state: what mixers with a matrix state a head do alike
     rg_lru: RG-LRU
     mamba: Mamba
+    mamba_heads: Mamba in heads: Zamba
     mamba2: Mamba-2
     gated_delta: gated DeltaNet
     lightning: lightning attention, whose heads decay by fixed numbers

@@ -6,12 +6,13 @@ exp(Δ_t A), takes in Δ_t B_t x_t and is read out as C_t · h_t + D x_t.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridlens.config import RecurrentConfig
 from hybridlens.devices import resident
@@ -23,7 +24,7 @@ from hybridlens.passes import Pass
 from hybridlens.projections import Projection, Read
 from hybridlens.recurrences.base import Run
 from hybridlens.recurrences.selective import Selective, SelectiveTerms
-from hybridlens.shapes import Resid
+from hybridlens.shapes import Channels, Resid
 from hybridlens.stream import HeadStates
 
 
@@ -39,47 +40,58 @@ UNNORMED = MambaNorms(identity, identity, identity)
 """None of them."""
 
 
-class Mamba(DiagonalMixer[Selective]):
-    """A Mamba mixer.
+class SelectiveMixer(DiagonalMixer[Selective], ABC):
+    """What Mamba mixers do alike: convolve, recur, read out and gate; each makes Δ, B and C in its own way.
 
     Args:
         cfg: its sizes.
+        recurrence: its operator.
         mixer: the family's module.
-        norms: of Δ, B and C.
+        heads: of channels that share B and C; None where all of them do.
     """
 
-    def __init__(self, cfg: RecurrentConfig, mixer: Any, norms: MambaNorms) -> None:
-        recurrence = Selective(cfg.state_shape)
+    def __init__(self, cfg: RecurrentConfig, recurrence: Selective, mixer: Any, heads: int | None = None) -> None:
         super().__init__(cfg, recurrence, Projection(mixer, "out_proj"), recurrence.explicit_operator)
         self.wrapped = (mixer,)
-        self.norms = norms
+        self.heads = heads
         c, n = cfg.state_shape
         self.hook_in = HookPoint("b p c", c=c)
         self.hook_conv = HookPoint("b p c", c=c)
         self.hook_gate = HookPoint("b p c", c=c)
         self.hook_dt = HookPoint("b p c", c=c)
-        self.hook_B = HookPoint("b p n", n=n)
-        self.hook_C = HookPoint("b p n", n=n)
+        self.hook_B = HookPoint("b p n", n=n) if heads is None else HookPoint("b p s n", s=heads, n=n)
+        self.hook_C = HookPoint("b p n", n=n) if heads is None else HookPoint("b p s n", s=heads, n=n)
         self.hook_decay = HookPoint("b p c n", lazy=True, c=c, n=n)
         self.hook_write = HookPoint("b p c n", lazy=True, c=c, n=n)
         self.hook_state = HookPoint("b p c n", lazy=True, gradient_read_only=True, c=c, n=n)
         self.hook_y = HookPoint("b p c", c=c)
-        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True, h=1)
+        self.hook_pattern = HookPoint("b h p k", lazy=True, read_only=True, h=heads or 1)
+
+    @property
+    def beside(self) -> tuple[nn.Module, ...]:
+        """Modules below the mixer's whose weights are read, not called; its own and the convolution's aside."""
+        return ()
+
+    @abstractmethod
+    def halves(self, packed: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Of what `in_proj` gives, or of its weights, the part that enters the convolution and the gate's."""
+
+    @abstractmethod
+    def selected(self, u: Channels) -> tuple[Channels, Tensor, Tensor]:
+        """Δ before its softplus, B and C, of the convolved channels."""
 
     def forward(self, x: Resid, run: Pass, held: Memory | None) -> tuple[Resid, Memory]:
         """The write to the residual stream, and the memory afterwards."""
         mixer = self.wrapped[0]
-        with resident(mixer, mixer.conv1d, mixer.dt_proj):
-            u, z = mixer.in_proj(x).chunk(2, dim=-1)
+        with resident(mixer, mixer.conv1d, *self.beside):
+            u, z = self.halves(mixer.in_proj(x), -1)
             u, conv = convolved(self.hook_in(u), mixer.conv1d, run, held)
             u = self.hook_conv(mixer.act(u))
             gate = self.hook_gate(F.silu(z))
-            rank, n = mixer.time_step_rank, mixer.ssm_state_size
-            dt, B, C = mixer.x_proj(u).split([rank, n, n], dim=-1)
-            dt = self.hook_dt(F.softplus(_stepped(mixer.dt_proj, self.norms.dt(dt))))
-            B, C = self.hook_B(self.norms.B(B)), self.hook_C(self.norms.C(C))
-            terms = SelectiveTerms(dt, -torch.exp(mixer.A_log.float()), B, C, u)
-            skip = u * mixer.D.float()
+            dt, B, C = self.selected(u)
+            dt, B, C = self.hook_dt(F.softplus(dt)), self.hook_B(B), self.hook_C(C)
+            terms = SelectiveTerms(dt, -torch.exp(mixer.A_log.float()).reshape(self.cfg.state_shape), B, C, u)
+            skip = u * mixer.D.float().flatten()
         (read, final), pattern = self._recur(terms, held_state(self.recurrence, held, x), run)
         y = self.hook_y(read + skip)
         self.hook_pattern.lazily(pattern)
@@ -92,27 +104,28 @@ class Mamba(DiagonalMixer[Selective]):
             return through(op, plain, initial, self.hook_state, run.valid), lambda: op.hidden_attention(plain)
         given = self.recurrence.explicit(terms)
         decay, write = self.hook_decay(given.decay), self.hook_write(given.write)
-        source = terms.dt.float()[..., None] * terms.B.float()[..., None, :]
+        source = self.recurrence.source(terms)
         explicit = self.diagonal.hold(given._replace(decay=decay, write=write, source=source), run.valid)
         out = through(self.diagonal, explicit, initial, self.hook_state, run.valid)
         return out, lambda: self.diagonal.hidden_attention(explicit)
 
     @property
     def head_states(self) -> HeadStates:
-        """One: its channels share B and C. Where B is 0 nothing is written, where C is 0 nothing is read out."""
-        return HeadStates(1, "ssm.hook_B", "ssm.hook_C")
+        """Channels that share B and C. Where B is 0 nothing is written, where C is 0 nothing is read out."""
+        return HeadStates(self.heads or 1, "ssm.hook_B", "ssm.hook_C")
 
     def linear_parts(self, read: Read) -> RecurrentParts:
         """Its linear maps. At rest nothing is written into the state, and D alone passes the input on."""
-        mixer = self.wrapped[0]
-        W_in, W_gate = read(mixer, "in_proj.weight").T.chunk(2, dim=1)
-        b_in, b_gate = read(mixer, "in_proj.bias").chunk(2) if mixer.in_proj.bias is not None else (None, None)
-        D = read(mixer, "D")
+        mixer, c = self.wrapped[0], self.cfg.d_channels
+        W_in, W_gate = self.halves(read(mixer, "in_proj.weight").T, 1)
+        b_in, b_gate = (None, None) if mixer.in_proj.bias is None else self.halves(read(mixer, "in_proj.bias"), 0)
+        D = read(mixer, "D").flatten()
 
         def gain(seen: Mapping[str, Tensor]) -> Tensor:
             """D + Δ_t B_t · C_t: what y_t holds of x_t."""
             dt, B, C = (seen[point].float() for point in ("hook_dt", "hook_B", "hook_C"))
-            return D.to(dt.device) + dt * (B * C).sum(dim=-1, keepdim=True)
+            met = (B * C).sum(dim=-1) if self.heads else (B * C).sum(dim=-1, keepdim=True)
+            return D.to(dt.device) + dt * met.repeat_interleave(c // met.shape[-1], dim=-1)
 
         return RecurrentParts(
             W_in=W_in,
@@ -129,6 +142,36 @@ class Mamba(DiagonalMixer[Selective]):
             gain_points=("hook_dt", "hook_B", "hook_C"),
             gain=gain,
         )
+
+
+class Mamba(SelectiveMixer):
+    """A Mamba mixer.
+
+    Args:
+        cfg: its sizes.
+        mixer: the family's module.
+        norms: of Δ, B and C.
+    """
+
+    def __init__(self, cfg: RecurrentConfig, mixer: Any, norms: MambaNorms) -> None:
+        super().__init__(cfg, Selective(cfg.state_shape), mixer)
+        self.norms = norms
+
+    @property
+    def beside(self) -> tuple[nn.Module, ...]:
+        """Δ's projection."""
+        return (self.wrapped[0].dt_proj,)
+
+    def halves(self, packed: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """One behind the other."""
+        return packed.chunk(2, dim=dim)
+
+    def selected(self, u: Channels) -> tuple[Channels, Tensor, Tensor]:
+        """By `x_proj`, each through its norm."""
+        mixer = self.wrapped[0]
+        rank, n = mixer.time_step_rank, mixer.ssm_state_size
+        dt, B, C = mixer.x_proj(u).split([rank, n, n], dim=-1)
+        return _stepped(mixer.dt_proj, self.norms.dt(dt)), self.norms.B(B), self.norms.C(C)
 
 
 def _slope(activation: Callable[[Tensor], Tensor]) -> float:

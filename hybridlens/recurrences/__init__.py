@@ -14,6 +14,7 @@ Modules:
     decomposing: states as sums over what each token put there
     diagonal: RG-LRU's recurrence, and Mamba's where its decays are given
     selective: Mamba's as an operator
+    selective_heads: the same in heads: Zamba
     chunks: chunks of time side by side, products of decays without logarithms
     every_state: every state of a matrix recurrence, each written once, and the way back
     matrix: what matrix states have in common
@@ -32,6 +33,7 @@ from hybridlens.recurrences.edits import Edited, Hook
 from hybridlens.recurrences.kernels.choice import use_kernels
 from hybridlens.recurrences.scalar import Scalar, ScalarTerms
 from hybridlens.recurrences.selective import Selective, SelectiveTerms
+from hybridlens.recurrences.selective_heads import SelectiveHeads
 from hybridlens.recurrences.terms import before
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Diagonal",
     "DiagonalTerms",
     "Selective",
+    "SelectiveHeads",
     "SelectiveTerms",
     "Scalar",
     "ScalarTerms",

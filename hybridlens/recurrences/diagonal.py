@@ -28,8 +28,8 @@ class DiagonalTerms(NamedTuple):
 
     decay: Float[Tensor, "*lead channel *state"]
     write: Float[Tensor, "*lead channel *state"]
-    C: Float[Tensor, "*lead state"] | None = None
-    """The readout y = S C, done in its dtype; None where the state itself is read."""
+    C: Float[Tensor, "*lead state"] | Float[Tensor, "*lead group state"] | None = None
+    """The readout y = S C, done in its dtype, of all channels or each group's own; None where the state is read."""
     source: Float[Tensor, "*lead channel *state"] | None = None
     """What a unit of the layer's input puts into the state; only hidden attention asks for it."""
 
@@ -67,7 +67,10 @@ class Diagonal(Decomposable[DiagonalTerms]):
 
     def readout(self, states: Float[Tensor, "batch pos channel *state"], terms: DiagonalTerms) -> Tensor:
         """S C, in the dtype of `C`; without one, S."""
-        return states if terms.C is None else read_out(states, terms.C)
+        if terms.C is None or terms.C.ndim < states.ndim:
+            return states if terms.C is None else read_out(states, terms.C)
+        parts = zip(states.chunk(self.groups, dim=-2), terms.C.unbind(-2), strict=True)
+        return torch.cat([read_out(part, C) for part, C in parts], dim=-1)
 
     def run(self, terms: DiagonalTerms, initial: Tensor) -> Run:
         """As `states`, read out."""
@@ -132,7 +135,7 @@ class Diagonal(Decomposable[DiagonalTerms]):
 def channel_attention(
     decay: Float[Tensor, "batch pos channel *state"],
     source: Float[Tensor, "batch pos channel *state"],
-    readout: Float[Tensor, "batch pos state"] | None,
+    readout: Float[Tensor, "batch pos state"] | Float[Tensor, "batch pos group state"] | None,
     groups: int,
 ) -> Float[Tensor, "batch head pos pos"]:
     """M[t, j] = Σ_n readout[t, n] · ∏_{j<s≤t} decay[s] · source[j], averaged over blocks of channels.
@@ -143,17 +146,20 @@ def channel_attention(
     Args:
         decay: of all tokens.
         source: what a unit of the layer's input puts into the state.
-        readout: what the output takes from the state; None for the state itself.
+        readout: what the output takes from the state, of all channels or of each block; None for the state itself.
         groups: equal consecutive blocks of channels.
     """
     rows, length = list[Tensor](), decay.shape[1]
+    apart = readout is not None and readout.ndim > 3
     carried = source[:, :0]
     for t in range(length):
         carried = torch.cat([carried * decay[:, t, None], source[:, t, None]], dim=1)  # [b, j, c, *n]
         read = carried
         if readout is not None:
-            read = torch.matmul(carried, readout[:, t, None, :, None].to(carried.dtype))[..., 0]
-        row = read.unflatten(2, (groups, -1)).mean(-1).transpose(1, 2)  # [b, h, j]
+            given = carried.unflatten(2, (groups, -1)) if apart else carried
+            read = torch.matmul(given, readout[:, t, None, ..., None].to(carried.dtype))[..., 0]
+        blocks = read if apart else read.unflatten(2, (groups, -1))
+        row = blocks.mean(-1).transpose(1, 2)  # [b, h, j]
         rows.append(F.pad(row, (0, length - 1 - t)))
     return torch.stack(rows, dim=2)
 

@@ -25,8 +25,8 @@ class SelectiveTerms(NamedTuple):
     """Δ, after softplus; 0 on padding, which leaves the state as it is."""
     A: Float[Tensor, "channel state"]
     """The diagonal, negative; the same for all tokens."""
-    B: Float[Tensor, "*lead state"]
-    C: Float[Tensor, "*lead state"]
+    B: Float[Tensor, "*lead state"] | Float[Tensor, "*lead rec_head state"]
+    C: Float[Tensor, "*lead state"] | Float[Tensor, "*lead rec_head state"]
     """The readout y = S C is done in its dtype."""
     x: Float[Tensor, "*lead channel"]
 
@@ -51,6 +51,10 @@ class Selective(Recurrence[SelectiveTerms]):
         """Decay and write of every token, for `explicit_operator`; with them, edits of either are possible."""
         decay, write = mamba_scan.discretise(terms.dt, terms.A, terms.B, terms.x)
         return DiagonalTerms(decay, write, terms.C)
+
+    def source(self, terms: SelectiveTerms) -> Float[Tensor, "batch pos channel state"]:
+        """Δ B: what a unit of each channel's input puts into the state, float32."""
+        return terms.dt.float()[..., None] * terms.B.float()[..., None, :]
 
     def hold(self, terms: SelectiveTerms, valid: Bool[Tensor, "batch pos"] | None) -> SelectiveTerms:
         """Δ = 0 where not valid."""
@@ -115,9 +119,9 @@ class Selective(Recurrence[SelectiveTerms]):
         return self.explicit_operator.handed_on(self.explicit(terms), acting, change)
 
     def hidden_attention(self, terms: SelectiveTerms) -> Tensor:
-        """Means over all channels (`hybridlens.recurrences.diagonal.channel_attention`)."""
-        source = terms.dt.float()[..., None] * terms.B.float()[..., None, :]
-        return channel_attention(self.explicit(terms).decay, source, terms.C, 1)
+        """Means over all channels, or over each head's (`hybridlens.recurrences.diagonal.channel_attention`)."""
+        decay, groups = self.explicit(terms).decay, self.explicit_operator.groups
+        return channel_attention(decay, self.source(terms), terms.C, groups)
 
     def _seen(self, terms: SelectiveTerms, initial: Tensor) -> SelectiveStates:
         """Every state and its readout, without gradients."""

@@ -103,6 +103,10 @@ def fields(width: int, longest: int) -> dict[str, tuple[str, dict[str, Any]]]:
             "v_head_dim": d_head, "linear_head_dim": d_head, "linear_num_heads": heads, "num_local_experts": 8,
             "num_experts_per_tok": 2, "n_shared_experts": 1,
         }),
+        "zamba": ("Zamba", mlp | {
+            "layers_block_type": ["linear_attention", "linear_attention", "linear_attention", "hybrid"] * 2,
+            "num_attention_heads": heads, "num_key_value_heads": heads, "n_mamba_heads": 2, "mamba_d_state": 16,
+        }),
         "zamba2": ("Zamba2", {
             "layers_block_type": ["linear_attention", "linear_attention", "linear_attention", "hybrid"] * 2,
             "num_mem_blocks": 2, "intermediate_size": 3 * width, "num_attention_heads": heads, "n_mamba_heads": heads,
