@@ -5,11 +5,16 @@ from functools import cache
 import pytest
 import torch
 from bounds import FORWARD, close
-from models import EVERY_FAMILY, make, rounding, tokens
+from models import EVERY_FAMILY, ROWS, calm, make, perturbed, rounding, tokens
 
 from hybridlens import Edit, HybridLens
 
 FAMILY = pytest.mark.parametrize("family", EVERY_FAMILY)
+STEPPING = [
+    family for family, row in ROWS.items()
+    if row.draw in (perturbed, calm) and row.recurrence and row.state and row.convolution and not row.delta
+]  # fmt: skip
+"""Mamba's kinds, whose step sizes `perturbed` draws."""
 
 
 @cache
@@ -139,3 +144,16 @@ def test_generation_is_greedy_on_the_untouched_model(family, boundary):
         text = torch.tensor([row + new])
         best = reference(model, text)[0, len(row) - 1 : -1].argmax(-1)
         assert new == best.tolist()
+
+
+@pytest.mark.parametrize("family", STEPPING)
+def test_steps_are_as_they_are_drawn(family):
+    """Around 0.1, as `perturbed` says. What it took for a linear map, a bias by head say, would be around softplus(0).
+
+    No comparison with the untouched model notices that: it has the same weights.
+    """
+    lens = opened(family)[1]
+    names = [name for name in lens.hook_points if name.endswith("ssm.hook_dt")]
+    cache = lens.run_with_cache(tokens(2, 11), names)[1]
+    assert names
+    assert all(0.03 < float(cache[name].median()) < 0.4 for name in names)
