@@ -8,10 +8,10 @@ Modules:
     prompts: prompt pairs of a user's own, from a file
     benchmarks: lm-eval's tasks
     study: the paper's experiments
+    circuits: head circuits
     rankings: rankings compared
     reduce: smaller modules in attention's place
     planning: a study's, on a machine
-    circuits: head circuits
     patch: activations of two prompts
     crossover: memories of two prompts
     states: recurrent states
