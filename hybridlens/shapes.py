@@ -27,7 +27,7 @@ AXES = {
     "y": "shared_key",  # the part of its keys that all heads share
     "c": "channel",  # recurrent channels
     "n": "state",  # state size per channel (absent for RG-LRU)
-    "s": "rec_head",  # recurrent (value) heads of a matrix state
+    "s": "rec_head",  # recurrent (value) heads of a matrix state, or of channels that share B and C
     "u": "value",  # width of what one of them is written
     "m": "address",  # width of where it is written
     "f": "d_mlp",

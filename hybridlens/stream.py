@@ -90,7 +90,7 @@ class HeadStates(NamedTuple):
     """
 
     n: int
-    """How many heads: of a matrix state, RG-LRU's blocks of channels, 1 for a Mamba layer."""
+    """How many heads: of a matrix state, RG-LRU's or Zamba's blocks of channels, 1 for another Mamba layer."""
     write: str
     """The hook point, in its layer, at which 0 has a token add nothing to its head's state: all that is left is decay.
 

@@ -72,7 +72,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "hook_k": "where it is written: Mamba-2's B; the delta rule's key, a unit vector",
         "hook_q": "where it is read: Mamba-2's C; the delta rule's query, scaled",
         "hook_dt": "step sizes, behind the softplus and within their limits",
-        "hook_B": "Mamba's B, behind its norm where it has one",
+        "hook_B": "Mamba's B, behind its norm where it has one; in Zamba a head's",
         "hook_C": "Mamba's C, likewise",
         "hook_beta": "the delta rule's strength of writing",
         "hook_decay": "what the state before is multiplied by",
