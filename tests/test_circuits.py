@@ -20,6 +20,7 @@ from analyses.circuits.composition import KINDS, Composition
 from analyses.circuits.experiment import CircuitsRun
 from analyses.circuits.paths import paths_at_rest
 from analyses.circuits.strength import LEVELS, beyond_writers, induction
+from analyses.experiment.options import circuits as options
 from analyses.experiment.options.circuits import CircuitsConfig
 from analyses.experiment.running import conduct
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
@@ -153,6 +154,12 @@ def test_induction_needs_a_writer_and_copying():
     anti = induction(heads, recurrent, profile, share, -torch.ones(2, 2))
     assert float(anti.strength.abs().max()) == 0
     assert anti.writer.tolist() == found.writer.tolist()
+
+
+def test_the_options_know_every_metric_and_level():
+    """They import no model, and so name them again."""
+    assert tuple(METRICS) == options.METRICS
+    assert tuple(LEVELS) == options.LEVELS
 
 
 def test_beyond_the_other_writers():

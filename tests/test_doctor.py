@@ -114,7 +114,7 @@ def test_the_command_exits_with_1_where_the_model_is_wrong(
     assert "DISAGREES" in capsys.readouterr().out
 
     def refused(name: str, device: str) -> hl.HybridLens:
-        raise OSError("/home/alice/lib/libx.so: undefined symbol")
+        raise OSError("/Users/alice/lib/libx.so: undefined symbol")
 
     monkeypatch.setattr(agreement, "load", refused)
     assert main(["doctor"]) == 1
@@ -133,9 +133,9 @@ def test_nobody_is_named(healthy: Diagnosis) -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("cannot open /home/alice/models/a.so: no such file", "cannot open …/a.so: no such file"),
+        ("cannot open /Users/alice/models/a.so: no such file", "cannot open …/a.so: no such file"),
         (r"cannot open C:\Users\alice\a.dll, bad image", "cannot open …/a.dll, bad image"),
-        ("File '~/work/alice/x'", "File '…/x'"),
+        ("File '~/models/alice/x'", "File '…/x'"),
         ("alice on box7\nsays boxes of alices", "USER on HOST says boxes of alices"),
         ("3/4 of a/b, kept", "3/4 of a/b, kept"),
         ("x" * 400, "x" * 299 + "…"),

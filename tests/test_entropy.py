@@ -14,7 +14,7 @@ from models import FAMILIES, make, tokens
 
 import hybridlens as hl
 from analyses.heads.entropy import focus_key, head_entropy, published_entropy, rank_heads
-from analyses.heads.ranking import HeadRanking
+from analyses.heads.ranking import HeadRanking, ordering
 from hybridlens.errors import InputError, ResultsError, UnknownNameError
 from hybridlens.results import hash_json
 
@@ -169,7 +169,7 @@ def test_order_breaks_ties_by_layer_then_head() -> None:
 def test_kept_heads_are_the_first_of_the_order(rows: list[list[int]], lower: bool, data: st.DataObject) -> None:
     """Few distinct scores make ties common; the mask is compared with the order cut after n."""
     ranking = ranking_of([[float(score) for score in row] for row in rows], lower)
-    assume(not ranking.tied)  # has no order: tests/test_ranking_candidates.py
+    assume(not ranking.tied)  # has no order: see below
     n = data.draw(st.integers(0, 3 * len(rows)))
     mask = ranking.kept(n)
     kept = {(layer, h) for i, layer in enumerate(ranking.layers) for h in range(3) if mask[i, h]}
@@ -179,6 +179,34 @@ def test_kept_heads_are_the_first_of_the_order(rows: list[list[int]], lower: boo
     for i, layer in enumerate(ranking.layers):
         of_layer = [head for at, head in ranking.order if at == layer]
         assert {h for h in range(3) if mask[i, h]} == set(of_layer[:per_layer])
+
+
+def test_heads_that_score_the_same_have_no_order():
+    """All alike: no best head, and left out; some alike: said of how many, by a plain count."""
+    shapes = [(1, 2), (2, 3), (3, 4)]
+    for seed in range(30):
+        draw = torch.Generator().manual_seed(seed)
+        shape = shapes[seed % 3]
+        scores = torch.randint(0, 1 + seed % 4, shape, generator=draw) / 4
+        one = HeadRanking(scores, tuple(range(shape[0])), "by hand", lower_is_better=bool(seed % 2))
+        values = scores.flatten().tolist()
+        shared = sum(values.count(value) > 1 for value in values)
+        kept, said = ordering({"name": one})
+        assert one.tied == (len(set(values)) == 1)
+        assert (not kept) == one.tied
+        if one.tied:
+            assert said == (f"name is left out: every head scores {values[0]:g}, which orders none before another.",)
+            assert one.leading(2) == []
+            assert f"every head scores {values[0]:g}" in one.summary()
+            assert len(one.best(0)) == 0
+            assert len(one.best(len(values))) == len(values)
+            with pytest.raises(InputError, match="by by hand, so that none is better than another"):
+                one.kept(1)
+        else:
+            assert [f"{shared} of {len(values)} heads share" in line for line in said] == [True] * (shared > 0)
+            assert one.leading(2) == one.best(2) == one.order[:2]
+    alone = HeadRanking(torch.zeros(1, 1), (0,), "of one head", lower_is_better=False)
+    assert (alone.tied, ordering({"name": alone})) == (False, ({"name": alone}, ()))
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=4, max_size=4), st.booleans())

@@ -13,7 +13,7 @@ from random_lens import benchmark_lens
 import hybridlens as hl
 from analyses.heads.entropy import head_entropy
 from analyses.heads.needle_heads import look
-from analyses.heads.ranking import HeadRanking, ordering
+from analyses.heads.ranking import HeadRanking
 from analyses.heads.sparsification import keep_heads, keep_rows
 from analyses.study.rankings import candidates
 from analyses.study.rankings.ablation import ablation_effects, one_silent
@@ -315,34 +315,6 @@ def test_entropy_draws_its_prompt_by_the_seed():
     drawn = [runtime_rankings(lens, prompts, seed, names=["entropy"])["entropy"] for seed in (0, *range(10))]
     assert torch.equal(drawn[0].scores, drawn[1].scores)
     assert len({tuple(ranking.scores.flatten().tolist()) for ranking in drawn}) == 3
-
-
-def test_heads_that_score_the_same_have_no_order():
-    """All alike: no best head, and left out; some alike: said of how many, by a plain count."""
-    shapes = [(1, 2), (2, 3), (3, 4)]
-    for seed in range(30):
-        draw = torch.Generator().manual_seed(seed)
-        shape = shapes[seed % 3]
-        scores = torch.randint(0, 1 + seed % 4, shape, generator=draw) / 4
-        one = HeadRanking(scores, tuple(range(shape[0])), "by hand", lower_is_better=bool(seed % 2))
-        values = scores.flatten().tolist()
-        shared = sum(values.count(value) > 1 for value in values)
-        kept, said = ordering({"name": one})
-        assert one.tied == (len(set(values)) == 1)
-        assert (not kept) == one.tied
-        if one.tied:
-            assert said == (f"name is left out: every head scores {values[0]:g}, which orders none before another.",)
-            assert one.leading(2) == []
-            assert f"every head scores {values[0]:g}" in one.summary()
-            assert len(one.best(0)) == 0
-            assert len(one.best(len(values))) == len(values)
-            with pytest.raises(InputError, match="by by hand, so that none is better than another"):
-                one.kept(1)
-        else:
-            assert [f"{shared} of {len(values)} heads share" in line for line in said] == [True] * (shared > 0)
-            assert one.leading(2) == one.best(2) == one.order[:2]
-    alone = HeadRanking(torch.zeros(1, 1), (0,), "of one head", lower_is_better=False)
-    assert (alone.tied, ordering({"name": alone})) == (False, ({"name": alone}, ()))
 
 
 def test_random_rankings():
