@@ -83,6 +83,11 @@ class HeadRanking(Plotted, Stored, text=True):
         """Whether all heads share one score, so that none is better than another; False of a single head."""
         return self.scores.numel() > 1 and bool((self.scores == self.scores.flatten()[0]).all())
 
+    @property
+    def alike(self) -> str:
+        """In words, that every head scores as the first does, where they are `tied`."""
+        return f"every head scores {number(float(self.scores.flatten()[0]), 3)}"
+
     def leading(self, n: int) -> list[tuple[int, int]]:
         """(layer, head) of the best `n` heads, or of all where there are fewer; of none where all score the same."""
         return [] if self.tied else self.order[:n]
@@ -120,7 +125,8 @@ class HeadRanking(Plotted, Stored, text=True):
             where = "each layer" if scope == "layer" else "the model"
             raise InputError(f"the best {n} heads were asked for, expected 0..{len(contests[0])}, the heads of {where}")
         if self.tied and 0 < n < len(contests[0]):
-            raise InputError(f"{self._all_alike()}, so that none is better than another; rank them by something else")
+            by = f"{self.alike} by {cut(self.source, 80)}"
+            raise InputError(f"{by}, so that none is better than another; rank them by something else")
         return [pair for heads in contests for pair in heads[:n]]
 
     @public
@@ -133,14 +139,10 @@ class HeadRanking(Plotted, Stored, text=True):
     def summary(self) -> str:
         """What was measured, and the best heads."""
         if self.tied:
-            return f"{cut(self.source, 110)}; every head scores {number(float(self.scores[0, 0]), 3)}"
+            return f"{cut(self.source, 110)}; {self.alike}"
         best = ", ".join(f"L{layer} H{head} ({number(self.score(layer, head), 3)})" for layer, head in self.leading(3))
         which = "lowest" if self.lower_is_better else "highest"
         return f"{cut(self.source, 110)}; {which} first: {best}"
-
-    def _all_alike(self) -> str:
-        """That all heads score the same, as a sentence begins."""
-        return f"every head scores {number(float(self.scores.flatten()[0]), 3)} by {cut(self.source, 80)}"
 
     def table(self) -> Table:
         """Every head with its score, best first."""
@@ -178,17 +180,18 @@ def ordering(rankings: Mapping[str, HeadRanking]) -> tuple[dict[str, HeadRanking
     ordered: dict[str, HeadRanking] = {}
     said: list[str] = []
     for name, ranking in rankings.items():
-        scores, counts = ranking.scores.unique(return_counts=True)
-        most, shared = float(scores[counts.argmax()]), int(counts[counts > 1].sum())
         if ranking.tied:
-            said.append(f"{name} is left out: every head scores {number(most, 3)}, which orders none before another.")
+            said.append(f"{name} is left out: {ranking.alike}, which orders none before another.")
             continue
         ordered[name] = ranking
-        if shared:
-            which = f"{number(most, 3)}, most of all ({int(counts.max())})" if len(counts[counts > 1]) > 1 else ""
+        scores, counts = ranking.scores.unique(return_counts=True)
+        groups = counts[counts > 1]
+        if len(groups):
+            which = number(float(scores[counts.argmax()]), 3)
+            which += f", most of all ({int(counts.max())})" if len(groups) > 1 else ""
             said.append(
-                f"By {name}, {shared} of {many(ranking.scores.numel(), 'head')} share their score with another "
-                f"({which or number(most, 3)}); these go by layer, then head, which measures nothing."
+                f"By {name}, {int(groups.sum())} of {many(ranking.scores.numel(), 'head')} share their score with "
+                f"another ({which}); these go by layer, then head, which measures nothing."
             )
     return ordered, tuple(said)
 
