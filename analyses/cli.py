@@ -8,6 +8,7 @@ on. A traceback means a defect of ours.
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
@@ -51,6 +52,11 @@ def _version(asked: bool) -> bool:
     return asked
 
 
+def _summary(text: str | None) -> str:
+    """The first paragraph of a command's help, whole: click cuts what it chooses itself off at the end of a line."""
+    return " ".join(inspect.cleandoc(text or "").split("\n\n")[0].split())
+
+
 @app.callback()
 def _options(
     version: Annotated[
@@ -61,9 +67,9 @@ def _options(
 
 
 for _declared in EXPERIMENTS:
-    app.command(_declared.name)(command(_declared))
+    app.command(_declared.name, short_help=_summary(_declared.help))(command(_declared))
 for _command in (zoo, compare, report, hooks, models, families, heads, plan, status, doctor):
-    app.command()(_command)
+    app.command(short_help=_summary(_command.__doc__))(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -148,6 +148,7 @@ LENS = CLASS | {
     "layers": _THEIRS,
     "_model": Habit("lens.hf_model", TRACES),
     "generator": Habit("lens.generate(tokens, max_new_tokens=3).tokens", TRACES, "in a trace, tracer.result.tokens"),
+    "logits": Habit("lens.hook_logits", TRACES, "in a trace .output; lens(tokens) returns them"),
     "output": Habit("lens.hook_logits", TRACES, "in a trace lens.hook_logits.output, tracer.result.logits"),
     "input": Habit("lens.hook_embed", TRACES, "in a trace lens.hook_embed.output"),
     "inputs": Habit("lens.hook_embed", TRACES, "in a trace lens.hook_embed.output"),
@@ -201,6 +202,14 @@ POINT = {
     "skip": Habit("lens.blocks[2].hook_resid_post", TRACES, "in a trace, assign to .output"),
 }
 """Names asked of a hook point."""
+
+_LIVE = 'lens.hook_dict["blocks.2.hook_resid_post"]'
+SPEC = {
+    **dict.fromkeys(("output", "input", "inputs"), Habit(_LIVE, TRACES, "in a trace .output.save()")),
+    **dict.fromkeys(("add_hook", "add_perma_hook", "fwd_hooks"), Habit(_LIVE, HOOKS)),
+    "shape": Habit("lens.hook_points", HOOKS, "sizes are those that the model fixes; a run's own in lens.scan"),
+}
+"""Names asked of what is known of a hook point before anything runs, which lens.hook_points has."""
 
 _ATTENTION = "lens.weights().attention(2)"
 _NO_WEIGHTS = Habit("lens.hf_model.config", RUNNING, "a lens opens trained models and draws no weights")

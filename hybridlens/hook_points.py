@@ -24,7 +24,7 @@ from hybridlens.display import Displayed
 from hybridlens.display.hooks import HookSpecShown
 from hybridlens.elsewhere import missing
 from hybridlens.errors import HookFunctionError
-from hybridlens.habits import POINT
+from hybridlens.habits import POINT, SPEC
 from hybridlens.hook_functions import HookFunction, differing, mismatch, noted, unchanged
 from hybridlens.hook_handles import HandleHolder, HookHandle
 from hybridlens.shapes import Positions
@@ -50,6 +50,10 @@ class HookSpec(HookSpecShown, _Spec):
     """What is known of a hook point before anything runs."""
 
     __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        """Say where the point itself is, which has what was asked for."""
+        raise missing(self, "what lens.hook_points says of a point", name, SPEC)
 
 
 class _Edited(NamedTuple):

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import Literal, Never, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ from torch import Tensor
 from hybridlens.aliases import table_name
 from hybridlens.boundary import public
 from hybridlens.boundary_words import shown
-from hybridlens.display.hooks import EditShown
+from hybridlens.display.hooks import EditShown, HookPointsShown
 from hybridlens.elsewhere import other_point
-from hybridlens.errors import HookFunctionError, UnknownNameError, closest
+from hybridlens.errors import HookFunctionError, KeywordError, NotCachedError, UnknownNameError, closest
 from hybridlens.hook_functions import HookFunction, by_query, capturable, mismatch, reads_only, unchanged
 from hybridlens.hook_handles import Direction, Directions, HookHandle
 from hybridlens.hook_points import EditedActivation, HookPoint, HookSpec, wanted
@@ -40,6 +40,7 @@ __all__ = [
     "HookFunction",
     "HookHandle",
     "HookPoint",
+    "HookPoints",
     "HookSpec",
     "NameFilter",
     "Phase",
@@ -170,7 +171,7 @@ def resolve(names: NameFilter, points: Mapping[str, HookPoint]) -> list[str]:
     return found
 
 
-def check_name(name: str, points: Mapping[str, HookPoint]) -> str:
+def check_name(name: str, points: Mapping[str, object]) -> str:
     """`name`, or what it is an alias of, if the model has such a hook point.
 
     Raises:
@@ -195,6 +196,29 @@ def check_name(name: str, points: Mapping[str, HookPoint]) -> str:
     ends = [p for p in points if p.split(".")[-1] in (name, f"hook_{name}")]
     near = f"; close names: {', '.join(ends[:3])}" if ends else closest(name, points)
     raise UnknownNameError(f"hook point {shown(name)} does not exist{near}; see lens.hook_points")
+
+
+class HookPoints(HookPointsShown):
+    """The hook points of a model by name, in the order in which they fire: a dict that shows itself as a table."""
+
+    def __missing__(self, name: str) -> HookSpec:
+        """Of a point by one of its other names, as hooks are given them.
+
+        Raises:
+            NotCachedError: the model has no such point; the line says which names come near. A `KeyError` too.
+        """
+        try:
+            return self[check_name(name, self)]
+        except UnknownNameError as error:
+            raise NotCachedError(str(error)) from None
+
+    def __call__(self) -> Never:
+        """TransformerLens has a method of the name.
+
+        Raises:
+            KeywordError: saying where the points themselves are; a `TypeError` too, as of what cannot be called.
+        """
+        raise KeywordError("lens.hook_points is a table and no method; type lens.hook_dict.values() for the points")
 
 
 @contextmanager

@@ -25,12 +25,11 @@ from hybridlens.config import LensConfig
 from hybridlens.continuing import StateFront
 from hybridlens.devices import check_places
 from hybridlens.display import Displayed
-from hybridlens.display.hooks import HookPoints
 from hybridlens.display.models import LensShown
 from hybridlens.elsewhere import HabitFront
 from hybridlens.families import family_for
 from hybridlens.generating import GenerateFront
-from hybridlens.hooks import HookPoint, HookSpec
+from hybridlens.hooks import HookPoint, HookPoints, HookSpec
 from hybridlens.moving import ModuleFront
 from hybridlens.network import HookedNetwork
 from hybridlens.prompting import PromptFront

@@ -20,6 +20,7 @@ def test_an_alias_is_the_name_of_the_table(family):
     for alias, target in CASES[family].items():
         name, other = f"blocks.0.{target}", f"blocks.0.{alias}"
         assert other not in lens.hook_points
+        assert lens.hook_points[other] == lens.hook_points[name]
         with torch.no_grad():
             cache = lens.run_with_cache(ids, [other])[1]
             assert list(cache.keys()) == [name]
@@ -63,6 +64,9 @@ def test_names_of_other_tensors_are_no_aliases(family):
         with pytest.raises(HybridLensError, match=f"'blocks.0.{name}' does not exist") as caught:
             lens.run_with_cache(tokens(1, 4), f"blocks.0.{name}")
         assert "\n" not in str(caught.value)
+        with pytest.raises(KeyError) as looked:
+            lens.hook_points[f"blocks.0.{name}"]
+        assert str(looked.value) == str(caught.value)
 
 
 def test_an_alias_on_a_layer_without_the_thing_says_which_layers_have_it():

@@ -124,6 +124,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for command in ("niah", "hooks", "models", "heads"):
         assert f"  {command} " in text
+    summaries = " ".join(text.partition("Commands:")[2].split())
+    assert "reproduce The paper's experiments, and what they say of its claims: one report with every" in summaries
+    assert "..." not in summaries
     assert main(["niah", "--help"]) == 0
     text = capsys.readouterr().out
     wanted = "model lengths depths control needle question rubric haystack template jrt heads phase boundary "

@@ -134,6 +134,7 @@ def test_nothing_of_it_stays(names):
 # What is typed from habit.
 
 TABLES = {"LENS": habits.LENS, "BLOCK": habits.BLOCK, "POINT": habits.POINT, "CONFIG": habits.CONFIG}
+TABLES |= {"SPEC": habits.SPEC}
 TABLES |= {"NORM": habit_parts.NORM}
 TABLES |= {"ATTENTION": habit_parts.ATTENTION, "MLP": habit_parts.MLP, "RECURRENCE": habit_parts.RECURRENCE}
 TABLES |= {f"WORDS {where}": words for where, words in habits.WORDS.items()}
@@ -151,6 +152,8 @@ def asked(where: str, name: str, names: dict[str, Any]) -> Any:
         return getattr(lens.blocks[0 if name == "attn" else 2], name)
     if where == "POINT":
         return getattr(lens.hook_embed, name)
+    if where == "SPEC":
+        return getattr(lens.hook_points["hook_embed"], name)
     if where == "NORM":
         return getattr(lens.blocks[2].ln1, name)
     if where == "CONFIG":

@@ -5,13 +5,12 @@ How it fails: nothing is computed, so nothing does.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Never, cast
+from typing import TYPE_CHECKING, cast
 
 from hybridlens.display.markup import Plain, listed, many
 from hybridlens.display.several import Named, table_of
 from hybridlens.display.shown import Displayed, Piece
 from hybridlens.display.tables import Table
-from hybridlens.errors import KeywordError
 
 if TYPE_CHECKING:
     from hybridlens.hook_points import HookSpec
@@ -46,16 +45,8 @@ class HookSpecShown(Displayed):
         }
 
 
-class HookPoints(Named["HookSpec"]):
-    """The hook points of a model by name, in the order in which they fire: a dict that shows itself as a table."""
-
-    def __call__(self) -> Never:
-        """TransformerLens has a method of the name.
-
-        Raises:
-            KeywordError: saying where the points themselves are; a `TypeError` too, as of what cannot be called.
-        """
-        raise KeywordError("lens.hook_points is a table and no method; type lens.hook_dict.values() for the points")
+class HookPointsShown(Named["HookSpec"]):
+    """Of `HookPoints`."""
 
     def summary(self) -> str:
         """How many points, in how many layers."""
