@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Never, TypeAlias, cast
+from typing import Any, Literal, Never, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -201,12 +201,14 @@ def check_name(name: str, points: Mapping[str, object]) -> str:
 class HookPoints(HookPointsShown):
     """The hook points of a model by name, in the order in which they fire: a dict that shows itself as a table."""
 
-    def __missing__(self, name: str) -> HookSpec:
+    def __missing__(self, name: Any) -> HookSpec:
         """Of a point by one of its other names, as hooks are given them.
 
         Raises:
             NotCachedError: the model has no such point; the line says which names come near. A `KeyError` too.
         """
+        if not isinstance(name, str):
+            raise NotCachedError(f"{name!r} was given; hook points go by name, as '{next(iter(self))}'")
         try:
             return self[check_name(name, self)]
         except UnknownNameError as error:

@@ -69,6 +69,12 @@ def test_names_of_other_tensors_are_no_aliases(family):
         assert str(looked.value) == str(caught.value)
 
 
+def test_a_point_is_looked_up_by_name_alone():
+    points = HybridLens(make("jamba")).hook_points
+    with pytest.raises(KeyError, match=r"^0 was given; hook points go by name, as 'hook_embed'"):
+        points[0]
+
+
 def test_an_alias_on_a_layer_without_the_thing_says_which_layers_have_it():
     lens = HybridLens(make("qwen3_next"))
     with pytest.raises(HybridLensError, match=r"'blocks.1.ssm.hook_q' does not exist: layers with ssm.hook_q are 0, 2"):

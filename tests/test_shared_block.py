@@ -1,4 +1,7 @@
-"""Shared blocks (Zamba2): what they compute and feed, what is no write to the stream, and what refuses them."""
+"""Shared blocks (Zamba, Zamba2): what they feed, what is no write to the stream, what refuses them; Zamba2's variants.
+
+What Zamba alone has is in `test_zamba`.
+"""
 
 import json
 import re
@@ -34,14 +37,23 @@ VARIANTS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model():
-    return make("zamba2", 3)
+HOMES = {"zamba": {"1"}, "zamba2": {"1", "2"}}
+"""Layers under whose names a file holds a shared block."""
+
+
+@pytest.fixture(scope="module", params=HOMES)
+def model(request):
+    return make(request.param, 3)
 
 
 @pytest.fixture(scope="module")
 def lens(model):
     return hl.HybridLens(model)
+
+
+def sharing(model):
+    """The layers that have a shared block."""
+    return [layer for layer, kind in enumerate(model.config.layers_block_type) if kind == "hybrid"]
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
@@ -76,29 +88,30 @@ def test_the_step_is_clamped_at_every_token():
 def test_what_is_fed_is_all_that_the_shared_block_does(model, lens):
     """Without it, all is as where `linear` gives nothing; the stream gets the recurrence's write alone."""
     ids = tokens(2, 9)
-    other = make("zamba2", 3)
+    other = make(model.config.model_type, 3)
     with torch.no_grad():
-        for layer in model.config.hybrid_layer_ids:
+        for layer in sharing(model):
             other.model.layers[layer].linear.weight.zero_()
         expected = other(ids, use_cache=False).logits
-        fed = [f"blocks.{layer}.hook_shared_out" for layer in model.config.hybrid_layer_ids]
+        fed = [f"blocks.{layer}.hook_shared_out" for layer in sharing(model)]
         with lens.hooks([(fed, lambda x, hook: x * 0)]):
             close(lens.network(ids).logits, expected, FORWARD)
     assert apart(expected, lens(ids))
     cache = lens.run_with_cache(ids)[1]
-    for layer in model.config.hybrid_layer_ids:
+    for layer in sharing(model):
         name = f"blocks.{layer}"
         close(cache[f"{name}.hook_resid_pre"] + cache[f"{name}.hook_ssm_out"], cache[f"{name}.hook_resid_post"])
 
 
-def test_the_embedding_is_read_beside_the_stream(lens):
+def test_the_embedding_is_read_beside_the_stream(model, lens):
     """An edit of the embedding reaches both halves of what the shared attention reads; one of the stream, the first."""
-    ids, name = tokens(1, 7), "blocks.2.ln_attn.hook_normalized"
+    ids, block = tokens(1, 7), f"blocks.{sharing(model)[-1]}"
+    name = f"{block}.ln_attn.hook_normalized"
 
     def read(point):
         kept = {}
         hooks = [(name, lambda x, hook: kept.__setitem__("x", x.clone()))]
-        hooks += [("blocks.2.ln_attn.hook_scale", lambda x, hook: kept.__setitem__("scale", x.clone()))]
+        hooks += [(f"{block}.ln_attn.hook_scale", lambda x, hook: kept.__setitem__("scale", x.clone()))]
         hooks += [] if point is None else [(point, lambda x, hook: x * 1.5 + 0.1)]
         with torch.no_grad(), lens.hooks(hooks):
             lens.network(ids)
@@ -127,40 +140,42 @@ def test_a_pass_that_begins_in_the_middle_needs_the_embedding(lens):
             close(snapshot.go_on(2, layer, cut).logits, whole.logits.detach().expand(2, -1, -1), FORWARD)
 
 
-def test_direct_attribution_counts_what_is_added(lens):
-    """The embedding, recurrent heads and biases make up the logits; nothing of a shared block is a term."""
+def test_direct_attribution_counts_what_is_added(model, lens):
+    """The embedding, recurrent heads (of Zamba all at once) and biases make up the logits; nothing of a shared block is a term."""
+    recurrence = {"zamba": "ssm", "zamba2": "ssm_head"}[model.config.model_type]
     found = direct_logit_attribution(lens, tokens(1, 9), [4, LogitDifference(7, 9)], (-1, 3))
-    assert {writer.kind for writer in found.writers} == {"embed", "ssm_head", "ssm_bias"}
+    assert {writer.kind for writer in found.writers} == {"embed", recurrence, "ssm_bias"}
     close(found.total, found.before_cap, FORWARD, scale=float(found.shares.abs().max()), dtype=torch.float32)
-    assert {writer.kind for writer in writers_of(lens)} == {"embed", "ssm_head"}
+    assert {writer.kind for writer in writers_of(lens)} == {"embed", recurrence}
 
 
-def test_ends_of_paths_in_shared_blocks_are_refused(lens):
+def test_ends_of_paths_in_shared_blocks_are_refused(model, lens):
+    first, *_, last = sharing(model)
     clean, corrupt, metric = tokens(1, 6), tokens(1, 6, 1), LogitDifference(3, 4)
-    for writer in (Writer("head", 1, 0), Writer("mlp", 2), Writer("attn_bias", 3)):
+    for writer in (Writer("head", first, 0), Writer("mlp", last), Writer("attn_bias", last)):
         with pytest.raises(InputError, match="only the recurrence writes") as caught:
             writer.check(lens)
         assert "\n" not in str(caught.value)
-    for reader in (Reader("q", 1, 0), Reader("mixer", 1), Reader("mlp", 3)):
+    for reader in (Reader("q", first, 0), Reader("mixer", first), Reader("mlp", last)):
         with pytest.raises(InputError, match="no reader there is followed"):
             reader.check(lens)
     with pytest.raises(InputError, match="no reader there is followed"):
         edge_attribution(lens, clean, corrupt, metric)
-    mixer, logits = Writer("ssm", 1), Reader("logits")
+    mixer, logits = Writer("ssm", first), Reader("logits")
     with pytest.raises(InputError, match="through_mlps was given"):
         path_patch(lens, clean, corrupt, metric, [mixer], [logits], through_mlps=True)
     scores = edge_attribution(lens, clean, corrupt, metric, writers=[mixer, Writer("embed")], readers=[logits]).scores
     assert bool(scores.isfinite().all())
 
 
-def test_heads_of_shared_blocks_are_no_maps_of_the_stream(lens):
-    weights = Weights.of_model(lens)
+def test_heads_of_shared_blocks_are_no_maps_of_the_stream(model, lens):
+    weights, layers = Weights.of_model(lens), ", ".join(map(str, sharing(model)))
     with pytest.raises(InputError, match="attention in layer 1 is a shared block's"):
         weights.attention(1)
-    with pytest.raises(InputError, match="attention in layers 1, 2, 3 of this zamba2 model is a shared block's"):
+    with pytest.raises(InputError, match=f"attention in layers {layers} of this {lens.cfg.family} model is a"):
         circuits(lens)
     assert weights.mlp_bias(1) is None
-    assert weights.recurrent(1).parts.W_in.shape == (32, 64)
+    assert weights.recurrent(1).parts.W_in.shape == (model.config.hidden_size, lens.cfg.d_channels)
 
 
 def test_bfloat16_is_as_near_as_rounding_allows():
@@ -188,8 +203,8 @@ def test_greedy_text_is_the_models(model, lens):
 def test_files_hold_a_shared_block_once(model, tmp_path):
     model.save_pretrained(tmp_path)
     held = load_file(tmp_path / "model.safetensors")
-    homes = {name.split(".")[2] for name in held if "shared_transformer" in name}
-    assert homes == {"1", "2"}
+    homes = {name.split(".")[2] for name in held if ".shared_transf" in name}
+    assert homes == HOMES[model.config.model_type]
     loaded, read, expected = hl.load(tmp_path), hl.load_weights(tmp_path), Weights.of_model(hl.HybridLens(model))
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.hf_model.state_dict()[name], tensor), name
@@ -216,9 +231,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("field", REFUSED)
-def test_what_is_not_built_is_refused_by_field_and_value(field, model, tmp_path):
+def test_what_is_not_built_is_refused_by_field_and_value(field, tmp_path):
     """Before any weight is read."""
-    model.config.save_pretrained(tmp_path)
+    make("zamba2", 3).config.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: REFUSED[field]}))
 
