@@ -141,7 +141,7 @@ def test_a_pass_that_begins_in_the_middle_needs_the_embedding(lens):
 
 
 def test_direct_attribution_counts_what_is_added(model, lens):
-    """The embedding, recurrent heads (of Zamba all at once) and biases make up the logits; nothing of a shared block is a term."""
+    """Embedding, recurrent heads (of Zamba all at once) and biases make up the logits; shared blocks are no terms."""
     recurrence = {"zamba": "ssm", "zamba2": "ssm_head"}[model.config.model_type]
     found = direct_logit_attribution(lens, tokens(1, 9), [4, LogitDifference(7, 9)], (-1, 3))
     assert {writer.kind for writer in found.writers} == {"embed", recurrence, "ssm_bias"}
