@@ -1,5 +1,6 @@
 """Running the zoo: what is read of finished runs, what is run again, what is refused, failed and stopped."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from analyses.study.zoo.making import Subject, Task, make, subjects_of
 from analyses.study.zoo.of_study import ABOVE, CONTROL, RETRIEVAL, SILENT, at, mode, of_study
 from analyses.study.zoo.parts import PARTS
 from analyses.study.zoo.results import FILE, Zoo
+from hybridlens import tiny
 from hybridlens.errors import InputError, ResultsError
 from hybridlens.results import Folder, Manifest, bootstrap_interval, paired_difference
 
@@ -147,6 +149,15 @@ def test_one_experiment_of_two_models_end_to_end(
     monkeypatch.setattr(making, "_begin", begin)  # what was damaged is made again
     assert main(call) == 130
     assert begun == ["circuits of hybrid"]
+
+
+def test_a_model_is_measured_the_same_by_its_name_and_by_its_folder(tmp_path: Path) -> None:
+    """A command's defaults may depend on whether a model is embedded; what stands side by side must not."""
+    copy = shutil.copytree(tiny.path("tiny-qwen3.5"), tmp_path / "copy")
+    assert main(["zoo", "tiny-qwen3.5", str(copy), "--parts", "circuits", "--out", str(tmp_path / "out")]) == 0
+    one, other = Zoo.load(tmp_path / "out" / FILE).members
+    assert one.asked[0].points == other.asked[0].points
+    assert one.of("tap").value == 1.0
 
 
 def a_task(folder: Path, words: list[str], name: str = "m") -> Task:

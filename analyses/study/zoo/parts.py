@@ -1,6 +1,7 @@
 """Which experiments the zoo runs of every model, each a row: its command, its options, and what is read of it.
 
-A part is an ordinary run of an ordinary command, in a folder of its own. How it fails: what a model rules out by its
+A part is an ordinary run of an ordinary command, in a folder of its own; an option whose default is not the same for
+all models is given, so that numbers of one name are measured alike. How it fails: what a model rules out by its
 sizes (patching of attention where there is none) is known before anything is run, as the experiment's own refusal.
 """
 
@@ -48,7 +49,7 @@ class Part(NamedTuple):
     def words(self, model: str, out: Path, device: str, dtype: str) -> list[str]:
         """What stands after `hybridlens` on its command line."""
         named = {"model": model, **self.given, "out": out, "device": device, "dtype": dtype}
-        typed = [word for name, value in named.items() for word in (flag(name), _typed(value))]
+        typed = [word for name, value in named.items() for word in _typed(flag(name), value)]
         return [self.job, *(["all"] if self.job == "reproduce" else []), *typed]
 
     def refusal(self, model: str, cfg: LensConfig) -> str:
@@ -61,9 +62,11 @@ class Part(NamedTuple):
         return ""
 
 
-def _typed(value: object) -> str:
-    """A value as one would type it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _typed(option: str, value: object) -> list[str]:
+    """An option with its value as one would type them."""
+    if isinstance(value, bool):
+        return [option if value else option.replace("--", "--no-", 1)]
+    return [option, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
 
 
 PARTS: Mapping[str, Part] = {
@@ -79,7 +82,7 @@ PARTS: Mapping[str, Part] = {
         Part("patch", "patch", "analyses.patching.experiment:PatchRun", PatchConfig,
              {}, reading.of_patch),
         Part("circuits", "circuits", "analyses.circuits.experiment:CircuitsRun",
-             CircuitsConfig, {}, reading.of_circuits),
+             CircuitsConfig, {"measure": True}, reading.of_circuits),
         Part("states", "states", "analyses.states.experiment:StatesRun",
              StatesConfig, {}, reading.of_states),
     )
