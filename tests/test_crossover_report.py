@@ -17,6 +17,7 @@ from analyses.kv_cache import experiment as crossover_folder
 from analyses.kv_cache.crossover_results import CrossCell
 from analyses.kv_cache.damage import touches
 from analyses.kv_cache.report import article_of, finding
+from hybridlens.errors import ResultsError
 from hybridlens.viz.article import render_article
 from hybridlens.viz.blocks import Chart, HeatTable
 from hybridlens.viz.positions import literal, position_heatmap, visible
@@ -206,6 +207,34 @@ def test_following_counts_both_ways_round() -> None:
     assert (found.memory.mean, found.rest.mean, found.neither.mean) == (3 / 8, 3 / 8, 2 / 8)
     close(found.shift, (10 + 10 + 0 + 5) / 4)
     assert found.n == 4
+
+
+@pytest.mark.parametrize(
+    ("kv", "recurrent", "told", "share"),
+    [
+        ("+" * 12, "-" * 12, "", 0.0),  # one memory holds it
+        ("+" * 6 + "-" * 6, "-" * 12, "", 0.5),  # in half of the prompts it takes both
+        ("-" * 12, "-" * 12, "", 1.0),
+        ("-" * 12, "-" * 12, "+" * 6 + "-" * 6, 0.5),  # what the model does not tell is not needed together
+        ("+" * 12, "-" * 12, "-" * 12, -1.0),
+        ("+" * 12, "+" * 12, "", 0.0),  # each is enough
+    ],
+)
+def test_what_takes_several_memories(kv: str, recurrent: str, told: str, share: float) -> None:
+    found = answers(kv, recurrent, told)
+    mean, interval = following.together(found)
+    assert mean == share
+    assert interval.low <= share <= interval.high
+    assert interval.high - interval.low < 0.8
+
+
+def test_one_memory_alone_is_needed_beside_none() -> None:
+    names = [following.INTACT, following.EVERYTHING.only]
+    mixes = tuple(kv_cache.Mix(name.replace(", conv A", "").replace(", conv B", "").split(", ")[0], "whole model",
+                               frozenset()) for name in names)  # fmt: skip
+    cells = [cell for mix in mixes for cell in cells_of({mix.name: "A"}, 1.0, 2)]
+    with pytest.raises(ResultsError, match="one memory alone"):
+        following.together(Crossover("m", mixes, tuple(cells), 1))
 
 
 def test_examples_are_a_typical_prompt_inside_and_the_best_remembered_outside() -> None:

@@ -47,7 +47,7 @@ from tests.stored_results import stored as stored_results
 
 NAME, STEPS = "tiny-granite", 4
 FEW = ["--lengths", "110", "--depths", "50", "--needles", "paper"]
-RETRIEVES, BARE, TAKES_OVER, UNLEARNS, LAG, INDUCES, STRONG = range(7)
+RETRIEVES, BARE, TAKES_OVER, UNLEARNS, LOSES, LAG, INDUCES, STRONG = range(8)
 
 pytestmark = pytest.mark.usefixtures("small_bundles")
 
@@ -214,6 +214,10 @@ def said(run: RunCurves, question: int) -> tuple[str, int | None, int | None]:
         ({SILENT: [0.1, 0.2, 0.4, 0.6]}, UNLEARNS, ("no", None, None)),
         ({SILENT: [0.14, 0.0, 0.0]}, UNLEARNS, ("no", None, None)),  # reaches down to 0.04, its control up to 0.05
         ({SILENT: [0.5, 0.2], CONTROLS[SILENT]: [0.5, 0.0]}, UNLEARNS, ("no", None, None)),
+        ({STATES: [0.0, 0.5, 0.2, 0.2]}, LOSES, ("yes", 300, None)),
+        ({STATES: [0.0, 0.5, 0.35, 0.6]}, LOSES, ("no", None, None)),
+        ({STATES: [0.1, 0.0, 0.0]}, LOSES, ("no", None, None)),  # reaches down to 0
+        ({INTACT: [0.9, 0.9]}, LOSES, ("open", None, None)),
         ({TAP: [1.0, 0.0, 1.0, 1.0]}, LAG, ("yes", 300, None)),
         # The last is 1: half of it is told apart at 0.2 and 0.3, not at 0.45. Strength is half at 200.
         ({INTACT: [0.0, 0.2, 0.3, 0.6, 1.0], STRENGTH: [0.1, 0.5, 0.8, 0.9, 0.9]}, STRONG, ("yes", 200, 200)),

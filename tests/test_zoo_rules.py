@@ -9,6 +9,7 @@ from planted_zoo import ALONE, DELTA, HYBRID, PURE, Ends, a_member, a_zoo
 
 from analyses.study.zoo import stored as tables
 from analyses.study.zoo.of_study import ABOVE, RETRIEVAL, SILENT
+from analyses.study.zoo.reading import TOGETHER
 from analyses.study.zoo.results import Member, Zoo
 from analyses.study.zoo.rules import EVERYTHING, KEYS, RULES, STATES, answers
 from analyses.study.zoo.stored import beside_stored, joined, recomputed
@@ -72,12 +73,18 @@ def test_learned_follows_from_the_two_before(silent: Ends, above: Ends, expected
 
 
 @pytest.mark.parametrize(
-    ("states", "keys", "expected"),
-    [(SOME, SOME, "yes"), (LOW, HIGH, "no"), (HIGH, LOW, "no"), (WIDE, HIGH, "open"), (None, HIGH, "open")],
-)
-def test_both_memories(states: Ends | None, keys: Ends, expected: str) -> None:
-    member = a_member("d", {EVERYTHING: HIGH, STATES: states, KEYS: keys}, "crossover", **DELTA)
+    ("states", "keys", "joint", "expected"),
+    [
+        (SOME, SOME, LOW, "yes"), (LOW, HIGH, LOW, "no"), (HIGH, LOW, LOW, "no"), (WIDE, HIGH, LOW, "open"),
+        (None, HIGH, LOW, "open"), (LOW, SOME, SOME, "yes"), (LOW, SOME, WIDE, "open"), (LOW, HIGH, None, "open"),
+    ],
+)  # fmt: skip
+def test_both_memories(states: Ends | None, keys: Ends, joint: Ends | None, expected: str) -> None:
+    member = a_member("d", {EVERYTHING: HIGH, STATES: states, KEYS: keys, TOGETHER: joint}, "crossover", **DELTA)
     assert outcome(SHARED, member) == expected
+    exclusive = {EVERYTHING: HIGH, STATES: LOW, KEYS: HIGH, TOGETHER: LOW}
+    beside = outcome(SHARED, member, a_member("e", exclusive, "crossover", **DELTA))
+    assert beside == ("no" if expected == "no" else "open")  # seeds may differ
     others = a_member("m", {EVERYTHING: HIGH, STATES: SOME, KEYS: SOME}, "crossover", **HYBRID)
     assert outcome(SHARED, others) == "open"  # it is asked of the delta rule
     assert outcome(SHARED, replace(member, asked=replace_points(member, EVERYTHING, LOW))) == "open"

@@ -4,8 +4,11 @@ Where the answers tell the needle of the memory's prompt, both when that is A's 
 holds the needle, against all others. `shift` is a finer measure of the same, without answers: how far the model's
 preference between the two needles' words moves when this memory alone is exchanged.
 
+`together` says how often answers need several memories at once: the needle is told where all come from one prompt, and
+where any one of them comes from another, neither prompt's is.
+
 How it fails: a needle that two memories hold, each of them enough, follows whichever is read more; one that needs both
-is told from neither.
+is told from neither, and so is one about which they contradict each other: `together` does not tell these apart.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from analyses.kv_cache.crossover_results import Crossover, Share
 from analyses.kv_cache.mixes import Mix
 from hybridlens.boundary import Seed, public
 from hybridlens.display import Displayed, Table, many, number
+from hybridlens.errors import ResultsError
+from hybridlens.results import paired_difference
 
 INTACT = "kv A, conv A, recurrent A"
 """The mix in which nothing comes from prompt B."""
@@ -161,12 +166,43 @@ def following(found: Crossover, memory: Memory, inside: bool | None = None, *, s
         InputError: a seed below 0.
         ResultsError: there are no such answers.
     """
-    only, all_but, intact = (
-        found.answers(named(found, name), inside) for name in (memory.only, memory.all_but, INTACT)
-    )
+    only, intact = (found.answers(named(found, name), inside) for name in (memory.only, INTACT))
 
     def share(one: str, other: str) -> Share:
-        return Share.of([((a.told == one) + (b.told == other)) / 2 for a, b in zip(only, all_but, strict=True)], seed)
+        return Share.of(_told(found, memory, inside, one, other), seed)
 
     shift = sum(cell.leaning - base.leaning for cell, base in zip(only, intact, strict=True)) / len(only)
     return Following(share("B", "A"), share("A", "B"), share("neither", "neither"), shift, len(only))
+
+
+@public
+def together(found: Crossover, inside: bool | None = None, *, seed: Seed = 0) -> Share:
+    """How often no memory decides alone: answers that follow everything, less those that follow any one memory.
+
+    Of each prompt pair, both ways round: the share of answers that tell the needle of the prompt that all memories come
+    from, less the sum of the shares that `following` has of each single memory, at most 1. It is 0 where one memory
+    holds the needle, or each of several does, and below 0 where a mixture tells more than the whole does.
+
+    Args:
+        found: with the mixes of all memories of the whole model.
+        inside: as in `Crossover.shares`.
+        seed: of the interval's draws, 0 or more.
+
+    Raises:
+        InputError: a seed below 0.
+        ResultsError: the model has one memory alone, or there are no such answers.
+    """
+    everything, *single = whole(found)
+    if not single:
+        raise ResultsError("the model has one memory alone, so there is none to need beside it")
+    whole_told = _told(found, everything, inside)
+    each = zip(*(_told(found, memory, inside) for memory in single), strict=True)
+    alone = [min(1.0, sum(shares)) for shares in each]
+    mean = (sum(whole_told) - sum(alone)) / len(alone)
+    return Share(mean, paired_difference(whole_told, alone, seed=seed))
+
+
+def _told(found: Crossover, memory: Memory, inside: bool | None, one: str = "B", other: str = "A") -> list[float]:
+    """Of each prompt pair, how many of its two answers tell one needle where the memory is B's, the other where A's."""
+    only, all_but = (found.answers(named(found, name), inside) for name in (memory.only, memory.all_but))
+    return [((a.told == one) + (b.told == other)) / 2 for a, b in zip(only, all_but, strict=True)]

@@ -3,15 +3,15 @@
 Every rule reads stored points alone, and is printed beside its answer (`RULES`). Curves are known at the kept steps
 only: what is said to happen at a step happened after the kept step before it.
 
-How it fails: intervals are of one step each, and the unlearning rule looks at all pairs of steps, so the more steps the
-likelier a pair parts by chance; where it rests on a single high step, train another seed. Half of the final value is
-half of an estimate, whose own interval the announcing rule leaves out. Where a run is still going on, the last kept
-step is not the final one.
+How it fails: intervals are of one step each, and the two rules on what is lost look at all pairs of steps, so the more
+steps the likelier a pair parts by chance; where it rests on a single high step, train another seed. Half of the final
+value is half of an estimate, whose own interval the announcing rule leaves out. Where a run is still going on, the last
+kept step is not the final one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
@@ -62,6 +62,8 @@ RULES: Mapping[str, str] = {
     "was the other way round.",
     "unlearns": "Without attention, retrieval at one kept step has an interval that lies above that of its control at "
     "that step and above that of retrieval at a later kept step: of all such pairs, the one furthest apart.",
+    "states lose it": "Answers that follow the recurrent states, against all other memories, have at one kept step an "
+    "interval that lies above that of a later kept step: of all such pairs, the one furthest apart.",
     "tap": "The lag of the convolutions through which some head's keys compose most at the last kept step, and the "
     "first kept step from which on it is that lag.",
     **{question: _ANNOUNCED.format(name) for question, name in STRENGTHS.items()},
@@ -102,6 +104,7 @@ def answers(run: RunCurves) -> tuple[RuleAnswer, ...]:
         retrieves(run, "retrieves without attention", bare),
         takes_over(run),
         unlearns(run, bare),
+        states_lose(run),
         tap(run),
         *(announces(run, question, strength) for question, strength in STRENGTHS.items()),
     )
@@ -190,6 +193,22 @@ def unlearns(run: RunCurves, quantity: str) -> RuleAnswer:
     there = [step for step in curve if step in control and curve[step].lowest > control[step].highest]
     if not there:
         return RuleAnswer(run.name, question, "no", "At no kept step is it told from its control, so none is lost.")
+    return _lost(run, question, curve, there)
+
+
+def states_lose(run: RunCurves) -> RuleAnswer:
+    """Whether answers follow the recurrent states at some step, and less so at a later one."""
+    question, curve = "states lose it", run.curve(STATES)
+    if not curve:
+        return RuleAnswer(run.name, question, "open", f"It was not measured ({run.absent(STATES)}).")
+    there = [step for step in curve if curve[step].lowest > 0]
+    if not there:
+        return RuleAnswer(run.name, question, "no", "At no kept step do answers follow them for sure.")
+    return _lost(run, question, curve, there)
+
+
+def _lost(run: RunCurves, question: str, curve: Curve, there: Sequence[int]) -> RuleAnswer:
+    """Whether what is there at some steps is less at a later one, the intervals apart."""
     pairs = [(curve[a].lowest - curve[b].highest, a, b) for a in there for b in curve if b > a]
     apart, had, lost = max(pairs, key=lambda pair: (pair[0], -pair[1], -pair[2]), default=(0.0, there[-1], there[-1]))
     if apart <= 0:

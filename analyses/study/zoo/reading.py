@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from analyses.circuits.results import HeadCircuits
 from analyses.kv_cache.crossover_results import Crossover
-from analyses.kv_cache.following import CONVOLUTION, EVERYTHING, KEYS_AND_VALUES, RECURRENT, following, whole
+from analyses.kv_cache.following import CONVOLUTION, EVERYTHING, KEYS_AND_VALUES, RECURRENT, following, together, whole
 from analyses.patching.effects import strongest
 from analyses.patching.report import MEMORIES
 from analyses.patching.results import PatchResult
@@ -33,6 +33,9 @@ REGIONS = {None: "", True: ", needle in the window", False: ", needle beyond the
 
 MEMORY_POINTS = tuple(f"follows {memory.words}" for memory in (EVERYTHING, KEYS_AND_VALUES, RECURRENT, CONVOLUTION))
 """How often answers tell the needle of the prompt that a memory comes from, against all others."""
+
+TOGETHER = "follows no single memory"
+"""How often answers tell the needle that was read, and of single memories that are exchanged none decides it."""
 
 KEPT = "metric kept without the needle's writes"
 """Of a quarter of the recurrent heads, those that hold most of it."""
@@ -81,6 +84,11 @@ def of_crossover(folder: Path) -> list[Point]:
             share = following(found, memory, inside)
             points.append(measured(name + where, share.memory.mean, share.memory.interval, share.n))
             points.append(Point(f"{name}{where}, shift in nats", share.shift, n=share.n))
+        if len(has) == 1:
+            points += absent([TOGETHER + where], "there is one memory alone")
+            continue
+        joint = together(found, inside)
+        points.append(measured(TOGETHER + where, joint.mean, joint.interval, following(found, EVERYTHING, inside).n))
     return points
 
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from analyses.study.points import Point
 from analyses.study.zoo.of_study import ABOVE, RETRIEVAL, SILENT
-from analyses.study.zoo.reading import MEMORY_POINTS
+from analyses.study.zoo.reading import MEMORY_POINTS, TOGETHER
 from analyses.study.zoo.results import Member, Zoo
 from hybridlens.display import Displayed, listed
 from hybridlens.viz.words import percent
@@ -148,19 +148,25 @@ def _learned(zoo: Zoo) -> tuple[Outcome, list[str], str]:
 
 
 def _shares(zoo: Zoo) -> tuple[Outcome, list[str], str]:
-    """Whether a delta-rule hybrid's answers follow both of its memories."""
+    """Whether a delta-rule hybrid's answers follow both of its memories, or need them together."""
     hybrids = [one for one in zoo.members if one.kind == "hybrid" and any(kind.endswith(DELTA) for kind in one.mixers)]
     able = [one for one in hybrids if side(one.of(EVERYTHING), ABLE) > 0]
     if not able:
         return "open", [], "no hybrid of the delta rule here tells the needle that it has read"
-    lines = [f"{one.name}: follows states {said(one.of(STATES))}, keys and values {said(one.of(KEYS))}" for one in able]
-    sides = {one.name: [side(one.of(name), SOME) for name in (STATES, KEYS)] for one in able}
-    if all(found == [1, 1] for found in sides.values()):
+    lines = [
+        f"{one.name}: follows states {said(one.of(STATES))}, keys and values {said(one.of(KEYS))}, no single memory "
+        f"{said(one.of(TOGETHER))}"
+        for one in able
+    ]
+    sides = {one.name: [side(one.of(name), SOME) for name in (STATES, KEYS, TOGETHER)] for one in able}
+    sharing = [name for name, (*both, joint) in sides.items() if joint > 0 or both == [1, 1]]
+    if len(sharing) == len(able):
         return "yes", lines, ""
-    if all(-1 in found for found in sides.values()):
+    if all(-1 in both and joint < 0 for *both, joint in sides.values()):
         return "no", lines, ""
-    parted = [name for name, found in sides.items() if found != [1, 1]]
-    return "open", lines, f"both are not followed, or not told apart from {SOME:.0%}, in {listed(parted, 9)}"
+    if sharing:
+        return "open", lines, f"it does in {listed(sharing, 9)} and is not known to in the others"
+    return "open", lines, f"not told apart from {SOME:.0%} in {listed(sides, 9)}"
 
 
 def _twice(zoo: Zoo) -> tuple[Outcome, list[str], str]:
@@ -210,8 +216,9 @@ RULES: tuple[Rule, ...] = (
         "Does the DeltaNet hybrid share retrieval between its memories?",
         "Hybrids of the delta rule that tell the needle that they have read in over half of the answers: in mixed "
         "memories, answers that follow the recurrent states, and those that follow keys and values, each set against "
-        "all other memories. Yes where in each model both have intervals above 10 %; no where in each one of the two "
-        "ends under 10 %.",
+        "all other memories, and those that follow none of them alone. Yes where in each model both have intervals "
+        "above 10 %, or that of no single memory is; no where in each one of the two ends under 10 % and so does that "
+        "of no single memory.",
         _shares,
     ),
     Rule(

@@ -14,7 +14,7 @@ from analyses.study.points import Point
 from analyses.study.training_curves.results import INDUCTION, STRENGTH, TAP
 from analyses.study.view_types import ANSWERINGS, READINGS
 from analyses.study.zoo.of_study import CONTROL, RETRIEVAL, SILENT, mode
-from analyses.study.zoo.reading import KEPT, KEY_BYTES, MEMORY_POINTS, READ_OFF, REGIONS, STATE_BYTES, held
+from analyses.study.zoo.reading import KEPT, KEY_BYTES, MEMORY_POINTS, READ_OFF, REGIONS, STATE_BYTES, TOGETHER, held
 from analyses.study.zoo.results import Member, Zoo
 from hybridlens.display import number
 from hybridlens.display.markup import size
@@ -163,15 +163,17 @@ def memories(zoo: Zoo) -> Section:
     values: list[tuple[Value, ...]] = []
     for one in zoo.members:
         for where in REGIONS.values():
-            found = tuple(value(one.of(name + where)) for name in MEMORY_POINTS)
+            found = tuple(value(one.of(name + where)) for name in (*MEMORY_POINTS, TOGETHER))
             if found[0].known:
                 rows.append((one.name, where.removeprefix(", ") or "all prompts"))
                 values.append(found)
     words = (
         "One memory comes from one prompt and all else from its twin with another needle: the share of answers that "
-        "tell the needle of the memory's prompt, over both ways round."
+        "tell the needle of the memory's prompt, over both ways round. No single memory: answers that tell it where "
+        "all come from one prompt, less those that follow any one of them; they need several, or these contradict each "
+        "other."
     )
-    columns = tuple(name.removeprefix("follows ") for name in MEMORY_POINTS)
+    columns = tuple(name.removeprefix("follows ") for name in (*MEMORY_POINTS, TOGETHER))
     table = HeatTable("answers that follow …", tuple(rows), columns, tuple(values))
     return Section("memories", "Which memory answers follow", (Words(words), table))
 
