@@ -76,7 +76,7 @@ def test_learned_follows_from_the_two_before(silent: Ends, above: Ends, expected
     ("states", "keys", "joint", "expected"),
     [
         (SOME, SOME, LOW, "yes"), (LOW, HIGH, LOW, "no"), (HIGH, LOW, LOW, "no"), (WIDE, HIGH, LOW, "open"),
-        (None, HIGH, LOW, "open"), (LOW, SOME, SOME, "yes"), (LOW, SOME, WIDE, "open"), (LOW, HIGH, None, "open"),
+        (None, HIGH, LOW, "open"), (LOW, SOME, SOME, "open"), (LOW, SOME, WIDE, "open"), (LOW, HIGH, None, "open"),
     ],
 )  # fmt: skip
 def test_both_memories(states: Ends | None, keys: Ends, joint: Ends | None, expected: str) -> None:

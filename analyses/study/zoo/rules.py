@@ -148,7 +148,7 @@ def _learned(zoo: Zoo) -> tuple[Outcome, list[str], str]:
 
 
 def _shares(zoo: Zoo) -> tuple[Outcome, list[str], str]:
-    """Whether a delta-rule hybrid's answers follow both of its memories, or need them together."""
+    """Whether a delta-rule hybrid's answers follow both of its memories."""
     hybrids = [one for one in zoo.members if one.kind == "hybrid" and any(kind.endswith(DELTA) for kind in one.mixers)]
     able = [one for one in hybrids if side(one.of(EVERYTHING), ABLE) > 0]
     if not able:
@@ -159,14 +159,16 @@ def _shares(zoo: Zoo) -> tuple[Outcome, list[str], str]:
         for one in able
     ]
     sides = {one.name: [side(one.of(name), SOME) for name in (STATES, KEYS, TOGETHER)] for one in able}
-    sharing = [name for name, (*both, joint) in sides.items() if joint > 0 or both == [1, 1]]
-    if len(sharing) == len(able):
+    if all(both == [1, 1] for *both, _ in sides.values()):
         return "yes", lines, ""
     if all(-1 in both and joint < 0 for *both, joint in sides.values()):
         return "no", lines, ""
-    if sharing:
-        return "open", lines, f"it does in {listed(sharing, 9)} and is not known to in the others"
-    return "open", lines, f"not told apart from {SOME:.0%} in {listed(sides, 9)}"
+    speaking = [name for name, (*_, joint) in sides.items() if joint > 0]
+    if speaking:
+        why = "memories of two prompts silence each other, so that several are needed, or contradict each other, in"
+        return "open", lines, f"{why} {listed(speaking, 9)}"
+    parted = [name for name, (*both, joint) in sides.items() if both != [1, 1] and not (-1 in both and joint < 0)]
+    return "open", lines, f"not told apart from {SOME:.0%} in {listed(parted or sides, 9)}"
 
 
 def _twice(zoo: Zoo) -> tuple[Outcome, list[str], str]:
@@ -216,9 +218,9 @@ RULES: tuple[Rule, ...] = (
         "Does the DeltaNet hybrid share retrieval between its memories?",
         "Hybrids of the delta rule that tell the needle that they have read in over half of the answers: in mixed "
         "memories, answers that follow the recurrent states, and those that follow keys and values, each set against "
-        "all other memories, and those that follow none of them alone. Yes where in each model both have intervals "
-        "above 10 %, or that of no single memory is; no where in each one of the two ends under 10 % and so does that "
-        "of no single memory.",
+        "all other memories, and those that follow none of them alone. Yes where in each model both of the former have "
+        "intervals above 10 %; no where in each one of these ends under 10 %, and so does that of no single memory, "
+        "above which several are needed together, or contradict each other.",
         _shares,
     ),
     Rule(
