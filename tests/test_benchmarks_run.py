@@ -6,6 +6,8 @@ import re
 import pytest
 import torch
 from models import EVERY_FAMILY
+from planted_memory import pairs as planted_pairs
+from planted_memory import planted
 
 measure = importlib.import_module("tests.benchmarks.measure")
 
@@ -50,6 +52,15 @@ def test_a_goal_says_what_is_reached() -> None:
     families = importlib.import_module("tests.benchmarks.families")
     assert [families.FORWARD.met(ratio) for ratio in (0.8, 0.81, 1.05, 1.06)] == ["aim", "floor", "floor", "missed"]
     assert [families.TOP_K.met(ratio) for ratio in (0.95, 0.94, 0.8, 0.79)] == ["aim", "floor", "floor", "missed"]
+
+
+@pytest.mark.parametrize(("where", "needle_gone"), [("state", 0.0), ("head", 1.0)])
+def test_states_of_other_texts_lose_a_needle_that_is_in_them(where: str, needle_gone: float) -> None:
+    """Planted in one recurrent state, it is gone with the state; in a head's keys and values it is not."""
+    check = importlib.import_module("tests.benchmarks.other_states")
+    lens, pairs = planted("jamba", where, 1).lens, planted_pairs(4, seed=1)
+    shares = [check.told(lens, pairs, states).mean for states in (check.OWN, check.NONE, check.OTHER)]
+    assert shares == [1.0, needle_gone, needle_gone]
 
 
 def test_sides_that_differ_are_refused() -> None:
