@@ -207,7 +207,7 @@ _LIVE = 'lens.hook_dict["blocks.2.hook_resid_post"]'
 SPEC = {
     **dict.fromkeys(("output", "input", "inputs"), Habit(_LIVE, TRACES, "in a trace .output.save()")),
     **dict.fromkeys(("add_hook", "add_perma_hook", "fwd_hooks"), Habit(_LIVE, HOOKS)),
-    "shape": Habit("lens.hook_points", HOOKS, "sizes are those that the model fixes; a run's own in lens.scan"),
+    "shape": Habit('lens.hook_points["hook_embed"].sizes', HOOKS, "as far as the model fixes them; all of it in a run"),
 }
 """Names asked of what is known of a hook point before anything runs, which lens.hook_points has."""
 

@@ -85,6 +85,9 @@ def test_both_memories(states: Ends | None, keys: Ends, joint: Ends | None, expe
     exclusive = {EVERYTHING: HIGH, STATES: LOW, KEYS: HIGH, TOGETHER: LOW}
     beside = outcome(SHARED, member, a_member("e", exclusive, "crossover", **DELTA))
     assert beside == ("no" if expected == "no" else "open")  # seeds may differ
+    if expected == "yes":
+        found = answers(a_zoo(member, a_member("e", exclusive, "crossover", **DELTA)))
+        assert {one.question: one.reason for one in found}[SHARED] == "it differs by model"
     others = a_member("m", {EVERYTHING: HIGH, STATES: SOME, KEYS: SOME}, "crossover", **HYBRID)
     assert outcome(SHARED, others) == "open"  # it is asked of the delta rule
     assert outcome(SHARED, replace(member, asked=replace_points(member, EVERYTHING, LOW))) == "open"

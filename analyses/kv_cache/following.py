@@ -4,8 +4,8 @@ Where the answers tell the needle of the memory's prompt, both when that is A's 
 holds the needle, against all others. `shift` is a finer measure of the same, without answers: how far the model's
 preference between the two needles' words moves when this memory alone is exchanged.
 
-`together` says how often answers need several memories at once: the needle is told where all come from one prompt, and
-where any one of them comes from another, neither prompt's is.
+`together` says how often no memory decides alone: the needle is told where all come from one prompt, and where any one
+of them comes from another, neither prompt's is.
 
 How it fails: a needle that two memories hold, each of them enough, follows whichever is read more; one that needs both
 is told from neither, and so is one about which they contradict each other: `together` does not tell these apart.
@@ -194,7 +194,7 @@ def together(found: Crossover, inside: bool | None = None, *, seed: Seed = 0) ->
     """
     everything, *single = whole(found)
     if not single:
-        raise ResultsError("the model has one memory alone, so there is none to need beside it")
+        raise ResultsError("the model has one memory alone, so that no other could decide with it")
     whole_told = _told(found, everything, inside)
     each = zip(*(_told(found, memory, inside) for memory in single), strict=True)
     alone = [min(1.0, sum(shares)) for shares in each]

@@ -24,6 +24,7 @@ import hybridlens as hl
 from analyses import kv_cache
 from analyses.kv_cache import PromptPair, Share
 from hybridlens.display import Table
+from hybridlens.display.tables import Plain
 from hybridlens.errors import HybridLensError, InputError
 from hybridlens.model import HybridLens
 from hybridlens.state import HybridState
@@ -54,9 +55,8 @@ def told(lens: HybridLens, pairs: Sequence[PromptPair], states: str) -> Share:
     read = lens.prefill([text[:-1] for text in others[states]]).state
     surgery = kv_cache.Surgery(partial(_exchanged, other=read))
     answers = kv_cache.generate_with(lens, texts, [surgery]).text
-    right = [pair.tells(text)[0] == which for pair, both in zip(pairs, zip(answers[::2], answers[1::2], strict=True),
-             strict=True) for text, which in zip(both, "AB", strict=True)]  # fmt: skip
-    return Share.of([(a + b) / 2 for a, b in zip(right[::2], right[1::2], strict=True)], 0)
+    both = zip(pairs, answers[::2], answers[1::2], strict=True)
+    return Share.of([((pair.tells(a)[0] == "A") + (pair.tells(b)[0] == "B")) / 2 for pair, a, b in both], 0)
 
 
 def _exchanged(state: HybridState, other: HybridState) -> HybridState:
@@ -65,18 +65,18 @@ def _exchanged(state: HybridState, other: HybridState) -> HybridState:
 
 def measured(models: Sequence[str]) -> tuple[Table, dict[str, str]]:
     """A row for each model and states, and the digests of the models' weights."""
-    rows, weights = list[tuple[object, ...]](), dict[str, str]()
+    rows, weights = list[tuple[Plain, ...]](), dict[str, str]()
     for model in models:
         lens, name = hl.load(model), Path(model).name
-        if not lens.cfg.ssm_layers:
-            raise InputError(f"{model} has no recurrent layer; give a hybrid")
+        if not lens.cfg.state_layers:
+            raise InputError(f"{model} has no recurrent states; give a model that has")
         pairs = kv_cache.prompt_pairs(lens.tokenizer, [LENGTH], DEPTHS)
         weights[name] = digest(Weights.of_model(lens))
         for states in STATES:
             share = told(lens, pairs, states)
             rows.append((name, states, share.mean, *share.interval, len(pairs)))
             print(f"{name}, states of {states}: {share.summary()}", flush=True)
-    return Table(("model", "states", "told", "low", "high", "n"), rows), weights  # type: ignore[arg-type]
+    return Table(("model", "states", "told", "low", "high", "n"), rows), weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

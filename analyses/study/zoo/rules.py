@@ -168,7 +168,7 @@ def _shares(zoo: Zoo) -> tuple[Outcome, list[str], str]:
         why = "memories of two prompts silence each other, so that several are needed, or contradict each other, in"
         return "open", lines, f"{why} {listed(speaking, 9)}"
     parted = [name for name, (*both, joint) in sides.items() if both != [1, 1] and not (-1 in both and joint < 0)]
-    return "open", lines, f"not told apart from {SOME:.0%} in {listed(parted or sides, 9)}"
+    return "open", lines, f"not told apart from {SOME:.0%} in {listed(parted, 9)}" if parted else "it differs by model"
 
 
 def _twice(zoo: Zoo) -> tuple[Outcome, list[str], str]:
